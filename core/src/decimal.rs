@@ -1,0 +1,567 @@
+//! Exact decimals: an `i128` that counts units of 10⁻¹⁸, below 10²⁰ in magnitude.
+//!
+//! The domain is exactly ClickHouse's `Decimal(38, 18)` and fits PostgreSQL's `numeric`. No float is on the way
+//! of a price, parsing is exact or an error, and sums and products are carried in 256 bits by [`ExactSum`].
+//!
+//! ```
+//! use qi_core::{Decimal, Price};
+//!
+//! let price: Price = "63421.50".parse()?;
+//! assert_eq!(price.to_string(), "63421.5");
+//! assert!("0".parse::<Price>().is_err());
+//! assert!("1.0000000000000000001".parse::<Decimal>().is_err(), "a 19th place is not rounded away");
+//! # Ok::<(), qi_core::Error>(())
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use ethnum::I256;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Error, ErrorKind, Result};
+
+/// The longest text that is read as a number, in bytes. Longer ones are refused unread.
+const MAX_TEXT: usize = 64;
+
+/// A signed exact decimal with at most [`Decimal::SCALE`] places and a magnitude below 10²⁰.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Decimal(i128);
+
+impl Decimal {
+    /// The number of decimal places.
+    pub const SCALE: u32 = 18;
+    /// How many units make 1.
+    pub const UNITS_PER_ONE: i128 = 1_000_000_000_000_000_000;
+    /// The largest magnitude in units: 10³⁸ - 1.
+    pub const MAX_UNITS: i128 = 99_999_999_999_999_999_999_999_999_999_999_999_999;
+    /// 0.
+    pub const ZERO: Self = Self(0);
+    /// 1.
+    pub const ONE: Self = Self(Self::UNITS_PER_ONE);
+    /// The largest decimal, 10²⁰ - 10⁻¹⁸.
+    pub const MAX: Self = Self(Self::MAX_UNITS);
+    /// The smallest decimal, the negative of [`Decimal::MAX`].
+    pub const MIN: Self = Self(-Self::MAX_UNITS);
+
+    /// The decimal of so many units of 10⁻¹⁸.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a magnitude of 10³⁸ units (10²⁰) or more.
+    pub fn from_units(units: i128) -> Result<Self> {
+        if units.unsigned_abs() > Self::MAX_UNITS.unsigned_abs() {
+            return Err(Error::invalid(
+                "domain.decimal.range",
+                "decimal",
+                format_args!("{units}e-18"),
+                "must be below 1e20 in magnitude",
+            ));
+        }
+        Ok(Self(units))
+    }
+
+    /// The decimal that equals this integer. Every `i64` fits.
+    pub const fn from_int(value: i64) -> Self {
+        // |i64| < 9.3e18, so that the product stays below 1e37.
+        Self(value as i128 * Self::UNITS_PER_ONE)
+    }
+
+    /// How many units of 10⁻¹⁸ this is: what ClickHouse stores, and what the sums add.
+    pub const fn units(self) -> i128 {
+        self.0
+    }
+
+    /// The sum, or None beyond the domain.
+    pub fn checked_add(self, other: Self) -> Option<Self> {
+        Self::from_units(self.0.checked_add(other.0)?).ok()
+    }
+
+    /// The difference, or None beyond the domain.
+    pub fn checked_sub(self, other: Self) -> Option<Self> {
+        Self::from_units(self.0.checked_sub(other.0)?).ok()
+    }
+
+    /// The quotient rounded once, half away from zero, to 18 places. None by zero and beyond the domain.
+    pub fn checked_div(self, divisor: Self) -> Option<Self> {
+        let scaled = I256::from(self.0) * I256::from(Self::UNITS_PER_ONE);
+        Self::from_wide(div_half_away(scaled, I256::from(divisor.0))?)
+    }
+
+    /// The product rounded once, half away from zero, to 18 places. None beyond the domain.
+    pub fn checked_mul(self, factor: Self) -> Option<Self> {
+        let product = I256::from(self.0) * I256::from(factor.0);
+        Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
+    }
+
+    /// The nearest `f64`: for display and statistics, never on the way of a price.
+    #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
+    pub fn to_f64_lossy(self) -> f64 {
+        // Parts below 2^64 each keep the quotient within one rounding of the true value.
+        let (whole, part) = (self.0 / Self::UNITS_PER_ONE, self.0 % Self::UNITS_PER_ONE);
+        whole as f64 + part as f64 / Self::UNITS_PER_ONE as f64
+    }
+
+    fn from_wide(units: I256) -> Option<Self> {
+        i128::try_from(units).ok().and_then(|units| Self::from_units(units).ok())
+    }
+}
+
+impl FromStr for Decimal {
+    type Err = Error;
+
+    /// Reads `-12.5`: an optional sign, digits, and optionally a point and digits. Neither exponents nor a
+    /// value that would have to be rounded are accepted; zeros past the 18th place are.
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |rule: &str| Error::invalid("domain.decimal.syntax", "decimal", text, rule);
+        if text.len() > MAX_TEXT {
+            return Err(refuse("is longer than 64 characters"));
+        }
+        let negative = text.starts_with('-');
+        let digits = text.strip_prefix(['-', '+']).unwrap_or(text).as_bytes();
+        let (whole, places) = match digits.iter().position(|b| *b == b'.') {
+            Some(point) => (&digits[..point], &digits[point + 1..]),
+            None => (digits, &b"0"[..]),
+        };
+        if whole.is_empty() || places.is_empty() || !whole.iter().chain(places).all(u8::is_ascii_digit) {
+            return Err(refuse("must be digits with at most one point between them"));
+        }
+        let used = places.iter().rposition(|b| *b != b'0').map_or(0, |last| last + 1);
+        if used > Self::SCALE as usize {
+            return Err(Error::invalid(
+                "domain.decimal.places",
+                "decimal",
+                text,
+                "has more than 18 decimal places",
+            ));
+        }
+        let padding = Self::SCALE as usize - used;
+        let mut units: i128 = 0;
+        for digit in whole.iter().chain(&places[..used]).chain(std::iter::repeat_n(&b'0', padding)) {
+            units = units
+                .checked_mul(10)
+                .and_then(|units| units.checked_add(i128::from(digit - b'0')))
+                .filter(|units| *units <= Self::MAX_UNITS)
+                .ok_or_else(|| {
+                    Error::invalid("domain.decimal.range", "decimal", text, "must be below 1e20 in magnitude")
+                })?;
+        }
+        Ok(Self(if negative { -units } else { units }))
+    }
+}
+
+impl fmt::Display for Decimal {
+    /// Without trailing zeros, and without a point where there are no places.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let magnitude = self.0.unsigned_abs();
+        let one = Self::UNITS_PER_ONE.unsigned_abs();
+        let (whole, part) = (magnitude / one, magnitude % one);
+        let text = if part == 0 {
+            whole.to_string()
+        } else {
+            let places = format!("{part:018}");
+            format!("{whole}.{}", places.trim_end_matches('0'))
+        };
+        f.pad_integral(self.0 >= 0, "", &text)
+    }
+}
+
+impl fmt::Debug for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Decimal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Decimal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::text::from_text(deserializer, "an exact decimal as a string")
+    }
+}
+
+/// `numerator / divisor`, rounded half away from zero; None by zero.
+fn div_half_away(numerator: I256, divisor: I256) -> Option<I256> {
+    if divisor == I256::ZERO {
+        return None;
+    }
+    let (quotient, rest) = (numerator / divisor, numerator % divisor);
+    // |rest| * 2 >= |divisor|, without a product that could overflow.
+    let up = rest.unsigned_abs() >= divisor.unsigned_abs() - rest.unsigned_abs();
+    let away = if (numerator < I256::ZERO) == (divisor < I256::ZERO) { I256::ONE } else { -I256::ONE };
+    Some(if up && rest != I256::ZERO { quotient + away } else { quotient })
+}
+
+/// A sum that is carried exactly in 256 bits, at 18 or 36 places, and rounded once at the end.
+///
+/// Every store rounds through this type, so that all of them give the same last digit. Addends are decimals
+/// (18 places) or products of two decimals (36 places); one sum holds one of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExactSum<const PLACES: u32>(I256);
+
+/// A sum of decimals.
+pub type Sum18 = ExactSum<18>;
+/// A sum of products of two decimals: a quote volume.
+pub type Sum36 = ExactSum<36>;
+
+impl<const PLACES: u32> ExactSum<PLACES> {
+    /// An empty sum.
+    pub const ZERO: Self = Self(I256::ZERO);
+
+    /// The exact value as a decimal integer in units of 10^-`PLACES`, for stores that sum on their side.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptData`] if `text` is no such integer.
+    pub fn from_units_text(text: &str) -> Result<Self> {
+        I256::from_str(text).map(Self).map_err(|_| {
+            Error::new(ErrorKind::CorruptData, "domain.sum.syntax", "decode").with_context("value", text)
+        })
+    }
+
+    fn add(self, units: I256) -> Result<Self> {
+        self.0.checked_add(units).map(Self).ok_or_else(|| out_of_range("a sum exceeds 256 bits"))
+    }
+
+    fn round_to_18(self) -> Result<Decimal> {
+        let divisor = I256::from(10u8).pow(PLACES - Decimal::SCALE);
+        div_half_away(self.0, divisor)
+            .and_then(Decimal::from_wide)
+            .ok_or_else(|| out_of_range("a sum is 1e20 or more"))
+    }
+}
+
+impl Sum18 {
+    /// Adds one decimal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] beyond 256 bits.
+    pub fn plus(self, value: impl Into<Decimal>) -> Result<Self> {
+        self.add(I256::from(value.into().units()))
+    }
+
+    /// Takes one decimal away again: a moving window.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] beyond 256 bits.
+    pub fn minus(self, value: impl Into<Decimal>) -> Result<Self> {
+        self.add(-I256::from(value.into().units()))
+    }
+
+    /// The sum as a decimal; nothing is rounded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
+    pub fn total(self) -> Result<Decimal> {
+        self.round_to_18()
+    }
+
+    /// The mean of `count` addends, rounded once, half away from zero, to 18 places. None of nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
+    pub fn mean(self, count: u64) -> Result<Option<Decimal>> {
+        let Some(mean) = div_half_away(self.0, I256::from(count)) else { return Ok(None) };
+        Decimal::from_wide(mean).map(Some).ok_or_else(|| out_of_range("a mean is 1e20 or more"))
+    }
+}
+
+impl Sum36 {
+    /// Adds the exact product of two decimals.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] beyond 256 bits.
+    pub fn plus_product(self, a: impl Into<Decimal>, b: impl Into<Decimal>) -> Result<Self> {
+        self.add(I256::from(a.into().units()) * I256::from(b.into().units()))
+    }
+
+    /// The sum rounded once, half away from zero, to 18 places.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
+    pub fn total(self) -> Result<Decimal> {
+        self.round_to_18()
+    }
+
+    /// The exact sum divided by `divisor`, rounded once, half away from zero, to 18 places: a weighted mean.
+    /// None by zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
+    pub fn divided_by(self, divisor: impl Into<Decimal>) -> Result<Option<Decimal>> {
+        let Some(quotient) = div_half_away(self.0, I256::from(divisor.into().units())) else {
+            return Ok(None);
+        };
+        Decimal::from_wide(quotient).map(Some).ok_or_else(|| out_of_range("a quotient is 1e20 or more"))
+    }
+}
+
+fn out_of_range(what: &str) -> Error {
+    Error::new(ErrorKind::OutOfRange, "domain.decimal.overflow", "sum").with_message(what)
+}
+
+/// A newtype over [`Decimal`] with a rule of its own.
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $code:literal, $rule:literal, |$d:ident| $holds:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Decimal);
+
+        impl $name {
+            #[doc = concat!("Checks that the value ", $rule, ".")]
+            ///
+            /// # Errors
+            /// [`ErrorKind::InvalidInput`] with field and value if it does not.
+            pub fn new($d: Decimal) -> Result<Self> {
+                if $holds { Ok(Self($d)) } else { Err(Error::invalid($code, $field, $d, $rule)) }
+            }
+
+            /// The same from units of 10⁻¹⁸.
+            ///
+            /// # Errors
+            /// [`ErrorKind::InvalidInput`] with field and value if the rule does not hold.
+            pub fn from_units(units: i128) -> Result<Self> {
+                Self::new(Decimal::from_units(units)?)
+            }
+
+            /// The decimal itself.
+            pub const fn get(self) -> Decimal {
+                self.0
+            }
+
+            /// Units of 10⁻¹⁸.
+            pub const fn units(self) -> i128 {
+                self.0.units()
+            }
+        }
+
+        impl From<$name> for Decimal {
+            fn from(value: $name) -> Self {
+                value.0
+            }
+        }
+
+        impl TryFrom<Decimal> for $name {
+            type Error = Error;
+            fn try_from(value: Decimal) -> Result<Self> {
+                Self::new(value)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self> {
+                text.parse()
+                    .map_err(|e: Error| {
+                        let rule = e.message().unwrap_or_default().to_owned();
+                        let rule = rule.strip_prefix("decimal ").unwrap_or(&rule).to_owned();
+                        Error::invalid(e.code().to_owned(), $field, text, rule)
+                    })
+                    .and_then(Self::new)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::new(Decimal::deserialize(deserializer)?).map_err(de::Error::custom)
+            }
+        }
+
+        #[cfg(feature = "rust_decimal")]
+        impl TryFrom<rust_decimal::Decimal> for $name {
+            type Error = Error;
+            fn try_from(value: rust_decimal::Decimal) -> Result<Self> {
+                Self::new(Decimal::try_from(value)?)
+            }
+        }
+    };
+}
+
+number!(
+    /// A price in the instrument's quote currency per unit of its base currency. Strictly positive.
+    Price, "price", "domain.price.not_positive", "must be greater than zero", |d| d > Decimal::ZERO
+);
+number!(
+    /// An amount: of the base currency (volume, size) or of a quote currency (turnover, market cap). Zero or
+    /// more.
+    Quantity, "quantity", "domain.quantity.negative", "must not be negative", |d| d >= Decimal::ZERO
+);
+number!(
+    /// A signed percentage: 2.5 is 2.5 %.
+    Percent, "percent", "domain.percent", "must be a decimal", |d| d >= Decimal::MIN
+);
+
+impl Quantity {
+    /// None at all.
+    pub const ZERO: Self = Self(Decimal::ZERO);
+}
+
+#[cfg(feature = "rust_decimal")]
+impl TryFrom<rust_decimal::Decimal> for Decimal {
+    type Error = Error;
+
+    /// Exact or [`ErrorKind::InvalidInput`]: `rust_decimal` has up to 28 places.
+    fn try_from(value: rust_decimal::Decimal) -> Result<Self> {
+        value.to_string().parse()
+    }
+}
+
+#[cfg(feature = "rust_decimal")]
+impl TryFrom<Decimal> for rust_decimal::Decimal {
+    type Error = Error;
+
+    /// Exact or [`ErrorKind::OutOfRange`]: `rust_decimal` holds 96 bits of digits.
+    fn try_from(value: Decimal) -> Result<Self> {
+        let text = value.to_string();
+        Self::from_str_exact(&text).map_err(|e| {
+            Error::new(ErrorKind::OutOfRange, "domain.decimal.rust_decimal", "convert")
+                .with_context("value", text)
+                .with_source(e)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn d(text: &str) -> Decimal {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn parses_exactly_or_not_at_all() {
+        assert_eq!(d("0.000000000000000001").units(), 1);
+        assert_eq!(d("-12.50"), d("-12.5"));
+        assert_eq!(d("99999999999999999999.999999999999999999"), Decimal::MAX);
+        assert_eq!(d("1.00000000000000000000"), Decimal::ONE, "zeros past the 18th place change nothing");
+        assert_eq!(d("99999999999.123456789012345678").to_string(), "99999999999.123456789012345678");
+        for bad in ["", "-", ".", "1.", ".5", "1e5", "1,5", " 1", "1 ", "0x1", "1.2.3", "NaN", "١", "--1"] {
+            assert!(bad.parse::<Decimal>().is_err(), "{bad:?}");
+        }
+        for (bad, code) in [
+            ("0.0000000000000000001", "domain.decimal.places"),
+            ("100000000000000000000", "domain.decimal.range"),
+            ("-100000000000000000000", "domain.decimal.range"),
+        ] {
+            let error = bad.parse::<Decimal>().unwrap_err();
+            assert_eq!((error.code(), error.context_value("value")), (code, Some(bad)));
+        }
+        assert!("1".repeat(1_000_000).parse::<Decimal>().is_err());
+    }
+
+    #[test]
+    fn display_has_no_trailing_zeros() {
+        for (text, shown) in [("1.500", "1.5"), ("0.0", "0"), ("-0.10", "-0.1"), ("100", "100")] {
+            assert_eq!(d(text).to_string(), shown);
+        }
+        assert_eq!(format!("{:>6}|{:<6}|", d("1.5"), d("-1.5")), "   1.5|-1.5  |");
+    }
+
+    #[test]
+    fn rules_name_field_and_value() {
+        let zero = "0".parse::<Price>().unwrap_err();
+        assert_eq!(zero.context_value("field"), Some("price"));
+        assert_eq!(zero.message(), Some("price must be greater than zero"));
+        let bad = "abc".parse::<Quantity>().unwrap_err();
+        assert_eq!((bad.context_value("field"), bad.context_value("value")), (Some("quantity"), Some("abc")));
+        assert!("-0.1".parse::<Quantity>().is_err());
+        assert!("-99".parse::<Percent>().is_ok());
+    }
+
+    #[test]
+    fn rounds_once_half_away_from_zero() {
+        for (a, b, quotient) in [
+            ("1", "3", "0.333333333333333333"),
+            ("2", "3", "0.666666666666666667"),
+            ("-2", "3", "-0.666666666666666667"),
+            ("0.000000000000000001", "2", "0.000000000000000001"),
+            ("-0.000000000000000001", "2", "-0.000000000000000001"),
+            ("0.000000000000000001", "2.1", "0"),
+        ] {
+            assert_eq!(d(a).checked_div(d(b)), Some(d(quotient)), "{a} / {b}");
+        }
+        assert_eq!(Decimal::ONE.checked_div(Decimal::ZERO), None);
+        assert_eq!(Decimal::MAX.checked_div(d("0.5")), None);
+        assert_eq!(d("100.5").checked_mul(d("2.25")), Some(d("226.125")));
+    }
+
+    #[test]
+    fn sums_are_exact_at_the_limit() {
+        let sum = Sum36::ZERO.plus_product(d("100.5"), d("2.25")).unwrap();
+        assert_eq!(sum.total().unwrap(), d("226.125"));
+        let mut many = Sum18::ZERO;
+        for _ in 0..10 {
+            many = many.plus(Decimal::MAX).unwrap();
+        }
+        assert_eq!(many.total().unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(many.mean(10).unwrap(), Some(Decimal::MAX), "a mean may pass through a larger sum");
+        assert_eq!(Sum18::ZERO.mean(0).unwrap(), None);
+        let mut wide = Sum36::ZERO;
+        let error = loop {
+            match wide.plus_product(Decimal::MAX, Decimal::MAX) {
+                Ok(next) => wide = next,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    }
+
+    #[test]
+    fn half_way_at_place_18_of_a_product_rounds_up() {
+        // 0.000000001 * 0.0000000005 = 5e-19, which is half a unit.
+        let sum = Sum36::ZERO.plus_product(d("0.000000001"), d("0.0000000005")).unwrap();
+        assert_eq!(sum.total().unwrap().units(), 1);
+    }
+
+    #[test]
+    fn serde_is_a_string_and_checks() {
+        assert_eq!(serde_json::to_string(&d("1.50")).unwrap(), "\"1.5\"");
+        assert_eq!(serde_json::from_str::<Price>("\"1.5\"").unwrap().to_string(), "1.5");
+        assert!(serde_json::from_str::<Price>("\"0\"").is_err());
+        assert!(serde_json::from_str::<Price>("1.5").is_err(), "a JSON number is a float");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn text_there_and_back(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS) {
+            let value = Decimal::from_units(units).unwrap();
+            proptest::prop_assert_eq!(value.to_string().parse::<Decimal>().unwrap(), value);
+        }
+
+        #[test]
+        fn sums_do_not_depend_on_the_order(mut values in proptest::collection::vec(-1_000_000i64..1_000_000, 0..20)) {
+            let sum = |values: &[i64]| values.iter()
+                .try_fold(Sum18::ZERO, |sum, v| sum.plus(Decimal::from_int(*v))).unwrap();
+            let forward = sum(&values);
+            values.reverse();
+            proptest::prop_assert_eq!(forward, sum(&values));
+        }
+    }
+
+    #[cfg(feature = "rust_decimal")]
+    #[test]
+    fn rust_decimal_is_exact_or_refused() {
+        let exact = rust_decimal::Decimal::try_from(d("1.25")).unwrap();
+        assert_eq!(Decimal::try_from(exact).unwrap(), d("1.25"));
+        assert!(rust_decimal::Decimal::try_from(Decimal::MAX).is_err());
+        assert!(
+            Decimal::try_from("1.0000000000000000001".parse::<rust_decimal::Decimal>().unwrap()).is_err()
+        );
+    }
+}

@@ -1,0 +1,556 @@
+//! The one error type of the library, and the table of its kinds.
+//!
+//! Every operation of every port fails with [`Error`]. What a caller decides on is [`Error::kind`] (what
+//! happened) and [`Error::retry`] (whether the same call can succeed later); what a person reads is the code,
+//! the operation, the context and the chain of sources.
+//!
+//! ```
+//! use qi_core::{Error, ErrorKind, RetryAdvice};
+//!
+//! let error = Error::new(ErrorKind::Unavailable, "feed.http.refused", "poll")
+//!     .with_message("the exchange refused the connection")
+//!     .with_context("exchange", "kraken");
+//! assert_eq!(error.retry(), RetryAdvice::Backoff);
+//! assert_eq!(
+//!     error.to_string(),
+//!     "poll: unavailable [feed.http.refused]: the exchange refused the connection (exchange=kraken)"
+//! );
+//! ```
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The result of every operation of the library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The longest value that an error keeps of what it was given, in characters.
+pub const MAX_CONTEXT_CHARS: usize = 200;
+
+/// What happened, in terms a caller can act on. The table of `docs/errors.md` maps every backend's codes here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller's value breaks a rule of the domain or of the port. Nothing was sent.
+    InvalidInput,
+    /// A computed result (a sum, a product) lies beyond what the domain can hold.
+    OutOfRange,
+    /// The configuration is wrong, or names what does not exist.
+    Config,
+    /// The backend refused who we are or what we may do.
+    Unauthorized,
+    /// The named thing (a topic) does not exist.
+    NotFound,
+    /// The schema is absent, or is not the one that this code was written for.
+    SchemaMismatch,
+    /// The backend, its edition, or this build cannot do this.
+    Unsupported,
+    /// The backend cannot be reached, or is starting or stopping.
+    Unavailable,
+    /// The answer did not come in time. What was asked may still happen.
+    Timeout,
+    /// The backend, a pool or a buffer is full.
+    Overloaded,
+    /// Another writer was in the way.
+    Conflict,
+    /// Stored or received data that the domain cannot hold.
+    CorruptData,
+    /// The object was closed.
+    Closed,
+    /// An error of Layer 2, made by [`Error::other`] or [`Error::other_retryable`].
+    Application,
+    /// A fault of this library.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Every kind, in the order of the table.
+    pub const ALL: [Self; 15] = [
+        Self::InvalidInput,
+        Self::OutOfRange,
+        Self::Config,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::SchemaMismatch,
+        Self::Unsupported,
+        Self::Unavailable,
+        Self::Timeout,
+        Self::Overloaded,
+        Self::Conflict,
+        Self::CorruptData,
+        Self::Closed,
+        Self::Application,
+        Self::Internal,
+    ];
+
+    /// The stable lower-case name, as it stands in logs and metrics: `invalid_input`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidInput => "invalid_input",
+            Self::OutOfRange => "out_of_range",
+            Self::Config => "config",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::SchemaMismatch => "schema_mismatch",
+            Self::Unsupported => "unsupported",
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::Overloaded => "overloaded",
+            Self::Conflict => "conflict",
+            Self::CorruptData => "corrupt_data",
+            Self::Closed => "closed",
+            Self::Application => "application",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The advice that an error of this kind carries unless its maker says otherwise.
+    ///
+    /// Only what time can mend is retried: a server that is away, an answer that is late, a queue that is full,
+    /// a writer in the way.
+    pub const fn default_retry(self) -> RetryAdvice {
+        match self {
+            Self::Unavailable | Self::Timeout | Self::Overloaded | Self::Conflict => RetryAdvice::Backoff,
+            Self::InvalidInput
+            | Self::OutOfRange
+            | Self::Config
+            | Self::Unauthorized
+            | Self::NotFound
+            | Self::SchemaMismatch
+            | Self::Unsupported
+            | Self::CorruptData
+            | Self::Closed
+            | Self::Application
+            | Self::Internal => RetryAdvice::Never,
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::InvalidInput => "invalid input",
+            Self::OutOfRange => "out of range",
+            Self::Config => "configuration",
+            Self::NotFound => "not found",
+            Self::SchemaMismatch => "schema mismatch",
+            Self::CorruptData => "corrupt data",
+            other => other.as_str(),
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether the same call can succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryAdvice {
+    /// The same call will fail again.
+    Never,
+    /// Try again with growing pauses.
+    Backoff,
+    /// Try again, not before this time has passed.
+    After(Duration),
+}
+
+impl RetryAdvice {
+    /// Whether trying again can help at all.
+    pub const fn is_retryable(self) -> bool {
+        !matches!(self, Self::Never)
+    }
+}
+
+type Source = Arc<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What went wrong, where, and whether trying again can help. Cloning it costs one reference count.
+///
+/// Display shows everything but the source, which [`std::error::Error::source`] gives; [`Error::report`] shows
+/// the whole chain. User names and passwords inside URLs are replaced before a value is kept.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    code: Cow<'static, str>,
+    operation: Cow<'static, str>,
+    backend: Option<Cow<'static, str>>,
+    message: Option<String>,
+    context: Vec<(Cow<'static, str>, String)>,
+    source: Option<Source>,
+    retry: RetryAdvice,
+    exhausted: Option<u32>,
+}
+
+impl Error {
+    /// An error of `kind` with a stable, dotted `code` (`store.timescale.deadlock`), raised by `operation`
+    /// (the method's name).
+    pub fn new(
+        kind: ErrorKind,
+        code: impl Into<Cow<'static, str>>,
+        operation: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            code: code.into(),
+            operation: operation.into(),
+            backend: None,
+            message: None,
+            context: Vec::new(),
+            source: None,
+            retry: kind.default_retry(),
+            exhausted: None,
+        }))
+    }
+
+    /// An [`ErrorKind::InvalidInput`] that names the field, shows its value (cut to
+    /// [`MAX_CONTEXT_CHARS`]) and says which rule it breaks.
+    pub fn invalid(
+        code: impl Into<Cow<'static, str>>,
+        field: &'static str,
+        value: impl fmt::Display,
+        rule: impl fmt::Display,
+    ) -> Self {
+        Self::new(ErrorKind::InvalidInput, code, "validate")
+            .with_message(format_args!("{field} {rule}"))
+            .with_context("field", field)
+            .with_context("value", value)
+    }
+
+    /// Layer 2's own error, which trying again does not help.
+    pub fn other(source: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>) -> Self {
+        Self::new(ErrorKind::Application, "application", "application").with_boxed_source(source.into())
+    }
+
+    /// Layer 2's own error, which may pass: a restart policy or a retry wrapper tries again.
+    pub fn other_retryable(source: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>) -> Self {
+        Self::other(source).with_retry(RetryAdvice::Backoff)
+    }
+
+    /// [`ErrorKind::Closed`]: `operation` was called after `close`.
+    pub fn closed(code: impl Into<Cow<'static, str>>, operation: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Closed, code, operation).with_message("already closed")
+    }
+
+    fn edit(mut self, edit: impl FnOnce(&mut Inner)) -> Self {
+        edit(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Says in a sentence what a person should know.
+    #[must_use]
+    pub fn with_message(self, message: impl fmt::Display) -> Self {
+        self.edit(|e| e.message = Some(tidy(&message.to_string())))
+    }
+
+    /// Adds a pair; the value is cut to [`MAX_CONTEXT_CHARS`] and credentials inside URLs are hidden.
+    #[must_use]
+    pub fn with_context(self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
+        self.edit(|e| e.context.push((key.into(), tidy(&value.to_string()))))
+    }
+
+    /// Keeps the error that caused this one.
+    #[must_use]
+    pub fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.edit(|e| e.source = Some(Arc::new(source)))
+    }
+
+    fn with_boxed_source(self, source: Box<dyn std::error::Error + Send + Sync + 'static>) -> Self {
+        self.edit(|e| e.source = Some(Arc::from(source)))
+    }
+
+    /// Replaces the advice that the kind gives.
+    #[must_use]
+    pub fn with_retry(self, retry: RetryAdvice) -> Self {
+        self.edit(|e| e.retry = retry)
+    }
+
+    /// Names the operation that failed, where the maker of the error could not know it.
+    #[must_use]
+    pub fn with_operation(self, operation: impl Into<Cow<'static, str>>) -> Self {
+        self.edit(|e| e.operation = operation.into())
+    }
+
+    /// Names the backend that answered: `memory`, `timescale`, ...
+    #[must_use]
+    pub fn with_backend(self, backend: impl Into<Cow<'static, str>>) -> Self {
+        self.edit(|e| e.backend = Some(backend.into()))
+    }
+
+    /// Marks that a retry wrapper spent its attempts on this call, so that another one around it does not
+    /// multiply them. Nothing else changes: [`Error::retry`] still says what it said.
+    #[must_use]
+    pub fn with_exhausted(self, attempts: u32) -> Self {
+        self.edit(|e| e.exhausted = Some(attempts))
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The stable code that alerts and dashboards may match on.
+    pub fn code(&self) -> &str {
+        &self.0.code
+    }
+
+    /// The operation that failed.
+    pub fn operation(&self) -> &str {
+        &self.0.operation
+    }
+
+    /// The backend that answered, if one did.
+    pub fn backend(&self) -> Option<&str> {
+        self.0.backend.as_deref()
+    }
+
+    /// The sentence for a person.
+    pub fn message(&self) -> Option<&str> {
+        self.0.message.as_deref()
+    }
+
+    /// The pairs, in the order in which they were added.
+    pub fn context(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.context.iter().map(|(key, value)| (key.as_ref(), value.as_str()))
+    }
+
+    /// The value of the first pair with this key.
+    pub fn context_value(&self, key: &str) -> Option<&str> {
+        self.context().find(|(k, _)| *k == key).map(|(_, value)| value)
+    }
+
+    /// Whether the same call can succeed later.
+    pub fn retry(&self) -> RetryAdvice {
+        self.0.retry
+    }
+
+    /// How many attempts a retry wrapper made, if it has spent them all.
+    pub fn exhausted(&self) -> Option<u32> {
+        self.0.exhausted
+    }
+
+    /// The first error of type `E` along the chain of sources: how Layer 2 finds its own error again.
+    ///
+    /// ```
+    /// # use qi_core::Error;
+    /// #[derive(Debug, PartialEq)]
+    /// struct Halted;
+    /// # impl std::fmt::Display for Halted {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("halted") }
+    /// # }
+    /// impl std::error::Error for Halted {}
+    /// assert_eq!(Error::other(Halted).find_source::<Halted>(), Some(&Halted));
+    /// ```
+    pub fn find_source<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(self);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref::<E>() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+
+    /// Display of this error and of every source behind it, joined by `: `.
+    pub fn report(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(error) = next {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            next = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        write!(f, "{}: {} [{}]", e.operation, e.kind.words(), e.code)?;
+        if let Some(message) = &e.message {
+            write!(f, ": {message}")?;
+        }
+        let mut separator = " (";
+        let backend = e.backend.as_deref().map(|b| ("backend", b));
+        for (key, value) in backend.into_iter().chain(self.context()) {
+            write!(f, "{separator}{key}={value}")?;
+            separator = ", ";
+        }
+        if let Some(attempts) = e.exhausted {
+            write!(f, "{separator}attempts={attempts}, exhausted=true")?;
+            separator = ", ";
+        }
+        if separator == ", " { f.write_str(")") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        f.debug_struct("Error")
+            .field("kind", &e.kind)
+            .field("code", &e.code)
+            .field("operation", &e.operation)
+            .field("backend", &e.backend)
+            .field("message", &e.message)
+            .field("context", &e.context)
+            .field("retry", &e.retry)
+            .field("exhausted", &e.exhausted)
+            .field("source", &e.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Cuts a value to a sane length, shows control characters escaped and hides credentials inside URLs.
+fn tidy(value: &str) -> String {
+    let mut out = String::with_capacity(value.len().min(MAX_CONTEXT_CHARS));
+    let hidden = hide_credentials(value);
+    for (n, c) in hidden.chars().enumerate() {
+        if n == MAX_CONTEXT_CHARS {
+            out.push('…');
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// `postgres://user:secret@host/db` becomes `postgres://***@host/db`, wherever it stands in the text.
+fn hide_credentials(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let end = after.find(|c: char| c == '/' || c == '?' || c.is_whitespace()).unwrap_or(after.len());
+        // A password may itself hold an `@` or a `/`; the last `@` before white space ends the credentials.
+        let word = after.find(char::is_whitespace).unwrap_or(after.len());
+        let credentials = after[..end].rfind('@').or_else(|| {
+            let colon = after[..end].find(':')?;
+            after[colon..word].rfind('@').map(|at| at + colon)
+        });
+        rest = match credentials {
+            Some(at) => {
+                out.push_str("***");
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The "retry" column of the table in `docs/errors.md`, row by row.
+    #[test]
+    fn every_kind_has_its_row() {
+        use RetryAdvice::{Backoff, Never};
+        let rows = [
+            (ErrorKind::InvalidInput, "invalid_input", Never),
+            (ErrorKind::OutOfRange, "out_of_range", Never),
+            (ErrorKind::Config, "config", Never),
+            (ErrorKind::Unauthorized, "unauthorized", Never),
+            (ErrorKind::NotFound, "not_found", Never),
+            (ErrorKind::SchemaMismatch, "schema_mismatch", Never),
+            (ErrorKind::Unsupported, "unsupported", Never),
+            (ErrorKind::Unavailable, "unavailable", Backoff),
+            (ErrorKind::Timeout, "timeout", Backoff),
+            (ErrorKind::Overloaded, "overloaded", Backoff),
+            (ErrorKind::Conflict, "conflict", Backoff),
+            (ErrorKind::CorruptData, "corrupt_data", Never),
+            (ErrorKind::Closed, "closed", Never),
+            (ErrorKind::Application, "application", Never),
+            (ErrorKind::Internal, "internal", Never),
+        ];
+        assert_eq!(rows.map(|(kind, ..)| kind), ErrorKind::ALL);
+        for (kind, name, retry) in rows {
+            let error = Error::new(kind, "some.code", "some_operation");
+            assert_eq!((error.kind(), error.kind().as_str(), error.retry()), (kind, name, retry));
+            assert!(error.to_string().starts_with("some_operation: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn conflict_with_other_partitions_is_final_although_its_kind_is_not() {
+        let error = Error::new(ErrorKind::Conflict, "bus.topic.partitions", "create_topics")
+            .with_retry(RetryAdvice::Never);
+        assert!(!error.retry().is_retryable());
+    }
+
+    #[test]
+    fn application_errors_say_what_their_maker_says() {
+        assert_eq!(Error::other("halted").retry(), RetryAdvice::Never);
+        assert_eq!(Error::other_retryable("busy").retry(), RetryAdvice::Backoff);
+        assert_eq!(Error::other("halted").kind(), ErrorKind::Application);
+    }
+
+    #[test]
+    fn exhaustion_changes_nothing_else() {
+        let plain = Error::new(ErrorKind::Unavailable, "c", "op").with_context("k", "v");
+        let spent = plain.clone().with_exhausted(5);
+        assert_eq!((plain.exhausted(), spent.exhausted()), (None, Some(5)));
+        assert_eq!(spent.retry(), RetryAdvice::Backoff);
+        assert_eq!(spent.to_string(), "op: unavailable [c] (k=v, attempts=5, exhausted=true)");
+    }
+
+    #[test]
+    fn display_does_not_repeat_the_source_and_report_shows_the_chain() {
+        let error = Error::new(ErrorKind::Unavailable, "c", "ping")
+            .with_source(std::io::Error::other("connection reset"));
+        assert_eq!(error.to_string(), "ping: unavailable [c]");
+        assert_eq!(error.report(), "ping: unavailable [c]: connection reset");
+    }
+
+    #[test]
+    fn credentials_inside_urls_are_hidden() {
+        for (given, shown) in [
+            ("postgres://u:secret@h:5/db", "postgres://***@h:5/db"),
+            (
+                "cannot reach http://u:s@x and kafka://a:b@y/z",
+                "cannot reach http://***@x and kafka://***@y/z",
+            ),
+            ("postgres://u:se/cr@t@h/db", "postgres://***@h/db"),
+            ("http://host/path?mail=a@b", "http://host/path?mail=a@b"),
+        ] {
+            let error = Error::new(ErrorKind::Config, "c", "open").with_message(given);
+            assert_eq!(error.message(), Some(shown));
+        }
+    }
+
+    #[test]
+    fn values_are_cut_and_escaped() {
+        let error = Error::invalid("domain.symbol", "symbol", "x\n".repeat(5_000), "is too long");
+        let value = error.context_value("value").unwrap();
+        assert!(value.chars().count() <= MAX_CONTEXT_CHARS * 2 && value.ends_with('…'), "{value}");
+        assert!(!value.contains('\n'));
+    }
+
+    #[test]
+    fn cloning_shares_and_editing_a_clone_leaves_the_other_alone() {
+        let one = Error::new(ErrorKind::Timeout, "c", "op");
+        let two = one.clone().with_backend("memory");
+        assert_eq!((one.backend(), two.backend()), (None, Some("memory")));
+    }
+}

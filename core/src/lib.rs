@@ -1,0 +1,10 @@
+//! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
+
+mod decimal;
+pub mod error;
+mod text;
+mod time;
+
+pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
+pub use error::{Error, ErrorKind, Result, RetryAdvice};
+pub use time::{Clock, SystemClock, Timestamp};

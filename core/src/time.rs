@@ -1,0 +1,300 @@
+//! Time: microseconds since the epoch, UTC, and the clock that stamps records.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::{Error, Result};
+
+const MICROS_PER_SECOND: i64 = 1_000_000;
+const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
+
+/// A moment in UTC, counted in microseconds since 1970-01-01T00:00:00Z.
+///
+/// It lies from 1970-01-05 (a Monday, so that the first bucket of every interval is itself a timestamp; zero,
+/// which is what an unset field holds, is refused) to 2262-01-31. Records end with
+/// [`Timestamp::MAX_RECORD`], so that exclusive ends and close times beyond the last record can be written.
+/// Displayed as `2021-01-08T00:00:00.000278Z`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// 1970-01-05T00:00:00Z.
+    pub const MIN: Self = Self(4 * MICROS_PER_DAY);
+    /// The latest time of a record, 2261-12-31T23:59:59.999999Z.
+    pub const MAX_RECORD: Self = Self(106_651 * MICROS_PER_DAY - 1);
+    /// 2262-01-31T00:00:00Z.
+    pub const MAX: Self = Self(106_681 * MICROS_PER_DAY);
+
+    /// The moment so many microseconds after the epoch.
+    ///
+    /// # Errors
+    /// `InvalidInput` outside [`Timestamp::MIN`] to [`Timestamp::MAX`].
+    pub fn from_micros(micros: i64) -> Result<Self> {
+        if (Self::MIN.0..=Self::MAX.0).contains(&micros) {
+            Ok(Self(micros))
+        } else {
+            Err(Error::invalid(
+                "domain.time.range",
+                "time",
+                format_args!("{micros} us"),
+                "must lie from 1970-01-05 to 2262-01-31",
+            ))
+        }
+    }
+
+    /// The moment so many milliseconds after the epoch. Errors as [`Timestamp::from_micros`].
+    pub fn from_millis(millis: i64) -> Result<Self> {
+        Self::from_micros(millis.saturating_mul(1_000))
+    }
+
+    /// The moment so many seconds after the epoch. Errors as [`Timestamp::from_micros`].
+    pub fn from_secs(secs: i64) -> Result<Self> {
+        Self::from_micros(secs.saturating_mul(MICROS_PER_SECOND))
+    }
+
+    /// The moment so many nanoseconds after the epoch, cut (not rounded) to the microsecond. Errors as
+    /// [`Timestamp::from_micros`].
+    pub fn from_nanos_floor(nanos: i64) -> Result<Self> {
+        Self::from_micros(nanos.div_euclid(1_000))
+    }
+
+    /// Microseconds since the epoch.
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Milliseconds since the epoch, cut (not rounded).
+    pub const fn as_millis_floor(self) -> i64 {
+        self.0.div_euclid(1_000)
+    }
+
+    /// This moment cut to the millisecond: what a message bus keeps.
+    #[must_use]
+    pub const fn floor_to_millis(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(1_000))
+    }
+
+    /// The moment `by` later (cut to microseconds), or None beyond [`Timestamp::MAX`].
+    pub fn checked_add(self, by: Duration) -> Option<Self> {
+        let micros = i64::try_from(by.as_micros()).ok()?;
+        Self::from_micros(self.0.checked_add(micros)?).ok()
+    }
+
+    /// The moment `by` earlier (cut to microseconds), or None before [`Timestamp::MIN`].
+    pub fn checked_sub(self, by: Duration) -> Option<Self> {
+        let micros = i64::try_from(by.as_micros()).ok()?;
+        Self::from_micros(self.0.checked_sub(micros)?).ok()
+    }
+
+    /// How long after `earlier` this is; zero if it is not later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
+    }
+
+    /// Checks that this can be the time of a record.
+    pub(crate) fn for_record(self, field: &'static str) -> Result<Self> {
+        if self <= Self::MAX_RECORD {
+            Ok(self)
+        } else {
+            Err(Error::invalid(
+                "domain.time.record",
+                field,
+                self,
+                "must not be after 2261-12-31T23:59:59.999999Z",
+            ))
+        }
+    }
+
+    /// From inside the library, where the bounds are known to hold.
+    pub(crate) const fn from_micros_unchecked(micros: i64) -> Self {
+        Self(micros)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, in_day) = (self.0.div_euclid(MICROS_PER_DAY), self.0.rem_euclid(MICROS_PER_DAY));
+        let (year, month, day) = civil_from_days(days);
+        let (secs, micros) = (in_day / MICROS_PER_SECOND, in_day % MICROS_PER_SECOND);
+        let (h, m, s) = (secs / 3_600, secs / 60 % 60, secs % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}")?;
+        if micros != 0 {
+            write!(f, ".{micros:06}")?;
+        }
+        f.write_str("Z")
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = Error;
+
+    /// Reads what Display writes: `2021-01-08T00:00:00Z`, with up to six places of a second; a space may
+    /// stand for the `T`, and the time of day or the `Z` may be left out (it is UTC all the same).
+    fn from_str(text: &str) -> Result<Self> {
+        parse_utc(text)
+            .ok_or_else(|| {
+                Error::invalid("domain.time.syntax", "time", text, "must be YYYY-MM-DDTHH:MM:SS[.ffffff]Z")
+            })
+            .and_then(Self::from_micros)
+    }
+}
+
+fn parse_utc(text: &str) -> Option<i64> {
+    let number = |part: &str, digits: usize| -> Option<i64> {
+        (part.len() == digits && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
+    };
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00:00"));
+    let mut date = date.split('-');
+    let (year, month, day) = (number(date.next()?, 4)?, number(date.next()?, 2)?, number(date.next()?, 2)?);
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut clock = clock.split(':');
+    let (h, m, s) = (number(clock.next()?, 2)?, number(clock.next()?, 2)?, number(clock.next()?, 2)?);
+    if date.next().is_some() || clock.next().is_some() || h > 23 || m > 59 || s > 59 {
+        return None;
+    }
+    if fraction.is_empty() || fraction.len() > 6 {
+        return None;
+    }
+    let micros = number(fraction, fraction.len())? * 10i64.pow(6 - u32::try_from(fraction.len()).ok()?);
+    let days = days_from_civil(year, month, day);
+    if civil_from_days(days) != (year, month, day) {
+        return None;
+    }
+    Some(days * MICROS_PER_DAY + (h * 3_600 + m * 60 + s) * MICROS_PER_SECOND + micros)
+}
+
+/// Days since 1970-01-01 of a proleptic Gregorian date. Source: Howard Hinnant, "chrono-Compatible Low-Level
+/// Date Algorithms", `days_from_civil`.
+const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let y = if month <= 2 { year - 1 } else { year };
+    let era = y.div_euclid(400);
+    let year_of_era = y.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+/// The inverse of [`days_from_civil`]. Same source, `civil_from_days`.
+const fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_micros(i64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(feature = "chrono")]
+impl TryFrom<chrono::DateTime<chrono::Utc>> for Timestamp {
+    type Error = Error;
+
+    /// Cut (not rounded) to the microsecond.
+    fn try_from(value: chrono::DateTime<chrono::Utc>) -> Result<Self> {
+        Self::from_micros(value.timestamp_micros())
+    }
+}
+
+#[cfg(feature = "chrono")]
+impl From<Timestamp> for chrono::DateTime<chrono::Utc> {
+    fn from(value: Timestamp) -> Self {
+        Self::from_timestamp_micros(value.0).expect("chrono's range holds every Timestamp")
+    }
+}
+
+/// What stamps records. All waiting is tokio's; a clock only says what time it is.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The present time.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock. A clock set outside the domain (before 1970-01-05) reads as the nearest bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
+        let micros = i64::try_from(micros).unwrap_or(i64::MAX);
+        Timestamp(micros.clamp(Timestamp::MIN.0, Timestamp::MAX.0))
+    }
+}
+
+impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
+    fn now(&self) -> Timestamp {
+        (**self).now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_the_dates_of_the_contract() {
+        assert_eq!(Timestamp::MIN.to_string(), "1970-01-05T00:00:00Z");
+        assert_eq!(Timestamp::MAX_RECORD.to_string(), "2261-12-31T23:59:59.999999Z");
+        assert_eq!(Timestamp::MAX.to_string(), "2262-01-31T00:00:00Z");
+        for micros in [0, -1, i64::MIN, i64::MAX, Timestamp::MIN.0 - 1, Timestamp::MAX.0 + 1] {
+            assert!(Timestamp::from_micros(micros).is_err(), "{micros}");
+        }
+        assert!(Timestamp::from_secs(i64::MAX).is_err());
+        assert!(Timestamp::from_millis(i64::MIN).is_err());
+    }
+
+    #[test]
+    fn cuts_are_floors() {
+        let t = Timestamp::from_nanos_floor(1_610_064_000_278_999_999).unwrap();
+        assert_eq!(t.as_micros(), 1_610_064_000_278_999);
+        assert_eq!(t.as_millis_floor(), 1_610_064_000_278);
+        assert_eq!(t.floor_to_millis().as_micros(), 1_610_064_000_278_000);
+    }
+
+    #[test]
+    fn reads_what_it_writes() {
+        for text in ["2021-01-08T00:00:00.000278Z", "2000-02-29T23:59:59Z", "2262-01-31T00:00:00Z"] {
+            assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), text);
+        }
+        assert_eq!("2022-01-01 00:01:00".parse::<Timestamp>().unwrap().to_string(), "2022-01-01T00:01:00Z");
+        assert_eq!("2022-01-01".parse::<Timestamp>().unwrap().to_string(), "2022-01-01T00:00:00Z");
+        for bad in
+            ["", "2021-02-29", "2021-13-01", "2021-01-01T24:00:00Z", "2021-01-01T00:00:00.1234567Z", "x"]
+        {
+            assert!(bad.parse::<Timestamp>().is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn text_there_and_back(micros in Timestamp::MIN.0..=Timestamp::MAX.0) {
+            let t = Timestamp::from_micros(micros).unwrap();
+            proptest::prop_assert_eq!(t.to_string().parse::<Timestamp>().unwrap(), t);
+        }
+    }
+
+    #[cfg(feature = "chrono")]
+    #[test]
+    fn chrono_agrees() {
+        let t: Timestamp = "2024-02-29T12:34:56.000001Z".parse().unwrap();
+        let c = chrono::DateTime::<chrono::Utc>::from(t);
+        assert_eq!(c.timestamp_micros(), t.as_micros());
+        assert_eq!(Timestamp::try_from(c).unwrap(), t);
+    }
+}

@@ -1,0 +1,1 @@
+//! What tests of `qi` and of Layer 2 stand on.
