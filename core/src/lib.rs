@@ -1,10 +1,11 @@
 //! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
 
-mod decimal;
+pub mod domain;
 pub mod error;
-mod text;
-mod time;
 
-pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
+pub use domain::{
+    BarValues, Clock, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price,
+    PriceTick, Quantity, Quote, QuoteValues, Scope, Selection, Side, SnapshotValues, Source, Symbol,
+    SystemClock, TimeRange, Timestamp,
+};
 pub use error::{Error, ErrorKind, Result, RetryAdvice};
-pub use time::{Clock, SystemClock, Timestamp};

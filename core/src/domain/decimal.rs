@@ -179,7 +179,7 @@ impl Serialize for Decimal {
 
 impl<'de> Deserialize<'de> for Decimal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        crate::text::from_text(deserializer, "an exact decimal as a string")
+        super::text::from_text(deserializer, "an exact decimal as a string")
     }
 }
 

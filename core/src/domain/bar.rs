@@ -1,0 +1,353 @@
+//! Bars: open, high, low, close and volume of an interval; built from ticks or from finer bars.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Instrument, Interval, Price, PriceTick, Quantity, Sum18, Sum36, Timestamp, counter};
+use crate::{Error, Result};
+
+/// The figures of a bar. Prices and `quote_volume` in the quote currency, `volume` in the base currency; None is
+/// unknown (candle feeds often carry no count).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BarValues {
+    /// The first price.
+    pub open: Price,
+    /// The highest price.
+    pub high: Price,
+    /// The lowest price.
+    pub low: Price,
+    /// The last price.
+    pub close: Price,
+    /// The traded amount of the base currency.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub volume: Option<Quantity>,
+    /// The traded amount of the quote currency.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quote_volume: Option<Quantity>,
+    /// The number of ticks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
+}
+
+impl BarValues {
+    /// A bar in which nothing was traded: all four prices are `price`, and volume and count are zero.
+    pub fn flat(price: Price) -> Self {
+        Self {
+            open: price,
+            high: price,
+            low: price,
+            close: price,
+            volume: Some(Quantity::ZERO),
+            quote_volume: Some(Quantity::ZERO),
+            count: Some(0),
+        }
+    }
+}
+
+/// One bar of an instrument. Key: (instrument, interval, `open_time`); it covers `[open_time, close_time)`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawBar")]
+pub struct Ohlcv {
+    instrument: Instrument,
+    interval: Interval,
+    open_time: Timestamp,
+    #[serde(flatten)]
+    values: BarValues,
+}
+
+#[derive(Deserialize)]
+struct RawBar {
+    instrument: Instrument,
+    interval: Interval,
+    open_time: Timestamp,
+    #[serde(flatten)]
+    values: BarValues,
+}
+
+impl TryFrom<RawBar> for Ohlcv {
+    type Error = Error;
+    fn try_from(raw: RawBar) -> Result<Self> {
+        Self::new(raw.instrument, raw.interval, raw.open_time, raw.values)
+    }
+}
+
+impl Ohlcv {
+    /// A bar that opens at `open_time`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an `open_time` that is not aligned to the interval or after
+    /// [`Timestamp::MAX_RECORD`], prices outside `[low, high]`, or a count above [`super::MAX_COUNTER`].
+    pub fn new(
+        instrument: Instrument,
+        interval: Interval,
+        open_time: Timestamp,
+        values: BarValues,
+    ) -> Result<Self> {
+        let open_time = open_time.for_record("open_time")?;
+        if interval.floor(open_time) != open_time {
+            let rule = format!("must be aligned to {interval}");
+            return Err(Error::invalid("domain.bar.alignment", "open_time", open_time, rule));
+        }
+        let BarValues { open, high, low, close, volume: _, quote_volume: _, count } = values;
+        for (field, price) in [("open", open), ("close", close), ("low", low)] {
+            if price > high {
+                let rule = format!("must not be above high {high}");
+                return Err(Error::invalid("domain.bar.high", field, price, rule));
+            }
+        }
+        for (field, price) in [("open", open), ("close", close)] {
+            if price < low {
+                return Err(Error::invalid(
+                    "domain.bar.low",
+                    field,
+                    price,
+                    format!("must not be below low {low}"),
+                ));
+            }
+        }
+        count.map(|count| counter("count", count)).transpose()?;
+        Ok(Self { instrument, interval, open_time, values })
+    }
+
+    /// What was traded.
+    pub fn instrument(&self) -> &Instrument {
+        &self.instrument
+    }
+
+    /// The length of the bar.
+    pub fn interval(&self) -> Interval {
+        self.interval
+    }
+
+    /// The first moment inside.
+    pub fn open_time(&self) -> Timestamp {
+        self.open_time
+    }
+
+    /// The first moment past it. `as_of` looks at this time: a bar is known when it has closed.
+    pub fn close_time(&self) -> Timestamp {
+        // An aligned open time within the records leaves room for a week before `Timestamp::MAX`.
+        Timestamp::from_micros_unchecked(self.open_time.as_micros() + self.interval.as_micros())
+    }
+
+    /// The figures.
+    pub fn values(&self) -> &BarValues {
+        &self.values
+    }
+
+    /// The close price.
+    pub fn close(&self) -> Price {
+        self.values.close
+    }
+}
+
+/// Folds the ticks of one bucket into the figures of its bar: exact sums, rounded once at the end.
+///
+/// Ticks come in the order (ts, seq). `volume` is the sum of the known quantities and None if none is known.
+#[derive(Debug, Clone)]
+pub struct BarBuilder {
+    open: Price,
+    high: Price,
+    low: Price,
+    close: Price,
+    sums: Option<(Sum18, Sum36)>,
+    count: u64,
+}
+
+impl BarBuilder {
+    /// Begins with the first tick of the bucket.
+    pub fn new(first: &PriceTick) -> Result<Self> {
+        let price = first.price();
+        let empty = Self { open: price, high: price, low: price, close: price, sums: None, count: 0 };
+        empty.plus(first)
+    }
+
+    /// Adds the next tick.
+    ///
+    /// # Errors
+    /// `OutOfRange` if a sum leaves 256 bits.
+    pub fn plus(mut self, tick: &PriceTick) -> Result<Self> {
+        let price = tick.price();
+        self.high = self.high.max(price);
+        self.low = self.low.min(price);
+        self.close = price;
+        self.count += 1;
+        if let Some(quantity) = tick.quantity() {
+            let (volume, turnover) = self.sums.unwrap_or_default();
+            self.sums = Some((volume.plus(quantity)?, turnover.plus_product(price, quantity)?));
+        }
+        Ok(self)
+    }
+
+    /// The figures.
+    ///
+    /// # Errors
+    /// `OutOfRange` if a sum is 10²⁰ or more.
+    pub fn finish(self) -> Result<BarValues> {
+        let Self { open, high, low, close, sums, count } = self;
+        let (volume, quote_volume) = match sums {
+            None => (None, None),
+            Some((volume, turnover)) => {
+                (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
+            }
+        };
+        Ok(BarValues { open, high, low, close, volume, quote_volume, count: Some(count) })
+    }
+}
+
+/// Merges bars of one instrument and one interval, in ascending order, into bars of a coarser interval.
+///
+/// A coarser bar has what its finer ones have: sums are exact, and a figure that one of them does not know is
+/// unknown in the sum too, because the known part of it would understate.
+///
+/// # Errors
+/// `InvalidInput` if the finer interval does not divide the coarser one, the bars are not of one instrument and
+/// interval, or are not in ascending order; `OutOfRange` if a sum leaves the domain.
+pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
+    let Some(first) = bars.first() else { return Ok(Vec::new()) };
+    if !first.interval.divides(to) {
+        let rule = format!("must divide {to}");
+        return Err(Error::invalid("domain.bar.coarsen", "interval", first.interval, rule));
+    }
+    for pair in bars.windows(2) {
+        if pair[1].instrument != first.instrument || pair[1].interval != first.interval {
+            return Err(Error::invalid(
+                "domain.bar.coarsen",
+                "bars",
+                format_args!("{} {}", pair[1].instrument, pair[1].interval),
+                format_args!("must all be of {} {}", first.instrument, first.interval),
+            ));
+        }
+        if pair[1].open_time <= pair[0].open_time {
+            let rule = "must come in ascending order, each once";
+            return Err(Error::invalid("domain.bar.coarsen", "open_time", pair[1].open_time, rule));
+        }
+    }
+    bars.chunk_by(|a, b| to.floor(a.open_time) == to.floor(b.open_time))
+        .map(|group| Ohlcv::new(first.instrument.clone(), to, to.floor(group[0].open_time), merge(group)?))
+        .collect()
+}
+
+/// The figures of several bars as one. `group` is not empty.
+fn merge(group: &[Ohlcv]) -> Result<BarValues> {
+    let total = |of: fn(&BarValues) -> Option<Quantity>| -> Result<Option<Quantity>> {
+        let Some(known) = group.iter().map(|bar| of(&bar.values)).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let sum = known.into_iter().try_fold(Sum18::ZERO, Sum18::plus)?;
+        Ok(Some(Quantity::new(sum.total()?)?))
+    };
+    let mut merged = group[0].values;
+    for bar in &group[1..] {
+        merged.high = merged.high.max(bar.values.high);
+        merged.low = merged.low.min(bar.values.low);
+        merged.close = bar.values.close;
+        merged.count = merged.count.zip(bar.values.count).map(|(a, b)| a.saturating_add(b));
+    }
+    merged.volume = total(|values| values.volume)?;
+    merged.quote_volume = total(|values| values.quote_volume)?;
+    Ok(merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn p(text: &str) -> Price {
+        text.parse().unwrap()
+    }
+
+    fn bar(minute: i64, prices: [&str; 4], volume: Option<&str>) -> Ohlcv {
+        let [open, high, low, close] = prices.map(p);
+        let volume = volume.map(|v| v.parse().unwrap());
+        let values = BarValues { open, high, low, close, volume, quote_volume: volume, count: Some(2) };
+        let open_time = Timestamp::from_secs(1_000_000_020 + 60 * minute).unwrap();
+        Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, open_time, values).unwrap()
+    }
+
+    fn tick(seq: u64, price: &str, quantity: Option<&str>) -> PriceTick {
+        PriceTick::new("x:Y".parse().unwrap(), Timestamp::MIN, seq, p(price))
+            .unwrap()
+            .with_quantity(quantity.map(|q| q.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_bar_must_hold_together() {
+        let new = |prices: [&str; 4], at: i64| {
+            let [open, high, low, close] = prices.map(p);
+            let values = BarValues { open, high, low, close, ..BarValues::flat(open) };
+            let time = Timestamp::from_secs(at).unwrap();
+            Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, time, values)
+        };
+        assert!(new(["2", "3", "1", "2"], 1_000_000_020).is_ok());
+        for (prices, at, field) in [
+            (["4", "3", "1", "2"], 1_000_000_020, "open"),
+            (["2", "3", "1", "4"], 1_000_000_020, "close"),
+            (["2", "3", "2.5", "3"], 1_000_000_020, "open"),
+            (["2", "1", "2", "2"], 1_000_000_020, "open"),
+            (["2", "3", "1", "2"], 1_000_000_021, "open_time"),
+        ] {
+            assert_eq!(new(prices, at).unwrap_err().context_value("field"), Some(field), "{prices:?}");
+        }
+    }
+
+    #[test]
+    fn ticks_fold_into_a_bar() {
+        let ticks = [tick(0, "100.5", Some("2.25")), tick(1, "99", None), tick(2, "101", Some("1"))];
+        let builder = BarBuilder::new(&ticks[0]).unwrap();
+        let values = ticks[1..].iter().try_fold(builder, BarBuilder::plus).unwrap().finish().unwrap();
+        assert_eq!(
+            values,
+            BarValues {
+                open: p("100.5"),
+                high: p("101"),
+                low: p("99"),
+                close: p("101"),
+                volume: "3.25".parse().ok(),
+                quote_volume: "327.125".parse().ok(),
+                count: Some(3),
+            }
+        );
+        let unknown = BarBuilder::new(&tick(0, "1", None)).unwrap().finish().unwrap();
+        assert_eq!((unknown.volume, unknown.quote_volume, unknown.count), (None, None, Some(1)));
+    }
+
+    #[test]
+    fn a_sum_beyond_the_domain_is_out_of_range() {
+        let big = tick(0, "99999999999999999999", Some("99999999999999999999"));
+        let error = BarBuilder::new(&big).unwrap().finish().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    }
+
+    #[test]
+    fn finer_bars_merge_exactly() {
+        let bars = [
+            bar(0, ["10", "12", "9", "11"], Some("0.1")),
+            bar(1, ["11", "15", "11", "14"], Some("0.2")),
+            bar(7, ["14", "14", "2", "3"], None),
+        ];
+        let merged = coarsen(&bars, Interval::M5).unwrap();
+        assert_eq!(merged.len(), 2);
+        let BarValues { open, high, low, close, volume, count, .. } = *merged[0].values();
+        assert_eq!([open, high, low, close], ["10", "15", "9", "14"].map(p));
+        assert_eq!((volume, count), ("0.3".parse().ok(), Some(4)));
+        assert_eq!(merged[1].values().volume, None, "unknown stays unknown");
+        assert!(coarsen(&[], Interval::M5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_merged_is_refused() {
+        let bars = [bar(0, ["1"; 4], None), bar(1, ["1"; 4], None)];
+        assert!(coarsen(&bars, Interval::S5).is_err());
+        assert!(coarsen(&[bars[1].clone(), bars[0].clone()], Interval::M5).is_err());
+        assert!(coarsen(&[bars[0].clone(), bars[0].clone()], Interval::M5).is_err());
+    }
+
+    #[test]
+    fn json_is_checked_like_the_constructor() {
+        let bar = bar(0, ["1", "2", "1", "2"], Some("3"));
+        let json = serde_json::to_string(&bar).unwrap();
+        assert_eq!(serde_json::from_str::<Ohlcv>(&json).unwrap(), bar);
+        assert!(serde_json::from_str::<Ohlcv>(&json.replace("\"high\":\"2\"", "\"high\":\"1.5\"")).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! What the platform speaks of: moments, exact numbers, names, and the records of the four datasets.
+//!
+//! No type here can hold an invalid value: every constructor and every deserialisation validates, and a
+//! rejection names the field and the value.
+
+mod bar;
+mod decimal;
+mod interval;
+mod name;
+mod quote;
+mod range;
+mod snapshot;
+mod text;
+mod tick;
+mod time;
+
+pub use bar::{BarBuilder, BarValues, Ohlcv, coarsen};
+pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
+pub use interval::Interval;
+pub use name::{Exchange, Instrument, Source, Symbol};
+pub use quote::{Quote, QuoteValues};
+pub use range::{Selection, TimeRange};
+pub use snapshot::{MarketSnapshot, Scope, SnapshotValues};
+pub use tick::{PriceTick, Side};
+pub use time::{Clock, SystemClock, Timestamp};
+
+use crate::{Error, Result};
+
+/// The largest counter of a record (a sequence number, a count of trades): what both databases hold.
+pub const MAX_COUNTER: u64 = i64::MAX.unsigned_abs();
+
+/// Checks a counter of a record.
+fn counter(field: &'static str, value: u64) -> Result<u64> {
+    if value <= MAX_COUNTER {
+        Ok(value)
+    } else {
+        Err(Error::invalid("domain.counter.range", field, value, "must be at most 9223372036854775807"))
+    }
+}

@@ -1,0 +1,233 @@
+//! Names: exchange, symbol, the instrument made of both, and a snapshot's source.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Error, Result};
+
+/// A validated name whose text is shared: cloning it allocates nothing.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $rule:literal, |$bytes:ident| $holds:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            #[doc = concat!("Checks that the name ", $rule, ". Another case is an error, not folded.")]
+            ///
+            /// # Errors
+            /// `InvalidInput` with field and value.
+            pub fn new(text: impl AsRef<str>) -> Result<Self> {
+                let text = text.as_ref();
+                let $bytes = text.as_bytes();
+                if $holds {
+                    Ok(Self(Arc::from(text)))
+                } else {
+                    Err(Error::invalid(concat!("domain.", $field), $field, text, $rule))
+                }
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self> {
+                Self::new(text)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                super::text::from_text(deserializer, concat!("a ", $field))
+            }
+        }
+    };
+}
+
+name!(
+    /// An exchange, or an aggregator that publishes like one: `binance`, `coingecko`.
+    Exchange,
+    "exchange",
+    "must match [a-z0-9_-]{1,32}",
+    |b| (1..=32).contains(&b.len())
+        && b.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+);
+name!(
+    /// A traded pair, contract or asset as one exchange names it: `BTC-USDT`.
+    Symbol,
+    "symbol",
+    "must match [A-Z0-9][A-Z0-9._:/-]{0,63}",
+    |b| (1..=64).contains(&b.len())
+        && b[0].is_ascii_alphanumeric()
+        && b.iter().all(|c| matches!(c, b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b':' | b'/' | b'-'))
+);
+name!(
+    /// Who published a snapshot: `coingecko`.
+    Source,
+    "source",
+    "must be 1 to 64 printable ASCII characters",
+    |b| (1..=64).contains(&b.len()) && b.iter().all(|c| matches!(c, b' '..=b'~'))
+);
+
+/// One symbol on one exchange, displayed as `binance:BTC-USDT`.
+///
+/// Instruments are ordered by the exchange's bytes, then the symbol's, never by the displayed text. Cloning one
+/// costs a reference count.
+///
+/// ```
+/// use qi_core::Instrument;
+/// let instrument: Instrument = "binance:BTC-USDT".parse()?;
+/// assert_eq!(instrument.symbol().as_str(), "BTC-USDT");
+/// assert!("binance:btc-usdt".parse::<Instrument>().is_err());
+/// # Ok::<(), qi_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Instrument(Arc<(Exchange, Symbol)>);
+
+impl Instrument {
+    /// The instrument of a symbol on an exchange.
+    pub fn new(exchange: Exchange, symbol: Symbol) -> Self {
+        Self(Arc::new((exchange, symbol)))
+    }
+
+    /// The exchange.
+    pub fn exchange(&self) -> &Exchange {
+        &self.0.0
+    }
+
+    /// The symbol.
+    pub fn symbol(&self) -> &Symbol {
+        &self.0.1
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl PartialEq for Instrument {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || self.0 == other.0
+    }
+}
+
+impl Eq for Instrument {}
+
+impl Ord for Instrument {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.is_same(other) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for Instrument {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for Instrument {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl FromStr for Instrument {
+    type Err = Error;
+
+    /// Reads `exchange:symbol`; the first colon separates them, because only a symbol may hold one.
+    fn from_str(text: &str) -> Result<Self> {
+        let (exchange, symbol) = text.split_once(':').ok_or_else(|| {
+            Error::invalid("domain.instrument", "instrument", text, "must be EXCHANGE:SYMBOL")
+        })?;
+        Ok(Self::new(Exchange::new(exchange)?, Symbol::new(symbol)?))
+    }
+}
+
+impl fmt::Display for Instrument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}:{}", self.0.0, self.0.1))
+    }
+}
+
+impl fmt::Debug for Instrument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0.0, self.0.1)
+    }
+}
+
+impl Serialize for Instrument {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}:{}", self.0.0, self.0.1))
+    }
+}
+
+impl<'de> Deserialize<'de> for Instrument {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        super::text::from_text(deserializer, "an instrument as exchange:symbol")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_case_or_charset_is_refused_with_field_and_value() {
+        for bad in ["", "Binance", "bin ance", "binancé", &"a".repeat(33)] {
+            let error = Exchange::new(bad).unwrap_err();
+            assert_eq!(
+                (error.context_value("field"), error.context_value("value")),
+                (Some("exchange"), Some(bad))
+            );
+        }
+        for bad in ["", "btc", "-BTC", ".BTC", "BTC USDT", "BTC\0", &"A".repeat(65)] {
+            assert!(Symbol::new(bad).is_err(), "{bad:?}");
+        }
+        for good in ["A", "1INCH-USDT", "BTC/USD:BTC-241227", "XBT.M_1", &"A".repeat(64)] {
+            assert!(Symbol::new(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn instruments_order_by_exchange_then_symbol_not_by_display() {
+        let mut names =
+            ["a1:X", "a-b:X", "a:X", "a:AB", "a:A.B", "a:A-B"].map(|n| n.parse::<Instrument>().unwrap());
+        names.sort();
+        assert_eq!(names.map(|n| n.to_string()), ["a:A-B", "a:A.B", "a:AB", "a:X", "a-b:X", "a1:X"]);
+    }
+
+    #[test]
+    fn an_instrument_reads_what_it_writes_even_with_colons_in_the_symbol() {
+        let name: Instrument = "okx:BTC:PERP".parse().unwrap();
+        assert_eq!((name.exchange().as_str(), name.symbol().as_str()), ("okx", "BTC:PERP"));
+        assert_eq!(serde_json::to_string(&name).unwrap(), "\"okx:BTC:PERP\"");
+        assert_eq!(serde_json::from_str::<Instrument>("\"okx:BTC:PERP\"").unwrap(), name);
+    }
+}

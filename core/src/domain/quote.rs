@@ -1,0 +1,106 @@
+//! Best bid and ask.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Instrument, Price, Quantity, Timestamp, counter};
+use crate::{Error, Result};
+
+/// The sides of a [`Quote`]. Prices in the quote currency, sizes in the base currency; None is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are the documentation")]
+pub struct QuoteValues {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bid_price: Option<Price>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bid_size: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ask_price: Option<Price>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ask_size: Option<Quantity>,
+}
+
+/// The best bid and ask of an instrument at a moment. Key: (instrument, ts, seq). At least one price is known;
+/// a crossed book (bid above ask) is kept as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawQuote")]
+pub struct Quote {
+    instrument: Instrument,
+    ts: Timestamp,
+    seq: u64,
+    #[serde(flatten)]
+    values: QuoteValues,
+}
+
+#[derive(Deserialize)]
+struct RawQuote {
+    instrument: Instrument,
+    ts: Timestamp,
+    seq: u64,
+    #[serde(flatten)]
+    values: QuoteValues,
+}
+
+impl TryFrom<RawQuote> for Quote {
+    type Error = Error;
+    fn try_from(raw: RawQuote) -> Result<Self> {
+        Self::new(raw.instrument, raw.ts, raw.seq, raw.values)
+    }
+}
+
+impl Quote {
+    /// A quote of `instrument` at `ts`; `seq` as in [`super::PriceTick::new`].
+    ///
+    /// # Errors
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`super::MAX_COUNTER`], or no
+    /// price at all.
+    pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, values: QuoteValues) -> Result<Self> {
+        let (ts, seq) = (ts.for_record("ts")?, counter("seq", seq)?);
+        if values.bid_price.is_none() && values.ask_price.is_none() {
+            return Err(Error::invalid(
+                "domain.quote.empty",
+                "bid_price, ask_price",
+                "none",
+                "must not both be unknown",
+            ));
+        }
+        Ok(Self { instrument, ts, seq, values })
+    }
+
+    /// What is quoted.
+    pub fn instrument(&self) -> &Instrument {
+        &self.instrument
+    }
+
+    /// When, UTC.
+    pub fn ts(&self) -> Timestamp {
+        self.ts
+    }
+
+    /// The order among quotes of one `ts`.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Both sides.
+    pub fn values(&self) -> &QuoteValues {
+        &self.values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_price_is_enough_none_is_refused_and_crossed_is_kept() {
+        let quote = |values| Quote::new("x:Y".parse().unwrap(), Timestamp::MIN, 0, values);
+        let (one, two) = ("1".parse().ok(), "2".parse().ok());
+        assert!(quote(QuoteValues { bid_price: one, ..Default::default() }).is_ok());
+        assert!(quote(QuoteValues { ask_price: one, ..Default::default() }).is_ok());
+        assert!(quote(QuoteValues { bid_size: Some(Quantity::ZERO), ..Default::default() }).is_err());
+        let crossed = quote(QuoteValues { bid_price: two, ask_price: one, ..Default::default() }).unwrap();
+        let json = serde_json::to_string(&crossed).unwrap();
+        assert_eq!(serde_json::from_str::<Quote>(&json).unwrap(), crossed);
+        assert!(serde_json::from_str::<Quote>(&json.replace("_price", "_x")).is_err());
+    }
+}

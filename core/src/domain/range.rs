@@ -1,0 +1,186 @@
+//! What a query covers: a half-open range of time, a selection of keys.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+use crate::{Error, Result};
+
+/// `[start, end)`: the start is inside, the end is not. A range of equal ends is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawRange")]
+pub struct TimeRange {
+    start: Timestamp,
+    end: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct RawRange {
+    start: Timestamp,
+    end: Timestamp,
+}
+
+impl TryFrom<RawRange> for TimeRange {
+    type Error = Error;
+    fn try_from(raw: RawRange) -> Result<Self> {
+        Self::new(raw.start, raw.end)
+    }
+}
+
+impl TimeRange {
+    /// The whole domain.
+    pub const ALL: Self = Self { start: Timestamp::MIN, end: Timestamp::MAX };
+
+    /// `[start, end)`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the end is before the start.
+    pub fn new(start: Timestamp, end: Timestamp) -> Result<Self> {
+        if start <= end {
+            Ok(Self { start, end })
+        } else {
+            Err(Error::invalid(
+                "domain.range.order",
+                "range",
+                format_args!("{start}..{end}"),
+                "must not end before it starts",
+            ))
+        }
+    }
+
+    /// From `start` to the end of the domain.
+    pub fn since(start: Timestamp) -> Self {
+        Self { start, end: Timestamp::MAX }
+    }
+
+    /// From the beginning of the domain up to, not including, `end`.
+    pub fn before(end: Timestamp) -> Self {
+        Self { start: Timestamp::MIN, end }
+    }
+
+    /// The first moment inside.
+    pub const fn start(self) -> Timestamp {
+        self.start
+    }
+
+    /// The first moment past it.
+    pub const fn end(self) -> Timestamp {
+        self.end
+    }
+
+    /// Whether `time` lies inside.
+    pub fn contains(self, time: Timestamp) -> bool {
+        self.start <= time && time < self.end
+    }
+
+    /// Whether nothing lies inside.
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+impl fmt::Display for TimeRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start, self.end)
+    }
+}
+
+/// Everything, or a list of keys that is not empty: an empty list never means everything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection<K> {
+    /// Every key that there is.
+    All,
+    /// Just these, in ascending order and each once.
+    These(Keys<K>),
+}
+
+/// The keys of a [`Selection`]: sorted, each once, at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Keys<K>(Vec<K>);
+
+impl<K> std::ops::Deref for Keys<K> {
+    type Target = [K];
+    fn deref(&self) -> &[K] {
+        &self.0
+    }
+}
+
+impl<K: Ord> Selection<K> {
+    /// Just these keys; repeated ones count once.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an empty list.
+    pub fn these(keys: impl IntoIterator<Item = K>) -> Result<Self> {
+        let mut keys: Vec<K> = keys.into_iter().collect();
+        if keys.is_empty() {
+            return Err(Error::invalid(
+                "domain.selection.empty",
+                "selection",
+                "[]",
+                "must name at least one key",
+            ));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(Self::These(Keys(keys)))
+    }
+
+    /// Just this key.
+    pub fn one(key: K) -> Self {
+        Self::These(Keys(vec![key]))
+    }
+
+    /// Whether the key is selected.
+    pub fn contains(&self, key: &K) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(keys) => keys.binary_search(key).is_ok(),
+        }
+    }
+}
+
+impl<'de, K: Ord + Deserialize<'de>> Deserialize<'de> for Selection<K> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Raw<K> {
+            All,
+            These(Vec<K>),
+        }
+        match Raw::deserialize(deserializer)? {
+            Raw::All => Ok(Self::All),
+            Raw::These(keys) => Self::these(keys).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_half_open_and_may_be_empty_but_not_reversed() {
+        let (a, b) = (Timestamp::from_secs(1_000_000).unwrap(), Timestamp::from_secs(2_000_000).unwrap());
+        let range = TimeRange::new(a, b).unwrap();
+        assert!(range.contains(a) && !range.contains(b));
+        assert!(TimeRange::new(a, a).unwrap().is_empty());
+        assert!(TimeRange::new(b, a).is_err());
+        let json = serde_json::to_string(&range).unwrap();
+        assert_eq!(serde_json::from_str::<TimeRange>(&json).unwrap(), range);
+        assert!(
+            serde_json::from_str::<TimeRange>("{\"start\":2000000000000,\"end\":1000000000000}").is_err()
+        );
+    }
+
+    #[test]
+    fn an_empty_selection_is_refused_and_repeated_keys_count_once() {
+        assert!(Selection::<u8>::these([]).is_err());
+        let Selection::These(keys) = Selection::these([2, 1, 2]).unwrap() else { panic!() };
+        assert_eq!(*keys, [1, 2]);
+        assert!(serde_json::from_str::<Selection<u8>>("{\"these\":[]}").is_err());
+        assert_eq!(serde_json::from_str::<Selection<u8>>("\"all\"").unwrap(), Selection::All);
+    }
+}

@@ -1,0 +1,173 @@
+//! A trade, or one observed price.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Instrument, Price, Quantity, Timestamp, counter};
+use crate::{Error, Result};
+
+/// The side of the taker of a trade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The taker bought.
+    Buy,
+    /// The taker sold.
+    Sell,
+}
+
+impl Side {
+    /// `buy` or `sell`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Buy => "buy",
+            Self::Sell => "sell",
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Side {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "buy" => Ok(Self::Buy),
+            "sell" => Ok(Self::Sell),
+            _ => Err(Error::invalid("domain.side", "side", text, "must be buy or sell")),
+        }
+    }
+}
+
+/// A trade, or one observed price. Its key is (instrument, ts, seq); two ticks of one key are the same tick.
+///
+/// ```
+/// use qi_core::{PriceTick, Quantity, Side, Timestamp};
+/// let tick = PriceTick::new("binance:BTC-USDT".parse()?, Timestamp::from_millis(1_610_064_000_278)?, 553_287_559,
+///         "39432.48".parse()?)?
+///     .with_quantity("0.000263".parse::<Quantity>()?)
+///     .with_side(Side::Sell);
+/// assert_eq!(tick.price().to_string(), "39432.48");
+/// # Ok::<(), qi_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawTick")]
+pub struct PriceTick {
+    instrument: Instrument,
+    ts: Timestamp,
+    seq: u64,
+    price: Price,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    side: Option<Side>,
+}
+
+#[derive(Deserialize)]
+struct RawTick {
+    instrument: Instrument,
+    ts: Timestamp,
+    seq: u64,
+    price: Price,
+    quantity: Option<Quantity>,
+    side: Option<Side>,
+}
+
+impl TryFrom<RawTick> for PriceTick {
+    type Error = Error;
+    fn try_from(raw: RawTick) -> Result<Self> {
+        let RawTick { instrument, ts, seq, price, quantity, side } = raw;
+        Ok(Self { quantity, side, ..Self::new(instrument, ts, seq, price)? })
+    }
+}
+
+impl PriceTick {
+    /// A price of `instrument` at `ts`.
+    ///
+    /// `seq` orders and separates ticks of one `ts`: the exchange's trade id, or, for a feed without ids, the
+    /// 0-based ordinal among all records of that timestamp in source order.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`super::MAX_COUNTER`].
+    pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, price: Price) -> Result<Self> {
+        let (ts, seq) = (ts.for_record("ts")?, counter("seq", seq)?);
+        Ok(Self { instrument, ts, seq, price, quantity: None, side: None })
+    }
+
+    /// With the traded amount of the base currency. None (unknown) is not zero.
+    #[must_use]
+    pub fn with_quantity(mut self, quantity: impl Into<Option<Quantity>>) -> Self {
+        self.quantity = quantity.into();
+        self
+    }
+
+    /// With the side of the taker.
+    #[must_use]
+    pub fn with_side(mut self, side: impl Into<Option<Side>>) -> Self {
+        self.side = side.into();
+        self
+    }
+
+    /// What was traded.
+    pub fn instrument(&self) -> &Instrument {
+        &self.instrument
+    }
+
+    /// When, UTC.
+    pub fn ts(&self) -> Timestamp {
+        self.ts
+    }
+
+    /// The order among ticks of one `ts`.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// At what price, in the quote currency.
+    pub fn price(&self) -> Price {
+        self.price
+    }
+
+    /// How much of the base currency, if known.
+    pub fn quantity(&self) -> Option<Quantity> {
+        self.quantity
+    }
+
+    /// The side of the taker, if known.
+    pub fn side(&self) -> Option<Side> {
+        self.side
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::MAX_COUNTER;
+
+    fn tick(ts: Timestamp, seq: u64) -> Result<PriceTick> {
+        PriceTick::new("x:Y".parse().unwrap(), ts, seq, "1".parse().unwrap())
+    }
+
+    #[test]
+    fn bounds_of_time_and_sequence() {
+        assert!(tick(Timestamp::MIN, 0).is_ok());
+        assert!(tick(Timestamp::MAX_RECORD, MAX_COUNTER).is_ok());
+        assert_eq!(tick(Timestamp::MAX, 0).unwrap_err().context_value("field"), Some("ts"));
+        assert_eq!(tick(Timestamp::MIN, MAX_COUNTER + 1).unwrap_err().context_value("field"), Some("seq"));
+    }
+
+    #[test]
+    fn json_is_checked_like_the_constructor() {
+        let tick = tick(Timestamp::MIN, 7).unwrap().with_quantity(Quantity::ZERO).with_side(Side::Buy);
+        let json = serde_json::to_string(&tick).unwrap();
+        assert_eq!(serde_json::from_str::<PriceTick>(&json).unwrap(), tick);
+        assert!(serde_json::from_str::<PriceTick>(&json.replace(":7,", ":18446744073709551615,")).is_err());
+        assert!(serde_json::from_str::<PriceTick>(&json.replace("\"x:Y\"", "\"X:Y\"")).is_err());
+    }
+}
