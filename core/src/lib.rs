@@ -2,6 +2,9 @@
 
 pub mod domain;
 pub mod error;
+mod operation;
+mod ready;
+pub mod store;
 
 pub use domain::{
     BarValues, Clock, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price,
@@ -9,3 +12,5 @@ pub use domain::{
     SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, RetryAdvice};
+pub use operation::{Nature, Operation, Port};
+pub use store::{PriceStore, PriceStoreExt};

@@ -1,0 +1,45 @@
+//! Waiting for a backend to answer.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{Error, ErrorKind, Result, RetryAdvice};
+
+/// Pings until it answers, with pauses that grow from 50 ms to 1 s.
+///
+/// A stop for good (`RetryAdvice::Never`) is reported at once; else the last error when the time is over.
+pub(crate) async fn wait_ready<T, F>(timeout: Duration, ping: impl Fn() -> F + Send) -> Result<T>
+where
+    F: Future<Output = Result<T>> + Send,
+    T: Send,
+{
+    let deadline = Instant::now() + timeout;
+    let mut pause = Duration::from_millis(50);
+    let mut last: Option<Error> = None;
+    loop {
+        match timeout_at(deadline, ping()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => {
+                let at_least = match error.retry() {
+                    RetryAdvice::Never => return Err(error),
+                    RetryAdvice::Backoff => pause,
+                    RetryAdvice::After(wait) => wait,
+                };
+                if Instant::now() + at_least >= deadline {
+                    return Err(error);
+                }
+                last = Some(error);
+                sleep(at_least).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            Err(_) => {
+                return Err(last.unwrap_or_else(|| {
+                    Error::new(ErrorKind::Timeout, "ready.timeout", "wait_ready")
+                        .with_message("no answer to any ping")
+                        .with_context("timeout_ms", timeout.as_millis())
+                }));
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Cursors: opaque, versioned, good on every backend, and refused by any query but their own.
+
+use std::fmt::{self, Write as _};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Error, Instrument, Result, Scope, Timestamp};
+
+/// Where a page ended. It is text that can be stored and sent, belongs to one query (its dataset, keys, interval,
+/// range and order, not its limit) and is refused by every other one. It works on every backend, so a reader may
+/// go on elsewhere.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Cursor(String);
+
+/// What a cursor says to an adapter: after which record to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Anchor {
+    /// Before the first record.
+    Start,
+    /// After the tick or quote at this place.
+    Place(Timestamp, u64),
+    /// After the bar or snapshot at this time.
+    Time(Timestamp),
+    /// After this instrument.
+    Instrument(Instrument),
+    /// After this scope.
+    Scope(Scope),
+}
+
+/// The identity of a query: all that a cursor is bound to, hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryScope(u64);
+
+/// The first character of a cursor. Another one is of another version of the library.
+const VERSION: char = '1';
+
+impl QueryScope {
+    /// Hashes the parts of a query that a cursor is bound to.
+    pub(super) fn of(parts: fmt::Arguments<'_>) -> Self {
+        let mut hash = Fnv(Fnv::OFFSET);
+        // Writing into a hash cannot fail.
+        let _ = hash.write_fmt(parts);
+        Self(hash.0)
+    }
+
+    /// The cursor of this query after `anchor`.
+    pub(super) fn cursor(self, anchor: &Anchor) -> Cursor {
+        let place = match anchor {
+            Anchor::Start => "s".to_owned(),
+            Anchor::Place(ts, seq) => format!("p{}.{seq}", ts.as_micros()),
+            Anchor::Time(ts) => format!("t{}", ts.as_micros()),
+            Anchor::Instrument(instrument) => format!("i{instrument}"),
+            Anchor::Scope(scope) => format!("c{scope}"),
+        };
+        let seal = self.seal(&place);
+        Cursor(format!("{VERSION}{seal:016x}{place}"))
+    }
+
+    /// What `cursor` says, if it is one of this query.
+    pub(super) fn open(self, cursor: &Cursor) -> Result<Anchor> {
+        let refuse = |rule: &str| Err(Error::invalid("store.cursor", "cursor", &cursor.0, rule));
+        let Some(body) = cursor.0.strip_prefix(VERSION) else {
+            return refuse("must be of this version");
+        };
+        let (Some(seal), Some(place)) = (body.get(..16), body.get(16..)) else {
+            return refuse("must be one that a page gave");
+        };
+        if u64::from_str_radix(seal, 16).ok() != Some(self.seal(place)) {
+            return refuse("must be one of this query");
+        }
+        parse_anchor(place).map_or_else(|| refuse("must be one that a page gave"), Ok)
+    }
+
+    /// Binds the place to the query, so that neither can be changed.
+    fn seal(self, place: &str) -> u64 {
+        let mut hash = Fnv(self.0);
+        let _ = hash.write_str(place);
+        hash.0
+    }
+}
+
+fn parse_anchor(place: &str) -> Option<Anchor> {
+    let time = |text: &str| text.parse().ok().and_then(|micros| Timestamp::from_micros(micros).ok());
+    let (kind, rest) = place.split_at_checked(1)?;
+    match kind {
+        "s" => rest.is_empty().then_some(Anchor::Start),
+        "p" => {
+            let (ts, seq) = rest.split_once('.')?;
+            Some(Anchor::Place(time(ts)?, seq.parse().ok()?))
+        }
+        "t" => time(rest).map(Anchor::Time),
+        "i" => rest.parse().ok().map(Anchor::Instrument),
+        "c" => rest.parse().ok().map(Anchor::Scope),
+        _ => None,
+    }
+}
+
+/// FNV-1a, 64 bits. Source: Fowler, Noll, Vo, draft-eastlake-fnv. It finds mistakes, it is no protection against
+/// someone who forges a cursor, who could ask the same query anyway.
+struct Fnv(u64);
+
+impl Fnv {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+}
+
+impl fmt::Write for Fnv {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(Self::PRIME);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cursor({})", self.0)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = Error;
+
+    /// Takes any text of at most 160 bytes; whether it is a cursor of the query is checked where it is used.
+    fn from_str(text: &str) -> Result<Self> {
+        if text.len() > 160 {
+            return Err(Error::invalid("store.cursor", "cursor", text, "must be one that a page gave"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchors() -> Vec<Anchor> {
+        let t = Timestamp::MIN;
+        vec![
+            Anchor::Start,
+            Anchor::Place(t, u64::MAX),
+            Anchor::Time(Timestamp::MAX),
+            Anchor::Instrument("okx:BTC:PERP/X.1".parse().unwrap()),
+            Anchor::Scope(Scope::Global),
+            Anchor::Scope("asset:BTC".parse().unwrap()),
+        ]
+    }
+
+    #[test]
+    fn a_cursor_gives_back_its_anchor_to_its_own_query_only() {
+        let (own, other) = (QueryScope::of(format_args!("a")), QueryScope::of(format_args!("b")));
+        for anchor in anchors() {
+            let cursor = own.cursor(&anchor);
+            let text: Cursor = cursor.to_string().parse().unwrap();
+            assert_eq!(own.open(&text).unwrap(), anchor);
+            assert_eq!(other.open(&cursor).unwrap_err().kind(), crate::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn a_changed_cursor_is_refused_wherever_it_was_changed() {
+        let own = QueryScope::of(format_args!("a"));
+        let good = own.cursor(&Anchor::Place(Timestamp::MIN, 7)).to_string();
+        for at in 0..good.len() {
+            let mut bad = good.clone().into_bytes();
+            bad[at] = if bad[at] == b'3' { b'4' } else { b'3' };
+            let bad: Cursor = String::from_utf8(bad).unwrap().parse().unwrap();
+            assert!(own.open(&bad).is_err(), "{bad}");
+        }
+        for bad in ["", "1", "é", "1é23456789012345678", &good[..16], &"9".repeat(160)] {
+            assert!(own.open(&bad.parse().unwrap()).is_err(), "{bad}");
+        }
+        assert!("1".repeat(161).parse::<Cursor>().is_err());
+    }
+}

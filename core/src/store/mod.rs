@@ -1,0 +1,27 @@
+//! [`PriceStore`]: the port to price storage, its queries, and the analytics that are computed from it.
+//!
+//! The contract of the port, point by point, stands in `docs/store.md`; the contract suite of `qi-testkit` checks
+//! every point on every implementation.
+
+mod analytics;
+mod cursor;
+mod dataset;
+mod ext;
+mod page;
+mod port;
+mod query;
+mod report;
+
+pub use analytics::{BarSource, Change, FilledBar, Movers, MoversQuery};
+pub use cursor::{Anchor, Cursor, QueryScope};
+pub use dataset::{Dataset, Record};
+pub use ext::PriceStoreExt;
+pub use page::{MAX_PAGE, Page, PageRequest};
+pub use port::PriceStore;
+pub use query::{
+    BarQuery, DeleteQuery, Derived, InstrumentDataset, InstrumentQuery, LatestBarsQuery, LatestQuery, Order,
+    Paged, RangeQuery, SnapshotQuery, StatsQuery,
+};
+pub use report::{
+    InsertReport, InstrumentSummary, PricePoint, RangeStats, Retention, SchemaReport, StoreInfo, StoreStatus,
+};

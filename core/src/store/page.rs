@@ -1,0 +1,79 @@
+//! Pages: bounded answers, and the cursor to go on with.
+
+use serde::{Deserialize, Serialize};
+
+use super::Cursor;
+use crate::{Error, Result};
+
+/// The most items that a page may be asked for.
+pub const MAX_PAGE: usize = 10_000;
+
+/// How many items to return at most, and after which cursor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawPageRequest")]
+pub struct PageRequest {
+    limit: usize,
+    after: Option<Cursor>,
+}
+
+#[derive(Deserialize)]
+struct RawPageRequest {
+    limit: usize,
+    after: Option<Cursor>,
+}
+
+impl TryFrom<RawPageRequest> for PageRequest {
+    type Error = Error;
+    fn try_from(raw: RawPageRequest) -> Result<Self> {
+        Ok(Self { after: raw.after, ..Self::first(raw.limit)? })
+    }
+}
+
+impl Default for PageRequest {
+    /// The first 1,000 items.
+    fn default() -> Self {
+        Self { limit: 1_000, after: None }
+    }
+}
+
+impl PageRequest {
+    /// The first `limit` items.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless `limit` lies in 1 to [`MAX_PAGE`].
+    pub fn first(limit: usize) -> Result<Self> {
+        if (1..=MAX_PAGE).contains(&limit) {
+            Ok(Self { limit, after: None })
+        } else {
+            Err(Error::invalid("store.page.limit", "limit", limit, "must lie from 1 to 10000"))
+        }
+    }
+
+    /// The same number of items, after `cursor`.
+    #[must_use]
+    pub fn after(self, cursor: Cursor) -> Self {
+        Self { after: Some(cursor), ..self }
+    }
+
+    /// How many items at most.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The cursor to go on after, if any.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.after.as_ref()
+    }
+}
+
+/// A bounded part of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The items, in the query's order.
+    pub items: Vec<T>,
+    /// Where the next page begins; None on the last one.
+    pub next: Option<Cursor>,
+    /// Where to ask again for what may have come since, in the query's order after the last item. It is always
+    /// there, and does not pass a derived bar that the end of the range still cuts.
+    pub resume: Cursor,
+}
