@@ -1,11 +1,13 @@
 //! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
 
+pub mod bus;
 pub mod domain;
 pub mod error;
 mod operation;
 mod ready;
 pub mod store;
 
+pub use bus::{MessageBus, MessageBusExt, Subscription};
 pub use domain::{
     BarValues, Clock, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price,
     PriceTick, Quantity, Quote, QuoteValues, Scope, Selection, Side, SnapshotValues, Source, Symbol,

@@ -1,0 +1,338 @@
+//! Topics, groups and brokers as an operator sees them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{GroupId, TopicName, TopicPartition};
+use crate::{Error, Result, Selection};
+
+/// What is known of a bus without asking it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusInfo {
+    /// The backend's word in the configuration: `memory`, `redpanda`, ...
+    pub backend: &'static str,
+    /// The broker's version.
+    pub version: Option<String>,
+    /// How long `publish` waits for space, and again for delivery, before messages fail.
+    pub delivery_timeout: Duration,
+    /// The largest message that the client takes, in bytes; a topic may allow less.
+    pub max_message_bytes: usize,
+}
+
+impl BusInfo {
+    /// The info of a backend that was not asked yet.
+    pub fn new(backend: &'static str, delivery_timeout: Duration, max_message_bytes: usize) -> Self {
+        Self { backend, version: None, delivery_timeout, max_message_bytes }
+    }
+}
+
+/// The answer to `ping`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusStatus {
+    /// The cluster's id, where it says one.
+    pub cluster_id: Option<String>,
+    /// How many brokers answered.
+    pub brokers: usize,
+    /// How long the round trip took.
+    pub round_trip: Duration,
+}
+
+impl BusStatus {
+    /// A cluster of `brokers` that answered after `round_trip`.
+    pub fn new(cluster_id: Option<String>, brokers: usize, round_trip: Duration) -> Self {
+        Self { cluster_id, brokers, round_trip }
+    }
+}
+
+/// What `close` left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// How many messages were neither acknowledged nor refused when the limit of the drain passed.
+    pub unknown: usize,
+}
+
+impl CloseReport {
+    /// `unknown` messages had no answer.
+    pub fn new(unknown: usize) -> Self {
+        Self { unknown }
+    }
+}
+
+/// What a topic does with old messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CleanupPolicy {
+    /// Removes what is older than the retention.
+    #[default]
+    Delete,
+    /// Keeps the newest message of each key.
+    Compact,
+}
+
+/// A topic to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: TopicName,
+    /// How many partitions, at least 1.
+    pub partitions: u32,
+    /// How many copies; None is the broker's default.
+    pub replication: Option<u16>,
+    /// How long messages stay; None is the broker's default.
+    pub retention: Option<Duration>,
+    /// The largest message in bytes; None is the broker's default.
+    pub max_message_bytes: Option<usize>,
+    /// What happens to old messages.
+    pub cleanup: CleanupPolicy,
+    /// Any other setting of the broker, as text.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl TopicSpec {
+    /// A topic of so many partitions, with the broker's defaults.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless `partitions` lies in 1 to 10,000.
+    pub fn new(name: TopicName, partitions: u32) -> Result<Self> {
+        if !(1..=10_000).contains(&partitions) {
+            return Err(Error::invalid(
+                "bus.topic.partitions",
+                "partitions",
+                partitions,
+                "must lie from 1 to 10000",
+            ));
+        }
+        Ok(Self {
+            name,
+            partitions,
+            replication: None,
+            retention: None,
+            max_message_bytes: None,
+            cleanup: CleanupPolicy::Delete,
+            settings: BTreeMap::new(),
+        })
+    }
+
+    /// With so many copies.
+    #[must_use]
+    pub fn with_replication(mut self, copies: u16) -> Self {
+        self.replication = Some(copies);
+        self
+    }
+
+    /// With messages that stay this long.
+    #[must_use]
+    pub fn with_retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// With messages of at most so many bytes.
+    #[must_use]
+    pub fn with_max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message_bytes = Some(bytes);
+        self
+    }
+
+    /// With another cleanup policy.
+    #[must_use]
+    pub fn with_cleanup(mut self, cleanup: CleanupPolicy) -> Self {
+        self.cleanup = cleanup;
+        self
+    }
+
+    /// With any other setting of the broker.
+    #[must_use]
+    pub fn with_setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// A setting of an existing topic that differs from what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingDiff {
+    /// The setting.
+    pub name: String,
+    /// What was asked for.
+    pub wanted: String,
+    /// What the topic has.
+    pub found: String,
+}
+
+/// What became of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TopicState {
+    /// It is new.
+    Created,
+    /// It was there, with the same number of partitions; its settings may differ and were left alone.
+    Existed {
+        /// The settings that differ.
+        differs: Vec<SettingDiff>,
+    },
+    /// It is gone.
+    Deleted,
+}
+
+/// The answer for one topic of a request.
+#[derive(Debug, Clone)]
+pub struct TopicOutcome {
+    /// Which.
+    pub topic: TopicName,
+    /// What became of it.
+    pub result: Result<TopicState>,
+}
+
+/// One partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionInfo {
+    /// Its number.
+    pub id: u32,
+    /// The broker that leads it; None while there is none.
+    pub leader: Option<i32>,
+    /// The brokers that have a copy.
+    pub replicas: Vec<i32>,
+    /// Those of them that are up to date.
+    pub in_sync: Vec<i32>,
+    /// The first offset that is still there.
+    pub low: u64,
+    /// The offset that the next message gets.
+    pub high: u64,
+}
+
+impl PartitionInfo {
+    /// Partition `id`, led and held by broker 0, from `low` to `high`.
+    pub fn new(id: u32, low: u64, high: u64) -> Self {
+        Self { id, leader: Some(0), replicas: vec![0], in_sync: vec![0], low, high }
+    }
+}
+
+/// A topic as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: TopicName,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionInfo>,
+    /// Its settings by the broker's names.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl TopicInfo {
+    /// A topic as it is, for those who implement a bus.
+    pub fn new(name: TopicName, partitions: Vec<PartitionInfo>, settings: BTreeMap<String, String>) -> Self {
+        Self { name, partitions, settings }
+    }
+}
+
+/// Which groups to describe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupQuery {
+    /// These, or all.
+    pub groups: Selection<GroupId>,
+}
+
+impl GroupQuery {
+    /// These groups.
+    pub fn new(groups: Selection<GroupId>) -> Self {
+        Self { groups }
+    }
+
+    /// One group.
+    pub fn one(group: GroupId) -> Self {
+        Self::new(Selection::one(group))
+    }
+}
+
+/// In what state a group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GroupState {
+    /// It has commits and no members.
+    Empty,
+    /// Its partitions are being shared out.
+    Rebalancing,
+    /// Every partition has its owner.
+    Stable,
+}
+
+/// A member of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupMember {
+    /// Its id.
+    pub id: String,
+    /// The name of its client.
+    pub client_id: String,
+    /// What it owns.
+    pub partitions: Vec<TopicPartition>,
+}
+
+impl GroupMember {
+    /// A member, for those who implement a bus.
+    pub fn new(id: String, client_id: String, partitions: Vec<TopicPartition>) -> Self {
+        Self { id, client_id, partitions }
+    }
+}
+
+/// How far a group is in one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupPartition {
+    /// Which.
+    pub partition: TopicPartition,
+    /// The group's commit, if it has one.
+    pub committed: Option<u64>,
+    /// The offset that the next message gets.
+    pub end: u64,
+    /// The end minus the commit; None without a commit.
+    pub lag: Option<u64>,
+}
+
+impl GroupPartition {
+    /// How far a group is, with the lag that follows.
+    pub fn new(partition: TopicPartition, committed: Option<u64>, end: u64) -> Self {
+        Self { partition, committed, end, lag: committed.map(|next| end.saturating_sub(next)) }
+    }
+}
+
+/// A group as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupInfo {
+    /// Its name.
+    pub id: GroupId,
+    /// Its state.
+    pub state: GroupState,
+    /// Its members.
+    pub members: Vec<GroupMember>,
+    /// The partitions that it has committed or owns, in order.
+    pub partitions: Vec<GroupPartition>,
+}
+
+impl GroupInfo {
+    /// A group as it is, for those who implement a bus.
+    pub fn new(
+        id: GroupId,
+        state: GroupState,
+        members: Vec<GroupMember>,
+        partitions: Vec<GroupPartition>,
+    ) -> Self {
+        Self { id, state, members, partitions }
+    }
+
+    /// The lag over all partitions; None if one of them has no commit.
+    pub fn lag(&self) -> Option<u64> {
+        self.partitions.iter().map(|p| p.lag).sum()
+    }
+}

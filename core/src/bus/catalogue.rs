@@ -1,0 +1,108 @@
+//! The topics of the platform, which a configuration may override.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{TopicName, TopicSpec};
+use crate::Result;
+
+const DAY: Duration = Duration::from_hours(24);
+const MAX_MESSAGE: usize = 2 << 20;
+/// A dead letter is the message and what was wrong with it.
+const DEAD_LETTER_ROOM: usize = 64 << 10;
+
+/// The topics that the platform's records travel on, each with its dead letter topic `<topic>.dlq`.
+///
+/// | topic | records | partitions | retention |
+/// | --- | --- | --- | --- |
+/// | `crypto-prices` | ticks | 12 | 7 days |
+/// | `crypto-quotes` | quotes | 16 | 1 day |
+/// | `crypto-ohlcv` | bars | 8 | 30 days |
+/// | `market-analytics` | snapshots | 4 | 90 days |
+///
+/// Messages are at most 2 MiB; dead letters have 64 KiB more room for their headers and stay as long as their
+/// topic's messages. Replication is the broker's default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicCatalogue(BTreeMap<TopicName, TopicSpec>);
+
+impl TopicCatalogue {
+    /// The table above.
+    ///
+    /// # Errors
+    /// Never in practice: the names and numbers are constants of the domain.
+    pub fn standard() -> Result<Self> {
+        let mut catalogue = Self(BTreeMap::new());
+        for (name, partitions, days) in [
+            ("crypto-prices", 12, 7),
+            ("crypto-quotes", 16, 1),
+            ("crypto-ohlcv", 8, 30),
+            ("market-analytics", 4, 90),
+        ] {
+            let spec = TopicSpec::new(TopicName::new(name)?, partitions)?
+                .with_retention(DAY * days)
+                .with_max_message_bytes(MAX_MESSAGE);
+            catalogue.insert(spec);
+        }
+        Ok(catalogue)
+    }
+
+    /// Adds a topic, or replaces the one of that name.
+    pub fn insert(&mut self, spec: TopicSpec) {
+        self.0.insert(spec.name.clone(), spec);
+    }
+
+    /// The topic of that name.
+    pub fn get(&self, name: &TopicName) -> Option<&TopicSpec> {
+        self.0.get(name)
+    }
+
+    /// The topic of that name, to change.
+    pub fn get_mut(&mut self, name: &TopicName) -> Option<&mut TopicSpec> {
+        self.0.get_mut(name)
+    }
+
+    /// Every topic, without the dead letter topics.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicSpec> {
+        self.0.values()
+    }
+
+    /// What to create: every topic and its dead letter topic.
+    ///
+    /// # Errors
+    /// `InvalidInput` if a name is too long for its `.dlq`.
+    pub fn specs(&self) -> Result<Vec<TopicSpec>> {
+        let mut specs = Vec::with_capacity(2 * self.0.len());
+        for spec in self.0.values() {
+            let mut dead =
+                TopicSpec { name: super::DeadLetters::default().topic_for(&spec.name)?, ..spec.clone() };
+            dead.max_message_bytes = spec.max_message_bytes.map(|bytes| bytes + DEAD_LETTER_ROOM);
+            specs.extend([spec.clone(), dead]);
+        }
+        Ok(specs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_has_its_dead_letters() {
+        let specs = TopicCatalogue::standard().unwrap().specs().unwrap();
+        let names: Vec<_> = specs.iter().map(|s| (s.name.as_str(), s.partitions)).collect();
+        assert_eq!(
+            names,
+            [
+                ("crypto-ohlcv", 8),
+                ("crypto-ohlcv.dlq", 8),
+                ("crypto-prices", 12),
+                ("crypto-prices.dlq", 12),
+                ("crypto-quotes", 16),
+                ("crypto-quotes.dlq", 16),
+                ("market-analytics", 4),
+                ("market-analytics.dlq", 4),
+            ]
+        );
+        assert!(specs[1].max_message_bytes > specs[0].max_message_bytes);
+    }
+}

@@ -1,0 +1,235 @@
+//! Typed messages: a record becomes a payload with headers that say what it is, and is read back strictly.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{HeaderName, Message, Received, TopicName};
+use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
+
+/// The names of the headers that typed messages carry.
+pub mod header {
+    /// The codec: `application/json`.
+    pub const CONTENT_TYPE: &str = "content-type";
+    /// The record's [`super::Payload::TYPE`].
+    pub const TYPE: &str = "qi-type";
+    /// The record's [`super::Payload::VERSION`], as decimal digits.
+    pub const VERSION: &str = "qi-version";
+    /// A dead letter's origin: the topic.
+    pub const ORIGIN_TOPIC: &str = "qi-origin-topic";
+    /// A dead letter's origin: the partition.
+    pub const ORIGIN_PARTITION: &str = "qi-origin-partition";
+    /// A dead letter's origin: the offset.
+    pub const ORIGIN_OFFSET: &str = "qi-origin-offset";
+    /// A dead letter's error: its stable code.
+    pub const ERROR_CODE: &str = "qi-error-code";
+    /// A dead letter's error in words.
+    pub const ERROR: &str = "qi-error";
+}
+
+/// A record that travels on the bus.
+pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// What the header `qi-type` says.
+    const TYPE: &'static str;
+    /// What the header `qi-version` says. It rises when an old reader could not read the new form.
+    const VERSION: u16 = 1;
+    /// The topic that it travels on unless another is named.
+    const TOPIC: &'static str;
+
+    /// The key of its message: records of one key keep their order.
+    fn message_key(&self) -> Bytes;
+}
+
+impl Payload for PriceTick {
+    const TYPE: &'static str = "tick";
+    const TOPIC: &'static str = "crypto-prices";
+    fn message_key(&self) -> Bytes {
+        self.instrument().to_string().into()
+    }
+}
+
+impl Payload for Quote {
+    const TYPE: &'static str = "quote";
+    const TOPIC: &'static str = "crypto-quotes";
+    fn message_key(&self) -> Bytes {
+        self.instrument().to_string().into()
+    }
+}
+
+impl Payload for Ohlcv {
+    const TYPE: &'static str = "bar";
+    const TOPIC: &'static str = "crypto-ohlcv";
+    fn message_key(&self) -> Bytes {
+        self.instrument().to_string().into()
+    }
+}
+
+impl Payload for MarketSnapshot {
+    const TYPE: &'static str = "snapshot";
+    const TOPIC: &'static str = "market-analytics";
+    fn message_key(&self) -> Bytes {
+        self.scope().to_string().into()
+    }
+}
+
+/// A way to write values as bytes.
+pub trait Codec: Send + Sync + 'static {
+    /// What the header `content-type` says.
+    const CONTENT_TYPE: &'static str;
+
+    /// Writes a value.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a value that the format cannot hold.
+    fn encode<T: Serialize>(value: &T) -> Result<Bytes>;
+
+    /// Reads a value, validating all of it.
+    ///
+    /// # Errors
+    /// `CorruptData` that says where the bytes are wrong.
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T>;
+}
+
+/// JSON: decimals as strings, times as integers of microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Json {}
+
+impl Codec for Json {
+    const CONTENT_TYPE: &'static str = "application/json";
+
+    fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+        serde_json::to_vec(value).map(Bytes::from).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, "bus.codec.json.encode", "encode").with_source(e)
+        })
+    }
+
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|e| {
+            corrupt("bus.codec.json")
+                .with_context("line", e.line())
+                .with_context("column", e.column())
+                .with_source(e)
+        })
+    }
+}
+
+/// The message of a record, keyed, on `topic` or its default topic. Its time is that of publishing: retention by
+/// age looks at it, and the event's own time is in the payload.
+///
+/// # Errors
+/// `InvalidInput` for a value that the codec cannot hold.
+pub fn encode_message<C: Codec, T: Payload>(record: &T, topic: Option<&TopicName>) -> Result<Message> {
+    let topic = match topic {
+        Some(topic) => topic.clone(),
+        None => TopicName::new(T::TOPIC)?,
+    };
+    Ok(Message::new(topic, C::encode(record)?)
+        .with_key(record.message_key())
+        .with_header(HeaderName::new(header::CONTENT_TYPE)?, C::CONTENT_TYPE)
+        .with_header(HeaderName::new(header::TYPE)?, T::TYPE)
+        .with_header(HeaderName::new(header::VERSION)?, T::VERSION.to_string()))
+}
+
+/// The record of a message. A message without the headers, as other producers write it, is read as what is asked
+/// for; one whose headers say something else is refused.
+///
+/// # Errors
+/// `CorruptData`, with the place of the message in its context: another codec, type or version, a tombstone, or
+/// bytes that are no valid record.
+pub fn decode_message<C: Codec, T: Payload>(message: &Received) -> Result<T> {
+    let check = |name: &'static str, wanted: &str| match message.headers.get(name) {
+        Some(found) if found != wanted => Err(corrupt("bus.codec.header")
+            .with_message(format_args!("header {name} must be {wanted}"))
+            .with_context("field", name)
+            .with_context("value", String::from_utf8_lossy(found))),
+        _ => Ok(()),
+    };
+    let record = || {
+        check(header::CONTENT_TYPE, C::CONTENT_TYPE)?;
+        check(header::TYPE, T::TYPE)?;
+        check(header::VERSION, &T::VERSION.to_string())?;
+        let payload = message
+            .payload
+            .as_ref()
+            .ok_or_else(|| corrupt("bus.codec.tombstone").with_message("a tombstone holds no record"))?;
+        C::decode(payload)
+    };
+    record().map_err(|error: Error| {
+        error
+            .with_context("topic", &message.topic)
+            .with_context("partition", message.partition)
+            .with_context("offset", message.offset)
+    })
+}
+
+fn corrupt(code: &'static str) -> Error {
+    Error::new(ErrorKind::CorruptData, code, "decode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BarValues, Interval, QuoteValues, Scope, SnapshotValues, Timestamp};
+
+    fn received(message: &Message) -> Received {
+        let mut received = Received::new(message.topic.clone(), 3, 17);
+        received.key.clone_from(&message.key);
+        received.payload.clone_from(&message.payload);
+        received.headers.clone_from(&message.headers);
+        received
+    }
+
+    fn tick() -> PriceTick {
+        PriceTick::new("a:B".parse().unwrap(), Timestamp::MIN, 1, "1.5".parse().unwrap()).unwrap()
+    }
+
+    fn there_and_back<T: Payload + PartialEq + std::fmt::Debug>(record: &T, topic: &str) {
+        let message = encode_message::<Json, T>(record, None).unwrap();
+        assert_eq!((message.topic.as_str(), message.timestamp), (topic, None));
+        assert_eq!(&decode_message::<Json, T>(&received(&message)).unwrap(), record);
+    }
+
+    #[test]
+    fn every_record_travels_there_and_back() {
+        let (instrument, price) = ("a:B".parse::<crate::Instrument>().unwrap(), "2".parse().unwrap());
+        there_and_back(&tick(), "crypto-prices");
+        let values = QuoteValues { ask_price: Some(price), ..Default::default() };
+        there_and_back(&Quote::new(instrument.clone(), Timestamp::MIN, 0, values).unwrap(), "crypto-quotes");
+        let bar = Ohlcv::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
+        there_and_back(&bar, "crypto-ohlcv");
+        let values = SnapshotValues { markets: Some(1), ..Default::default() };
+        there_and_back(
+            &MarketSnapshot::new(Scope::Global, Timestamp::MIN, values).unwrap(),
+            "market-analytics",
+        );
+    }
+
+    #[test]
+    fn what_is_something_else_is_refused_with_its_place() {
+        let message = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+        let with = |name: &str, value: &'static str| {
+            let mut other = message.clone();
+            other.headers.push(HeaderName::new(name).unwrap(), Bytes::from(value));
+            decode_message::<Json, PriceTick>(&other).unwrap_err()
+        };
+        for (name, value) in [(header::TYPE, "quote"), (header::VERSION, "2"), (header::CONTENT_TYPE, "x")] {
+            let error = with(name, value);
+            assert_eq!((error.kind(), error.context_value("value")), (ErrorKind::CorruptData, Some(value)));
+            assert_eq!(error.context_value("offset"), Some("17"));
+        }
+        let mut tombstone = message.clone();
+        tombstone.payload = None;
+        assert_eq!(decode_message::<Json, PriceTick>(&tombstone).unwrap_err().code(), "bus.codec.tombstone");
+        let mut broken = message.clone();
+        broken.payload = Some(Bytes::from_static(b"{\"instrument\":"));
+        let error = decode_message::<Json, PriceTick>(&broken).unwrap_err();
+        assert_eq!((error.code(), error.context_value("column")), ("bus.codec.json", Some("14")));
+    }
+
+    #[test]
+    fn a_message_of_another_producer_needs_no_headers() {
+        let mut plain = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+        plain.headers = super::super::Headers::new();
+        assert_eq!(decode_message::<Json, PriceTick>(&plain).unwrap(), tick());
+    }
+}

@@ -1,0 +1,37 @@
+//! [`MessageBus`] and [`Subscription`]: the port to a log of partitioned topics with consumer groups.
+//!
+//! The contract, point by point, stands in `docs/bus.md`; the contract suite of `qi-testkit` checks every point
+//! on every implementation. It is a log, not a queue: there is no "nack", order is per partition, progress is an
+//! offset.
+
+mod admin;
+mod catalogue;
+mod codec;
+mod dead_letter;
+mod ext;
+mod message;
+mod messages;
+mod name;
+mod partitioner;
+mod port;
+mod report;
+mod subscription;
+
+pub use admin::{
+    BusInfo, BusStatus, CleanupPolicy, CloseReport, GroupInfo, GroupMember, GroupPartition, GroupQuery,
+    GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
+};
+pub use catalogue::TopicCatalogue;
+pub use codec::{Codec, Json, Payload, decode_message, encode_message, header};
+pub use dead_letter::DeadLetters;
+pub use ext::MessageBusExt;
+pub use message::{Headers, Message, Received};
+pub use messages::Messages;
+pub use name::{GroupId, HeaderName, MemberId, TopicName};
+pub use partitioner::{murmur2, partition_for_key};
+pub use port::{MessageBus, PublishOptions, Subscription};
+pub use report::{Delivery, DeliveryError, DeliveryState, PublishReport};
+pub use subscription::{
+    AssignedPartition, Assignment, Batch, Committed, Notice, Positions, Read, SeekTo, StartFrom, Subscribe,
+    TopicPartition,
+};
