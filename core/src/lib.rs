@@ -1,12 +1,17 @@
 //! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
 
+mod backoff;
+mod buffered;
 pub mod bus;
 pub mod domain;
 pub mod error;
+pub mod layer;
 mod operation;
 mod ready;
 pub mod store;
 
+pub use backoff::Backoff;
+pub use buffered::{Buffered, BufferedConfig, Receipt, Sink};
 pub use bus::{MessageBus, MessageBusExt, Subscription};
 pub use domain::{
     BarValues, Clock, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price,

@@ -1,0 +1,429 @@
+//! `Retry` and `Timeout`: what they try again, what they never do, and what they say when they give up.
+//! On paused time.
+#![allow(clippy::unwrap_used, clippy::unnecessary_wraps, reason = "a test fails by panicking")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use qi_core::bus::{
+    Batch, BusInfo, Delivery, DeliveryError, DeliveryState, Message, MessageBus, PublishOptions,
+    PublishReport, Subscribe, Subscription, TopicName,
+};
+use qi_core::layer::{
+    Intercept, Layered, LayeredSubscription, Retry, RetryPolicy, Timeout, TimeoutPolicy, Wrappers,
+};
+use qi_core::store::{Dataset, StoreInfo, StoreStatus};
+use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice, Timestamp};
+use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
+use qi_testkit::mock::{MockBus, MockReader, MockStore};
+use qi_testkit::recording::{Outcome, Recording};
+use tokio::time::Instant;
+
+fn away() -> Error {
+    Error::new(ErrorKind::Unavailable, "test.away", "ping")
+}
+
+/// A store whose ping fails with `error` so many times, and a count of its calls.
+fn flaky(times: u32, error: Error) -> (MockStore, Arc<AtomicU32>) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let mut store = MockStore::new();
+    store.expect_info().returning(|| StoreInfo::new("mock"));
+    store.expect_ping().returning(move || {
+        if count.fetch_add(1, Ordering::Relaxed) < times {
+            Err(error.clone())
+        } else {
+            Ok(StoreStatus::new(Duration::ZERO))
+        }
+    });
+    (store, calls)
+}
+
+fn policy() -> RetryPolicy {
+    let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).with_jitter(0.0);
+    RetryPolicy::default().with_backoff(backoff)
+}
+
+fn retry<P>(inner: P, policy: RetryPolicy) -> Layered<P, Retry> {
+    Layered::new(inner, Retry::new(policy).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_tried_again_with_growing_pauses_until_it_succeeds() {
+    let (store, calls) = flaky(3, away());
+    let since = Instant::now();
+    retry(store, policy()).ping().await.unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
+    assert_eq!(since.elapsed(), Duration::from_millis(100 + 200 + 400));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_help_is_never_tried_again() {
+    for kind in ErrorKind::ALL {
+        let (store, calls) = flaky(u32::MAX, Error::new(kind, "test", "ping"));
+        let error = retry(store, policy().with_attempts(3)).ping().await.unwrap_err();
+        let tried = calls.load(Ordering::Relaxed);
+        let (attempts, exhausted) =
+            if kind.default_retry().is_retryable() { (3, Some(3)) } else { (1, None) };
+        assert_eq!((tried, error.exhausted()), (attempts, exhausted), "{kind}");
+        assert_eq!((error.kind(), error.code()), (kind, "test"), "nothing else changes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_around_a_retry_does_not_multiply_the_attempts() {
+    let (store, calls) = flaky(u32::MAX, away());
+    let error = retry(retry(store, policy()), policy()).ping().await.unwrap_err();
+    assert_eq!((calls.load(Ordering::Relaxed), error.exhausted()), (5, Some(5)));
+    assert_eq!(error.retry(), RetryAdvice::Backoff, "a restart policy still sees that it may pass");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_advice_after_is_honoured_and_the_budget_is_kept() {
+    let wait = Duration::from_secs(7);
+    let (store, _) = flaky(1, away().with_retry(RetryAdvice::After(wait)));
+    let since = Instant::now();
+    retry(store, policy()).ping().await.unwrap();
+    assert_eq!(since.elapsed(), wait);
+
+    let (store, calls) = flaky(1, away().with_retry(RetryAdvice::After(Duration::from_secs(31))));
+    let since = Instant::now();
+    let error = retry(store, policy()).ping().await.unwrap_err();
+    assert_eq!((calls.load(Ordering::Relaxed), error.exhausted()), (1, Some(1)));
+    assert_eq!(since.elapsed(), Duration::ZERO, "it does not wait for what it will not try");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_new_attempt_begins_past_the_budget() {
+    let (store, calls) = flaky(u32::MAX, away());
+    let since = Instant::now();
+    let policy = policy().with_attempts(1_000).with_budget(Duration::from_secs(20));
+    assert!(retry(store, policy).ping().await.is_err());
+    assert!(since.elapsed() <= Duration::from_secs(20));
+    assert!((5..20).contains(&calls.load(Ordering::Relaxed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_pauses_and_jitter_stays_in_its_bounds() {
+    let run = async |seed| {
+        let (store, _) = flaky(4, away());
+        let since = Instant::now();
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).with_jitter(0.5);
+        retry(store, policy().with_backoff(backoff).with_seed(seed)).ping().await.unwrap();
+        since.elapsed()
+    };
+    let (one, again, other) = (run(1).await, run(1).await, run(2).await);
+    assert_eq!(one, again);
+    assert_ne!(one, other);
+    for total in [one, other] {
+        assert!((Duration::from_secs(2)..=Duration::from_secs(4)).contains(&total), "{total:?}");
+    }
+}
+
+#[test]
+fn a_policy_that_is_not_valid_is_a_configuration_error() {
+    for policy in [
+        policy().with_attempts(0),
+        policy().with_backoff(Backoff::default().with_jitter(1.5)),
+        policy().with_backoff(Backoff::default().with_factor(0.5)),
+    ] {
+        assert_eq!(Retry::new(policy).unwrap_err().kind(), ErrorKind::Config);
+    }
+    let none = TimeoutPolicy::default().with_limit(Duration::ZERO);
+    assert_eq!(Timeout::new(none).unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_is_a_timeout_and_heavy_calls_have_their_own_limit() {
+    let chaos = Chaos::seeded(1);
+    let (store, _) = flaky(0, away());
+    let store =
+        Layered::new(ChaosStore::new(store, chaos.clone()), Timeout::new(TimeoutPolicy::default()).unwrap());
+    chaos.next(Operation::StorePing, Fault::Hang);
+    let since = Instant::now();
+    let error = store.ping().await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.operation(), since.elapsed()),
+        (ErrorKind::Timeout, "ping", Duration::from_secs(30))
+    );
+    store.ping().await.unwrap();
+
+    chaos.next(Operation::PurgeBefore, Fault::Hang);
+    let since = Instant::now();
+    assert!(store.purge_before(Dataset::Ticks, Timestamp::MIN).await.is_err());
+    assert_eq!(since.elapsed(), Duration::from_mins(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_has_its_own_time_limit_in_the_full_stack() {
+    let chaos = Chaos::seeded(1);
+    let (store, calls) = flaky(0, away());
+    let wrappers = Wrappers::default().with_retry(policy().with_budget(Duration::from_secs(100)));
+    let store = wrappers.around_store(ChaosStore::new(store, chaos.clone())).unwrap();
+    assert_eq!(store.to_string(), "Retry(Timeout(Chaos(mock)))");
+    chaos.next(Operation::StorePing, Fault::Hang);
+    chaos.next(Operation::StorePing, Fault::Cut);
+    chaos.next(Operation::StorePing, Fault::Error);
+    store.ping().await.unwrap();
+    assert_eq!(
+        calls.load(Ordering::Relaxed),
+        2,
+        "the cut call was made, the hanging and the failing ones were not"
+    );
+    assert_eq!(chaos.injected(), 3);
+}
+
+// ---- publish ----
+
+fn message(key: Option<&'static str>, partition: Option<u32>, n: u8) -> Message {
+    let mut message = Message::new(TopicName::new("t").unwrap(), Bytes::copy_from_slice(&[n]));
+    message.key = key.map(Bytes::from);
+    message.partition = partition;
+    message
+}
+
+fn delivered(offset: u64) -> Result<Delivery, DeliveryError> {
+    Ok(Delivery { partition: 0, offset, timestamp: None })
+}
+
+fn not_sent() -> Result<Delivery, DeliveryError> {
+    Err(DeliveryError::not_sent(away()))
+}
+
+fn unknown() -> Result<Delivery, DeliveryError> {
+    Err(DeliveryError::unknown(away()))
+}
+
+type Answers = Vec<Result<Vec<Result<Delivery, DeliveryError>>>>;
+
+/// A bus that gives these answers in turn, and what was published each time.
+fn scripted(answers: Answers) -> (MockBus, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&sent);
+    let mut answers = answers.into_iter();
+    let mut bus = MockBus::new();
+    bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_mins(2), 1 << 20));
+    bus.expect_publish().returning(move |batch, _| {
+        let payloads = batch.iter().map(|m| m.payload.as_ref().unwrap()[0]).collect();
+        seen.lock().unwrap().push(payloads);
+        answers.next().expect("no more publishes").map(PublishReport::new)
+    });
+    (bus, sent)
+}
+
+async fn publish(batch: &[Message], answers: Answers) -> (Result<PublishReport>, Vec<Vec<u8>>) {
+    let (bus, sent) = scripted(answers);
+    let report = retry(bus, policy().with_attempts(3)).publish(batch, PublishOptions::NONE).await;
+    let sent = sent.lock().unwrap().clone();
+    (report, sent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_was_not_sent_is_sent_again() {
+    let batch = [message(Some("a"), None, 0), message(Some("b"), None, 1), message(Some("c"), None, 2)];
+    let answers = vec![Ok(vec![delivered(0), not_sent(), unknown()]), Ok(vec![delivered(9)])];
+    let (report, sent) = publish(&batch, answers).await;
+    assert_eq!(sent, [vec![0, 1, 2], vec![1]]);
+    let outcomes = report.unwrap().into_outcomes();
+    assert_eq!(outcomes[1].as_ref().unwrap().offset, 9);
+    assert_eq!(
+        outcomes[2].as_ref().unwrap_err().state,
+        DeliveryState::Unknown,
+        "only the caller may send it again"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_again_behind_a_later_message_of_its_key() {
+    let batch = [
+        message(Some("a"), None, 0),
+        message(Some("a"), None, 1),
+        message(Some("b"), None, 2),
+        message(Some("b"), None, 3),
+        message(None, Some(4), 4),
+        message(None, Some(4), 5),
+        message(None, None, 6),
+        message(None, None, 7),
+    ];
+    let first = vec![
+        not_sent(), // a: held back, a later one of its key is in the log
+        delivered(1),
+        not_sent(), // b: held back, a later one may be in the log
+        unknown(),
+        not_sent(), // partition 4: both again, in order
+        not_sent(),
+        not_sent(), // no key: again, it has no order
+        delivered(7),
+    ];
+    let (report, sent) =
+        publish(&batch, vec![Ok(first), Ok(vec![delivered(4), delivered(5), delivered(6)])]).await;
+    assert_eq!(sent[1..], [vec![4, 5, 6]]);
+    let report = report.unwrap();
+    assert_eq!(report.failed(DeliveryState::NotSent).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(report.failed(DeliveryState::Unknown).collect::<Vec<_>>(), [3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stays_unsent_is_marked_with_the_attempts() {
+    let batch = [message(Some("a"), None, 0)];
+    let answers = vec![Ok(vec![not_sent()]), Err(away()), Ok(vec![not_sent()])];
+    let (report, sent) = publish(&batch, answers).await;
+    assert_eq!(sent.len(), 3);
+    let error = report.unwrap().into_result().unwrap_err();
+    assert_eq!((error.exhausted(), error.context_value("not_sent")), (Some(3), Some("1")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_good_is_not_sent_again() {
+    let refused = Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "too.large", "publish")));
+    let (report, sent) = publish(&[message(None, None, 0)], vec![Ok(vec![refused])]).await;
+    assert_eq!((sent.len(), report.unwrap().into_result().unwrap_err().exhausted()), (1, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_hangs_is_unknown_for_every_message_after_twice_the_delivery_timeout() {
+    let (bus, _) = scripted(vec![]);
+    let chaos = Chaos::seeded(1);
+    chaos.next(Operation::Publish, Fault::Hang);
+    let bus = Wrappers::default().around_bus(Layered::new(bus, chaos)).unwrap();
+    let since = Instant::now();
+    let batch = [message(None, None, 0), message(None, None, 1)];
+    let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    assert_eq!(report.failed(DeliveryState::Unknown).count(), 2);
+    assert_eq!(since.elapsed(), Duration::from_secs(2 * 120 + 30));
+}
+
+#[test]
+fn a_publish_limit_below_twice_the_delivery_timeout_is_refused() {
+    let short = TimeoutPolicy::default().with_publish(Duration::from_secs(239));
+    let error = Wrappers::none().with_timeout(short).around_bus(scripted(vec![]).0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+// ---- subscriptions ----
+
+#[tokio::test(start_paused = true)]
+async fn waiting_in_recv_is_no_timeout_but_hanging_is() {
+    let mut reader = MockReader::new();
+    reader.expect_recv().returning(|_, _| Ok(Batch::default()));
+    let timeout = Arc::new(Timeout::new(TimeoutPolicy::default()).unwrap());
+    let chaos = Chaos::seeded(1);
+    let inner = LayeredSubscription::new(Box::new(reader), Arc::new(chaos.clone()));
+    let mut sub = LayeredSubscription::new(Box::new(inner), timeout);
+    assert!(sub.recv(1, Duration::from_hours(1)).await.unwrap().is_empty());
+    chaos.next(Operation::Recv, Fault::Hang);
+    let since = Instant::now();
+    let error = sub.recv(1, Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!((error.kind(), since.elapsed()), (ErrorKind::Timeout, Duration::from_secs(35)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_subscriptions_of_a_wrapped_bus_are_wrapped_and_recv_is_left_to_its_loop() {
+    let mut bus = MockBus::new();
+    bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
+    bus.expect_subscribe().returning(|_| {
+        let mut reader = MockReader::new();
+        let mut closes = 0;
+        reader.expect_recv().returning(|_, _| Err(away()));
+        reader.expect_close().returning(move || {
+            closes += 1;
+            if closes < 3 { Err(away()) } else { Ok(()) }
+        });
+        Ok(Box::new(reader))
+    });
+    let recording = Recording::new(100);
+    let bus = Wrappers::default().around_bus(Layered::new(bus, recording.clone())).unwrap();
+    let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+    let mut sub = bus.subscribe(request).await.unwrap();
+    assert_eq!(sub.recv(1, Duration::ZERO).await.unwrap_err().exhausted(), None);
+    assert_eq!(recording.count(Operation::Recv), 1);
+    sub.close().await.unwrap();
+    assert_eq!(recording.count(Operation::SubscriptionClose), 3);
+}
+
+// ---- chaos and recording themselves ----
+
+#[tokio::test(start_paused = true)]
+async fn chaos_keeps_its_rate_is_the_same_for_a_seed_and_spares_close() {
+    let run = async |seed| {
+        let (mut store, _) = flaky(0, away());
+        store.expect_close().returning(|| Ok(()));
+        let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::Cut, Fault::Delay]));
+        let store = ChaosStore::new(store, chaos.clone());
+        let mut pattern = Vec::new();
+        for _ in 0..1_000 {
+            pattern.push(store.ping().await.is_ok());
+            store.close().await.unwrap();
+        }
+        (pattern, chaos.injected())
+    };
+    let (one, injected) = run(5).await;
+    assert!((250..350).contains(&injected), "{injected}");
+    assert_eq!(one, run(5).await.0);
+    assert_ne!(one, run(6).await.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_publish_is_sent_and_unknown_and_a_failed_one_sends_a_beginning() {
+    let mut bus = MockBus::new();
+    bus.expect_publish()
+        .returning(|batch, _| Ok(PublishReport::new(batch.iter().map(|_| delivered(0)).collect())));
+    let (chaos, recording) = (Chaos::seeded(2), Recording::new(100));
+    let bus = Layered::new(Layered::new(bus, recording.clone()), chaos.clone());
+    let batch: Vec<_> = (0..10).map(|n| message(None, None, n)).collect();
+    chaos.next(Operation::Publish, Fault::Cut);
+    let cut = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    assert_eq!((cut.failed(DeliveryState::Unknown).count(), recording.published().len()), (10, 10));
+    chaos.next(Operation::Publish, Fault::Error);
+    let failed = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    let sent = recording.published()[10..].iter().filter(|(_, o)| *o == Outcome::Delivered).count();
+    assert_eq!(failed.failed(DeliveryState::NotSent).collect::<Vec<_>>(), (sent..10).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recording_is_bounded_and_counts_what_it_forgot() {
+    let (store, _) = flaky(1, away());
+    let recording = Recording::new(2);
+    let store = Layered::new(store, recording.clone());
+    for _ in 0..5 {
+        let _ = store.ping().await;
+    }
+    assert_eq!((recording.calls().len(), recording.forgotten()), (2, 3));
+    assert!(recording.calls().iter().all(|call| call.failed.is_none()));
+}
+
+/// Six policies that do nothing, on top of each other.
+#[derive(Debug)]
+struct Nothing;
+
+impl Intercept for Nothing {
+    fn name(&self) -> &'static str {
+        "Nothing"
+    }
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        attempt: impl Fn() -> futures::future::BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> futures::future::BoxFuture<'a, Result<T>> {
+        attempt()
+    }
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> futures::future::BoxFuture<'c, Result<T>>,
+    ) -> futures::future::BoxFuture<'a, Result<T>> {
+        attempt(subscription, arguments)
+    }
+}
+
+#[tokio::test]
+async fn a_policy_of_ones_own_is_two_methods() {
+    let (store, calls) = flaky(0, away());
+    let store = Layered::new(Layered::new(store, Nothing), Nothing);
+    store.ping().await.unwrap();
+    assert_eq!((store.to_string().as_str(), calls.load(Ordering::Relaxed)), ("Nothing(Nothing(mock))", 1));
+}
