@@ -1,0 +1,203 @@
+//! Which words are backends: the library's own, and those of a team.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
+use serde::de::DeserializeOwned;
+
+use super::de;
+use super::sections::{BusSection, OwnKeys, Port, StoreSection};
+use super::tree::{Node, nearest};
+
+/// The section of one backend.
+#[derive(Debug, Clone)]
+pub struct Section {
+    path: String,
+    node: Node,
+}
+
+impl Section {
+    pub(super) fn new(path: String, node: Node) -> Self {
+        Self { path, node }
+    }
+
+    pub(super) fn empty(path: String) -> Self {
+        Self { path, node: Node::empty("defaults") }
+    }
+
+    /// Reads the section into a struct of one's own. A key that the struct does not have is an error that names
+    /// the nearest one; a value of the environment becomes what the field asks for.
+    ///
+    /// # Errors
+    /// `Config` with the key and where it came from.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        de::read(&self.node, &self.path)
+    }
+}
+
+type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
+type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
+
+/// The backends that a configuration may name: the library's own, and what was registered. It is a value that is
+/// passed on; nothing registers itself.
+///
+/// ```
+/// use std::sync::Arc;
+/// use qi_adapters::{Backends, Config};
+/// # fn open_mongo(_: String) -> qi_core::Result<Arc<dyn qi_core::PriceStore>> { unreachable!() }
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Mongo { url: String }
+///
+/// let backends = Backends::builder()
+///     .register_store("mongo", |section| open_mongo(section.read::<Mongo>()?.url))?
+///     .build();
+/// let config = Config::builder()
+///     .backends(backends)
+///     .toml("[store]\nbackend = \"mongo\"\n[store.mongo]\nurl = \"mongodb://localhost\"")
+///     .build()?;
+/// assert_eq!(config.store_backend(), "mongo");
+/// # Ok::<(), qi_core::Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Backends {
+    stores: BTreeMap<String, StoreFactory>,
+    buses: BTreeMap<String, BusFactory>,
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backends")
+            .field("stores", &self.store_names())
+            .field("buses", &self.bus_names())
+            .finish()
+    }
+}
+
+/// The library's own words, and the feature that each one needs.
+const STORES: &[&str] = &["memory", "timescale", "clickhouse"];
+const BUSES: &[&str] = &["memory", "redpanda"];
+
+impl Backends {
+    /// The library's own.
+    pub fn builder() -> BackendsBuilder {
+        BackendsBuilder(Self::default())
+    }
+
+    pub(super) fn store_names(&self) -> Vec<String> {
+        STORES.iter().map(ToString::to_string).chain(self.stores.keys().cloned()).collect()
+    }
+
+    pub(super) fn bus_names(&self) -> Vec<String> {
+        BUSES.iter().map(ToString::to_string).chain(self.buses.keys().cloned()).collect()
+    }
+
+    pub(super) fn open_store(&self, backend: &str, port: &Port<StoreSection>) -> Result<Arc<dyn PriceStore>> {
+        let section = port.section(backend);
+        if let Some(factory) = self.stores.get(backend) {
+            return factory(&section);
+        }
+        match backend {
+            #[cfg(feature = "memory")]
+            "memory" => Ok(Arc::new(qi_testkit::store::MemoryStore::new(section.read()?)?)),
+            other => Err(cannot_open("store", other, STORES, &self.store_names())),
+        }
+    }
+
+    pub(super) fn open_bus(&self, backend: &str, port: &Port<BusSection>) -> Result<Arc<dyn MessageBus>> {
+        let section = port.section(backend);
+        if let Some(factory) = self.buses.get(backend) {
+            return factory(&section);
+        }
+        match backend {
+            #[cfg(feature = "memory")]
+            "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(section.read()?)?)),
+            other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),
+        }
+    }
+}
+
+/// Why a backend cannot be opened: it is not compiled in, this version does not have it, or nobody knows it.
+fn cannot_open(port: &str, backend: &str, own: &[&str], names: &[String]) -> Error {
+    let compiled = [
+        ("memory", cfg!(feature = "memory")),
+        ("timescale", cfg!(feature = "timescale")),
+        ("clickhouse", cfg!(feature = "clickhouse")),
+        ("redpanda", cfg!(feature = "redpanda")),
+    ]
+    .contains(&(backend, true));
+    let (code, message) = if own.contains(&backend) && compiled {
+        ("config.backend.not_written", format!("this version has no {backend} adapter yet"))
+    } else if own.contains(&backend) {
+        let message =
+            format!("{backend} is not compiled in; the feature `{backend}` of qi-adapters turns it on");
+        ("config.backend.not_compiled", message)
+    } else {
+        let message = match nearest(backend, names.iter().map(String::as_str)) {
+            Some(nearest) => format!("unknown backend `{backend}`; did you mean `{nearest}`?"),
+            None => format!("unknown backend `{backend}`; known: {}", names.join(", ")),
+        };
+        ("config.backend.unknown", message)
+    };
+    Error::new(ErrorKind::Config, code, "open")
+        .with_message(message)
+        .with_context("key", format_args!("{port}.backend"))
+        .with_context("value", backend)
+}
+
+/// Registers backends of one's own.
+#[derive(Debug)]
+pub struct BackendsBuilder(Backends);
+
+impl BackendsBuilder {
+    /// A store under the word `name`: its section is `[store.NAME]`. The factory does no I/O.
+    ///
+    /// # Errors
+    /// `Config` for a name that is taken or is a key of the section.
+    pub fn register_store(
+        mut self,
+        name: &str,
+        factory: impl Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        free(name, StoreSection::KEYS, &self.0.store_names())?;
+        self.0.stores.insert(name.to_owned(), Arc::new(factory));
+        Ok(self)
+    }
+
+    /// A bus under the word `name`: its section is `[bus.NAME]`. The factory does no I/O.
+    ///
+    /// # Errors
+    /// `Config` for a name that is taken or is a key of the section.
+    pub fn register_bus(
+        mut self,
+        name: &str,
+        factory: impl Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        free(name, BusSection::KEYS, &self.0.bus_names())?;
+        self.0.buses.insert(name.to_owned(), Arc::new(factory));
+        Ok(self)
+    }
+
+    /// All of them.
+    pub fn build(self) -> Backends {
+        self.0
+    }
+}
+
+fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
+    let reserved = ["backend", "retry", "timeout"];
+    let fits = !name.is_empty() && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    if !fits
+        || name.contains("__")
+        || reserved.contains(&name)
+        || keys.contains(&name)
+        || taken.iter().any(|t| t == name)
+    {
+        return Err(Error::new(ErrorKind::Config, "config.backend.name", "register")
+            .with_message("must match [a-z0-9_]+ without two underscores together, and not be taken")
+            .with_context("value", name));
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Reads a section into a struct: strict about keys, exact about where a mistake is.
+//!
+//! A deserializer of our own, because the struct's field list is what an unknown key is compared with, and because
+//! a value of the environment must become what the field asks for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use qi_core::{Error, ErrorKind, Result};
+use serde::de::{self, Deserialize, DeserializeSeed, IntoDeserializer, Visitor};
+
+use super::tree::{Node, Value, join, unknown_key};
+
+/// Reads the section at `path`.
+pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str) -> Result<T> {
+    T::deserialize(Reader { node, path: path.to_owned() }).map_err(|e| e.0)
+}
+
+#[derive(Debug)]
+pub(super) struct Failure(Error);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl de::Error for Failure {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self(Error::new(ErrorKind::Config, "config.value", "load").with_message(message))
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::custom(format_args!("the key `{field}` is missing"))
+    }
+}
+
+#[derive(Clone)]
+struct Reader<'de> {
+    node: &'de Node,
+    path: String,
+}
+
+impl<'de> Reader<'de> {
+    /// Says where, unless something further in has said it.
+    fn here<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        result.map_err(|Failure(error)| {
+            if error.context_value("key").is_some() {
+                return Failure(error);
+            }
+            Failure(error.with_context("key", &self.path).with_context("origin", self.node.origin()))
+        })
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, text: &str, what: &str) -> Result<T, Failure> {
+        self.here(text.trim().parse().map_err(|_| de::Error::custom(format_args!("must be {what}"))))
+    }
+
+    fn fields(&self, table: &'de BTreeMap<String, Node>) -> Fields<'de> {
+        Fields { path: self.path.clone(), rest: table.iter(), value: None }
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident $type:ty, $what:literal;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+            match &self.node.value {
+                Value::Text(text) => {
+                    let number = self.parsed::<$type>(text, $what)?;
+                    self.here(visitor.$visit(number))
+                }
+                _ => self.deserialize_any(visitor),
+            }
+        }
+    )*};
+}
+
+impl<'de> de::Deserializer<'de> for Reader<'de> {
+    type Error = Failure;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        let result = match &self.node.value {
+            Value::Text(text) | Value::Scalar(toml::Value::String(text)) => visitor.visit_str(text),
+            Value::Scalar(toml::Value::Integer(number)) => visitor.visit_i64(*number),
+            Value::Scalar(toml::Value::Float(number)) => visitor.visit_f64(*number),
+            Value::Scalar(toml::Value::Boolean(truth)) => visitor.visit_bool(*truth),
+            Value::Scalar(toml::Value::Datetime(time)) => visitor.visit_string(time.to_string()),
+            Value::Scalar(_) => Err(de::Error::custom("must be a plain value")),
+            Value::Table(table) => visitor.visit_map(self.fields(table)),
+            Value::Array(items) => visitor.visit_seq(Items { path: &self.path, rest: items.iter() }),
+        };
+        self.here(result)
+    }
+
+    numbers! {
+        deserialize_bool visit_bool bool, "true or false";
+        deserialize_i8 visit_i64 i64, "a whole number";
+        deserialize_i16 visit_i64 i64, "a whole number";
+        deserialize_i32 visit_i64 i64, "a whole number";
+        deserialize_i64 visit_i64 i64, "a whole number";
+        deserialize_u8 visit_u64 u64, "a whole number that is not negative";
+        deserialize_u16 visit_u64 u64, "a whole number that is not negative";
+        deserialize_u32 visit_u64 u64, "a whole number that is not negative";
+        deserialize_u64 visit_u64 u64, "a whole number that is not negative";
+        deserialize_f32 visit_f64 f64, "a number";
+        deserialize_f64 visit_f64 f64, "a number";
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        if let Value::Table(table) = &self.node.value
+            && let Some((key, node)) = table.iter().find(|(key, _)| !fields.contains(&key.as_str()))
+        {
+            return Err(Failure(unknown_key(&self.path, key, node.origin(), fields.iter().copied())));
+        }
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        match &self.node.value {
+            Value::Table(table) => {
+                let result = visitor.visit_map(self.fields(table));
+                self.here(result)
+            }
+            _ => self.here(Err(de::Error::custom("must be a section"))),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        match &self.node.value {
+            // A list in the environment is separated by commas.
+            Value::Text(text) => {
+                let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+                self.here(visitor.visit_seq(de::value::SeqDeserializer::new(words)))
+            }
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        match &self.node.value {
+            Value::Text(text) | Value::Scalar(toml::Value::String(text)) => {
+                self.here(visitor.visit_enum(text.as_str().into_deserializer()))
+            }
+            _ => self.here(Err(de::Error::custom("must be one word"))),
+        }
+    }
+
+    serde::forward_to_deserialize_any! {
+        i128 u128 char str string bytes byte_buf unit unit_struct tuple tuple_struct identifier ignored_any
+    }
+}
+
+struct Fields<'de> {
+    path: String,
+    rest: std::collections::btree_map::Iter<'de, String, Node>,
+    value: Option<Reader<'de>>,
+}
+
+impl<'de> de::MapAccess<'de> for Fields<'de> {
+    type Error = Failure;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Failure> {
+        let Some((key, node)) = self.rest.next() else { return Ok(None) };
+        let reader = Reader { node, path: join(&self.path, key) };
+        let key = reader.here(seed.deserialize(key.as_str().into_deserializer()))?;
+        self.value = Some(reader);
+        Ok(Some(key))
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Failure> {
+        let reader =
+            self.value.take().ok_or_else(|| <Failure as de::Error>::custom("a value without a key"))?;
+        let here = reader.clone();
+        here.here(seed.deserialize(reader))
+    }
+}
+
+struct Items<'a, 'de> {
+    path: &'a str,
+    rest: std::slice::Iter<'de, Node>,
+}
+
+impl<'de> de::SeqAccess<'de> for Items<'_, 'de> {
+    type Error = Failure;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Failure> {
+        let Some(node) = self.rest.next() else { return Ok(None) };
+        seed.deserialize(Reader { node, path: self.path.to_owned() }).map(Some)
+    }
+}

@@ -1,0 +1,47 @@
+//! Environment variables over the file: `QI__` and the full path, in any case.
+
+use std::collections::BTreeMap;
+
+use qi_core::{Error, ErrorKind, Result};
+
+use super::tree::{Node, Value};
+
+const PREFIX: &str = "QI__";
+
+/// Puts every `QI__A__B=value` at `a.b`. Other variables are nobody's business.
+pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>) -> Result<()> {
+    for (name, value) in variables {
+        let Some(path) = name.strip_prefix(PREFIX) else { continue };
+        let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        if keys.iter().any(String::is_empty) {
+            return Err(refuse(&name, "must be QI__ and a path of keys, joined by two underscores"));
+        }
+        set(root, &keys, &name, value)?;
+    }
+    Ok(())
+}
+
+fn set(node: &mut Node, keys: &[String], variable: &str, text: String) -> Result<()> {
+    let Some((key, rest)) = keys.split_first() else {
+        if matches!(node.value, Value::Table(_)) {
+            return Err(refuse(variable, "names a section, not a key"));
+        }
+        variable.clone_into(&mut node.origin);
+        node.value = Value::Text(text);
+        return Ok(());
+    };
+    let Value::Table(table) = &mut node.value else {
+        return Err(refuse(variable, "goes on past a key that is no section"));
+    };
+    let child = table.entry(key.clone()).or_insert_with(|| Node {
+        origin: variable.to_owned(),
+        value: if rest.is_empty() { Value::Text(String::new()) } else { Value::Table(BTreeMap::new()) },
+    });
+    set(child, rest, variable, text)
+}
+
+fn refuse(variable: &str, rule: &str) -> Error {
+    Error::new(ErrorKind::Config, "config.variable", "load")
+        .with_message(rule)
+        .with_context("origin", variable)
+}

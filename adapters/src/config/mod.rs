@@ -1,0 +1,212 @@
+//! One file and the environment pick the backends.
+//!
+//! ```toml
+//! [store]
+//! backend = "memory"          # one word, or QI__STORE__BACKEND, swaps it
+//! auto_schema = true
+//! [store.memory]
+//! max_rows = 1_000_000
+//! [store.retry]
+//! attempts = 5
+//! [bus]
+//! backend = "memory"
+//! ```
+//!
+//! Every key can be overridden by `QI__` and its full path: `QI__STORE__MEMORY__MAX_ROWS=500`. All backends may
+//! stand in one file, whatever is compiled in. An unknown key, in the file or in the environment, is an error that
+//! names the nearest known one.
+//!
+//! ```
+//! use qi_adapters::Config;
+//! # async fn example() -> qi_core::Result<()> {
+//! let config = Config::builder().toml("[store]\nbackend = \"memory\"\nauto_schema = true").build()?;
+//! let store = config.open_store().await?;
+//! # drop(store); Ok(())
+//! # }
+//! ```
+
+mod backends;
+mod de;
+mod environment;
+mod sections;
+mod tree;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use qi_core::bus::TopicCatalogue;
+use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
+
+pub use backends::{Backends, BackendsBuilder, Section};
+pub use sections::{
+    ClickHouseSection, RedpandaSection, RetrySection, TimeoutSection, TimescaleSection, TopicSection,
+};
+
+use sections::{BusSection, Port, StoreSection};
+use tree::Node;
+
+/// A configuration that is valid as a whole: every key is known, every value fits. Opening what it names is the
+/// next step.
+#[derive(Debug)]
+pub struct Config {
+    store: Port<StoreSection>,
+    bus: Port<BusSection>,
+    backends: Backends,
+}
+
+/// Where a configuration comes from: a file or text, then the environment over it.
+#[derive(Debug, Default)]
+pub struct ConfigBuilder {
+    root: Option<Result<Node>>,
+    variables: Vec<(String, String)>,
+    backends: Backends,
+}
+
+impl Config {
+    /// Begins with nothing: both backends are `memory`.
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder::default()
+    }
+
+    /// The file at `path`, with the environment of this process over it.
+    ///
+    /// # Errors
+    /// `Config` for what cannot be read, an unknown key or a value that does not fit.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().file(path).environment().build()
+    }
+
+    /// The store that the configuration names, with its wrappers. Without `auto_schema` nothing is sent; with it
+    /// the schema is ensured.
+    ///
+    /// # Errors
+    /// `Config` for a backend that is unknown, not compiled in (it says which feature turns it on) or not part of
+    /// this version.
+    pub async fn open_store(&self) -> Result<Arc<dyn PriceStore>> {
+        self.open_store_as(&self.store.backend).await
+    }
+
+    /// Another store of the same file: for copying between them.
+    ///
+    /// # Errors
+    /// As [`Config::open_store`].
+    pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
+        let store = self.backends.open_store(backend, &self.store)?;
+        let store = self.store.wrappers()?.around_store(store)?;
+        if self.store.known.auto_schema {
+            store.ensure_schema().await?;
+        }
+        Ok(store)
+    }
+
+    /// The bus that the configuration names, with its wrappers. Nothing is sent.
+    ///
+    /// # Errors
+    /// As [`Config::open_store`].
+    pub async fn open_bus(&self) -> Result<Arc<dyn MessageBus>> {
+        self.open_bus_as(&self.bus.backend).await
+    }
+
+    /// Another bus of the same file.
+    ///
+    /// # Errors
+    /// As [`Config::open_store`].
+    // It is async like its neighbours, so that a backend may come to need it without breaking callers.
+    #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
+    pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
+        let bus = self.backends.open_bus(backend, &self.bus)?;
+        self.bus.wrappers()?.around_bus(bus)
+    }
+
+    /// The word of the store's backend.
+    pub fn store_backend(&self) -> &str {
+        &self.store.backend
+    }
+
+    /// The word of the bus's backend.
+    pub fn bus_backend(&self) -> &str {
+        &self.bus.backend
+    }
+
+    /// The standard topics with what `[bus.topics.NAME]` changes of them.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a topic's settings that do not fit.
+    pub fn catalogue(&self) -> Result<TopicCatalogue> {
+        self.bus.known.catalogue()
+    }
+}
+
+impl ConfigBuilder {
+    /// Reads a TOML file.
+    #[must_use]
+    pub fn file(self, path: impl AsRef<Path>) -> Self {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let root = std::fs::read_to_string(path)
+            .map_err(|e| {
+                Error::new(ErrorKind::Config, "config.file", "load")
+                    .with_message("the file cannot be read")
+                    .with_context("file", &name)
+                    .with_source(e)
+            })
+            .and_then(|text| tree::parse(&text, &name));
+        Self { root: Some(root), ..self }
+    }
+
+    /// Reads TOML text.
+    #[must_use]
+    pub fn toml(self, text: &str) -> Self {
+        Self { root: Some(tree::parse(text, "toml")), ..self }
+    }
+
+    /// Puts the environment of this process over the file: every variable that begins with `QI__`.
+    #[must_use]
+    pub fn environment(self) -> Self {
+        // A variable that is no text cannot be one of ours.
+        self.variables(
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
+    }
+
+    /// Puts these variables over the file, as if they were the environment.
+    #[must_use]
+    pub fn variables<K: Into<String>, V: Into<String>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        self.variables.extend(variables.into_iter().map(|(k, v)| (k.into(), v.into())));
+        self
+    }
+
+    /// Knows these backends beside the library's own.
+    #[must_use]
+    pub fn backends(self, backends: Backends) -> Self {
+        Self { backends, ..self }
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// `Config` for what cannot be read, an unknown key or a value that does not fit.
+    pub fn build(self) -> Result<Config> {
+        let Self { root, variables, backends } = self;
+        let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
+        environment::overlay(&mut root, variables)?;
+        let mut root = root.into_table("")?;
+        let mut section = |name: &str| root.remove(name).unwrap_or_else(|| Node::empty("defaults"));
+        let (store, bus) = (section("store"), section("bus"));
+        if let Some((key, node)) = root.into_iter().next() {
+            return Err(tree::unknown_key("", &key, node.origin(), ["store", "bus"].into_iter()));
+        }
+        let config = Config {
+            store: Port::read("store", store, &backends.store_names())?,
+            bus: Port::read("bus", bus, &backends.bus_names())?,
+            backends,
+        };
+        config.catalogue()?;
+        config.store.wrappers()?;
+        config.bus.wrappers()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,303 @@
+//! The sections. Each is a struct of its own that refuses unknown keys, whatever is compiled in.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
+use qi_core::layer::{RetryPolicy, TimeoutPolicy, Wrappers};
+use qi_core::{Backoff, Error, ErrorKind, Result};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::tree::{Node, Value, join, unknown_key};
+use super::{Section, de};
+
+/// `[store]` or `[bus]`: the backend's word, the sections of all backends, the wrappers, and what is known of the
+/// port alone.
+#[derive(Debug)]
+pub(super) struct Port<K> {
+    pub(super) name: &'static str,
+    pub(super) backend: String,
+    pub(super) sections: BTreeMap<String, Section>,
+    retry: Option<RetrySection>,
+    timeout: Option<TimeoutSection>,
+    pub(super) known: K,
+}
+
+/// What only one port has.
+pub(super) trait OwnKeys: DeserializeOwned + Default {
+    const KEYS: &'static [&'static str];
+    /// Checks the section of a backend that is part of the library; false for another one.
+    fn check(name: &str, section: &Section) -> Result<bool>;
+}
+
+impl<K: OwnKeys> Port<K> {
+    pub(super) fn read(name: &'static str, node: Node, backends: &[String]) -> Result<Self> {
+        let origin = node.origin().to_owned();
+        let mut table = node.into_table(name)?;
+        let mut own = Node::empty(&origin);
+        let mut sections = BTreeMap::new();
+        let mut backend = "memory".to_owned();
+        let (mut retry, mut timeout) = (None, None);
+        while let Some((key, node)) = table.pop_first() {
+            let path = join(name, &key);
+            match key.as_str() {
+                "backend" => backend = de::read(&node, &path)?,
+                "retry" => retry = Some(de::read(&node, &path)?),
+                "timeout" => timeout = Some(de::read(&node, &path)?),
+                other if K::KEYS.contains(&other) => {
+                    if let Value::Table(table) = &mut own.value {
+                        table.insert(key, node);
+                    }
+                }
+                other if backends.iter().any(|b| b == other) => {
+                    let section = Section::new(path, node);
+                    K::check(other, &section)?;
+                    sections.insert(key, section);
+                }
+                other => {
+                    let known = ["backend", "retry", "timeout"].into_iter();
+                    let known =
+                        known.chain(K::KEYS.iter().copied()).chain(backends.iter().map(String::as_str));
+                    return Err(unknown_key(name, other, node.origin(), known));
+                }
+            }
+        }
+        let known = de::read(&own, name)?;
+        Ok(Self { name, backend, sections, retry, timeout, known })
+    }
+
+    /// The section of a backend; an absent one is empty.
+    pub(super) fn section(&self, backend: &str) -> Section {
+        self.sections.get(backend).cloned().unwrap_or_else(|| Section::empty(join(self.name, backend)))
+    }
+
+    pub(super) fn wrappers(&self) -> Result<Wrappers> {
+        let at = |key: &str| join(self.name, key);
+        let mut wrappers = Wrappers::default();
+        if let Some(section) = &self.retry {
+            wrappers.retry = section.enabled.then(|| section.policy());
+        }
+        if let Some(section) = &self.timeout {
+            wrappers.timeout = section.enabled.then(|| section.policy());
+        }
+        // The policies check themselves; here it is known which section they came from.
+        if let Some(policy) = wrappers.retry {
+            qi_core::layer::Retry::new(policy).map_err(|e| e.with_context("key", at("retry")))?;
+        }
+        if let Some(policy) = wrappers.timeout {
+            qi_core::layer::Timeout::new(policy).map_err(|e| e.with_context("key", at("timeout")))?;
+        }
+        Ok(wrappers)
+    }
+}
+
+/// What `[store]` has beside its backends.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StoreSection {
+    pub(super) auto_schema: bool,
+}
+
+impl OwnKeys for StoreSection {
+    const KEYS: &'static [&'static str] = &["auto_schema"];
+
+    fn check(name: &str, section: &Section) -> Result<bool> {
+        match name {
+            #[cfg(feature = "memory")]
+            "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
+            "timescale" => section.read::<TimescaleSection>().map(drop)?,
+            "clickhouse" => section.read::<ClickHouseSection>().map(drop)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What `[bus]` has beside its backends.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BusSection {
+    topics: BTreeMap<String, TopicSection>,
+}
+
+impl OwnKeys for BusSection {
+    const KEYS: &'static [&'static str] = &["topics"];
+
+    fn check(name: &str, section: &Section) -> Result<bool> {
+        match name {
+            #[cfg(feature = "memory")]
+            "memory" => section.read::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
+            "redpanda" => section.read::<RedpandaSection>().map(drop)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+impl BusSection {
+    pub(super) fn catalogue(&self) -> Result<TopicCatalogue> {
+        let mut catalogue = TopicCatalogue::standard()?;
+        for (name, section) in &self.topics {
+            let at = |e: Error| {
+                Error::new(ErrorKind::Config, "config.topic", "load")
+                    .with_message(e.message().unwrap_or_default())
+                    .with_context("key", format_args!("bus.topics.{name}"))
+                    .with_source(e)
+            };
+            let topic = TopicName::new(name).map_err(at)?;
+            let known = catalogue.get(&topic).cloned();
+            let partitions = section.partitions.or(known.as_ref().map(|spec| spec.partitions)).unwrap_or(1);
+            let mut spec = TopicSpec::new(topic, partitions).map_err(at)?;
+            if let Some(known) = known {
+                spec = known;
+                spec.partitions = partitions;
+            }
+            if let Some(hours) = section.retention_hours {
+                spec = spec.with_retention(Duration::from_hours(hours.into()));
+            }
+            if let Some(bytes) = section.max_message_bytes {
+                spec = spec.with_max_message_bytes(bytes);
+            }
+            if let Some(copies) = section.replication {
+                spec = spec.with_replication(copies);
+            }
+            for (setting, value) in &section.settings {
+                spec = spec.with_setting(setting, value);
+            }
+            catalogue.insert(spec);
+        }
+        Ok(catalogue)
+    }
+}
+
+/// `[bus.topics.NAME]`: changes a topic of the standard catalogue, or adds one (1 partition unless it says).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TopicSection {
+    /// How many partitions.
+    pub partitions: Option<u32>,
+    /// How many copies.
+    pub replication: Option<u16>,
+    /// How long messages stay, in hours.
+    pub retention_hours: Option<u32>,
+    /// The largest message in bytes.
+    pub max_message_bytes: Option<usize>,
+    /// Any other setting of the broker.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// `[store.retry]`, `[bus.retry]`: see [`RetryPolicy`], whose defaults these are.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetrySection {
+    /// Whether there is a retry wrapper at all.
+    pub enabled: bool,
+    /// How many attempts in all.
+    pub attempts: u32,
+    /// The first pause, in milliseconds.
+    pub min_ms: u64,
+    /// The longest pause, in milliseconds.
+    pub max_ms: u64,
+    /// By how much a pause grows.
+    pub factor: f64,
+    /// The share of a pause that chance may take away.
+    pub jitter: f64,
+    /// How long all attempts may take together, in milliseconds.
+    pub budget_ms: u64,
+}
+
+impl Default for RetrySection {
+    fn default() -> Self {
+        let RetryPolicy { attempts, backoff, budget, .. } = RetryPolicy::default();
+        Self {
+            enabled: true,
+            attempts,
+            min_ms: millis(backoff.min),
+            max_ms: millis(backoff.max),
+            factor: backoff.factor,
+            jitter: backoff.jitter,
+            budget_ms: millis(budget),
+        }
+    }
+}
+
+impl RetrySection {
+    fn policy(&self) -> RetryPolicy {
+        let backoff = Backoff::new(Duration::from_millis(self.min_ms), Duration::from_millis(self.max_ms))
+            .with_factor(self.factor)
+            .with_jitter(self.jitter);
+        RetryPolicy::default()
+            .with_attempts(self.attempts)
+            .with_backoff(backoff)
+            .with_budget(Duration::from_millis(self.budget_ms))
+    }
+}
+
+/// `[store.timeout]`, `[bus.timeout]`: see [`TimeoutPolicy`], whose defaults these are.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimeoutSection {
+    /// Whether there is a timeout wrapper at all.
+    pub enabled: bool,
+    /// For ordinary calls, in milliseconds.
+    pub limit_ms: u64,
+    /// For schema changes, deletes, purges and closing, in milliseconds.
+    pub heavy_ms: u64,
+    /// For a publish, in milliseconds; by default what the bus's delivery timeout demands.
+    pub publish_ms: Option<u64>,
+}
+
+impl Default for TimeoutSection {
+    fn default() -> Self {
+        let TimeoutPolicy { limit, heavy, .. } = TimeoutPolicy::default();
+        Self { enabled: true, limit_ms: millis(limit), heavy_ms: millis(heavy), publish_ms: None }
+    }
+}
+
+impl TimeoutSection {
+    fn policy(&self) -> TimeoutPolicy {
+        let policy = TimeoutPolicy::default()
+            .with_limit(Duration::from_millis(self.limit_ms))
+            .with_heavy(Duration::from_millis(self.heavy_ms));
+        match self.publish_ms {
+            Some(publish) => policy.with_publish(Duration::from_millis(publish)),
+            None => policy,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `[store.timescale]`. The adapter is not part of this version; the section may stand in a file all the same.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimescaleSection {
+    /// The connection as a URL, with its password.
+    pub url: Option<SecretString>,
+    /// The schema in which the tables are.
+    pub schema: Option<String>,
+}
+
+/// `[store.clickhouse]`. The adapter is not part of this version; the section may stand in a file all the same.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClickHouseSection {
+    /// The server's HTTP URL, with its password.
+    pub url: Option<SecretString>,
+    /// The database in which the tables are.
+    pub database: Option<String>,
+}
+
+/// `[bus.redpanda]`. The adapter is not part of this version; the section may stand in a file all the same.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedpandaSection {
+    /// The brokers to begin with, as `host:port`, separated by commas.
+    pub brokers: Option<String>,
+    /// The name of this client.
+    pub client_id: Option<String>,
+}

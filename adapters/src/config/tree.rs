@@ -1,0 +1,113 @@
+//! The configuration as a tree in which every value knows where it came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use qi_core::{Error, ErrorKind, Result};
+
+/// A value and its origin: the file's name, or the environment variable.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(super) origin: String,
+    pub(super) value: Value,
+}
+
+/// What a node holds.
+#[derive(Clone)]
+pub(super) enum Value {
+    Table(BTreeMap<String, Node>),
+    Array(Vec<Node>),
+    /// A scalar of the file, with the file's type.
+    Scalar(toml::Value),
+    /// A value of the environment: text that becomes what is asked for, so that a password `12345` stays text.
+    Text(String),
+}
+
+/// Values may be secret, so that Debug shows none of them.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(table) => f.debug_map().entries(table).finish(),
+            Self::Array(items) => write!(f, "[{} values]", items.len()),
+            Self::Scalar(_) | Self::Text(_) => f.write_str("***"),
+        }
+    }
+}
+
+/// Reads TOML. `origin` is what errors name.
+pub(super) fn parse(text: &str, origin: &str) -> Result<Node> {
+    let table: toml::Table = toml::from_str(text).map_err(|e| {
+        // The parser's own Display quotes the line, which may hold a secret.
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        Error::new(ErrorKind::Config, "config.syntax", "load")
+            .with_message(e.message())
+            .with_context("file", origin)
+            .with_context("line", line)
+    })?;
+    Ok(Node::of(toml::Value::Table(table), origin))
+}
+
+impl Node {
+    pub(super) fn empty(origin: &str) -> Self {
+        Self { origin: origin.to_owned(), value: Value::Table(BTreeMap::new()) }
+    }
+
+    fn of(value: toml::Value, origin: &str) -> Self {
+        let value = match value {
+            toml::Value::Table(table) => {
+                Value::Table(table.into_iter().map(|(key, value)| (key, Self::of(value, origin))).collect())
+            }
+            toml::Value::Array(items) => {
+                Value::Array(items.into_iter().map(|v| Self::of(v, origin)).collect())
+            }
+            scalar => Value::Scalar(scalar),
+        };
+        Self { origin: origin.to_owned(), value }
+    }
+
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The table of a section.
+    pub(super) fn into_table(self, path: &str) -> Result<BTreeMap<String, Node>> {
+        match self.value {
+            Value::Table(table) => Ok(table),
+            _ => Err(Error::new(ErrorKind::Config, "config.value", "load")
+                .with_message("must be a section")
+                .with_context("key", path)
+                .with_context("origin", self.origin)),
+        }
+    }
+}
+
+/// An unknown key, with the nearest one that is known.
+pub(super) fn unknown_key<'a>(
+    path: &str,
+    key: &str,
+    origin: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Error {
+    let full = join(path, key);
+    let message = match nearest(key, known.clone()) {
+        Some(nearest) => format!("unknown key `{full}`; did you mean `{}`?", join(path, nearest)),
+        None => format!("unknown key `{full}`; known here: {}", known.collect::<Vec<_>>().join(", ")),
+    };
+    Error::new(ErrorKind::Config, "config.unknown_key", "load")
+        .with_message(message)
+        .with_context("key", full)
+        .with_context("origin", origin)
+}
+
+/// The known word that is most like `word`, if one is like it at all.
+pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}

@@ -1,0 +1,284 @@
+//! The configuration: one word swaps a backend, the environment overrides by full path, and every mistake is named
+//! with its place and the nearest key.
+
+#![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use qi_adapters::{Backends, Config};
+use qi_core::bus::TopicName;
+use qi_core::{Error, ErrorKind, PriceStore, Result};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+use serde::Deserialize;
+
+const NONE: [(&str, &str); 0] = [];
+
+fn build(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'static str)>) -> Result<Config> {
+    Config::builder().toml(toml).variables(variables).build()
+}
+
+fn refused(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'static str)>) -> Error {
+    let error = build(toml, variables).expect_err(toml);
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    error
+}
+
+#[tokio::test]
+async fn nothing_at_all_is_memory_with_all_wrappers() {
+    let config = build("", NONE).unwrap();
+    let (store, bus) = (config.open_store().await.unwrap(), config.open_bus().await.unwrap());
+    assert_eq!((store.info().backend, bus.info().backend), ("memory", "memory"));
+    assert_eq!(
+        (store.to_string().as_str(), bus.to_string().as_str()),
+        ("Retry(Timeout(memory))", "Retry(Timeout(memory))")
+    );
+}
+
+#[tokio::test]
+async fn opening_does_nothing_unless_the_schema_is_wanted() {
+    use qi_core::store::{InstrumentDataset, InstrumentQuery};
+    let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let plain = build("", NONE).unwrap().open_store().await.unwrap();
+    assert_eq!(plain.instruments(&query).await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
+    let ready = build("[store]\nauto_schema = true", NONE).unwrap().open_store().await.unwrap();
+    assert!(ready.instruments(&query).await.unwrap().items.is_empty());
+}
+
+#[test]
+fn all_backends_may_stand_in_one_file_and_one_word_swaps_them() {
+    let file = "
+        [store]
+        backend = \"memory\"
+        [store.memory]
+        max_rows = 7
+        [store.timescale]
+        url = \"postgres://qi:secret@db/qi\"
+        [store.clickhouse]
+        url = \"http://qi:secret@ch\"
+        [bus.redpanda]
+        brokers = \"127.0.0.1:9092\"";
+    assert_eq!(build(file, NONE).unwrap().store_backend(), "memory");
+    let swapped = build(file, [("QI__STORE__BACKEND", "timescale")]).unwrap();
+    assert_eq!(swapped.store_backend(), "timescale");
+    assert!(!format!("{swapped:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_be_opened_says_why() {
+    let open = async |word| {
+        let config = Config::builder().variables([("QI__STORE__BACKEND", word)]).build().unwrap();
+        config.open_store().await.unwrap_err()
+    };
+    for word in ["timescale", "clickhouse"] {
+        let error = open(word).await;
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(
+            ["config.backend.not_compiled", "config.backend.not_written"].contains(&error.code()),
+            "{error}"
+        );
+        if error.code() == "config.backend.not_compiled" {
+            assert!(
+                error.message().unwrap().contains(&format!("feature `{word}` of qi-adapters")),
+                "{error}"
+            );
+        }
+    }
+    let unknown = open("memroy").await;
+    assert_eq!(unknown.code(), "config.backend.unknown");
+    assert!(unknown.message().unwrap().contains("did you mean `memory`"), "{unknown}");
+    let bus = Config::builder().variables([("QI__BUS__BACKEND", "redpanda")]).build().unwrap();
+    assert_eq!(bus.open_bus().await.unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
+    for (toml, message) in [
+        ("[stroe]", "unknown key `stroe`; did you mean `store`?"),
+        ("[store]\nbakcend = \"memory\"", "unknown key `store.bakcend`; did you mean `store.backend`?"),
+        (
+            "[store.memory]\nmax_row = 1",
+            "unknown key `store.memory.max_row`; did you mean `store.memory.max_rows`?",
+        ),
+        ("[bus.retry]\natempts = 1", "unknown key `bus.retry.atempts`; did you mean `bus.retry.attempts`?"),
+        (
+            "[bus.redpanda]\nbroker = \"x\"",
+            "unknown key `bus.redpanda.broker`; did you mean `bus.redpanda.brokers`?",
+        ),
+        (
+            "[store.timescale]\nurls = \"x\"",
+            "unknown key `store.timescale.urls`; did you mean `store.timescale.url`?",
+        ),
+        (
+            "[bus.topics.x]\npartition = 1",
+            "unknown key `bus.topics.x.partition`; did you mean `bus.topics.x.partitions`?",
+        ),
+    ] {
+        let error = refused(toml, NONE);
+        assert_eq!((error.message(), error.code()), (Some(message), "config.unknown_key"));
+    }
+    let error = refused("", [("QI__STORE__MEMORY__MAX_ROW", "5")]);
+    assert!(error.message().unwrap().ends_with("did you mean `store.memory.max_rows`?"), "{error}");
+    assert_eq!(error.context_value("origin"), Some("QI__STORE__MEMORY__MAX_ROW"));
+}
+
+#[test]
+fn a_key_like_no_other_is_answered_with_the_list() {
+    let error = refused("[store.retry]\nzzz = 1", NONE);
+    assert!(error.message().unwrap().contains("known here: enabled, attempts, "), "{error}");
+}
+
+#[tokio::test]
+async fn the_environment_overrides_the_file_by_full_path() {
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Mongo {
+        password: String,
+        pool: u16,
+        hosts: Vec<String>,
+        tls: bool,
+    }
+    let seen = Arc::new(std::sync::Mutex::new(None));
+    let kept = Arc::clone(&seen);
+    let backends = Backends::builder()
+        .register_store("mongo", move |section| {
+            *kept.lock().unwrap() = Some(section.read::<Mongo>()?);
+            Ok(Arc::new(MemoryStore::new(MemoryStoreConfig::default())?))
+        })
+        .unwrap()
+        .build();
+    let config = Config::builder()
+        .backends(backends)
+        .toml("[store]\nbackend = \"mongo\"\n[store.mongo]\npassword = \"x\"\npool = 1\nhosts = [\"a\"]\ntls = false")
+        .variables([
+            ("QI__STORE__MONGO__PASSWORD", "12345"),
+            ("QI__STORE__MONGO__POOL", "9"),
+            ("QI__STORE__MONGO__HOSTS", "a, b,c"),
+            ("QI__STORE__MONGO__TLS", "true"),
+            ("PATH", "/bin"),
+        ])
+        .build()
+        .unwrap();
+    config.open_store().await.unwrap();
+    let hosts = ["a", "b", "c"].map(String::from).to_vec();
+    let wanted = Mongo { password: "12345".to_owned(), pool: 9, hosts, tls: true };
+    assert_eq!(seen.lock().unwrap().take(), Some(wanted), "a password of digits stays text");
+}
+
+#[tokio::test]
+async fn a_backend_of_ones_own_has_its_section_checked_when_it_is_opened() {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Mongo {
+        #[allow(dead_code, reason = "only its presence matters")]
+        url: String,
+    }
+    let backends = Backends::builder()
+        .register_store("mongo", |section| {
+            section.read::<Mongo>()?;
+            Ok(Arc::new(MemoryStore::new(MemoryStoreConfig::default())?))
+        })
+        .unwrap()
+        .build();
+    let open = async |toml: &str| {
+        let config = Config::builder().backends(backends.clone()).toml(toml).build().unwrap();
+        config.open_store_as("mongo").await
+    };
+    assert!(open("[store.mongo]\nurl = \"x\"").await.is_ok());
+    let missing = open("").await.unwrap_err();
+    assert_eq!(
+        (missing.message(), missing.context_value("key")),
+        (Some("the key `url` is missing"), Some("store.mongo"))
+    );
+    let unknown = open("[store.mongo]\nurll = \"x\"").await.unwrap_err();
+    assert!(unknown.message().unwrap().ends_with("did you mean `store.mongo.url`?"), "{unknown}");
+}
+
+#[test]
+fn a_name_that_is_taken_or_is_a_key_cannot_be_registered() {
+    for name in ["memory", "timescale", "retry", "auto_schema", "backend", "", "Mongo", "a__b"] {
+        let taken = Backends::builder().register_store(name, |_| unreachable!());
+        assert_eq!(taken.unwrap_err().code(), "config.backend.name", "{name}");
+    }
+}
+
+#[test]
+fn a_value_that_does_not_fit_names_its_key_and_origin() {
+    for (toml, key) in [
+        ("[store.memory]\nmax_rows = \"many\"", "store.memory.max_rows"),
+        ("[store.memory]\nmax_rows = -1", "store.memory.max_rows"),
+        ("[store]\nauto_schema = \"yes\"", "store.auto_schema"),
+        ("[store]\nbackend = 5", "store.backend"),
+        ("store = 5", "store"),
+        ("[store]\nmemory = 5", "store.memory"),
+        ("[store.retry]\nattempts = 0", "store.retry"),
+        ("[bus.timeout]\nlimit_ms = 0", "bus.timeout"),
+        ("[bus.topics.\"a b\"]\npartitions = 1", "bus.topics.a b"),
+        ("[bus.topics.x]\npartitions = 0", "bus.topics.x"),
+    ] {
+        let error = refused(toml, NONE);
+        assert!(error.context().any(|(k, v)| k == "key" && v == key), "{toml}: {error}");
+    }
+    for (variable, value) in [
+        ("QI__STORE__MEMORY__MAX_ROWS", "many"),
+        ("QI__STORE__AUTO_SCHEMA", "yes"),
+        ("QI__STORE__MEMORY", "5"),
+        ("QI__STORE____X", "5"),
+        ("QI__STORE__BACKEND__X", "5"),
+    ] {
+        let error = refused("[store]\nbackend = \"memory\"\n[store.memory]", [(variable, value)]);
+        assert_eq!(error.context_value("origin"), Some(variable), "{error}");
+    }
+}
+
+#[test]
+fn broken_toml_names_the_line_and_quotes_nothing() {
+    let error = refused("[store]\nbackend = \"memory\"\nurl = \"postgres://a:secret@b\" oops", NONE);
+    assert_eq!((error.code(), error.context_value("line")), ("config.syntax", Some("3")));
+    assert!(!error.report().contains("secret"), "{}", error.report());
+}
+
+#[test]
+fn a_file_is_read_and_a_missing_one_is_said() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "[store]\nbackend = \"clickhouse\"").unwrap();
+    let config = Config::builder().file(file.path()).build().unwrap();
+    assert_eq!(config.store_backend(), "clickhouse");
+    let missing = Config::builder().file("does/not/exist.toml").build().unwrap_err();
+    assert_eq!((missing.code(), missing.context_value("file")), ("config.file", Some("does/not/exist.toml")));
+}
+
+#[tokio::test]
+async fn wrappers_are_configured_and_can_be_left_out() {
+    let config = build("[store.retry]\nenabled = false\n[bus.timeout]\nenabled = false", NONE).unwrap();
+    assert_eq!(config.open_store().await.unwrap().to_string(), "Timeout(memory)");
+    assert_eq!(config.open_bus().await.unwrap().to_string(), "Retry(memory)");
+}
+
+#[tokio::test]
+async fn a_time_limit_that_does_not_fit_the_bus_is_refused() {
+    let config = build("[bus.timeout]\npublish_ms = 1", NONE).unwrap();
+    assert_eq!(config.open_bus().await.unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[test]
+fn topics_of_the_catalogue_can_be_changed_and_added() {
+    let catalogue = build(
+        "[bus.topics.crypto-prices]\npartitions = 3\n[bus.topics.mine]\nretention_hours = 2\nsettings = { \"a.b\" = \"c\" }",
+        [("QI__BUS__TOPICS__CRYPTO-PRICES__REPLICATION", "3")],
+    )
+    .unwrap()
+    .catalogue()
+    .unwrap();
+    let topic = |name: &str| catalogue.get(&TopicName::new(name).unwrap()).unwrap().clone();
+    let prices = topic("crypto-prices");
+    assert_eq!(
+        (prices.partitions, prices.replication, prices.max_message_bytes),
+        (3, Some(3), Some(2 << 20))
+    );
+    let mine = topic("mine");
+    assert_eq!((mine.partitions, mine.retention.unwrap().as_secs()), (1, 7_200));
+    assert_eq!(mine.settings["a.b"], "c");
+    assert_eq!(catalogue.topics().count(), 5);
+}
