@@ -1,1 +1,6 @@
 //! What tests of `qi` and of Layer 2 stand on.
+
+pub mod agent;
+mod clock;
+
+pub use clock::ManualClock;
