@@ -16,7 +16,13 @@ fn main() -> ExitCode {
         })
     };
     let mut trials = agent_contract("agent_fn", function);
-    trials.extend(agent_contract_on(Time::Real, "agent_fn_on_real_time", function));
+    let waiting = || {
+        agent_fn(|cx| async move {
+            cx.cancelled().await;
+            Ok(())
+        })
+    };
+    trials.extend(agent_contract_on(Time::Real, "agent_fn_on_real_time", waiting));
     let scripts = ScriptedAgent::script([Script::default()]);
     trials.extend(agent_contract("scripted", move || scripts.make()));
     run(&Arguments::from_args(), trials).exit_code()

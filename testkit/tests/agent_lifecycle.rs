@@ -436,9 +436,18 @@ async fn run_that_is_always_ready_is_dropped_in_time() {
             _ => Script::run(Step::Spin),
         };
         // A paused clock does not move beside a task that is always ready, so the deadlines here are zero.
-        let life = live([script], Duration::ZERO, |spec| spec.stop_timeout(Duration::ZERO)).await;
-        assert_eq!(life.statuses().last(), Some(&Stopped));
-        assert_eq!(life.report.agent("a").unwrap().ending, Ending::Forced);
+        let log = TransitionLog::default();
+        let (spec, calls) = scripted("a", [script]);
+        let runtime = builder(&log).agent(spec.stop_timeout(Duration::ZERO)).build().unwrap();
+        let others_run = async {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let report = runtime.run_until(others_run).await;
+        assert!(calls.is_clean() && calls.count("Init#1") == 1, "{calls:?}");
+        assert_eq!(log.statuses("a").last(), Some(&Stopped));
+        assert_eq!(report.agent("a").unwrap().ending, Ending::Forced);
     }
 }
 

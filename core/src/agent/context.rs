@@ -93,7 +93,7 @@ impl AgentContext {
 
     /// Says that `run` is alive, for the watchdog. One relaxed store.
     pub fn heartbeat(&self) {
-        self.0.beat.store(self.0.elapsed_micros(), Ordering::Relaxed);
+        self.0.beat.store(self.0.elapsed_micros().saturating_add(1), Ordering::Relaxed);
     }
 
     /// Says that the agent works, but not as it should. The sentence is cut to 200 characters. The agent is not
@@ -156,7 +156,7 @@ pub(super) struct Incarnation {
     pub(super) children: Children,
     born: Instant,
     born_at: Timestamp,
-    /// Microseconds after `born` of the last heartbeat; 0 for none.
+    /// Microseconds after `born` of the last heartbeat, plus one; 0 for none.
     beat: AtomicU64,
     /// Microseconds after `born` at which `run` began.
     run_from: AtomicU64,
@@ -178,7 +178,7 @@ impl Incarnation {
     }
 
     fn elapsed_micros(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn run_begins(&self) {
@@ -186,7 +186,7 @@ impl Incarnation {
     }
 
     fn last_sign(&self) -> u64 {
-        self.beat.load(Ordering::Relaxed).max(self.run_from.load(Ordering::Relaxed))
+        self.beat.load(Ordering::Relaxed).saturating_sub(1).max(self.run_from.load(Ordering::Relaxed))
     }
 
     /// When the watchdog of `limit` bites unless a heartbeat comes first.
@@ -201,7 +201,7 @@ impl Incarnation {
     pub(super) fn last_heartbeat(&self) -> Option<Timestamp> {
         match self.beat.load(Ordering::Relaxed) {
             0 => None,
-            micros => self.born_at.checked_add(Duration::from_micros(micros)),
+            micros => self.born_at.checked_add(Duration::from_micros(micros - 1)),
         }
     }
 }

@@ -14,8 +14,8 @@ use super::poll::{Polled, drop_at_poll};
 const STOP: Duration = Duration::from_secs(5);
 /// The runtime's default cleanup timeout.
 const CLEANUP: Duration = Duration::from_secs(2);
-/// A future that nothing wakes for so long has shown all its awaits.
-const IDLE: Duration = Duration::from_secs(1);
+/// How long a hook has to come to its next awaits: what it waits for after that does not happen here.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How many polls are tried at most.
 const POLLS: usize = 64;
 
@@ -118,7 +118,7 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> 
     let run = async {
         let run = agent.run(&cx);
         tokio::pin!(run);
-        if let Ok(early) = timeout(IDLE, &mut run).await {
+        if let Ok(early) = timeout(PATIENCE, &mut run).await {
             return Some(early);
         }
         stop.cancel();
@@ -134,13 +134,13 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> 
 async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
     for polls in 0..POLLS {
         let (mut agent, cx) = (make(), AgentContext::for_test());
-        let polled = drop_at_poll(agent.initialize(&cx), polls, IDLE).await;
+        let polled = drop_at_poll(agent.initialize(&cx), polls, PATIENCE).await;
         cleaned(&mut agent, &cx, &ExitReason::Cancelled)
             .await
             .map_err(|e| format!("initialize dropped after {polls} polls: {}", text(&e)))?;
         match polled {
             Polled::Ready(result) => return Ok(result?),
-            Polled::Idle => return Ok(()),
+            Polled::TooSlow => return Ok(()),
             Polled::Dropped => {}
         }
     }
@@ -151,13 +151,13 @@ async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(mak
     for polls in 0..POLLS {
         let (mut agent, cx) = (make(), AgentContext::for_test());
         initialized(&mut agent, &cx).await?;
-        let polled = drop_at_poll(agent.run(&cx), polls, IDLE).await;
+        let polled = drop_at_poll(agent.run(&cx), polls, PATIENCE).await;
         cleaned(&mut agent, &cx, &ExitReason::Cancelled)
             .await
             .map_err(|e| format!("run dropped after {polls} polls: {}", text(&e)))?;
         match polled {
             Polled::Ready(result) => return Ok(result?),
-            Polled::Idle => return Ok(()),
+            Polled::TooSlow => return Ok(()),
             Polled::Dropped => {}
         }
     }
@@ -174,7 +174,7 @@ async fn a_second_incarnation_works<A: Agent + 'static, F: Fn() -> A>(make: &F) 
     // One value is run and cleaned up, then another one goes through a whole life under the runtime.
     let (mut first, cx) = (make(), AgentContext::for_test());
     initialized(&mut first, &cx).await?;
-    drop_at_poll(first.run(&cx), 2, IDLE).await;
+    drop_at_poll(first.run(&cx), 2, PATIENCE).await;
     cleaned(&mut first, &cx, &ExitReason::Stale).await?;
     drop(first);
     let second = AgentSpec::once("second", make());

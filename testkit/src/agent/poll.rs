@@ -11,14 +11,14 @@ pub enum Polled<T> {
     Ready(T),
     /// It was dropped while it was pending, after as many polls as were asked for.
     Dropped,
-    /// It was dropped while it was pending, because nothing woke it for as long as `idle`.
-    Idle,
+    /// It was dropped while it was pending, because it did not come to as many polls in time.
+    TooSlow,
 }
 
 /// Polls `future` up to `polls` times, waiting in between until it is woken, then drops it.
 ///
-/// A future that nothing wakes for `idle` (tokio time) is dropped as well: a higher number of polls would show
-/// nothing new.
+/// A future that does not come to so many polls within `patience` (tokio time) is dropped as well: it waits for
+/// something that does not happen in the test, and a higher number of polls would show nothing new.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,12 +30,12 @@ pub enum Polled<T> {
 ///     tokio::task::yield_now().await;
 ///     tokio::task::yield_now().await;
 /// };
-/// let idle = Duration::from_secs(1);
-/// assert_eq!(drop_at_poll(two_awaits(), 2, idle).await, Polled::Dropped);
-/// assert_eq!(drop_at_poll(two_awaits(), 3, idle).await, Polled::Ready(()));
+/// let patience = Duration::from_secs(1);
+/// assert_eq!(drop_at_poll(two_awaits(), 2, patience).await, Polled::Dropped);
+/// assert_eq!(drop_at_poll(two_awaits(), 3, patience).await, Polled::Ready(()));
 /// # }
 /// ```
-pub async fn drop_at_poll<F: Future>(future: F, polls: usize, idle: Duration) -> Polled<F::Output> {
+pub async fn drop_at_poll<F: Future>(future: F, polls: usize, patience: Duration) -> Polled<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
     let until = std::future::poll_fn(|cx| {
@@ -49,5 +49,5 @@ pub async fn drop_at_poll<F: Future>(future: F, polls: usize, idle: Duration) ->
             Poll::Pending => Poll::Pending,
         }
     });
-    tokio::time::timeout(idle, until).await.unwrap_or(Polled::Idle)
+    tokio::time::timeout(patience, until).await.unwrap_or(Polled::TooSlow)
 }
