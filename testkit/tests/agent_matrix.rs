@@ -127,7 +127,7 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
                     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                         runtime.block_on(case(phase, &fault, mode, stop));
                         // A task that has told its end may still have to return.
-                        runtime.block_on(tokio::time::sleep(ms(1)));
+                        runtime.block_on(async { tokio::time::sleep(ms(1)).await });
                         assert_eq!(runtime.metrics().num_alive_tasks(), 0, "tasks are left over");
                     }));
                     assert!(result.is_ok(), "{name} in {phase}, {mode:?}, {stop:?}");
