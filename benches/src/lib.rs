@@ -51,7 +51,11 @@ impl fmt::Display for Ratio {
 /// println!("{half}");
 /// assert_eq!(half.rounds, 9);
 /// ```
-pub fn ratio(rounds: usize, mut ours: impl FnMut() -> Duration, mut rival: impl FnMut() -> Duration) -> Ratio {
+pub fn ratio(
+    rounds: usize,
+    mut ours: impl FnMut() -> Duration,
+    mut rival: impl FnMut() -> Duration,
+) -> Ratio {
     let rounds = rounds.max(1);
     ours();
     rival();

@@ -20,7 +20,9 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut builder =
         AgentRuntime::builder().shutdown_deadline(DEADLINE).on_overrun(move |report: &RuntimeReport| {
-            sender.send((report.clone(), Instant::now(), std::thread::current().name().map(str::to_owned))).unwrap();
+            sender
+                .send((report.clone(), Instant::now(), std::thread::current().name().map(str::to_owned)))
+                .unwrap();
         });
     for n in 0..blocking {
         let (spec, _) = scripted(&format!("blocks-{n}"), [Script::run(Step::Block(BLOCKED_FOR))]);
@@ -33,7 +35,8 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     std::thread::sleep(ms(200));
     let asked = Instant::now();
     handle.shutdown();
-    let (report, when, thread) = receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_overrun is called in time");
+    let (report, when, thread) =
+        receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_overrun is called in time");
     assert_eq!(thread.as_deref(), Some("qi-deadline"), "it is a thread of its own");
     tokio.shutdown_background();
     (report, when - asked)

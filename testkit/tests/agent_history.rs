@@ -3,9 +3,9 @@
 mod agent_rig;
 
 use agent_rig::{at_once, builder, ms, scripted};
+use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Running, Stopped};
 use qi_core::agent::{AgentRuntime, ErrorRecord, Observer, Transition};
-use qi_core::ErrorKind;
 use qi_testkit::ManualClock;
 use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
 use tokio::time::sleep;

@@ -84,7 +84,8 @@ async fn panics_anywhere_are_caught_and_the_agent_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn factory_panic_is_one_of_initialize_and_has_nothing_to_clean_up() {
-    let life = live([Script::default().with_factory_panic(), Script::default()], ms(1_000), |spec| spec).await;
+    let life =
+        live([Script::default().with_factory_panic(), Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses()[..4], [Created, Initializing, Stopping, Backoff]);
     assert_eq!(life.calls.calls()[0], "Init#2");
     assert_eq!(life.log.errors("a")[0].phase, Phase::Initialize);
@@ -370,7 +371,11 @@ async fn children_see_the_cancel_and_are_gone_before_cleanup() {
     assert_eq!(alive_at_cleanup.load(Ordering::SeqCst), 0);
     assert!(seen_cancel.load(Ordering::SeqCst));
     let history = log.of("a");
-    assert_eq!(history[3].at.since(history[2].at), Duration::from_secs(5), "the deaf one had the stop timeout");
+    assert_eq!(
+        history[3].at.since(history[2].at),
+        Duration::from_secs(5),
+        "the deaf one had the stop timeout"
+    );
     let stale = context.lock().unwrap().take().unwrap();
     assert!(stale.is_cancelled());
     assert_eq!(stale.spawn("late", async { Ok(()) }).unwrap_err().kind(), ErrorKind::Closed);
@@ -401,10 +406,9 @@ async fn children_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
-    let life = live([Script::run(Step::HangDeaf), Script::default()], ms(4_000), |spec| {
-        spec.watchdog(ms(3_000))
-    })
-    .await;
+    let life =
+        live([Script::run(Step::HangDeaf), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
+            .await;
     assert_eq!(life.exits(), ["no heartbeat", "cancelled"]);
     let history = life.log.of("a");
     assert_eq!(history[2].at.since(history[1].at), ms(3_000), "counted from Running");

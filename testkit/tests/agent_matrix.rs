@@ -6,8 +6,8 @@ mod agent_rig;
 use std::time::Duration;
 
 use agent_rig::{builder, ms, scripted};
-use qi_core::agent::{AgentStatus, Backoff, Phase, RestartMode, RestartPolicy};
 use qi_core::ErrorKind;
+use qi_core::agent::{AgentStatus, Backoff, Phase, RestartMode, RestartPolicy};
 use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
 
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,9 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
     let script = match phase {
         Phase::Initialize => Script::initialize(fault.clone()),
         Phase::Run => Script::run(fault.clone()),
-        Phase::Cleanup => Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone()),
+        Phase::Cleanup => {
+            Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone())
+        }
     };
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [script]);
@@ -113,7 +115,9 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
     std::panic::set_hook(Box::new(|info| {
         // The scripted ones are meant, and there are thousands of them.
         let text = info.payload().downcast_ref::<&str>().copied().unwrap_or_default();
-        if !text.starts_with("scripted") && !info.location().is_some_and(|l| l.file().ends_with("scripted.rs")) {
+        if !text.starts_with("scripted")
+            && !info.location().is_some_and(|l| l.file().ends_with("scripted.rs"))
+        {
             eprintln!("{info}");
         }
     }));
@@ -122,8 +126,11 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
         for (name, fault) in faults() {
             for mode in [RestartMode::Never, RestartMode::OnFailure, RestartMode::Always] {
                 for stop in stops() {
-                    let runtime =
-                        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .start_paused(true)
+                        .build()
+                        .unwrap();
                     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                         runtime.block_on(case(phase, &fault, mode, stop));
                         // A task that has told its end may still have to return.

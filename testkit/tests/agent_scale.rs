@@ -26,11 +26,8 @@ fn random_step(rng: &mut fastrand::Rng) -> Step {
 }
 
 fn run_once(seed: u64) -> (Vec<String>, Vec<Vec<String>>) {
-    let tokio = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let tokio =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio.block_on(async {
         let log = TransitionLog::default();
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -41,14 +38,16 @@ fn run_once(seed: u64) -> (Vec<String>, Vec<Vec<String>>) {
             let scripts: Vec<Script> = (0..4)
                 .map(|_| {
                     let script = Script::run(random_step(&mut rng));
-                    let script = if rng.u8(..4) == 0 { script.with_initialize(random_step(&mut rng)) } else { script };
+                    let script =
+                        if rng.u8(..4) == 0 { script.with_initialize(random_step(&mut rng)) } else { script };
                     if rng.u8(..8) == 0 { script.with_cleanup(random_step(&mut rng)) } else { script }
                 })
                 .collect();
             let (spec, log) = scripted(&format!("agent-{n}"), scripts);
             calls.push(log);
             let spec = spec.best_effort().watchdog(ms(4_000)).restart(RestartPolicy::always());
-            let spec = if n > 0 && rng.bool() { spec.after([format!("agent-{}", rng.usize(..n))]) } else { spec };
+            let spec =
+                if n > 0 && rng.bool() { spec.after([format!("agent-{}", rng.usize(..n))]) } else { spec };
             builder = builder.agent(spec);
         }
         let report = builder.build().unwrap().run_until(sleep(ms(20_000))).await;

@@ -111,7 +111,8 @@ async fn hook_left_at_the_soft_deadline_is_dropped_then() {
     // The dependency may only stop after its dependent, whose children use up the time.
     let log = TransitionLog::default();
     let (first, first_calls) = scripted("first", [Script::run(Step::HangDeaf)]);
-    let (second, second_calls) = scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
+    let (second, second_calls) =
+        scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
     let runtime = builder(&log)
         .agent(first.stop_timeout(ms(300)).cleanup_timeout(ms(100)))
         .agent(second.after(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
@@ -185,12 +186,19 @@ async fn start_follows_dependencies_and_stop_goes_the_other_way() {
     assert_eq!(order_of(&log, Running), ["store", "cache", "writer", "feed"]);
     let stopped = order_of(&log, Stopped);
     assert_eq!((stopped[0].as_str(), stopped[3].as_str()), ("feed", "store"));
-    for (agent, dependency) in [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")] {
+    for (agent, dependency) in
+        [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")]
+    {
         assert!(at(&log.of(agent), Initializing) >= at(&log.of(dependency), Running), "{agent}");
     }
     let seq_of = |agent: &str, to| log.all().iter().position(|t| &*t.agent == agent && t.to == to).unwrap();
-    for (agent, dependency) in [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")] {
-        assert!(seq_of(agent, Stopped) < seq_of(dependency, Stopping), "{agent} ends before {dependency} stops");
+    for (agent, dependency) in
+        [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")]
+    {
+        assert!(
+            seq_of(agent, Stopped) < seq_of(dependency, Stopping),
+            "{agent} ends before {dependency} stops"
+        );
     }
 }
 
@@ -224,11 +232,7 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
 async fn finite_dependency_counts_when_it_has_completed() {
     let log = TransitionLog::default();
     let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.finite();
-    let runtime = builder(&log)
-        .agent(waiting("serve").after(["load"]))
-        .agent(load)
-        .build()
-        .unwrap();
+    let runtime = builder(&log).agent(waiting("serve").after(["load"])).agent(load).build().unwrap();
     let handle = runtime.handle();
     let report = runtime.run_until(async {
         sleep(ms(300)).await;
@@ -382,7 +386,8 @@ async fn runtime_ends_when_all_agents_have_ended_by_themselves() {
 #[tokio::test(start_paused = true)]
 async fn failure_of_a_critical_agent_stops_all_in_order() {
     let log = TransitionLog::default();
-    let fails = scripted("fails", [Script::run(Step::after(ms(200), Step::Err(ErrorKind::SchemaMismatch)))]).0;
+    let fails =
+        scripted("fails", [Script::run(Step::after(ms(200), Step::Err(ErrorKind::SchemaMismatch)))]).0;
     let runtime = builder(&log)
         .agent(waiting("base"))
         .agent(waiting("top").after(["base"]))
@@ -456,7 +461,10 @@ fn build_refuses_what_cannot_be_meant_and_names_it() {
         vec![spec("x"), spec("a").after(["b", "x"]), spec("b").after(["c"]), spec("c").after(["a"])],
         &["circular", "a after b after c after a"],
     );
-    refused(vec![spec("weak").best_effort(), spec("strong").after(["weak"])], &["strong", "weak", "best effort"]);
+    refused(
+        vec![spec("weak").best_effort(), spec("strong").after(["weak"])],
+        &["strong", "weak", "best effort"],
+    );
     let policy = RestartPolicy::default();
     refused(vec![spec("a").restart(policy.with_stable_after(Duration::ZERO))], &["stable_after", "agent=a"]);
     let mut jumpy = policy;
@@ -474,7 +482,8 @@ async fn driver_that_is_aborted_shows_failed() {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio.block_on(async {
             let (spec, _) = scripted("a", [Script::run(Step::PanicOnDrop).with_value_drop_panic()]);
-            let handle = builder(&inner_log).agent(spec).agent(waiting("b").after(["a"])).build().unwrap().start();
+            let handle =
+                builder(&inner_log).agent(spec).agent(waiting("b").after(["a"])).build().unwrap().start();
             handle.wait_for("b", |s| s.status == Running).await.unwrap();
             *slot.lock().unwrap() = Some(handle);
         });

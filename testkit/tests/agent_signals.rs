@@ -22,7 +22,8 @@ fn child() {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     tokio.block_on(async {
         let (spec, calls) = scripted("a", [Script::run(run)]);
-        let runtime = AgentRuntime::builder().agent(spec.stop_timeout(Duration::from_secs(20))).build().unwrap();
+        let runtime =
+            AgentRuntime::builder().agent(spec.stop_timeout(Duration::from_secs(20))).build().unwrap();
         let handle = runtime.handle();
         let report = tokio::spawn(runtime.run_with_signals());
         handle.wait_for("a", |s| s.status == AgentStatus::Running).await.unwrap();

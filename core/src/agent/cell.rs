@@ -271,7 +271,8 @@ impl Cell {
     pub(super) fn set_health(&self, incarnation: u32, health: AgentHealth) {
         let mut state = lock(&self.state);
         let snapshot = &mut state.snapshot;
-        if snapshot.incarnation == incarnation && !snapshot.status.is_terminal() && snapshot.health != health {
+        if snapshot.incarnation == incarnation && !snapshot.status.is_terminal() && snapshot.health != health
+        {
             snapshot.health = match health {
                 AgentHealth::Degraded(why) => AgentHealth::Degraded(cut(&why)),
                 other => other,

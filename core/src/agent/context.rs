@@ -127,7 +127,11 @@ impl AgentContext {
     ///     Ok(())
     /// }
     /// ```
-    pub fn spawn(&self, label: &str, future: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    pub fn spawn(
+        &self,
+        label: &str,
+        future: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<()> {
         let cell = &self.0.cell;
         self.0.children.spawn(&cell.name, cell.max_children, label, future)?;
         // The driver may sleep without ever having seen a child.
@@ -231,8 +235,7 @@ impl Children {
         let runtime = tokio::runtime::Handle::try_current().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.child.runtime", "spawn").with_source(source)
         })?;
-        let refuse =
-            |kind, code: &'static str, why: &str| Err(agent_error(kind, code, "spawn", agent, why));
+        let refuse = |kind, code: &'static str, why: &str| Err(agent_error(kind, code, "spawn", agent, why));
         let mut set = lock(&self.set);
         if set.closed {
             return refuse(ErrorKind::Closed, "agent.child.closed", "the incarnation is over");

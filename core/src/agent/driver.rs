@@ -11,15 +11,15 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::Instant;
 
+use super::Agent;
 use super::catch::{catch, drop_caught};
 use super::cell::{Asked, Cell, Change};
 use super::context::{AgentContext, Incarnation, end_children};
+use super::fleet::Fleet;
 use super::phase::{Ended, Hook};
 use super::restart::{Decision, RestartState};
-use super::fleet::Fleet;
 use super::spec::Maker;
 use super::status::{AgentStatus, BackoffStep, ExitReason, Phase};
-use super::Agent;
 
 /// The moment `after` from now; one that tokio's clock cannot hold lies a year ahead.
 pub(super) fn later(after: Duration) -> Instant {

@@ -30,7 +30,14 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(cell: Arc<Cell>, finite: bool, critical: bool, dependencies: Vec<usize>) -> Self {
-        Self { cell, finite, critical, dependencies, dependents: Vec::new(), satisfied: AtomicBool::new(false) }
+        Self {
+            cell,
+            finite,
+            critical,
+            dependencies,
+            dependents: Vec::new(),
+            satisfied: AtomicBool::new(false),
+        }
     }
 }
 
@@ -88,7 +95,13 @@ impl Fleet {
 
     pub(super) fn find(&self, name: &str) -> Result<&Arc<Cell>> {
         self.by_name.get(name).map(|index| self.cell(*index)).ok_or_else(|| {
-            agent_error(ErrorKind::NotFound, "agent.unknown", "find", name, "no agent of the runtime has this name")
+            agent_error(
+                ErrorKind::NotFound,
+                "agent.unknown",
+                "find",
+                name,
+                "no agent of the runtime has this name",
+            )
         })
     }
 

@@ -62,7 +62,10 @@ pub(super) fn report(fleet: &Fleet) -> HealthReport {
         ready: !shutting_down && critical().all(|(_, agent)| agent.ready),
         started: critical().all(|(member, _)| member.cell.ready_once.load(Ordering::SeqCst)),
         live: fleet.members.iter().all(|member| {
-            member.cell.silence().is_none_or(|(silent, limit)| silent < limit.saturating_mul(DEAD_AFTER_LIMITS))
+            member
+                .cell
+                .silence()
+                .is_none_or(|(silent, limit)| silent < limit.saturating_mul(DEAD_AFTER_LIMITS))
         }),
         shutting_down,
         agents,

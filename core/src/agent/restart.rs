@@ -362,8 +362,9 @@ mod tests {
         );
         assert_eq!(delays(RestartPolicy::always(), 1, &[never]), [Decision::GiveUp(GiveUp::NotRetryable)]);
         let pause = Duration::from_secs(90);
-        let after =
-            ExitReason::Error(Error::new(ErrorKind::Overloaded, "t", "run").with_retry(RetryAdvice::After(pause)));
+        let after = ExitReason::Error(
+            Error::new(ErrorKind::Overloaded, "t", "run").with_retry(RetryAdvice::After(pause)),
+        );
         assert_eq!(delays(RestartPolicy::default(), 1, &[after]), [Decision::RestartAfter(pause)]);
         let spent = ExitReason::Error(Error::new(ErrorKind::Unavailable, "t", "run").with_exhausted(5));
         assert!(matches!(delays(RestartPolicy::default(), 1, &[spent])[0], Decision::RestartAfter(_)));

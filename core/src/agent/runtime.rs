@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::cell::{Asked, AgentWatch, Cell, Env, Limits};
+use super::cell::{AgentWatch, Asked, Cell, Env, Limits};
 use super::driver::{Driver, drive};
 use super::fleet::{Fleet, Member};
 use super::health::{self, HealthReport};
@@ -202,7 +202,8 @@ fn order(agents: &[(Common, Maker)], dependencies: &[Vec<usize>]) -> Result<Vec<
         let last = path[path.len() - 1];
         let next = dependencies[last].iter().copied().find(|index| missing[*index] > 0).unwrap_or(last);
         if let Some(from) = path.iter().position(|index| *index == next) {
-            let mut circle: Vec<&str> = path[from..].iter().map(|index| agents[*index].0.name.as_str()).collect();
+            let mut circle: Vec<&str> =
+                path[from..].iter().map(|index| agents[*index].0.name.as_str()).collect();
             circle.push(circle[0]);
             let message = format!("circular dependency: {}", circle.join(" after "));
             return Err(refuse("agent.dependency.circular", circle[0], message));
@@ -217,7 +218,8 @@ fn refuse(code: &'static str, agent: &str, message: impl fmt::Display) -> Error 
 
 /// FNV-1a: the same on every machine and in every version.
 fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Runs agents: starts them in the order of their dependencies, restarts those that fail, stops all of them in
@@ -253,7 +255,9 @@ pub struct AgentRuntime {
 
 impl fmt::Debug for AgentRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AgentRuntime").field("agents", &self.handle.fleet().members.len()).finish_non_exhaustive()
+        f.debug_struct("AgentRuntime")
+            .field("agents", &self.handle.fleet().members.len())
+            .finish_non_exhaustive()
     }
 }
 

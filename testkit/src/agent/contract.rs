@@ -61,7 +61,11 @@ where
 {
     let make = Arc::new(make);
     let mut trials = trials(time, &format!("{name}::plain"), make.clone());
-    trials.extend(self::trials(time, &format!("{name}::boxed"), Arc::new(move || Box::new(make()) as Box<dyn Agent>)));
+    trials.extend(self::trials(
+        time,
+        &format!("{name}::boxed"),
+        Arc::new(move || Box::new(make()) as Box<dyn Agent>),
+    ));
     trials
 }
 
@@ -111,7 +115,9 @@ async fn initialized<A: Agent>(agent: &mut A, cx: &AgentContext) -> Result<(), F
     Ok(())
 }
 
-async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> A>(
+    make: &F,
+) -> Result<(), Failed> {
     let (mut agent, cx) = (make(), AgentContext::for_test());
     initialized(&mut agent, &cx).await?;
     let stop = cx.cancel_token();
@@ -131,7 +137,9 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> 
     cleaned(&mut agent, &cx, &ExitReason::Cancelled).await
 }
 
-async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(
+    make: &F,
+) -> Result<(), Failed> {
     for polls in 0..POLLS {
         let (mut agent, cx) = (make(), AgentContext::for_test());
         let polled = drop_at_poll(agent.initialize(&cx), polls, PATIENCE).await;
