@@ -1,5 +1,6 @@
 //! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
 
+pub mod agent;
 mod backoff;
 mod buffered;
 pub mod bus;
@@ -10,6 +11,7 @@ mod operation;
 mod ready;
 pub mod store;
 
+pub use agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, agent_fn};
 pub use backoff::Backoff;
 pub use buffered::{Buffered, BufferedConfig, Receipt, Sink};
 pub use bus::{MessageBus, MessageBusExt, Subscription};

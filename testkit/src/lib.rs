@@ -1,7 +1,11 @@
 //! What tests of `qi` and of Layer 2 stand on.
 
+pub mod agent;
 pub mod chaos;
+mod clock;
 pub mod market;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod recording;
+
+pub use clock::ManualClock;

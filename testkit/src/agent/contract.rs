@@ -1,0 +1,223 @@
+//! What every agent owes to the runtime, as one list of checks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Failed, Trial};
+use qi_core::agent::{Agent, AgentContext, AgentRuntime, AgentSpec, AgentStatus, ExitReason};
+use qi_core::{Error, ErrorKind};
+use tokio::time::timeout;
+
+use super::poll::{Polled, drop_at_poll};
+
+/// What a run may take after the cancel: the runtime's default stop timeout.
+const STOP: Duration = Duration::from_secs(5);
+/// The runtime's default cleanup timeout.
+const CLEANUP: Duration = Duration::from_secs(2);
+/// How long a hook has to come to its next awaits: what it waits for after that does not happen here.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many polls are tried at most.
+const POLLS: usize = 64;
+
+/// Which time the checks run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Time {
+    /// tokio's paused clock, one thread: for agents over memory.
+    Paused,
+    /// The machine's, two threads: for agents over real backends.
+    Real,
+}
+
+/// The contract suite of an agent, on paused time: each check for the concrete type and for `Box<dyn Agent>`.
+///
+/// `make` is called once or more in each check, inside a tokio runtime. The agent's world (a store, a bus) is
+/// `make`'s: a fresh one each time keeps the checks apart.
+///
+/// ```no_run
+/// use qi_core::agent::agent_fn;
+/// use qi_testkit::agent::agent_contract;
+///
+/// let trials = agent_contract("ticker", || {
+///     agent_fn(|cx| async move {
+///         cx.cancelled().await;
+///         Ok(())
+///     })
+/// });
+/// libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit();
+/// ```
+pub fn agent_contract<A, F>(name: &str, make: F) -> Vec<Trial>
+where
+    A: Agent + 'static,
+    F: Fn() -> A + Send + Sync + 'static,
+{
+    agent_contract_on(Time::Paused, name, make)
+}
+
+/// [`agent_contract`] on the time of your choice.
+pub fn agent_contract_on<A, F>(time: Time, name: &str, make: F) -> Vec<Trial>
+where
+    A: Agent + 'static,
+    F: Fn() -> A + Send + Sync + 'static,
+{
+    let make = Arc::new(make);
+    let mut trials = trials(time, &format!("{name}::plain"), make.clone());
+    trials.extend(self::trials(
+        time,
+        &format!("{name}::boxed"),
+        Arc::new(move || Box::new(make()) as Box<dyn Agent>),
+    ));
+    trials
+}
+
+fn trials<A, F>(time: Time, prefix: &str, make: Arc<F>) -> Vec<Trial>
+where
+    A: Agent + 'static,
+    F: Fn() -> A + Send + Sync + 'static,
+{
+    macro_rules! list {
+        ($($check:ident),+ $(,)?) => {
+            vec![$({
+                let make = make.clone();
+                Trial::test(format!("{prefix}::{}", stringify!($check)), move || {
+                    runtime(time)?.block_on($check(&*make))
+                })
+            }),+]
+        };
+    }
+    list![
+        run_ends_within_the_stop_timeout_after_the_cancel,
+        initialize_dropped_at_every_poll_can_be_cleaned_up,
+        run_dropped_at_every_poll_can_be_cleaned_up,
+        cleanup_copes_with_a_value_that_never_ran,
+        a_second_incarnation_works,
+        the_future_moves_between_threads,
+    ]
+}
+
+fn runtime(time: Time) -> Result<tokio::runtime::Runtime, Failed> {
+    let runtime = match time {
+        Time::Paused => tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build(),
+        Time::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    };
+    Ok(runtime?)
+}
+
+async fn cleaned<A: Agent>(agent: &mut A, cx: &AgentContext, exit: &ExitReason) -> Result<(), Failed> {
+    cx.cancel_token().cancel();
+    timeout(CLEANUP, agent.cleanup(cx, exit)).await.map_err(|_| "cleanup took longer than 2 s")??;
+    Ok(())
+}
+
+async fn initialized<A: Agent>(agent: &mut A, cx: &AgentContext) -> Result<(), Failed> {
+    timeout(Duration::from_secs(30), agent.initialize(cx))
+        .await
+        .map_err(|_| "initialize took longer than 30 s")??;
+    Ok(())
+}
+
+async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> A>(
+    make: &F,
+) -> Result<(), Failed> {
+    let (mut agent, cx) = (make(), AgentContext::for_test());
+    initialized(&mut agent, &cx).await?;
+    let stop = cx.cancel_token();
+    let run = async {
+        let run = agent.run(&cx);
+        tokio::pin!(run);
+        if let Ok(early) = timeout(PATIENCE, &mut run).await {
+            return Some(early);
+        }
+        stop.cancel();
+        timeout(STOP, run).await.ok()
+    };
+    match run.await {
+        Some(result) => result?,
+        None => return Err("run went on for longer than 5 s after the cancel".into()),
+    }
+    cleaned(&mut agent, &cx, &ExitReason::Cancelled).await
+}
+
+async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(
+    make: &F,
+) -> Result<(), Failed> {
+    for polls in 0..POLLS {
+        let (mut agent, cx) = (make(), AgentContext::for_test());
+        let polled = drop_at_poll(agent.initialize(&cx), polls, PATIENCE).await;
+        cleaned(&mut agent, &cx, &ExitReason::Cancelled)
+            .await
+            .map_err(|e| format!("initialize dropped after {polls} polls: {}", text(&e)))?;
+        match polled {
+            Polled::Ready(result) => return Ok(result?),
+            Polled::TooSlow => return Ok(()),
+            Polled::Dropped => {}
+        }
+    }
+    Ok(())
+}
+
+async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+    for polls in 0..POLLS {
+        let (mut agent, cx) = (make(), AgentContext::for_test());
+        initialized(&mut agent, &cx).await?;
+        let polled = drop_at_poll(agent.run(&cx), polls, PATIENCE).await;
+        cleaned(&mut agent, &cx, &ExitReason::Cancelled)
+            .await
+            .map_err(|e| format!("run dropped after {polls} polls: {}", text(&e)))?;
+        match polled {
+            Polled::Ready(result) => return Ok(result?),
+            Polled::TooSlow => return Ok(()),
+            Polled::Dropped => {}
+        }
+    }
+    Ok(())
+}
+
+async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+    let (mut agent, cx) = (make(), AgentContext::for_test());
+    let exit = ExitReason::Error(Error::new(ErrorKind::Unavailable, "contract", "initialize"));
+    cleaned(&mut agent, &cx, &exit).await
+}
+
+async fn a_second_incarnation_works<A: Agent + 'static, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+    // One value is run and cleaned up, then another one goes through a whole life under the runtime.
+    let (mut first, cx) = (make(), AgentContext::for_test());
+    initialized(&mut first, &cx).await?;
+    drop_at_poll(first.run(&cx), 2, PATIENCE).await;
+    cleaned(&mut first, &cx, &ExitReason::Stale).await?;
+    drop(first);
+    let second = AgentSpec::once("second", make());
+    let runtime = AgentRuntime::builder().agent(second).build()?;
+    let handle = runtime.handle();
+    let report = runtime
+        .run_until(async {
+            let running = |s: &qi_core::agent::AgentSnapshot| {
+                s.status == AgentStatus::Running || s.status.is_terminal()
+            };
+            handle.wait_for("second", running).await.map(drop)
+        })
+        .await;
+    report.result()?;
+    match report.agent("second") {
+        Some(agent) if agent.status == AgentStatus::Stopped => Ok(()),
+        other => Err(format!("the second incarnation ended as {other:?}").into()),
+    }
+}
+
+async fn the_future_moves_between_threads<A: Agent + 'static, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+    // To compile is the check: a task must be Send. That it ends as well shows that the value bears it.
+    let (mut agent, cx) = (make(), AgentContext::for_test());
+    let stop = cx.cancel_token();
+    let task = tokio::spawn(async move {
+        // An error after the cancel is no failure: the runtime records it and keeps the exit Cancelled.
+        let _cancelled = agent.initialize(&cx).await;
+        let _cancelled = agent.run(&cx).await;
+        agent.cleanup(&cx, &ExitReason::Cancelled).await
+    });
+    stop.cancel();
+    timeout(STOP + CLEANUP, task).await.map_err(|_| "did not end within 7 s of the cancel")???;
+    Ok(())
+}
+
+fn text(failed: &Failed) -> String {
+    failed.message().unwrap_or("failed").to_owned()
+}

@@ -1,0 +1,147 @@
+//! What happened, as observers see it, and whether it was legal.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use qi_core::agent::{AgentStatus, ErrorRecord, ExitReason, Observer, Transition};
+
+/// How many records of each sort a log keeps: more is a test that has gone wrong.
+const LIMIT: usize = 1_000_000;
+
+/// An observer that keeps everything, up to a million records. Clones share it.
+///
+/// ```
+/// use qi_core::agent::{AgentRuntime, AgentSpec, agent_fn};
+/// use qi_testkit::agent::{TransitionLog, legal};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> qi_core::Result<()> {
+/// let log = TransitionLog::default();
+/// let runtime = AgentRuntime::builder()
+///     .agent(AgentSpec::new("once", || agent_fn(|_cx| async { Ok(()) })))
+///     .observer(log.clone())
+///     .build()?;
+/// runtime.run().await;
+/// assert!(legal(&log.statuses("once")));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct TransitionLog(Arc<Mutex<Records>>);
+
+#[derive(Debug, Default)]
+struct Records {
+    transitions: Vec<Transition>,
+    errors: Vec<ErrorRecord>,
+}
+
+impl TransitionLog {
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every transition of every agent, in the order in which they were told.
+    pub fn all(&self) -> Vec<Transition> {
+        self.records().transitions.clone()
+    }
+
+    /// Every transition of one agent.
+    pub fn of(&self, agent: &str) -> Vec<Transition> {
+        self.records().transitions.iter().filter(|t| &*t.agent == agent).cloned().collect()
+    }
+
+    /// The statuses of one agent, from Created on.
+    pub fn statuses(&self, agent: &str) -> Vec<AgentStatus> {
+        std::iter::once(AgentStatus::Created).chain(self.of(agent).iter().map(|t| t.to)).collect()
+    }
+
+    /// Every error of one agent.
+    pub fn errors(&self, agent: &str) -> Vec<ErrorRecord> {
+        self.records().errors.iter().filter(|e| &*e.agent == agent).cloned().collect()
+    }
+
+    /// One line for each transition, with its time, exit and delay: two runs are the same if these are.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |t: &Transition| {
+            let exit = t.exit.as_ref().map(|exit| format!(" ({exit})")).unwrap_or_default();
+            let backoff = t.backoff.map(|step| format!(" {step:?}")).unwrap_or_default();
+            let Transition { agent, seq, at, incarnation, from, to, .. } = t;
+            format!("{at} {agent} {seq} #{incarnation} {from}>{to}{exit}{backoff}")
+        };
+        self.records().transitions.iter().map(line).collect()
+    }
+}
+
+impl Observer for TransitionLog {
+    fn on_transition(&self, transition: &Transition) {
+        let mut records = self.records();
+        assert!(records.transitions.len() < LIMIT, "a test log holds at most {LIMIT} transitions");
+        records.transitions.push(transition.clone());
+    }
+
+    fn on_error(&self, error: &ErrorRecord) {
+        let mut records = self.records();
+        assert!(records.errors.len() < LIMIT, "a test log holds at most {LIMIT} errors");
+        records.errors.push(error.clone());
+    }
+}
+
+/// Whether these statuses, from Created to the end, are a history that an agent may have:
+/// `C (I R? P B)* (S | I R? P (S|F))`. A driver that was aborted is the one exception, for
+/// [`legal_history`] to know.
+///
+/// ```
+/// use qi_core::agent::AgentStatus::*;
+/// use qi_testkit::agent::legal;
+///
+/// assert!(legal(&[Created, Initializing, Running, Stopping, Stopped]));
+/// assert!(!legal(&[Created, Running, Stopped]));
+/// ```
+pub fn legal(statuses: &[AgentStatus]) -> bool {
+    use AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
+    let ends = statuses.last().is_some_and(|last| last.is_terminal());
+    let begins = statuses.first() == Some(&Created);
+    begins
+        && ends
+        && statuses.windows(2).all(|pair| {
+            matches!(
+                (pair[0], pair[1]),
+                (Created | Backoff, Initializing | Stopped)
+                    | (Initializing, Running | Stopping)
+                    | (Running, Stopping)
+                    | (Stopping, Backoff | Stopped | Failed)
+            )
+        })
+}
+
+/// Checks the complete transitions of one agent: legal statuses (Failed from anywhere if the driver was
+/// aborted), numbers without a gap, times that do not go back, an exit with every end.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn legal_history(history: &[Transition]) -> Result<(), String> {
+    let mut statuses = vec![AgentStatus::Created];
+    for (n, t) in history.iter().enumerate() {
+        if t.seq != n as u64 + 1 {
+            return Err(format!("transition {} has the number {}", n + 1, t.seq));
+        }
+        if statuses.last() != Some(&t.from) {
+            return Err(format!("transition {} begins at {} after {statuses:?}", t.seq, t.from));
+        }
+        if n > 0 && t.at < history[n - 1].at {
+            return Err(format!("transition {} goes back in time", t.seq));
+        }
+        let ends = matches!(t.to, AgentStatus::Stopping | AgentStatus::Backoff) || t.to.is_terminal();
+        if ends != t.exit.is_some() || (t.to == AgentStatus::Backoff) != t.backoff.is_some() {
+            return Err(format!("transition {} to {} has exit {:?}, {:?}", t.seq, t.to, t.exit, t.backoff));
+        }
+        statuses.push(t.to);
+    }
+    if let Some(last) = history.last()
+        && matches!(last.exit.as_deref(), Some(ExitReason::DriverAborted))
+        && last.to == AgentStatus::Failed
+        && !last.from.is_terminal()
+    {
+        return Ok(());
+    }
+    if legal(&statuses) { Ok(()) } else { Err(format!("illegal: {statuses:?}")) }
+}

@@ -1,0 +1,14 @@
+//! What tests of agents stand on: agents that follow a script, a log of what was called, a log of every
+//! transition, a check that a history is legal, and the contract suite that every agent passes.
+
+#[cfg(feature = "contract")]
+mod contract;
+mod log;
+mod poll;
+mod scripted;
+
+#[cfg(feature = "contract")]
+pub use contract::{Time, agent_contract, agent_contract_on};
+pub use log::{TransitionLog, legal, legal_history};
+pub use poll::{Polled, drop_at_poll};
+pub use scripted::{CallLog, Script, ScriptedAgent, Scripts, Step};

@@ -1,0 +1,53 @@
+//! Drops a future at a chosen poll: how a port's "may be dropped at any `.await`" is put to the test.
+
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+/// What became of a future under [`drop_at_poll`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Polled<T> {
+    /// It was ready before that poll.
+    Ready(T),
+    /// It was dropped while it was pending, after as many polls as were asked for.
+    Dropped,
+    /// It was dropped while it was pending, because it did not come to as many polls in time.
+    TooSlow,
+}
+
+/// Polls `future` up to `polls` times, waiting in between until it is woken, then drops it.
+///
+/// A future that does not come to so many polls within `patience` (tokio time) is dropped as well: it waits for
+/// something that does not happen in the test, and a higher number of polls would show nothing new.
+///
+/// ```
+/// use std::time::Duration;
+/// use qi_testkit::agent::{Polled, drop_at_poll};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let two_awaits = || async {
+///     tokio::task::yield_now().await;
+///     tokio::task::yield_now().await;
+/// };
+/// let patience = Duration::from_secs(1);
+/// assert_eq!(drop_at_poll(two_awaits(), 2, patience).await, Polled::Dropped);
+/// assert_eq!(drop_at_poll(two_awaits(), 3, patience).await, Polled::Ready(()));
+/// # }
+/// ```
+pub async fn drop_at_poll<F: Future>(future: F, polls: usize, patience: Duration) -> Polled<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    let until = std::future::poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(Polled::Dropped);
+        }
+        left -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Polled::Ready(value)),
+            Poll::Pending if left == 0 => Poll::Ready(Polled::Dropped),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    tokio::time::timeout(patience, until).await.unwrap_or(Polled::TooSlow)
+}

@@ -1,0 +1,329 @@
+//! Agents that do what a script says, and a log of what was asked of them.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::agent::{Agent, AgentContext, ExitReason};
+use qi_core::{Error, ErrorKind, Result};
+
+/// How many calls a log keeps.
+const LIMIT: usize = 1_000_000;
+
+/// What one hook of one incarnation does.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Returns Ok at once.
+    Ok,
+    /// Returns an error of this kind at once.
+    Err(ErrorKind),
+    /// Panics with a text.
+    Panic,
+    /// Panics with a payload that is no text, and whose drop panics too.
+    PanicOddly,
+    /// Never ends, does not heed a stop, and panics when it is dropped.
+    PanicOnDrop,
+    /// Waits for the stop, then returns Ok. In `cleanup`, where the stop has been, it is as `HangDeaf`.
+    Hang,
+    /// Never ends and does not heed a stop.
+    HangDeaf,
+    /// Is ready again and again and never ends: it only gives way to tokio's budget.
+    Spin,
+    /// Blocks its thread for so long (real time), then returns Ok.
+    Block(Duration),
+    /// Sleeps (tokio time, without heeding a stop), then takes the step.
+    After(Duration, Box<Step>),
+    /// Starts a child that takes the step, then waits for the stop.
+    Child(Box<Step>),
+}
+
+impl Step {
+    /// [`Step::After`].
+    pub fn after(delay: Duration, step: Step) -> Self {
+        Self::After(delay, Box::new(step))
+    }
+
+    /// [`Step::Child`].
+    pub fn child(step: Step) -> Self {
+        Self::Child(Box::new(step))
+    }
+
+    fn perform(self, cx: AgentContext, may_stop: bool) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
+        Box::pin(async move {
+            match self {
+                Self::Ok => Ok(()),
+                Self::Err(kind) => Err(Error::new(kind, "scripted", "script")),
+                Self::Panic => panic!("scripted panic"),
+                Self::PanicOddly => std::panic::panic_any(PanicsWhenDropped),
+                Self::PanicOnDrop => {
+                    let _armed = PanicsWhenDropped;
+                    std::future::pending().await
+                }
+                Self::Hang if may_stop => {
+                    cx.cancelled().await;
+                    Ok(())
+                }
+                Self::Hang | Self::HangDeaf => std::future::pending().await,
+                Self::Spin => loop {
+                    tokio::task::consume_budget().await;
+                },
+                Self::Block(real_time) => {
+                    std::thread::sleep(real_time);
+                    Ok(())
+                }
+                Self::After(delay, step) => {
+                    tokio::time::sleep(delay).await;
+                    step.perform(cx, may_stop).await
+                }
+                Self::Child(step) => {
+                    let child = cx.clone();
+                    cx.spawn("scripted", async move { step.perform(child, true).await })?;
+                    cx.cancelled().await;
+                    Ok(())
+                }
+            }
+        })
+    }
+}
+
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        // A second panic while the first unwinds would end the process.
+        if !std::thread::panicking() {
+            panic!("scripted panic in drop");
+        }
+    }
+}
+
+/// What one incarnation does: Ok in `initialize`, waits for the stop in `run`, Ok in `cleanup`, unless set
+/// otherwise.
+#[derive(Debug, Clone)]
+pub struct Script {
+    factory_panics: bool,
+    value_drop_panics: bool,
+    initialize: Step,
+    run: Step,
+    cleanup: Step,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            factory_panics: false,
+            value_drop_panics: false,
+            initialize: Step::Ok,
+            run: Step::Hang,
+            cleanup: Step::Ok,
+        }
+    }
+}
+
+impl Script {
+    /// The default script, with this `run`.
+    pub fn run(run: Step) -> Self {
+        Self { run, ..Self::default() }
+    }
+
+    /// The default script, with this `initialize`.
+    pub fn initialize(initialize: Step) -> Self {
+        Self::default().with_initialize(initialize)
+    }
+
+    /// Sets `run`.
+    #[must_use]
+    pub fn with_run(mut self, step: Step) -> Self {
+        self.run = step;
+        self
+    }
+
+    /// Sets `initialize`.
+    #[must_use]
+    pub fn with_initialize(mut self, step: Step) -> Self {
+        self.initialize = step;
+        self
+    }
+
+    /// Sets `cleanup`.
+    #[must_use]
+    pub fn with_cleanup(mut self, step: Step) -> Self {
+        self.cleanup = step;
+        self
+    }
+
+    /// Lets the factory panic.
+    #[must_use]
+    pub fn with_factory_panic(mut self) -> Self {
+        self.factory_panics = true;
+        self
+    }
+
+    /// Lets the drop of the value panic.
+    #[must_use]
+    pub fn with_value_drop_panic(mut self) -> Self {
+        self.value_drop_panics = true;
+        self
+    }
+}
+
+/// The calls that scripted agents have had: `Init#1`, `Run#1`, `Cleanup#1(Panicked)`, `Drop#1`, .. Clones share
+/// it.
+#[derive(Clone, Default)]
+pub struct CallLog(Arc<Mutex<Vec<String>>>);
+
+impl fmt::Debug for CallLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.calls().iter()).finish()
+    }
+}
+
+impl CallLog {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, call: String) {
+        let mut calls = self.lock();
+        assert!(calls.len() < LIMIT, "a call log holds at most {LIMIT} calls");
+        calls.push(call);
+    }
+
+    /// All calls, in order.
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().clone()
+    }
+
+    /// How many calls begin with this text.
+    pub fn count(&self, beginning: &str) -> usize {
+        self.lock().iter().filter(|call| call.starts_with(beginning)).count()
+    }
+
+    /// Whether every value whose `initialize` was called had its `cleanup` exactly once, after everything else
+    /// and before its drop.
+    pub fn is_clean(&self) -> bool {
+        let calls = self.lock();
+        let values = calls.iter().filter_map(|call| call.strip_prefix("Init#"));
+        let mut open = 0usize;
+        let in_order = calls.iter().all(|call| {
+            let name = call.split(['#', '(']).next().unwrap_or_default();
+            match name {
+                "Init" => {
+                    open += 1;
+                    open == 1
+                }
+                "Run" => open == 1,
+                "Cleanup" => {
+                    let was_open = open == 1;
+                    open = 0;
+                    was_open
+                }
+                _ => open == 0,
+            }
+        });
+        let once = values.into_iter().all(|number| {
+            let cleanup = format!("Cleanup#{number}(");
+            calls.iter().filter(|call| call.starts_with(&cleanup)).count() == 1
+        });
+        in_order && once && open == 0
+    }
+}
+
+/// An agent that follows a [`Script`].
+///
+/// ```
+/// use qi_core::agent::{AgentRuntime, AgentSpec};
+/// use qi_testkit::agent::{Script, ScriptedAgent, Step};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> qi_core::Result<()> {
+/// // Panics in its first run, then completes.
+/// let scripts = ScriptedAgent::script([Script::run(Step::Panic), Script::run(Step::Ok)]);
+/// let log = scripts.log();
+/// let runtime = AgentRuntime::builder().agent(AgentSpec::new("a", scripts.factory())).build()?;
+/// runtime.run().await;
+/// assert_eq!(
+///     log.calls(),
+///     ["Init#1", "Run#1", "Cleanup#1(Panicked)", "Drop#1", "Init#2", "Run#2", "Cleanup#2(Completed)", "Drop#2"]
+/// );
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct ScriptedAgent {
+    script: Script,
+    number: usize,
+    log: CallLog,
+}
+
+impl ScriptedAgent {
+    /// One script for each incarnation; the last one holds for all that follow.
+    pub fn script(scripts: impl IntoIterator<Item = Script>) -> Scripts {
+        let scripts: Vec<Script> = scripts.into_iter().collect();
+        Scripts { scripts: scripts.into(), made: Arc::default(), log: CallLog::default() }
+    }
+}
+
+/// The scripts of one agent's incarnations, and their shared log. Clones count on together.
+#[derive(Debug, Clone)]
+pub struct Scripts {
+    scripts: Arc<[Script]>,
+    made: Arc<AtomicUsize>,
+    log: CallLog,
+}
+
+impl Scripts {
+    /// The log of all incarnations.
+    pub fn log(&self) -> CallLog {
+        self.log.clone()
+    }
+
+    /// The factory for an `AgentSpec`.
+    pub fn factory(&self) -> impl FnMut() -> ScriptedAgent + Send + 'static {
+        let scripts = self.clone();
+        move || scripts.make()
+    }
+
+    /// The next value.
+    ///
+    /// # Panics
+    /// If its script says so.
+    pub fn make(&self) -> ScriptedAgent {
+        let made = self.made.fetch_add(1, Ordering::SeqCst);
+        let script = self.scripts.get(made).or(self.scripts.last()).cloned().unwrap_or_default();
+        assert!(!script.factory_panics, "scripted panic in the factory");
+        ScriptedAgent { script, number: made + 1, log: self.log.clone() }
+    }
+}
+
+#[async_trait]
+impl Agent for ScriptedAgent {
+    async fn initialize(&mut self, cx: &AgentContext) -> Result<()> {
+        self.log.add(format!("Init#{}", self.number));
+        self.script.initialize.clone().perform(cx.clone(), true).await
+    }
+
+    async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        self.log.add(format!("Run#{}", self.number));
+        self.script.run.clone().perform(cx.clone(), true).await
+    }
+
+    async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()> {
+        let exit = format!("{exit:?}");
+        let name = exit.split(['(', ' ']).next().unwrap_or_default();
+        self.log.add(format!("Cleanup#{}({name})", self.number));
+        self.script.cleanup.clone().perform(cx.clone(), false).await
+    }
+}
+
+impl Drop for ScriptedAgent {
+    fn drop(&mut self) {
+        self.log.add(format!("Drop#{}", self.number));
+        if self.script.value_drop_panics && !std::thread::panicking() {
+            panic!("scripted panic in the drop of the value");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Agents that block their threads, on real time: the report is closed by the deadline and names them, even
+//! when not one thread of the tokio runtime is left.
+
+mod agent_rig;
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use agent_rig::{ms, scripted};
+use qi_core::agent::{AgentRuntime, AgentStatus, EndedBy, Ending, RuntimeReport};
+use qi_testkit::agent::{Script, Step};
+
+const DEADLINE: Duration = Duration::from_millis(700);
+const BLOCKED_FOR: Duration = Duration::from_secs(4);
+
+/// Runs `blocking` of the two workers' worth of agents that block, beside a quiet one, and gives what
+/// `on_overrun` was given, and when.
+fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
+    let (sender, receiver) = mpsc::channel();
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut builder =
+        AgentRuntime::builder().shutdown_deadline(DEADLINE).on_overrun(move |report: &RuntimeReport| {
+            sender
+                .send((report.clone(), Instant::now(), std::thread::current().name().map(str::to_owned)))
+                .unwrap();
+        });
+    for n in 0..blocking {
+        let (spec, _) = scripted(&format!("blocks-{n}"), [Script::run(Step::Block(BLOCKED_FOR))]);
+        builder = builder.agent(spec);
+    }
+    let (quiet, _) = scripted("quiet", [Script::default().with_cleanup(Step::after(ms(10), Step::Ok))]);
+    let runtime = builder.agent(quiet).build().unwrap();
+    let handle = runtime.handle();
+    tokio.spawn(runtime.run());
+    std::thread::sleep(ms(200));
+    let asked = Instant::now();
+    handle.shutdown();
+    let (report, when, thread) =
+        receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_overrun is called in time");
+    assert_eq!(thread.as_deref(), Some("qi-deadline"), "it is a thread of its own");
+    tokio.shutdown_background();
+    (report, when - asked)
+}
+
+#[test]
+fn one_of_two_blocked_threads_is_named_and_the_other_agents_end() {
+    let (report, took) = overrun(1);
+    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
+    let leaked: Vec<_> = report.leaked().map(|a| (a.name.to_string(), a.ending)).collect();
+    assert_eq!(leaked, [("blocks-0".to_owned(), Ending::Leaked { blocking: true })]);
+    assert_eq!(report.agent("quiet").unwrap().status, AgentStatus::Stopped);
+    assert_eq!(report.ended_by, EndedBy::Requested);
+    let error = report.result().unwrap_err();
+    assert_eq!((error.code(), error.context_value("agent")), ("agent.leaked", Some("blocks-0")));
+}
+
+#[test]
+fn two_of_two_blocked_threads_are_named_and_who_waits_behind_them_too() {
+    let (report, took) = overrun(2);
+    assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
+    for name in ["blocks-0", "blocks-1"] {
+        assert_eq!(report.agent(name).unwrap().ending, Ending::Leaked { blocking: true });
+    }
+    assert_eq!(report.agent("quiet").unwrap().ending, Ending::Leaked { blocking: false });
+    assert!(report.to_string().contains("leaked: blocks-0, blocks-1, quiet"), "{report}");
+}
+
+#[test]
+fn blocked_threads_do_not_hold_up_run_until_on_a_thread_of_its_own() {
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut builder = AgentRuntime::builder().shutdown_deadline(DEADLINE);
+    for n in 0..2 {
+        builder = builder.agent(scripted(&format!("b{n}"), [Script::run(Step::Block(BLOCKED_FOR))]).0);
+    }
+    let runtime = builder.build().unwrap();
+    let handle = runtime.handle();
+    let stop = std::thread::spawn(move || {
+        std::thread::sleep(ms(200));
+        handle.shutdown();
+    });
+    let begun = Instant::now();
+    let report = tokio.block_on(runtime.run());
+    assert!(begun.elapsed() < ms(200) + DEADLINE + ms(1_500), "{:?}", begun.elapsed());
+    assert_eq!(report.leaked().count(), 2);
+    stop.join().unwrap();
+    tokio.shutdown_background();
+}
+
+#[test]
+fn runtime_with_blocked_threads_is_not_live() {
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (spec, _) = scripted("a", [Script::run(Step::Block(ms(1_500)))]);
+    let runtime = AgentRuntime::builder().agent(spec.watchdog(ms(100))).build().unwrap();
+    let handle = runtime.handle();
+    tokio.spawn(runtime.run());
+    std::thread::sleep(ms(200));
+    let early = handle.health();
+    assert!(early.live && !early.ready, "stale is not yet dead: {early:?}");
+    std::thread::sleep(ms(500));
+    assert!(!handle.health().live);
+    tokio.shutdown_background();
+}

@@ -1,0 +1,87 @@
+//! What the tests of the agent runtime share.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::time::Duration;
+
+use qi_core::agent::{
+    Agent, AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, Backoff, Factory, RestartPolicy,
+    RuntimeHandle, RuntimeReport,
+};
+use qi_testkit::ManualClock;
+use qi_testkit::agent::{CallLog, Script, ScriptedAgent, TransitionLog, legal_history};
+
+pub const SEED: u64 = 20_240_101;
+
+pub fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub fn builder(log: &TransitionLog) -> AgentRuntimeBuilder {
+    AgentRuntime::builder().seed(SEED).clock(ManualClock::default()).observer(log.clone())
+}
+
+/// A spec that follows these scripts, and their log.
+pub fn scripted(name: &str, scripts: impl IntoIterator<Item = Script>) -> (AgentSpec<Factory>, CallLog) {
+    let scripts = ScriptedAgent::script(scripts);
+    (AgentSpec::new(name, scripts.factory()), scripts.log())
+}
+
+/// What one agent named `a` did, run for `run_for` or until it ended.
+pub struct Life {
+    pub log: TransitionLog,
+    pub calls: CallLog,
+    pub report: RuntimeReport,
+    pub handle: RuntimeHandle,
+}
+
+impl Life {
+    pub fn statuses(&self) -> Vec<AgentStatus> {
+        self.log.statuses("a")
+    }
+
+    pub fn exits(&self) -> Vec<String> {
+        self.log
+            .of("a")
+            .iter()
+            .filter(|t| t.to == AgentStatus::Stopping)
+            .filter_map(|t| t.exit.as_ref().map(|exit| exit.to_string()))
+            .collect()
+    }
+
+    pub fn error_codes(&self) -> Vec<String> {
+        self.log.errors("a").iter().map(|record| record.error.code().to_owned()).collect()
+    }
+}
+
+/// Runs `scripts` as one agent named `a`, with `change` made to its spec.
+pub async fn live(
+    scripts: impl IntoIterator<Item = Script>,
+    run_for: Duration,
+    change: impl FnOnce(AgentSpec<Factory>) -> AgentSpec<Factory>,
+) -> Life {
+    let log = TransitionLog::default();
+    let (spec, calls) = scripted("a", scripts);
+    let runtime = builder(&log).agent(change(spec)).build().unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(tokio::time::sleep(run_for)).await;
+    legal_history(&log.of("a")).unwrap();
+    assert!(calls.is_clean(), "{calls:?}");
+    Life { log, calls, report, handle }
+}
+
+/// Runs any agents for `run_for` or until they have ended.
+pub async fn live_as<A: Agent + 'static>(
+    run_for: Duration,
+    make: impl FnMut() -> A + Send + 'static,
+) -> (TransitionLog, RuntimeReport) {
+    let log = TransitionLog::default();
+    let runtime = builder(&log).agent(AgentSpec::new("a", make)).build().unwrap();
+    let report = runtime.run_until(tokio::time::sleep(run_for)).await;
+    legal_history(&log.of("a")).unwrap();
+    (log, report)
+}
+
+/// Restarts without a limit and without delay.
+pub fn at_once() -> RestartPolicy {
+    RestartPolicy::default().with_max_crashes(None).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO))
+}

@@ -1,0 +1,501 @@
+//! How a runtime ends: in order, by its deadline, and with the names of those who were late.
+
+mod agent_rig;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent_rig::{builder, live, ms, scripted};
+use qi_core::ErrorKind;
+use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
+use qi_core::agent::{
+    AgentRuntime, AgentSpec, AgentStatus, EndedBy, Ending, ExitReason, Factory, RestartPolicy, Transition,
+    agent_fn,
+};
+use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
+use tokio::time::{Instant, sleep, timeout};
+
+const LONG: Duration = Duration::from_secs(3_600);
+
+fn waiting(name: &str) -> AgentSpec<Factory> {
+    scripted(name, [Script::default()]).0
+}
+
+fn order_of(log: &TransitionLog, to: AgentStatus) -> Vec<String> {
+    log.all().iter().filter(|t| t.to == to).map(|t| t.agent.to_string()).collect()
+}
+
+fn at(history: &[Transition], to: AgentStatus) -> qi_core::Timestamp {
+    history.iter().find(|t| t.to == to).unwrap().at
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_initialize_is_heeded_and_cleaned_up() {
+    let life = live([Script::initialize(Step::Hang)], ms(500), |spec| spec).await;
+    assert_eq!(life.statuses(), [Created, Initializing, Stopping, Stopped]);
+    assert_eq!(life.exits(), ["cancelled"]);
+    assert_eq!(life.report.shutdown_took, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_backoff_ends_it_at_once() {
+    let life = live([Script::run(Step::Err(ErrorKind::Unavailable))], ms(100), |spec| spec).await;
+    assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Backoff, Stopped]);
+    assert_eq!(life.report.shutdown_took, Duration::ZERO);
+    assert!(matches!(life.report.agents[0].last_exit.as_deref(), Some(ExitReason::Error(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_cleanup_lets_it_finish() {
+    let script = Script::run(Step::Err(ErrorKind::Unavailable)).with_cleanup(Step::after(ms(900), Step::Ok));
+    let life = live([script], ms(100), |spec| spec).await;
+    assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
+    assert_eq!(life.report.shutdown_took, ms(800));
+    assert_eq!(life.report.agents[0].ending, Ending::Orderly);
+    assert_eq!(life.calls.count("Cleanup"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deaf_agent_is_dropped_at_exactly_its_stop_timeout_and_cleaned_up() {
+    for script in [Script::run(Step::HangDeaf), Script::initialize(Step::HangDeaf)] {
+        let life = live([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
+        assert_eq!(life.statuses().last(), Some(&Stopped));
+        assert_eq!(life.report.shutdown_took, ms(1_700));
+        assert_eq!(life.exits(), ["cancelled"]);
+        assert_eq!(life.calls.count("Cleanup#1(Cancelled)"), 1);
+        let forced: Vec<_> = life.report.forced().map(|a| a.name.to_string()).collect();
+        assert_eq!(forced, ["a"]);
+        life.report.result().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
+    // Each was asked to stop, with a minute for it, just before the shutdown came with 10 s in all.
+    let log = TransitionLog::default();
+    let minute = Duration::from_secs(60);
+    let deaf = |name: &str, cleanup| {
+        let (spec, calls) = scripted(name, [Script::run(Step::HangDeaf).with_cleanup(cleanup)]);
+        (spec.stop_timeout(minute).cleanup_timeout(minute), calls)
+    };
+    let (quick, quick_calls) = deaf("quick", Step::after(ms(1_000), Step::Ok));
+    let (never, never_calls) = deaf("never", Step::HangDeaf);
+    let runtime = builder(&log)
+        .agent(quick)
+        .agent(never)
+        .shutdown_deadline(Duration::from_secs(10))
+        .cleanup_reserve(Duration::from_secs(2))
+        .build()
+        .unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(ms(100)).await;
+        handle.stop("quick").unwrap();
+        handle.stop("never").unwrap();
+        sleep(ms(1)).await;
+    });
+    let report = report.await;
+    assert!(quick_calls.is_clean() && never_calls.is_clean());
+    for name in ["quick", "never"] {
+        let history = log.of(name);
+        assert_eq!(at(&history, Stopping).since(at(&history, Running)), ms(101 + 8_000), "{name}");
+    }
+    assert_eq!(log.statuses("quick").last(), Some(&Stopped), "its cleanup fits the reserve");
+    assert_eq!(log.statuses("never").last(), Some(&Failed));
+    assert_eq!(report.shutdown_took, ms(9_600), "a fifth of the reserve is the runtime's own");
+    assert_eq!((report.leaked().count(), report.forced().count()), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hook_left_at_the_soft_deadline_is_dropped_then() {
+    // The dependency may only stop after its dependent, whose children use up the time.
+    let log = TransitionLog::default();
+    let (first, first_calls) = scripted("first", [Script::run(Step::HangDeaf)]);
+    let (second, second_calls) =
+        scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
+    let runtime = builder(&log)
+        .agent(first.stop_timeout(ms(300)).cleanup_timeout(ms(100)))
+        .agent(second.after(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
+        .shutdown_deadline(ms(1_000))
+        .build()
+        .unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(ms(50)).await;
+        handle.shutdown();
+        sleep(ms(100)).await;
+        handle.shutdown_now();
+        std::future::pending::<()>().await;
+    });
+    let report = report.await;
+    assert!(first_calls.is_clean() && second_calls.is_clean());
+    assert_eq!(at(&log.of("first"), Stopping), at(&log.of("second"), Stopping), "order gives way to time");
+    assert!(report.shutdown_took <= ms(200), "{report}");
+    assert_eq!(report.forced().count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
+    // Three in a chain want 3 x (5 + 2) = 21 s; 10.5 s less the reserve of 0.5 s are there.
+    let log = TransitionLog::default();
+    let deaf = || [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)];
+    let runtime = builder(&log)
+        .agent(scripted("one", deaf()).0)
+        .agent(scripted("two", deaf()).0.after(["one"]))
+        .agent(scripted("three", deaf()).0.after(["two"]))
+        .shutdown_deadline(ms(10_500))
+        .build()
+        .unwrap();
+    let report = runtime.run_until(sleep(ms(10))).await;
+    assert_eq!(order_of(&log, Stopping), ["three", "two", "one"]);
+    let took = |name: &str| {
+        let history = log.of(name);
+        at(&history, Failed).since(at(&history, Stopping))
+    };
+    for name in ["one", "two", "three"] {
+        let cleanup = took(name);
+        assert!((ms(950)..=ms(955)).contains(&cleanup), "{name}: 2 s x 10/21 is 952 ms, not {cleanup:?}");
+    }
+    assert!((ms(9_995)..=ms(10_010)).contains(&report.shutdown_took), "{report}");
+    assert_eq!(report.leaked().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_fit_do_not_shrink() {
+    let log = TransitionLog::default();
+    let runtime = builder(&log).agent(scripted("a", [Script::run(Step::HangDeaf)]).0).build().unwrap();
+    let report = runtime.run_until(sleep(ms(10))).await;
+    assert_eq!(report.shutdown_took, Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_follows_dependencies_and_stop_goes_the_other_way() {
+    let log = TransitionLog::default();
+    let slow = |name: &str, start: u64| {
+        scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::Hang)]).0
+    };
+    let runtime = builder(&log)
+        .agent(slow("feed", 10).after(["writer", "cache"]))
+        .agent(slow("writer", 300).after(["store"]))
+        .agent(slow("cache", 100).after(["store"]))
+        .agent(slow("store", 200))
+        .build()
+        .unwrap();
+    let report = runtime.run_until(sleep(ms(2_000))).await;
+    report.result().unwrap();
+    assert_eq!(order_of(&log, Running), ["store", "cache", "writer", "feed"]);
+    let stopped = order_of(&log, Stopped);
+    assert_eq!((stopped[0].as_str(), stopped[3].as_str()), ("feed", "store"));
+    for (agent, dependency) in
+        [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")]
+    {
+        assert!(at(&log.of(agent), Initializing) >= at(&log.of(dependency), Running), "{agent}");
+    }
+    let seq_of = |agent: &str, to| log.all().iter().position(|t| &*t.agent == agent && t.to == to).unwrap();
+    for (agent, dependency) in
+        [("feed", "writer"), ("feed", "cache"), ("writer", "store"), ("cache", "store")]
+    {
+        assert!(
+            seq_of(agent, Stopped) < seq_of(dependency, Stopping),
+            "{agent} ends before {dependency} stops"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarted() {
+    let log = TransitionLog::default();
+    let broken = scripted("broken", [Script::initialize(Step::Err(ErrorKind::Config))]).0.best_effort();
+    let (dependent, calls) = scripted("dependent", [Script::default()]);
+    let (further, further_calls) = scripted("further", [Script::default()]);
+    let runtime = builder(&log)
+        .agent(broken)
+        .agent(dependent.after(["broken"]).best_effort())
+        .agent(further.after(["dependent"]).best_effort())
+        .agent(waiting("other"))
+        .build()
+        .unwrap();
+    let report = runtime.run_until(sleep(ms(1_000))).await;
+    assert_eq!(log.statuses("dependent"), [Created, Stopped]);
+    assert_eq!(log.statuses("further"), [Created, Stopped]);
+    let exit = report.agent("dependent").unwrap().last_exit.clone().unwrap();
+    assert!(matches!(&*exit, ExitReason::DependencyFailed(name) if &**name == "broken"));
+    let exit = report.agent("further").unwrap().last_exit.clone().unwrap();
+    assert!(matches!(&*exit, ExitReason::DependencyFailed(name) if &**name == "dependent"));
+    assert!(calls.calls().is_empty() && further_calls.calls().is_empty());
+    assert_eq!(log.statuses("other").last(), Some(&Stopped));
+    assert_eq!(report.ended_by, EndedBy::Requested, "best effort leaves the others alone");
+    report.result().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn finite_dependency_counts_when_it_has_completed() {
+    let log = TransitionLog::default();
+    let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.finite();
+    let runtime = builder(&log).agent(waiting("serve").after(["load"])).agent(load).build().unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(ms(300)).await;
+        assert_eq!(handle.snapshot("serve").unwrap().status, Created, "running is not enough");
+        handle.wait_for("serve", |s| s.status == Running).await.unwrap();
+        let health = handle.health();
+        assert!(health.ready, "finite and completed is ready: {health:?}");
+    });
+    report.await.result().unwrap();
+    assert!(at(&log.of("serve"), Initializing) >= at(&log.of("load"), Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn finite_dependency_that_fails_once_counts_when_it_has_completed_after_all() {
+    let log = TransitionLog::default();
+    let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.finite();
+    let runtime = builder(&log).agent(load).agent(waiting("serve").after(["load"])).build().unwrap();
+    runtime.run_until(sleep(ms(5_000))).await.result().unwrap();
+    assert_eq!(log.statuses("serve"), [Created, Initializing, Running, Stopping, Stopped]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_of_a_dependency_does_not_touch_its_dependents() {
+    let log = TransitionLog::default();
+    let flaky = scripted("flaky", [Script::run(Step::after(ms(300), Step::Panic)), Script::default()]).0;
+    let runtime = builder(&log).agent(flaky).agent(waiting("steady").after(["flaky"])).build().unwrap();
+    let report = runtime.run_until(sleep(ms(5_000))).await;
+    report.result().unwrap();
+    assert_eq!(report.agent("flaky").unwrap().restarts, 1);
+    assert_eq!(log.statuses("steady"), [Created, Initializing, Running, Stopping, Stopped]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_wins_over_waiting_for_dependencies() {
+    let log = TransitionLog::default();
+    let slow = scripted("slow", [Script::initialize(Step::Hang)]).0;
+    let (dependent, calls) = scripted("dependent", [Script::default()]);
+    let runtime = builder(&log).agent(slow).agent(dependent.after(["slow"])).build().unwrap();
+    runtime.run_until(sleep(ms(100))).await.result().unwrap();
+    assert_eq!(log.statuses("dependent"), [Created, Stopped]);
+    assert!(matches!(log.of("dependent")[0].exit.as_deref(), Some(ExitReason::Cancelled)));
+    assert!(calls.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_one_agent_leaves_those_that_run_and_refuses_those_that_wait() {
+    let log = TransitionLog::default();
+    let runtime = builder(&log)
+        .agent(waiting("base"))
+        .agent(waiting("top").after(["base"]))
+        .agent(scripted("slow", [Script::initialize(Step::Hang)]).0)
+        .agent(waiting("late").after(["slow"]))
+        .build()
+        .unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(ms(100)).await;
+        for _twice in 0..2 {
+            handle.stop("base").unwrap();
+            handle.stop("slow").unwrap();
+        }
+        handle.wait_for("base", |s| s.status == Stopped).await.unwrap();
+        handle.stop("base").unwrap();
+        assert_eq!(handle.stop("nobody").unwrap_err().kind(), ErrorKind::NotFound);
+        sleep(ms(100)).await;
+        assert_eq!(handle.snapshot("top").unwrap().status, Running);
+        assert!(!handle.health().ready, "a critical agent that was stopped is not ready");
+    });
+    let report = report.await;
+    assert_eq!(log.statuses("late"), [Created, Stopped]);
+    let exit = report.agent("late").unwrap().last_exit.clone().unwrap();
+    assert!(matches!(&*exit, ExitReason::DependencyFailed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_twice_and_after_the_end_changes_nothing() {
+    let log = TransitionLog::default();
+    let runtime = builder(&log).agent(waiting("a")).build().unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        handle.shutdown();
+        handle.shutdown();
+        handle.stop("a").unwrap();
+        std::future::pending::<()>().await;
+    });
+    let report = report.await;
+    let seq = handle.snapshot("a").unwrap().seq;
+    handle.shutdown();
+    handle.shutdown_now();
+    handle.stop("a").unwrap();
+    sleep(ms(100)).await;
+    assert_eq!(handle.snapshot("a").unwrap().seq, seq);
+    assert_eq!(handle.ended().await.ended_by, report.ended_by);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_before_the_start_starts_nothing() {
+    let log = TransitionLog::default();
+    let (spec, calls) = scripted("a", [Script::default()]);
+    let runtime = builder(&log).agent(spec).build().unwrap();
+    runtime.handle().shutdown();
+    let report = runtime.run().await;
+    assert_eq!((report.ended_by, log.statuses("a")), (EndedBy::Requested, vec![Created, Stopped]));
+    assert!(calls.calls().is_empty());
+}
+
+async fn still_cleans_up(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
+    let report = timeout(Duration::from_secs(25), handle.ended()).await.unwrap();
+    assert_eq!(report.ended_by, EndedBy::Dropped);
+    assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
+    legal_history(&log.of("a")).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_run_until_still_cleans_up() {
+    let log = TransitionLog::default();
+    let (spec, calls) = scripted("a", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]);
+    let runtime = builder(&log).agent(spec).build().unwrap();
+    let handle = runtime.handle();
+    assert!(timeout(ms(100), runtime.run()).await.is_err());
+    still_cleans_up(calls, log, handle).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_last_handle_of_a_started_runtime_still_cleans_up() {
+    let log = TransitionLog::default();
+    let (spec, calls) = scripted("a", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]);
+    let handle = builder(&log).agent(spec).build().unwrap().start();
+    let second = handle.clone();
+    drop(handle);
+    sleep(ms(100)).await;
+    assert_eq!(log.statuses("a").last(), Some(&Running), "one handle is left");
+    drop(second);
+    sleep(ms(1_000)).await;
+    assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
+    assert_eq!(log.statuses("a").last(), Some(&Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn runtime_ends_when_all_agents_have_ended_by_themselves() {
+    let log = TransitionLog::default();
+    let work = |name: &str, millis| scripted(name, [Script::run(Step::after(ms(millis), Step::Ok))]).0;
+    let runtime = builder(&log).agent(work("a", 100)).agent(work("b", 900)).build().unwrap();
+    let begun = Instant::now();
+    let report = runtime.run_until(sleep(LONG)).await;
+    assert_eq!((report.ended_by, begun.elapsed()), (EndedBy::AllEnded, ms(900)));
+    let empty = AgentRuntime::builder().build().unwrap().run().await;
+    assert_eq!((empty.ended_by, empty.agents.len()), (EndedBy::AllEnded, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failure_of_a_critical_agent_stops_all_in_order() {
+    let log = TransitionLog::default();
+    let fails =
+        scripted("fails", [Script::run(Step::after(ms(200), Step::Err(ErrorKind::SchemaMismatch)))]).0;
+    let runtime = builder(&log)
+        .agent(waiting("base"))
+        .agent(waiting("top").after(["base"]))
+        .agent(fails)
+        .build()
+        .unwrap();
+    let report = runtime.run_until(sleep(LONG)).await;
+    assert_eq!(report.ended_by, EndedBy::AgentFailed("fails".into()));
+    assert_eq!(order_of(&log, Stopped), ["top", "base"]);
+    let error = report.result().unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::SchemaMismatch, "agent.failed"));
+    assert_eq!(report.failed().count(), 1);
+    assert!(report.to_string().contains("failed: fails"), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failure_of_a_best_effort_agent_leaves_the_others_alone() {
+    let log = TransitionLog::default();
+    let fails = scripted("fails", [Script::run(Step::Err(ErrorKind::Config))]).0.best_effort();
+    let runtime = builder(&log).agent(fails).agent(waiting("a")).build().unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(ms(1_000)).await;
+        assert!(handle.health().ready);
+    });
+    let report = report.await;
+    assert_eq!(report.ended_by, EndedBy::Requested);
+    report.result().unwrap();
+    assert_eq!(log.statuses("fails").last(), Some(&Failed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn crash_loop_gives_up_and_then_stops_all() {
+    let log = TransitionLog::default();
+    let crashes = scripted("crashes", [Script::run(Step::Panic)]).0;
+    let runtime = builder(&log).agent(crashes).agent(waiting("a")).build().unwrap();
+    let report = runtime.run_until(sleep(LONG)).await;
+    assert_eq!(report.agent("crashes").unwrap().restarts, 4, "the fifth crash is the last");
+    assert_eq!(report.ended_by, EndedBy::AgentFailed("crashes".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_of_a_server_never_ends_an_agent() {
+    let log = TransitionLog::default();
+    let away = scripted("a", [Script::run(Step::Err(ErrorKind::Unavailable))]).0;
+    let runtime = builder(&log).agent(away).build().unwrap();
+    let handle = runtime.handle();
+    let report = runtime.run_until(async {
+        sleep(LONG).await;
+        assert!(!handle.health().ready && handle.health().started);
+    });
+    let report = report.await;
+    report.result().unwrap();
+    assert!(report.agent("a").unwrap().restarts > 700, "every 5 s at the latest");
+}
+
+#[test]
+fn build_refuses_what_cannot_be_meant_and_names_it() {
+    let spec = |name: &str| AgentSpec::new(name, || agent_fn(|_cx| async { Ok(()) }));
+    let refused = |specs: Vec<AgentSpec<Factory>>, words: &[&str]| {
+        let runtime = specs.into_iter().fold(AgentRuntime::builder(), |b, s| b.agent(s)).build();
+        let error = runtime.unwrap_err();
+        let text = error.to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text} lacks one of {words:?}");
+    };
+    refused(vec![spec("a"), spec("")], &["number 2", "no name"]);
+    refused(vec![spec("twin"), spec("twin")], &["two agents", "twin"]);
+    refused(vec![spec("a").after(["ghost"])], &["agent=a", "ghost"]);
+    refused(vec![spec("a").after(["a"])], &["a after a"]);
+    refused(
+        vec![spec("x"), spec("a").after(["b", "x"]), spec("b").after(["c"]), spec("c").after(["a"])],
+        &["circular", "a after b after c after a"],
+    );
+    refused(
+        vec![spec("weak").best_effort(), spec("strong").after(["weak"])],
+        &["strong", "weak", "best effort"],
+    );
+    let policy = RestartPolicy::default();
+    refused(vec![spec("a").restart(policy.with_stable_after(Duration::ZERO))], &["stable_after", "agent=a"]);
+    let mut jumpy = policy;
+    jumpy.backoff.jitter = 1.5;
+    refused(vec![spec("a").restart(jumpy)], &["jitter", "1.5", "agent=a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn driver_that_is_aborted_shows_failed() {
+    // The drivers live in a tokio runtime of their own, which is dropped beneath them.
+    let log = TransitionLog::default();
+    let seen: Arc<Mutex<Option<qi_core::agent::RuntimeHandle>>> = Arc::default();
+    let (slot, inner_log) = (seen.clone(), log.clone());
+    std::thread::spawn(move || {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async {
+            let (spec, _) = scripted("a", [Script::run(Step::PanicOnDrop).with_value_drop_panic()]);
+            let handle =
+                builder(&inner_log).agent(spec).agent(waiting("b").after(["a"])).build().unwrap().start();
+            handle.wait_for("b", |s| s.status == Running).await.unwrap();
+            *slot.lock().unwrap() = Some(handle);
+        });
+    })
+    .join()
+    .unwrap();
+    let handle = seen.lock().unwrap().take().unwrap();
+    for agent in ["a", "b"] {
+        let snapshot = handle.snapshot(agent).unwrap();
+        assert_eq!(snapshot.status, Failed);
+        assert!(matches!(snapshot.last_exit.as_deref(), Some(ExitReason::DriverAborted)));
+        legal_history(&log.of(agent)).unwrap();
+    }
+    assert!(handle.ended().await.result().is_err());
+}
