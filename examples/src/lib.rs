@@ -1,1 +1,7 @@
-//! Placeholder.
+//! Layer 2 as a user of `qi` would write it, over the ports alone.
+//!
+//! - [`pipeline`]: market data through a bus topic and a writer agent into a store, and bars read back.
+//! - [`market`]: the reading and writing operations of a market-data layer, each a few lines.
+
+pub mod market;
+pub mod pipeline;

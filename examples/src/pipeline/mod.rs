@@ -1,0 +1,217 @@
+//! The main job: market data -> bus topic -> writer agent under the runtime -> store -> bars and latest prices read
+//! back.
+//!
+//! The binary `pipeline` is this function with a command line in front of it.
+
+mod export;
+mod feed;
+mod read_back;
+mod record;
+pub mod report;
+pub mod source;
+mod tally;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qi_core::agent::{AgentRuntime, AgentSpec, AgentStatus, Observer, RuntimeHandle, RuntimeReport};
+use qi_core::bus::{GroupId, GroupQuery, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
+use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result};
+use tokio_util::sync::CancellationToken;
+
+pub use record::Record;
+pub use report::{InstrumentRow, Summary};
+pub use tally::Tally;
+pub use writer::Writer;
+
+use feed::Feed;
+use source::Source;
+
+/// What goes in.
+pub enum Data {
+    /// Ticks, whose bars are derived.
+    Ticks(Source<PriceTick>),
+    /// Bars of an interval, which are stored as they are and merged into coarser ones.
+    Bars(Source<Ohlcv>, Interval),
+}
+
+/// Everything that the job needs.
+pub struct Job {
+    /// Where records are stored.
+    pub store: Arc<dyn PriceStore>,
+    /// What they travel on.
+    pub bus: Arc<dyn MessageBus>,
+    /// The topics to create.
+    pub catalogue: TopicCatalogue,
+    /// What goes in.
+    pub data: Data,
+    /// The interval of the bars that are read back.
+    pub interval: Interval,
+    /// Where the bars of one instrument are written as CSV.
+    pub export: Option<(PathBuf, Instrument)>,
+    /// Whether the first bad line ends the job.
+    pub strict: bool,
+    /// What is counted; a clone can be watched while the job runs.
+    pub tally: Arc<Tally>,
+    /// How to stop it.
+    pub stop: Stop,
+    /// Sees every transition of the agents.
+    pub observer: Option<Box<dyn Observer>>,
+    /// Called if an agent does not end by the deadline: a binary exits there.
+    pub on_overrun: Option<Box<dyn FnOnce(&RuntimeReport) + Send>>,
+}
+
+/// Two ways to stop a job.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// In order: what was received is stored and committed.
+    pub gently: CancellationToken,
+    /// At once: hooks are dropped, cleanups still run.
+    pub now: CancellationToken,
+}
+
+/// The group in which the writer reads.
+const GROUP: &str = "pipeline-writer";
+/// How long the writer may take to join its group: a backend may be away meanwhile.
+const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
+/// How often the writer's lag is looked at once the feed has ended.
+const LAG_PAUSE: Duration = Duration::from_millis(20);
+
+impl Job {
+    /// Ticks through `bus` into `store`, with everything else as it is by default.
+    ///
+    /// # Errors
+    /// Never in practice: the names of the standard topics are valid.
+    pub fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, data: Data) -> Result<Self> {
+        Ok(Self {
+            store,
+            bus,
+            catalogue: TopicCatalogue::standard()?,
+            data,
+            interval: Interval::M1,
+            export: None,
+            strict: false,
+            tally: Arc::default(),
+            stop: Stop::default(),
+            observer: None,
+            on_overrun: None,
+        })
+    }
+
+    /// Checks what can be checked before anything is sent.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the bars of the input cannot be merged into the wanted interval.
+    pub fn check(&self) -> Result<()> {
+        match &self.data {
+            Data::Bars(_, interval) if !interval.divides(self.interval) => {
+                let rule = format!("must be a multiple of the input's interval, {interval}");
+                Err(Error::invalid("pipeline.interval", "interval", self.interval, rule))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the job to its end: until the feed has ended, the writer's lag is 0, and everything was read back.
+    /// A job that is stopped ends in order and says so in the summary, which then has no rows.
+    ///
+    /// # Errors
+    /// Of an agent that failed for good, or of a backend.
+    pub async fn run(mut self) -> Result<Summary> {
+        self.check()?;
+        let stop = self.stop.clone();
+        let since = Instant::now();
+        let work = async {
+            self.store.ensure_schema().await?;
+            self.bus.create_catalogue(&self.catalogue).await
+        };
+        let Some(outcomes) = stop.gently.run_until_cancelled(work).await else {
+            return Ok(Summary::interrupted(&self.tally, since.elapsed()));
+        };
+        outcomes?;
+        let input = match &self.data {
+            Data::Ticks(_) => None,
+            Data::Bars(_, interval) => Some(*interval),
+        };
+        let empty = Data::Ticks(Box::new(std::iter::empty()));
+        match std::mem::replace(&mut self.data, empty) {
+            Data::Ticks(source) => self.carry(source).await?,
+            Data::Bars(source, _) => self.carry(source).await?,
+        }
+        let carried = since.elapsed();
+        let rows = stop.gently.run_until_cancelled(read_back::rows(&self, input)).await;
+        match rows {
+            Some(rows) => Ok(Summary::done(&self.tally, carried, rows?)),
+            None => Ok(Summary::interrupted(&self.tally, carried)),
+        }
+    }
+
+    /// Runs feed and writer until everything that was published is stored, or until it is to stop.
+    async fn carry<T: Record>(&mut self, source: Source<T>) -> Result<()> {
+        let (topic, group) = (TopicName::new(T::TOPIC)?, GroupId::new(GROUP)?);
+        let writer = {
+            let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
+            let (topic, group) = (topic.clone(), group.clone());
+            move || Writer::<T> {
+                bus: bus.clone(),
+                store: store.clone(),
+                topic: topic.clone(),
+                group: group.clone(),
+                tally: tally.clone(),
+                subscription: None,
+                records: std::marker::PhantomData,
+            }
+        };
+        let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
+        let feed = Feed { bus, topic, source, tally, strict };
+        let mut runtime = AgentRuntime::builder()
+            .agent(AgentSpec::new("writer", writer).init_timeout(JOIN_TIMEOUT))
+            .agent(AgentSpec::once("feed", feed).after(["writer"]).finite());
+        if let Some(observer) = self.observer.take() {
+            runtime = runtime.observer(observer);
+        }
+        if let Some(call) = self.on_overrun.take() {
+            runtime = runtime.on_overrun(call);
+        }
+        let runtime = runtime.build()?;
+        let handle = runtime.handle();
+        let now = self.stop.now.clone();
+        let force = tokio::spawn({
+            let handle = handle.clone();
+            async move {
+                now.cancelled().await;
+                handle.shutdown_now();
+            }
+        });
+        let report = runtime
+            .run_until(async {
+                tokio::select! {
+                    () = self.stop.gently.cancelled() => {}
+                    () = drained(&handle, &*self.bus, group) => {}
+                }
+            })
+            .await;
+        force.abort();
+        report.result()
+    }
+}
+
+/// Returns once the feed has ended and the writer has stored all of it. A look-up that fails is made again: if it
+/// cannot help, the writer fails for the same reason and ends the job.
+async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, group: GroupId) {
+    let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
+    if ended.is_err() {
+        return std::future::pending().await;
+    }
+    let query = GroupQuery::one(group);
+    loop {
+        match bus.groups(&query).await {
+            Ok(groups) if groups.first().and_then(qi_core::bus::GroupInfo::lag) == Some(0) => return,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = %error.report(), "the writer's lag is not known"),
+        }
+        tokio::time::sleep(LAG_PAUSE).await;
+    }
+}

@@ -1,0 +1,86 @@
+//! What is in the store once everything was carried: a row for each instrument, and the exported bars.
+
+use futures::TryStreamExt;
+use qi_core::store::{BarQuery, BarSource, PriceStoreExt, StatsQuery};
+use qi_core::{Instrument, Interval, Ohlcv, Result, TimeRange};
+
+use super::export::Export;
+use super::report::InstrumentRow;
+use super::{Job, PriceStore};
+
+/// The rows of the instruments that were published; `input` is the interval of the input's bars, if it had bars.
+pub(super) async fn rows(job: &Job, input: Option<Interval>) -> Result<Vec<InstrumentRow>> {
+    let mut rows = Vec::new();
+    for (instrument, published) in job.tally.instruments() {
+        let mut row = InstrumentRow::new(instrument.clone(), published);
+        let mut export = match &job.export {
+            Some((path, wanted)) if *wanted == instrument => Some(Export::create(path)?),
+            _ => None,
+        };
+        match input {
+            None => of_ticks(job, &instrument, &mut row, &mut export).await?,
+            Some(interval) => of_bars(job, &instrument, interval, &mut row, &mut export).await?,
+        }
+        if let Some(export) = export {
+            export.finish()?;
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+async fn of_ticks(
+    job: &Job,
+    instrument: &Instrument,
+    row: &mut InstrumentRow,
+    export: &mut Option<Export>,
+) -> Result<()> {
+    let store: &dyn PriceStore = &*job.store;
+    let Some(stats) = store.stats(&StatsQuery::new(instrument.clone(), TimeRange::ALL)).await? else {
+        return Ok(());
+    };
+    row.stored = stats.count();
+    row.vwap = stats.vwap()?;
+    row.last_price = store.latest_tick(instrument).await?.map(|tick| tick.price());
+    let range = TimeRange::new(job.interval.floor(stats.first().ts), TimeRange::ALL.end())?;
+    let query = BarQuery::new(instrument.clone(), job.interval, range);
+    let mut bars = store.bar_stream(query, BarSource::Derived);
+    while let Some(bar) = bars.try_next().await? {
+        row.bars += 1;
+        write(export, &bar)?;
+    }
+    Ok(())
+}
+
+async fn of_bars(
+    job: &Job,
+    instrument: &Instrument,
+    interval: Interval,
+    row: &mut InstrumentRow,
+    export: &mut Option<Export>,
+) -> Result<()> {
+    let store: &dyn PriceStore = &*job.store;
+    row.last_price = store.latest_bar(instrument, interval).await?.map(|bar| bar.close());
+    let query = BarQuery::new(instrument.clone(), interval, TimeRange::ALL);
+    let mut bars = store.bar_stream(query, BarSource::Stored);
+    // The finer bars of one coarser bar at a time: a week of seconds at most.
+    let mut group: Vec<Ohlcv> = Vec::new();
+    loop {
+        let bar = bars.try_next().await?;
+        let same = |a: &Ohlcv, b: &Ohlcv| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
+        if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| same(bar, first)) {
+            for coarse in qi_core::domain::coarsen(&group, job.interval)? {
+                row.bars += 1;
+                write(export, &coarse)?;
+            }
+            group.clear();
+        }
+        let Some(bar) = bar else { return Ok(()) };
+        row.stored += 1;
+        group.push(bar);
+    }
+}
+
+fn write(export: &mut Option<Export>, bar: &Ohlcv) -> Result<()> {
+    export.as_mut().map_or(Ok(()), |export| export.write(bar))
+}

@@ -1,0 +1,352 @@
+//! Where records come from: recorded files, line by line, or the simulated market.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use clap::ValueEnum;
+use flate2::read::MultiGzDecoder;
+use qi_core::{
+    BarValues, Decimal, Error, ErrorKind, Instrument, Interval, Ohlcv, Price, PriceTick, Quantity, Result, Side, Timestamp,
+};
+
+/// The formats of recorded files, plain or gzip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Trades with the header `trade_id,price,quantity,time_ms,buyer_maker`.
+    Binance,
+    /// Trades without a header: `unix seconds,price,quantity`. Ties are numbered in the order of the file.
+    Kraken,
+    /// Trades with the header `price,quantity,time_s,side,order_type,trade_id`; times are cut to the microsecond.
+    KrakenRest,
+    /// Bars with the header `timestamp,open,high,low,close,volume`; the interval is that of the file.
+    Candles,
+}
+
+impl Format {
+    fn header(self) -> Option<&'static str> {
+        match self {
+            Self::Binance => Some("trade_id,price,quantity,time_ms,buyer_maker"),
+            Self::Kraken => None,
+            Self::KrakenRest => Some("price,quantity,time_s,side,order_type,trade_id"),
+            Self::Candles => Some("timestamp,open,high,low,close,volume"),
+        }
+    }
+}
+
+/// Why a source gave no record.
+#[derive(Debug)]
+pub enum Input {
+    /// This line holds none; the next one may.
+    BadLine(Error),
+    /// The input cannot be read any further.
+    Broken(Error),
+}
+
+/// Records, and what is wrong with some lines.
+pub type Source<T> = Box<dyn Iterator<Item = Result<T, Input>> + Send>;
+
+/// The longest line that is read, in bytes. A longer one is a bad line.
+const MAX_LINE: u64 = 64 << 10;
+/// How many distinct timestamps are remembered to number the ties of a file without trade ids.
+const MAX_TIES: usize = 65_536;
+/// How many bars are looked at to find the interval of a file of candles.
+const CANDLES_AHEAD: usize = 1_000;
+
+/// The trades of a file.
+///
+/// # Errors
+/// `InvalidInput` if the file cannot be opened or the format has no trades.
+pub fn trades(path: &Path, format: Format, instrument: &Instrument) -> Result<Source<PriceTick>> {
+    let (lines, name) = (Lines::open(path, format.header())?, instrument.clone());
+    Ok(match format {
+        Format::Binance => Box::new(lines.records(move |fields| binance(&name, fields))),
+        Format::KrakenRest => Box::new(lines.records(move |fields| kraken_rest(&name, fields))),
+        Format::Kraken => {
+            let mut ties = Ties::default();
+            Box::new(lines.records(move |fields| kraken(&name, &mut ties, fields)))
+        }
+        Format::Candles => {
+            return Err(Error::invalid("pipeline.format", "format", "candles", "has bars, not trades"));
+        }
+    })
+}
+
+/// The bars of a file, and their interval: the smallest distance of two neighbours among the first thousand.
+///
+/// # Errors
+/// `InvalidInput` if the file cannot be opened, or that distance is no interval.
+pub fn candles(path: &Path, instrument: &Instrument) -> Result<(Source<Ohlcv>, Interval)> {
+    let interval = candle_interval(path)?;
+    let (lines, name) = (Lines::open(path, Format::Candles.header())?, instrument.clone());
+    Ok((Box::new(lines.records(move |fields| candle(&name, interval, fields))), interval))
+}
+
+fn candle_interval(path: &Path) -> Result<Interval> {
+    let times = Lines::open(path, Format::Candles.header())?.records(|fields| {
+        let [time, ..] = exactly::<6>(fields)?;
+        time.parse::<Timestamp>()
+    });
+    let times: Vec<Timestamp> = times.take(CANDLES_AHEAD).filter_map(Result::ok).collect();
+    let distance = times.windows(2).map(|pair| pair[1].since(pair[0])).filter(|d| !d.is_zero()).min();
+    let distance = distance.unwrap_or(Interval::M1.duration());
+    Interval::ALL.iter().copied().find(|i| i.duration() == distance).ok_or_else(|| {
+        Error::invalid("pipeline.candles", "input", format_args!("{distance:?}"), "must have bars of a known interval")
+    })
+}
+
+fn binance(instrument: &Instrument, fields: &str) -> Result<PriceTick> {
+    let [id, price, quantity, millis, buyer_maker] = exactly(fields)?;
+    // The maker bought, so the taker sold.
+    let side = match buyer_maker {
+        "true" => Side::Sell,
+        "false" => Side::Buy,
+        other => return Err(Error::invalid("pipeline.line", "buyer_maker", other, "must be true or false")),
+    };
+    let time = Timestamp::from_millis(integer("time_ms", millis)?)?;
+    let tick = PriceTick::new(instrument.clone(), time, integer("trade_id", id)?, price.parse()?)?;
+    Ok(tick.with_quantity(quantity.parse::<Quantity>()?).with_side(side))
+}
+
+fn kraken(instrument: &Instrument, ties: &mut Ties, fields: &str) -> Result<PriceTick> {
+    let [time, price, quantity] = exactly(fields)?;
+    let (time, price, quantity) = (seconds(time)?, price.parse()?, quantity.parse::<Quantity>()?);
+    Ok(PriceTick::new(instrument.clone(), time, ties.next(time)?, price)?.with_quantity(quantity))
+}
+
+fn kraken_rest(instrument: &Instrument, fields: &str) -> Result<PriceTick> {
+    let [price, quantity, time, side, _order_type, id] = exactly(fields)?;
+    let tick = PriceTick::new(instrument.clone(), seconds(time)?, integer("trade_id", id)?, price.parse()?)?;
+    Ok(tick.with_quantity(quantity.parse::<Quantity>()?).with_side(side.parse::<Side>()?))
+}
+
+fn candle(instrument: &Instrument, interval: Interval, fields: &str) -> Result<Ohlcv> {
+    let [time, open, high, low, close, volume] = exactly(fields)?;
+    let price = |text: &str| text.parse::<Price>();
+    let values = BarValues {
+        open: price(open)?,
+        high: price(high)?,
+        low: price(low)?,
+        close: price(close)?,
+        volume: Some(volume.parse()?),
+        quote_volume: None,
+        count: None,
+    };
+    Ohlcv::new(instrument.clone(), interval, time.parse()?, values)
+}
+
+/// Exactly so many fields.
+fn exactly<const N: usize>(line: &str) -> Result<[&str; N]> {
+    let wrong = || Error::invalid("pipeline.line", "line", line, format_args!("must have {N} fields"));
+    let mut fields = line.split(',');
+    let mut found = [""; N];
+    for field in &mut found {
+        *field = fields.next().ok_or_else(wrong)?.trim();
+    }
+    if fields.next().is_some() { Err(wrong()) } else { Ok(found) }
+}
+
+fn integer<T: std::str::FromStr>(field: &'static str, text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::invalid("pipeline.line", field, text, "must be a whole number"))
+}
+
+/// Unix seconds with any number of places up to 18, cut to the microsecond.
+fn seconds(text: &str) -> Result<Timestamp> {
+    const UNITS_PER_MICRO: i128 = Decimal::UNITS_PER_ONE / 1_000_000;
+    let micros = text.parse::<Decimal>()?.units().div_euclid(UNITS_PER_MICRO);
+    Timestamp::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
+/// Numbers the records of one timestamp in the order in which they come. A bounded number of timestamps is
+/// remembered; a record from before them would be numbered wrongly and is refused.
+#[derive(Debug, Default)]
+struct Ties {
+    next: BTreeMap<Timestamp, u64>,
+    forgotten: Option<Timestamp>,
+}
+
+impl Ties {
+    fn next(&mut self, time: Timestamp) -> Result<u64> {
+        if self.forgotten.is_some_and(|forgotten| time <= forgotten) {
+            let rule = format!("must not be more than {MAX_TIES} timestamps out of order");
+            return Err(Error::invalid("pipeline.line", "time", time, rule));
+        }
+        let next = self.next.entry(time).or_insert(0);
+        let seq = *next;
+        *next += 1;
+        if self.next.len() > MAX_TIES {
+            self.forgotten = self.next.pop_first().map(|(time, _)| time);
+        }
+        Ok(seq)
+    }
+}
+
+/// The lines of a file, plain or gzip, with their numbers.
+struct Lines {
+    file: String,
+    reader: Box<dyn BufRead + Send>,
+    header: Option<&'static str>,
+    line: u64,
+    broken: bool,
+}
+
+impl Lines {
+    fn open(path: &Path, header: Option<&'static str>) -> Result<Self> {
+        let file = path.display().to_string();
+        let refuse = |e: io::Error| {
+            Error::invalid("pipeline.input", "input", &file, "must be a file that can be read").with_source(e)
+        };
+        let mut reader = BufReader::new(File::open(path).map_err(refuse)?);
+        let gzip = reader.fill_buf().map_err(refuse)?.starts_with(&[0x1f, 0x8b]);
+        let reader: Box<dyn BufRead + Send> =
+            if gzip { Box::new(BufReader::new(MultiGzDecoder::new(reader))) } else { Box::new(reader) };
+        Ok(Self { file, reader, header, line: 0, broken: false })
+    }
+
+    /// The records of all lines that are neither the header nor empty.
+    fn records<T>(mut self, mut parse: impl FnMut(&str) -> Result<T>) -> impl Iterator<Item = Result<T, Input>> {
+        std::iter::from_fn(move || {
+            loop {
+                let at = |this: &Self, error: Error| {
+                    error.with_operation("read").with_context("file", &this.file).with_context("line", this.line)
+                };
+                let text = match self.next_line() {
+                    Ok(Some(text)) => text,
+                    Ok(None) => return None,
+                    Err(Input::BadLine(error)) => return Some(Err(Input::BadLine(at(&self, error)))),
+                    Err(Input::Broken(error)) => return Some(Err(Input::Broken(at(&self, error)))),
+                };
+                let content = text.trim_end_matches(['\r', '\n']);
+                if content.is_empty() || (self.line == 1 && Some(content) == self.header) {
+                    continue;
+                }
+                return Some(parse(content).map_err(|error| Input::BadLine(at(&self, error))));
+            }
+        })
+    }
+
+    fn next_line(&mut self) -> Result<Option<String>, Input> {
+        if self.broken {
+            return Ok(None);
+        }
+        self.line += 1;
+        let mut bytes = Vec::new();
+        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut bytes);
+        let mut whole = bytes.ends_with(b"\n") || (bytes.len() as u64) < MAX_LINE;
+        let read = read.and_then(|read| {
+            while !whole {
+                // The rest of a line that is too long is read past, a piece at a time.
+                let mut rest = Vec::new();
+                let more = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut rest)?;
+                whole = more == 0 || rest.ends_with(b"\n");
+                bytes.clear();
+            }
+            Ok(read)
+        });
+        match read {
+            Err(e) => {
+                self.broken = true;
+                let error = Error::new(ErrorKind::CorruptData, "pipeline.input.broken", "read")
+                    .with_message("the input cannot be read any further");
+                Err(Input::Broken(error.with_source(e)))
+            }
+            Ok(0) => Ok(None),
+            Ok(_) if bytes.is_empty() => {
+                Err(Input::BadLine(Error::invalid("pipeline.line", "line", "", "must be at most 65536 bytes long")))
+            }
+            Ok(_) => String::from_utf8(bytes).map(Some).map_err(|e| {
+                let text = String::from_utf8_lossy(e.as_bytes()).into_owned();
+                Input::BadLine(Error::invalid("pipeline.line", "line", text, "must be UTF-8"))
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    fn read(content: &[u8], format: Format) -> (Vec<PriceTick>, Vec<Error>) {
+        let (file, name) = (file(content), "x:Y".parse().unwrap());
+        let (mut ticks, mut errors) = (Vec::new(), Vec::new());
+        for record in trades(file.path(), format, &name).unwrap() {
+            match record {
+                Ok(tick) => ticks.push(tick),
+                Err(Input::BadLine(error) | Input::Broken(error)) => errors.push(error),
+            }
+        }
+        (ticks, errors)
+    }
+
+    #[test]
+    fn bad_lines_are_named_and_the_others_go_on() {
+        let content = b"trade_id,price,quantity,time_ms,buyer_maker\n1,5,1,1610064000278,true\n\nx,5,1,1,true\n2,0,1,1610064000278,true\r\n\xff\xfe\n3,5,1,1610064000279,no\n4,5,1,1610064000280,false";
+        let (ticks, errors) = read(content, Format::Binance);
+        assert_eq!(ticks.iter().map(PriceTick::seq).collect::<Vec<_>>(), [1, 4]);
+        let lines: Vec<_> = errors.iter().map(|e| e.context_value("line").unwrap()).collect();
+        assert_eq!(lines, ["4", "5", "6", "7"]);
+        assert_eq!(ticks[0].side(), Some(Side::Sell));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_one_bad_line() {
+        let mut content = vec![b'9'; 200_000];
+        content.extend_from_slice(b"\n1000000000,5,1\n");
+        let (ticks, errors) = read(&content, Format::Kraken);
+        assert_eq!((ticks.len(), errors.len()), (1, 1));
+    }
+
+    #[test]
+    fn ties_without_ids_are_numbered_in_the_order_of_the_file() {
+        let (ticks, errors) =
+            read(b"1000000000,5,1\n1000000000,5,1\n1000000001,5,1\n1000000000.5,5,1\n1000000000,6,1\n", Format::Kraken);
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(ticks.iter().map(PriceTick::seq).collect::<Vec<_>>(), [0, 1, 0, 0, 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_numbered_is_refused_and_not_overwritten() {
+        let mut ties = Ties::default();
+        for second in 1..=i64::try_from(MAX_TIES).unwrap() + 1 {
+            ties.next(Timestamp::from_secs(1_000_000 + second).unwrap()).unwrap();
+        }
+        assert!(ties.next(Timestamp::from_secs(1_000_001).unwrap()).is_err());
+        assert_eq!(ties.next(Timestamp::from_secs(1_000_002).unwrap()).unwrap(), 1);
+    }
+
+    #[test]
+    fn seven_places_of_a_second_are_cut_not_rounded() {
+        assert_eq!(seconds("1762795433.9717449").unwrap().as_micros(), 1_762_795_433_971_744);
+    }
+
+    #[test]
+    fn a_broken_gzip_ends_the_input_with_an_error() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        for n in 0..10_000 {
+            writeln!(gzip, "10000000{n:05},{},1", n + 1).unwrap();
+        }
+        let mut bytes = gzip.finish().unwrap();
+        bytes.truncate(bytes.len() / 2);
+        let (ticks, errors) = read(&bytes, Format::Kraken);
+        assert!(!ticks.is_empty() && ticks.len() < 10_000);
+        assert_eq!(errors.last().unwrap().code(), "pipeline.input.broken");
+    }
+
+    #[test]
+    fn the_interval_of_candles_is_that_of_the_file() {
+        let content = b"timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:10:00,1,1,1,1,5\n2022-01-01 00:15:00,1,1,1,1,5\n";
+        let (bars, interval) = candles(file(content).path(), &"x:Y".parse().unwrap()).unwrap();
+        assert_eq!((bars.count(), interval), (3, Interval::M5));
+        let odd = b"2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:07:00,1,1,1,1,5\n";
+        assert!(candles(file(odd).path(), &"x:Y".parse().unwrap()).is_err());
+    }
+}

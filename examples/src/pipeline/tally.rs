@@ -1,0 +1,93 @@
+//! What is counted while the job runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use qi_core::{Error, Instrument};
+
+/// How many bad lines are kept to be shown; all are counted.
+const SHOWN: usize = 10;
+
+/// Counters that the feed and the writer share with whoever watches.
+#[derive(Debug, Default)]
+pub struct Tally {
+    published: AtomicU64,
+    resent: AtomicU64,
+    written: AtomicU64,
+    dead: AtomicU64,
+    bad: AtomicU64,
+    shown: Mutex<Vec<Error>>,
+    instruments: Mutex<BTreeMap<Instrument, u64>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tally {
+    /// Records that the bus has acknowledged, each once however often it was sent.
+    pub fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Messages that were sent again because their outcome was unknown.
+    pub fn resent(&self) -> u64 {
+        self.resent.load(Ordering::Relaxed)
+    }
+
+    /// Records that the writer has stored and committed; what came twice counts twice.
+    pub fn stored(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Messages that went to the dead letters.
+    pub fn dead_letters(&self) -> u64 {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    /// Input lines that hold no record.
+    pub fn bad_lines(&self) -> u64 {
+        self.bad.load(Ordering::Relaxed)
+    }
+
+    /// The first bad lines.
+    pub fn first_bad_lines(&self) -> Vec<Error> {
+        lock(&self.shown).clone()
+    }
+
+    /// Published records by instrument.
+    pub fn instruments(&self) -> BTreeMap<Instrument, u64> {
+        lock(&self.instruments).clone()
+    }
+
+    pub(super) fn sent<'a>(&self, instruments: impl ExactSizeIterator<Item = &'a Instrument>) {
+        self.published.fetch_add(instruments.len() as u64, Ordering::Relaxed);
+        let mut counts = lock(&self.instruments);
+        for instrument in instruments {
+            // The common case, an instrument that is there already, clones nothing.
+            if let Some(count) = counts.get_mut(instrument) {
+                *count += 1;
+            } else {
+                counts.insert(instrument.clone(), 1);
+            }
+        }
+    }
+
+    pub(super) fn again(&self, messages: u64) {
+        self.resent.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    pub(super) fn written(&self, records: usize, dead: usize) {
+        self.written.fetch_add(records as u64, Ordering::Relaxed);
+        self.dead.fetch_add(dead as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn bad_line(&self, error: Error) {
+        self.bad.fetch_add(1, Ordering::Relaxed);
+        let mut shown = lock(&self.shown);
+        if shown.len() < SHOWN {
+            shown.push(error);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The writer: what Layer 2 has to write to move records from a topic into a store, losing none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::agent::{Agent, AgentContext, ExitReason};
+use qi_core::bus::{DeadLetters, GroupId, MessageBus, MessageBusExt, Subscribe, Subscription, TopicName};
+use qi_core::{PriceStore, Result};
+
+use super::record::Record;
+use super::tally::Tally;
+
+/// Reads a topic as a member of a group and stores every record. It commits a batch only once the store has it,
+/// and the store writes by key, so that a kill at any moment loses nothing and stores nothing twice.
+///
+/// It holds no retry of its own: an error that may pass ends `run`, and the runtime starts a new writer, which
+/// goes on from the last commit.
+pub struct Writer<T> {
+    /// Where records come from.
+    pub bus: Arc<dyn MessageBus>,
+    /// Where they go.
+    pub store: Arc<dyn PriceStore>,
+    /// The topic.
+    pub topic: TopicName,
+    /// The group.
+    pub group: GroupId,
+    /// What is counted.
+    pub tally: Arc<Tally>,
+    /// The membership, from `initialize` to `cleanup`.
+    pub subscription: Option<Box<dyn Subscription>>,
+    /// What the records are.
+    pub records: std::marker::PhantomData<fn() -> T>,
+}
+
+#[async_trait]
+impl<T: Record> Agent for Writer<T> {
+    async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
+        let request = Subscribe::new(self.group.clone(), [self.topic.clone()])?;
+        self.subscription = Some(self.bus.subscribe(request).await?);
+        Ok(())
+    }
+
+    async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        let Some(subscription) = &mut self.subscription else { return Ok(()) };
+        let dead = DeadLetters::default();
+        while let Some(batch) = cx.until_cancelled(subscription.recv(1_000, Duration::from_secs(1))).await {
+            let batch = batch?;
+            let records = self.bus.decode::<T>(&batch, &dead).await?;
+            T::insert(&*self.store, &records).await?;
+            subscription.commit(batch.positions()).await?;
+            self.tally.written(records.len(), batch.len() - records.len());
+        }
+        Ok(())
+    }
+
+    async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
+        match &mut self.subscription {
+            Some(subscription) => subscription.close().await,
+            None => Ok(()),
+        }
+    }
+}
