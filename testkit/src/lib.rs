@@ -1,1 +1,3 @@
 //! What tests of `qi` and of Layer 2 stand on.
+
+pub mod store;
