@@ -1,11 +1,13 @@
 //! What tests of `qi` and of Layer 2 stand on.
 
 pub mod agent;
+pub mod bus;
 pub mod chaos;
 mod clock;
 pub mod market;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod recording;
+pub mod store;
 
 pub use clock::ManualClock;

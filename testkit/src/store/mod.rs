@@ -1,0 +1,14 @@
+//! The in-memory price store, and the contract suite that every price store passes.
+
+mod config;
+mod memory;
+
+//#[cfg(feature = "contract")]
+//pub mod contract;
+//#[cfg(feature = "contract")]
+//pub mod model;
+//#[cfg(feature = "contract")]
+//pub mod mutants;
+
+pub use config::{KeepConfig, MemoryStoreConfig, RetentionConfig};
+pub use memory::MemoryStore;
