@@ -113,7 +113,10 @@ impl Backends {
         }
         match backend {
             #[cfg(feature = "memory")]
-            "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(section.read()?)?)),
+            "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(
+                section.read()?,
+                Arc::new(qi_core::SystemClock),
+            )?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),
         }
     }

@@ -15,6 +15,16 @@ pub trait Observer: Send + Sync {
     fn on_error(&self, _error: &ErrorRecord) {}
 }
 
+impl<O: Observer + ?Sized> Observer for Box<O> {
+    fn on_transition(&self, transition: &Transition) {
+        (**self).on_transition(transition);
+    }
+
+    fn on_error(&self, error: &ErrorRecord) {
+        (**self).on_error(error);
+    }
+}
+
 /// Logs through `tracing`, target `qi_core::agent`: info for each transition, warn with delay and attempt for
 /// Backoff, error with its whole chain for Failed. Every runtime has it.
 #[derive(Debug, Clone, Copy, Default)]

@@ -70,9 +70,10 @@ impl<T: Record> Feed<T> {
     }
 
     /// Sends until every message is acknowledged; false if the feed is to end before.
-    async fn deliver(&self, cx: &AgentContext, mut batch: Vec<Message>) -> Result<bool> {
+    async fn deliver(&mut self, cx: &AgentContext, mut batch: Vec<Message>) -> Result<bool> {
         loop {
-            let Some(report) = cx.until_cancelled(self.bus.publish(&batch, PublishOptions::NONE)).await else {
+            let Some(report) = cx.until_cancelled(self.bus.publish(&batch, PublishOptions::NONE)).await
+            else {
                 return Ok(false);
             };
             let unknown = match report {

@@ -67,7 +67,8 @@ async fn of_bars(
     let mut group: Vec<Ohlcv> = Vec::new();
     loop {
         let bar = bars.try_next().await?;
-        let same = |a: &Ohlcv, b: &Ohlcv| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
+        let same =
+            |a: &Ohlcv, b: &Ohlcv| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
         if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| same(bar, first)) {
             for coarse in qi_core::domain::coarsen(&group, job.interval)? {
                 row.bars += 1;

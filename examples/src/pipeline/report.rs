@@ -79,7 +79,7 @@ impl Summary {
     /// The table for people.
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_BORDERS_ONLY);
+        table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["instrument", "published", "stored", "last price", "bars", "vwap"]);
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         for row in &self.instruments {

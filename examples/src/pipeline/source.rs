@@ -8,7 +8,8 @@ use std::path::Path;
 use clap::ValueEnum;
 use flate2::read::MultiGzDecoder;
 use qi_core::{
-    BarValues, Decimal, Error, ErrorKind, Instrument, Interval, Ohlcv, Price, PriceTick, Quantity, Result, Side, Timestamp,
+    BarValues, Decimal, Error, ErrorKind, Instrument, Interval, Ohlcv, Price, PriceTick, Quantity, Result,
+    Side, Timestamp,
 };
 
 /// The formats of recorded files, plain or gzip.
@@ -92,7 +93,12 @@ fn candle_interval(path: &Path) -> Result<Interval> {
     let distance = times.windows(2).map(|pair| pair[1].since(pair[0])).filter(|d| !d.is_zero()).min();
     let distance = distance.unwrap_or(Interval::M1.duration());
     Interval::ALL.iter().copied().find(|i| i.duration() == distance).ok_or_else(|| {
-        Error::invalid("pipeline.candles", "input", format_args!("{distance:?}"), "must have bars of a known interval")
+        Error::invalid(
+            "pipeline.candles",
+            "input",
+            format_args!("{distance:?}"),
+            "must have bars of a known interval",
+        )
     })
 }
 
@@ -205,11 +211,17 @@ impl Lines {
     }
 
     /// The records of all lines that are neither the header nor empty.
-    fn records<T>(mut self, mut parse: impl FnMut(&str) -> Result<T>) -> impl Iterator<Item = Result<T, Input>> {
+    fn records<T>(
+        mut self,
+        mut parse: impl FnMut(&str) -> Result<T>,
+    ) -> impl Iterator<Item = Result<T, Input>> {
         std::iter::from_fn(move || {
             loop {
                 let at = |this: &Self, error: Error| {
-                    error.with_operation("read").with_context("file", &this.file).with_context("line", this.line)
+                    error
+                        .with_operation("read")
+                        .with_context("file", &this.file)
+                        .with_context("line", this.line)
                 };
                 let text = match self.next_line() {
                     Ok(Some(text)) => text,
@@ -252,9 +264,12 @@ impl Lines {
                 Err(Input::Broken(error.with_source(e)))
             }
             Ok(0) => Ok(None),
-            Ok(_) if bytes.is_empty() => {
-                Err(Input::BadLine(Error::invalid("pipeline.line", "line", "", "must be at most 65536 bytes long")))
-            }
+            Ok(_) if bytes.is_empty() => Err(Input::BadLine(Error::invalid(
+                "pipeline.line",
+                "line",
+                "",
+                "must be at most 65536 bytes long",
+            ))),
             Ok(_) => String::from_utf8(bytes).map(Some).map_err(|e| {
                 let text = String::from_utf8_lossy(e.as_bytes()).into_owned();
                 Input::BadLine(Error::invalid("pipeline.line", "line", text, "must be UTF-8"))
@@ -307,8 +322,10 @@ mod tests {
 
     #[test]
     fn ties_without_ids_are_numbered_in_the_order_of_the_file() {
-        let (ticks, errors) =
-            read(b"1000000000,5,1\n1000000000,5,1\n1000000001,5,1\n1000000000.5,5,1\n1000000000,6,1\n", Format::Kraken);
+        let (ticks, errors) = read(
+            b"1000000000,5,1\n1000000000,5,1\n1000000001,5,1\n1000000000.5,5,1\n1000000000,6,1\n",
+            Format::Kraken,
+        );
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(ticks.iter().map(PriceTick::seq).collect::<Vec<_>>(), [0, 1, 0, 0, 2]);
     }

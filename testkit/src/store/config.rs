@@ -168,7 +168,10 @@ mod tests {
             (default().with_max_batch(1_000_001), "max_batch"),
             (default().with_retention(keep(KeepConfig::by_rows(0))), "retention.ticks.max_rows_per_series"),
             (default().with_retention(keep(KeepConfig::by_age_secs(0))), "retention.ticks.max_age_secs"),
-            (default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))), "retention.ticks.max_age_secs"),
+            (
+                default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))),
+                "retention.ticks.max_age_secs",
+            ),
         ] {
             let error = config.validate().unwrap_err();
             assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(key)));

@@ -175,7 +175,8 @@ impl<R: Row> Series<R> {
         };
         if chunk.is_full() {
             let mut right = chunk.split();
-            let (half, into) = (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
+            let (half, into) =
+                (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
             let at = if at > half { at - half } else { at };
             into.rows.insert(at, row.clone());
             into.stamps.insert(at, stamp);

@@ -1,0 +1,184 @@
+//! Publishing: what fits is appended under one lock, what does not waits for space.
+
+use std::time::Duration;
+
+use qi_core::bus::{
+    Delivery, DeliveryError, Message, PublishOptions, PublishReport, TopicName, partition_for_key,
+};
+use qi_core::{Error, Timestamp};
+use tokio::time::{Instant, timeout_at};
+
+use super::MemoryBusConfig;
+use super::error;
+use super::memory::Client;
+use super::state::{Log, State};
+use super::topic::{RECORD_COST, Topic};
+
+/// How often a full publish looks whether retention by age has freed something: the clock is not tokio's.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+type Outcome = Result<Delivery, DeliveryError>;
+
+/// A batch on its way. The outcomes that are there already say how far it has come.
+#[derive(Debug)]
+pub(super) struct Sending<'a> {
+    batch: &'a [Message],
+    options: &'a PublishOptions,
+    outcomes: Vec<Outcome>,
+}
+
+impl<'a> Sending<'a> {
+    pub(super) fn new(batch: &'a [Message], options: &'a PublishOptions) -> Self {
+        Self { batch, options, outcomes: Vec::with_capacity(batch.len()) }
+    }
+
+    /// Appends everything, waiting for space up to the delivery timeout.
+    pub(super) async fn run(mut self, log: &Log, client: &Client) -> PublishReport {
+        let deadline = Instant::now() + log.config.delivery_timeout();
+        loop {
+            let space = log.space.notified();
+            tokio::pin!(space);
+            // From here on no wake-up is missed, whatever happens between the lock and the wait.
+            space.as_mut().enable();
+            let now = Instant::now();
+            {
+                let mut state = log.lock();
+                let cut = client.is_cut();
+                if !cut && self.append(&mut state, log, now) {
+                    break;
+                }
+                let reason = if client.is_closed() {
+                    Some(error::closed("publish"))
+                } else if now < deadline {
+                    None
+                } else if cut {
+                    Some(error::late())
+                } else {
+                    state.expire(&log.config, log.clock.now(), now);
+                    Some(error::full(log.config.max_bytes, state.slowest()))
+                };
+                if let Some(reason) = reason {
+                    self.fail_rest(&mut state, log, &reason);
+                    break;
+                }
+            }
+            // Whether space came or only time passed, the loop looks again.
+            let _ = timeout_at(deadline.min(now + LOOK_AGAIN), space).await;
+        }
+        PublishReport::new(self.outcomes)
+    }
+
+    /// Appends what fits. False: the bus is full.
+    fn append(&mut self, state: &mut State, log: &Log, now: Instant) -> bool {
+        let time = log.clock.now();
+        while let Some(need) = self.append_run(state, &log.config, time, now) {
+            state.expire(&log.config, time, now);
+            if state.used + need > log.config.max_bytes {
+                state.make_room(need, log.config.max_bytes);
+            }
+            if state.used + need > log.config.max_bytes {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Appends until the batch ends (None) or a message does not fit (its cost).
+    fn append_run(
+        &mut self,
+        state: &mut State,
+        config: &MemoryBusConfig,
+        time: Timestamp,
+        now: Instant,
+    ) -> Option<usize> {
+        while let Some(first) = self.batch.get(self.outcomes.len()) {
+            let name = &first.topic;
+            let Some(topic) = state.topics.get_mut(name) else {
+                self.outcomes.push(not_sent(error::unknown_topic(name, "publish")));
+                continue;
+            };
+            state.used -= topic.expire(time);
+            let full = self.append_topic(topic, name, &mut state.used, config, time, now);
+            topic.wake();
+            if full.is_some() {
+                return full;
+            }
+        }
+        None
+    }
+
+    /// Appends the messages that follow one another for one topic.
+    fn append_topic(
+        &mut self,
+        topic: &mut Topic,
+        name: &TopicName,
+        used: &mut usize,
+        config: &MemoryBusConfig,
+        time: Timestamp,
+        now: Instant,
+    ) -> Option<usize> {
+        let stamp = time.floor_to_millis();
+        let extra = self.options.headers.size();
+        while let Some(message) = self.batch.get(self.outcomes.len())
+            && message.topic == *name
+        {
+            let size = message.size() + extra;
+            let partition = match place(topic, message, size, config, now) {
+                Ok(partition) => partition,
+                Err(error) => {
+                    self.outcomes.push(not_sent(error));
+                    continue;
+                }
+            };
+            let cost = size + RECORD_COST;
+            if *used + cost > config.max_bytes {
+                return Some(cost);
+            }
+            *used += cost;
+            let at = message.timestamp.map_or(stamp, Timestamp::floor_to_millis);
+            let mut headers = message.headers.clone();
+            headers.extend(&self.options.headers);
+            let log = &mut topic.partitions[partition as usize];
+            let offset = log.append(at, message.key.clone(), message.payload.clone(), headers);
+            self.outcomes.push(Ok(Delivery { partition, offset, timestamp: Some(at) }));
+        }
+        None
+    }
+
+    /// Answers for what is left: with its own error where it has one, else with `reason`.
+    fn fail_rest(&mut self, state: &mut State, log: &Log, reason: &Error) {
+        let extra = self.options.headers.size();
+        let now = Instant::now();
+        for message in &self.batch[self.outcomes.len()..] {
+            let own = match state.topics.get_mut(&message.topic) {
+                None => Some(error::unknown_topic(&message.topic, "publish")),
+                Some(topic) => place(topic, message, message.size() + extra, &log.config, now).err(),
+            };
+            self.outcomes.push(not_sent(own.unwrap_or_else(|| reason.clone())));
+        }
+    }
+}
+
+fn not_sent(error: Error) -> Outcome {
+    Err(DeliveryError::not_sent(error))
+}
+
+/// The partition of a message, or why it can have none.
+fn place(
+    topic: &mut Topic,
+    message: &Message,
+    size: usize,
+    config: &MemoryBusConfig,
+    now: Instant,
+) -> qi_core::Result<u32> {
+    let limit = topic.max_message_bytes.min(config.max_message_bytes);
+    if size > limit {
+        return Err(error::too_large(size, limit));
+    }
+    match (message.partition, &message.key) {
+        (Some(partition), _) if partition < topic.count().get() => Ok(partition),
+        (Some(partition), _) => Err(error::unknown_partition(&message.topic, partition, "publish")),
+        (None, Some(key)) => Ok(partition_for_key(key, topic.count())),
+        (None, None) => Ok(topic.keyless(now)),
+    }
+}

@@ -1,0 +1,251 @@
+//! A reader without a group: its positions are its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::bus::{
+    AssignedPartition, Assignment, Batch, Committed, Positions, Read, SeekTo, StartFrom, TopicPartition,
+};
+use qi_core::{Result, Subscription};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::error;
+use super::group::{Owned, Pending, Start, start};
+use super::memory::Client;
+use super::receive::{Filling, Limits};
+use super::state::{Log, State, cooperate};
+use super::subscription::resolve;
+
+/// A wait that ends some day, even for `Duration::MAX`.
+const VERY_LONG: Duration = Duration::from_hours(24 * 365);
+
+#[derive(Debug)]
+struct Place {
+    /// The topic's id: one of the same name that is created later is another topic.
+    topic: u64,
+    owned: Owned,
+}
+
+/// Reads partitions from anywhere and commits nothing.
+#[derive(Debug)]
+pub(super) struct MemoryReader {
+    log: Arc<Log>,
+    client: Arc<Client>,
+    places: BTreeMap<TopicPartition, Place>,
+    pending: Pending,
+    max_bytes: usize,
+    turn: usize,
+    notify: Arc<Notify>,
+    closed: bool,
+}
+
+impl MemoryReader {
+    /// Goes to the places of the request.
+    pub(super) fn open(log: Arc<Log>, client: Arc<Client>, request: &Read) -> Result<Self> {
+        let notify = Arc::new(Notify::new());
+        let mut places = BTreeMap::new();
+        {
+            let mut state = log.lock();
+            for (partition, to) in &request.from {
+                let topic = state
+                    .topic(&partition.topic)
+                    .ok_or_else(|| error::unknown_topic(&partition.topic, "read"))?;
+                let at = topic
+                    .partition(partition.partition)
+                    .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "read"))?;
+                let owned = Owned { position: Some(resolve(at, *to)), paused: false };
+                places.insert(partition.clone(), Place { topic: topic.id, owned });
+            }
+            for name in request.from.iter().map(|(partition, _)| &partition.topic) {
+                if let Some(topic) = state.topics.get_mut(name) {
+                    topic.unwatch(&notify);
+                    topic.watch(&notify);
+                }
+            }
+        }
+        Ok(Self {
+            log,
+            client,
+            places,
+            pending: Pending::default(),
+            max_bytes: request.max_buffered_bytes,
+            turn: 0,
+            notify,
+            closed: false,
+        })
+    }
+
+    fn check(&self, operation: &'static str) -> Result<()> {
+        if self.closed || self.client.is_closed() { Err(error::closed(operation)) } else { Ok(()) }
+    }
+
+    async fn enter(&self, operation: &'static str) -> Result<()> {
+        cooperate().await;
+        self.check(operation)?;
+        if self.client.is_cut() { Err(error::unavailable(operation)) } else { Ok(()) }
+    }
+
+    /// One look at the log; None: nothing there.
+    fn look(&mut self, max: usize, last: bool) -> Result<Option<Batch>> {
+        let mut state = self.log.lock();
+        let State { topics, used, .. } = &mut *state;
+        let time = self.log.clock.now();
+        let mut filling = Filling::new(Limits { messages: max, bytes: self.max_bytes });
+        for (partition, place) in &mut self.places {
+            let topic = topics
+                .get_mut(&partition.topic)
+                .filter(|topic| topic.id == place.topic)
+                .ok_or_else(|| error::unknown_topic(&partition.topic, "recv"))?;
+            *used -= topic.expire(time);
+            // Without a group there is no `otherwise`: what has gone is answered by what is left.
+            if let Some(log) = topic.partition(partition.partition)
+                && let Start::Reset { from, to } = start(log, place.owned.position, StartFrom::Earliest)
+            {
+                self.pending.reset(partition.clone(), from, to);
+                place.owned.position = Some(to);
+            }
+        }
+        let count = self.places.len();
+        for step in 0..count {
+            if filling.is_full() {
+                break;
+            }
+            let at = (self.turn + step) % count;
+            if let Some((partition, place)) = self.places.iter_mut().nth(at)
+                && let Some(position) = place.owned.position
+                && !place.owned.paused
+            {
+                place.owned.position = Some(filling.fill(topics, partition, position));
+                if filling.is_full() {
+                    self.turn = (at + 1) % count;
+                }
+            }
+        }
+        Ok((last || !filling.is_empty()).then(|| filling.finish(&mut self.pending)))
+    }
+
+    fn set_paused(
+        &mut self,
+        partitions: &[TopicPartition],
+        paused: bool,
+        operation: &'static str,
+    ) -> Result<()> {
+        if let Some(other) = partitions.iter().find(|partition| !self.places.contains_key(*partition)) {
+            return Err(error::not_owned(other, operation));
+        }
+        for partition in partitions {
+            if let Some(place) = self.places.get_mut(partition) {
+                place.owned.paused = paused;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let mut state = self.log.lock();
+        for partition in self.places.keys() {
+            if let Some(topic) = state.topics.get_mut(&partition.topic) {
+                topic.unwatch(&self.notify);
+            }
+        }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Subscription for MemoryReader {
+    async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch> {
+        cooperate().await;
+        self.check("recv")?;
+        if max == 0 {
+            return Err(error::no_messages());
+        }
+        let deadline = Instant::now() + wait.min(VERY_LONG);
+        loop {
+            let last = Instant::now() >= deadline;
+            self.check("recv")?;
+            if self.client.is_cut() {
+                if last {
+                    return Err(error::unavailable("recv"));
+                }
+            } else if let Some(batch) = self.look(max, last)? {
+                return Ok(batch);
+            }
+            // A reader is no member, so nobody wakes it when its client is closed or connected again.
+            let until = deadline.min(Instant::now() + Duration::from_millis(100));
+            let _ = timeout_at(until, self.notify.notified()).await;
+        }
+    }
+
+    async fn commit(&mut self, _upto: &Positions) -> Result<Committed> {
+        self.enter("commit").await?;
+        Err(error::no_group())
+    }
+
+    async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
+        self.enter("seek").await?;
+        let state = self.log.lock();
+        let mut found = Vec::with_capacity(to.len());
+        for (partition, place) in to {
+            if !self.places.contains_key(partition) {
+                return Err(error::not_owned(partition, "seek"));
+            }
+            let log = state
+                .topic(&partition.topic)
+                .and_then(|topic| topic.partition(partition.partition))
+                .ok_or_else(|| error::unknown_topic(&partition.topic, "seek"))?;
+            found.push((partition, resolve(log, *place)));
+        }
+        for (partition, position) in found {
+            if let Some(place) = self.places.get_mut(partition) {
+                place.owned.position = Some(position);
+            }
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.enter("pause").await?;
+        self.set_paused(partitions, true, "pause")
+    }
+
+    async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.enter("resume").await?;
+        self.set_paused(partitions, false, "resume")
+    }
+
+    async fn assignment(&mut self) -> Result<Assignment> {
+        self.enter("assignment").await?;
+        let state = self.log.lock();
+        let partitions = self
+            .places
+            .iter()
+            .filter_map(|(partition, place)| {
+                let log = state.topic(&partition.topic)?.partition(partition.partition)?;
+                let position = place.owned.position.unwrap_or(log.start);
+                let lag = log.end.saturating_sub(position);
+                Some(AssignedPartition::new(partition.clone(), position, None, lag, place.owned.paused))
+            })
+            .collect();
+        // What it reads never changes.
+        Ok(Assignment::new(1, partitions))
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        cooperate().await;
+        self.end();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryReader {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,189 @@
+//! Reading records out of the log, for members of groups and for readers without one.
+
+use qi_core::bus::{Batch, GroupId, Positions, Received, StartFrom, TopicPartition};
+use qi_core::{Result, Timestamp};
+use tokio::time::Instant;
+
+use super::error;
+use super::group::{Owned, Pending, Start, Topics, start};
+use super::state::State;
+
+/// What came of one look at the log.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// Something to hand out.
+    Found(Batch),
+    /// Nothing yet; silence of others changes something at this moment.
+    Nothing(Option<Instant>),
+}
+
+/// How much one batch may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+/// A batch as it is filled.
+#[derive(Debug)]
+pub(super) struct Filling {
+    messages: Vec<Received>,
+    positions: Positions,
+    limits: Limits,
+    bytes: usize,
+}
+
+impl Filling {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { messages: Vec::new(), positions: Positions::new(), limits, bytes: 0 }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.messages.len() >= self.limits.messages || self.bytes >= self.limits.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    pub(super) fn finish(self, pending: &mut Pending) -> Batch {
+        Batch::new(self.messages, self.positions, pending.take())
+    }
+
+    /// Copies from `position` of `partition` up to the limits, and gives the next position. At least one message
+    /// is taken whatever its size.
+    pub(super) fn fill(&mut self, topics: &Topics, partition: &TopicPartition, position: u64) -> u64 {
+        let Some(log) = topics.get(&partition.topic).and_then(|topic| topic.partition(partition.partition))
+        else {
+            return position;
+        };
+        let first = log.index_of(position);
+        let room = self.limits.messages - self.messages.len();
+        let mut next = position;
+        self.messages.reserve(room.min(log.records.len() - first));
+        for record in log.records.range(first..).take(room) {
+            let mut message = Received::new(partition.topic.clone(), partition.partition, record.offset);
+            message.timestamp = Some(record.at);
+            message.key.clone_from(&record.key);
+            message.payload.clone_from(&record.payload);
+            message.headers.clone_from(&record.headers);
+            let size = message.size();
+            if self.bytes > 0 && self.bytes + size > self.limits.bytes {
+                self.bytes = self.limits.bytes;
+                break;
+            }
+            // An empty message counts as a byte, so that a limit of nothing still ends the batch after one.
+            self.bytes += size.max(1);
+            next = record.offset + 1;
+            self.messages.push(message);
+        }
+        if next > position {
+            self.positions.set(partition.clone(), next);
+        }
+        next
+    }
+}
+
+/// A group's member as `recv` names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seat {
+    pub(super) group: GroupId,
+    pub(super) key: u64,
+}
+
+impl State {
+    /// One look of a member: what a rebalance demands happens here, and what is there is handed out. With `last`
+    /// the answer is a batch even if nothing came.
+    pub(super) fn look(
+        &mut self,
+        seat: &Seat,
+        messages: usize,
+        time: Timestamp,
+        now: Instant,
+        last: bool,
+    ) -> Result<Look> {
+        let Self { topics, groups, used, .. } = self;
+        let group = groups.get_mut(&seat.group).ok_or_else(|| error::fenced("recv"))?;
+        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
+        for name in &member.request.topics {
+            let Some(topic) = topics.get_mut(name) else {
+                member.last_poll = now;
+                return Err(error::unknown_topic(name, "recv"));
+            };
+            *used -= topic.expire(time);
+        }
+        group.expire(now, topics);
+        group.rejoin(seat.key, now, topics);
+        group.settle(seat.key, topics);
+        let event = group.next_event();
+        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
+        member.last_poll = now;
+        for (partition, owned) in &mut member.owned {
+            renew(
+                topics,
+                partition,
+                owned,
+                member.request.otherwise,
+                &mut member.pending,
+                &mut group.commits,
+            )?;
+        }
+        let limits = Limits { messages, bytes: member.request.max_buffered_bytes };
+        let mut filling = Filling::new(limits);
+        let count = member.owned.len();
+        for place in 0..count {
+            if filling.is_full() {
+                break;
+            }
+            let at = (member.turn + place) % count;
+            if let Some((partition, owned)) = member.owned.iter_mut().nth(at)
+                && let Some(position) = owned.position
+                && !owned.paused
+            {
+                owned.position = Some(filling.fill(topics, partition, position));
+                if filling.is_full() {
+                    // The one after this begins the next batch.
+                    member.turn = (at + 1) % count;
+                }
+            }
+        }
+        if last || !filling.is_empty() {
+            member.polling = false;
+            return Ok(Look::Found(filling.finish(&mut member.pending)));
+        }
+        member.polling = true;
+        Ok(Look::Nothing(event))
+    }
+}
+
+/// Answers a position that has gone by `otherwise`, visibly, and commits where it goes on.
+fn renew(
+    topics: &Topics,
+    partition: &TopicPartition,
+    owned: &mut Owned,
+    otherwise: StartFrom,
+    pending: &mut Pending,
+    commits: &mut std::collections::BTreeMap<TopicPartition, u64>,
+) -> Result<()> {
+    let Some(log) = topics.get(&partition.topic).and_then(|topic| topic.partition(partition.partition))
+    else {
+        return Ok(());
+    };
+    match start(log, owned.position, otherwise) {
+        Start::Committed(_) => {}
+        Start::Fail => return Err(error::no_start(partition, "recv")),
+        Start::Fresh(to) => {
+            commits.insert(partition.clone(), to);
+            owned.position = Some(to);
+        }
+        Start::Reset { from, to } => {
+            // A commit that is still valid stays: only what it named may have gone.
+            if commits.get(partition).is_none_or(|commit| !log.holds(*commit)) {
+                commits.insert(partition.clone(), to);
+            }
+            pending.reset(partition.clone(), from, to);
+            owned.position = Some(to);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! A member of a group.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::bus::{
+    AssignedPartition, Assignment, Batch, Committed, Positions, SeekTo, StartFrom, Subscribe, TopicPartition,
+};
+use qi_core::{Result, Subscription};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::error;
+use super::group::{Member, Topics};
+use super::memory::Client;
+use super::receive::{Look, Seat};
+use super::state::{Log, State, cooperate};
+use super::topic::Partition;
+
+/// A wait that ends some day, even for `Duration::MAX`.
+const VERY_LONG: Duration = Duration::from_hours(24 * 365);
+
+/// A member of a group in memory. What it owns and where it stands is the group's, so that nothing of it can be
+/// lost with a future.
+#[derive(Debug)]
+pub(super) struct MemorySubscription {
+    log: Arc<Log>,
+    client: Arc<Client>,
+    seat: Seat,
+    notify: Arc<Notify>,
+    closed: bool,
+}
+
+impl MemorySubscription {
+    /// Joins the group and takes what is free.
+    pub(super) fn join(log: Arc<Log>, client: Arc<Client>, request: Subscribe) -> Result<Self> {
+        let now = Instant::now();
+        let notify = Arc::new(Notify::new());
+        let seat = {
+            let mut state = log.lock();
+            if let Some(unknown) = request.topics.iter().find(|name| !state.topics.contains_key(*name)) {
+                return Err(error::unknown_topic(unknown, "subscribe"));
+            }
+            state.expire(&log.config, log.clock.now(), now);
+            let key = state.next_id();
+            let seat = Seat { group: request.group.clone(), key };
+            let State { topics, groups, .. } = &mut *state;
+            let group = groups.entry(request.group.clone()).or_default();
+            let (names, strict) = (request.topics.clone(), request.otherwise == StartFrom::Fail);
+            group.succeed(key, Member::new(client.id, request, notify.clone(), now));
+            group.empty_since = None;
+            group.rebalance(topics);
+            group.settle(key, topics);
+            if let Some(member) = group.members.get_mut(&key) {
+                // `subscribe` returns the first assignment: it is no change that a batch has to tell.
+                let _ = member.pending.take();
+                let lost = member.owned.iter().find(|(_, owned)| owned.position.is_none());
+                if let Some((partition, _)) = lost.filter(|_| strict) {
+                    let error = error::no_start(partition, "subscribe");
+                    group.leave(key, topics);
+                    let unused = group.members.is_empty() && group.commits.is_empty();
+                    if unused {
+                        groups.remove(&seat.group);
+                    }
+                    return Err(error);
+                }
+            }
+            for name in &names {
+                if let Some(topic) = topics.get_mut(name) {
+                    topic.watch(&notify);
+                }
+            }
+            seat
+        };
+        Ok(Self { log, client, seat, notify, closed: false })
+    }
+
+    fn check(&self, operation: &'static str) -> Result<()> {
+        if self.closed || self.client.is_closed() { Err(error::closed(operation)) } else { Ok(()) }
+    }
+
+    /// Runs `work` on the group's view of this member, after silence has had its effect.
+    async fn with_member<T>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Member, &Topics, &mut std::collections::BTreeMap<TopicPartition, u64>) -> Result<T>,
+    ) -> Result<T> {
+        cooperate().await;
+        self.check(operation)?;
+        if self.client.is_cut() {
+            return Err(error::unavailable(operation));
+        }
+        let mut state = self.log.lock();
+        let State { topics, groups, .. } = &mut *state;
+        let group = groups.get_mut(&self.seat.group).ok_or_else(|| error::fenced(operation))?;
+        group.expire(Instant::now(), topics);
+        let member = group.members.get_mut(&self.seat.key).ok_or_else(|| error::fenced(operation))?;
+        work(member, topics, &mut group.commits)
+    }
+
+    async fn set_paused(
+        &self,
+        partitions: &[TopicPartition],
+        paused: bool,
+        operation: &'static str,
+    ) -> Result<()> {
+        self.with_member(operation, |member, _, _| {
+            for partition in partitions {
+                if !member.owned.contains_key(partition) {
+                    return Err(error::not_owned(partition, operation));
+                }
+            }
+            for partition in partitions {
+                if let Some(owned) = member.owned.get_mut(partition) {
+                    owned.paused = paused;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends the membership; the others take over from the last commit.
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.closed, true) || self.client.is_closed() {
+            return;
+        }
+        let mut state = self.log.lock();
+        let State { topics, groups, .. } = &mut *state;
+        for topic in topics.values_mut() {
+            topic.unwatch(&self.notify);
+        }
+        if let Some(group) = groups.get_mut(&self.seat.group) {
+            group.depart(self.seat.key, Instant::now(), topics);
+        }
+        drop(state);
+        self.log.space.notify_waiters();
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Subscription for MemorySubscription {
+    async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch> {
+        cooperate().await;
+        self.check("recv")?;
+        if max == 0 {
+            return Err(error::no_messages());
+        }
+        let deadline = Instant::now() + wait.min(VERY_LONG);
+        loop {
+            let now = Instant::now();
+            let last = now >= deadline;
+            self.check("recv")?;
+            let event = if self.client.is_cut() {
+                if last {
+                    return Err(error::unavailable("recv"));
+                }
+                None
+            } else {
+                let time = self.log.clock.now();
+                match self.log.lock().look(&self.seat, max, time, now, last)? {
+                    Look::Found(batch) => return Ok(batch),
+                    Look::Nothing(event) => event,
+                }
+            };
+            let until = event.map_or(deadline, |event| event.min(deadline));
+            let _parked = Parked { log: &self.log, seat: &self.seat };
+            // Woken or late, the loop looks again.
+            let _ = timeout_at(until, self.notify.notified()).await;
+        }
+    }
+
+    async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
+        let committed = self
+            .with_member("commit", |member, _, commits| {
+                let (mut stored, mut lost) = (Positions::new(), Vec::new());
+                for (partition, next) in upto.iter() {
+                    match member.owned.get(partition) {
+                        None => lost.push(partition.clone()),
+                        Some(owned) if owned.position.is_none_or(|position| next > position) => {
+                            let position = owned.position.unwrap_or_default();
+                            return Err(error::beyond_position(partition, next, position));
+                        }
+                        Some(_) => stored.set(partition.clone(), next),
+                    }
+                }
+                commits.extend(stored.iter().map(|(partition, next)| (partition.clone(), next)));
+                Ok(Committed::new(stored, lost))
+            })
+            .await?;
+        self.log.space.notify_waiters();
+        Ok(committed)
+    }
+
+    async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
+        self.with_member("seek", |member, topics, _| {
+            let mut found = Vec::with_capacity(to.len());
+            for (partition, place) in to {
+                let log = topics
+                    .get(&partition.topic)
+                    .and_then(|topic| topic.partition(partition.partition))
+                    .filter(|_| member.owned.contains_key(partition))
+                    .ok_or_else(|| error::not_owned(partition, "seek"))?;
+                found.push((partition, resolve(log, *place)));
+            }
+            for (partition, position) in found {
+                if let Some(owned) = member.owned.get_mut(partition) {
+                    owned.position = Some(position);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.set_paused(partitions, true, "pause").await
+    }
+
+    async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.set_paused(partitions, false, "resume").await
+    }
+
+    async fn assignment(&mut self) -> Result<Assignment> {
+        self.with_member("assignment", |member, topics, commits| {
+            let partitions = member
+                .owned
+                .iter()
+                .filter_map(|(partition, owned)| {
+                    let log = topics.get(&partition.topic)?.partition(partition.partition)?;
+                    let position = owned.position.unwrap_or(log.start);
+                    let committed = commits.get(partition).copied();
+                    Some(AssignedPartition::new(
+                        partition.clone(),
+                        position,
+                        committed,
+                        log.end.saturating_sub(position),
+                        owned.paused,
+                    ))
+                })
+                .collect();
+            Ok(Assignment::new(member.epoch, partitions))
+        })
+        .await
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        cooperate().await;
+        self.end();
+        Ok(())
+    }
+}
+
+impl Drop for MemorySubscription {
+    /// Leaves the group as `close` does, without waiting for anything.
+    fn drop(&mut self) {
+        if !self.closed && !self.client.is_closed() {
+            tracing::debug!(group = %self.seat.group, "dropped without close: what was not committed comes again");
+        }
+        self.end();
+    }
+}
+
+/// The offset that a place means at present.
+pub(super) fn resolve(log: &Partition, to: SeekTo) -> u64 {
+    match to {
+        SeekTo::Offset(offset) => offset,
+        SeekTo::At(time) => log.first_at(time),
+        SeekTo::Earliest => log.start,
+        SeekTo::Latest => log.end,
+    }
+}
+
+/// A `recv` that waits: the member counts as polling until this is dropped, with the future or after a wake-up.
+struct Parked<'a> {
+    log: &'a Log,
+    seat: &'a Seat,
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.log.lock();
+        let member =
+            state.groups.get_mut(&self.seat.group).and_then(|group| group.members.get_mut(&self.seat.key));
+        if let Some(member) = member {
+            member.polling = false;
+            member.last_poll = Instant::now();
+        }
+    }
+}

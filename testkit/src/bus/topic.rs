@@ -1,0 +1,266 @@
+//! Topics as they lie in memory: one deque of compact records for each partition.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use qi_core::Timestamp;
+use qi_core::bus::{CleanupPolicy, Headers, SettingDiff, TopicSpec};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::MemoryBusConfig;
+
+/// What a message costs beside its own bytes.
+pub(super) const RECORD_COST: usize = size_of::<Record>();
+
+/// A message in the log. Its topic and partition are where it lies.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) offset: u64,
+    pub(super) at: Timestamp,
+    pub(super) key: Option<Bytes>,
+    pub(super) payload: Option<Bytes>,
+    pub(super) headers: Headers,
+}
+
+impl Record {
+    fn cost(&self) -> usize {
+        let (key, payload) = (self.key.as_ref(), self.payload.as_ref());
+        RECORD_COST + key.map_or(0, Bytes::len) + payload.map_or(0, Bytes::len) + self.headers.size()
+    }
+}
+
+/// One partition: records by rising offset.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub(super) records: VecDeque<Record>,
+    /// The first offset that can still be read: the low watermark.
+    pub(super) start: u64,
+    /// The offset of the next message: the high watermark.
+    pub(super) end: u64,
+    /// Whether the times of the records never fell, so that a search by time may halve.
+    rising: bool,
+}
+
+impl Partition {
+    fn new() -> Self {
+        Self { records: VecDeque::new(), start: 0, end: 0, rising: true }
+    }
+
+    /// Adds a record at the end and gives its offset.
+    pub(super) fn append(
+        &mut self,
+        at: Timestamp,
+        key: Option<Bytes>,
+        payload: Option<Bytes>,
+        headers: Headers,
+    ) -> u64 {
+        let offset = self.end;
+        self.rising = self.records.back().is_none_or(|last| self.rising && last.at <= at);
+        self.records.push_back(Record { offset, at, key, payload, headers });
+        self.end += 1;
+        offset
+    }
+
+    /// Whether a reader may stand at `position`.
+    pub(super) fn holds(&self, position: u64) -> bool {
+        (self.start..=self.end).contains(&position)
+    }
+
+    /// The place in `records` of the first one at `offset` or after it.
+    pub(super) fn index_of(&self, offset: u64) -> usize {
+        let (Some(first), Some(last)) = (self.records.front(), self.records.back()) else { return 0 };
+        let dense = last.offset - first.offset + 1 == self.records.len() as u64;
+        if dense {
+            usize::try_from(offset.saturating_sub(first.offset)).unwrap_or(usize::MAX).min(self.records.len())
+        } else {
+            self.records.partition_point(|record| record.offset < offset)
+        }
+    }
+
+    /// The offset of the first message of this time or later; the end if there is none.
+    pub(super) fn first_at(&self, time: Timestamp) -> u64 {
+        // Messages are kept to the millisecond, so a search within one finds what was sent in it.
+        let time = time.floor_to_millis();
+        let found = if self.rising {
+            self.records.get(self.records.partition_point(|record| record.at < time))
+        } else {
+            self.records.iter().find(|record| record.at >= time)
+        };
+        found.map_or(self.end, |record| record.offset)
+    }
+
+    /// Drops what lies below `offset`, and gives the bytes that this freed.
+    pub(super) fn drop_below(&mut self, offset: u64) -> usize {
+        let offset = offset.min(self.end);
+        let gone = self.index_of(offset);
+        self.start = self.start.max(offset);
+        self.records.drain(..gone).map(|record| record.cost()).sum()
+    }
+
+    /// Drops what is older than `limit`, from the front up to the first that is not.
+    fn drop_older(&mut self, limit: Timestamp) -> usize {
+        let old = self.records.iter().take_while(|record| record.at < limit).count();
+        if old == 0 {
+            return 0;
+        }
+        let upto = self.records.get(old).map_or(self.end, |record| record.offset);
+        self.drop_below(upto)
+    }
+
+    /// Drops messages below `offset` that a later one of the same key replaces.
+    pub(super) fn compact_below(&mut self, offset: u64) -> usize {
+        let newest: HashMap<Bytes, u64> =
+            self.records.iter().filter_map(|record| Some((record.key.clone()?, record.offset))).collect();
+        let mut freed = 0;
+        self.records.retain(|record| {
+            let replaced = record.offset < offset
+                && record.key.as_ref().is_some_and(|key| newest.get(key).is_some_and(|n| *n > record.offset));
+            if replaced {
+                freed += record.cost();
+            }
+            !replaced
+        });
+        freed
+    }
+
+    fn cost(&self) -> usize {
+        self.records.iter().map(Record::cost).sum()
+    }
+}
+
+/// Which partition messages without a key go to at present.
+#[derive(Debug)]
+struct Sticky {
+    partition: u32,
+    until: Option<Instant>,
+}
+
+/// A topic with its partitions.
+#[derive(Debug)]
+pub(super) struct Topic {
+    /// Tells a topic from one of the same name that was deleted.
+    pub(super) id: u64,
+    pub(super) partitions: Vec<Partition>,
+    pub(super) max_message_bytes: usize,
+    retention: Duration,
+    cleanup: CleanupPolicy,
+    settings: BTreeMap<String, String>,
+    sticky: Sticky,
+    sticky_for: Duration,
+    /// Who waits for messages.
+    watchers: Vec<Arc<Notify>>,
+}
+
+impl Topic {
+    pub(super) fn new(id: u64, spec: &TopicSpec, config: &MemoryBusConfig) -> Self {
+        Self {
+            id,
+            partitions: (0..spec.partitions).map(|_| Partition::new()).collect(),
+            max_message_bytes: spec.max_message_bytes.unwrap_or(config.topic_max_message_bytes),
+            retention: spec.retention.unwrap_or(Duration::from_millis(config.retention_ms)),
+            cleanup: spec.cleanup,
+            settings: spec.settings.clone(),
+            sticky: Sticky { partition: 0, until: None },
+            sticky_for: Duration::from_millis(config.sticky_ms),
+            watchers: Vec::new(),
+        }
+    }
+
+    pub(super) fn partition(&self, partition: u32) -> Option<&Partition> {
+        self.partitions.get(partition as usize)
+    }
+
+    pub(super) fn count(&self) -> NonZeroU32 {
+        u32::try_from(self.partitions.len())
+            .ok()
+            .and_then(NonZeroU32::new)
+            .expect("a topic is made from a spec of 1 to 10,000 partitions")
+    }
+
+    /// The partition of a message without a key: one for a while, then the next, so that batches stay whole and
+    /// every partition gets its share.
+    pub(super) fn keyless(&mut self, now: Instant) -> u32 {
+        let sticky = &mut self.sticky;
+        match sticky.until {
+            Some(until) if now < until => {}
+            before => {
+                if before.is_some() {
+                    sticky.partition =
+                        (sticky.partition + 1) % u32::try_from(self.partitions.len()).unwrap_or(1);
+                }
+                sticky.until = now.checked_add(self.sticky_for);
+            }
+        }
+        sticky.partition
+    }
+
+    pub(super) fn compacted(&self) -> bool {
+        self.cleanup == CleanupPolicy::Compact
+    }
+
+    /// Retention by age: drops what is too old at `now`, whoever has read it.
+    pub(super) fn expire(&mut self, now: Timestamp) -> usize {
+        if self.compacted() {
+            return 0;
+        }
+        let Some(limit) = now.checked_sub(self.retention) else { return 0 };
+        self.partitions.iter_mut().map(|partition| partition.drop_older(limit)).sum()
+    }
+
+    pub(super) fn cost(&self) -> usize {
+        self.partitions.iter().map(Partition::cost).sum()
+    }
+
+    pub(super) fn watch(&mut self, watcher: &Arc<Notify>) {
+        self.watchers.push(watcher.clone());
+    }
+
+    pub(super) fn unwatch(&mut self, watcher: &Arc<Notify>) {
+        self.watchers.retain(|other| !Arc::ptr_eq(other, watcher));
+    }
+
+    pub(super) fn wake(&self) {
+        for watcher in &self.watchers {
+            watcher.notify_one();
+        }
+    }
+
+    /// The settings by the broker's names.
+    pub(super) fn settings(&self) -> BTreeMap<String, String> {
+        let cleanup = match self.cleanup {
+            CleanupPolicy::Delete => "delete",
+            CleanupPolicy::Compact => "compact",
+        };
+        let mut all = self.settings.clone();
+        all.insert("cleanup.policy".to_owned(), cleanup.to_owned());
+        all.insert("max.message.bytes".to_owned(), self.max_message_bytes.to_string());
+        all.insert("retention.ms".to_owned(), self.retention.as_millis().to_string());
+        all
+    }
+
+    /// What `spec` asks for and this topic does not have. What `spec` leaves to the broker differs from nothing.
+    pub(super) fn differs(&self, spec: &TopicSpec) -> Vec<SettingDiff> {
+        let found = self.settings();
+        let mut wanted = spec.settings.clone();
+        if let Some(bytes) = spec.max_message_bytes {
+            wanted.insert("max.message.bytes".to_owned(), bytes.to_string());
+        }
+        if let Some(retention) = spec.retention {
+            wanted.insert("retention.ms".to_owned(), retention.as_millis().to_string());
+        }
+        let cleanup = if spec.cleanup == CleanupPolicy::Compact { "compact" } else { "delete" };
+        wanted.insert("cleanup.policy".to_owned(), cleanup.to_owned());
+        wanted
+            .into_iter()
+            .filter(|(name, value)| found.get(name) != Some(value))
+            .map(|(name, wanted)| {
+                let found = found.get(&name).cloned().unwrap_or_default();
+                SettingDiff { name, wanted, found }
+            })
+            .collect()
+    }
+}
