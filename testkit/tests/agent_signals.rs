@@ -1,5 +1,6 @@
 //! SIGTERM and SIGINT, on real time: the test starts itself as a child process and signals it.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod agent_rig;
 

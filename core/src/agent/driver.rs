@@ -23,7 +23,7 @@ use super::status::{AgentStatus, BackoffStep, ExitReason, Phase};
 
 /// The moment `after` from now; one that tokio's clock cannot hold lies a year ahead.
 pub(super) fn later(after: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    const YEAR: Duration = Duration::from_hours(365 * 24);
     let now = Instant::now();
     now.checked_add(after.min(YEAR)).unwrap_or(now)
 }

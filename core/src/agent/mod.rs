@@ -116,7 +116,7 @@ pub trait Agent: Send {
 
 // Written by hand so that a boxed agent hands on the inner future as it is instead of boxing it again.
 #[deny(clippy::missing_trait_methods)]
-impl<A: Agent + ?Sized> Agent for Box<A> {
+impl<T: Agent + ?Sized> Agent for Box<T> {
     fn initialize<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
         'a: 'c,

@@ -127,7 +127,7 @@ fn keep_hard_deadline(fleet: &Fleet) {
         let left = match hard.at {
             Some(at) if at <= now => break,
             Some(at) => at - now,
-            None => Duration::from_secs(3_600),
+            None => Duration::from_hours(1),
         };
         hard = match deadlines.changed.wait_timeout(hard, left) {
             Ok((hard, _)) => hard,
