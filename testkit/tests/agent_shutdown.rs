@@ -501,3 +501,17 @@ async fn driver_that_is_aborted_shows_failed() {
     }
     assert!(handle.ended().await.result().is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn limit_beyond_the_deadline_counts_as_the_deadline() {
+    let log = TransitionLog::default();
+    let patient = scripted("patient", [Script::run(Step::HangDeaf)]).0.stop_timeout(Duration::MAX);
+    let (other, calls) =
+        scripted("other", [Script::default().with_cleanup(Step::after(ms(1_500), Step::Ok))]);
+    let runtime = builder(&log).agent(patient).agent(other).build().unwrap();
+    let report = runtime.run_until(sleep(ms(10))).await;
+    report.result().unwrap();
+    assert!(calls.is_clean());
+    assert_eq!(report.forced().count(), 1, "the other one's limits have not shrunk to nothing: {report}");
+    assert!(report.shutdown_took < Duration::from_secs(25));
+}

@@ -28,7 +28,7 @@ fn child() {
         let handle = runtime.handle();
         let report = tokio::spawn(runtime.run_with_signals());
         handle.wait_for("a", |s| s.status == AgentStatus::Running).await.unwrap();
-        println!("\nrunning");
+        println!("\nthe agent is up");
         let report = report.await.unwrap().unwrap();
         let agent = report.agent("a").unwrap();
         let ending = if agent.ending == Ending::Forced { "forced" } else { "orderly" };
@@ -51,7 +51,7 @@ impl Signalled {
             .unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut child = Self { process, lines };
-        child.line_with("running");
+        child.line_with("the agent is up");
         child
     }
 
