@@ -18,8 +18,9 @@ const SCRIPT: &str = "QI_TEST_SIGNAL_CHILD";
 #[test]
 #[ignore = "the child process of the tests below"]
 fn child() {
-    let deaf = std::env::var(SCRIPT).expect("started by a test of this file") == "deaf";
-    let run = if deaf { Step::HangDeaf } else { Step::Hang };
+    // Run by hand with all ignored tests, it is nobody's child and has nothing to do.
+    let Ok(script) = std::env::var(SCRIPT) else { return };
+    let run = if script == "deaf" { Step::HangDeaf } else { Step::Hang };
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     tokio.block_on(async {
         let (spec, calls) = scripted("a", [Script::run(run)]);
