@@ -1,6 +1,8 @@
 //! Agents that block their threads, on real time: the report is closed by the deadline and names them, even
 //! when not one thread of the tokio runtime is left.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use std::sync::mpsc;

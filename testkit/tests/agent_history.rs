@@ -1,5 +1,7 @@
 //! The history has no gap: observers see everything, watchers see the newest, rings are bounded.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use agent_rig::{at_once, builder, ms, scripted};

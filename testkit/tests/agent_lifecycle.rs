@@ -1,5 +1,7 @@
 //! One agent: what is called, what is shown, what follows.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,7 +19,7 @@ use qi_core::agent::{
 use qi_core::{Error, ErrorKind, Result, RetryAdvice};
 use qi_testkit::agent::{Script, Step, TransitionLog};
 
-const LONG: Duration = Duration::from_secs(3_600);
+const LONG: Duration = Duration::from_hours(1);
 const RESTARTED: [qi_core::agent::AgentStatus; 5] = [Created, Initializing, Running, Stopping, Backoff];
 
 #[tokio::test(start_paused = true)]

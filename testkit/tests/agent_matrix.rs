@@ -1,6 +1,8 @@
 //! Every fault in every phase under every mode, stopped at every moment: whatever happens, the history is legal,
 //! every initialised value is cleaned up once, the end comes by the deadline, and nothing is left over.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Many agents: the same seed gives the same run, and a long chain starts and stops in order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use agent_rig::{ms, scripted};

@@ -1,5 +1,7 @@
 //! How a runtime ends: in order, by its deadline, and with the names of those who were late.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod agent_rig;
 
 use std::sync::{Arc, Mutex};
@@ -9,13 +11,13 @@ use agent_rig::{builder, live, ms, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
-    AgentRuntime, AgentSpec, AgentStatus, EndedBy, Ending, ExitReason, Factory, RestartPolicy, Transition,
-    agent_fn,
+    AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, EndedBy, Ending, ExitReason, Factory,
+    RestartPolicy, Transition, agent_fn,
 };
 use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
 use tokio::time::{Instant, sleep, timeout};
 
-const LONG: Duration = Duration::from_secs(3_600);
+const LONG: Duration = Duration::from_hours(1);
 
 fn waiting(name: &str) -> AgentSpec<Factory> {
     scripted(name, [Script::default()]).0
@@ -73,7 +75,7 @@ async fn deaf_agent_is_dropped_at_exactly_its_stop_timeout_and_cleaned_up() {
 async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
     // Each was asked to stop, with a minute for it, just before the shutdown came with 10 s in all.
     let log = TransitionLog::default();
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     let deaf = |name: &str, cleanup| {
         let (spec, calls) = scripted(name, [Script::run(Step::HangDeaf).with_cleanup(cleanup)]);
         (spec.stop_timeout(minute).cleanup_timeout(minute), calls)
@@ -448,7 +450,7 @@ async fn outage_of_a_server_never_ends_an_agent() {
 fn build_refuses_what_cannot_be_meant_and_names_it() {
     let spec = |name: &str| AgentSpec::new(name, || agent_fn(|_cx| async { Ok(()) }));
     let refused = |specs: Vec<AgentSpec<Factory>>, words: &[&str]| {
-        let runtime = specs.into_iter().fold(AgentRuntime::builder(), |b, s| b.agent(s)).build();
+        let runtime = specs.into_iter().fold(AgentRuntime::builder(), AgentRuntimeBuilder::agent).build();
         let error = runtime.unwrap_err();
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text} lacks one of {words:?}");
@@ -498,4 +500,18 @@ async fn driver_that_is_aborted_shows_failed() {
         legal_history(&log.of(agent)).unwrap();
     }
     assert!(handle.ended().await.result().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn limit_beyond_the_deadline_counts_as_the_deadline() {
+    let log = TransitionLog::default();
+    let patient = scripted("patient", [Script::run(Step::HangDeaf)]).0.stop_timeout(Duration::MAX);
+    let (other, calls) =
+        scripted("other", [Script::default().with_cleanup(Step::after(ms(1_500), Step::Ok))]);
+    let runtime = builder(&log).agent(patient).agent(other).build().unwrap();
+    let report = runtime.run_until(sleep(ms(10))).await;
+    report.result().unwrap();
+    assert!(calls.is_clean());
+    assert_eq!(report.forced().count(), 1, "the other one's limits have not shrunk to nothing: {report}");
+    assert!(report.shutdown_took < Duration::from_secs(25));
 }

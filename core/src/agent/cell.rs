@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::catch::{catch, lock};
 use super::context::Incarnation;
 use super::observe::Observer;
+use super::restart::GiveUp;
 use super::status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition, cut,
 };
@@ -53,6 +54,11 @@ impl Limits {
     pub(super) fn scaled(self, scale: f64) -> Self {
         Self { stop: self.stop.mul_f64(scale), cleanup: self.cleanup.mul_f64(scale), ..self }
     }
+
+    /// A limit that is longer than the whole shutdown counts as the whole shutdown.
+    pub(super) fn at_most(self, available: Duration) -> Self {
+        Self { stop: self.stop.min(available), cleanup: self.cleanup.min(available), ..self }
+    }
 }
 
 /// What an agent was asked for. It only rises.
@@ -75,8 +81,8 @@ pub(super) struct Cell {
     asked: AtomicU8,
     /// Wakes the driver, which is the only one that waits here.
     pub(super) waker: AtomicWaker,
-    /// Whether a hook is being polled at this moment: at the hard deadline it is the one that blocks.
-    pub(super) polling: AtomicBool,
+    /// Whether its own code has the thread at this moment: at the hard deadline it is the one that blocks.
+    busy: AtomicBool,
     /// Whether it has been Running, or completed if it is finite: what readiness at start and dependents need.
     pub(super) ready_once: AtomicBool,
     /// Whether its last hook had to be dropped, or its last cleanup ran out of time.
@@ -119,11 +125,12 @@ impl State {
 pub(super) struct Change {
     pub(super) exit: Option<Arc<ExitReason>>,
     pub(super) backoff: Option<BackoffStep>,
+    pub(super) gave_up: Option<GiveUp>,
 }
 
 impl Change {
     pub(super) fn exit(exit: &Arc<ExitReason>) -> Self {
-        Self { exit: Some(exit.clone()), backoff: None }
+        Self { exit: Some(exit.clone()), ..Self::default() }
     }
 }
 
@@ -155,7 +162,7 @@ impl Cell {
             shutdown_limits,
             asked: AtomicU8::new(0),
             waker: AtomicWaker::new(),
-            polling: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             ready_once: AtomicBool::new(false),
             forced: AtomicBool::new(false),
             waiting_on: AtomicU32::new(0),
@@ -181,6 +188,18 @@ impl Cell {
             1 => Asked::Stop,
             _ => Asked::DropHooks,
         }
+    }
+
+    /// Runs code of the agent: it has the thread until it gives it back.
+    pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T, String> {
+        self.busy.store(true, Ordering::Relaxed);
+        let result = catch(work);
+        self.busy.store(false, Ordering::Relaxed);
+        result
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 
     /// Asks the agent to end. The token is cancelled here and now, so that even a hook that never gives its
@@ -235,6 +254,7 @@ impl Cell {
                 to,
                 exit: change.exit,
                 backoff: change.backoff,
+                gave_up: change.gave_up,
             };
             if matches!(to, AgentStatus::Backoff | AgentStatus::Stopped | AgentStatus::Failed) {
                 state.end_incarnation();

@@ -12,18 +12,18 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::catch::{catch, drop_caught};
+use super::catch::drop_caught;
 use super::cell::{Asked, Cell, Change};
 use super::context::{AgentContext, Incarnation, end_children};
 use super::fleet::Fleet;
 use super::phase::{Ended, Hook};
-use super::restart::{Decision, RestartState};
+use super::restart::{Decision, GiveUp, RestartState};
 use super::spec::Maker;
 use super::status::{AgentStatus, BackoffStep, ExitReason, Phase};
 
 /// The moment `after` from now; one that tokio's clock cannot hold lies a year ahead.
 pub(super) fn later(after: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    const YEAR: Duration = Duration::from_hours(365 * 24);
     let now = Instant::now();
     now.checked_add(after.min(YEAR)).unwrap_or(now)
 }
@@ -54,7 +54,7 @@ pub(super) async fn drive(driver: Driver) {
     if cell.waiting_on.load(Ordering::SeqCst) > 0
         && let Err(exit) = std::future::poll_fn(|cx| poll_dependencies(&cell, cx)).await
     {
-        return guard.end(AgentStatus::Stopped, Arc::new(exit));
+        return guard.end(AgentStatus::Stopped, &Arc::new(exit));
     }
     let mut restart = RestartState::new(maker.policy());
     let mut last_exit = None;
@@ -67,22 +67,22 @@ pub(super) async fn drive(driver: Driver) {
         }
         let stopping = cell.asked() > Asked::Nothing;
         match decision {
-            Decision::GiveUp(_) => return guard.end(AgentStatus::Failed, exit),
-            Decision::Done if spoilt => return guard.end(AgentStatus::Failed, exit),
-            Decision::RestartAfter(_) if stopping && spoilt => return guard.end(AgentStatus::Failed, exit),
-            Decision::Done => return guard.end(AgentStatus::Stopped, exit),
+            Decision::GiveUp(why) => return guard.give_up(&exit, why),
+            Decision::Done if spoilt => return guard.end(AgentStatus::Failed, &exit),
+            Decision::RestartAfter(_) if stopping && spoilt => return guard.end(AgentStatus::Failed, &exit),
+            Decision::Done => return guard.end(AgentStatus::Stopped, &exit),
             // A stop turns the restart that was due into the end.
-            Decision::RestartAfter(_) if stopping => return guard.end(AgentStatus::Stopped, exit),
+            Decision::RestartAfter(_) if stopping => return guard.end(AgentStatus::Stopped, &exit),
             Decision::RestartAfter(delay) => {
                 let backoff = Some(BackoffStep { attempt: restart.streak(), delay });
-                cell.to(AgentStatus::Backoff, Change { exit: Some(exit.clone()), backoff });
+                cell.to(AgentStatus::Backoff, Change { backoff, ..Change::exit(&exit) });
                 sleep_or_stop(&cell, delay).await;
             }
         }
         last_exit = Some(exit);
     }
     let exit = last_exit.unwrap_or_else(|| Arc::new(ExitReason::Cancelled));
-    guard.end(AgentStatus::Stopped, exit);
+    guard.end(AgentStatus::Stopped, &exit);
 }
 
 /// One value: from Initializing to the drop of the value in Stopping.
@@ -91,7 +91,7 @@ async fn incarnation(guard: &Guard, maker: &mut Maker) -> Outcome {
     let incarnation = cell.begin();
     let cx = AgentContext(incarnation.clone());
     cell.forced.store(false, Ordering::Relaxed);
-    let mut agent = match catch(|| maker.make()) {
+    let mut agent = match cell.enter(|| maker.make()) {
         Ok(agent) => Value(Some(agent)),
         Err(panic) => {
             // There is no value, so there is nothing to clean up.
@@ -137,7 +137,7 @@ async fn incarnation(guard: &Guard, maker: &mut Maker) -> Outcome {
         }
     }
     untidy |= !clean_up(&incarnation, &cx, &mut agent, &exit).await;
-    if let Some(panic) = agent.0.take().and_then(drop_caught) {
+    if let Err(panic) = cell.enter(|| drop(agent.0.take())) {
         untidy = true;
         settle(cell, Phase::Cleanup, ExitReason::Panicked(panic));
     }
@@ -243,9 +243,17 @@ struct Guard {
 }
 
 impl Guard {
-    fn end(mut self, status: AgentStatus, exit: Arc<ExitReason>) {
+    fn end(mut self, status: AgentStatus, exit: &Arc<ExitReason>) {
+        self.finish(status, Change::exit(exit));
+    }
+
+    fn give_up(mut self, exit: &Arc<ExitReason>, why: GiveUp) {
+        self.finish(AgentStatus::Failed, Change { gave_up: Some(why), ..Change::exit(exit) });
+    }
+
+    fn finish(&mut self, status: AgentStatus, change: Change) {
         self.ended = true;
-        self.cell.to(status, Change { exit: Some(exit), backoff: None });
+        self.cell.to(status, change);
         self.fleet.ended(self.index, status);
     }
 }
@@ -254,8 +262,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if !self.ended {
             let exit = settle(&self.cell, Phase::Run, ExitReason::DriverAborted);
-            self.cell.to(AgentStatus::Failed, Change { exit: Some(exit), backoff: None });
-            self.fleet.ended(self.index, AgentStatus::Failed);
+            self.finish(AgentStatus::Failed, Change::exit(&exit));
         }
     }
 }

@@ -233,6 +233,10 @@ impl Fleet {
         self.report.get().cloned().unwrap_or_else(|| self.write_report())
     }
 
+    pub(super) fn was_launched(&self) -> bool {
+        lock(&self.stage).launched
+    }
+
     /// A runtime that was dropped without having run: nothing is left to wait for.
     pub(super) fn never_ran(&self) {
         self.begin_shutdown(EndedBy::Dropped);
@@ -244,7 +248,7 @@ fn agent_report(member: &Member, launched: bool) -> AgentReport {
     let cell = &member.cell;
     let snapshot = cell.snapshot();
     let ending = if launched && !snapshot.status.is_terminal() {
-        Ending::Leaked { blocking: cell.polling.load(Ordering::Relaxed) }
+        Ending::Leaked { blocking: cell.is_busy() }
     } else if cell.forced.load(Ordering::Relaxed) {
         Ending::Forced
     } else {

@@ -15,6 +15,7 @@ const DEAD_AFTER_LIMITS: u32 = 3;
 /// The health of a runtime. It never asks a backend: an outage of a database must not make a process be killed.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "each answers a probe of its own")]
 pub struct HealthReport {
     /// Every critical agent is Running and Ok (or finite and completed), and no shutdown is under way.
     pub ready: bool,

@@ -34,6 +34,7 @@ mod fleet;
 mod health;
 mod observe;
 mod phase;
+mod port;
 mod report;
 mod restart;
 mod runtime;
@@ -43,16 +44,12 @@ mod signal;
 mod spec;
 mod status;
 
-use async_trait::async_trait;
-use futures::future::BoxFuture;
-
-use crate::Result;
-
 pub use crate::backoff::Backoff;
 pub use cell::AgentWatch;
 pub use context::AgentContext;
 pub use health::{AgentHealthReport, HealthReport};
 pub use observe::{Observer, TracingObserver};
+pub use port::{Agent, AgentFn, agent_fn};
 pub use report::{AgentReport, EndedBy, Ending, RuntimeReport};
 pub use restart::{Decision, GiveUp, RestartMode, RestartPolicy, RestartState};
 pub use runtime::{AgentRuntime, AgentRuntimeBuilder, RuntimeHandle};
@@ -60,139 +57,3 @@ pub use spec::{AgentSpec, Factory, Once, Source};
 pub use status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition,
 };
-
-/// A long-running piece of work with a lifecycle.
-///
-/// # What the runtime guarantees
-/// - `initialize`, then `run`, then `cleanup`, each at most once on one value; `cleanup` exactly once on every
-///   value whose `initialize` was called, whatever happened in between (an error, a panic, a hang, a stop).
-/// - A restart is a new value from the factory of the spec. Nothing is carried over.
-/// - A stop is seen through [`AgentContext::cancelled`]. A hook that is still there after the agent's stop
-///   timeout is dropped at its next `.await`.
-///
-/// # What varies
-/// The name, the limits and the restart policy belong to the [`AgentSpec`], so that one type can run many
-/// times. Store, bus and other dependencies are fields of the implementing struct.
-///
-/// # What an implementation owes
-/// It may be dropped at any `.await` of `initialize` and `run` and must then be fit for `cleanup`; it must not
-/// block its thread; its `Drop` must not block.
-///
-/// ```
-/// use qi_core::{Result, agent::{Agent, AgentContext, ExitReason}};
-///
-/// struct Poller { polls: u64 }
-///
-/// #[async_trait::async_trait]
-/// impl Agent for Poller {
-///     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
-///         while cx.sleep(std::time::Duration::from_secs(1)).await.is_some() {
-///             self.polls += 1;
-///         }
-///         Ok(())
-///     }
-///
-///     async fn cleanup(&mut self, _cx: &AgentContext, exit: &ExitReason) -> Result<()> {
-///         println!("{} polls, ended: {exit}", self.polls);
-///         Ok(())
-///     }
-/// }
-/// ```
-#[async_trait]
-pub trait Agent: Send {
-    /// Acquires what `run` needs. May be dropped at any `.await`.
-    async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
-        Ok(())
-    }
-
-    /// Works until done or until [`AgentContext::cancelled`]. May be dropped at any `.await` once the stop
-    /// timeout has passed.
-    async fn run(&mut self, cx: &AgentContext) -> Result<()>;
-
-    /// Releases everything. `exit` says why. Must cope with a half-done `initialize` or `run`.
-    async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
-        Ok(())
-    }
-}
-
-// Written by hand so that a boxed agent hands on the inner future as it is instead of boxing it again.
-#[deny(clippy::missing_trait_methods)]
-impl<A: Agent + ?Sized> Agent for Box<A> {
-    fn initialize<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        (**self).initialize(cx)
-    }
-
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        (**self).run(cx)
-    }
-
-    fn cleanup<'a, 'b, 'd, 'c>(
-        &'a mut self,
-        cx: &'b AgentContext,
-        exit: &'d ExitReason,
-    ) -> BoxFuture<'c, Result<()>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        (**self).cleanup(cx, exit)
-    }
-}
-
-/// An agent that is one function of its context: for tests and for tiny agents.
-///
-/// The function is called once per incarnation, with the context by value.
-///
-/// ```
-/// use qi_core::agent::{AgentSpec, agent_fn};
-///
-/// let spec = AgentSpec::new("waits", || {
-///     agent_fn(|cx| async move {
-///         cx.cancelled().await;
-///         Ok(())
-///     })
-/// });
-/// ```
-pub fn agent_fn<F, Fut>(run: F) -> AgentFn<F>
-where
-    F: FnMut(AgentContext) -> Fut + Send,
-    Fut: Future<Output = Result<()>> + Send + 'static,
-{
-    AgentFn(run)
-}
-
-/// What [`agent_fn`] makes.
-pub struct AgentFn<F>(F);
-
-impl<F> std::fmt::Debug for AgentFn<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AgentFn")
-    }
-}
-
-impl<F, Fut> Agent for AgentFn<F>
-where
-    F: FnMut(AgentContext) -> Fut + Send,
-    Fut: Future<Output = Result<()>> + Send + 'static,
-{
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin((self.0)(cx.clone()))
-    }
-}

@@ -32,7 +32,7 @@ pub struct TracingObserver;
 
 impl Observer for TracingObserver {
     fn on_transition(&self, transition: &Transition) {
-        let Transition { agent, seq, at: _, incarnation, from, to, exit, backoff } = transition;
+        let Transition { agent, seq, at: _, incarnation, from, to, exit, backoff, gave_up } = transition;
         let exit = exit.as_deref();
         match to {
             AgentStatus::Backoff => {
@@ -45,7 +45,7 @@ impl Observer for TracingObserver {
             }
             AgentStatus::Failed => tracing::error!(
                 target: "qi_core::agent",
-                %agent, seq, incarnation, exit = exit.map(chain), "agent failed"
+                %agent, seq, incarnation, ?gave_up, exit = exit.map(chain), "agent failed"
             ),
             _ => tracing::info!(
                 target: "qi_core::agent",

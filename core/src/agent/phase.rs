@@ -5,14 +5,13 @@
 //! hook has been found pending, so that a hook that is ready at once costs none.
 
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::time::{Instant, Sleep};
 
-use super::catch::{catch, drop_caught};
+use super::catch::drop_caught;
 use super::cell::{Asked, Cell};
 use super::context::Incarnation;
 use super::driver::later;
@@ -65,7 +64,7 @@ impl<'a> Hook<'a> {
         );
         let future = {
             let _entered = span.enter();
-            catch(make)?
+            cell.enter(make)?
         };
         let began = Instant::now();
         Ok(Self {
@@ -145,13 +144,10 @@ impl<'a> Hook<'a> {
 
     fn poll_hook(&mut self, cx: &mut Context<'_>) -> Poll<ExitReason> {
         let Some(future) = self.future.as_mut() else { return Poll::Ready(ExitReason::Completed) };
-        let polling = &self.incarnation.cell.polling;
-        polling.store(true, Ordering::Relaxed);
         let polled = {
             let _entered = self.span.enter();
-            catch(|| future.as_mut().poll(cx))
+            self.incarnation.cell.enter(|| future.as_mut().poll(cx))
         };
-        polling.store(false, Ordering::Relaxed);
         Poll::Ready(match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Ok(()))) if self.stop_seen => ExitReason::Cancelled,
@@ -209,7 +205,7 @@ impl<'a> Hook<'a> {
         let (exit, dropped) = std::future::poll_fn(|cx| self.poll_exit(cx)).await;
         let drop_panic = {
             let _entered = self.span.enter();
-            self.future.take().and_then(drop_caught)
+            self.future.take().and_then(|future| self.incarnation.cell.enter(|| drop(future)).err())
         };
         let drop_panicked = drop_panic.is_some();
         if let Some(panic) = drop_panic

@@ -43,7 +43,7 @@ impl Default for RestartPolicy {
             mode: RestartMode::OnFailure,
             backoff: Backoff::default(),
             max_crashes: Some(5),
-            stable_after: Duration::from_secs(60),
+            stable_after: Duration::from_mins(1),
         }
     }
 }
@@ -178,11 +178,12 @@ impl RestartState {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use fastrand::Rng;
+    use proptest::prelude::{Just, Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-    use super::*;
+    use super::{
+        Backoff, Decision, Duration, Error, ExitReason, GiveUp, RestartPolicy, RestartState, RetryAdvice,
+    };
     use crate::ErrorKind;
     use crate::agent::Phase;
 

@@ -127,7 +127,7 @@ fn keep_hard_deadline(fleet: &Fleet) {
         let left = match hard.at {
             Some(at) if at <= now => break,
             Some(at) => at - now,
-            None => Duration::from_secs(3_600),
+            None => Duration::from_hours(1),
         };
         hard = match deadlines.changed.wait_timeout(hard, left) {
             Ok((hard, _)) => hard,
@@ -153,14 +153,15 @@ pub(super) fn scale(
     deadline: Duration,
     reserve: Duration,
 ) -> f64 {
+    let available = deadline.saturating_sub(reserve);
     let mut path = vec![Duration::ZERO; limits.len()];
     let mut longest = Duration::ZERO;
     for &index in order {
         let before = dependencies[index].iter().map(|d| path[*d]).max().unwrap_or_default();
-        path[index] = before.saturating_add(limits[index].stop).saturating_add(limits[index].cleanup);
+        let limits = limits[index].at_most(available);
+        path[index] = before.saturating_add(limits.stop).saturating_add(limits.cleanup);
         longest = longest.max(path[index]);
     }
-    let available = deadline.saturating_sub(reserve);
     if longest <= available {
         return 1.0;
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::restart::GiveUp;
 use crate::{Error, ErrorKind, RetryAdvice, Timestamp};
 
 /// Where an agent is in its life. Only the runtime changes it.
@@ -219,6 +220,8 @@ pub struct Transition {
     pub exit: Option<Arc<ExitReason>>,
     /// The restart that follows: with `Backoff` only.
     pub backoff: Option<BackoffStep>,
+    /// Why the restart policy gave up: with `Failed`, unless cleanup or the driver failed.
+    pub gave_up: Option<GiveUp>,
 }
 
 /// The restart that an agent in `Backoff` waits for.

@@ -50,6 +50,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Published records in a second.
     pub per_second: f64,
+    /// The most memory that the process has had so far, in bytes, where the system says it (Linux).
+    pub peak_memory_bytes: Option<u64>,
     /// A row for each instrument.
     pub instruments: Vec<InstrumentRow>,
 }
@@ -68,6 +70,7 @@ impl Summary {
             bad_lines: tally.bad_lines(),
             seconds,
             per_second,
+            peak_memory_bytes: peak_memory(),
             instruments: rows,
         }
     }
@@ -101,4 +104,12 @@ impl Summary {
              {bad_lines} bad lines\n{seconds:.2} s, {per_second:.0} records a second"
         )
     }
+}
+
+/// The line `VmHWM:  123 kB` of `/proc/self/status`, in bytes. Source: proc_pid_status(5).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1_024)
 }

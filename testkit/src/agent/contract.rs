@@ -60,16 +60,13 @@ where
     F: Fn() -> A + Send + Sync + 'static,
 {
     let make = Arc::new(make);
-    let mut trials = trials(time, &format!("{name}::plain"), make.clone());
-    trials.extend(self::trials(
-        time,
-        &format!("{name}::boxed"),
-        Arc::new(move || Box::new(make()) as Box<dyn Agent>),
-    ));
+    let mut trials = trials(time, &format!("{name}::plain"), &make);
+    let boxed = Arc::new(move || Box::new(make()) as Box<dyn Agent>);
+    trials.extend(self::trials(time, &format!("{name}::boxed"), &boxed));
     trials
 }
 
-fn trials<A, F>(time: Time, prefix: &str, make: Arc<F>) -> Vec<Trial>
+fn trials<A, F>(time: Time, prefix: &str, make: &Arc<F>) -> Vec<Trial>
 where
     A: Agent + 'static,
     F: Fn() -> A + Send + Sync + 'static,

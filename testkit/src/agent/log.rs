@@ -64,8 +64,9 @@ impl TransitionLog {
         let line = |t: &Transition| {
             let exit = t.exit.as_ref().map(|exit| format!(" ({exit})")).unwrap_or_default();
             let backoff = t.backoff.map(|step| format!(" {step:?}")).unwrap_or_default();
+            let gave_up = t.gave_up.map(|why| format!(" {why:?}")).unwrap_or_default();
             let Transition { agent, seq, at, incarnation, from, to, .. } = t;
-            format!("{at} {agent} {seq} #{incarnation} {from}>{to}{exit}{backoff}")
+            format!("{at} {agent} {seq} #{incarnation} {from}>{to}{exit}{backoff}{gave_up}")
         };
         self.records().transitions.iter().map(line).collect()
     }

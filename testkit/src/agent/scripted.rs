@@ -94,9 +94,7 @@ struct PanicsWhenDropped;
 impl Drop for PanicsWhenDropped {
     fn drop(&mut self) {
         // A second panic while the first unwinds would end the process.
-        if !std::thread::panicking() {
-            panic!("scripted panic in drop");
-        }
+        assert!(std::thread::panicking(), "scripted panic in drop");
     }
 }
 
@@ -263,14 +261,14 @@ impl ScriptedAgent {
     /// One script for each incarnation; the last one holds for all that follow.
     pub fn script(scripts: impl IntoIterator<Item = Script>) -> Scripts {
         let scripts: Vec<Script> = scripts.into_iter().collect();
-        Scripts { scripts: scripts.into(), made: Arc::default(), log: CallLog::default() }
+        Scripts { each: scripts.into(), made: Arc::default(), log: CallLog::default() }
     }
 }
 
 /// The scripts of one agent's incarnations, and their shared log. Clones count on together.
 #[derive(Debug, Clone)]
 pub struct Scripts {
-    scripts: Arc<[Script]>,
+    each: Arc<[Script]>,
     made: Arc<AtomicUsize>,
     log: CallLog,
 }
@@ -293,7 +291,7 @@ impl Scripts {
     /// If its script says so.
     pub fn make(&self) -> ScriptedAgent {
         let made = self.made.fetch_add(1, Ordering::SeqCst);
-        let script = self.scripts.get(made).or(self.scripts.last()).cloned().unwrap_or_default();
+        let script = self.each.get(made).or(self.each.last()).cloned().unwrap_or_default();
         assert!(!script.factory_panics, "scripted panic in the factory");
         ScriptedAgent { script, number: made + 1, log: self.log.clone() }
     }
@@ -322,8 +320,7 @@ impl Agent for ScriptedAgent {
 impl Drop for ScriptedAgent {
     fn drop(&mut self) {
         self.log.add(format!("Drop#{}", self.number));
-        if self.script.value_drop_panics && !std::thread::panicking() {
-            panic!("scripted panic in the drop of the value");
-        }
+        let quiet = !self.script.value_drop_panics || std::thread::panicking();
+        assert!(quiet, "scripted panic in the drop of the value");
     }
 }

@@ -1,5 +1,10 @@
 //! What the tests of the agent runtime share.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test files, each of which uses its part"
+)]
 
 use std::time::Duration;
 
@@ -44,7 +49,7 @@ impl Life {
             .of("a")
             .iter()
             .filter(|t| t.to == AgentStatus::Stopping)
-            .filter_map(|t| t.exit.as_ref().map(|exit| exit.to_string()))
+            .filter_map(|t| t.exit.as_ref().map(ToString::to_string))
             .collect()
     }
 

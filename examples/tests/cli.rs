@@ -1,0 +1,157 @@
+//! The program as a person runs it: exit codes, output, signals.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn pipeline() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    pipeline().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn trades(content: &str) -> (tempfile::NamedTempFile, String) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content.as_bytes()).unwrap();
+    let path = file.path().display().to_string();
+    (file, path)
+}
+
+#[test]
+fn with_no_options_a_market_goes_through_and_a_table_shows_it() {
+    let out = run(&["--ticks", "5000"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let shown = text(&out.stdout);
+    assert!(shown.contains("sim:A0000-USDT") && shown.contains("5000 published"), "{shown}");
+    assert!(out.stderr.is_empty(), "nothing but the table in a pipe: {}", text(&out.stderr));
+}
+
+#[test]
+fn json_is_the_whole_summary_on_standard_output() {
+    let out = run(&["--ticks", "2000", "--instruments", "3", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((json["published"].as_u64(), json["instruments"].as_array().unwrap().len()), (Some(2_000), 3));
+    assert_eq!(json["interrupted"], false);
+}
+
+#[test]
+fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
+    let (_file, config) = trades("[store]\nbackend = \"timescale\"\n");
+    let (_file, typo) = trades("[stor]\n");
+    let (_file, input) = trades("timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n");
+    let candles = ["--input", &input, "--format", "candles", "--instrument", "x:Y"];
+    let with = |more: &[&'static str]| [&candles[..], more].concat();
+    for (arguments, why) in [
+        (vec!["--frobnicate"], "--frobnicate"),
+        (vec!["--interval", "7m"], "must be one of 1s 5s"),
+        (vec!["--instrument", "nonsense"], "EXCHANGE:SYMBOL"),
+        (vec!["--input", &input], "--format"),
+        (vec!["--export", "/tmp/never.csv"], "needs --instrument"),
+        (vec!["--instrument", "sim:NONE"], "must be one of the market's"),
+        (vec!["--input", "/does/not/exist", "--format", "kraken", "--instrument", "x:Y"], "/does/not/exist"),
+        (vec!["--config", "/does/not/exist"], "/does/not/exist"),
+        (vec!["--config", &config], "timescale"),
+        (vec!["--config", &typo], "did you mean `store`"),
+        (vec!["--instruments", "0"], "must lie from 1 to 10000"),
+        (with(&["--interval", "5s"]), "must be a multiple of the input's interval"),
+        (with(&["--ticks", "5"]), "--ticks"),
+    ] {
+        let out = run(&arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(why), "{arguments:?}: {}", text(&out.stderr));
+    }
+    let out = pipeline().env("QI__STORE__MEMROY__MAX_ROWS", "5").output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("did you mean `store.memory`"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_failure_is_exit_code_1_and_says_why() {
+    let out = pipeline().args(["--ticks", "5000"]).env("QI__STORE__MEMORY__MAX_ROWS", "10").output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("store.memory.full"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
+    let mut content = "1600000000,10,1\n".to_owned();
+    for n in 0..15 {
+        content.push_str(&format!("bad {n}\n"));
+    }
+    let (_file, path) = trades(&content);
+    let arguments = ["--input", &path, "--format", "kraken", "--instrument", "x:Y"];
+    let out = run(&arguments);
+    let (shown, complaints) = (text(&out.stdout), text(&out.stderr));
+    assert_eq!(out.status.code(), Some(0));
+    assert!(shown.contains("1 published, 1 stored") && shown.contains("15 bad lines"), "{shown}");
+    assert!(complaints.contains("line=2") && complaints.contains(&path), "{complaints}");
+    assert!(complaints.contains("and 5 more bad lines"), "{complaints}");
+    let strict = run(&[&arguments[..], &["--strict"]].concat());
+    assert_eq!(strict.status.code(), Some(1));
+    assert!(text(&strict.stderr).contains("line=2"), "{}", text(&strict.stderr));
+}
+
+#[test]
+fn the_example_configurations_work_as_they_stand() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    for name in ["memory.toml", "bounded.toml"] {
+        let out = run(&["--config", &format!("{folder}/{name}"), "--ticks", "20000"]);
+        assert_eq!(out.status.code(), Some(0), "{name}: {}", text(&out.stderr));
+    }
+}
+
+/// Sends a signal after a while; the exit code and how long the process still took.
+fn signalled(signal: &str, after: Duration) -> (Option<i32>, Duration, String) {
+    // Long enough that the signal comes first, whatever the machine.
+    let mut child = pipeline()
+        .args([
+            "--ticks",
+            "100000000",
+            "--config",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/config/bounded.toml"),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(after);
+    let sent = Instant::now();
+    let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let code = child.wait().unwrap().code();
+    let took = sent.elapsed();
+    (code, took, text(&child.wait_with_output().unwrap().stderr))
+}
+
+/// The runtime's shutdown deadline, and a second.
+const LIMIT: Duration = Duration::from_secs(26);
+
+#[test]
+fn sigint_at_20_random_moments_ends_with_130_in_time() {
+    let seed = 20_240_101;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for _ in 0..20 {
+        // Not before the process has had time to listen.
+        let after = Duration::from_millis(rng.u64(100..1_000));
+        let (code, took, complaints) = signalled("-INT", after);
+        assert_eq!(code, Some(130), "after {after:?}: {complaints}");
+        assert!(took < LIMIT, "after {after:?} it took {took:?}");
+    }
+}
+
+#[test]
+fn sigterm_ends_with_143() {
+    let (code, took, complaints) = signalled("-TERM", Duration::from_millis(500));
+    assert_eq!(code, Some(143), "{complaints}");
+    assert!(took < LIMIT);
+}

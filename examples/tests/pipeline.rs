@@ -1,0 +1,270 @@
+//! The main job as a library: what goes in is stored, each once, whatever fails in between.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use qi_core::agent::AgentStatus;
+use qi_core::layer::{Layered, RetryPolicy, TimeoutPolicy, Wrappers};
+use qi_core::store::{InstrumentDataset, InstrumentQuery, RangeQuery};
+use qi_core::{
+    Backoff, Error, ErrorKind, Instrument, Interval, MessageBus, Operation, PriceStore, PriceStoreExt,
+    PriceTick, SystemClock, TimeRange, Timestamp,
+};
+use qi_examples::pipeline::source::{self, Format};
+use qi_examples::pipeline::{Data, Job, Stop};
+use qi_testkit::agent::TransitionLog;
+use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
+use qi_testkit::chaos::{Chaos, ChaosBus, ChaosStore, Fault, Rule};
+use qi_testkit::market::{Market, MarketConfig};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+
+fn memory_store() -> Arc<dyn PriceStore> {
+    Arc::new(MemoryStore::new(MemoryStoreConfig::default()).unwrap())
+}
+
+fn memory_bus() -> Arc<dyn MessageBus> {
+    Arc::new(MemoryBus::default())
+}
+
+fn market(seed: u64, ticks: usize) -> impl Iterator<Item = PriceTick> + Send {
+    Market::new(MarketConfig::new(seed, 5).unwrap()).unwrap().take(ticks)
+}
+
+fn data(ticks: impl Iterator<Item = PriceTick> + Send + 'static) -> Data {
+    Data::Ticks(Box::new(ticks.map(Ok)))
+}
+
+type Key = (Instrument, Timestamp, u64);
+
+fn by_key(ticks: impl Iterator<Item = PriceTick>) -> BTreeMap<Key, PriceTick> {
+    ticks.map(|tick| ((tick.instrument().clone(), tick.ts(), tick.seq()), tick)).collect()
+}
+
+/// Everything that a store has, in order.
+async fn contents(store: &dyn PriceStore) -> Vec<PriceTick> {
+    let mut ticks = Vec::new();
+    let instruments = store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await.unwrap();
+    for summary in instruments.items {
+        let query = RangeQuery::new(summary.instrument, TimeRange::ALL);
+        ticks.extend(store.tick_stream(query).try_collect::<Vec<_>>().await.unwrap());
+    }
+    ticks
+}
+
+fn trades(content: &str) -> (tempfile::NamedTempFile, Data) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content.as_bytes()).unwrap();
+    let ticks = source::trades(file.path(), Format::Kraken, &"kraken:X".parse().unwrap()).unwrap();
+    (file, Data::Ticks(ticks))
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_tick_of_the_market_is_stored_once() {
+    let store = memory_store();
+    let summary =
+        Job::new(store.clone(), memory_bus(), data(market(1, 20_000))).unwrap().run().await.unwrap();
+    let sent = by_key(market(1, 20_000));
+    assert_eq!(contents(&*store).await, sent.values().cloned().collect::<Vec<_>>());
+    assert_eq!((summary.published, summary.stored), (20_000, sent.len() as u64));
+    assert_eq!(summary.instruments.iter().map(|row| row.stored).sum::<u64>(), summary.stored);
+    assert_eq!((summary.resent, summary.dead_letters, summary.bad_lines), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_input_twice_over_one_store_changes_nothing() {
+    let store = memory_store();
+    let run = async || {
+        let job = Job::new(store.clone(), memory_bus(), data(market(2, 5_000))).unwrap();
+        let summary = job.run().await.unwrap();
+        (summary.instruments, contents(&*store).await)
+    };
+    assert_eq!(run().await, run().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_nothing() {
+    const TICKS: usize = 2_000;
+    let (mut faults, mut resent, mut restarts) = (0, 0, 0);
+    for seed in 0..100 {
+        let rule = || Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::Cut]);
+        let (of_store, of_bus) =
+            (Chaos::seeded(seed).everywhere(rule()), Chaos::seeded(!seed).everywhere(rule()));
+        let second = Duration::from_secs(1);
+        let wrappers = Wrappers::default()
+            .with_retry(
+                RetryPolicy::default()
+                    .with_attempts(20)
+                    .with_backoff(Backoff::new(Duration::from_millis(10), second))
+                    .with_budget(Duration::from_hours(1))
+                    .with_seed(seed),
+            )
+            .with_timeout(TimeoutPolicy::default().with_limit(second).with_heavy(second));
+        let config = MemoryBusConfig { delivery_timeout_ms: 1_000, ..MemoryBusConfig::default() };
+        let bus = MemoryBus::new(config, Arc::new(SystemClock)).unwrap();
+        let plain = memory_store();
+        let store = wrappers.around_store(ChaosStore::new(plain.clone(), of_store.clone())).unwrap();
+        let bus = wrappers.around_bus(ChaosBus::new(bus, of_bus.clone())).unwrap();
+        let log = TransitionLog::default();
+        let mut job = Job::new(store, bus, data(market(seed, TICKS))).unwrap();
+        job.observer = Some(Box::new(log.clone()));
+        let summary = job.run().await.unwrap();
+        let sent = by_key(market(seed, TICKS));
+        assert_eq!(contents(&*plain).await, sent.values().cloned().collect::<Vec<_>>(), "seed {seed}");
+        assert_eq!((summary.published, summary.stored), (TICKS as u64, sent.len() as u64), "seed {seed}");
+        faults += of_store.injected() + of_bus.injected();
+        resent += summary.resent;
+        restarts += log.all().iter().filter(|t| t.to == AgentStatus::Backoff).count();
+    }
+    // The faults did happen, and each way back was taken.
+    assert!(
+        faults > 1_000 && resent > 1_000 && restarts > 100,
+        "{faults} faults, {resent} resent, {restarts} restarts"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_for_longer_than_the_retries_means_a_restart_and_no_exit() {
+    let chaos = Chaos::seeded(1);
+    for _ in 0..60 {
+        chaos.next(Operation::InsertTicks, Fault::Error);
+    }
+    let plain = memory_store();
+    let store = Wrappers::default().around_store(Layered::new(plain.clone(), chaos.clone())).unwrap();
+    let log = TransitionLog::default();
+    let mut job = Job::new(store, memory_bus(), data(market(4, 1_000))).unwrap();
+    job.observer = Some(Box::new(log.clone()));
+    let summary = job.run().await.unwrap();
+    assert_eq!(summary.stored, by_key(market(4, 1_000)).len() as u64);
+    let writer: Vec<_> = log.of("writer");
+    let count = |status| writer.iter().filter(|t| t.to == status).count();
+    assert_eq!(count(AgentStatus::Failed), 0);
+    assert!(
+        count(AgentStatus::Backoff) >= 5 && count(AgentStatus::Running) == count(AgentStatus::Backoff) + 1
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_refuses_for_good_fails_the_job_with_its_error() {
+    let config = MemoryStoreConfig::default().with_max_rows(10);
+    let store = Arc::new(MemoryStore::new(config).unwrap());
+    let error = Job::new(store, memory_bus(), data(market(5, 1_000))).unwrap().run().await.unwrap_err();
+    assert!(error.report().contains("store.memory.full"), "{}", error.report());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_no_record_goes_to_the_dead_letters_and_the_rest_goes_on() {
+    use qi_core::bus::{Message, MessageBusExt, TopicCatalogue, TopicName};
+    let bus = memory_bus();
+    bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    let topic = TopicName::new("crypto-prices").unwrap();
+    bus.publish_one(&Message::new(topic, "no record")).await.unwrap();
+    let summary = Job::new(memory_store(), bus.clone(), data(market(6, 100))).unwrap().run().await.unwrap();
+    assert_eq!((summary.dead_letters, summary.published), (1, 100));
+    let topics = bus.topics().await.unwrap();
+    let dead = topics.iter().find(|t| t.name.as_str() == "crypto-prices.dlq").unwrap();
+    assert_eq!(dead.partitions.iter().map(|p| p.high).sum::<u64>(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_trades_of_one_moment_are_all_stored_and_bad_lines_are_counted() {
+    let (_file, data) =
+        trades("1600000000,10,1\n1600000000,10,1\nbad\n1600000000,11,2\n1600000061,12,\n1600000061,12,0\n");
+    let job = Job::new(memory_store(), memory_bus(), data).unwrap();
+    let tally = job.tally.clone();
+    let summary = job.run().await.unwrap();
+    assert_eq!((summary.published, summary.stored, summary.bad_lines), (4, 4, 2));
+    assert_eq!(summary.instruments[0].bars, 2);
+    assert_eq!(summary.instruments[0].vwap.unwrap().to_string(), "10.5");
+    let lines: Vec<_> =
+        tally.first_bad_lines().iter().map(|e| e.context_value("line").unwrap().to_owned()).collect();
+    assert_eq!(lines, ["3", "5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strict_job_stops_at_the_first_bad_line() {
+    let (_file, data) = trades("1600000000,10,1\nbad\n1600000000,11,2\n");
+    let mut job = Job::new(memory_store(), memory_bus(), data).unwrap();
+    job.strict = true;
+    let error = job.run().await.unwrap_err();
+    assert!(error.report().contains("line=2"), "{}", error.report());
+}
+
+#[tokio::test(start_paused = true)]
+async fn candles_merge_into_coarser_bars_and_are_refused_where_they_cannot() {
+    let candles = || {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "timestamp,open,high,low,close,volume").unwrap();
+        for minute in 0..15 {
+            writeln!(file, "2022-01-01 00:{minute:02}:00.000000,{0},{0},{0},{0},0.1", 10 + minute).unwrap();
+        }
+        let (bars, interval) = source::candles(file.path(), &"x:Y".parse().unwrap()).unwrap();
+        Data::Bars(bars, interval)
+    };
+    let run = async |interval, export: Option<&std::path::Path>| {
+        let mut job = Job::new(memory_store(), memory_bus(), candles()).unwrap();
+        job.interval = interval;
+        job.export = export.map(|path| (path.to_owned(), "x:Y".parse().unwrap()));
+        job.run().await
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bars.csv");
+    let summary = run(Interval::M5, Some(&path)).await.unwrap();
+    assert_eq!((summary.stored, summary.instruments[0].bars), (15, 3));
+    let exported = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        exported,
+        "open_time_us,open,high,low,close,volume,count\n\
+         1640995200000000,10,14,10,14,0.5,\n1640995500000000,15,19,15,19,0.5,\n1640995800000000,20,24,20,24,0.5,\n"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let error = run(Interval::S15, None).await.unwrap_err();
+    assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::InvalidInput, Some("interval")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_stopped_ends_in_order_and_goes_on_later_without_a_loss() {
+    let (store, bus) = (memory_store(), memory_bus());
+    let stop = Stop::default();
+    let stopped = stop.gently.clone();
+    let ticks = market(7, 50_000).enumerate().map(move |(n, tick)| {
+        if n == 10_000 {
+            stopped.cancel();
+        }
+        tick
+    });
+    let mut job = Job::new(store.clone(), bus.clone(), data(ticks)).unwrap();
+    job.stop = stop;
+    let summary = job.run().await.unwrap();
+    assert!(summary.interrupted && summary.published < 50_000, "{summary:?}");
+    let summary = Job::new(store.clone(), bus, data(market(7, 50_000))).unwrap().run().await.unwrap();
+    let sent = by_key(market(7, 50_000));
+    assert_eq!(summary.stored, sent.len() as u64);
+    assert_eq!(contents(&*store).await, sent.into_values().collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_fails_for_good_fails_the_job() {
+    let bus = memory_bus();
+    bus.close().await.unwrap();
+    let error: Error = Job::new(memory_store(), bus, data(market(8, 10))).unwrap().run().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_bus_makes_the_feed_wait_for_the_writer_and_loses_nothing() {
+    let config =
+        MemoryBusConfig { max_bytes: 200_000, max_message_bytes: 10_000, ..MemoryBusConfig::default() };
+    let bus = Arc::new(MemoryBus::new(config, Arc::new(SystemClock)).unwrap());
+    let mut job = Job::new(memory_store(), bus, data(market(9, 20_000))).unwrap();
+    let catalogue: Vec<_> = job.catalogue.topics().cloned().collect();
+    for topic in catalogue {
+        job.catalogue.insert(topic.with_max_message_bytes(10_000));
+    }
+    let summary = job.run().await.unwrap();
+    assert_eq!(summary.stored, by_key(market(9, 20_000)).len() as u64);
+}

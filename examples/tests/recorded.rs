@@ -1,0 +1,77 @@
+//! The program over each recorded file: totals equal a count of the file's lines, and bars equal those that
+//! `check_bars.py` computes from the file alone.
+//!
+//! The files are looked for in `$QI_DATA_DIR`, else in `../shared/data` beside the checkout. A file that is not
+//! there is reported as ignored.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const FILES: [(&str, &str, &str); 5] = [
+    ("kraken-BCHEUR-trades-2023.csv", "kraken", "kraken:BCH-EUR"),
+    ("kraken-BCHEUR-trades-2023-q2.csv", "kraken", "kraken:BCH-EUR"),
+    ("kraken-XBTUSDT-trades-2025-11-10.csv", "kraken-rest", "kraken:XBT-USDT"),
+    ("binance-BTCUSDT-trades-2021-01-08.csv", "binance", "binance:BTC-USDT"),
+    ("btc-perp-1m-2022-01.csv.gz", "candles", "ftx:BTC-PERP"),
+];
+const INTERVALS: [&str; 4] = ["1m", "5m", "1h", "1d"];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let folder = std::env::var_os("QI_DATA_DIR").map_or_else(|| PathBuf::from(beside), PathBuf::from);
+    let python = Command::new("python3").arg("--version").output().is_ok();
+    let mut trials = Vec::new();
+    for (name, format, instrument) in FILES {
+        let path = folder.join(name);
+        let absent = !path.is_file() || !python;
+        for interval in INTERVALS {
+            let path = path.clone();
+            let trial =
+                Trial::test(format!("{name}::bars_{interval}_equal_an_independent_computation"), move || {
+                    compare(&path, format, instrument, interval)
+                });
+            trials.push(trial.with_ignored_flag(absent));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn compare(path: &Path, format: &str, instrument: &str, interval: &str) -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let bars = folder.path().join("bars.csv");
+    let out = Command::new(env!("CARGO_BIN_EXE_pipeline"))
+        .args(["--input".as_ref(), path, "--export".as_ref(), &bars])
+        .args(["--format", format, "--instrument", instrument, "--interval", interval, "--json"])
+        .output()?;
+    if !out.status.success() {
+        return Err(String::from_utf8_lossy(&out.stderr).into_owned().into());
+    }
+    let check = Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check_bars.py"))
+        .arg(path)
+        .args([format, interval])
+        .output()?;
+    if !check.status.success() {
+        return Err(String::from_utf8_lossy(&check.stderr).into_owned().into());
+    }
+    let (count, wanted) =
+        std::str::from_utf8(&check.stdout)?.split_once('\n').ok_or("the check printed nothing")?;
+    let summary: serde_json::Value = serde_json::from_slice(&out.stdout)?;
+    let count: u64 = count.parse()?;
+    for key in ["published", "stored"] {
+        if summary[key].as_u64() != Some(count) {
+            return Err(format!("the file has {count} records, but {key} is {}", summary[key]).into());
+        }
+    }
+    let found = std::fs::read_to_string(&bars)?;
+    if found != wanted {
+        let differs = found.lines().zip(wanted.lines()).find(|(a, b)| a != b);
+        return Err(format!("bars differ, first at {differs:?}").into());
+    }
+    Ok(())
+}
