@@ -390,7 +390,7 @@ impl PriceStore for MemoryStore {
 
 impl fmt::Display for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("memory store")
+        f.write_str("memory")
     }
 }
 
