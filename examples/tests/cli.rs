@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -86,7 +87,7 @@ fn a_failure_is_exit_code_1_and_says_why() {
 fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
     let mut content = "1600000000,10,1\n".to_owned();
     for n in 0..15 {
-        content.push_str(&format!("bad {n}\n"));
+        writeln!(content, "bad {n}").unwrap();
     }
     let (_file, path) = trades(&content);
     let arguments = ["--input", &path, "--format", "kraken", "--instrument", "x:Y"];

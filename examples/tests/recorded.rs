@@ -8,8 +8,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
+use clap::ValueEnum;
+use futures::TryStreamExt;
 use libtest_mimic::{Arguments, Failed, Trial};
+use qi_core::store::RangeQuery;
+use qi_core::{Error, Instrument, PriceStore, PriceStoreExt, PriceTick, TimeRange};
+use qi_examples::pipeline::source::{self, Format};
+use qi_examples::pipeline::{Data, Job};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
 const FILES: [(&str, &str, &str); 5] = [
     ("kraken-BCHEUR-trades-2023.csv", "kraken", "kraken:BCH-EUR"),
@@ -37,8 +46,38 @@ fn main() -> ExitCode {
                 });
             trials.push(trial.with_ignored_flag(absent));
         }
+        let trial = Trial::test(format!("{name}::the_same_file_twice_changes_nothing"), move || {
+            twice(&path, format, instrument)
+        });
+        trials.push(trial.with_ignored_flag(absent));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs the job on the file twice over one store: nothing is stored twice, nothing changes.
+fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
+    let (name, format) = (instrument.parse::<Instrument>()?, Format::from_str(format, false)?);
+    let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(MemoryStoreConfig::default())?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = || {
+        let data = match format {
+            Format::Candles => {
+                let (bars, interval) = source::candles(path, &name)?;
+                Data::Bars(bars, interval)
+            }
+            trades => Data::Ticks(source::trades(path, trades, &name)?),
+        };
+        let job = Job::new(store.clone(), Arc::new(MemoryBus::default()), data)?;
+        let summary = runtime.block_on(job.run())?;
+        let query = RangeQuery::new(name.clone(), TimeRange::ALL);
+        let ticks: Vec<PriceTick> = runtime.block_on(store.tick_stream(query).try_collect())?;
+        Ok::<_, Error>((summary.instruments, summary.stored, ticks))
+    };
+    let (first, second) = (run()?, run()?);
+    if first.1 == 0 || first != second {
+        return Err(format!("first {:?}, then {:?}", first.0, second.0).into());
+    }
+    Ok(())
 }
 
 fn compare(path: &Path, format: &str, instrument: &str, interval: &str) -> Result<(), Failed> {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mockall::mock;
+use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::bus::{
     Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
     MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
@@ -91,6 +92,18 @@ mock! {
         async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
         async fn assignment(&mut self) -> Result<Assignment>;
         async fn close(&mut self) -> Result<()>;
+    }
+}
+
+mock! {
+    /// An `Agent` that does as it is told.
+    pub Agent {}
+
+    #[async_trait]
+    impl Agent for Agent {
+        async fn initialize(&mut self, cx: &AgentContext) -> Result<()>;
+        async fn run(&mut self, cx: &AgentContext) -> Result<()>;
+        async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()>;
     }
 }
 

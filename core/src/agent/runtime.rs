@@ -122,7 +122,7 @@ impl AgentRuntimeBuilder {
         for (((common, maker), name), dependencies) in agents.into_iter().zip(keys).zip(dependencies) {
             let Common { name: _, after: _, finite, critical, limits, watchdog, max_children } = common;
             makers.push((maker, Rng::with_seed(seed ^ hash(&name))));
-            let limits = (limits, limits.at_most(deadline - reserve).scaled(scale));
+            let limits = (limits, limits.at_most(deadline.saturating_sub(reserve)).scaled(scale));
             let cell = Cell::new(name, env.clone(), limits, watchdog, max_children, now);
             members.push(Member::new(Arc::new(cell), finite, critical, dependencies));
         }

@@ -1,5 +1,7 @@
 //! Typed messages: a record becomes a payload with headers that say what it is, and is read back strictly.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -123,12 +125,20 @@ pub fn encode_message<C: Codec, T: Payload>(record: &T, topic: Option<&TopicName
         Some(topic) => topic.clone(),
         None => TopicName::new(T::TOPIC)?,
     };
+    let [content_type, kind, version] = HEADERS.clone()?;
     Ok(Message::new(topic, C::encode(record)?)
         .with_key(record.message_key())
-        .with_header(HeaderName::new(header::CONTENT_TYPE)?, C::CONTENT_TYPE)
-        .with_header(HeaderName::new(header::TYPE)?, T::TYPE)
-        .with_header(HeaderName::new(header::VERSION)?, T::VERSION.to_string()))
+        .with_header(content_type, C::CONTENT_TYPE)
+        .with_header(kind, T::TYPE)
+        .with_header(version, T::VERSION.to_string()))
 }
+
+/// The names of the headers, checked once: a clone of each costs a reference count.
+static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
+    let [content_type, kind, version] =
+        [header::CONTENT_TYPE, header::TYPE, header::VERSION].map(HeaderName::new);
+    Ok([content_type?, kind?, version?])
+});
 
 /// The record of a message. A message without the headers, as other producers write it, is read as what is asked
 /// for; one whose headers say something else is refused.

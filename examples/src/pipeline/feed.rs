@@ -19,13 +19,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Publishes every record of a source. What the bus did not take is sent again until it has it; what it may or may
 /// not have (`Unknown`) is sent again too and counted, which the store's keys make harmless.
-pub(super) struct Feed<T> {
-    pub(super) bus: Arc<dyn MessageBus>,
-    pub(super) topic: TopicName,
-    pub(super) source: Source<T>,
-    pub(super) tally: Arc<Tally>,
+pub struct Feed<T> {
+    /// Where records go.
+    pub bus: Arc<dyn MessageBus>,
+    /// The topic.
+    pub topic: TopicName,
+    /// Where they come from.
+    pub source: Source<T>,
+    /// What is counted.
+    pub tally: Arc<Tally>,
     /// Whether a bad line ends the feed.
-    pub(super) strict: bool,
+    pub strict: bool,
 }
 
 #[async_trait]

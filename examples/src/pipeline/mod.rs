@@ -21,12 +21,12 @@ use qi_core::bus::{GroupId, GroupQuery, MessageBus, MessageBusExt, TopicCatalogu
 use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result};
 use tokio_util::sync::CancellationToken;
 
+pub use feed::Feed;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
 pub use tally::Tally;
 pub use writer::Writer;
 
-use feed::Feed;
 use source::Source;
 
 /// What goes in.
@@ -60,8 +60,11 @@ pub struct Job {
     /// Sees every transition of the agents.
     pub observer: Option<Box<dyn Observer>>,
     /// Called if an agent does not end by the deadline: a binary exits there.
-    pub on_overrun: Option<Box<dyn FnOnce(&RuntimeReport) + Send>>,
+    pub on_overrun: Option<OnOverrun>,
 }
+
+/// Called with the report of a runtime that did not end in time.
+pub type OnOverrun = Box<dyn FnOnce(&RuntimeReport) + Send>;
 
 /// Two ways to stop a job.
 #[derive(Debug, Clone, Default)]
@@ -154,14 +157,9 @@ impl Job {
         let writer = {
             let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
             let (topic, group) = (topic.clone(), group.clone());
-            move || Writer::<T> {
-                bus: bus.clone(),
-                store: store.clone(),
-                topic: topic.clone(),
-                group: group.clone(),
-                tally: tally.clone(),
-                subscription: None,
-                records: std::marker::PhantomData,
+            move || {
+                let (bus, store, tally) = (bus.clone(), store.clone(), tally.clone());
+                Writer::<T>::new(bus, store, topic.clone(), group.clone(), tally)
             }
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);

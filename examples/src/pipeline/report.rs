@@ -106,7 +106,7 @@ impl Summary {
     }
 }
 
-/// The line `VmHWM:  123 kB` of `/proc/self/status`, in bytes. Source: proc_pid_status(5).
+/// The line `VmHWM:  123 kB` of `/proc/self/status`, in bytes. Source: `proc_pid_status(5)`.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,5 +1,6 @@
 //! The writer: what Layer 2 has to write to move records from a topic into a store, losing none.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,20 +18,26 @@ use super::tally::Tally;
 /// It holds no retry of its own: an error that may pass ends `run`, and the runtime starts a new writer, which
 /// goes on from the last commit.
 pub struct Writer<T> {
-    /// Where records come from.
-    pub bus: Arc<dyn MessageBus>,
-    /// Where they go.
-    pub store: Arc<dyn PriceStore>,
-    /// The topic.
-    pub topic: TopicName,
-    /// The group.
-    pub group: GroupId,
-    /// What is counted.
-    pub tally: Arc<Tally>,
-    /// The membership, from `initialize` to `cleanup`.
-    pub subscription: Option<Box<dyn Subscription>>,
-    /// What the records are.
-    pub records: std::marker::PhantomData<fn() -> T>,
+    bus: Arc<dyn MessageBus>,
+    store: Arc<dyn PriceStore>,
+    topic: TopicName,
+    group: GroupId,
+    tally: Arc<Tally>,
+    subscription: Option<Box<dyn Subscription>>,
+    records: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> Writer<T> {
+    /// A writer from `topic` on `bus`, as a member of `group`, into `store`; what it does is counted in `tally`.
+    pub fn new(
+        bus: Arc<dyn MessageBus>,
+        store: Arc<dyn PriceStore>,
+        topic: TopicName,
+        group: GroupId,
+        tally: Arc<Tally>,
+    ) -> Self {
+        Self { bus, store, topic, group, tally, subscription: None, records: PhantomData }
+    }
 }
 
 #[async_trait]
