@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod builder;
 mod catch;
 mod cell;
 mod context;
@@ -44,6 +45,7 @@ mod signal;
 mod spec;
 mod status;
 
+pub use builder::AgentRuntimeBuilder;
 pub use cell::AgentWatch;
 pub use context::AgentContext;
 pub use health::{AgentHealthReport, HealthReport};
@@ -51,7 +53,7 @@ pub use observe::{Observer, TracingObserver};
 pub use port::{Agent, AgentFn, agent_fn};
 pub use report::{AgentReport, EndedBy, Ending, RuntimeReport};
 pub use restart::{Backoff, Decision, GiveUp, RestartMode, RestartPolicy, RestartState};
-pub use runtime::{AgentRuntime, AgentRuntimeBuilder, RuntimeHandle};
+pub use runtime::{AgentRuntime, RuntimeHandle};
 pub use spec::{AgentSpec, Factory, Once, Source};
 pub use status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition,
