@@ -3,12 +3,10 @@
 mod config;
 mod memory;
 
-//#[cfg(feature = "contract")]
-//pub mod contract;
-//#[cfg(feature = "contract")]
-//pub mod model;
-//#[cfg(feature = "contract")]
-//pub mod mutants;
+#[cfg(feature = "contract")]
+pub mod contract;
+#[cfg(feature = "contract")]
+pub mod model;
 
 pub use config::{KeepConfig, MemoryStoreConfig, RetentionConfig};
 pub use memory::MemoryStore;

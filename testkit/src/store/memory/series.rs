@@ -9,46 +9,59 @@ use std::collections::BTreeMap;
 use super::row::{Row, Spot, Window};
 
 /// The most records of a chunk. Larger chunks make late records dearer, smaller ones the tree deeper.
-const CAP: usize = 128;
+const CAP: usize = 48;
 
-/// Neighbouring records in order, each with the stamp of the batch that wrote it last.
+/// Where a record stands, and the stamp of the batch that wrote it last.
+#[derive(Debug, Clone, Copy)]
+struct Key {
+    spot: Spot,
+    stamp: u64,
+}
+
+/// Neighbouring records in order. Their keys stand close together beside them, because a search among records
+/// would touch a cache line for each one that it looks at.
 #[derive(Debug)]
 struct Chunk<R> {
     rows: Vec<R>,
-    stamps: Vec<u64>,
+    keys: Vec<Key>,
 }
 
 impl<R> Default for Chunk<R> {
     fn default() -> Self {
-        Self { rows: Vec::new(), stamps: Vec::new() }
+        Self { rows: Vec::new(), keys: Vec::new() }
     }
 }
 
 impl<R: Row> Chunk<R> {
     fn with_capacity(capacity: usize) -> Self {
-        Self { rows: Vec::with_capacity(capacity), stamps: Vec::with_capacity(capacity) }
+        Self { rows: Vec::with_capacity(capacity), keys: Vec::with_capacity(capacity) }
     }
 
     fn first(&self) -> Option<Spot> {
-        self.rows.first().map(Row::spot)
+        self.keys.first().map(|key| key.spot)
     }
 
     fn last(&self) -> Option<Spot> {
-        self.rows.last().map(Row::spot)
+        self.keys.last().map(|key| key.spot)
     }
 
     fn is_full(&self) -> bool {
         self.rows.len() >= CAP
     }
 
-    fn push(&mut self, row: R, stamp: u64) {
+    fn push(&mut self, row: R, key: Key) {
         self.rows.push(row);
-        self.stamps.push(stamp);
+        self.keys.push(key);
+    }
+
+    fn insert(&mut self, at: usize, row: R, key: Key) {
+        self.rows.insert(at, row);
+        self.keys.insert(at, key);
     }
 
     /// Where in the rows a window begins and ends.
     fn bounds(&self, window: Window) -> (usize, usize) {
-        let at = |spot: Spot| self.rows.partition_point(|row| row.spot() < spot);
+        let at = |spot: Spot| self.keys.partition_point(|key| key.spot < spot);
         let from = if self.first() >= Some(window.lo) { 0 } else { at(window.lo) };
         let to = if self.last() < Some(window.hi) { self.rows.len() } else { at(window.hi) };
         (from, to.max(from))
@@ -62,10 +75,10 @@ impl<R: Row> Chunk<R> {
     /// Keeps what lies outside; says how many went.
     fn remove(&mut self, from: usize, to: usize) -> usize {
         self.rows.drain(from..to);
-        self.stamps.drain(from..to);
+        self.keys.drain(from..to);
         if self.rows.len() < CAP / 4 {
             self.rows.shrink_to_fit();
-            self.stamps.shrink_to_fit();
+            self.keys.shrink_to_fit();
         }
         to - from
     }
@@ -75,7 +88,7 @@ impl<R: Row> Chunk<R> {
         let half = self.rows.len() / 2;
         let mut right = Self::with_capacity(CAP);
         right.rows.extend(self.rows.drain(half..));
-        right.stamps.extend(self.stamps.drain(half..));
+        right.keys.extend(self.keys.drain(half..));
         right
     }
 }
@@ -123,14 +136,14 @@ impl<R: Row> Series<R> {
     /// Writes a record; a new key only if there is room.
     pub(super) fn put(&mut self, row: &R, stamp: u64, room: bool) -> Put {
         let spot = row.spot();
-        if self.tail.last().or_else(|| self.last().map(Row::spot)).is_none_or(|last| spot > last) {
+        if self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last()).is_none_or(|last| spot > last) {
             if !room {
                 return Put::Full;
             }
             if self.tail.is_full() {
                 self.seal();
             }
-            self.tail.push(row.clone(), stamp);
+            self.tail.push(row.clone(), Key { spot, stamp });
             self.len += 1;
             return Put::New;
         }
@@ -165,10 +178,10 @@ impl<R: Row> Series<R> {
                 None => &mut self.tail,
             }
         };
-        let at = match chunk.rows.binary_search_by_key(&spot, Row::spot) {
+        let at = match chunk.keys.binary_search_by_key(&spot, |key| key.spot) {
             Ok(at) => {
                 chunk.rows[at] = row.clone();
-                return Put::Replaced(std::mem::replace(&mut chunk.stamps[at], stamp));
+                return Put::Replaced(std::mem::replace(&mut chunk.keys[at].stamp, stamp));
             }
             Err(_) if !room => return Put::Full,
             Err(at) => at,
@@ -178,15 +191,13 @@ impl<R: Row> Series<R> {
             let (half, into) =
                 (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
             let at = if at > half { at - half } else { at };
-            into.rows.insert(at, row.clone());
-            into.stamps.insert(at, stamp);
+            into.insert(at, row.clone(), Key { spot, stamp });
             let left = if in_tail { std::mem::replace(chunk, right) } else { right };
             if let Some(first) = left.first() {
                 self.sealed.insert(first, left);
             }
         } else {
-            chunk.rows.insert(at, row.clone());
-            chunk.stamps.insert(at, stamp);
+            chunk.insert(at, row.clone(), Key { spot, stamp });
         }
         self.len += 1;
         Put::New

@@ -1,0 +1,248 @@
+//! Administration: what is there, and what goes when it is told to.
+
+use qi_core::store::{
+    Dataset, DeleteQuery, InstrumentDataset, InstrumentQuery, InstrumentSummary, PriceStore, Record,
+};
+use qi_core::{Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Selection, TimeRange, Timestamp};
+
+use super::expect::{Failure, Outcome, same_rows};
+use super::shelf::{AskLatest, Shelf, instrument, micros, minute, range};
+use super::{Case, promises};
+
+promises! { "administration";
+    once instruments_are_ordered_by_bytes: "by the bytes of the exchange, then of the symbol",
+    once instruments_belong_to_their_dataset: "each dataset has its own, with the times of its first and last record",
+    once instruments_need_a_record: "an instrument without records is not listed",
+    once instruments_of_one_exchange_in_pages: "the list can be asked by exchange, and page by page",
+    every deletion_is_half_open: "deletion takes the start and leaves the end",
+    every deletion_leaves_others: "deletion touches only the series that were named",
+    every deletion_of_all_series: "deletion of all series",
+    once deletion_leaves_other_intervals: "deletion of bars touches only their interval",
+    every deleted_can_be_inserted_again: "what was deleted can be inserted again, also the very same batch",
+    every deletion_twice_is_ok: "deleting again, or what never was, is Ok",
+    every a_purge_is_exact: "a purge takes what is before the cutoff, to the microsecond",
+    every a_purged_batch_can_be_inserted_again: "what was purged can be inserted again",
+    once a_purge_leaves_other_datasets: "a purge of one dataset leaves the other three",
+}
+
+async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Result<Vec<InstrumentSummary>> {
+    let (mut query, mut found) = (query, Vec::new());
+    loop {
+        let page = store.instruments(&query).await?;
+        found.extend(page.items);
+        let Some(next) = page.next else { return Ok(found) };
+        query = query.after(next);
+    }
+}
+
+const DATASETS: [InstrumentDataset; 3] =
+    [InstrumentDataset::Ticks, InstrumentDataset::Quotes, InstrumentDataset::Bars];
+
+async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
+    // '-' is before the digits, '.' between them, and neither language nor length has a say.
+    let ordered: Vec<Instrument> = ["a", "a-b", "a1", "a_b", "ab"]
+        .iter()
+        .flat_map(|exchange| {
+            ["A-B", "A.B", "A1", "AB", "A_B"].map(|symbol| instrument(&format!("{exchange}:{symbol}")))
+        })
+        .collect();
+    // 7 and 25 have no common factor: every index once.
+    for n in 0..ordered.len() {
+        let name = &ordered[n * 7 % ordered.len()];
+        case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, 1)]).await?;
+        case.store().insert_quotes(&[Quote::make(name, minute(0), 0, 1)]).await?;
+        case.store().insert_bars(&[Ohlcv::make(&(name.clone(), Interval::M1), minute(0), 0, 1)]).await?;
+    }
+    for dataset in DATASETS {
+        let found = listed(case.store(), InstrumentQuery::new(dataset)).await?;
+        let found: Vec<Instrument> = found.into_iter().map(|summary| summary.instrument).collect();
+        same_rows(&format!("instruments of {dataset:?}"), &found, &ordered)?;
+    }
+    let latest = PriceTick::scan_latest(case.store(), AskLatest::all()).await?;
+    let latest: Vec<Instrument> = latest.into_iter().map(|tick| tick.instrument().clone()).collect();
+    same_rows("latest ticks", &latest, &ordered)
+}
+
+fn summary(instrument: Instrument, first: i64, last: i64) -> InstrumentSummary {
+    InstrumentSummary { instrument, first: minute(first), last: minute(last) }
+}
+
+async fn instruments_belong_to_their_dataset(case: &Case) -> Outcome {
+    let (store, name) = (case.store(), PriceTick::series_no);
+    store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(1, 3, 1), PriceTick::at(2, 9, 1)]).await?;
+    store.insert_quotes(&[Quote::at(2, 4, 1), Quote::at(2, 1, 1)]).await?;
+    let hours = (name(3), Interval::H1);
+    store.insert_bars(&[Ohlcv::at(3, 90, 1), Ohlcv::make(&hours, minute(180), 0, 1)]).await?;
+    store.insert_bars(&[Ohlcv::at(4, 30, 1), Ohlcv::make(&hours, minute(0), 0, 1)]).await?;
+    let expected = [
+        vec![summary(name(1), 3, 5), summary(name(2), 9, 9)],
+        vec![summary(name(2), 1, 4)],
+        vec![summary(name(3), 0, 180), summary(name(4), 30, 30)],
+    ];
+    for (dataset, expected) in DATASETS.into_iter().zip(expected) {
+        let found = listed(store, InstrumentQuery::new(dataset)).await?;
+        same_rows(&format!("instruments of {dataset:?}"), &found, &expected)?;
+    }
+    Ok(())
+}
+
+async fn instruments_need_a_record(case: &Case) -> Outcome {
+    let (store, query) = (case.store(), InstrumentQuery::new(InstrumentDataset::Ticks));
+    same_rows("in an empty store", &listed(store, query.clone()).await?, &[])?;
+    store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(2, 9, 1)]).await?;
+    store.delete_range(&PriceTick::deletion(Some(vec![PriceTick::series_no(1)]), TimeRange::ALL)).await?;
+    same_rows("one deleted", &listed(store, query.clone()).await?, &[summary(PriceTick::series_no(2), 9, 9)])?;
+    store.purge_before(Dataset::Ticks, Timestamp::MAX).await?;
+    same_rows("the other one purged", &listed(store, query).await?, &[])
+}
+
+async fn instruments_of_one_exchange_in_pages(case: &Case) -> Outcome {
+    let names: Vec<Instrument> = (0..7).map(|n| instrument(&format!("beta:S{n}"))).collect();
+    let others = ["alpha:S1", "betab:S1", "bet:S1", "zeta:S1"].map(instrument);
+    let batch: Vec<PriceTick> =
+        names.iter().chain(&others).map(|name| PriceTick::make(name, minute(0), 0, 1)).collect();
+    case.store().insert_ticks(&batch).await?;
+    let expected: Vec<_> = names.into_iter().map(|name| summary(name, 0, 0)).collect();
+    for limit in [1, 2, 7, 100] {
+        let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+        let all = listed(case.store(), query.clone().with_limit(limit)?).await?;
+        super::expect::same("how many in all", &all.len(), &11)?;
+        let query = query.of_exchange("beta".parse()?).with_limit(limit)?;
+        same_rows(&format!("pages of {limit}"), &listed(case.store(), query).await?, &expected)?;
+    }
+    Ok(())
+}
+
+/// Four records a step apart.
+async fn four<D: Shelf>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
+    let series = D::series_no(0);
+    let batch: Vec<D> = (0..4).map(|n| D::make(&series, step::<D>(n.into()), 0, n)).collect();
+    D::insert(case.store(), &batch).await?;
+    Ok(batch)
+}
+
+/// The n-th of the closest times that two records of one series can have.
+fn step<D: Shelf>(n: i64) -> Timestamp {
+    micros(n * D::STEP)
+}
+
+async fn deletion_is_half_open<D: Shelf>(case: &Case) -> Outcome {
+    let all = four::<D>(case).await?;
+    let gone = range(step::<D>(1), step::<D>(3));
+    case.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), gone)).await?;
+    let expected = [all[0].clone(), all[3].clone()];
+    same_rows("what is left", &D::all(case.store(), &D::series_no(0)).await?, &expected)?;
+    let nothing = range(step::<D>(3), step::<D>(3));
+    case.store().delete_range(&D::deletion(None, nothing)).await?;
+    same_rows("after an empty range", &D::all(case.store(), &D::series_no(0)).await?, &expected)
+}
+
+async fn deletion_leaves_others<D: Shelf>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..5).map(|n| D::at(n, 0, 1)).collect();
+    D::insert(case.store(), &batch).await?;
+    let named = vec![D::series_no(1), D::series_no(3), D::series_no(9)];
+    case.store().delete_range(&D::deletion(Some(named), TimeRange::ALL)).await?;
+    let expected = [batch[0].clone(), batch[2].clone(), batch[4].clone()];
+    same_rows("what is left", &D::scan_latest(case.store(), AskLatest::all()).await?, &expected)
+}
+
+async fn deletion_of_all_series<D: Shelf>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..5).flat_map(|n| [D::at(n, 0, 1), D::at(n, 10, 2)]).collect();
+    D::insert(case.store(), &batch).await?;
+    case.store().delete_range(&D::deletion(None, TimeRange::before(minute(10)))).await?;
+    for n in 0..5 {
+        let found = D::all(case.store(), &D::series_no(n)).await?;
+        same_rows("what is left", &found, &[D::at(n, 10, 2)])?;
+    }
+    Ok(())
+}
+
+async fn deletion_leaves_other_intervals(case: &Case) -> Outcome {
+    let name = PriceTick::series_no(0);
+    let bars = [Interval::S1, Interval::M1, Interval::H1]
+        .map(|interval| Ohlcv::make(&(name.clone(), interval), minute(0), 0, 1));
+    case.store().insert_bars(&bars).await?;
+    case.store().insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
+    let gone = DeleteQuery::Bars(Interval::M1, Selection::All, TimeRange::ALL);
+    case.store().delete_range(&gone).await?;
+    for (bar, left) in bars.iter().zip([true, false, true]) {
+        let found = Ohlcv::all(case.store(), &bar.series()).await?;
+        same_rows("the bars", &found, if left { std::slice::from_ref(bar) } else { &[] })?;
+    }
+    let ticks = PriceTick::all(case.store(), &name).await?;
+    same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
+}
+
+async fn deleted_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome {
+    let all = four::<D>(case).await?;
+    let gone = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
+    for _ in 0..2 {
+        case.store().delete_range(&gone).await?;
+        same_rows("after deletion", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
+        D::insert(case.store(), &all).await?;
+        same_rows("the very same batch", &D::all(case.store(), &D::series_no(0)).await?, &all)?;
+    }
+    case.store().delete_range(&gone).await?;
+    let other = D::make(&D::series_no(0), step::<D>(1), 0, 77);
+    D::insert(case.store(), std::slice::from_ref(&other)).await?;
+    same_rows("another value", &D::all(case.store(), &D::series_no(0)).await?, &[other])
+}
+
+async fn deletion_twice_is_ok<D: Shelf>(case: &Case) -> Outcome {
+    let gone = D::deletion(None, range(minute(0), minute(5)));
+    case.store().delete_range(&gone).await?;
+    D::insert(case.store(), &[D::at(0, 0, 1), D::at(0, 5, 1)]).await?;
+    for _ in 0..2 {
+        case.store().delete_range(&gone).await?;
+        same_rows("what is left", &D::all(case.store(), &D::series_no(0)).await?, &[D::at(0, 5, 1)])?;
+    }
+    let unknown = D::deletion(Some(vec![D::series_no(8)]), TimeRange::ALL);
+    Ok(case.store().delete_range(&unknown).await?)
+}
+
+async fn a_purge_is_exact<D: Shelf>(case: &Case) -> Outcome {
+    let mut all = four::<D>(case).await?;
+    let other = D::make(&D::series_no(1), step::<D>(1), 0, 9);
+    D::insert(case.store(), std::slice::from_ref(&other)).await?;
+    case.store().purge_before(D::DATASET, step::<D>(0)).await?;
+    same_rows("nothing is before", &D::all(case.store(), &D::series_no(0)).await?, &all)?;
+    for cutoff in [1, 2] {
+        all.remove(0);
+        for _ in 0..2 {
+            case.store().purge_before(D::DATASET, step::<D>(cutoff)).await?;
+            same_rows("what is left", &D::all(case.store(), &D::series_no(0)).await?, &all)?;
+        }
+        let left = if cutoff == 1 { std::slice::from_ref(&other) } else { &[] };
+        same_rows("of another series", &D::all(case.store(), &D::series_no(1)).await?, left)?;
+    }
+    case.store().purge_before(D::DATASET, Timestamp::MAX).await?;
+    same_rows("everything purged", &D::scan_latest(case.store(), AskLatest::all()).await?, &[])
+}
+
+async fn a_purged_batch_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome {
+    let all = four::<D>(case).await?;
+    case.store().purge_before(D::DATASET, minute(1_000)).await?;
+    same_rows("after the purge", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
+    D::insert(case.store(), &all).await?;
+    same_rows("the very same batch", &D::all(case.store(), &D::series_no(0)).await?, &all)
+}
+
+async fn a_purge_leaves_other_datasets(case: &Case) -> Outcome {
+    let store = case.store();
+    for purged in Dataset::ALL {
+        store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
+        store.insert_quotes(&[Quote::at(0, 0, 1)]).await?;
+        store.insert_bars(&[Ohlcv::at(0, 0, 1)]).await?;
+        store.insert_snapshots(&[MarketSnapshot::at(0, 0, 1)]).await?;
+        store.purge_before(purged, minute(10)).await?;
+        let left = [
+            PriceTick::all(store, &PriceTick::series_no(0)).await?.len(),
+            Quote::all(store, &Quote::series_no(0)).await?.len(),
+            Ohlcv::all(store, &Ohlcv::series_no(0)).await?.len(),
+            MarketSnapshot::all(store, &MarketSnapshot::series_no(0)).await?.len(),
+        ];
+        let expected = Dataset::ALL.map(|dataset| usize::from(dataset != purged));
+        same_rows(&format!("ticks, quotes, bars and snapshots after a purge of {purged}"), &left, &expected)?;
+    }
+    Ok(())
+}

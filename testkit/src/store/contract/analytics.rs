@@ -1,0 +1,174 @@
+//! Analytics: what is computed over any store, checked by hand on each.
+
+use futures::TryStreamExt;
+use qi_core::store::{
+    BarQuery, BarSource, InstrumentDataset, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt, RangeStats,
+    StatsQuery,
+};
+use qi_core::{Instrument, Interval, PriceTick, Result, Selection, TimeRange};
+
+use super::expect::{Outcome, holds, same, same_rows};
+use super::shelf::{Shelf, instrument, micros, minute, range};
+use super::{Case, promises};
+
+promises! { "analytics";
+    once stats_equal_a_fold: "the figures of a range are those of a fold over its ticks",
+    once stats_of_nothing_are_none: "no ticks, no figures; never an error",
+    once vwap_by_hand: "the volume-weighted average price, rounded once",
+    once change_by_hand: "last over first, minus 1",
+    once volatility_by_hand: "the sample deviation of the log returns",
+    once sma_by_hand: "the mean of the last closes, rounded once",
+    once gaps_by_hand: "the stretches without bars",
+    once filled_bars_by_hand: "flat bars between bars, nothing before the first and after the last",
+    once movers_by_hand: "who rose and who fell most",
+    once chunked_inserts_write_all: "a long batch is split and written whole",
+}
+
+fn name() -> Instrument {
+    PriceTick::series_no(0)
+}
+
+fn tick(of: &Instrument, seconds: i64, price: &str, quantity: Option<&str>) -> Result<PriceTick> {
+    let quantity = quantity.map(str::parse).transpose()?;
+    Ok(PriceTick::new(of.clone(), micros(seconds * 1_000_000), 0, price.parse()?)?.with_quantity(quantity))
+}
+
+/// One tick a minute at these prices, 1 of each.
+async fn minutely(store: &dyn PriceStore, of: &Instrument, prices: &[&str]) -> Result<()> {
+    let ticks: Vec<PriceTick> = (0..)
+        .zip(prices)
+        .map(|(n, price)| tick(of, 60 * n, price, Some("1")))
+        .collect::<Result<_>>()?;
+    store.insert_ticks(&ticks).await.map(drop)
+}
+
+async fn stats_equal_a_fold(case: &Case) -> Outcome {
+    let ticks: Vec<PriceTick> = (0..300)
+        .map(|n| {
+            let quantity = (n % 3 != 0).then(|| format!("0.00000000000000{}", n + 1));
+            tick(&name(), n, &format!("{}.000000000000007", n * 31 % 97 + 1), quantity.as_deref())
+        })
+        .collect::<Result<_>>()?;
+    case.store().insert_ticks(&ticks).await?;
+    for (from, to) in [(0, 300), (10, 20), (0, 1), (299, 300), (4, 4)] {
+        let part = range(micros(from * 1_000_000), micros(to * 1_000_000));
+        let found = case.store().stats(&StatsQuery::new(name(), part)).await?;
+        let within = ticks.iter().filter(|tick| part.contains(tick.ts()));
+        let expected = RangeStats::of(within)?;
+        same(&format!("seconds {from} to {to}"), &found, &expected)?;
+    }
+    let stats = case.store().stats(&StatsQuery::new(name(), TimeRange::ALL)).await?;
+    let stats = stats.ok_or_else(|| super::Failure::new("300 ticks have figures"))?;
+    same("the count", &stats.count(), &300)?;
+    same("the first", &stats.first().ts, &micros(0))?;
+    same("the last", &stats.last().ts, &micros(299_000_000))
+}
+
+async fn stats_of_nothing_are_none(case: &Case) -> Outcome {
+    let query = StatsQuery::new(name(), range(minute(5), minute(9)));
+    for round in ["in an empty store", "beside others", "beside the range"] {
+        same(round, &case.store().stats(&query).await?, &None)?;
+        same(round, &case.store().vwap(&query).await?, &None)?;
+        same(round, &case.store().change(&query).await?, &None)?;
+        let other = if round == "in an empty store" { PriceTick::series_no(1) } else { name() };
+        case.store().insert_ticks(&[tick(&other, 9 * 60, "1", None)?]).await?;
+    }
+    Ok(())
+}
+
+async fn vwap_by_hand(case: &Case) -> Outcome {
+    let (store, query) = (case.store(), StatsQuery::new(name(), TimeRange::ALL));
+    store.insert_ticks(&[tick(&name(), 0, "10", None)?]).await?;
+    same("no known quantity", &store.vwap(&query).await?, &None)?;
+    store.insert_ticks(&[tick(&name(), 1, "50", Some("0"))?]).await?;
+    same("a volume of zero", &store.vwap(&query).await?, &None)?;
+    store.insert_ticks(&[tick(&name(), 2, "10", Some("1"))?, tick(&name(), 3, "20", Some("2"))?]).await?;
+    // 50 / 3, rounded up at the 18th place.
+    same("50 / 3", &store.vwap(&query).await?, &Some("16.666666666666666667".parse()?))
+}
+
+async fn change_by_hand(case: &Case) -> Outcome {
+    minutely(case.store(), &name(), &["80", "200", "60", "100"]).await?;
+    let query = StatsQuery::new(name(), TimeRange::ALL);
+    let ratio = case.store().change(&query).await?.map(|change| change.ratio);
+    same("from 80 to 100", &ratio, &Some("0.25".parse()?))?;
+    let down = StatsQuery::new(name(), range(minute(1), minute(3)));
+    let ratio = case.store().change(&down).await?.map(|change| change.ratio);
+    same("from 200 to 60", &ratio, &Some("-0.7".parse()?))
+}
+
+fn bars() -> BarQuery {
+    BarQuery::new(name(), Interval::M1, TimeRange::ALL)
+}
+
+async fn volatility_by_hand(case: &Case) -> Outcome {
+    let store = case.store();
+    minutely(store, &name(), &["100", "110"]).await?;
+    let found = store.volatility(bars(), BarSource::Derived, None).await?;
+    same("of two bars", &found, &None)?;
+    minutely(store, &name(), &["100", "110", "99"]).await?;
+    // Returns ln 1.1 and ln 0.9; of two values the sample deviation is their distance over the root of two.
+    let expected = (1.1f64.ln() - 0.9f64.ln()) / 2f64.sqrt();
+    let near = |found: Option<f64>, want: f64| found.is_some_and(|found| (found - want).abs() < 1e-12);
+    let found = store.volatility(bars(), BarSource::Derived, None).await?;
+    holds(format_args!("{expected}, found {found:?}"), near(found, expected))?;
+    let found = store.volatility(bars(), BarSource::Derived, Some(365.0)).await?;
+    holds(format_args!("that of a year, found {found:?}"), near(found, expected * 365f64.sqrt()))
+}
+
+async fn sma_by_hand(case: &Case) -> Outcome {
+    minutely(case.store(), &name(), &["1", "2", "4", "8"]).await?;
+    let found: Vec<_> = case.store().sma(bars().with_limit(1)?, BarSource::Derived, 3)?.try_collect().await?;
+    let expected =
+        [(minute(2), "2.333333333333333333".parse()?), (minute(3), "4.666666666666666667".parse()?)];
+    same_rows("means of three", &found, &expected)
+}
+
+async fn gaps_by_hand(case: &Case) -> Outcome {
+    let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
+    case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
+    let query = BarQuery::new(name(), Interval::M1, range(minute(0), minute(9))).with_limit(1)?;
+    let found: Vec<TimeRange> = case.store().gaps(query, BarSource::Derived)?.try_collect().await?;
+    let expected = [(0, 2), (4, 6), (7, 9)].map(|(from, to)| range(minute(from), minute(to)));
+    same_rows("the gaps", &found, &expected)
+}
+
+async fn filled_bars_by_hand(case: &Case) -> Outcome {
+    let ticks = [tick(&name(), 60, "5", Some("1"))?, tick(&name(), 240, "9", Some("1"))?];
+    case.store().insert_ticks(&ticks).await?;
+    let found: Vec<_> = case.store().bars_filled(bars(), BarSource::Derived)?.try_collect().await?;
+    let found: Vec<_> =
+        found.iter().map(|b| (b.bar.open_time(), b.bar.close().to_string(), b.filled)).collect();
+    let expected = [(1, "5", false), (2, "5", true), (3, "5", true), (4, "9", false)]
+        .map(|(m, close, filled)| (minute(m), close.to_owned(), filled));
+    same_rows("open time, close, filled", &found, &expected)
+}
+
+async fn movers_by_hand(case: &Case) -> Outcome {
+    let store = case.store();
+    let names = ["a:UP1", "a:UP50", "a:DOWN9", "a:FLAT", "a:UP2", "a:DOWN50"].map(instrument);
+    let prices = [["100", "101"], ["100", "150"], ["100", "91"], ["100", "100"], ["100", "102"], ["100", "50"]];
+    for (name, prices) in names.iter().zip(prices) {
+        minutely(store, name, &prices).await?;
+    }
+    let query = MoversQuery::new(Selection::All, TimeRange::ALL, 2)?;
+    let movers = store.movers(&query).await?;
+    let names_of = |side: &[(Instrument, _)]| -> Vec<String> {
+        side.iter().map(|(name, _): &(Instrument, qi_core::store::Change)| name.to_string()).collect()
+    };
+    same_rows("gainers", &names_of(&movers.gainers), &["a:UP50".to_owned(), "a:UP2".to_owned()])?;
+    same_rows("losers", &names_of(&movers.losers), &["a:DOWN50".to_owned(), "a:DOWN9".to_owned()])
+}
+
+async fn chunked_inserts_write_all(case: &Case) -> Outcome {
+    let (store, series) = (case.store(), name());
+    let ticks: Vec<PriceTick> = (0..105).map(|n| PriceTick::at(0, n, 1)).collect();
+    let report = store.insert_ticks_chunked(&ticks, 10).await?;
+    same("received", &report.received, &105)?;
+    same_rows("the series", &PriceTick::all(store, &series).await?, &ticks)?;
+    for chunk in [0, store.info().max_batch + 1] {
+        holds("a chunk outside the bounds is refused", store.insert_ticks_chunked(&ticks, chunk).await.is_err())?;
+    }
+    let list = store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await?;
+    same("instruments", &list.items.len(), &1)
+}

@@ -1,0 +1,298 @@
+//! Read: half-open ranges, a total order, pages and cursors.
+
+use futures::TryStreamExt;
+use qi_core::store::{
+    BarQuery, InstrumentDataset, InstrumentQuery, LatestQuery, Order, PageRequest, PriceStore, RangeQuery,
+};
+use qi_core::{ErrorKind, Interval, Ohlcv, PriceTick, Selection, TimeRange, Timestamp};
+
+use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
+use super::shelf::{Ask, Shelf, micros, minute, range};
+use super::{Case, promises};
+
+promises! { "read";
+    every the_start_is_inclusive: "a range begins with its start",
+    every the_end_is_exclusive: "a range ends before its end",
+    every an_empty_range_is_an_empty_page: "an empty range is an empty page, never an error",
+    every an_unknown_series_is_an_empty_page: "an unknown series is an empty page, never an error",
+    every ascending_is_oldest_first: "ascending is oldest first",
+    every descending_is_newest_first: "descending is the same records, newest first",
+    tied ties_are_ordered_by_seq: "records of one time are ordered by seq, in both directions",
+    every pages_make_up_the_full_scan: "pages of 1, 2, 7 and 1,000 make up the full scan, in both directions",
+    tied pages_part_records_of_one_time: "a page that ends among records of one time loses and repeats none",
+    every an_exact_multiple_has_no_empty_page: "the page that takes the last record has no next one",
+    every ten_thousand_in_one_page: "a page holds up to 10,000 records",
+    every a_cursor_sees_what_came_ahead_of_it: "what is inserted behind a cursor is not seen, ahead of it is",
+    every a_cursor_survives_what_it_points_to: "a cursor goes on after its record, also when that is deleted",
+    every a_foreign_cursor_is_refused: "a cursor of another series, range or order is InvalidInput",
+    once a_cursor_of_another_dataset_is_refused: "a cursor of another dataset or question is InvalidInput",
+    every a_cursor_is_good_for_another_limit: "a cursor is not bound to the limit",
+    every resume_sees_what_came_later: "resume is on every page, the empty one too, and sees what came later",
+    every limits_are_checked: "limits 0 and 10,001 are refused, 1 and 10,000 are not",
+    every a_stream_equals_its_pages: "the stream is the pages in order",
+}
+
+/// Ten records of one series, one minute apart.
+async fn ten<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+    let batch: Vec<D> = (0..10).map(|n| D::at(1, n.into(), n)).collect();
+    // Neighbours that no answer may show.
+    let others = [D::at(0, 3, 99), D::at(2, 4, 98)];
+    D::insert(store, &[&batch[..], &others[..]].concat()).await?;
+    Ok(batch)
+}
+
+fn ask<D: Shelf>() -> Ask<D> {
+    Ask::all(&D::series_no(1))
+}
+
+async fn the_start_is_inclusive<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    for order in [ask::<D>(), ask().descending()] {
+        let mut found = D::scan(case.store(), order.within(TimeRange::since(minute(3)))).await?;
+        found.sort_by_key(D::place);
+        same_rows("from the time of the fourth record", &found, &all[3..])?;
+    }
+    let just_after = micros(3 * 60_000_000 + 1);
+    let found = D::scan(case.store(), ask().within(TimeRange::since(just_after))).await?;
+    same_rows("from a microsecond later", &found, &all[4..])
+}
+
+async fn the_end_is_exclusive<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    for order in [ask::<D>(), ask().descending()] {
+        let mut found = D::scan(case.store(), order.within(TimeRange::before(minute(3)))).await?;
+        found.sort_by_key(D::place);
+        same_rows("up to the time of the fourth record", &found, &all[..3])?;
+    }
+    let just_after = micros(3 * 60_000_000 + 1);
+    let found = D::scan(case.store(), ask().within(TimeRange::before(just_after))).await?;
+    same_rows("up to a microsecond later", &found, &all[..4])
+}
+
+async fn an_empty_range_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
+    ten::<D>(case.store()).await?;
+    let ranges = [
+        range(minute(3), minute(3)),
+        range(micros(1), minute(1)),
+        range(minute(100), minute(200)),
+        range(Timestamp::MAX, Timestamp::MAX),
+    ];
+    for range in ranges {
+        for ask in [ask::<D>(), ask().descending()] {
+            let page = D::page(case.store(), &ask.within(range)).await?;
+            same_rows("an empty range", &page.items, &[])?;
+            holds("an empty page has no next one", page.next.is_none())?;
+        }
+    }
+    Ok(())
+}
+
+async fn an_unknown_series_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
+    for round in ["in an empty store", "beside others"] {
+        let page = D::page(case.store(), &Ask::all(&D::series_no(7))).await?;
+        same_rows(round, &page.items, &[])?;
+        holds("an empty page has no next one", page.next.is_none())?;
+        ten::<D>(case.store()).await?;
+    }
+    Ok(())
+}
+
+async fn ascending_is_oldest_first<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    same_rows("the series", &D::page(case.store(), &ask()).await?.items, &all)
+}
+
+async fn descending_is_newest_first<D: Shelf>(case: &Case) -> Outcome {
+    let mut all = ten::<D>(case.store()).await?;
+    all.reverse();
+    same_rows("the series", &D::page(case.store(), &ask().descending()).await?.items, &all)
+}
+
+/// Three times with 1, 5 and 2 records; the seqs come in an order that is not the order of their digits.
+async fn tied_records<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+    let places = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
+    let mut batch: Vec<D> = (0..)
+        .zip(places)
+        .map(|(value, (minutes, seq))| D::make(&D::series_no(1), minute(minutes), seq, value))
+        .collect();
+    let sorted = batch.clone();
+    batch.reverse();
+    batch.swap(1, 4);
+    D::insert(store, &batch).await?;
+    Ok(sorted)
+}
+
+async fn ties_are_ordered_by_seq<D: Shelf>(case: &Case) -> Outcome {
+    let mut all = tied_records::<D>(case.store()).await?;
+    same_rows("ascending", &D::page(case.store(), &ask()).await?.items, &all)?;
+    all.reverse();
+    same_rows("descending", &D::page(case.store(), &ask().descending()).await?.items, &all)
+}
+
+/// Every page of these limits, put together, is the full scan.
+async fn pages_equal<D: Shelf>(case: &Case, all: &[D], limits: &[usize]) -> Outcome {
+    let reversed: Vec<D> = all.iter().rev().cloned().collect();
+    for &limit in limits {
+        let found = D::scan(case.store(), ask().limit(limit)).await?;
+        same_rows(&format!("pages of {limit}, ascending"), &found, all)?;
+        let found = D::scan(case.store(), ask().descending().limit(limit)).await?;
+        same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
+    }
+    Ok(())
+}
+
+async fn pages_make_up_the_full_scan<D: Shelf>(case: &Case) -> Outcome {
+    let mut all = ten::<D>(case.store()).await?;
+    pages_equal(case, &all, &[1, 2, 7]).await?;
+    let more: Vec<D> = (10..2_003).map(|n| D::at(1, n.into(), n)).collect();
+    D::insert(case.store(), &more).await?;
+    all.extend(more);
+    pages_equal(case, &all, &[1_000]).await?;
+    let part = range(minute(2), minute(6));
+    let found = D::scan(case.store(), ask().within(part).limit(3)).await?;
+    same_rows("pages of a part", &found, &all[2..6])
+}
+
+async fn pages_part_records_of_one_time<D: Shelf>(case: &Case) -> Outcome {
+    let all = tied_records::<D>(case.store()).await?;
+    pages_equal(case, &all, &[1, 2, 3, 4, 5]).await
+}
+
+async fn an_exact_multiple_has_no_empty_page<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
+        let first = D::page(case.store(), &ask).await?;
+        let Some(next) = first.next else { return Err(Failure::new("the first of two pages has no next one")) };
+        let second = D::page(case.store(), &ask.after(next)).await?;
+        same("the second page", &second.items.len(), &5)?;
+        holds("the second page is the last one", second.next.is_none())?;
+    }
+    let whole = D::page(case.store(), &ask().limit(10)).await?;
+    same_rows("one page of all", &whole.items, &all)?;
+    holds("a page of all is the last one", whole.next.is_none())
+}
+
+async fn ten_thousand_in_one_page<D: Shelf>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
+    D::insert(case.store(), &batch).await?;
+    let page = D::page(case.store(), &ask()).await?;
+    same_rows("the first page", &page.items, &batch[..10_000])?;
+    let Some(next) = page.next else { return Err(Failure::new("there is one more, and no next page")) };
+    same_rows("the second page", &D::page(case.store(), &ask().after(next)).await?.items, &batch[10_000..])
+}
+
+async fn a_cursor_sees_what_came_ahead_of_it<D: Shelf>(case: &Case) -> Outcome {
+    let at = |n: i64| D::at(1, n, 1);
+    D::insert(case.store(), &[0, 2, 4, 6, 8].map(at)).await?;
+    let ascending = D::page(case.store(), &ask().limit(2)).await?;
+    let descending = D::page(case.store(), &ask().descending().limit(2)).await?;
+    same_rows("the first page", &ascending.items, &[0, 2].map(at))?;
+    D::insert(case.store(), &[1, 3, 5, 7].map(at)).await?;
+    let (Some(up), Some(down)) = (ascending.next, descending.next) else {
+        return Err(Failure::new("two of five records have a next page"));
+    };
+    let found = D::scan(case.store(), ask().limit(2).after(up)).await?;
+    same_rows("after 2, ascending", &found, &[3, 4, 5, 6, 7, 8].map(at))?;
+    let found = D::scan(case.store(), ask().descending().limit(2).after(down)).await?;
+    same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
+}
+
+async fn a_cursor_survives_what_it_points_to<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    let page = D::page(case.store(), &ask().limit(4)).await?;
+    let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
+    let gone = D::deletion(Some(vec![D::series_no(1)]), range(minute(3), minute(5)));
+    case.store().delete_range(&gone).await?;
+    same_rows("after a deleted record", &D::scan(case.store(), ask().after(next)).await?, &all[5..])
+}
+
+async fn a_foreign_cursor_is_refused<D: Shelf>(case: &Case) -> Outcome {
+    ten::<D>(case.store()).await?;
+    let page = D::page(case.store(), &ask().limit(2)).await?;
+    let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
+    for cursor in [next, page.resume] {
+        let foreign = [
+            ("another series", Ask::<D>::all(&D::series_no(2))),
+            ("another range", ask().within(TimeRange::since(minute(0)))),
+            ("another order", ask().descending()),
+        ];
+        for (what, ask) in foreign {
+            let answer = D::page(case.store(), &ask.after(cursor.clone())).await;
+            refused(what, answer, ErrorKind::InvalidInput)?;
+        }
+    }
+    let nonsense = "not a cursor".parse()?;
+    refused("nonsense", D::page(case.store(), &ask().after(nonsense)).await, ErrorKind::InvalidInput)?;
+    Ok(())
+}
+
+async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
+    const KIND: ErrorKind = ErrorKind::InvalidInput;
+    let (store, name) = (case.store(), PriceTick::series_no(1));
+    ten::<PriceTick>(store).await?;
+    ten::<Ohlcv>(store).await?;
+    let ticks = RangeQuery::new(name.clone(), TimeRange::ALL);
+    let of_ticks = store.ticks(&ticks).await?.resume;
+    refused("ticks asked of quotes", store.quotes(&ticks.clone().after(of_ticks.clone())).await, KIND)?;
+    let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);
+    let of_bars = store.bars(&bars).await?.resume;
+    refused("stored asked of derived", store.derived_bars(&bars.clone().after(of_bars.clone())).await, KIND)?;
+    let of_derived = store.derived_bars(&bars).await?.resume;
+    refused("derived asked of stored", store.bars(&bars.clone().after(of_derived)).await, KIND)?;
+    let longer = BarQuery::new(name, Interval::M3, TimeRange::ALL);
+    refused("another interval", store.bars(&longer.after(of_bars)).await, KIND)?;
+    let latest: LatestQuery = LatestQuery::new(Selection::All);
+    refused("a range asked of latest", store.latest_ticks(&latest.clone().after(of_ticks)).await, KIND)?;
+    let of_latest = store.latest_ticks(&latest).await?.resume;
+    let earlier = latest.clone().as_of(minute(5)).after(of_latest.clone());
+    refused("latest of another time", store.latest_ticks(&earlier).await, KIND)?;
+    refused("ticks asked of quotes", store.latest_quotes(&latest.after(of_latest.clone())).await, KIND)?;
+    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
+    refused("latest asked of instruments", store.instruments(&list.clone().after(of_latest)).await, KIND)?;
+    let of_list = store.instruments(&list).await?.resume;
+    let other = InstrumentQuery::new(InstrumentDataset::Bars).after(of_list);
+    refused("instruments of another dataset", store.instruments(&other).await, KIND)?;
+    Ok(())
+}
+
+async fn a_cursor_is_good_for_another_limit<D: Shelf>(case: &Case) -> Outcome {
+    let all = ten::<D>(case.store()).await?;
+    let page = D::page(case.store(), &ask().limit(3)).await?;
+    let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
+    let rest = D::page(case.store(), &ask().limit(100).after(next)).await?;
+    same_rows("the rest", &rest.items, &all[3..])
+}
+
+async fn resume_sees_what_came_later<D: Shelf>(case: &Case) -> Outcome {
+    let mut ask = ask::<D>();
+    for round in 0..4u32 {
+        let page = D::page(case.store(), &ask).await?;
+        same_rows("nothing new", &page.items, &[])?;
+        let new: Vec<D> = (0..round).map(|n| D::at(1, i64::from(10 * round + n), n)).collect();
+        D::insert(case.store(), &new).await?;
+        let page = D::page(case.store(), &ask.clone().after(page.resume)).await?;
+        same_rows("what came since", &page.items, &new)?;
+        ask = ask.after(page.resume);
+    }
+    Ok(())
+}
+
+async fn limits_are_checked<D: Shelf>(case: &Case) -> Outcome {
+    for limit in [0, 10_001, usize::MAX] {
+        let error = refused("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
+        same("the field", &error.context_value("field"), &Some("limit"))?;
+    }
+    for limit in [1, 10_000] {
+        D::page(case.store(), &ask().limit(limit)).await?;
+    }
+    same("the default order", &ask::<D>().order, &Order::Ascending)
+}
+
+async fn a_stream_equals_its_pages<D: Shelf>(case: &Case) -> Outcome {
+    let mut all = ten::<D>(case.store()).await?;
+    let found: Vec<D> = D::stream(case.store(), ask().limit(3)).try_collect().await?;
+    same_rows("ascending", &found, &all)?;
+    all.reverse();
+    let found: Vec<D> = D::stream(case.store(), ask().descending().limit(3)).try_collect().await?;
+    same_rows("descending", &found, &all)
+}

@@ -1,0 +1,133 @@
+//! Turns checks, implementations and wrappings into trials of libtest-mimic.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use qi_core::store::PriceStore;
+
+use super::{CHECK_LIMIT, Case, Failure, Outcome, StoreCheck, StoreFactory, checks};
+
+/// The variable that names the backends which must be there, separated by commas. An absent one fails its trials
+/// then, where it is shown as ignored otherwise.
+const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
+
+/// What stands around a store. A wrapper of core, a stack of them, or a mutant is one more value of this type.
+#[derive(Debug, Clone, Copy)]
+pub struct Wrapping {
+    /// Its name in the trials.
+    pub name: &'static str,
+    /// Puts it around a store.
+    pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
+}
+
+impl Wrapping {
+    /// The store as the factory made it.
+    pub const PLAIN: Self = Self { name: "plain", wrap: |store| store };
+    /// Behind one more `Arc<dyn PriceStore>`.
+    pub const ARC_DYN: Self = Self { name: "arc_dyn", wrap: |store| Arc::new(store) };
+    /// Behind a `Box<dyn PriceStore>`.
+    pub const BOX_DYN: Self = Self {
+        name: "box_dyn",
+        wrap: |store| {
+            let boxed: Box<dyn PriceStore> = Box::new(store);
+            Arc::new(boxed)
+        },
+    };
+
+    /// The pointers: all that core itself puts around a store without changing anything.
+    pub fn all() -> Vec<Self> {
+        vec![Self::PLAIN, Self::ARC_DYN, Self::BOX_DYN]
+    }
+}
+
+/// Trials of the whole contract, collected by implementation.
+#[derive(Debug, Default)]
+pub struct Suite {
+    trials: Vec<Trial>,
+}
+
+impl Suite {
+    /// No trials yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every check on one implementation, in each wrapping: `memory/plain/write::last_write_wins`.
+    #[must_use]
+    pub fn on(mut self, factory: Arc<dyn StoreFactory>, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
+        let (absent, required) = (factory.absent(), is_required(factory.name()));
+        for wrapping in wrappings {
+            for check in checks() {
+                let name = format!("{}/{}/{}", factory.name(), wrapping.name, check.name);
+                let (factory, absent) = (factory.clone(), absent.clone());
+                self.trials.push(Trial::ignorable_test(name, move || match absent {
+                    Some(reason) if required => {
+                        Err(format!("the backend is absent and {REQUIRED} names it: {reason}").into())
+                    }
+                    Some(reason) => Ok(Completion::ignored_with(reason)),
+                    None => run_trial(check, factory, wrapping),
+                }));
+            }
+        }
+        self
+    }
+
+    /// One more trial.
+    #[must_use]
+    pub fn with(mut self, trial: Trial) -> Self {
+        self.trials.push(trial);
+        self
+    }
+
+    /// The trials, for a runner of one's own.
+    pub fn trials(self) -> Vec<Trial> {
+        self.trials
+    }
+
+    /// Runs them as the arguments of the process say, and ends the process.
+    pub fn main(self) -> ! {
+        libtest_mimic::run(&Arguments::from_args(), self.trials).exit()
+    }
+}
+
+fn is_required(name: &str) -> bool {
+    std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|entry| entry.trim() == name))
+}
+
+fn run_trial(
+    check: &'static StoreCheck,
+    factory: Arc<dyn StoreFactory>,
+    wrapping: Wrapping,
+) -> Result<Completion, Failed> {
+    if let Some(reason) = factory.not_applicable(check.name) {
+        return Ok(Completion::ignored_with(reason));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match runtime.block_on(run_check(check, factory, wrapping)) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(failure) => Err(format!("{}\n{failure}", check.promise).into()),
+    }
+}
+
+/// Runs one check on a fresh store of the factory in a wrapping, within a time limit, and cleans up after it. A
+/// panic of the check is a failure too.
+pub async fn run_check(
+    check: &StoreCheck,
+    factory: Arc<dyn StoreFactory>,
+    wrapping: Wrapping,
+) -> Outcome {
+    let case = Case::open(factory, wrapping).await.map_err(|e| Failure::from(e).within("opening a store"))?;
+    let guarded = std::panic::AssertUnwindSafe((check.run)(&case)).catch_unwind();
+    let outcome = match tokio::time::timeout(CHECK_LIMIT, guarded).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panic)) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("not a text");
+            Err(Failure::new(format_args!("the check panicked: {text}")))
+        }
+        Err(_) => Err(Failure::new(format_args!("no end within {} s", CHECK_LIMIT.as_secs()))),
+    };
+    let cleaned = case.clean_up().await.map_err(|e| Failure::from(e).within("cleaning up"));
+    outcome.and(cleaned)
+}

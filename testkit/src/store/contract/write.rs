@@ -1,0 +1,294 @@
+//! Write: by key, in batches, by many at once, interrupted and repeated.
+
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use qi_core::store::{InsertReport, Record};
+use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote};
+
+use super::expect::{Failure, holds, refused, same, same_rows};
+use super::shelf::{Shelf, instrument, minute};
+use super::{Case, Outcome, promises};
+
+promises! { "write";
+    every an_empty_batch_is_ok: "an empty batch is Ok and writes nothing",
+    every one_record_is_stored: "one record is written and read back",
+    every a_large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
+    every sent_again_changes_nothing: "the same batch sent again changes nothing",
+    every last_write_wins: "a write that begins after another was acknowledged wins, with all its fields",
+    every a_b_a_reads_a: "A, then B, then A again reads A: no deduplication by content",
+    every the_later_element_of_a_batch_wins: "inside a batch the later element of a key wins, and is counted",
+    tied one_time_and_another_seq_is_another_record: "records of one time are kept apart by seq",
+    every the_same_time_in_two_series: "one time in two series is two records",
+    once one_symbol_on_two_exchanges: "one symbol on two exchanges is two instruments",
+    every a_batch_over_150_months: "one batch may reach over 150 months",
+    every four_thousand_days_of_one_series: "4,000 daily records of one series in one batch",
+    every an_unsorted_batch_is_sorted: "a batch may come in any order",
+    every a_late_record_finds_its_place: "a record older than all others is read in its place",
+    every writers_to_one_key: "writers to one key at once leave exactly one of the values, never a mixture",
+    every writers_to_separate_keys: "writers to separate keys at once lose nothing",
+    every writers_in_opposite_orders: "writers of the same keys in opposite orders do not block each other",
+    every written_is_readable: "what is acknowledged is seen by the next read",
+    every retry_after_a_partial_write: "after a failure that left half of a batch, sending it again completes it",
+    every a_dropped_insert_leaves_the_store_usable: "an insert dropped at any point leaves whole records or none",
+    every a_batch_above_the_limit_writes_nothing: "a batch above max_batch is InvalidInput and writes nothing",
+}
+
+async fn an_empty_batch_is_ok<D: Shelf>(case: &Case) -> Outcome {
+    let report = D::insert(case.store(), &[]).await?;
+    same("the report", &report, &InsertReport::new(0, 0))?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])
+}
+
+async fn one_record_is_stored<D: Shelf>(case: &Case) -> Outcome {
+    let record = D::at(0, 0, 7);
+    let report = D::insert(case.store(), std::slice::from_ref(&record)).await?;
+    same("the report", &report, &InsertReport::new(1, 0))?;
+    same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])
+}
+
+async fn a_large_batch_is_stored<D: Shelf>(case: &Case) -> Outcome {
+    let series = [D::series_no(0), D::series_no(1)];
+    let count = if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_500 };
+    let batch: Vec<D> =
+        (0..count).map(|n| D::make(&series[n as usize % 2], minute(n.into()), 0, n)).collect();
+    same("the report", &D::insert(case.store(), &batch).await?, &InsertReport::new(batch.len(), 0))?;
+    for (n, series) in series.iter().enumerate() {
+        let own: Vec<D> = batch.iter().skip(n).step_by(2).cloned().collect();
+        same_rows("the series", &D::all(case.store(), series).await?, &own)?;
+    }
+    Ok(())
+}
+
+/// Some records of one series, one minute apart.
+fn some<D: Shelf>(count: u32) -> Vec<D> {
+    (0..count).map(|n| D::at(0, n.into(), n)).collect()
+}
+
+async fn sent_again_changes_nothing<D: Shelf>(case: &Case) -> Outcome {
+    let batch = some::<D>(500);
+    for _ in 0..3 {
+        let report = D::insert(case.store(), &batch).await?;
+        same("the report", &report, &InsertReport::new(500, 0))?;
+        same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)?;
+    }
+    Ok(())
+}
+
+async fn last_write_wins<D: Shelf>(case: &Case) -> Outcome {
+    for value in [3, 8, 5] {
+        let batch = [D::at(0, 0, 1), D::at(0, 1, value), D::at(0, 2, 1)];
+        D::insert(case.store(), &batch).await?;
+        same_rows("after each write", &D::all(case.store(), &D::series_no(0)).await?, &batch)?;
+    }
+    Ok(())
+}
+
+async fn a_b_a_reads_a<D: Shelf>(case: &Case) -> Outcome {
+    let (a, b) = (D::at(0, 0, 1), D::at(0, 0, 2));
+    for record in [&a, &b, &a] {
+        D::insert(case.store(), std::slice::from_ref(record)).await?;
+    }
+    same_rows("the series", &D::all(case.store(), &a.series()).await?, &[a])
+}
+
+async fn the_later_element_of_a_batch_wins<D: Shelf>(case: &Case) -> Outcome {
+    let other = D::at(0, 1, 1);
+    let batch = [D::at(0, 0, 1), other.clone(), D::at(0, 0, 2), D::at(0, 0, 3)];
+    for round in ["new keys", "known keys"] {
+        let report = D::insert(case.store(), &batch).await?;
+        same(round, &report, &InsertReport::new(4, 2))?;
+        let expected = [D::at(0, 0, 3), other.clone()];
+        same_rows(round, &D::all(case.store(), &other.series()).await?, &expected)?;
+    }
+    Ok(())
+}
+
+async fn one_time_and_another_seq_is_another_record<D: Shelf>(case: &Case) -> Outcome {
+    let series = D::series_no(0);
+    let last = qi_core::domain::MAX_COUNTER;
+    let batch = [0, 1, 2, 10, last].map(|seq| D::make(&series, minute(0), seq, 4));
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &series).await?, &batch)
+}
+
+async fn the_same_time_in_two_series<D: Shelf>(case: &Case) -> Outcome {
+    let batch = [D::at(0, 0, 1), D::at(1, 0, 2)];
+    D::insert(case.store(), &batch).await?;
+    for record in batch {
+        same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])?;
+    }
+    Ok(())
+}
+
+async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
+    let names = ["alpha:BTC-USDT", "beta:BTC-USDT", "alpha:BTC:USDT"].map(instrument);
+    for (value, name) in (1..).zip(&names) {
+        case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, value)]).await?;
+        case.store().insert_quotes(&[Quote::make(name, minute(0), 0, value)]).await?;
+        case.store().insert_bars(&[Ohlcv::make(&(name.clone(), Interval::M1), minute(0), 0, value)]).await?;
+    }
+    for (value, name) in (1..).zip(&names) {
+        let tick = PriceTick::make(name, minute(0), 0, value);
+        same_rows("ticks", &PriceTick::all(case.store(), name).await?, &[tick])?;
+        let quote = Quote::make(name, minute(0), 0, value);
+        same_rows("quotes", &Quote::all(case.store(), name).await?, &[quote])?;
+        let series = (name.clone(), Interval::M1);
+        let bar = Ohlcv::make(&series, minute(0), 0, value);
+        same_rows("bars", &Ohlcv::all(case.store(), &series).await?, &[bar])?;
+    }
+    let scopes = ["global", "asset:ALPHA", "exchange:alpha"].map(|s| s.parse().expect("a scope"));
+    let snapshots: Vec<_> =
+        (1..).zip(&scopes).map(|(value, scope)| MarketSnapshot::make(scope, minute(0), 0, value)).collect();
+    case.store().insert_snapshots(&snapshots).await?;
+    for (scope, snapshot) in scopes.iter().zip(snapshots) {
+        same_rows("snapshots", &MarketSnapshot::all(case.store(), scope).await?, &[snapshot])?;
+    }
+    Ok(())
+}
+
+const MINUTES_OF_A_DAY: i64 = 24 * 60;
+
+async fn a_batch_over_150_months<D: Shelf>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..150).map(|n| D::at(0, i64::from(n) * 31 * MINUTES_OF_A_DAY, n)).collect();
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+}
+
+async fn four_thousand_days_of_one_series<D: Shelf>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..4_000).map(|n| D::at(0, i64::from(n) * MINUTES_OF_A_DAY, n)).collect();
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+}
+
+async fn an_unsorted_batch_is_sorted<D: Shelf>(case: &Case) -> Outcome {
+    let sorted = some::<D>(1_000);
+    // 387 and 1,000 have no common factor: every index once.
+    let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &sorted)
+}
+
+async fn a_late_record_finds_its_place<D: Shelf>(case: &Case) -> Outcome {
+    let all = [D::at(0, -900_000, 1), D::at(0, 0, 2), D::at(0, 5, 3), D::at(0, 9, 4)];
+    for n in [1, 3, 0, 2] {
+        D::insert(case.store(), std::slice::from_ref(&all[n])).await?;
+    }
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &all)
+}
+
+async fn writers_to_one_key<D: Shelf>(case: &Case) -> Outcome {
+    let writers = (0..4u32).map(|writer| {
+        let store = case.shared();
+        tokio::spawn(async move {
+            for round in 0..10 {
+                let batch: Vec<D> = (0..8).map(|n| D::at(0, n, 10 * writer + round)).collect();
+                D::insert(&*store, &batch).await?;
+            }
+            Ok::<_, qi_core::Error>(())
+        })
+    });
+    for ended in join_all(writers).await {
+        ended.expect("an insert does not panic")?;
+    }
+    let found = D::all(case.store(), &D::series_no(0)).await?;
+    same("the number of records", &found.len(), &8)?;
+    for (minute, record) in (0..).zip(found) {
+        // Each writer's last write stands against the others' last ones.
+        let written = (0..4).map(|writer| D::at(0, minute, 10 * writer + 9)).any(|one| one == record);
+        holds(format_args!("one of the values that were written last, found {record:?}"), written)?;
+    }
+    Ok(())
+}
+
+async fn writers_to_separate_keys<D: Shelf>(case: &Case) -> Outcome {
+    let batch = |writer: i64| -> Vec<D> {
+        (0..200).map(|n| D::at(usize::from(n % 2 == 0), 4 * n + writer, 1)).collect()
+    };
+    let writers = (0..4).map(|writer| {
+        let (store, batch) = (case.shared(), batch(writer));
+        tokio::spawn(async move {
+            for part in batch.chunks(20) {
+                D::insert(&*store, part).await?;
+            }
+            Ok::<_, qi_core::Error>(())
+        })
+    });
+    for ended in join_all(writers).await {
+        ended.expect("an insert does not panic")?;
+    }
+    let mut expected: Vec<D> = (0..4).flat_map(batch).collect();
+    expected.sort_by_key(|record| (record.series(), record.place()));
+    let mut found = D::all(case.store(), &D::series_no(0)).await?;
+    found.extend(D::all(case.store(), &D::series_no(1)).await?);
+    same_rows("both series", &found, &expected)
+}
+
+async fn writers_in_opposite_orders<D: Shelf>(case: &Case) -> Outcome {
+    let batch = some::<D>(300);
+    let mut reversed = batch.clone();
+    reversed.reverse();
+    let writers = [batch.clone(), reversed.clone(), batch.clone(), reversed].map(|batch| {
+        let store = case.shared();
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                D::insert(&*store, &batch).await?;
+            }
+            Ok::<_, qi_core::Error>(())
+        })
+    });
+    for ended in join_all(writers).await {
+        ended.expect("an insert does not panic")?;
+    }
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+}
+
+async fn written_is_readable<D: Shelf>(case: &Case) -> Outcome {
+    let batch = some::<D>(20);
+    for n in 0..batch.len() {
+        D::insert(case.store(), std::slice::from_ref(&batch[n])).await?;
+        same_rows("so far", &D::all(case.store(), &D::series_no(0)).await?, &batch[..=n])?;
+    }
+    Ok(())
+}
+
+async fn retry_after_a_partial_write<D: Shelf>(case: &Case) -> Outcome {
+    let batch = some::<D>(600);
+    // What a failure half way leaves behind: any part of the batch.
+    let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
+    D::insert(case.store(), &part).await?;
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+}
+
+async fn a_dropped_insert_leaves_the_store_usable<D: Shelf>(case: &Case) -> Outcome {
+    let batch = some::<D>(2_000);
+    let written: BTreeMap<D::Place, &D> = batch.iter().map(|record| (record.place(), record)).collect();
+    for polls in 0..8 {
+        let mut insert = Box::pin(D::insert(case.store(), &batch));
+        for _ in 0..polls {
+            if futures::poll!(&mut insert).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(insert);
+        for record in D::all(case.store(), &D::series_no(0)).await? {
+            if written.get(&record.place()) != Some(&&record) {
+                return Err(Failure::new(format_args!("after a dropped insert: nobody wrote {record:?}")));
+            }
+        }
+    }
+    D::insert(case.store(), &batch).await?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+}
+
+async fn a_batch_above_the_limit_writes_nothing<D: Shelf>(case: &Case) -> Outcome {
+    let most = case.store().info().max_batch;
+    let batch = vec![D::at(0, 0, 1); most + 1];
+    refused("one record too many", D::insert(case.store(), &batch).await, ErrorKind::InvalidInput)?;
+    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
+    let report = D::insert(case.store(), &batch[..most]).await?;
+    same("the largest batch", &report, &InsertReport::new(most, most - 1))?;
+    Ok(())
+}
