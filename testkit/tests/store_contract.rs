@@ -5,5 +5,5 @@ use std::sync::Arc;
 use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapping};
 
 fn main() {
-    Suite::new().on(Arc::new(MemoryFactory), Wrapping::all()).main();
+    Suite::new().on(Arc::new(MemoryFactory), Wrapping::every()).main();
 }

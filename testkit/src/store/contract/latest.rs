@@ -24,8 +24,7 @@ promises! { "latest";
 }
 
 async fn one_of_each_series<D: Shelf>(case: &Case) -> Outcome {
-    let batch: Vec<D> =
-        (0..300).map(|n| D::at((n * 7 % 50) as usize, i64::from(n), n)).collect();
+    let batch: Vec<D> = (0..300).map(|n| D::at((n * 7 % 50) as usize, i64::from(n), n)).collect();
     D::insert(case.store(), &batch).await?;
     let newest: Vec<D> = (0..50)
         .filter_map(|n| batch.iter().rfind(|record| record.series() == D::series_no(n)).cloned())

@@ -19,6 +19,7 @@ mod errors;
 mod expect;
 mod factory;
 mod latest;
+mod layers;
 mod precision;
 mod read;
 mod runner;

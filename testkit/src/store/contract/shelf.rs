@@ -291,9 +291,8 @@ impl Shelf for MarketSnapshot {
         format!("asset:S{n:03}").parse().expect("a valid scope")
     }
     fn make(series: &Scope, ts: Timestamp, _: u64, value: u32) -> Self {
-        let percent = |field| {
-            qi_core::Percent::from_units(units(value % 99, field)).expect("a valid percentage")
-        };
+        let percent =
+            |field| qi_core::Percent::from_units(units(value % 99, field)).expect("a valid percentage");
         let values = SnapshotValues {
             market_cap_usd: Some(quantity(value, 1)),
             volume_24h_usd: Some(quantity(value, 2)),
