@@ -63,6 +63,7 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
         (vec!["--config", "/does/not/exist"], "/does/not/exist"),
         (vec!["--config", &config], "timescale"),
         (vec!["--config", &typo], "did you mean `store`"),
+        (vec!["--instruments", "1", "--export", "/does/not/exist/x.csv"], "a folder that exists"),
         (vec!["--instruments", "0"], "must lie from 1 to 10000"),
         (with(&["--interval", "5s"]), "must be a multiple of the input's interval"),
         (with(&["--ticks", "5"]), "--ticks"),
@@ -74,6 +75,13 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
     let out = pipeline().env("QI__STORE__MEMROY__MAX_ROWS", "5").output().unwrap();
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("did you mean `store.memory`"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn an_empty_market_is_an_empty_table() {
+    let out = run(&["--ticks", "0"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("0 published, 0 stored"));
 }
 
 #[test]

@@ -106,15 +106,27 @@ impl Job {
     /// Checks what can be checked before anything is sent.
     ///
     /// # Errors
-    /// `InvalidInput` if the bars of the input cannot be merged into the wanted interval.
+    /// `InvalidInput` if the bars of the input cannot be merged into the wanted interval, or the exported file could
+    /// not be created.
     pub fn check(&self) -> Result<()> {
-        match &self.data {
-            Data::Bars(_, interval) if !interval.divides(self.interval) => {
-                let rule = format!("must be a multiple of the input's interval, {interval}");
-                Err(Error::invalid("pipeline.interval", "interval", self.interval, rule))
-            }
-            _ => Ok(()),
+        if let Data::Bars(_, interval) = &self.data
+            && !interval.divides(self.interval)
+        {
+            let rule = format!("must be a multiple of the input's interval, {interval}");
+            return Err(Error::invalid("pipeline.interval", "interval", self.interval, rule));
         }
+        if let Some((path, _)) = &self.export {
+            let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            if folder.is_some_and(|folder| !folder.is_dir()) || path.is_dir() {
+                return Err(Error::invalid(
+                    "pipeline.export",
+                    "export",
+                    path.display(),
+                    "must be a file in a folder that exists",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Runs the job to its end: until the feed has ended, the writer's lag is 0, and everything was read back.

@@ -50,6 +50,8 @@ pub type Source<T> = Box<dyn Iterator<Item = Result<T, Input>> + Send>;
 
 /// The longest line that is read, in bytes. A longer one is a bad line.
 const MAX_LINE: u64 = 64 << 10;
+/// How much of a longer line is read past before the input counts as broken: what has no lines is no input.
+const MAX_SKIP: u64 = 16 << 20;
 /// How many distinct timestamps are remembered to number the ties of a file without trade ids.
 const MAX_TIES: usize = 65_536;
 /// How many bars are looked at to find the interval of a file of candles.
@@ -238,23 +240,31 @@ impl Lines {
         })
     }
 
+    /// Reads up to the end of the line, but not more than the longest line; whether the line has ended.
+    fn piece(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
+        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', bytes)?;
+        Ok(bytes.ends_with(b"\n") || (read as u64) < MAX_LINE)
+    }
+
     fn next_line(&mut self) -> Result<Option<String>, Input> {
         if self.broken {
             return Ok(None);
         }
         self.line += 1;
         let mut bytes = Vec::new();
-        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut bytes);
-        let mut whole = bytes.ends_with(b"\n") || (bytes.len() as u64) < MAX_LINE;
-        let read = read.and_then(|read| {
-            while !whole {
-                // The rest of a line that is too long is read past, a piece at a time.
-                let mut rest = Vec::new();
-                let more = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut rest)?;
-                whole = more == 0 || rest.ends_with(b"\n");
-                bytes.clear();
+        let read = self.piece(&mut bytes).and_then(|mut ended| {
+            let whole = ended;
+            // The rest of a line that is too long is read past, a piece at a time.
+            let (mut pieces, mut rest) = (0, Vec::new());
+            while !ended {
+                pieces += 1;
+                if pieces * MAX_LINE > MAX_SKIP {
+                    return Err(io::Error::other("a line of more than 16 MiB is no line"));
+                }
+                rest.clear();
+                ended = self.piece(&mut rest)?;
             }
-            Ok(read)
+            Ok(whole)
         });
         match read {
             Err(e) => {
@@ -263,14 +273,14 @@ impl Lines {
                     .with_message("the input cannot be read any further");
                 Err(Input::Broken(error.with_source(e)))
             }
-            Ok(0) => Ok(None),
-            Ok(_) if bytes.is_empty() => Err(Input::BadLine(Error::invalid(
+            Ok(true) if bytes.is_empty() => Ok(None),
+            Ok(false) => Err(Input::BadLine(Error::invalid(
                 "pipeline.line",
                 "line",
                 "",
                 "must be at most 65536 bytes long",
             ))),
-            Ok(_) => String::from_utf8(bytes).map(Some).map_err(|e| {
+            Ok(true) => String::from_utf8(bytes).map(Some).map_err(|e| {
                 let text = String::from_utf8_lossy(e.as_bytes()).into_owned();
                 Input::BadLine(Error::invalid("pipeline.line", "line", text, "must be UTF-8"))
             }),
@@ -318,6 +328,12 @@ mod tests {
         content.extend_from_slice(b"\n1000000000,5,1\n");
         let (ticks, errors) = read(&content, Format::Kraken);
         assert_eq!((ticks.len(), errors.len()), (1, 1));
+    }
+
+    #[test]
+    fn an_input_without_lines_is_broken_and_not_read_for_ever() {
+        let (ticks, errors) = read(&vec![0; 20 << 20], Format::Kraken);
+        assert_eq!((ticks.len(), errors.len(), errors[0].code()), (0, 1, "pipeline.input.broken"));
     }
 
     #[test]
