@@ -567,3 +567,27 @@ async fn runtime_that_never_ran_is_over() {
     assert_eq!((report.ended_by, report.agents[0].status), (EndedBy::Dropped, Created));
     assert_eq!(report.agents[0].ending, Ending::Orderly);
 }
+
+#[tokio::test(start_paused = true)]
+async fn hook_and_children_share_one_stop_timeout() {
+    let (log, report) = live_as(ms(100), || {
+        agent_fn(|cx: AgentContext| async move {
+            cx.spawn("deaf", std::future::pending())?;
+            cx.cancelled().await;
+            tokio::time::sleep(ms(3_000)).await;
+            Ok(())
+        })
+    })
+    .await;
+    let history = log.of("a");
+    assert_eq!(history[2].at.since(history[1].at), ms(3_100));
+    assert_eq!(history[3].at.since(history[2].at), ms(2_000), "what is left of 5 s");
+    assert_eq!(report.shutdown_took, ms(5_000));
+    report.result().unwrap();
+}
+
+#[test]
+fn child_needs_a_tokio_runtime() {
+    let refused = AgentContext::for_test().spawn("c", async { Ok(()) }).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Internal);
+}

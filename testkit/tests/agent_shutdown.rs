@@ -474,7 +474,16 @@ fn build_refuses_what_cannot_be_meant_and_names_it() {
     refused(vec![spec("a").restart(jumpy)], &["jitter", "1.5", "agent=a"]);
 }
 
-#[tokio::test(start_paused = true)]
+/// Two of these in one unwinding would end the process.
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("in drop");
+    }
+}
+
+#[tokio::test]
 async fn driver_that_is_aborted_shows_failed() {
     // The drivers live in a tokio runtime of their own, which is dropped beneath them.
     let log = TransitionLog::default();
@@ -483,7 +492,16 @@ async fn driver_that_is_aborted_shows_failed() {
     std::thread::spawn(move || {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio.block_on(async {
-            let (spec, _) = scripted("a", [Script::run(Step::PanicOnDrop).with_value_drop_panic()]);
+            let spec = AgentSpec::new("a", || {
+                let value = PanicsWhenDropped;
+                agent_fn(move |_cx| {
+                    let (_part_of_the_value, hook) = (&value, PanicsWhenDropped);
+                    async move {
+                        let _hook = hook;
+                        std::future::pending().await
+                    }
+                })
+            });
             let handle =
                 builder(&inner_log).agent(spec).agent(waiting("b").after(["a"])).build().unwrap().start();
             handle.wait_for("b", |s| s.status == Running).await.unwrap();

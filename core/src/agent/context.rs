@@ -284,13 +284,17 @@ impl Children {
     }
 }
 
-/// Waits for children that have seen the cancel, until `until`; then aborts and awaits them, for at most
-/// `patience`. Gives what went wrong in them.
+/// How long aborted children may take to be gone: a moment, unless they block their threads.
+const ABORT_PATIENCE: Duration = Duration::from_secs(1);
+/// The same, at the soft deadline.
+const LAST_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Waits for children that have seen the cancel, until `until`; then aborts and awaits them. Gives what went
+/// wrong in them.
 pub(super) async fn end_children(
     cell: &Cell,
     mut tasks: JoinSet<Option<ExitReason>>,
     until: Instant,
-    patience: Duration,
 ) -> Vec<ExitReason> {
     let mut failed = Vec::new();
     loop {
@@ -305,7 +309,8 @@ pub(super) async fn end_children(
         }
     }
     tasks.abort_all();
-    let patience = later(patience);
+    let last_call = cell.asked() == Asked::DropHooks;
+    let patience = later(if last_call { LAST_PATIENCE } else { ABORT_PATIENCE });
     loop {
         tokio::select! {
             biased;

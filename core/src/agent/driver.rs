@@ -122,16 +122,16 @@ async fn incarnation(guard: &Guard, maker: &mut Maker) -> Outcome {
             ended.exit = ExitReason::Cancelled;
         }
     }
-    let Ended { exit, forced, crashed_late, drop_panicked: _ } = ended;
+    let Ended { exit, forced, stop_by, crashed_late, drop_panicked: _ } = ended;
     let exit = settle(cell, phase, exit);
     cell.forced.store(forced, Ordering::Relaxed);
     cell.to(AgentStatus::Stopping, Change::exit(&exit));
 
     incarnation.token.cancel();
     if let Some(tasks) = incarnation.children.close() {
-        let stop = cell.limits().stop;
-        let grace = if forced { Duration::ZERO } else { stop };
-        for exit in Box::pin(end_children(cell, tasks, later(grace), stop)).await {
+        // One stop timeout for the hook and its children together.
+        let until = stop_by.unwrap_or_else(|| later(cell.limits().stop));
+        for exit in Box::pin(end_children(cell, tasks, until)).await {
             untidy |= exit.is_crash();
             settle(cell, phase, exit);
         }
@@ -176,6 +176,7 @@ async fn hook<'a>(
         Err(panic) => Ended {
             exit: ExitReason::Panicked(panic),
             forced: false,
+            stop_by: None,
             drop_panicked: false,
             crashed_late: incarnation.cell.asked() > Asked::Nothing,
         },

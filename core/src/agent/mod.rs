@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod builder;
 mod catch;
 mod cell;
 mod context;
@@ -45,6 +46,7 @@ mod spec;
 mod status;
 
 pub use crate::backoff::Backoff;
+pub use builder::AgentRuntimeBuilder;
 pub use cell::AgentWatch;
 pub use context::AgentContext;
 pub use health::{AgentHealthReport, HealthReport};
@@ -52,7 +54,7 @@ pub use observe::{Observer, TracingObserver};
 pub use port::{Agent, AgentFn, agent_fn};
 pub use report::{AgentReport, EndedBy, Ending, RuntimeReport};
 pub use restart::{Decision, GiveUp, RestartMode, RestartPolicy, RestartState};
-pub use runtime::{AgentRuntime, AgentRuntimeBuilder, RuntimeHandle};
+pub use runtime::{AgentRuntime, RuntimeHandle};
 pub use spec::{AgentSpec, Factory, Once, Source};
 pub use status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition,

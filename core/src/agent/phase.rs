@@ -24,6 +24,8 @@ pub(super) struct Ended {
     pub(super) exit: ExitReason,
     /// It had to be dropped after a stop, or ran out of time in `cleanup`.
     pub(super) forced: bool,
+    /// Where its stop timeout ends, if it was asked to stop.
+    pub(super) stop_by: Option<Instant>,
     /// It, or a child, panicked after it had been asked to stop.
     pub(super) crashed_late: bool,
     /// Its drop panicked.
@@ -41,6 +43,7 @@ pub(super) struct Hook<'a> {
     deadline: Option<Instant>,
     watchdog: Option<Duration>,
     stop_seen: bool,
+    stop_by: Option<Instant>,
     last_call: bool,
     crashed_late: bool,
 }
@@ -77,6 +80,7 @@ impl<'a> Hook<'a> {
             deadline: limit.map(later),
             watchdog: if phase == Phase::Run { cell.watchdog } else { None },
             stop_seen: false,
+            stop_by: None,
             last_call: false,
             crashed_late: false,
         })
@@ -96,7 +100,8 @@ impl<'a> Hook<'a> {
             self.stop_seen = true;
             // Winding down needs no heartbeat: the stop timeout bounds it.
             self.watchdog = None;
-            self.bring_forward(Some(later(cell.limits().stop)));
+            self.stop_by = Some(later(cell.limits().stop));
+            self.bring_forward(self.stop_by);
         }
         asked == Asked::DropHooks
     }
@@ -221,7 +226,7 @@ impl<'a> Hook<'a> {
                 agent = %self.incarnation.cell.name, phase = %self.phase, ?took, "hook dropped: its time was up"
             );
         }
-        Ended { exit, forced, crashed_late: self.crashed_late, drop_panicked }
+        Ended { exit, forced, stop_by: self.stop_by, crashed_late: self.crashed_late, drop_panicked }
     }
 }
 
