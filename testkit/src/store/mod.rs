@@ -7,6 +7,8 @@ mod memory;
 pub mod contract;
 #[cfg(feature = "contract")]
 pub mod model;
+#[cfg(feature = "contract")]
+pub mod mutants;
 
 pub use config::{KeepConfig, MemoryStoreConfig, RetentionConfig};
 pub use memory::MemoryStore;

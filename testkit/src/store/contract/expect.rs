@@ -6,7 +6,10 @@ use qi_core::{Error, ErrorKind, Result};
 
 /// A promise that a store broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure(String);
+pub struct Failure {
+    text: String,
+    accident: bool,
+}
 
 /// What a check ends with.
 pub type Outcome = std::result::Result<(), Failure>;
@@ -14,25 +17,35 @@ pub type Outcome = std::result::Result<(), Failure>;
 impl Failure {
     /// A broken promise in words.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self(text.to_string())
+        Self { text: text.to_string(), accident: false }
+    }
+
+    /// The check itself broke: a panic, or its time limit.
+    pub(super) fn accident(text: impl fmt::Display) -> Self {
+        Self { text: text.to_string(), accident: true }
+    }
+
+    /// Whether the check broke before it could judge.
+    pub fn is_accident(&self) -> bool {
+        self.accident
     }
 
     /// The same, with where it happened in front.
     #[must_use]
     pub fn within(self, place: impl fmt::Display) -> Self {
-        Self(format!("{place}: {}", self.0))
+        Self { text: format!("{place}: {}", self.text), ..self }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self(format!("expected Ok, found the error: {}", error.report()))
+        Self::new(format_args!("expected Ok, found the error: {}", error.report()))
     }
 }
 
@@ -41,7 +54,7 @@ pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) ->
     if found == expected {
         return Ok(());
     }
-    Err(Failure(format!("{what}\n  expected: {expected:?}\n     found: {found:?}")))
+    Err(Failure::new(format_args!("{what}\n  expected: {expected:?}\n     found: {found:?}")))
 }
 
 /// Both lists are the same; says where they part.
@@ -50,7 +63,7 @@ pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected:
         return Ok(());
     }
     let at = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
-    Err(Failure(format!(
+    Err(Failure::new(format_args!(
         "{what}: {} records where {} were expected, and the one at {at} differs\n  expected: {:?}\n     found: {:?}",
         found.len(),
         expected.len(),
@@ -61,7 +74,7 @@ pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected:
 
 /// It holds.
 pub(crate) fn holds(what: impl fmt::Display, condition: bool) -> Outcome {
-    if condition { Ok(()) } else { Err(Failure(format!("expected: {what}"))) }
+    if condition { Ok(()) } else { Err(Failure::new(format_args!("expected: {what}"))) }
 }
 
 /// It is refused with this kind; gives the error.
@@ -73,8 +86,8 @@ pub(crate) fn refused<T: Debug>(
     match result {
         Err(error) if error.kind() == kind => Ok(error),
         Err(error) => {
-            Err(Failure(format!("{what}\n  expected: kind {kind:?}\n     found: {}", error.report())))
+            Err(Failure::new(format_args!("{what}\n  expected: kind {kind:?}\n     found: {}", error.report())))
         }
-        Ok(value) => Err(Failure(format!("{what}\n  expected: kind {kind:?}\n     found: Ok({value:?})"))),
+        Ok(value) => Err(Failure::new(format_args!("{what}\n  expected: kind {kind:?}\n     found: Ok({value:?})"))),
     }
 }

@@ -124,9 +124,9 @@ pub async fn run_check(check: &StoreCheck, factory: Arc<dyn StoreFactory>, wrapp
         Ok(Err(panic)) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("not a text");
-            Err(Failure::new(format_args!("the check panicked: {text}")))
+            Err(Failure::accident(format_args!("the check panicked: {text}")))
         }
-        Err(_) => Err(Failure::new(format_args!("no end within {} s", CHECK_LIMIT.as_secs()))),
+        Err(_) => Err(Failure::accident(format_args!("no end within {} s", CHECK_LIMIT.as_secs()))),
     };
     let cleaned = case.clean_up().await.map_err(|e| Failure::from(e).within("cleaning up"));
     outcome.and(cleaned)

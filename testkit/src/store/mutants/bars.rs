@@ -1,0 +1,319 @@
+//! Faults of bars that are derived from ticks, and of figures.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use qi_core::store::{
+    Anchor, BarQuery, Derived, InsertReport, Order, Page, Paged, PriceStore, RangeQuery, RangeStats,
+    StatsQuery,
+};
+use qi_core::{BarValues, ErrorKind, Ohlcv, PriceTick, Quantity, Result, TimeRange};
+
+use super::faults;
+use super::spoil::Spoil;
+use crate::store::model::reference_bars;
+
+faults! {
+    CutByTheRange: "a bar is computed from the part of its bucket in the range" => "bars::a_cut_bucket_is_computed_whole",
+    NoneAsZero: "an unknown volume is zero" => "bars::an_unknown_volume_is_not_zero",
+    EmptyBars: "an empty bucket has a flat bar" => "bars::an_empty_bucket_has_no_bar",
+    WrappingSums: "a sum beyond the limit wraps" => "bars::a_sum_at_the_limit_is_out_of_range",
+    HalfEven: "half way is rounded to even" => "bars::half_way_rounds_away_from_zero",
+    Truncates: "what lies beyond the 18th place is cut off" => "bars::half_way_rounds_away_from_zero",
+    FloatVolume: "a quote volume is a float" => "bars::a_product_is_exact",
+    AddsUpWrites: "a view that adds up what is written" => "bars::sending_again_does_not_double",
+    StaleBars: "a bar is computed once and kept" => "bars::a_late_tick_changes_its_bar",
+    CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::ties_decide_open_and_close",
+    StoredForDerived: "stored bars answer for derived ones" => "bars::stored_and_derived_are_apart",
+    ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::an_open_bar_is_asked_for_again",
+    StopsAtAGap: "a page of bars ends at the first gap" => "bars::paging_goes_across_gaps",
+    StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
+}
+
+/// The answer to a query when these are the bars of its instrument, oldest first.
+fn answer(query: &BarQuery, mut bars: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
+    let page = Derived(query);
+    bars.retain(|bar| query.range.contains(bar.open_time()));
+    if query.order == Order::Descending {
+        bars.reverse();
+    }
+    if let Anchor::Time(open) = page.anchor()? {
+        bars.retain(|bar| match query.order {
+            Order::Ascending => bar.open_time() > open,
+            Order::Descending => bar.open_time() < open,
+        });
+    }
+    page.page_of(bars)
+}
+
+async fn ticks_of(inner: &dyn PriceStore, query: &BarQuery, range: TimeRange) -> Result<Vec<PriceTick>> {
+    let query = RangeQuery::new(query.instrument.clone(), range).with_limit(10_000)?;
+    Ok(inner.ticks(&query).await?.items)
+}
+
+/// The same bars with other figures.
+fn with_values(mut page: Page<Ohlcv>, alter: impl Fn(&Ohlcv) -> BarValues) -> Result<Page<Ohlcv>> {
+    page.items = page
+        .items
+        .iter()
+        .map(|bar| Ohlcv::new(bar.instrument().clone(), bar.interval(), bar.open_time(), alter(bar)))
+        .collect::<Result<_>>()?;
+    Ok(page)
+}
+
+/// The ticks of each bar of an answer, for another way to sum them up.
+async fn resummed(
+    inner: &dyn PriceStore,
+    query: &BarQuery,
+    sum: impl Fn(&[PriceTick]) -> Option<Quantity> + Send,
+) -> Result<Page<Ohlcv>> {
+    let page = inner.derived_bars(query).await?;
+    let ticks = ticks_of(inner, query, TimeRange::ALL).await?;
+    with_values(page, |bar| {
+        let bucket: Vec<PriceTick> =
+            ticks.iter().filter(|tick| bar.interval().floor(tick.ts()) == bar.open_time()).cloned().collect();
+        BarValues { quote_volume: sum(&bucket), ..*bar.values() }
+    })
+}
+
+const ONE: i128 = qi_core::Decimal::UNITS_PER_ONE;
+
+/// Small products, exactly, in units of 10^-36.
+fn small_sum(ticks: &[PriceTick]) -> Option<i128> {
+    ticks.iter().try_fold(0i128, |sum, tick| {
+        sum.checked_add(tick.price().units().checked_mul(tick.quantity()?.units())?)
+    })
+}
+
+#[derive(Debug, Default)]
+struct CutByTheRange;
+
+#[async_trait]
+impl Spoil for CutByTheRange {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let ticks = ticks_of(inner, query, query.range).await?;
+        answer(query, reference_bars(&ticks, query.interval))
+    }
+}
+
+#[derive(Debug, Default)]
+struct NoneAsZero;
+
+#[async_trait]
+impl Spoil for NoneAsZero {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        with_values(inner.derived_bars(query).await?, |bar| {
+            let values = *bar.values();
+            BarValues { volume: values.volume.or(Some(Quantity::ZERO)), ..values }
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct EmptyBars;
+
+#[async_trait]
+impl Spoil for EmptyBars {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let mut page = inner.derived_bars(query).await?;
+        let mut filled: Vec<Ohlcv> = Vec::new();
+        for bar in page.items {
+            while let Some(last) = filled.last().filter(|last| last.close_time() < bar.open_time()) {
+                let flat = BarValues::flat(last.close());
+                filled.push(Ohlcv::new(bar.instrument().clone(), bar.interval(), last.close_time(), flat)?);
+            }
+            filled.push(bar);
+        }
+        page.items = filled;
+        Ok(page)
+    }
+}
+
+#[derive(Debug, Default)]
+struct WrappingSums;
+
+#[async_trait]
+impl Spoil for WrappingSums {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let error = match inner.derived_bars(query).await {
+            Err(error) if error.kind() == ErrorKind::OutOfRange => error,
+            other => return other,
+        };
+        let ticks = ticks_of(inner, query, TimeRange::ALL).await?;
+        let Some(first) = ticks.first() else { return Err(error) };
+        let wrapped = ticks.iter().fold(0i128, |sum, tick| {
+            let quantity = tick.quantity().unwrap_or(Quantity::ZERO).units();
+            sum.wrapping_add(tick.price().units().wrapping_mul(quantity))
+        });
+        let wrapped = Quantity::from_units(wrapped.rem_euclid(qi_core::Decimal::MAX_UNITS))?;
+        let values = BarValues { quote_volume: Some(wrapped), ..BarValues::flat(first.price()) };
+        let open = query.interval.floor(first.ts());
+        answer(query, vec![Ohlcv::new(query.instrument.clone(), query.interval, open, values)?])
+    }
+}
+
+#[derive(Debug, Default)]
+struct HalfEven;
+
+#[async_trait]
+impl Spoil for HalfEven {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        resummed(inner, query, |ticks| {
+            let sum = small_sum(ticks)?;
+            let (units, rest) = (sum / ONE, sum % ONE);
+            let up = rest > ONE / 2 || (rest == ONE / 2 && units % 2 == 1);
+            Quantity::from_units(units + i128::from(up)).ok()
+        })
+        .await
+    }
+}
+
+#[derive(Debug, Default)]
+struct Truncates;
+
+#[async_trait]
+impl Spoil for Truncates {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        resummed(inner, query, |ticks| Quantity::from_units(small_sum(ticks)? / ONE).ok()).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct FloatVolume;
+
+#[async_trait]
+impl Spoil for FloatVolume {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        resummed(inner, query, |ticks| {
+            let products = ticks.iter().map(|tick| {
+                let quantity = tick.quantity().map_or(0.0, |quantity| quantity.get().to_f64_lossy());
+                tick.price().get().to_f64_lossy() * quantity
+            });
+            format!("{:.18}", products.sum::<f64>()).parse().ok()
+        })
+        .await
+    }
+}
+
+/// Every tick that was ever written, in the order of writing.
+#[derive(Debug, Default)]
+struct AddsUpWrites(Mutex<Vec<PriceTick>>);
+
+#[async_trait]
+impl Spoil for AddsUpWrites {
+    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
+        let report = inner.insert_ticks(batch).await?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(batch);
+        Ok(report)
+    }
+
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        inner.derived_bars(query).await?;
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.retain(|tick| *tick.instrument() == query.instrument);
+        all.sort_by_key(|tick| (tick.ts(), tick.seq()));
+        answer(query, reference_bars(&all, query.interval))
+    }
+}
+
+#[derive(Debug, Default)]
+struct StaleBars(Mutex<BTreeMap<String, Ohlcv>>);
+
+#[async_trait]
+impl Spoil for StaleBars {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let mut page = inner.derived_bars(query).await?;
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for bar in &mut page.items {
+            let key = format!("{} {} {}", bar.instrument(), bar.interval(), bar.open_time());
+            *bar = kept.entry(key).or_insert_with(|| bar.clone()).clone();
+        }
+        Ok(page)
+    }
+}
+
+/// The ticks in the order of writing; a correction is moved to the end.
+#[derive(Debug, Default)]
+struct CloseByWriteOrder(Mutex<Vec<PriceTick>>);
+
+#[async_trait]
+impl Spoil for CloseByWriteOrder {
+    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
+        let report = inner.insert_ticks(batch).await?;
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for tick in batch {
+            written.retain(|old| (old.ts(), old.seq()) != (tick.ts(), tick.seq()));
+            written.push(tick.clone());
+        }
+        Ok(report)
+    }
+
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        inner.derived_bars(query).await?;
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        written.sort_by_key(PriceTick::ts);
+        answer(query, reference_bars(&written, query.interval))
+    }
+}
+
+#[derive(Debug, Default)]
+struct StoredForDerived;
+
+#[async_trait]
+impl Spoil for StoredForDerived {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let derived = inner.derived_bars(query).await?;
+        let stored = inner.bars(query).await?;
+        if stored.items.is_empty() { Ok(derived) } else { answer(query, stored.items) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct ResumePassesOpenBars;
+
+#[async_trait]
+impl Spoil for ResumePassesOpenBars {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let mut page = inner.derived_bars(query).await?;
+        if let Some(last) = page.items.last() {
+            // The cursor after the last item is the next one of a page that it fills with one more to come.
+            let limited = query.clone().with_limit(page.items.len())?;
+            let mut found = page.items.clone();
+            found.push(last.clone());
+            if let Some(next) = Derived(&limited).page_of(found)?.next {
+                page.resume = next;
+            }
+        }
+        Ok(page)
+    }
+}
+
+#[derive(Debug, Default)]
+struct StopsAtAGap;
+
+#[async_trait]
+impl Spoil for StopsAtAGap {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let page = inner.derived_bars(query).await?;
+        let gap = page.items.windows(2).position(|pair| pair[0].close_time() != pair[1].open_time());
+        match gap {
+            Some(gap) if query.order == Order::Ascending => answer(query, page.items[..=gap].to_vec()),
+            _ => Ok(page),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct StatsOfZeroes;
+
+#[async_trait]
+impl Spoil for StatsOfZeroes {
+    async fn stats(&self, inner: &dyn PriceStore, query: &StatsQuery) -> Result<Option<RangeStats>> {
+        if let Some(stats) = inner.stats(query).await? {
+            return Ok(Some(stats));
+        }
+        let nothing = PriceTick::new(query.instrument.clone(), query.range.start(), 0, "1".parse()?)?;
+        RangeStats::of([&nothing])
+    }
+}

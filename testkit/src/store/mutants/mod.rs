@@ -1,0 +1,69 @@
+//! Deliberately broken stores, and the check that must catch each of them.
+//!
+//! A suite that passes proves nothing until it has been seen to fail. Each mutant breaks one promise in the way
+//! that a real adapter would: [`Mutant::expose`] runs the check that is named for it, which must fail on the
+//! mutant and pass on the sound store.
+
+mod bars;
+mod reads;
+mod spoil;
+mod writes;
+
+use std::sync::Arc;
+
+use qi_core::store::PriceStore;
+
+use super::contract::{Failure, MemoryFactory, Outcome, StoreFactory, Wrapping, checks, run_check};
+
+/// A store with one fault.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
+    /// What is wrong with it.
+    pub name: &'static str,
+    /// The check that must catch it.
+    pub caught_by: &'static str,
+    /// Spoils a sound store.
+    pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
+}
+
+/// Every mutant.
+pub fn mutants() -> Vec<Mutant> {
+    [writes::list(), reads::list(), bars::list()].concat()
+}
+
+impl Mutant {
+    /// Runs the named check on the sound memory store, which must pass, and on this mutant of it, which must
+    /// fail: by what it found, not by a panic or by its time limit.
+    ///
+    /// # Errors
+    /// What was otherwise.
+    pub async fn expose(&self) -> Outcome {
+        let Some(check) = checks().iter().find(|check| check.name == self.caught_by) else {
+            return Err(Failure::new(format_args!("there is no check {}", self.caught_by)));
+        };
+        let factory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
+        run_check(check, factory.clone(), Wrapping::PLAIN)
+            .await
+            .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
+        let spoiled = Wrapping { name: self.name, wrap: self.wrap };
+        match run_check(check, factory, spoiled).await {
+            Err(failure) if !failure.is_accident() => Ok(()),
+            Err(failure) => Err(failure.within("the check did not judge, it broke")),
+            Ok(()) => Err(Failure::new(format_args!("{} does not notice: {}", check.name, self.name))),
+        }
+    }
+}
+
+/// A list of mutants: the type, what is wrong with it, the check that must notice.
+macro_rules! faults {
+    ($($mutant:ident: $name:literal => $check:literal,)*) => {
+        pub(super) fn list() -> Vec<super::Mutant> {
+            vec![$(super::Mutant {
+                name: $name,
+                caught_by: $check,
+                wrap: |store| super::spoil::spoil(store, $mutant::default()),
+            }),*]
+        }
+    };
+}
+use faults;

@@ -1,0 +1,79 @@
+//! A store in which one fault takes the place of some methods.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use qi_core::store::{
+    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
+    LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
+    StoreInfo, StoreStatus,
+};
+use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
+
+type Inner<'a> = &'a dyn PriceStore;
+
+/// Writes the trait of the faults, each method of which forwards to the sound store unless a fault replaces it,
+/// and the store around it.
+macro_rules! spoil {
+    ($($method:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
+        /// One fault.
+        #[async_trait]
+        #[allow(unused_variables, reason = "close takes none")]
+        pub(super) trait Spoil: fmt::Debug + Send + Sync + 'static {
+            $(async fn $method(&self, inner: Inner<'_>, $($argument: $type),*) -> Result<$output> {
+                inner.$method($($argument),*).await
+            })*
+        }
+
+        #[async_trait]
+        impl<F: Spoil> PriceStore for Spoiled<F> {
+            fn info(&self) -> StoreInfo {
+                self.inner.info()
+            }
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$output> {
+                self.fault.$method(&*self.inner, $($argument),*).await
+            })*
+        }
+    };
+}
+
+spoil! {
+    ensure_schema() -> SchemaReport;
+    ping() -> StoreStatus;
+    insert_ticks(batch: &[PriceTick]) -> InsertReport;
+    insert_quotes(batch: &[Quote]) -> InsertReport;
+    insert_bars(batch: &[Ohlcv]) -> InsertReport;
+    insert_snapshots(batch: &[MarketSnapshot]) -> InsertReport;
+    ticks(query: &RangeQuery) -> Page<PriceTick>;
+    quotes(query: &RangeQuery) -> Page<Quote>;
+    bars(query: &BarQuery) -> Page<Ohlcv>;
+    snapshots(query: &SnapshotQuery) -> Page<MarketSnapshot>;
+    latest_ticks(query: &LatestQuery) -> Page<PriceTick>;
+    latest_quotes(query: &LatestQuery) -> Page<Quote>;
+    latest_bars(query: &LatestBarsQuery) -> Page<Ohlcv>;
+    latest_snapshots(query: &LatestQuery<Scope>) -> Page<MarketSnapshot>;
+    derived_bars(query: &BarQuery) -> Page<Ohlcv>;
+    stats(query: &StatsQuery) -> Option<RangeStats>;
+    instruments(query: &InstrumentQuery) -> Page<InstrumentSummary>;
+    delete_range(query: &DeleteQuery) -> ();
+    purge_before(dataset: Dataset, cutoff: Timestamp) -> ();
+    close() -> ();
+}
+
+/// A sound store and a fault.
+#[derive(Debug)]
+struct Spoiled<F> {
+    inner: Arc<dyn PriceStore>,
+    fault: F,
+}
+
+impl<F: fmt::Debug> fmt::Display for Spoiled<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} spoiled by {:?}", self.inner, self.fault)
+    }
+}
+
+pub(super) fn spoil(inner: Arc<dyn PriceStore>, fault: impl Spoil) -> Arc<dyn PriceStore> {
+    Arc::new(Spoiled { inner, fault })
+}

@@ -1,0 +1,19 @@
+//! Each deliberately broken store is caught by the check that is named for it.
+
+use libtest_mimic::{Arguments, Trial};
+use qi_testkit::store::mutants::mutants;
+
+fn main() {
+    let trials = mutants()
+        .into_iter()
+        .map(|mutant| {
+            let name = format!("{} is caught by {}", mutant.name, mutant.caught_by);
+            Trial::test(name, move || {
+                let runtime =
+                    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+                runtime.block_on(mutant.expose()).map_err(|failure| failure.to_string().into())
+            })
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
