@@ -16,5 +16,8 @@ mod state;
 mod subscription;
 mod topic;
 
+#[cfg(feature = "contract")]
+pub mod contract;
+
 pub use config::MemoryBusConfig;
 pub use memory::MemoryBus;
