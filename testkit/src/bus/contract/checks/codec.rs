@@ -65,7 +65,7 @@ where
 async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let records = records()?;
-    there_and_back(lab, &*bus, records.tick(u64::MAX)?).await?;
+    there_and_back(lab, &*bus, records.tick(i64::MAX.cast_unsigned())?).await?;
     let values = QuoteValues { ask_price: Some(records.price), ..QuoteValues::default() };
     there_and_back(lab, &*bus, Quote::new(records.instrument.clone(), records.time, 7, values)?).await?;
     let values = BarValues::flat(records.price);
