@@ -240,7 +240,7 @@ impl Run<'_> {
                 "reading a deleted topic"
             );
             if let Some(member) = self.groups[group].members.get_mut(&at) {
-                member.last_poll = tokio::time::Instant::now();
+                member.polled();
             }
             return Ok(());
         }
@@ -359,6 +359,7 @@ impl Run<'_> {
             }
         }
         tokio::time::sleep(self.stage.env.timing().session).await;
+        self.expire();
         for _ in 0..4 {
             for group in 0..GROUPS {
                 for place in 0..self.stage.actors[group].len() {

@@ -38,7 +38,7 @@ pub(super) struct Member {
     pub(super) told: BTreeSet<TopicPartition>,
     /// Positions that had gone before it could be told.
     resets: BTreeMap<TopicPartition, (u64, u64)>,
-    pub(super) last_poll: Instant,
+    last_poll: Instant,
     pub(super) dead_since: Option<Instant>,
     poll_limit_passed: bool,
     out: bool,
@@ -57,6 +57,12 @@ impl Member {
             poll_limit_passed: false,
             out: false,
         }
+    }
+
+    /// It has called `recv`.
+    pub(super) fn polled(&mut self) {
+        self.last_poll = Instant::now();
+        self.out = false;
     }
 
     fn lose(&mut self, partition: &TopicPartition) {
@@ -132,8 +138,7 @@ impl Group {
     pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
         self.hear(logs, at, batch.notices())?;
         let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
-        member.last_poll = Instant::now();
-        member.out = false;
+        member.polled();
         ensure!(!member.poll_limit_passed, "it was not told that its poll limit had passed");
         ensure_eq!(member.told, member.positions.keys().cloned().collect(), "what it was told that it owns");
         ensure!(member.resets.is_empty(), "it was not told of {:?}", member.resets);

@@ -26,16 +26,15 @@ pub struct Trace {
     pub errors: Vec<(usize, ErrorKind, String)>,
 }
 
-/// Runs a history without looking at owners or times: publishes stamp their messages, every read goes on until the
+/// Runs a history without looking at owners or times: every message is of the time `stamp`, every read goes on until the
 /// group has everything, and a commit covers all that was read. What depends on a bus's own timing (silence,
 /// seeks, pauses, starts at the end, trims and deletions under a reader) is left out.
 ///
 /// # Errors
 /// What the bus refuses that every bus must take.
-pub async fn trace(env: &dyn BusEnv, history: &[Step]) -> Verdict<Trace> {
+pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verdict<Trace> {
     let mut stage = Stage::open(env).await?;
     let mut trace = Trace::default();
-    let base = env.now().floor_to_millis();
     let mut seen = Seen::new();
     let mut total: usize = 0;
     for (n, step) in history.iter().enumerate() {
@@ -43,7 +42,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step]) -> Verdict<Trace> {
             Step::Publish { topic, partition, count } => {
                 let mut batch = stage.messages(topic, partition, count)?;
                 for message in &mut batch {
-                    message.timestamp = Some(base);
+                    message.timestamp = Some(stamp);
                 }
                 total += stage.bus.send(&batch).await?.len();
             }
