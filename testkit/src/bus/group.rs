@@ -55,6 +55,11 @@ impl Pending {
         self.resets.entry(partition).and_modify(|known| known.1 = to).or_insert((from, to));
     }
 
+    /// What `subscribe` returns is the first assignment, and no change that a batch has to tell.
+    pub(super) fn forget_gains(&mut self) {
+        self.gained.clear();
+    }
+
     /// The notices, which are told once.
     pub(super) fn take(&mut self) -> Vec<Notice> {
         let Self { gained, lost, resets, poll_limit } = std::mem::take(self);

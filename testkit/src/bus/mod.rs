@@ -16,5 +16,12 @@ mod state;
 mod subscription;
 mod topic;
 
+#[cfg(feature = "contract")]
+pub mod contract;
+#[cfg(feature = "contract")]
+pub mod model;
+#[cfg(feature = "contract")]
+pub mod mutants;
+
 pub use config::MemoryBusConfig;
 pub use memory::MemoryBus;

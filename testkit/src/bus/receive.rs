@@ -104,20 +104,18 @@ impl State {
     ) -> Result<Look> {
         let Self { topics, groups, used, .. } = self;
         let group = groups.get_mut(&seat.group).ok_or_else(|| error::fenced("recv"))?;
-        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
-        for name in &member.request.topics {
-            let Some(topic) = topics.get_mut(name) else {
-                member.last_poll = now;
-                return Err(error::unknown_topic(name, "recv"));
-            };
-            *used -= topic.expire(time);
-        }
+        // Silence first: a call that comes too late must not pass for one in time.
         group.expire(now, topics);
         group.rejoin(seat.key, now, topics);
+        let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
+        member.last_poll = now;
+        for name in &member.request.topics {
+            let topic = topics.get_mut(name).ok_or_else(|| error::unknown_topic(name, "recv"))?;
+            *used -= topic.expire(time);
+        }
         group.settle(seat.key, topics);
         let event = group.next_event();
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
-        member.last_poll = now;
         for (partition, owned) in &mut member.owned {
             renew(
                 topics,

@@ -53,8 +53,7 @@ impl MemorySubscription {
             group.rebalance(topics);
             group.settle(key, topics);
             if let Some(member) = group.members.get_mut(&key) {
-                // `subscribe` returns the first assignment: it is no change that a batch has to tell.
-                let _ = member.pending.take();
+                member.pending.forget_gains();
                 let lost = member.owned.iter().find(|(_, owned)| owned.position.is_none());
                 if let Some((partition, _)) = lost.filter(|_| strict) {
                     let error = error::no_start(partition, "subscribe");

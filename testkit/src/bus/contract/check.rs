@@ -1,0 +1,76 @@
+//! A check and its verdict.
+
+use std::fmt;
+
+use futures::future::BoxFuture;
+use qi_core::Error;
+
+use super::{Lab, Need};
+
+/// Why a check failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure(String);
+
+impl Failure {
+    /// A failure in words.
+    pub fn new(text: impl fmt::Display) -> Self {
+        Self(text.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error.report())
+    }
+}
+
+/// What a check finds.
+pub type Verdict<T = ()> = Result<T, Failure>;
+
+/// One named property of the contract.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// Chapter and property: `publish::order_of_one_key`.
+    pub name: &'static str,
+    /// What the backend must have for it.
+    pub needs: &'static [Need],
+    /// Puts the bus of a lab to the test.
+    pub run: for<'a> fn(&'a Lab) -> BoxFuture<'a, Verdict>,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("name", &self.name).field("needs", &self.needs).finish_non_exhaustive()
+    }
+}
+
+/// Fails the check unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($words:tt)+) => {
+        if !$condition {
+            return Err($crate::bus::contract::Failure::new(format_args!($($words)+)));
+        }
+    };
+}
+
+/// Fails the check unless two values are equal, and shows both.
+macro_rules! ensure_eq {
+    ($found:expr, $wanted:expr, $($words:tt)+) => {
+        match (&$found, &$wanted) {
+            (found, wanted) => if found != wanted {
+                let words = format!($($words)+);
+                return Err($crate::bus::contract::Failure::new(format_args!(
+                    "{words}: found {found:?}, wanted {wanted:?}"
+                )));
+            }
+        }
+    };
+}
+
+pub(crate) use {ensure, ensure_eq};

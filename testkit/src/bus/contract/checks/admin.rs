@@ -1,0 +1,176 @@
+//! Topics, groups and brokers as an operator sees them.
+
+use std::time::Duration;
+
+use qi_core::bus::{GroupQuery, GroupState, MessageBusExt, Positions, TopicPartition, TopicSpec, TopicState};
+use qi_core::{ErrorKind, RetryAdvice, Selection};
+use tokio::time::Instant;
+
+use super::chapter;
+use crate::bus::contract::lab::{fill, placed};
+use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "admin":
+    create_says_what_became_of_each [Admin],
+    topics_are_described [Admin],
+    delete_and_create_again [Admin],
+    groups_with_commits_and_lag [Admin, Groups],
+    unknown_group_is_an_empty_list [Groups],
+    ping_answers [],
+    info_is_known_without_asking [],
+}
+
+async fn create_says_what_became_of_each(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let (name, other) = (lab.fresh_name()?, lab.fresh_name()?);
+    let spec = TopicSpec::new(name.clone(), 3)?.with_retention(Duration::from_hours(48));
+    let first = bus.create_topics(std::slice::from_ref(&spec)).await?;
+    ensure!(matches!(first[0].result, Ok(TopicState::Created)), "new: {:?}", first[0]);
+    let specs = [
+        spec.clone(),
+        TopicSpec::new(other.clone(), 1)?,
+        TopicSpec::new(name.clone(), 4)?,
+        spec.clone().with_retention(Duration::from_hours(24)),
+    ];
+    let outcomes = bus.create_topics(&specs[..3]).await?;
+    ensure_eq!(
+        outcomes.iter().map(|o| &o.topic).collect::<Vec<_>>(),
+        [&name, &other, &name],
+        "one answer for each"
+    );
+    ensure!(
+        matches!(&outcomes[0].result, Ok(TopicState::Existed { differs }) if differs.is_empty()),
+        "the same again: {:?}",
+        outcomes[0]
+    );
+    ensure!(matches!(outcomes[1].result, Ok(TopicState::Created)), "another one: {:?}", outcomes[1]);
+    match &outcomes[2].result {
+        Ok(state) => return Err(Failure::new(format_args!("other partitions were accepted: {state:?}"))),
+        Err(error) => {
+            ensure_eq!((error.kind(), error.retry()), (ErrorKind::Conflict, RetryAdvice::Never), "the error");
+            let text = error.to_string();
+            ensure!(text.contains('3') && text.contains('4'), "both numbers are named: {text}");
+        }
+    }
+    let outcomes = bus.create_topics(&specs[3..]).await?;
+    match &outcomes[0].result {
+        Ok(TopicState::Existed { differs }) => {
+            let retention = differs.iter().find(|diff| diff.name == "retention.ms");
+            let values = retention.map(|diff| (diff.wanted.as_str(), diff.found.as_str()));
+            ensure_eq!(values, Some(("86400000", "172800000")), "what differs");
+        }
+        other => return Err(Failure::new(format_args!("{other:?}"))),
+    }
+    Ok(())
+}
+
+async fn topics_are_described(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 2, 5).await?;
+    lab.trim(&TopicPartition::new(topic.clone(), 1), 2).await?;
+    let topics = bus.topics().await?;
+    ensure!(topics.is_sorted_by_key(|info| info.name.clone()), "in the order of the names");
+    let info =
+        topics.iter().find(|info| info.name == topic).ok_or_else(|| Failure::new("it is not listed"))?;
+    let marks: Vec<_> = info.partitions.iter().map(|p| (p.id, p.low, p.high)).collect();
+    ensure_eq!(marks, [(0, 0, 5), (1, 2, 5), (2, 0, 0)], "partitions with their watermarks");
+    ensure!(
+        info.partitions.iter().all(|p| p.leader.is_some() && !p.replicas.is_empty()),
+        "each has a leader"
+    );
+    ensure_eq!(info.settings.get("max.message.bytes").map(String::as_str), Some("2097152"), "a setting");
+    Ok(())
+}
+
+async fn delete_and_create_again(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    fill(&*bus, &topic, 2, 3).await?;
+    let outcomes = bus.delete_topics(&[topic.clone(), lab.fresh_name()?]).await?;
+    ensure!(matches!(outcomes[0].result, Ok(TopicState::Deleted)), "gone: {:?}", outcomes[0]);
+    let unknown = outcomes[1].result.as_ref().err().map(qi_core::Error::kind);
+    ensure_eq!(unknown, Some(ErrorKind::NotFound), "an unknown one");
+    let deadline = Instant::now() + lab.timing().eventually;
+    while bus.topics().await?.iter().any(|info| info.name == topic) {
+        ensure!(Instant::now() < deadline, "it is still listed");
+        lab.pause().await;
+    }
+    // Deleting ends in its own time on some brokers.
+    let spec = TopicSpec::new(topic.clone(), 1)?;
+    loop {
+        match bus.create_topics(std::slice::from_ref(&spec)).await?.pop().map(|outcome| outcome.result) {
+            Some(Ok(TopicState::Created)) => break,
+            other => ensure!(Instant::now() < deadline, "it cannot be created again: {other:?}"),
+        }
+        lab.pause().await;
+    }
+    let delivery = bus.publish_one(&placed(&topic, 0, 7)).await?;
+    ensure_eq!(delivery.offset, 0, "the first offset of the new topic");
+    lab.all_of(&*bus, &topic, 1, 1).await?;
+    Ok(())
+}
+
+async fn groups_with_commits_and_lag(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    fill(&*bus, &topic, 2, 10).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    lab.drain(&mut *reader, 20).await?;
+    let at = |p| TopicPartition::new(topic.clone(), p);
+    let done: Positions = [(at(0), 10), (at(1), 4)].into_iter().collect();
+    reader.commit(&done).await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    let info = loop {
+        match lab.describe(&*bus, &group).await? {
+            Some(info) if info.state == GroupState::Stable => break info,
+            other => ensure!(Instant::now() < deadline, "never stable: {other:?}"),
+        }
+        lab.pause().await;
+    };
+    ensure_eq!(info.id, group, "the group");
+    ensure_eq!(info.members.len(), 1, "members");
+    ensure_eq!(info.members[0].partitions, [at(0), at(1)], "what the member owns");
+    let rows: Vec<_> = info.partitions.iter().map(|p| (p.committed, p.end, p.lag)).collect();
+    ensure_eq!(rows, [(Some(10), 10, Some(0)), (Some(4), 10, Some(6))], "commit, end and lag");
+    ensure_eq!(info.lag(), Some(6), "the lag over all");
+    reader.close().await?;
+    loop {
+        let info =
+            lab.describe(&*bus, &group).await?.ok_or_else(|| Failure::new("its commits are forgotten"))?;
+        if info.state == GroupState::Empty && info.members.is_empty() {
+            ensure_eq!(info.lag(), Some(6), "the lag without members");
+            break;
+        }
+        ensure!(Instant::now() < deadline, "still with members: {info:?}");
+        lab.pause().await;
+    }
+    let all = bus.groups(&GroupQuery::new(Selection::All)).await?;
+    ensure!(all.iter().any(|info| info.id == group), "it is among all groups");
+    ensure!(all.is_sorted_by_key(|info| info.id.clone()), "in the order of the names");
+    Ok(())
+}
+
+async fn unknown_group_is_an_empty_list(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let found = bus.groups(&GroupQuery::one(lab.group()?)).await?;
+    ensure!(found.is_empty(), "found {found:?}");
+    Ok(())
+}
+
+async fn ping_answers(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let status = bus.wait_ready(lab.timing().eventually).await?;
+    ensure!(status.brokers >= 1, "no broker answered");
+    Ok(())
+}
+
+async fn info_is_known_without_asking(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let info = bus.info();
+    ensure!(!info.backend.is_empty() && info.max_message_bytes > 0, "{info:?}");
+    ensure!(!info.delivery_timeout.is_zero(), "{info:?}");
+    ensure!(!format!("{bus}").is_empty(), "a bus has a name to show");
+    Ok(())
+}

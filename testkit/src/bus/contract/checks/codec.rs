@@ -1,0 +1,138 @@
+//! Typed records over the bus.
+
+use bytes::Bytes;
+use qi_core::bus::{
+    Batch, DeadLetters, HeaderName, Json, Message, MessageBus, MessageBusExt, Payload, TopicName,
+    decode_message, encode_message, header,
+};
+use qi_core::{
+    BarValues, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, QuoteValues,
+    Scope, SnapshotValues, Timestamp,
+};
+
+use super::chapter;
+use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "codec":
+    every_record_there_and_back [Admin],
+    what_is_something_else_is_refused_with_its_place [Admin],
+    dead_letters_carry_origin_and_error [Admin],
+}
+
+struct Records {
+    instrument: Instrument,
+    price: Price,
+    time: Timestamp,
+}
+
+fn records() -> Verdict<Records> {
+    Ok(Records {
+        instrument: "binance:BTC-USDT".parse()?,
+        price: "65000.000000000000000001".parse()?,
+        time: Timestamp::from_secs(1_704_067_200)?,
+    })
+}
+
+impl Records {
+    fn tick(&self, id: u64) -> Verdict<PriceTick> {
+        Ok(PriceTick::new(self.instrument.clone(), self.time, id, self.price)?)
+    }
+}
+
+async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Verdict<Batch> {
+    let all = lab.all_of(bus, topic, 1, count).await?;
+    Ok(Batch::new(all, qi_core::bus::Positions::new(), Vec::new()))
+}
+
+async fn there_and_back<T>(lab: &Lab, bus: &dyn MessageBus, record: T) -> Verdict
+where
+    T: Payload + PartialEq + std::fmt::Debug,
+{
+    let topic = lab.topic(bus, 1).await?;
+    bus.send_records(std::slice::from_ref(&record), Some(&topic)).await?;
+    let came = batch(lab, bus, &topic, 1).await?;
+    let message = &came.messages()[0];
+    ensure_eq!(message.key.as_ref(), Some(&record.message_key()), "the key");
+    let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
+    ensure_eq!(word(header::TYPE).as_deref(), Some(T::TYPE), "the type");
+    ensure_eq!(word(header::VERSION), Some(T::VERSION.to_string()), "the version");
+    ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some("application/json"), "the codec");
+    let back = bus.decode::<T>(&came, &DeadLetters::default()).await?;
+    ensure_eq!(back, [record], "the record");
+    Ok(())
+}
+
+async fn every_record_there_and_back(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let records = records()?;
+    there_and_back(lab, &*bus, records.tick(i64::MAX.cast_unsigned())?).await?;
+    let values = QuoteValues { ask_price: Some(records.price), ..QuoteValues::default() };
+    there_and_back(lab, &*bus, Quote::new(records.instrument.clone(), records.time, 7, values)?).await?;
+    let values = BarValues::flat(records.price);
+    let bar = Ohlcv::new(records.instrument.clone(), Interval::H1, records.time, values)?;
+    there_and_back(lab, &*bus, bar).await?;
+    let values = SnapshotValues { markets: Some(3), ..SnapshotValues::default() };
+    there_and_back(lab, &*bus, MarketSnapshot::new(Scope::Global, records.time, values)?).await
+}
+
+/// A tick with one header replaced.
+fn with(message: &Message, name: &str, value: &'static str) -> Verdict<Message> {
+    let mut other = message.clone();
+    other.headers.remove(name);
+    other.headers.push(HeaderName::new(name)?, Bytes::from_static(value.as_bytes()));
+    Ok(other)
+}
+
+async fn what_is_something_else_is_refused_with_its_place(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let good = encode_message::<Json, _>(&records()?.tick(1)?, Some(&topic))?;
+    let mut broken = good.clone();
+    broken.payload = Some(Bytes::from_static(b"{\"instrument\":"));
+    let mut tombstone = good.clone();
+    tombstone.payload = None;
+    let bad = [
+        with(&good, header::VERSION, "99")?,
+        with(&good, header::TYPE, "quote")?,
+        with(&good, header::CONTENT_TYPE, "application/octet-stream")?,
+        broken,
+        tombstone,
+    ];
+    bus.send(&bad).await?;
+    for (n, message) in batch(lab, &*bus, &topic, bad.len()).await?.iter().enumerate() {
+        let error = decode_message::<Json, PriceTick>(message).err();
+        ensure_eq!(error.as_ref().map(qi_core::Error::kind), Some(ErrorKind::CorruptData), "message {n}");
+        let place = error.and_then(|e| {
+            Some((e.context_value("topic")?.to_owned(), e.context_value("offset")?.to_owned()))
+        });
+        ensure_eq!(place, Some((topic.to_string(), message.offset.to_string())), "the place of message {n}");
+    }
+    Ok(())
+}
+
+async fn dead_letters_carry_origin_and_error(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let (topic, dead) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 1).await?);
+    let records = records()?;
+    let good = |id| -> Verdict<Message> { Ok(encode_message::<Json, _>(&records.tick(id)?, Some(&topic))?) };
+    let bad = with(&good(2)?, header::VERSION, "2")?;
+    bus.send(&[good(1)?, bad.clone(), good(3)?]).await?;
+    let came = batch(lab, &*bus, &topic, 3).await?;
+    let ticks = bus.decode::<PriceTick>(&came, &DeadLetters::to(dead.clone())).await?;
+    ensure_eq!(ticks, [records.tick(1)?, records.tick(3)?], "what could be read");
+    let letters = lab.all_of(&*bus, &dead, 1, 1).await?;
+    let letter = &letters[0];
+    ensure_eq!((&letter.key, &letter.payload), (&bad.key, &bad.payload), "key and payload as they were");
+    let word = |name: &str| letter.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
+    ensure_eq!(word(header::ORIGIN_TOPIC), Some(topic.to_string()), "the topic");
+    ensure_eq!(word(header::ORIGIN_PARTITION).as_deref(), Some("0"), "the partition");
+    ensure_eq!(word(header::ORIGIN_OFFSET), Some(came.messages()[1].offset.to_string()), "the offset");
+    ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the code");
+    ensure!(word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)), "the error in words");
+    ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "its own headers");
+    // With nowhere to put them, nothing may be passed over in silence.
+    let nowhere = DeadLetters::to(lab.fresh_name()?);
+    let refused = bus.decode::<PriceTick>(&came, &nowhere).await.err();
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "a dead letter topic that there is not");
+    Ok(())
+}

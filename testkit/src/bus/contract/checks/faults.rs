@@ -1,0 +1,215 @@
+//! The wire is cut: what was promised still holds.
+
+use std::time::Duration;
+
+use qi_core::bus::{DeliveryState, MessageBusExt, Positions, PublishOptions, TopicPartition};
+use qi_core::{ErrorKind, RetryAdvice};
+use tokio::time::Instant;
+
+use super::chapter;
+use crate::bus::contract::lab::{fill, parts, placed, text};
+use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "faults":
+    short_cut_loses_and_doubles_nothing [Admin, WireFaults],
+    long_cut_says_what_is_unknown [Admin, WireFaults],
+    receiving_while_brokers_are_away [Admin, WireFaults],
+    short_silence_keeps_the_membership [Admin, WireFaults],
+    long_silence_ends_in_a_fresh_assignment [Admin, WireFaults],
+    nothing_reachable_at_the_start [WireFaults],
+}
+
+async fn short_cut_loses_and_doubles_nothing(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let other = lab.bus().await?;
+    let topic = lab.topic(&*other, 2).await?;
+    let sending = async {
+        for round in 0..20 {
+            let batch: Vec<_> =
+                (0..50_u32).map(|n| placed(&topic, n % 2, round * 25 + n as usize / 2)).collect();
+            client.bus.send(&batch).await?;
+            lab.sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, Failure>(())
+    };
+    let cutting = async {
+        for _ in 0..3 {
+            lab.sleep(Duration::from_millis(70)).await;
+            client.wire.cut().await;
+            lab.sleep(Duration::from_millis(500)).await;
+            client.wire.mend().await;
+        }
+        Ok::<_, Failure>(())
+    };
+    futures::try_join!(sending, cutting)?;
+    let mut next = [0, 0];
+    for message in lab.all_of(&*other, &topic, 2, 1_000).await? {
+        let wanted = &mut next[message.partition as usize];
+        ensure_eq!(parts(&message)?.1, *wanted, "the next of partition {}", message.partition);
+        *wanted += 1;
+    }
+    ensure_eq!(next, [500, 500], "how many came");
+    Ok(())
+}
+
+async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let other = lab.bus().await?;
+    let topic = lab.topic(&*other, 1).await?;
+    client.bus.publish_one(&placed(&topic, 0, 0)).await?;
+    client.wire.cut().await;
+    let batch: Vec<_> = (1..=20).map(|n| placed(&topic, 0, n)).collect();
+    let began = Instant::now();
+    let report = client.bus.publish(&batch, PublishOptions::NONE).await?;
+    let limit = client.bus.info().delivery_timeout * 2 + lab.timing().short;
+    ensure!(began.elapsed() <= limit, "it took {:?} to give up", began.elapsed());
+    client.wire.mend().await;
+    let outcomes = report.into_outcomes();
+    ensure_eq!(outcomes.len(), 20, "answers");
+    for outcome in &outcomes {
+        match outcome {
+            Ok(delivery) => return Err(Failure::new(format_args!("delivered without a wire: {delivery:?}"))),
+            Err(failure) => {
+                ensure!(failure.error.retry().is_retryable(), "it may pass: {}", failure.error);
+                ensure!(
+                    matches!(failure.error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable),
+                    "the kind: {}",
+                    failure.error
+                );
+            }
+        }
+    }
+    // What is said not to be sent is not there; what is unknown may be, once.
+    lab.pause().await;
+    client.bus.publish_one(&placed(&topic, 0, 99)).await?;
+    let mut reader = lab.reader(&*other, &topic).await?;
+    let mut there = Vec::new();
+    let deadline = Instant::now() + lab.timing().eventually;
+    while there.last() != Some(&99) {
+        ensure!(Instant::now() < deadline, "only {there:?} came");
+        for message in reader.recv(100, lab.timing().short).await?.messages() {
+            there.push(parts(message)?.1);
+        }
+    }
+    for (n, outcome) in (1..).zip(&outcomes) {
+        let times = there.iter().filter(|found| **found == n).count();
+        let state = outcome.as_ref().err().map(|failure| failure.state);
+        let most = usize::from(state == Some(DeliveryState::Unknown));
+        ensure!(times <= most, "message {n} is {state:?} and there {times} times");
+    }
+    Ok(())
+}
+
+async fn receiving_while_brokers_are_away(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let other = lab.bus().await?;
+    let topic = lab.topic(&*other, 1).await?;
+    let mut reader = lab.reader(&*client.bus, &topic).await?;
+    fill(&*other, &topic, 1, 3).await?;
+    lab.drain(&mut *reader, 3).await?;
+    client.wire.cut().await;
+    let deadline = Instant::now() + lab.timing().eventually;
+    let error = loop {
+        let began = Instant::now();
+        match reader.recv(10, lab.timing().short * 4).await {
+            Err(error) => {
+                ensure!(began.elapsed() >= lab.timing().short * 4, "before the wait has passed");
+                break error;
+            }
+            Ok(batch) => ensure!(batch.is_empty(), "messages without a wire"),
+        }
+        ensure!(Instant::now() < deadline, "nobody says that the brokers are away");
+    };
+    ensure_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff), "the error");
+    client.wire.mend().await;
+    fill(&*other, &topic, 1, 2).await?;
+    let came = until_two(lab, &mut *reader).await?;
+    ensure_eq!(came, [3, 4], "offsets from where it stood");
+    Ok(())
+}
+
+/// Two messages from a reader whose brokers may still be coming back.
+async fn until_two(lab: &Lab, reader: &mut dyn qi_core::Subscription) -> Verdict<Vec<u64>> {
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut came = Vec::new();
+    while came.len() < 2 {
+        match reader.recv(10, lab.timing().short).await {
+            Ok(batch) => came.extend(batch.iter().map(|m| m.offset)),
+            Err(error) if error.kind() == ErrorKind::Unavailable => lab.pause().await,
+            Err(error) => return Err(error.into()),
+        }
+        ensure!(Instant::now() < deadline, "only {came:?} came");
+    }
+    Ok(came)
+}
+
+async fn short_silence_keeps_the_membership(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let other = lab.bus().await?;
+    let topic = lab.topic(&*other, 2).await?;
+    let group = lab.group()?;
+    let mut reader = client.bus.subscribe(lab.request(&group, &topic)?).await?;
+    fill(&*other, &topic, 2, 1).await?;
+    let got = lab.drain(&mut *reader, 2).await?;
+    client.wire.cut().await;
+    lab.sleep(lab.timing().session / 6).await;
+    client.wire.mend().await;
+    let mut held = Positions::new();
+    for message in &got {
+        held.pass(message);
+    }
+    let deadline = Instant::now() + lab.timing().eventually;
+    let committed = loop {
+        match reader.commit(&held).await {
+            Ok(committed) => break committed,
+            Err(error) => ensure!(error.retry().is_retryable() && Instant::now() < deadline, "{error}"),
+        }
+        lab.pause().await;
+    };
+    ensure_eq!(committed.stored, held, "what was stored after a short silence");
+    Ok(())
+}
+
+async fn long_silence_ends_in_a_fresh_assignment(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let other = lab.bus().await?;
+    let topic = lab.topic(&*other, 1).await?;
+    let group = lab.group()?;
+    let mut reader = client.bus.subscribe(lab.request(&group, &topic)?).await?;
+    fill(&*other, &topic, 1, 4).await?;
+    lab.drain(&mut *reader, 4).await?;
+    client.wire.cut().await;
+    let mut next = other.subscribe(lab.request(&group, &topic)?).await?;
+    let came = lab.drain(&mut *next, 4).await?;
+    let here = TopicPartition::new(topic.clone(), 0);
+    next.commit(&[(here, came[1].offset)].into_iter().collect()).await?;
+    client.wire.mend().await;
+    next.close().await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut again = Vec::new();
+    while again.len() < 3 {
+        match reader.recv(10, lab.timing().short).await {
+            Ok(batch) => again.extend(batch.iter().map(text)),
+            Err(error) => ensure!(error.kind() == ErrorKind::Unavailable, "{error}"),
+        }
+        ensure!(Instant::now() < deadline, "it does not come back: {again:?}");
+    }
+    ensure_eq!(again, ["0#1", "0#2", "0#3"], "from the commit of the one between");
+    Ok(())
+}
+
+async fn nothing_reachable_at_the_start(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    client.wire.cut().await;
+    let began = Instant::now();
+    let refused = client.bus.ping().await.err();
+    let error = refused.ok_or_else(|| Failure::new("a ping without a wire was answered"))?;
+    ensure!(
+        matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) && error.retry().is_retryable(),
+        "the error: {error}"
+    );
+    ensure!(began.elapsed() < lab.timing().eventually, "it took {:?}", began.elapsed());
+    client.wire.mend().await;
+    client.bus.wait_ready(lab.timing().eventually).await?;
+    Ok(())
+}

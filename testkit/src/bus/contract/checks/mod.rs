@@ -1,0 +1,44 @@
+//! Every check, by chapter.
+
+mod admin;
+mod codec;
+mod faults;
+mod groups;
+mod life;
+mod positions;
+mod publish;
+mod rebalance;
+mod subscribe;
+
+use super::Check;
+
+/// The whole contract.
+pub fn all() -> Vec<Check> {
+    [
+        publish::CHECKS,
+        subscribe::CHECKS,
+        positions::CHECKS,
+        groups::CHECKS,
+        rebalance::CHECKS,
+        admin::CHECKS,
+        life::CHECKS,
+        codec::CHECKS,
+        faults::CHECKS,
+    ]
+    .concat()
+}
+
+/// A chapter: names that follow from the module and the function, needs, functions.
+macro_rules! chapter {
+    ($chapter:literal: $($check:ident [$($need:ident),*]),* $(,)?) => {
+        pub(super) const CHECKS: &[$crate::bus::contract::Check] = &[$(
+            $crate::bus::contract::Check {
+                name: concat!($chapter, "::", stringify!($check)),
+                needs: &[$($crate::bus::contract::Need::$need),*],
+                run: |lab| Box::pin($check(lab)),
+            }
+        ),*];
+    };
+}
+
+use chapter;

@@ -1,0 +1,324 @@
+//! Commits, seeks, pauses, and what lies behind them.
+
+use std::time::Duration;
+
+use qi_core::ErrorKind;
+use qi_core::bus::{
+    MessageBusExt, Notice, Positions, SeekTo, StartFrom, Subscription, TopicName, TopicPartition, TopicSpec,
+};
+use tokio::time::Instant;
+
+use super::chapter;
+use crate::bus::contract::lab::{fill, placed, text};
+use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "positions":
+    commit_is_where_the_next_begins [Admin],
+    commit_below_goes_back [Admin],
+    commit_above_the_position_is_refused [Admin],
+    position_and_lag_at_each_step [Admin, Groups],
+    seek_goes_where_it_is_told [Admin],
+    seek_by_time [Admin, ByTime],
+    seek_of_a_foreign_partition_is_refused [Admin],
+    pause_holds_back_and_blocks_no_other [Admin],
+    pause_of_a_foreign_partition_is_refused [Admin],
+    position_gone_is_answered_visibly [Admin],
+    position_gone_fails_if_told [Admin],
+    commit_that_is_gone_is_answered [Admin],
+    old_messages_go [Admin, Retention],
+}
+
+fn at(topic: &TopicName, partition: u32) -> TopicPartition {
+    TopicPartition::new(topic.clone(), partition)
+}
+
+fn positions(topic: &TopicName, next: u64) -> Positions {
+    [(at(topic, 0), next)].into_iter().collect()
+}
+
+/// The payloads of the next `count` messages.
+async fn next(lab: &Lab, reader: &mut dyn Subscription, count: usize) -> Verdict<Vec<String>> {
+    Ok(lab.drain(reader, count).await?.iter().map(text).collect())
+}
+
+async fn commit_is_where_the_next_begins(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 20).await?;
+    let group = lab.group()?;
+    for round in 0..4 {
+        let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+        let batch = lab.drain(&mut *reader, 7).await?;
+        ensure_eq!(text(&batch[0]), format!("0#{}", round * 5), "where round {round} begins");
+        // Only five of the seven were processed.
+        let done = positions(&topic, batch[4].offset + 1);
+        let committed = reader.commit(&done).await?;
+        ensure_eq!(committed.stored, done, "what the commit of round {round} stored");
+        ensure!(committed.lost.is_empty(), "nothing is lost");
+        reader.close().await?;
+        if round == 2 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn commit_below_goes_back(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 5).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let all = lab.drain(&mut *reader, 5).await?;
+    reader.commit(&positions(&topic, all[4].offset + 1)).await?;
+    reader.commit(&positions(&topic, all[2].offset)).await?;
+    lab.quiet(&mut *reader).await?;
+    reader.close().await?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    ensure_eq!(next(lab, &mut *reader, 3).await?, ["0#2", "0#3", "0#4"], "from the lower commit");
+    Ok(())
+}
+
+async fn commit_above_the_position_is_refused(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 5).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let batch = lab.drain(&mut *reader, 2).await?;
+    let refused = reader.commit(&positions(&topic, batch[1].offset + 2)).await.err();
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "above the position of recv");
+    reader.commit(&positions(&topic, batch[1].offset + 1)).await?;
+    let nothing = reader.commit(&Positions::new()).await?;
+    ensure!(nothing.stored.is_empty() && nothing.lost.is_empty(), "an empty commit stores nothing");
+    Ok(())
+}
+
+/// Position, lag and commit of the only partition.
+async fn state(reader: &mut dyn Subscription) -> Verdict<(u64, u64, Option<u64>)> {
+    let mut assignment = reader.assignment().await?;
+    let one = assignment.partitions.pop().ok_or_else(|| Failure::new("nothing is assigned"))?;
+    ensure!(assignment.partitions.is_empty(), "there is one partition");
+    Ok((one.position, one.lag, one.committed))
+}
+
+async fn position_and_lag_at_each_step(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let here = at(&topic, 0);
+    fill(&*bus, &topic, 1, 10).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let (position, lag, _) = state(&mut *reader).await?;
+    ensure_eq!((position, lag), (0, 10), "after subscribe");
+    lab.drain(&mut *reader, 4).await?;
+    let (position, lag, _) = state(&mut *reader).await?;
+    ensure_eq!((position, lag), (4, 6), "after recv");
+    reader.commit(&positions(&topic, 3)).await?;
+    ensure_eq!(state(&mut *reader).await?, (4, 6, Some(3)), "after commit");
+    let info = lab.describe(&*bus, &group).await?.ok_or_else(|| Failure::new("the group is unknown"))?;
+    let seen = info.partitions.iter().find(|p| p.partition == here).map(|p| (p.committed, p.end, p.lag));
+    ensure_eq!(seen, Some((Some(3), 10, Some(7))), "commit, end and lag of the group");
+    reader.seek(&[(here.clone(), SeekTo::Offset(8))]).await?;
+    ensure_eq!(state(&mut *reader).await?, (8, 2, Some(3)), "right after a seek");
+    reader.seek(&[(here.clone(), SeekTo::Latest)]).await?;
+    ensure_eq!(state(&mut *reader).await?, (10, 0, Some(3)), "at the end");
+    bus.publish_one(&placed(&topic, 0, 10)).await?;
+    lab.drain(&mut *reader, 1).await?;
+    ensure_eq!(state(&mut *reader).await?, (11, 0, Some(3)), "after one more");
+    Ok(())
+}
+
+async fn seek_goes_where_it_is_told(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    fill(&*bus, &topic, 2, 6).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    lab.drain(&mut *reader, 12).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Offset(4))]).await?;
+    ensure_eq!(next(lab, &mut *reader, 2).await?, ["0#4", "0#5"], "from the offset");
+    lab.quiet(&mut *reader).await?;
+    reader.seek(&[(at(&topic, 1), SeekTo::Earliest), (at(&topic, 0), SeekTo::Latest)]).await?;
+    ensure_eq!(next(lab, &mut *reader, 6).await?[0], "1#0", "from the oldest");
+    lab.quiet(&mut *reader).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Earliest)]).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Latest)]).await?;
+    lab.quiet(&mut *reader).await?;
+    bus.publish_one(&placed(&topic, 0, 6)).await?;
+    ensure_eq!(next(lab, &mut *reader, 1).await?, ["0#6"], "from the end");
+    Ok(())
+}
+
+async fn seek_by_time(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let base = lab.now();
+    let time = |n: u64| base.checked_sub(Duration::from_secs(100 - n)).unwrap_or(base);
+    let batch: Vec<_> =
+        (0..10_u32).map(|n| placed(&topic, 0, n as usize).with_timestamp(time(u64::from(n) * 10))).collect();
+    bus.send(&batch).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    lab.drain(&mut *reader, 10).await?;
+    for (wanted, seconds) in [("0#4", 40), ("0#5", 41), ("0#0", 0)] {
+        reader.seek(&[(at(&topic, 0), SeekTo::At(time(seconds)))]).await?;
+        ensure_eq!(next(lab, &mut *reader, 1).await?, [wanted], "the first at {seconds} s or later");
+    }
+    reader.seek(&[(at(&topic, 0), SeekTo::At(base))]).await?;
+    lab.quiet(&mut *reader).await
+}
+
+async fn seek_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 3).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    lab.drain(&mut *reader, 3).await?;
+    let both = [(at(&topic, 0), SeekTo::Earliest), (at(&topic, 1), SeekTo::Earliest)];
+    let refused = reader.seek(&both).await.err();
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a partition that it does not own");
+    lab.quiet(&mut *reader).await
+}
+
+async fn pause_holds_back_and_blocks_no_other(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 3, 10).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    // Some of the paused partition may be buffered already: that is held, too.
+    lab.drain(&mut *reader, 3).await?;
+    let before = reader.assignment().await?;
+    let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
+    let paused = behind.ok_or_else(|| Failure::new("everything came at once"))?;
+    let held = before.partitions.iter().filter(|p| p.partition == paused).map(|p| p.lag).sum::<u64>();
+    reader.pause(std::slice::from_ref(&paused)).await?;
+    let others = usize::try_from(before.lag() - held).unwrap_or(usize::MAX);
+    let came = lab.drain(&mut *reader, others).await?;
+    ensure!(came.iter().all(|m| m.partition != paused.partition), "a message of the paused partition came");
+    bus.publish_one(&placed(&topic, paused.partition, 10)).await?;
+    lab.quiet(&mut *reader).await?;
+    let now = reader.assignment().await?;
+    let flags: Vec<_> = now.partitions.iter().map(|p| p.paused == (p.partition == paused)).collect();
+    ensure!(flags.iter().all(|right| *right), "the assignment shows what is paused");
+    reader.resume(std::slice::from_ref(&paused)).await?;
+    let came = lab.drain(&mut *reader, usize::try_from(held).unwrap_or(0) + 1).await?;
+    ensure!(came.iter().all(|m| m.partition == paused.partition), "what was held comes after resume");
+    ensure!(came.is_sorted_by_key(|m| m.offset), "in order");
+    lab.quiet(&mut *reader).await
+}
+
+async fn pause_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let foreign = [at(&topic, 0), at(&topic, 5)];
+    let paused = reader.pause(&foreign).await.err();
+    ensure_eq!(paused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "pausing it");
+    let resumed = reader.resume(&foreign).await.err();
+    ensure_eq!(resumed.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "resuming it");
+    bus.publish_one(&placed(&topic, 0, 0)).await?;
+    ensure_eq!(
+        next(lab, &mut *reader, 1).await?,
+        ["0#0"],
+        "its own partition is not paused by a refused call"
+    );
+    Ok(())
+}
+
+async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    for (otherwise, goes_on) in [(StartFrom::Earliest, 6), (StartFrom::Latest, 10)] {
+        let topic = lab.topic(&*bus, 1).await?;
+        let group = lab.group()?;
+        let request = lab.request(&group, &topic)?.otherwise(otherwise);
+        let mut reader = bus.subscribe(request).await?;
+        fill(&*bus, &topic, 1, 10).await?;
+        // Where the reader stands must not be in a buffer of what is about to go.
+        reader.pause(&[at(&topic, 0)]).await?;
+        reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
+        lab.trim(&at(&topic, 0), 6).await?;
+        reader.resume(&[at(&topic, 0)]).await?;
+        let wanted = Notice::Reset { partition: at(&topic, 0), from: 2, to: goes_on };
+        let deadline = Instant::now() + lab.timing().eventually;
+        let mut came = Vec::new();
+        loop {
+            let batch = reader.recv(10, lab.timing().short).await?;
+            came.extend(batch.iter().map(|m| m.offset));
+            if batch.notices().contains(&wanted) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "no notice {wanted:?} came; messages {came:?}");
+        }
+        bus.publish_one(&placed(&topic, 0, 10)).await?;
+        while came.last() != Some(&10) {
+            ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
+            came.extend(reader.recv(10, lab.timing().short).await?.iter().map(|m| m.offset));
+        }
+        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "what came with {otherwise:?}");
+    }
+    Ok(())
+}
+
+async fn position_gone_fails_if_told(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 10).await?;
+    let group = lab.group()?;
+    let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
+    lab.drain(&mut *first, 3).await?;
+    first.commit(&positions(&topic, 3)).await?;
+    first.close().await?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?.otherwise(StartFrom::Fail)).await?;
+    reader.pause(&[at(&topic, 0)]).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Offset(3))]).await?;
+    lab.trim(&at(&topic, 0), 6).await?;
+    reader.resume(&[at(&topic, 0)]).await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    let error = loop {
+        match reader.recv(10, lab.timing().short).await {
+            Err(error) => break error,
+            Ok(batch) => ensure!(batch.is_empty(), "messages came from beyond the gap"),
+        }
+        ensure!(Instant::now() < deadline, "no error says that the position is gone");
+    };
+    ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
+    reader.seek(&[(at(&topic, 0), SeekTo::Earliest)]).await?;
+    ensure_eq!(next(lab, &mut *reader, 1).await?, ["0#6"], "a seek mends it");
+    Ok(())
+}
+
+async fn commit_that_is_gone_is_answered(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 10).await?;
+    let group = lab.group()?;
+    let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
+    lab.drain(&mut *first, 3).await?;
+    first.commit(&positions(&topic, 3)).await?;
+    first.close().await?;
+    lab.trim(&at(&topic, 0), 8).await?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    ensure_eq!(next(lab, &mut *reader, 2).await?, ["0#8", "0#9"], "what is left");
+    lab.quiet(&mut *reader).await
+}
+
+async fn old_messages_go(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let age = lab.timing().short * 20;
+    let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_retention(age);
+    let topic = lab.create(&*bus, spec).await?;
+    fill(&*bus, &topic, 1, 5).await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    loop {
+        let info = bus.topics().await?.into_iter().find(|info| info.name == topic);
+        let marks = info.and_then(|info| info.partitions.first().map(|p| (p.low, p.high)));
+        if marks == Some((5, 5)) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "old messages stay: {marks:?}");
+        lab.sleep(age).await;
+    }
+    bus.publish_one(&placed(&topic, 0, 5)).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    ensure_eq!(next(lab, &mut *reader, 1).await?, ["0#5"], "what is young");
+    Ok(())
+}

@@ -1,0 +1,415 @@
+//! What becomes of messages that are published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use qi_core::bus::{
+    DeliveryState, HeaderName, Headers, Message, MessageBus, MessageBusExt, PublishOptions, Read, Received,
+    SeekTo, TopicName, TopicPartition, TopicSpec,
+};
+use qi_core::{ErrorKind, Timestamp};
+use tokio::time::Instant;
+
+use super::chapter;
+use crate::bus::contract::lab::{keyed, parts, placed, text};
+use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "publish":
+    empty_batch [Admin],
+    offsets_are_true [Admin],
+    order_of_one_key [Admin],
+    keys_map_as_in_java [Admin],
+    empty_key_is_a_key [Admin],
+    explicit_partition [Admin],
+    keyless_reach_all_partitions [Admin],
+    headers_as_they_were [Admin],
+    options_add_headers [Admin],
+    payloads_none_empty_and_large [Admin],
+    timestamps_to_the_millisecond [Admin],
+    oversized_fails_alone [Admin],
+    wrong_partition_fails_alone [Admin],
+    unknown_topic_at_once [Admin],
+    sixteen_tasks_lose_nothing [Admin],
+    hundred_thousand_each_once [Admin],
+    full_buffer_waits [Admin],
+    dropped_publish_harms_nothing [Admin],
+}
+
+async fn empty_batch(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let report = bus.publish(&[], PublishOptions::NONE).await?;
+    ensure!(report.is_empty(), "an empty batch has no answers");
+    Ok(())
+}
+
+async fn offsets_are_true(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 4).await?;
+    let mut sent = Vec::new();
+    for round in 0..5 {
+        let batch: Vec<_> = (0..40).map(|n| keyed(&topic, &format!("k{}", n % 7), round * 40 + n)).collect();
+        let deliveries = bus.send(&batch).await?;
+        ensure_eq!(deliveries.len(), batch.len(), "one answer for each message");
+        sent.extend(deliveries.into_iter().zip(batch));
+    }
+    let mut last: BTreeMap<u32, u64> = BTreeMap::new();
+    for (delivery, _) in &sent {
+        if let Some(before) = last.insert(delivery.partition, delivery.offset) {
+            ensure!(delivery.offset > before, "offset {} comes after {before}", delivery.offset);
+        }
+    }
+    let all = lab.all_of(&*bus, &topic, 4, sent.len()).await?;
+    for (delivery, message) in &sent {
+        let there = all.iter().find(|r| r.partition == delivery.partition && r.offset == delivery.offset);
+        ensure_eq!(there.map(text), Some(body(message)), "what lies at {delivery:?}");
+    }
+    let (delivery, message) = &sent[sent.len() / 2];
+    let place = TopicPartition::new(topic, delivery.partition);
+    let mut reader = bus.read(Read::new([(place, SeekTo::Offset(delivery.offset))])?).await?;
+    let found = lab.drain(&mut *reader, 1).await?;
+    ensure_eq!(text(&found[0]), body(message), "the first message of a reader that begins at its offset");
+    Ok(())
+}
+
+fn body(message: &Message) -> String {
+    String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
+}
+
+async fn order_of_one_key(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 6).await?;
+    for round in 0..10 {
+        let batch: Vec<_> =
+            (0..120).map(|n| keyed(&topic, &format!("k{}", n % 4), round * 30 + n / 4)).collect();
+        bus.send(&batch).await?;
+    }
+    let all = lab.all_of(&*bus, &topic, 6, 1_200).await?;
+    in_order_each_once(&all, 4, 300)
+}
+
+/// Every key has the numbers from 0, in order, each once, and lies in one partition.
+fn in_order_each_once(all: &[Received], keys: usize, each: usize) -> Verdict {
+    let mut next: BTreeMap<String, (usize, u32)> = BTreeMap::new();
+    for message in all {
+        let (key, n) = parts(message)?;
+        let (wanted, partition) = next.entry(key.clone()).or_insert((0, message.partition));
+        ensure_eq!(n, *wanted, "the next message of {key}");
+        ensure_eq!(message.partition, *partition, "the partition of {key}");
+        *wanted += 1;
+    }
+    ensure_eq!(next.len(), keys, "how many keys came");
+    for (key, (count, _)) in next {
+        ensure_eq!(count, each, "how many messages of {key} came");
+    }
+    Ok(())
+}
+
+/// Keys with the values of Kafka's own tests (Java's `UtilsTest`, librdkafka's `rdmurmur2.c`); the third is
+/// negative in Java, and so are others.
+const MURMUR2: [(&str, u32); 9] = [
+    ("", 0x106e_08d9),
+    ("21", (-973_932_308_i32).cast_unsigned()),
+    ("foobar", (-790_332_482_i32).cast_unsigned()),
+    ("a-little-bit-long-string", (-985_981_536_i32).cast_unsigned()),
+    ("a-little-bit-longer-string", (-1_486_304_829_i32).cast_unsigned()),
+    ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", (-58_897_971_i32).cast_unsigned()),
+    ("abc", 479_470_107),
+    ("kafka", 0xd067_cf64),
+    ("1234", 0x9fc9_7b14),
+];
+
+async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    for partitions in [12, 7] {
+        let topic = lab.topic(&*bus, partitions).await?;
+        let batch: Vec<_> = MURMUR2.iter().map(|(key, _)| keyed(&topic, key, 0)).collect();
+        for (delivery, (key, hash)) in bus.send(&batch).await?.iter().zip(MURMUR2) {
+            // Java's `toPositive` cuts the sign bit off.
+            ensure_eq!(delivery.partition, (hash & 0x7fff_ffff) % partitions, "the partition of key {key:?}");
+        }
+    }
+    Ok(())
+}
+
+async fn empty_key_is_a_key(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 16).await?;
+    for _ in 0..20 {
+        let delivery = bus.publish_one(&keyed(&topic, "", 0)).await?;
+        ensure_eq!(delivery.partition, 0x106e_08d9 % 16, "the partition of the empty key");
+        lab.sleep(Duration::from_millis(15)).await;
+    }
+    let all = lab.all_of(&*bus, &topic, 16, 20).await?;
+    ensure!(
+        all.iter().all(|m| m.key.as_ref().is_some_and(Bytes::is_empty)),
+        "an empty key comes back as one"
+    );
+    Ok(())
+}
+
+async fn explicit_partition(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 5).await?;
+    let batch: Vec<_> =
+        (0..50).map(|n| placed(&topic, n % 5, n as usize / 5).with_key("the same for all")).collect();
+    for (delivery, message) in bus.send(&batch).await?.iter().zip(&batch) {
+        ensure_eq!(Some(delivery.partition), message.partition, "an explicit partition beats the key");
+    }
+    let all = lab.all_of(&*bus, &topic, 5, 50).await?;
+    in_order_each_once(&all, 5, 10)
+}
+
+async fn keyless_reach_all_partitions(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 4).await?;
+    let mut reached = BTreeSet::new();
+    for n in 0..200 {
+        let delivery = bus.publish_one(&Message::new(topic.clone(), format!("-#{n}"))).await?;
+        reached.insert(delivery.partition);
+        lab.sleep(Duration::from_millis(5)).await;
+    }
+    ensure_eq!(reached.len(), 4, "how many of 4 partitions got messages without a key over a second");
+    let all = lab.all_of(&*bus, &topic, 4, 200).await?;
+    ensure!(all.iter().all(|message| message.key.is_none()), "no key stays no key");
+    Ok(())
+}
+
+fn header(name: &str) -> Verdict<HeaderName> {
+    Ok(HeaderName::new(name)?)
+}
+
+async fn one_back(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName) -> Verdict<Received> {
+    let mut all = lab.all_of(bus, topic, 1, 1).await?;
+    all.pop().ok_or_else(|| Failure::new("nothing came"))
+}
+
+async fn headers_as_they_were(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let binary: &[u8] = &[0, 255, 128, 10, 13];
+    let message = Message::new(topic.clone(), "x")
+        .with_header(header("z")?, "last name first")
+        .with_header(header("empty")?, "")
+        .with_header(header("binary")?, binary)
+        .with_header(header("z")?, "again")
+        .with_header(header("z")?, "again")
+        .with_header(header("a")?, "é");
+    bus.publish_one(&message).await?;
+    let received = one_back(lab, &*bus, &topic).await?;
+    ensure_eq!(received.headers, message.headers, "the headers");
+    ensure_eq!(received.headers.get("z").map(|v| &v[..]), Some(&b"again"[..]), "the last of a repeated name");
+    Ok(())
+}
+
+async fn options_add_headers(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let mut added = Headers::new();
+    added.push(header("trace")?, Bytes::from_static(b"t"));
+    let message = Message::new(topic.clone(), "x").with_header(header("own")?, "o");
+    let options = PublishOptions::with_headers(added.clone());
+    bus.publish(std::slice::from_ref(&message), &options).await?.into_result()?;
+    let mut wanted = message.headers.clone();
+    wanted.extend(&added);
+    ensure_eq!(one_back(lab, &*bus, &topic).await?.headers, wanted, "own headers, then those of the options");
+    Ok(())
+}
+
+async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    // Not a run of one byte, which any codec would shrink to nothing.
+    let large: Vec<u8> = (0..1_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let batch = [
+        Message::tombstone(topic.clone()).with_key("k"),
+        Message::new(topic.clone(), "").with_key("k"),
+        Message::new(topic.clone(), large).with_key("k"),
+    ];
+    bus.send(&batch).await?;
+    let all = lab.all_of(&*bus, &topic, 1, 3).await?;
+    ensure!(all[0].payload.is_none(), "a tombstone has no payload");
+    ensure_eq!(all[1].payload.as_deref(), Some(&b""[..]), "an empty payload is none of a tombstone");
+    ensure!(all[2].payload == batch[2].payload, "1 MiB came back as it was");
+    Ok(())
+}
+
+async fn timestamps_to_the_millisecond(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let before = lab.now().floor_to_millis();
+    let own = Timestamp::from_micros(before.as_micros() - 60_000_000 + 999)?;
+    let batch = [Message::new(topic.clone(), "own").with_timestamp(own), Message::new(topic.clone(), "none")];
+    let deliveries = bus.send(&batch).await?;
+    let after = lab.now();
+    let all = lab.all_of(&*bus, &topic, 1, 2).await?;
+    ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "a time of its own, cut to the millisecond");
+    let stamped = all[1].timestamp.ok_or_else(|| Failure::new("a message without a time gets one"))?;
+    ensure_eq!(stamped, stamped.floor_to_millis(), "the time of publishing, cut to the millisecond");
+    // A broker on another machine may have another idea of the time.
+    let slack = Duration::from_secs(5);
+    let (early, late) = (before.checked_sub(slack), after.checked_add(slack));
+    ensure!(Some(stamped) >= early && Some(stamped) <= late, "{stamped} is not the time of publishing");
+    for (delivery, message) in deliveries.iter().zip(&all) {
+        ensure!(
+            delivery.timestamp.is_none_or(|t| Some(t) == message.timestamp),
+            "the report says another time"
+        );
+    }
+    Ok(())
+}
+
+async fn oversized_fails_alone(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_max_message_bytes(10_000);
+    let topic = lab.create(&*bus, spec).await?;
+    let batch = [placed(&topic, 0, 0), Message::new(topic.clone(), vec![7; 50_000]), placed(&topic, 0, 1)];
+    fails_alone(lab, &*bus, &topic, &batch).await
+}
+
+async fn wrong_partition_fails_alone(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let batch = [placed(&topic, 0, 0), placed(&topic, 1, 9), placed(&topic, 0, 1)];
+    fails_alone(lab, &*bus, &topic, &batch).await
+}
+
+/// The middle one of three messages is refused as bad input; the others arrive.
+async fn fails_alone(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, batch: &[Message]) -> Verdict {
+    let outcomes = bus.publish(batch, PublishOptions::NONE).await?.into_outcomes();
+    ensure_eq!(outcomes.len(), 3, "how many answers");
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    match &outcomes[1] {
+        Ok(delivery) => return Err(Failure::new(format_args!("delivered: {delivery:?}"))),
+        Err(failure) => {
+            ensure_eq!(failure.error.kind(), ErrorKind::InvalidInput, "the kind");
+            ensure_eq!(failure.state, DeliveryState::NotSent, "the state");
+        }
+    }
+    let all = lab.all_of(bus, topic, 1, 2).await?;
+    in_order_each_once(&all, 1, 2)
+}
+
+async fn unknown_topic_at_once(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let (known, unknown) = (lab.topic(&*bus, 1).await?, lab.fresh_name()?);
+    let began = Instant::now();
+    let batch = [placed(&known, 0, 0), placed(&unknown, 0, 0), placed(&known, 0, 1)];
+    let outcomes = bus.publish(&batch, PublishOptions::NONE).await?.into_outcomes();
+    ensure!(began.elapsed() < Duration::from_secs(10), "it took {:?} to know", began.elapsed());
+    ensure!(outcomes[0].is_ok() && outcomes[2].is_ok(), "the others are delivered");
+    let failure = outcomes[1].as_ref().err();
+    ensure_eq!(failure.map(|f| f.error.kind()), Some(ErrorKind::NotFound), "the kind");
+    ensure_eq!(failure.map(|f| f.state), Some(DeliveryState::NotSent), "the state");
+    let refused = bus.subscribe(lab.request(&lab.group()?, &unknown)?).await;
+    ensure_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "subscribing to it");
+    let names: Vec<_> = bus.topics().await?.into_iter().map(|topic| topic.name).collect();
+    ensure!(names.contains(&known) && !names.contains(&unknown), "nothing is created by accident");
+    Ok(())
+}
+
+async fn sixteen_tasks_lose_nothing(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 6).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..16 {
+        let (bus, topic) = (bus.clone(), topic.clone());
+        tasks.spawn(async move {
+            for round in 0..10 {
+                let batch: Vec<_> =
+                    (0..20).map(|n| keyed(&topic, &format!("t{task}"), round * 20 + n)).collect();
+                bus.send(&batch).await?;
+            }
+            Ok::<_, qi_core::Error>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.map_err(|e| Failure::new(format_args!("a task failed: {e}")))??;
+    }
+    let all = lab.all_of(&*bus, &topic, 6, 3_200).await?;
+    in_order_each_once(&all, 16, 200)
+}
+
+async fn hundred_thousand_each_once(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 12).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let sending = async {
+        for round in 0..100 {
+            let batch: Vec<_> =
+                (0..1_000).map(|n| keyed(&topic, &format!("k{}", n % 50), round * 20 + n / 50)).collect();
+            bus.send(&batch).await?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let receiving = lab.drain(&mut *reader, 100_000);
+    let ((), all) = futures::try_join!(sending, receiving)?;
+    in_order_each_once(&all, 50, 2_000)?;
+    lab.quiet(&mut *reader).await
+}
+
+async fn full_buffer_waits(lab: &Lab) -> Verdict {
+    let bus = lab.small_client(256 << 10).await?.bus;
+    let topic = lab.topic(&*bus, 2).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let batch: Vec<_> = (0..2_000)
+        .map(|n| {
+            let mut payload = format!("k{}#", n % 4).into_bytes();
+            payload.extend(vec![b'0'; 1_000]);
+            payload.extend((n / 4).to_string().into_bytes());
+            Message::new(topic.clone(), payload).with_key(format!("k{}", n % 4))
+        })
+        .collect();
+    let sending = async { bus.send(&batch).await.map_err(Failure::from) };
+    let receiving = async {
+        let mut all = Vec::new();
+        let deadline = Instant::now() + lab.timing().eventually;
+        while all.len() < batch.len() {
+            ensure!(Instant::now() < deadline, "only {} messages came", all.len());
+            let received = reader.recv(50, lab.timing().short).await?;
+            reader.commit(received.positions()).await?;
+            all.extend(received.into_messages());
+            lab.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(all)
+    };
+    let (deliveries, all) = futures::try_join!(sending, receiving)?;
+    ensure_eq!(deliveries.len(), batch.len(), "every message is answered for");
+    in_order_each_once(&all, 4, 500)
+}
+
+async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
+    let client = lab.client().await?;
+    let (bus, topic) = (Arc::clone(&client.bus), lab.topic(&*client.bus, 3).await?);
+    for n in 0..40 {
+        let batch: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), n)).collect();
+        // Looked at so many times, then dropped: what is under way may arrive, each at most once.
+        let mut publish = Box::pin(bus.publish(&batch, PublishOptions::NONE));
+        for _ in 0..n % 4 {
+            if (&mut publish).now_or_never().is_some() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    // What was dropped has time to come before what follows.
+    lab.pause().await;
+    let last: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), 40)).collect();
+    bus.send(&last).await?;
+    let from = (0..3).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
+    let mut reader = bus.read(Read::new(from)?).await?;
+    let mut reached: BTreeMap<String, usize> = BTreeMap::new();
+    let deadline = Instant::now() + lab.timing().eventually;
+    while reached.values().filter(|n| **n == 40).count() < 10 {
+        ensure!(Instant::now() < deadline, "the bus does not go on after dropped futures: {reached:?}");
+        for message in reader.recv(1_000, lab.timing().short).await?.messages() {
+            let (key, n) = parts(message)?;
+            if let Some(before) = reached.insert(key.clone(), n) {
+                ensure!(n > before, "{key}: {n} comes after {before}");
+            }
+        }
+    }
+    Ok(())
+}

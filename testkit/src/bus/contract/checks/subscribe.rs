@@ -1,0 +1,334 @@
+//! Where readers start, and what `recv` gives.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::FutureExt;
+use qi_core::ErrorKind;
+use qi_core::bus::{Message, MessageBusExt, Read, SeekTo, StartFrom, Subscribe, TopicPartition};
+use tokio::time::Instant;
+
+use super::chapter;
+use crate::bus::contract::lab::{fill, parts, placed, text};
+use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "subscribe":
+    earliest_begins_at_the_oldest [Admin],
+    latest_begins_behind_what_is_there [Admin],
+    at_a_time_begins_there [Admin, ByTime],
+    fail_without_a_commit [Admin],
+    commits_beat_otherwise [Admin],
+    recv_respects_max [Admin],
+    recv_waits_as_long_as_told [Admin],
+    recv_of_nothing_is_refused [Admin],
+    recv_wakes_for_a_message [Admin],
+    dropped_recv_loses_nothing [Admin],
+    several_topics [Admin],
+    small_buffer_delivers_everything [Admin],
+    unknown_topic_creates_nothing [Admin],
+    deleted_topic_is_not_found [Admin],
+    reader_without_a_group [Admin],
+}
+
+async fn earliest_begins_at_the_oldest(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 3, 10).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    lab.drain(&mut *reader, 30).await?;
+    lab.quiet(&mut *reader).await
+}
+
+async fn latest_begins_behind_what_is_there(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 3, 10).await?;
+    let request = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::Latest);
+    let mut reader = bus.subscribe(request).await?;
+    bus.send(&[placed(&topic, 0, 77), placed(&topic, 2, 78)]).await?;
+    let mut new: Vec<_> = lab.drain(&mut *reader, 2).await?.iter().map(text).collect();
+    new.sort();
+    ensure_eq!(new, ["0#77", "2#78"], "what came after the subscription");
+    lab.quiet(&mut *reader).await
+}
+
+async fn at_a_time_begins_there(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    let (base, second) = (lab.now(), Duration::from_secs(1));
+    let at = |n: u32| base.checked_sub(second * (60 - n)).unwrap_or(base);
+    let batch: Vec<_> =
+        (0..10).flat_map(|n| [0, 1].map(|p| placed(&topic, p, n as usize).with_timestamp(at(n)))).collect();
+    bus.send(&batch).await?;
+    let request = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::At(at(7)));
+    let mut reader = bus.subscribe(request).await?;
+    let mut found: Vec<_> = lab.drain(&mut *reader, 6).await?.iter().map(text).collect();
+    found.sort();
+    ensure_eq!(found, ["0#7", "0#8", "0#9", "1#7", "1#8", "1#9"], "messages of that time and later");
+    let later = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::At(lab.now()));
+    let mut reader = bus.subscribe(later).await?;
+    lab.quiet(&mut *reader).await?;
+    bus.publish_one(&placed(&topic, 1, 10)).await?;
+    ensure_eq!(
+        text(&lab.drain(&mut *reader, 1).await?[0]),
+        "1#10",
+        "a time after the last message is the end"
+    );
+    Ok(())
+}
+
+async fn fail_without_a_commit(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 3).await?;
+    let group = lab.group()?;
+    let strict = lab.request(&group, &topic)?.otherwise(StartFrom::Fail);
+    let refused = match bus.subscribe(strict.clone()).await {
+        Err(error) => Some(error),
+        Ok(mut reader) => reader.recv(1, lab.timing().short * 4).await.err(),
+    };
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "no commit and no other start");
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let batch = reader.recv(2, lab.timing().short * 4).await?;
+    reader.commit(batch.positions()).await?;
+    reader.close().await?;
+    let mut reader = bus.subscribe(strict).await?;
+    ensure_eq!(
+        lab.drain(&mut *reader, 3 - batch.len()).await?.len(),
+        3 - batch.len(),
+        "with a commit it goes on"
+    );
+    Ok(())
+}
+
+async fn commits_beat_otherwise(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 5).await?;
+    let group = lab.group()?;
+    let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let batch = first.recv(2, lab.timing().short * 4).await?;
+    ensure_eq!(batch.len(), 2, "the first two");
+    first.commit(batch.positions()).await?;
+    first.close().await?;
+    for otherwise in [StartFrom::Latest, StartFrom::Earliest, StartFrom::Fail] {
+        let mut next = bus.subscribe(lab.request(&group, &topic)?.otherwise(otherwise)).await?;
+        ensure_eq!(text(&lab.drain(&mut *next, 1).await?[0]), "0#2", "behind the commit with {otherwise:?}");
+        next.close().await?;
+    }
+    Ok(())
+}
+
+async fn recv_respects_max(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 3, 40).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let mut count = 0;
+    let deadline = Instant::now() + lab.timing().eventually;
+    for max in [1, 7, 2, 50].into_iter().cycle() {
+        let batch = reader.recv(max, lab.timing().short * 4).await?;
+        ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
+        for (partition, next) in batch.positions().iter() {
+            let last = batch.iter().filter(|m| m.partition == partition.partition).map(|m| m.offset).max();
+            ensure!(last.is_some_and(|last| last < next), "position {next} does not follow {last:?}");
+        }
+        count += batch.len();
+        ensure!(count <= 120, "more than everything came");
+        if count == 120 {
+            return lab.quiet(&mut *reader).await;
+        }
+        ensure!(Instant::now() < deadline, "only {count} came");
+    }
+    Ok(())
+}
+
+async fn recv_waits_as_long_as_told(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    for wait in [Duration::ZERO, lab.timing().short, lab.timing().short * 10] {
+        let began = Instant::now();
+        let batch = reader.recv(10, wait).await?;
+        let took = began.elapsed();
+        ensure!(batch.is_empty() && batch.positions().is_empty(), "nothing is there");
+        ensure!(took >= wait, "it waited {took:?}, not {wait:?}");
+        ensure!(took <= wait + Duration::from_secs(2), "it waited {took:?} for {wait:?}");
+    }
+    Ok(())
+}
+
+async fn recv_of_nothing_is_refused(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let refused = reader.recv(0, Duration::ZERO).await.err();
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a max of 0");
+    Ok(())
+}
+
+async fn recv_wakes_for_a_message(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let wait = lab.timing().eventually;
+    let began = Instant::now();
+    let receiving = async { reader.recv(10, wait).await };
+    let sending = async {
+        lab.pause().await;
+        bus.publish_one(&placed(&topic, 1, 0)).await
+    };
+    let (batch, _) = futures::try_join!(receiving, sending)?;
+    ensure_eq!(batch.len(), 1, "the message that came while recv waited");
+    ensure!(began.elapsed() < wait / 2, "recv slept on for {:?}", began.elapsed());
+    Ok(())
+}
+
+async fn dropped_recv_loses_nothing(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let before = reader.assignment().await?.partitions.iter().map(|p| p.committed).collect::<Vec<_>>();
+    let (mut all, mut sent) = (Vec::new(), 0);
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut turn = 0_u32;
+    while all.len() < 300 {
+        ensure!(Instant::now() < deadline, "only {} of {sent} came", all.len());
+        turn += 1;
+        if sent < 300 {
+            bus.publish_one(&placed(&topic, u32::try_from(sent % 3).unwrap_or(0), sent / 3)).await?;
+            sent += 1;
+        }
+        // Looked at so many times, then dropped at that point; a short real wait now and then.
+        let mut receiving = Box::pin(reader.recv(4, lab.timing().short));
+        for _ in 0..turn % 5 {
+            if let Some(batch) = (&mut receiving).now_or_never() {
+                all.extend(batch?.into_messages());
+                break;
+            }
+            if turn.is_multiple_of(3) {
+                tokio::task::yield_now().await;
+            } else {
+                lab.sleep(Duration::from_millis(u64::from(turn % 7))).await;
+            }
+        }
+    }
+    let mut next: BTreeMap<u32, usize> = BTreeMap::new();
+    for message in &all {
+        let wanted = next.entry(message.partition).or_default();
+        ensure_eq!(parts(message)?.1, *wanted, "the next message of partition {}", message.partition);
+        *wanted += 1;
+    }
+    let after = reader.assignment().await?.partitions.iter().map(|p| p.committed).collect::<Vec<_>>();
+    for (before, after) in before.iter().zip(&after) {
+        ensure!(after.is_none() || before.is_none() || before == after, "a dropped recv commits nothing");
+        ensure!(after.is_none_or(|after| after == 0), "nothing was committed, and the commit is {after:?}");
+    }
+    lab.quiet(&mut *reader).await
+}
+
+async fn several_topics(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topics = [lab.topic(&*bus, 2).await?, lab.topic(&*bus, 3).await?, lab.topic(&*bus, 1).await?];
+    for (topic, partitions) in topics.iter().zip([2, 3, 1]) {
+        fill(&*bus, topic, partitions, 10).await?;
+    }
+    let other = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &other, 1, 10).await?;
+    let timing = lab.timing();
+    let request =
+        Subscribe::new(lab.group()?, topics.clone())?.with_limits(timing.session, timing.poll_limit)?;
+    let mut reader = bus.subscribe(request).await?;
+    let all = lab.drain(&mut *reader, 60).await?;
+    for (topic, wanted) in topics.iter().zip([20, 30, 10]) {
+        ensure_eq!(all.iter().filter(|m| m.topic == *topic).count(), wanted, "messages of {topic}");
+    }
+    lab.quiet(&mut *reader).await
+}
+
+async fn small_buffer_delivers_everything(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    let sizes = [10_usize, 5_000, 0, 40_000, 1, 300_000, 2_000];
+    let batch: Vec<_> = sizes
+        .iter()
+        .flat_map(|size| [0, 1].map(|p| Message::new(topic.clone(), vec![1; *size]).with_partition(p)))
+        .collect();
+    bus.send(&batch).await?;
+    let request = lab.request(&lab.group()?, &topic)?.with_max_buffered_bytes(4_096);
+    let mut reader = bus.subscribe(request).await?;
+    let all = lab.drain(&mut *reader, batch.len()).await?;
+    for partition in [0, 1] {
+        let came: Vec<_> =
+            all.iter().filter(|m| m.partition == partition).map(qi_core::bus::Received::size).collect();
+        ensure_eq!(came, sizes, "sizes in partition {partition}");
+    }
+    lab.quiet(&mut *reader).await
+}
+
+async fn unknown_topic_creates_nothing(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let unknown = lab.fresh_name()?;
+    let place = TopicPartition::new(unknown.clone(), 0);
+    let joined = bus.subscribe(lab.request(&lab.group()?, &unknown)?).await;
+    ensure_eq!(joined.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a member");
+    let read = bus.read(Read::new([(place, SeekTo::Earliest)])?).await;
+    ensure_eq!(read.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a reader without a group");
+    let topics = bus.topics().await?;
+    ensure!(topics.iter().all(|topic| topic.name != unknown), "it was created by asking");
+    Ok(())
+}
+
+async fn deleted_topic_is_not_found(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    fill(&*bus, &topic, 2, 2).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    lab.drain(&mut *reader, 4).await?;
+    for outcome in bus.delete_topics(std::slice::from_ref(&topic)).await? {
+        outcome.result?;
+    }
+    let deadline = Instant::now() + lab.timing().eventually;
+    loop {
+        match reader.recv(10, lab.timing().short).await {
+            Err(error) => {
+                ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
+                return Ok(());
+            }
+            Ok(batch) => ensure!(batch.is_empty(), "messages of a topic that is gone"),
+        }
+        ensure!(Instant::now() < deadline, "nobody says that the topic is gone");
+    }
+}
+
+async fn reader_without_a_group(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 3).await?;
+    fill(&*bus, &topic, 3, 10).await?;
+    let at = |p| TopicPartition::new(topic.clone(), p);
+    let from = [(at(0), SeekTo::Offset(7)), (at(1), SeekTo::Latest)];
+    let mut reader = bus.read(Read::new(from)?).await?;
+    let all = lab.drain(&mut *reader, 3).await?;
+    ensure_eq!(all.iter().map(text).collect::<Vec<_>>(), ["0#7", "0#8", "0#9"], "from offset 7");
+    bus.send(&[placed(&topic, 1, 10), placed(&topic, 2, 10)]).await?;
+    ensure_eq!(text(&lab.drain(&mut *reader, 1).await?[0]), "1#10", "what came after the end");
+    lab.quiet(&mut *reader).await?;
+    reader.seek(&[(at(0), SeekTo::Offset(9))]).await?;
+    let batch = reader.recv(10, lab.timing().short * 4).await?;
+    ensure_eq!(batch.iter().map(text).collect::<Vec<_>>(), ["0#9"], "after a seek");
+    let refused = reader.commit(batch.positions()).await.err();
+    ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported), "it has nothing to commit to");
+    let elsewhere = reader.seek(&[(at(2), SeekTo::Earliest)]).await.err();
+    ensure_eq!(
+        elsewhere.map(|e| e.kind()),
+        Some(ErrorKind::InvalidInput),
+        "a partition that it does not read"
+    );
+    let missing = bus.read(Read::new([(at(3), SeekTo::Earliest)])?).await.err();
+    ensure_eq!(missing.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a partition that there is not");
+    reader.close().await?;
+    let closed = reader.recv(1, Duration::ZERO).await.err();
+    ensure_eq!(closed.map(|e| e.kind()), Some(ErrorKind::Closed), "after close");
+    Ok(())
+}

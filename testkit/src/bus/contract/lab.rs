@@ -1,0 +1,212 @@
+//! What checks work with: clients, topics, groups, messages and patience.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use qi_core::Timestamp;
+use qi_core::bus::{
+    GroupId, GroupInfo, GroupQuery, Message, MessageBus, MessageBusExt, Received, SeekTo, Subscribe,
+    Subscription, TopicName, TopicPartition, TopicSpec,
+};
+use tokio::time::Instant;
+
+use super::{BusEnv, Client, Failure, Timing, Verdict, Wrapping};
+
+/// The bench of one trial.
+#[derive(Debug)]
+pub struct Lab {
+    env: Box<dyn BusEnv>,
+    wrapping: Wrapping,
+    clients: Mutex<Vec<Client>>,
+    names: AtomicUsize,
+}
+
+impl Lab {
+    pub(super) fn new(env: Box<dyn BusEnv>, wrapping: Wrapping) -> Self {
+        Self { env, wrapping, clients: Mutex::default(), names: AtomicUsize::new(0) }
+    }
+
+    /// A client in the trial's wrapping.
+    pub(super) async fn client(&self) -> Verdict<Client> {
+        Ok(self.keep(self.env.connect().await?))
+    }
+
+    /// A client in the trial's wrapping, with room for so many bytes only.
+    pub(super) async fn small_client(&self, bytes: usize) -> Verdict<Client> {
+        Ok(self.keep(self.env.connect_small(bytes).await?))
+    }
+
+    /// The bus of a new client.
+    pub(super) async fn bus(&self) -> Verdict<Arc<dyn MessageBus>> {
+        Ok(self.client().await?.bus)
+    }
+
+    fn keep(&self, client: Client) -> Client {
+        let client = Client { bus: (self.wrapping.wrap)(client.bus), wire: client.wire };
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(client.clone());
+        client
+    }
+
+    pub(super) async fn tear_down(&self) -> Verdict {
+        let clients = std::mem::take(&mut *self.clients.lock().unwrap_or_else(PoisonError::into_inner));
+        for client in clients {
+            client.wire.mend().await;
+            client.bus.close().await?;
+        }
+        Ok(self.env.tear_down().await?)
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.env.timing()
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.env.now()
+    }
+
+    pub(super) async fn trim(&self, partition: &TopicPartition, offset: u64) -> Verdict {
+        Ok(self.env.trim(partition, offset).await?)
+    }
+
+    /// A name that nothing has yet.
+    pub(super) fn fresh_name(&self) -> Verdict<TopicName> {
+        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        Ok(TopicName::new(format!("{}-{number}", self.env.prefix()))?)
+    }
+
+    /// A new topic.
+    pub(super) async fn topic(&self, bus: &dyn MessageBus, partitions: u32) -> Verdict<TopicName> {
+        let spec = TopicSpec::new(self.fresh_name()?, partitions)?.with_max_message_bytes(2 << 20);
+        self.create(bus, spec).await
+    }
+
+    /// A new topic as it is specified.
+    pub(super) async fn create(&self, bus: &dyn MessageBus, spec: TopicSpec) -> Verdict<TopicName> {
+        let name = spec.name.clone();
+        for outcome in bus.create_topics(&[spec]).await? {
+            outcome.result?;
+        }
+        Ok(name)
+    }
+
+    /// A new group.
+    pub(super) fn group(&self) -> Verdict<GroupId> {
+        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        Ok(GroupId::new(format!("{}-group-{number}", self.env.prefix()))?)
+    }
+
+    /// A membership with the session and poll limit of the backend.
+    pub(super) fn request(&self, group: &GroupId, topic: &TopicName) -> Verdict<Subscribe> {
+        let timing = self.timing();
+        Ok(Subscribe::new(group.clone(), [topic.clone()])?.with_limits(timing.session, timing.poll_limit)?)
+    }
+
+    /// The only member of a new group.
+    pub(super) async fn reader(
+        &self,
+        bus: &dyn MessageBus,
+        topic: &TopicName,
+    ) -> Verdict<Box<dyn Subscription>> {
+        Ok(bus.subscribe(self.request(&self.group()?, topic)?).await?)
+    }
+
+    /// So many messages from one reader, in the order in which they came.
+    pub(super) async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Verdict<Vec<Received>> {
+        let mut all = Vec::with_capacity(count);
+        let deadline = Instant::now() + self.timing().eventually;
+        while all.len() < count {
+            if Instant::now() >= deadline {
+                return Err(Failure::new(format_args!("only {} of {count} messages came", all.len())));
+            }
+            let batch = reader.recv((count - all.len()).min(1_000), self.timing().short * 4).await?;
+            all.extend(batch.into_messages());
+        }
+        Ok(all)
+    }
+
+    /// Fails if a reader still gets a message.
+    pub(super) async fn quiet(&self, reader: &mut dyn Subscription) -> Verdict {
+        let batch = reader.recv(10, self.timing().short * 4).await?;
+        match batch.messages().first() {
+            None => Ok(()),
+            Some(one) => Err(Failure::new(format_args!(
+                "another message came: {}/{} at {}",
+                one.topic, one.partition, one.offset
+            ))),
+        }
+    }
+
+    /// Everything in a topic, by a reader without a group.
+    pub(super) async fn all_of(
+        &self,
+        bus: &dyn MessageBus,
+        topic: &TopicName,
+        partitions: u32,
+        count: usize,
+    ) -> Verdict<Vec<Received>> {
+        let from = (0..partitions).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
+        let mut reader = bus.read(qi_core::bus::Read::new(from)?).await?;
+        let all = self.drain(&mut *reader, count).await?;
+        self.quiet(&mut *reader).await?;
+        reader.close().await?;
+        Ok(all)
+    }
+
+    /// One group as it is now, if it is known.
+    pub(super) async fn describe(&self, bus: &dyn MessageBus, group: &GroupId) -> Verdict<Option<GroupInfo>> {
+        Ok(bus.groups(&GroupQuery::one(group.clone())).await?.pop())
+    }
+
+    /// The commit of a partition as `groups` tells it.
+    pub(super) async fn committed(
+        &self,
+        bus: &dyn MessageBus,
+        group: &GroupId,
+        partition: &TopicPartition,
+    ) -> Verdict<Option<u64>> {
+        let info = self.describe(bus, group).await?;
+        Ok(info.and_then(|info| info.partitions.into_iter().find(|p| p.partition == *partition)?.committed))
+    }
+
+    /// Lets the backend's short time pass.
+    pub(super) async fn pause(&self) {
+        tokio::time::sleep(self.timing().short).await;
+    }
+
+    /// Lets a time pass.
+    pub(super) async fn sleep(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+/// Message `n` of a key.
+pub(super) fn keyed(topic: &TopicName, key: &str, n: usize) -> Message {
+    Message::new(topic.clone(), format!("{key}#{n}")).with_key(key.to_owned())
+}
+
+/// Message `n` to one partition.
+pub(super) fn placed(topic: &TopicName, partition: u32, n: usize) -> Message {
+    Message::new(topic.clone(), format!("{partition}#{n}")).with_partition(partition)
+}
+
+/// `count` messages to each of some partitions, in one batch.
+pub(super) async fn fill(bus: &dyn MessageBus, topic: &TopicName, partitions: u32, count: usize) -> Verdict {
+    let batch: Vec<_> = (0..count).flat_map(|n| (0..partitions).map(move |p| placed(topic, p, n))).collect();
+    bus.send(&batch).await?;
+    Ok(())
+}
+
+/// The payload as text.
+pub(super) fn text(message: &Received) -> String {
+    String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
+}
+
+/// What stands before the `#` of a payload, and the number behind it.
+pub(super) fn parts(message: &Received) -> Verdict<(String, usize)> {
+    let text = text(message);
+    let (key, n) =
+        text.split_once('#').ok_or_else(|| Failure::new(format_args!("a strange payload {text:?}")))?;
+    let n = n.parse().map_err(|e| Failure::new(format_args!("a strange payload {text:?}: {e}")))?;
+    Ok((key.to_owned(), n))
+}

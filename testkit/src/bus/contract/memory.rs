@@ -1,0 +1,108 @@
+//! The memory bus in the suite.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::bus::TopicPartition;
+use qi_core::{Clock, Result, Timestamp};
+
+use super::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use crate::ManualClock;
+use crate::bus::{MemoryBus, MemoryBusConfig};
+
+/// Makes an empty memory bus for each trial, on paused time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MemoryFactory;
+
+#[async_trait]
+impl BusFactory for MemoryFactory {
+    fn backend(&self) -> &'static str {
+        "memory"
+    }
+
+    fn absent(&self) -> Option<String> {
+        None
+    }
+
+    fn provides(&self) -> &'static [Need] {
+        &[Need::Admin, Need::Groups, Need::ByTime, Need::Retention, Need::WireFaults]
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Paused
+    }
+
+    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+        let clock = Arc::new(ManualClock::default());
+        let bus = MemoryBus::new(config(), clock.clone())?;
+        Ok(Box::new(MemoryEnv { bus, clock }))
+    }
+}
+
+fn config() -> MemoryBusConfig {
+    MemoryBusConfig { delivery_timeout_ms: 10_000, close_timeout_ms: 5_000, ..MemoryBusConfig::default() }
+}
+
+#[derive(Debug)]
+struct MemoryEnv {
+    /// A client that nobody uses: it holds the log.
+    bus: MemoryBus,
+    clock: Arc<ManualClock>,
+}
+
+fn client(bus: MemoryBus) -> Client {
+    let bus = Arc::new(bus);
+    Client { wire: Arc::new(MemoryWire(bus.clone())), bus }
+}
+
+#[async_trait]
+impl BusEnv for MemoryEnv {
+    fn prefix(&self) -> &'static str {
+        "t"
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        Ok(client(self.bus.connect()))
+    }
+
+    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+        let config = MemoryBusConfig { max_bytes: bytes, max_message_bytes: bytes / 2, ..config() };
+        Ok(client(MemoryBus::new(config, self.clock.clone())?))
+    }
+
+    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+        self.bus.trim(partition, offset)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn timing(&self) -> Timing {
+        Timing {
+            session: Duration::from_secs(6),
+            poll_limit: Duration::from_secs(10),
+            short: Duration::from_millis(50),
+            eventually: Duration::from_mins(1),
+        }
+    }
+
+    async fn tear_down(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryWire(Arc<MemoryBus>);
+
+#[async_trait]
+impl Wire for MemoryWire {
+    async fn cut(&self) {
+        self.0.cut_off();
+    }
+
+    async fn mend(&self) {
+        self.0.reconnect();
+    }
+}

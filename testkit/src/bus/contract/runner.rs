@@ -1,0 +1,70 @@
+//! From the list of checks to trials of libtest-mimic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Failed, Trial};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use super::{BusFactory, Check, Failure, Lab, Pace, Verdict, Wrapping, checks};
+
+/// No check needs longer, on any backend.
+const LIMIT: Duration = Duration::from_mins(10);
+
+/// The environment variable that names the backends which may not be absent, separated by commas.
+const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
+
+/// One trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
+///
+/// What the backend lacks is ignored with the reason as the trial's kind. An absent backend is ignored too, or
+/// fails where the environment variable `QI_REQUIRE_BACKENDS` names it.
+pub fn trials(factory: &Arc<dyn BusFactory>, wrappings: &[Wrapping]) -> Vec<Trial> {
+    let backend = factory.backend();
+    let required = std::env::var(REQUIRED).unwrap_or_default();
+    let required = required.split(',').any(|name| name.trim() == backend);
+    let absent = factory.absent();
+    let mut trials = Vec::new();
+    for wrapping in wrappings.iter().copied() {
+        for check in checks() {
+            let name = format!("{backend}/{}/{}", wrapping.name, check.name);
+            let lacks = check.needs.iter().find(|need| !factory.provides().contains(need));
+            let trial = if let Some(reason) = &absent {
+                let failure = Failed::from(format!("{REQUIRED} names {backend}, which is absent: {reason}"));
+                let trial = Trial::test(name, move || if required { Err(failure) } else { Ok(()) });
+                trial.with_kind(format!("absent: {reason}")).with_ignored_flag(!required)
+            } else if let Some(need) = lacks {
+                Trial::test(name, || Ok(())).with_kind(format!("lacks {need:?}")).with_ignored_flag(true)
+            } else {
+                let factory = factory.clone();
+                Trial::test(name, move || run_check(&*factory, wrapping, &check).map_err(Failed::from))
+            };
+            trials.push(trial);
+        }
+    }
+    trials
+}
+
+/// Runs one check on a runtime of its own, in a fresh place, and clears up behind it whatever it found.
+///
+/// # Errors
+/// What the check found wrong.
+pub fn run_check(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Verdict {
+    let runtime = runtime(factory.pace()).map_err(|e| Failure::new(format_args!("no runtime: {e}")))?;
+    runtime.block_on(async {
+        let lab = Lab::new(factory.fresh().await?, wrapping);
+        let verdict = match timeout(LIMIT, (check.run)(&lab)).await {
+            Ok(verdict) => verdict,
+            Err(_) => Err(Failure::new(format_args!("not finished within {LIMIT:?}"))),
+        };
+        let cleared = lab.tear_down().await;
+        verdict.and(cleared)
+    })
+}
+
+fn runtime(pace: Pace) -> std::io::Result<Runtime> {
+    match pace {
+        Pace::Paused => Builder::new_current_thread().enable_time().start_paused(true).build(),
+        Pace::Real => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    }
+}

@@ -1,0 +1,229 @@
+//! The model: lists and maps, and no thought of speed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use qi_core::bus::{Batch, Message, Notice, StartFrom, TopicName, TopicPartition};
+use tokio::time::Instant;
+
+use crate::bus::contract::{Failure, Verdict, ensure, ensure_eq};
+
+/// A partition: everything that was ever in it, and where it begins now.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) messages: Vec<Message>,
+    pub(super) start: u64,
+}
+
+impl Log {
+    pub(super) fn end(&self) -> u64 {
+        self.messages.len() as u64
+    }
+
+    fn holds(&self, position: u64) -> bool {
+        (self.start..=self.end()).contains(&position)
+    }
+}
+
+/// Logs by partition; those of a topic that is deleted are absent.
+pub(super) type Logs = BTreeMap<TopicPartition, Log>;
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) otherwise: StartFrom,
+    /// What it owns, and what it reads next there.
+    pub(super) positions: BTreeMap<TopicPartition, u64>,
+    pub(super) paused: BTreeSet<TopicPartition>,
+    /// What it believes to own, by what it was told.
+    pub(super) told: BTreeSet<TopicPartition>,
+    /// Positions that had gone before it could be told.
+    resets: BTreeMap<TopicPartition, (u64, u64)>,
+    last_poll: Instant,
+    pub(super) dead_since: Option<Instant>,
+    poll_limit_passed: bool,
+    out: bool,
+}
+
+impl Member {
+    pub(super) fn new(otherwise: StartFrom) -> Self {
+        Self {
+            otherwise,
+            positions: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            told: BTreeSet::new(),
+            resets: BTreeMap::new(),
+            last_poll: Instant::now(),
+            dead_since: None,
+            poll_limit_passed: false,
+            out: false,
+        }
+    }
+
+    /// It has called `recv`.
+    pub(super) fn polled(&mut self) {
+        self.last_poll = Instant::now();
+        self.out = false;
+    }
+
+    fn lose(&mut self, partition: &TopicPartition) {
+        self.positions.remove(partition);
+        self.paused.remove(partition);
+        self.resets.remove(partition);
+    }
+
+    fn lose_all(&mut self) {
+        self.positions.clear();
+        self.paused.clear();
+        self.resets.clear();
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) commits: BTreeMap<TopicPartition, u64>,
+    /// By the place of the member in the run; those that left are absent.
+    pub(super) members: BTreeMap<usize, Member>,
+}
+
+impl Group {
+    /// Lets silence have its effect.
+    pub(super) fn expire(&mut self, session: Duration, poll_limit: Duration) {
+        let now = Instant::now();
+        self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));
+        for member in self.members.values_mut().filter(|member| !member.out) {
+            if member.last_poll + poll_limit <= now {
+                member.lose_all();
+                member.poll_limit_passed = true;
+                member.out = true;
+            }
+        }
+    }
+
+    /// A member takes a partition that must be nobody's.
+    pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> Verdict {
+        let owner = self.members.iter().find(|(_, member)| member.positions.contains_key(partition));
+        ensure_eq!(owner.map(|(other, _)| *other), None, "the owner of {partition}, which {at} takes");
+        let log =
+            logs.get(partition).ok_or_else(|| Failure::new(format_args!("{partition} does not exist")))?;
+        let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+        let start = match member.otherwise {
+            StartFrom::Latest => log.end(),
+            _ => log.start,
+        };
+        let position = match self.commits.get(partition) {
+            Some(commit) if log.holds(*commit) => *commit,
+            Some(gone) => {
+                member.resets.insert(partition.clone(), (*gone, start));
+                start
+            }
+            None => start,
+        };
+        self.commits.insert(partition.clone(), position);
+        member.positions.insert(partition.clone(), position);
+        Ok(())
+    }
+
+    /// A topic is gone.
+    pub(super) fn forget(&mut self, topic: &TopicName) {
+        self.commits.retain(|partition, _| partition.topic != *topic);
+        for member in self.members.values_mut() {
+            let gone: Vec<_> = member.positions.keys().filter(|p| p.topic == *topic).cloned().collect();
+            for partition in &gone {
+                member.lose(partition);
+            }
+        }
+    }
+
+    /// Holds a batch against what is known.
+    pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
+        self.hear(logs, at, batch.notices())?;
+        let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+        member.polled();
+        ensure!(!member.poll_limit_passed, "it was not told that its poll limit had passed");
+        ensure_eq!(member.told, member.positions.keys().cloned().collect(), "what it was told that it owns");
+        ensure!(member.resets.is_empty(), "it was not told of {:?}", member.resets);
+        ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
+        let mut read = BTreeMap::new();
+        for message in batch {
+            let partition = TopicPartition::new(message.topic.clone(), message.partition);
+            ensure!(!member.paused.contains(&partition), "a message of {partition}, which is paused");
+            let position = member.positions.get_mut(&partition);
+            let position =
+                position.ok_or_else(|| Failure::new(format_args!("{partition} is not its own")))?;
+            ensure_eq!(message.offset, *position, "the next offset of {partition}");
+            let sent =
+                logs.get(&partition).and_then(|log| log.messages.get(usize::try_from(*position).ok()?));
+            let sent = sent.map(|sent| (&sent.key, &sent.payload, &sent.headers));
+            ensure_eq!(
+                Some((&message.key, &message.payload, &message.headers)),
+                sent,
+                "at {position} of {partition}"
+            );
+            *position += 1;
+            read.insert(partition, *position);
+        }
+        ensure_eq!(
+            batch.positions().iter().map(|(p, n)| (p.clone(), n)).collect::<BTreeMap<_, _>>(),
+            read,
+            "positions"
+        );
+        if batch.is_empty() {
+            let left = member.positions.iter().find(|(partition, position)| {
+                !member.paused.contains(*partition)
+                    && logs.get(*partition).is_some_and(|log| log.end() > **position)
+            });
+            ensure_eq!(left, None, "what an empty batch kept back");
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, logs: &Logs, at: usize, notices: &[Notice]) -> Verdict {
+        for notice in notices {
+            let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
+            match notice {
+                Notice::PollLimitPassed => {
+                    ensure!(std::mem::take(&mut member.poll_limit_passed), "the poll limit has not passed");
+                }
+                Notice::AssignmentChanged { gained, lost } => {
+                    for partition in lost {
+                        ensure!(member.told.remove(partition), "{partition} was not its own and is lost");
+                        member.lose(partition);
+                    }
+                    for partition in gained {
+                        ensure!(member.told.insert(partition.clone()), "{partition} is gained again");
+                    }
+                    for partition in gained {
+                        self.take(logs, at, partition)?;
+                    }
+                }
+                Notice::Reset { partition, from, to } => {
+                    if let Some(known) = member.resets.remove(partition) {
+                        ensure_eq!((*from, *to), known, "a reset at the start of {partition}");
+                        continue;
+                    }
+                    let log = logs.get(partition).ok_or_else(|| Failure::new("a reset of nothing"))?;
+                    let position = member.positions.get_mut(partition);
+                    let position = position.ok_or_else(|| Failure::new("a reset of a foreign partition"))?;
+                    ensure!(!log.holds(*position), "{position} of {partition} is still there");
+                    let start = if member.otherwise == StartFrom::Latest { log.end() } else { log.start };
+                    ensure_eq!((*from, *to), (*position, start), "the reset of {partition}");
+                    *position = start;
+                    if self.commits.get(partition).is_none_or(|commit| !log.holds(*commit)) {
+                        self.commits.insert(partition.clone(), start);
+                    }
+                }
+                other => {
+                    return Err(Failure::new(format_args!(
+                        "a notice that the model does not know: {other:?}"
+                    )));
+                }
+            }
+        }
+        let member = self.members.get(&at).ok_or_else(|| Failure::new("no such member"))?;
+        for (partition, position) in &member.positions {
+            let there = logs.get(partition).is_some_and(|log| log.holds(*position));
+            ensure!(there, "{position} of {partition} has gone, and nobody says so");
+        }
+        Ok(())
+    }
+}

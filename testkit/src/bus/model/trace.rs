@@ -1,0 +1,181 @@
+//! What two buses must agree on.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use qi_core::bus::{GroupQuery, Headers, MessageBusExt, Positions, Received, TopicPartition};
+use qi_core::{Error, ErrorKind, Timestamp};
+use tokio::time::Instant;
+
+use super::Step;
+use super::history::{GROUPS, TOPICS, partitions};
+use super::run::Stage;
+use crate::bus::contract::{BusEnv, Failure, Verdict};
+
+/// A message as its sender wrote it.
+pub type Content = (Option<Bytes>, Option<Bytes>, Headers, Option<Timestamp>);
+
+/// What a history left behind: nothing of batches, owners, offsets or times of arrival.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Trace {
+    /// By group and partition: the messages in the order of the log, each once, as the group got them.
+    pub received: BTreeMap<(usize, TopicPartition), Vec<Content>>,
+    /// By group and partition: how many messages lie before the commit at the end.
+    pub committed: BTreeMap<(usize, TopicPartition), usize>,
+    /// By step: the error's kind, and its code behind the backend's word.
+    pub errors: Vec<(usize, ErrorKind, String)>,
+}
+
+/// Runs a history without looking at owners or times: every message is of the time `stamp`, every read goes on until the
+/// group has everything, and a commit covers all that was read. What depends on a bus's own timing (silence,
+/// seeks, pauses, starts at the end, trims and deletions under a reader) is left out.
+///
+/// # Errors
+/// What the bus refuses that every bus must take.
+pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verdict<Trace> {
+    let mut stage = Stage::open(env).await?;
+    let mut trace = Trace::default();
+    let mut seen = Seen::new();
+    let mut total: usize = 0;
+    for (n, step) in history.iter().enumerate() {
+        match *step {
+            Step::Publish { topic, partition, count } => {
+                let mut batch = stage.messages(topic, partition, count)?;
+                for message in &mut batch {
+                    message.timestamp = Some(stamp);
+                }
+                total += stage.bus.send(&batch).await?.len();
+            }
+            Step::Join { group, .. } => drop(stage.join(group, false).await?),
+            Step::Recv { group, .. } => gather(&mut stage, group, total, &mut seen).await?,
+            Step::Commit { group, .. } => commit(&mut stage, group, &seen).await?,
+            Step::CommitTooFar { group, member } => {
+                gather(&mut stage, group, total, &mut seen).await?;
+                if let Some((_, actor)) = stage.actor(group, member) {
+                    let assignment = actor.sub.assignment().await?;
+                    let beyond: Positions = assignment
+                        .partitions
+                        .into_iter()
+                        .take(1)
+                        .map(|p| (p.partition, p.position + 1))
+                        .collect();
+                    if let Err(error) = actor.sub.commit(&beyond).await {
+                        trace.errors.push((n, error.kind(), code(&error)));
+                    }
+                }
+            }
+            Step::Leave { group, member } => {
+                if let Some((at, actor)) = stage.actor(group, member) {
+                    actor.sub.close().await?;
+                    stage.actors[group].remove(&at);
+                }
+            }
+            Step::Kill { group, member } => {
+                if let Some((at, actor)) = stage.actor(group, member) {
+                    actor.client.wire.cut().await;
+                    stage.actors[group].remove(&at);
+                }
+            }
+            _ => {}
+        }
+    }
+    // Those that died are forgotten by then.
+    tokio::time::sleep(env.timing().session + env.timing().short).await;
+    for group in 0..GROUPS {
+        stage.join(group, false).await?;
+        read_to_the_end(&mut stage, group, &mut seen).await?;
+        commit(&mut stage, group, &seen).await?;
+        let known = stage.bus.groups(&GroupQuery::one(stage.groups[group].clone())).await?;
+        for row in known.into_iter().flat_map(|info| info.partitions) {
+            let place = (group, row.partition);
+            let (messages, next) = (seen.get(&place), row.committed.unwrap_or(0));
+            let count = messages.map_or(0, |all| all.range(..next).count());
+            trace.committed.insert(place, count);
+        }
+    }
+    let contents = seen.into_iter().map(|(place, all)| (place, all.into_values().collect()));
+    trace.received = contents.collect();
+    Ok(trace)
+}
+
+/// The code without the backend's word, which two backends cannot share.
+fn code(error: &Error) -> String {
+    error.code().split('.').skip(2).collect::<Vec<_>>().join(".")
+}
+
+fn content(message: &Received) -> Content {
+    (message.key.clone(), message.payload.clone(), message.headers.clone(), message.timestamp)
+}
+
+type Seen = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
+
+/// Every member reads once.
+async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+    let short = stage.env.timing().short;
+    for actor in stage.actors[group].values_mut() {
+        for message in actor.sub.recv(500, short).await?.messages() {
+            let place = (group, TopicPartition::new(message.topic.clone(), message.partition));
+            let before = seen.entry(place).or_default().insert(message.offset, content(message));
+            if before.is_some_and(|before| before != content(message)) {
+                return Err(Failure::new(format_args!("another message at offset {}", message.offset)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads until every partition has an owner that stands at its end.
+async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+    let all: u32 = (0..TOPICS).map(partitions).sum();
+    let deadline = Instant::now() + stage.env.timing().eventually;
+    loop {
+        read_once(stage, group, seen).await?;
+        let (mut owned, mut lag) = (0, 0);
+        for actor in stage.actors[group].values_mut() {
+            let assignment = actor.sub.assignment().await?;
+            owned += assignment.partitions.len();
+            lag += assignment.lag();
+        }
+        if (owned, lag) == (all as usize, 0) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(format_args!("{owned} of {all} partitions, {lag} messages behind")));
+        }
+    }
+}
+
+/// Reads with every member until the group has had all there is.
+async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Seen) -> Verdict {
+    if stage.actors[group].is_empty() {
+        return Ok(());
+    }
+    let timing = stage.env.timing();
+    let deadline = Instant::now() + timing.eventually;
+    loop {
+        read_once(stage, group, seen).await?;
+        let count: usize = seen.iter().filter(|((g, _), _)| *g == group).map(|(_, all)| all.len()).sum();
+        if count >= total {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(format_args!("group {group} has {count} of {total} messages")));
+        }
+    }
+}
+
+/// Commits what the group has had, by whoever owns it.
+async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> Verdict {
+    for actor in stage.actors[group].values_mut() {
+        let mut upto = Positions::new();
+        for assigned in actor.sub.assignment().await?.partitions {
+            let last =
+                seen.get(&(group, assigned.partition.clone())).and_then(|all| all.keys().last().copied());
+            if let Some(last) = last {
+                upto.set(assigned.partition, assigned.position.min(last + 1));
+            }
+        }
+        actor.sub.commit(&upto).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! The broken bus: publishing, topics, groups, its end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use qi_core::bus::{
+    BusInfo, BusStatus, CloseReport, Delivery, DeliveryError, GroupId, GroupInfo, GroupPartition, GroupQuery,
+    GroupState, HeaderName, Headers, Message, Positions, PublishOptions, PublishReport, Read, StartFrom,
+    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicSpec, TopicState, murmur2,
+};
+use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
+
+use super::fault::Fault;
+use super::reader::BrokenReader;
+
+/// What the commits of members that had lost their partitions would have stored.
+pub(super) type Stale = Arc<Mutex<Positions>>;
+
+/// A sound bus with one fault around it.
+#[derive(Debug)]
+pub(super) struct Broken {
+    inner: Arc<dyn MessageBus>,
+    fault: Fault,
+    held: Mutex<Option<Message>>,
+    stale: Stale,
+    closed: AtomicBool,
+}
+
+impl Broken {
+    pub(super) fn new(inner: Arc<dyn MessageBus>, fault: Fault) -> Self {
+        Self { inner, fault, held: Mutex::default(), stale: Stale::default(), closed: AtomicBool::new(false) }
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    /// What the fault makes of a message.
+    fn spoil(&self, message: &Message, partitions: Option<u32>) -> Message {
+        let mut message = message.clone();
+        let hash = message.key.as_deref().map(murmur2);
+        match (self.fault, partitions) {
+            (Fault::OtherHash, Some(count)) => {
+                let sum = message.key.iter().flatten().map(|byte| u32::from(*byte)).sum::<u32>();
+                message.partition = message.partition.or(message.key.is_some().then_some(sum % count));
+            }
+            (Fault::NegatesHash, Some(count)) => {
+                let place = hash.map(|hash| hash.cast_signed().unsigned_abs() % count);
+                message.partition = message.partition.or(place);
+            }
+            (Fault::KeylessToFirst, _) if message.key.is_none() => message.partition = Some(0),
+            (Fault::IgnoresPartition, _) if message.key.is_some() => message.partition = None,
+            (Fault::EmptyKeyIsNone, _) => message.key = message.key.filter(|key| !key.is_empty()),
+            (Fault::TombstoneIsEmpty, _) => message.payload = message.payload.or(Some(Bytes::new())),
+            (Fault::SortsHeaders, _) => {
+                let mut pairs = pairs(&message.headers);
+                pairs.sort();
+                message.headers = pairs.into_iter().collect();
+            }
+            (Fault::DeduplicatesHeaders, _) => {
+                let one_each: BTreeMap<HeaderName, usize> =
+                    pairs(&message.headers).into_iter().zip(0..).map(|((name, _), at)| (name, at)).collect();
+                let kept = pairs(&message.headers).into_iter().zip(0..);
+                message.headers = kept
+                    .filter(|((name, _), at)| one_each.get(name) == Some(at))
+                    .map(|(pair, _)| pair)
+                    .collect();
+            }
+            _ => {}
+        }
+        message
+    }
+
+    /// How many partitions the topic of a batch has.
+    async fn partitions(&self, batch: &[Message]) -> Option<u32> {
+        if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash) {
+            return None;
+        }
+        let topics = self.inner.topics().await.ok()?;
+        let topic = topics.iter().find(|info| Some(&info.name) == batch.first().map(|m| &m.topic))?;
+        u32::try_from(topic.partitions.len()).ok()
+    }
+
+    fn hold(&self, message: Option<Message>) -> Option<Message> {
+        std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), message)
+    }
+
+    /// Publishes all but the last message; the one that was held back before comes behind.
+    async fn without_last(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        let Some((last, rest)) = batch.split_last() else { return self.inner.publish(batch, options).await };
+        let mut outcomes = self.inner.publish(rest, options).await?.into_outcomes();
+        if self.is(Fault::HoldsLastBack)
+            && let Some(before) = self.hold(Some(last.clone()))
+        {
+            self.inner.publish(&[before], options).await?.into_result()?;
+        }
+        outcomes.push(Ok(Delivery { partition: 0, offset: 0, timestamp: None }));
+        Ok(PublishReport::new(outcomes))
+    }
+
+    async fn create_unknown(&self, topics: impl Iterator<Item = &TopicName>) -> Result<()> {
+        for name in topics {
+            self.inner.create_topics(&[TopicSpec::new(name.clone(), 1)?]).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers in place of a bus that is closed.
+    fn ignores_closed(&self) -> bool {
+        self.is(Fault::IgnoresClosed) && self.closed.load(Ordering::SeqCst)
+    }
+}
+
+fn pairs(headers: &Headers) -> Vec<(HeaderName, Option<Bytes>)> {
+    headers.iter().map(|(name, value)| (name.clone(), value.cloned())).collect()
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with {:?}", self.inner, self.fault)
+    }
+}
+
+#[async_trait]
+impl MessageBus for Broken {
+    fn info(&self) -> BusInfo {
+        self.inner.info()
+    }
+
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        if self.is(Fault::CreatesOnPublish) {
+            self.create_unknown(batch.iter().map(|message| &message.topic)).await?;
+        }
+        let count = self.partitions(batch).await;
+        let mut spoilt: Vec<Message> = batch.iter().map(|message| self.spoil(message, count)).collect();
+        let none = PublishOptions::NONE;
+        let options = if self.is(Fault::DropsOptions) { none } else { options };
+        match self.fault {
+            Fault::LosesLast | Fault::HoldsLastBack => return self.without_last(&spoilt, options).await,
+            Fault::ReversesBatch => spoilt.reverse(),
+            Fault::SendsTwice => {
+                self.inner.publish(&spoilt[..spoilt.len().min(1)], options).await?.into_result()?;
+            }
+            _ => {}
+        }
+        let mut outcomes = self.inner.publish(&spoilt, options).await?.into_outcomes();
+        match self.fault {
+            Fault::ReversesBatch => outcomes.reverse(),
+            Fault::WrongOffsets => outcomes.iter_mut().flatten().for_each(|delivery| delivery.offset += 1),
+            Fault::FailsTogether => {
+                if let Some(error) = outcomes.iter().find_map(|o| o.as_ref().err().map(|e| e.error.clone())) {
+                    outcomes = batch.iter().map(|_| Err(DeliveryError::not_sent(error.clone()))).collect();
+                }
+            }
+            _ => {}
+        }
+        Ok(PublishReport::new(outcomes))
+    }
+
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        if self.is(Fault::CreatesOnSubscribe) {
+            self.create_unknown(request.topics.iter()).await?;
+        }
+        let latest = self.is(Fault::LatestAnew) && request.otherwise == StartFrom::Latest;
+        let first = request.topics.first().cloned();
+        let sub = self.inner.subscribe(request).await?;
+        let extra = match first {
+            Some(topic) if self.is(Fault::TwoOwners) => {
+                Some(BrokenReader::second_owner(&self.inner, topic).await?)
+            }
+            _ => None,
+        };
+        let mut reader = BrokenReader::new(sub, self.fault, self.stale.clone(), extra);
+        if latest {
+            reader.seek_to_the_end().await?;
+        }
+        Ok(Box::new(reader))
+    }
+
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        let sub = self.inner.read(request).await?;
+        Ok(Box::new(BrokenReader::new(sub, self.fault, self.stale.clone(), None)))
+    }
+
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        let mut outcomes = self.inner.create_topics(specs).await?;
+        if self.is(Fault::AcceptsOtherPartitions) {
+            for outcome in outcomes.iter_mut().filter(|outcome| outcome.result.is_err()) {
+                outcome.result = Ok(TopicState::Existed { differs: Vec::new() });
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.inner.delete_topics(names).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        if self.ignores_closed() { Ok(Vec::new()) } else { self.inner.topics().await }
+    }
+
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        let mut groups = self.inner.groups(query).await?;
+        let stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for row in groups.iter_mut().flat_map(|group| &mut group.partitions) {
+            if self.is(Fault::CommitsWhatIsLost)
+                && let Some(committed) = stale.get(&row.partition)
+            {
+                *row = GroupPartition::new(row.partition.clone(), Some(committed), row.end);
+            }
+            if self.is(Fault::GroupLagOneOff) {
+                row.lag = row.lag.map(|lag| lag + 1);
+            }
+        }
+        if self.is(Fault::InventsGroups)
+            && let Selection::These(wanted) = &query.groups
+        {
+            let known: Vec<GroupId> = groups.iter().map(|group| group.id.clone()).collect();
+            let unknown = wanted.iter().filter(|id| !known.contains(id)).cloned();
+            groups.extend(unknown.map(|id| GroupInfo::new(id, GroupState::Empty, Vec::new(), Vec::new())));
+        }
+        Ok(groups)
+    }
+
+    async fn ping(&self) -> Result<BusStatus> {
+        self.inner.ping().await
+    }
+
+    async fn close(&self) -> Result<CloseReport> {
+        let again = self.closed.swap(true, Ordering::SeqCst);
+        match self.fault {
+            Fault::ClosesOnce if again => Err(Error::new(ErrorKind::Closed, "bus.broken.closed", "close")),
+            Fault::NeverLeaves => Ok(CloseReport::default()),
+            _ => self.inner.close().await,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Buses that are broken on purpose, each with the check that must notice.
+//!
+//! A suite that no broken bus fails proves nothing. Every mutant here is the sound bus with one fault around it.
+
+mod bus;
+mod fault;
+mod reader;
+
+use std::sync::Arc;
+
+use qi_core::MessageBus;
+
+use super::contract::Wrapping;
+use bus::Broken;
+use fault::Fault;
+
+/// A broken bus.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
+    /// What is wrong with it.
+    pub name: &'static str,
+    /// The check that must fail on it.
+    pub caught_by: &'static str,
+    /// Breaks a sound bus.
+    pub wrapping: Wrapping,
+}
+
+macro_rules! mutants {
+    ($($fault:ident $name:literal => $check:literal),* $(,)?) => {
+        /// Every mutant.
+        pub const MUTANTS: &[Mutant] = &[$(
+            Mutant {
+                name: $name,
+                caught_by: $check,
+                wrapping: Wrapping {
+                    name: $name,
+                    wrap: |bus| -> Arc<dyn MessageBus> { Arc::new(Broken::new(bus, Fault::$fault)) },
+                },
+            }
+        ),*];
+    };
+}
+
+mutants! {
+    ForgetsCommits "forgets_commits" => "positions::commit_is_where_the_next_begins",
+    TakesAnyCommit "takes_a_commit_above_the_position" => "positions::commit_above_the_position_is_refused",
+    HidesLost "hides_what_a_commit_lost" => "rebalance::commit_after_losing_says_lost",
+    CommitsWhatIsLost "moves_the_commit_of_the_new_owner_back" => "rebalance::commit_after_losing_says_lost",
+    CommitsInRecv "commits_what_recv_hands_out" => "groups::takeover_before_the_first_commit",
+    ReversesBatch "reorders_within_a_batch" => "publish::order_of_one_key",
+    HoldsLastBack "reorders_across_batches" => "publish::order_of_one_key",
+    LosesLast "loses_the_last_message_of_a_batch" => "publish::sixteen_tasks_lose_nothing",
+    SendsTwice "sends_a_message_twice" => "publish::hundred_thousand_each_once",
+    WrongOffsets "reports_the_next_offset" => "publish::offsets_are_true",
+    DoublesAfterRebalance "doubles_a_message_after_a_rebalance" => "groups::two_members_share_all",
+    DeliversLost "delivers_buffered_messages_of_a_lost_partition"
+        => "rebalance::buffered_messages_of_a_lost_partition_are_gone",
+    OtherHash "maps_keys_by_another_hash" => "publish::keys_map_as_in_java",
+    NegatesHash "negates_negative_hashes" => "publish::keys_map_as_in_java",
+    EmptyKeyIsNone "takes_an_empty_key_for_none" => "publish::empty_key_is_a_key",
+    KeylessToFirst "sends_what_has_no_key_to_one_partition" => "publish::keyless_reach_all_partitions",
+    IgnoresPartition "ignores_an_explicit_partition" => "publish::explicit_partition",
+    TombstoneIsEmpty "makes_a_tombstone_an_empty_payload" => "publish::payloads_none_empty_and_large",
+    SortsHeaders "sorts_headers" => "publish::headers_as_they_were",
+    DeduplicatesHeaders "keeps_one_header_of_a_name" => "publish::headers_as_they_were",
+    DropsOptions "drops_the_headers_of_the_options" => "publish::options_add_headers",
+    KeepsMicros "does_not_cut_timestamps" => "publish::timestamps_to_the_millisecond",
+    FailsTogether "fails_the_batch_for_one_message" => "publish::oversized_fails_alone",
+    CreatesOnPublish "creates_unknown_topics_in_publish" => "publish::unknown_topic_at_once",
+    CreatesOnSubscribe "creates_unknown_topics_in_subscribe" => "subscribe::unknown_topic_creates_nothing",
+    LatestAnew "resolves_latest_at_every_takeover" => "groups::takeover_before_the_first_commit",
+    LosesOnCancel "loses_messages_with_a_dropped_recv" => "subscribe::dropped_recv_loses_nothing",
+    ExceedsMax "hands_out_more_than_max" => "subscribe::recv_respects_max",
+    NeverWaits "does_not_wait_in_recv" => "subscribe::recv_waits_as_long_as_told",
+    SilentDeletion "keeps_silent_about_a_deleted_topic" => "subscribe::deleted_topic_is_not_found",
+    PausesAll "pauses_every_partition" => "positions::pause_holds_back_and_blocks_no_other",
+    NeverPauses "ignores_a_pause" => "positions::pause_holds_back_and_blocks_no_other",
+    SeeksOneFurther "seeks_one_too_far" => "positions::seek_goes_where_it_is_told",
+    LagOneOff "counts_one_too_many_behind" => "positions::position_and_lag_at_each_step",
+    GroupLagOneOff "counts_one_too_many_in_groups" => "admin::groups_with_commits_and_lag",
+    HidesResets "hides_that_a_position_had_gone" => "positions::position_gone_is_answered_visibly",
+    HidesPollLimit "hides_that_the_poll_limit_passed" => "groups::poll_limit_hands_over",
+    HidesAssignments "hides_changes_of_the_assignment" => "rebalance::notices_tell_what_came_and_went",
+    TwoOwners "gives_one_partition_to_two_members" => "groups::two_members_share_all",
+    AcceptsOtherPartitions "accepts_a_topic_with_other_partitions" => "admin::create_says_what_became_of_each",
+    InventsGroups "invents_a_group_that_is_unknown" => "admin::unknown_group_is_an_empty_list",
+    ClosesOnce "cannot_be_closed_twice" => "life::close_twice",
+    IgnoresClosed "goes_on_after_close" => "life::closed_everywhere",
+    NeverLeaves "keeps_its_members_after_close" => "life::close_hands_over_within_a_second",
+}

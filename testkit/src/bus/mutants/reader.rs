@@ -1,0 +1,187 @@
+//! The broken subscription.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::bus::{
+    Assignment, Batch, Committed, Notice, Positions, Read, Received, SeekTo, TopicName, TopicPartition,
+};
+use qi_core::{ErrorKind, MessageBus, Result, Subscription};
+
+use super::bus::Stale;
+use super::fault::Fault;
+
+/// A sound subscription with one fault around it.
+#[derive(Debug)]
+pub(super) struct BrokenReader {
+    inner: Box<dyn Subscription>,
+    fault: Fault,
+    stale: Stale,
+    /// A reader of a partition that belongs to somebody else.
+    extra: Option<Box<dyn Subscription>>,
+    last: BTreeMap<TopicPartition, Received>,
+    after_rebalance: bool,
+}
+
+impl BrokenReader {
+    pub(super) fn new(
+        inner: Box<dyn Subscription>,
+        fault: Fault,
+        stale: Stale,
+        extra: Option<Box<dyn Subscription>>,
+    ) -> Self {
+        Self { inner, fault, stale, extra, last: BTreeMap::new(), after_rebalance: false }
+    }
+
+    /// A reader of the first partition of a topic, whoever owns it.
+    pub(super) async fn second_owner(
+        bus: &Arc<dyn MessageBus>,
+        topic: TopicName,
+    ) -> Result<Box<dyn Subscription>> {
+        bus.read(Read::new([(TopicPartition::new(topic, 0), SeekTo::Latest)])?).await
+    }
+
+    /// Goes to the end of whatever is assigned.
+    pub(super) async fn seek_to_the_end(&mut self) -> Result<()> {
+        let assignment = self.inner.assignment().await?;
+        let ends: Vec<_> = assignment.partitions.into_iter().map(|p| (p.partition, SeekTo::Latest)).collect();
+        self.inner.seek(&ends).await
+    }
+
+    /// What the fault makes of a batch.
+    async fn spoil(&mut self, batch: Batch) -> Result<Batch> {
+        let positions = batch.positions().clone();
+        let mut notices = batch.notices().to_vec();
+        let mut messages = batch.into_messages();
+        let lost: Vec<_> = notices.iter().filter_map(lost).flatten().cloned().collect();
+        match self.fault {
+            Fault::CommitsInRecv => drop(self.inner.commit(&positions).await?),
+            Fault::DeliversLost => messages.extend(lost.iter().filter_map(|p| self.last.get(p)).cloned()),
+            Fault::DoublesAfterRebalance => {
+                self.after_rebalance |= notices.iter().any(lost_or_gained);
+                if self.after_rebalance && !messages.is_empty() {
+                    self.after_rebalance = false;
+                    messages.push(messages[0].clone());
+                }
+            }
+            Fault::KeepsMicros => {
+                for message in &mut messages {
+                    message.timestamp =
+                        message.timestamp.and_then(|at| at.checked_add(Duration::from_micros(999)));
+                }
+            }
+            Fault::TwoOwners => {
+                if let Some(extra) = &mut self.extra {
+                    messages.extend(extra.recv(10, Duration::ZERO).await?.into_messages());
+                }
+            }
+            Fault::HidesResets => notices.retain(|notice| !matches!(notice, Notice::Reset { .. })),
+            Fault::HidesPollLimit => notices.retain(|notice| *notice != Notice::PollLimitPassed),
+            Fault::HidesAssignments => notices.retain(|notice| !lost_or_gained(notice)),
+            _ => {}
+        }
+        for message in &messages {
+            let partition = TopicPartition::new(message.topic.clone(), message.partition);
+            self.last.insert(partition, message.clone());
+        }
+        Ok(Batch::new(messages, positions, notices))
+    }
+}
+
+fn lost(notice: &Notice) -> Option<&[TopicPartition]> {
+    match notice {
+        Notice::AssignmentChanged { lost, .. } => Some(lost),
+        _ => None,
+    }
+}
+
+fn lost_or_gained(notice: &Notice) -> bool {
+    matches!(notice, Notice::AssignmentChanged { .. })
+}
+
+#[async_trait]
+impl Subscription for BrokenReader {
+    async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch> {
+        let (max, wait) = match self.fault {
+            Fault::ExceedsMax if max > 0 => (max + 3, wait),
+            Fault::NeverWaits => (max, Duration::ZERO),
+            _ => (max, wait),
+        };
+        match self.inner.recv(max, wait).await {
+            Ok(batch) => {
+                if self.fault == Fault::LosesOnCancel {
+                    // Whoever drops the future here has lost what the inner one handed out.
+                    tokio::task::yield_now().await;
+                }
+                self.spoil(batch).await
+            }
+            Err(error) if self.fault == Fault::SilentDeletion && error.kind() == ErrorKind::NotFound => {
+                tokio::time::sleep(wait).await;
+                Ok(Batch::default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
+        let everything = || Ok(Committed::new(upto.clone(), Vec::new()));
+        match self.fault {
+            Fault::ForgetsCommits => everything(),
+            Fault::TakesAnyCommit => self.inner.commit(upto).await.or_else(|_| everything()),
+            Fault::HidesLost => self.inner.commit(upto).await.and_then(|_| everything()),
+            Fault::CommitsWhatIsLost => {
+                let committed = self.inner.commit(upto).await?;
+                let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+                for partition in &committed.lost {
+                    if let Some(next) = upto.get(partition) {
+                        stale.set(partition.clone(), next);
+                    }
+                }
+                Ok(committed)
+            }
+            _ => self.inner.commit(upto).await,
+        }
+    }
+
+    async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
+        if self.fault != Fault::SeeksOneFurther {
+            return self.inner.seek(to).await;
+        }
+        let further = |to: SeekTo| match to {
+            SeekTo::Offset(offset) => SeekTo::Offset(offset + 1),
+            other => other,
+        };
+        let to: Vec<_> = to.iter().map(|(partition, place)| (partition.clone(), further(*place))).collect();
+        self.inner.seek(&to).await
+    }
+
+    async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        match self.fault {
+            Fault::NeverPauses => Ok(()),
+            Fault::PausesAll => {
+                let assignment = self.inner.assignment().await?;
+                let all: Vec<_> = assignment.partitions.into_iter().map(|p| p.partition).collect();
+                self.inner.pause(&all).await
+            }
+            _ => self.inner.pause(partitions).await,
+        }
+    }
+
+    async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.inner.resume(partitions).await
+    }
+
+    async fn assignment(&mut self) -> Result<Assignment> {
+        let mut assignment = self.inner.assignment().await?;
+        if self.fault == Fault::LagOneOff {
+            assignment.partitions.iter_mut().for_each(|partition| partition.lag += 1);
+        }
+        Ok(assignment)
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,13 @@
+//! The contract of the message bus on the memory bus, in every basic wrapping.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::Arguments;
+use qi_testkit::bus::contract::{BusFactory, MemoryFactory, Wrapping, trials};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let memory: Arc<dyn BusFactory> = Arc::new(MemoryFactory);
+    libtest_mimic::run(&arguments, trials(&memory, &Wrapping::BASIC)).exit_code()
+}
