@@ -138,12 +138,12 @@ pub trait PriceStoreExt: PriceStore {
 
     /// The latest tick of each selected instrument as a stream, page after page, in the order of the instruments.
     fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
-        pages(self, query, |store, query| store.latest_ticks(query), LatestQuery::<Instrument>::after)
+        pages(self, query, |store, query| store.latest_ticks(query), LatestQuery::after)
     }
 
     /// The latest quote of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
     fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
-        pages(self, query, |store, query| store.latest_quotes(query), LatestQuery::<Instrument>::after)
+        pages(self, query, |store, query| store.latest_quotes(query), LatestQuery::after)
     }
 
     /// The latest stored bar of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
