@@ -136,6 +136,21 @@ pub trait PriceStoreExt: PriceStore {
         pages(self, query, |store, query| store.snapshots(query), SnapshotQuery::after)
     }
 
+    /// The latest tick of each selected instrument as a stream, page after page, in the order of the instruments.
+    fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
+        pages(self, query, |store, query| store.latest_ticks(query), LatestQuery::after)
+    }
+
+    /// The latest quote of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
+    fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
+        pages(self, query, |store, query| store.latest_quotes(query), LatestQuery::after)
+    }
+
+    /// The latest stored bar of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
+    fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Ohlcv>> {
+        pages(self, query, |store, query| store.latest_bars(query), LatestBarsQuery::after)
+    }
+
     /// The bars of a query, oldest first, with a flat bar in every empty bucket between two of them. Buckets
     /// before the first and after the last bar have no price to go by and stay empty.
     ///

@@ -24,8 +24,8 @@ pub enum Order {
 }
 
 macro_rules! setters {
-    ($name:ty) => {
-        impl $name {
+    ($name:ty $(, $key:ident)?) => {
+        impl$(<$key>)? $name {
             /// With this page request in place of the first 1,000 items.
             #[must_use]
             pub fn with_page(mut self, page: PageRequest) -> Self {
@@ -165,8 +165,7 @@ impl<K> LatestQuery<K> {
         self
     }
 }
-setters!(LatestQuery<Instrument>);
-setters!(LatestQuery<Scope>);
+setters!(LatestQuery<K>, K);
 
 /// The latest stored bar of each selected instrument at one interval.
 #[derive(Debug, Clone, PartialEq, Eq)]

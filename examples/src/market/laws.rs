@@ -1,0 +1,143 @@
+//! What a market-data layer holds its data to, beyond what the types of the core make impossible anyway. Each law
+//! is a pure function of its arguments, the present time among them.
+//!
+//! The types already refuse a price that is not positive, a negative quantity, candles whose prices contradict each
+//! other, a dominance outside 0 to 100 percent, a record without an exchange, a time outside the domain, and a
+//! malformed symbol. `Result` hands every error on; one key has at most one record. So no function here repeats
+//! those.
+//!
+//! Left out on purpose:
+//! - **A longest range of one year.** It bounded the answer; here pages do, and a range may be any length.
+//! - **A warning above a volume of a million.** Volume is counted in the base currency, and a million means
+//!   something else for bitcoin than for a coin of a fraction of a cent.
+//! - **The same source along a chain.** The exchange is part of the key, so that it cannot change on the way; a
+//!   snapshot's source travels inside it.
+
+use std::time::Duration;
+
+use qi_core::{Decimal, Error, ErrorKind, MarketSnapshot, Percent, Result, TimeRange, Timestamp};
+
+/// How old a current price may be.
+pub const CURRENT: Duration = Duration::from_hours(1);
+/// How old a real-time price may be.
+pub const REAL_TIME: Duration = Duration::from_secs(30);
+
+/// Both ends count, as people mean it who say "from Monday to Friday"; ranges of the core end before their end.
+///
+/// # Errors
+/// `InvalidInput` if the end is before the start.
+pub fn inclusive(start: Timestamp, end: Timestamp) -> Result<TimeRange> {
+    // The latest moment of all is no record's time, so that nothing is lost by not reaching past it.
+    TimeRange::new(start, end.checked_add(Duration::from_micros(1)).unwrap_or(Timestamp::MAX))
+}
+
+/// A range of the past: both ends count, and it does not end in the future.
+///
+/// # Errors
+/// `InvalidInput` if the end is before the start or after `now`.
+pub fn past(start: Timestamp, end: Timestamp, now: Timestamp) -> Result<TimeRange> {
+    not_in_the_future(end, now, Duration::ZERO)?;
+    inclusive(start, end)
+}
+
+/// A record's time is not in the future, give or take what two clocks may differ by.
+///
+/// # Errors
+/// `InvalidInput` if it is.
+pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -> Result<()> {
+    if time.since(now) <= tolerance {
+        return Ok(());
+    }
+    let rule = format!("must not be after {now} by more than {tolerance:?}");
+    Err(Error::invalid("market.law.future", "time", time, rule))
+}
+
+/// A record is no older than `limit`: [`CURRENT`], [`REAL_TIME`], or what an actor promises.
+///
+/// # Errors
+/// `Application`, code `market.law.stale`, with its age; not retryable, because the same record only gets older.
+pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
+    let age = now.since(time);
+    if age <= limit {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Application, "market.law.stale", "fresh")
+        .with_message(format_args!("the record is older than {limit:?}"))
+        .with_context("time", time)
+        .with_context("age_s", age.as_secs()))
+}
+
+/// A snapshot says who published it.
+///
+/// # Errors
+/// `InvalidInput` if it does not.
+pub fn attributed(snapshot: &MarketSnapshot) -> Result<()> {
+    match &snapshot.values().source {
+        Some(_) => Ok(()),
+        None => Err(Error::invalid("market.law.source", "source", "none", "must be known")),
+    }
+}
+
+/// Whether a market moved by more than `limit` percent in a day, up or down: no error, but worth a look before it
+/// is believed.
+pub fn moved_suspiciously(snapshot: &MarketSnapshot, limit: Percent) -> bool {
+    let limit = limit.get();
+    let below = Decimal::ZERO.checked_sub(limit).unwrap_or(Decimal::MIN);
+    snapshot.values().change_24h.is_some_and(|change| !(below..=limit).contains(&change.get()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qi_core::{Scope, SnapshotValues, Source};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_secs(1_704_067_200 + seconds).unwrap()
+    }
+
+    #[test]
+    fn both_ends_of_an_inclusive_range_count() {
+        let range = inclusive(at(0), at(60)).unwrap();
+        assert!(range.contains(at(0)) && range.contains(at(60)) && !range.contains(at(61)));
+        assert!(inclusive(at(0), at(0)).unwrap().contains(at(0)));
+        assert!(inclusive(at(1), at(0)).is_err());
+        assert!(inclusive(at(0), Timestamp::MAX).unwrap().contains(Timestamp::MAX_RECORD));
+    }
+
+    #[test]
+    fn a_range_of_the_past_may_end_now_and_no_later() {
+        assert!(past(at(0), at(10), at(10)).is_ok());
+        assert_eq!(past(at(0), at(11), at(10)).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_clock_that_is_a_little_ahead_is_forgiven() {
+        let second = Duration::from_secs(1);
+        assert!(not_in_the_future(at(1), at(0), second).is_ok());
+        let error = not_in_the_future(at(2), at(0), second).unwrap_err();
+        assert_eq!(error.context_value("value"), Some(at(2).to_string().as_str()));
+    }
+
+    #[test]
+    fn a_record_is_fresh_up_to_its_limit_and_stale_after_it() {
+        assert!(fresh(at(0), at(30), REAL_TIME).is_ok());
+        let stale = fresh(at(0), at(31), REAL_TIME).unwrap_err();
+        assert_eq!((stale.code(), stale.context_value("age_s")), ("market.law.stale", Some("31")));
+        assert!(!stale.retry().is_retryable());
+        assert!(fresh(at(0), at(31), CURRENT).is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_needs_a_source_and_a_large_change_a_second_look() {
+        let snapshot = |change: &str, source: Option<Source>| {
+            let values = SnapshotValues { change_24h: change.parse().ok(), source, ..Default::default() };
+            MarketSnapshot::new(Scope::Global, at(0), values).unwrap()
+        };
+        assert!(attributed(&snapshot("1", Source::new("coingecko").ok())).is_ok());
+        assert!(attributed(&snapshot("1", None)).is_err());
+        let fifty: Percent = "50".parse().unwrap();
+        for (change, suspicious) in [("50", false), ("50.01", true), ("-50", false), ("-50.01", true)] {
+            assert_eq!(moved_suspiciously(&snapshot(change, None), fifty), suspicious, "{change}");
+        }
+    }
+}
