@@ -7,3 +7,22 @@
 
 pub mod market;
 pub mod pipeline;
+
+/// The code on the pages of `docs/` is compiled, and run where it can be, so that it cannot drift from the library.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../docs/architecture.md")]
+    struct Architecture;
+    #[doc = include_str!("../../docs/configuration.md")]
+    struct Configuration;
+    #[doc = include_str!("../../docs/errors.md")]
+    struct Errors;
+    #[doc = include_str!("../../docs/testing-your-layer-2.md")]
+    struct TestingYourLayer2;
+    #[doc = include_str!("../../docs/wrappers.md")]
+    struct WrappersPage;
+    #[doc = include_str!("../../docs/writing-an-adapter.md")]
+    struct WritingAnAdapter;
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+}
