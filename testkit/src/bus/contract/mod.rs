@@ -9,6 +9,7 @@ mod checks;
 mod crew;
 mod factory;
 mod lab;
+mod layers;
 mod memory;
 mod runner;
 
