@@ -43,7 +43,11 @@ fn main() {
         let measured = ratio(
             101,
             || timed(|| runtime.block_on(store.ticks(&query)).expect("a page")),
-            || timed(|| map.range(from.clone()..to.clone()).map(|(_, tick)| tick.clone()).collect::<Vec<_>>()),
+            || {
+                timed(|| {
+                    map.range(from.clone()..to.clone()).map(|(_, tick)| tick.clone()).collect::<Vec<_>>()
+                })
+            },
         );
         println!("read 10,000 of 1,000,000 / BTreeMap range, {name} (goal 1.0): {measured}");
     }
@@ -61,9 +65,8 @@ fn main() {
 
 /// A million ticks, one millisecond apart, of so many instruments in turn.
 fn ticks(instruments: usize) -> Vec<PriceTick> {
-    let names: Vec<Instrument> = (0..instruments)
-        .map(|n| format!("binance:COIN{n:03}-USDT").parse().expect("a valid name"))
-        .collect();
+    let names: Vec<Instrument> =
+        (0..instruments).map(|n| format!("binance:COIN{n:03}-USDT").parse().expect("a valid name")).collect();
     let quantity: Quantity = "0.000263".parse().expect("a quantity");
     (0..MILLION)
         .map(|n| {

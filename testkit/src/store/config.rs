@@ -168,7 +168,10 @@ mod tests {
             (default().with_max_batch(1_000_001), "max_batch"),
             (default().with_retention(keep(KeepConfig::by_rows(0))), "retention.ticks.max_rows_per_series"),
             (default().with_retention(keep(KeepConfig::by_age_secs(0))), "retention.ticks.max_age_secs"),
-            (default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))), "retention.ticks.max_age_secs"),
+            (
+                default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))),
+                "retention.ticks.max_age_secs",
+            ),
         ] {
             let error = config.validate().unwrap_err();
             assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(key)));
@@ -179,7 +182,7 @@ mod tests {
     fn retention_is_shown_rule_by_rule() {
         let both = KeepConfig { max_age_secs: Some(60), max_rows_per_series: Some(5) };
         let config = RetentionConfig { quotes: both, ..RetentionConfig::default() };
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         assert_eq!(
             config.rules(),
             [Retention::Age(Dataset::Quotes, minute), Retention::RowsPerSeries(Dataset::Quotes, 5)]

@@ -194,9 +194,10 @@ impl Model {
     }
 }
 
-fn summaries<'a>(rows: impl Iterator<Item = (&'a Instrument, Timestamp)> + Clone) -> Vec<InstrumentSummary> {
+fn summaries<'a>(rows: impl Iterator<Item = (&'a Instrument, Timestamp)>) -> Vec<InstrumentSummary> {
+    let rows: Vec<_> = rows.collect();
     let of = |name: Instrument| {
-        let times = rows.clone().filter(|(other, _)| **other == name).map(|(_, time)| time);
+        let times = rows.iter().filter(|(other, _)| **other == name).map(|(_, time)| *time);
         let (first, last) = (times.clone().min()?, times.max()?);
         Some(InstrumentSummary { instrument: name, first, last })
     };
@@ -254,8 +255,10 @@ pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Ohlcv> {
                 quote_volume: turnover(bucket),
                 count: Some(bucket.len() as u64),
             };
-            let open_time = Timestamp::from_micros(open_of(&bucket[0])).expect("a bucket starts in the domain");
-            Ohlcv::new(bucket[0].instrument().clone(), interval, open_time, values).expect("a bar of its ticks")
+            let open_time =
+                Timestamp::from_micros(open_of(&bucket[0])).expect("a bucket starts in the domain");
+            Ohlcv::new(bucket[0].instrument().clone(), interval, open_time, values)
+                .expect("a bar of its ticks")
         })
         .collect()
 }
@@ -266,8 +269,7 @@ fn figures(ticks: &[PriceTick]) -> Option<String> {
     let prices = ticks.iter().map(PriceTick::price);
     let (min, max) = (prices.clone().min()?, prices.max()?);
     let place = |tick: &PriceTick| (tick.ts(), tick.seq(), tick.price());
-    let figures =
-        (place(first), place(last), min, max, volume(ticks), turnover(ticks), ticks.len());
+    let figures = (place(first), place(last), min, max, volume(ticks), turnover(ticks), ticks.len());
     Some(format!("{figures:?}"))
 }
 
@@ -374,20 +376,12 @@ async fn look_at(
         query.as_of = as_of;
         query
     };
-    let instruments =
-        |dataset| move |page: PageRequest| InstrumentQuery::new(dataset).with_page(page);
+    let instruments = |dataset| move |page: PageRequest| InstrumentQuery::new(dataset).with_page(page);
     let stats = store.stats(&StatsQuery::new(own.clone(), range)).await?;
     let figures = stats.map(|s| {
         let place = |point: qi_core::store::PricePoint| (point.ts, point.seq, point.price);
-        let figures = (
-            place(s.first()),
-            place(s.last()),
-            s.min(),
-            s.max(),
-            s.volume(),
-            s.quote_volume(),
-            s.count(),
-        );
+        let figures =
+            (place(s.first()), place(s.last()), s.min(), s.max(), s.volume(), s.quote_volume(), s.count());
         format!("{figures:?}")
     });
     macro_rules! all {
@@ -508,8 +502,14 @@ fn short(step: &Step) -> &'static str {
 // ---- drawing histories ----
 
 /// Prices and quantities in units of 10^-18: whose products lie half way at the 18th place, and with all 18 places.
-const UNITS: [i128; 6] =
-    [1, 500_000_000_000_000_000, 1_500_000_000_000_000_000, 3, 1_000_000_000_000_000_000, 987_654_321_012_345_678];
+const UNITS: [i128; 6] = [
+    1,
+    500_000_000_000_000_000,
+    1_500_000_000_000_000_000,
+    3,
+    1_000_000_000_000_000_000,
+    987_654_321_012_345_678,
+];
 
 fn a_price() -> impl Strategy<Value = Price> {
     (0..UNITS.len(), 1..40i128).prop_map(|(n, times)| Price::from_units(UNITS[n] * times).expect("positive"))
@@ -564,9 +564,11 @@ fn a_snapshot() -> impl Strategy<Value = MarketSnapshot> {
 
 /// Ends on, beside and between records, and both ends of time.
 fn a_range() -> impl Strategy<Value = TimeRange> {
-    let an_end = || (a_moment(), -1..2i64).prop_map(|(at, beside)| {
-        Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
-    });
+    let an_end = || {
+        (a_moment(), -1..2i64).prop_map(|(at, beside)| {
+            Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
+        })
+    };
     prop_oneof![
         1 => Just(TimeRange::ALL),
         4 => (an_end(), an_end())
@@ -586,8 +588,11 @@ fn a_delete() -> impl Strategy<Value = DeleteQuery> {
     prop_oneof![
         (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Ticks(of, range)),
         (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Quotes(of, range)),
-        (0..3usize, a_selection(instrument), a_range())
-            .prop_map(|(n, of, range)| DeleteQuery::Bars(INTERVALS[n], of, range)),
+        (0..3usize, a_selection(instrument), a_range()).prop_map(|(n, of, range)| DeleteQuery::Bars(
+            INTERVALS[n],
+            of,
+            range
+        )),
         (a_selection(scope), a_range()).prop_map(|(of, range)| DeleteQuery::Snapshots(of, range)),
     ]
 }
@@ -652,11 +657,7 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
 ///
 /// # Errors
 /// The shortest history on which the two were found to differ, and how they differ.
-pub fn check_differences(
-    one: &Arc<dyn StoreFactory>,
-    two: &Arc<dyn StoreFactory>,
-    count: u32,
-) -> Outcome {
+pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
     draw(count, |history, runtime| {
         runtime.block_on(async {
             let (first, second) = (one.fresh().await?, two.fresh().await?);

@@ -3,7 +3,9 @@
 use qi_core::store::{
     Dataset, DeleteQuery, InstrumentDataset, InstrumentQuery, InstrumentSummary, PriceStore, Record,
 };
-use qi_core::{Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Selection, TimeRange, Timestamp};
+use qi_core::{
+    Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Selection, TimeRange, Timestamp,
+};
 
 use super::expect::{Failure, Outcome, same_rows};
 use super::shelf::{AskLatest, Shelf, instrument, micros, minute, range};
@@ -91,7 +93,11 @@ async fn instruments_need_a_record(case: &Case) -> Outcome {
     same_rows("in an empty store", &listed(store, query.clone()).await?, &[])?;
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(2, 9, 1)]).await?;
     store.delete_range(&PriceTick::deletion(Some(vec![PriceTick::series_no(1)]), TimeRange::ALL)).await?;
-    same_rows("one deleted", &listed(store, query.clone()).await?, &[summary(PriceTick::series_no(2), 9, 9)])?;
+    same_rows(
+        "one deleted",
+        &listed(store, query.clone()).await?,
+        &[summary(PriceTick::series_no(2), 9, 9)],
+    )?;
     store.purge_before(Dataset::Ticks, Timestamp::MAX).await?;
     same_rows("the other one purged", &listed(store, query).await?, &[])
 }

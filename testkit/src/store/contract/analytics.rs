@@ -2,8 +2,8 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{
-    BarQuery, BarSource, InstrumentDataset, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt, RangeStats,
-    StatsQuery,
+    BarQuery, BarSource, InstrumentDataset, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt,
+    RangeStats, StatsQuery,
 };
 use qi_core::{Instrument, Interval, PriceTick, Result, Selection, TimeRange};
 
@@ -35,10 +35,8 @@ fn tick(of: &Instrument, seconds: i64, price: &str, quantity: Option<&str>) -> R
 
 /// One tick a minute at these prices, 1 of each.
 async fn minutely(store: &dyn PriceStore, of: &Instrument, prices: &[&str]) -> Result<()> {
-    let ticks: Vec<PriceTick> = (0..)
-        .zip(prices)
-        .map(|(n, price)| tick(of, 60 * n, price, Some("1")))
-        .collect::<Result<_>>()?;
+    let ticks: Vec<PriceTick> =
+        (0..).zip(prices).map(|(n, price)| tick(of, 60 * n, price, Some("1"))).collect::<Result<_>>()?;
     store.insert_ticks(&ticks).await.map(drop)
 }
 
@@ -147,7 +145,8 @@ async fn filled_bars_by_hand(case: &Case) -> Outcome {
 async fn movers_by_hand(case: &Case) -> Outcome {
     let store = case.store();
     let names = ["a:UP1", "a:UP50", "a:DOWN9", "a:FLAT", "a:UP2", "a:DOWN50"].map(instrument);
-    let prices = [["100", "101"], ["100", "150"], ["100", "91"], ["100", "100"], ["100", "102"], ["100", "50"]];
+    let prices =
+        [["100", "101"], ["100", "150"], ["100", "91"], ["100", "100"], ["100", "102"], ["100", "50"]];
     for (name, prices) in names.iter().zip(prices) {
         minutely(store, name, &prices).await?;
     }
@@ -167,7 +166,10 @@ async fn chunked_inserts_write_all(case: &Case) -> Outcome {
     same("received", &report.received, &105)?;
     same_rows("the series", &PriceTick::all(store, &series).await?, &ticks)?;
     for chunk in [0, store.info().max_batch + 1] {
-        holds("a chunk outside the bounds is refused", store.insert_ticks_chunked(&ticks, chunk).await.is_err())?;
+        holds(
+            "a chunk outside the bounds is refused",
+            store.insert_ticks_chunked(&ticks, chunk).await.is_err(),
+        )?;
     }
     let list = store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await?;
     same("instruments", &list.items.len(), &1)

@@ -3,9 +3,7 @@
 use futures::TryStreamExt;
 use qi_core::domain::coarsen;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
-use qi_core::{
-    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result, TimeRange, Timestamp,
-};
+use qi_core::{BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result, TimeRange, Timestamp};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
 use super::shelf::{Shelf, micros, minute, range};
@@ -50,7 +48,10 @@ async fn derived(store: &dyn PriceStore, interval: Interval, range: TimeRange) -
 }
 
 /// The bars that all ticks of the instrument make, which must be those of the reference.
-async fn as_reference(store: &dyn PriceStore, interval: Interval) -> std::result::Result<Vec<Ohlcv>, Failure> {
+async fn as_reference(
+    store: &dyn PriceStore,
+    interval: Interval,
+) -> std::result::Result<Vec<Ohlcv>, Failure> {
     let ticks = PriceTick::all(store, &name()).await?;
     let found = derived(store, interval, TimeRange::ALL).await?;
     same_rows(&format!("bars of {interval}"), &found, &reference_bars(&ticks, interval))?;
@@ -117,7 +118,8 @@ async fn an_empty_bucket_has_no_bar(case: &Case) -> Outcome {
 }
 
 async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
-    let ticks: Vec<_> = (0..40).map(|n| tick(n * 15, 0, &(n + 1).to_string(), Some("1"))).collect::<Result<_>>()?;
+    let ticks: Vec<_> =
+        (0..40).map(|n| tick(n * 15, 0, &(n + 1).to_string(), Some("1"))).collect::<Result<_>>()?;
     case.store().insert_ticks(&ticks).await?;
     let all = reference_bars(&ticks, Interval::M1);
     for (what, start, end, expected) in [
@@ -138,7 +140,9 @@ async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
 
 async fn weeks_begin_on_monday(case: &Case) -> Outcome {
     // The base is Monday 2024-03-04.
-    case.store().insert_ticks(&[tick(-1, 0, "1", None)?, tick(0, 0, "2", None)?, tick(604_799, 0, "3", None)?]).await?;
+    case.store()
+        .insert_ticks(&[tick(-1, 0, "1", None)?, tick(0, 0, "2", None)?, tick(604_799, 0, "3", None)?])
+        .await?;
     let bars = as_reference(case.store(), Interval::W1).await?;
     let found: Vec<String> = bars.iter().map(|bar| bar.open_time().to_string()).collect();
     let expected = ["2024-02-26T00:00:00Z".to_owned(), "2024-03-04T00:00:00Z".to_owned()];
@@ -173,7 +177,8 @@ async fn a_late_tick_changes_its_bar(case: &Case) -> Outcome {
         store.insert_ticks(&[tick(seconds, seq, price, Some("2"))?]).await?;
         as_reference(store, Interval::M1).await?;
     }
-    let found: Vec<_> = as_reference(store, Interval::M1).await?.iter().map(|bar| bar.values().count).collect();
+    let found: Vec<_> =
+        as_reference(store, Interval::M1).await?.iter().map(|bar| bar.values().count).collect();
     same_rows("counts", &found, &[Some(1), Some(4), Some(1)])
 }
 
@@ -206,16 +211,11 @@ async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
     ];
     case.store().insert_ticks(&ticks).await?;
     let bars = as_reference(case.store(), Interval::M1).await?;
-    let found: Vec<_> = bars
-        .iter()
-        .map(|bar| (bar.values().volume, bar.values().quote_volume, bar.values().count))
-        .collect();
+    let found: Vec<_> =
+        bars.iter().map(|bar| (bar.values().volume, bar.values().quote_volume, bar.values().count)).collect();
     let zero = Some(qi_core::Quantity::ZERO);
-    let expected = [
-        (None, None, Some(2)),
-        (Some("3".parse()?), Some("60".parse()?), Some(2)),
-        (zero, zero, Some(1)),
-    ];
+    let expected =
+        [(None, None, Some(2)), (Some("3".parse()?), Some("60".parse()?), Some(2)), (zero, zero, Some(1))];
     same_rows("volume, quote volume and count", &found, &expected)
 }
 
@@ -326,8 +326,7 @@ async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
     same("bars", &page.items.len(), &2)?;
     store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
     let again = store.derived_bars(&query.clone().after(page.resume)).await?;
-    let found: Vec<_> =
-        again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
+    let found: Vec<_> = again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
     same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
 }
 

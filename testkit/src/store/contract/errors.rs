@@ -26,8 +26,10 @@ promises! { "errors";
 /// Calls every method that needs a schema or an open store, by name.
 async fn call_all(store: &dyn PriceStore) -> Vec<(&'static str, Result<()>)> {
     let name: Instrument = PriceTick::series_no(0);
-    let (range, bars) =
-        (RangeQuery::new(name.clone(), TimeRange::ALL), BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL));
+    let (range, bars) = (
+        RangeQuery::new(name.clone(), TimeRange::ALL),
+        BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL),
+    );
     let latest = LatestQuery::new(Selection::All);
     let latest_bars = LatestBarsQuery::new(Interval::M1, Selection::All);
     let list = InstrumentQuery::new(InstrumentDataset::Ticks);
@@ -90,20 +92,19 @@ async fn an_error_says_what_and_where(case: &Case) -> Outcome {
     says(&error, "ticks")?;
     same("the field", &error.context_value("field"), &Some("cursor"))?;
     let store = case.without_schema().await?;
-    let error = refused(
-        "no schema",
-        store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await,
-        ErrorKind::SchemaMismatch,
-    )?;
+    let error =
+        refused("no schema", store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await, ErrorKind::SchemaMismatch)?;
     says(&error, "insert_ticks")
 }
 
-#[expect(clippy::unused_async, reason = "a check is a future")]
 async fn info_says_what_the_store_is(case: &Case) -> Outcome {
     let info = case.store().info();
     holds("a backend's name", !info.backend.is_empty())?;
     let bounds = 1..=qi_core::store::StoreInfo::MAX_BATCH;
-    holds(format_args!("max_batch from 1 to 1,000,000, found {}", info.max_batch), bounds.contains(&info.max_batch))?;
+    holds(
+        format_args!("max_batch from 1 to 1,000,000, found {}", info.max_batch),
+        bounds.contains(&info.max_batch),
+    )?;
     holds("a store that shows itself", !case.store().to_string().is_empty())
 }
 
@@ -122,7 +123,10 @@ async fn no_secret_is_shown(case: &Case) -> Outcome {
         }
     }
     for text in shown {
-        holds(format_args!("no password in: {}", text.replace(SECRET, "(THE PASSWORD)")), !text.contains(SECRET))?;
+        holds(
+            format_args!("no password in: {}", text.replace(SECRET, "(THE PASSWORD)")),
+            !text.contains(SECRET),
+        )?;
     }
     Ok(())
 }

@@ -85,9 +85,12 @@ pub(crate) fn refused<T: Debug>(
 ) -> std::result::Result<Error, Failure> {
     match result {
         Err(error) if error.kind() == kind => Ok(error),
-        Err(error) => {
-            Err(Failure::new(format_args!("{what}\n  expected: kind {kind:?}\n     found: {}", error.report())))
+        Err(error) => Err(Failure::new(format_args!(
+            "{what}\n  expected: kind {kind:?}\n     found: {}",
+            error.report()
+        ))),
+        Ok(value) => {
+            Err(Failure::new(format_args!("{what}\n  expected: kind {kind:?}\n     found: Ok({value:?})")))
         }
-        Ok(value) => Err(Failure::new(format_args!("{what}\n  expected: kind {kind:?}\n     found: Ok({value:?})"))),
     }
 }

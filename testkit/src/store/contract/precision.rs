@@ -145,8 +145,11 @@ async fn none_is_not_zero(case: &Case) -> Outcome {
 
 async fn a_microsecond_counts<D: Shelf>(case: &Case) -> Outcome {
     let series = D::series_no(0);
-    let batch: Vec<D> =
-        [0, 1, 2, 999].into_iter().zip(0..).map(|(n, v)| D::make(&series, micros(n * D::STEP), 0, v)).collect();
+    let batch: Vec<D> = [0, 1, 2, 999]
+        .into_iter()
+        .zip(0..)
+        .map(|(n, v)| D::make(&series, micros(n * D::STEP), 0, v))
+        .collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &series).await?, &batch)?;
     let inner = super::shelf::Ask::<D>::all(&series)
@@ -179,11 +182,14 @@ async fn long_and_strange_names(case: &Case) -> Outcome {
     let values = SnapshotValues { markets: Some(1), source: Some(source), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new("asset:A._:/-".parse()?, minute(0), values)?;
     case.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-    same_rows("the snapshot", &MarketSnapshot::all(case.store(), snapshot.scope()).await?, &[snapshot.clone()])
+    same_rows(
+        "the snapshot",
+        &MarketSnapshot::all(case.store(), snapshot.scope()).await?,
+        std::slice::from_ref(&snapshot),
+    )
 }
 
 /// No store can be asked to hold these, because nobody can build them.
-#[expect(clippy::unused_async, reason = "a check is a future")]
 async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
         holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
@@ -191,8 +197,13 @@ async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
     for text in ["1.0000000000000000001", "100000000000000000000", "-0.1"] {
         holds(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
     }
-    for text in ["Alpha:BTC", "alpha:btc", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{e4}R", "alpha:B\0"] {
-        holds(format_args!("the instrument {text:?} is refused"), text.parse::<qi_core::Instrument>().is_err())?;
+    for text in
+        ["Alpha:BTC", "alpha:btc", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{e4}R", "alpha:B\0"]
+    {
+        holds(
+            format_args!("the instrument {text:?} is refused"),
+            text.parse::<qi_core::Instrument>().is_err(),
+        )?;
     }
     let late = PriceTick::new(instrument("alpha:BTC"), Timestamp::MAX, 0, "1".parse()?);
     holds("a time after the last one of a record is refused", late.is_err())?;

@@ -162,7 +162,9 @@ async fn an_exact_multiple_has_no_empty_page<D: Shelf>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
         let first = D::page(case.store(), &ask).await?;
-        let Some(next) = first.next else { return Err(Failure::new("the first of two pages has no next one")) };
+        let Some(next) = first.next else {
+            return Err(Failure::new("the first of two pages has no next one"));
+        };
         let second = D::page(case.store(), &ask.after(next)).await?;
         same("the second page", &second.items.len(), &5)?;
         holds("the second page is the last one", second.next.is_none())?;

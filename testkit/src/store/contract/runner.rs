@@ -55,7 +55,8 @@ impl Suite {
 
     /// Every check on one implementation, in each wrapping: `memory/plain/write::last_write_wins`.
     #[must_use]
-    pub fn on(mut self, factory: Arc<dyn StoreFactory>, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
+    pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
+        let factory: Arc<dyn StoreFactory> = Arc::new(factory);
         let (absent, required) = (factory.absent(), is_required(factory.name()));
         for wrapping in wrappings {
             for check in checks() {
@@ -112,11 +113,7 @@ fn run_trial(
 
 /// Runs one check on a fresh store of the factory in a wrapping, within a time limit, and cleans up after it. A
 /// panic of the check is a failure too.
-pub async fn run_check(
-    check: &StoreCheck,
-    factory: Arc<dyn StoreFactory>,
-    wrapping: Wrapping,
-) -> Outcome {
+pub async fn run_check(check: &StoreCheck, factory: Arc<dyn StoreFactory>, wrapping: Wrapping) -> Outcome {
     let case = Case::open(factory, wrapping).await.map_err(|e| Failure::from(e).within("opening a store"))?;
     let guarded = std::panic::AssertUnwindSafe((check.run)(&case)).catch_unwind();
     let outcome = match tokio::time::timeout(CHECK_LIMIT, guarded).await {

@@ -82,7 +82,7 @@ impl<D: Record> AskLatest<D> {
         Self { series: Some(series), ..Self::all() }
     }
 
-    pub(super) fn as_of(self, time: Timestamp) -> Self {
+    pub(super) fn known_at(self, time: Timestamp) -> Self {
         Self { as_of: Some(time), ..self }
     }
 
@@ -291,9 +291,8 @@ impl Shelf for MarketSnapshot {
         format!("asset:S{n:03}").parse().expect("a valid scope")
     }
     fn make(series: &Scope, ts: Timestamp, _: u64, value: u32) -> Self {
-        let percent = |field| {
-            qi_core::Percent::from_units(units(value % 99, field)).expect("a valid percentage")
-        };
+        let percent =
+            |field| qi_core::Percent::from_units(units(value % 99, field)).expect("a valid percentage");
         let values = SnapshotValues {
             market_cap_usd: Some(quantity(value, 1)),
             volume_24h_usd: Some(quantity(value, 2)),

@@ -136,7 +136,8 @@ impl<R: Row> Series<R> {
     /// Writes a record; a new key only if there is room.
     pub(super) fn put(&mut self, row: &R, stamp: u64, room: bool) -> Put {
         let spot = row.spot();
-        if self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last()).is_none_or(|last| spot > last) {
+        if self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last()).is_none_or(|last| spot > last)
+        {
             if !room {
                 return Put::Full;
             }
@@ -188,7 +189,8 @@ impl<R: Row> Series<R> {
         };
         if chunk.is_full() {
             let mut right = chunk.split();
-            let (half, into) = (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
+            let (half, into) =
+                (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
             let at = if at > half { at - half } else { at };
             into.insert(at, row.clone(), Key { spot, stamp });
             let left = if in_tail { std::mem::replace(chunk, right) } else { right };

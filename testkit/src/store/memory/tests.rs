@@ -140,7 +140,7 @@ async fn retention_by_age_looks_at_the_clock() {
     assert_eq!(store.rows(), 2, "an empty batch changes nothing");
     store.insert_ticks(&[tick(3, T + 1_000)]).await.unwrap();
     assert_eq!(store.rows(), 1);
-    assert_eq!(store.info().retention, [Retention::Age(Dataset::Ticks, Duration::from_secs(60))]);
+    assert_eq!(store.info().retention, [Retention::Age(Dataset::Ticks, Duration::from_mins(1))]);
 }
 
 #[tokio::test]

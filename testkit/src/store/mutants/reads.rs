@@ -9,9 +9,7 @@ use qi_core::store::{
     Anchor, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, Order, Page,
     PageRequest, Paged, PriceStore, RangeQuery,
 };
-use qi_core::{
-    ErrorKind, Instrument, MarketSnapshot, Ohlcv, PriceTick, Result, Scope, TimeRange, Timestamp,
-};
+use qi_core::{ErrorKind, Instrument, MarketSnapshot, Ohlcv, PriceTick, Result, Scope, TimeRange, Timestamp};
 
 use super::faults;
 use super::spoil::Spoil;

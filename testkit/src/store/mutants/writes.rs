@@ -6,12 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use qi_core::store::{
-    Dataset, DeleteQuery, InsertReport, Page, PriceStore, RangeQuery, Record,
-};
-use qi_core::{
-    Instrument, Price, PriceTick, Quote, QuoteValues, Result, Selection, TimeRange, Timestamp,
-};
+use qi_core::store::{Dataset, DeleteQuery, InsertReport, Page, PriceStore, RangeQuery, Record};
+use qi_core::{Instrument, Price, PriceTick, Quote, QuoteValues, Result, Selection, TimeRange, Timestamp};
 
 use super::faults;
 use super::spoil::Spoil;
