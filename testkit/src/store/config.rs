@@ -182,7 +182,7 @@ mod tests {
     fn retention_is_shown_rule_by_rule() {
         let both = KeepConfig { max_age_secs: Some(60), max_rows_per_series: Some(5) };
         let config = RetentionConfig { quotes: both, ..RetentionConfig::default() };
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         assert_eq!(
             config.rules(),
             [Retention::Age(Dataset::Quotes, minute), Retention::RowsPerSeries(Dataset::Quotes, 5)]

@@ -194,9 +194,10 @@ impl Model {
     }
 }
 
-fn summaries<'a>(rows: impl Iterator<Item = (&'a Instrument, Timestamp)> + Clone) -> Vec<InstrumentSummary> {
+fn summaries<'a>(rows: impl Iterator<Item = (&'a Instrument, Timestamp)>) -> Vec<InstrumentSummary> {
+    let rows: Vec<_> = rows.collect();
     let of = |name: Instrument| {
-        let times = rows.clone().filter(|(other, _)| **other == name).map(|(_, time)| time);
+        let times = rows.iter().filter(|(other, _)| **other == name).map(|(_, time)| *time);
         let (first, last) = (times.clone().min()?, times.max()?);
         Some(InstrumentSummary { instrument: name, first, last })
     };

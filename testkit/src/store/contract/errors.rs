@@ -97,7 +97,6 @@ async fn an_error_says_what_and_where(case: &Case) -> Outcome {
     says(&error, "insert_ticks")
 }
 
-#[expect(clippy::unused_async, reason = "a check is a future")]
 async fn info_says_what_the_store_is(case: &Case) -> Outcome {
     let info = case.store().info();
     holds("a backend's name", !info.backend.is_empty())?;

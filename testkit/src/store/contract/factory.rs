@@ -89,7 +89,7 @@ impl MemoryFactory {
 
 #[async_trait]
 impl StoreFactory for MemoryFactory {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "memory"
     }
 

@@ -41,7 +41,7 @@ async fn the_last_of_a_tie<D: Shelf>(case: &Case) -> Outcome {
     let batch = [9, 100, 11, 2].map(|seq| D::make(&series, minute(0), seq, 1));
     D::insert(case.store(), &batch).await?;
     same_rows("the latest", &D::scan_latest(case.store(), AskLatest::all()).await?, &batch[1..2])?;
-    let asked = AskLatest::these(vec![series]).as_of(minute(0));
+    let asked = AskLatest::these(vec![series]).known_at(minute(0));
     same_rows("as of the tie", &D::scan_latest(case.store(), asked).await?, &batch[1..2])
 }
 
@@ -63,15 +63,15 @@ async fn as_of_is_inclusive<D: Shelf>(case: &Case) -> Outcome {
         let known = record.known_at();
         let before = Timestamp::from_micros(known.as_micros() - 1)?;
         for ask in [AskLatest::<D>::all(), AskLatest::these(vec![D::series_no(0)])] {
-            let found = D::scan_latest(case.store(), ask.clone().as_of(known)).await?;
+            let found = D::scan_latest(case.store(), ask.clone().known_at(known)).await?;
             same_rows("at that moment", &found, &batch[n..=n])?;
-            let found = D::scan_latest(case.store(), ask.as_of(before)).await?;
+            let found = D::scan_latest(case.store(), ask.known_at(before)).await?;
             same_rows("a microsecond before", &found, &batch[n.saturating_sub(1)..n])?;
         }
     }
-    let found = D::scan_latest(case.store(), AskLatest::all().as_of(Timestamp::MIN)).await?;
+    let found = D::scan_latest(case.store(), AskLatest::all().known_at(Timestamp::MIN)).await?;
     same_rows("at the beginning of time", &found, &[])?;
-    let found = D::scan_latest(case.store(), AskLatest::all().as_of(Timestamp::MAX)).await?;
+    let found = D::scan_latest(case.store(), AskLatest::all().known_at(Timestamp::MAX)).await?;
     same_rows("at the end of time", &found, &batch[2..])
 }
 
@@ -102,7 +102,11 @@ async fn other_intervals_do_not_count(case: &Case) -> Outcome {
     for bar in [minutes, seconds, hours] {
         for selection in [Selection::All, Selection::one(name.clone())] {
             let query = LatestBarsQuery::new(bar.interval(), selection);
-            same_rows("the latest", &case.store().latest_bars(&query).await?.items, &[bar.clone()])?;
+            same_rows(
+                "the latest",
+                &case.store().latest_bars(&query).await?.items,
+                std::slice::from_ref(&bar),
+            )?;
         }
         let found = Ohlcv::all(case.store(), &series(bar.interval())).await?;
         same_rows("the series", &found, &[bar])?;
@@ -115,7 +119,7 @@ async fn a_late_insert_is_not_the_latest<D: Shelf>(case: &Case) -> Outcome {
     D::insert(case.store(), std::slice::from_ref(&newest)).await?;
     D::insert(case.store(), &[D::at(0, 50, 2), D::at(0, -900_000, 3)]).await?;
     same_rows("the latest", &D::scan_latest(case.store(), AskLatest::all()).await?, &[newest])?;
-    let found = D::scan_latest(case.store(), AskLatest::all().as_of(minute(99))).await?;
+    let found = D::scan_latest(case.store(), AskLatest::all().known_at(minute(99))).await?;
     same_rows("as of before", &found, &[D::at(0, 50, 2)])
 }
 

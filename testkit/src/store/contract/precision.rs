@@ -185,12 +185,11 @@ async fn long_and_strange_names(case: &Case) -> Outcome {
     same_rows(
         "the snapshot",
         &MarketSnapshot::all(case.store(), snapshot.scope()).await?,
-        &[snapshot.clone()],
+        std::slice::from_ref(&snapshot),
     )
 }
 
 /// No store can be asked to hold these, because nobody can build them.
-#[expect(clippy::unused_async, reason = "a check is a future")]
 async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
         holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;

@@ -55,11 +55,8 @@ impl Suite {
 
     /// Every check on one implementation, in each wrapping: `memory/plain/write::last_write_wins`.
     #[must_use]
-    pub fn on(
-        mut self,
-        factory: Arc<dyn StoreFactory>,
-        wrappings: impl IntoIterator<Item = Wrapping>,
-    ) -> Self {
+    pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
+        let factory: Arc<dyn StoreFactory> = Arc::new(factory);
         let (absent, required) = (factory.absent(), is_required(factory.name()));
         for wrapping in wrappings {
             for check in checks() {

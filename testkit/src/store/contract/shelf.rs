@@ -82,7 +82,7 @@ impl<D: Record> AskLatest<D> {
         Self { series: Some(series), ..Self::all() }
     }
 
-    pub(super) fn as_of(self, time: Timestamp) -> Self {
+    pub(super) fn known_at(self, time: Timestamp) -> Self {
         Self { as_of: Some(time), ..self }
     }
 

@@ -1,6 +1,7 @@
 //! Write: by key, in batches, by many at once, interrupted and repeated.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::future::join_all;
 use qi_core::store::{InsertReport, Record};
@@ -178,25 +179,26 @@ async fn a_late_record_finds_its_place<D: Shelf>(case: &Case) -> Outcome {
 }
 
 async fn writers_to_one_key<D: Shelf>(case: &Case) -> Outcome {
-    let writers = (0..4u32).map(|writer| {
-        let store = case.shared();
-        tokio::spawn(async move {
-            for round in 0..10 {
-                let batch: Vec<D> = (0..8).map(|n| D::at(0, n, 10 * writer + round)).collect();
-                D::insert(&*store, &batch).await?;
-            }
-            Ok::<_, qi_core::Error>(())
-        })
-    });
-    for ended in join_all(writers).await {
-        ended.expect("an insert does not panic")?;
-    }
-    let found = D::all(case.store(), &D::series_no(0)).await?;
-    same("the number of records", &found.len(), &8)?;
-    for (minute, record) in (0..).zip(found) {
-        // Each writer's last write stands against the others' last ones.
-        let written = (0..4).map(|writer| D::at(0, minute, 10 * writer + 9)).any(|one| one == record);
-        holds(format_args!("one of the values that were written last, found {record:?}"), written)?;
+    for round in 0..10 {
+        let value = move |writer: u32| 10 * writer + round;
+        let batch = move |writer: u32| -> Vec<D> { (0..8).map(|n| D::at(0, n, value(writer))).collect() };
+        let begin = Arc::new(tokio::sync::Barrier::new(4));
+        let writers = (0..4).map(|writer| {
+            let (store, begin) = (case.shared(), begin.clone());
+            tokio::spawn(async move {
+                begin.wait().await;
+                D::insert(&*store, &batch(writer)).await
+            })
+        });
+        for ended in join_all(writers).await {
+            ended.expect("an insert does not panic")?;
+        }
+        let found = D::all(case.store(), &D::series_no(0)).await?;
+        same("the number of records", &found.len(), &8)?;
+        for (minute, record) in (0..).zip(found) {
+            let written = (0..4).any(|writer| D::at(0, minute, value(writer)) == record);
+            holds(format_args!("one of the four values, whole; found {record:?}"), written)?;
+        }
     }
     Ok(())
 }

@@ -4,6 +4,8 @@ mod read;
 mod row;
 mod series;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,7 +1,9 @@
 //! Faults of writing, deleting, and of life and death.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::store::{Dataset, DeleteQuery, InsertReport, Page, PriceStore, RangeQuery, Record};
@@ -86,8 +88,9 @@ impl Spoil for SkipsWhatItHasSeen {
     }
 }
 
+/// The prices that were written, and how many writers there were.
 #[derive(Debug, Default)]
-struct MixesWriters(Mutex<HashMap<(Instrument, Timestamp, u64), PriceTick>>);
+struct MixesWriters(Mutex<HashMap<(Instrument, Timestamp, u64), PriceTick>>, AtomicU64);
 
 #[async_trait]
 impl Spoil for MixesWriters {
@@ -98,9 +101,9 @@ impl Spoil for MixesWriters {
             let mut prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             prices.extend(batch.iter().map(|tick| (key(tick), tick.clone())));
         }
-        for _ in 0..4 {
-            tokio::task::yield_now().await;
-        }
+        // Who came first is the last to write the rest.
+        let earlier = self.1.fetch_add(1, Ordering::Relaxed) % 4;
+        tokio::time::sleep(Duration::from_millis(3 * (4 - earlier))).await;
         let mixed: Vec<PriceTick> = {
             let prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let price_of = |tick: &PriceTick| prices.get(&key(tick)).map_or(tick.price(), PriceTick::price);
