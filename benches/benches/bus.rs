@@ -82,10 +82,10 @@ fn channel(runtime: &Runtime) -> Duration {
                 sender.send(message).await.expect("the reader is there");
             }
         });
-        let (mut received, mut buffer) = (0, Vec::with_capacity(BATCH));
-        while received < MESSAGES {
+        let (mut count, mut buffer) = (0, Vec::with_capacity(BATCH));
+        while count < MESSAGES {
             buffer.clear();
-            received += receiver.recv_many(&mut buffer, BATCH).await;
+            count += receiver.recv_many(&mut buffer, BATCH).await;
             black_box(&buffer);
         }
         writer.await.expect("the writer does not panic");

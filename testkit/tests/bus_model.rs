@@ -1,9 +1,13 @@
-//! Random histories on the memory bus, held against the model.
+//! Random histories on the memory bus, held against the model; and broken buses, which the model must notice.
 
+use async_trait::async_trait;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use qi_testkit::bus::contract::{BusFactory, MemoryFactory, Verdict};
+use qi_core::bus::TopicPartition;
+use qi_core::{Result, Timestamp};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, MemoryFactory, Timing, Verdict, Wrapping};
 use qi_testkit::bus::model::{follow, histories, trace};
+use qi_testkit::bus::mutants::MUTANTS;
 
 fn on_paused_time(work: impl Future<Output = Verdict>) -> Result<(), TestCaseError> {
     let runtime =
@@ -11,10 +15,13 @@ fn on_paused_time(work: impl Future<Output = Verdict>) -> Result<(), TestCaseErr
     runtime.block_on(work).map_err(|failure| TestCaseError::fail(failure.to_string()))
 }
 
+fn config(cases: u32, max_shrink_iters: u32) -> Config {
+    Config { cases, max_shrink_iters, failure_persistence: None, ..Config::default() }
+}
+
 #[test]
 fn every_answer_is_one_that_the_model_allows() {
-    let mut runner = TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&histories(80), |history| {
+    let outcome = TestRunner::new(config(2_000, 10_000)).run(&histories(80), |history| {
         on_paused_time(async {
             let env = MemoryFactory.fresh().await?;
             follow(&*env, &history).await
@@ -26,7 +33,7 @@ fn every_answer_is_one_that_the_model_allows() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(100, 1_000))]
 
     #[test]
     fn a_history_leaves_the_same_behind_on_two_buses(history in histories(60)) {
@@ -38,4 +45,72 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// A memory bus whose every client is broken.
+#[derive(Debug)]
+struct BrokenEnv(Box<dyn BusEnv>, Wrapping);
+
+#[async_trait]
+impl BusEnv for BrokenEnv {
+    fn prefix(&self) -> &str {
+        self.0.prefix()
+    }
+    async fn connect(&self) -> Result<Client> {
+        let client = self.0.connect().await?;
+        Ok(Client { bus: (self.1.wrap)(client.bus), wire: client.wire })
+    }
+    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+        self.0.connect_small(bytes).await
+    }
+    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+        self.0.trim(partition, offset).await
+    }
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+    fn timing(&self) -> Timing {
+        self.0.timing()
+    }
+    async fn tear_down(&self) -> Result<()> {
+        self.0.tear_down().await
+    }
+}
+
+#[test]
+fn the_model_notices_broken_buses() {
+    let unseen: Vec<_> = [
+        "forgets_commits",
+        "takes_a_commit_above_the_position",
+        "hides_what_a_commit_lost",
+        "commits_what_recv_hands_out",
+        "reorders_within_a_batch",
+        "loses_the_last_message_of_a_batch",
+        "sends_a_message_twice",
+        "doubles_a_message_after_a_rebalance",
+        "delivers_buffered_messages_of_a_lost_partition",
+        "makes_a_tombstone_an_empty_payload",
+        "ignores_a_pause",
+        "pauses_every_partition",
+        "hands_out_more_than_max",
+        "seeks_one_too_far",
+        "counts_one_too_many_behind",
+        "hides_that_a_position_had_gone",
+        "hides_that_the_poll_limit_passed",
+        "hides_changes_of_the_assignment",
+        "keeps_silent_about_a_deleted_topic",
+    ]
+    .into_iter()
+    .filter(|name| {
+        let Some(mutant) = MUTANTS.iter().find(|mutant| mutant.name == *name) else { return true };
+        let outcome = TestRunner::new(config(1_000, 0)).run(&histories(80), |history| {
+            on_paused_time(async {
+                let env = BrokenEnv(MemoryFactory.fresh().await?, mutant.wrapping);
+                follow(&env, &history).await
+            })
+        });
+        outcome.is_ok()
+    })
+    .collect();
+    assert!(unseen.is_empty(), "the model lets these pass: {unseen:?}");
 }

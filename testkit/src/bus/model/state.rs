@@ -197,16 +197,19 @@ impl Group {
                     }
                 }
                 Notice::Reset { partition, from, to } => {
-                    if let Some(known) = member.resets.remove(partition) {
+                    let log = logs.get(partition).ok_or_else(|| Failure::new("a reset of nothing"))?;
+                    let known = member.resets.remove(partition);
+                    let position = member.positions.get_mut(partition);
+                    let position = position.ok_or_else(|| Failure::new("a reset of a foreign partition"))?;
+                    if let Some(known) = known.filter(|_| log.holds(*position)) {
                         ensure_eq!((*from, *to), known, "a reset at the start of {partition}");
                         continue;
                     }
-                    let log = logs.get(partition).ok_or_else(|| Failure::new("a reset of nothing"))?;
-                    let position = member.positions.get_mut(partition);
-                    let position = position.ok_or_else(|| Failure::new("a reset of a foreign partition"))?;
                     ensure!(!log.holds(*position), "{position} of {partition} is still there");
                     let start = if member.otherwise == StartFrom::Latest { log.end() } else { log.start };
-                    ensure_eq!((*from, *to), (*position, start), "the reset of {partition}");
+                    // A second one before the first was told makes one of both.
+                    let origin = known.map_or(*position, |(from, _)| from);
+                    ensure_eq!((*from, *to), (origin, start), "the reset of {partition}");
                     *position = start;
                     if self.commits.get(partition).is_none_or(|commit| !log.holds(*commit)) {
                         self.commits.insert(partition.clone(), start);

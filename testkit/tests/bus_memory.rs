@@ -1,0 +1,353 @@
+//! What is particular to the memory bus: its bound, what it gives up, its clock, its manners in tokio.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use qi_core::bus::{
+    CleanupPolicy, DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Messages, Notice,
+    PublishOptions, Read, SeekTo, Subscribe, TopicName, TopicPartition, TopicSpec,
+};
+use qi_core::{Clock, ErrorKind, RetryAdvice, Timestamp};
+use qi_testkit::ManualClock;
+use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn topic() -> TopicName {
+    TopicName::new("t").unwrap()
+}
+
+fn at(partition: u32) -> TopicPartition {
+    TopicPartition::new(topic(), partition)
+}
+
+fn request(group: &str) -> Subscribe {
+    Subscribe::new(GroupId::new(group).unwrap(), [topic()]).unwrap()
+}
+
+/// A bus of 100 kB with one partition, that waits three seconds for space.
+async fn small() -> MemoryBus {
+    small_with(TopicSpec::new(topic(), 1).unwrap(), Arc::new(ManualClock::default())).await
+}
+
+async fn small_with(spec: TopicSpec, clock: Arc<dyn Clock>) -> MemoryBus {
+    let config = MemoryBusConfig {
+        max_bytes: 100_000,
+        max_message_bytes: 10_000,
+        delivery_timeout_ms: 3_000,
+        ..MemoryBusConfig::default()
+    };
+    let bus = MemoryBus::new(config, clock).unwrap();
+    bus.create_topics(&[spec]).await.unwrap().remove(0).result.unwrap();
+    bus
+}
+
+/// Messages of a kilobyte, numbered, keyed by their number modulo 3.
+fn kilobytes(numbers: std::ops::Range<usize>) -> Vec<Message> {
+    numbers.map(|n| Message::new(topic(), format!("{n:01000}")).with_key(format!("k{}", n % 3))).collect()
+}
+
+async fn low_and_high(bus: &MemoryBus) -> (u64, u64) {
+    let topics = bus.topics().await.unwrap();
+    (topics[0].partitions[0].low, topics[0].partitions[0].high)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_without_a_group_gives_up_nothing_and_the_rest_is_not_sent() {
+    let bus = small().await;
+    let began = Instant::now();
+    let report = bus.publish(&kilobytes(0..200), PublishOptions::NONE).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::from_secs(3), "it waited for space");
+    let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
+    let delivered = 200 - refused.len();
+    assert!((80..100).contains(&delivered), "{delivered} fitted");
+    assert_eq!(refused, (delivered..200).collect::<Vec<_>>(), "what did not fit is the end of the batch");
+    assert!(bus.used_bytes() <= 100_000);
+    let error = report.into_result().unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "bus.memory.full"));
+    assert_eq!((error.retry(), error.backend()), (RetryAdvice::Backoff, Some("memory")));
+    assert_eq!(low_and_high(&bus).await, (0, delivered as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_every_group_has_committed_goes_first() {
+    let bus = small().await;
+    let (mut quick, mut slow) =
+        (bus.subscribe(request("quick")).await.unwrap(), bus.subscribe(request("slow")).await.unwrap());
+    bus.send(&kilobytes(0..80)).await.unwrap();
+    for (reader, count) in [(&mut quick, 80), (&mut slow, 30)] {
+        let batch = reader.recv(count, SECOND).await.unwrap();
+        reader.commit(batch.positions()).await.unwrap();
+    }
+    let began = Instant::now();
+    bus.send(&kilobytes(80..105)).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "there was something to give up");
+    let (low, high) = low_and_high(&bus).await;
+    assert!((1..=30).contains(&low), "only what both have committed may go, and {low} went");
+    assert_eq!(high, 105);
+    let error = bus.send(&kilobytes(105..200)).await.unwrap_err();
+    assert_eq!(error.context_value("group"), Some("slow"), "the slowest group is named: {error}");
+    assert_eq!(low_and_high(&bus).await.0, 30, "all that both have committed is gone by now");
+    let next = slow.recv(1, SECOND).await.unwrap();
+    assert_eq!(next.messages()[0].offset, 30, "nobody loses what it has not committed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_lets_a_waiting_publish_go_on() {
+    let bus = Arc::new(small().await);
+    let mut reader = bus.subscribe(request("g")).await.unwrap();
+    let sending = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.send(&kilobytes(0..150)).await }
+    });
+    tokio::time::sleep(SECOND).await;
+    assert!(!sending.is_finished(), "the bus is full");
+    let batch = reader.recv(70, SECOND).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    let deliveries = sending.await.unwrap().unwrap();
+    assert_eq!(deliveries.last().map(|d| d.offset), Some(149));
+}
+
+#[tokio::test(start_paused = true)]
+async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
+    let clock = Arc::new(ManualClock::default());
+    let spec = TopicSpec::new(topic(), 1).unwrap().with_retention(Duration::from_hours(1));
+    let bus = small_with(spec, clock.clone()).await;
+    let mut reader = bus.subscribe(request("g")).await.unwrap();
+    bus.send(&kilobytes(0..5)).await.unwrap();
+    clock.advance(Duration::from_mins(30));
+    bus.send(&kilobytes(5..8)).await.unwrap();
+    clock.advance(Duration::from_mins(31));
+    assert_eq!(low_and_high(&bus).await, (5, 8));
+    let batch = reader.recv(10, SECOND).await.unwrap();
+    assert_eq!(batch.notices(), [Notice::Reset { partition: at(0), from: 0, to: 5 }]);
+    assert_eq!(batch.messages()[0].offset, 5);
+    // Old event times are old messages: they go at once.
+    let old = Message::new(topic(), "x").with_timestamp(Timestamp::MIN);
+    bus.publish_one(&old).await.unwrap();
+    clock.advance(Duration::from_mins(30));
+    assert_eq!(low_and_high(&bus).await, (9, 9));
+    assert_eq!(bus.used_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
+    let spec = TopicSpec::new(topic(), 1).unwrap().with_cleanup(CleanupPolicy::Compact);
+    let bus = small_with(spec, Arc::new(ManualClock::default())).await;
+    let mut reader = bus.subscribe(request("g")).await.unwrap();
+    for round in 0..5 {
+        bus.send(&kilobytes(round * 40..(round + 1) * 40)).await.unwrap();
+        let mut count = 0;
+        while count < 40 {
+            let batch = reader.recv(40, SECOND).await.unwrap();
+            reader.commit(batch.positions()).await.unwrap();
+            count += batch.len();
+        }
+    }
+    let mut all = bus.read(Read::new([(at(0), SeekTo::Earliest)]).unwrap()).await.unwrap();
+    let batch = all.recv(1_000, SECOND).await.unwrap();
+    let offsets: Vec<_> = batch.iter().map(|m| m.offset).collect();
+    assert!(offsets.len() < 200 && offsets.is_sorted(), "{offsets:?}");
+    assert!(offsets.ends_with(&[197, 198, 199]), "the newest of each key stays");
+    all.seek(&[(at(0), SeekTo::Offset(0))]).await.unwrap();
+    let again = all.recv(1_000, SECOND).await.unwrap();
+    assert_eq!(again.len(), batch.len(), "a position in a gap reads what comes after it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_topic_frees_its_bytes() {
+    let bus = small().await;
+    bus.send(&kilobytes(0..50)).await.unwrap();
+    assert!(bus.used_bytes() > 50_000);
+    bus.delete_topics(&[topic()]).await.unwrap().remove(0).result.unwrap();
+    assert_eq!(bus.used_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
+    let config = MemoryBusConfig {
+        max_bytes: 20_000,
+        max_message_bytes: 10_000,
+        close_timeout_ms: 1_000,
+        ..MemoryBusConfig::default()
+    };
+    let bus = Arc::new(MemoryBus::new(config, Arc::new(ManualClock::default())).unwrap());
+    bus.create_topics(&[TopicSpec::new(topic(), 1).unwrap()]).await.unwrap().remove(0).result.unwrap();
+    let sending = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&kilobytes(0..50), PublishOptions::NONE).await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let began = Instant::now();
+    assert_eq!(bus.close().await.unwrap().unknown, 0);
+    assert_eq!(began.elapsed(), SECOND, "as long as its limit");
+    let error = sending.await.unwrap().unwrap().into_result().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_without_members_is_forgotten_with_its_retention() {
+    let clock = Arc::new(ManualClock::default());
+    let bus = small_with(TopicSpec::new(topic(), 1).unwrap(), clock.clone()).await;
+    let mut reader = bus.subscribe(request("g")).await.unwrap();
+    bus.send(&kilobytes(0..1)).await.unwrap();
+    let batch = reader.recv(1, SECOND).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    reader.close().await.unwrap();
+    let all = qi_core::bus::GroupQuery::new(qi_core::Selection::All);
+    assert_eq!(bus.groups(&all).await.unwrap().len(), 1);
+    clock.advance(Duration::from_hours(7 * 24 + 1));
+    assert!(bus.groups(&all).await.unwrap().is_empty());
+}
+
+/// Counts what another task gets done while `work` never waits for anything.
+async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work: F) {
+    let beats = Arc::new(AtomicUsize::new(0));
+    let busy = tokio::spawn(work);
+    let beating = tokio::spawn({
+        let beats = beats.clone();
+        async move {
+            for _ in 0..100 {
+                beats.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    beating.await.unwrap();
+    assert!(!busy.is_finished(), "the busy task was there all the time");
+    busy.abort();
+    assert!(busy.await.unwrap_err().is_cancelled(), "and it sees an abort");
+    assert_eq!(beats.load(Ordering::SeqCst), 100);
+}
+
+#[tokio::test]
+async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
+    let bus = Arc::new(small().await);
+    bus.send(&kilobytes(0..3)).await.unwrap();
+    let publisher = bus.clone();
+    another_task_runs_beside(async move {
+        loop {
+            publisher.send(&[]).await.unwrap();
+        }
+    })
+    .await;
+    let mut reader = bus.subscribe(request("g")).await.unwrap();
+    another_task_runs_beside(async move {
+        loop {
+            reader.recv(1, SECOND).await.unwrap();
+            reader.seek(&[(at(0), SeekTo::Earliest)]).await.unwrap();
+        }
+    })
+    .await;
+    let mut reader = bus.subscribe(request("h")).await.unwrap();
+    another_task_runs_beside(async move {
+        loop {
+            reader.assignment().await.unwrap();
+        }
+    })
+    .await;
+    another_task_runs_beside(async move {
+        loop {
+            bus.topics().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn single_messages_commit_what_was_handed_out() {
+    let bus = small().await;
+    bus.send(&kilobytes(0..10)).await.unwrap();
+    let mut messages = Messages::new(bus.subscribe(request("g")).await.unwrap(), 5);
+    for n in 0..7 {
+        assert_eq!(messages.next(SECOND).await.unwrap().unwrap().offset, n);
+    }
+    let committed = messages.commit().await.unwrap();
+    assert_eq!(committed.stored.get(&at(0)), Some(7), "not the three that wait in the second batch");
+    messages.close().await.unwrap();
+    let mut messages = Messages::new(bus.subscribe(request("g")).await.unwrap(), 5);
+    let mut stream = messages.stream();
+    for n in 7..10 {
+        let next = futures::StreamExt::next(&mut stream).await.unwrap().unwrap();
+        assert_eq!(next.offset, n);
+    }
+    drop(stream);
+    assert!(messages.next(SECOND).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_static_member_that_is_there_twice_fences_the_older_one() {
+    let bus = small().await;
+    let member = || request("g").as_member(qi_core::bus::MemberId::new("one").unwrap());
+    let mut old = bus.subscribe(member()).await.unwrap();
+    let mut new = bus.subscribe(member()).await.unwrap();
+    bus.send(&kilobytes(0..1)).await.unwrap();
+    let fenced = old.recv(1, SECOND).await.unwrap_err();
+    assert_eq!((fenced.kind(), fenced.retry()), (ErrorKind::Conflict, RetryAdvice::Never));
+    assert_eq!(new.recv(1, SECOND).await.unwrap().len(), 1);
+    drop(old);
+    assert_eq!(
+        new.assignment().await.unwrap().partitions.len(),
+        1,
+        "the end of the old one takes nothing away"
+    );
+}
+
+/// Real threads, real time: members come and go while four tasks publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_lose_nothing_while_members_come_and_go() {
+    const EACH: usize = 2_500;
+    let bus = Arc::new(MemoryBus::default());
+    bus.create_topics(&[TopicSpec::new(topic(), 6).unwrap()]).await.unwrap().remove(0).result.unwrap();
+    let mut senders = tokio::task::JoinSet::new();
+    for task in 0..4 {
+        let bus = bus.clone();
+        senders.spawn(async move {
+            for round in 0..EACH / 50 {
+                let batch: Vec<_> = (0..50)
+                    .map(|n| Message::new(topic(), (round * 50 + n).to_string()).with_key(format!("t{task}")))
+                    .collect();
+                bus.send(&batch).await.unwrap();
+            }
+        });
+    }
+    let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
+    let mut readers = tokio::task::JoinSet::new();
+    for reader in 0..3 {
+        let (bus, seen) = (bus.clone(), seen.clone());
+        readers.spawn(async move {
+            // Each life ends after some batches; what it had not committed comes to somebody else.
+            for life in 0.. {
+                let mut sub = bus.subscribe(request("g")).await.unwrap();
+                for turn in 0..(20 + 7 * reader + life) {
+                    let batch = sub.recv(97, Duration::from_millis(20)).await.unwrap();
+                    let count = {
+                        let mut seen = seen.lock().unwrap();
+                        seen.extend(batch.iter().map(|m| (m.key.clone(), m.payload.clone())));
+                        seen.len()
+                    };
+                    if count == 4 * EACH {
+                        return;
+                    }
+                    if turn % 3 != 0 {
+                        sub.commit(batch.positions()).await.unwrap();
+                    }
+                }
+            }
+        });
+    }
+    let all = async {
+        while senders.join_next().await.transpose().unwrap().is_some() {}
+        while readers.join_next().await.transpose().unwrap().is_some() {}
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("everything comes within a minute");
+}
+
+#[test]
+fn a_bus_without_room_for_one_message_is_a_wrong_configuration() {
+    let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
+    let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
+    assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::Config, Some("max_bytes")));
+}
