@@ -1,0 +1,44 @@
+//! The laws where they are used: on what the operations answer.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use qi_core::{BufferedConfig, Clock, ErrorKind};
+use qi_examples::market::{MarketWriter, laws};
+use qi_testkit::ManualClock;
+
+use crate::rig::{SECOND, at, bus, instrument, reader, store, symbol, tick};
+
+#[tokio::test]
+async fn a_current_price_that_is_an_hour_old_is_current_and_a_minute_later_it_is_stale() {
+    let (store, _) = store().await;
+    store.insert_ticks(&[tick("kraken:BTC-USD", 0, 0, "1")]).await.unwrap();
+    let found = reader(&store).current_prices(&[symbol("BTC-USD")]).await.unwrap();
+    let clock = ManualClock::new(at(3_600));
+    assert!(laws::fresh(found[0].ts(), at(3_600), laws::CURRENT).is_ok());
+    clock.advance(Duration::from_mins(1));
+    assert_eq!(
+        laws::fresh(found[0].ts(), clock.now(), laws::CURRENT).unwrap_err().kind(),
+        ErrorKind::Application
+    );
+}
+
+/// The combination of a reader and a writer: what is read, held to a law, is published; the first that breaks it
+/// ends the flow with its error.
+#[tokio::test(start_paused = true)]
+async fn a_reader_flows_into_a_writer_until_a_law_is_broken() {
+    let ((store, _), (bus, _)) = (store().await, bus().await);
+    let name = instrument("kraken:BTC-USD");
+    let ticks: Vec<_> = (0..4).map(|n| tick("kraken:BTC-USD", n, 0, "1")).collect();
+    store.insert_ticks(&ticks).await.unwrap();
+    let source = reader(&store);
+    let sink = MarketWriter::new(bus.clone(), BufferedConfig::default()).unwrap();
+    let flow = source.price_history(&name, 1).unwrap().and_then(async |tick| {
+        laws::not_in_the_future(tick.ts(), at(1), SECOND)?;
+        Ok(tick)
+    });
+    let ended = flow.try_for_each(async |tick| sink.publish_price(&tick).await.map(drop)).await;
+    assert_eq!(ended.unwrap_err().code(), "market.law.future");
+    sink.flush(SECOND).await.unwrap();
+    assert_eq!(sink.publishing_metrics().delivered, 3, "those at 0, 1 and 2 s");
+}

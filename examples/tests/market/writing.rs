@@ -1,0 +1,237 @@
+//! The nine writing operations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use qi_core::bus::{DeadLetters, GroupId, Payload, Received, Subscribe, TopicName, TopicSpec, TopicState};
+use qi_core::{
+    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, MessageBusExt, Ohlcv, Operation, PriceTick, Quote,
+    Scope,
+};
+use qi_examples::market::{MarketWriter, PublishingMetrics};
+use qi_testkit::chaos::Fault;
+
+use crate::rig::{SECOND, bar, bare_bus, bus, quote, reader, snapshot, store, symbol, tick};
+
+/// Small batches and a delay that a test on paused time can see.
+const DELAY: Duration = Duration::from_millis(50);
+
+fn writer(bus: &Arc<dyn MessageBus>) -> MarketWriter {
+    let config = BufferedConfig::default().with_max_records(3).with_max_delay(DELAY);
+    MarketWriter::new(Arc::clone(bus), config).unwrap()
+}
+
+async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
+    let group = GroupId::new(format!("reads {topic}")).unwrap();
+    let mut sub =
+        bus.subscribe(Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap()).await.unwrap();
+    let mut found = Vec::new();
+    loop {
+        let batch = sub.recv(1_000, SECOND).await.unwrap();
+        if batch.is_empty() {
+            sub.close().await.unwrap();
+            return found;
+        }
+        found.extend(batch.into_messages());
+    }
+}
+
+async fn records<T: Payload>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
+    let group = GroupId::new(format!("decodes {}", T::TOPIC)).unwrap();
+    let request = Subscribe::new(group, [TopicName::new(T::TOPIC).unwrap()]).unwrap();
+    let mut sub = bus.subscribe(request).await.unwrap();
+    let mut found = Vec::new();
+    loop {
+        let batch = sub.recv(1_000, SECOND).await.unwrap();
+        if batch.is_empty() {
+            sub.close().await.unwrap();
+            return found;
+        }
+        found.extend(bus.decode::<T>(&batch, &DeadLetters::default()).await.unwrap());
+    }
+}
+
+fn counts(metrics: PublishingMetrics) -> (u64, u64, u64) {
+    (metrics.delivered, metrics.not_sent, metrics.unknown)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_single_record_is_delivered_on_the_topic_of_its_kind() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let (tick, bar) = (tick("kraken:BTC-USD", 1, 0, "1.5"), bar("kraken:BTC-USD", 1, "2"));
+    let (quote, snapshot) = (quote("kraken:BTC-USD", 1, "1", "2"), snapshot(Scope::Global, 1, 7));
+    market.publish_price(&tick).await.unwrap().await.unwrap();
+    market.publish_ohlcv(&bar).await.unwrap().await.unwrap();
+    market.publish_level1(&quote).await.unwrap().await.unwrap();
+    market.publish_analytics(&snapshot).await.unwrap().await.unwrap();
+    assert_eq!(records::<PriceTick>(&bus).await, [tick]);
+    assert_eq!(records::<Ohlcv>(&bus).await, [bar]);
+    assert_eq!(records::<Quote>(&bus).await, [quote]);
+    assert_eq!(records::<MarketSnapshot>(&bus).await, [snapshot]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_says_where_the_record_stands() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let tick = tick("kraken:BTC-USD", 1, 0, "1.5");
+    let first = market.publish_price(&tick).await.unwrap().await.unwrap();
+    let second = market.publish_price(&tick).await.unwrap().await.unwrap();
+    assert_eq!((first.partition, first.offset + 1), (second.partition, second.offset));
+    let found = messages(&bus, "crypto-prices").await;
+    assert_eq!(found[0].key.as_deref(), Some(&b"kraken:BTC-USD"[..]));
+    assert_eq!((found[0].partition, found[0].offset), (first.partition, first.offset));
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_of_prices_and_candles_answer_for_every_record() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let ticks: Vec<_> = (0..10).map(|seq| tick("kraken:BTC-USD", 1, seq, "1")).collect();
+    let report = market.publish_prices(&ticks).await.unwrap();
+    assert_eq!((report.outcomes().len(), report.delivered(), report.failures().count()), (10, 10, 0));
+    assert_eq!(report.into_result().unwrap().len(), 10);
+    let bars: Vec<_> = (0..4).map(|minute| bar("kraken:BTC-USD", minute, "1")).collect();
+    assert_eq!(market.publish_ohlcv_batch(&bars).await.unwrap().delivered(), 4);
+    assert_eq!((records::<PriceTick>(&bus).await, records::<Ohlcv>(&bus).await), (ticks, bars));
+    assert!(market.publish_prices(&[]).await.unwrap().outcomes().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_does_not_overtake_the_single_records_before_it() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let (old, new) = (bar("kraken:BTC-USD", 1, "1"), bar("kraken:BTC-USD", 1, "2"));
+    let _receipt = market.publish_ohlcv(&old).await.unwrap();
+    market.publish_ohlcv_batch(std::slice::from_ref(&new)).await.unwrap().into_result().unwrap();
+    assert_eq!(records::<Ohlcv>(&bus).await, [old, new], "the correction comes last, and wins in the store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn flush_returns_when_everything_before_it_is_delivered() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    for seq in 0..5 {
+        let _receipt = market.publish_price(&tick("kraken:BTC-USD", 1, seq, "1")).await.unwrap();
+    }
+    market.flush(SECOND).await.unwrap();
+    assert_eq!(counts(market.publishing_metrics()), (5, 0, 0));
+    assert_eq!(messages(&bus, "crypto-prices").await.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flush_reports_the_failure_that_nobody_asked_for_and_does_so_once() {
+    let (bus, chaos) = bus().await;
+    let market = writer(&bus);
+    chaos.next(Operation::Publish, Fault::Cut);
+    let _dropped = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
+    let failure = market.flush(SECOND).await.unwrap_err();
+    assert_eq!(failure.kind(), ErrorKind::Unavailable);
+    assert_eq!(failure.context_value("delivery"), Some("unknown"), "it may be in the log all the same");
+    market.flush(SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn flush_says_when_it_takes_too_long() {
+    let (bus, chaos) = bus().await;
+    let market = writer(&bus);
+    chaos.next(Operation::Publish, Fault::Hang);
+    let _receipt = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
+    assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(market.publishing_metrics().total_messages(), 0, "what has no answer has no result");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_shows_in_the_receipt_in_the_report_and_in_the_metrics() {
+    let (bus, _) = bare_bus();
+    let market = writer(&bus);
+    let tick = tick("kraken:BTC-USD", 1, 0, "1");
+    let refused = market.publish_price(&tick).await.unwrap().await.unwrap_err();
+    assert_eq!((refused.kind(), refused.context_value("delivery")), (ErrorKind::NotFound, Some("not_sent")));
+
+    let topic = TopicName::new("crypto-prices").unwrap();
+    market.create_destination(TopicSpec::new(topic, 1).unwrap()).await.unwrap();
+    market.publish_prices(&vec![tick.clone(); 3]).await.unwrap().into_result().unwrap();
+    assert_eq!(counts(market.publishing_metrics()), (3, 1, 0));
+    assert_eq!(market.publishing_metrics().success_rate(), Some(0.75));
+    assert_eq!(market.publishing_metrics().error_rate(), Some(0.25));
+
+    bus.close().await.unwrap();
+    let report = market.publish_prices(&[tick.clone(), tick]).await.unwrap();
+    assert_eq!(
+        report.failures().map(|(index, e)| (index, e.kind())).collect::<Vec<_>>(),
+        [(0, ErrorKind::Closed), (1, ErrorKind::Closed)]
+    );
+    let error = report.into_result().unwrap_err();
+    assert_eq!((error.context_value("index"), error.context_value("failed")), (Some("0"), Some("2")));
+    assert_eq!(counts(market.publishing_metrics()), (3, 3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_are_measured_and_unknown_before_the_first_answer() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let none = market.publishing_metrics();
+    assert_eq!((none.total_messages(), none.success_rate(), none.error_rate()), (0, None, None));
+    assert_eq!(none.average_latency(), None);
+
+    // Alone it waits for the delay to pass; three at once fill a batch and wait for nothing.
+    let alone = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
+    alone.await.unwrap();
+    assert_eq!(market.publishing_metrics().average_latency(), Some(DELAY));
+    let ticks: Vec<_> = (1..4).map(|seq| tick("kraken:BTC-USD", 1, seq, "1")).collect();
+    market.publish_prices(&ticks).await.unwrap().into_result().unwrap();
+    assert_eq!(market.publishing_metrics().average_latency(), Some(DELAY / 4));
+    assert_eq!(market.publishing_metrics().success_rate(), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_destination_is_created_once_and_never_changed_by_accident() {
+    let (bus, _) = bare_bus();
+    let market = writer(&bus);
+    let name = TopicName::new("alerts").unwrap();
+    let spec = |partitions| TopicSpec::new(name.clone(), partitions).unwrap();
+    assert_eq!(market.create_destination(spec(2)).await.unwrap(), TopicState::Created);
+    let again = market.create_destination(spec(2)).await.unwrap();
+    assert_eq!(again, TopicState::Existed { differs: Vec::new() });
+    let other = market.create_destination(spec(3)).await.unwrap_err();
+    assert_eq!((other.kind(), other.retry().is_retryable()), (ErrorKind::Conflict, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_record_can_be_published_to_a_destination_of_ones_own() {
+    let (bus, _) = bare_bus();
+    let market = writer(&bus);
+    let alerts = TopicName::new("alerts").unwrap();
+    market.create_destination(TopicSpec::new(alerts.clone(), 1).unwrap()).await.unwrap();
+    let tick = tick("kraken:BTC-USD", 1, 0, "1");
+    market.publish(&tick, Some(&alerts)).await.unwrap().await.unwrap();
+    market.publish_all(&[tick], Some(&alerts)).await.unwrap().into_result().unwrap();
+    assert_eq!(messages(&bus, "alerts").await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_delivers_what_is_held_and_then_takes_nothing_more() {
+    let (bus, _) = bus().await;
+    let market = writer(&bus);
+    let tick = tick("kraken:BTC-USD", 1, 0, "1");
+    let _receipt = market.publish_price(&tick).await.unwrap();
+    market.close(SECOND).await.unwrap();
+    market.close(SECOND).await.unwrap();
+    assert_eq!(messages(&bus, "crypto-prices").await.len(), 1, "and the bus is still open");
+    assert_eq!(market.publish_price(&tick).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_side_publishes_the_other_side_reads() {
+    let ((bus, _), (store, _)) = (bus().await, store().await);
+    let market = writer(&bus);
+    let ticks: Vec<_> =
+        (0..2_000).map(|seq| tick("kraken:BTC-USD", 1, seq, &format!("{}", seq + 1))).collect();
+    market.publish_prices(&ticks).await.unwrap().into_result().unwrap();
+    store.insert_ticks(&records::<PriceTick>(&bus).await).await.unwrap();
+    let price = reader(&store).current_price(&symbol("BTC-USD")).await.unwrap().unwrap();
+    assert_eq!(price.to_string(), "2000");
+}
