@@ -1,8 +1,8 @@
 //! The memory store beside a plain `BTreeMap` of the same keys, and behind `Arc<dyn PriceStore>`.
 //!
 //! `cargo bench -p qi-benches --bench store` measures interleaved pairs and prints each ratio with its goal, then
-//! hands the store's own times to criterion. An argument `ratios` leaves criterion out; `ROUNDS` in the environment
-//! sets the number of pairs of inserts.
+//! hands the store's own times to criterion. An argument `ratios` leaves criterion out; in the environment
+//! `ROUNDS` sets the number of pairs of inserts, and `INPUT` leaves out inputs whose name does not hold it.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 
 use std::collections::BTreeMap;
@@ -30,7 +30,8 @@ fn main() {
         ("100 instruments in random order", shuffled(ticks(100))),
         ("1 instrument in random order", shuffled(ticks(1))),
     ];
-    for (name, ticks) in &inputs {
+    let chosen = std::env::var("INPUT").unwrap_or_default();
+    for (name, ticks) in inputs.iter().filter(|(name, _)| name.contains(&chosen)) {
         for (batch, words) in [(1_000, "batches of 1,000"), (MILLION, "one batch")] {
             let measured =
                 ratio(rounds, || store_insert(&runtime, ticks, batch), || map_insert(ticks, batch));

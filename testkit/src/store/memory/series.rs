@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::row::{Row, Spot, Window};
 
 /// The most records of a chunk. Larger chunks make late records dearer, smaller ones the tree deeper.
-const CAP: usize = 48;
+const CAP: usize = 64;
 
 /// Where a record stands, and the stamp of the batch that wrote it last.
 #[derive(Debug, Clone, Copy)]
