@@ -1,0 +1,203 @@
+//! How histories are drawn, and shrunk when one fails.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use qi_core::store::{Dataset, DeleteQuery};
+use qi_core::{
+    BarValues, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,
+    SnapshotValues, TimeRange, Timestamp,
+};
+
+use super::{INTERVALS, Look, Step, compare, instrument, moment, run_history, scope};
+use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
+
+/// Prices and quantities in units of 10^-18: whose products lie half way at the 18th place, and with all 18 places.
+const UNITS: [i128; 6] = [
+    1,
+    500_000_000_000_000_000,
+    1_500_000_000_000_000_000,
+    3,
+    1_000_000_000_000_000_000,
+    987_654_321_012_345_678,
+];
+
+fn a_price() -> impl Strategy<Value = Price> {
+    (0..UNITS.len(), 1..40i128).prop_map(|(n, times)| Price::from_units(UNITS[n] * times).expect("positive"))
+}
+
+fn a_quantity() -> impl Strategy<Value = Option<Quantity>> {
+    prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Quantity::ZERO)),
+        5 => a_price().prop_map(|price| Quantity::new(price.get()).ok()),
+    ]
+}
+
+/// Few places, so that keys meet again.
+fn a_moment() -> impl Strategy<Value = i64> {
+    prop_oneof![8 => 0..30i64, 1 => 115..125i64, 1 => Just(-7i64)]
+}
+
+fn a_tick() -> impl Strategy<Value = PriceTick> {
+    (0..3usize, a_moment(), 0..3u64, a_price(), a_quantity()).prop_map(|(of, at, seq, price, quantity)| {
+        PriceTick::new(instrument(of), moment(at), seq, price).expect("a valid tick").with_quantity(quantity)
+    })
+}
+
+fn a_quote() -> impl Strategy<Value = Quote> {
+    (0..3usize, a_moment(), 0..3u64, a_price(), a_quantity(), any::<bool>()).prop_map(
+        |(of, at, seq, price, size, bid)| {
+            let (ask_price, bid_price) = if bid { (None, Some(price)) } else { (Some(price), None) };
+            let values = QuoteValues { bid_price, bid_size: size, ask_price, ask_size: None };
+            Quote::new(instrument(of), moment(at), seq, values).expect("a valid quote")
+        },
+    )
+}
+
+fn a_bar() -> impl Strategy<Value = Ohlcv> {
+    (0..3usize, 0..3usize, a_moment(), a_price(), a_quantity(), proptest::option::of(0..9u64)).prop_map(
+        |(of, interval, at, price, volume, count)| {
+            let values = BarValues { volume, quote_volume: volume, count, ..BarValues::flat(price) };
+            let interval = INTERVALS[interval];
+            Ohlcv::new(instrument(of), interval, interval.floor(moment(at)), values).expect("a valid bar")
+        },
+    )
+}
+
+fn a_snapshot() -> impl Strategy<Value = MarketSnapshot> {
+    (0..3usize, a_moment(), a_quantity(), 0..9u64).prop_map(|(of, at, cap, markets)| {
+        let values =
+            SnapshotValues { market_cap_usd: cap, markets: Some(markets), ..SnapshotValues::default() };
+        MarketSnapshot::new(scope(of), moment(at), values).expect("a valid snapshot")
+    })
+}
+
+/// Ends on, beside and between records, and both ends of time.
+fn a_range() -> impl Strategy<Value = TimeRange> {
+    let an_end = || {
+        (a_moment(), -1..2i64).prop_map(|(at, beside)| {
+            Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
+        })
+    };
+    prop_oneof![
+        1 => Just(TimeRange::ALL),
+        4 => (an_end(), an_end())
+            .prop_map(|(a, b)| TimeRange::new(a.min(b), a.max(b)).expect("in order")),
+    ]
+}
+
+fn a_selection<K: Ord + Clone + Debug + 'static>(of: fn(usize) -> K) -> impl Strategy<Value = Selection<K>> {
+    prop_oneof![
+        1 => Just(Selection::All),
+        3 => prop::collection::vec(0..3usize, 1..3)
+            .prop_map(move |keys| Selection::these(keys.into_iter().map(of)).expect("at least one")),
+    ]
+}
+
+fn a_delete() -> impl Strategy<Value = DeleteQuery> {
+    prop_oneof![
+        (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Ticks(of, range)),
+        (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Quotes(of, range)),
+        (0..3usize, a_selection(instrument), a_range()).prop_map(|(n, of, range)| DeleteQuery::Bars(
+            INTERVALS[n],
+            of,
+            range
+        )),
+        (a_selection(scope), a_range()).prop_map(|(of, range)| DeleteQuery::Snapshots(of, range)),
+    ]
+}
+
+fn a_look() -> impl Strategy<Value = Look> {
+    let as_of = proptest::option::of((a_moment(), -1..2i64));
+    (a_range(), any::<bool>(), 1..8usize, as_of, 0..3usize, 0..3usize).prop_map(
+        |(range, descending, limit, as_of, interval, which)| Look {
+            range,
+            descending,
+            limit,
+            as_of: as_of.map(|(at, beside)| {
+                Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024")
+            }),
+            interval: INTERVALS[interval],
+            which,
+        },
+    )
+}
+
+fn a_step() -> impl Strategy<Value = Step> {
+    use prop::collection::vec;
+    prop_oneof![
+        4 => vec(a_tick(), 0..12).prop_map(Step::InsertTicks),
+        2 => vec(a_quote(), 0..8).prop_map(Step::InsertQuotes),
+        2 => vec(a_bar(), 0..8).prop_map(Step::InsertBars),
+        2 => vec(a_snapshot(), 0..8).prop_map(Step::InsertSnapshots),
+        2 => a_delete().prop_map(Step::Delete),
+        1 => (0..4usize, a_moment(), -1..2i64).prop_map(|(n, at, beside)| {
+            let cutoff = Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024");
+            Step::Purge(Dataset::ALL[n], cutoff)
+        }),
+        4 => a_look().prop_map(Step::Look),
+    ]
+}
+
+/// Histories of 1 to 16 steps that end with a look at everything.
+pub fn histories() -> impl Strategy<Value = Vec<Step>> {
+    (prop::collection::vec(a_step(), 1..16), a_look()).prop_map(|(mut steps, look)| {
+        steps.push(Step::Look(Look { range: TimeRange::ALL, as_of: None, ..look }));
+        steps
+    })
+}
+
+/// Draws `count` histories with a fixed seed and plays each one beside the model, on a fresh store of the
+/// factory.
+///
+/// # Errors
+/// The shortest history that was found to differ, and how it differs.
+pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
+    draw(count, |history, runtime| {
+        runtime.block_on(async {
+            let fresh = factory.fresh().await?;
+            let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
+            let cleaned = fresh.cleanup.await.map_err(Failure::from);
+            outcome.and(cleaned)
+        })
+    })
+}
+
+/// Draws `count` histories with a fixed seed and plays each one on two stores.
+///
+/// # Errors
+/// The shortest history on which the two were found to differ, and how they differ.
+pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
+    draw(count, |history, runtime| {
+        runtime.block_on(async {
+            let (first, second) = (one.fresh().await?, two.fresh().await?);
+            let outcome = compare(&*first.store, &*second.store, history).await;
+            let cleaned = first.cleanup.await.and(second.cleanup.await).map_err(Failure::from);
+            outcome.and(cleaned)
+        })
+    })
+}
+
+fn draw(count: u32, play: impl Fn(&[Step], &tokio::runtime::Runtime) -> Outcome) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format_args!("no runtime: {error}")))?;
+    let config = Config { cases: count, failure_persistence: None, ..Config::default() };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let outcome = TestRunner::new_with_rng(config, rng).run(&histories(), |history| {
+        play(&history, &runtime).map_err(|failure| TestCaseError::fail(failure.to_string()))
+    });
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(TestError::Fail(why, history)) => {
+            let steps: Vec<String> =
+                history.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
+            Err(Failure::new(format_args!("{why}\nthe shortest history that fails:\n{}", steps.join("\n"))))
+        }
+        Err(other) => Err(Failure::new(other)),
+    }
+}
