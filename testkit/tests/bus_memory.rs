@@ -1,5 +1,7 @@
 //! What is particular to the memory bus: its bound, what it gives up, its clock, its manners in tokio.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
