@@ -1,5 +1,7 @@
 //! What is particular to the memory bus: its bound, what it gives up, its clock, its manners in tokio.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -342,7 +344,7 @@ async fn threads_lose_nothing_while_members_come_and_go() {
         while senders.join_next().await.transpose().unwrap().is_some() {}
         while readers.join_next().await.transpose().unwrap().is_some() {}
     };
-    tokio::time::timeout(Duration::from_secs(60), all).await.expect("everything comes within a minute");
+    tokio::time::timeout(Duration::from_mins(1), all).await.expect("everything comes within a minute");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Random histories on the memory bus, held against the model; and broken buses, which the model must notice.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use async_trait::async_trait;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};

@@ -1,9 +1,14 @@
-//! Every broken bus fails the check that is meant for it, and the sound bus passes that check.
+//! Every broken bus fails the check that is meant for it, and the sound bus passes that check. Beside it: what a
+//! backend lacks is ignored and does not pass, and every check stands in the contract's page.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use libtest_mimic::{Arguments, Failed, Trial};
-use qi_testkit::bus::contract::{Check, MemoryFactory, Wrapping, checks, run_check};
+use qi_testkit::bus::contract::{
+    BusEnv, BusFactory, Check, MemoryFactory, Need, Pace, Wrapping, checks, run_check, trials,
+};
 use qi_testkit::bus::mutants::{MUTANTS, Mutant};
 
 fn main() -> ExitCode {
@@ -13,6 +18,10 @@ fn main() -> ExitCode {
         .map(|mutant| {
             Trial::test(format!("{}/caught_by/{}", mutant.name, mutant.caught_by), || is_caught(mutant))
         })
+        .chain([
+            Trial::test("every_check_stands_in_docs_bus_md", every_check_stands_in_the_page),
+            Trial::test("what_a_backend_lacks_is_ignored", what_a_backend_lacks_is_ignored),
+        ])
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -32,4 +41,48 @@ fn named(name: &str) -> Result<Check, Failed> {
         .into_iter()
         .find(|check| check.name == name)
         .ok_or_else(|| format!("no check is called {name}").into())
+}
+
+fn every_check_stands_in_the_page() -> Result<(), Failed> {
+    let page = include_str!("../../docs/bus.md");
+    let absent: Vec<_> =
+        checks().iter().map(|check| check.name).filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    if absent.is_empty() { Ok(()) } else { Err(format!("docs/bus.md does not name {absent:?}").into()) }
+}
+
+/// A backend that has nothing, and one that is not there.
+#[derive(Debug)]
+struct Poor(Option<&'static str>);
+
+#[async_trait]
+impl BusFactory for Poor {
+    fn backend(&self) -> &'static str {
+        "poor"
+    }
+    fn absent(&self) -> Option<String> {
+        self.0.map(str::to_owned)
+    }
+    fn provides(&self) -> &'static [Need] {
+        &[]
+    }
+    fn pace(&self) -> Pace {
+        Pace::Paused
+    }
+    async fn fresh(&self) -> qi_core::Result<Box<dyn BusEnv>> {
+        MemoryFactory.fresh().await
+    }
+}
+
+fn what_a_backend_lacks_is_ignored() -> Result<(), Failed> {
+    let arguments = Arguments { quiet: true, test_threads: Some(1), ..Arguments::default() };
+    let total = checks().len() as u64;
+    let needy = checks().iter().filter(|check| !check.needs.is_empty()).count() as u64;
+    for (poor, ignored) in [(Poor(None), needy), (Poor(Some("no server here")), total)] {
+        let factory: Arc<dyn BusFactory> = Arc::new(poor);
+        let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapping::PLAIN]));
+        if (outcome.num_ignored, outcome.num_passed, outcome.num_failed) != (ignored, total - ignored, 0) {
+            return Err(format!("{ignored} of {total} should be ignored: {outcome:?}").into());
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
@@ -17,32 +17,37 @@ const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
 
 /// One trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
 ///
-/// What the backend lacks is ignored with the reason as the trial's kind. An absent backend is ignored too, or
-/// fails where the environment variable `QI_REQUIRE_BACKENDS` names it.
+/// What the backend lacks is shown as ignored with the reason. An absent backend is ignored too, or fails where the
+/// environment variable `QI_REQUIRE_BACKENDS` names it.
 pub fn trials(factory: &Arc<dyn BusFactory>, wrappings: &[Wrapping]) -> Vec<Trial> {
     let backend = factory.backend();
-    let required = std::env::var(REQUIRED).unwrap_or_default();
-    let required = required.split(',').any(|name| name.trim() == backend);
+    let required =
+        std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|name| name.trim() == backend));
     let absent = factory.absent();
     let mut trials = Vec::new();
     for wrapping in wrappings.iter().copied() {
         for check in checks() {
             let name = format!("{backend}/{}/{}", wrapping.name, check.name);
-            let lacks = check.needs.iter().find(|need| !factory.provides().contains(need));
-            let trial = if let Some(reason) = &absent {
-                let failure = Failed::from(format!("{REQUIRED} names {backend}, which is absent: {reason}"));
-                let trial = Trial::test(name, move || if required { Err(failure) } else { Ok(()) });
-                trial.with_kind(format!("absent: {reason}")).with_ignored_flag(!required)
-            } else if let Some(need) = lacks {
-                Trial::test(name, || Ok(())).with_kind(format!("lacks {need:?}")).with_ignored_flag(true)
-            } else {
-                let factory = factory.clone();
-                Trial::test(name, move || run_check(&*factory, wrapping, &check).map_err(Failed::from))
-            };
-            trials.push(trial);
+            let (factory, absent) = (factory.clone(), absent.clone());
+            trials.push(Trial::ignorable_test(name, move || match absent {
+                Some(reason) if required => {
+                    Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into())
+                }
+                Some(reason) => Ok(Completion::ignored_with(reason)),
+                None => run_trial(&*factory, wrapping, &check),
+            }));
         }
     }
     trials
+}
+
+fn run_trial(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Result<Completion, Failed> {
+    let lacks = check.needs.iter().find(|need| !factory.provides().contains(need));
+    if let Some(need) = lacks {
+        return Ok(Completion::ignored_with(format!("{} lacks {need:?}", factory.backend())));
+    }
+    run_check(factory, wrapping, check)?;
+    Ok(Completion::Completed)
 }
 
 /// Runs one check on a runtime of its own, in a fresh place, and clears up behind it whatever it found.
