@@ -16,7 +16,7 @@ use crate::Result;
 ///   timeout is dropped at its next `.await`.
 ///
 /// # What varies
-/// The name, the limits and the restart policy belong to the [`AgentSpec`], so that one type can run many
+/// The name, the limits and the restart policy belong to the [`super::AgentSpec`], so that one type can run many
 /// times. Store, bus and other dependencies are fields of the implementing struct.
 ///
 /// # What an implementation owes

@@ -18,7 +18,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            #[doc = concat!("Checks that the name ", $rule, ". Another case is an error, not folded.")]
+            #[doc = concat!("Checks the name: `", $rule, "`. Another case is an error, not folded.")]
             ///
             /// # Errors
             /// `InvalidInput` with field and value.

@@ -12,8 +12,8 @@ fn prices(ticks: &[PriceTick]) -> Vec<String> {
     ticks.iter().map(|tick| format!("{} {}", tick.instrument(), tick.price())).collect()
 }
 
-fn opens(bars: &[Ohlcv]) -> Vec<i64> {
-    bars.iter().map(|bar| bar.open_time().since(at(0)).as_secs() as i64 / 60).collect()
+fn opens(bars: &[Ohlcv]) -> Vec<u64> {
+    bars.iter().map(|bar| bar.open_time().since(at(0)).as_secs() / 60).collect()
 }
 
 #[tokio::test]

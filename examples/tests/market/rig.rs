@@ -15,48 +15,48 @@ use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
 use qi_testkit::chaos::Chaos;
 use qi_testkit::store::MemoryStore;
 
-pub const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// 2024-01-01T00:00:00Z.
 const BEGINNING: i64 = 1_704_067_200;
 
-pub fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_secs(BEGINNING + seconds).unwrap()
 }
 
-pub fn symbol(name: &str) -> Symbol {
+pub(crate) fn symbol(name: &str) -> Symbol {
     name.parse().unwrap()
 }
 
-pub fn instrument(name: &str) -> Instrument {
+pub(crate) fn instrument(name: &str) -> Instrument {
     name.parse().unwrap()
 }
 
-pub fn exchanges() -> [Exchange; 2] {
+pub(crate) fn exchanges() -> [Exchange; 2] {
     ["binance", "kraken"].map(|name| name.parse().unwrap())
 }
 
-pub fn tick(name: &str, seconds: i64, seq: u64, price: &str) -> PriceTick {
+pub(crate) fn tick(name: &str, seconds: i64, seq: u64, price: &str) -> PriceTick {
     PriceTick::new(instrument(name), at(seconds), seq, price.parse().unwrap()).unwrap()
 }
 
-pub fn bar(name: &str, minute: i64, close: &str) -> Ohlcv {
+pub(crate) fn bar(name: &str, minute: i64, close: &str) -> Ohlcv {
     let values = BarValues::flat(close.parse().unwrap());
     Ohlcv::new(instrument(name), Interval::M1, at(60 * minute), values).unwrap()
 }
 
-pub fn quote(name: &str, seconds: i64, bid: &str, ask: &str) -> Quote {
+pub(crate) fn quote(name: &str, seconds: i64, bid: &str, ask: &str) -> Quote {
     let values =
         QuoteValues { bid_price: bid.parse().ok(), ask_price: ask.parse().ok(), ..Default::default() };
     Quote::new(instrument(name), at(seconds), 0, values).unwrap()
 }
 
-pub fn snapshot(scope: Scope, seconds: i64, markets: u64) -> MarketSnapshot {
+pub(crate) fn snapshot(scope: Scope, seconds: i64, markets: u64) -> MarketSnapshot {
     let values = SnapshotValues { markets: Some(markets), ..Default::default() };
     MarketSnapshot::new(scope, at(seconds), values).unwrap()
 }
 
 /// A store with its schema, whose calls go wrong when the test says so.
-pub async fn store() -> (Arc<dyn PriceStore>, Chaos) {
+pub(crate) async fn store() -> (Arc<dyn PriceStore>, Chaos) {
     let chaos = Chaos::seeded(1);
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(MemoryStore::default(), chaos.clone()));
     store.ensure_schema().await.unwrap();
@@ -64,20 +64,20 @@ pub async fn store() -> (Arc<dyn PriceStore>, Chaos) {
 }
 
 /// Reads binance and kraken, an hour after the beginning.
-pub fn reader(store: &Arc<dyn PriceStore>) -> MarketReader {
+pub(crate) fn reader(store: &Arc<dyn PriceStore>) -> MarketReader {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(at(3_600)));
     MarketReader::new(Arc::clone(store), exchanges()).unwrap().with_clock(clock)
 }
 
 /// A bus with the topics of the catalogue, whose calls go wrong when the test says so.
-pub async fn bus() -> (Arc<dyn MessageBus>, Chaos) {
+pub(crate) async fn bus() -> (Arc<dyn MessageBus>, Chaos) {
     let (bus, chaos) = bare_bus();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     (bus, chaos)
 }
 
 /// A bus without topics.
-pub fn bare_bus() -> (Arc<dyn MessageBus>, Chaos) {
+pub(crate) fn bare_bus() -> (Arc<dyn MessageBus>, Chaos) {
     let chaos = Chaos::seeded(1);
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(at(0)));
     let bus = MemoryBus::new(MemoryBusConfig::default(), clock).unwrap();
