@@ -1,75 +1,11 @@
 //! Names on the bus, with the broker's rules.
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
+use crate::domain::text_name;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::{Error, Result};
-
-macro_rules! bus_name {
-    ($(#[$doc:meta])* $name:ident, $field:literal, $rule:literal, |$text:ident| $holds:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            #[doc = concat!("Checks that the name ", $rule, ".")]
-            ///
-            /// # Errors
-            /// `InvalidInput` with field and value.
-            pub fn new(text: impl AsRef<str>) -> Result<Self> {
-                let $text = text.as_ref();
-                if $holds {
-                    Ok(Self(Arc::from($text)))
-                } else {
-                    Err(Error::invalid(concat!("bus.", $field), $field, $text, $rule))
-                }
-            }
-
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = Error;
-            fn from_str(text: &str) -> Result<Self> {
-                Self::new(text)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&*self.0, f)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                crate::domain::from_text(deserializer, concat!("a ", $field))
-            }
-        }
-    };
-}
-
-bus_name!(
+text_name!(
     /// The name of a topic.
     TopicName,
+    "bus.topic",
     "topic",
     "must match [a-zA-Z0-9._-]{1,249} and be neither `.` nor `..`",
     |text| (1..=249).contains(&text.len())
@@ -77,17 +13,19 @@ bus_name!(
         && text != ".."
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 );
-bus_name!(
+text_name!(
     /// The name of a consumer group.
     GroupId,
+    "bus.group",
     "group",
     "must be 1 to 249 printable characters",
     |text| (1..=249).contains(&text.len()) && !text.chars().any(char::is_control)
 );
-bus_name!(
+text_name!(
     /// The name of a static member of a group: the same name after a restart is the same member, so that a quick
     /// restart moves no partitions.
     MemberId,
+    "bus.member",
     "member",
     "must match [a-zA-Z0-9._-]{1,249} and be neither `.` nor `..`",
     |text| (1..=249).contains(&text.len())
@@ -95,9 +33,10 @@ bus_name!(
         && text != ".."
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 );
-bus_name!(
+text_name!(
     /// The name of a message header.
     HeaderName,
+    "bus.header",
     "header",
     "must be 1 to 1024 bytes without NUL",
     |text| (1..=1024).contains(&text.len()) && !text.contains('\0')

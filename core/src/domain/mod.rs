@@ -21,7 +21,7 @@ pub use name::{Exchange, Instrument, Source, Symbol};
 pub use quote::{Quote, QuoteValues};
 pub use range::{Selection, TimeRange};
 pub use snapshot::{MarketSnapshot, Scope, SnapshotValues};
-pub(crate) use text::from_text;
+pub(crate) use text::{from_text, text_name};
 pub use tick::{PriceTick, Side};
 pub use time::{Clock, SystemClock, Timestamp};
 

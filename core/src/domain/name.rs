@@ -8,92 +8,35 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::text::text_name;
 use crate::{Error, Result};
 
-/// A validated name whose text is shared: cloning it allocates nothing.
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $field:literal, $rule:literal, |$bytes:ident| $holds:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            #[doc = concat!("Checks the name: `", $rule, "`. Another case is an error, not folded.")]
-            ///
-            /// # Errors
-            /// `InvalidInput` with field and value.
-            pub fn new(text: impl AsRef<str>) -> Result<Self> {
-                let text = text.as_ref();
-                let $bytes = text.as_bytes();
-                if $holds {
-                    Ok(Self(Arc::from(text)))
-                } else {
-                    Err(Error::invalid(concat!("domain.", $field), $field, text, $rule))
-                }
-            }
-
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = Error;
-            fn from_str(text: &str) -> Result<Self> {
-                Self::new(text)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&*self.0, f)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                super::text::from_text(deserializer, concat!("a ", $field))
-            }
-        }
-    };
-}
-
-name!(
+text_name!(
     /// An exchange, or an aggregator that publishes like one: `binance`, `coingecko`.
     Exchange,
+    "domain.exchange",
     "exchange",
     "must match [a-z0-9_-]{1,32}",
-    |b| (1..=32).contains(&b.len())
-        && b.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+    |text| (1..=32).contains(&text.len())
+        && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 );
-name!(
+text_name!(
     /// A traded pair, contract or asset as one exchange names it: `BTC-USDT`.
     Symbol,
+    "domain.symbol",
     "symbol",
     "must match [A-Z0-9][A-Z0-9._:/-]{0,63}",
-    |b| (1..=64).contains(&b.len())
-        && b[0].is_ascii_alphanumeric()
-        && b.iter().all(|c| matches!(c, b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b':' | b'/' | b'-'))
+    |text| (1..=64).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.bytes().all(|c| matches!(c, b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b':' | b'/' | b'-'))
 );
-name!(
+text_name!(
     /// Who published a snapshot: `coingecko`.
     Source,
+    "domain.source",
     "source",
     "must be 1 to 64 printable ASCII characters",
-    |b| (1..=64).contains(&b.len()) && b.iter().all(|c| matches!(c, b' '..=b'~'))
+    |text| (1..=64).contains(&text.len()) && text.bytes().all(|c| matches!(c, b' '..=b'~'))
 );
 
 /// One symbol on one exchange, displayed as `binance:BTC-USDT`.

@@ -1,4 +1,4 @@
-//! Serde for types whose one form is text.
+//! Types whose one form is text: how serde reads them, and the validated names.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -28,3 +28,66 @@ where
 
     deserializer.deserialize_str(Text(expecting, PhantomData))
 }
+
+/// A validated name whose text is shared: cloning it allocates nothing.
+///
+/// `text_name!(/// Doc. Name, "error.code", "field", "rule in words", |text| rule)`
+macro_rules! text_name {
+    ($(#[$doc:meta])* $name:ident, $code:literal, $field:literal, $rule:literal, |$text:ident| $holds:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(std::sync::Arc<str>);
+
+        impl $name {
+            #[doc = concat!("Checks that the name ", $rule, ". Nothing is folded: another case is another name.")]
+            ///
+            /// # Errors
+            /// `InvalidInput` with field and value.
+            pub fn new(text: impl AsRef<str>) -> $crate::Result<Self> {
+                let $text = text.as_ref();
+                if $holds {
+                    Ok(Self(std::sync::Arc::from($text)))
+                } else {
+                    Err($crate::Error::invalid($code, $field, $text, $rule))
+                }
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::Error;
+            fn from_str(text: &str) -> $crate::Result<Self> {
+                Self::new(text)
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::domain::from_text(deserializer, concat!("a ", $field))
+            }
+        }
+    };
+}
+pub(crate) use text_name;

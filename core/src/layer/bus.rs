@@ -4,37 +4,12 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{Intercept, Layered, LayeredSubscription};
+use super::{Intercept, Layered, LayeredSubscription, through};
 use crate::bus::{
     BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
     PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicSpec,
 };
 use crate::{Operation, Result};
-
-macro_rules! through {
-    ($($method:ident($($argument:ident: $type:ty)?) -> $output:ty = $operation:ident;)*) => {$(
-        through! {@ $method($($argument: $type)?) -> $output = $operation }
-    )*};
-    (@ $method:ident() -> $output:ty = $operation:ident) => {
-        fn $method<'a, 'f>(&'a self) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            Self: 'f,
-        {
-            self.layer.call(Operation::$operation, || self.inner.$method())
-        }
-    };
-    (@ $method:ident($argument:ident: $type:ty) -> $output:ty = $operation:ident) => {
-        fn $method<'a, 'b, 'f>(&'a self, $argument: &'b $type) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            'b: 'f,
-            Self: 'f,
-        {
-            self.layer.call(Operation::$operation, || self.inner.$method($argument))
-        }
-    };
-}
 
 impl<B, X: Intercept> Layered<B, X> {
     fn wrap(&self, inner: Box<dyn Subscription>) -> Box<dyn Subscription> {

@@ -134,3 +134,30 @@ impl<P: Display, X: Intercept> Display for Layered<P, X> {
         write!(f, "{}({})", self.layer.name(), self.inner)
     }
 }
+
+/// The methods of a port that borrow it and at most one argument, each handed to the policy with its operation.
+macro_rules! through {
+    ($($method:ident($($argument:ident: $type:ty)?) -> $output:ty = $operation:ident;)*) => {$(
+        through! {@ $method($($argument: $type)?) -> $output = $operation }
+    )*};
+    (@ $method:ident() -> $output:ty = $operation:ident) => {
+        fn $method<'a, 'f>(&'a self) -> BoxFuture<'f, Result<$output>>
+        where
+            'a: 'f,
+            Self: 'f,
+        {
+            self.layer.call(Operation::$operation, || self.inner.$method())
+        }
+    };
+    (@ $method:ident($argument:ident: $type:ty) -> $output:ty = $operation:ident) => {
+        fn $method<'a, 'b, 'f>(&'a self, $argument: &'b $type) -> BoxFuture<'f, Result<$output>>
+        where
+            'a: 'f,
+            'b: 'f,
+            Self: 'f,
+        {
+            self.layer.call(Operation::$operation, || self.inner.$method($argument))
+        }
+    };
+}
+use through;

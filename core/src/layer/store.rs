@@ -2,38 +2,13 @@
 
 use futures::future::BoxFuture;
 
-use super::{Intercept, Layered};
+use super::{Intercept, Layered, through};
 use crate::store::{
     BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
     LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
     StoreInfo, StoreStatus,
 };
 use crate::{MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Result, Scope, Timestamp};
-
-macro_rules! through {
-    ($($method:ident($($argument:ident: $type:ty)?) -> $output:ty = $operation:ident;)*) => {$(
-        through! {@ $method($($argument: $type)?) -> $output = $operation }
-    )*};
-    (@ $method:ident() -> $output:ty = $operation:ident) => {
-        fn $method<'a, 'f>(&'a self) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            Self: 'f,
-        {
-            self.layer.call(Operation::$operation, || self.inner.$method())
-        }
-    };
-    (@ $method:ident($argument:ident: $type:ty) -> $output:ty = $operation:ident) => {
-        fn $method<'a, 'b, 'f>(&'a self, $argument: &'b $type) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            'b: 'f,
-            Self: 'f,
-        {
-            self.layer.call(Operation::$operation, || self.inner.$method($argument))
-        }
-    };
-}
 
 #[deny(clippy::missing_trait_methods)]
 impl<S: PriceStore, X: Intercept> PriceStore for Layered<S, X> {
