@@ -71,7 +71,8 @@ fn ticks(instruments: usize) -> Vec<PriceTick> {
     let quantity: Quantity = "0.000263".parse().expect("a quantity");
     (0..MILLION)
         .map(|n| {
-            let ts = Timestamp::from_millis(1_700_000_000_000 + n as i64).expect("a time of 2023");
+            let millis = 1_700_000_000_000 + i64::try_from(n).expect("below a million");
+            let ts = Timestamp::from_millis(millis).expect("a time of 2023");
             let price = format!("{}.5", 39_000 + n % 500).parse().expect("a price");
             PriceTick::new(names[n % instruments].clone(), ts, n as u64, price)
                 .expect("a valid tick")

@@ -326,11 +326,9 @@ pub trait Paged<T> {
         found.truncate(self.request().limit());
         let after_last = found.last().map_or_else(|| before.clone(), |item| self.anchor_of(item));
         let next = more.then(|| scope.cursor(&after_last));
-        let passed = found.iter().rposition(|item| self.may_pass(item));
-        let resume = match (found.len(), passed) {
-            (0, _) | (_, None) => scope.cursor(&before),
-            (_, Some(last)) => scope.cursor(&self.anchor_of(&found[last])),
-        };
+        // The first record that may still change stops it, whatever comes behind.
+        let passed = found.iter().take_while(|item| self.may_pass(item)).last();
+        let resume = scope.cursor(&passed.map_or(before, |item| self.anchor_of(item)));
         Ok(Page { items: found, next, resume })
     }
 }
@@ -470,5 +468,64 @@ impl Paged<super::InstrumentSummary> for InstrumentQuery {
     }
     fn anchor_of(&self, summary: &super::InstrumentSummary) -> Anchor {
         Anchor::Instrument(summary.instrument.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BarValues;
+
+    fn bar(hour: i64) -> Ohlcv {
+        let open = Timestamp::from_secs(1_600_000_000 / 3_600 * 3_600 + hour * 3_600).unwrap();
+        let values = BarValues::flat("1".parse().unwrap());
+        Ohlcv::new("x:Y".parse().unwrap(), Interval::H1, open, values).unwrap()
+    }
+
+    fn query(bars: &[Ohlcv]) -> BarQuery {
+        // The range ends inside the last bar, which may still grow.
+        let (first, last) = (&bars[0], &bars[bars.len() - 1]);
+        let end = Timestamp::from_micros(last.open_time().as_micros() + 1).unwrap();
+        BarQuery::new(
+            first.instrument().clone(),
+            Interval::H1,
+            TimeRange::new(first.open_time(), end).unwrap(),
+        )
+    }
+
+    #[test]
+    fn resume_does_not_pass_a_bar_that_the_end_of_the_range_cuts() {
+        let mut bars: Vec<_> = (0..3).map(bar).collect();
+        let ascending = query(&bars);
+        let page = Derived(&ascending).page_of(bars.clone()).unwrap();
+        let resumed = ascending.clone().after(page.resume);
+        assert_eq!(Derived(&resumed).anchor().unwrap(), Anchor::Time(bars[1].open_time()));
+        assert_eq!(page.next, None);
+        // The stored ones of the same query are data of their own, and all of them are passed.
+        let page = ascending.page_of(bars.clone()).unwrap();
+        assert_eq!(ascending.clone().after(page.resume).anchor().unwrap(), Anchor::Time(bars[2].open_time()));
+
+        let descending = ascending.descending();
+        bars.reverse();
+        let page = Derived(&descending).page_of(bars).unwrap();
+        let resumed = descending.clone().after(page.resume);
+        assert_eq!(
+            Derived(&resumed).anchor().unwrap(),
+            Anchor::Start,
+            "newest first the open bar is the first"
+        );
+    }
+
+    #[test]
+    fn an_empty_page_resumes_where_it_began() {
+        let bars = [bar(0), bar(1)];
+        let first = query(&bars);
+        let page = first.page_of(Vec::new()).unwrap();
+        assert_eq!(first.clone().after(page.resume).anchor().unwrap(), Anchor::Start);
+        let page = first.clone().with_limit(1).unwrap().page_of(bars.to_vec()).unwrap();
+        assert_eq!((page.items.len(), page.next.is_some()), (1, true));
+        let second = first.after(page.next.unwrap());
+        let empty = second.page_of(Vec::new()).unwrap();
+        assert_eq!(second.clone().after(empty.resume).anchor().unwrap(), Anchor::Time(bars[0].open_time()));
     }
 }
