@@ -163,7 +163,8 @@ pub trait Subscription: Debug + Send {
     /// What is read at present, with position, commit and lag.
     async fn assignment(&mut self) -> Result<Assignment>;
 
-    /// Leaves the group at once, so that others take over. Idempotent.
+    /// Leaves the group at once, so that others take over. Idempotent. A static member keeps its partitions until its
+    /// session passes, so that a quick restart moves none.
     async fn close(&mut self) -> Result<()>;
 }
 
