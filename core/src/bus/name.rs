@@ -7,7 +7,7 @@ text_name!(
     TopicName,
     "bus.topic",
     "topic",
-    "must match [a-zA-Z0-9._-]{1,249} and be neither `.` nor `..`",
+    "must match [a-zA-Z0-9._-]{1,249} and be neither '.' nor '..'",
     |text| (1..=249).contains(&text.len())
         && text != "."
         && text != ".."
@@ -27,7 +27,7 @@ text_name!(
     MemberId,
     "bus.member",
     "member",
-    "must match [a-zA-Z0-9._-]{1,249} and be neither `.` nor `..`",
+    "must match [a-zA-Z0-9._-]{1,249} and be neither '.' nor '..'",
     |text| (1..=249).contains(&text.len())
         && text != "."
         && text != ".."

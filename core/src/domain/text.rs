@@ -39,7 +39,9 @@ macro_rules! text_name {
         pub struct $name(std::sync::Arc<str>);
 
         impl $name {
-            #[doc = concat!("Checks that the name ", $rule, ". Nothing is folded: another case is another name.")]
+            /// Checks the name. Nothing is folded: another case is another name.
+            ///
+            #[doc = concat!("It `", $rule, "`.")]
             ///
             /// # Errors
             /// `InvalidInput` with field and value.
