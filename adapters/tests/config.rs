@@ -233,6 +233,15 @@ fn a_value_that_does_not_fit_names_its_key_and_origin() {
 }
 
 #[test]
+fn one_key_in_two_cases_is_refused_whatever_the_order() {
+    let (upper, lower) = (("QI__STORE__BACKEND", "memory"), ("QI__STORE__backend", "timescale"));
+    for pair in [[upper, lower], [lower, upper]] {
+        let error = refused("", pair);
+        assert_eq!((error.code(), error.context_value("origin")), ("config.variable", Some(pair[1].0)));
+    }
+}
+
+#[test]
 fn broken_toml_names_the_line_and_quotes_nothing() {
     let error = refused("[store]\nbackend = \"memory\"\nurl = \"postgres://a:secret@b\" oops", NONE);
     assert_eq!((error.code(), error.context_value("line")), ("config.syntax", Some("3")));

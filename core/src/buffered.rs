@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::bus::{Delivery, Message, MessageBus, PublishOptions};
 use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result};
@@ -145,19 +145,23 @@ pub struct Buffered<R, S: Sink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
     room: Arc<Semaphore>,
-    shared: Mutex<Shared<R, S::Answer>>,
-}
-
-struct Shared<R, A> {
-    /// None once it is closed.
-    sender: Option<mpsc::Sender<Command<R, A>>>,
-    worker: Option<JoinHandle<()>>,
+    /// Places behind the batch that is written. They bound the channel: a semaphore can be closed under a caller
+    /// that waits for it and is not polled, a full channel cannot.
+    places: Arc<Semaphore>,
+    /// Tells the worker that a caller waits for room, so that it writes what it has.
+    crowded: Arc<Notify>,
+    closing: AtomicBool,
+    sender: mpsc::UnboundedSender<Command<R, S::Answer>>,
+    /// How the worker ended, once it has.
+    ended: watch::Receiver<Option<Result<()>>>,
 }
 
 enum Command<R, A> {
     Record(Entry<R, A>),
     /// Answered when everything before it is written: with the first failure since the flush before.
     Flush(oneshot::Sender<Result<()>>),
+    /// Nothing is taken any more; what was taken before is written.
+    Close,
 }
 
 struct Entry<R, A> {
@@ -165,6 +169,8 @@ struct Entry<R, A> {
     bytes: usize,
     answer: oneshot::Sender<Result<A>>,
     room: OwnedSemaphorePermit,
+    /// Given back when the record leaves the channel.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// What became of one record, once it is known. It may be dropped.
@@ -192,19 +198,27 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
     /// `InvalidInput` for a bound of 0.
     pub fn new(sink: S, config: BufferedConfig) -> Result<Self> {
         let (config, sink) = (config.check()?, Arc::new(sink));
-        let (sender, receiver) = mpsc::channel(config.max_records);
-        let worker = tokio::spawn(Worker { sink: Arc::clone(&sink), config, receiver, failed: None }.run());
-        Ok(Self {
-            sink,
-            config,
-            room: Arc::new(Semaphore::new(config.max_bytes)),
-            shared: Mutex::new(Shared { sender: Some(sender), worker: Some(worker) }),
-        })
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (end, ended) = watch::channel(None);
+        let crowded = Arc::new(Notify::new());
+        let worker =
+            Worker { sink: Arc::clone(&sink), config, receiver, crowded: Arc::clone(&crowded), failed: None };
+        tokio::spawn(async move { end.send_replace(Some(worker.run().await)) });
+        let room = Arc::new(Semaphore::new(config.max_bytes));
+        let places = Arc::new(Semaphore::new(config.max_records));
+        Ok(Self { sink, config, room, places, crowded, closing: AtomicBool::new(false), sender, ended })
     }
 
-    fn sender(&self, operation: &'static str) -> Result<mpsc::Sender<Command<R, S::Answer>>> {
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.sender.clone().ok_or_else(|| Error::closed("buffered.closed", operation))
+    fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::closed("buffered.closed", operation));
+        }
+        Ok(())
+    }
+
+    /// Why the worker took nothing: it was told to close, or it has ended before its time.
+    fn refused(&self, operation: &'static str) -> Error {
+        self.check_open(operation).err().unwrap_or_else(|| worker_gone(operation))
     }
 
     /// Takes a record, waiting while the buffer is full. Dropping the future before it is done leaves the record
@@ -213,14 +227,21 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
     /// # Errors
     /// `Closed` after [`Buffered::close`].
     pub async fn add(&self, record: R) -> Result<Receipt<S::Answer>> {
-        let sender = self.sender("add")?;
+        self.check_open("add")?;
         let bytes = self.sink.size(&record);
         let share = u32::try_from(bytes.clamp(1, self.config.max_bytes)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(share).await;
-        let room = room.map_err(|_| Error::closed("buffered.closed", "add"))?;
+        let closed = |_| Error::closed("buffered.closed", "add");
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(closed)?;
+        let room = if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(share) {
+            room
+        } else {
+            self.crowded.notify_one();
+            let room = Arc::clone(&self.room).acquire_many_owned(share).await;
+            room.map_err(closed)?
+        };
         let (answer, receipt) = oneshot::channel();
-        let entry = Entry { record, bytes, answer, room };
-        sender.send(Command::Record(entry)).await.map_err(|_| worker_gone("add"))?;
+        let entry = Entry { record, bytes, answer, room, place: Some(place) };
+        self.sender.send(Command::Record(entry)).map_err(|_| self.refused("add"))?;
         Ok(Receipt(receipt))
     }
 
@@ -230,37 +251,33 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
     /// The first failure of any record since the flush before; `Timeout` if it takes longer than `limit` (it goes
     /// on all the same); `Closed` after [`Buffered::close`].
     pub async fn flush(&self, limit: Duration) -> Result<()> {
-        let sender = self.sender("flush")?;
+        self.check_open("flush")?;
         let (done, waits) = oneshot::channel();
         let flush = async {
-            sender.send(Command::Flush(done)).await.map_err(|_| worker_gone("flush"))?;
+            self.sender.send(Command::Flush(done)).map_err(|_| self.refused("flush"))?;
             waits.await.unwrap_or_else(|_| Err(worker_gone("flush")))
         };
         timeout(limit, flush).await.unwrap_or_else(|_| Err(late("flush", limit)))
     }
 
-    /// Takes nothing more, writes what is held, and waits for it. Idempotent.
+    /// Takes nothing more, writes what is held, and waits for it. Every call waits for the same end, and gives the
+    /// same answer; dropping the future leaves the buffer closing.
     ///
     /// # Errors
-    /// As [`Buffered::flush`], of the first call that waits for the end.
+    /// The first failure of any record since the last flush; `Timeout` if it takes longer than `limit` (it goes on
+    /// all the same, and another call waits for the rest).
     pub async fn close(&self, limit: Duration) -> Result<()> {
-        let (sender, worker) = {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            (shared.sender.take(), shared.worker.take())
-        };
-        let Some(worker) = worker else { return Ok(()) };
-        // Callers that wait for room hold a sender: they must go before the worker can end.
+        self.closing.store(true, Ordering::Release);
         self.room.close();
+        self.places.close();
+        let mut ended = self.ended.clone();
         let drained = async {
-            let mut outcome = Ok(());
-            if let Some(sender) = sender {
-                let (done, waits) = oneshot::channel();
-                if sender.send(Command::Flush(done)).await.is_ok() {
-                    outcome = waits.await.unwrap_or_else(|_| Err(worker_gone("close")));
-                }
+            // A worker that has ended takes no command, and needs none.
+            let _ = self.sender.send(Command::Close);
+            match ended.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+                Err(_) => Err(worker_gone("close")),
             }
-            worker.await.map_err(|_| worker_gone("close"))?;
-            outcome
         };
         timeout(limit, drained).await.unwrap_or_else(|_| Err(late("close", limit)))
     }
@@ -279,25 +296,39 @@ fn worker_gone(operation: &'static str) -> Error {
 struct Worker<R, S: Sink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
-    receiver: mpsc::Receiver<Command<R, S::Answer>>,
+    receiver: mpsc::UnboundedReceiver<Command<R, S::Answer>>,
+    crowded: Arc<Notify>,
     /// The first failure since the last flush.
     failed: Option<Error>,
 }
 
+/// What ended a batch before it was full.
+enum EndedBy {
+    Flush(oneshot::Sender<Result<()>>),
+    Nothing,
+}
+
+/// A delay that no clock can hold waits this long: a year.
+const FAR: Duration = Duration::from_hours(24 * 365);
+
 impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
-    async fn run(mut self) {
+    /// Writes until it is told to close, or nobody is left who could add. Gives the first failure since the last
+    /// flush.
+    async fn run(mut self) -> Result<()> {
         while let Some(command) = self.receiver.recv().await {
             match command {
+                Command::Close => self.receiver.close(),
                 Command::Flush(done) => self.flushed(done),
                 Command::Record(first) => {
-                    let (batch, flush) = self.collect(first).await;
+                    let (batch, ended_by) = self.collect(first).await;
                     self.write(batch).await;
-                    if let Some(done) = flush {
+                    if let EndedBy::Flush(done) = ended_by {
                         self.flushed(done);
                     }
                 }
             }
         }
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     fn flushed(&mut self, done: oneshot::Sender<Result<()>>) {
@@ -307,25 +338,34 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
         }
     }
 
-    /// A batch that begins with `first`, and the flush that ended it, if one did.
-    async fn collect(
-        &mut self,
-        first: Entry<R, S::Answer>,
-    ) -> (Vec<Entry<R, S::Answer>>, Option<oneshot::Sender<Result<()>>>) {
-        let deadline = Instant::now() + self.config.max_delay;
+    /// A batch that begins with `first`: until it is full, has waited long enough, somebody asks for it, or
+    /// somebody waits for its room.
+    async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, EndedBy) {
+        let now = Instant::now();
+        let deadline = now.checked_add(self.config.max_delay).unwrap_or(now + FAR);
+        first.place = None;
         let mut bytes = first.bytes;
         let mut batch = vec![first];
         while batch.len() < self.config.max_records && bytes < self.config.max_bytes {
-            match timeout_at(deadline, self.receiver.recv()).await {
-                Ok(Some(Command::Record(entry))) => {
+            let command = tokio::select! {
+                biased;
+                command = self.receiver.recv() => command,
+                () = self.crowded.notified() => break,
+                () = sleep_until(deadline) => break,
+            };
+            match command {
+                Some(Command::Record(mut entry)) => {
+                    entry.place = None;
                     bytes += entry.bytes;
                     batch.push(entry);
                 }
-                Ok(Some(Command::Flush(done))) => return (batch, Some(done)),
-                Ok(None) | Err(_) => break,
+                Some(Command::Flush(done)) => return (batch, EndedBy::Flush(done)),
+                // What is still in the channel comes at once.
+                Some(Command::Close) => self.receiver.close(),
+                None => break,
             }
         }
-        (batch, None)
+        (batch, EndedBy::Nothing)
     }
 
     async fn write(&mut self, batch: Vec<Entry<R, S::Answer>>) {

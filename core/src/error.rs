@@ -246,10 +246,15 @@ impl Error {
         self.edit(|e| e.message = Some(tidy(&message.to_string())))
     }
 
-    /// Adds a pair; the value is cut to [`MAX_CONTEXT_CHARS`] and credentials inside URLs are hidden.
+    /// Adds a pair; the value is cut to [`MAX_CONTEXT_CHARS`], credentials inside URLs are hidden, and so is the
+    /// whole value of a key that names a secret (`password`, `token`, ...).
     #[must_use]
     pub fn with_context(self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
-        self.edit(|e| e.context.push((key.into(), tidy(&value.to_string()))))
+        self.edit(|e| {
+            let key = key.into();
+            let value = if names_secret(&key) { "***".to_owned() } else { tidy(&value.to_string()) };
+            e.context.push((key, value));
+        })
     }
 
     /// Keeps the error that caused this one.
@@ -416,6 +421,7 @@ impl std::error::Error for Error {
 fn tidy(value: &str) -> String {
     let mut out = String::with_capacity(value.len().min(MAX_CONTEXT_CHARS));
     let hidden = hide_credentials(value);
+    let hidden = hide_pairs(&hidden);
     for (n, c) in hidden.chars().enumerate() {
         if n == MAX_CONTEXT_CHARS {
             out.push('…');
@@ -428,6 +434,27 @@ fn tidy(value: &str) -> String {
         }
     }
     out
+}
+
+/// Whether a key speaks of something that nobody should read.
+fn names_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["password", "passwd", "secret", "token", "credential"].iter().any(|word| key.contains(word))
+}
+
+/// `host=h password=x` becomes `host=h password=***`: the form of connection strings.
+fn hide_pairs(text: &str) -> Cow<'_, str> {
+    if !text.contains('=') || !names_secret(text) {
+        return Cow::Borrowed(text);
+    }
+    let hide = |word: &str| match word.split_once('=') {
+        Some((key, value)) if names_secret(key) && !value.trim().is_empty() => {
+            let after = &value[value.trim_end().len()..];
+            format!("{key}=***{after}")
+        }
+        _ => word.to_owned(),
+    };
+    Cow::Owned(text.split_inclusive([' ', '&', ';', ',', '\n']).map(hide).collect())
 }
 
 /// `postgres://user:secret@host/db` becomes `postgres://***@host/db`, wherever it stands in the text.
@@ -536,6 +563,21 @@ mod tests {
         ] {
             let error = Error::new(ErrorKind::Config, "c", "open").with_message(given);
             assert_eq!(error.message(), Some(shown));
+        }
+    }
+
+    #[test]
+    fn a_pair_that_names_a_secret_is_hidden() {
+        let error = Error::new(ErrorKind::Config, "c", "open")
+            .with_context("db_Password", "hunter2")
+            .with_context("dsn", "host=h password=hunter2 user=u")
+            .with_message("http://h/?token=hunter2&x=1");
+        assert_eq!(error.context_value("dsn"), Some("host=h password=*** user=u"));
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(
+                !shown.contains("hunter2") && shown.contains("user=u") && shown.contains("x=1"),
+                "{shown}"
+            );
         }
     }
 

@@ -164,8 +164,9 @@ impl Chaos {
         Some((fault, state.delay.mul_f64(state.rng.f64())))
     }
 
-    fn usize(&self, below: usize) -> usize {
-        self.state().rng.usize(..=below)
+    /// How much of a batch that fails is sent: anything but all of it.
+    fn beginning(&self, len: usize) -> usize {
+        if len == 0 { 0 } else { self.state().rng.usize(..len) }
     }
 }
 
@@ -243,7 +244,7 @@ impl Intercept for Chaos {
                     bus.publish(batch, options).await
                 }
                 Some((Fault::Error, _)) => {
-                    let sent = self.usize(batch.len());
+                    let sent = self.beginning(batch.len());
                     let mut outcomes = bus.publish(&batch[..sent], options).await?.into_outcomes();
                     let error = failed(Operation::Publish, Fault::Error);
                     outcomes.resize_with(batch.len(), || Err(DeliveryError::not_sent(error.clone())));

@@ -173,6 +173,49 @@ async fn close_drains_is_idempotent_and_nothing_is_taken_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_close_waits_for_the_end_whatever_became_of_the_ones_before() {
+    let sink = Numbers { pause: 10 * SECOND, ..Numbers::default() };
+    let buffer = Buffered::new(sink.clone(), config()).unwrap();
+    for n in [1, 7] {
+        let _receipt = buffer.add(n).await.unwrap();
+    }
+    assert!(timeout(SECOND, buffer.close(60 * SECOND)).await.is_err(), "the first future is dropped");
+    assert_eq!(buffer.close(SECOND).await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(sink.batches().is_empty());
+    let (one, two) = tokio::join!(buffer.close(60 * SECOND), buffer.close(60 * SECOND));
+    assert_eq!(sink.batches(), [[1, 7]]);
+    for outcome in [one, two, buffer.close(SECOND).await] {
+        assert_eq!(outcome.unwrap_err().code(), "test.seven", "every call has the same answer");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_room_does_not_wait_for_the_delay_of_others() {
+    let sink = Numbers::default();
+    let config = config().with_max_delay(Duration::MAX);
+    let buffer = Buffered::new(sink.clone(), config).unwrap();
+    let since = Instant::now();
+    let _one = buffer.add(600).await.unwrap();
+    let _two = buffer.add(601).await.unwrap();
+    assert_eq!((since.elapsed(), sink.batches()), (Duration::ZERO, vec![vec![600]]));
+    buffer.close(SECOND).await.unwrap();
+    assert_eq!(sink.batches().concat(), [600, 601]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_holds_on_without_asking_does_not_hold_up_the_close() {
+    let sink = Numbers { pause: SECOND, ..Numbers::default() };
+    let buffer = Buffered::new(sink, config()).unwrap();
+    for n in 1..=6 {
+        let _receipt = buffer.add(n).await.unwrap();
+    }
+    let mut waiting = Box::pin(buffer.add(8));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    buffer.close(10 * SECOND).await.unwrap();
+    assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_caller_that_waits_for_room_is_told_of_the_close() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Arc::new(Buffered::new(sink, config()).unwrap());

@@ -106,6 +106,26 @@ async fn no_new_attempt_begins_past_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_attempt_counts_in_the_budget_too() {
+    let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
+    let limit = TimeoutPolicy::default().with_limit(Duration::from_secs(20));
+    let timed =
+        Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), Timeout::new(limit).unwrap());
+    let since = Instant::now();
+    assert_eq!(retry(timed, policy()).ping().await.unwrap_err().exhausted(), Some(2));
+    assert!(since.elapsed() < Duration::from_secs(41), "no attempt begins after 30 s: {:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn absurd_durations_wait_for_ever_and_panic_nowhere() {
+    let forever = away().with_retry(RetryAdvice::After(Duration::MAX));
+    assert_eq!(retry(flaky(1, forever).0, policy()).ping().await.unwrap_err().exhausted(), Some(1));
+    let never = TimeoutPolicy::default().with_limit(Duration::MAX).with_heavy(Duration::MAX);
+    let bus = Wrappers::default().with_timeout(never).around_bus(scripted(vec![Ok(vec![])]).0).unwrap();
+    assert!(bus.publish(&[], PublishOptions::NONE).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_same_seed_gives_the_same_pauses_and_jitter_stays_in_its_bounds() {
     let run = async |seed| {
         let (store, _) = flaky(4, away());
@@ -276,6 +296,42 @@ async fn what_stays_unsent_is_marked_with_the_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_keeps_its_order_whether_the_partition_is_named_or_not() {
+    let batch = [message(Some("k"), None, 0), message(Some("k"), Some(0), 1)];
+    let (report, sent) = publish(&batch, vec![Ok(vec![not_sent(), delivered(0)])]).await;
+    assert_eq!(sent.len(), 1, "the first one would land behind the second");
+    assert_eq!(report.unwrap().failed(DeliveryState::NotSent).collect::<Vec<_>>(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_counted_over_the_whole_publish() {
+    let batch = [message(Some("a"), None, 0)];
+    let (report, sent) = publish(&batch, vec![Err(away()), Err(away()), Ok(vec![not_sent()])]).await;
+    assert_eq!(sent.len(), 3);
+    assert_eq!(report.unwrap().into_result().unwrap_err().exhausted(), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_message_has_its_own_advice_and_one_that_cannot_wait_holds_up_its_key_alone() {
+    let after = |secs| {
+        let advice = RetryAdvice::After(Duration::from_secs(secs));
+        Err(DeliveryError::not_sent(away().with_retry(advice)))
+    };
+    let batch = [
+        message(Some("a"), None, 0),
+        message(Some("b"), None, 1),
+        message(Some("a"), None, 2),
+        message(Some("c"), None, 3),
+    ];
+    let first = vec![after(100_000), not_sent(), not_sent(), after(7)];
+    let since = Instant::now();
+    let (report, sent) = publish(&batch, vec![Ok(first), Ok(vec![delivered(1), delivered(3)])]).await;
+    assert_eq!(sent[1..], [vec![1, 3]]);
+    assert_eq!(since.elapsed(), Duration::from_secs(7));
+    assert_eq!(report.unwrap().failed(DeliveryState::NotSent).collect::<Vec<_>>(), [0, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_for_good_is_not_sent_again() {
     let refused = Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "too.large", "publish")));
     let (report, sent) = publish(&[message(None, None, 0)], vec![Ok(vec![refused])]).await;
@@ -378,6 +434,7 @@ async fn a_cut_publish_is_sent_and_unknown_and_a_failed_one_sends_a_beginning() 
     assert_eq!((cut.failed(DeliveryState::Unknown).count(), recording.published().len()), (10, 10));
     chaos.next(Operation::Publish, Fault::Error);
     let failed = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    assert!(failed.failed(DeliveryState::NotSent).count() > 0, "a failure leaves something out");
     let sent = recording.published()[10..].iter().filter(|(_, o)| *o == Outcome::Delivered).count();
     assert_eq!(failed.failed(DeliveryState::NotSent).collect::<Vec<_>>(), (sent..10).collect::<Vec<_>>());
 }

@@ -8,10 +8,34 @@ use super::tree::{Node, Value};
 
 const PREFIX: &str = "QI__";
 
+/// The variables of this process that are ours, and the names of those that are no text.
+pub(super) fn of_process() -> (Vec<(String, String)>, Vec<String>) {
+    let (mut ours, mut broken) = (Vec::new(), Vec::new());
+    for (name, value) in std::env::vars_os() {
+        let shown = name.to_string_lossy().into_owned();
+        if !shown.starts_with(PREFIX) {
+            continue;
+        }
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => ours.push((name, value)),
+            _ => broken.push(shown),
+        }
+    }
+    (ours, broken)
+}
+
 /// Puts every `QI__A__B=value` at `a.b`. Other variables are nobody's business.
-pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>) -> Result<()> {
+pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken: &[String]) -> Result<()> {
+    if let Some(name) = broken.first() {
+        return Err(refuse(name, "must be text in UTF-8, name and value"));
+    }
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
+        // The same key in another case would be decided by the order of the environment.
+        if let Some(other) = seen.insert(path.to_lowercase(), name.clone()) {
+            return Err(refuse(&name, &format!("names the same key as {other}")));
+        }
         let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
         if keys.iter().any(String::is_empty) {
             return Err(refuse(&name, "must be QI__ and a path of keys, joined by two underscores"));

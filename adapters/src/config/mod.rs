@@ -59,6 +59,8 @@ pub struct Config {
 pub struct ConfigBuilder {
     root: Option<Result<Node>>,
     variables: Vec<(String, String)>,
+    /// Variables of ours that are no text.
+    broken: Vec<String>,
     backends: Backends,
 }
 
@@ -163,10 +165,10 @@ impl ConfigBuilder {
     /// Puts the environment of this process over the file: every variable that begins with `QI__`.
     #[must_use]
     pub fn environment(self) -> Self {
-        // A variable that is no text cannot be one of ours.
-        self.variables(
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
-        )
+        let (ours, broken) = environment::of_process();
+        let mut builder = self.variables(ours);
+        builder.broken.extend(broken);
+        builder
     }
 
     /// Puts these variables over the file, as if they were the environment.
@@ -190,9 +192,9 @@ impl ConfigBuilder {
     /// # Errors
     /// `Config` for what cannot be read, an unknown key or a value that does not fit.
     pub fn build(self) -> Result<Config> {
-        let Self { root, variables, backends } = self;
+        let Self { root, variables, broken, backends } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
-        environment::overlay(&mut root, variables)?;
+        environment::overlay(&mut root, variables, &broken)?;
         let mut root = root.into_table("")?;
         let mut section = |name: &str| root.remove(name).unwrap_or_else(|| Node::empty("defaults"));
         let (store, bus) = (section("store"), section("bus"));

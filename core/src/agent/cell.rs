@@ -52,6 +52,10 @@ pub(super) struct Limits {
 impl Limits {
     /// The limits during a shutdown whose longest path would need more than its deadline.
     pub(super) fn scaled(self, scale: f64) -> Self {
+        // A scale below 1 makes no duration too long; 1 is left alone, because a float would round it.
+        if scale >= 1.0 {
+            return self;
+        }
         Self { stop: self.stop.mul_f64(scale), cleanup: self.cleanup.mul_f64(scale), ..self }
     }
 
@@ -340,7 +344,10 @@ impl Cell {
         let mut state = lock(&self.state);
         let State { snapshot, watch, .. } = &mut *state;
         let watch = watch.get_or_insert_with(|| watch::Sender::new(snapshot.clone()));
-        AgentWatch { receiver: watch.subscribe(), ended: false }
+        let receiver = watch.subscribe();
+        // Who comes after the end has nothing to wait for.
+        let ended = receiver.borrow().status.is_terminal();
+        AgentWatch { receiver, ended }
     }
 }
 

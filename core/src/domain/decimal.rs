@@ -17,7 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ethnum::I256;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -302,6 +302,14 @@ fn out_of_range(what: &str) -> Error {
     Error::new(ErrorKind::OutOfRange, "domain.decimal.overflow", "sum").with_message(what)
 }
 
+/// The error of a decimal as that of the field which it was meant for.
+fn of_field(field: &'static str, error: &Error) -> Error {
+    let rule = error.message().unwrap_or_default();
+    let rule = rule.strip_prefix("decimal ").unwrap_or(rule).to_owned();
+    let value = error.context_value("value").unwrap_or_default().to_owned();
+    Error::invalid(error.code().to_owned(), field, value, rule)
+}
+
 /// A newtype over [`Decimal`] with a rule of its own.
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $field:literal, $code:literal, $rule:literal, |$d:ident| $holds:expr) => {
@@ -324,7 +332,7 @@ macro_rules! number {
             /// # Errors
             /// [`ErrorKind::InvalidInput`] with field and value if the rule does not hold.
             pub fn from_units(units: i128) -> Result<Self> {
-                Self::new(Decimal::from_units(units)?)
+                Decimal::from_units(units).map_err(|e| of_field($field, &e)).and_then(Self::new)
             }
 
             /// The decimal itself.
@@ -355,11 +363,7 @@ macro_rules! number {
             type Err = Error;
             fn from_str(text: &str) -> Result<Self> {
                 text.parse()
-                    .map_err(|e: Error| {
-                        let rule = e.message().unwrap_or_default().to_owned();
-                        let rule = rule.strip_prefix("decimal ").unwrap_or(&rule).to_owned();
-                        Error::invalid(e.code().to_owned(), $field, text, rule)
-                    })
+                    .map_err(|e| of_field($field, &e))
                     .and_then(Self::new)
             }
         }
@@ -378,7 +382,7 @@ macro_rules! number {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Self::new(Decimal::deserialize(deserializer)?).map_err(de::Error::custom)
+                super::text::from_text(deserializer, "an exact decimal as a string")
             }
         }
 
@@ -481,6 +485,9 @@ mod tests {
         let bad = "abc".parse::<Quantity>().unwrap_err();
         assert_eq!((bad.context_value("field"), bad.context_value("value")), (Some("quantity"), Some("abc")));
         assert!("-0.1".parse::<Quantity>().is_err());
+        let read = serde_json::from_str::<Price>("\"abc\"").unwrap_err().to_string();
+        assert!(read.contains("field=price") && read.contains("value=abc"), "{read}");
+        assert_eq!(Price::from_units(i128::MAX).unwrap_err().context_value("field"), Some("price"));
         assert!("-99".parse::<Percent>().is_ok());
     }
 

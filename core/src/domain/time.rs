@@ -34,26 +34,28 @@ impl Timestamp {
     /// # Errors
     /// `InvalidInput` outside [`Timestamp::MIN`] to [`Timestamp::MAX`].
     pub fn from_micros(micros: i64) -> Result<Self> {
-        if (Self::MIN.0..=Self::MAX.0).contains(&micros) {
-            Ok(Self(micros))
-        } else {
-            Err(Error::invalid(
-                "domain.time.range",
-                "time",
-                format_args!("{micros} us"),
-                "must lie from 1970-01-05 to 2262-01-31",
-            ))
+        Self::checked(Some(micros), format_args!("{micros} us"))
+    }
+
+    /// The moment, if it is one; else an error that shows the value as it was given.
+    fn checked(micros: Option<i64>, given: fmt::Arguments<'_>) -> Result<Self> {
+        match micros {
+            Some(micros) if (Self::MIN.0..=Self::MAX.0).contains(&micros) => Ok(Self(micros)),
+            _ => {
+                let rule = "must lie from 1970-01-05 to 2262-01-31";
+                Err(Error::invalid("domain.time.range", "time", given, rule))
+            }
         }
     }
 
     /// The moment so many milliseconds after the epoch. Errors as [`Timestamp::from_micros`].
     pub fn from_millis(millis: i64) -> Result<Self> {
-        Self::from_micros(millis.saturating_mul(1_000))
+        Self::checked(millis.checked_mul(1_000), format_args!("{millis} ms"))
     }
 
     /// The moment so many seconds after the epoch. Errors as [`Timestamp::from_micros`].
     pub fn from_secs(secs: i64) -> Result<Self> {
-        Self::from_micros(secs.saturating_mul(MICROS_PER_SECOND))
+        Self::checked(secs.checked_mul(MICROS_PER_SECOND), format_args!("{secs} s"))
     }
 
     /// The moment so many nanoseconds after the epoch, cut (not rounded) to the microsecond. Errors as
@@ -255,7 +257,8 @@ mod tests {
         for micros in [0, -1, i64::MIN, i64::MAX, Timestamp::MIN.0 - 1, Timestamp::MAX.0 + 1] {
             assert!(Timestamp::from_micros(micros).is_err(), "{micros}");
         }
-        assert!(Timestamp::from_secs(i64::MAX).is_err());
+        let far = Timestamp::from_secs(i64::MAX).unwrap_err();
+        assert_eq!(far.context_value("value"), Some("9223372036854775807 s"), "as it was given");
         assert!(Timestamp::from_millis(i64::MIN).is_err());
     }
 

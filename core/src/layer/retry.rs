@@ -1,5 +1,6 @@
 //! `Retry`: tries again what trying again can help.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -114,7 +115,7 @@ impl Retry {
         // A lock that a panic poisoned still holds a generator.
         let u = self.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner).f64();
         let pause = self.policy.backoff.delay(made, u).max(at_least);
-        (since.elapsed() + pause <= self.policy.budget).then_some(pause)
+        (since.elapsed().saturating_add(pause) <= self.policy.budget).then_some(pause)
     }
 
     /// What the last error says to those above: marked, unless trying again was never the question.
@@ -145,20 +146,14 @@ impl Intercept for Retry {
         attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
-            // The clock is read only once something has failed: a call that succeeds costs nothing.
-            let error = match attempt().await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let since = Instant::now();
-            let (mut error, mut made) = (error, 1);
+            let (since, mut made) = (Instant::now(), 0);
             loop {
-                tokio::time::sleep(self.next(error, made, since)?).await;
-                match attempt().await {
+                let error = match attempt().await {
                     Ok(value) => return Ok(value),
-                    Err(again) => error = again,
-                }
+                    Err(error) => error,
+                };
                 made += 1;
+                tokio::time::sleep(self.next(error, made, since)?).await;
             }
         })
     }
@@ -190,36 +185,72 @@ impl Intercept for Retry {
         options: &'a PublishOptions,
     ) -> BoxFuture<'a, Result<PublishReport>> {
         Box::pin(async move {
-            let since = Instant::now();
-            let report = self.call(Operation::Publish, || bus.publish(batch, options)).await?;
-            if report.failed(DeliveryState::NotSent).next().is_none() {
-                return Ok(report);
-            }
-            let mut outcomes = report.into_outcomes();
-            let mut made = 1;
+            let (since, mut made) = (Instant::now(), 0);
+            let mut known: Option<Vec<Result<Delivery, DeliveryError>>> = None;
+            let mut part: Vec<usize> = (0..batch.len()).collect();
             loop {
-                let again = resendable(batch, &outcomes);
-                let Some(error) = again.first().and_then(|at| failure(&outcomes[*at])) else { break };
-                let Some(pause) = self.pause(error, made, since) else { break };
-                tokio::time::sleep(pause).await;
-                let part: Vec<Message> = again.iter().map(|at| batch[*at].clone()).collect();
-                match bus.publish(&part, options).await {
-                    Ok(report) => {
-                        for (at, outcome) in again.into_iter().zip(report.into_outcomes()) {
-                            outcomes[at] = outcome;
+                made += 1;
+                let messages: Cow<'_, [Message]> = if part.len() == batch.len() {
+                    Cow::Borrowed(batch)
+                } else {
+                    Cow::Owned(part.iter().map(|at| batch[*at].clone()).collect())
+                };
+                let outcomes = match (bus.publish(&messages, options).await, known.take()) {
+                    (Ok(report), None) => report.into_outcomes(),
+                    (Ok(report), Some(mut outcomes)) => {
+                        for (at, outcome) in part.iter().zip(report.into_outcomes()) {
+                            outcomes[*at] = outcome;
                         }
+                        outcomes
+                    }
+                    (Err(error), None) => {
+                        tokio::time::sleep(self.next(error, made, since)?).await;
+                        continue;
                     }
                     // Nothing was tried: these messages are where they were, for the latest reason.
-                    Err(error) => {
-                        for at in again {
-                            outcomes[at] = Err(DeliveryError::not_sent(error.clone()));
+                    (Err(error), Some(mut outcomes)) => {
+                        for at in &part {
+                            outcomes[*at] = Err(DeliveryError::not_sent(error.clone()));
                         }
+                        outcomes
                     }
+                };
+                let (again, pause) = self.again(batch, &outcomes, made, since);
+                if again.is_empty() {
+                    let outcomes = outcomes.into_iter().map(|outcome| mark(outcome, made));
+                    return Ok(PublishReport::new(outcomes.collect()));
                 }
-                made += 1;
+                tokio::time::sleep(pause).await;
+                (part, known) = (again, Some(outcomes));
             }
-            Ok(PublishReport::new(outcomes.into_iter().map(|outcome| mark(outcome, made)).collect()))
         })
+    }
+}
+
+impl Retry {
+    /// What to send again, and after which pause: the longest that one of the messages asks for. A message whose
+    /// own pause does not fit holds back what comes behind it in its lanes.
+    fn again(
+        &self,
+        batch: &[Message],
+        outcomes: &[Result<Delivery, DeliveryError>],
+        made: u32,
+        since: Instant,
+    ) -> (Vec<usize>, Duration) {
+        let (mut held, mut longest) = (HashSet::new(), Duration::ZERO);
+        let mut again = resendable(batch, outcomes);
+        again.retain(|at| {
+            let lanes = Lane::of(&batch[*at]);
+            let pause = failure(&outcomes[*at]).and_then(|error| self.pause(error, made, since));
+            let free = !lanes.iter().flatten().any(|lane| held.contains(lane));
+            if let Some(pause) = pause.filter(|_| free) {
+                longest = longest.max(pause);
+                return true;
+            }
+            held.extend(lanes.into_iter().flatten());
+            false
+        });
+        (again, longest)
     }
 }
 
@@ -242,30 +273,31 @@ enum Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    /// None for a message that may go to any partition: it has no order to break.
-    fn of(message: &'a Message) -> Option<Self> {
-        match (message.partition, &message.key) {
-            (Some(partition), _) => Some(Self::Partition(&message.topic, partition)),
-            (None, Some(key)) => Some(Self::Key(&message.topic, key)),
-            (None, None) => None,
-        }
+    /// The lanes of a message: of its partition, of its key. One without either may go to any partition, and has
+    /// no order to break.
+    fn of(message: &'a Message) -> [Option<Self>; 2] {
+        let topic = &message.topic;
+        [
+            message.partition.map(|partition| Self::Partition(topic, partition)),
+            message.key.as_ref().map(|key| Self::Key(topic, key)),
+        ]
     }
 }
 
-/// The indices that may be sent again, in order: walking backwards, a message is held back once a later one of its
-/// lane is, or may be, in the log.
+/// The indices that may be sent again, in order: walking backwards, a message is held back once a later one of one
+/// of its lanes is, or may be, in the log.
 fn resendable(batch: &[Message], outcomes: &[Result<Delivery, DeliveryError>]) -> Vec<usize> {
     let (mut passed, mut again) = (HashSet::new(), Vec::new());
     for (at, (message, outcome)) in batch.iter().zip(outcomes).enumerate().rev() {
-        let lane = Lane::of(message);
+        let lanes = Lane::of(message);
         match outcome {
             Err(DeliveryError { state: DeliveryState::NotSent, error }) => {
-                let free = lane.is_none_or(|lane| !passed.contains(&lane));
+                let free = !lanes.iter().flatten().any(|lane| passed.contains(lane));
                 if free && error.retry().is_retryable() && error.exhausted().is_none() {
                     again.push(at);
                 }
             }
-            Ok(_) | Err(_) => passed.extend(lane),
+            Ok(_) | Err(_) => passed.extend(lanes.into_iter().flatten()),
         }
     }
     again.reverse();

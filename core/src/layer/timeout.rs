@@ -84,8 +84,13 @@ impl Timeout {
     }
 
     fn publish_limit(&self, info: &BusInfo) -> Duration {
-        self.policy.publish.unwrap_or(info.delivery_timeout * 2 + self.policy.limit)
+        self.policy.publish.unwrap_or(least_publish_limit(info).saturating_add(self.policy.limit))
     }
+}
+
+/// Once for the wait for space, once for the delivery.
+fn least_publish_limit(info: &BusInfo) -> Duration {
+    info.delivery_timeout.saturating_mul(2)
 }
 
 fn config(field: &'static str, value: &str) -> Error {
@@ -110,7 +115,7 @@ impl Intercept for Timeout {
     }
 
     fn check_bus(&self, info: &BusInfo) -> Result<()> {
-        let (limit, least) = (self.publish_limit(info), info.delivery_timeout * 2);
+        let (limit, least) = (self.publish_limit(info), least_publish_limit(info));
         if limit >= least {
             return Ok(());
         }
@@ -143,7 +148,9 @@ impl Intercept for Timeout {
         options: &'a PublishOptions,
     ) -> BoxFuture<'a, Result<PublishReport>> {
         Box::pin(async move {
-            let limit = self.publish_limit(&bus.info());
+            // What `check_bus` refuses holds where nobody asked it, too.
+            let info = bus.info();
+            let limit = self.publish_limit(&info).max(least_publish_limit(&info));
             match tokio::time::timeout(limit, bus.publish(batch, options)).await {
                 Ok(answer) => answer,
                 Err(_) => Ok(PublishReport::all_unknown(batch.len(), &late(Operation::Publish, limit))),
