@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Writer::<PriceTick>::new(bus, store, topic(), GroupId::new("writer").unwrap(), Arc::default())
     });
     trials.extend(agent_contract("feed", || {
-        let source = Box::new(market().map(Ok));
+        let source = Box::new(market().take(5_000).map(Ok));
         Feed { bus: world().0, topic: topic(), source, tally: Arc::default(), strict: false }
     }));
     run(&Arguments::from_args(), trials).exit_code()

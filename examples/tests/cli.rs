@@ -49,7 +49,9 @@ fn json_is_the_whole_summary_on_standard_output() {
 fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
     let (_file, config) = trades("[store]\nbackend = \"timescale\"\n");
     let (_file, typo) = trades("[stor]\n");
-    let (_file, input) = trades("timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n");
+    let (_file, input) = trades(
+        "timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:01:00,1,1,1,1,5\n",
+    );
     let candles = ["--input", &input, "--format", "candles", "--instrument", "x:Y"];
     let with = |more: &[&'static str]| [&candles[..], more].concat();
     for (arguments, why) in [
@@ -64,6 +66,8 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
         (vec!["--config", &config], "timescale"),
         (vec!["--config", &typo], "did you mean `store`"),
         (vec!["--instruments", "1", "--export", "/does/not/exist/x.csv"], "a folder that exists"),
+        (with(&["--export", "/dev/null"]), "an ordinary file"),
+        (vec!["--input", "/dev/zero", "--format", "kraken", "--instrument", "x:Y"], "ordinary file"),
         (vec!["--instruments", "0"], "must lie from 1 to 10000"),
         (with(&["--interval", "5s"]), "must be a multiple of the input's interval"),
         (with(&["--ticks", "5"]), "--ticks"),
@@ -82,6 +86,65 @@ fn an_empty_market_is_an_empty_table() {
     let out = run(&["--ticks", "0"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("0 published, 0 stored"));
+}
+
+#[test]
+fn an_export_replaces_neither_the_input_nor_a_link_and_is_there_without_records_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("in.csv"), "1600000000,10,1\n").unwrap();
+    std::os::unix::fs::symlink(path("in.csv"), path("link.csv")).unwrap();
+    std::fs::write(path("empty.csv"), "").unwrap();
+    std::fs::write(path("old.csv"), "old").unwrap();
+    std::os::unix::fs::symlink(path("old.csv"), path("out.csv")).unwrap();
+    let export = |input: &str, export: &str| {
+        let out = run(&[
+            "--input",
+            &path(input),
+            "--format",
+            "kraken",
+            "--instrument",
+            "x:Y",
+            "--export",
+            &path(export),
+        ]);
+        (out.status.code(), text(&out.stderr))
+    };
+    for same in ["in.csv", "link.csv"] {
+        let (code, complaint) = export("in.csv", same);
+        assert!(
+            code == Some(2) && complaint.contains("must not be the input"),
+            "{same}: {code:?} {complaint}"
+        );
+    }
+    assert_eq!(std::fs::read_to_string(path("in.csv")).unwrap(), "1600000000,10,1\n");
+    assert_eq!(export("empty.csv", "out.csv").0, Some(0));
+    assert_eq!(
+        std::fs::read_to_string(path("old.csv")).unwrap(),
+        "open_time_us,open,high,low,close,volume,count\n"
+    );
+    assert!(std::fs::symlink_metadata(path("out.csv")).unwrap().is_symlink());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "nothing is left beside it");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let out =
+        pipeline().args(["--ticks", "100", "--json"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("No space left"), "{}", text(&out.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_no_text_is_wrong_configuration() {
+    use std::os::unix::ffi::OsStrExt;
+    let broken = std::ffi::OsStr::from_bytes(b"timescale\xff");
+    let out = pipeline().args(["--ticks", "10"]).env("QI__STORE__BACKEND", broken).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("QI__STORE__BACKEND"), "{}", text(&out.stderr));
 }
 
 #[test]

@@ -81,7 +81,9 @@ async fn the_same_input_twice_over_one_store_changes_nothing() {
     let run = async || {
         let job = Job::new(store.clone(), memory_bus(), data(market(2, 5_000))).unwrap();
         let summary = job.run().await.unwrap();
-        (summary.instruments, contents(&*store).await)
+        let rows: Vec<_> =
+            summary.instruments.iter().map(|r| (r.stored, r.last_price, r.bars, r.vwap)).collect();
+        (rows, contents(&*store).await)
     };
     assert_eq!(run().await, run().await);
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use futures::TryStreamExt;
 use libtest_mimic::{Arguments, Failed, Trial};
-use qi_core::store::RangeQuery;
-use qi_core::{Error, Instrument, PriceStore, PriceStoreExt, PriceTick, TimeRange};
+use qi_core::store::{BarQuery, BarSource, RangeQuery};
+use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, TimeRange};
 use qi_examples::pipeline::source::{self, Format};
 use qi_examples::pipeline::{Data, Job};
 use qi_testkit::bus::MemoryBus;
@@ -71,11 +71,14 @@ fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
         let summary = runtime.block_on(job.run())?;
         let query = RangeQuery::new(name.clone(), TimeRange::ALL);
         let ticks: Vec<PriceTick> = runtime.block_on(store.tick_stream(query).try_collect())?;
-        Ok::<_, Error>((summary.instruments, summary.stored, ticks))
+        let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);
+        let bars: Vec<Ohlcv> = runtime.block_on(store.bar_stream(bars, BarSource::Stored).try_collect())?;
+        Ok::<_, Error>((summary.stored, ticks, bars))
     };
     let (first, second) = (run()?, run()?);
-    if first.1 == 0 || first != second {
-        return Err(format!("first {:?}, then {:?}", first.0, second.0).into());
+    if first.0 != (first.1.len() + first.2.len()) as u64 || first.0 == 0 || first != second {
+        let counts = [&first, &second].map(|(stored, ticks, bars)| (*stored, ticks.len(), bars.len()));
+        return Err(format!("stored, ticks and bars differ: {counts:?}").into());
     }
     Ok(())
 }

@@ -92,7 +92,8 @@ pub trait Codec: Send + Sync + 'static {
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T>;
 }
 
-/// JSON: decimals as strings, times as integers of microseconds.
+/// JSON: decimals as strings, times as integers of microseconds. A field that this version does not know is passed
+/// over, so that newer producers may add some; what an old reader must not miss raises `Payload::VERSION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Json {}
 

@@ -3,7 +3,7 @@
 //! Exit codes: 0 done, 1 failed or an agent did not end in time, 2 wrong usage or configuration, 130 and 143 after
 //! a clean stop by SIGINT and SIGTERM.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -64,7 +64,24 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    // Before anything else, so that a signal at any moment ends the job in order.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::other(error), FAILED),
+    };
+    let code = runtime.block_on(async {
+        // Before anything else, so that a signal ends the job in order from now on.
+        let stop = Stop::default();
+        match listen(&stop) {
+            Ok(signalled) => run(stop, &signalled).await,
+            Err(error) => fail(&error, FAILED),
+        }
+    });
+    // What still blocks a thread must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -72,22 +89,6 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&Error::other(error), FAILED),
-    };
-    let code = runtime.block_on(run(options));
-    // What still blocks a thread must not hold up the end.
-    runtime.shutdown_background();
-    code
-}
-
-async fn run(options: Options) -> ExitCode {
-    let stop = Stop::default();
-    let signalled = match listen(&stop) {
-        Ok(signalled) => signalled,
-        Err(error) => return fail(&error, FAILED),
-    };
     let json = options.json;
     let tally = Arc::new(Tally::default());
     let total = if options.input.is_none() { Some(options.ticks as u64) } else { None };
@@ -108,7 +109,9 @@ async fn run(options: Options) -> ExitCode {
     match result {
         Err(error) => fail(&error, FAILED),
         Ok(summary) => {
-            show(&summary, json);
+            if let Err(error) = show(&summary, json) {
+                return fail(&Error::other(error), FAILED);
+            }
             match signalled.load(Ordering::Relaxed) {
                 0 => ExitCode::SUCCESS,
                 // The shell's convention: 128 and the number of the signal.
@@ -162,6 +165,12 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
     };
     if let Some(name) = instrument.as_ref().filter(|name| !known.contains(name)) {
         return Err(Error::invalid("pipeline.instrument", "instrument", name, "must be one of the market's"));
+    }
+    if let (Some(input), Some(export)) = (&options.input, &options.export)
+        && input.canonicalize().is_ok_and(|input| export.canonicalize().is_ok_and(|export| export == input))
+    {
+        let rule = "must not be the input, which it would replace";
+        return Err(Error::invalid("pipeline.export", "export", export.display(), rule));
     }
     let export = match (options.export, instrument) {
         (None, _) => None,
@@ -217,16 +226,23 @@ fn watch(tally: &Arc<Tally>, total: Option<u64>) -> ProgressBar {
     bar
 }
 
-fn show(summary: &Summary, json: bool) {
+fn show(summary: &Summary, json: bool) -> io::Result<()> {
     let text = if json {
-        serde_json::to_string_pretty(summary).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+        serde_json::to_string_pretty(summary)?
     } else if summary.interrupted {
-        format!("stopped: {} published, lost none: what is not stored is not committed", summary.published)
+        let Summary { published, stored, .. } = summary;
+        format!(
+            "stopped: {published} published, {stored} stored; what is not committed comes again from a durable bus"
+        )
     } else {
         summary.table()
     };
-    // A reader that has gone is no failure of the job.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // A reader that has read enough is no failure.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
 }
 
 fn complain(error: &Error) {

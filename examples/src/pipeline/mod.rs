@@ -27,6 +27,7 @@ pub use report::{InstrumentRow, Summary};
 pub use tally::Tally;
 pub use writer::Writer;
 
+use export::Export;
 use source::Source;
 
 /// What goes in.
@@ -117,12 +118,16 @@ impl Job {
         }
         if let Some((path, _)) = &self.export {
             let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            if folder.is_some_and(|folder| !folder.is_dir()) || path.is_dir() {
+            let special = path.exists() && !path.is_file();
+            if folder.is_some_and(|folder| !folder.is_dir())
+                || special
+                || path.to_string_lossy().ends_with('/')
+            {
                 return Err(Error::invalid(
                     "pipeline.export",
                     "export",
                     path.display(),
-                    "must be a file in a folder that exists",
+                    "must be an ordinary file in a folder that exists",
                 ));
             }
         }
@@ -137,6 +142,8 @@ impl Job {
     pub async fn run(mut self) -> Result<Summary> {
         self.check()?;
         let stop = self.stop.clone();
+        // Before anything is sent: a file that cannot be written is better known now.
+        let export = self.export.as_ref().map(|(path, _)| Export::create(path)).transpose()?;
         let since = Instant::now();
         let work = async {
             self.store.ensure_schema().await?;
@@ -156,7 +163,7 @@ impl Job {
             Data::Bars(source, _) => self.carry(source).await?,
         }
         let carried = since.elapsed();
-        let rows = stop.gently.run_until_cancelled(read_back::rows(&self, input)).await;
+        let rows = stop.gently.run_until_cancelled(read_back::rows(&self, input, export)).await;
         match rows {
             Some(rows) => Ok(Summary::done(&self.tally, carried, rows?)),
             None => Ok(Summary::interrupted(&self.tally, carried)),

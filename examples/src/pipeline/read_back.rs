@@ -8,24 +8,28 @@ use super::export::Export;
 use super::report::InstrumentRow;
 use super::{Job, PriceStore};
 
-/// The rows of the instruments that were published; `input` is the interval of the input's bars, if it had bars.
-pub(super) async fn rows(job: &Job, input: Option<Interval>) -> Result<Vec<InstrumentRow>> {
+/// The rows of the instruments that were published; `input` is the interval of the input's bars, if it had bars. The
+/// bars of the exported instrument go into `export`.
+pub(super) async fn rows(
+    job: &Job,
+    input: Option<Interval>,
+    mut export: Option<Export>,
+) -> Result<Vec<InstrumentRow>> {
     let mut rows = Vec::new();
+    let exported = job.export.as_ref().map(|(_, instrument)| instrument);
     for (instrument, published) in job.tally.instruments() {
         let mut row = InstrumentRow::new(instrument.clone(), published);
-        let mut export = match &job.export {
-            Some((path, wanted)) if *wanted == instrument => Some(Export::create(path)?),
-            _ => None,
+        let mut nowhere = None;
+        let export = if exported == Some(&instrument) { &mut export } else { &mut nowhere };
+        let read = match input {
+            None => of_ticks(job, &instrument, &mut row, export).await,
+            Some(interval) => of_bars(job, &instrument, interval, &mut row, export).await,
         };
-        match input {
-            None => of_ticks(job, &instrument, &mut row, &mut export).await?,
-            Some(interval) => of_bars(job, &instrument, interval, &mut row, &mut export).await?,
-        }
-        if let Some(export) = export {
-            export.finish()?;
-        }
+        read.map_err(|error| error.with_context("instrument", &instrument))?;
         rows.push(row);
     }
+    // Without a record of it the file has its header alone.
+    export.map_or(Ok(()), Export::finish)?;
     Ok(rows)
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Tally;
 
 /// What became of one instrument.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InstrumentRow {
     /// Which.
     pub instrument: Instrument,
@@ -23,11 +23,13 @@ pub struct InstrumentRow {
     pub bars: u64,
     /// The volume-weighted average price of the stored ticks.
     pub vwap: Option<Decimal>,
+    /// Published records in a second.
+    pub per_second: f64,
 }
 
 impl InstrumentRow {
     pub(super) fn new(instrument: Instrument, published: u64) -> Self {
-        Self { instrument, published, stored: 0, last_price: None, bars: 0, vwap: None }
+        Self { instrument, published, stored: 0, last_price: None, bars: 0, vwap: None, per_second: 0.0 }
     }
 }
 
@@ -40,7 +42,8 @@ pub struct Summary {
     pub published: u64,
     /// Messages that were sent again because their outcome was unknown.
     pub resent: u64,
-    /// Records that are in the store, over all rows.
+    /// Records that are in the store, over all rows; of an interrupted job those that its writer has stored, what
+    /// came twice counted twice.
     pub stored: u64,
     /// Messages that could not be decoded.
     pub dead_letters: u64,
@@ -57,10 +60,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn done(tally: &Tally, took: Duration, rows: Vec<InstrumentRow>) -> Self {
+    pub(super) fn done(tally: &Tally, took: Duration, mut rows: Vec<InstrumentRow>) -> Self {
         let seconds = took.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let per_second = tally.published() as f64 / seconds.max(1e-9);
+        let rate = |records: u64| records as f64 / seconds.max(1e-9);
+        for row in &mut rows {
+            row.per_second = rate(row.published);
+        }
+        let per_second = rate(tally.published());
         Self {
             interrupted: false,
             published: tally.published(),
@@ -76,14 +83,14 @@ impl Summary {
     }
 
     pub(super) fn interrupted(tally: &Tally, took: Duration) -> Self {
-        Self { interrupted: true, ..Self::done(tally, took, Vec::new()) }
+        Self { interrupted: true, stored: tally.stored(), ..Self::done(tally, took, Vec::new()) }
     }
 
     /// The table for people.
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        table.set_header(["instrument", "published", "stored", "last price", "bars", "vwap"]);
+        table.set_header(["instrument", "published", "stored", "last price", "bars", "vwap", "per second"]);
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         for row in &self.instruments {
             table.add_row([
@@ -93,6 +100,7 @@ impl Summary {
                 or_dash(row.last_price.map(|price| price.to_string())),
                 row.bars.to_string(),
                 or_dash(row.vwap.map(|vwap| vwap.to_string())),
+                format!("{:.0}", row.per_second),
             ]);
         }
         for column in table.column_iter_mut().skip(1) {

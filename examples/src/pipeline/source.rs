@@ -76,10 +76,12 @@ pub fn trades(path: &Path, format: Format, instrument: &Instrument) -> Result<So
     })
 }
 
-/// The bars of a file, and their interval: the smallest distance of two neighbours among the first thousand.
+/// The bars of a file, and their interval: the smallest distance of two neighbours among the first thousand, in the
+/// order of time.
 ///
 /// # Errors
-/// `InvalidInput` if the file cannot be opened, or that distance is no interval.
+/// `InvalidInput` if the file cannot be opened, has no two bars to tell the interval by, or that distance is no
+/// interval.
 pub fn candles(path: &Path, instrument: &Instrument) -> Result<(Source<Ohlcv>, Interval)> {
     let interval = candle_interval(path)?;
     let (lines, name) = (Lines::open(path, Format::Candles.header())?, instrument.clone());
@@ -91,17 +93,17 @@ fn candle_interval(path: &Path) -> Result<Interval> {
         let [time, ..] = exactly::<6>(fields)?;
         time.parse::<Timestamp>()
     });
-    let times: Vec<Timestamp> = times.take(CANDLES_AHEAD).filter_map(Result::ok).collect();
+    let mut times: Vec<Timestamp> = times.take(CANDLES_AHEAD).filter_map(Result::ok).collect();
+    times.sort_unstable();
     let distance = times.windows(2).map(|pair| pair[1].since(pair[0])).filter(|d| !d.is_zero()).min();
-    let distance = distance.unwrap_or(Interval::M1.duration());
-    Interval::ALL.iter().copied().find(|i| i.duration() == distance).ok_or_else(|| {
-        Error::invalid(
-            "pipeline.candles",
-            "input",
-            format_args!("{distance:?}"),
-            "must have bars of a known interval",
-        )
-    })
+    let refuse = |value: &str, rule| Err(Error::invalid("pipeline.candles", "input", value, rule));
+    let Some(distance) = distance else {
+        return refuse(&path.display().to_string(), "must have two bars at least, to tell their interval by");
+    };
+    match Interval::ALL.iter().copied().find(|i| i.duration() == distance) {
+        Some(interval) => Ok(interval),
+        None => refuse(&format!("{distance:?}"), "must have bars of a known interval"),
+    }
 }
 
 fn binance(instrument: &Instrument, fields: &str) -> Result<PriceTick> {
@@ -162,8 +164,12 @@ fn integer<T: std::str::FromStr>(field: &'static str, text: &str) -> Result<T> {
 /// Unix seconds with any number of places up to 18, cut to the microsecond.
 fn seconds(text: &str) -> Result<Timestamp> {
     const UNITS_PER_MICRO: i128 = Decimal::UNITS_PER_ONE / 1_000_000;
-    let micros = text.parse::<Decimal>()?.units().div_euclid(UNITS_PER_MICRO);
-    Timestamp::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    let refuse = || {
+        Error::invalid("pipeline.line", "time", text, "must be Unix seconds from 1970-01-05 to 2262-01-31")
+    };
+    let seconds = text.parse::<Decimal>().map_err(|_| refuse())?;
+    let micros = i64::try_from(seconds.units().div_euclid(UNITS_PER_MICRO)).map_err(|_| refuse())?;
+    Timestamp::from_micros(micros).map_err(|_| refuse())
 }
 
 /// Numbers the records of one timestamp in the order in which they come. A bounded number of timestamps is
@@ -205,6 +211,10 @@ impl Lines {
         let refuse = |e: io::Error| {
             Error::invalid("pipeline.input", "input", &file, "must be a file that can be read").with_source(e)
         };
+        // Opening a pipe waits for its writer, and nobody could stop that.
+        if !path.metadata().map_err(refuse)?.is_file() {
+            return Err(refuse(io::Error::other("it is no ordinary file")));
+        }
         let mut reader = BufReader::new(File::open(path).map_err(refuse)?);
         let gzip = reader.fill_buf().map_err(refuse)?.starts_with(&[0x1f, 0x8b]);
         let reader: Box<dyn BufRead + Send> =
@@ -232,6 +242,7 @@ impl Lines {
                     Err(Input::Broken(error)) => return Some(Err(Input::Broken(at(&self, error)))),
                 };
                 let content = text.trim_end_matches(['\r', '\n']);
+                let content = if self.line == 1 { content.trim_start_matches('\u{feff}') } else { content };
                 if content.is_empty() || (self.line == 1 && Some(content) == self.header) {
                     continue;
                 }
@@ -337,6 +348,15 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let (ticks, errors) = read("\u{feff}1000000000,5,1\n".as_bytes(), Format::Kraken);
+        assert_eq!((ticks.len(), errors.len()), (1, 0));
+        let (_, errors) = read(b"1e9,5,1\n", Format::Kraken);
+        let named = (errors[0].context_value("field"), errors[0].context_value("value"));
+        assert_eq!(named, (Some("time"), Some("1e9")));
+    }
+
+    #[test]
     fn ties_without_ids_are_numbered_in_the_order_of_the_file() {
         let (ticks, errors) = read(
             b"1000000000,5,1\n1000000000,5,1\n1000000001,5,1\n1000000000.5,5,1\n1000000000,6,1\n",
@@ -379,6 +399,11 @@ mod tests {
         let content = b"timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:10:00,1,1,1,1,5\n2022-01-01 00:15:00,1,1,1,1,5\n";
         let (bars, interval) = candles(file(content).path(), &"x:Y".parse().unwrap()).unwrap();
         assert_eq!((bars.count(), interval), (3, Interval::M5));
+        let newest_first = b"2022-01-01 02:00:00,1,1,1,1,5\n2022-01-01 01:00:00,1,1,1,1,5\n";
+        let (_, interval) = candles(file(newest_first).path(), &"x:Y".parse().unwrap()).unwrap();
+        assert_eq!(interval, Interval::H1);
+        let single = b"2022-01-01 00:00:00,1,1,1,1,5\n";
+        assert!(candles(file(single).path(), &"x:Y".parse().unwrap()).is_err());
         let odd = b"2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:07:00,1,1,1,1,5\n";
         assert!(candles(file(odd).path(), &"x:Y".parse().unwrap()).is_err());
     }
