@@ -25,6 +25,7 @@ promises! { "bars";
     once a_product_is_exact: "100.5 x 2.25 = 226.125",
     once half_way_rounds_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
     once a_sum_at_the_limit_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
+    once an_overflow_comes_with_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
     once a_stored_bar_is_partial_then_final: "a stored bar is replaced by its final form",
     once stored_and_derived_are_apart: "stored bars are data of their own",
     once paging_goes_across_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
@@ -270,7 +271,31 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
         let error = refused(what, store.derived_bars(&query).await, KIND)?;
         holds(format_args!("{what} is not worth another try"), !error.retry().is_retryable())?;
         refused(what, store.stats(&stats).await, KIND)?;
+        refused(what, store.change(&stats).await, KIND)?;
         store.purge_before(qi_core::store::Dataset::Ticks, Timestamp::MAX).await?;
+    }
+    Ok(())
+}
+
+async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
+    let store = case.store();
+    let largest = Some("99999999999999999999");
+    let ticks = [
+        tick(0, 0, "1", Some("1"))?,
+        tick(60, 0, "1", largest)?,
+        tick(61, 0, "1", largest)?,
+        tick(120, 0, "1", Some("1"))?,
+    ];
+    store.insert_ticks(&ticks).await?;
+    let ascending = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(1)?;
+    for (query, first) in [(ascending.clone(), minute(0)), (ascending.descending(), minute(2))] {
+        let what = format!("{:?}", query.order);
+        let page = store.derived_bars(&query).await?;
+        let found: Vec<_> = page.items.iter().map(Ohlcv::open_time).collect();
+        same_rows(&format!("{what}: the page before"), &found, &[first])?;
+        let Some(next) = page.next else { return Err(Failure::new(format_args!("{what}: there is more"))) };
+        let page = store.derived_bars(&query.after(next)).await;
+        refused(&format!("{what}: the page of the bar"), page, ErrorKind::OutOfRange)?;
     }
     Ok(())
 }

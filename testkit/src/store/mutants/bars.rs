@@ -19,6 +19,7 @@ faults! {
     NoneAsZero: "an unknown volume is zero" => "bars::an_unknown_volume_is_not_zero",
     EmptyBars: "an empty bucket has a flat bar" => "bars::an_empty_bucket_has_no_bar",
     WrappingSums: "a sum beyond the limit wraps" => "bars::a_sum_at_the_limit_is_out_of_range",
+    SumsAhead: "a page fails for the bar behind it" => "bars::an_overflow_comes_with_its_own_page",
     HalfEven: "half way is rounded to even" => "bars::half_way_rounds_away_from_zero",
     Truncates: "what lies beyond the 18th place is cut off" => "bars::half_way_rounds_away_from_zero",
     FloatVolume: "a quote volume is a float" => "bars::a_product_is_exact",
@@ -150,6 +151,20 @@ impl Spoil for WrappingSums {
         let values = BarValues { quote_volume: Some(wrapped), ..BarValues::flat(first.price()) };
         let open = query.interval.floor(first.ts());
         answer(query, vec![Ohlcv::new(query.instrument.clone(), query.interval, open, values)?])
+    }
+}
+
+#[derive(Debug, Default)]
+struct SumsAhead;
+
+#[async_trait]
+impl Spoil for SumsAhead {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let page = inner.derived_bars(query).await?;
+        if let Some(next) = page.next.clone() {
+            inner.derived_bars(&query.clone().after(next)).await?;
+        }
+        Ok(page)
     }
 }
 
