@@ -30,6 +30,7 @@ promises! { "bars";
     once stored_and_derived_are_apart: "stored bars are data of their own",
     once paging_goes_across_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
     once an_open_bar_is_asked_for_again: "resume does not pass a bar that the end of the range cuts",
+    once an_open_bar_is_asked_for_again_newest_first: "newest first, resume stops before the open bar, which is the first one",
     once coarser_from_stored: "stored bars merge into coarser ones exactly",
 }
 
@@ -353,6 +354,29 @@ async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
     let again = store.derived_bars(&query.clone().after(page.resume)).await?;
     let found: Vec<_> = again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
     same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
+}
+
+async fn an_open_bar_is_asked_for_again_newest_first(case: &Case) -> Outcome {
+    let store = case.store();
+    let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000))).descending();
+    store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
+    let whole = store.derived_bars(&query).await?;
+    same("bars", &whole.items.len(), &2)?;
+    let limited = query.clone().with_limit(1)?;
+    let first = store.derived_bars(&limited).await?;
+    same("bars of the first page", &first.items.len(), &1)?;
+    store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
+    let expected = [(minute(1), "3".to_owned()), (minute(0), "1".to_owned())];
+    for (what, query, expected) in [
+        ("after the whole answer", query.after(whole.resume), &expected[..]),
+        ("after the first page", limited.after(first.resume), &expected[..1]),
+    ] {
+        let again = store.derived_bars(&query).await?;
+        let found: Vec<_> =
+            again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
+        same_rows(what, &found, expected)?;
+    }
+    Ok(())
 }
 
 async fn coarser_from_stored(case: &Case) -> Outcome {

@@ -28,6 +28,7 @@ faults! {
     CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::ties_decide_open_and_close",
     StoredForDerived: "stored bars answer for derived ones" => "bars::stored_and_derived_are_apart",
     ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::an_open_bar_is_asked_for_again",
+    ResumesAfterTheOldest: "newest first, resume looks at the last bar alone" => "bars::an_open_bar_is_asked_for_again_newest_first",
     StopsAtAGap: "a page of bars ends at the first gap" => "bars::paging_goes_across_gaps",
     StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
 }
@@ -287,20 +288,38 @@ impl Spoil for StoredForDerived {
 #[derive(Debug, Default)]
 struct ResumePassesOpenBars;
 
+/// The page with the cursor after its last bar as the one to resume with.
+fn resumed_after_the_last(query: &BarQuery, mut page: Page<Ohlcv>) -> Result<Page<Ohlcv>> {
+    if let Some(last) = page.items.last() {
+        // The cursor after the last item is the next one of a page that it fills with one more to come.
+        let limited = query.clone().with_limit(page.items.len())?;
+        let mut found = page.items.clone();
+        found.push(last.clone());
+        if let Some(next) = Derived(&limited).page_of(found)?.next {
+            page.resume = next;
+        }
+    }
+    Ok(page)
+}
+
 #[async_trait]
 impl Spoil for ResumePassesOpenBars {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        let mut page = inner.derived_bars(query).await?;
-        if let Some(last) = page.items.last() {
-            // The cursor after the last item is the next one of a page that it fills with one more to come.
-            let limited = query.clone().with_limit(page.items.len())?;
-            let mut found = page.items.clone();
-            found.push(last.clone());
-            if let Some(next) = Derived(&limited).page_of(found)?.next {
-                page.resume = next;
-            }
+        resumed_after_the_last(query, inner.derived_bars(query).await?)
+    }
+}
+
+#[derive(Debug, Default)]
+struct ResumesAfterTheOldest;
+
+#[async_trait]
+impl Spoil for ResumesAfterTheOldest {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let page = inner.derived_bars(query).await?;
+        match page.items.last() {
+            Some(last) if last.close_time() <= query.range.end() => resumed_after_the_last(query, page),
+            _ => Ok(page),
         }
-        Ok(page)
     }
 }
 
