@@ -137,17 +137,18 @@ async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
     let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
     case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
     // Seconds from and to, and the gaps in minutes: both ends are rounded up to the next open time.
-    let ranges: [(i64, i64, &[(i64, i64)]); 4] = [
-        (0, 570, &[(0, 2), (4, 6), (7, 10)]),
-        (30, 421, &[(1, 2), (4, 6), (7, 8)]),
-        (0, 420, &[(0, 2), (4, 6)]),
-        (0, 370, &[(0, 2), (4, 6)]),
+    let ranges = [
+        (0, 570, vec![(0, 2), (4, 6), (7, 10)]),
+        (30, 421, vec![(1, 2), (4, 6), (7, 8)]),
+        (0, 420, vec![(0, 2), (4, 6)]),
+        (0, 370, vec![(0, 2), (4, 6)]),
     ];
     for (from, to, expected) in ranges {
         let part = range(micros(from * 1_000_000), micros(to * 1_000_000));
         let query = BarQuery::new(name(), Interval::M1, part);
         let found: Vec<TimeRange> = case.store().gaps(query, BarSource::Derived)?.try_collect().await?;
-        let expected: Vec<_> = expected.iter().map(|(from, to)| range(minute(*from), minute(*to))).collect();
+        let expected: Vec<_> =
+            expected.into_iter().map(|(from, to)| range(minute(from), minute(to))).collect();
         same_rows(&format!("the gaps of seconds {from} to {to}"), &found, &expected)?;
     }
     Ok(())
