@@ -19,8 +19,10 @@ promises! { "analytics";
     once volatility_by_hand: "the sample deviation of the log returns",
     once sma_by_hand: "the mean of the last closes, rounded once",
     once gaps_by_hand: "the stretches without bars",
+    once gaps_end_with_the_last_open_time: "a range that ends inside a bucket expects the bar of that bucket",
     once filled_bars_by_hand: "flat bars between bars, nothing before the first and after the last",
     once movers_by_hand: "who rose and who fell most",
+    once movers_of_one_size_by_instrument: "equal changes are ranked by the order of the instruments",
     once chunked_inserts_write_all: "a long batch is split and written whole",
 }
 
@@ -131,6 +133,27 @@ async fn gaps_by_hand(case: &Case) -> Outcome {
     same_rows("the gaps", &found, &expected)
 }
 
+async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
+    let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
+    case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
+    // Seconds from and to, and the gaps in minutes: both ends are rounded up to the next open time.
+    let ranges = [
+        (0, 570, vec![(0, 2), (4, 6), (7, 10)]),
+        (30, 421, vec![(1, 2), (4, 6), (7, 8)]),
+        (0, 420, vec![(0, 2), (4, 6)]),
+        (0, 370, vec![(0, 2), (4, 6)]),
+    ];
+    for (from, to, expected) in ranges {
+        let part = range(micros(from * 1_000_000), micros(to * 1_000_000));
+        let query = BarQuery::new(name(), Interval::M1, part);
+        let found: Vec<TimeRange> = case.store().gaps(query, BarSource::Derived)?.try_collect().await?;
+        let expected: Vec<_> =
+            expected.into_iter().map(|(from, to)| range(minute(from), minute(to))).collect();
+        same_rows(&format!("the gaps of seconds {from} to {to}"), &found, &expected)?;
+    }
+    Ok(())
+}
+
 async fn filled_bars_by_hand(case: &Case) -> Outcome {
     let ticks = [tick(&name(), 60, "5", Some("1"))?, tick(&name(), 240, "9", Some("1"))?];
     case.store().insert_ticks(&ticks).await?;
@@ -157,6 +180,32 @@ async fn movers_by_hand(case: &Case) -> Outcome {
     };
     same_rows("gainers", &names_of(&movers.gainers), &["a:UP50".to_owned(), "a:UP2".to_owned()])?;
     same_rows("losers", &names_of(&movers.losers), &["a:DOWN50".to_owned(), "a:DOWN9".to_owned()])
+}
+
+async fn movers_of_one_size_by_instrument(case: &Case) -> Outcome {
+    let rising = ["a:C", "b:A", "a:A", "a:D", "a:B"];
+    let falling = ["c:C", "d:A", "c:A", "c:D", "c:B"];
+    for (names, prices) in [(rising, ["2", "3"]), (falling, ["4", "2"])] {
+        for name in names {
+            minutely(case.store(), &instrument(name), &prices).await?;
+        }
+    }
+    let all = rising.into_iter().chain(falling).map(instrument);
+    for selection in [Selection::All, Selection::these(all)?] {
+        for limit in [2, 3, 10] {
+            let query = MoversQuery::new(selection.clone(), TimeRange::ALL, limit)?;
+            let movers = case.store().movers(&query).await?;
+            for (side, found, mut names) in
+                [("gainers", movers.gainers, rising), ("losers", movers.losers, falling)]
+            {
+                names.sort_unstable();
+                let found: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+                let expected: Vec<String> = names.iter().take(limit).map(ToString::to_string).collect();
+                same_rows(&format!("{limit} {side}"), &found, &expected)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn chunked_inserts_write_all(case: &Case) -> Outcome {

@@ -25,10 +25,12 @@ promises! { "bars";
     once a_product_is_exact: "100.5 x 2.25 = 226.125",
     once half_way_rounds_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
     once a_sum_at_the_limit_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
+    once an_overflow_comes_with_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
     once a_stored_bar_is_partial_then_final: "a stored bar is replaced by its final form",
     once stored_and_derived_are_apart: "stored bars are data of their own",
     once paging_goes_across_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
     once an_open_bar_is_asked_for_again: "resume does not pass a bar that the end of the range cuts",
+    once an_open_bar_is_asked_for_again_newest_first: "newest first, resume stops before the open bar, which is the first one",
     once coarser_from_stored: "stored bars merge into coarser ones exactly",
 }
 
@@ -270,7 +272,31 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
         let error = refused(what, store.derived_bars(&query).await, KIND)?;
         holds(format_args!("{what} is not worth another try"), !error.retry().is_retryable())?;
         refused(what, store.stats(&stats).await, KIND)?;
+        refused(what, store.change(&stats).await, KIND)?;
         store.purge_before(qi_core::store::Dataset::Ticks, Timestamp::MAX).await?;
+    }
+    Ok(())
+}
+
+async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
+    let store = case.store();
+    let largest = Some("99999999999999999999");
+    let ticks = [
+        tick(0, 0, "1", Some("1"))?,
+        tick(60, 0, "1", largest)?,
+        tick(61, 0, "1", largest)?,
+        tick(120, 0, "1", Some("1"))?,
+    ];
+    store.insert_ticks(&ticks).await?;
+    let ascending = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(1)?;
+    for (query, first) in [(ascending.clone(), minute(0)), (ascending.descending(), minute(2))] {
+        let what = format!("{:?}", query.order);
+        let page = store.derived_bars(&query).await?;
+        let found: Vec<_> = page.items.iter().map(Ohlcv::open_time).collect();
+        same_rows(&format!("{what}: the page before"), &found, &[first])?;
+        let Some(next) = page.next else { return Err(Failure::new(format_args!("{what}: there is more"))) };
+        let page = store.derived_bars(&query.after(next)).await;
+        refused(&format!("{what}: the page of the bar"), page, ErrorKind::OutOfRange)?;
     }
     Ok(())
 }
@@ -328,6 +354,29 @@ async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
     let again = store.derived_bars(&query.clone().after(page.resume)).await?;
     let found: Vec<_> = again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
     same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
+}
+
+async fn an_open_bar_is_asked_for_again_newest_first(case: &Case) -> Outcome {
+    let store = case.store();
+    let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000))).descending();
+    store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
+    let whole = store.derived_bars(&query).await?;
+    same("bars", &whole.items.len(), &2)?;
+    let limited = query.clone().with_limit(1)?;
+    let first = store.derived_bars(&limited).await?;
+    same("bars of the first page", &first.items.len(), &1)?;
+    store.insert_ticks(&[tick(80, 0, "3", None)?]).await?;
+    let expected = [(minute(1), "3".to_owned()), (minute(0), "1".to_owned())];
+    for (what, query, expected) in [
+        ("after the whole answer", query.after(whole.resume), &expected[..]),
+        ("after the first page", limited.after(first.resume), &expected[..1]),
+    ] {
+        let again = store.derived_bars(&query).await?;
+        let found: Vec<_> =
+            again.items.iter().map(|bar| (bar.open_time(), bar.close().to_string())).collect();
+        same_rows(what, &found, expected)?;
+    }
+    Ok(())
 }
 
 async fn coarser_from_stored(case: &Case) -> Outcome {

@@ -152,13 +152,19 @@ impl MemoryStore {
             if n > 0 {
                 tokio::task::yield_now().await;
             }
+            let now = self.clock.now();
+            let cutoff = |of| self.config.retention.of(of).max_age().and_then(|age| now.checked_sub(age));
             let rules = Rules {
                 max_rows: self.config.max_rows,
                 per_series: keep.max_rows_per_series,
-                cutoff: keep.max_age().and_then(|age| self.clock.now().checked_sub(age)),
+                cutoff: cutoff(R::DATASET),
                 stamp,
             };
             let put = self.write(operation, |state| {
+                // Before room may run short, the other datasets give back what they need not keep.
+                if state.rows.saturating_add(slice.len()) > rules.max_rows {
+                    state.expire(cutoff);
+                }
                 let (table, rows) = R::parts(state);
                 table.put_all(slice, rules, rows)
             })?;

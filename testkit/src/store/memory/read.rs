@@ -8,7 +8,9 @@ use qi_core::store::{
     Anchor, BarQuery, Derived, InstrumentQuery, InstrumentSummary, Order, Page, Paged, RangeStats, Record,
     StatsQuery,
 };
-use qi_core::{Instrument, Interval, Ohlcv, PriceTick, Result, Scope, Selection, TimeRange, Timestamp};
+use qi_core::{
+    BarValues, Instrument, Interval, Ohlcv, PriceTick, Result, Scope, Selection, TimeRange, Timestamp,
+};
 
 use super::row::{Row, Window};
 use super::series::Series;
@@ -152,7 +154,7 @@ impl KeyedBy<Scope> for Scope {
 pub(super) fn derived(table: &Table<PriceTick>, query: &BarQuery) -> Result<Page<Ohlcv>> {
     let page = Derived(query);
     let BarQuery { instrument, interval, range, order, .. } = query;
-    let (anchor, most) = (page.anchor()?, page.request().limit() + 1);
+    let (anchor, limit) = (page.anchor()?, page.request().limit());
     let after = match anchor {
         Anchor::Time(open) => Some(open),
         _ => None,
@@ -166,13 +168,16 @@ pub(super) fn derived(table: &Table<PriceTick>, query: &BarQuery) -> Result<Page
             (Order::Ascending, Some(open)) => buckets.first = first.max(close_of(*interval, open)),
             (Order::Descending, Some(open)) => buckets.end = buckets.end.min(open),
         }
-        while found.len() < most {
+        while found.len() <= limit {
             let next = match order {
                 Order::Ascending => buckets.next(),
                 Order::Descending => buckets.next_back(),
             };
             let Some(open) = next else { break };
-            found.push(bar(series, instrument, *interval, open)?);
+            // The one behind the page only shows that there is more. A sum of it that is out of range is the
+            // error of its own page.
+            let fold = if found.len() < limit { bar } else { unsummed };
+            found.push(fold(series, instrument, *interval, open)?);
         }
     }
     page.page_of(found)
@@ -217,16 +222,32 @@ fn bar(
     interval: Interval,
     open: Timestamp,
 ) -> Result<Ohlcv> {
-    let bucket = Window { lo: (open, 0), hi: (close_of(interval, open), 0) };
     let mut builder: Option<BarBuilder> = None;
-    for tick in series.slices(bucket).flatten() {
+    for tick in series.slices(bucket_of(interval, open)).flatten() {
         builder = Some(match builder {
             None => BarBuilder::new(tick)?,
             Some(builder) => builder.plus(tick)?,
         });
     }
-    let values = builder.expect("a bucket is visited because it has a tick").finish()?;
+    let values = builder.expect(HAS_A_TICK).finish()?;
     Ohlcv::new(instrument.clone(), interval, open, values)
+}
+
+/// Stands for the bar of a bucket that has ticks: its time, and no sums.
+fn unsummed(
+    series: &Series<PriceTick>,
+    instrument: &Instrument,
+    interval: Interval,
+    open: Timestamp,
+) -> Result<Ohlcv> {
+    let first = series.slices(bucket_of(interval, open)).flatten().next().expect(HAS_A_TICK);
+    Ohlcv::new(instrument.clone(), interval, open, BarValues::flat(first.price()))
+}
+
+const HAS_A_TICK: &str = "a bucket is visited because it has a tick";
+
+fn bucket_of(interval: Interval, open: Timestamp) -> Window {
+    Window { lo: (open, 0), hi: (close_of(interval, open), 0) }
 }
 
 /// Figures over a range.

@@ -1,6 +1,6 @@
 //! What the memory store needs to know of a record beside [`Record`], and the state that holds the tables.
 
-use qi_core::store::{Anchor, Record};
+use qi_core::store::{Anchor, Dataset, Record};
 use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, TimeRange, Timestamp};
 
 use super::table::Table;
@@ -61,6 +61,16 @@ pub(super) struct State {
     pub(super) quotes: Table<Quote>,
     pub(super) bars: Table<Ohlcv>,
     pub(super) snapshots: Table<MarketSnapshot>,
+}
+
+impl State {
+    /// Removes what is too old, of every dataset.
+    pub(super) fn expire(&mut self, cutoff: impl Fn(Dataset) -> Option<Timestamp>) {
+        self.ticks.expire(cutoff(Dataset::Ticks), &mut self.rows);
+        self.quotes.expire(cutoff(Dataset::Quotes), &mut self.rows);
+        self.bars.expire(cutoff(Dataset::Bars), &mut self.rows);
+        self.snapshots.expire(cutoff(Dataset::Snapshots), &mut self.rows);
+    }
 }
 
 /// A record that the memory store keeps.

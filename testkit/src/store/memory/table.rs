@@ -28,7 +28,7 @@ pub(super) struct Rules {
     pub(super) max_rows: usize,
     /// The most rows of one series.
     pub(super) per_series: Option<usize>,
-    /// Records before this are too old to stay.
+    /// Records before this are too old to be kept.
     pub(super) cutoff: Option<Timestamp>,
     /// The stamp of the batch.
     pub(super) stamp: u64,
@@ -40,7 +40,7 @@ pub(super) struct Full;
 
 impl<R: Row> Table<R> {
     /// Writes records, in order, so that the later one of a key wins. Says how many replaced one of the same
-    /// batch. `rows` counts the rows of all tables.
+    /// batch. `rows` counts the rows of all tables. What is too old needs no room, because it is not stored.
     pub(super) fn put_all(&mut self, batch: &[R], rules: Rules, rows: &mut usize) -> Result<u64, Full> {
         self.expire(rules.cutoff, rows);
         let mut duplicates = 0;
@@ -53,6 +53,9 @@ impl<R: Row> Table<R> {
             rest = after;
             let series = self.series.entry(head.series()).or_default();
             for row in run {
+                if rules.cutoff.is_some_and(|cutoff| row.time() < cutoff) {
+                    continue;
+                }
                 let mut put = series.put(row, rules.stamp, *rows < rules.max_rows);
                 if put == Put::Full {
                     *rows -= trim(series, rules.per_series);
@@ -82,12 +85,11 @@ impl<R: Row> Table<R> {
                 self.series.remove(&head.series());
             }
         }
-        self.expire(rules.cutoff, rows);
         outcome.map(|()| duplicates)
     }
 
     /// Removes what is too old. Costs nothing while nothing is.
-    fn expire(&mut self, cutoff: Option<Timestamp>, rows: &mut usize) {
+    pub(super) fn expire(&mut self, cutoff: Option<Timestamp>, rows: &mut usize) {
         let Some(cutoff) = cutoff.filter(|cutoff| self.oldest < *cutoff) else { return };
         self.remove(|_| true, Window { hi: (cutoff, 0), ..Window::ALL }, rows);
         let first = |series: &Series<R>| series.first().map(qi_core::store::Record::time);

@@ -144,6 +144,43 @@ async fn retention_by_age_looks_at_the_clock() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_too_old_needs_no_room() {
+    let config = keep_ticks(KeepConfig::by_age_secs(60)).with_max_rows(2);
+    let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
+    let corrected = tick(0, T - 1).with_quantity(qi_core::Quantity::ZERO);
+    let batch = [tick(0, T - 100), tick(1, T - 61), corrected.clone()];
+    assert_eq!(store.insert_ticks(&batch).await.unwrap().received, 3);
+    assert_eq!(seconds(&store, 0).await, [T - 2, T - 1]);
+    let query = RangeQuery::new(instrument(0), TimeRange::ALL).descending();
+    assert_eq!(store.ticks(&query).await.unwrap().items[0], corrected, "what follows in the batch is stored");
+    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
+    assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series is left behind");
+    let error = store.insert_ticks(&[tick(1, T - 60)]).await.unwrap_err();
+    assert_eq!(error.code(), "store.memory.full", "one that is to be kept does need room");
+}
+
+#[tokio::test]
+async fn a_full_store_first_lets_every_dataset_expire() {
+    let clock = HandClock::at(T);
+    let config = keep_ticks(KeepConfig::by_age_secs(60)).with_max_rows(2);
+    let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();
+    clock.0.store(T + 61, Ordering::SeqCst);
+    let quote = |secs| {
+        let values = qi_core::QuoteValues { bid_price: "1".parse().ok(), ..Default::default() };
+        Quote::new(instrument(0), Timestamp::from_secs(secs).unwrap(), 0, values).unwrap()
+    };
+    store.insert_quotes(&[quote(T)]).await.unwrap();
+    assert!(seconds(&store, 0).await.is_empty(), "the tick that is too old made room");
+    assert_eq!(seconds(&store, 1).await, [T + 30]);
+    let error = store.insert_quotes(&[quote(T + 1)]).await.unwrap_err();
+    assert_eq!((error.code(), store.rows()), ("store.memory.full", 2), "nothing else goes");
+}
+
+#[tokio::test]
 async fn retention_of_one_dataset_leaves_the_others() {
     let store = ready(keep_ticks(KeepConfig { max_age_secs: Some(1), max_rows_per_series: Some(1) })).await;
     let quote = qi_core::Quote::new(

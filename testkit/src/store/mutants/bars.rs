@@ -19,6 +19,7 @@ faults! {
     NoneAsZero: "an unknown volume is zero" => "bars::an_unknown_volume_is_not_zero",
     EmptyBars: "an empty bucket has a flat bar" => "bars::an_empty_bucket_has_no_bar",
     WrappingSums: "a sum beyond the limit wraps" => "bars::a_sum_at_the_limit_is_out_of_range",
+    SumsAhead: "a page fails for the bar behind it" => "bars::an_overflow_comes_with_its_own_page",
     HalfEven: "half way is rounded to even" => "bars::half_way_rounds_away_from_zero",
     Truncates: "what lies beyond the 18th place is cut off" => "bars::half_way_rounds_away_from_zero",
     FloatVolume: "a quote volume is a float" => "bars::a_product_is_exact",
@@ -27,6 +28,7 @@ faults! {
     CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::ties_decide_open_and_close",
     StoredForDerived: "stored bars answer for derived ones" => "bars::stored_and_derived_are_apart",
     ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::an_open_bar_is_asked_for_again",
+    ResumesAfterTheOldest: "newest first, resume looks at the last bar alone" => "bars::an_open_bar_is_asked_for_again_newest_first",
     StopsAtAGap: "a page of bars ends at the first gap" => "bars::paging_goes_across_gaps",
     StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
 }
@@ -154,6 +156,20 @@ impl Spoil for WrappingSums {
 }
 
 #[derive(Debug, Default)]
+struct SumsAhead;
+
+#[async_trait]
+impl Spoil for SumsAhead {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let page = inner.derived_bars(query).await?;
+        if let Some(next) = page.next.clone() {
+            inner.derived_bars(&query.clone().after(next)).await?;
+        }
+        Ok(page)
+    }
+}
+
+#[derive(Debug, Default)]
 struct HalfEven;
 
 #[async_trait]
@@ -272,20 +288,38 @@ impl Spoil for StoredForDerived {
 #[derive(Debug, Default)]
 struct ResumePassesOpenBars;
 
+/// The page with the cursor after its last bar as the one to resume with.
+fn resumed_after_the_last(query: &BarQuery, mut page: Page<Ohlcv>) -> Result<Page<Ohlcv>> {
+    if let Some(last) = page.items.last() {
+        // The cursor after the last item is the next one of a page that it fills with one more to come.
+        let limited = query.clone().with_limit(page.items.len())?;
+        let mut found = page.items.clone();
+        found.push(last.clone());
+        if let Some(next) = Derived(&limited).page_of(found)?.next {
+            page.resume = next;
+        }
+    }
+    Ok(page)
+}
+
 #[async_trait]
 impl Spoil for ResumePassesOpenBars {
     async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        let mut page = inner.derived_bars(query).await?;
-        if let Some(last) = page.items.last() {
-            // The cursor after the last item is the next one of a page that it fills with one more to come.
-            let limited = query.clone().with_limit(page.items.len())?;
-            let mut found = page.items.clone();
-            found.push(last.clone());
-            if let Some(next) = Derived(&limited).page_of(found)?.next {
-                page.resume = next;
-            }
+        resumed_after_the_last(query, inner.derived_bars(query).await?)
+    }
+}
+
+#[derive(Debug, Default)]
+struct ResumesAfterTheOldest;
+
+#[async_trait]
+impl Spoil for ResumesAfterTheOldest {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        let page = inner.derived_bars(query).await?;
+        match page.items.last() {
+            Some(last) if last.close_time() <= query.range.end() => resumed_after_the_last(query, page),
+            _ => Ok(page),
         }
-        Ok(page)
     }
 }
 
