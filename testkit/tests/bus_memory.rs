@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use qi_core::bus::{
     CleanupPolicy, DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Messages, Notice,
     PublishOptions, Read, SeekTo, Subscribe, TopicName, TopicPartition, TopicSpec,
@@ -187,6 +188,28 @@ async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
     assert_eq!(began.elapsed(), SECOND, "as long as its limit");
     let error = sending.await.unwrap().unwrap().into_result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_delivered_once_close_has_returned() {
+    let bus = small().await;
+    let mut reader = bus.connect().subscribe(request("g")).await.unwrap();
+    bus.send(&kilobytes(0..80)).await.unwrap();
+    let late = kilobytes(80..120);
+    let mut waiting = Box::pin(bus.publish(&late, PublishOptions::NONE));
+    assert!((&mut waiting).now_or_never().is_none(), "the bus is full");
+    let (_, high) = low_and_high(&bus).await;
+    bus.close().await.unwrap();
+    // Now there would be space for the rest.
+    let batch = reader.recv(1_000, SECOND).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    let report = waiting.await.unwrap();
+    let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
+    let delivered = usize::try_from(high).unwrap() - 80;
+    assert!(delivered < 40);
+    assert_eq!(refused, (delivered..40).collect::<Vec<_>>(), "what waited at `close` was not sent");
+    assert_eq!(report.into_result().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(reader.recv(1_000, SECOND).await.unwrap().is_empty(), "and nobody reads it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -175,10 +175,11 @@ impl MessageBus for MemoryBus {
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         cooperate().await;
+        // Counted first: `close` then either sees this call and waits for it, or this call sees `close`.
+        let _under_way = UnderWay::new(&self.client);
         if self.client.phase() != Phase::Open {
             return Err(error::closed("publish"));
         }
-        let _under_way = UnderWay::new(&self.client);
         Ok(Sending::new(batch, options).run(&self.log, &self.client).await)
     }
 

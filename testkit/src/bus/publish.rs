@@ -43,11 +43,12 @@ impl<'a> Sending<'a> {
             let now = Instant::now();
             {
                 let mut state = log.lock();
-                let cut = client.is_cut();
-                if !cut && self.append(&mut state, log, now) {
+                let (cut, closed) = (client.is_cut(), client.is_closed());
+                // `close` ends a client under this lock: nothing is appended once it has returned.
+                if !cut && !closed && self.append(&mut state, log, now) {
                     break;
                 }
-                let reason = if client.is_closed() {
+                let reason = if closed {
                     Some(error::closed("publish"))
                 } else if now < deadline {
                     None
