@@ -32,6 +32,9 @@ fn is_caught(mutant: &Mutant) -> Result<(), Failed> {
         .map_err(|failure| Failed::from(format!("the sound bus fails too: {failure}")))?;
     match run_check(&MemoryFactory, mutant.wrapping, &check) {
         Ok(()) => Err(Failed::from("nobody noticed")),
+        Err(failure) if failure.is_accident() => {
+            Err(Failed::from(format!("the check did not judge, it broke: {failure}")))
+        }
         Err(_) => Ok(()),
     }
 }

@@ -9,24 +9,37 @@ use super::{Lab, Need};
 
 /// Why a check failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure(String);
+pub struct Failure {
+    text: String,
+    accident: bool,
+}
 
 impl Failure {
     /// A failure in words.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self(text.to_string())
+        Self { text: text.to_string(), accident: false }
+    }
+
+    /// The check itself broke: a panic, its time limit, what stands around it.
+    pub(super) fn accident(text: impl fmt::Display) -> Self {
+        Self { text: text.to_string(), accident: true }
+    }
+
+    /// Whether the check broke before it could judge.
+    pub fn is_accident(&self) -> bool {
+        self.accident
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self(error.report())
+        Self::new(error.report())
     }
 }
 

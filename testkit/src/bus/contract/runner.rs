@@ -1,8 +1,11 @@
 //! From the list of checks to trials of libtest-mimic.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use libtest_mimic::{Completion, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
@@ -53,18 +56,27 @@ fn run_trial(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Res
 /// Runs one check on a runtime of its own, in a fresh place, and clears up behind it whatever it found.
 ///
 /// # Errors
-/// What the check found wrong.
+/// What the check found wrong, or the accident that kept it from judging: see [`Failure::is_accident`].
 pub fn run_check(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Verdict {
-    let runtime = runtime(factory.pace()).map_err(|e| Failure::new(format_args!("no runtime: {e}")))?;
+    let runtime = runtime(factory.pace()).map_err(|e| Failure::accident(format_args!("no runtime: {e}")))?;
     runtime.block_on(async {
-        let lab = Lab::new(factory.fresh().await?, wrapping);
-        let verdict = match timeout(LIMIT, (check.run)(&lab)).await {
-            Ok(verdict) => verdict,
-            Err(_) => Err(Failure::new(format_args!("not finished within {LIMIT:?}"))),
+        let env = factory.fresh().await;
+        let env = env.map_err(|e| Failure::accident(format_args!("no place to check in: {}", e.report())))?;
+        let lab = Lab::new(env, wrapping);
+        let verdict = match timeout(LIMIT, AssertUnwindSafe((check.run)(&lab)).catch_unwind()).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(panic)) => Err(Failure::accident(format_args!("it panicked: {}", words(&*panic)))),
+            Err(_) => Err(Failure::accident(format_args!("not finished within {LIMIT:?}"))),
         };
         let cleared = lab.tear_down().await;
-        verdict.and(cleared)
+        verdict.and(cleared.map_err(|e| Failure::accident(format_args!("clearing up: {e}"))))
     })
+}
+
+/// What a panic says.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
 }
 
 fn runtime(pace: Pace) -> std::io::Result<Runtime> {
