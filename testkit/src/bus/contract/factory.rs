@@ -18,6 +18,8 @@ pub enum Need {
     Groups,
     /// Offsets can be found by time.
     ByTime,
+    /// The log of [`BusEnv::connect_small`] itself is bounded: what nobody has committed makes `publish` wait.
+    BoundedLog,
     /// Old messages go within [`Timing::eventually`].
     Retention,
     /// The wire between a client and the brokers can be cut.

@@ -25,7 +25,7 @@ pub(super) type Stale = Arc<Mutex<Positions>>;
 pub(super) struct Broken {
     inner: Arc<dyn MessageBus>,
     fault: Fault,
-    held: Mutex<Option<Message>>,
+    held: Mutex<Option<Vec<Message>>>,
     stale: Stale,
     closed: AtomicBool,
 }
@@ -39,8 +39,8 @@ impl Broken {
         self.fault == fault
     }
 
-    /// What the fault makes of a message.
-    fn spoil(&self, message: &Message, partitions: Option<u32>) -> Message {
+    /// What the fault makes of message `n` of a batch.
+    fn spoil(&self, message: &Message, n: u32, partitions: Option<u32>) -> Message {
         let mut message = message.clone();
         let hash = message.key.as_deref().map(murmur2);
         match (self.fault, partitions) {
@@ -51,6 +51,9 @@ impl Broken {
             (Fault::NegatesHash, Some(count)) => {
                 let place = hash.map(|hash| hash.cast_signed().unsigned_abs() % count);
                 message.partition = message.partition.or(place);
+            }
+            (Fault::ScattersKeyless, Some(count)) if message.key.is_none() => {
+                message.partition = message.partition.or(Some(n % count));
             }
             (Fault::KeylessToFirst, _) if message.key.is_none() => message.partition = Some(0),
             (Fault::IgnoresPartition, _) if message.key.is_some() => message.partition = None,
@@ -77,7 +80,7 @@ impl Broken {
 
     /// How many partitions the topic of a batch has.
     async fn partitions(&self, batch: &[Message]) -> Option<u32> {
-        if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash) {
+        if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash | Fault::ScattersKeyless) {
             return None;
         }
         let topics = self.inner.topics().await.ok()?;
@@ -85,21 +88,35 @@ impl Broken {
         u32::try_from(topic.partitions.len()).ok()
     }
 
-    fn hold(&self, message: Option<Message>) -> Option<Message> {
-        std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), message)
+    fn hold(&self, batch: Option<Vec<Message>>) -> Option<Vec<Message>> {
+        std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), batch)
     }
 
-    /// Publishes all but the last message; the one that was held back before comes behind.
+    /// Publishes all but the last message, and answers for all of them.
     async fn without_last(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
-        let Some((last, rest)) = batch.split_last() else { return self.inner.publish(batch, options).await };
+        let Some((_, rest)) = batch.split_last() else { return self.inner.publish(batch, options).await };
         let mut outcomes = self.inner.publish(rest, options).await?.into_outcomes();
-        if self.is(Fault::HoldsLastBack)
-            && let Some(before) = self.hold(Some(last.clone()))
-        {
-            self.inner.publish(&[before], options).await?.into_result()?;
-        }
-        outcomes.push(Ok(Delivery { partition: 0, offset: 0, timestamp: None }));
+        outcomes.push(Ok(invented()));
         Ok(PublishReport::new(outcomes))
+    }
+
+    /// Holds every other batch back until the next one is there, and sends it behind that. `close` sends a last
+    /// one, so that nothing is lost.
+    async fn swapped(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        let Some(before) = self.hold(None) else {
+            self.hold(Some(batch.to_vec()));
+            return Ok(all_sent(batch));
+        };
+        let report = self.inner.publish(batch, options).await?;
+        self.inner.publish(&before, options).await?.into_result()?;
+        Ok(report)
+    }
+
+    /// Takes whatever comes at once, into a buffer that has no end.
+    fn unbounded(&self, batch: &[Message], options: &PublishOptions) -> PublishReport {
+        let (inner, buffered, options) = (self.inner.clone(), batch.to_vec(), options.clone());
+        tokio::spawn(async move { inner.publish(&buffered, &options).await });
+        all_sent(batch)
     }
 
     async fn create_unknown(&self, topics: impl Iterator<Item = &TopicName>) -> Result<()> {
@@ -113,6 +130,15 @@ impl Broken {
     fn ignores_closed(&self) -> bool {
         self.is(Fault::IgnoresClosed) && self.closed.load(Ordering::SeqCst)
     }
+}
+
+/// An answer for what was not sent.
+fn invented() -> Delivery {
+    Delivery { partition: 0, offset: 0, timestamp: None }
+}
+
+fn all_sent(batch: &[Message]) -> PublishReport {
+    PublishReport::new(batch.iter().map(|_| Ok(invented())).collect())
 }
 
 fn pairs(headers: &Headers) -> Vec<(HeaderName, Option<Bytes>)> {
@@ -136,11 +162,14 @@ impl MessageBus for Broken {
             self.create_unknown(batch.iter().map(|message| &message.topic)).await?;
         }
         let count = self.partitions(batch).await;
-        let mut spoilt: Vec<Message> = batch.iter().map(|message| self.spoil(message, count)).collect();
+        let mut spoilt: Vec<Message> =
+            batch.iter().zip(0..).map(|(message, n)| self.spoil(message, n, count)).collect();
         let none = PublishOptions::NONE;
         let options = if self.is(Fault::DropsOptions) { none } else { options };
         match self.fault {
-            Fault::LosesLast | Fault::HoldsLastBack => return self.without_last(&spoilt, options).await,
+            Fault::LosesLast => return self.without_last(&spoilt, options).await,
+            Fault::SwapsBatches => return self.swapped(&spoilt, options).await,
+            Fault::IgnoresBound => return Ok(self.unbounded(&spoilt, options)),
             Fault::ReversesBatch => spoilt.reverse(),
             Fault::SendsTwice => {
                 self.inner.publish(&spoilt[..spoilt.len().min(1)], options).await?.into_result()?;
@@ -183,7 +212,11 @@ impl MessageBus for Broken {
 
     async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
         let sub = self.inner.read(request).await?;
-        Ok(Box::new(BrokenReader::new(sub, self.fault, self.stale.clone(), None)))
+        let fault = match self.fault {
+            Fault::HidesResetsOfReaders => Fault::HidesResets,
+            other => other,
+        };
+        Ok(Box::new(BrokenReader::new(sub, fault, self.stale.clone(), None)))
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
@@ -232,6 +265,9 @@ impl MessageBus for Broken {
     }
 
     async fn close(&self) -> Result<CloseReport> {
+        if let Some(last) = self.hold(None) {
+            self.inner.publish(&last, PublishOptions::NONE).await?.into_result()?;
+        }
         let again = self.closed.swap(true, Ordering::SeqCst);
         match self.fault {
             Fault::ClosesOnce if again => Err(Error::new(ErrorKind::Closed, "bus.broken.closed", "close")),

@@ -130,6 +130,17 @@ impl Subscription for BrokenReader {
         match self.fault {
             Fault::ForgetsCommits => everything(),
             Fault::TakesAnyCommit => self.inner.commit(upto).await.or_else(|_| everything()),
+            Fault::CommitsWhatItCan => {
+                let committed = self.inner.commit(upto).await;
+                if committed.is_err() {
+                    for (partition, next) in upto.iter() {
+                        let one: Positions = [(partition.clone(), next)].into_iter().collect();
+                        // What is refused alone was the reason; the others are stored, and nobody is told.
+                        let _ = self.inner.commit(&one).await;
+                    }
+                }
+                committed
+            }
             Fault::HidesLost => self.inner.commit(upto).await.and_then(|_| everything()),
             Fault::CommitsWhatIsLost => {
                 let committed = self.inner.commit(upto).await?;

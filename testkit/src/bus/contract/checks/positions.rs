@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use qi_core::ErrorKind;
 use qi_core::bus::{
-    MessageBusExt, Notice, Positions, SeekTo, StartFrom, Subscription, TopicName, TopicPartition, TopicSpec,
+    MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscription, TopicName, TopicPartition,
+    TopicSpec,
 };
 use tokio::time::Instant;
 
@@ -16,6 +17,7 @@ chapter! { "positions":
     commit_is_where_the_next_begins [Admin],
     commit_below_goes_back [Admin],
     commit_above_the_position_is_refused [Admin],
+    refused_commit_stores_nothing [Admin, Groups],
     position_and_lag_at_each_step [Admin, Groups],
     seek_goes_where_it_is_told [Admin],
     seek_by_time [Admin, ByTime],
@@ -24,6 +26,7 @@ chapter! { "positions":
     pause_of_a_foreign_partition_is_refused [Admin],
     position_gone_is_answered_visibly [Admin],
     position_gone_fails_if_told [Admin],
+    position_gone_is_told_without_a_group [Admin],
     commit_that_is_gone_is_answered [Admin],
     old_messages_go [Admin, Retention],
 }
@@ -88,6 +91,28 @@ async fn commit_above_the_position_is_refused(lab: &Lab) -> Verdict {
     reader.commit(&positions(&topic, batch[1].offset + 1)).await?;
     let nothing = reader.commit(&Positions::new()).await?;
     ensure!(nothing.stored.is_empty() && nothing.lost.is_empty(), "an empty commit stores nothing");
+    Ok(())
+}
+
+async fn refused_commit_stores_nothing(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 2).await?;
+    fill(&*bus, &topic, 2, 3).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    lab.drain(&mut *reader, 6).await?;
+    let both = |first, second| -> Positions {
+        [(at(&topic, 0), first), (at(&topic, 1), second)].into_iter().collect()
+    };
+    reader.commit(&both(1, 1)).await?;
+    for wrong in [both(3, 4), both(4, 3)] {
+        let refused = reader.commit(&wrong).await.err();
+        ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "one of two is above");
+        for partition in [0, 1] {
+            let committed = lab.committed(&*bus, &group, &at(&topic, partition)).await?;
+            ensure_eq!(committed, Some(1), "the commit of partition {partition} after {wrong:?}");
+        }
+    }
     Ok(())
 }
 
@@ -280,6 +305,28 @@ async fn position_gone_fails_if_told(lab: &Lab) -> Verdict {
     ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
     reader.seek(&[(at(&topic, 0), SeekTo::Earliest)]).await?;
     ensure_eq!(next(lab, &mut *reader, 1).await?, ["0#6"], "a seek mends it");
+    Ok(())
+}
+
+async fn position_gone_is_told_without_a_group(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 10).await?;
+    let mut reader = bus.read(Read::new([(at(&topic, 0), SeekTo::Latest)])?).await?;
+    reader.pause(&[at(&topic, 0)]).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
+    lab.trim(&at(&topic, 0), 6).await?;
+    reader.resume(&[at(&topic, 0)]).await?;
+    let (mut came, mut told) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + lab.timing().eventually;
+    while came.last() != Some(&9) {
+        ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
+        let batch = reader.recv(10, lab.timing().short).await?;
+        told.extend(batch.notices().to_vec());
+        came.extend(batch.iter().map(|m| m.offset));
+    }
+    ensure_eq!(came, [6, 7, 8, 9], "what is left");
+    ensure_eq!(told, [Notice::Reset { partition: at(&topic, 0), from: 2, to: 6 }], "what it says of the gap");
     Ok(())
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, TryFutureExt};
 use qi_core::bus::{
-    DeliveryState, HeaderName, Headers, Message, MessageBus, MessageBusExt, PublishOptions, Read, Received,
-    SeekTo, TopicName, TopicPartition, TopicSpec,
+    Delivery, DeliveryState, HeaderName, Headers, Message, MessageBus, MessageBusExt, PublishOptions, Read,
+    Received, SeekTo, Subscription, TopicName, TopicPartition, TopicSpec,
 };
 use qi_core::{ErrorKind, Timestamp};
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ chapter! { "publish":
     empty_key_is_a_key [Admin],
     explicit_partition [Admin],
     keyless_reach_all_partitions [Admin],
+    keyless_stay_together [Admin],
     headers_as_they_were [Admin],
     options_add_headers [Admin],
     payloads_none_empty_and_large [Admin],
@@ -34,9 +35,13 @@ chapter! { "publish":
     unknown_topic_at_once [Admin],
     sixteen_tasks_lose_nothing [Admin],
     hundred_thousand_each_once [Admin],
-    full_buffer_waits [Admin],
+    small_buffer_loses_nothing [Admin],
+    full_buffer_waits [Admin, BoundedLog],
     dropped_publish_harms_nothing [Admin],
 }
+
+/// The room of a small client, in bytes.
+const SMALL: usize = 256 << 10;
 
 async fn empty_batch(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
@@ -174,6 +179,23 @@ async fn keyless_reach_all_partitions(lab: &Lab) -> Verdict {
     ensure_eq!(reached.len(), 4, "how many of 4 partitions got messages without a key over a second");
     let all = lab.all_of(&*bus, &topic, 4, 200).await?;
     ensure!(all.iter().all(|message| message.key.is_none()), "no key stays no key");
+    Ok(())
+}
+
+async fn keyless_stay_together(lab: &Lab) -> Verdict {
+    const ROUNDS: usize = 20;
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 6).await?;
+    let batch: Vec<_> = (0..8).map(|n| Message::new(topic.clone(), format!("-#{n}"))).collect();
+    let mut whole = 0;
+    for _ in 0..ROUNDS {
+        let deliveries = bus.send(&batch).await?;
+        let reached: BTreeSet<_> = deliveries.iter().map(|delivery| delivery.partition).collect();
+        whole += usize::from(reached.len() == 1);
+        lab.sleep(Duration::from_millis(5)).await;
+    }
+    // The turn of a partition may end within a batch, but not within most of them.
+    ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys lie in one partition");
     Ok(())
 }
 
@@ -350,23 +372,48 @@ async fn hundred_thousand_each_once(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn full_buffer_waits(lab: &Lab) -> Verdict {
-    let bus = lab.small_client(256 << 10).await?.bus;
-    let topic = lab.topic(&*bus, 2).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
-    let batch: Vec<_> = (0..2_000)
+/// Two megabytes with four keys: far more than what a small client has room for.
+fn much(topic: &TopicName) -> Vec<Message> {
+    (0..2_000)
         .map(|n| {
             let mut payload = format!("k{}#", n % 4).into_bytes();
             payload.extend(vec![b'0'; 1_000]);
             payload.extend((n / 4).to_string().into_bytes());
             Message::new(topic.clone(), payload).with_key(format!("k{}", n % 4))
         })
-        .collect();
-    let sending = async { bus.send(&batch).await.map_err(Failure::from) };
+        .collect()
+}
+
+async fn small_buffer_loses_nothing(lab: &Lab) -> Verdict {
+    let bus = lab.small_client(SMALL).await?.bus;
+    let topic = lab.topic(&*bus, 2).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let batch = much(&topic);
+    arrives(lab, bus.send(&batch), &mut *reader, batch.len()).await
+}
+
+async fn full_buffer_waits(lab: &Lab) -> Verdict {
+    let bus = lab.small_client(SMALL).await?.bus;
+    let topic = lab.topic(&*bus, 2).await?;
+    let mut reader = lab.reader(&*bus, &topic).await?;
+    let batch = much(&topic);
+    let mut sending = Box::pin(bus.send(&batch));
+    let early = tokio::time::timeout(lab.timing().short * 4, &mut sending).await;
+    ensure!(early.is_err(), "2 MB went into {SMALL} bytes while nobody read");
+    arrives(lab, sending, &mut *reader, batch.len()).await
+}
+
+/// What is being sent comes to a reader that commits as it goes: all of it, in order.
+async fn arrives(
+    lab: &Lab,
+    sending: impl Future<Output = qi_core::Result<Vec<Delivery>>>,
+    reader: &mut dyn Subscription,
+    count: usize,
+) -> Verdict {
     let receiving = async {
         let mut all = Vec::new();
         let deadline = Instant::now() + lab.timing().eventually;
-        while all.len() < batch.len() {
+        while all.len() < count {
             ensure!(Instant::now() < deadline, "only {} messages came", all.len());
             let received = reader.recv(50, lab.timing().short).await?;
             reader.commit(received.positions()).await?;
@@ -375,9 +422,9 @@ async fn full_buffer_waits(lab: &Lab) -> Verdict {
         }
         Ok(all)
     };
-    let (deliveries, all) = futures::try_join!(sending, receiving)?;
-    ensure_eq!(deliveries.len(), batch.len(), "every message is answered for");
-    in_order_each_once(&all, 4, 500)
+    let (deliveries, all) = futures::try_join!(sending.map_err(Failure::from), receiving)?;
+    ensure_eq!(deliveries.len(), count, "every message is answered for");
+    in_order_each_once(&all, 4, count / 4)
 }
 
 async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
