@@ -227,6 +227,30 @@ async fn a_group_without_members_is_forgotten_with_its_retention() {
     assert!(bus.groups(&all).await.unwrap().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commits() {
+    let clock = Arc::new(ManualClock::default());
+    let month = Duration::from_hours(30 * 24);
+    let bus = small_with(TopicSpec::new(topic(), 1).unwrap().with_retention(month), clock.clone()).await;
+    let other = TopicName::new("u").unwrap();
+    let spec = TopicSpec::new(other.clone(), 1).unwrap();
+    bus.create_topics(&[spec]).await.unwrap().remove(0).result.unwrap();
+    bus.subscribe(request("g")).await.unwrap().close().await.unwrap();
+    let elsewhere = Subscribe::new(GroupId::new("g").unwrap(), [other]).unwrap();
+    let _moved = bus.subscribe(elsewhere).await.unwrap();
+    let mut reader = bus.subscribe(request("h")).await.unwrap();
+    bus.send(&kilobytes(0..80)).await.unwrap();
+    let batch = reader.recv(80, SECOND).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    let error = bus.send(&kilobytes(80..150)).await.unwrap_err();
+    assert_eq!(error.context_value("group"), Some("g"), "it may come back: {error}");
+    clock.advance(Duration::from_hours(7 * 24 + 1));
+    bus.send(&kilobytes(150..200)).await.unwrap();
+    assert!(low_and_high(&bus).await.0 > 0, "what the other group has read went");
+    let all = qi_core::bus::GroupQuery::new(qi_core::Selection::All);
+    assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group itself lives on its new topic");
+}
+
 /// Counts what another task gets done while `work` never waits for anything.
 async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work: F) {
     let beats = Arc::new(AtomicUsize::new(0));

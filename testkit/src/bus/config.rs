@@ -32,7 +32,8 @@ pub struct MemoryBusConfig {
     /// How long messages stay in a topic that does not say so itself, in milliseconds. By default 7 days, as
     /// Kafka has it.
     pub retention_ms: u64,
-    /// How long the commits of a group without members stay, in milliseconds. By default 7 days, as Kafka has it.
+    /// How long the commits of a group stay that has no members, or none on the topic any more, in milliseconds. By
+    /// default 7 days, as Kafka has it.
     pub group_retention_ms: u64,
     /// How long messages without a key go to one partition before the next takes its turn, in milliseconds. By
     /// default 10.

@@ -145,7 +145,9 @@ pub(super) struct Group {
     /// Who does.
     pub(super) owners: BTreeMap<TopicPartition, u64>,
     /// Since when it has had no members.
-    pub(super) empty_since: Option<Timestamp>,
+    empty_since: Option<Timestamp>,
+    /// Since when no member has subscribed to a topic in which something is committed.
+    left_since: BTreeMap<TopicName, Timestamp>,
 }
 
 /// Where a partition starts.
@@ -295,6 +297,8 @@ impl Group {
                 gone.notify.notify_one();
             }
         }
+        self.empty_since = None;
+        self.left_since.retain(|topic, _| !member.request.topics.contains(topic));
         self.members.insert(key, member);
     }
 
@@ -367,6 +371,7 @@ impl Group {
     /// A topic is gone, and with it everything that was known of its partitions.
     pub(super) fn forget(&mut self, topic: &TopicName, topics: &Topics) {
         self.commits.retain(|partition, _| partition.topic != *topic);
+        self.left_since.remove(topic);
         self.owners.retain(|partition, _| partition.topic != *topic);
         for member in self.members.values_mut() {
             let gone: Vec<_> = member.owned.keys().filter(|p| p.topic == *topic).cloned().collect();
@@ -391,6 +396,26 @@ impl Group {
                 })
             })
             .sum()
+    }
+
+    /// Forgets the commits in topics to which no member has subscribed for `keep`: they would hold back what these
+    /// topics have to give up, for a group that does not read it any more.
+    pub(super) fn forget_left(&mut self, now: Timestamp, keep: Duration) {
+        let Self { members, commits, left_since, .. } = self;
+        let left: BTreeSet<TopicName> = commits
+            .keys()
+            .map(|partition| &partition.topic)
+            .filter(|topic| !members.values().any(|member| member.request.topics.contains(topic)))
+            .cloned()
+            .collect();
+        left_since.retain(|topic, _| left.contains(topic));
+        for topic in left {
+            let since = *left_since.entry(topic.clone()).or_insert(now);
+            if now.since(since) >= keep {
+                commits.retain(|partition, _| partition.topic != topic);
+                left_since.remove(&topic);
+            }
+        }
     }
 
     /// How long the group has been without members.

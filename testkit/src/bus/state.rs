@@ -72,6 +72,7 @@ impl State {
         let keep = Duration::from_millis(config.group_retention_ms);
         groups.retain(|_, group| {
             group.expire(now, topics);
+            group.forget_left(time, keep);
             group.idle_for(time) < keep
         });
     }

@@ -49,7 +49,6 @@ impl MemorySubscription {
             let group = groups.entry(request.group.clone()).or_default();
             let (names, strict) = (request.topics.clone(), request.otherwise == StartFrom::Fail);
             group.succeed(key, Member::new(client.id, request, notify.clone(), now));
-            group.empty_since = None;
             group.rebalance(topics);
             group.settle(key, topics);
             if let Some(member) = group.members.get_mut(&key) {
