@@ -59,7 +59,7 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
         (vec!["--interval", "7m"], "must be one of 1s 5s"),
         (vec!["--instrument", "nonsense"], "EXCHANGE:SYMBOL"),
         (vec!["--input", &input], "--format"),
-        (vec!["--export", "/tmp/never.csv"], "needs --instrument"),
+        (vec!["--export", "never.csv"], "needs --instrument"),
         (vec!["--instrument", "sim:NONE"], "must be one of the market's"),
         (vec!["--input", "/does/not/exist", "--format", "kraken", "--instrument", "x:Y"], "/does/not/exist"),
         (vec!["--config", "/does/not/exist"], "/does/not/exist"),
