@@ -7,6 +7,8 @@ mod clock;
 pub mod market;
 #[cfg(feature = "mock")]
 pub mod mock;
+#[cfg(feature = "contract")]
+mod presence;
 pub mod recording;
 pub mod store;
 

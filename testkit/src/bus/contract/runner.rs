@@ -11,12 +11,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::{BusFactory, Check, Failure, Lab, Pace, Verdict, Wrapping, checks};
+use crate::presence;
 
 /// No check needs longer, on any backend.
 const LIMIT: Duration = Duration::from_mins(10);
-
-/// The environment variable that names the backends which may not be absent, separated by commas.
-const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
 
 /// One trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
 ///
@@ -24,20 +22,14 @@ const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
 /// environment variable `QI_REQUIRE_BACKENDS` names it.
 pub fn trials(factory: &Arc<dyn BusFactory>, wrappings: &[Wrapping]) -> Vec<Trial> {
     let backend = factory.backend();
-    let required =
-        std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|name| name.trim() == backend));
     let absent = factory.absent();
     let mut trials = Vec::new();
     for wrapping in wrappings.iter().copied() {
         for check in checks() {
             let name = format!("{backend}/{}/{}", wrapping.name, check.name);
-            let (factory, absent) = (factory.clone(), absent.clone());
-            trials.push(Trial::ignorable_test(name, move || match absent {
-                Some(reason) if required => {
-                    Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into())
-                }
-                Some(reason) => Ok(Completion::ignored_with(reason)),
-                None => run_trial(&*factory, wrapping, &check),
+            let factory = factory.clone();
+            trials.push(presence::trial(name, backend, absent.clone(), move || {
+                run_trial(&*factory, wrapping, &check)
             }));
         }
     }

@@ -7,10 +7,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qi_core::store::PriceStore;
 
 use super::{CHECK_LIMIT, Case, Failure, Outcome, StoreCheck, StoreFactory, checks};
-
-/// The variable that names the backends which must be there, separated by commas. An absent one fails its trials
-/// then, where it is shown as ignored otherwise.
-const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
+use crate::presence;
 
 /// What stands around a store. A wrapper of core, a stack of them, or a mutant is one more value of this type.
 #[derive(Debug, Clone, Copy)]
@@ -57,17 +54,13 @@ impl Suite {
     #[must_use]
     pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        let (absent, required) = (factory.absent(), is_required(factory.name()));
+        let absent = factory.absent();
         for wrapping in wrappings {
             for check in checks() {
                 let name = format!("{}/{}/{}", factory.name(), wrapping.name, check.name);
-                let (factory, absent) = (factory.clone(), absent.clone());
-                self.trials.push(Trial::ignorable_test(name, move || match absent {
-                    Some(reason) if required => {
-                        Err(format!("the backend is absent and {REQUIRED} names it: {reason}").into())
-                    }
-                    Some(reason) => Ok(Completion::ignored_with(reason)),
-                    None => run_trial(check, factory, wrapping),
+                let (run, backend) = (factory.clone(), factory.name());
+                self.trials.push(presence::trial(name, backend, absent.clone(), move || {
+                    run_trial(check, run, wrapping)
                 }));
             }
         }
@@ -90,10 +83,6 @@ impl Suite {
     pub fn main(self) -> ! {
         libtest_mimic::run(&Arguments::from_args(), self.trials).exit()
     }
-}
-
-fn is_required(name: &str) -> bool {
-    std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|entry| entry.trim() == name))
 }
 
 fn run_trial(

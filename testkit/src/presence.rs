@@ -1,0 +1,26 @@
+//! What becomes of the trials of a backend that is not there: one rule for stores and buses.
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+/// The environment variable that names the backends which may not be absent, separated by commas.
+const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
+
+/// A trial on `backend`: run where it is there; where it is `absent`, ignored with that reason, or failed if
+/// `QI_REQUIRE_BACKENDS` names it.
+pub(crate) fn trial(
+    name: String,
+    backend: &str,
+    absent: Option<String>,
+    run: impl FnOnce() -> Result<Completion, Failed> + Send + 'static,
+) -> Trial {
+    let required =
+        std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|word| word.trim() == backend));
+    let backend = backend.to_owned();
+    Trial::ignorable_test(name, move || match absent {
+        Some(reason) if required => {
+            Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into())
+        }
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => run(),
+    })
+}
