@@ -102,6 +102,8 @@ impl Backends {
         match backend {
             #[cfg(feature = "memory")]
             "memory" => Ok(Arc::new(qi_testkit::store::MemoryStore::new(section.read()?)?)),
+            #[cfg(feature = "timescale")]
+            "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),
         }
     }

@@ -29,6 +29,7 @@ mod backends;
 mod de;
 mod environment;
 mod sections;
+mod timescale;
 mod tree;
 
 use std::path::Path;
@@ -38,8 +39,10 @@ use qi_core::bus::TopicCatalogue;
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
-pub use sections::{
-    ClickHouseSection, RedpandaSection, RetrySection, TimeoutSection, TimescaleSection, TopicSection,
+pub use sections::{ClickHouseSection, RedpandaSection, RetrySection, TimeoutSection, TopicSection};
+pub use timescale::{
+    AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
+    WriteSection,
 };
 
 use sections::{BusSection, Port, StoreSection};

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::timescale::TimescaleConfig;
 use super::tree::{Node, Value, join, unknown_key};
 use super::{Section, de};
 
@@ -107,7 +108,7 @@ impl OwnKeys for StoreSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
-            "timescale" => section.read::<TimescaleSection>().map(drop)?,
+            "timescale" => section.read::<TimescaleConfig>().map(drop)?,
             "clickhouse" => section.read::<ClickHouseSection>().map(drop)?,
             _ => return Ok(false),
         }
@@ -270,16 +271,6 @@ impl TimeoutSection {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// `[store.timescale]`. The adapter is not part of this version; the section may stand in a file all the same.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimescaleSection {
-    /// The connection as a URL, with its password.
-    pub url: Option<SecretString>,
-    /// The schema in which the tables are.
-    pub schema: Option<String>,
 }
 
 /// `[store.clickhouse]`. The adapter is not part of this version; the section may stand in a file all the same.

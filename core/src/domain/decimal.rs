@@ -221,6 +221,14 @@ impl<const PLACES: u32> ExactSum<PLACES> {
         })
     }
 
+    /// Adds another sum, of other addends: a store that sums a range in parts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] beyond 256 bits.
+    pub fn plus_sum(self, other: Self) -> Result<Self> {
+        self.add(other.0)
+    }
+
     fn add(self, units: I256) -> Result<Self> {
         self.0.checked_add(units).map(Self).ok_or_else(|| out_of_range("a sum exceeds 256 bits"))
     }

@@ -1,0 +1,304 @@
+//! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
+
+use qi_core::store::StoreInfo;
+use qi_core::{Error, ErrorKind, Result};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
+///
+/// The connection is a URL, or fields, or a URL of which fields replace parts: a password from the environment
+/// beside a URL in a file.
+///
+/// ```
+/// use qi_adapters::config::TimescaleConfig;
+/// let config = TimescaleConfig::from_url("postgres://qi:secret@localhost/market");
+/// assert_eq!(config.schema, "qi");
+/// assert!(!format!("{config:?}").contains("secret"));
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TimescaleConfig {
+    /// `postgres://user:password@host:port/database`; never shown.
+    pub url: Option<SecretString>,
+    /// The host, or the folder of a Unix socket.
+    pub host: Option<String>,
+    /// The port.
+    pub port: Option<u16>,
+    /// Who connects.
+    pub user: Option<String>,
+    /// Their password; never shown.
+    pub password: Option<SecretString>,
+    /// The database.
+    pub database: Option<String>,
+    /// The schema (namespace) that holds the tables: lower-case letters, digits, underscores. Several can share
+    /// one database.
+    pub schema: String,
+    /// How the connections name themselves in `pg_stat_activity`.
+    pub application_name: String,
+    /// Whether the tables are hypertables of TimescaleDB.
+    pub hypertables: Hypertables,
+    /// The largest batch that one insert takes; at most 1,000,000.
+    pub max_batch: usize,
+    /// The connections.
+    pub pool: PoolSection,
+    /// Encryption.
+    pub tls: TlsSection,
+    /// What the server may spend on one statement.
+    pub limits: LimitsSection,
+    /// Ways of writing.
+    pub write: WriteSection,
+    /// How much time one chunk of a hypertable covers.
+    pub chunks: ChunksSection,
+    /// After what time chunks go to the columnstore; Community edition.
+    pub columnstore: AgeSection,
+    /// After what time chunks are dropped; Community edition.
+    pub retention: AgeSection,
+}
+
+impl Default for TimescaleConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            host: None,
+            port: None,
+            user: None,
+            password: None,
+            database: None,
+            schema: "qi".to_owned(),
+            application_name: "qi".to_owned(),
+            hypertables: Hypertables::On,
+            max_batch: StoreInfo::MAX_BATCH,
+            pool: PoolSection::default(),
+            tls: TlsSection::default(),
+            limits: LimitsSection::default(),
+            write: WriteSection::default(),
+            chunks: ChunksSection::default(),
+            columnstore: AgeSection::default(),
+            retention: AgeSection::default(),
+        }
+    }
+}
+
+/// Whether the tables are hypertables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hypertables {
+    /// TimescaleDB: the extension is created where it is absent.
+    On,
+    /// Plain PostgreSQL: ordinary tables.
+    Off,
+}
+
+/// `[store.timescale.pool]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSection {
+    /// How many connections at most. Every call uses one; a large write two, if another one is idle.
+    pub max_connections: u32,
+    /// How many are kept open without work.
+    pub min_connections: u32,
+    /// How long a call waits for a connection, in milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// After how long without work a connection is closed, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// How old a connection may become, in milliseconds.
+    pub max_lifetime_ms: u64,
+}
+
+impl Default for PoolSection {
+    fn default() -> Self {
+        Self {
+            max_connections: 8,
+            min_connections: 0,
+            acquire_timeout_ms: 5_000,
+            idle_timeout_ms: 600_000,
+            max_lifetime_ms: 1_800_000,
+        }
+    }
+}
+
+/// `[store.timescale.tls]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSection {
+    /// What is demanded; without it, what the URL's `sslmode` says, else `prefer`.
+    pub mode: Option<TlsMode>,
+    /// The file of the certificate authorities, PEM.
+    pub root_cert: Option<String>,
+    /// The file of the client's certificate, PEM.
+    pub client_cert: Option<String>,
+    /// The file of the client's key, PEM.
+    pub client_key: Option<String>,
+}
+
+/// As `sslmode` of libpq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// Never.
+    Disable,
+    /// If the server can; nothing is verified.
+    Prefer,
+    /// Always; nothing is verified unless `root_cert` is given.
+    Require,
+    /// Always, and the certificate comes from a known authority.
+    VerifyCa,
+    /// Always, and the certificate is the host's own.
+    VerifyFull,
+}
+
+/// `[store.timescale.limits]`: server-side limits, a little below those of the wrapper `Timeout` (30 s and
+/// 10 minutes), so that a call that was given up does not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsSection {
+    /// For one statement, in milliseconds.
+    pub statement_ms: u64,
+    /// For one statement of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    pub heavy_ms: u64,
+    /// For waiting for a lock, in milliseconds.
+    pub lock_ms: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self { statement_ms: 25_000, heavy_ms: 570_000, lock_ms: 20_000 }
+    }
+}
+
+/// `[store.timescale.write]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WriteSection {
+    /// From how many records on a batch is sent by COPY.
+    pub copy_from: usize,
+    /// How many records one statement carries at most.
+    pub piece: usize,
+    /// How many connections one batch uses at most; more than one only while others are idle.
+    pub connections: usize,
+}
+
+impl Default for WriteSection {
+    fn default() -> Self {
+        Self { copy_from: 500, piece: 50_000, connections: 2 }
+    }
+}
+
+/// `[store.timescale.chunks]`: for chunks that are created from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChunksSection {
+    /// Hours that a chunk of ticks covers.
+    pub ticks_hours: u32,
+    /// Hours that a chunk of quotes covers.
+    pub quotes_hours: u32,
+    /// Hours that a chunk of bars covers.
+    pub bars_hours: u32,
+    /// Hours that a chunk of snapshots covers.
+    pub snapshots_hours: u32,
+}
+
+impl Default for ChunksSection {
+    fn default() -> Self {
+        const WEEK: u32 = 7 * 24;
+        const YEAR: u32 = 365 * 24;
+        Self { ticks_hours: WEEK, quotes_hours: WEEK, bars_hours: YEAR, snapshots_hours: YEAR }
+    }
+}
+
+/// `[store.timescale.columnstore]` and `[store.timescale.retention]`: an age for each dataset, as a background
+/// policy of TimescaleDB's Community edition. A dataset without an age has no policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgeSection {
+    /// The age of ticks, in hours.
+    pub ticks_hours: Option<u32>,
+    /// The age of quotes, in hours.
+    pub quotes_hours: Option<u32>,
+    /// The age of bars, in hours.
+    pub bars_hours: Option<u32>,
+    /// The age of snapshots, in hours.
+    pub snapshots_hours: Option<u32>,
+}
+
+impl TimescaleConfig {
+    /// The server at `url`, and the defaults for all else.
+    pub fn from_url(url: impl Into<String>) -> Self {
+        Self { url: Some(SecretString::from(url.into())), ..Self::default() }
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `Config` with the key and its value.
+    pub fn validate(&self) -> Result<()> {
+        let Self {
+            url, host, schema, max_batch, pool, limits, write, chunks, columnstore, retention, ..
+        } = self;
+        if url.is_none() && host.is_none() {
+            return Err(refuse("url", "none", "the server's `url` or its `host` must be given"));
+        }
+        let first = schema.bytes().next().unwrap_or(b'0');
+        let fits = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if !fits || first.is_ascii_digit() || schema.len() > 63 || schema.starts_with("pg_") {
+            let rule = "must be lower-case letters, digits and underscores, begin with no digit and not with \
+                        pg_, and have at most 63 characters";
+            return Err(refuse("schema", schema, rule));
+        }
+        within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
+        within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
+        within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
+        within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
+        within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
+        within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
+        within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
+        within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
+        within("write.piece", write.piece as u64, 1, 100_000)?;
+        within("write.connections", write.connections as u64, 1, 64)?;
+        for (key, hours) in [
+            ("chunks.ticks_hours", chunks.ticks_hours),
+            ("chunks.quotes_hours", chunks.quotes_hours),
+            ("chunks.bars_hours", chunks.bars_hours),
+            ("chunks.snapshots_hours", chunks.snapshots_hours),
+        ] {
+            within(key, hours.into(), 1, MAX_HOURS)?;
+        }
+        let ages = |section: &AgeSection| {
+            let AgeSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *section;
+            [ticks_hours, quotes_hours, bars_hours, snapshots_hours]
+        };
+        for (key, ages) in [("columnstore", ages(columnstore)), ("retention", ages(retention))] {
+            for hours in ages.into_iter().flatten() {
+                within(key, hours.into(), 1, MAX_HOURS)?;
+            }
+            if ages.iter().any(Option::is_some) && self.hypertables == Hypertables::Off {
+                return Err(refuse(key, "", "needs hypertables = \"on\""));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// PostgreSQL's own limit for its timeouts: an i32 of milliseconds.
+const MAX_MS: u64 = i32::MAX as u64;
+/// A hundred years.
+const MAX_HOURS: u64 = 100 * 366 * 24;
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(refuse(key, value, format_args!("must lie from {least} to {most}")))
+}
+
+fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, "store.timescale.config", "open")
+        .with_message(rule)
+        .with_backend("timescale")
+        .with_context("key", format_args!("store.timescale.{key}"))
+        .with_context("value", value)
+}

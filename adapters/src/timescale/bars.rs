@@ -1,0 +1,318 @@
+//! Bars and figures out of ticks, summed by the server: exact, because numeric is.
+
+use qi_core::domain::{Sum18, Sum36};
+use qi_core::store::{
+    Anchor, BarQuery, Dataset, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery,
+};
+use qi_core::{BarValues, Interval, Ohlcv, Price, Quantity, TimeRange, Timestamp};
+use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
+
+use super::TimescaleStore;
+use super::connect::Lease;
+use super::error::Cause;
+use super::numeric;
+use super::pg::Pg;
+use super::window::Walk;
+
+// Buckets are counted from a Monday, in integers. The first and the last price come from one ordered array.
+macro_rules! buckets {
+    ($direction:literal) => {
+        concat!(
+            "SELECT bucket, opening[1], high, low, opening[count], count, volume, turnover FROM (\
+             SELECT date_bin($4, ts, TIMESTAMPTZ '1970-01-05 00:00:00+00') AS bucket, \
+             array_agg(price ORDER BY ts, seq) AS opening, max(price) AS high, min(price) AS low, \
+             count(*) AS count, sum(quantity) AS volume, sum(price * quantity) AS turnover \
+             FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 \
+             GROUP BY bucket ORDER BY bucket ",
+            $direction,
+            " LIMIT $5) b ORDER BY bucket ",
+            $direction
+        )
+    };
+}
+const OLDEST_BUCKETS: &str = buckets!("ASC");
+const NEWEST_BUCKETS: &str = buckets!("DESC");
+
+const FIRST_TICK: &str =
+    "SELECT ts FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
+const LAST_TICK: &str = "SELECT ts FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
+
+const STATS: &str = "SELECT count(*), min(price), max(price), sum(quantity), sum(price * quantity) \
+    FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3";
+const FIRST_POINT: &str = "SELECT ts, seq, price FROM ticks \
+    WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 1";
+const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
+    WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
+
+/// By how much a window may grow beyond the length of the bars that are wanted, where ticks are rare.
+const WIDEST: i64 = 64;
+
+/// How many chunks the window of one statement touches at most.
+const CHUNKS: i64 = 100;
+
+impl TimescaleStore {
+    /// A page of derived bars. Each statement sums a window no longer than a page of bars, and gaps are jumped by
+    /// asking for the next tick, so that no page reads the whole range.
+    pub(super) async fn derived_page(
+        &self,
+        lease: &mut Lease,
+        id: i32,
+        query: &BarQuery,
+    ) -> Result<Page<Ohlcv>, Cause> {
+        let page = Derived(query);
+        let (limit, interval) = (page.request().limit(), query.interval);
+        let mut rest = match buckets_of(query, &page.anchor()?) {
+            Some(rest) => rest,
+            None => return Ok(page.page_of(Vec::new())?),
+        };
+        let mut found = Vec::new();
+        let mut width = 1;
+        while found.len() <= limit && !rest.is_empty() {
+            let wanted = i64::try_from(limit + 1 - found.len()).unwrap_or(i64::MAX);
+            let window =
+                self.window(lease, rest, query.order, interval, wanted.saturating_mul(width)).await?;
+            let statement = match query.order {
+                Order::Ascending => OLDEST_BUCKETS,
+                Order::Descending => NEWEST_BUCKETS,
+            };
+            let rows = sqlx::query(statement)
+                .bind(id)
+                .bind(Pg(window.start()))
+                .bind(Pg(window.end()))
+                .bind(sqlx::postgres::types::PgInterval {
+                    months: 0,
+                    days: 0,
+                    microseconds: interval.as_micros(),
+                })
+                .bind(wanted)
+                .fetch_all(&mut **lease)
+                .await?;
+            for row in &rows {
+                // The one behind the page only shows that there is more. A sum of it that is out of range is the
+                // error of its own page.
+                let bar = read_bar(row, query, found.len() < limit)?;
+                found.push(bar);
+            }
+            let got = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+            if got == wanted {
+                break;
+            }
+            width = if got < wanted / 4 { (width * 4).min(WIDEST) } else { width };
+            rest = match query.order {
+                Order::Ascending => TimeRange::new(window.end().min(rest.end()), rest.end())?,
+                Order::Descending => TimeRange::new(rest.start(), window.start().max(rest.start()))?,
+            };
+            if got == 0 && !rest.is_empty() {
+                rest = match self.jump(lease, id, rest, query.order, interval).await? {
+                    Some(rest) => rest,
+                    None => break,
+                };
+            }
+        }
+        Ok(page.page_of(found)?)
+    }
+
+    /// The next window of `rest`: at most `count` buckets long, of whole buckets, in few chunks.
+    async fn window(
+        &self,
+        lease: &mut Lease,
+        rest: TimeRange,
+        order: Order,
+        interval: Interval,
+        count: i64,
+    ) -> Result<TimeRange, Cause> {
+        let length = interval.as_micros().saturating_mul(count);
+        let (start, end) = (rest.start().as_micros(), rest.end().as_micros());
+        let near = match order {
+            Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
+            Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
+        };
+        let part = self.inner.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
+        // Cut between buckets, and never shorter than one.
+        let one = interval.as_micros();
+        Ok(match order {
+            Order::Ascending => {
+                let cut = interval.floor(part.end()).max(time((start + one).min(end))?);
+                TimeRange::new(rest.start(), if part == near { near.end() } else { cut })?
+            }
+            Order::Descending => {
+                let cut =
+                    interval.ceil(part.start()).unwrap_or(rest.end()).min(time((end - one).max(start))?);
+                TimeRange::new(if part == near { near.start() } else { cut }, rest.end())?
+            }
+        })
+    }
+
+    /// What is left of `rest` from the next tick on, in whole buckets.
+    async fn jump(
+        &self,
+        lease: &mut Lease,
+        id: i32,
+        rest: TimeRange,
+        order: Order,
+        interval: Interval,
+    ) -> Result<Option<TimeRange>, Cause> {
+        let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
+        let mut walk = Walk::new(rest, order);
+        while let Some(part) = walk.next(lease, &self.inner.chunks, Dataset::Ticks).await? {
+            let row = sqlx::query(statement)
+                .bind(id)
+                .bind(Pg(part.start()))
+                .bind(Pg(part.end()))
+                .fetch_optional(&mut **lease)
+                .await?;
+            if let Some(row) = row {
+                let Pg(ts) = row.try_get::<Pg<Timestamp>, _>(0)?;
+                let open = interval.floor(ts);
+                return Ok(Some(match order {
+                    Order::Ascending => TimeRange::new(open.max(rest.start()), rest.end())?,
+                    Order::Descending => {
+                        TimeRange::new(rest.start(), close_of(interval, open).min(rest.end()))?
+                    }
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Figures over a range, summed in parts that touch few chunks each.
+    pub(super) async fn stats_of(
+        &self,
+        lease: &mut Lease,
+        id: i32,
+        query: &StatsQuery,
+    ) -> Result<Option<RangeStats>, Cause> {
+        let mut sum: Option<Sums> = None;
+        let mut walk = Walk::new(query.range, Order::Ascending);
+        while let Some(part) = walk.next(lease, &self.inner.chunks, Dataset::Ticks).await? {
+            let row = sqlx::query(STATS)
+                .bind(id)
+                .bind(Pg(part.start()))
+                .bind(Pg(part.end()))
+                .fetch_one(&mut **lease)
+                .await?;
+            let count = row.try_get::<i64, _>(0)?.cast_unsigned();
+            if count == 0 {
+                continue;
+            }
+            let (min, max) = (row.try_get::<Pg<Price>, _>(1)?.0, row.try_get::<Pg<Price>, _>(2)?.0);
+            let sums = read_sums(&row, 3)?;
+            sum = Some(match sum {
+                None => {
+                    let first = self.point(lease, FIRST_POINT, id, part).await?;
+                    Sums { first, part, min, max, sums, count }
+                }
+                Some(so_far) => Sums {
+                    first: so_far.first,
+                    part,
+                    min: so_far.min.min(min),
+                    max: so_far.max.max(max),
+                    sums: match (so_far.sums, sums) {
+                        (Some((volume, turnover)), Some((more, turned))) => {
+                            Some((volume.plus_sum(more)?, turnover.plus_sum(turned)?))
+                        }
+                        (known, None) | (None, known) => known,
+                    },
+                    count: so_far.count + count,
+                },
+            });
+        }
+        let Some(Sums { first, part, min, max, sums, count }) = sum else { return Ok(None) };
+        let last = self.point(lease, LAST_POINT, id, part).await?;
+        Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
+    }
+
+    async fn point(
+        &self,
+        lease: &mut Lease,
+        statement: &'static str,
+        id: i32,
+        part: TimeRange,
+    ) -> Result<PricePoint, Cause> {
+        let row = sqlx::query(statement)
+            .bind(id)
+            .bind(Pg(part.start()))
+            .bind(Pg(part.end()))
+            .fetch_one(&mut **lease)
+            .await?;
+        Ok(PricePoint {
+            ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,
+            seq: row.try_get::<Pg<u64>, _>(1)?.0,
+            price: row.try_get::<Pg<Price>, _>(2)?.0,
+        })
+    }
+}
+
+/// The figures of the parts so far.
+struct Sums {
+    first: PricePoint,
+    /// The last part that has ticks.
+    part: TimeRange,
+    min: Price,
+    max: Price,
+    sums: Option<(Sum18, Sum36)>,
+    count: u64,
+}
+
+fn time(micros: i64) -> Result<Timestamp, Cause> {
+    Ok(Timestamp::from_micros(micros)?)
+}
+
+/// The end of the bucket that opens at `open`.
+fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
+    open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
+}
+
+/// The whole buckets whose open time lies in the range and behind the cursor; None if there are none.
+fn buckets_of(query: &BarQuery, anchor: &Anchor) -> Option<TimeRange> {
+    let BarQuery { interval, range, order, .. } = query;
+    let mut first = interval.ceil(range.start())?;
+    // An end on a boundary is that itself; the bucket that the end cuts is taken whole.
+    let mut end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
+    if let Anchor::Time(open) = anchor {
+        match order {
+            Order::Ascending => first = first.max(close_of(*interval, *open)),
+            Order::Descending => end = end.min(*open),
+        }
+    }
+    TimeRange::new(first, end.max(first)).ok().filter(|range| !range.is_empty())
+}
+
+/// A bar of a row; `summed`, or with its time and prices alone.
+fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Ohlcv, Cause> {
+    let Pg(open_time) = row.try_get::<Pg<Timestamp>, _>(0)?;
+    let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
+    let sums = if summed { read_sums(row, 6)? } else { None };
+    let (volume, quote_volume) = match sums {
+        None => (None, None),
+        Some((volume, turnover)) => {
+            (Some(Quantity::new(volume.total()?)?), Some(Quantity::new(turnover.total()?)?))
+        }
+    };
+    let values = BarValues {
+        open: price(1)?,
+        high: price(2)?,
+        low: price(3)?,
+        close: price(4)?,
+        volume,
+        quote_volume,
+        count: Some(row.try_get::<Pg<u64>, _>(5)?.0),
+    };
+    Ok(Ohlcv::new(query.instrument.clone(), query.interval, open_time, values)?)
+}
+
+/// The sums of quantity and of price times quantity; None if no quantity is known.
+fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
+    let (volume, turnover) = (row.try_get_raw(at)?, row.try_get_raw(at + 1)?);
+    if volume.is_null() || turnover.is_null() {
+        return Ok(None);
+    }
+    let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
+        value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
+    };
+    let corrupt = |error: numeric::NumericError| sqlx::Error::Decode(Box::new(error));
+    let volume = numeric::decode_sum::<18>(&bytes(volume)?).map_err(corrupt)?;
+    let turnover = numeric::decode_sum::<36>(&bytes(turnover)?).map_err(corrupt)?;
+    Ok(Some((volume, turnover)))
+}

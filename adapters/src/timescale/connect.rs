@@ -1,0 +1,278 @@
+//! Connections: how they are made, lent and given back.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use qi_core::{Error, ErrorKind, Result};
+use secrecy::ExposeSecret;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
+
+use super::error::Cause;
+use crate::config::{TimescaleConfig, TlsMode};
+
+/// What only the server knows. It is met when a connection is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// `17.5`
+    pub(super) server: String,
+    /// `2.19.3`, where the extension is created.
+    pub(super) extension: Option<String>,
+    /// `apache` or `timescale`, where the extension's library is loaded.
+    pub(super) license: Option<String>,
+}
+
+/// The pool, and what is known of the server behind it.
+pub(super) struct Connections {
+    pool: PgPool,
+    options: PgConnectOptions,
+    facts: Arc<RwLock<Facts>>,
+    in_use: Arc<AtomicU32>,
+    acquire_timeout: Duration,
+    heavy_ms: u64,
+}
+
+impl Connections {
+    /// A pool that has no connection yet. Must be called inside a tokio runtime.
+    pub(super) fn open(config: &TimescaleConfig) -> Result<Self> {
+        let options = connect_options(config)?;
+        let pool = &config.pool;
+        let acquire_timeout = Duration::from_millis(pool.acquire_timeout_ms);
+        let facts = Arc::new(RwLock::new(Facts::default()));
+        let known = facts.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(pool.max_connections)
+            .min_connections(pool.min_connections)
+            .acquire_timeout(acquire_timeout)
+            .idle_timeout(Duration::from_millis(pool.idle_timeout_ms))
+            .max_lifetime(Duration::from_millis(pool.max_lifetime_ms))
+            .after_connect(move |connection, _| {
+                let known = known.clone();
+                Box::pin(async move {
+                    let facts = ask(connection).await?;
+                    *known.write().unwrap_or_else(PoisonError::into_inner) = facts;
+                    Ok(())
+                })
+            })
+            .connect_lazy_with(options.clone());
+        Ok(Self {
+            pool,
+            options,
+            facts,
+            in_use: Arc::default(),
+            acquire_timeout,
+            heavy_ms: config.limits.heavy_ms,
+        })
+    }
+
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The server as `host:port/database`, without any secret.
+    pub(super) fn address(&self) -> String {
+        let options = &self.options;
+        let database = options.get_database().unwrap_or(options.get_username());
+        match options.get_socket() {
+            Some(socket) => format!("{}/{database}", socket.display()),
+            None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
+        }
+    }
+
+    /// Borrows a connection, waiting up to the acquire timeout.
+    pub(super) async fn lease(&self) -> Result<Lease, Cause> {
+        match self.pool.acquire().await {
+            Ok(connection) => Ok(self.lend(connection)),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_none_came().await),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Borrows a connection that is idle now, or none: whoever holds a connection must not wait for another.
+    pub(super) fn lease_idle(&self) -> Option<Lease> {
+        self.pool.try_acquire().map(|connection| self.lend(connection))
+    }
+
+    fn lend(&self, connection: PoolConnection<Postgres>) -> Lease {
+        let in_use = self.in_use.clone();
+        let now = in_use.fetch_add(1, Ordering::Relaxed) + 1;
+        metrics::gauge!("qi_timescale_connections_in_use").set(f64::from(now));
+        metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
+        Lease { connection: Some(connection), in_use }
+    }
+
+    /// The driver hides refused connections behind the timeout of the pool. If slots are free, one direct
+    /// connection tells the truth.
+    async fn why_none_came(&self) -> Cause {
+        let in_use = self.in_use.load(Ordering::Relaxed);
+        if in_use >= self.pool.options().get_max_connections() {
+            return Cause::PoolBusy { in_use };
+        }
+        let patience = self.acquire_timeout.clamp(Duration::from_millis(250), Duration::from_secs(3));
+        match tokio::time::timeout(patience, self.direct()).await {
+            Ok(Err(cause)) => cause,
+            Ok(Ok(connection)) => {
+                // It answers again, too late for this call.
+                let _ = connection.close().await;
+                Cause::NoAnswer
+            }
+            Err(_) => Cause::NoAnswer,
+        }
+    }
+
+    /// A connection beside the pool: for work that holds session locks, which end with the connection.
+    pub(super) async fn direct(&self) -> Result<PgConnection, Cause> {
+        let mut connection = self.options.connect().await?;
+        let facts = ask(&mut connection).await?;
+        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = facts;
+        Ok(connection)
+    }
+
+    /// Gives the rest of the current transaction the limit for heavy work.
+    pub(super) async fn allow_heavy(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+        sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+            .bind(self.heavy_ms.to_string())
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    /// The limit for heavy work, in milliseconds.
+    pub(super) fn heavy_ms(&self) -> u64 {
+        self.heavy_ms
+    }
+}
+
+/// What a new connection asks the server once.
+async fn ask(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT current_setting('server_version'), \
+                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
+                current_setting('timescaledb.license', true)",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Facts { server: row.try_get(0)?, extension: row.try_get(1)?, license: row.try_get(2)? })
+}
+
+fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
+    let wrong = |source: sqlx::Error| {
+        Error::new(ErrorKind::Config, "store.timescale.url", "open")
+            .with_backend(super::BACKEND)
+            .with_message("the URL of the server cannot be read")
+            .with_source(Unreadable(source.to_string()))
+    };
+    let mut options = match &config.url {
+        Some(url) => url.expose_secret().parse().map_err(wrong)?,
+        None => PgConnectOptions::new(),
+    };
+    if let Some(host) = &config.host {
+        options = if host.starts_with('/') { options.socket(host) } else { options.host(host) };
+    }
+    if let Some(port) = config.port {
+        options = options.port(port);
+    }
+    if let Some(user) = &config.user {
+        options = options.username(user);
+    }
+    if let Some(password) = &config.password {
+        options = options.password(password.expose_secret());
+    }
+    if let Some(database) = &config.database {
+        options = options.database(database);
+    }
+    let tls = &config.tls;
+    if let Some(mode) = tls.mode {
+        options = options.ssl_mode(match mode {
+            TlsMode::Disable => PgSslMode::Disable,
+            TlsMode::Prefer => PgSslMode::Prefer,
+            TlsMode::Require => PgSslMode::Require,
+            TlsMode::VerifyCa => PgSslMode::VerifyCa,
+            TlsMode::VerifyFull => PgSslMode::VerifyFull,
+        });
+    }
+    if let Some(file) = &tls.root_cert {
+        options = options.ssl_root_cert(file);
+    }
+    if let Some(file) = &tls.client_cert {
+        options = options.ssl_client_cert(file);
+    }
+    if let Some(file) = &tls.client_key {
+        options = options.ssl_client_key(file);
+    }
+    let limits = &config.limits;
+    Ok(options
+        .application_name(&config.application_name)
+        .options([
+            ("search_path", config.schema.clone()),
+            ("statement_timeout", limits.statement_ms.to_string()),
+            ("lock_timeout", limits.lock_ms.to_string()),
+            ("idle_in_transaction_session_timeout", limits.statement_ms.to_string()),
+            // A statement whose caller has gone ends soon.
+            ("client_connection_check_interval", "1000".to_owned()),
+            // The bounds of a query decide which chunks are looked at: never a plan for any bounds.
+            ("plan_cache_mode", "force_custom_plan".to_owned()),
+            // Pages are short; compiling a plan would take longer than running it.
+            ("jit", "off".to_owned()),
+            // Writes to converted chunks: the batch is bounded by us, the number of tuples it touches is not.
+            ("timescaledb.max_tuples_decompressed_per_dml_transaction", "0".to_owned()),
+        ])
+        .log_statements(log::LevelFilter::Trace))
+}
+
+/// Why a URL was refused, as text: the driver's own error may hold parts of it.
+#[derive(Debug)]
+struct Unreadable(String);
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// A borrowed connection. Given back by [`Lease::give_back`]; dropped without that, in the middle of something,
+/// it is closed, so that no half-done statement or transaction returns to the pool.
+pub(super) struct Lease {
+    connection: Option<PoolConnection<Postgres>>,
+    in_use: Arc<AtomicU32>,
+}
+
+impl Lease {
+    /// Returns the connection to the pool.
+    pub(super) fn give_back(mut self) {
+        drop(self.connection.take());
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_ref().expect(LENT)
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().expect(LENT)
+    }
+}
+
+const LENT: &str = "the connection is there until it is given back";
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.in_use.fetch_sub(1, Ordering::Relaxed);
+        if let Some(mut connection) = self.connection.take() {
+            connection.close_on_drop();
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What the driver and the server say, and what it means to a caller: one table.
+
+use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
+use sqlx::migrate::MigrateError;
+
+use super::BACKEND;
+
+/// Why a call failed, before it has the name of its operation.
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// The driver's or the server's error.
+    Sql(sqlx::Error),
+    /// Every connection of the pool is in use.
+    PoolBusy { in_use: u32 },
+    /// No connection came within the acquire timeout, though the pool has room.
+    NoAnswer,
+    /// The schema is not this code's.
+    Schema { rule: String },
+    /// What the configuration asks for, the server's edition cannot do.
+    Edition { rule: String },
+    /// An error of core, about a value.
+    Core(Error),
+}
+
+impl From<sqlx::Error> for Cause {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Cause {
+    fn from(error: Error) -> Self {
+        Self::Core(error)
+    }
+}
+
+impl From<MigrateError> for Cause {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => Self::Sql(source),
+            other => Self::Schema { rule: other.to_string() },
+        }
+    }
+}
+
+/// The server's codes, by PostgreSQL's Appendix A ("PostgreSQL Error Codes"): the whole code, or its class of two
+/// characters. The first row that fits counts.
+const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
+    ("22003", ErrorKind::InvalidInput, "store.timescale.numeric_range"),
+    ("22P02", ErrorKind::InvalidInput, "store.timescale.syntax"),
+    ("3D000", ErrorKind::Config, "store.timescale.no_database"),
+    ("28", ErrorKind::Unauthorized, "store.timescale.login"),
+    ("42501", ErrorKind::Unauthorized, "store.timescale.permission"),
+    ("42P01", ErrorKind::SchemaMismatch, "store.timescale.no_table"),
+    ("42703", ErrorKind::SchemaMismatch, "store.timescale.no_column"),
+    ("3F000", ErrorKind::SchemaMismatch, "store.timescale.no_schema"),
+    ("42883", ErrorKind::SchemaMismatch, "store.timescale.no_function"),
+    ("0A000", ErrorKind::Unsupported, "store.timescale.unsupported"),
+    ("08", ErrorKind::Unavailable, "store.timescale.connection"),
+    ("57P01", ErrorKind::Unavailable, "store.timescale.shutdown"),
+    ("57P02", ErrorKind::Unavailable, "store.timescale.crash"),
+    ("57P03", ErrorKind::Unavailable, "store.timescale.starting"),
+    ("57P05", ErrorKind::Unavailable, "store.timescale.idle_session"),
+    ("25006", ErrorKind::Unavailable, "store.timescale.read_only"),
+    ("53100", ErrorKind::Unavailable, DISK_FULL),
+    ("57014", ErrorKind::Timeout, "store.timescale.statement_timeout"),
+    ("55P03", ErrorKind::Timeout, "store.timescale.lock_timeout"),
+    ("25P03", ErrorKind::Timeout, "store.timescale.idle_transaction"),
+    ("25P04", ErrorKind::Timeout, "store.timescale.transaction_timeout"),
+    ("53300", ErrorKind::Overloaded, "store.timescale.connections"),
+    ("40001", ErrorKind::Conflict, "store.timescale.serialization"),
+    ("40P01", ErrorKind::Conflict, "store.timescale.deadlock"),
+    ("23505", ErrorKind::Conflict, "store.timescale.unique"),
+    ("XX001", ErrorKind::CorruptData, "store.timescale.data_corrupted"),
+    ("XX002", ErrorKind::CorruptData, "store.timescale.index_corrupted"),
+    ("53200", ErrorKind::Internal, "store.timescale.server_memory"),
+    ("53400", ErrorKind::Internal, "store.timescale.server_limit"),
+];
+
+/// Waiting does not empty a disk: the one code of its kind that is never retried.
+const DISK_FULL: &str = "store.timescale.disk_full";
+
+/// The code of a unique violation: what tells an optimistic COPY that a record was there.
+pub(super) const UNIQUE_VIOLATION: &str = "23505";
+
+/// Whether the server answered with this SQLSTATE.
+pub(super) fn has_state(error: &sqlx::Error, state: &str) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == state)
+}
+
+fn by_state(state: &str) -> (ErrorKind, &'static str) {
+    SQLSTATES
+        .iter()
+        .find(|(known, ..)| state.starts_with(known))
+        .map_or((ErrorKind::Internal, "store.timescale.server"), |(_, kind, code)| (*kind, *code))
+}
+
+fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
+    match error {
+        sqlx::Error::Database(e) => by_state(&e.code().unwrap_or_default()),
+        sqlx::Error::Io(_) => (ErrorKind::Unavailable, "store.timescale.io"),
+        sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "store.timescale.tls"),
+        // What the server says makes no sense any more; a new connection may.
+        sqlx::Error::Protocol(_) => (ErrorKind::Unavailable, "store.timescale.protocol"),
+        sqlx::Error::PoolTimedOut => (ErrorKind::Overloaded, "store.timescale.pool"),
+        sqlx::Error::PoolClosed => (ErrorKind::Closed, "store.timescale.closed"),
+        sqlx::Error::Configuration(_) => (ErrorKind::Config, "store.timescale.config"),
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+            (ErrorKind::CorruptData, "store.timescale.value")
+        }
+        sqlx::Error::TypeNotFound { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::ColumnIndexOutOfBounds { .. } => {
+            (ErrorKind::SchemaMismatch, "store.timescale.no_column")
+        }
+        _ => (ErrorKind::Internal, "store.timescale.driver"),
+    }
+}
+
+impl Cause {
+    /// The public error of `operation`, with the original as its source.
+    pub(super) fn at(self, operation: Operation) -> Error {
+        let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
+        match self {
+            Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
+            Self::PoolBusy { in_use } => new(ErrorKind::Overloaded, "store.timescale.pool")
+                .with_message("every connection of the pool is in use")
+                .with_context("in_use", in_use),
+            Self::NoAnswer => new(ErrorKind::Unavailable, "store.timescale.no_answer")
+                .with_message("no connection was made within the acquire timeout"),
+            Self::Schema { rule } => {
+                new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(rule)
+            }
+            Self::Edition { rule } => {
+                new(ErrorKind::Unsupported, "store.timescale.edition").with_message(rule)
+            }
+            Self::Sql(sqlx::Error::PoolClosed) => {
+                Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
+            }
+            Self::Sql(source) => {
+                let (kind, code) = by_driver(&source);
+                let mut error = new(kind, code);
+                if let Some(state) = source.as_database_error().and_then(|e| e.code()) {
+                    error = error.with_context("sqlstate", state);
+                }
+                if code == DISK_FULL {
+                    error = error.with_retry(RetryAdvice::Never);
+                }
+                error.with_source(source)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::fmt;
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Answer(&'static str);
+
+    impl fmt::Display for Answer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl std::error::Error for Answer {}
+
+    impl sqlx::error::DatabaseError for Answer {
+        fn message(&self) -> &str {
+            self.0
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(Cow::Borrowed(self.0))
+        }
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    fn answer(state: &'static str) -> Error {
+        Cause::Sql(sqlx::Error::Database(Box::new(Answer(state)))).at(Operation::InsertTicks)
+    }
+
+    /// The table of the design page, row by row, with the codes of PostgreSQL's own list.
+    #[test]
+    fn every_row_of_the_table() {
+        use ErrorKind::{
+            Config, Conflict, CorruptData, Internal, InvalidInput, Overloaded, SchemaMismatch, Timeout,
+            Unauthorized, Unavailable, Unsupported,
+        };
+        for (states, kind, retried) in [
+            (&["22003", "22P02"][..], InvalidInput, false),
+            (&["3D000"], Config, false),
+            (&["28000", "28P01", "42501"], Unauthorized, false),
+            (&["42P01", "42703", "3F000", "42883"], SchemaMismatch, false),
+            (&["0A000"], Unsupported, false),
+            (&["08000", "08001", "08003", "08004", "08006", "08007", "08P01"], Unavailable, true),
+            (&["57P01", "57P02", "57P03", "57P05", "25006"], Unavailable, true),
+            (&["53100"], Unavailable, false),
+            (&["57014", "55P03", "25P03", "25P04"], Timeout, true),
+            (&["53300"], Overloaded, true),
+            (&["40001", "40P01", "23505"], Conflict, true),
+            (&["XX001", "XX002"], CorruptData, false),
+            (&["53200", "53400"], Internal, false),
+            // What the table does not name is ours to look at, and not retried by guess.
+            (&["XX000", "42601", "P0001", "54000", ""], Internal, false),
+        ] {
+            for state in states {
+                let error = answer(state);
+                assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{state}");
+                assert_eq!((error.operation(), error.backend()), ("insert_ticks", Some(BACKEND)));
+                assert_eq!(error.context_value("sqlstate"), Some(*state));
+                assert!(error.code().starts_with("store.timescale."), "{}", error.code());
+                assert!(error.find_source::<sqlx::Error>().is_some(), "the original is the source");
+            }
+        }
+    }
+
+    #[test]
+    fn every_error_of_the_driver() {
+        use sqlx::Error as Sql;
+        let of = |error: Sql| {
+            let error = Cause::from(error).at(Operation::Ticks);
+            (error.kind(), error.retry().is_retryable())
+        };
+        let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
+        for error in
+            [Sql::Io(io::ErrorKind::ConnectionReset.into()), Sql::Tls(text()), Sql::Protocol("?".into())]
+        {
+            assert_eq!(of(error), (ErrorKind::Unavailable, true));
+        }
+        assert_eq!(of(Sql::PoolTimedOut), (ErrorKind::Overloaded, true));
+        assert_eq!(of(Sql::PoolClosed), (ErrorKind::Closed, false));
+        assert_eq!(of(Sql::Configuration(text())), (ErrorKind::Config, false));
+        assert_eq!(of(Sql::Decode(text())), (ErrorKind::CorruptData, false));
+        let column = Sql::ColumnDecode { index: "price".into(), source: text() };
+        assert_eq!(of(column), (ErrorKind::CorruptData, false));
+        assert_eq!(of(Sql::ColumnNotFound("x".into())), (ErrorKind::SchemaMismatch, false));
+        assert_eq!(of(Sql::TypeNotFound { type_name: "x".into() }), (ErrorKind::SchemaMismatch, false));
+        assert_eq!(of(Sql::Encode(text())), (ErrorKind::Internal, false));
+    }
+
+    #[test]
+    fn what_the_adapter_finds_itself() {
+        let of = |cause: Cause| {
+            let error = cause.at(Operation::Ticks);
+            (error.kind(), error.retry().is_retryable())
+        };
+        assert_eq!(of(Cause::PoolBusy { in_use: 8 }), (ErrorKind::Overloaded, true));
+        assert_eq!(of(Cause::NoAnswer), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
+        assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
+        assert_eq!(of(MigrateError::VersionMissing(9).into()), (ErrorKind::SchemaMismatch, false));
+        assert_eq!(of(MigrateError::VersionMismatch(1).into()), (ErrorKind::SchemaMismatch, false));
+        let inner = sqlx::Error::Database(Box::new(Answer("40P01")));
+        assert_eq!(of(MigrateError::ExecuteMigration(inner, 1).into()), (ErrorKind::Conflict, true));
+    }
+
+    #[test]
+    fn the_code_of_a_row_is_its_own() {
+        let codes: std::collections::BTreeSet<_> = SQLSTATES.iter().map(|(.., code)| code).collect();
+        assert_eq!(codes.len(), SQLSTATES.len());
+    }
+}

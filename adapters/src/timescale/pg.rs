@@ -1,0 +1,256 @@
+//! The domain types for sqlx: for a team's own SQL on the tables.
+
+use qi_core::domain::Source;
+use qi_core::{
+    BarValues, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick,
+    Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
+};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, FromRow, Postgres, Row, Type};
+
+use super::numeric;
+use super::table::PG_EPOCH_MICROS;
+
+/// A value or a record of the domain, as sqlx binds and reads it.
+///
+/// The values are sqlx's `Type`, `Encode` and `Decode`: [`Decimal`], [`Price`], [`Quantity`], [`Percent`] as
+/// `numeric`; [`Timestamp`] as `timestamptz`; [`Exchange`], [`Symbol`], [`Interval`], [`Side`], [`Scope`] and
+/// [`Source`] as `text`; a counter (`u64`) as `bigint`. The records are `FromRow`, by the column names of the
+/// views `ticks_view`, `quotes_view`, `bars_view` and `snapshots_view`. A stored value that the domain cannot hold
+/// is an error, never rounded.
+///
+/// ```no_run
+/// use qi_adapters::timescale::{Pg, TimescaleStore};
+/// use qi_core::{Price, PriceTick};
+/// async fn above(store: &TimescaleStore, price: Price) -> Result<Vec<PriceTick>, sqlx::Error> {
+///     let found: Vec<Pg<PriceTick>> =
+///         sqlx::query_as("SELECT * FROM ticks_view WHERE price > $1 ORDER BY ts, seq LIMIT 100")
+///             .bind(Pg(price))
+///             .fetch_all(store.pool())
+///             .await?;
+///     Ok(found.into_iter().map(|tick| tick.0).collect())
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pg<T>(pub T);
+
+/// The bytes of a value in the binary form; the driver asks for the text form only in unprepared statements.
+fn binary<'r>(value: &PgValueRef<'r>) -> Result<&'r [u8], BoxDynError> {
+    match value.format() {
+        PgValueFormat::Binary => value.as_bytes(),
+        PgValueFormat::Text => {
+            Err("only prepared statements are supported: use sqlx::query, not raw_sql".into())
+        }
+    }
+}
+
+macro_rules! numerics {
+    ($($name:ty => |$units:ident| $make:expr;)*) => {$(
+        impl Type<Postgres> for Pg<$name> {
+            fn type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("numeric")
+            }
+        }
+        impl PgHasArrayType for Pg<$name> {
+            fn array_type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("_numeric")
+            }
+        }
+        impl Encode<'_, Postgres> for Pg<$name> {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                numeric::encode(self.0.units(), buffer);
+                Ok(IsNull::No)
+            }
+        }
+        impl<'r> Decode<'r, Postgres> for Pg<$name> {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                let $units = numeric::decode(binary(&value)?)?;
+                Ok(Self($make?))
+            }
+        }
+    )*};
+}
+
+numerics! {
+    Decimal => |units| Decimal::from_units(units);
+    Price => |units| Price::from_units(units);
+    Quantity => |units| Quantity::from_units(units);
+    Percent => |units| Percent::from_units(units);
+}
+
+/// Values that are text in the tables.
+macro_rules! texts {
+    ($($name:ty: |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
+        impl Type<Postgres> for Pg<$name> {
+            fn type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("text")
+            }
+            fn compatible(ty: &PgTypeInfo) -> bool {
+                <str as Type<Postgres>>::compatible(ty)
+            }
+        }
+        impl PgHasArrayType for Pg<$name> {
+            fn array_type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name("_text")
+            }
+        }
+        impl Encode<'_, Postgres> for Pg<$name> {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                let $value = &self.0;
+                buffer.extend_from_slice($write.as_bytes());
+                Ok(IsNull::No)
+            }
+        }
+        impl<'r> Decode<'r, Postgres> for Pg<$name> {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                let $text = value.as_str()?;
+                Ok(Self($read?))
+            }
+        }
+    )*};
+}
+
+texts! {
+    Exchange: |value| value.as_str(), |text| Exchange::new(text);
+    Symbol: |value| value.as_str(), |text| Symbol::new(text);
+    Interval: |value| value.as_str(), |text| text.parse();
+    Side: |value| value.as_str(), |text| text.parse();
+    Scope: |value| value.storage_text(), |text| Scope::from_storage_text(text);
+    Source: |value| value.as_str(), |text| Source::new(text);
+}
+
+impl Type<Postgres> for Pg<Timestamp> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+}
+
+impl PgHasArrayType for Pg<Timestamp> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_timestamptz")
+    }
+}
+
+impl Encode<'_, Postgres> for Pg<Timestamp> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&(self.0.as_micros() - PG_EPOCH_MICROS).to_be_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Pg<Timestamp> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let micros = i64::from_be_bytes(binary(&value)?.try_into()?);
+        // Infinities are the ends of i64 and overflow here.
+        let micros = micros.checked_add(PG_EPOCH_MICROS).ok_or("an infinite time")?;
+        Ok(Self(Timestamp::from_micros(micros)?))
+    }
+}
+
+impl Type<Postgres> for Pg<u64> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("int8")
+    }
+}
+
+impl PgHasArrayType for Pg<u64> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_int8")
+    }
+}
+
+impl Encode<'_, Postgres> for Pg<u64> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&i64::try_from(self.0)?.to_be_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Pg<u64> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(u64::try_from(i64::from_be_bytes(binary(&value)?.try_into()?))?))
+    }
+}
+
+fn get<T>(row: &PgRow, column: &str) -> Result<T, sqlx::Error>
+where
+    Pg<T>: for<'r> Decode<'r, Postgres> + Type<Postgres>,
+{
+    row.try_get::<Pg<T>, _>(column).map(|value| value.0)
+}
+
+fn get_option<T>(row: &PgRow, column: &str) -> Result<Option<T>, sqlx::Error>
+where
+    Pg<T>: for<'r> Decode<'r, Postgres> + Type<Postgres>,
+{
+    row.try_get::<Option<Pg<T>>, _>(column).map(|value| value.map(|value| value.0))
+}
+
+/// A record that its columns do not make.
+fn unfit(error: qi_core::Error) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}
+
+impl FromRow<'_, PgRow> for Pg<Instrument> {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self(Instrument::new(get(row, "exchange")?, get(row, "symbol")?)))
+    }
+}
+
+impl FromRow<'_, PgRow> for Pg<PriceTick> {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let Pg(instrument) = Pg::from_row(row)?;
+        let tick = PriceTick::new(instrument, get(row, "ts")?, get(row, "seq")?, get(row, "price")?);
+        let tick = tick.map_err(unfit)?;
+        Ok(Self(tick.with_quantity(get_option(row, "quantity")?).with_side(get_option(row, "side")?)))
+    }
+}
+
+impl FromRow<'_, PgRow> for Pg<Quote> {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let Pg(instrument) = Pg::from_row(row)?;
+        let values = QuoteValues {
+            bid_price: get_option(row, "bid_price")?,
+            bid_size: get_option(row, "bid_size")?,
+            ask_price: get_option(row, "ask_price")?,
+            ask_size: get_option(row, "ask_size")?,
+        };
+        Quote::new(instrument, get(row, "ts")?, get(row, "seq")?, values).map(Self).map_err(unfit)
+    }
+}
+
+impl FromRow<'_, PgRow> for Pg<Ohlcv> {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let Pg(instrument) = Pg::from_row(row)?;
+        let values = BarValues {
+            open: get(row, "open")?,
+            high: get(row, "high")?,
+            low: get(row, "low")?,
+            close: get(row, "close")?,
+            volume: get_option(row, "volume")?,
+            quote_volume: get_option(row, "quote_volume")?,
+            count: get_option(row, "count")?,
+        };
+        let bar = Ohlcv::new(instrument, get(row, "interval")?, get(row, "open_time")?, values);
+        bar.map(Self).map_err(unfit)
+    }
+}
+
+impl FromRow<'_, PgRow> for Pg<MarketSnapshot> {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let values = SnapshotValues {
+            market_cap_usd: get_option(row, "market_cap_usd")?,
+            volume_24h_usd: get_option(row, "volume_24h_usd")?,
+            btc_dominance: get_option(row, "btc_dominance")?,
+            eth_dominance: get_option(row, "eth_dominance")?,
+            active_currencies: get_option(row, "active_currencies")?,
+            markets: get_option(row, "markets")?,
+            change_24h: get_option(row, "change_24h")?,
+            change_7d: get_option(row, "change_7d")?,
+            source: get_option(row, "source")?,
+        };
+        MarketSnapshot::new(get(row, "scope")?, get(row, "ts")?, values).map(Self).map_err(unfit)
+    }
+}

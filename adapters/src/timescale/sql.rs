@@ -1,0 +1,172 @@
+//! The statements over the four tables, made once out of their descriptions.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use qi_core::store::Dataset;
+
+use super::table::{Column, TABLES, Table, names};
+
+/// The statements of one table. Names are found through the search_path of the connection.
+#[derive(Debug)]
+pub(super) struct Sql {
+    /// COPY of all columns, binary.
+    pub(super) copy: String,
+    /// Parameters: one array for each column, then the least and the greatest time, then the least and the
+    /// greatest first column of the key. Inserts what is new, replaces what differs, leaves alone what is there.
+    pub(super) merge: String,
+    /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
+    /// then the series.
+    pub(super) ascending: String,
+    pub(super) descending: String,
+    /// Parameters: array of ids or scopes, start, end; for bars then the interval. The first column is the place
+    /// in the array, from 1.
+    pub(super) latest: String,
+    /// As `latest`, with the time alone: the first, the last; for bars over all intervals, given as an array.
+    pub(super) first_time: String,
+    pub(super) last_time: String,
+}
+
+/// The statements of a dataset.
+pub(super) fn of(dataset: Dataset) -> &'static Sql {
+    static ALL: LazyLock<[Sql; 4]> = LazyLock::new(|| TABLES.map(Sql::of));
+    &ALL[dataset as usize]
+}
+
+impl Sql {
+    fn of(table: &Table) -> Self {
+        Self {
+            copy: format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.name, names(table.columns(), "")),
+            merge: merge(table),
+            ascending: range(table, ">", "ASC"),
+            descending: range(table, "<", "DESC"),
+            latest: latest(table),
+            first_time: edge(table, "ASC"),
+            last_time: edge(table, "DESC"),
+        }
+    }
+}
+
+/// `t.a = x.a AND t.b = x.b`
+fn equal(columns: impl Iterator<Item = Column>) -> String {
+    columns.map(|c| format!("t.{0} = x.{0}", c.name)).collect::<Vec<_>>().join(" AND ")
+}
+
+/// A replay costs a read: rows that are there with the same values are not written again. ON CONFLICT is for the
+/// rows that another writer adds in between. The rows keep the order in which they come, in which every writer
+/// locks them.
+fn merge(table: &Table) -> String {
+    let all: Vec<Column> = table.columns().collect();
+    let count = all.len();
+    let mut arrays = String::new();
+    for (at, column) in all.iter().enumerate() {
+        let separator = if at == 0 { "" } else { ", " };
+        let _ = write!(arrays, "{separator}${}::{}[]", at + 1, column.ty.name());
+    }
+    let sets: Vec<_> = table.values.iter().map(|c| format!("{0} = EXCLUDED.{0}", c.name)).collect();
+    format!(
+        "INSERT INTO {table} ({columns}) \
+         SELECT {x_columns} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, n) \
+         LEFT JOIN {table} t ON {same_key} AND t.{time} BETWEEN ${lo} AND ${hi} \
+         AND t.{series} BETWEEN ${least} AND ${greatest} \
+         WHERE t.{time} IS NULL OR ROW({t_values}) IS DISTINCT FROM ROW({x_values}) \
+         ORDER BY x.n \
+         ON CONFLICT ({key}) DO UPDATE SET {sets}",
+        table = table.name,
+        columns = names(table.columns(), ""),
+        x_columns = names(table.columns(), "x."),
+        same_key = equal(table.key()),
+        time = table.time(),
+        series = table.series[0].name,
+        lo = count + 1,
+        hi = count + 2,
+        least = count + 3,
+        greatest = count + 4,
+        t_values = names(table.values.iter().copied(), "t."),
+        x_values = names(table.values.iter().copied(), "x."),
+        key = names(table.key(), ""),
+        sets = sets.join(", "),
+    )
+}
+
+fn range(table: &Table, side: &str, direction: &str) -> String {
+    let time = table.time();
+    let mut next = 4;
+    let mut conditions = String::new();
+    if table.place.len() == 2 {
+        let _ = write!(conditions, " AND ({time}, seq) {side} ($4, $5)");
+        next = 6;
+    }
+    for (at, column) in table.series.iter().enumerate() {
+        let _ = write!(conditions, " AND {} = ${}", column.name, next + at);
+    }
+    format!(
+        "SELECT {} FROM {} WHERE {time} >= $1 AND {time} < $2{conditions} ORDER BY {} LIMIT $3",
+        table.read_list(),
+        table.name,
+        ordered(table, direction),
+    )
+}
+
+/// `ts DESC, seq DESC`
+fn ordered(table: &Table, direction: &str) -> String {
+    table.place.iter().map(|c| format!("{} {direction}", c.name)).collect::<Vec<_>>().join(", ")
+}
+
+fn latest(table: &Table) -> String {
+    let interval = if table.series.len() == 2 { " AND t.\"interval\" = $4" } else { "" };
+    format!(
+        "SELECT k.n, l.* FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(key, n) \
+         CROSS JOIN LATERAL (SELECT {list} FROM {table} t \
+         WHERE t.{series} = k.key AND t.{time} >= $2 AND t.{time} < $3{interval} \
+         ORDER BY {order} LIMIT 1) l ORDER BY k.n",
+        ty = table.series[0].ty.name(),
+        list = table.read_list(),
+        table = table.name,
+        series = table.series[0].name,
+        time = table.time(),
+        order = ordered(table, "DESC"),
+    )
+}
+
+fn edge(table: &Table, direction: &str) -> String {
+    let (from, interval) = if table.series.len() == 2 {
+        (" CROSS JOIN unnest($4::text[]) AS i(name)", " AND t.\"interval\" = i.name")
+    } else {
+        ("", "")
+    };
+    format!(
+        "SELECT k.n, l.{time} FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(key, n){from} \
+         CROSS JOIN LATERAL (SELECT t.{time} FROM {table} t \
+         WHERE t.{series} = k.key AND t.{time} >= $2 AND t.{time} < $3{interval} \
+         ORDER BY t.{time} {direction} LIMIT 1) l",
+        ty = table.series[0].ty.name(),
+        table = table.name,
+        series = table.series[0].name,
+        time = table.time(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_statements_of_the_ticks() {
+        let sql = of(Dataset::Ticks);
+        assert_eq!(
+            sql.copy,
+            "COPY ticks (instrument_id, ts, seq, price, quantity, side) FROM STDIN (FORMAT binary)"
+        );
+        assert_eq!(
+            sql.ascending,
+            "SELECT ts, seq, price, quantity, side FROM ticks WHERE ts >= $1 AND ts < $2 \
+             AND (ts, seq) > ($4, $5) AND instrument_id = $6 ORDER BY ts ASC, seq ASC LIMIT $3"
+        );
+        let bars = of(Dataset::Bars);
+        assert!(bars.descending.ends_with(
+            "WHERE open_time >= $1 AND open_time < $2 AND instrument_id = $4 AND \"interval\" = $5 \
+             ORDER BY open_time DESC LIMIT $3"
+        ));
+    }
+}

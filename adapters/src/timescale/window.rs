@@ -1,0 +1,190 @@
+//! Which part of a range one statement may look at. Every chunk that a statement touches costs locks and
+//! planning time: thousands of them exhaust the server's lock table (53200).
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use qi_core::store::{Dataset, Order};
+use qi_core::{TimeRange, Timestamp};
+use sqlx::{PgConnection, Row};
+
+use super::error::Cause;
+use super::table::table_of;
+use crate::config::{Hypertables, TimescaleConfig};
+
+/// What is known of the chunks of the four tables.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    schema: String,
+    hypertables: bool,
+    micros: [i64; 4],
+    /// The start of the newest chunk that was met, by dataset; `i64::MIN` if none was.
+    newest: [AtomicI64; 4],
+}
+
+/// How many chunks the first statement of a page looks at, how many at most, and by how much that grows while
+/// too little is found.
+const FIRST: i64 = 50;
+const MOST: i64 = 200;
+const GROWTH: i64 = 4;
+
+/// How many chunks `latest` looks at first.
+const NEWEST: i64 = 3;
+
+/// How many chunks a piece of a write touches at most: new chunks cost several locks each.
+pub(super) const WRITE_CHUNKS: usize = 50;
+
+// The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
+const OLDEST_OF: &str = "SELECT count(*), max(range_end) FROM (\
+    SELECT s.range_start, s.range_end \
+    FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
+    ORDER BY s.range_start LIMIT $5) x";
+const NEWEST_OF: &str = "SELECT count(*), min(range_start) FROM (\
+    SELECT s.range_start, s.range_end \
+    FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
+    ORDER BY s.range_start DESC LIMIT $5) x";
+
+impl Chunks {
+    pub(super) fn new(config: &TimescaleConfig) -> Self {
+        Self {
+            schema: config.schema.clone(),
+            hypertables: config.hypertables == Hypertables::On,
+            micros: Dataset::ALL.map(|dataset| super::schema::chunk_micros(config, dataset)),
+            newest: std::array::from_fn(|_| AtomicI64::new(i64::MIN)),
+        }
+    }
+
+    /// The number of the chunk that holds a time: its own, or, of an ordinary table, the same for all.
+    pub(super) fn number(&self, dataset: Dataset, micros: i64) -> i64 {
+        if self.hypertables { micros.div_euclid(self.micros[dataset as usize]) } else { 0 }
+    }
+
+    /// The part of `range` that comes first in `order` and lies in at most `most` chunks.
+    pub(super) async fn part(
+        &self,
+        connection: &mut PgConnection,
+        dataset: Dataset,
+        range: TimeRange,
+        order: Order,
+        most: i64,
+    ) -> Result<TimeRange, Cause> {
+        let (start, end) = (range.start().as_micros(), range.end().as_micros());
+        if !self.hypertables || (end - start) / self.micros[dataset as usize] < most {
+            return Ok(range);
+        }
+        let sql = if order == Order::Ascending { OLDEST_OF } else { NEWEST_OF };
+        let row = sqlx::query(sql)
+            .bind(&self.schema)
+            .bind(table_of(dataset).name)
+            .bind(start)
+            .bind(end)
+            .bind(most)
+            .fetch_one(connection)
+            .await?;
+        let (count, edge): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        let edge = match edge {
+            // All of it, and what is written meanwhile.
+            _ if count < most => return Ok(range),
+            Some(edge) if start < edge && edge < end => Timestamp::from_micros(edge).unwrap_or(range.end()),
+            _ => return Ok(range),
+        };
+        Ok(match order {
+            Order::Ascending => TimeRange::new(range.start(), edge)?,
+            Order::Descending => TimeRange::new(edge, range.end())?,
+        })
+    }
+
+    /// From where on `latest` looks first: a few chunks before `until`, or before the newest chunk that there is.
+    /// What lies at or behind it is the latest of all, wherever the newest chunk really is.
+    pub(super) async fn recent(
+        &self,
+        connection: &mut PgConnection,
+        dataset: Dataset,
+        until: Timestamp,
+    ) -> Result<Timestamp, Cause> {
+        if !self.hypertables {
+            return Ok(Timestamp::MIN);
+        }
+        let at = dataset as usize;
+        let mut newest = self.newest[at].load(Ordering::Relaxed);
+        if newest == i64::MIN {
+            let row = sqlx::query(NEWEST_OF)
+                .bind(&self.schema)
+                .bind(table_of(dataset).name)
+                .bind(Timestamp::MIN.as_micros())
+                .bind(Timestamp::MAX.as_micros())
+                .bind(1_i64)
+                .fetch_one(connection)
+                .await?;
+            if let Some(found) = row.try_get::<Option<i64>, _>(1)? {
+                newest = found;
+                self.newest[at].store(found, Ordering::Relaxed);
+            }
+        }
+        let from = newest.min(until.as_micros()).saturating_sub(NEWEST * self.micros[at]);
+        Ok(Timestamp::from_micros(from).unwrap_or(Timestamp::MIN))
+    }
+
+    /// Notes that records up to this time were written.
+    pub(super) fn wrote(&self, dataset: Dataset, micros: i64) {
+        if self.hypertables {
+            let at = dataset as usize;
+            let start = self.number(dataset, micros) * self.micros[at];
+            // Only what was asked of the catalog once is kept forward; see `recent`.
+            if self.newest[at].load(Ordering::Relaxed) != i64::MIN {
+                self.newest[at].fetch_max(start, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets what was known of the newest chunk: something was deleted.
+    pub(super) fn forget(&self, dataset: Dataset) {
+        self.newest[dataset as usize].store(i64::MIN, Ordering::Relaxed);
+    }
+
+    pub(super) fn are_hypertables(&self) -> bool {
+        self.hypertables
+    }
+}
+
+/// Goes through a range in parts that touch few chunks each.
+pub(super) struct Walk {
+    rest: TimeRange,
+    order: Order,
+    most: i64,
+}
+
+impl Walk {
+    pub(super) fn new(range: TimeRange, order: Order) -> Self {
+        Self { rest: range, order, most: FIRST }
+    }
+
+    /// The next part; None when the range is done. An empty range has one empty part, so that even that meets
+    /// the server, which knows whether there is a schema.
+    pub(super) async fn next(
+        &mut self,
+        connection: &mut PgConnection,
+        chunks: &Chunks,
+        dataset: Dataset,
+    ) -> Result<Option<TimeRange>, Cause> {
+        if self.most == 0 {
+            return Ok(None);
+        }
+        let part = chunks.part(connection, dataset, self.rest, self.order, self.most).await?;
+        if part == self.rest {
+            self.most = 0;
+            return Ok(Some(part));
+        }
+        self.rest = match self.order {
+            Order::Ascending => TimeRange::new(part.end(), self.rest.end())?,
+            Order::Descending => TimeRange::new(self.rest.start(), part.start())?,
+        };
+        self.most = (self.most * GROWTH).min(MOST);
+        Ok(Some(part))
+    }
+}

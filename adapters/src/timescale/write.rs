@@ -1,0 +1,434 @@
+//! Writing: COPY where everything seems new, a merge that reads first where it is not.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures::future::join_all;
+use qi_core::store::{Dataset, InsertReport};
+use qi_core::{Operation, Scope};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
+use sqlx::{Encode, PgConnection, Postgres, Type};
+use tracing::Instrument as _;
+
+use super::TimescaleStore;
+use super::connect::Lease;
+use super::error::{Cause, UNIQUE_VIOLATION, has_state};
+use super::sql::{self, Sql};
+use super::table::{Column, ColumnType, Fields, PG_EPOCH_MICROS, Stored, WriteKey};
+use super::window::WRITE_CHUNKS;
+
+/// Whether COPY is worth trying: a store that meets its own records again and again stops for a while.
+#[derive(Debug, Default)]
+pub(super) struct Optimism {
+    /// How many collisions in a row there were.
+    streak: AtomicU32,
+    /// How many pieces are merged before COPY is tried again.
+    pause: AtomicU32,
+}
+
+impl Optimism {
+    /// The longest pause, in pieces.
+    const LONGEST: u32 = 256;
+
+    fn tries_copy(&self) -> bool {
+        self.pause.load(Ordering::Relaxed) == 0
+    }
+
+    fn collided(&self) {
+        let streak = self.streak.fetch_add(1, Ordering::Relaxed).min(16) + 1;
+        self.pause.store((1 << streak).min(Self::LONGEST), Ordering::Relaxed);
+    }
+
+    /// A piece was merged, of which `written` of `rows` were new or differed.
+    fn merged(&self, rows: u64, written: u64) {
+        if written == rows {
+            // Not one was there: the replay is over.
+            self.all_new();
+        } else {
+            // Another task may have taken the last one; a pause has no need to be exact.
+            let _ = self.pause.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        }
+    }
+
+    fn all_new(&self) {
+        self.streak.store(0, Ordering::Relaxed);
+        self.pause.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Which way a piece went: the label of the metric and the field of the span.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Copy,
+    Merge,
+    /// COPY met a record that was there, and the piece was merged.
+    CopyThenMerge,
+}
+
+impl Way {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Merge => "merge",
+            Self::CopyThenMerge => "copy_then_merge",
+        }
+    }
+}
+
+/// A record of the batch, by its place in it, with the key by which rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    key: WriteKey,
+    /// The place in the batch: the later of two equal keys wins.
+    at: u32,
+}
+
+impl TimescaleStore {
+    /// The one way in for all four datasets.
+    pub(super) async fn insert<R: Stored>(
+        &self,
+        operation: Operation,
+        batch: &[R],
+    ) -> qi_core::Result<InsertReport> {
+        self.enter(operation)?;
+        self.inner.info().check_batch(batch.len()).map_err(|e| Cause::Core(e).at(operation))?;
+        if batch.is_empty() {
+            return Ok(InsertReport::default());
+        }
+        let mut lease = self.inner.connections.lease().await.map_err(|e| e.at(operation))?;
+        let outcome = self.insert_on(&mut lease, batch).await;
+        lease.give_back();
+        outcome.map_err(|e| e.at(operation))
+    }
+
+    async fn insert_on<R: Stored>(&self, lease: &mut Lease, batch: &[R]) -> Result<InsertReport, Cause> {
+        let ids = self.series_ids(lease, batch).await?;
+        let entries = self.entries(batch, &ids);
+        let report = InsertReport::new(batch.len(), batch.len() - entries.len());
+        let job = Job { store: self, batch, ids: &ids };
+        let pieces = cut(&entries, self.inner.config.write.piece);
+        let lanes = self.inner.config.write.connections.min(pieces.len());
+        // More connections only if they are idle: whoever holds one must not wait for another.
+        let mut others: Vec<Lease> = (1..lanes).map_while(|_| self.inner.connections.lease_idle()).collect();
+        let queue = std::sync::Mutex::new(pieces.into_iter());
+        let first = job.lane(lease, &queue);
+        let others_work = join_all(others.iter_mut().map(|other| job.lane(other, &queue)));
+        let (first, rest) = futures::join!(first, others_work);
+        for other in others {
+            other.give_back();
+        }
+        rest.into_iter().fold(first, Result::and)?;
+        if let Some(newest) = entries.iter().map(|entry| entry.key.ts).max() {
+            self.inner.chunks.wrote(R::TABLE.dataset, newest);
+        }
+        Ok(report)
+    }
+
+    /// What each record is keyed by: the instrument's id, or the rank of its scope in the batch.
+    async fn series_ids<R: Stored>(
+        &self,
+        connection: &mut PgConnection,
+        batch: &[R],
+    ) -> Result<Vec<i32>, Cause> {
+        if batch.first().is_some_and(|record| record.scope_of().is_some()) {
+            let mut scopes: Vec<&Scope> = batch.iter().filter_map(Stored::scope_of).collect();
+            let all = scopes.clone();
+            scopes.sort_unstable();
+            scopes.dedup();
+            let rank = |scope| i32::try_from(scopes.partition_point(|s| *s < scope)).unwrap_or(i32::MAX);
+            return Ok(all.into_iter().map(rank).collect());
+        }
+        self.inner.names.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
+    }
+
+    /// The records in the order of their keys, each key once: its last record.
+    fn entries<R: Stored>(&self, batch: &[R], ids: &[i32]) -> Vec<Entry> {
+        let mut entries = Vec::with_capacity(batch.len());
+        for (at, (record, id)) in batch.iter().zip(ids).enumerate() {
+            let (interval, ts, seq) = record.tail();
+            let chunk = self.inner.chunks.number(R::TABLE.dataset, ts);
+            let key = WriteKey { chunk, series: *id, interval, ts, seq };
+            // A batch has at most 1,000,000 records.
+            entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
+        }
+        entries.sort_unstable();
+        // `dedup_by` keeps the first of equal ones: hand the later place to it.
+        entries.dedup_by(|later, kept| {
+            let same = later.key == kept.key;
+            if same {
+                kept.at = later.at;
+            }
+            same
+        });
+        entries
+    }
+}
+
+/// Cuts the entries into pieces of bounded size that touch few chunks each.
+fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
+    let mut pieces = Vec::new();
+    let (mut start, mut chunks) = (0, 1);
+    for at in 1..entries.len() {
+        let new_chunk = entries[at].key.chunk != entries[at - 1].key.chunk;
+        if at - start == most || (new_chunk && chunks == WRITE_CHUNKS) {
+            pieces.push(&entries[start..at]);
+            (start, chunks) = (at, 1);
+        } else if new_chunk {
+            chunks += 1;
+        }
+    }
+    pieces.push(&entries[start..]);
+    pieces
+}
+
+/// A batch under way.
+struct Job<'a, R> {
+    store: &'a TimescaleStore,
+    batch: &'a [R],
+    ids: &'a [i32],
+}
+
+impl<'a, R: Stored> Job<'a, R> {
+    /// Writes pieces until none is left, or one fails.
+    async fn lane(
+        &self,
+        lease: &mut Lease,
+        queue: &std::sync::Mutex<std::vec::IntoIter<&'a [Entry]>>,
+    ) -> Result<(), Cause> {
+        let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+        while let Some(piece) = next() {
+            let span = tracing::debug_span!(
+                "timescale.write",
+                dataset = R::TABLE.dataset.as_str(),
+                rows = piece.len(),
+                way = tracing::field::Empty,
+            );
+            let outcome = self.write(lease, piece).instrument(span.clone()).await;
+            let way = match outcome {
+                Ok(way) => way,
+                Err(error) => {
+                    // The other lanes end after their piece.
+                    let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    queue.by_ref().for_each(drop);
+                    return Err(error);
+                }
+            };
+            span.record("way", way.as_str());
+            let labels = [("dataset", R::TABLE.dataset.as_str()), ("way", way.as_str())];
+            metrics::counter!("qi_timescale_written_rows_total", &labels).increment(piece.len() as u64);
+            metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, lease: &mut Lease, piece: &[Entry]) -> Result<Way, Cause> {
+        let inner = &self.store.inner;
+        let optimism = &inner.optimism[R::TABLE.dataset as usize];
+        if piece.len() < inner.config.write.copy_from {
+            self.merge(lease, piece).await?;
+            return Ok(Way::Merge);
+        }
+        if optimism.tries_copy() {
+            match self.copy(lease, piece).await {
+                Ok(()) => {
+                    optimism.all_new();
+                    return Ok(Way::Copy);
+                }
+                Err(error) if has_state(&error, UNIQUE_VIOLATION) => optimism.collided(),
+                Err(error) => return Err(error.into()),
+            }
+            self.merge(lease, piece).await?;
+            return Ok(Way::CopyThenMerge);
+        }
+        let written = self.merge(lease, piece).await?;
+        optimism.merged(piece.len() as u64, written);
+        Ok(Way::Merge)
+    }
+
+    fn record(&self, entry: &Entry) -> (&R, i32) {
+        let at = entry.at as usize;
+        (&self.batch[at], self.ids[at])
+    }
+
+    /// One COPY, one transaction: all of the piece or nothing.
+    async fn copy(&self, lease: &mut Lease, piece: &[Entry]) -> Result<(), sqlx::Error> {
+        /// The buffer is sent when it is as full as this, in bytes.
+        const SEND: usize = 256 * 1024;
+        let columns = i16::try_from(R::TABLE.columns().count()).unwrap_or(i16::MAX);
+        let mut copy = lease.copy_in_raw(&sql::of(R::TABLE.dataset).copy).await?;
+        let mut row = CopyRows(Vec::with_capacity(SEND + 1024));
+        row.0.extend_from_slice(COPY_HEADER);
+        for entry in piece {
+            let (record, id) = self.record(entry);
+            row.0.extend_from_slice(&columns.to_be_bytes());
+            record.encode(id, &mut row);
+            if row.0.len() >= SEND {
+                copy.send(row.0.as_slice()).await?;
+                row.0.clear();
+            }
+        }
+        row.0.extend_from_slice(&COPY_END);
+        copy.send(row.0.as_slice()).await?;
+        copy.finish().await.map(drop)
+    }
+
+    /// One statement that reads what is there and writes only what is new or differs. Gives how many rows it
+    /// wrote.
+    async fn merge(&self, lease: &mut Lease, piece: &[Entry]) -> Result<u64, Cause> {
+        let Sql { merge, .. } = sql::of(R::TABLE.dataset);
+        let columns: Vec<Column> = R::TABLE.columns().collect();
+        let mut arrays = Arrays::new(&columns, piece.len());
+        for entry in piece {
+            let (record, id) = self.record(entry);
+            record.encode(id, &mut arrays);
+        }
+        let mut query = sqlx::query(merge.as_str());
+        for array in arrays.finish(&columns, piece.len()) {
+            query = query.bind(array);
+        }
+        let times = || piece.iter().map(|entry| entry.key.ts);
+        for micros in [times().min(), times().max()].into_iter().flatten() {
+            query = query.bind(RawTime(micros));
+        }
+        let ids = || piece.iter().map(|entry| entry.key.series);
+        if R::TABLE.dataset == Dataset::Snapshots {
+            let scopes = || piece.iter().filter_map(|entry| self.record(entry).0.scope_of());
+            for scope in [scopes().min(), scopes().max()] {
+                query = query.bind(scope.map(Scope::storage_text));
+            }
+        } else {
+            query = query.bind(ids().min()).bind(ids().max());
+        }
+        Ok(query.execute(&mut **lease).await?.rows_affected())
+    }
+}
+
+/// The signature, no flags, no extension: "Binary Format" of PostgreSQL's COPY.
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// A row of -1 columns ends the data.
+const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
+
+/// Rows of COPY, one behind the other.
+struct CopyRows(Vec<u8>);
+
+impl Fields for CopyRows {
+    fn next(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+/// The columns of a piece as arrays.
+struct Arrays {
+    columns: Vec<Vec<u8>>,
+    next: usize,
+}
+
+impl Arrays {
+    fn new(columns: &[Column], rows: usize) -> Self {
+        let buffer = |column: &Column| {
+            let mut buffer = Vec::with_capacity(20 + rows * 20);
+            // One dimension, NULLs allowed, the element's type, the length, the first index.
+            buffer.extend_from_slice(&1_i32.to_be_bytes());
+            buffer.extend_from_slice(&1_i32.to_be_bytes());
+            buffer.extend_from_slice(&column.ty.oid().to_be_bytes());
+            buffer.extend_from_slice(&u32::try_from(rows).unwrap_or(u32::MAX).to_be_bytes());
+            buffer.extend_from_slice(&1_i32.to_be_bytes());
+            buffer
+        };
+        Self { columns: columns.iter().map(buffer).collect(), next: 0 }
+    }
+
+    fn finish(self, columns: &[Column], _rows: usize) -> impl Iterator<Item = RawArray> {
+        let types: Vec<ColumnType> = columns.iter().map(|column| column.ty).collect();
+        self.columns.into_iter().zip(types).map(|(bytes, ty)| RawArray { bytes, ty })
+    }
+}
+
+impl Fields for Arrays {
+    fn next(&mut self) -> &mut Vec<u8> {
+        let at = self.next;
+        self.next = (at + 1) % self.columns.len();
+        &mut self.columns[at]
+    }
+}
+
+/// An array in PostgreSQL's binary form.
+struct RawArray {
+    bytes: Vec<u8>,
+    ty: ColumnType,
+}
+
+impl Type<Postgres> for RawArray {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(sqlx::postgres::types::Oid(ColumnType::Text.array_oid()))
+    }
+}
+
+impl Encode<'_, Postgres> for RawArray {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&self.bytes);
+        Ok(IsNull::No)
+    }
+    fn produces(&self) -> Option<PgTypeInfo> {
+        Some(PgTypeInfo::with_oid(sqlx::postgres::types::Oid(self.ty.array_oid())))
+    }
+}
+
+/// A time by its microseconds of the Unix epoch.
+struct RawTime(i64);
+
+impl Type<Postgres> for RawTime {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(sqlx::postgres::types::Oid(ColumnType::Timestamptz.oid()))
+    }
+}
+
+impl Encode<'_, Postgres> for RawTime {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&(self.0 - PG_EPOCH_MICROS).to_be_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(chunk: i64, seq: i64) -> Entry {
+        Entry { key: WriteKey { chunk, series: 1, interval: 0, ts: chunk, seq }, at: 0 }
+    }
+
+    #[test]
+    fn a_piece_has_bounded_rows_and_bounded_chunks() {
+        let rows: Vec<_> = (0..10).map(|n| entry(0, n)).collect();
+        let sizes = |pieces: Vec<&[Entry]>| pieces.iter().map(|p| p.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(cut(&rows, 4)), [4, 4, 2]);
+        assert_eq!(sizes(cut(&rows, 10)), [10]);
+        assert_eq!(sizes(cut(&rows[..1], 1)), [1]);
+        let days: Vec<_> = (0..120).map(|n| entry(n, 0)).collect();
+        assert_eq!(sizes(cut(&days, 1_000)), [50, 50, 20]);
+    }
+
+    #[test]
+    fn a_store_that_collides_stops_trying_and_begins_again() {
+        let optimism = Optimism::default();
+        assert!(optimism.tries_copy());
+        optimism.collided();
+        assert!(!optimism.tries_copy());
+        optimism.merged(10, 0);
+        optimism.merged(10, 3);
+        assert!(optimism.tries_copy(), "after the pause it is tried again");
+        for _ in 0..20 {
+            optimism.collided();
+        }
+        for _ in 0..Optimism::LONGEST {
+            assert!(!optimism.tries_copy());
+            optimism.merged(10, 0);
+        }
+        assert!(optimism.tries_copy());
+        optimism.collided();
+        optimism.merged(10, 10);
+        assert!(optimism.tries_copy(), "a piece that was new in full ends the pause");
+    }
+}

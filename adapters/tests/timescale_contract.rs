@@ -1,0 +1,13 @@
+//! The contract of the price store on real servers: TimescaleDB (`QI_TIMESCALE_URL`) and plain PostgreSQL
+//! (`QI_POSTGRES_URL`). With `QI_TIMESCALE_CONVERT_CHUNKS=1` every chunk of TimescaleDB is converted to the
+//! columnstore after each write, which needs the Community edition.
+
+mod timescale_rig;
+
+use qi_testkit::store::contract::{Suite, Wrapping};
+use timescale_rig::Server;
+
+fn main() {
+    let wrappings = || [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK];
+    Suite::new().on(Server::timescale(), wrappings()).on(Server::postgres(), wrappings()).main();
+}

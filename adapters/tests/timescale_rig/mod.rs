@@ -1,0 +1,165 @@
+//! Stores on the servers that the environment names, each in a schema of its own.
+
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test support")]
+
+pub(crate) mod converting;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use qi_adapters::config::Hypertables;
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::{PriceStore, Result};
+use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+/// A server, and how its stores are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    name: &'static str,
+    variable: &'static str,
+    url: Option<String>,
+    hypertables: Hypertables,
+    converts: bool,
+}
+
+impl Server {
+    /// TimescaleDB.
+    pub(crate) fn timescale() -> Self {
+        Self {
+            name: "timescale",
+            variable: "QI_TIMESCALE_URL",
+            url: url("QI_TIMESCALE_URL"),
+            hypertables: Hypertables::On,
+            converts: std::env::var("QI_TIMESCALE_CONVERT_CHUNKS").is_ok_and(|word| word == "1"),
+        }
+    }
+
+    /// Plain PostgreSQL.
+    pub(crate) fn postgres() -> Self {
+        Self {
+            name: "postgres",
+            variable: "QI_POSTGRES_URL",
+            url: url("QI_POSTGRES_URL"),
+            hypertables: Hypertables::Off,
+            converts: false,
+        }
+    }
+
+    /// The same kind of store on another server.
+    pub(crate) fn at(self, url: impl Into<String>) -> Self {
+        Self { url: Some(url.into()), ..self }
+    }
+
+    /// The address; the suites ask `absent` first.
+    pub(crate) fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+
+    /// The configuration of a store in a schema.
+    pub(crate) fn config(&self, schema: &str) -> TimescaleConfig {
+        let mut config = TimescaleConfig::from_url(self.url());
+        config.schema = schema.to_owned();
+        config.hypertables = self.hypertables;
+        config.max_batch = 30_000;
+        config.pool.max_connections = 6;
+        // Two checks run beside each other on few connections of a shared server.
+        config.pool.acquire_timeout_ms = 20_000;
+        config
+    }
+
+    /// A store in a schema of its own, and the schema's name.
+    pub(crate) fn open(&self) -> Result<(TimescaleStore, String)> {
+        let schema = namespace();
+        Ok((TimescaleStore::open(self.config(&schema))?, schema))
+    }
+
+    fn wrapped(&self, store: TimescaleStore) -> Arc<dyn PriceStore> {
+        if self.converts { Arc::new(converting::Converting::new(store)) } else { Arc::new(store) }
+    }
+
+    fn fresh_of(&self, store: TimescaleStore, schema: String) -> Fresh {
+        let url = self.url().to_owned();
+        let cleanup = {
+            let store = store.clone();
+            async move {
+                store.close().await?;
+                drop_schema(&url, &schema).await;
+                Ok(())
+            }
+        };
+        Fresh::new(self.wrapped(store)).with_cleanup(cleanup)
+    }
+}
+
+fn url(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|url| !url.is_empty())
+}
+
+/// A name that no other trial has, of this run or of another one.
+pub(crate) fn namespace() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
+}
+
+/// Removes a schema and all that is in it, on a connection of its own.
+pub(crate) async fn drop_schema(url: &str, schema: &str) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    // Other trials drop theirs at the same moment, and the catalog of TimescaleDB is one: a deadlock is tried again.
+    for attempt in 0..10 {
+        let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));
+        match sqlx::query(drop).execute(&mut connection).await {
+            Ok(_) => break,
+            Err(error) if attempt == 9 => panic!("dropping {schema}: {error}"),
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    }
+    connection.close().await.unwrap();
+}
+
+#[async_trait]
+impl StoreFactory for Server {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.url.is_none().then(|| format!("{} is not set", self.variable))
+    }
+
+    async fn fresh(&self) -> Result<Fresh> {
+        let fresh = self.without_schema().await?;
+        fresh.store.ensure_schema().await?;
+        Ok(fresh)
+    }
+
+    async fn without_schema(&self) -> Result<Fresh> {
+        let (store, schema) = self.open()?;
+        Ok(self.fresh_of(store, schema))
+    }
+
+    async fn newer_schema(&self) -> Result<Fresh> {
+        let (store, schema) = self.open()?;
+        store.ensure_schema().await?;
+        sqlx::query(
+            "INSERT INTO qi_migrations (version, description, success, checksum, execution_time) \
+             VALUES (1000000, 'of a later version', true, '', 0)",
+        )
+        .execute(store.pool())
+        .await
+        .unwrap();
+        Ok(self.fresh_of(store, schema))
+    }
+
+    async fn unreachable(&self) -> Result<Fresh> {
+        // Nobody listens on port 1.
+        let mut config = TimescaleConfig::from_url(format!("postgres://qi:{SECRET}@127.0.0.1:1/qi"));
+        config.hypertables = self.hypertables;
+        config.pool.acquire_timeout_ms = 100;
+        Ok(Fresh::new(Arc::new(TimescaleStore::open(config)?)))
+    }
+}
