@@ -4,7 +4,7 @@ use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::{
     Anchor, BarQuery, Dataset, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery,
 };
-use qi_core::{BarValues, Interval, Ohlcv, Price, Quantity, TimeRange, Timestamp};
+use qi_core::{BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 
@@ -311,8 +311,18 @@ fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
     let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
         value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
     };
-    let corrupt = |error: numeric::NumericError| sqlx::Error::Decode(Box::new(error));
-    let volume = numeric::decode_sum::<18>(&bytes(volume)?).map_err(corrupt)?;
-    let turnover = numeric::decode_sum::<36>(&bytes(turnover)?).map_err(corrupt)?;
+    let volume = numeric::decode_sum::<18>(&bytes(volume)?).map_err(beyond)?;
+    let turnover = numeric::decode_sum::<36>(&bytes(turnover)?).map_err(beyond)?;
     Ok(Some((volume, turnover)))
+}
+
+/// A sum that not even 256 bits hold is out of range like any other; what is no sum at all is corrupt.
+fn beyond(error: numeric::NumericError) -> Cause {
+    match error {
+        numeric::NumericError::TooLarge => Cause::Core(
+            Error::new(ErrorKind::OutOfRange, "store.timescale.sum", Operation::DerivedBars)
+                .with_message("a sum is 1e20 or more"),
+        ),
+        other => Cause::Sql(sqlx::Error::Decode(Box::new(other))),
+    }
 }

@@ -172,6 +172,8 @@ impl TimescaleStore {
         if keys.len() == 0 {
             return Ok(found);
         }
+        // No record is later than this, so the end is a time too.
+        let until = until.min(Timestamp::MAX_RECORD);
         let end = Timestamp::from_micros(until.as_micros() + 1)?;
         let recent = chunks.recent(lease, dataset, until).await?.min(end);
         let mut missing: Vec<usize> = (0..keys.len()).collect();
