@@ -8,7 +8,7 @@ pub mod market;
 #[cfg(feature = "mock")]
 pub mod mock;
 #[cfg(feature = "contract")]
-mod presence;
+pub mod presence;
 pub mod recording;
 pub mod store;
 

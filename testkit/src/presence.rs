@@ -7,7 +7,7 @@ const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
 
 /// A trial on `backend`: run where it is there; where it is `absent`, ignored with that reason, or failed if
 /// `QI_REQUIRE_BACKENDS` names it.
-pub(crate) fn trial(
+pub fn trial(
     name: String,
     backend: &str,
     absent: Option<String>,

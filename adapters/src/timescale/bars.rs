@@ -4,7 +4,9 @@ use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::{
     Anchor, BarQuery, Dataset, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery,
 };
-use qi_core::{BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp};
+use qi_core::{
+    BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp,
+};
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 

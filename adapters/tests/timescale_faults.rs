@@ -1,0 +1,391 @@
+//! What goes wrong on a real server, provoked: each has its kind, and the store works again by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod timescale_rig;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use futures::future::join_all;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::store::{RangeQuery, StatsQuery};
+use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
+use qi_testkit::presence;
+use qi_testkit::store::contract::StoreFactory;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use timescale_rig::{Server, drop_schema, namespace};
+
+fn main() {
+    let mut trials = Vec::new();
+    for server in [Server::timescale(), Server::postgres()] {
+        trials.push(trial(&server, "a_wrong_password_is_unauthorized", wrong_password));
+        trials.push(trial(&server, "an_unknown_database_is_configuration", unknown_database));
+        trials.push(trial(&server, "a_role_without_rights_is_unauthorized", no_rights));
+        trials.push(trial(&server, "a_lock_that_is_held_is_a_timeout", lock_timeout));
+        trials.push(trial(&server, "a_statement_that_takes_too_long_is_a_timeout", statement_timeout));
+        trials.push(trial(&server, "a_read_only_server_is_unavailable", read_only));
+        trials.push(trial(&server, "a_pool_without_a_free_slot_is_overloaded", pool_exhausted));
+        trials.push(trial(&server, "terminated_connections_are_unavailable_and_pass", terminated));
+        trials.push(spare_trial(&server, "a_server_killed_in_the_middle_of_a_copy", killed_in_copy));
+        trials.push(spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+fn run<R: Future<Output = ()>>(check: R) -> Result<Completion, Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(check);
+    Ok(Completion::Completed)
+}
+
+/// A trial on the shared server.
+fn trial<R: Future<Output = ()>>(
+    server: &Server,
+    name: &str,
+    check: impl FnOnce(Server) -> R + Send + 'static,
+) -> Trial {
+    let server = server.clone();
+    let (backend, absent) = (server.name().to_owned(), server.absent());
+    presence::trial(format!("{backend}/{name}"), &backend, absent, move || run(check(server)))
+}
+
+/// A trial on a server of its own, which it may kill.
+fn spare_trial<R: Future<Output = ()>>(
+    server: &Server,
+    name: &'static str,
+    check: impl FnOnce(Server, Spare) -> R + Send + 'static,
+) -> Trial {
+    let server = server.clone();
+    let (backend, absent) = (server.name().to_owned(), server.absent());
+    let absent = absent.or_else(|| {
+        let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+        (!root).then(|| "a server that may be killed needs root".to_owned())
+    });
+    presence::trial(format!("{backend}/{name}"), &backend.clone(), absent, move || {
+        let spare = Spare { kind: backend, name: namespace() };
+        let server = server.at(spare.order("start"));
+        run(check(server, spare))
+    })
+}
+
+/// A server of a test's own, by the script.
+struct Spare {
+    kind: String,
+    name: String,
+}
+
+impl Spare {
+    /// Gives what the script prints.
+    fn order(&self, action: &str) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
+        let out = Command::new(script).args(["spare", &self.kind, &self.name, action]).output().unwrap();
+        assert!(out.status.success(), "{action}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.order("remove");
+    }
+}
+
+fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
+    let start = Timestamp::from_secs(1_700_000_000).unwrap();
+    let name: qi_core::Instrument = instrument.parse().unwrap();
+    let tick = |n: u64| {
+        let ts = start.checked_add(Duration::from_millis(n * 100)).unwrap();
+        let price = format!("{}.{n:06}", 100 + n % 7).parse().unwrap();
+        PriceTick::new(name.clone(), ts, n, price).unwrap().with_quantity("0.25".parse().ok())
+    };
+    (from..from + count).map(tick).collect()
+}
+
+fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, retried: bool) -> Error {
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{}", error.report());
+    error
+}
+
+/// A store with its schema, in a namespace that is dropped at the end.
+async fn with_store<R: Future<Output = ()>>(
+    server: &Server,
+    change: impl FnOnce(&mut TimescaleConfig),
+    check: impl FnOnce(TimescaleStore, String) -> R,
+) {
+    let schema = namespace();
+    let mut config = server.config(&schema);
+    change(&mut config);
+    // The schema is made with the ordinary limits.
+    let maker = TimescaleStore::open(server.config(&schema)).unwrap();
+    maker.ensure_schema().await.unwrap();
+    maker.close().await.unwrap();
+    let store = TimescaleStore::open(config).unwrap();
+    check(store.clone(), schema.clone()).await;
+    store.close().await.unwrap();
+    drop_schema(server.url(), &schema).await;
+}
+
+async fn wrong_password(server: Server) {
+    let mut config = server.config("nowhere");
+    config.password = Some("wrong".to_owned().into());
+    config.pool.acquire_timeout_ms = 1_000;
+    let store = TimescaleStore::open(config).unwrap();
+    let error = expect(store.ping().await, ErrorKind::Unauthorized, false);
+    assert_eq!(error.code(), "store.timescale.login");
+}
+
+async fn unknown_database(server: Server) {
+    let mut config = server.config("nowhere");
+    config.database = Some("no_such_database".to_owned());
+    let store = TimescaleStore::open(config).unwrap();
+    expect(store.ping().await, ErrorKind::Config, false);
+}
+
+async fn no_rights(server: Server) {
+    let role = namespace();
+    let mut root = PgConnection::connect(server.url()).await.unwrap();
+    let create = AssertSqlSafe(format!("CREATE ROLE {role} LOGIN PASSWORD 'pw'"));
+    sqlx::query(create).execute(&mut root).await.unwrap();
+    let change = |config: &mut TimescaleConfig| {
+        config.user = Some(role.clone());
+        config.password = Some("pw".to_owned().into());
+    };
+    with_store(&server, change, async |store, _| {
+        // Without the right to use the schema its tables are not even found; with it, they may not be touched.
+        expect(store.insert_ticks(&ticks("x:Y", 0, 1)).await, ErrorKind::SchemaMismatch, false);
+    })
+    .await;
+    let schema = namespace();
+    let owner = TimescaleStore::open(server.config(&schema)).unwrap();
+    owner.ensure_schema().await.unwrap();
+    let grant = AssertSqlSafe(format!("GRANT USAGE ON SCHEMA {schema} TO {role}"));
+    sqlx::query(grant).execute(&mut root).await.unwrap();
+    let mut config = server.config(&schema);
+    change(&mut config);
+    let guest = TimescaleStore::open(config).unwrap();
+    let error = expect(guest.insert_ticks(&ticks("x:Y", 0, 1)).await, ErrorKind::Unauthorized, false);
+    assert_eq!(error.code(), "store.timescale.permission");
+    guest.close().await.unwrap();
+    owner.close().await.unwrap();
+    drop_schema(server.url(), &schema).await;
+    sqlx::query(AssertSqlSafe(format!("DROP ROLE {role}"))).execute(&mut root).await.unwrap();
+}
+
+/// Holds a lock on the ticks that keeps every other statement out, while `check` runs.
+async fn while_locked<R: Future<Output = ()>>(server: &Server, schema: &str, check: R) {
+    let mut root = PgConnection::connect(server.url()).await.unwrap();
+    let mut lock = root.begin().await.unwrap();
+    let sql = AssertSqlSafe(format!("LOCK TABLE {schema}.ticks IN ACCESS EXCLUSIVE MODE"));
+    sqlx::query(sql).execute(&mut *lock).await.unwrap();
+    check.await;
+    lock.rollback().await.unwrap();
+}
+
+async fn lock_timeout(server: Server) {
+    with_store(
+        &server,
+        |config| config.limits.lock_ms = 200,
+        async |store, schema| {
+            let batch = ticks("x:Y", 0, 1_000);
+            while_locked(&server, &schema, async {
+                let error = expect(store.insert_ticks(&batch).await, ErrorKind::Timeout, true);
+                assert_eq!(error.code(), "store.timescale.lock_timeout");
+            })
+            .await;
+            store.insert_ticks(&batch).await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn statement_timeout(server: Server) {
+    with_store(
+        &server,
+        |config| config.limits.statement_ms = 300,
+        async |store, schema| {
+            let batch = ticks("x:Y", 0, 10);
+            while_locked(&server, &schema, async {
+                let error = expect(store.insert_ticks(&batch).await, ErrorKind::Timeout, true);
+                assert_eq!(error.code(), "store.timescale.statement_timeout");
+            })
+            .await;
+            store.insert_ticks(&batch).await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn read_only(server: Server) {
+    let change = |config: &mut TimescaleConfig| {
+        let separator = if server.url().contains('?') { '&' } else { '?' };
+        let url = format!("{}{separator}options=-c%20default_transaction_read_only=on", server.url());
+        config.url = Some(url.into());
+    };
+    with_store(&server, change, async |store, _| {
+        for batch in [ticks("x:Y", 0, 1), ticks("x:Y", 0, 5_000)] {
+            let error = expect(store.insert_ticks(&batch).await, ErrorKind::Unavailable, true);
+            assert_eq!(error.code(), "store.timescale.read_only");
+        }
+        let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+        assert!(store.ticks(&query).await.unwrap().items.is_empty());
+    })
+    .await;
+}
+
+async fn pool_exhausted(server: Server) {
+    let change = |config: &mut TimescaleConfig| {
+        config.pool.max_connections = 1;
+        config.pool.acquire_timeout_ms = 200;
+    };
+    with_store(&server, change, async |store, schema| {
+        while_locked(&server, &schema, async {
+            let (holder, batch) = (store.clone(), ticks("x:Y", 0, 10));
+            let held = tokio::spawn(async move { holder.insert_ticks(&batch).await });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let error = expect(store.ping().await, ErrorKind::Overloaded, true);
+            assert_eq!(error.code(), "store.timescale.pool");
+            // Dropped in the middle, the call gives its slot back.
+            held.abort();
+            let _ = held.await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            store.ping().await.unwrap();
+        })
+        .await;
+    })
+    .await;
+}
+
+async fn terminated(server: Server) {
+    let name = namespace();
+    let change = |config: &mut TimescaleConfig| config.application_name.clone_from(&name);
+    with_store(&server, change, async |store, _| {
+        let done = Arc::new(AtomicBool::new(false));
+        let killer = tokio::spawn({
+            let (done, url, name) = (done.clone(), server.url().to_owned(), name.clone());
+            async move {
+                let mut root = PgConnection::connect(&url).await.unwrap();
+                let mut killed = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                               WHERE application_name = $1";
+                    killed +=
+                        sqlx::query_scalar::<_, i64>(sql).bind(&name).fetch_one(&mut root).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(150)).await;
+                }
+                killed
+            }
+        });
+        let mut failed = 0;
+        for part in 0..40 {
+            let batch = ticks("x:Y", part * 5_000, 5_000);
+            while let Err(error) = store.insert_ticks(&batch).await {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+                assert!(error.retry().is_retryable());
+                failed += 1;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(killer.await.unwrap() > 0 && failed > 0, "connections were terminated, and it was seen");
+        let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+        assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), 200_000);
+    })
+    .await;
+}
+
+async fn killed_in_copy(server: Server, spare: Spare) {
+    let mut config = server.config("qi");
+    config.max_batch = 1_000_000;
+    config.pool.acquire_timeout_ms = 500;
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    let batch = Arc::new(ticks("x:Y", 0, 400_000));
+    let write = tokio::spawn({
+        let (store, batch) = (store.clone(), batch.clone());
+        async move { store.insert_ticks(&batch).await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let spare = tokio::task::spawn_blocking(move || (spare.order("kill"), spare).1).await.unwrap();
+    expect(write.await.unwrap(), ErrorKind::Unavailable, true);
+    expect(store.ping().await, ErrorKind::Unavailable, true);
+    let spare = tokio::task::spawn_blocking(move || (spare.order("start"), spare).1).await.unwrap();
+    store.wait_ready(Duration::from_secs(20)).await.unwrap();
+    store.insert_ticks(&batch).await.unwrap();
+    let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    let stored: Vec<PriceTick> = store.tick_stream(query).try_collect().await.unwrap();
+    assert!(stored == *batch, "{} stored of {}", stored.len(), batch.len());
+    store.close().await.unwrap();
+    drop(spare);
+}
+
+async fn five_kills(server: Server, spare: Spare) {
+    const TASKS: usize = 4;
+    const EACH: u64 = 250_000;
+    const BATCH: u64 = 5_000;
+    let mut config = server.config("qi");
+    config.pool.acquire_timeout_ms = 500;
+    let store = TimescaleStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    let (written, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let writers = (0..TASKS).map(|task| {
+        let (store, written, failures) = (store.clone(), written.clone(), failures.clone());
+        tokio::spawn(async move {
+            for part in 0..EACH / BATCH {
+                let batch = ticks(&format!("x:T{task}"), part * BATCH, BATCH);
+                while let Err(error) = store.insert_ticks(&batch).await {
+                    assert!(error.retry().is_retryable(), "{}", error.report());
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                written.fetch_add(batch.len(), Ordering::Relaxed);
+            }
+        })
+    });
+    let writers = join_all(writers);
+    let total = TASKS * usize::try_from(EACH).unwrap();
+    let url = server.url().to_owned();
+    let killer = tokio::spawn({
+        let written = written.clone();
+        async move {
+            let mut spare = spare;
+            for kill in 1..=5 {
+                // Spread over the work, and between them connections are terminated.
+                while written.load(Ordering::Relaxed) < total * kill / 7 {
+                    if let Ok(mut root) = PgConnection::connect(&url).await {
+                        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                                   WHERE pid <> pg_backend_pid() AND random() < 0.3 AND backend_type = 'client backend'";
+                        let _ = sqlx::query(sql).execute(&mut root).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(40)).await;
+                }
+                spare = tokio::task::spawn_blocking(move || {
+                    spare.order("kill");
+                    std::thread::sleep(Duration::from_millis(200));
+                    spare.order("start");
+                    spare
+                })
+                .await
+                .unwrap();
+            }
+            spare
+        }
+    });
+    for writer in writers.await {
+        writer.unwrap();
+    }
+    let spare = killer.await.unwrap();
+    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills were felt");
+    for task in 0..TASKS {
+        let name = format!("x:T{task}");
+        let query = RangeQuery::new(name.parse().unwrap(), TimeRange::ALL);
+        let stored: Vec<PriceTick> = store.tick_stream(query).try_collect().await.unwrap();
+        assert!(stored == ticks(&name, 0, EACH), "{name}: {} stored of {EACH}", stored.len());
+    }
+    store.close().await.unwrap();
+    drop(spare);
+}

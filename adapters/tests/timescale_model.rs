@@ -1,0 +1,33 @@
+//! Random histories on real servers: beside the plain model, and beside the memory store.
+
+mod timescale_rig;
+
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use qi_testkit::presence;
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
+use qi_testkit::store::model::{check_differences, check_histories};
+use timescale_rig::Server;
+
+fn main() {
+    let mut trials = Vec::new();
+    for server in [Server::timescale(), Server::postgres()] {
+        let trial = |name: &str, run: fn(&Arc<dyn StoreFactory>) -> Result<(), String>| -> Trial {
+            let (backend, absent) = (server.name().to_owned(), server.absent());
+            let factory: Arc<dyn StoreFactory> = Arc::new(server.clone());
+            presence::trial(format!("{backend}/{name}"), &backend, absent, move || {
+                run(&factory)?;
+                Ok(Completion::Completed)
+            })
+        };
+        trials.push(trial("equals_the_model_over_64_histories", |server| {
+            check_histories(server, Wrapping::PLAIN, 64).map_err(|failure| failure.to_string())
+        }));
+        trials.push(trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
+            let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
+            check_differences(server, &memory, 64).map_err(|failure| failure.to_string())
+        }));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
