@@ -14,7 +14,7 @@ use qi_core::{
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
-use sqlx::{Decode, Encode, FromRow, Postgres, Type};
+use sqlx::{AssertSqlSafe, Decode, Encode, FromRow, Postgres, Type};
 use timescale_rig::{Server, drop_schema};
 
 fn main() {
@@ -64,8 +64,10 @@ where
     T: Clone + PartialEq + std::fmt::Debug + Send,
     Pg<T>: for<'q> Encode<'q, Postgres> + for<'r> Decode<'r, Postgres> + Type<Postgres> + Send + Unpin,
 {
+    // A prepared statement is found again by its text alone, so every type needs a text of its own.
+    let sql = AssertSqlSafe(format!("SELECT $1 AS \"{}\"", Pg::<T>::type_info()));
     let Pg(back): Pg<T> =
-        sqlx::query_scalar("SELECT $1").bind(Pg(value.clone())).fetch_one(store.pool()).await.unwrap();
+        sqlx::query_scalar(sql).bind(Pg(value.clone())).fetch_one(store.pool()).await.unwrap();
     assert_eq!(back, value);
 }
 
@@ -94,8 +96,11 @@ async fn values(store: TimescaleStore) {
     round_trip(&store, Symbol::new("BTC-USDT").unwrap()).await;
     round_trip(&store, Source::new("coingecko").unwrap()).await;
     round_trip(&store, i64::MAX.cast_unsigned()).await;
-    let none: Option<Pg<Price>> =
-        sqlx::query_scalar("SELECT $1").bind(None::<Pg<Price>>).fetch_one(store.pool()).await.unwrap();
+    let none: Option<Pg<Price>> = sqlx::query_scalar("SELECT $1 AS none")
+        .bind(None::<Pg<Price>>)
+        .fetch_one(store.pool())
+        .await
+        .unwrap();
     assert_eq!(none, None);
     let prices = vec![Pg(Price::from_units(1).unwrap()), Pg(Price::new(greatest()).unwrap())];
     let back: Vec<Pg<Price>> = sqlx::query_scalar("SELECT x FROM unnest($1) x")
@@ -154,7 +159,7 @@ async fn foreign(store: TimescaleStore) {
     refused::<Symbol>(&store, "SELECT 'btc'::text").await;
     refused::<Interval>(&store, "SELECT '7m'::text").await;
     refused::<u64>(&store, "SELECT (-1)::bigint").await;
-    assert!(sqlx::query("SELECT $1").bind(Pg(u64::MAX)).execute(store.pool()).await.is_err());
+    assert!(sqlx::query("SELECT $1 AS most").bind(Pg(u64::MAX)).execute(store.pool()).await.is_err());
     // The same through the port: what the domain cannot hold is corrupt, and not left out.
     let tick = PriceTick::new("x:Y".parse().unwrap(), Timestamp::MIN, 0, "1".parse().unwrap()).unwrap();
     store.insert_ticks(std::slice::from_ref(&tick)).await.unwrap();
