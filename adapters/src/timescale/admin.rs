@@ -1,5 +1,7 @@
 //! Administration: what is there, and its removal. Chunks, and their conversion.
 
+use std::fmt::Write as _;
+
 use qi_core::store::{Anchor, Dataset, DeleteQuery, InstrumentQuery, InstrumentSummary, Order, Page, Paged};
 use qi_core::{Instrument, Operation, Result, Scope, Selection, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
@@ -173,11 +175,11 @@ impl TimescaleStore {
         let table = table_of(dataset);
         let mut sql = format!("DELETE FROM {} WHERE {1} >= $1 AND {1} < $2", table.name, table.time());
         if keys.is_some() {
-            sql.push_str(&format!(" AND {} = ANY($3)", table.series[0].name));
+            let _ = write!(sql, " AND {} = ANY($3)", table.series[0].name);
         }
         if let Some(interval) = interval {
             // One of a fixed list of words.
-            sql.push_str(&format!(" AND \"interval\" = '{interval}'"));
+            let _ = write!(sql, " AND \"interval\" = '{interval}'");
         }
         self.delete_parts(lease, dataset, range, &sql, keys.as_ref()).await
     }

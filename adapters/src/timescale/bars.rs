@@ -64,9 +64,8 @@ impl TimescaleStore {
     ) -> Result<Page<Ohlcv>, Cause> {
         let page = Derived(query);
         let (limit, interval) = (page.request().limit(), query.interval);
-        let mut rest = match buckets_of(query, &page.anchor()?) {
-            Some(rest) => rest,
-            None => return Ok(page.page_of(Vec::new())?),
+        let Some(mut rest) = buckets_of(query, &page.anchor()?) else {
+            return Ok(page.page_of(Vec::new())?);
         };
         let mut found = Vec::new();
         let mut width = 1;
@@ -185,7 +184,7 @@ impl TimescaleStore {
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
-        let mut sum: Option<Sums> = None;
+        let mut sum: Option<Figures> = None;
         let mut walk = Walk::new(query.range, Order::Ascending);
         while let Some(part) = walk.next(lease, &self.inner.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(STATS)
@@ -203,9 +202,9 @@ impl TimescaleStore {
             sum = Some(match sum {
                 None => {
                     let first = self.point(lease, FIRST_POINT, id, part).await?;
-                    Sums { first, part, min, max, sums, count }
+                    Figures { first, part, min, max, sums, count }
                 }
-                Some(so_far) => Sums {
+                Some(so_far) => Figures {
                     first: so_far.first,
                     part,
                     min: so_far.min.min(min),
@@ -220,7 +219,7 @@ impl TimescaleStore {
                 },
             });
         }
-        let Some(Sums { first, part, min, max, sums, count }) = sum else { return Ok(None) };
+        let Some(Figures { first, part, min, max, sums, count }) = sum else { return Ok(None) };
         let last = self.point(lease, LAST_POINT, id, part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
     }
@@ -247,7 +246,7 @@ impl TimescaleStore {
 }
 
 /// The figures of the parts so far.
-struct Sums {
+struct Figures {
     first: PricePoint,
     /// The last part that has ticks.
     part: TimeRange,

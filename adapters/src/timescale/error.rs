@@ -85,7 +85,7 @@ pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
 /// Whether the server answered with this SQLSTATE.
 pub(super) fn has_state(error: &sqlx::Error, state: &str) -> bool {
-    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == state)
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == state)
 }
 
 fn by_state(state: &str) -> (ErrorKind, &'static str) {
@@ -140,7 +140,7 @@ impl Cause {
             Self::Sql(source) => {
                 let (kind, code) = by_driver(&source);
                 let mut error = new(kind, code);
-                if let Some(state) = source.as_database_error().and_then(|e| e.code()) {
+                if let Some(state) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
                     error = error.with_context("sqlstate", state);
                 }
                 if code == DISK_FULL {

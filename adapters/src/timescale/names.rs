@@ -149,13 +149,13 @@ fn resolve<'a>(
     for instrument in batch {
         let id = match last {
             Some((known, id)) if known == instrument => id,
-            _ => match ids.get(instrument) {
-                Some(id) => *id,
-                None => {
+            _ => {
+                let Some(id) = ids.get(instrument) else {
                     absent.insert(instrument);
                     continue;
-                }
-            },
+                };
+                *id
+            }
         };
         last = Some((instrument, id));
         found.push(id);

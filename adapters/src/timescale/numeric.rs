@@ -38,6 +38,11 @@ const SCALE: u16 = 18;
 const NEGATIVE: u16 = 0x4000;
 
 /// Appends the binary form of `units` × 10⁻¹⁸.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "digits are below 10,000, halves below 10^18, and there are at most eleven digits"
+)]
 pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
     // Twenty places are five whole digits of base 10,000, so the value is counted in units of 10⁻²⁰. The two
     // halves of a magnitude below 10³⁸ are split off first: arithmetic of 64 bits is much faster than of 128.
@@ -62,9 +67,9 @@ pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
         fraction /= BASE;
     }
     let mut count = 5;
-    while let Some(high) = u64::try_from(whole).err().map(|_| whole) {
-        digits[count] = (high % u128::from(BASE)) as u16;
-        whole = high / u128::from(BASE);
+    while u64::try_from(whole).is_err() {
+        digits[count] = (whole % u128::from(BASE)) as u16;
+        whole /= u128::from(BASE);
         count += 1;
     }
     // What is left fits 64 bits.

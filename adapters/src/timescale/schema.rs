@@ -131,14 +131,16 @@ async fn create_extension(connection: &mut PgConnection) -> Result<Option<String
     sqlx::query("CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public")
         .execute(connection)
         .await
-        .map_err(|error| match error.as_database_error().and_then(|e| e.code()).as_deref() {
-            // "extension is not available", "must be preloaded": nothing that waiting mends.
-            Some("0A000" | "58P01" | "55000" | "XX000") => Cause::Edition {
-                rule: format!(
-                    "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
-                ),
-            },
-            _ => Cause::Sql(error),
+        .map_err(|error| {
+            match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
+                // "extension is not available", "must be preloaded": nothing that waiting mends.
+                Some("0A000" | "58P01" | "55000" | "XX000") => Cause::Edition {
+                    rule: format!(
+                        "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
+                    ),
+                },
+                _ => Cause::Sql(error),
+            }
         })?;
     Ok(Some("extension timescaledb".to_owned()))
 }
@@ -175,7 +177,7 @@ async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) ->
                 .bind(micros)
                 .execute(&mut *connection)
                 .await
-                .map_err(|error| match error.as_database_error().and_then(|e| e.code()).as_deref() {
+                .map_err(|error| match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
                     Some("0A000") => Cause::Schema {
                         rule: format!(
                             "the table {} is no hypertable and holds data, from a time with hypertables = \

@@ -7,13 +7,12 @@ use qi_core::store::Dataset;
 
 use super::table::{Column, TABLES, Table, names};
 
-/// The statements of one table. Names are found through the search_path of the connection.
+/// The statements of one table. Names are found through the `search_path` of the connection.
 #[derive(Debug)]
 pub(super) struct Sql {
     /// COPY of all columns, binary.
     pub(super) copy: String,
-    /// Parameters: one array for each column, then the least and the greatest time, then the least and the
-    /// greatest first column of the key. Inserts what is new, replaces what differs, leaves alone what is there.
+    /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what differs, leaves alone what is there.
     pub(super) merge: String,
     /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
     /// then the series.
@@ -52,9 +51,11 @@ fn equal(columns: impl Iterator<Item = Column>) -> String {
     columns.map(|c| format!("t.{0} = x.{0}", c.name)).collect::<Vec<_>>().join(" AND ")
 }
 
-/// A replay costs a read: rows that are there with the same values are not written again. ON CONFLICT is for the
-/// rows that another writer adds in between. The rows keep the order in which they come, in which every writer
-/// locks them.
+/// A replay costs a read: rows that are there with the same values are not written again. Each row is looked up
+/// by its whole key, which no statistics can lead astray: a join of a table that was never analyzed was planned as
+/// a loop over all pairs, and 50,000 rows took longer than the limit of a statement. ON CONFLICT is for the rows
+/// that another writer adds in between. The rows keep the order in which they come, in which every writer locks
+/// them.
 fn merge(table: &Table) -> String {
     let all: Vec<Column> = table.columns().collect();
     let count = all.len();
@@ -64,24 +65,23 @@ fn merge(table: &Table) -> String {
         let _ = write!(arrays, "{separator}${}::{}[]", at + 1, column.ty.name());
     }
     let sets: Vec<_> = table.values.iter().map(|c| format!("{0} = EXCLUDED.{0}", c.name)).collect();
+    let same: Vec<_> = table.key().map(|c| format!("k.{0} = x.{0}", c.name)).collect();
     format!(
         "INSERT INTO {table} ({columns}) \
          SELECT {x_columns} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, n) \
-         LEFT JOIN {table} t ON {same_key} AND t.{time} BETWEEN ${lo} AND ${hi} \
-         AND t.{series} BETWEEN ${least} AND ${greatest} \
+         LEFT JOIN LATERAL (SELECT k.{time}, {k_values} FROM {table} k \
+         WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true \
          WHERE t.{time} IS NULL OR ROW({t_values}) IS DISTINCT FROM ROW({x_values}) \
          ORDER BY x.n \
          ON CONFLICT ({key}) DO UPDATE SET {sets}",
         table = table.name,
         columns = names(table.columns(), ""),
         x_columns = names(table.columns(), "x."),
-        same_key = equal(table.key()),
+        same_key = same.join(" AND "),
         time = table.time(),
-        series = table.series[0].name,
         lo = count + 1,
         hi = count + 2,
-        least = count + 3,
-        greatest = count + 4,
+        k_values = names(table.values.iter().copied(), "k."),
         t_values = names(table.values.iter().copied(), "t."),
         x_values = names(table.values.iter().copied(), "x."),
         key = names(table.key(), ""),

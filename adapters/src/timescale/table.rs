@@ -428,7 +428,7 @@ impl Stored for MarketSnapshot {
         out.int8(*markets);
         out.numeric(change_24h.map(Decimal::from));
         out.numeric(change_7d.map(Decimal::from));
-        out.text(source.as_ref().map(|source| source.as_str()));
+        out.text(source.as_ref().map(qi_core::domain::Source::as_str));
     }
     fn decode(row: &PgRow, at: usize, scope: &Scope) -> Result<Self, sqlx::Error> {
         let values = SnapshotValues {

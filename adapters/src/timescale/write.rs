@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::future::join_all;
-use qi_core::store::{Dataset, InsertReport};
+use qi_core::store::InsertReport;
 use qi_core::{Operation, Scope};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -284,21 +284,12 @@ impl<'a, R: Stored> Job<'a, R> {
             record.encode(id, &mut arrays);
         }
         let mut query = sqlx::query(merge.as_str());
-        for array in arrays.finish(&columns, piece.len()) {
+        for array in arrays.finish(&columns) {
             query = query.bind(array);
         }
         let times = || piece.iter().map(|entry| entry.key.ts);
         for micros in [times().min(), times().max()].into_iter().flatten() {
             query = query.bind(RawTime(micros));
-        }
-        let ids = || piece.iter().map(|entry| entry.key.series);
-        if R::TABLE.dataset == Dataset::Snapshots {
-            let scopes = || piece.iter().filter_map(|entry| self.record(entry).0.scope_of());
-            for scope in [scopes().min(), scopes().max()] {
-                query = query.bind(scope.map(Scope::storage_text));
-            }
-        } else {
-            query = query.bind(ids().min()).bind(ids().max());
         }
         Ok(query.execute(&mut **lease).await?.rows_affected())
     }
@@ -339,7 +330,7 @@ impl Arrays {
         Self { columns: columns.iter().map(buffer).collect(), next: 0 }
     }
 
-    fn finish(self, columns: &[Column], _rows: usize) -> impl Iterator<Item = RawArray> {
+    fn finish(self, columns: &[Column]) -> impl Iterator<Item = RawArray> {
         let types: Vec<ColumnType> = columns.iter().map(|column| column.ty).collect();
         self.columns.into_iter().zip(types).map(|(bytes, ty)| RawArray { bytes, ty })
     }
