@@ -238,7 +238,7 @@ mod tests {
         };
         for round in 0..200_000_u32 {
             let wide = (u128::from(next()) << 64) | u128::from(next());
-            let units = (wide % 10_u128.pow(1 + round % 38)) as i128;
+            let units = (wide % 10_u128.pow(1 + round % 38)).cast_signed();
             let units = if next() % 2 == 0 { units } else { -units };
             assert_eq!(decode(&bytes(units)), Ok(units));
             let sum = decode_sum::<18>(&bytes(units)).unwrap();

@@ -46,11 +46,6 @@ impl Sql {
     }
 }
 
-/// `t.a = x.a AND t.b = x.b`
-fn equal(columns: impl Iterator<Item = Column>) -> String {
-    columns.map(|c| format!("t.{0} = x.{0}", c.name)).collect::<Vec<_>>().join(" AND ")
-}
-
 /// A replay costs a read: rows that are there with the same values are not written again. Each row is looked up
 /// by its whole key, which no statistics can lead astray: a join of a table that was never analyzed was planned as
 /// a loop over all pairs, and 50,000 rows took longer than the limit of a statement. ON CONFLICT is for the rows

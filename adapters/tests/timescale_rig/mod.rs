@@ -61,7 +61,7 @@ impl Server {
     /// The configuration of a store in a schema.
     pub(crate) fn config(&self, schema: &str) -> TimescaleConfig {
         let mut config = TimescaleConfig::from_url(self.url());
-        config.schema = schema.to_owned();
+        schema.clone_into(&mut config.schema);
         config.hypertables = self.hypertables;
         config.max_batch = 30_000;
         config.pool.max_connections = 6;
