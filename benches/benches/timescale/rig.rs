@@ -55,8 +55,6 @@ impl Rig {
     fn open(&self, schema: &str, change: impl FnOnce(&mut TimescaleConfig)) -> TimescaleStore {
         let mut config = TimescaleConfig::from_url(&self.url);
         schema.clone_into(&mut config.schema);
-        // So that a write finds an idle second connection, where it may use one.
-        config.pool.min_connections = 2;
         change(&mut config);
         TimescaleStore::open(config).expect("a valid configuration")
     }

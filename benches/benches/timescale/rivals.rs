@@ -4,7 +4,8 @@ use std::path::Path;
 
 use qi_adapters::timescale::{Pg, TimescaleStore};
 use qi_core::{Price, PriceTick, Quantity, Side, Timestamp};
-use sqlx::{PgPool, Postgres, QueryBuilder};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
 
 use crate::rig::Rig;
 use crate::ticks::INSTRUMENTS;
@@ -43,8 +44,12 @@ pub(crate) fn staged_upsert(rig: &Rig, schema: &str, file: &Path) {
     ]);
 }
 
-/// Statements of 1,000 rows of bound values each, into the table written by hand.
-pub(crate) async fn values_upsert(pool: &PgPool, ticks: &[PriceTick]) {
+/// Statements of 1,000 rows of bound values each, into the table written by hand. The connection has the server's
+/// own settings, and keeps the statement prepared.
+pub(crate) async fn values_upsert(url: &str, schema: &str, ticks: &[PriceTick]) {
+    let options: PgConnectOptions = url.parse().expect("a URL");
+    let options = options.options([("search_path", schema)]);
+    let mut connection = PgConnection::connect_with(&options).await.expect("a connection");
     for part in ticks.chunks(1_000) {
         let mut statement = QueryBuilder::<Postgres>::new(
             "INSERT INTO trades (exchange, symbol, ts, seq, price, quantity, side) ",
@@ -62,8 +67,9 @@ pub(crate) async fn values_upsert(pool: &PgPool, ticks: &[PriceTick]) {
             " ON CONFLICT (exchange, symbol, ts, seq) DO UPDATE SET \
              price = EXCLUDED.price, quantity = EXCLUDED.quantity, side = EXCLUDED.side",
         );
-        statement.build().execute(pool).await.expect("an upsert");
+        statement.build().execute(&mut connection).await.expect("an upsert");
     }
+    connection.close().await.expect("a connection that closes");
 }
 
 /// Statements with one array for each column, 10,000 rows each, into the adapter's own table.
