@@ -95,9 +95,18 @@ impl Connections {
         }
     }
 
-    /// Borrows a connection that is idle now, or none: whoever holds a connection must not wait for another.
-    pub(super) fn lease_idle(&self) -> Option<Lease> {
-        self.pool.try_acquire().map(|connection| self.lend(connection))
+    /// Borrows one more connection for who holds one already: an idle one, or a new one where the pool has room.
+    /// Whoever holds a connection must not wait for another, so this gives up soon.
+    pub(super) async fn lease_spare(&self) -> Option<Lease> {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        if let Some(connection) = self.pool.try_acquire() {
+            return Some(self.lend(connection));
+        }
+        if self.pool.size() >= self.pool.options().get_max_connections() {
+            return None;
+        }
+        let connection = tokio::time::timeout(PATIENCE, self.pool.acquire()).await.ok()?.ok()?;
+        Some(self.lend(connection))
     }
 
     fn lend(&self, connection: PoolConnection<Postgres>) -> Lease {

@@ -14,6 +14,9 @@ pub(super) struct Sql {
     pub(super) copy: String,
     /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what differs, leaves alone what is there.
     pub(super) merge: String,
+    /// Parameters: one array for each column of the key, then the least and the greatest time. Whether a row of
+    /// one of these keys is there.
+    pub(super) probe: String,
     /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
     /// then the series.
     pub(super) ascending: String,
@@ -37,6 +40,7 @@ impl Sql {
         Self {
             copy: format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.name, names(table.columns(), "")),
             merge: merge(table),
+            probe: probe(table),
             ascending: range(table, ">", "ASC"),
             descending: range(table, "<", "DESC"),
             latest: latest(table),
@@ -54,13 +58,8 @@ impl Sql {
 fn merge(table: &Table) -> String {
     let all: Vec<Column> = table.columns().collect();
     let count = all.len();
-    let mut arrays = String::new();
-    for (at, column) in all.iter().enumerate() {
-        let separator = if at == 0 { "" } else { ", " };
-        let _ = write!(arrays, "{separator}${}::{}[]", at + 1, column.ty.name());
-    }
+    let arrays = arrays(&all);
     let sets: Vec<_> = table.values.iter().map(|c| format!("{0} = EXCLUDED.{0}", c.name)).collect();
-    let same: Vec<_> = table.key().map(|c| format!("k.{0} = x.{0}", c.name)).collect();
     format!(
         "INSERT INTO {table} ({columns}) \
          SELECT {x_columns} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, n) \
@@ -72,7 +71,7 @@ fn merge(table: &Table) -> String {
         table = table.name,
         columns = names(table.columns(), ""),
         x_columns = names(table.columns(), "x."),
-        same_key = same.join(" AND "),
+        same_key = same_key(table),
         time = table.time(),
         lo = count + 1,
         hi = count + 2,
@@ -82,6 +81,32 @@ fn merge(table: &Table) -> String {
         key = names(table.key(), ""),
         sets = sets.join(", "),
     )
+}
+
+fn probe(table: &Table) -> String {
+    let key: Vec<Column> = table.key().collect();
+    format!(
+        "SELECT EXISTS (SELECT FROM unnest({arrays}) AS x({columns}) CROSS JOIN LATERAL (\
+         SELECT FROM {table} k WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t)",
+        arrays = arrays(&key),
+        columns = names(table.key(), ""),
+        table = table.name,
+        same_key = same_key(table),
+        time = table.time(),
+        lo = key.len() + 1,
+        hi = key.len() + 2,
+    )
+}
+
+/// `$1::int4[], $2::timestamptz[]`
+fn arrays(columns: &[Column]) -> String {
+    let array = |(at, column): (usize, &Column)| format!("${}::{}[]", at + 1, column.ty.name());
+    columns.iter().enumerate().map(array).collect::<Vec<_>>().join(", ")
+}
+
+/// `k.instrument_id = x.instrument_id AND k.ts = x.ts`
+fn same_key(table: &Table) -> String {
+    table.key().map(|c| format!("k.{0} = x.{0}", c.name)).collect::<Vec<_>>().join(" AND ")
 }
 
 fn range(table: &Table, side: &str, direction: &str) -> String {

@@ -1,0 +1,72 @@
+//! The TimescaleDB adapter beside its rivals on a real server, the one that `QI_TIMESCALE_URL` names.
+//!
+//! ```sh
+//! scripts/backends up && eval "$(scripts/backends env)"
+//! cargo bench -p qi-benches --bench timescale                        # all sections
+//! cargo bench -p qi-benches --bench timescale -- write page          # some of them
+//! cargo bench -p qi-benches --bench timescale -- --rounds 3 replay   # fewer rounds
+//! ```
+//!
+//! Every line is the median over rounds that measure both sides back to back, in an order that alternates. Each
+//! round that writes has tables of its own, and a CHECKPOINT before each side, so that no side pays for what the
+//! other one left in the log. `psql` must be found on the machine.
+#![allow(missing_docs, reason = "a benchmark has no public items")]
+#![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
+
+mod read;
+mod replay;
+mod rig;
+mod rivals;
+mod ticks;
+mod tuning;
+mod write;
+
+use rig::Rig;
+
+type Section = fn(&Rig);
+
+/// The sections and what runs them.
+const SECTIONS: [(&str, Section); 7] = [
+    ("write", write::run),
+    ("replay", replay::run),
+    ("page", read::page),
+    ("latest", read::latest),
+    ("bars", read::bars),
+    ("break-even", tuning::break_even),
+    ("memory", tuning::memory),
+];
+
+const ROUNDS: usize = 7;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (mut rounds, mut chosen) = (ROUNDS, Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => {
+                let number = arguments.next().and_then(|text| text.parse().ok());
+                rounds = number.expect("--rounds takes a number");
+            }
+            tuning::CHILD => return tuning::child(arguments),
+            // Words for the other benchmarks of this crate, and what cargo adds.
+            "ratios" | "--bench" => {}
+            name if SECTIONS.iter().any(|(section, _)| *section == name) => chosen.push(argument),
+            other => {
+                let names = SECTIONS.map(|(name, _)| name).join(", ");
+                eprintln!("unknown argument {other}; the sections are {names}");
+                std::process::exit(2);
+            }
+        }
+    }
+    let Some(rig) = Rig::new(rounds) else {
+        println!("timescale: QI_TIMESCALE_URL is not set, so nothing was measured");
+        return;
+    };
+    println!("timescale: {}", rig.server());
+    for (name, run) in SECTIONS {
+        if chosen.is_empty() || chosen.iter().any(|c| c == name) {
+            println!("\n[{name}]");
+            run(&rig);
+        }
+    }
+}

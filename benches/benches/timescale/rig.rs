@@ -1,0 +1,189 @@
+//! The server, and schemas on it that last for one measurement.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_benches::Ratio;
+use qi_core::store::{Dataset, PriceStore};
+use qi_core::{PriceTick, Timestamp};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::runtime::Runtime;
+
+use crate::ticks::Market;
+
+pub(crate) struct Rig {
+    pub(crate) market: Market,
+    pub(crate) rounds: usize,
+    pub(crate) url: String,
+    /// For files of rows.
+    pub(crate) folder: tempfile::TempDir,
+    runtime: Runtime,
+    psql: PathBuf,
+}
+
+impl Rig {
+    /// None if no server is named.
+    pub(crate) fn new(rounds: usize) -> Option<Self> {
+        let url = std::env::var("QI_TIMESCALE_URL").ok().filter(|url| !url.is_empty())?;
+        Some(Self {
+            market: Market::new(),
+            rounds,
+            url,
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
+            psql: find_psql(),
+        })
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// The versions of the server.
+    pub(crate) fn server(&self) -> String {
+        self.block_on(async {
+            let store = self.open("public", |_| ());
+            store.ping().await.expect("a server that answers");
+            let info = store.info();
+            format!("{} {}", info.version.unwrap_or_default(), info.edition.unwrap_or_default())
+        })
+    }
+
+    fn open(&self, schema: &str, change: impl FnOnce(&mut TimescaleConfig)) -> TimescaleStore {
+        let mut config = TimescaleConfig::from_url(&self.url);
+        schema.clone_into(&mut config.schema);
+        change(&mut config);
+        TimescaleStore::open(config).expect("a valid configuration")
+    }
+
+    /// A store in a schema of its own, with its tables.
+    pub(crate) fn fresh(&self, change: impl FnOnce(&mut TimescaleConfig)) -> Place<'_> {
+        let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
+        let store = self.block_on(async {
+            let store = self.open(&schema, change);
+            store.ensure_schema().await.expect("a schema");
+            store
+        });
+        Place { rig: self, store, schema }
+    }
+
+    /// Runs statements on a connection of their own.
+    pub(crate) fn sql(&self, statements: &str) {
+        self.block_on(async {
+            let mut connection = PgConnection::connect(&self.url).await.expect("a connection");
+            let run = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await;
+            run.unwrap_or_else(|error| panic!("{statements}: {error}"));
+            connection.close().await.expect("a connection that closes");
+        });
+    }
+
+    /// Writes back what lies in the server's memory, so that the side that follows does not pay for it.
+    pub(crate) fn checkpoint(&self) {
+        self.sql("CHECKPOINT");
+    }
+
+    /// Runs psql with commands, all in one session.
+    pub(crate) fn psql(&self, commands: &[&str]) {
+        let mut psql = Command::new(&self.psql);
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", &self.url]);
+        for command in commands {
+            psql.args(["-c", command]);
+        }
+        let status = psql.status().expect("psql runs");
+        assert!(status.success(), "psql failed: {commands:?}");
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// Debian's wrapper script costs time of its own, so the program itself comes first.
+fn find_psql() -> PathBuf {
+    let versions = (13..=18).rev().map(|n| PathBuf::from(format!("/usr/lib/postgresql/{n}/bin/psql")));
+    versions.into_iter().find(|path| path.exists()).unwrap_or_else(|| Path::new("psql").to_owned())
+}
+
+/// A store and its schema, which is removed when this is dropped.
+pub(crate) struct Place<'a> {
+    rig: &'a Rig,
+    pub(crate) store: TimescaleStore,
+    pub(crate) schema: String,
+}
+
+impl Place<'_> {
+    /// Sends ticks in batches of this size.
+    pub(crate) fn insert(&self, ticks: &[PriceTick], batch: usize) {
+        self.rig.block_on(async {
+            for part in ticks.chunks(batch) {
+                self.store.insert_ticks(part).await.expect("a write");
+            }
+        });
+    }
+
+    /// The ticks of some numbers, made batch by batch: as many as one likes.
+    pub(crate) fn fill(&self, numbers: std::ops::Range<usize>) {
+        const BATCH: usize = 200_000;
+        for start in numbers.clone().step_by(BATCH) {
+            let part = self.rig.market.ticks(start..numbers.end.min(start + BATCH));
+            self.insert(&part, BATCH);
+        }
+    }
+
+    /// How many ticks there are.
+    pub(crate) fn count(&self) -> i64 {
+        self.scalar("SELECT count(*) FROM ticks")
+    }
+
+    /// The bytes of the table of ticks with its index.
+    pub(crate) fn bytes(&self) -> i64 {
+        self.scalar(&format!("SELECT public.hypertable_size('{}.ticks')", self.schema))
+    }
+
+    fn scalar(&self, sql: &str) -> i64 {
+        let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
+        self.rig.block_on(query.fetch_one(self.store.pool())).expect("a number")
+    }
+
+    pub(crate) fn id_of(&self, symbol: &str) -> i32 {
+        let query = sqlx::query_scalar("SELECT id FROM instruments WHERE symbol = $1").bind(symbol);
+        self.rig.block_on(query.fetch_one(self.store.pool())).expect("an instrument")
+    }
+
+    /// Statistics, and no background work later on.
+    pub(crate) fn settle(&self) {
+        self.rig.sql(&format!("VACUUM (ANALYZE) {}.ticks", self.schema));
+        self.rig.checkpoint();
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.rig.block_on(async {
+            // First the chunks, some at a time: one DROP of a thousand needs more locks than a server has.
+            let purged = self.store.purge_before(Dataset::Ticks, Timestamp::MAX).await;
+            let closed = self.store.close().await;
+            if let Err(error) = purged.and(closed) {
+                eprintln!("{}: {error}", self.schema);
+            }
+        });
+        self.rig.sql(&format!("DROP SCHEMA {} CASCADE", self.schema));
+    }
+}
+
+/// Prints how many times the rival's rate ours is. Both sides were timed for `rows` rows.
+pub(crate) fn print_rates(what: &str, goal: &str, rows: usize, times: &Ratio) {
+    let rate = |time: Duration| rows as f64 / time.as_secs_f64();
+    println!(
+        "{what} ({goal}): {:.2} times its rate (ours {:.0} rows/s, rival {:.0} rows/s, {} rounds, middle half {:.2} to {:.2})",
+        1.0 / times.median,
+        rate(times.ours),
+        rate(times.rival),
+        times.rounds,
+        1.0 / times.quartiles.1,
+        1.0 / times.quartiles.0,
+    );
+}
