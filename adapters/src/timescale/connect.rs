@@ -96,9 +96,9 @@ impl Connections {
     }
 
     /// Borrows one more connection for who holds one already: an idle one, or a new one where the pool has room.
-    /// Whoever holds a connection must not wait for another, so this gives up soon.
+    /// Two that hold one may wait here for each other's, so this gives up after a while.
     pub(super) async fn lease_spare(&self) -> Option<Lease> {
-        const PATIENCE: Duration = Duration::from_millis(100);
+        const PATIENCE: Duration = Duration::from_secs(2);
         if let Some(connection) = self.pool.try_acquire() {
             return Some(self.lend(connection));
         }

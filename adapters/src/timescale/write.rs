@@ -9,6 +9,7 @@ use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgTypeInfo};
 use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, Type};
+use tokio::sync::Notify;
 use tracing::Instrument as _;
 
 use super::TimescaleStore;
@@ -110,9 +111,19 @@ impl TimescaleStore {
         let pieces = cut(&entries, self.inner.config.write.piece);
         let lanes = self.inner.config.write.connections.min(pieces.len());
         let queue = std::sync::Mutex::new(pieces.into_iter());
-        let first = job.lane(lease, &queue);
+        // What still waits for a connection when the first lane has left nothing to do, waits no longer.
+        let done = Notify::new();
+        let first = async {
+            let outcome = job.lane(lease, &queue).await;
+            done.notify_waiters();
+            outcome
+        };
         let others = join_all((1..lanes).map(|_| async {
-            let Some(mut other) = self.inner.connections.lease_spare().await else { return Ok(()) };
+            let spare = tokio::select! {
+                spare = self.inner.connections.lease_spare() => spare,
+                () = done.notified() => None,
+            };
+            let Some(mut other) = spare else { return Ok(()) };
             let outcome = job.lane(&mut other, &queue).await;
             other.give_back();
             outcome
