@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::TimescaleStore;
 use super::connect::Lease;
-use super::error::Cause;
+use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::pg::Pg;
 use super::policy;
 use super::read::Keys;
@@ -115,8 +115,12 @@ impl TimescaleStore {
             let sql =
                 format!("CALL {extension}.convert_to_columnstore($1::regclass, if_not_columnstore => true)");
             let sql = sql.replace("$1", &format!("'{}'", chunk.name.replace('\'', "''")));
-            sqlx::query(AssertSqlSafe(sql)).execute(&mut **lease).await?;
-            converted += usize::from(!chunk.compressed);
+            match sqlx::query(AssertSqlSafe(sql)).execute(&mut **lease).await {
+                Ok(_) => converted += usize::from(!chunk.compressed),
+                // Another process converted it in the meantime.
+                Err(error) if has_state(&error, DUPLICATE_OBJECT) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(converted)
     }

@@ -83,6 +83,9 @@ const DISK_FULL: &str = "store.timescale.disk_full";
 /// The code of a unique violation: what tells an optimistic COPY that a record was there.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
+/// The code of what is there already.
+pub(super) const DUPLICATE_OBJECT: &str = "42710";
+
 /// Whether the server answered with this SQLSTATE.
 pub(super) fn has_state(error: &sqlx::Error, state: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == state)
