@@ -4,20 +4,18 @@
 
 mod timescale_rig;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::future::join_all;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
-use qi_testkit::presence;
-use qi_testkit::store::contract::StoreFactory;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use timescale_rig::spare::{Spare, spare_trial, trial};
 use timescale_rig::{Server, drop_schema, namespace};
 
 fn main() {
@@ -32,67 +30,10 @@ fn main() {
         trials.push(trial(&server, "a_pool_without_a_free_slot_is_overloaded", pool_exhausted));
         trials.push(trial(&server, "terminated_connections_are_unavailable_and_pass", terminated));
         trials.push(spare_trial(&server, "a_server_killed_in_the_middle_of_a_copy", killed_in_copy));
+        trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_passes_with_room", disk_full));
         trials.push(spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
-}
-
-fn run<R: Future<Output = ()>>(check: R) -> Result<Completion, Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(check);
-    Ok(Completion::Completed)
-}
-
-/// A trial on the shared server.
-fn trial<R: Future<Output = ()>>(
-    server: &Server,
-    name: &str,
-    check: impl FnOnce(Server) -> R + Send + 'static,
-) -> Trial {
-    let server = server.clone();
-    let (backend, absent) = (server.name().to_owned(), server.absent());
-    presence::trial(format!("{backend}/{name}"), &backend, absent, move || run(check(server)))
-}
-
-/// A trial on a server of its own, which it may kill.
-fn spare_trial<R: Future<Output = ()>>(
-    server: &Server,
-    name: &'static str,
-    check: impl FnOnce(Server, Spare) -> R + Send + 'static,
-) -> Trial {
-    let server = server.clone();
-    let (backend, absent) = (server.name().to_owned(), server.absent());
-    let absent = absent.or_else(|| {
-        let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
-        (!root).then(|| "a server that may be killed needs root".to_owned())
-    });
-    presence::trial(format!("{backend}/{name}"), &backend.clone(), absent, move || {
-        let spare = Spare { kind: backend, name: namespace() };
-        let server = server.at(spare.order("start"));
-        run(check(server, spare))
-    })
-}
-
-/// A server of a test's own, by the script.
-struct Spare {
-    kind: String,
-    name: String,
-}
-
-impl Spare {
-    /// Gives what the script prints.
-    fn order(&self, action: &str) -> String {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
-        let out = Command::new(script).args(["spare", &self.kind, &self.name, action]).output().unwrap();
-        assert!(out.status.success(), "{action}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        self.order("remove");
-    }
 }
 
 fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
@@ -310,15 +251,50 @@ async fn killed_in_copy(server: Server, spare: Spare) {
         async move { store.insert_ticks(&batch).await }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let spare = tokio::task::spawn_blocking(move || (spare.order("kill"), spare).1).await.unwrap();
+    let spare = spare.ordered("kill").await;
     expect(write.await.unwrap(), ErrorKind::Unavailable, true);
     expect(store.ping().await, ErrorKind::Unavailable, true);
-    let spare = tokio::task::spawn_blocking(move || (spare.order("start"), spare).1).await.unwrap();
+    let spare = spare.ordered("start").await;
     store.wait_ready(Duration::from_secs(20)).await.unwrap();
     store.insert_ticks(&batch).await.unwrap();
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     let stored: Vec<PriceTick> = store.tick_stream(query).try_collect().await.unwrap();
     assert!(stored == *batch, "{} stored of {}", stored.len(), batch.len());
+    store.close().await.unwrap();
+    drop(spare);
+}
+
+async fn disk_full(server: Server, spare: Spare) {
+    let (folder, spare) = tokio::task::spawn_blocking(move || (spare.order("disk 8m"), spare)).await.unwrap();
+    let store = TimescaleStore::open(server.config("qi")).unwrap();
+    store.ensure_schema().await.unwrap();
+    let mut root = PgConnection::connect(server.url()).await.unwrap();
+    for sql in [
+        format!("CREATE TABLESPACE small LOCATION '{folder}'"),
+        "ALTER TABLE qi.ticks SET TABLESPACE small".to_owned(),
+        "ALTER TABLE qi.ticks SET (autovacuum_enabled = false)".to_owned(),
+    ] {
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut root).await.unwrap();
+    }
+    let mut written = 0;
+    let error = loop {
+        match store.insert_ticks(&ticks("x:Y", written, 10_000)).await {
+            Ok(_) => written += 10_000,
+            Err(error) => break error,
+        }
+        assert!(written < 1_000_000, "8 MiB hold no million ticks");
+    };
+    assert!(written > 0, "{}", error.report());
+    let error = expect::<()>(Err(error), ErrorKind::Unavailable, false);
+    assert_eq!(error.code(), "store.timescale.disk_full");
+    // What is there can be read, and small writes fail in the same way.
+    let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    assert!(store.stats(&query).await.unwrap().unwrap().count() >= written);
+    let spare = spare.ordered("disk 256m").await;
+    // With room the same batch goes in, and nothing else has to be done.
+    store.insert_ticks(&ticks("x:Y", written, 10_000)).await.unwrap();
+    assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), written + 10_000);
+    root.close().await.unwrap();
     store.close().await.unwrap();
     drop(spare);
 }
@@ -363,14 +339,9 @@ async fn five_kills(server: Server, spare: Spare) {
                     }
                     tokio::time::sleep(Duration::from_millis(40)).await;
                 }
-                spare = tokio::task::spawn_blocking(move || {
-                    spare.order("kill");
-                    std::thread::sleep(Duration::from_millis(200));
-                    spare.order("start");
-                    spare
-                })
-                .await
-                .unwrap();
+                spare = spare.ordered("kill").await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                spare = spare.ordered("start").await;
             }
             spare
         }

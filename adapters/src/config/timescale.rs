@@ -125,7 +125,7 @@ impl Default for PoolSection {
 pub struct TlsSection {
     /// What is demanded; without it, what the URL's `sslmode` says, else `prefer`.
     pub mode: Option<TlsMode>,
-    /// The file of the certificate authorities, PEM.
+    /// The file of certificate authorities that are trusted beside the public ones, PEM.
     pub root_cert: Option<String>,
     /// The file of the client's certificate, PEM.
     pub client_cert: Option<String>,
@@ -141,7 +141,7 @@ pub enum TlsMode {
     Disable,
     /// If the server can; nothing is verified.
     Prefer,
-    /// Always; nothing is verified unless `root_cert` is given.
+    /// Always; nothing is verified, unless `root_cert` is given: then as [`Self::VerifyCa`].
     Require,
     /// Always, and the certificate comes from a known authority.
     VerifyCa,
@@ -182,7 +182,7 @@ pub struct WriteSection {
 
 impl Default for WriteSection {
     fn default() -> Self {
-        Self { copy_from: 500, piece: 50_000, connections: 2 }
+        Self { copy_from: 1_000, piece: 50_000, connections: 2 }
     }
 }
 
@@ -246,6 +246,9 @@ impl TimescaleConfig {
             let rule = "must be lower-case letters, digits and underscores, begin with no digit and not with \
                         pg_, and have at most 63 characters";
             return Err(refuse("schema", schema, rule));
+        }
+        if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
+            return Err(refuse("tls", "one of two", "`client_cert` and `client_key` are given together"));
         }
         within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;

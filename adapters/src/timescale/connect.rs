@@ -198,10 +198,27 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         options = options.database(database);
     }
     let tls = &config.tls;
+    // The driver reads these files for every connection, so that they can be replaced. A wrong path would look
+    // like a server that is away.
+    for (key, file) in
+        [("root_cert", &tls.root_cert), ("client_cert", &tls.client_cert), ("client_key", &tls.client_key)]
+    {
+        let Some(file) = file else { continue };
+        std::fs::File::open(file).map_err(|source| {
+            Error::new(ErrorKind::Config, "store.timescale.tls_file", "open")
+                .with_backend(super::BACKEND)
+                .with_message("a file of the TLS section cannot be read")
+                .with_context("key", format_args!("store.timescale.tls.{key}"))
+                .with_context("value", file)
+                .with_source(source)
+        })?;
+    }
     if let Some(mode) = tls.mode {
         options = options.ssl_mode(match mode {
             TlsMode::Disable => PgSslMode::Disable,
             TlsMode::Prefer => PgSslMode::Prefer,
+            // As libpq does: who names an authority wants it asked. The driver alone would not.
+            TlsMode::Require if tls.root_cert.is_some() => PgSslMode::VerifyCa,
             TlsMode::Require => PgSslMode::Require,
             TlsMode::VerifyCa => PgSslMode::VerifyCa,
             TlsMode::VerifyFull => PgSslMode::VerifyFull,

@@ -101,6 +101,10 @@ fn by_state(state: &str) -> (ErrorKind, &'static str) {
 fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
         sqlx::Error::Database(e) => by_state(&e.code().unwrap_or_default()),
+        // How the driver hands on a handshake that failed: a certificate that is not trusted, for one.
+        sqlx::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            (ErrorKind::Unavailable, "store.timescale.tls")
+        }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "store.timescale.io"),
         sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "store.timescale.tls"),
         // What the server says makes no sense any more; a new connection may.
@@ -247,6 +251,8 @@ mod tests {
         {
             assert_eq!(of(error), (ErrorKind::Unavailable, true));
         }
+        let handshake = Sql::Io(io::Error::new(io::ErrorKind::InvalidData, "certificate"));
+        assert_eq!(Cause::from(handshake).at(Operation::Ticks).code(), "store.timescale.tls");
         assert_eq!(of(Sql::PoolTimedOut), (ErrorKind::Overloaded, true));
         assert_eq!(of(Sql::PoolClosed), (ErrorKind::Closed, false));
         assert_eq!(of(Sql::Configuration(text())), (ErrorKind::Config, false));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 pub(crate) mod converting;
+pub(crate) mod spare;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,11 +1,12 @@
 //! What people write by hand.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use qi_adapters::timescale::{Pg, TimescaleStore};
 use qi_core::{Price, PriceTick, Quantity, Side, Timestamp};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, QueryBuilder};
 
 use crate::rig::Rig;
 use crate::ticks::INSTRUMENTS;
@@ -44,8 +45,8 @@ pub(crate) fn staged_upsert(rig: &Rig, schema: &str, file: &Path) {
     ]);
 }
 
-/// Statements of 1,000 rows of bound values each, into the table written by hand. The connection has the server's
-/// own settings, and keeps the statement prepared.
+/// Statements of 1,000 rows of bound values each, in binary and prepared once: the fastest form of it. The
+/// connection has the server's own settings.
 pub(crate) async fn values_upsert(url: &str, schema: &str, ticks: &[PriceTick]) {
     let options: PgConnectOptions = url.parse().expect("a URL");
     let options = options.options([("search_path", schema)]);
@@ -68,6 +69,34 @@ pub(crate) async fn values_upsert(url: &str, schema: &str, ticks: &[PriceTick]) 
              price = EXCLUDED.price, quantity = EXCLUDED.quantity, side = EXCLUDED.side",
         );
         statement.build().execute(&mut connection).await.expect("an upsert");
+    }
+    connection.close().await.expect("a connection that closes");
+}
+
+/// Statements of 1,000 rows as literals, parsed and planned anew each time, as `psql` and most object-relational
+/// mappers send them.
+pub(crate) async fn literal_upsert(url: &str, schema: &str, ticks: &[PriceTick]) {
+    let mut connection = PgConnection::connect(url).await.expect("a connection");
+    for part in ticks.chunks(1_000) {
+        let mut statement =
+            format!("INSERT INTO {schema}.trades (exchange, symbol, ts, seq, price, quantity, side) VALUES ");
+        for (at, tick) in part.iter().enumerate() {
+            let (exchange, symbol) = (tick.instrument().exchange(), tick.instrument().symbol());
+            let (ts, seq, price) = (tick.ts(), tick.seq(), tick.price());
+            let quantity = tick.quantity().expect("a quantity");
+            let side = tick.side().map_or("", Side::as_str);
+            let separator = if at == 0 { "" } else { ", " };
+            write!(
+                statement,
+                "{separator}('{exchange}', '{symbol}', '{ts}', {seq}, {price}, {quantity}, '{side}')"
+            )
+            .expect("room for a text");
+        }
+        statement.push_str(
+            " ON CONFLICT (exchange, symbol, ts, seq) DO UPDATE SET \
+             price = EXCLUDED.price, quantity = EXCLUDED.quantity, side = EXCLUDED.side",
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("an upsert");
     }
     connection.close().await.expect("a connection that closes");
 }

@@ -1,0 +1,637 @@
+//! What the adapter does on a server beyond the port: schema, roles, chunks, columnstore, metrics, and what
+//! `docs/backends/timescale.md` tells people to run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod timescale_rig;
+
+use std::process::Command;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use libtest_mimic::{Arguments, Completion, Trial};
+use qi_adapters::config::Hypertables;
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::store::{Dataset, DeleteQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::{
+    ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Result, Selection, TimeRange, Timestamp,
+};
+use qi_testkit::presence;
+use qi_testkit::store::contract::StoreFactory;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use timescale_rig::spare::{run, trial};
+use timescale_rig::{Server, drop_schema, namespace};
+
+/// What a child process is told: to call `ensure_schema` on this server and end.
+const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
+
+fn main() {
+    if let Ok(url) = std::env::var(CHILD) {
+        return child(&url);
+    }
+    let mut trials = Vec::new();
+    for server in [Server::timescale(), Server::postgres()] {
+        trials.push(trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes));
+        trials.push(trial(&server, "a_changed_step_is_refused", changed_step));
+        trials.push(trial(&server, "a_role_of_rows_needs_no_more_than_the_guide_grants", role_of_rows));
+        trials.push(trial(&server, "the_statements_of_the_guide_run", guide));
+        trials.push(trial(&server, "close_waits_for_what_is_under_way", close_drains));
+        trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
+        trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
+        trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
+    }
+    let server = Server::timescale();
+    trials.push(trial(&server, "chunks_are_listed_and_dropped_whole", chunks));
+    trials.push(trial(&server, "a_changed_chunk_interval_is_for_new_chunks", chunk_interval));
+    trials.push(trial(&server, "tables_with_data_become_hypertables_by_hand_alone", conversion));
+    trials.push(trial(&server, "ages_are_policies_of_the_community_edition", ages));
+    trials.push(columnstore_trial(&server));
+    trials.push(way_trial(&server));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Ticks of one instrument, a minute apart, from 2023-11-14 on.
+fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
+    let start = Timestamp::from_secs(1_700_000_000).unwrap();
+    let name: Instrument = instrument.parse().unwrap();
+    let tick = |n: u64| {
+        let ts = start.checked_add(Duration::from_secs(n * 60)).unwrap();
+        let price = format!("{}.{n:06}", 100 + n % 7).parse().unwrap();
+        PriceTick::new(name.clone(), ts, n, price).unwrap().with_quantity("0.25".parse().ok())
+    };
+    (from..from + count).map(tick).collect()
+}
+
+async fn count(store: &TimescaleStore, instrument: &str) -> u64 {
+    let query = StatsQuery::new(instrument.parse().unwrap(), TimeRange::ALL);
+    store.stats(&query).await.unwrap().map_or(0, |stats| stats.count())
+}
+
+async fn stored(store: &TimescaleStore, instrument: &str) -> Vec<PriceTick> {
+    let query = RangeQuery::new(instrument.parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
+    store.tick_stream(query).try_collect().await.unwrap()
+}
+
+async fn sql(url: &str, text: &str) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let done = sqlx::raw_sql(AssertSqlSafe(text.to_owned())).execute(&mut connection).await;
+    done.unwrap_or_else(|error| panic!("{text}: {error}"));
+    connection.close().await.unwrap();
+}
+
+/// A store with its schema, which is dropped at the end.
+async fn with_store<R: Future<Output = ()>>(
+    server: &Server,
+    change: impl FnOnce(&mut TimescaleConfig),
+    check: impl FnOnce(TimescaleStore, TimescaleConfig) -> R,
+) {
+    let mut config = server.config(&namespace());
+    change(&mut config);
+    let store = TimescaleStore::open(config.clone()).unwrap();
+    store.ensure_schema().await.unwrap();
+    check(store.clone(), config.clone()).await;
+    store.close().await.unwrap();
+    drop_schema(server.url(), &config.schema).await;
+}
+
+/// In a database where not even the extension is.
+async fn eight_processes(server: Server) {
+    let database = namespace();
+    sql(server.url(), &format!("CREATE DATABASE {database}")).await;
+    let base = server.url().rsplit_once('/').unwrap().0;
+    let mode = if server.config("x").hypertables == Hypertables::On { "on" } else { "off" };
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .env(CHILD, format!("{mode} {base}/{database}"))
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut steps = Vec::new();
+    for child in children {
+        let out = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        steps.extend(said.lines().map(str::to_owned));
+    }
+    let made = steps.iter().filter(|step| *step == "1 tables").count();
+    assert_eq!(made, 1, "one of the eight made the tables: {steps:?}");
+    sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
+}
+
+/// Prints the steps that it applied.
+fn child(words: &str) {
+    let (mode, url) = words.split_once(' ').unwrap();
+    let mut config = TimescaleConfig::from_url(url);
+    config.hypertables = if mode == "on" { Hypertables::On } else { Hypertables::Off };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = TimescaleStore::open(config).unwrap();
+        let report = store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
+        report.applied.iter().for_each(|step| eprintln!("{step}"));
+        store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+        store.close().await.unwrap();
+    });
+}
+
+async fn changed_step(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let change = "UPDATE qi_migrations SET checksum = 'x' WHERE version = 1";
+            sqlx::query(change).execute(store.pool()).await.unwrap();
+            let error = store.ensure_schema().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+            assert!(error.to_string().contains("another text"), "{error}");
+        },
+    )
+    .await;
+}
+
+async fn role_of_rows(server: Server) {
+    let role = namespace();
+    with_store(
+        &server,
+        |_| (),
+        async |owner, config| {
+            let schema = &config.schema;
+            let mut all = format!("CREATE ROLE {role} LOGIN PASSWORD 'pw';");
+            for block in blocks().iter().filter(|block| block.contains("GRANT")) {
+                all += &block.replace("writer", &role).replace("SCHEMA qi", &format!("SCHEMA {schema}"));
+            }
+            sql(server.url(), &all).await;
+            let mut theirs = config.clone();
+            theirs.user = Some(role.clone());
+            theirs.password = Some("pw".to_owned().into());
+            let writer = TimescaleStore::open(theirs).unwrap();
+            assert!(writer.ensure_schema().await.unwrap().applied.is_empty());
+            writer.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
+            writer.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+            assert_eq!(count(&writer, "x:Y").await, 2_000);
+            let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+            writer.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+            assert_eq!(count(&owner, "x:Y").await, 0);
+            // Dropping chunks is the owner's.
+            let purged =
+                writer.purge_before(Dataset::Ticks, Timestamp::from_secs(2_000_000_000).unwrap()).await;
+            if config.hypertables == Hypertables::On {
+                assert_eq!(purged.unwrap_err().kind(), ErrorKind::Unauthorized);
+            } else {
+                purged.unwrap();
+            }
+            writer.close().await.unwrap();
+            sql(server.url(), &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+        },
+    )
+    .await;
+}
+
+/// The SQL on the page of this backend.
+fn blocks() -> Vec<String> {
+    let page = include_str!("../../docs/backends/timescale.md");
+    let blocks: Vec<_> =
+        page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 7, "the page has its statements");
+    blocks.into_iter().map(str::to_owned).collect()
+}
+
+async fn guide(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            store.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
+            // As somebody at psql.
+            let mut person = PgConnection::connect(server.url()).await.unwrap();
+            for block in blocks() {
+                let first = block.lines().next().unwrap();
+                let elsewhere = block.contains("GRANT") || first.contains("conversion");
+                if elsewhere || (first.contains("TimescaleDB") && config.hypertables == Hypertables::Off) {
+                    continue;
+                }
+                let text = block.replace("'qi.", &format!("'{}.", config.schema));
+                let text = text.replace("= 'qi'", &format!("= '{}'", config.schema));
+                let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(&mut person).await;
+                let rows = rows.unwrap_or_else(|error| panic!("{block}: {error}"));
+                // Jobs are there on request only, and the name of the application is another one here.
+                let expected = !block.contains("job_id") && !block.contains("application_name");
+                assert!(!rows.is_empty() || !expected, "no rows: {block}");
+            }
+            person.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn close_drains(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 200_000,
+        async |store, config| {
+            let batch = ticks("x:Y", 0, 150_000);
+            let write = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move { store.insert_ticks(&batch).await }
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            store.close().await.unwrap();
+            write.await.unwrap().unwrap();
+            let error = store.insert_ticks(&batch[..1]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Closed);
+            let again = TimescaleStore::open(config).unwrap();
+            assert_eq!(count(&again, "x:Y").await, 150_000);
+            again.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn dropped_writes(server: Server) {
+    let name = namespace();
+    let change = |config: &mut TimescaleConfig| {
+        config.application_name.clone_from(&name);
+        config.pool.max_connections = 3;
+        config.max_batch = 100_000;
+    };
+    with_store(&server, change, async |store, _| {
+        let batch = ticks("x:Y", 0, 60_000);
+        let mut cut = 0;
+        for delay in 0..30_u64 {
+            let write = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move { store.insert_ticks(&batch).await }
+            });
+            tokio::time::sleep(Duration::from_millis(delay * 5)).await;
+            write.abort();
+            cut += u32::from(write.await.is_err());
+        }
+        assert!(cut >= 10, "{cut} of 30 were dropped under way");
+        // Every slot of the pool is free again, and every record is whole.
+        futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
+        let some = stored(&store, "x:Y").await;
+        assert!(some.iter().all(|tick| batch.contains(tick)), "records are whole");
+        store.insert_ticks(&batch).await.unwrap();
+        assert!(stored(&store, "x:Y").await == batch);
+        // The server has noticed too: no statement goes on, no transaction is left open.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut root = PgConnection::connect(server.url()).await.unwrap();
+        let busy: Vec<(String, String)> = sqlx::query_as(
+            "SELECT state, query FROM pg_stat_activity WHERE application_name = $1 AND state <> 'idle'",
+        )
+        .bind(&name)
+        .fetch_all(&mut root)
+        .await
+        .unwrap();
+        assert!(busy.is_empty(), "{busy:?}");
+        root.close().await.unwrap();
+    })
+    .await;
+}
+
+async fn paused_stream(server: Server) {
+    let change = |config: &mut TimescaleConfig| {
+        config.pool.max_connections = 1;
+        config.pool.acquire_timeout_ms = 1_000;
+    };
+    with_store(&server, change, async |store, _| {
+        store.insert_ticks(&ticks("x:Y", 0, 3_000)).await.unwrap();
+        let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(1_000).unwrap();
+        let mut stream = store.tick_stream(query);
+        for _ in 0..1_500 {
+            stream.next().await.unwrap().unwrap();
+        }
+        // The only connection is free while the stream waits in the middle of a page.
+        store.ping().await.unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 1_500);
+    })
+    .await;
+}
+
+async fn table_bytes(store: &TimescaleStore) -> i64 {
+    let on_chunks = "SELECT coalesce(sum(pg_total_relation_size(format('%I.%I', chunk_schema, chunk_name)::regclass)), 0)::bigint \
+         FROM timescaledb_information.chunks WHERE hypertable_schema = current_schema() AND hypertable_name = 'ticks'";
+    let whole = "SELECT pg_total_relation_size('ticks')";
+    let edition = store.info().edition.unwrap();
+    let text = if edition == "postgresql" { whole } else { on_chunks };
+    sqlx::query_scalar(text).fetch_one(store.pool()).await.unwrap()
+}
+
+async fn replay(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 200_000,
+        async |store, _| {
+            let batch = ticks("x:Y", 0, 120_000);
+            store.insert_ticks(&batch).await.unwrap();
+            // Vacuum writes maps of its own.
+            sqlx::query("VACUUM ticks").execute(store.pool()).await.unwrap();
+            let before = table_bytes(&store).await;
+            for _ in 0..3 {
+                store.insert_ticks(&batch).await.unwrap();
+                for part in batch.chunks(300).take(20) {
+                    store.insert_ticks(part).await.unwrap();
+                }
+            }
+            let after = table_bytes(&store).await;
+            assert_eq!(after, before, "a replay writes nothing");
+        },
+    )
+    .await;
+}
+
+const WEEK: u64 = 7 * 24 * 60;
+
+async fn chunks(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            assert!(store.chunks(Dataset::Ticks).await.unwrap().is_empty());
+            // One tick a minute for ten weeks.
+            let batch = ticks("x:Y", 0, 10 * WEEK);
+            for part in batch.chunks(30_000) {
+                store.insert_ticks(part).await.unwrap();
+            }
+            let before = store.chunks(Dataset::Ticks).await.unwrap();
+            assert!((10..=11).contains(&before.len()), "{before:?}");
+            assert!(before.is_sorted_by_key(|chunk| chunk.range.start()));
+            assert!(before.iter().all(|chunk| chunk.bytes > 8_192 && !chunk.compressed), "{before:?}");
+            assert!(before[0].range.start() <= batch[0].ts());
+            // In the middle of the fourth chunk.
+            let cutoff = before[3].range.start().checked_add(Duration::from_hours(50)).unwrap();
+            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            let after = store.chunks(Dataset::Ticks).await.unwrap();
+            let names = |chunks: &[qi_adapters::timescale::ChunkInfo]| -> Vec<String> {
+                chunks.iter().map(|chunk| chunk.name.clone()).collect()
+            };
+            assert_eq!(names(&after), names(&before[3..]), "whole chunks are dropped");
+            let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
+            assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
+            let elsewhere = store.chunks(Dataset::Quotes).await.unwrap();
+            assert!(elsewhere.is_empty());
+        },
+    )
+    .await;
+    let store = TimescaleStore::open(server.config(&namespace())).unwrap();
+    let error = store.chunks(Dataset::Ticks).await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::SchemaMismatch, "chunks"));
+    store.close().await.unwrap();
+}
+
+async fn chunk_interval(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            store.insert_ticks(&ticks("x:Y", 0, WEEK)).await.unwrap();
+            let mut shorter = config.clone();
+            shorter.chunks.ticks_hours = 24;
+            let changed = TimescaleStore::open(shorter).unwrap();
+            assert_eq!(changed.ensure_schema().await.unwrap().applied, ["chunk interval of ticks"]);
+            assert!(changed.ensure_schema().await.unwrap().applied.is_empty());
+            let old = changed.chunks(Dataset::Ticks).await.unwrap().len();
+            let batch = ticks("x:Y", 10 * WEEK, WEEK);
+            changed.insert_ticks(&batch).await.unwrap();
+            assert!(changed.chunks(Dataset::Ticks).await.unwrap().len() >= old + 7);
+            // Both kinds of chunks are read as one table, forwards and for the latest.
+            assert_eq!(count(&changed, "x:Y").await, 2 * WEEK);
+            let latest = changed.latest_tick(&"x:Y".parse().unwrap()).await.unwrap();
+            assert_eq!(latest.as_ref(), batch.last());
+            changed.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn conversion(server: Server) {
+    with_store(
+        &server,
+        |config| config.hypertables = Hypertables::Off,
+        async |plain, config| {
+            let batch = ticks("x:Y", 0, 3 * WEEK);
+            for part in batch.chunks(30_000) {
+                plain.insert_ticks(part).await.unwrap();
+            }
+            let mut on = config.clone();
+            on.hypertables = Hypertables::On;
+            let store = TimescaleStore::open(on).unwrap();
+            let error = store.ensure_schema().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+            assert!(error.to_string().contains("docs/backends/timescale.md"), "{error}");
+            assert!(stored(&plain, "x:Y").await == batch, "nothing was touched");
+            let block = blocks().into_iter().find(|block| block.contains("conversion")).unwrap();
+            sql(server.url(), &block.replace("'qi.", &format!("'{}.", config.schema))).await;
+            assert!(store.ensure_schema().await.unwrap().applied.is_empty());
+            assert!(stored(&store, "x:Y").await == batch);
+            assert!(store.chunks(Dataset::Ticks).await.unwrap().len() >= 3);
+            store.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+fn is_community(store: &TimescaleStore) -> bool {
+    store.info().edition.as_deref() == Some("timescaledb community")
+}
+
+async fn ages(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            store.ping().await.unwrap();
+            let mut aged = config.clone();
+            aged.columnstore.ticks_hours = Some(336);
+            aged.retention.bars_hours = Some(24_000);
+            let other = TimescaleStore::open(aged.clone()).unwrap();
+            let rule = Retention::Age(Dataset::Bars, Duration::from_hours(24_000));
+            assert_eq!(other.info().retention, [rule]);
+            if is_community(&store) {
+                let applied = other.ensure_schema().await.unwrap().applied;
+                assert_eq!(
+                    applied,
+                    ["columnstore policy of ticks after 336 h", "retention policy of bars after 24000 h"]
+                );
+                assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "they are there");
+                aged.columnstore.ticks_hours = Some(48);
+                let third = TimescaleStore::open(aged).unwrap();
+                let applied = third.ensure_schema().await.unwrap().applied;
+                assert_eq!(applied, ["columnstore policy of ticks after 48 h"]);
+                third.close().await.unwrap();
+            } else {
+                let error = other.ensure_schema().await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
+                assert_eq!(error.code(), "store.timescale.edition");
+                let error = store.convert_to_columnstore(Dataset::Ticks).await.unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.operation()),
+                    (ErrorKind::Unsupported, "convert_to_columnstore")
+                );
+                // The store goes on without them.
+                store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+            }
+            other.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+/// More rows than the server's own limit for a statement on converted chunks, which is 100,000.
+fn columnstore_trial(server: &Server) -> Trial {
+    let owned = server.clone();
+    let name = "timescale/converted_chunks_are_written_replaced_deleted_and_purged";
+    presence::trial(name.to_owned(), "timescale", server.absent(), move || {
+        let store = owned.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let community = runtime.block_on(async {
+            let store = TimescaleStore::open(store.config("nowhere")).unwrap();
+            store.ping().await.unwrap();
+            let community = is_community(&store);
+            store.close().await.unwrap();
+            community
+        });
+        if !community {
+            return Ok(Completion::ignored_with("the columnstore needs the Community edition"));
+        }
+        run(columnstore(owned))
+    })
+}
+
+async fn columnstore(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 400_000,
+        async |store, _| {
+            let mut batch = ticks("x:Y", 0, 250_000);
+            store.insert_ticks(&batch).await.unwrap();
+            let before: u64 = sizes(&store).await.iter().sum();
+            let converted = store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
+            let chunks = store.chunks(Dataset::Ticks).await.unwrap();
+            assert_eq!(converted, chunks.len());
+            assert!(chunks.iter().all(|chunk| chunk.compressed));
+            let small: u64 = sizes(&store).await.iter().sum();
+            assert!(small * 3 < before, "{small} bytes of {before}");
+            // A replay leaves it as it is.
+            store.insert_ticks(&batch).await.unwrap();
+            assert_eq!(sizes(&store).await.iter().sum::<u64>(), small, "a replay writes nothing");
+            assert!(stored(&store, "x:Y").await == batch);
+            // All of it replaced, in one call, then late records, then a deletion and a purge.
+            for tick in &mut batch {
+                *tick = tick.clone().with_quantity("0.5".parse().ok());
+            }
+            store.insert_ticks(&batch).await.unwrap();
+            assert!(stored(&store, "x:Y").await == batch);
+            store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
+            store.insert_ticks(&ticks("x:LATE", 0, 150_000)).await.unwrap();
+            assert_eq!(count(&store, "x:LATE").await, 150_000);
+            store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
+            let late = Selection::these(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
+            store.delete_range(&DeleteQuery::Ticks(late, TimeRange::ALL)).await.unwrap();
+            assert_eq!(count(&store, "x:LATE").await, 0);
+            let cutoff = batch[120_001].ts();
+            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            assert!(stored(&store, "x:Y").await == batch[120_001..]);
+        },
+    )
+    .await;
+}
+
+async fn sizes(store: &TimescaleStore) -> Vec<u64> {
+    store.chunks(Dataset::Ticks).await.unwrap().iter().map(|chunk| chunk.bytes).collect()
+}
+
+/// Recorders of metrics and spans are a thread's, so this runs on one.
+fn way_trial(server: &Server) -> Trial {
+    let owned = server.clone();
+    presence::trial(
+        "timescale/metrics_and_spans_say_which_way_a_write_went".to_owned(),
+        "timescale",
+        server.absent(),
+        move || {
+            way::check(&owned)?;
+            Ok(Completion::Completed)
+        },
+    )
+}
+
+mod way {
+    use std::sync::{Arc, Mutex};
+
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+    use tracing::field::{Field, Visit};
+    use tracing::span;
+    use tracing_subscriber::layer::{Context, SubscriberExt};
+    use tracing_subscriber::{Layer, Registry};
+
+    use super::{PriceStore, Result, Server, ticks, with_store};
+
+    /// What was recorded as `way`, in order.
+    #[derive(Clone, Default)]
+    struct Ways(Arc<Mutex<Vec<String>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Ways {
+        fn on_record(&self, _: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
+            values.record(&mut self.clone());
+        }
+    }
+
+    impl Visit for Ways {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            if field.name() == "way" {
+                self.0.lock().unwrap().push(value.to_owned());
+            }
+        }
+        fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+    }
+
+    pub(super) fn check(server: &Server) -> Result<(), libtest_mimic::Failed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (ways, recorder) = (Ways::default(), DebuggingRecorder::new());
+        let figures = recorder.snapshotter();
+        let subscriber = Registry::default().with(ways.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            metrics::with_local_recorder(&recorder, || {
+                runtime.block_on(with_store(
+                    server,
+                    |config| config.write.connections = 1,
+                    async |store, _| {
+                        store.insert_ticks(&ticks("x:A", 5_000, 1)).await.unwrap();
+                        store.insert_ticks(&ticks("x:Y", 0, 1_200)).await.unwrap();
+                        store.insert_ticks(&ticks("x:Y", 1_200, 5)).await.unwrap();
+                        // The first key, the middle one and the last one are new, and some between them are not.
+                        let mut mixed = ticks("x:A", 0, 1_000);
+                        mixed.extend(ticks("x:Y", 1_000, 50));
+                        mixed.extend(ticks("x:Z", 0, 1_300));
+                        store.insert_ticks(&mixed).await.unwrap();
+                        // A replay, which is seen by its keys.
+                        store.insert_ticks(&ticks("x:Y", 0, 1_200)).await.unwrap();
+                    },
+                ));
+            });
+        });
+        assert_eq!(*ways.0.lock().unwrap(), ["merge", "copy", "merge", "copy_then_merge", "merge"]);
+        // A snapshot takes the figures with it, so one has to do.
+        let all = figures.snapshot().into_vec();
+        let counted = |name: &str, way: &str| -> u64 {
+            let mine = all.iter().filter(|(key, ..)| {
+                let labels: Vec<_> = key.key().labels().map(|l| (l.key(), l.value())).collect();
+                key.key().name() == name && labels == [("dataset", "ticks"), ("way", way)]
+            });
+            mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
+        };
+        for (way, rows, pieces) in
+            [("copy", 1_200, 1), ("merge", 1 + 5 + 1_200, 3), ("copy_then_merge", 2_350, 1)]
+        {
+            assert_eq!(counted("qi_timescale_written_rows_total", way), rows, "{way}");
+            assert_eq!(counted("qi_timescale_written_pieces_total", way), pieces, "{way}");
+        }
+        let gauges: Vec<_> = all.iter().map(|(key, ..)| key.key().name()).collect();
+        for gauge in ["qi_timescale_connections_open", "qi_timescale_connections_in_use"] {
+            assert!(gauges.contains(&gauge), "{gauge} of {gauges:?}");
+        }
+        Ok(())
+    }
+}
