@@ -293,3 +293,88 @@ fn topics_of_the_catalogue_can_be_changed_and_added() {
     assert_eq!(mine.settings["a.b"], "c");
     assert_eq!(catalogue.topics().count(), 5);
 }
+
+#[cfg(feature = "timescale")]
+mod timescale {
+    use qi_core::store::{Dataset, Retention};
+
+    use super::*;
+
+    fn open(section: &str) -> impl Future<Output = Result<Arc<dyn PriceStore>>> {
+        let file = format!("[store]\nbackend = \"timescale\"\n[store.timescale]\n{section}");
+        let config = build(&file, NONE);
+        async move { config?.open_store().await }
+    }
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_read_is_refused_and_shows_no_secret() {
+        for url in [
+            "postgres://qi:SECRET@host:no-port/qi",
+            "postgres://qi:SECRET@[::1/qi",
+            "postgres://qi:SEC%ffRET@host/qi",
+            "postgres://qi:SECRET@host/qi?sslmode=nonsense",
+            "postgres://qi:SECRET@host/qi?port=x",
+            "postgres://qi@host/qi?passwrod=SECRET",
+            "SECRET",
+            "http://qi:SECRET@host/qi",
+        ] {
+            let error = open(&format!("url = \"{url}\"")).await.expect_err(url);
+            assert_eq!(error.kind(), ErrorKind::Config, "{url}");
+            let shown = format!("{error} {error:?} {}", error.report());
+            assert!(!shown.contains("SECRET") && !shown.contains("ffRET"), "{shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_bound_is_checked_before_anything_is_opened() {
+        for (section, key) in [
+            ("", "store.timescale.url"),
+            ("host = \"h\"\nschema = \"Caps\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"a b\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"x\\\"; DROP\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"pg_x\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"\"", "store.timescale.schema"),
+            ("host = \"h\"\nmax_batch = 0", "store.timescale.max_batch"),
+            ("host = \"h\"\nmax_batch = 1_000_001", "store.timescale.max_batch"),
+            ("host = \"h\"\npool.max_connections = 0", "store.timescale.pool.max_connections"),
+            ("host = \"h\"\npool.min_connections = 9", "store.timescale.pool.min_connections"),
+            ("host = \"h\"\nlimits.statement_ms = 0", "store.timescale.limits.statement_ms"),
+            ("host = \"h\"\nlimits.lock_ms = 2_147_483_648", "store.timescale.limits.lock_ms"),
+            ("host = \"h\"\nwrite.piece = 100_001", "store.timescale.write.piece"),
+            ("host = \"h\"\nwrite.connections = 65", "store.timescale.write.connections"),
+            ("host = \"h\"\nchunks.ticks_hours = 0", "store.timescale.chunks.ticks_hours"),
+            ("host = \"h\"\nretention.ticks_hours = 0", "store.timescale.retention"),
+            (
+                "host = \"h\"\nhypertables = \"off\"\ncolumnstore.bars_hours = 1",
+                "store.timescale.columnstore",
+            ),
+            ("host = \"h\"\ntls.client_cert = \"a.pem\"", "store.timescale.tls"),
+        ] {
+            let error = open(section).await.expect_err(section);
+            assert_eq!(error.kind(), ErrorKind::Config, "{section}: {error}");
+            assert_eq!(error.context_value("key"), Some(key), "{section}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn fields_replace_parts_of_the_url_and_the_environment_replaces_fields() {
+        let file = "[store]\nbackend = \"timescale\"\n[store.timescale]\n\
+                    url = \"postgres://a:first@one:1/x\"\nport = 2\nretention.ticks_hours = 48";
+        let variables = [
+            ("QI__STORE__TIMESCALE__HOST", "two"),
+            ("QI__STORE__TIMESCALE__PASSWORD", "second"),
+            ("QI__STORE__TIMESCALE__DATABASE", "12345"),
+            ("QI__STORE__TIMESCALE__POOL__MAX_CONNECTIONS", "3"),
+        ];
+        let store = build(file, variables).unwrap().open_store().await.unwrap();
+        assert_eq!(store.to_string(), "Retry(Timeout(timescale(two:2/12345, schema qi)))");
+        assert_eq!(
+            store.info().retention,
+            [Retention::Age(Dataset::Ticks, std::time::Duration::from_hours(48))]
+        );
+        let shown = format!("{store:?}");
+        assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
+        let error = build(file, [("QI__STORE__TIMESCALE__POOL__MAX_CONNECTION", "3")]).unwrap_err();
+        assert!(error.to_string().contains("max_connections"), "{error}");
+    }
+}

@@ -204,7 +204,7 @@ async fn pool_exhausted(server: Server) {
 
 async fn terminated(server: Server) {
     let name = namespace();
-    let change = |config: &mut TimescaleConfig| config.application_name.clone_from(&name);
+    let change = |config: &mut TimescaleConfig| config.application_name = Some(name.clone());
     with_store(&server, change, async |store, _| {
         let done = Arc::new(AtomicBool::new(false));
         let killer = tokio::spawn({

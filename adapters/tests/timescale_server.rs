@@ -100,7 +100,7 @@ async fn eight_processes(server: Server) {
     sql(server.url(), &format!("CREATE DATABASE {database}")).await;
     let base = server.url().rsplit_once('/').unwrap().0;
     let mode = if server.config("x").hypertables == Hypertables::On { "on" } else { "off" };
-    let children: Vec<_> = (0..8)
+    let started: Vec<_> = (0..8)
         .map(|_| {
             Command::new(std::env::current_exe().unwrap())
                 .env(CHILD, format!("{mode} {base}/{database}"))
@@ -110,14 +110,14 @@ async fn eight_processes(server: Server) {
         })
         .collect();
     let mut steps = Vec::new();
-    for child in children {
-        let out = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+    for process in started {
+        let out = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.success(), "{said}");
         steps.extend(said.lines().map(str::to_owned));
     }
-    let made = steps.iter().filter(|step| *step == "1 tables").count();
-    assert_eq!(made, 1, "one of the eight made the tables: {steps:?}");
+    let makers = steps.iter().filter(|step| *step == "1 tables").count();
+    assert_eq!(makers, 1, "one of the eight made the tables: {steps:?}");
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }
 
@@ -252,7 +252,7 @@ async fn close_drains(server: Server) {
 async fn dropped_writes(server: Server) {
     let name = namespace();
     let change = |config: &mut TimescaleConfig| {
-        config.application_name.clone_from(&name);
+        config.application_name = Some(name.clone());
         config.pool.max_connections = 3;
         config.max_batch = 100_000;
     };

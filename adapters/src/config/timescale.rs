@@ -2,7 +2,7 @@
 
 use qi_core::store::StoreInfo;
 use qi_core::{Error, ErrorKind, Result};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
@@ -35,8 +35,8 @@ pub struct TimescaleConfig {
     /// The schema (namespace) that holds the tables: lower-case letters, digits, underscores. Several can share
     /// one database.
     pub schema: String,
-    /// How the connections name themselves in `pg_stat_activity`.
-    pub application_name: String,
+    /// How the connections name themselves in `pg_stat_activity`; without it what the URL says, else `qi`.
+    pub application_name: Option<String>,
     /// Whether the tables are hypertables of TimescaleDB.
     pub hypertables: Hypertables,
     /// The largest batch that one insert takes; at most 1,000,000.
@@ -67,7 +67,7 @@ impl Default for TimescaleConfig {
             password: None,
             database: None,
             schema: "qi".to_owned(),
-            application_name: "qi".to_owned(),
+            application_name: None,
             hypertables: Hypertables::On,
             max_batch: StoreInfo::MAX_BATCH,
             pool: PoolSection::default(),
@@ -240,6 +240,9 @@ impl TimescaleConfig {
         if url.is_none() && host.is_none() {
             return Err(refuse("url", "none", "the server's `url` or its `host` must be given"));
         }
+        if let Some(url) = url {
+            check_url(url.expose_secret())?;
+        }
         let first = schema.bytes().next().unwrap_or(b'0');
         let fits = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         if !fits || first.is_ascii_digit() || schema.len() > 63 || schema.starts_with("pg_") {
@@ -284,6 +287,47 @@ impl TimescaleConfig {
         }
         Ok(())
     }
+}
+
+/// What the driver understands behind the `?` of a URL. Anything else it would ignore, and write to its log with
+/// the value.
+const URL_PARAMETERS: &[&str] = &[
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// Refuses another scheme and unknown parameters. Names are shown, values are not.
+fn check_url(url: &str) -> Result<()> {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
+    }
+    let parameters = url.split_once('?').map_or("", |(_, rest)| rest);
+    let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+        if !URL_PARAMETERS.contains(&name) && !name.starts_with("options[") {
+            let known = URL_PARAMETERS.join(", ");
+            let rule = format!("the URL has a parameter that nothing reads; known are {known}, options[..]");
+            return Err(refuse("url", name, rule));
+        }
+    }
+    Ok(())
 }
 
 /// PostgreSQL's own limit for its timeouts: an i32 of milliseconds.

@@ -233,9 +233,11 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
     if let Some(file) = &tls.client_key {
         options = options.ssl_client_key(file);
     }
+    let name =
+        config.application_name.as_deref().or(options.get_application_name()).unwrap_or("qi").to_owned();
     let limits = &config.limits;
     Ok(options
-        .application_name(&config.application_name)
+        .application_name(&name)
         .options([
             ("search_path", config.schema.clone()),
             ("statement_timeout", limits.statement_ms.to_string()),
