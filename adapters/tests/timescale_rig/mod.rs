@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::layer::Layered;
 use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -78,7 +79,11 @@ impl Server {
     }
 
     fn wrapped(&self, store: TimescaleStore) -> Arc<dyn PriceStore> {
-        if self.converts { Arc::new(converting::Converting::new(store)) } else { Arc::new(store) }
+        if self.converts {
+            Arc::new(Layered::new(store.clone(), converting::Converting(store)))
+        } else {
+            Arc::new(store)
+        }
     }
 
     fn fresh_of(&self, store: TimescaleStore, schema: String) -> Fresh {
