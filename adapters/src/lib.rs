@@ -1,5 +1,7 @@
 //! The backends of `qi`, each behind a feature of its own, and the [configuration](config) that picks one.
 
+#[cfg(feature = "clickhouse")]
+pub mod clickhouse;
 pub mod config;
 #[cfg(feature = "timescale")]
 pub mod timescale;

@@ -104,6 +104,8 @@ impl Backends {
             "memory" => Ok(Arc::new(qi_testkit::store::MemoryStore::new(section.read()?)?)),
             #[cfg(feature = "timescale")]
             "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
+            #[cfg(feature = "clickhouse")]
+            "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(section.read()?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),
         }
     }

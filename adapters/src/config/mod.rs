@@ -26,6 +26,7 @@
 //! ```
 
 mod backends;
+pub mod clickhouse;
 mod de;
 mod environment;
 mod sections;
@@ -39,7 +40,8 @@ use qi_core::bus::TopicCatalogue;
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
-pub use sections::{ClickHouseSection, RedpandaSection, RetrySection, TimeoutSection, TopicSection};
+pub use clickhouse::ClickHouseConfig;
+pub use sections::{RedpandaSection, RetrySection, TimeoutSection, TopicSection};
 pub use timescale::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
 use qi_core::layer::{RetryPolicy, TimeoutPolicy, Wrappers};
 use qi_core::{Backoff, Error, ErrorKind, Result};
-use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::clickhouse::ClickHouseConfig;
 use super::timescale::TimescaleConfig;
 use super::tree::{Node, Value, join, unknown_key};
 use super::{Section, de};
@@ -109,7 +109,7 @@ impl OwnKeys for StoreSection {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
             "timescale" => section.read::<TimescaleConfig>().map(drop)?,
-            "clickhouse" => section.read::<ClickHouseSection>().map(drop)?,
+            "clickhouse" => section.read::<ClickHouseConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -271,16 +271,6 @@ impl TimeoutSection {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// `[store.clickhouse]`. The adapter is not part of this version; the section may stand in a file all the same.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClickHouseSection {
-    /// The server's HTTP URL, with its password.
-    pub url: Option<SecretString>,
-    /// The database in which the tables are.
-    pub database: Option<String>,
 }
 
 /// `[bus.redpanda]`. The adapter is not part of this version; the section may stand in a file all the same.

@@ -221,6 +221,11 @@ impl<const PLACES: u32> ExactSum<PLACES> {
         })
     }
 
+    /// The exact value as a little-endian integer of 256 bits in units of 10^-`PLACES`, in two's complement.
+    pub fn from_le_bytes(bytes: [u8; 32]) -> Self {
+        Self(I256::from_le_bytes(bytes))
+    }
+
     /// Adds another sum, of other addends: a store that sums a range in parts.
     ///
     /// # Errors

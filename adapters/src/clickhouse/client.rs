@@ -1,0 +1,216 @@
+//! Requests: how many at once, within what limits, and what becomes of their answers.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use clickhouse::{Client, Compression as Wire};
+use qi_core::{Error, ErrorKind, Result};
+use secrecy::ExposeSecret;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::error::Cause;
+use super::rowbinary::Reader;
+use crate::config::clickhouse::{ClickHouseConfig, Compression};
+
+/// The server as this store uses it.
+pub(super) struct Connections {
+    /// For reads and small statements.
+    pub(super) plain: Client,
+    /// For `ensure_schema`, deletions and purges.
+    pub(super) heavy: Client,
+    /// For inserts.
+    pub(super) insert: Client,
+    permits: Semaphore,
+    most: usize,
+    acquire_timeout: Duration,
+    address: String,
+    version: RwLock<Option<String>>,
+}
+
+impl Connections {
+    /// Clients that have sent nothing yet.
+    pub(super) fn open(config: &ClickHouseConfig) -> Result<Self> {
+        let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
+        let Address { base, user, password } = Address::read(text)?;
+        let mut client = Client::default()
+            .with_url(base.clone())
+            .with_database(&config.database)
+            .with_product_info("qi", env!("CARGO_PKG_VERSION"))
+            .with_compression(match config.compression {
+                Compression::Lz4 => Wire::Lz4,
+                Compression::None => Wire::None,
+            });
+        if let Some(user) = config.user.clone().or(user) {
+            client = client.with_user(user);
+        }
+        if let Some(password) = config.password.as_ref().map(|p| p.expose_secret().to_owned()).or(password) {
+            client = client.with_password(password);
+        }
+        for (name, value) in &config.settings {
+            client = client.with_setting(name, value);
+        }
+        if config.limits.memory_bytes > 0 {
+            client = client.with_setting("max_memory_usage", config.limits.memory_bytes.to_string());
+        }
+        let limited = |client: Client, ms: u64| {
+            // Seconds, with a fraction; 0 would be no limit at all.
+            client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
+        };
+        // An answer comes when it is complete, so that a late error is an error and not a short page.
+        let plain =
+            limited(client.clone(), config.limits.statement_ms).with_setting("wait_end_of_query", "1");
+        let heavy = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
+        let insert = limited(client, config.limits.statement_ms)
+            // A token of a batch that was deleted since would hide it when it is sent again.
+            .with_setting("insert_deduplicate", "0")
+            .with_setting("async_insert", "0")
+            .with_setting("max_partitions_per_insert_block", "0");
+        Ok(Self {
+            plain,
+            heavy,
+            insert,
+            permits: Semaphore::new(config.pool.max_connections),
+            most: config.pool.max_connections,
+            acquire_timeout: Duration::from_millis(config.pool.acquire_timeout_ms),
+            address: base,
+            version: RwLock::default(),
+        })
+    }
+
+    /// The server's address, without any secret.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn version(&self) -> Option<String> {
+        self.version.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn met(&self, version: String) {
+        *self.version.write().unwrap_or_else(PoisonError::into_inner) = Some(version);
+    }
+
+    /// A turn, waiting up to the acquire timeout.
+    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Cause> {
+        match tokio::time::timeout(self.acquire_timeout, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Cause::Closed),
+            Err(_) => Err(Cause::Busy { most: self.most }),
+        }
+    }
+
+    /// Waits for what is under way, and lets nothing else begin.
+    pub(super) async fn close(&self) {
+        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
+        // An error says that it is closed already.
+        let _all = self.permits.acquire_many(all).await;
+        self.permits.close();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+}
+
+/// Asks, and gives the rows as they came.
+pub(super) async fn ask(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
+    let mut cursor = client.query_raw(sql).fetch_bytes("RowBinary")?;
+    let mut rows = Vec::new();
+    while let Some(part) = cursor.next().await? {
+        rows.extend_from_slice(&part);
+    }
+    Ok(rows)
+}
+
+/// Asks, and reads every row.
+pub(super) async fn rows<T>(
+    client: &Client,
+    sql: &str,
+    mut read: impl FnMut(&mut Reader<'_>) -> Result<T, Cause>,
+) -> Result<Vec<T>, Cause> {
+    let bytes = ask(client, sql).await?;
+    let mut reader = Reader::new(&bytes);
+    let mut rows = Vec::new();
+    while !reader.is_empty() {
+        rows.push(read(&mut reader)?);
+    }
+    Ok(rows)
+}
+
+/// Runs a statement that gives nothing.
+pub(super) async fn run(client: &Client, sql: &str) -> Result<(), Cause> {
+    Ok(client.query_raw(sql).execute().await?)
+}
+
+/// A URL taken apart: the credentials go into headers, because what is in an address is written to logs.
+struct Address {
+    base: String,
+    user: Option<String>,
+    password: Option<String>,
+}
+
+impl Address {
+    fn read(text: &str) -> Result<Self> {
+        let wrong = |rule: &str| {
+            Error::new(ErrorKind::Config, "store.clickhouse.url", "open")
+                .with_backend(super::BACKEND)
+                .with_message(rule)
+                .with_context("key", "store.clickhouse.url")
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("the URL has no scheme"))?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if !matches!(path, "" | "/") {
+            return Err(wrong("the URL ends with the port; the database and settings are keys of their own"));
+        }
+        let (credentials, host) = match authority.rsplit_once('@') {
+            Some((credentials, host)) => (Some(credentials), host),
+            None => (None, authority),
+        };
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(wrong("the URL names no host"));
+        }
+        let decode = |text: &str| percent_decode(text).ok_or_else(|| wrong("the URL has a broken % escape"));
+        let (mut user, mut password) = (None, None);
+        if let Some(credentials) = credentials {
+            let (name, secret) = credentials.split_once(':').unwrap_or((credentials, ""));
+            user = Some(decode(name)?).filter(|name| !name.is_empty());
+            password = Some(decode(secret)?).filter(|secret| !secret.is_empty());
+        }
+        Ok(Self { base: format!("{scheme}://{host}"), user, password })
+    }
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let hex = [bytes.next()?, bytes.next()?];
+            out.push(u8::from_str_radix(std::str::from_utf8(&hex).ok()?, 16).ok()?);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_taken_apart() {
+        let Address { base, user, password } = Address::read("http://me:p%40ss%3Aword@host:8123/").unwrap();
+        assert_eq!(
+            (base.as_str(), user.as_deref(), password.as_deref()),
+            ("http://host:8123", Some("me"), Some("p@ss:word"))
+        );
+        let Address { base, user, password } = Address::read("https://host").unwrap();
+        assert_eq!((base.as_str(), user, password), ("https://host", None, None));
+        for wrong in
+            ["host:8123", "http://", "http://a b", "http://h/?database=x", "http://u:%zz@h", "http://h/path"]
+        {
+            assert!(Address::read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What the client and the server say, and what it means to a caller: one table.
+
+use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
+
+use super::BACKEND;
+use super::rowbinary::Malformed;
+
+/// Why a call failed, before it has the name of its operation.
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// The client's error, which holds what the server said.
+    Client(clickhouse::error::Error),
+    /// No permit came within the acquire timeout.
+    Busy { most: usize },
+    /// The store was closed.
+    Closed,
+    /// The schema is not this code's.
+    Schema { rule: String },
+    /// Bytes that are no rows, or rows that are no records.
+    Corrupt(Box<dyn std::error::Error + Send + Sync>),
+    /// An error of core, about a value.
+    Core(Error),
+}
+
+impl From<clickhouse::error::Error> for Cause {
+    fn from(error: clickhouse::error::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<Malformed> for Cause {
+    fn from(error: Malformed) -> Self {
+        Self::Corrupt(Box::new(error))
+    }
+}
+
+impl From<Error> for Cause {
+    fn from(error: Error) -> Self {
+        Self::Core(error)
+    }
+}
+
+/// The server's codes with their names, as `errorCodeToName` gives them.
+const CODES: &[(u16, &str, ErrorKind, &str)] = &[
+    (407, "DECIMAL_OVERFLOW", ErrorKind::InvalidInput, "store.clickhouse.decimal_overflow"),
+    (81, "UNKNOWN_DATABASE", ErrorKind::Config, "store.clickhouse.no_database"),
+    (115, "UNKNOWN_SETTING", ErrorKind::Config, "store.clickhouse.setting"),
+    (516, "AUTHENTICATION_FAILED", ErrorKind::Unauthorized, "store.clickhouse.login"),
+    (192, "UNKNOWN_USER", ErrorKind::Unauthorized, "store.clickhouse.user"),
+    (193, "WRONG_PASSWORD", ErrorKind::Unauthorized, "store.clickhouse.password"),
+    (194, "REQUIRED_PASSWORD", ErrorKind::Unauthorized, "store.clickhouse.password_required"),
+    (497, "ACCESS_DENIED", ErrorKind::Unauthorized, "store.clickhouse.permission"),
+    (164, "READONLY", ErrorKind::Unauthorized, "store.clickhouse.readonly"),
+    (60, "UNKNOWN_TABLE", ErrorKind::SchemaMismatch, "store.clickhouse.no_table"),
+    (16, "NO_SUCH_COLUMN_IN_TABLE", ErrorKind::SchemaMismatch, "store.clickhouse.no_column"),
+    (47, "UNKNOWN_IDENTIFIER", ErrorKind::SchemaMismatch, "store.clickhouse.no_identifier"),
+    (53, "TYPE_MISMATCH", ErrorKind::SchemaMismatch, "store.clickhouse.column_type"),
+    (117, "INCORRECT_DATA", ErrorKind::SchemaMismatch, "store.clickhouse.incorrect_data"),
+    (218, "TABLE_IS_DROPPED", ErrorKind::SchemaMismatch, "store.clickhouse.table_dropped"),
+    (48, "NOT_IMPLEMENTED", ErrorKind::Unsupported, "store.clickhouse.not_implemented"),
+    (344, "SUPPORT_IS_DISABLED", ErrorKind::Unsupported, "store.clickhouse.disabled"),
+    (209, "SOCKET_TIMEOUT", ErrorKind::Unavailable, "store.clickhouse.socket_timeout"),
+    (210, "NETWORK_ERROR", ErrorKind::Unavailable, "store.clickhouse.network"),
+    (279, "ALL_CONNECTION_TRIES_FAILED", ErrorKind::Unavailable, "store.clickhouse.no_replica"),
+    (242, "TABLE_IS_READ_ONLY", ErrorKind::Unavailable, "store.clickhouse.read_only"),
+    (225, "NO_ZOOKEEPER", ErrorKind::Unavailable, "store.clickhouse.no_keeper"),
+    (999, "KEEPER_EXCEPTION", ErrorKind::Unavailable, "store.clickhouse.keeper"),
+    (285, "TOO_FEW_LIVE_REPLICAS", ErrorKind::Unavailable, "store.clickhouse.replicas"),
+    (286, "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", ErrorKind::Unavailable, "store.clickhouse.quorum"),
+    (236, "ABORTED", ErrorKind::Unavailable, "store.clickhouse.aborted"),
+    (394, "QUERY_WAS_CANCELLED", ErrorKind::Unavailable, "store.clickhouse.cancelled"),
+    (243, "NOT_ENOUGH_SPACE", ErrorKind::Unavailable, DISK_FULL),
+    (159, "TIMEOUT_EXCEEDED", ErrorKind::Timeout, "store.clickhouse.timeout"),
+    (160, "TOO_SLOW", ErrorKind::Timeout, "store.clickhouse.too_slow"),
+    (319, "UNKNOWN_STATUS_OF_INSERT", ErrorKind::Timeout, "store.clickhouse.unknown_insert"),
+    (202, "TOO_MANY_SIMULTANEOUS_QUERIES", ErrorKind::Overloaded, "store.clickhouse.queries"),
+    (241, "MEMORY_LIMIT_EXCEEDED", ErrorKind::Overloaded, "store.clickhouse.memory"),
+    (252, "TOO_MANY_PARTS", ErrorKind::Overloaded, "store.clickhouse.parts"),
+    (57, "TABLE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.table_exists"),
+    (82, "DATABASE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.database_exists"),
+    (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
+];
+
+/// Waiting does not empty a disk: never retried.
+const DISK_FULL: &str = "store.clickhouse.disk_full";
+
+/// The code in `Code: 60. DB::Exception: ...`.
+fn code_of(text: &str) -> Option<u16> {
+    let rest = text.split_once("Code: ")?.1;
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    rest[..digits].parse().ok()
+}
+
+fn by_response(text: &str) -> (ErrorKind, &'static str) {
+    let Some(code) = code_of(text) else {
+        // Not the server's words: a proxy's, or a server that is going away.
+        return (ErrorKind::Unavailable, "store.clickhouse.response");
+    };
+    match code {
+        // One code for two things: too many parts pass, too many partitions of one insert do not.
+        252 if text.contains("partitions") && !text.contains("parts in") => {
+            (ErrorKind::Internal, "store.clickhouse.partitions")
+        }
+        // The query's own limit will not be higher next time.
+        241 if text.contains("(for query)") || text.contains("Query memory limit") => {
+            (ErrorKind::Internal, "store.clickhouse.query_memory")
+        }
+        _ => CODES
+            .iter()
+            .find(|(known, ..)| *known == code)
+            .map_or((ErrorKind::Internal, "store.clickhouse.server"), |(_, _, kind, code)| (*kind, *code)),
+    }
+}
+
+fn by_client(error: &clickhouse::error::Error) -> (ErrorKind, &'static str) {
+    use clickhouse::error::Error as Client;
+    match error {
+        Client::BadResponse(text) => by_response(text),
+        Client::Network(_) => (ErrorKind::Unavailable, "store.clickhouse.network"),
+        Client::TimedOut => (ErrorKind::Timeout, "store.clickhouse.client_timeout"),
+        Client::Decompression(_) => (ErrorKind::Unavailable, "store.clickhouse.decompression"),
+        Client::InvalidParams(_) => (ErrorKind::Config, "store.clickhouse.url"),
+        Client::Unsupported(_) => (ErrorKind::Config, "store.clickhouse.scheme"),
+        _ => (ErrorKind::Internal, "store.clickhouse.client"),
+    }
+}
+
+impl Cause {
+    /// A stored value that the domain cannot hold.
+    pub(super) fn corrupt(error: Error) -> Self {
+        Self::Corrupt(Box::new(error))
+    }
+
+    /// Whether the server answered with this code.
+    pub(super) fn has_code(&self, code: u16) -> bool {
+        matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text) == Some(code))
+    }
+
+    /// The public error of `operation`, with the original as its source.
+    pub(super) fn at(self, operation: Operation) -> Error {
+        let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
+        match self {
+            Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
+            Self::Closed => Error::closed("store.clickhouse.closed", operation).with_backend(BACKEND),
+            Self::Busy { most } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
+                .with_message("as many requests as may be are under way")
+                .with_context("max_connections", most),
+            Self::Schema { rule } => {
+                new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(rule)
+            }
+            Self::Corrupt(source) => {
+                new(ErrorKind::CorruptData, "store.clickhouse.value").with_source(Boxed(source))
+            }
+            Self::Client(source) => {
+                let (kind, code) = by_client(&source);
+                let mut error = new(kind, code);
+                if let clickhouse::error::Error::BadResponse(text) = &source
+                    && let Some(number) = code_of(text)
+                {
+                    error = error.with_context("code", number);
+                }
+                if code == DISK_FULL {
+                    error = error.with_retry(RetryAdvice::Never);
+                }
+                error.with_source(source)
+            }
+        }
+    }
+}
+
+/// An error of one of several types, as a source.
+#[derive(Debug)]
+struct Boxed(Box<dyn std::error::Error + Send + Sync>);
+
+impl std::fmt::Display for Boxed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Boxed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}

@@ -1,0 +1,224 @@
+//! `[store.clickhouse]`.
+
+use std::collections::BTreeMap;
+
+use qi_core::store::StoreInfo;
+use qi_core::{Error, ErrorKind, Result};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+/// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
+///
+/// ```
+/// use qi_adapters::config::ClickHouseConfig;
+/// let config = ClickHouseConfig::from_url("http://qi:secret@127.0.0.1:8123");
+/// assert_eq!((config.database.as_str(), config.table_prefix.as_str()), ("qi", ""));
+/// assert!(!format!("{config:?}").contains("secret"));
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ClickHouseConfig {
+    /// `http://user:password@host:port` or `https://..`; never shown.
+    pub url: Option<SecretString>,
+    /// Who asks; else the URL's user, else `default`.
+    pub user: Option<String>,
+    /// Their password; never shown.
+    pub password: Option<SecretString>,
+    /// The database that holds the tables.
+    pub database: String,
+    /// What the names of the tables begin with: lower-case letters, digits, underscores. Several can share one
+    /// database.
+    pub table_prefix: String,
+    /// The largest batch that one insert takes; at most 1,000,000.
+    pub max_batch: usize,
+    /// How requests and answers are compressed.
+    pub compression: Compression,
+    /// Requests at once.
+    pub pool: PoolSection,
+    /// What the server may spend on one request.
+    pub limits: LimitsSection,
+    /// Ways of writing.
+    pub write: WriteSection,
+    /// After what time rows are removed by the server: a TTL, in hours.
+    pub retention: RetentionSection,
+    /// Settings of the server for every request, as `SET` takes them.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl Default for ClickHouseConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            user: None,
+            password: None,
+            database: "qi".to_owned(),
+            table_prefix: String::new(),
+            max_batch: StoreInfo::MAX_BATCH,
+            compression: Compression::Lz4,
+            pool: PoolSection::default(),
+            limits: LimitsSection::default(),
+            write: WriteSection::default(),
+            retention: RetentionSection::default(),
+            settings: BTreeMap::new(),
+        }
+    }
+}
+
+/// How requests and answers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// LZ4: less on the wire, a little more work.
+    Lz4,
+    /// Not at all: for a server on the same machine.
+    None,
+}
+
+/// `[store.clickhouse.pool]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSection {
+    /// How many calls may be under way at once.
+    pub max_connections: usize,
+    /// How long a call waits for its turn, in milliseconds.
+    pub acquire_timeout_ms: u64,
+}
+
+impl Default for PoolSection {
+    fn default() -> Self {
+        Self { max_connections: 16, acquire_timeout_ms: 5_000 }
+    }
+}
+
+/// `[store.clickhouse.limits]`: server-side limits, a little below those of the wrapper `Timeout` (30 s and
+/// 10 minutes), so that a call that was given up does not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsSection {
+    /// For one request, in milliseconds.
+    pub statement_ms: u64,
+    /// For one request of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    pub heavy_ms: u64,
+    /// Memory of the server for one request, in bytes; 0 leaves it to the server.
+    pub memory_bytes: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self { statement_ms: 25_000, heavy_ms: 570_000, memory_bytes: 0 }
+    }
+}
+
+/// `[store.clickhouse.write]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WriteSection {
+    /// How many records one request carries at most. The server makes one part of it for each partition.
+    pub piece: usize,
+}
+
+impl Default for WriteSection {
+    fn default() -> Self {
+        Self { piece: 250_000 }
+    }
+}
+
+/// `[store.clickhouse.retention]`: an age for each dataset. Without one nothing is removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionSection {
+    /// The age of ticks, in hours.
+    pub ticks_hours: Option<u32>,
+    /// The age of quotes, in hours.
+    pub quotes_hours: Option<u32>,
+    /// The age of bars, in hours.
+    pub bars_hours: Option<u32>,
+    /// The age of snapshots, in hours.
+    pub snapshots_hours: Option<u32>,
+}
+
+impl ClickHouseConfig {
+    /// The server at `url`, and the defaults for all else.
+    pub fn from_url(url: impl Into<String>) -> Self {
+        Self { url: Some(SecretString::from(url.into())), ..Self::default() }
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `Config` with the key and its value.
+    pub fn validate(&self) -> Result<()> {
+        let Self { url, database, table_prefix, max_batch, pool, limits, write, retention, settings, .. } =
+            self;
+        let Some(url) = url else {
+            return Err(refuse("url", "none", "the server's `url` must be given"));
+        };
+        let url = url.expose_secret();
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(refuse("url", "not shown", "must begin with http:// or https://"));
+        }
+        let plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if !plain(database) || database.is_empty() || database.len() > 63 {
+            let rule = "must be lower-case letters, digits and underscores, at most 63 and at least one";
+            return Err(refuse("database", database, rule));
+        }
+        let digit = table_prefix.bytes().next().is_some_and(|b| b.is_ascii_digit());
+        if !plain(table_prefix) || digit || table_prefix.len() > 63 {
+            let rule =
+                "must be lower-case letters, digits and underscores, at most 63, and begin with no digit";
+            return Err(refuse("table_prefix", table_prefix, rule));
+        }
+        within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        within("pool.max_connections", pool.max_connections as u64, 1, 10_000)?;
+        within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
+        within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
+        within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        let RetentionSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *retention;
+        for hours in [ticks_hours, quotes_hours, bars_hours, snapshots_hours].into_iter().flatten() {
+            within("retention", hours.into(), 1, 100 * 366 * 24)?;
+        }
+        for name in settings.keys() {
+            let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !word {
+                return Err(refuse("settings", name, "must be the name of a setting"));
+            }
+            if OWN_SETTINGS.contains(&name.as_str()) {
+                return Err(refuse(
+                    "settings",
+                    name,
+                    "is set by the adapter itself; what it promises needs it so",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the contract stands on.
+const OWN_SETTINGS: &[&str] = &[
+    "insert_deduplicate",
+    "async_insert",
+    "wait_end_of_query",
+    "max_partitions_per_insert_block",
+    "database",
+];
+
+/// Three weeks and a half.
+const MAX_MS: u64 = i32::MAX as u64;
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(refuse(key, value, format_args!("must lie from {least} to {most}")))
+}
+
+fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, "store.clickhouse.config", "open")
+        .with_message(rule)
+        .with_backend("clickhouse")
+        .with_context("key", format_args!("store.clickhouse.{key}"))
+        .with_context("value", value)
+}

@@ -1,0 +1,11 @@
+//! The contract of the price store on a real server: the ClickHouse that `QI_CLICKHOUSE_URL` names.
+
+mod clickhouse_rig;
+
+use clickhouse_rig::Server;
+use qi_testkit::store::contract::{Suite, Wrapping};
+
+fn main() {
+    let wrappings = [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK];
+    Suite::new().on(Server::clickhouse(), wrappings).main();
+}

@@ -1,0 +1,31 @@
+//! Random histories on a real server: beside the plain model, and beside the memory store.
+
+mod clickhouse_rig;
+
+use std::sync::Arc;
+
+use clickhouse_rig::Server;
+use libtest_mimic::{Arguments, Completion, Trial};
+use qi_testkit::presence;
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
+use qi_testkit::store::model::{check_differences, check_histories};
+
+fn main() {
+    let trial = |name: &str, run: fn(&Arc<dyn StoreFactory>) -> Result<(), String>| -> Trial {
+        let factory: Arc<dyn StoreFactory> = Arc::new(Server::clickhouse());
+        presence::trial(format!("clickhouse/{name}"), "clickhouse", factory.absent(), move || {
+            run(&factory)?;
+            Ok(Completion::Completed)
+        })
+    };
+    let trials = vec![
+        trial("equals_the_model_over_64_histories", |server| {
+            check_histories(server, Wrapping::PLAIN, 64).map_err(|failure| failure.to_string())
+        }),
+        trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
+            let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
+            check_differences(server, &memory, 64).map_err(|failure| failure.to_string())
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}

@@ -1,0 +1,120 @@
+//! Stores on the server that the environment names, each with a prefix of its own.
+
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test support")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_core::Result;
+use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
+
+/// A server, and how its stores are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    url: Option<String>,
+}
+
+impl Server {
+    /// The one that `QI_CLICKHOUSE_URL` names.
+    pub(crate) fn clickhouse() -> Self {
+        Self { url: std::env::var("QI_CLICKHOUSE_URL").ok().filter(|url| !url.is_empty()) }
+    }
+
+    /// The same kind of store on another server.
+    pub(crate) fn at(self, url: impl Into<String>) -> Self {
+        Self { url: Some(url.into()) }
+    }
+
+    /// The address; the suites ask `absent` first.
+    pub(crate) fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+
+    /// The configuration of a store with a prefix.
+    pub(crate) fn config(&self, prefix: &str) -> ClickHouseConfig {
+        let mut config = ClickHouseConfig::from_url(self.url());
+        prefix.clone_into(&mut config.table_prefix);
+        config.max_batch = 30_000;
+        // Two checks run beside each other.
+        config.pool.acquire_timeout_ms = 20_000;
+        config
+    }
+
+    /// A store with a prefix of its own, and the prefix.
+    pub(crate) fn open(&self) -> Result<(ClickHouseStore, String)> {
+        let prefix = namespace();
+        Ok((ClickHouseStore::open(self.config(&prefix))?, prefix))
+    }
+
+    fn fresh_of(&self, store: ClickHouseStore, prefix: String) -> Fresh {
+        let server = self.clone();
+        let cleanup = {
+            let store = store.clone();
+            async move {
+                store.close().await?;
+                server.drop_tables(&prefix).await;
+                Ok(())
+            }
+        };
+        Fresh::new(Arc::new(store)).with_cleanup(cleanup)
+    }
+
+    /// Removes all tables of a prefix.
+    pub(crate) async fn drop_tables(&self, prefix: &str) {
+        let store = ClickHouseStore::open(self.config(prefix)).unwrap();
+        for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
+            let drop = format!("DROP TABLE IF EXISTS {prefix}{table} SYNC");
+            store.client().query_raw(&drop).execute().await.unwrap();
+        }
+    }
+}
+
+/// A name that no other trial has, of this run or of another one.
+pub(crate) fn namespace() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("t_{}_{}_{next}_", std::process::id(), started.as_micros())
+}
+
+use qi_core::PriceStore as _;
+
+#[async_trait]
+impl StoreFactory for Server {
+    fn name(&self) -> &str {
+        "clickhouse"
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.url.is_none().then(|| "QI_CLICKHOUSE_URL is not set".to_owned())
+    }
+
+    async fn fresh(&self) -> Result<Fresh> {
+        let fresh = self.without_schema().await?;
+        fresh.store.ensure_schema().await?;
+        Ok(fresh)
+    }
+
+    async fn without_schema(&self) -> Result<Fresh> {
+        let (store, prefix) = self.open()?;
+        Ok(self.fresh_of(store, prefix))
+    }
+
+    async fn newer_schema(&self) -> Result<Fresh> {
+        let (store, prefix) = self.open()?;
+        store.ensure_schema().await?;
+        let insert =
+            format!("INSERT INTO {prefix}qi_migrations SELECT 1000000, 'of a later version', now64(6)");
+        store.client().query_raw(&insert).execute().await.unwrap();
+        Ok(self.fresh_of(store, prefix))
+    }
+
+    async fn unreachable(&self) -> Result<Fresh> {
+        // Nobody listens on port 1.
+        let config = ClickHouseConfig::from_url(format!("http://qi:{SECRET}@127.0.0.1:1"));
+        Ok(Fresh::new(Arc::new(ClickHouseStore::open(config)?)))
+    }
+}

@@ -1,0 +1,334 @@
+#!/usr/bin/env python3
+"""A development server: ClickHouse's own engine (the Python module chdb) behind ClickHouse's HTTP interface.
+
+It is for machines without a container engine, and for tests: one process, one user, no TLS, no other protocol.
+What it answers comes from the engine; what it adds is the HTTP around it, as the real server has it: queries in
+the body or in the address, settings and parameters in the address, streamed inserts, LZ4 in both directions, the
+code of an error in the header, and the server's HTTP status for it.
+
+    clickhouse-dev-server.py FOLDER PORT
+
+The engine keeps its data in FOLDER. The user and the password are QI_CLICKHOUSE_USER and QI_CLICKHOUSE_PASSWORD
+(qi and qi). Everything listens on 127.0.0.1 alone.
+"""
+
+import base64
+import email.parser
+import email.policy
+import http.server
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+
+import chdb
+import clickhouse_cityhash.cityhash as cityhash
+import lz4.block
+import lz4.frame
+
+USER = os.environ.get("QI_CLICKHOUSE_USER", "qi")
+PASSWORD = os.environ.get("QI_CLICKHOUSE_PASSWORD", "qi")
+
+# Statuses by error code, as src/Server/HTTP/exceptionCodeToHTTPStatus.cpp of ClickHouse has them. The rest is 500.
+STATUS_OF_NAME = {
+    401: "REQUIRED_PASSWORD",
+    403: "UNKNOWN_USER WRONG_PASSWORD AUTHENTICATION_FAILED SET_NON_GRANTED_ROLE ACCESS_DENIED",
+    400: "BAD_ARGUMENTS CANNOT_COMPILE_REGEXP CANNOT_PARSE_TEXT CANNOT_PARSE_ESCAPE_SEQUENCE "
+    "CANNOT_PARSE_QUOTED_STRING CANNOT_PARSE_DATE CANNOT_PARSE_DATETIME CANNOT_PARSE_NUMBER "
+    "CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING CANNOT_PARSE_IPV4 CANNOT_PARSE_IPV6 "
+    "CANNOT_PARSE_INPUT_ASSERTION_FAILED CANNOT_PARSE_UUID DUPLICATE_COLUMN ILLEGAL_COLUMN "
+    "UNKNOWN_ELEMENT_IN_AST UNKNOWN_TYPE_OF_AST_NODE THERE_IS_NO_COLUMN TOO_DEEP_AST TOO_BIG_AST "
+    "UNEXPECTED_AST_STRUCTURE SYNTAX_ERROR INCORRECT_DATA TYPE_MISMATCH VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE",
+    404: "UNKNOWN_TABLE UNKNOWN_FUNCTION UNKNOWN_IDENTIFIER UNKNOWN_TYPE UNKNOWN_STORAGE UNKNOWN_DATABASE "
+    "UNKNOWN_SETTING UNKNOWN_DIRECTION_OF_SORTING UNKNOWN_AGGREGATE_FUNCTION UNKNOWN_FORMAT "
+    "UNKNOWN_DATABASE_ENGINE UNKNOWN_TYPE_OF_QUERY UNKNOWN_ROLE",
+    413: "QUERY_IS_TOO_LARGE",
+    501: "NOT_IMPLEMENTED",
+    503: "SOCKET_TIMEOUT CANNOT_OPEN_FILE CANNOT_SCHEDULE_TASK",
+    411: "HTTP_LENGTH_REQUIRED",
+    408: "TIMEOUT_EXCEEDED",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+}
+STATUS = {name: status for status, names in STATUS_OF_NAME.items() for name in names.split()}
+
+# What is in the address and is no setting.
+NO_SETTINGS = {
+    "query", "database", "default_format", "compress", "decompress", "user", "password", "query_id", "session_id",
+    "session_timeout", "session_check", "role", "enable_http_compression", "wait_end_of_query", "buffer_size",
+    "client_protocol_version", "quota_key",
+}
+CODE = re.compile(r"Code: (\d+)")
+NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
+INSERT = re.compile(r"^\s*INSERT\s+INTO\s+.*?\s+FORMAT\s+(\w+)\s*$", re.IGNORECASE | re.DOTALL)
+CHUNK = 1 << 18
+
+
+class Failed(Exception):
+    """What the engine, or this server in its place, refuses."""
+
+    def __init__(self, text):
+        text = text.strip()
+        code = CODE.search(text)
+        name = NAME.search(text)
+        self.code = int(code.group(1)) if code else 1002
+        self.status = STATUS.get(name.group(1), 500) if name else 500
+        super().__init__(text)
+
+
+class Aborted(Exception):
+    """The client went away in the middle of its request."""
+
+
+def checksum(block):
+    """CityHash128 of version 1.0.2, its two halves in the order of the wire."""
+    value = cityhash.CityHash128(block).to_bytes(16, "big")
+    return value[7::-1] + value[:7:-1]
+
+
+def decompressed(chunks):
+    """Blocks of ClickHouse's own LZ4 form: a checksum of 16 bytes, the method, two lengths, the data."""
+    buffer = b""
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) >= 25:
+            length = int.from_bytes(buffer[17:21], "little")
+            if len(buffer) < 16 + length:
+                break
+            block, buffer = buffer[: 16 + length], buffer[16 + length :]
+            if block[:16] != checksum(block[16:]):
+                raise Failed("Code: 40. DB::Exception: Checksum doesn't match: corrupted data. (CHECKSUM_DOESNT_MATCH)")
+            size = int.from_bytes(block[21:25], "little")
+            if block[16] != 0x82:
+                raise Failed("Code: 89. DB::Exception: Unknown compression method. (UNKNOWN_COMPRESSION_METHOD)")
+            yield lz4.block.decompress(block[25:], uncompressed_size=size)
+    if buffer:
+        raise Failed("Code: 33. DB::Exception: Cannot read all data. (CANNOT_READ_ALL_DATA)")
+
+
+def quoted(text):
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "qi-clickhouse-dev-server"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if urllib.parse.urlsplit(self.path).path in ("/ping", "/replicas_status", "/") and "query=" not in self.path:
+            self.answer(200, b"Ok.\n", {"Content-Type": "text/html; charset=UTF-8"})
+        else:
+            self.serve()
+
+    def do_POST(self):
+        self.serve()
+
+    def serve(self):
+        self.consumed = False
+        try:
+            self.run()
+        except Failed as failure:
+            version = chdb.engine_version
+            text = f"{failure} (version {version})\n" if "version" not in str(failure) else f"{failure}\n"
+            self.drain()
+            self.answer(failure.status, text.encode(), {"X-ClickHouse-Exception-Code": str(failure.code)})
+        except (Aborted, ConnectionError):
+            self.close_connection = True
+
+    def run(self):
+        address = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query, keep_blank_values=True))
+        self.authenticate(address)
+        if "query" in address and self.command == "POST":
+            query, insert = address["query"], INSERT.match(address["query"])
+        else:
+            insert = None
+            query = address.get("query", "")
+        if insert is None and self.command == "POST":
+            query += self.whole_body(address)
+        if "Code:" not in query and not query.strip():
+            raise Failed("Code: 62. DB::Exception: Syntax error: failed at position 1 (end of query): . (SYNTAX_ERROR)")
+        connection = chdb.connect(self.server.folder)
+        try:
+            self.prepare(connection, address)
+            if insert:
+                self.insert(connection, query, insert.group(1), address)
+            else:
+                self.select(connection, query, address)
+        finally:
+            connection.close()
+
+    def authenticate(self, address):
+        user = address.get("user") or self.headers.get("X-ClickHouse-User") or "default"
+        password = address.get("password") or self.headers.get("X-ClickHouse-Key") or ""
+        basic = self.headers.get("Authorization", "")
+        if basic.startswith("Basic "):
+            user, _, password = base64.b64decode(basic[6:]).decode().partition(":")
+        if (user, password) != (USER, PASSWORD):
+            raise Failed(
+                f"Code: 516. DB::Exception: {user}: Authentication failed: password is incorrect, or there is no "
+                "user with such name. (AUTHENTICATION_FAILED)"
+            )
+
+    def prepare(self, connection, address):
+        settings = [
+            f"{name} = {value if re.fullmatch(r'-?[0-9.]+', value) else quoted(value)}"
+            for name, value in address.items()
+            if name not in NO_SETTINGS and not name.startswith("param_") and re.fullmatch(r"\w+", name)
+        ]
+        parameters = [
+            f"{name} = {quoted(value)}" for name, value in address.items() if re.fullmatch(r"param_\w+", name)
+        ]
+        for assignments in (settings, parameters):
+            if assignments:
+                execute(connection, "SET " + ", ".join(assignments), "Null")
+        if database := address.get("database"):
+            execute(connection, "USE `" + database.replace("`", "``") + "`", "Null")
+
+    def body(self):
+        """The body in parts, as it comes."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            while True:
+                line = self.rfile.readline(1024)
+                if not line.endswith(b"\n"):
+                    raise Aborted
+                length = int(line.split(b";")[0], 16)
+                part = self.rfile.read(length) if length else b""
+                if len(part) != length:
+                    raise Aborted
+                if self.rfile.readline(1024) not in (b"\r\n", b"\n"):
+                    raise Aborted
+                if not length:
+                    break
+                yield part
+        else:
+            left = int(self.headers.get("Content-Length") or 0)
+            while left:
+                part = self.rfile.read(min(left, CHUNK))
+                if not part:
+                    raise Aborted
+                left -= len(part)
+                yield part
+        self.consumed = True
+
+    def drain(self):
+        """Reads what is left of a request that was refused, so that the connection can go on."""
+        if self.consumed:
+            return
+        try:
+            for _ in self.body():
+                pass
+        except (Aborted, ConnectionError, ValueError):
+            self.close_connection = True
+
+    def whole_body(self, address):
+        parts = b"".join(decompressed(self.body()) if address.get("decompress") == "1" else self.body())
+        kind = self.headers.get("Content-Type", "")
+        if not kind.startswith("multipart/form-data"):
+            return parts.decode()
+        form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(
+            b"Content-Type: " + kind.encode() + b"\r\n\r\n" + parts
+        )
+        query = ""
+        for part in form.iter_parts():
+            name = part.get_param("name", header="content-disposition")
+            if name == "query":
+                query = part.get_content().rstrip("\n")
+            else:
+                address[name] = part.get_content().rstrip("\n")
+        return query
+
+    def insert(self, connection, query, form, address):
+        head = query[: query.upper().rindex("FORMAT")].rstrip()
+        try:
+            inserter = connection.send_insert(head, form)
+        except Exception as error:  # the module raises types of its own
+            raise Failed(str(error)) from None
+        try:
+            parts = self.body()
+            for part in decompressed(parts) if address.get("decompress") == "1" else parts:
+                if part:
+                    inserter.append(part)
+            # What a client did not end must not be there.
+            if not self.consumed:
+                raise Aborted
+            inserter.finish()
+        except (Aborted, Failed, ConnectionError):
+            inserter.cancel()
+            raise
+        except Exception as error:
+            raise Failed(str(error)) from None
+        self.answer(200, b"", {})
+
+    def select(self, connection, query, address):
+        form = address.get("default_format", "TabSeparated")
+        data = execute(connection, query, form)
+        headers = {"X-ClickHouse-Format": form}
+        accepted = self.headers.get("Accept-Encoding", "")
+        if "lz4" in accepted and data:
+            data, headers["Content-Encoding"] = lz4.frame.compress(data), "lz4"
+        elif address.get("compress") == "1":
+            data = compressed(data)
+        self.answer(200, data, headers)
+
+    def answer(self, status, data, headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("X-ClickHouse-Server-Display-Name", "qi-clickhouse-dev-server")
+        self.send_header("X-ClickHouse-Query-Id", str(uuid.uuid4()))
+        self.send_header("X-ClickHouse-Timezone", "UTC")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+        self.wfile.flush()
+
+
+def compressed(data):
+    """ClickHouse's own LZ4 form, in blocks of a mebibyte."""
+    out = bytearray()
+    for start in range(0, len(data), 1 << 20):
+        part = data[start : start + (1 << 20)]
+        packed = lz4.block.compress(part, store_size=False)
+        block = b"\x82" + (len(packed) + 9).to_bytes(4, "little") + len(part).to_bytes(4, "little") + packed
+        out += checksum(block) + block
+    return bytes(out)
+
+
+def execute(connection, query, form):
+    try:
+        return bytes(connection.query(query, form).bytes())
+    except Exception as error:  # the module raises types of its own
+        raise Failed(str(error)) from None
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def main():
+    folder, port = sys.argv[1], int(sys.argv[2])
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    # One connection stays, so that the engine does too.
+    keeper = chdb.connect(folder)
+    execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
+    server = Server(("127.0.0.1", port), Handler)
+    server.folder = folder
+    print(f"listens on 127.0.0.1:{port}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        keeper.close()
+
+
+if __name__ == "__main__":
+    main()
