@@ -18,9 +18,8 @@ import email.policy
 import http.server
 import os
 import re
-import socket
+import signal
 import sys
-import threading
 import time
 import urllib.parse
 import uuid
@@ -153,7 +152,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             query = address.get("query", "")
         if insert is None and self.command == "POST":
             query += self.whole_body(address)
-        if "Code:" not in query and not query.strip():
+        if not query.strip():
             raise Failed("Code: 62. DB::Exception: Syntax error: failed at position 1 (end of query): . (SYNTAX_ERROR)")
         connection = chdb.connect(self.server.folder)
         try:
@@ -323,10 +322,11 @@ def main():
     execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
     server = Server(("127.0.0.1", port), Handler)
     server.folder = folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     print(f"listens on 127.0.0.1:{port}", flush=True)
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
+    finally:
         keeper.close()
 
 
