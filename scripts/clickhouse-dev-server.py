@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import urllib.parse
 import uuid
@@ -245,25 +246,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return query
 
     def insert(self, connection, query, form, address):
+        # By way of a file: the module's own streamed insert says nothing of a block that the engine refused.
         head = query[: query.upper().rindex("FORMAT")].rstrip()
-        try:
-            inserter = connection.send_insert(head, form)
-        except Exception as error:  # the module raises types of its own
-            raise Failed(str(error)) from None
-        try:
+        with tempfile.NamedTemporaryFile(dir=self.server.spool) as file:
             parts = self.body()
             for part in decompressed(parts) if address.get("decompress") == "1" else parts:
-                if part:
-                    inserter.append(part)
+                file.write(part)
             # What a client did not end must not be there.
             if not self.consumed:
                 raise Aborted
-            inserter.finish()
-        except (Aborted, Failed, ConnectionError):
-            inserter.cancel()
-            raise
-        except Exception as error:
-            raise Failed(str(error)) from None
+            file.flush()
+            execute(connection, f"{head} FROM INFILE {quoted(file.name)} COMPRESSION 'none' FORMAT {form}", "Null")
         self.answer(200, b"", {})
 
     def select(self, connection, query, address):
@@ -322,6 +315,10 @@ def main():
     execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
     server = Server(("127.0.0.1", port), Handler)
     server.folder = folder
+    server.spool = folder.rstrip("/") + ".spool"
+    os.makedirs(server.spool, exist_ok=True)
+    for left in os.listdir(server.spool):
+        os.unlink(os.path.join(server.spool, left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     print(f"listens on 127.0.0.1:{port}", flush=True)
     try:

@@ -1,6 +1,7 @@
 //! The contract of the price store on a real server: the ClickHouse that `QI_CLICKHOUSE_URL` names.
 
 mod clickhouse_rig;
+mod servers;
 
 use clickhouse_rig::Server;
 use qi_testkit::store::contract::{Suite, Wrapping};

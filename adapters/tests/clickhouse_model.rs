@@ -1,6 +1,7 @@
 //! Random histories on a real server: beside the plain model, and beside the memory store.
 
 mod clickhouse_rig;
+mod servers;
 
 use std::sync::Arc;
 

@@ -2,6 +2,7 @@
 //! (`QI_POSTGRES_URL`). With `QI_TIMESCALE_CONVERT_CHUNKS=1` every chunk of TimescaleDB is converted to the
 //! columnstore after each write, which needs the Community edition.
 
+mod servers;
 mod timescale_rig;
 
 use qi_testkit::store::contract::{Suite, Wrapping};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod servers;
 mod timescale_rig;
 
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use libtest_mimic::Arguments;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
+use servers::{Spare, namespace, spare_trial, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use timescale_rig::spare::{Spare, spare_trial, trial};
-use timescale_rig::{Server, drop_schema, namespace};
+use timescale_rig::{Server, drop_schema};
 
 fn main() {
     let mut trials = Vec::new();

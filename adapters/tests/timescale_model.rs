@@ -1,5 +1,6 @@
 //! Random histories on real servers: beside the plain model, and beside the memory store.
 
+mod servers;
 mod timescale_rig;
 
 use std::sync::Arc;

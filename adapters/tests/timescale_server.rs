@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod servers;
 mod timescale_rig;
 
 use std::process::Command;
@@ -18,9 +19,9 @@ use qi_core::{
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
+use servers::{namespace, run, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use timescale_rig::spare::{run, trial};
-use timescale_rig::{Server, drop_schema, namespace};
+use timescale_rig::{Server, drop_schema};
 
 /// What a child process is told: to call `ensure_schema` on this server and end.
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";

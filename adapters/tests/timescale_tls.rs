@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod servers;
 mod timescale_rig;
 
 use std::path::PathBuf;
@@ -12,9 +13,9 @@ use qi_adapters::config::TlsMode;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use servers::{Spare, spare_trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::Server;
-use timescale_rig::spare::{Spare, spare_trial};
 
 fn main() {
     let trials = [Server::timescale(), Server::postgres()]

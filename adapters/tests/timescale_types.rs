@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod servers;
 mod timescale_rig;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};

@@ -41,7 +41,7 @@ impl From<Error> for Cause {
 }
 
 /// The server's codes with their names, as `errorCodeToName` gives them.
-const CODES: &[(u16, &str, ErrorKind, &str)] = &[
+pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (407, "DECIMAL_OVERFLOW", ErrorKind::InvalidInput, "store.clickhouse.decimal_overflow"),
     (81, "UNKNOWN_DATABASE", ErrorKind::Config, "store.clickhouse.no_database"),
     (115, "UNKNOWN_SETTING", ErrorKind::Config, "store.clickhouse.setting"),
@@ -181,5 +181,106 @@ impl std::fmt::Display for Boxed {
 impl std::error::Error for Boxed {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clickhouse::error::Error as Client;
+
+    use super::*;
+
+    fn answer(text: &str) -> Error {
+        Cause::Client(Client::BadResponse(text.to_owned())).at(Operation::InsertTicks)
+    }
+
+    fn code(number: u16) -> Error {
+        answer(&format!("Code: {number}. DB::Exception: something (NAME) (version 26.9.2.1)"))
+    }
+
+    /// The table of the design page, row by row.
+    #[test]
+    fn every_row_of_the_table() {
+        use ErrorKind::{
+            Config, Conflict, CorruptData, Internal, InvalidInput, Overloaded, SchemaMismatch, Timeout,
+            Unauthorized, Unavailable, Unsupported,
+        };
+        for (codes, kind, retried) in [
+            (&[407][..], InvalidInput, false),
+            (&[81, 115], Config, false),
+            (&[516, 497, 192, 193, 194, 164], Unauthorized, false),
+            (&[60, 16, 47, 53, 117, 218], SchemaMismatch, false),
+            (&[48, 344], Unsupported, false),
+            (&[209, 210, 279, 242, 225, 999, 285, 286, 236, 394], Unavailable, true),
+            (&[243], Unavailable, false),
+            (&[159, 160, 319], Timeout, true),
+            (&[202, 241, 252], Overloaded, true),
+            (&[57, 82], Conflict, true),
+            (&[40], CorruptData, false),
+            // What the table does not name is ours to look at, and not retried by guess.
+            (&[62, 1, 49, 9999], Internal, false),
+        ] {
+            for number in codes {
+                let error = code(*number);
+                assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{number}");
+                assert_eq!((error.operation(), error.backend()), ("insert_ticks", Some(BACKEND)));
+                assert_eq!(error.context_value("code"), Some(number.to_string().as_str()));
+                assert!(error.find_source::<Client>().is_some(), "the original is the source");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_with_two_meanings() {
+        let kind = |text: &str| (answer(text).kind(), answer(text).retry().is_retryable());
+        let parts = "Code: 252. DB::Exception: Too many parts (3000 with average size of 1.00 KiB) in table 'qi.ticks'. \
+                     Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)";
+        assert_eq!(kind(parts), (ErrorKind::Overloaded, true));
+        let partitions = "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 100). \
+                          The limit is controlled by 'max_partitions_per_insert_block' setting. (TOO_MANY_PARTS)";
+        assert_eq!(kind(partitions), (ErrorKind::Internal, false));
+        let server = "Code: 241. DB::Exception: (total) memory limit exceeded: would use 7.20 GiB. (MEMORY_LIMIT_EXCEEDED)";
+        assert_eq!(kind(server), (ErrorKind::Overloaded, true));
+        for query in [
+            "Code: 241. DB::Exception: Query memory limit exceeded: would use 10.00 MiB. (MEMORY_LIMIT_EXCEEDED)",
+            "Code: 241. DB::Exception: Memory limit (for query) exceeded: would use 10.00 MiB. (MEMORY_LIMIT_EXCEEDED)",
+        ] {
+            assert_eq!(kind(query), (ErrorKind::Internal, false));
+        }
+    }
+
+    #[test]
+    fn every_error_of_the_client() {
+        let of = |error: Client| {
+            let error = Cause::from(error).at(Operation::Ticks);
+            (error.kind(), error.retry().is_retryable())
+        };
+        let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
+        assert_eq!(of(Client::Network(text())), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Client::Decompression(text())), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Client::TimedOut), (ErrorKind::Timeout, true));
+        assert_eq!(of(Client::BadResponse("502 Bad Gateway".into())), (ErrorKind::Unavailable, true));
+        assert_eq!(of(Client::InvalidParams(text())), (ErrorKind::Config, false));
+        assert_eq!(of(Client::Unsupported("https".into())), (ErrorKind::Config, false));
+        assert_eq!(of(Client::NotEnoughData), (ErrorKind::Internal, false));
+    }
+
+    #[test]
+    fn what_the_adapter_finds_itself() {
+        let of = |cause: Cause| {
+            let error = cause.at(Operation::Ticks);
+            (error.kind(), error.retry().is_retryable())
+        };
+        assert_eq!(of(Cause::Busy { most: 8 }), (ErrorKind::Overloaded, true));
+        assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
+        assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
+        assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
+    }
+
+    #[test]
+    fn each_code_stands_once_and_has_a_code_of_its_own() {
+        let numbers: std::collections::BTreeSet<_> = CODES.iter().map(|(number, ..)| number).collect();
+        let codes: std::collections::BTreeSet<_> = CODES.iter().map(|(.., code)| code).collect();
+        assert_eq!((numbers.len(), codes.len()), (CODES.len(), CODES.len()));
     }
 }

@@ -100,6 +100,12 @@ impl ClickHouseStore {
         table::table_of(dataset).columns().map(|c| (c.name.to_owned(), c.ty.to_owned())).collect()
     }
 
+    /// The server's error codes that this adapter tells apart, with the names that it knows them by: what the
+    /// server's own `errorCodeToName` must give.
+    pub fn known_codes() -> impl Iterator<Item = (u16, &'static str)> {
+        error::CODES.iter().map(|(code, name, ..)| (*code, *name))
+    }
+
     /// The name of a table with the configured prefix.
     fn table(&self, name: &str) -> String {
         format!("{}{name}", self.inner.config.table_prefix)

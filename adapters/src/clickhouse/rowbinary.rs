@@ -1,5 +1,5 @@
-//! `RowBinary`, the form of rows that goes over the wire in both directions. Source: "RowBinary" in ClickHouse's
-//! documentation of formats. Decimals and times are the integers of the domain itself, little-endian.
+//! `RowBinary`, the form of rows that goes over the wire in both directions. Source: `RowBinary` in
+//! ClickHouse's documentation of formats. Decimals and times are the integers of the domain itself, little-endian.
 
 use std::fmt;
 
@@ -27,12 +27,13 @@ impl Writer {
         self.0.extend_from_slice(text.as_bytes());
     }
 
+    /// Seven bits at a time, the least first; the highest bit says that more follow.
     pub(super) fn length(&mut self, mut length: usize) {
         while length >= 0x80 {
-            self.0.push((length & 0x7F) as u8 | 0x80);
+            self.0.push(length.to_le_bytes()[0] | 0x80);
             length >>= 7;
         }
-        self.0.push((length & 0x7F) as u8);
+        self.0.push(length.to_le_bytes()[0]);
     }
 
     pub(super) fn time(&mut self, time: Timestamp) {

@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::Result;
+use qi_core::{PriceStore as _, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
+
+use crate::servers::{Tested, namespace};
 
 /// A server, and how its stores are made.
 #[derive(Debug, Clone)]
@@ -21,11 +22,6 @@ impl Server {
     /// The one that `QI_CLICKHOUSE_URL` names.
     pub(crate) fn clickhouse() -> Self {
         Self { url: std::env::var("QI_CLICKHOUSE_URL").ok().filter(|url| !url.is_empty()) }
-    }
-
-    /// The same kind of store on another server.
-    pub(crate) fn at(self, url: impl Into<String>) -> Self {
-        Self { url: Some(url.into()) }
     }
 
     /// The address; the suites ask `absent` first.
@@ -45,7 +41,7 @@ impl Server {
 
     /// A store with a prefix of its own, and the prefix.
     pub(crate) fn open(&self) -> Result<(ClickHouseStore, String)> {
-        let prefix = namespace();
+        let prefix = format!("{}_", namespace());
         Ok((ClickHouseStore::open(self.config(&prefix))?, prefix))
     }
 
@@ -72,19 +68,15 @@ impl Server {
     }
 }
 
-/// A name that no other trial has, of this run or of another one.
-pub(crate) fn namespace() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("t_{}_{}_{next}_", std::process::id(), started.as_micros())
+impl Tested for Server {
+    fn at(self, url: String) -> Self {
+        Self { url: Some(url) }
+    }
 }
-
-use qi_core::PriceStore as _;
 
 #[async_trait]
 impl StoreFactory for Server {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "clickhouse"
     }
 

@@ -4,10 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 pub(crate) mod converting;
-pub(crate) mod spare;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use qi_adapters::config::Hypertables;
@@ -16,6 +14,8 @@ use qi_core::layer::Layered;
 use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::servers::{Tested, namespace};
 
 /// A server, and how its stores are made.
 #[derive(Debug, Clone)]
@@ -48,11 +48,6 @@ impl Server {
             hypertables: Hypertables::Off,
             converts: false,
         }
-    }
-
-    /// The same kind of store on another server.
-    pub(crate) fn at(self, url: impl Into<String>) -> Self {
-        Self { url: Some(url.into()), ..self }
     }
 
     /// The address; the suites ask `absent` first.
@@ -104,14 +99,6 @@ fn url(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|url| !url.is_empty())
 }
 
-/// A name that no other trial has, of this run or of another one.
-pub(crate) fn namespace() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
-}
-
 /// Removes a schema and all that is in it, on a connection of its own.
 pub(crate) async fn drop_schema(url: &str, schema: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
@@ -125,6 +112,12 @@ pub(crate) async fn drop_schema(url: &str, schema: &str) {
         }
     }
     connection.close().await.unwrap();
+}
+
+impl Tested for Server {
+    fn at(self, url: String) -> Self {
+        Self { url: Some(url), ..self }
+    }
 }
 
 #[async_trait]

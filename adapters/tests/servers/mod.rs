@@ -1,12 +1,28 @@
-//! A server of a test's own, which it may break.
+//! What the tests on real servers share: names of their own, trials, and servers that they may break.
+
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test support")]
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use libtest_mimic::{Completion, Failed, Trial};
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
 
-use super::{Server, namespace};
+/// A name that no other trial has, of this run or of another one.
+pub(crate) fn namespace() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
+}
+
+/// A server that tests run on.
+pub(crate) trait Tested: StoreFactory + Clone + 'static {
+    /// The same kind of store on another server.
+    fn at(self, url: String) -> Self;
+}
 
 /// A server by the script. Dropping it removes it.
 #[derive(Debug)]
@@ -50,10 +66,10 @@ pub(crate) fn run<R: Future<Output = ()>>(check: R) -> Result<Completion, Failed
 }
 
 /// A trial on the shared server.
-pub(crate) fn trial<R: Future<Output = ()>>(
-    server: &Server,
+pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
+    server: &S,
     name: &str,
-    check: impl FnOnce(Server) -> R + Send + 'static,
+    check: impl FnOnce(S) -> R + Send + 'static,
 ) -> Trial {
     let server = server.clone();
     let (backend, absent) = (server.name().to_owned(), server.absent());
@@ -61,10 +77,10 @@ pub(crate) fn trial<R: Future<Output = ()>>(
 }
 
 /// A trial on a server of its own.
-pub(crate) fn spare_trial<R: Future<Output = ()>>(
-    server: &Server,
+pub(crate) fn spare_trial<S: Tested, R: Future<Output = ()>>(
+    server: &S,
     name: &'static str,
-    check: impl FnOnce(Server, Spare) -> R + Send + 'static,
+    check: impl FnOnce(S, Spare) -> R + Send + 'static,
 ) -> Trial {
     let server = server.clone();
     let (backend, absent) = (server.name().to_owned(), server.absent());

@@ -1,0 +1,266 @@
+//! What goes wrong on a real server, provoked: each has its kind, and the store works again by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod clickhouse_rig;
+mod servers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use clickhouse_rig::Server;
+use futures::TryStreamExt;
+use futures::future::join_all;
+use libtest_mimic::Arguments;
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_core::store::{RangeQuery, StatsQuery};
+use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
+use servers::{Spare, namespace, spare_trial, trial};
+
+fn main() {
+    let server = Server::clickhouse();
+    let trials = vec![
+        trial(&server, "a_wrong_password_is_unauthorized", wrong_password),
+        trial(&server, "an_unknown_database_is_configuration", unknown_database),
+        trial(&server, "an_unknown_setting_is_configuration", unknown_setting),
+        trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
+        trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
+        trial(&server, "too_many_parts_pass", parts),
+        trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
+        spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
+        spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
+    let start = Timestamp::from_secs(1_700_000_000).unwrap();
+    let name: qi_core::Instrument = instrument.parse().unwrap();
+    let tick = |n: u64| {
+        let ts = start.checked_add(Duration::from_millis(n * 100)).unwrap();
+        let price = format!("{}.{n:06}", 100 + n % 7).parse().unwrap();
+        PriceTick::new(name.clone(), ts, n, price).unwrap().with_quantity("0.25".parse().ok())
+    };
+    (from..from + count).map(tick).collect()
+}
+
+fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, retried: bool) -> Error {
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{}", error.report());
+    error
+}
+
+/// A store with its tables, which are dropped at the end. The tables are made with the ordinary limits.
+async fn with_store<R: Future<Output = ()>>(
+    server: &Server,
+    change: impl FnOnce(&mut ClickHouseConfig),
+    check: impl FnOnce(ClickHouseStore, ClickHouseStore, String) -> R,
+) {
+    let prefix = format!("{}_", namespace());
+    let mut config = server.config(&prefix);
+    let maker = ClickHouseStore::open(config.clone()).unwrap();
+    maker.ensure_schema().await.unwrap();
+    change(&mut config);
+    let store = ClickHouseStore::open(config).unwrap();
+    check(store.clone(), maker.clone(), prefix.clone()).await;
+    store.close().await.unwrap();
+    maker.close().await.unwrap();
+    server.drop_tables(&prefix).await;
+}
+
+async fn wrong_password(server: Server) {
+    let mut config = server.config("");
+    config.password = Some("wrong".to_owned().into());
+    let store = ClickHouseStore::open(config).unwrap();
+    let error = expect(store.ping().await, ErrorKind::Unauthorized, false);
+    assert_eq!(error.code(), "store.clickhouse.login");
+}
+
+async fn unknown_database(server: Server) {
+    let mut config = server.config("");
+    "no_such_database".clone_into(&mut config.database);
+    let store = ClickHouseStore::open(config).unwrap();
+    expect(store.ping().await, ErrorKind::Config, false);
+}
+
+async fn unknown_setting(server: Server) {
+    let mut config = server.config("");
+    config.settings.insert("no_such_setting".to_owned(), "1".to_owned());
+    let store = ClickHouseStore::open(config).unwrap();
+    expect(store.ping().await, ErrorKind::Config, false);
+}
+
+async fn timeout(server: Server) {
+    with_store(
+        &server,
+        |config| config.limits.statement_ms = 200,
+        async |store, _, _| {
+            let slow = "SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1, \
+                        function_sleep_max_microseconds_per_block = 100000000";
+            let error = store.client().query_raw(slow).fetch_one::<u64>().await.unwrap_err();
+            // What the server says of its limit, and what the adapter makes of it.
+            assert!(error.to_string().contains("Code: 159"), "{error}");
+            store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+        },
+    )
+    .await;
+    let change = |config: &mut ClickHouseConfig| {
+        config.limits.statement_ms = 20;
+        config.settings.insert("max_threads".to_owned(), "1".to_owned());
+    };
+    with_store(&server, change, async |store, maker, _| {
+        for part in ticks("x:Y", 0, 900_000).chunks(30_000) {
+            maker.insert_ticks(part).await.unwrap();
+        }
+        let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+        let error = expect(store.stats(&query).await, ErrorKind::Timeout, true);
+        assert_eq!(error.code(), "store.clickhouse.timeout");
+        assert_eq!(maker.stats(&query).await.unwrap().unwrap().count(), 900_000);
+    })
+    .await;
+}
+
+async fn memory(server: Server) {
+    with_store(
+        &server,
+        |config| config.limits.memory_bytes = 2_000_000,
+        async |store, maker, _| {
+            for part in ticks("x:Y", 0, 300_000).chunks(30_000) {
+                maker.insert_ticks(part).await.unwrap();
+            }
+            let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+            let error = expect(store.stats(&query).await, ErrorKind::Internal, false);
+            assert_eq!(error.code(), "store.clickhouse.query_memory");
+            assert_eq!(maker.stats(&query).await.unwrap().unwrap().count(), 300_000);
+        },
+    )
+    .await;
+}
+
+async fn parts(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _, prefix| {
+            let limits = format!(
+                "ALTER TABLE {prefix}ticks MODIFY SETTING parts_to_throw_insert = 2, parts_to_delay_insert = 1, \
+                 max_delay_to_insert = 1"
+            );
+            store.client().query_raw(&format!("SYSTEM STOP MERGES {prefix}ticks")).execute().await.unwrap();
+            store.client().query_raw(&limits).execute().await.unwrap();
+            let mut refused = None;
+            for part in 0..20 {
+                if let Err(error) = store.insert_ticks(&ticks("x:Y", part * 10, 10)).await {
+                    refused = Some((part, error));
+                    break;
+                }
+            }
+            let (part, error) = refused.expect("parts that nobody merges");
+            let error = expect::<()>(Err(error), ErrorKind::Overloaded, true);
+            assert_eq!(error.code(), "store.clickhouse.parts");
+            store.client().query_raw(&format!("SYSTEM START MERGES {prefix}ticks")).execute().await.unwrap();
+            store.client().query_raw(&format!("OPTIMIZE TABLE {prefix}ticks FINAL")).execute().await.unwrap();
+            store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.unwrap();
+            let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+            assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), (part + 1) * 10);
+        },
+    )
+    .await;
+}
+
+async fn busy(server: Server) {
+    let change = |config: &mut ClickHouseConfig| {
+        config.pool.max_connections = 1;
+        config.pool.acquire_timeout_ms = 100;
+        config.max_batch = 1_000_000;
+    };
+    with_store(&server, change, async |store, _, _| {
+        let (holder, batch) = (store.clone(), ticks("x:Y", 0, 800_000));
+        let held = tokio::spawn(async move { holder.insert_ticks(&batch).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let error = expect(store.ping().await, ErrorKind::Overloaded, true);
+        assert_eq!(error.code(), "store.clickhouse.pool");
+        // Dropped in the middle, the call gives its turn back.
+        held.abort();
+        let _ = held.await;
+        store.ping().await.unwrap();
+    })
+    .await;
+}
+
+async fn killed_in_insert(server: Server, spare: Spare) {
+    let mut config = server.config("");
+    config.max_batch = 1_000_000;
+    let store = ClickHouseStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    let batch = Arc::new(ticks("x:Y", 0, 1_000_000));
+    let write = tokio::spawn({
+        let (store, batch) = (store.clone(), batch.clone());
+        async move { store.insert_ticks(&batch).await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let spare = spare.ordered("kill").await;
+    expect(write.await.unwrap(), ErrorKind::Unavailable, true);
+    expect(store.ping().await, ErrorKind::Unavailable, true);
+    let spare = spare.ordered("start").await;
+    store.wait_ready(Duration::from_secs(20)).await.unwrap();
+    store.insert_ticks(&batch).await.unwrap();
+    let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
+    let stored: Vec<PriceTick> = store.tick_stream(query).try_collect().await.unwrap();
+    assert!(stored == *batch, "{} stored of {}", stored.len(), batch.len());
+    drop(spare);
+}
+
+async fn five_kills(server: Server, spare: Spare) {
+    const TASKS: usize = 4;
+    const EACH: u64 = 250_000;
+    const BATCH: u64 = 5_000;
+    let store = ClickHouseStore::open(server.config("")).unwrap();
+    store.ensure_schema().await.unwrap();
+    let (written, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let writers = (0..TASKS).map(|task| {
+        let (store, written, failures) = (store.clone(), written.clone(), failures.clone());
+        tokio::spawn(async move {
+            for part in 0..EACH / BATCH {
+                let batch = ticks(&format!("x:T{task}"), part * BATCH, BATCH);
+                while let Err(error) = store.insert_ticks(&batch).await {
+                    assert!(error.retry().is_retryable(), "{}", error.report());
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                written.fetch_add(batch.len(), Ordering::Relaxed);
+            }
+        })
+    });
+    let writers = join_all(writers);
+    let total = TASKS * usize::try_from(EACH).unwrap();
+    let killer = tokio::spawn({
+        let written = written.clone();
+        async move {
+            let mut spare = spare;
+            for kill in 1..=5 {
+                // Spread over the work.
+                while written.load(Ordering::Relaxed) < total * kill / 7 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                spare = spare.ordered("kill").await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                spare = spare.ordered("start").await;
+            }
+            spare
+        }
+    });
+    for writer in writers.await {
+        writer.unwrap();
+    }
+    let spare = killer.await.unwrap();
+    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills were felt");
+    for task in 0..TASKS {
+        let name = format!("x:T{task}");
+        let query = RangeQuery::new(name.parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
+        let stored: Vec<PriceTick> = store.tick_stream(query).try_collect().await.unwrap();
+        assert!(stored == ticks(&name, 0, EACH), "{name}: {} stored of {EACH}", stored.len());
+    }
+    drop(spare);
+}

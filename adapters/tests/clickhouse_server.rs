@@ -1,0 +1,320 @@
+//! What the adapter does on a server beyond the port: schema, columns, codes, retention, other stores.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod clickhouse_rig;
+mod servers;
+#[cfg(feature = "timescale")]
+mod timescale_rig;
+
+use std::process::Command;
+use std::time::Duration;
+
+use clickhouse_rig::Server;
+use futures::TryStreamExt;
+use libtest_mimic::Arguments;
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_core::store::{Dataset, RangeQuery, Retention, StatsQuery};
+use qi_core::{ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use servers::{namespace, run, trial};
+
+/// What a child process is told: to call `ensure_schema` on this server, with this prefix, and end.
+const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
+
+fn main() {
+    if let Ok(words) = std::env::var(CHILD) {
+        return child(&words);
+    }
+    let server = Server::clickhouse();
+    #[cfg_attr(not(feature = "timescale"), expect(unused_mut, reason = "one more with the other adapter"))]
+    let mut trials = vec![
+        trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes),
+        trial(&server, "the_columns_are_those_of_the_code", columns),
+        trial(&server, "a_column_of_another_type_refuses_the_rows", other_type),
+        trial(&server, "the_names_of_the_codes_are_the_servers_own", codes),
+        trial(&server, "ages_are_ttls_that_can_change", ages),
+        trial(&server, "a_purge_drops_whole_partitions", purge),
+        trial(&server, "close_waits_for_what_is_under_way", close_drains),
+        trial(&server, "dropped_writes_leave_whole_records_or_none", dropped_writes),
+        trial(&server, "a_user_s_own_sql_has_the_client", own_sql),
+    ];
+    #[cfg(feature = "timescale")]
+    trials.push(difference::trial(&server));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Ticks of one instrument, a minute apart, from 2023-11-14 on.
+fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
+    let start = Timestamp::from_secs(1_700_000_000).unwrap();
+    let name: Instrument = instrument.parse().unwrap();
+    let tick = |n: u64| {
+        let ts = start.checked_add(Duration::from_secs(n * 60)).unwrap();
+        let price = format!("{}.{n:06}", 100 + n % 7).parse().unwrap();
+        PriceTick::new(name.clone(), ts, n, price).unwrap().with_quantity("0.25".parse().ok())
+    };
+    (from..from + count).map(tick).collect()
+}
+
+async fn count(store: &ClickHouseStore, instrument: &str) -> u64 {
+    let query = StatsQuery::new(instrument.parse().unwrap(), TimeRange::ALL);
+    store.stats(&query).await.unwrap().map_or(0, |stats| stats.count())
+}
+
+async fn stored(store: &ClickHouseStore, instrument: &str) -> Vec<PriceTick> {
+    let query = RangeQuery::new(instrument.parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
+    store.tick_stream(query).try_collect().await.unwrap()
+}
+
+/// A store with its tables, which are dropped at the end.
+async fn with_store<R: Future<Output = ()>>(
+    server: &Server,
+    change: impl FnOnce(&mut ClickHouseConfig),
+    check: impl FnOnce(ClickHouseStore, ClickHouseConfig) -> R,
+) {
+    let mut config = server.config(&format!("{}_", namespace()));
+    change(&mut config);
+    let store = ClickHouseStore::open(config.clone()).unwrap();
+    store.ensure_schema().await.unwrap();
+    check(store.clone(), config.clone()).await;
+    store.close().await.unwrap();
+    server.drop_tables(&config.table_prefix).await;
+}
+
+async fn sql(store: &ClickHouseStore, text: &str) {
+    store.client().query_raw(text).execute().await.unwrap_or_else(|error| panic!("{text}: {error}"));
+}
+
+async fn eight_processes(server: Server) {
+    let database = namespace();
+    let started: Vec<_> = (0..8)
+        .map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .env(CHILD, format!("{database} {}", server.url()))
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for process in started {
+        let out = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    let mut config = server.config("");
+    config.database.clone_from(&database);
+    let store = ClickHouseStore::open(config).unwrap();
+    assert!(store.ensure_schema().await.unwrap().applied.is_empty());
+    assert_eq!(count(&store, "x:Y").await, 10);
+    sql(&store, &format!("DROP DATABASE {database} SYNC")).await;
+}
+
+fn child(words: &str) {
+    let (database, url) = words.split_once(' ').unwrap();
+    let mut config = ClickHouseConfig::from_url(url);
+    database.clone_into(&mut config.database);
+    run(async {
+        let store = ClickHouseStore::open(config).unwrap();
+        store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
+        store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+        store.close().await.unwrap();
+    })
+    .unwrap();
+}
+
+async fn columns(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            for dataset in Dataset::ALL {
+                let expected = ClickHouseStore::expected_columns(dataset);
+                assert_eq!(store.columns(dataset).await.unwrap(), expected, "{dataset}");
+            }
+        },
+    )
+    .await;
+}
+
+async fn other_type(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let table = format!("{}ticks", config.table_prefix);
+            sql(&store, &format!("ALTER TABLE {table} MODIFY COLUMN price Decimal(38, 10)")).await;
+            let error = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+            sql(&store, &format!("ALTER TABLE {table} DROP COLUMN side")).await;
+            let error = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{}", error.report());
+        },
+    )
+    .await;
+}
+
+async fn codes(server: Server) {
+    let store = ClickHouseStore::open(server.config("")).unwrap();
+    for (code, name) in ClickHouseStore::known_codes() {
+        let named: String = store
+            .client()
+            .query_raw(&format!("SELECT toString(errorCodeToName({code}))"))
+            .fetch_one()
+            .await
+            .unwrap();
+        assert_eq!(named, name, "{code}");
+    }
+}
+
+async fn ages(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let mut aged = config.clone();
+            aged.retention.ticks_hours = Some(48);
+            let other = ClickHouseStore::open(aged.clone()).unwrap();
+            let rule = Retention::Age(Dataset::Ticks, Duration::from_hours(48));
+            assert_eq!(other.info().retention, [rule]);
+            assert_eq!(other.ensure_schema().await.unwrap().applied, ["retention of ticks after 48 h"]);
+            assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
+            aged.retention.ticks_hours = Some(24);
+            let third = ClickHouseStore::open(aged).unwrap();
+            assert_eq!(third.ensure_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
+            // Ticks of 2023 go when parts are merged; those of now stay.
+            let now = Timestamp::from_micros(
+                i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_micros()).unwrap(),
+            )
+            .unwrap();
+            let fresh = PriceTick::new("x:NEW".parse().unwrap(), now, 1, "1".parse().unwrap()).unwrap();
+            third.insert_ticks(std::slice::from_ref(&fresh)).await.unwrap();
+            third.insert_ticks(&ticks("x:OLD", 0, 10)).await.unwrap();
+            sql(&store, &format!("OPTIMIZE TABLE {}ticks FINAL", config.table_prefix)).await;
+            assert_eq!(count(&third, "x:OLD").await, 0);
+            assert_eq!(count(&third, "x:NEW").await, 1);
+        },
+    )
+    .await;
+}
+
+async fn purge(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 300_000,
+        async |store, config| {
+            // One tick a minute for five months.
+            let batch = ticks("x:Y", 0, 5 * 30 * 24 * 60);
+            store.insert_ticks(&batch).await.unwrap();
+            let partitions = async || -> Vec<String> {
+                let sql = format!(
+                    "SELECT DISTINCT partition_id FROM system.parts WHERE active AND table = '{}ticks' ORDER BY 1",
+                    config.table_prefix
+                );
+                store.client().query_raw(&sql).fetch_all().await.unwrap()
+            };
+            let before = partitions().await;
+            assert_eq!(before, ["202311", "202312", "202401", "202402", "202403", "202404"]);
+            let cutoff = Timestamp::from_secs(1_706_000_000).unwrap();
+            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            assert_eq!(partitions().await, before[2..], "whole months are dropped");
+            let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
+            assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
+        },
+    )
+    .await;
+}
+
+async fn close_drains(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 300_000,
+        async |store, config| {
+            let batch = ticks("x:Y", 0, 250_000);
+            let write = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move { store.insert_ticks(&batch).await }
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            store.close().await.unwrap();
+            write.await.unwrap().unwrap();
+            let error = store.insert_ticks(&batch[..1]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Closed);
+            let again = ClickHouseStore::open(config).unwrap();
+            assert_eq!(count(&again, "x:Y").await, 250_000);
+        },
+    )
+    .await;
+}
+
+async fn dropped_writes(server: Server) {
+    let change = |config: &mut ClickHouseConfig| {
+        config.pool.max_connections = 3;
+        config.max_batch = 200_000;
+        config.write.piece = 20_000;
+    };
+    with_store(&server, change, async |store, _| {
+        let batch = ticks("x:Y", 0, 150_000);
+        let mut cut = 0;
+        for delay in 0..20_u64 {
+            let write = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move { store.insert_ticks(&batch).await }
+            });
+            tokio::time::sleep(Duration::from_millis(delay * 10)).await;
+            write.abort();
+            cut += u32::from(write.await.is_err());
+        }
+        assert!(cut >= 8, "{cut} of 20 were dropped under way");
+        // Every turn is free again, and every record is whole.
+        futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
+        let some = stored(&store, "x:Y").await;
+        let whole: std::collections::HashMap<u64, &PriceTick> =
+            batch.iter().map(|tick| (tick.seq(), tick)).collect();
+        assert!(some.iter().all(|tick| whole.get(&tick.seq()) == Some(&tick)), "records are whole");
+        store.insert_ticks(&batch).await.unwrap();
+        assert!(stored(&store, "x:Y").await == batch);
+    })
+    .await;
+}
+
+async fn own_sql(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            store.insert_ticks(&ticks("x:Y", 0, 1_000)).await.unwrap();
+            let sql = format!("SELECT count() FROM {}ticks FINAL WHERE price > 105", config.table_prefix);
+            let above: u64 = store.client().query_raw(&sql).fetch_one().await.unwrap();
+            // 143 at 105 and a little, 142 at 106 and a little.
+            assert_eq!(above, 285);
+        },
+    )
+    .await;
+}
+
+#[cfg(feature = "timescale")]
+mod difference {
+    use std::sync::Arc;
+
+    use libtest_mimic::{Completion, Trial};
+    use qi_testkit::presence;
+    use qi_testkit::store::contract::StoreFactory;
+    use qi_testkit::store::model::check_differences;
+
+    use super::Server;
+    use super::timescale_rig;
+
+    /// The same histories on the two databases.
+    pub(super) fn trial(server: &Server) -> Trial {
+        let ours: Arc<dyn StoreFactory> = Arc::new(server.clone());
+        let other: Arc<dyn StoreFactory> = Arc::new(timescale_rig::Server::timescale());
+        let absent = ours.absent().or_else(|| other.absent());
+        presence::trial(
+            "clickhouse/gives_the_pages_and_cursors_of_timescale".to_owned(),
+            "clickhouse",
+            absent,
+            move || {
+                check_differences(&ours, &other, 64).map_err(|failure| failure.to_string())?;
+                Ok(Completion::Completed)
+            },
+        )
+    }
+}
