@@ -76,8 +76,13 @@ async fn a_backend_that_cannot_be_opened_says_why() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(
             // A backend that is there lacks an address.
-            ["config.backend.not_compiled", "config.backend.not_written", "store.timescale.config"]
-                .contains(&error.code()),
+            [
+                "config.backend.not_compiled",
+                "config.backend.not_written",
+                "store.timescale.config",
+                "store.clickhouse.config"
+            ]
+            .contains(&error.code()),
             "{error}"
         );
         if error.code() == "config.backend.not_compiled" {

@@ -1,4 +1,4 @@
-//! The program on a real database: the bars that it exports are the bytes that it exports on memory.
+//! The program on real databases: the bars that it exports are the bytes that it exports on memory.
 //!
 //! Servers are those of `scripts/backends`; recorded files are looked for as in `recorded.rs`. What is not there is
 //! reported as ignored.
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Failed};
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -17,18 +18,47 @@ const FILES: [(&str, &str, &str); 3] = [
     ("binance-BTCUSDT-trades-2021-01-08.csv", "binance", "binance:BTC-USDT"),
     ("btc-perp-1m-2022-01.csv.gz", "candles", "ftx:BTC-PERP"),
 ];
-/// A server's name, the variable with its address, and whether it has hypertables.
-const SERVERS: [(&str, &str, &str); 2] =
-    [("timescale", "QI_TIMESCALE_URL", "on"), ("postgres", "QI_POSTGRES_URL", "off")];
+
+/// A server: its name, the variable with its address, the example configuration, and what differs from that. NAME
+/// stands for a namespace of the trial's own.
+const SERVERS: [Server; 3] = [
+    Server {
+        name: "timescale",
+        variable: "QI_TIMESCALE_URL",
+        config: "timescale",
+        changes: &[("SCHEMA", "NAME"), ("HYPERTABLES", "on")],
+    },
+    Server {
+        name: "postgres",
+        variable: "QI_POSTGRES_URL",
+        config: "timescale",
+        changes: &[("SCHEMA", "NAME"), ("HYPERTABLES", "off")],
+    },
+    Server {
+        name: "clickhouse",
+        variable: "QI_CLICKHOUSE_URL",
+        config: "clickhouse",
+        changes: &[("TABLE_PREFIX", "NAME_")],
+    },
+];
+
+#[derive(Debug, Clone, Copy)]
+struct Server {
+    name: &'static str,
+    variable: &'static str,
+    config: &'static str,
+    changes: &'static [(&'static str, &'static str)],
+}
 
 fn main() -> ExitCode {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
     let folder = std::env::var_os("QI_DATA_DIR").map_or_else(|| PathBuf::from(beside), PathBuf::from);
     let mut trials = Vec::new();
-    for (place, (server, variable, hypertables)) in SERVERS.into_iter().enumerate() {
-        let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
-        let absent = url.is_none().then(|| format!("{variable} is not set"));
-        let target = Target { url: url.unwrap_or_default(), hypertables, place };
+    for server in SERVERS {
+        let url = std::env::var(server.variable).ok().filter(|url| !url.is_empty());
+        let absent = url.is_none().then(|| format!("{} is not set", server.variable));
+        let target = Target { url: url.unwrap_or_default(), server };
+        let server = server.name;
         let (name, it) = (format!("{server}/market::bars_equal_those_of_memory"), target.clone());
         trials.push(presence::trial(name, server, absent.clone(), move || {
             let market = ["--instruments", "3", "--ticks", "20000", "--instrument", "sim:A0001-USDT"];
@@ -53,27 +83,28 @@ fn main() -> ExitCode {
 #[derive(Debug, Clone)]
 struct Target {
     url: String,
-    hypertables: &'static str,
-    place: usize,
+    server: Server,
 }
 
 impl Target {
     fn compare(&self, input: &[String]) -> Result<Completion, Failed> {
         let folder = tempfile::tempdir()?;
-        let schema = format!("p_{}_{}_{}", std::process::id(), self.place, hash(input));
+        let Server { name, config, changes, .. } = self.server;
+        let namespace = format!("p_{}_{name}_{}", std::process::id(), hash(input));
+        let config_file = format!("{}/config/{config}.toml", env!("CARGO_MANIFEST_DIR"));
+        let variable = |key: &str| format!("QI__STORE__{}__{key}", config.to_uppercase());
         for interval in ["1m", "1h"] {
             let (ours, memory) = (folder.path().join("ours.csv"), folder.path().join("memory.csv"));
             let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-            command
-                .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/timescale.toml")])
-                .env("QI__STORE__TIMESCALE__URL", &self.url)
-                .env("QI__STORE__TIMESCALE__SCHEMA", &schema)
-                .env("QI__STORE__TIMESCALE__HYPERTABLES", self.hypertables);
+            command.args(["--config", &config_file]).env(variable("URL"), &self.url);
+            for (key, value) in changes {
+                command.env(variable(key), value.replace("NAME", &namespace));
+            }
             let ran = run(&mut command, input, interval, &ours);
             let ran = ran.and_then(|()| {
                 run(&mut Command::new(env!("CARGO_BIN_EXE_pipeline")), input, interval, &memory)
             });
-            drop_schema(&self.url, &schema)?;
+            self.clean_up(&namespace)?;
             ran?;
             let (ours, memory) = (std::fs::read_to_string(&ours)?, std::fs::read_to_string(&memory)?);
             if ours.lines().count() < 2 {
@@ -85,6 +116,17 @@ impl Target {
             }
         }
         Ok(Completion::Completed)
+    }
+
+    fn clean_up(&self, namespace: &str) -> Result<(), Failed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            if self.server.config == "clickhouse" {
+                drop_tables(&self.url, namespace).await
+            } else {
+                drop_schema(&self.url, namespace).await
+            }
+        })
     }
 }
 
@@ -101,20 +143,26 @@ fn run(command: &mut Command, input: &[String], interval: &str, export: &Path) -
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned().into()) }
 }
 
-fn drop_schema(url: &str, schema: &str) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut connection = PgConnection::connect(url).await?;
-        // Other trials change the same catalog at the same moment: a deadlock is tried again.
-        let mut tries = 0;
-        loop {
-            let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));
-            match sqlx::query(drop).execute(&mut connection).await {
-                Ok(_) => return Ok(()),
-                Err(error) if tries == 9 => return Err(error.into()),
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-            }
-            tries += 1;
+async fn drop_schema(url: &str, schema: &str) -> Result<(), Failed> {
+    let mut connection = PgConnection::connect(url).await?;
+    // Other trials change the same catalog at the same moment: a deadlock is tried again.
+    let mut tries = 0;
+    loop {
+        let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));
+        match sqlx::query(drop).execute(&mut connection).await {
+            Ok(_) => return Ok(()),
+            Err(error) if tries == 9 => return Err(error.into()),
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
         }
-    })
+        tries += 1;
+    }
+}
+
+async fn drop_tables(url: &str, prefix: &str) -> Result<(), Failed> {
+    let store = ClickHouseStore::open(ClickHouseConfig::from_url(url))?;
+    for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
+        let drop = format!("DROP TABLE IF EXISTS {prefix}_{table} SYNC");
+        store.client().query_raw(&drop).execute().await?;
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use super::ClickHouseStore;
 use super::client::{rows, run};
 use super::error::Cause;
 use super::read::{Key, at, within};
+use super::schema::Place;
 use super::table::{literal, read_time, table_of};
 
 /// A deletion is done when it is done everywhere, and takes no row that comes after it.
@@ -78,26 +79,37 @@ impl ClickHouseStore {
     }
 
     async fn delete_where(&self, dataset: Dataset, wanted: &str) -> Result<(), Cause> {
-        let name = self.table(table_of(dataset).name);
-        run(&self.inner.connections.heavy, &format!("DELETE FROM {name} WHERE {wanted} {SYNC}")).await
+        let place = Place::of(&self.inner.config);
+        let (name, on) = (place.local(table_of(dataset).name), place.on_cluster());
+        run(&self.inner.connections.heavy, &format!("DELETE FROM {name}{on} WHERE {wanted} {SYNC}")).await
     }
 
     /// Drops the partitions that lie before the cutoff, and deletes what the next one holds before it.
     pub(super) async fn purge(&self, dataset: Dataset, cutoff: Timestamp) -> Result<(), Cause> {
         let (table, client) = (table_of(dataset), &self.inner.connections.heavy);
-        let name = self.table(table.name);
+        let place = Place::of(&self.inner.config);
+        let name = place.local(table.name);
         // Whole partitions by the number that the server itself gives the cutoff.
         let sql = format!(
-            "SELECT DISTINCT partition_id FROM system.parts WHERE active AND database = {} AND table = {} \
+            "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
              AND toUInt64OrZero(partition_id) < toUInt64({}({})) AND partition_id != '0'",
-            literal(&self.inner.config.database),
+            place.parts(),
+            literal(place.database),
             literal(&name),
             table.partition,
             at(cutoff),
         );
         let whole = rows(client, &sql, |row| Ok(row.text()?.to_owned())).await?;
         for partition in whole {
-            run(client, &format!("ALTER TABLE {name} DROP PARTITION ID {}", literal(&partition))).await?;
+            run(
+                client,
+                &format!(
+                    "ALTER TABLE {name}{} DROP PARTITION ID {}",
+                    place.on_cluster(),
+                    literal(&partition)
+                ),
+            )
+            .await?;
         }
         self.delete_where(dataset, &within(table.time(), TimeRange::before(cutoff))).await
     }

@@ -57,14 +57,25 @@ impl Connections {
             client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
         };
         // An answer comes when it is complete, so that a late error is an error and not a short page.
-        let plain =
+        let mut plain =
             limited(client.clone(), config.limits.statement_ms).with_setting("wait_end_of_query", "1");
         let heavy = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
-        let insert = limited(client, config.limits.statement_ms)
+        let mut insert = limited(client, config.limits.statement_ms)
             // A token of a batch that was deleted since would hide it when it is sent again.
             .with_setting("insert_deduplicate", "0")
             .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
+        if config.cluster.is_some() {
+            // Acknowledged when a majority of the copies has it, and read from a copy that has it: together these
+            // two make a write visible to the reads behind it, and only with inserts one after the other.
+            plain = plain
+                .with_setting("select_sequential_consistency", "1")
+                .with_setting("optimize_skip_unused_shards", "1");
+            insert = insert
+                .with_setting("distributed_foreground_insert", "1")
+                .with_setting("insert_quorum", "auto")
+                .with_setting("insert_quorum_parallel", "0");
+        }
         Ok(Self {
             plain,
             heavy,

@@ -108,7 +108,7 @@ impl ClickHouseStore {
 
     /// The name of a table with the configured prefix.
     fn table(&self, name: &str) -> String {
-        format!("{}{name}", self.inner.config.table_prefix)
+        schema::Place::of(&self.inner.config).table(name)
     }
 
     fn info_now(&self) -> StoreInfo {

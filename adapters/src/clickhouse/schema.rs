@@ -17,39 +17,118 @@ struct Step {
 
 /// The steps, oldest first. They are only ever added to. There are no locks for them in this database, so each
 /// statement does nothing where its work is done.
-fn steps(prefix: &str) -> Vec<Step> {
+fn steps(place: &Place<'_>) -> Vec<Step> {
     vec![Step {
         version: 1,
         name: "tables",
-        statements: TABLES.iter().map(|table| create(prefix, table)).collect(),
+        statements: TABLES.iter().flat_map(|table| create(place, table)).collect(),
     }]
 }
 
-/// The statement that makes a table. Without a version column the order of insertion decides which of two rows of
-/// one key stays; with a clock of the server, a write one second "earlier" would be lost.
-pub(super) fn create(prefix: &str, table: &Table) -> String {
+/// The statements that make a table; on a cluster a table on every node, and one in front of them that spreads the
+/// rows by what they belong to.
+///
+/// Without a version column the order of insertion decides which of two rows of one key stays; with a clock of the
+/// server, a write one second "earlier" would be lost.
+fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
     let columns: Vec<String> = table
         .columns()
         .map(|column| format!("    {} {} {}", column.name, column.ty, column.codec).trim_end().to_owned())
         .collect();
-    format!(
-        "CREATE TABLE IF NOT EXISTS {prefix}{name} (\n{columns}\n)\nENGINE = ReplacingMergeTree\n\
+    let engine = match place.cluster {
+        None => "ReplacingMergeTree".to_owned(),
+        Some(_) => {
+            "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
+                .to_owned()
+        }
+    };
+    let local = place.local(table.name);
+    let mut statements = vec![format!(
+        "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns}\n)\nENGINE = {engine}\n\
          PARTITION BY {partition}({time})\nORDER BY ({key})",
-        name = table.name,
+        on = place.on_cluster(),
         columns = columns.join(",\n"),
         partition = table.partition,
         time = table.time(),
         key = table.key_list(),
-    )
+    )];
+    if let Some(cluster) = place.cluster {
+        // By the first part of the key, so that a series lies on one shard.
+        let owner = if table.series.len() == 1 { "scope" } else { "exchange, symbol" };
+        statements.push(format!(
+            "CREATE TABLE IF NOT EXISTS {name}{on} AS {local}\n\
+             ENGINE = Distributed('{cluster}', {database}, {local}, cityHash64({owner}))",
+            name = place.table(table.name),
+            on = place.on_cluster(),
+            database = place.database,
+        ));
+    }
+    statements
 }
+
+/// Where the tables are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) database: &'a str,
+    pub(super) prefix: &'a str,
+    pub(super) cluster: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn of(config: &'a ClickHouseConfig) -> Self {
+        Self { database: &config.database, prefix: &config.table_prefix, cluster: config.cluster.as_deref() }
+    }
+
+    /// The table that is read and written.
+    pub(super) fn table(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The table that holds the rows of a node: what is deleted from.
+    pub(super) fn local(&self, name: &str) -> String {
+        if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
+    }
+
+    /// ` ON CLUSTER 'name'`, or nothing.
+    pub(super) fn on_cluster(&self) -> String {
+        self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
+    }
+
+    /// The parts of all nodes.
+    pub(super) fn parts(&self) -> String {
+        self.cluster.map_or_else(
+            || "system.parts".to_owned(),
+            |cluster| format!("clusterAllReplicas('{cluster}', system.parts)"),
+        )
+    }
+
+    /// The table that records the steps: on a cluster one that every node has in full.
+    fn record(&self) -> String {
+        let engine = match self.cluster {
+            None => "ReplacingMergeTree",
+            Some(_) => {
+                "ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}')"
+            }
+        };
+        format!(
+            "CREATE TABLE IF NOT EXISTS {}{} (version UInt32, name String, applied_at DateTime64(6, 'UTC')) \
+             ENGINE = {engine} ORDER BY version",
+            self.table(RECORD),
+            self.on_cluster(),
+        )
+    }
+}
+
+/// The table that records the steps.
+const RECORD: &str = "qi_migrations";
 
 /// Creates what is missing.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &ClickHouseConfig,
 ) -> Result<SchemaReport, Cause> {
-    let (client, prefix) = (&connections.heavy, config.table_prefix.as_str());
-    let steps = steps(prefix);
+    let (client, place) = (&connections.heavy, Place::of(config));
+    let steps = steps(&place);
     let version = steps.iter().map(|step| step.version).max().unwrap_or(0);
     let mut applied = Vec::new();
     // The client names the database with every request, which a server refuses if there is none.
@@ -61,7 +140,8 @@ pub(super) async fn ensure(
     )
     .await?;
     if there != [1] {
-        run(&anywhere, &format!("CREATE DATABASE IF NOT EXISTS {}", config.database)).await?;
+        let create = format!("CREATE DATABASE IF NOT EXISTS {}{}", config.database, place.on_cluster());
+        run(&anywhere, &create).await?;
         applied.push(format!("database {}", config.database));
     }
     let done = recorded(connections, config).await?;
@@ -70,14 +150,7 @@ pub(super) async fn ensure(
         return Err(Cause::Schema { rule });
     }
     for step in steps.iter().filter(|step| !done.contains(&step.version)) {
-        run(
-            client,
-            &format!(
-                "CREATE TABLE IF NOT EXISTS {prefix}qi_migrations (version UInt32, name String, applied_at DateTime64(6, 'UTC')) \
-                 ENGINE = ReplacingMergeTree ORDER BY version"
-            ),
-        )
-        .await?;
+        run(client, &place.record()).await?;
         for statement in &step.statements {
             run(client, statement).await?;
         }
@@ -85,8 +158,10 @@ pub(super) async fn ensure(
         run(
             client,
             &format!(
-                "INSERT INTO {prefix}qi_migrations SELECT {}, '{}', now64(6, 'UTC')",
-                step.version, step.name
+                "INSERT INTO {} SELECT {}, '{}', now64(6, 'UTC')",
+                place.table(RECORD),
+                step.version,
+                step.name
             ),
         )
         .await?;
@@ -116,7 +191,8 @@ async fn retention(
     table: &Table,
 ) -> Result<Option<String>, Cause> {
     let Some(hours) = age_of(&config.retention, table.dataset) else { return Ok(None) };
-    let name = format!("{}{}", config.table_prefix, table.name);
+    let place = Place::of(config);
+    let name = place.local(table.name);
     let ttl = format!("toDateTime({}) + toIntervalHour({hours})", table.time());
     let sql = format!(
         "SELECT toInt8(position(create_table_query, 'TTL {ttl}') > 0) FROM system.tables \
@@ -126,7 +202,7 @@ async fn retention(
     if rows(&connections.heavy, &sql, |row| Ok(row.i8()?)).await? == [1] {
         return Ok(None);
     }
-    run(&connections.heavy, &format!("ALTER TABLE {name} MODIFY TTL {ttl}")).await?;
+    run(&connections.heavy, &format!("ALTER TABLE {name}{} MODIFY TTL {ttl}", place.on_cluster())).await?;
     Ok(Some(format!("retention of {} after {hours} h", table.name)))
 }
 
@@ -137,5 +213,63 @@ pub(super) fn age_of(section: &RetentionSection, dataset: Dataset) -> Option<u32
         Dataset::Quotes => section.quotes_hours,
         Dataset::Bars => section.bars_hours,
         Dataset::Snapshots => section.snapshots_hours,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::PriceTick;
+
+    use super::super::table::Stored as _;
+    use super::*;
+
+    fn lines(statements: &[String]) -> Vec<&str> {
+        statements.iter().flat_map(|statement| statement.lines()).collect()
+    }
+
+    #[test]
+    fn the_table_of_one_server() {
+        let place = Place { database: "qi", prefix: "x_", cluster: None };
+        assert_eq!(
+            lines(&create(&place, &PriceTick::TABLE)),
+            [
+                "CREATE TABLE IF NOT EXISTS x_ticks (",
+                "    exchange LowCardinality(String),",
+                "    symbol LowCardinality(String),",
+                "    ts DateTime64(6, 'UTC') CODEC(DoubleDelta, ZSTD(1)),",
+                "    seq UInt64 CODEC(Delta, ZSTD(1)),",
+                "    price Decimal(38, 18) CODEC(ZSTD(1)),",
+                "    quantity Nullable(Decimal(38, 18)) CODEC(ZSTD(1)),",
+                "    side Nullable(Enum8('buy' = 1, 'sell' = 2))",
+                ")",
+                "ENGINE = ReplacingMergeTree",
+                "PARTITION BY toYYYYMM(ts)",
+                "ORDER BY (exchange, symbol, ts, seq)",
+            ]
+        );
+        assert_eq!((place.local("ticks").as_str(), place.on_cluster().as_str()), ("x_ticks", ""));
+        assert_eq!(place.parts(), "system.parts");
+    }
+
+    #[test]
+    fn the_tables_of_a_cluster() {
+        let place = Place { database: "qi", prefix: "", cluster: Some("main") };
+        let statements = create(&place, &PriceTick::TABLE);
+        let all = lines(&statements);
+        assert_eq!(all[0], "CREATE TABLE IF NOT EXISTS ticks_local ON CLUSTER 'main' (");
+        assert!(all.contains(
+            &"ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
+        ));
+        assert_eq!(
+            all[all.len() - 2..],
+            [
+                "CREATE TABLE IF NOT EXISTS ticks ON CLUSTER 'main' AS ticks_local",
+                "ENGINE = Distributed('main', qi, ticks_local, cityHash64(exchange, symbol))",
+            ]
+        );
+        let snapshots = create(&place, super::super::table::table_of(Dataset::Snapshots));
+        assert!(snapshots[1].ends_with("snapshots_local, cityHash64(scope))"), "{}", snapshots[1]);
+        assert!(place.record().contains("'/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}'"));
+        assert_eq!(place.parts(), "clusterAllReplicas('main', system.parts)");
     }
 }

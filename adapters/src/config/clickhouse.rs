@@ -30,6 +30,9 @@ pub struct ClickHouseConfig {
     /// What the names of the tables begin with: lower-case letters, digits, underscores. Several can share one
     /// database.
     pub table_prefix: String,
+    /// The cluster of the server's configuration over which the tables are spread and copied; without it they are
+    /// this server's own.
+    pub cluster: Option<String>,
     /// The largest batch that one insert takes; at most 1,000,000.
     pub max_batch: usize,
     /// How requests and answers are compressed.
@@ -54,6 +57,7 @@ impl Default for ClickHouseConfig {
             password: None,
             database: "qi".to_owned(),
             table_prefix: String::new(),
+            cluster: None,
             max_batch: StoreInfo::MAX_BATCH,
             compression: Compression::Lz4,
             pool: PoolSection::default(),
@@ -169,6 +173,12 @@ impl ClickHouseConfig {
                 "must be lower-case letters, digits and underscores, at most 63, and begin with no digit";
             return Err(refuse("table_prefix", table_prefix, rule));
         }
+        if let Some(cluster) = &self.cluster {
+            let word = cluster.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+            if cluster.is_empty() || !word {
+                return Err(refuse("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
+            }
+        }
         within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         within("pool.max_connections", pool.max_connections as u64, 1, 10_000)?;
         within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
@@ -198,11 +208,16 @@ impl ClickHouseConfig {
 
 /// What the contract stands on.
 const OWN_SETTINGS: &[&str] = &[
-    "insert_deduplicate",
     "async_insert",
-    "wait_end_of_query",
-    "max_partitions_per_insert_block",
     "database",
+    "distributed_foreground_insert",
+    "insert_deduplicate",
+    "insert_quorum",
+    "insert_quorum_parallel",
+    "max_execution_time",
+    "max_partitions_per_insert_block",
+    "select_sequential_consistency",
+    "wait_end_of_query",
 ];
 
 /// Three weeks and a half.
