@@ -13,6 +13,8 @@ pub mod pipeline;
 mod guides {
     #[doc = include_str!("../../docs/architecture.md")]
     struct Architecture;
+    #[doc = include_str!("../../docs/backends/clickhouse.md")]
+    struct BackendClickHouse;
     #[doc = include_str!("../../docs/backends/timescale.md")]
     struct BackendTimescale;
     #[doc = include_str!("../../docs/configuration.md")]
