@@ -33,6 +33,7 @@ fn main() {
         trial(&server, "a_column_of_another_type_refuses_the_rows", other_type),
         trial(&server, "the_names_of_the_codes_are_the_servers_own", codes),
         trial(&server, "ages_are_ttls_that_can_change", ages),
+        trial(&server, "the_statements_of_the_guide_run", guide),
         trial(&server, "a_purge_drops_whole_partitions", purge),
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
         trial(&server, "dropped_writes_leave_whole_records_or_none", dropped_writes),
@@ -162,6 +163,27 @@ async fn codes(server: Server) {
             .unwrap();
         assert_eq!(named, name, "{code}");
     }
+}
+
+async fn guide(server: Server) {
+    let page = include_str!("../../docs/backends/clickhouse.md");
+    let blocks: Vec<_> =
+        page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 3, "the page has its statements");
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+            for block in blocks {
+                let text = block.trim().trim_end_matches(';');
+                let rows = store.client().query_raw(text).fetch_bytes("JSONEachRow").unwrap().collect().await;
+                let rows = rows.unwrap_or_else(|error| panic!("{block}: {error}"));
+                assert!(!rows.is_empty() || !block.contains("system.parts"), "no rows: {block}");
+            }
+        },
+    )
+    .await;
 }
 
 async fn ages(server: Server) {

@@ -40,8 +40,13 @@ fn main() {
         trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
         trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
         trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
+        trials.push(trial(&server, "more_names_than_are_kept_in_memory_are_stored", many_names));
+        trials.push(trial(&server, "stats_beside_deletions_are_whole_or_none", stats_race));
     }
     let server = Server::timescale();
+    trials.push(trial(&server, "a_first_schema_beside_writers_is_whole", first_schema));
+    trials.push(trial(&server, "chunks_of_an_older_shorter_interval_are_few_at_a_time", shorter_chunks));
+    trials.push(trial(&server, "purges_beside_writers_and_readers_end_in_no_lasting_error", purge_race));
     trials.push(trial(&server, "chunks_are_listed_and_dropped_whole", chunks));
     trials.push(trial(&server, "a_changed_chunk_interval_is_for_new_chunks", chunk_interval));
     trials.push(trial(&server, "tables_with_data_become_hypertables_by_hand_alone", conversion));
@@ -338,6 +343,194 @@ async fn replay(server: Server) {
             }
             let after = table_bytes(&store).await;
             assert_eq!(after, before, "a replay writes nothing");
+        },
+    )
+    .await;
+}
+
+fn tick_of(instrument: &str, secs: i64, seq: u64) -> PriceTick {
+    let ts = Timestamp::from_secs(1_700_000_000 + secs).unwrap();
+    PriceTick::new(instrument.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()
+}
+
+async fn many_names(server: Server) {
+    with_store(
+        &server,
+        |config| config.max_batch = 300_000,
+        async |store, _| {
+            let old = tick_of("a:OLD", 0, 0);
+            store.insert_ticks(std::slice::from_ref(&old)).await.unwrap();
+            let names = |from: usize, to: usize| -> Vec<PriceTick> {
+                (from..to).map(|n| tick_of(&format!("a:S{n}"), 0, 0)).collect()
+            };
+            store.insert_ticks(&names(0, 199_990)).await.unwrap();
+            // With these the memory of ids is full and begins anew, in the middle of a batch with a known name.
+            let mut batch = names(300_000, 300_020);
+            batch.push(old);
+            store.insert_ticks(&batch).await.unwrap();
+            // More than it can hold at all.
+            store.insert_ticks(&names(400_000, 610_000)).await.unwrap();
+            for name in ["a:OLD", "a:S0", "a:S300019", "a:S609999"] {
+                assert_eq!(count(&store, name).await, 1, "{name}");
+            }
+        },
+    )
+    .await;
+}
+
+async fn stats_race(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let batch: Vec<_> = (0..500).map(|n| tick_of("a:B", n, 0)).collect();
+            let writer = tokio::spawn({
+                let store = store.clone();
+                async move {
+                    let some = Selection::these(["a:B".parse::<Instrument>().unwrap()]).unwrap();
+                    for _ in 0..150 {
+                        store.insert_ticks(&batch).await.unwrap();
+                        store.delete_range(&DeleteQuery::Ticks(some.clone(), TimeRange::ALL)).await.unwrap();
+                    }
+                }
+            });
+            let query = StatsQuery::new("a:B".parse().unwrap(), TimeRange::ALL);
+            while !writer.is_finished() {
+                if let Some(stats) = store.stats(&query).await.unwrap() {
+                    // A batch of this size is one statement, and a deletion is another one.
+                    assert_eq!(stats.count(), 500);
+                }
+            }
+            writer.await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn first_schema(server: Server) {
+    for _ in 0..10 {
+        let config = server.config(&namespace());
+        let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writers: Vec<_> = (0..3)
+            .map(|_| {
+                let (store, done) = (TimescaleStore::open(config.clone()).unwrap(), done.clone());
+                tokio::spawn(async move {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        // Refused until the schema is there.
+                        let _ = store.insert_ticks(&[tick_of("a:A", 0, 0)]).await;
+                    }
+                    store.close().await.unwrap();
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let store = TimescaleStore::open(config.clone()).unwrap();
+        store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        store.close().await.unwrap();
+        drop_schema(server.url(), &config.schema).await;
+    }
+}
+
+/// A thousand chunks of an hour, in a store that is configured for weeks.
+async fn shorter_chunks(server: Server) {
+    with_store(
+        &server,
+        |config| config.chunks.ticks_hours = 1,
+        async |short, config| {
+            const HOURS: i64 = 1_500;
+            let batch: Vec<_> = (0..HOURS).map(|n| tick_of("a:A", n * 3_600, 0)).collect();
+            short.insert_ticks(&batch).await.unwrap();
+            let mut longer = config.clone();
+            longer.chunks.ticks_hours = 168;
+            let store = TimescaleStore::open(longer).unwrap();
+            store.ensure_schema().await.unwrap();
+            // Each of these would need more locks than the server has, were it one statement; eight at once.
+            let (start, end) = (batch[0].ts(), batch[batch.len() - 1].ts());
+            let range = TimeRange::new(start, end).unwrap();
+            let readers: Vec<_> = (0..8)
+                .map(|_| {
+                    let (store, batch) = (store.clone(), batch.clone());
+                    tokio::spawn(async move {
+                        let query = RangeQuery::new("a:B".parse().unwrap(), range);
+                        assert!(store.ticks(&query).await.unwrap().items.is_empty());
+                        store.insert_ticks(&batch).await.unwrap();
+                    })
+                })
+                .collect();
+            for reader in readers {
+                reader.await.unwrap();
+            }
+            assert!(stored(&store, "a:A").await == batch);
+            store.delete_range(&DeleteQuery::Ticks(Selection::All, range)).await.unwrap();
+            assert_eq!(count(&store, "a:A").await, 1);
+            store.purge_before(Dataset::Ticks, Timestamp::MAX).await.unwrap();
+            store.close().await.unwrap();
+        },
+    )
+    .await;
+}
+
+async fn purge_race(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let cutoff = Timestamp::from_secs(1_700_000_000 + 86_400 * 61).unwrap();
+            let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let running = |done: &std::sync::Arc<std::sync::atomic::AtomicBool>| {
+                let done = done.clone();
+                move || !done.load(std::sync::atomic::Ordering::Relaxed)
+            };
+            let mut tasks = Vec::new();
+            for writer in 0..3_u64 {
+                let (store, running) = (store.clone(), running(&done));
+                tasks.push(tokio::spawn(async move {
+                    let mut size = 50;
+                    while running() {
+                        size = if size == 50 { 1_500 } else { 50 };
+                        let batch: Vec<_> = (0..size)
+                            .map(|n| {
+                                tick_of(
+                                    &format!("a:W{writer}"),
+                                    (n * 172_800) % (86_400 * 60),
+                                    n.cast_unsigned(),
+                                )
+                            })
+                            .collect();
+                        if let Err(error) = store.insert_ticks(&batch).await {
+                            assert!(error.retry().is_retryable(), "write: {}", error.report());
+                        }
+                    }
+                }));
+            }
+            let (reader, running_reader) = (store.clone(), running(&done));
+            tasks.push(tokio::spawn(async move {
+                while running_reader() {
+                    let query = RangeQuery::new("a:W1".parse().unwrap(), TimeRange::ALL);
+                    let read = reader.ticks(&query).await.map(drop);
+                    let latest = reader.latest_tick(&"a:W1".parse().unwrap()).await.map(drop);
+                    for error in [read.err(), latest.err()].into_iter().flatten() {
+                        assert!(error.retry().is_retryable(), "read: {}", error.report());
+                    }
+                }
+            }));
+            let started = std::time::Instant::now();
+            while started.elapsed() < Duration::from_secs(8) {
+                if let Err(error) = store.purge_before(Dataset::Ticks, cutoff).await {
+                    assert!(error.retry().is_retryable(), "purge: {}", error.report());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            for task in tasks {
+                task.await.unwrap();
+            }
+            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            assert_eq!(count(&store, "a:W1").await, 0);
         },
     )
     .await;

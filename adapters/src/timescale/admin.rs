@@ -13,6 +13,7 @@ use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::pg::Pg;
 use super::policy;
 use super::read::Keys;
+use super::schema;
 use super::table::table_of;
 
 /// How many chunks one statement deletes from, and how many are dropped at once.
@@ -60,7 +61,7 @@ impl TimescaleStore {
              LEFT JOIN {}.chunks_detailed_size($1::regclass) s \
              ON s.chunk_schema = c.chunk_schema AND s.chunk_name = c.chunk_name \
              WHERE c.hypertable_schema = $2 AND c.hypertable_name = $3 ORDER BY c.range_start",
-            self.extension(lease).await?
+            schema::extension(lease).await?
         )))
         .bind(&relation)
         .bind(&self.inner.config.schema)
@@ -83,16 +84,6 @@ impl TimescaleStore {
         rows.iter().map(read).collect()
     }
 
-    /// The schema of the extension's functions, quoted.
-    async fn extension(&self, lease: &mut Lease) -> Result<String, Cause> {
-        Ok(sqlx::query_scalar(
-            "SELECT quote_ident(n.nspname) FROM pg_extension e \
-             JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb'",
-        )
-        .fetch_one(&mut **lease)
-        .await?)
-    }
-
     /// Converts every chunk of a dataset to the columnstore that is not in it yet, and gives how many it
     /// converted. Reads and writes go on as before; converted chunks are many times smaller.
     ///
@@ -107,7 +98,7 @@ impl TimescaleStore {
 
     async fn convert(&self, lease: &mut Lease, dataset: Dataset) -> Result<usize, Cause> {
         policy::community(lease, "columnstore").await?;
-        let extension = self.extension(lease).await?;
+        let extension = schema::extension(lease).await?;
         policy::enable_columnstore(lease, &self.inner.config, table_of(dataset)).await?;
         let mut converted = 0;
         for chunk in self.chunk_list(lease, dataset).await? {
@@ -243,7 +234,7 @@ impl TimescaleStore {
         if chunks.are_hypertables() {
             let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
             sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;
-            let extension = self.extension(lease).await?;
+            let extension = schema::extension(lease).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
                 // Few at a time, oldest first: dropping takes locks too.

@@ -8,7 +8,7 @@ use qi_core::{
     BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp,
 };
 use sqlx::postgres::PgRow;
-use sqlx::{Row, ValueRef};
+use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 
 use super::TimescaleStore;
 use super::connect::Lease;
@@ -177,21 +177,35 @@ impl TimescaleStore {
         Ok(None)
     }
 
-    /// Figures over a range, summed in parts that touch few chunks each.
+    /// Figures over a range, all of one snapshot.
     pub(super) async fn stats_of(
         &self,
         lease: &mut Lease,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
+        // Several statements: what is deleted between them must not be missing in one of them alone.
+        let mut snapshot = lease.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let stats = self.stats_in(&mut snapshot, id, query).await?;
+        snapshot.rollback().await?;
+        Ok(stats)
+    }
+
+    /// Summed in parts that touch few chunks each.
+    async fn stats_in(
+        &self,
+        connection: &mut PgConnection,
+        id: i32,
+        query: &StatsQuery,
+    ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Figures> = None;
         let mut walk = Walk::new(query.range, Order::Ascending);
-        while let Some(part) = walk.next(lease, &self.inner.chunks, Dataset::Ticks).await? {
+        while let Some(part) = walk.next(connection, &self.inner.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(STATS)
                 .bind(id)
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
-                .fetch_one(&mut **lease)
+                .fetch_one(&mut *connection)
                 .await?;
             let count = row.try_get::<i64, _>(0)?.cast_unsigned();
             if count == 0 {
@@ -201,7 +215,7 @@ impl TimescaleStore {
             let sums = read_sums(&row, 3)?;
             sum = Some(match sum {
                 None => {
-                    let first = self.point(lease, FIRST_POINT, id, part).await?;
+                    let first = self.point(connection, FIRST_POINT, id, part).await?;
                     Figures { first, part, min, max, sums, count }
                 }
                 Some(so_far) => Figures {
@@ -220,13 +234,13 @@ impl TimescaleStore {
             });
         }
         let Some(Figures { first, part, min, max, sums, count }) = sum else { return Ok(None) };
-        let last = self.point(lease, LAST_POINT, id, part).await?;
+        let last = self.point(connection, LAST_POINT, id, part).await?;
         Ok(Some(RangeStats::new(first, last, (min, max), sums, count)?))
     }
 
     async fn point(
         &self,
-        lease: &mut Lease,
+        connection: &mut PgConnection,
         statement: &'static str,
         id: i32,
         part: TimeRange,
@@ -235,7 +249,7 @@ impl TimescaleStore {
             .bind(id)
             .bind(Pg(part.start()))
             .bind(Pg(part.end()))
-            .fetch_one(&mut **lease)
+            .fetch_one(&mut *connection)
             .await?;
         Ok(PricePoint {
             ts: row.try_get::<Pg<Timestamp>, _>(0)?.0,

@@ -86,13 +86,11 @@ impl Names {
         connection: &mut PgConnection,
         batch: impl Iterator<Item = &'a Instrument> + Clone,
     ) -> Result<Vec<i32>, Cause> {
-        let mut absent = BTreeSet::new();
-        {
-            let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(found) = resolve(&ids, batch.clone(), &mut absent) {
-                return Ok(found);
-            }
+        let (mut ids, absent) = self.resolve(batch.clone());
+        if absent.is_empty() {
+            return Ok(ids.into_iter().flatten().collect());
         }
+        let mut met: HashMap<&Instrument, i32> = HashMap::with_capacity(absent.len());
         let absent: Vec<&Instrument> = absent.into_iter().collect();
         // A batch has at most 1,000,000 records, and with that so many names.
         for part in absent.chunks(20_000) {
@@ -102,12 +100,43 @@ impl Names {
                 sqlx::query(ADD).bind(exchanges).bind(symbols).execute(&mut *connection).await?;
                 found = select(connection, part.iter().copied()).await?;
             }
-            self.keep(found.into_iter().map(|(place, id)| (part[place].clone(), id)));
+            met.extend(found.into_iter().map(|(place, id)| (part[place], id)));
         }
+        // Not out of the cache, which may have begun anew in the meantime.
+        for (instrument, id) in batch.zip(&mut ids).filter(|(_, id)| id.is_none()) {
+            *id = met.get(instrument).copied();
+        }
+        self.keep(met.into_iter().map(|(instrument, id)| (instrument.clone(), id)));
+        let all: Option<Vec<i32>> = ids.into_iter().collect();
+        // Somebody removes rows of this table, against the rules of the guide.
+        all.ok_or_else(|| Cause::Schema { rule: "an instrument that was just added is gone".to_owned() })
+    }
+
+    /// The ids of a batch as far as they are known, and the instruments whose are not.
+    fn resolve<'a>(
+        &self,
+        batch: impl Iterator<Item = &'a Instrument>,
+    ) -> (Vec<Option<i32>>, BTreeSet<&'a Instrument>) {
         let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
-        resolve(&ids, batch, &mut BTreeSet::new()).ok_or_else(|| Cause::Schema {
-            rule: "more instruments than the cache of ids holds, in one batch".to_owned(),
-        })
+        let mut found = Vec::with_capacity(batch.size_hint().0);
+        let mut absent = BTreeSet::new();
+        // Records of one instrument often stand together.
+        let mut last: Option<(&Instrument, Option<i32>)> = None;
+        for instrument in batch {
+            let id = match last {
+                Some((known, id)) if known == instrument => id,
+                _ => {
+                    let id = ids.get(instrument).copied();
+                    if id.is_none() {
+                        absent.insert(instrument);
+                    }
+                    id
+                }
+            };
+            last = Some((instrument, id));
+            found.push(id);
+        }
+        (found, absent)
     }
 
     /// The instruments behind `after`, of one exchange or of all, by (exchange, symbol).
@@ -135,32 +164,6 @@ impl Names {
         };
         Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
     }
-}
-
-/// The ids of a batch, if all are known; else the absent instruments are collected.
-fn resolve<'a>(
-    ids: &HashMap<Instrument, i32>,
-    batch: impl Iterator<Item = &'a Instrument>,
-    absent: &mut BTreeSet<&'a Instrument>,
-) -> Option<Vec<i32>> {
-    let mut found = Vec::with_capacity(batch.size_hint().0);
-    // Records of one instrument often stand together.
-    let mut last: Option<(&Instrument, i32)> = None;
-    for instrument in batch {
-        let id = match last {
-            Some((known, id)) if known == instrument => id,
-            _ => {
-                let Some(id) = ids.get(instrument) else {
-                    absent.insert(instrument);
-                    continue;
-                };
-                *id
-            }
-        };
-        last = Some((instrument, id));
-        found.push(id);
-    }
-    absent.is_empty().then_some(found)
 }
 
 fn columns<'a>(instruments: impl Iterator<Item = &'a Instrument>) -> (Vec<&'a str>, Vec<&'a str>) {

@@ -12,8 +12,8 @@ use crate::config::TimescaleConfig;
 pub(super) async fn apply(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
-    extension: &str,
 ) -> Result<Vec<String>, Cause> {
+    let extension = super::schema::extension(connection).await?;
     let mut applied = Vec::new();
     for dataset in Dataset::ALL {
         let table = table_of(dataset);

@@ -57,31 +57,38 @@ async fn ensure_on(
             .await?;
     }
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
+    // One transaction: nobody meets the tables before they are all that they should be. A writer that came between
+    // would leave rows in a table that is to become a hypertable.
+    let mut transaction = connection.begin().await?;
     let mut applied = Vec::new();
     if config.hypertables == Hypertables::On {
-        applied.extend(create_extension(connection).await?);
+        applied.extend(create_extension(&mut transaction).await?);
     }
     let there: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
         .bind(&config.schema)
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut *transaction)
         .await?;
     if !there {
         // The name was checked: letters, digits and underscores.
         let create = AssertSqlSafe(format!("CREATE SCHEMA \"{}\"", config.schema));
-        sqlx::query(create).execute(&mut *connection).await?;
+        sqlx::query(create).execute(&mut *transaction).await?;
         applied.push(format!("schema {}", config.schema));
     }
-    let done = recorded(connection, &config.schema).await?;
+    let done = recorded(&mut transaction, &config.schema).await?;
     check(&done, &steps)?;
     // A database in order is not written to, so that a role without the right to create anything may call
     // `ensure_schema` too.
     for step in steps.iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
-        connection.ensure_migrations_table(RECORD).await?;
-        connection.apply(RECORD, step).await?;
+        transaction.ensure_migrations_table(RECORD).await?;
+        transaction.apply(RECORD, step).await?;
         applied.push(format!("{} {}", step.version, step.description));
     }
     if config.hypertables == Hypertables::On {
-        applied.extend(hypertables(connection, config).await?);
+        applied.extend(hypertables(&mut transaction, config).await?);
+    }
+    transaction.commit().await?;
+    if config.hypertables == Hypertables::On {
+        applied.extend(super::policy::apply(connection, config).await?);
     }
     Ok(SchemaReport::new(version, applied))
 }
@@ -145,14 +152,19 @@ async fn create_extension(connection: &mut PgConnection) -> Result<Option<String
     Ok(Some("extension timescaledb".to_owned()))
 }
 
-/// Makes the tables hypertables, and gives them the configured chunk intervals and policies.
-async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
-    let extension: String = sqlx::query_scalar(
+/// The schema of the extension's functions, quoted.
+pub(super) async fn extension(connection: &mut PgConnection) -> Result<String, Cause> {
+    Ok(sqlx::query_scalar(
         "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
          WHERE e.extname = 'timescaledb'",
     )
-    .fetch_one(&mut *connection)
-    .await?;
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Makes the tables hypertables, and gives them the configured chunk intervals.
+async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
+    let extension = extension(connection).await?;
     let mut applied = Vec::new();
     for table in TABLES {
         let micros = chunk_micros(config, table.dataset);
@@ -194,7 +206,6 @@ async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) ->
             applied.push(format!("chunk interval of {}", table.name));
         }
     }
-    applied.extend(super::policy::apply(connection, config, &extension).await?);
     Ok(applied)
 }
 

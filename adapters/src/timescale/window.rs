@@ -16,7 +16,10 @@ use crate::config::{Hypertables, TimescaleConfig};
 pub(super) struct Chunks {
     schema: String,
     hypertables: bool,
+    /// The configured length of a chunk, in microseconds, by dataset.
     micros: [i64; 4],
+    /// The least length of a chunk that there is or will be; 0 until it was asked for.
+    least: [AtomicI64; 4],
     /// The start of the newest chunk that was met, by dataset; `i64::MIN` if none was.
     newest: [AtomicI64; 4],
 }
@@ -34,6 +37,11 @@ const NEWEST: i64 = 3;
 pub(super) const WRITE_CHUNKS: usize = 50;
 
 // The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
+const LEAST_OF: &str = "SELECT min(s.range_end - s.range_start) \
+    FROM _timescaledb_catalog.hypertable h \
+    JOIN _timescaledb_catalog.dimension d ON d.hypertable_id = h.id \
+    JOIN _timescaledb_catalog.dimension_slice s ON s.dimension_id = d.id \
+    WHERE h.schema_name = $1 AND h.table_name = $2";
 const OLDEST_OF: &str = "SELECT count(*), max(range_end) FROM (\
     SELECT s.range_start, s.range_end \
     FROM _timescaledb_catalog.hypertable h \
@@ -55,13 +63,32 @@ impl Chunks {
             schema: config.schema.clone(),
             hypertables: config.hypertables == Hypertables::On,
             micros: Dataset::ALL.map(|dataset| super::schema::chunk_micros(config, dataset)),
+            least: std::array::from_fn(|_| AtomicI64::new(0)),
             newest: std::array::from_fn(|_| AtomicI64::new(i64::MIN)),
         }
     }
 
-    /// The number of the chunk that holds a time: its own, or, of an ordinary table, the same for all.
-    pub(super) fn number(&self, dataset: Dataset, micros: i64) -> i64 {
-        if self.hypertables { micros.div_euclid(self.micros[dataset as usize]) } else { 0 }
+    /// The least length of a chunk: the configured one, or that of chunks from before the configuration changed.
+    pub(super) async fn least(&self, connection: &mut PgConnection, dataset: Dataset) -> Result<i64, Cause> {
+        let at = dataset as usize;
+        let known = self.least[at].load(Ordering::Relaxed);
+        if known != 0 || !self.hypertables {
+            return Ok(known);
+        }
+        let there: Option<i64> = sqlx::query_scalar(LEAST_OF)
+            .bind(&self.schema)
+            .bind(table_of(dataset).name)
+            .fetch_one(connection)
+            .await?;
+        let least = there.unwrap_or(i64::MAX).clamp(1, self.micros[at]);
+        self.least[at].store(least, Ordering::Relaxed);
+        Ok(least)
+    }
+
+    /// A number that times share which lie in one chunk of the length `least`; the same for all times of an
+    /// ordinary table.
+    pub(super) fn number(&self, least: i64, micros: i64) -> i64 {
+        if self.hypertables { micros.div_euclid(least) } else { 0 }
     }
 
     /// The part of `range` that comes first in `order` and lies in at most `most` chunks.
@@ -74,7 +101,7 @@ impl Chunks {
         most: i64,
     ) -> Result<TimeRange, Cause> {
         let (start, end) = (range.start().as_micros(), range.end().as_micros());
-        if !self.hypertables || (end - start) / self.micros[dataset as usize] < most {
+        if !self.hypertables || (end - start) / self.least(connection, dataset).await? < most {
             return Ok(range);
         }
         let sql = if order == Order::Ascending { OLDEST_OF } else { NEWEST_OF };
@@ -134,7 +161,7 @@ impl Chunks {
     pub(super) fn wrote(&self, dataset: Dataset, micros: i64) {
         if self.hypertables {
             let at = dataset as usize;
-            let start = self.number(dataset, micros) * self.micros[at];
+            let start = micros - micros.rem_euclid(self.micros[at]);
             // Only what was asked of the catalog once is kept forward; see `recent`.
             if self.newest[at].load(Ordering::Relaxed) != i64::MIN {
                 self.newest[at].fetch_max(start, Ordering::Relaxed);

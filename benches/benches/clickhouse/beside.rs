@@ -1,0 +1,113 @@
+//! Reading: a page beside the bare statement; the latest of each instrument, bars and bytes beside TimescaleDB.
+
+use std::hint::black_box;
+
+use qi_benches::{ratio, timed};
+use qi_core::store::{BarQuery, LatestQuery, PriceStore, RangeQuery};
+use qi_core::{Interval, Selection, TimeRange};
+
+use crate::rig::{Other, Place, Rig};
+use crate::ticks::{INSTRUMENTS, MILLION};
+
+/// From one tick to the next, in microseconds: 10,000,000 are a day, or a year.
+const DAY: i64 = 8_640;
+const YEAR: i64 = 365 * DAY;
+
+/// Short measurements need many rounds.
+const FACTOR: usize = 10;
+
+/// One instrument's 10,000 ticks out of a million.
+pub(crate) fn page(rig: &Rig) {
+    let place = rig.fresh(|_| ());
+    rig.fill(&place.store, MILLION, DAY);
+    place.settle();
+    let instrument = &rig.market.instruments()[42];
+    let query =
+        RangeQuery::new(instrument.clone(), TimeRange::ALL).with_limit(10_000).expect("the largest page");
+    let bare = format!(
+        "SELECT ts, seq, price, quantity, side FROM {}ticks FINAL WHERE exchange = '{}' AND symbol = '{}' \
+         ORDER BY ts, seq LIMIT 10000",
+        place.prefix,
+        instrument.exchange(),
+        instrument.symbol(),
+    );
+    let times = ratio(
+        rig.rounds * FACTOR,
+        || {
+            timed(|| {
+                let page = rig.block_on(place.store.ticks(&query)).expect("a page");
+                assert_eq!(page.items.len(), 10_000);
+                page
+            })
+        },
+        || {
+            timed(|| {
+                rig.block_on(async {
+                    let mut cursor =
+                        place.store.client().query_raw(&bare).fetch_bytes("RowBinary").expect("a query");
+                    cursor.collect().await.expect("rows")
+                })
+            })
+        },
+    );
+    println!("page of 10,000 ticks into records / the bytes of the bare statement: {times}");
+}
+
+/// Both stores with 10,000,000 ticks.
+fn both(rig: &Rig, step: i64) -> Option<(Place<'_>, Other<'_>)> {
+    let Some(other) = rig.timescale() else {
+        println!("QI_TIMESCALE_URL is not set, so nothing was measured");
+        return None;
+    };
+    let place = rig.fresh(|_| ());
+    rig.fill(&place.store, 10 * MILLION, step);
+    rig.fill(&other.store, 10 * MILLION, step);
+    let (ours, theirs) = (place.settle(), other.settle());
+    println!(
+        "bytes on disk, 10,000,000 ticks: {ours}, TimescaleDB {theirs}: {:.1} and {:.1} a tick",
+        ours as f64 / 1e7,
+        theirs as f64 / 1e7
+    );
+    Some((place, other))
+}
+
+/// The latest of all instruments.
+pub(crate) fn latest(rig: &Rig) {
+    let Some((place, other)) = both(rig, DAY) else { return };
+    let query = LatestQuery::new(Selection::All);
+    let ask = |store: &dyn PriceStore| {
+        timed(|| {
+            let page = rig.block_on(store.latest_ticks(&query)).expect("a page");
+            assert_eq!(page.items.len(), INSTRUMENTS);
+            page
+        })
+    };
+    let times = ratio(rig.rounds * FACTOR, || ask(&place.store), || ask(&other.store));
+    println!("latest of 100 instruments / TimescaleDB: {times}");
+}
+
+/// Bars of a minute out of a day of 10,000,000 ticks, and of a day out of a year of them.
+pub(crate) fn bars(rig: &Rig) {
+    for (step, interval, count, what) in [
+        (DAY, Interval::M1, 1_440, "a day of 1-minute bars"),
+        (YEAR, Interval::D1, 365, "a year of daily bars"),
+    ] {
+        let Some((place, other)) = both(rig, step) else { return };
+        let ask = |store: &dyn PriceStore, instruments: usize| {
+            timed(|| {
+                for instrument in &rig.market.instruments()[..instruments] {
+                    let query = BarQuery::new(instrument.clone(), interval, TimeRange::ALL);
+                    let query = query.with_limit(10_000).expect("the largest page");
+                    let page = rig.block_on(store.derived_bars(&query)).expect("bars");
+                    assert!(page.items.len() >= count, "{} bars", page.items.len());
+                    black_box(page);
+                }
+            })
+        };
+        let times = ratio(rig.rounds, || ask(&place.store, 1), || ask(&other.store, 1));
+        println!("{what} of one of 100 instruments / TimescaleDB: {times}");
+        let times =
+            ratio(3.min(rig.rounds), || ask(&place.store, INSTRUMENTS), || ask(&other.store, INSTRUMENTS));
+        println!("{what} of all 100 instruments, one by one / TimescaleDB: {times}");
+    }
+}
