@@ -105,8 +105,8 @@ impl TimescaleStore {
 
     async fn insert_on<R: Stored>(&self, lease: &mut Lease, batch: &[R]) -> Result<InsertReport, Cause> {
         let ids = self.series_ids(lease, batch).await?;
-        let least = self.inner.chunks.least(lease, R::TABLE.dataset).await?;
-        let entries = self.entries(batch, &ids, least);
+        let chunk_length = self.inner.chunks.least(lease, R::TABLE.dataset).await?;
+        let entries = self.entries(batch, &ids, chunk_length);
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let job = Job { store: self, batch, ids: &ids };
         let pieces = cut(&entries, self.inner.config.write.piece);
@@ -155,11 +155,11 @@ impl TimescaleStore {
     }
 
     /// The records in the order of their keys, each key once: its last record.
-    fn entries<R: Stored>(&self, batch: &[R], ids: &[i32], least: i64) -> Vec<Entry> {
+    fn entries<R: Stored>(&self, batch: &[R], ids: &[i32], chunk_length: i64) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(batch.len());
         for (at, (record, id)) in batch.iter().zip(ids).enumerate() {
             let (interval, ts, seq) = record.tail();
-            let chunk = self.inner.chunks.number(least, ts);
+            let chunk = self.inner.chunks.number(chunk_length, ts);
             let key = WriteKey { chunk, series: *id, interval, ts, seq };
             // A batch has at most 1,000,000 records.
             entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
