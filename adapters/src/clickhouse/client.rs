@@ -32,7 +32,7 @@ impl Connections {
     pub(super) fn open(config: &ClickHouseConfig) -> Result<Self> {
         let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
         let Address { base, user, password } = Address::read(text)?;
-        let mut client = Client::default()
+        let mut client = super::http::client(config.root_cert.as_deref())?
             .with_url(base.clone())
             .with_database(&config.database)
             .with_product_info("qi", env!("CARGO_PKG_VERSION"))

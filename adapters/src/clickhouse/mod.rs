@@ -7,6 +7,7 @@ mod admin;
 mod bars;
 mod client;
 mod error;
+mod http;
 mod read;
 mod rowbinary;
 mod schema;

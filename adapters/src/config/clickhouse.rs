@@ -37,6 +37,8 @@ pub struct ClickHouseConfig {
     pub max_batch: usize,
     /// How requests and answers are compressed.
     pub compression: Compression,
+    /// The file of certificate authorities that are trusted for `https` beside the public ones, PEM.
+    pub root_cert: Option<String>,
     /// Requests at once.
     pub pool: PoolSection,
     /// What the server may spend on one request.
@@ -60,6 +62,7 @@ impl Default for ClickHouseConfig {
             cluster: None,
             max_batch: StoreInfo::MAX_BATCH,
             compression: Compression::Lz4,
+            root_cert: None,
             pool: PoolSection::default(),
             limits: LimitsSection::default(),
             write: WriteSection::default(),
