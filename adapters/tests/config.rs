@@ -320,6 +320,9 @@ mod timescale {
             "postgres://qi:SECRET@host/qi?sslmode=nonsense",
             "postgres://qi:SECRET@host/qi?port=x",
             "postgres://qi@host/qi?passwrod=SECRET",
+            "postgres://qi:abc?SECRET@host/qi",
+            "postgres://qi@host/qi?password=abc&SECRET",
+            "postgres://qi@host/qi?password=abc&SECRET=1",
             "SECRET",
             "http://qi:SECRET@host/qi",
         ] {
@@ -327,6 +330,19 @@ mod timescale {
             assert_eq!(error.kind(), ErrorKind::Config, "{url}");
             let shown = format!("{error} {error:?} {}", error.report());
             assert!(!shown.contains("SECRET") && !shown.contains("ffRET"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_password_without_quotes_is_not_shown() {
+        for value in ["4711471147", "-4711471147", "4711471147.5", "[4711471147]"] {
+            for key in ["url", "password"] {
+                let file = format!("[store.timescale]\n{key} = {value}");
+                let error = refused(&file, NONE);
+                let shown = format!("{error} {error:?} {}", error.report());
+                assert!(!shown.contains("4711471147"), "{shown}");
+                assert!(shown.contains(key), "{shown}");
+            }
         }
     }
 
@@ -338,6 +354,8 @@ mod timescale {
             ("host = \"h\"\nschema = \"a b\"", "store.timescale.schema"),
             ("host = \"h\"\nschema = \"x\\\"; DROP\"", "store.timescale.schema"),
             ("host = \"h\"\nschema = \"pg_x\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"information_schema\"", "store.timescale.schema"),
+            ("host = \"h\"\nschema = \"_timescaledb_internal\"", "store.timescale.schema"),
             ("host = \"h\"\nschema = \"\"", "store.timescale.schema"),
             ("host = \"h\"\nmax_batch = 0", "store.timescale.max_batch"),
             ("host = \"h\"\nmax_batch = 1_000_001", "store.timescale.max_batch"),

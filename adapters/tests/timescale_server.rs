@@ -40,6 +40,8 @@ fn main() {
         trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
         trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
         trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
+        trials.push(trial(&server, "a_schema_that_was_made_again_is_met_anew", made_again));
+        trials.push(trial(&server, "connections_of_own_sql_count_as_in_use", own_sql));
         trials.push(trial(&server, "more_names_than_are_kept_in_memory_are_stored", many_names));
         trials.push(trial(&server, "stats_beside_deletions_are_whole_or_none", stats_race));
     }
@@ -351,6 +353,58 @@ async fn replay(server: Server) {
 fn tick_of(instrument: &str, secs: i64, seq: u64) -> PriceTick {
     let ts = Timestamp::from_secs(1_700_000_000 + secs).unwrap();
     PriceTick::new(instrument.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()
+}
+
+/// Ids of instruments are kept in memory, and belong to others in a schema that was dropped and made again.
+async fn made_again(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |old, config| {
+            old.insert_ticks(&[tick_of("a:A", 0, 0), tick_of("a:B", 0, 0)]).await.unwrap();
+            drop_schema(server.url(), &config.schema).await;
+            let other = TimescaleStore::open(config).unwrap();
+            other.ensure_schema().await.unwrap();
+            let theirs = [tick_of("z:Z", 0, 0), tick_of("y:Y", 0, 0)];
+            other.insert_ticks(&theirs).await.unwrap();
+            // The old one's ids are those of the two others now.
+            let ours = tick_of("a:A", 0, 0).with_quantity("7".parse().ok());
+            assert_eq!(count(&old, "a:B").await, 0);
+            old.insert_ticks(std::slice::from_ref(&ours)).await.unwrap();
+            for store in [&old, &other] {
+                assert_eq!(stored(store, "z:Z").await, theirs[..1]);
+                assert_eq!(stored(store, "a:A").await, std::slice::from_ref(&ours));
+            }
+            other.close().await.unwrap();
+            // The same by one store alone.
+            drop_schema(server.url(), &server_schema(&old)).await;
+            old.ensure_schema().await.unwrap();
+            old.insert_ticks(std::slice::from_ref(&ours)).await.unwrap();
+            assert_eq!(stored(&old, "a:A").await, std::slice::from_ref(&ours));
+            assert_eq!(count(&old, "z:Z").await, 0);
+        },
+    )
+    .await;
+}
+
+fn server_schema(store: &TimescaleStore) -> String {
+    let shown = store.to_string();
+    shown.rsplit_once("schema ").unwrap().1.trim_end_matches(')').to_owned()
+}
+
+async fn own_sql(server: Server) {
+    let change = |config: &mut TimescaleConfig| {
+        config.pool.max_connections = 1;
+        config.pool.acquire_timeout_ms = 300;
+    };
+    with_store(&server, change, async |store, _| {
+        let held = store.pool().acquire().await.unwrap();
+        let error = store.ping().await.unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "store.timescale.pool"));
+        drop(held);
+        store.ping().await.unwrap();
+    })
+    .await;
 }
 
 async fn many_names(server: Server) {

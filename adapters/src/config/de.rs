@@ -32,8 +32,29 @@ impl de::Error for Failure {
         Self(Error::new(ErrorKind::Config, "config.value", "load").with_message(message))
     }
 
+    // Without the value: this may be a password without its quotes.
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("must be {expected}, not {}", sort_of(&found)))
+    }
+
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("must be {expected}; this {} is not", sort_of(&found)))
+    }
+
     fn missing_field(field: &'static str) -> Self {
         Self::custom(format_args!("the key `{field}` is missing"))
+    }
+}
+
+fn sort_of(found: &de::Unexpected<'_>) -> &'static str {
+    match found {
+        de::Unexpected::Bool(_) => "boolean",
+        de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_) => "whole number",
+        de::Unexpected::Float(_) => "number with a point",
+        de::Unexpected::Str(_) | de::Unexpected::Char(_) => "text",
+        de::Unexpected::Seq => "list",
+        de::Unexpected::Map => "section",
+        _ => "value",
     }
 }
 

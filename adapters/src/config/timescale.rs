@@ -245,9 +245,12 @@ impl TimescaleConfig {
         }
         let first = schema.bytes().next().unwrap_or(b'0');
         let fits = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-        if !fits || first.is_ascii_digit() || schema.len() > 63 || schema.starts_with("pg_") {
-            let rule = "must be lower-case letters, digits and underscores, begin with no digit and not with \
-                        pg_, and have at most 63 characters";
+        let of_the_server =
+            ["pg_", "timescaledb_", "_timescaledb_"].iter().any(|name| schema.starts_with(name))
+                || schema == "information_schema";
+        if !fits || first.is_ascii_digit() || schema.len() > 63 || of_the_server {
+            let rule = "must be lower-case letters, digits and underscores, begin with no digit, be none of the \
+                        server's own (information_schema, pg_.., timescaledb_..), and have at most 63 characters";
             return Err(refuse("schema", schema, rule));
         }
         if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
@@ -312,7 +315,8 @@ const URL_PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// Refuses another scheme and unknown parameters. Names are shown, values are not.
+/// Refuses another scheme and unknown parameters. A name is shown if it is nearly a known one; anything else may be
+/// a part of a password with a `?` or `&` in it, and is not shown.
 fn check_url(url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
@@ -323,8 +327,13 @@ fn check_url(url: &str) -> Result<()> {
         let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
         if !URL_PARAMETERS.contains(&name) && !name.starts_with("options[") {
             let known = URL_PARAMETERS.join(", ");
-            let rule = format!("the URL has a parameter that nothing reads; known are {known}, options[..]");
-            return Err(refuse("url", name, rule));
+            let rule = format!(
+                "the URL has a parameter that nothing reads; known are {known}, options[..]. A `?`, `&` or `#` in a \
+                 password is written %3F, %26 or %23"
+            );
+            let near = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
+            let shown = if URL_PARAMETERS.iter().any(near) { name } else { "not shown" };
+            return Err(refuse("url", shown, rule));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use qi_core::store::{Anchor, Dataset, DeleteQuery, InstrumentQuery, InstrumentSummary, Order, Page, Paged};
 use qi_core::{Instrument, Operation, Result, Scope, Selection, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::TimescaleStore;
 use super::connect::Lease;
@@ -45,14 +45,14 @@ impl TimescaleStore {
         self.run(CALL, async |lease| self.chunk_list(lease, dataset).await).await.map_err(named)
     }
 
-    async fn chunk_list(&self, lease: &mut Lease, dataset: Dataset) -> Result<Vec<ChunkInfo>, Cause> {
-        if !self.inner.chunks.are_hypertables() {
+    async fn chunk_list(&self, lease: &mut PgConnection, dataset: Dataset) -> Result<Vec<ChunkInfo>, Cause> {
+        if !self.inner.memory.chunks.are_hypertables() {
             return Ok(Vec::new());
         }
         let table = table_of(dataset);
         let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
         // An unknown table is an error here and not an empty list.
-        sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;
+        sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *lease).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT quote_ident(c.chunk_schema) || '.' || quote_ident(c.chunk_name), \
              (extract(epoch FROM c.range_start) * 1000000)::bigint, \
@@ -66,7 +66,7 @@ impl TimescaleStore {
         .bind(&relation)
         .bind(&self.inner.config.schema)
         .bind(table.name)
-        .fetch_all(&mut **lease)
+        .fetch_all(&mut *lease)
         .await?;
         let clamp = |micros: i64| {
             let micros = micros.clamp(Timestamp::MIN.as_micros(), Timestamp::MAX.as_micros());
@@ -85,35 +85,42 @@ impl TimescaleStore {
     }
 
     /// Converts every chunk of a dataset to the columnstore that is not in it yet, and gives how many it
-    /// converted. Reads and writes go on as before; converted chunks are many times smaller.
+    /// converted. Reads and writes go on as before; converted chunks are many times smaller. Each chunk may take as
+    /// long as heavy work may. A chunk that is busy is left, and is the error after the others are done: call again.
     ///
     /// # Errors
     /// `Unsupported` on an edition without columnstore.
     pub async fn convert_to_columnstore(&self, dataset: Dataset) -> Result<usize> {
         const CALL: Operation = Operation::PurgeBefore;
-        let named = |error: qi_core::Error| error.with_operation("convert_to_columnstore");
-        self.enter(CALL).map_err(named)?;
-        self.run(CALL, async |lease| self.convert(lease, dataset).await).await.map_err(named)
+        self.enter(CALL)
+            .and(self.convert(dataset).await.map_err(|cause| cause.at(CALL)))
+            .map_err(|error| error.with_operation("convert_to_columnstore"))
     }
 
-    async fn convert(&self, lease: &mut Lease, dataset: Dataset) -> Result<usize, Cause> {
-        policy::community(lease, "columnstore").await?;
-        let extension = schema::extension(lease).await?;
-        policy::enable_columnstore(lease, &self.inner.config, table_of(dataset)).await?;
-        let mut converted = 0;
-        for chunk in self.chunk_list(lease, dataset).await? {
+    async fn convert(&self, dataset: Dataset) -> Result<usize, Cause> {
+        // A connection of its own: the statement runs in no transaction, so its limit is the session's.
+        let mut connection = self.inner.connections.direct().await?;
+        self.inner.connections.allow_heavy_session(&mut connection).await?;
+        policy::community(&mut connection, "columnstore").await?;
+        let extension = schema::extension(&mut connection).await?;
+        policy::enable_columnstore(&mut connection, &self.inner.config, table_of(dataset)).await?;
+        let (mut converted, mut busy) = (0, None);
+        for chunk in self.chunk_list(&mut connection, dataset).await? {
             // A chunk that got new rows since is converted again: `CALL` takes only those rows then.
-            let sql =
-                format!("CALL {extension}.convert_to_columnstore($1::regclass, if_not_columnstore => true)");
-            let sql = sql.replace("$1", &format!("'{}'", chunk.name.replace('\'', "''")));
-            match sqlx::query(AssertSqlSafe(sql)).execute(&mut **lease).await {
+            let name = chunk.name.replace('\'', "''");
+            let sql = format!(
+                "CALL {extension}.convert_to_columnstore('{name}'::regclass, if_not_columnstore => true)"
+            );
+            match sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await {
                 Ok(_) => converted += usize::from(!chunk.compressed),
                 // Another process converted it in the meantime.
                 Err(error) if has_state(&error, DUPLICATE_OBJECT) => {}
+                Err(error) if error.as_database_error().is_some() => busy = Some(error),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(converted)
+        let _ = connection.close().await;
+        busy.map_or(Ok(converted), |error| Err(error.into()))
     }
 
     pub(super) async fn instrument_page(
@@ -130,7 +137,8 @@ impl TimescaleStore {
         while found.len() < most {
             let asked = most - found.len();
             let limit = i64::try_from(asked).unwrap_or(i64::MAX);
-            let names = self.inner.names.list(lease, after.as_ref(), query.exchange.as_ref(), limit).await?;
+            let names =
+                self.inner.memory.names.list(lease, after.as_ref(), query.exchange.as_ref(), limit).await?;
             let keys = Keys::Ids(names.iter().map(|(_, id)| *id).collect());
             let edges = self.edges(lease, query.dataset.into(), &keys).await?;
             let last = names.len() < asked;
@@ -186,7 +194,7 @@ impl TimescaleStore {
         selection: &Selection<Instrument>,
     ) -> Result<Option<Keys>, Cause> {
         let Selection::These(instruments) = selection else { return Ok(None) };
-        let met = self.inner.names.find_all(lease, instruments).await?;
+        let met = self.inner.memory.names.find_all(lease, instruments).await?;
         Ok(Some(Keys::Ids(met.into_iter().map(|(_, id)| id).collect())))
     }
 
@@ -200,7 +208,7 @@ impl TimescaleStore {
         sql: &str,
         keys: Option<&Keys>,
     ) -> Result<(), Cause> {
-        let chunks = &self.inner.chunks;
+        let chunks = &self.inner.memory.chunks;
         let mut rest = range;
         loop {
             let part = chunks.part(lease, dataset, rest, Order::Ascending, AT_ONCE).await?;
@@ -230,7 +238,7 @@ impl TimescaleStore {
         dataset: Dataset,
         cutoff: Timestamp,
     ) -> Result<(), Cause> {
-        let (table, chunks) = (table_of(dataset), &self.inner.chunks);
+        let (table, chunks) = (table_of(dataset), &self.inner.memory.chunks);
         if chunks.are_hypertables() {
             let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
             sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;

@@ -129,7 +129,7 @@ impl TimescaleStore {
             Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
             Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
         };
-        let part = self.inner.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
+        let part = self.inner.memory.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
         // Cut between buckets, and never shorter than one.
         let one = interval.as_micros();
         Ok(match order {
@@ -156,7 +156,7 @@ impl TimescaleStore {
     ) -> Result<Option<TimeRange>, Cause> {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
         let mut walk = Walk::new(rest, order);
-        while let Some(part) = walk.next(lease, &self.inner.chunks, Dataset::Ticks).await? {
+        while let Some(part) = walk.next(lease, &self.inner.memory.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(statement)
                 .bind(id)
                 .bind(Pg(part.start()))
@@ -200,7 +200,7 @@ impl TimescaleStore {
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Figures> = None;
         let mut walk = Walk::new(query.range, Order::Ascending);
-        while let Some(part) = walk.next(connection, &self.inner.chunks, Dataset::Ticks).await? {
+        while let Some(part) = walk.next(connection, &self.inner.memory.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(STATS)
                 .bind(id)
                 .bind(Pg(part.start()))

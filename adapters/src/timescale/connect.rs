@@ -11,6 +11,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
 
+use super::Memory;
 use super::error::Cause;
 use crate::config::{TimescaleConfig, TlsMode};
 
@@ -37,24 +38,35 @@ pub(super) struct Connections {
 
 impl Connections {
     /// A pool that has no connection yet. Must be called inside a tokio runtime.
-    pub(super) fn open(config: &TimescaleConfig) -> Result<Self> {
+    ///
+    /// Whenever a connection is lent it says which schema it meets: in place of the pool's own ping, so at no cost.
+    pub(super) fn open(config: &TimescaleConfig, memory: Arc<Memory>) -> Result<Self> {
         let options = connect_options(config)?;
         let pool = &config.pool;
         let acquire_timeout = Duration::from_millis(pool.acquire_timeout_ms);
         let facts = Arc::new(RwLock::new(Facts::default()));
-        let known = facts.clone();
+        let (known, of_new) = (facts.clone(), memory.clone());
         let pool = PgPoolOptions::new()
+            .test_before_acquire(false)
             .max_connections(pool.max_connections)
             .min_connections(pool.min_connections)
             .acquire_timeout(acquire_timeout)
             .idle_timeout(Duration::from_millis(pool.idle_timeout_ms))
             .max_lifetime(Duration::from_millis(pool.max_lifetime_ms))
             .after_connect(move |connection, _| {
-                let known = known.clone();
+                let (known, memory) = (known.clone(), of_new.clone());
                 Box::pin(async move {
                     let facts = ask(connection).await?;
                     *known.write().unwrap_or_else(PoisonError::into_inner) = facts;
+                    memory.met(incarnation(connection).await?);
                     Ok(())
+                })
+            })
+            .before_acquire(move |connection, _| {
+                let memory = memory.clone();
+                Box::pin(async move {
+                    memory.met(incarnation(connection).await?);
+                    Ok(true)
                 })
             })
             .connect_lazy_with(options.clone());
@@ -120,7 +132,9 @@ impl Connections {
     /// The driver hides refused connections behind the timeout of the pool. If slots are free, one direct
     /// connection tells the truth.
     async fn why_none_came(&self) -> Cause {
-        let in_use = self.in_use.load(Ordering::Relaxed);
+        // Those of SQL of one's own too, which has no lease.
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);
+        let in_use = self.pool.size().saturating_sub(idle);
         if in_use >= self.pool.options().get_max_connections() {
             return Cause::PoolBusy { in_use };
         }
@@ -153,10 +167,23 @@ impl Connections {
         Ok(())
     }
 
-    /// The limit for heavy work, in milliseconds.
-    pub(super) fn heavy_ms(&self) -> u64 {
-        self.heavy_ms
+    /// Gives all further statements of a connection the limit for heavy work.
+    pub(super) async fn allow_heavy_session(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+        for setting in ["statement_timeout", "lock_timeout"] {
+            sqlx::query("SELECT set_config($1, $2, false)")
+                .bind(setting)
+                .bind(self.heavy_ms.to_string())
+                .execute(&mut *connection)
+                .await?;
+        }
+        Ok(())
     }
+}
+
+/// What tells a schema from another one of the same name: the number of a table of it; 0 without it.
+async fn incarnation(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    let sql = "SELECT coalesce(to_regclass('instruments')::oid::int8, 0)";
+    sqlx::query_scalar(sql).fetch_one(connection).await
 }
 
 /// What a new connection asks the server once.

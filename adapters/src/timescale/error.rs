@@ -71,6 +71,7 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("40001", ErrorKind::Conflict, "store.timescale.serialization"),
     ("40P01", ErrorKind::Conflict, "store.timescale.deadlock"),
     ("23505", ErrorKind::Conflict, "store.timescale.unique"),
+    ("42P07", ErrorKind::SchemaMismatch, "store.timescale.table_exists"),
     ("XX001", ErrorKind::CorruptData, "store.timescale.data_corrupted"),
     ("XX002", ErrorKind::CorruptData, "store.timescale.index_corrupted"),
     ("53200", ErrorKind::Internal, "store.timescale.server_memory"),
@@ -82,6 +83,9 @@ const DISK_FULL: &str = "store.timescale.disk_full";
 
 /// The code of a unique violation: what tells an optimistic COPY that a record was there.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
+
+/// What PostgreSQL says of a table that was dropped under a statement.
+const NO_RELATION: &str = "could not open relation with OID";
 
 /// The code of what is there already.
 pub(super) const DUPLICATE_OBJECT: &str = "42710";
@@ -100,6 +104,10 @@ fn by_state(state: &str) -> (ErrorKind, &'static str) {
 
 fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
+        // A chunk was dropped between the plan of a statement and its run. PostgreSQL has no code for that.
+        sqlx::Error::Database(e) if has_state(error, "XX000") && e.message().contains(NO_RELATION) => {
+            (ErrorKind::Conflict, "store.timescale.dropped_chunk")
+        }
         sqlx::Error::Database(e) => by_state(&e.code().unwrap_or_default()),
         // How the driver hands on a handshake that failed: a certificate that is not trusted, for one.
         sqlx::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
@@ -214,7 +222,7 @@ mod tests {
             (&["22003", "22P02"][..], InvalidInput, false),
             (&["3D000"], Config, false),
             (&["28000", "28P01", "42501"], Unauthorized, false),
-            (&["42P01", "42703", "3F000", "42883"], SchemaMismatch, false),
+            (&["42P01", "42703", "3F000", "42883", "42P07"], SchemaMismatch, false),
             (&["0A000"], Unsupported, false),
             (&["08000", "08001", "08003", "08004", "08006", "08007", "08P01"], Unavailable, true),
             (&["57P01", "57P02", "57P03", "57P05", "25006"], Unavailable, true),
@@ -262,6 +270,40 @@ mod tests {
         assert_eq!(of(Sql::ColumnNotFound("x".into())), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Sql::TypeNotFound { type_name: "x".into() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Sql::Encode(text())), (ErrorKind::Internal, false));
+    }
+
+    #[test]
+    fn a_chunk_that_was_dropped_under_a_statement_is_a_conflict() {
+        #[derive(Debug)]
+        struct Dropped;
+        impl fmt::Display for Dropped {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("could not open relation with OID 4711")
+            }
+        }
+        impl std::error::Error for Dropped {}
+        impl sqlx::error::DatabaseError for Dropped {
+            fn message(&self) -> &'static str {
+                "could not open relation with OID 4711"
+            }
+            fn code(&self) -> Option<Cow<'_, str>> {
+                Some(Cow::Borrowed("XX000"))
+            }
+            fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+                self
+            }
+            fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+                self
+            }
+            fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+                self
+            }
+            fn kind(&self) -> sqlx::error::ErrorKind {
+                sqlx::error::ErrorKind::Other
+            }
+        }
+        let error = Cause::Sql(sqlx::Error::Database(Box::new(Dropped))).at(Operation::InsertTicks);
+        assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Conflict, true));
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod write;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -72,10 +72,27 @@ pub struct TimescaleStore {
 struct Inner {
     config: TimescaleConfig,
     connections: Connections,
-    names: Names,
-    chunks: Chunks,
+    memory: Arc<Memory>,
     optimism: [Optimism; 4],
     closed: AtomicBool,
+}
+
+/// What a store remembers of the schema that it met.
+struct Memory {
+    names: Names,
+    chunks: Chunks,
+    incarnation: AtomicI64,
+}
+
+impl Memory {
+    /// Forgets what was true of another schema: this one was dropped and made again.
+    fn met(&self, incarnation: i64) {
+        let before = self.incarnation.swap(incarnation, Ordering::SeqCst);
+        if before != 0 && before != incarnation {
+            self.names.forget_all();
+            self.chunks.forget_all();
+        }
+    }
 }
 
 impl Inner {
@@ -105,14 +122,17 @@ impl TimescaleStore {
     /// `Config` for a bound that is out of range or a URL that cannot be read.
     pub fn open(config: TimescaleConfig) -> Result<Self> {
         config.validate()?;
-        let connections = Connections::open(&config)?;
-        let chunks = Chunks::new(&config);
+        let memory = Arc::new(Memory {
+            names: Names::default(),
+            chunks: Chunks::new(&config),
+            incarnation: AtomicI64::new(0),
+        });
+        let connections = Connections::open(&config, memory.clone())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
                 connections,
-                names: Names::default(),
-                chunks,
+                memory,
                 optimism: Default::default(),
                 closed: AtomicBool::new(false),
             }),
@@ -174,7 +194,7 @@ impl TimescaleStore {
     {
         checked::<R>(query, operation)?;
         self.run(operation, async |lease| {
-            let Some(id) = self.inner.names.find(lease, &query.instrument).await? else {
+            let Some(id) = self.inner.memory.names.find(lease, &query.instrument).await? else {
                 return Ok(query.page_of(Vec::new())?);
             };
             let key = SeriesKey::Instrument(id);
@@ -252,7 +272,7 @@ impl PriceStore for TimescaleStore {
         const CALL: Operation = Operation::Bars;
         checked::<Ohlcv>(query, CALL)?;
         self.run(CALL, async |lease| {
-            let Some(id) = self.inner.names.find(lease, &query.instrument).await? else {
+            let Some(id) = self.inner.memory.names.find(lease, &query.instrument).await? else {
                 return Ok(query.page_of(Vec::new())?);
             };
             let series = (query.instrument.clone(), query.interval);
@@ -309,7 +329,7 @@ impl PriceStore for TimescaleStore {
         const CALL: Operation = Operation::DerivedBars;
         checked::<Ohlcv>(&Derived(query), CALL)?;
         self.run(CALL, async |lease| {
-            let Some(id) = self.inner.names.find(lease, &query.instrument).await? else {
+            let Some(id) = self.inner.memory.names.find(lease, &query.instrument).await? else {
                 return Ok(Derived(query).page_of(Vec::new())?);
             };
             self.derived_page(lease, id, query).await
@@ -318,7 +338,7 @@ impl PriceStore for TimescaleStore {
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
         self.run(Operation::Stats, async |lease| {
-            let Some(id) = self.inner.names.find(lease, &query.instrument).await? else {
+            let Some(id) = self.inner.memory.names.find(lease, &query.instrument).await? else {
                 return Ok(None);
             };
             self.stats_of(lease, id, query).await

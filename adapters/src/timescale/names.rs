@@ -37,6 +37,11 @@ const LIST: &str = "SELECT id, exchange, symbol FROM instruments \
     ORDER BY exchange, symbol LIMIT $4";
 
 impl Names {
+    /// Forgets everything: another schema is there now.
+    pub(super) fn forget_all(&self) {
+        self.ids.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn known(&self, instrument: &Instrument) -> Option<i32> {
         self.ids.read().unwrap_or_else(PoisonError::into_inner).get(instrument).copied()
     }

@@ -1,7 +1,7 @@
 //! Background policies of the Community edition: columnstore and retention, if the configuration asks for them.
 
 use qi_core::store::Dataset;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::error::Cause;
 use super::schema::age_of;
@@ -22,18 +22,21 @@ pub(super) async fn apply(
             enable_columnstore(connection, config, table).await?;
             if policy_hours(connection, config, table, "policy_compression").await? != Some(hours.into()) {
                 let relation = relation(config, table);
+                // Both or none: never a moment without the age that was there.
+                let mut change = connection.begin().await?;
                 run(
-                    connection,
+                    &mut change,
                     format!("CALL {extension}.remove_columnstore_policy('{relation}', if_exists => true)"),
                 )
                 .await?;
                 run(
-                    connection,
+                    &mut change,
                     format!(
                         "CALL {extension}.add_columnstore_policy('{relation}', after => INTERVAL '{hours} hours')"
                     ),
                 )
                 .await?;
+                change.commit().await?;
                 applied.push(format!("columnstore policy of {} after {hours} h", table.name));
             }
         }
@@ -41,18 +44,20 @@ pub(super) async fn apply(
             community(connection, "retention").await?;
             if policy_hours(connection, config, table, "policy_retention").await? != Some(hours.into()) {
                 let relation = relation(config, table);
+                let mut change = connection.begin().await?;
                 run(
-                    connection,
+                    &mut change,
                     format!("SELECT {extension}.remove_retention_policy('{relation}', if_exists => true)"),
                 )
                 .await?;
                 run(
-                    connection,
+                    &mut change,
                     format!(
                         "SELECT {extension}.add_retention_policy('{relation}', drop_after => INTERVAL '{hours} hours')"
                     ),
                 )
                 .await?;
+                change.commit().await?;
                 applied.push(format!("retention policy of {} after {hours} h", table.name));
             }
         }

@@ -95,7 +95,7 @@ impl TimescaleStore {
         let (range, place) = resume(range, order, &anchor)?;
         let mut found = Vec::with_capacity(most.min(10_001));
         let mut walk = Walk::new(range, order);
-        while let Some(part) = walk.next(lease, &self.inner.chunks, dataset).await? {
+        while let Some(part) = walk.next(lease, &self.inner.memory.chunks, dataset).await? {
             let mut statement = sqlx::query(statement.as_str())
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
@@ -167,7 +167,7 @@ impl TimescaleStore {
         until: Timestamp,
         interval: Option<Interval>,
     ) -> Result<HashMap<usize, PgRow>, Cause> {
-        let chunks = &self.inner.chunks;
+        let chunks = &self.inner.memory.chunks;
         let mut found = HashMap::new();
         if keys.len() == 0 {
             return Ok(found);
@@ -231,7 +231,7 @@ impl TimescaleStore {
             Order::Descending => &sql::of(dataset).last_time,
         };
         while !missing.is_empty()
-            && let Some(part) = walk.next(lease, &self.inner.chunks, dataset).await?
+            && let Some(part) = walk.next(lease, &self.inner.memory.chunks, dataset).await?
         {
             let query = keys.only(&missing).bind(sqlx::query(statement.as_str()));
             let mut query = query.bind(Pg(part.start())).bind(Pg(part.end()));
@@ -321,7 +321,7 @@ impl Candidates<Instrument> for TimescaleStore {
         after: Option<&Instrument>,
         asked: usize,
     ) -> Result<(Keys, Vec<Instrument>, bool), Cause> {
-        let names = &self.inner.names;
+        let names = &self.inner.memory.names;
         let (met, last) = match selection {
             Selection::All => {
                 let most = i64::try_from(asked).unwrap_or(i64::MAX);

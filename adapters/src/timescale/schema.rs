@@ -49,13 +49,7 @@ async fn ensure_on(
     let steps = steps();
     let version = steps.iter().map(|step| step.version).max().unwrap_or(0);
     let version = u32::try_from(version).unwrap_or(u32::MAX);
-    for setting in ["statement_timeout", "lock_timeout"] {
-        sqlx::query("SELECT set_config($1, $2, false)")
-            .bind(setting)
-            .bind(connections.heavy_ms().to_string())
-            .execute(&mut *connection)
-            .await?;
-    }
+    connections.allow_heavy_session(connection).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
     // One transaction: nobody meets the tables before they are all that they should be. A writer that came between
     // would leave rows in a table that is to become a hypertable.

@@ -14,6 +14,8 @@ pub(super) struct Sql {
     pub(super) copy: String,
     /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what differs, leaves alone what is there.
     pub(super) merge: String,
+    /// The same over chunks in the columnstore.
+    pub(super) merge_converted: String,
     /// Parameters: one array for each column of the key, then the least and the greatest time. Whether a row of
     /// one of these keys is there.
     pub(super) probe: String,
@@ -39,7 +41,8 @@ impl Sql {
     fn of(table: &Table) -> Self {
         Self {
             copy: format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.name, names(table.columns(), "")),
-            merge: merge(table),
+            merge: merge(table, &by_row(table)),
+            merge_converted: merge(table, &by_set(table)),
             probe: probe(table),
             ascending: range(table, ">", "ASC"),
             descending: range(table, "<", "DESC"),
@@ -50,36 +53,64 @@ impl Sql {
     }
 }
 
-/// A replay costs a read: rows that are there with the same values are not written again. Each row is looked up
-/// by its whole key, which no statistics can lead astray: a join of a table that was never analyzed was planned as
-/// a loop over all pairs, and 50,000 rows took longer than the limit of a statement. ON CONFLICT is for the rows
-/// that another writer adds in between. The rows keep the order in which they come, in which every writer locks
-/// them.
-fn merge(table: &Table) -> String {
+/// A replay costs a read: rows that are there with the same values are not written again. ON CONFLICT is for the
+/// rows that another writer adds in between. The rows keep the order in which they come, in which every writer
+/// locks them. `there` joins what is there already.
+fn merge(table: &Table, there: &str) -> String {
     let all: Vec<Column> = table.columns().collect();
-    let count = all.len();
     let arrays = arrays(&all);
     let sets: Vec<_> = table.values.iter().map(|c| format!("{0} = EXCLUDED.{0}", c.name)).collect();
     format!(
         "INSERT INTO {table} ({columns}) \
          SELECT {x_columns} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, n) \
-         LEFT JOIN LATERAL (SELECT k.{time}, {k_values} FROM {table} k \
-         WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true \
+         LEFT JOIN {there} \
          WHERE t.{time} IS NULL OR ROW({t_values}) IS DISTINCT FROM ROW({x_values}) \
          ORDER BY x.n \
          ON CONFLICT ({key}) DO UPDATE SET {sets}",
         table = table.name,
         columns = names(table.columns(), ""),
         x_columns = names(table.columns(), "x."),
-        same_key = same_key(table),
         time = table.time(),
-        lo = count + 1,
-        hi = count + 2,
-        k_values = names(table.values.iter().copied(), "k."),
         t_values = names(table.values.iter().copied(), "t."),
         x_values = names(table.values.iter().copied(), "x."),
         key = names(table.key(), ""),
         sets = sets.join(", "),
+    )
+}
+
+/// Each row looked up by its whole key, which no statistics can lead astray: a join of a table that was never
+/// analyzed was planned as a loop over all pairs, and 50,000 rows took longer than the limit of a statement.
+fn by_row(table: &Table) -> String {
+    let count = table.columns().count();
+    format!(
+        "LATERAL (SELECT k.{time}, {values} FROM {name} k \
+         WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true",
+        time = table.time(),
+        values = names(table.values.iter().copied(), "k."),
+        name = table.name,
+        same_key = same_key(table),
+        lo = count + 1,
+        hi = count + 2,
+    )
+}
+
+/// All rows of the series and the times in question, read once: to look a row up in the columnstore takes a whole
+/// segment, and a million of them seven times as long. The statement runs without loops, so that it is a hash join
+/// whatever the statistics say.
+fn by_set(table: &Table) -> String {
+    let count = table.columns().count();
+    let same: Vec<_> = table.key().map(|c| format!("t.{0} = x.{0}", c.name)).collect();
+    format!(
+        "(SELECT {columns} FROM {name} k WHERE k.{series} = ANY(ARRAY(SELECT DISTINCT unnest($1::{ty}[]))) \
+         AND k.{time} BETWEEN ${lo} AND ${hi}) t ON {same}",
+        columns = names(table.columns(), "k."),
+        name = table.name,
+        series = table.series[0].name,
+        ty = table.series[0].ty.name(),
+        time = table.time(),
+        lo = count + 1,
+        hi = count + 2,
+        same = same.join(" AND "),
     )
 }
 

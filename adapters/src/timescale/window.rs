@@ -2,6 +2,8 @@
 //! planning time: thousands of them exhaust the server's lock table (53200).
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use qi_core::store::{Dataset, Order};
 use qi_core::{TimeRange, Timestamp};
@@ -20,8 +22,8 @@ pub(super) struct Chunks {
     micros: [i64; 4],
     /// The least length of a chunk that there is or will be; 0 until it was asked for.
     least: [AtomicI64; 4],
-    /// The start of the newest chunk that was met, by dataset; `i64::MIN` if none was.
-    newest: [AtomicI64; 4],
+    /// The start of the newest chunk, by dataset, and when it was asked for.
+    newest: [Mutex<Option<(i64, Instant)>>; 4],
 }
 
 /// How many chunks the first statement of a page looks at, how many at most, and by how much that grows while
@@ -29,6 +31,9 @@ pub(super) struct Chunks {
 const FIRST: i64 = 50;
 const MOST: i64 = 200;
 const GROWTH: i64 = 4;
+
+/// For how long the newest chunk is taken to be that: others write too, and what they add is looked at as well.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// How many chunks `latest` looks at first.
 const NEWEST: i64 = 3;
@@ -64,7 +69,7 @@ impl Chunks {
             hypertables: config.hypertables == Hypertables::On,
             micros: Dataset::ALL.map(|dataset| super::schema::chunk_micros(config, dataset)),
             least: std::array::from_fn(|_| AtomicI64::new(0)),
-            newest: std::array::from_fn(|_| AtomicI64::new(i64::MIN)),
+            newest: std::array::from_fn(|_| Mutex::new(None)),
         }
     }
 
@@ -138,40 +143,39 @@ impl Chunks {
             return Ok(Timestamp::MIN);
         }
         let at = dataset as usize;
-        let mut newest = self.newest[at].load(Ordering::Relaxed);
-        if newest == i64::MIN {
-            let row = sqlx::query(NEWEST_OF)
-                .bind(&self.schema)
-                .bind(table_of(dataset).name)
-                .bind(Timestamp::MIN.as_micros())
-                .bind(Timestamp::MAX.as_micros())
-                .bind(1_i64)
-                .fetch_one(connection)
-                .await?;
-            if let Some(found) = row.try_get::<Option<i64>, _>(1)? {
-                newest = found;
-                self.newest[at].store(found, Ordering::Relaxed);
+        let known = *self.newest[at].lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = match known {
+            Some((newest, asked)) if asked.elapsed() < FRESH => newest,
+            _ => {
+                let row = sqlx::query(NEWEST_OF)
+                    .bind(&self.schema)
+                    .bind(table_of(dataset).name)
+                    .bind(Timestamp::MIN.as_micros())
+                    .bind(Timestamp::MAX.as_micros())
+                    .bind(1_i64)
+                    .fetch_one(connection)
+                    .await?;
+                let found = row.try_get::<Option<i64>, _>(1)?.unwrap_or(Timestamp::MIN.as_micros());
+                *self.newest[at].lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((found, Instant::now()));
+                found
             }
-        }
+        };
         let from = newest.min(until.as_micros()).saturating_sub(NEWEST * self.micros[at]);
         Ok(Timestamp::from_micros(from).unwrap_or(Timestamp::MIN))
     }
 
-    /// Notes that records up to this time were written.
-    pub(super) fn wrote(&self, dataset: Dataset, micros: i64) {
-        if self.hypertables {
-            let at = dataset as usize;
-            let start = micros - micros.rem_euclid(self.micros[at]);
-            // Only what was asked of the catalog once is kept forward; see `recent`.
-            if self.newest[at].load(Ordering::Relaxed) != i64::MIN {
-                self.newest[at].fetch_max(start, Ordering::Relaxed);
-            }
+    /// Forgets everything: another schema is there now.
+    pub(super) fn forget_all(&self) {
+        for dataset in Dataset::ALL {
+            self.forget(dataset);
+            self.least[dataset as usize].store(0, Ordering::Relaxed);
         }
     }
 
     /// Forgets what was known of the newest chunk: something was deleted.
     pub(super) fn forget(&self, dataset: Dataset) {
-        self.newest[dataset as usize].store(i64::MIN, Ordering::Relaxed);
+        *self.newest[dataset as usize].lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub(super) fn are_hypertables(&self) -> bool {

@@ -105,7 +105,7 @@ impl TimescaleStore {
 
     async fn insert_on<R: Stored>(&self, lease: &mut Lease, batch: &[R]) -> Result<InsertReport, Cause> {
         let ids = self.series_ids(lease, batch).await?;
-        let chunk_length = self.inner.chunks.least(lease, R::TABLE.dataset).await?;
+        let chunk_length = self.inner.memory.chunks.least(lease, R::TABLE.dataset).await?;
         let entries = self.entries(batch, &ids, chunk_length);
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let job = Job { store: self, batch, ids: &ids };
@@ -131,9 +131,6 @@ impl TimescaleStore {
         }));
         let (first, rest) = futures::join!(first, others);
         rest.into_iter().fold(first, Result::and)?;
-        if let Some(newest) = entries.iter().map(|entry| entry.key.ts).max() {
-            self.inner.chunks.wrote(R::TABLE.dataset, newest);
-        }
         Ok(report)
     }
 
@@ -151,7 +148,7 @@ impl TimescaleStore {
             let rank = |scope| i32::try_from(scopes.partition_point(|s| *s < scope)).unwrap_or(i32::MAX);
             return Ok(all.into_iter().map(rank).collect());
         }
-        self.inner.names.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
+        self.inner.memory.names.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
     }
 
     /// The records in the order of their keys, each key once: its last record.
@@ -159,7 +156,7 @@ impl TimescaleStore {
         let mut entries = Vec::with_capacity(batch.len());
         for (at, (record, id)) in batch.iter().zip(ids).enumerate() {
             let (interval, ts, seq) = record.tail();
-            let chunk = self.inner.chunks.number(chunk_length, ts);
+            let chunk = self.inner.memory.chunks.number(chunk_length, ts);
             let key = WriteKey { chunk, series: *id, interval, ts, seq };
             // A batch has at most 1,000,000 records.
             entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
@@ -304,19 +301,48 @@ impl<'a, R: Stored> Job<'a, R> {
     async fn merge(&self, lease: &mut Lease, piece: &[Entry]) -> Result<u64, Cause> {
         /// From how many rows on a transaction, with its three round trips, is cheaper than `ChunkAppend`.
         const MANY: usize = 200;
-        let merge = self.arrays(&sql::of(R::TABLE.dataset).merge, piece, R::TABLE.columns().count());
-        if piece.len() < MANY || !self.store.inner.chunks.are_hypertables() {
+        let (statements, count) = (sql::of(R::TABLE.dataset), R::TABLE.columns().count());
+        if piece.len() < MANY || !self.store.inner.memory.chunks.are_hypertables() {
+            let merge = self.arrays(&statements.merge, piece, count);
             return Ok(merge.execute(&mut **lease).await?.rows_affected());
         }
+        let converted = self.touches_columnstore(lease, piece).await?;
         let mut transaction = lease.begin().await?;
         // TimescaleDB's own node decides anew for each row which chunks to look at, which takes four times as
         // long as to look into all of these few.
         sqlx::query("SELECT set_config('timescaledb.enable_chunk_append', 'off', true)")
             .execute(&mut *transaction)
             .await?;
+        let merge = if converted {
+            sqlx::query("SELECT set_config('enable_nestloop', 'off', true)")
+                .execute(&mut *transaction)
+                .await?;
+            self.arrays(&statements.merge_converted, piece, count)
+        } else {
+            self.arrays(&statements.merge, piece, count)
+        };
         let written = merge.execute(&mut *transaction).await?.rows_affected();
         transaction.commit().await?;
         Ok(written)
+    }
+
+    /// Whether some of the piece's times lie in a chunk that is in the columnstore: never, on an edition without.
+    async fn touches_columnstore(&self, lease: &mut Lease, piece: &[Entry]) -> Result<bool, Cause> {
+        let inner = &self.store.inner;
+        if inner.connections.facts().license.as_deref() != Some("timescale") {
+            return Ok(false);
+        }
+        let times = || piece.iter().map(|entry| entry.key.ts);
+        let mut query = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM timescaledb_information.chunks WHERE hypertable_schema = $1 \
+             AND hypertable_name = $2 AND is_compressed AND range_end > $3 AND range_start <= $4)",
+        )
+        .bind(&inner.config.schema)
+        .bind(R::TABLE.name);
+        for micros in [times().min(), times().max()].into_iter().flatten() {
+            query = query.bind(RawTime(micros));
+        }
+        Ok(query.fetch_one(&mut **lease).await?)
     }
 
     /// A statement with the first so many columns of the entries as arrays, then their least and greatest time.
