@@ -27,6 +27,7 @@ fn main() {
         trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
         trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
         trial(&server, "too_many_parts_pass", parts),
+        trial(&server, "too_many_partitions_is_told_from_too_many_parts", partitions),
         trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
         spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
         spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills),
@@ -164,6 +165,26 @@ async fn parts(server: Server) {
             store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.unwrap();
             let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
             assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), (part + 1) * 10);
+        },
+    )
+    .await;
+}
+
+/// The adapter's own inserts have no such limit (`write::a_batch_over_150_months`), so this is somebody's SQL: its
+/// text is what tells the two meanings of code 252 apart.
+async fn partitions(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _, prefix| {
+            let insert = format!(
+                "INSERT INTO {prefix}ticks (exchange, symbol, ts, seq, price) \
+                 SELECT 'x', 'Y', toDateTime64('2020-01-01 00:00:00', 6, 'UTC') + toIntervalMonth(number), 0, 1 \
+                 FROM numbers(12) SETTINGS max_partitions_per_insert_block = 2"
+            );
+            let error = store.client().query_raw(&insert).execute().await.unwrap_err().to_string();
+            assert!(error.contains("Code: 252") && error.contains("partitions"), "{error}");
+            assert!(!error.contains("parts in"), "{error}");
         },
     )
     .await;
