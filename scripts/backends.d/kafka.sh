@@ -15,6 +15,9 @@ kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupa
     -XX:+ExplicitGCInvokesConcurrent -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true
     "-Dlog4j2.configurationFile=$kafka/log4j2.xml")
 
+# Halves the time of a start, and costs speed later: for servers that are started often, and for small programs.
+kafka_quick=(-XX:TieredStopAtLevel=1)
+
 # A Java that is new enough, or nothing.
 java_program() {
     local java version
@@ -73,10 +76,11 @@ kafka_is_installed() {
 
 # kafka_tool CLASS ARGUMENT...: one of Kafka's own programs, in place of this one.
 kafka_tool() {
-    local class="$1"
+    local class="$1" options=(-Xmx512m "${kafka_jvm[@]}")
     shift
     case "$class" in org.* | kafka.*) ;; *) class="org.apache.kafka.tools.$class" ;; esac
-    exec "$(java_program)" -Xmx512m "${kafka_jvm[@]}" -cp "$kafka/libs/*" "$class" "$@"
+    case "$class" in *Performance | *Latency) ;; *) options+=("${kafka_quick[@]}") ;; esac
+    exec "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" "$class" "$@"
 }
 
 # kafka_answers PORT [OTHER...]: whether the broker at PORT answers a request for the cluster's metadata, and names
@@ -145,8 +149,8 @@ kafka_format() {
     data="$(data_of redpanda "$1")"
     if [[ -e "$data/.formatted" ]]; then return; fi
     rm -rf "$data/log"
-    "$(java_program)" -Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "-Dlog4j2.configurationFile=$kafka/log4j2.xml" \
-        -cp "$kafka/libs/*" kafka.tools.StorageTool format -t "$2" -c "$data/server.properties" >"$kafka/$1.log" 2>&1 || {
+    "$(java_program)" -Xmx128m "${kafka_jvm[@]}" "${kafka_quick[@]}" -cp "$kafka/libs/*" kafka.tools.StorageTool \
+        format -t "$2" -c "$data/server.properties" >"$kafka/$1.log" 2>&1 || {
         tail -n 20 "$kafka/$1.log" >&2
         say "kafka could not format $data/log"
         exit 1
@@ -157,21 +161,22 @@ kafka_format() {
 # A cluster's id: 16 bytes in base64, as Kafka spells it; a dash at its beginning would look like an option.
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '='; }
 
-# kafka_launch NAME HEAP: starts the process; kafka_await waits for it.
+# kafka_launch NAME: starts the process; kafka_await waits for it.
 kafka_launch() {
-    local data
+    local data options=(-Xmx768m "${kafka_jvm[@]}")
     data="$(data_of redpanda "$1")"
+    if [[ "$1" != main ]]; then options+=(-Xmx384m "${kafka_quick[@]}"); fi
     # The locks and the output of this script must not live on in the server.
-    setsid "$(java_program)" "-Xmx$2" "${kafka_jvm[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
+    setsid "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
         </dev/null >"$kafka/$1.log" 2>&1 8>&- 9>&- &
     echo "$!" >"$data.pid"
 }
 
-# kafka_await NAME HEAP PORT [OTHER...]
+# kafka_await NAME PORT [OTHER...]
 kafka_await() {
-    local name="$1" heap="$2" pid
+    local name="$1" pid
     pid="$(data_of redpanda "$name").pid"
-    shift 2
+    shift
     # A client's outgoing connection may hold the port for a moment, so a start that fails is tried again.
     for _ in 1 2 3 4 5; do
         for _ in $(seq 1200); do
@@ -181,7 +186,7 @@ kafka_await() {
         done
         if lives "$(<"$pid")"; then break; fi
         sleep 1
-        kafka_launch "$name" "$heap"
+        kafka_launch "$name"
     done
     tail -n 20 "$kafka/$name.log" >&2
     say "redpanda (Kafka, $name) did not start"
@@ -189,16 +194,16 @@ kafka_await() {
 }
 
 start_redpanda() {
-    local name="$1" port="$2" heap=768m session=3000
+    local name="$1" port="$2" session=3000
     # The server that all share keeps Kafka's own limit: a machine that compiles may be slow.
-    if [[ "$name" == main ]]; then session=9000; else heap=384m; fi
+    if [[ "$name" == main ]]; then session=9000; fi
     if [[ -z "$(pid_of redpanda "$name")" ]]; then
         if answers "$port"; then taken redpanda "$port"; fi
         kafka_configure "$name" 1 "$port" "1@127.0.0.1:$(kept_port "$name-controller")" 1 1 "$session"
         kafka_format "$name" "$(kafka_cluster_id)"
-        kafka_launch "$name" "$heap"
+        kafka_launch "$name"
     fi
-    kafka_await "$name" "$heap" "$port"
+    kafka_await "$name" "$port"
 }
 
 # The name of a cluster's node.
@@ -239,10 +244,10 @@ start_cluster() {
         if [[ -n "$(pid_of redpanda "$(node_of "$name" "$node")")" ]]; then continue; fi
         kafka_configure "$(node_of "$name" "$node")" "$node" "${ports[-1]}" "$(IFS=,; echo "${voters[*]}")" 3 2 3000
         kafka_format "$(node_of "$name" "$node")" "$(<"$id")"
-        kafka_launch "$(node_of "$name" "$node")" 384m
+        kafka_launch "$(node_of "$name" "$node")"
     done
     for node in "$@"; do
-        kafka_await "$(node_of "$name" "$node")" 384m "$(kept_port "$(node_of "$name" "$node")")" "${ports[@]}"
+        kafka_await "$(node_of "$name" "$node")" "$(kept_port "$(node_of "$name" "$node")")" "${ports[@]}"
     done
     (IFS=,; echo "${addresses[*]}")
 }
