@@ -13,7 +13,7 @@ kafka="${dir:?}/redpanda"
 # What Kafka's own start script gives the JVM.
 kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35
     -XX:+ExplicitGCInvokesConcurrent -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true
-    "-Dlog4j2.configurationFile=$kafka/log4j2.xml")
+    "-Dlog4j2.configurationFile=$kafka/log4j2.xml" "-XX:ErrorFile=$kafka/java-error-%p.log")
 
 # Halves the time of a start, and costs speed later: for servers that are started often, and for small programs.
 kafka_quick=(-XX:TieredStopAtLevel=1)
@@ -195,6 +195,8 @@ kafka_await() {
 
 start_redpanda() {
     local name="$1" port="$2" session=3000
+    # One that was started with another QI_KAFKA_PORT.
+    if ! grep -qsF "PLAINTEXT://127.0.0.1:$port," "$(data_of redpanda "$name")/server.properties"; then stop redpanda "$name"; fi
     # The server that all share keeps Kafka's own limit: a machine that compiles may be slow.
     if [[ "$name" == main ]]; then session=9000; fi
     if [[ -z "$(pid_of redpanda "$name")" ]]; then
