@@ -163,9 +163,9 @@ kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '='
 
 # kafka_launch NAME: starts the process; kafka_await waits for it.
 kafka_launch() {
-    local data options=(-Xmx768m "${kafka_jvm[@]}")
+    local data options=(-Xmx384m "${kafka_jvm[@]}" "${kafka_quick[@]}")
     data="$(data_of redpanda "$1")"
-    if [[ "$1" != main ]]; then options+=(-Xmx384m "${kafka_quick[@]}"); fi
+    if [[ "$1" == main ]]; then options=(-Xmx768m "${kafka_jvm[@]}"); fi
     # The locks and the output of this script must not live on in the server.
     setsid "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
         </dev/null >"$kafka/$1.log" 2>&1 8>&- 9>&- &
@@ -220,10 +220,11 @@ cluster() {
     fi
     case "$action" in
         start) start_cluster "$name" "${nodes[@]}" ;;
-        kill | stop)
-            for node in "${nodes[@]}"; do
-                if [[ "$action" == kill ]]; then kill_hard redpanda "$(node_of "$name" "$node")"; else stop redpanda "$(node_of "$name" "$node")"; fi
-            done
+        kill) for node in "${nodes[@]}"; do kill_hard redpanda "$(node_of "$name" "$node")"; done ;;
+        stop)
+            # Side by side: one that is left alone has nobody to take its leave of, and waits until it is killed.
+            for node in "${nodes[@]}"; do stop redpanda "$(node_of "$name" "$node")" & done
+            wait
             ;;
         remove)
             for node in 1 2 3; do kill_hard redpanda "$(node_of "$name" "$node")"; done
