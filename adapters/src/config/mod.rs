@@ -29,6 +29,7 @@ mod backends;
 pub mod clickhouse;
 mod de;
 mod environment;
+mod redpanda;
 mod sections;
 mod timescale;
 mod tree;
@@ -41,7 +42,10 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
 pub use clickhouse::ClickHouseConfig;
-pub use sections::{RedpandaSection, RetrySection, TimeoutSection, TopicSection};
+pub use redpanda::{
+    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism, SaslSection,
+};
+pub use sections::{RetrySection, TimeoutSection, TopicSection};
 pub use timescale::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,
