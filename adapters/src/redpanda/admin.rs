@@ -200,9 +200,6 @@ impl Office<'_> {
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
-            if topic.error().is_some_and(|code| Code::from(code) == Code::UnknownTopicOrPartition) {
-                continue;
-            }
             let mut partitions: Vec<_> = topic.partitions().iter().filter_map(described_partition).collect();
             partitions.sort_unstable_by_key(|partition| partition.id);
             described.insert(name, partitions);
@@ -210,28 +207,67 @@ impl Office<'_> {
         drop(metadata);
         let names: Vec<_> = described.keys().cloned().collect();
         let mut settings = self.settings("topics", &names).await?;
-        let led = described.iter().flat_map(|(name, partitions)| {
-            // Nobody knows the ends of a partition that nobody leads.
-            let led = partitions.iter().filter(|partition| partition.leader.is_some());
-            led.map(|partition| TopicPartition::new(name.clone(), partition.id))
-        });
-        let led: Vec<_> = led.collect();
-        let (inspector, limit) = (inspector.clone(), self.limit);
-        let edges = blocking("topics", move || {
-            let low = offsets::find(&*inspector, &led, Place::Beginning, limit);
-            Ok(low.and_then(|low| Ok((low, offsets::find(&*inspector, &led, Place::End, limit)?))))
-        });
-        let (low, high) = edges.await?.map_err(|e| self.failed(e, "topics"))?;
-        let infos = described.into_iter().filter_map(|(name, mut partitions)| {
-            let settings = settings.remove(&name)?;
-            for partition in &mut partitions {
-                let here = TopicPartition::new(name.clone(), partition.id);
-                partition.low = low.get(&here).copied().unwrap_or_default();
-                partition.high = high.get(&here).copied().unwrap_or_default();
+        for (partition, edges) in self.edges(inspector, &described).await? {
+            match edges {
+                Some((low, high)) => {
+                    let here = described.get_mut(&partition.topic).into_iter().flatten();
+                    for info in here.filter(|info| info.id == partition.partition) {
+                        (info.low, info.high) = (low, high);
+                    }
+                }
+                None => drop(described.remove(&partition.topic)),
             }
+        }
+        // What was deleted meanwhile has no settings any more.
+        let infos = described.into_iter().filter_map(|(name, partitions)| {
+            let settings = settings.remove(&name)?;
             Some(TopicInfo::new(name, partitions, settings))
         });
         Ok(infos.collect())
+    }
+
+    /// The first and the next offset of every partition that has a leader; None for one that was deleted meanwhile.
+    async fn edges(
+        &self,
+        inspector: &Arc<Inspector>,
+        topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
+    ) -> Result<Vec<(TopicPartition, Option<(u64, u64)>)>> {
+        let led = topics.iter().flat_map(|(name, partitions)| {
+            let led = partitions.iter().filter(|partition| partition.leader.is_some());
+            led.map(|partition| TopicPartition::new(name.clone(), partition.id))
+        });
+        let mut open: Vec<_> = led.collect();
+        let mut found = Vec::with_capacity(open.len());
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let (client, limit, asked) = (inspector.clone(), self.limit, open.clone());
+            let edges = blocking("topics", move || {
+                let low = offsets::find_each(&*client, &asked, Place::Beginning, limit);
+                Ok(low.and_then(|low| Ok((low, offsets::find_each(&*client, &asked, Place::End, limit)?))))
+            });
+            let (low, mut high) = edges.await?.map_err(|e| self.failed(e, "topics"))?;
+            let mut refused = None;
+            open.clear();
+            for (partition, low) in low {
+                let high = high.remove(&partition).unwrap_or(Ok(0));
+                match low.and_then(|low| Ok((low, high?))) {
+                    Ok(edges) => found.push((partition, Some(edges))),
+                    Err(error) if error::is_gone(&error) => found.push((partition, None)),
+                    Err(error) => {
+                        refused = Some(self.failed(error, "topics").with_context("partition", &partition));
+                        open.push(partition);
+                    }
+                }
+            }
+            match refused {
+                None => return Ok(found),
+                // A leader that moves is another one in a moment.
+                Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                Some(error) => return Err(error),
+            }
+        }
     }
 }
 

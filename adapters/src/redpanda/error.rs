@@ -143,6 +143,14 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
     }
 }
 
+/// Whether it speaks of a topic or partition that is not there.
+pub(super) fn is_gone(error: &KafkaError) -> bool {
+    matches!(
+        code_of(error),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId)
+    )
+}
+
 /// A question that nobody answered: the brokers are away, whatever the client calls it.
 pub(super) fn asked(e: KafkaError, operation: &'static str) -> Error {
     let error = of(e, operation);

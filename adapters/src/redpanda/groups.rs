@@ -61,12 +61,18 @@ pub(super) fn describe(
         };
         let owned = listed.members.iter().flat_map(|member| &member.partitions).cloned();
         let places: BTreeSet<_> = owned.chain(commits.keys().cloned()).collect();
-        let ends = offsets::find(inspector, &places, Place::End, limit).map_err(failed)?;
-        let partitions = places.into_iter().filter_map(|place| {
-            let (committed, end) = (commits.get(&place).copied(), ends.get(&place).copied()?);
-            Some(GroupPartition::new(place, committed, end))
-        });
-        let partitions = partitions.collect();
+        let mut partitions = Vec::with_capacity(places.len());
+        for (place, end) in offsets::find_each(inspector, &places, Place::End, limit).map_err(failed)? {
+            match end {
+                Ok(end) => {
+                    let committed = commits.get(&place).copied();
+                    partitions.push(GroupPartition::new(place, committed, end));
+                }
+                // The topic was deleted meanwhile.
+                Err(error) if error::is_gone(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
         found.push(GroupInfo::new(group, state, listed.members, partitions));
     }
     Ok(found)

@@ -32,49 +32,57 @@ pub(super) fn offset(offset: u64) -> Offset {
     Offset::Offset(offset.cast_signed())
 }
 
-/// The offsets of a list by partition; the first error of a partition is the error of all.
-fn read(list: &TopicPartitionList) -> KafkaResult<BTreeMap<TopicPartition, Offset>> {
-    let mut found = BTreeMap::new();
+/// What the brokers answered for each partition.
+type Answers<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
+
+fn read(list: &TopicPartitionList) -> Answers<Offset> {
     let elements = list.elements();
-    for (element, partition) in elements.iter().zip(super::inbox::partitions(list)) {
-        element.error()?;
-        found.insert(partition, element.offset());
-    }
-    Ok(found)
+    let answers = elements.iter().map(|element| element.error().map(|()| element.offset()));
+    super::inbox::partitions(list).into_iter().zip(answers).collect()
 }
 
-/// One offset of each partition. The end where there is no message of that time or later.
+/// One offset of each partition, or why there is none. The end where there is no message of that time or later.
+pub(super) fn find_each<'a, C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    place: Place,
+    limit: Duration,
+) -> KafkaResult<Answers<u64>> {
+    let asked = match place {
+        Place::Beginning => Offset::Beginning,
+        Place::End => Offset::End,
+        // Messages were cut to the millisecond, too.
+        Place::At(time) => Offset::Offset(time.as_millis_floor()),
+    };
+    let list = list(partitions.into_iter().map(|partition| (partition, asked)))?;
+    if list.count() == 0 {
+        return Ok(BTreeMap::new());
+    }
+    let answers = read(&client.offsets_for_times(list, limit)?);
+    let mut offsets = Answers::new();
+    let mut beyond = Vec::new();
+    for (partition, answer) in answers {
+        match answer {
+            Ok(Offset::Offset(offset)) => drop(offsets.insert(partition, Ok(offset.cast_unsigned()))),
+            Ok(_) => beyond.push(partition),
+            Err(error) => drop(offsets.insert(partition, Err(error))),
+        }
+    }
+    if !beyond.is_empty() && matches!(place, Place::At(_)) {
+        offsets.extend(find_each(client, &beyond, Place::End, limit)?);
+    }
+    Ok(offsets)
+}
+
+/// One offset of each partition; the first error of a partition is the error of all.
 pub(super) fn find<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
     place: Place,
     limit: Duration,
 ) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
-    let asked = match place {
-        Place::Beginning => Offset::Beginning,
-        Place::End => Offset::End,
-        // Logs keep milliseconds, and a message before the moment is none of it or later.
-        Place::At(time) => Offset::Offset((time.as_micros() + 999).div_euclid(1_000)),
-    };
-    let partitions: Vec<_> = partitions.into_iter().collect();
-    if partitions.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let answer = client.offsets_for_times(list(partitions.iter().map(|p| (*p, asked)))?, limit)?;
-    let found = read(&answer)?;
-    drop(answer);
-    let mut offsets = BTreeMap::new();
-    let mut beyond = Vec::new();
-    for (partition, offset) in found {
-        match offset {
-            Offset::Offset(offset) => drop(offsets.insert(partition, offset.cast_unsigned())),
-            _ => beyond.push(partition),
-        }
-    }
-    if !beyond.is_empty() && matches!(place, Place::At(_)) {
-        offsets.extend(find(client, &beyond, Place::End, limit)?);
-    }
-    Ok(offsets)
+    let found = find_each(client, partitions, place, limit)?;
+    found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
 }
 
 /// The commits of the client's group, where there are any.
@@ -87,12 +95,13 @@ pub(super) fn committed<'a, C: ConsumerContext>(
     if asked.count() == 0 {
         return Ok(BTreeMap::new());
     }
-    let found = read(&client.committed_offsets(asked, limit)?)?;
-    let valid = found.into_iter().filter_map(|(partition, offset)| match offset {
-        Offset::Offset(offset) => Some((partition, offset.cast_unsigned())),
-        _ => None,
-    });
-    Ok(valid.collect())
+    let mut commits = BTreeMap::new();
+    for (partition, answer) in read(&client.committed_offsets(asked, limit)?) {
+        if let Offset::Offset(offset) = answer? {
+            commits.insert(partition, offset.cast_unsigned());
+        }
+    }
+    Ok(commits)
 }
 
 /// Where partitions without a valid commit begin. None where it is to fail.

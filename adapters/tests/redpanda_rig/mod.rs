@@ -103,7 +103,7 @@ impl Brokers {
 pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     let mut config = RedpandaConfig::from_brokers(addresses);
     config.delivery_timeout_ms = 8_000;
-    config.request_timeout_ms = 4_000;
+    config.request_timeout_ms = 2_500;
     config.commit_timeout_ms = 8_000;
     config.close_timeout_ms = 5_000;
     config.statistics_ms = 250;
@@ -191,8 +191,9 @@ impl BusEnv for Env {
 
     fn timing(&self) -> Timing {
         Timing {
-            session: Duration::from_secs(4),
-            poll_limit: Duration::from_secs(6),
+            // Longer than it takes to notice that the brokers are away.
+            session: Duration::from_secs(10),
+            poll_limit: Duration::from_secs(12),
             short: Duration::from_millis(250),
             eventually: Duration::from_mins(1),
         }
