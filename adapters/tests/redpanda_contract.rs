@@ -15,5 +15,9 @@ fn main() -> ExitCode {
     // Most of a trial is waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(8));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
-    libtest_mimic::run(&arguments, trials(&brokers, &[Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK])).exit_code()
+    libtest_mimic::run(
+        &arguments,
+        trials(&brokers, &[Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK]),
+    )
+    .exit_code()
 }

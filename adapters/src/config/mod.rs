@@ -43,7 +43,8 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 pub use backends::{Backends, BackendsBuilder, Section};
 pub use clickhouse::ClickHouseConfig;
 pub use redpanda::{
-    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism, SaslSection,
+    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
+    SaslSection,
 };
 pub use sections::{RetrySection, TimeoutSection, TopicSection};
 pub use timescale::{

@@ -315,7 +315,11 @@ impl RedpandaConfig {
 /// `host:port` with commas between; a scheme in front, as in a URL, would be taken for a part of the host.
 fn check_brokers(brokers: Option<&str>) -> Result<()> {
     let Some(brokers) = brokers else {
-        return Err(refuse("brokers", "none", "the brokers must be given, as `host:port` with commas between"));
+        return Err(refuse(
+            "brokers",
+            "none",
+            "the brokers must be given, as `host:port` with commas between",
+        ));
     };
     for broker in brokers.split(',').map(str::trim) {
         let (host, port) = broker.rsplit_once(':').unwrap_or((broker, ""));

@@ -59,7 +59,8 @@ impl Office<'_> {
     pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         // One request may name a topic once.
         let mut first: HashMap<&TopicName, usize> = HashMap::new();
-        let asked: Vec<_> = specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
+        let asked: Vec<_> =
+            specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
         let texts: Vec<_> = asked.iter().map(|(_, spec)| settings_of(spec)).collect();
         let new = asked.iter().zip(&texts).map(|((_, spec), settings)| new_topic(spec, settings));
         let new: Vec<_> = new.collect();
@@ -75,7 +76,9 @@ impl Office<'_> {
             let answer = match answer {
                 Ok(_) => self.appears(&spec.name).await.map(|()| TopicState::Created),
                 Err((_, Code::TopicAlreadyExists)) => self.compare(spec).await,
-                Err((_, code)) => Err(error::by_code(code, "create_topics").with_context("topic", &spec.name)),
+                Err((_, code)) => {
+                    Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
+                }
             };
             created.insert(*at, answer);
         }
@@ -176,7 +179,9 @@ impl Office<'_> {
                     self.disappears(name).await?;
                     Ok(TopicState::Deleted)
                 }
-                Some(Err(Code::UnknownTopicOrPartition)) | None => Err(error::unknown_topic(name, "delete_topics")),
+                Some(Err(Code::UnknownTopicOrPartition)) | None => {
+                    Err(error::unknown_topic(name, "delete_topics"))
+                }
                 Some(Err(code)) => Err(error::by_code(code, "delete_topics").with_context("topic", name)),
             };
             answered.push(TopicOutcome { topic: name.clone(), result });

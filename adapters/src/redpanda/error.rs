@@ -147,7 +147,12 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
 pub(super) fn is_gone(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId)
+        Some(
+            Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::UnknownTopicId
+        )
     )
 }
 
@@ -179,8 +184,10 @@ pub(super) fn delivery(code: Code) -> DeliveryError {
         _ => DeliveryState::Unknown,
     };
     let error = match code {
-        Code::PurgeQueue | Code::PurgeInflight => error(ErrorKind::Unavailable, "bus.redpanda.purged", "publish")
-            .with_message("the producer was given up before the brokers answered"),
+        Code::PurgeQueue | Code::PurgeInflight => {
+            error(ErrorKind::Unavailable, "bus.redpanda.purged", "publish")
+                .with_message("the producer was given up before the brokers answered")
+        }
         code => by_code(code, "publish"),
     };
     DeliveryError { state, error }

@@ -1,7 +1,6 @@
 //! Groups as an operator sees them: members and their partitions, commits and lag.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::bus::{GroupId, GroupInfo, GroupMember, GroupPartition, GroupState, TopicName, TopicPartition};
@@ -23,7 +22,7 @@ struct Listed {
 
 /// Describes groups. Everything in here blocks.
 pub(super) fn describe(
-    config: &Arc<RedpandaConfig>,
+    config: &RedpandaConfig,
     inspector: &Inspector,
     groups: &Selection<GroupId>,
     limit: Duration,
@@ -34,25 +33,56 @@ pub(super) fn describe(
         Selection::All => names(inspector, limit).map_err(failed)?,
         Selection::These(these) => these.iter().cloned().collect(),
     };
-    let mut found = Vec::new();
-    for group in wanted {
+    let wanted: Vec<_> = wanted.into_iter().collect();
+    let look = Look { config, inspector, all: &all, limit };
+    // Each group is asked by a client of its own, most of whose time is waiting.
+    let share = wanted.len().div_ceil(AT_ONCE).max(1);
+    let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
+        let shares: Vec<_> = wanted
+            .chunks(share)
+            .map(|groups| {
+                scope.spawn(move || groups.iter().filter_map(|group| look.at(group).transpose()).collect())
+            })
+            .collect();
+        let ended = shares.into_iter().map(|share| share.join());
+        ended
+            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a look-up panicked"))))
+            .collect()
+    });
+    Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// So many groups are asked for at once.
+const AT_ONCE: usize = 16;
+
+/// What every group is asked with.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    config: &'a RedpandaConfig,
+    inspector: &'a Inspector,
+    all: &'a [TopicPartition],
+    limit: Duration,
+}
+
+impl Look<'_> {
+    /// One group, if there is such a group.
+    fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
+        let Self { config, inspector, all, limit } = self;
+        let failed = |e| inspector.context().explain(error::asked(e, "groups"));
         // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
         // another's answer.
         let asking: BaseConsumer<Link> = settings::inspector(config, Some(group.as_str()))
             .create_with_context(Link::new("admin", ""))
             .map_err(|e| error::of(e, "groups"))?;
-        let commits = offsets::committed(&asking, &all, limit);
+        let commits = offsets::committed(&asking, all, limit);
         let commits = commits.map_err(|e| asking.context().explain(error::asked(e, "groups")))?;
         drop(asking);
-        let listed = list(inspector, &group, limit).map_err(failed)?;
+        let listed = list(inspector, group, limit).map_err(failed)?;
         let Some(listed) = listed.filter(|listed| listed.state != "Dead") else {
-            if commits.is_empty() {
-                continue;
-            }
-            return Err(error::consumer_protocol(group.as_str()));
+            return if commits.is_empty() { Ok(None) } else { Err(error::consumer_protocol(group.as_str())) };
         };
         if listed.members.is_empty() && commits.is_empty() {
-            continue;
+            return Ok(None);
         }
         let state = match listed.state.as_str() {
             "Stable" => GroupState::Stable,
@@ -73,9 +103,8 @@ pub(super) fn describe(
                 Err(error) => return Err(failed(error)),
             }
         }
-        found.push(GroupInfo::new(group, state, listed.members, partitions));
+        Ok(Some(GroupInfo::new(group.clone(), state, listed.members, partitions)))
     }
-    Ok(found)
 }
 
 /// Every partition of every topic: there is no question for "all commits of this group".

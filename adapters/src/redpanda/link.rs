@@ -19,8 +19,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use qi_core::{Error, ErrorKind};
 use metrics::{counter, gauge, histogram};
+use qi_core::{Error, ErrorKind};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -73,9 +73,9 @@ impl Link {
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match &*refused {
-            Some((code, reason)) => {
-                error::by_code(*code, "connect").with_message(reason).with_operation(error.operation().to_owned())
-            }
+            Some((code, reason)) => error::by_code(*code, "connect")
+                .with_message(reason)
+                .with_operation(error.operation().to_owned()),
             None => error,
         }
     }
@@ -88,7 +88,8 @@ impl Link {
             retries += broker.txretries;
             errors += broker.txerrs;
             if let Some(trip) = broker.rtt.as_ref().filter(|trip| trip.cnt > 0) {
-                histogram!("qi_redpanda_round_trip_seconds", &labels).record(float(trip.avg.unsigned_abs()) / 1e6);
+                histogram!("qi_redpanda_round_trip_seconds", &labels)
+                    .record(float(trip.avg.unsigned_abs()) / 1e6);
             }
         }
         let risen = |name: &'static str, before: &mut u64, now: u64| {
@@ -118,7 +119,9 @@ impl Link {
         }
         let mut lagging = BTreeSet::new();
         for topic in now.topics.values() {
-            for partition in topic.partitions.values().filter(|p| p.fetch_state == "active" && p.consumer_lag >= 0) {
+            for partition in
+                topic.partitions.values().filter(|p| p.fetch_state == "active" && p.consumer_lag >= 0)
+            {
                 self.set_lag(&topic.topic, partition.partition, partition.consumer_lag.unsigned_abs());
                 lagging.insert((topic.topic.clone(), partition.partition));
             }
@@ -131,8 +134,11 @@ impl Link {
     }
 
     fn set_lag(&self, topic: &str, partition: i32, lag: u64) {
-        let labels =
-            [("group", self.group.clone()), ("topic", topic.to_owned()), ("partition", partition.to_string())];
+        let labels = [
+            ("group", self.group.clone()),
+            ("topic", topic.to_owned()),
+            ("partition", partition.to_string()),
+        ];
         gauge!("qi_redpanda_consumer_lag", &labels).set(float(lag));
     }
 }
@@ -185,7 +191,8 @@ impl ClientContext for Link {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => self.connected.store(false, Ordering::Relaxed),
             Some(code @ (RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) => {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((code, reason.to_owned()));
             }
             _ => {}
         }

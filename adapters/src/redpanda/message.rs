@@ -48,7 +48,9 @@ impl Copier {
         std::panic::catch_unwind(AssertUnwindSafe(|| {
             headers
                 .iter()
-                .map(|header| Some((HeaderName::new(header.key).ok()?, header.value.map(|value| self.copy(value)))))
+                .map(|header| {
+                    Some((HeaderName::new(header.key).ok()?, header.value.map(|value| self.copy(value))))
+                })
                 .collect::<Option<Headers>>()
         }))
         .ok()

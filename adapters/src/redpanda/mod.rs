@@ -26,11 +26,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions, PublishReport, Read,
-    StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
-};
 use qi_core::Result;
+use qi_core::bus::{
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, Read, StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome,
+    TopicPartition, TopicSpec,
+};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use tokio::sync::Notify;
@@ -222,7 +223,10 @@ impl fmt::Display for RedpandaBus {
 
 impl fmt::Debug for RedpandaBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedpandaBus").field("config", &self.config).field("phase", &self.phase()).finish_non_exhaustive()
+        f.debug_struct("RedpandaBus")
+            .field("config", &self.config)
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
     }
 }
 
@@ -309,13 +313,15 @@ impl MessageBus for RedpandaBus {
             commit_limit: settings::limit(self.config.commit_timeout_ms),
         };
         let config = settings::reader(&self.config, request.max_buffered_bytes);
-        let feed = Feed::new(plan, admin, &config, Link::new("consumer", "")).map_err(|e| error::of(e, "read"))?;
+        let feed =
+            Feed::new(plan, admin, &config, Link::new("consumer", "")).map_err(|e| error::of(e, "read"))?;
         let subscription = RedpandaSubscription::new(feed.clone());
         self.keep(&feed);
         blocking("read", move || {
             let client = feed.client("read")?;
             let starts = subscription::resolve(&client, &request.from, feed.plan.limit)?;
-            let list = offsets::list(starts.iter().map(|(partition, start)| (partition, offsets::offset(*start))));
+            let list =
+                offsets::list(starts.iter().map(|(partition, start)| (partition, offsets::offset(*start))));
             list.and_then(|list| client.assign(&list)).map_err(|e| error::of(e, "read"))?;
             {
                 let mut state = feed.state();

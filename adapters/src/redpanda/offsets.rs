@@ -85,7 +85,7 @@ pub(super) fn find<'a, C: ConsumerContext>(
     found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
 }
 
-/// The commits of the client's group, where there are any.
+/// The commits of the client's group, where there are any. A partition that is gone has none.
 pub(super) fn committed<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -97,8 +97,11 @@ pub(super) fn committed<'a, C: ConsumerContext>(
     }
     let mut commits = BTreeMap::new();
     for (partition, answer) in read(&client.committed_offsets(asked, limit)?) {
-        if let Offset::Offset(offset) = answer? {
-            commits.insert(partition, offset.cast_unsigned());
+        match answer {
+            Ok(Offset::Offset(offset)) => drop(commits.insert(partition, offset.cast_unsigned())),
+            Ok(_) => {}
+            Err(error) if super::error::is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(commits)

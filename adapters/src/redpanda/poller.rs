@@ -40,8 +40,14 @@ pub(super) struct Poller {
 /// Starts the thread of a feed.
 pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
-    let poller =
-        Poller { feed, client, copier: Copier::default(), served: 0, doubtful: false, looked: Instant::now() };
+    let poller = Poller {
+        feed,
+        client,
+        copier: Copier::default(),
+        served: 0,
+        doubtful: false,
+        looked: Instant::now(),
+    };
     thread.spawn(move || poller.run()).map(drop)
 }
 
@@ -146,15 +152,19 @@ impl Poller {
         match code {
             Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => self.doubtful = true,
             Code::PollExceeded => self.feed.pass_poll_limit(),
-            Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId => {
+            Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::UnknownTopicId => {
                 self.look_for_topics();
             }
             Code::FencedInstanceId => self.feed.state().fatal = Some(error::by_code(code, "recv")),
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 let why = self.client.client().fatal_error();
-                let why = why.map_or_else(|| error::by_code(code, "recv"), |(code, reason)| {
-                    error::by_code(code, "recv").with_message(reason)
-                });
+                let why = why.map_or_else(
+                    || error::by_code(code, "recv"),
+                    |(code, reason)| error::by_code(code, "recv").with_message(reason),
+                );
                 self.feed.state().fatal = Some(why);
             }
             _ => {
@@ -217,7 +227,11 @@ impl Poller {
         if !paused.is_empty() {
             self.client.resume(&offsets::list(paused.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
         }
-        acknowledge(&self.client, &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?, false);
+        acknowledge(
+            &self.client,
+            &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?,
+            false,
+        );
         Ok(())
     }
 
@@ -237,7 +251,8 @@ impl Poller {
             let mut state = self.feed.state();
             for partition in partitions {
                 let commit = committed.get(partition).copied();
-                let Some(start) = commit.or_else(|| starts.get(partition).or(failed.get(partition)).copied()) else {
+                let Some(start) = commit.or_else(|| starts.get(partition).or(failed.get(partition)).copied())
+                else {
                     continue;
                 };
                 state.shelf.gain(partition.clone(), start, commit);
@@ -292,7 +307,10 @@ impl Poller {
         let places: Vec<_> = {
             let state = feed.state();
             let owned = state.shelf.owned().iter();
-            owned.filter(|(_, o)| o.failed.is_none()).map(|(p, o)| (p.clone(), o.fetched, o.committed)).collect()
+            owned
+                .filter(|(_, o)| o.failed.is_none())
+                .map(|(p, o)| (p.clone(), o.fetched, o.committed))
+                .collect()
         };
         let edges = || -> KafkaResult<_> {
             let all = || places.iter().map(|(partition, ..)| partition);

@@ -1,15 +1,15 @@
 //! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::{Delivery, DeliveryState};
 use qi_core::{Error, ErrorKind, Result, Timestamp};
 use rdkafka::ClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::statistics::Statistics;
@@ -101,9 +101,15 @@ impl Lane {
         let context =
             Deliveries { link: Link::new("producer", ""), desk: desk.clone(), topics: topics.clone() };
         let producer = settings::producer(config, batch_bytes).create_with_context(context);
-        let producer: Arc<BaseProducer<Deliveries>> = Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
+        let producer: Arc<BaseProducer<Deliveries>> =
+            Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
         let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let lane = Self { producer: producer.clone(), built: Instant::now(), dead: dead.clone(), stop: stop.clone() };
+        let lane = Self {
+            producer: producer.clone(),
+            built: Instant::now(),
+            dead: dead.clone(),
+            stop: stop.clone(),
+        };
         let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
         thread.spawn(move || serve(producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
         Ok(lane)

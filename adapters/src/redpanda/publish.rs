@@ -113,7 +113,12 @@ impl Sender {
     }
 
     /// What becomes of each message as far as the client can see.
-    async fn ways(&self, admin: &Arc<AdminClient<Link>>, batch: &[Message], options: &PublishOptions) -> Vec<Way> {
+    async fn ways(
+        &self,
+        admin: &Arc<AdminClient<Link>>,
+        batch: &[Message],
+        options: &PublishOptions,
+    ) -> Vec<Way> {
         let mut known: Vec<(TopicName, Result<Facts>)> = Vec::new();
         let mut ways = Vec::with_capacity(batch.len());
         for message in batch {
@@ -227,7 +232,11 @@ impl Sender {
     }
 
     /// The producer for batches of this size; one that met a fatal error is replaced, at most once a second.
-    async fn lane(&self, batch_bytes: usize, deadline: Instant) -> std::result::Result<Arc<Lane>, DeliveryError> {
+    async fn lane(
+        &self,
+        batch_bytes: usize,
+        deadline: Instant,
+    ) -> std::result::Result<Arc<Lane>, DeliveryError> {
         loop {
             let (left, reason) = {
                 let mut lanes = self.lock();

@@ -26,7 +26,10 @@ fn common(config: &RedpandaConfig) -> ClientConfig {
         .set("statistics.interval.ms", config.statistics_ms.to_string())
         // An answer that is this late does not come; the connection is made anew.
         .set("socket.timeout.ms", config.request_timeout_ms.to_string())
-        .set("socket.connection.setup.timeout.ms", config.request_timeout_ms.clamp(1_000, 300_000).to_string())
+        .set(
+            "socket.connection.setup.timeout.ms",
+            config.request_timeout_ms.clamp(1_000, 300_000).to_string(),
+        )
         .set("api.version.request.timeout.ms", config.request_timeout_ms.clamp(10, 300_000).to_string())
         .set("socket.nagle.disable", "true")
         .set("socket.keepalive.enable", "true")

@@ -54,7 +54,12 @@ impl RedpandaSubscription {
         Ok(())
     }
 
-    async fn set_paused(&self, partitions: &[TopicPartition], paused: bool, operation: &'static str) -> Result<()> {
+    async fn set_paused(
+        &self,
+        partitions: &[TopicPartition],
+        paused: bool,
+        operation: &'static str,
+    ) -> Result<()> {
         self.owned(partitions.iter(), operation)?;
         let (feed, partitions) = (self.feed.clone(), partitions.to_vec());
         blocking(operation, move || {
@@ -98,7 +103,12 @@ fn sort(feed: &Feed, upto: &Positions) -> Result<(Wanted, Vec<TopicPartition>)> 
 }
 
 /// Stores what is owned, again and again while a rebalance is in the way.
-fn store(feed: &Feed, client: &Client, mut wanted: Wanted, mut lost: Vec<TopicPartition>) -> Result<Committed> {
+fn store(
+    feed: &Feed,
+    client: &Client,
+    mut wanted: Wanted,
+    mut lost: Vec<TopicPartition>,
+) -> Result<Committed> {
     let deadline = std::time::Instant::now() + feed.plan.commit_limit;
     loop {
         {

@@ -60,7 +60,10 @@ impl Ticket {
     pub(super) fn report(&self, missing: &DeliveryError) -> PublishReport {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         PublishReport::new(
-            outcomes.iter_mut().map(|outcome| outcome.take().unwrap_or_else(|| Err(missing.clone()))).collect(),
+            outcomes
+                .iter_mut()
+                .map(|outcome| outcome.take().unwrap_or_else(|| Err(missing.clone())))
+                .collect(),
         )
     }
 }
@@ -175,7 +178,10 @@ mod tests {
         desk.answer(slot, 1, outcome(1));
         assert!(futures::FutureExt::now_or_never(ticket.done()).is_none());
         desk.answer(slot, 1, outcome(7));
-        assert!(futures::FutureExt::now_or_never(ticket.done()).is_none(), "the same message twice is one answer");
+        assert!(
+            futures::FutureExt::now_or_never(ticket.done()).is_none(),
+            "the same message twice is one answer"
+        );
         desk.answer(slot, 0, outcome(0));
         ticket.done().await;
         let missing = DeliveryError::unknown(Error::new(ErrorKind::Timeout, "c", "publish"));

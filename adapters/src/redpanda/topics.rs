@@ -76,7 +76,8 @@ pub(super) async fn partitions(
     let (admin, name) = (admin.clone(), topic.clone());
     super::blocking(operation, move || {
         let metadata = admin.inner().fetch_metadata(Some(name.as_str()), limit);
-        let metadata = metadata.map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
+        let metadata = metadata
+            .map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
         let found = metadata.topics().iter().find(|found| found.name() == name.as_str());
         let found = found.ok_or_else(|| error::unknown_topic(&name, operation))?;
         match found.error() {

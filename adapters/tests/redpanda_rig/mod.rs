@@ -161,6 +161,29 @@ impl Env {
     }
 }
 
+impl Env {
+    /// Groups outlive their topics.
+    async fn delete_groups(&self) -> Result<()> {
+        let client: BaseConsumer = self.brokers.client().create().map_err(Error::other)?;
+        let prefix = self.prefix.clone();
+        let names = tokio::task::spawn_blocking(move || {
+            let list = client.fetch_group_list(None, Duration::from_secs(10))?;
+            let names = list.groups().iter().map(rdkafka::groups::GroupInfo::name);
+            let ours = names.filter(|name| name.starts_with(&prefix)).map(str::to_owned);
+            Ok::<_, rdkafka::error::KafkaError>(ours.collect::<Vec<_>>())
+        });
+        let names = names.await.map_err(Error::other)?.map_err(Error::other)?;
+        let ours: Vec<_> = names.iter().map(String::as_str).collect();
+        let admin: AdminClient<DefaultClientContext> =
+            self.brokers.client().create().map_err(Error::other)?;
+        if !ours.is_empty() {
+            // One whose member has not left yet stays behind.
+            let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.map_err(Error::other)?;
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl BusEnv for Env {
     fn prefix(&self) -> &str {
@@ -176,13 +199,17 @@ impl BusEnv for Env {
     }
 
     async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.brokers.client().create().map_err(Error::other)?;
+        let admin: AdminClient<DefaultClientContext> =
+            self.brokers.client().create().map_err(Error::other)?;
         let mut list = TopicPartitionList::new();
         let at = Offset::Offset(offset.cast_signed());
         list.add_partition_offset(partition.topic.as_str(), partition.partition.cast_signed(), at)
             .map_err(Error::other)?;
         let done = admin.delete_records(&list, &AdminOptions::new()).await.map_err(Error::other)?;
-        done.elements().iter().try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error).map_err(Error::other)
+        done.elements()
+            .iter()
+            .try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)
+            .map_err(Error::other)
     }
 
     fn now(&self) -> Timestamp {
@@ -203,6 +230,7 @@ impl BusEnv for Env {
         let topics = self.keeper.topics().await?.into_iter().map(|topic| topic.name);
         let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
         self.keeper.delete_topics(&ours).await?;
+        self.delete_groups().await?;
         self.keeper.close().await.map(drop)
     }
 }

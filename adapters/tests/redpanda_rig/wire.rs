@@ -81,7 +81,11 @@ async fn whole(cut: &mut watch::Receiver<bool>) {
     let _ = cut.wait_for(|cut| !cut).await;
 }
 
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) -> Option<()> {
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut cut: watch::Receiver<bool>,
+) -> Option<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let count = from.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
