@@ -27,6 +27,7 @@ fn main() {
         trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
         trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
         trial(&server, "too_many_parts_pass", parts),
+        trial(&server, "too_many_parts_in_all_partitions_pass_too", parts_in_total),
         trial(&server, "too_many_partitions_is_told_from_too_many_parts", partitions),
         trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
         spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
@@ -165,6 +166,31 @@ async fn parts(server: Server) {
             store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.unwrap();
             let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
             assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), (part + 1) * 10);
+        },
+    )
+    .await;
+}
+
+async fn parts_in_total(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _, prefix| {
+            let run = async |sql: String| store.client().query_raw(&sql).execute().await.unwrap();
+            run(format!("ALTER TABLE {prefix}ticks MODIFY SETTING max_parts_in_total = 2")).await;
+            run(format!("SYSTEM STOP MERGES {prefix}ticks")).await;
+            let mut last = Ok(());
+            for part in 0..20 {
+                last = store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.map(drop);
+                if last.is_err() {
+                    break;
+                }
+            }
+            let error = expect(last, ErrorKind::Overloaded, true);
+            assert_eq!(error.code(), "store.clickhouse.parts");
+            run(format!("SYSTEM START MERGES {prefix}ticks")).await;
+            run(format!("OPTIMIZE TABLE {prefix}ticks FINAL")).await;
+            store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
         },
     )
     .await;

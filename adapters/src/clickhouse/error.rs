@@ -74,6 +74,9 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (160, "TOO_SLOW", ErrorKind::Timeout, "store.clickhouse.too_slow"),
     (319, "UNKNOWN_STATUS_OF_INSERT", ErrorKind::Timeout, "store.clickhouse.unknown_insert"),
     (202, "TOO_MANY_SIMULTANEOUS_QUERIES", ErrorKind::Overloaded, "store.clickhouse.queries"),
+    (203, "NO_FREE_CONNECTION", ErrorKind::Overloaded, "store.clickhouse.no_connection"),
+    (439, "CANNOT_SCHEDULE_TASK", ErrorKind::Overloaded, "store.clickhouse.threads"),
+    (745, "SERVER_OVERLOADED", ErrorKind::Overloaded, "store.clickhouse.overloaded"),
     (241, "MEMORY_LIMIT_EXCEEDED", ErrorKind::Overloaded, "store.clickhouse.memory"),
     (252, "TOO_MANY_PARTS", ErrorKind::Overloaded, "store.clickhouse.parts"),
     (57, "TABLE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.table_exists"),
@@ -84,9 +87,11 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
 /// Waiting does not empty a disk: never retried.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
 
-/// The code in `Code: 60. DB::Exception: ...`.
+/// The code in `Code: 60. DB::Exception: ...`. It stands at the beginning: a proxy's page may well hold the words
+/// "Error Code: 502".
 fn code_of(text: &str) -> Option<u16> {
-    let rest = text.split_once("Code: ")?.1;
+    const BEFORE: [&str; 3] = ["", "Poco::Exception. ", "std::exception. "];
+    let rest = BEFORE.iter().find_map(|before| text.strip_prefix(before)?.strip_prefix("Code: "))?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     rest[..digits].parse().ok()
 }
@@ -97,10 +102,9 @@ fn by_response(text: &str) -> (ErrorKind, &'static str) {
         return (ErrorKind::Unavailable, "store.clickhouse.response");
     };
     match code {
-        // One code for two things: too many parts pass, too many partitions of one insert do not.
-        252 if text.contains("partitions") && !text.contains("parts in") => {
-            (ErrorKind::Internal, "store.clickhouse.partitions")
-        }
+        // One code for two things: too many parts pass, too many partitions of one insert do not. The word alone
+        // does not tell: "Too many parts (2) in all partitions in total", or the name of a table.
+        252 if text.contains("Too many partitions") => (ErrorKind::Internal, "store.clickhouse.partitions"),
         // The query's own limit will not be higher next time.
         241 if text.contains("(for query)") || text.contains("Query memory limit") => {
             (ErrorKind::Internal, "store.clickhouse.query_memory")
@@ -214,7 +218,7 @@ mod tests {
             (&[209, 210, 279, 242, 225, 999, 285, 286, 236, 394], Unavailable, true),
             (&[243], Unavailable, false),
             (&[159, 160, 319], Timeout, true),
-            (&[202, 241, 252], Overloaded, true),
+            (&[202, 203, 241, 252, 439, 745], Overloaded, true),
             (&[57, 82], Conflict, true),
             (&[40], CorruptData, false),
             // What the table does not name is ours to look at, and not retried by guess.
@@ -239,6 +243,14 @@ mod tests {
         let partitions = "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 100). \
                           The limit is controlled by 'max_partitions_per_insert_block' setting. (TOO_MANY_PARTS)";
         assert_eq!(kind(partitions), (ErrorKind::Internal, false));
+        for parts in [
+            "Code: 252. DB::Exception: Too many parts (2) in all partitions in total in table 'qi.ticks'. This indicates \
+             wrong choice of partition key. (TOO_MANY_PARTS)",
+            "Code: 252. DB::Exception: Too many parts (300 with average size of 1.00 KiB) in table 'qi.partitions_ticks'. \
+             Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)",
+        ] {
+            assert_eq!(kind(parts), (ErrorKind::Overloaded, true), "{parts}");
+        }
         let server = "Code: 241. DB::Exception: (total) memory limit exceeded: would use 7.20 GiB. (MEMORY_LIMIT_EXCEEDED)";
         assert_eq!(kind(server), (ErrorKind::Overloaded, true));
         for query in [
@@ -247,6 +259,24 @@ mod tests {
         ] {
             assert_eq!(kind(query), (ErrorKind::Internal, false));
         }
+    }
+
+    #[test]
+    fn a_code_is_the_servers_only_at_the_beginning() {
+        for (text, code) in [
+            ("Code: 60. DB::Exception: no (UNKNOWN_TABLE)", Some(60)),
+            ("Code: 60", Some(60)),
+            ("Poco::Exception. Code: 1000, e.code() = 111, Connection refused", Some(1000)),
+            ("std::exception. Code: 1001, type: std::length_error", Some(1001)),
+            ("<h1>Error Code: 502</h1>", None),
+            ("Code: many", None),
+            ("Code: 99999999999", None),
+            ("", None),
+        ] {
+            assert_eq!(code_of(text), code, "{text}");
+        }
+        let page = answer("<h1>Error Code: 60</h1>");
+        assert_eq!((page.kind(), page.code()), (ErrorKind::Unavailable, "store.clickhouse.response"));
     }
 
     #[test]
