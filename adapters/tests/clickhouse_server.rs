@@ -14,12 +14,18 @@ use clickhouse_rig::Server;
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{Dataset, RangeQuery, Retention, StatsQuery};
-use qi_core::{ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_core::store::{Dataset, DeleteQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::{
+    ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Selection,
+    TimeRange, Timestamp,
+};
 use servers::{namespace, run, trial};
 
 /// What a child process is told: to call `ensure_schema` on this server, with this prefix, and end.
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
+
+/// The age of ticks in the schema that they make.
+const FIFTY_YEARS: Option<u32> = Some(50 * 366 * 24);
 
 fn main() {
     if let Ok(words) = std::env::var(CHILD) {
@@ -33,6 +39,8 @@ fn main() {
         trial(&server, "a_column_of_another_type_refuses_the_rows", other_type),
         trial(&server, "the_names_of_the_codes_are_the_servers_own", codes),
         trial(&server, "ages_are_ttls_that_can_change", ages),
+        trial(&server, "an_age_that_ends_after_2106_removes_nothing", far_ages),
+        trial(&server, "a_database_may_be_a_number", numbered),
         trial(&server, "the_statements_of_the_guide_run", guide),
         trial(&server, "a_purge_drops_whole_partitions", purge),
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
@@ -102,6 +110,7 @@ async fn eight_processes(server: Server) {
     }
     let mut config = server.config("");
     config.database.clone_from(&database);
+    config.retention.ticks_hours = FIFTY_YEARS;
     let store = ClickHouseStore::open(config).unwrap();
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     assert_eq!(count(&store, "x:Y").await, 10);
@@ -112,6 +121,7 @@ fn child(words: &str) {
     let (database, url) = words.split_once(' ').unwrap();
     let mut config = ClickHouseConfig::from_url(url);
     database.clone_into(&mut config.database);
+    config.retention.ticks_hours = FIFTY_YEARS;
     run(async {
         let store = ClickHouseStore::open(config).unwrap();
         store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
@@ -215,6 +225,45 @@ async fn ages(server: Server) {
         },
     )
     .await;
+}
+
+/// A TTL of the server ends in 2106 and begins again in 1970.
+async fn far_ages(server: Server) {
+    let change = |config: &mut ClickHouseConfig| config.retention.ticks_hours = Some(48);
+    with_store(&server, change, async |store, config| {
+        let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
+            let time = Timestamp::from_secs(secs).unwrap();
+            PriceTick::new("x:FAR".parse().unwrap(), time, 1, "1".parse().unwrap()).unwrap()
+        });
+        store.insert_ticks(&far).await.unwrap();
+        let table = format!("{}ticks", config.table_prefix);
+        sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
+        assert_eq!(stored(&store, "x:FAR").await, far);
+        let mut long = config.clone();
+        long.retention.ticks_hours = Some(878_400);
+        let store = ClickHouseStore::open(long).unwrap();
+        store.ensure_schema().await.unwrap();
+        assert!(store.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
+        store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+        sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
+        assert_eq!(count(&store, "x:Y").await, 10, "a hundred years are not over");
+    })
+    .await;
+}
+
+async fn numbered(server: Server) {
+    let database = format!("{}", std::process::id());
+    let mut config = server.config("");
+    config.database.clone_from(&database);
+    let store = ClickHouseStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+    assert_eq!(count(&store, "x:Y").await, 10);
+    let one = Selection::these(["x:Y".parse().unwrap()]).unwrap();
+    store.delete_range(&DeleteQuery::Ticks(one, TimeRange::ALL)).await.unwrap();
+    store.purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
+    assert_eq!(count(&store, "x:Y").await, 0);
+    sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
 }
 
 async fn purge(server: Server) {
