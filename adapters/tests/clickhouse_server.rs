@@ -14,9 +14,9 @@ use clickhouse_rig::Server;
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{Dataset, DeleteQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::store::{Dataset, DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Selection,
+    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
 };
 use servers::{namespace, run, trial};
@@ -41,6 +41,9 @@ fn main() {
         trial(&server, "ages_are_ttls_that_can_change", ages),
         trial(&server, "an_age_that_ends_after_2106_removes_nothing", far_ages),
         trial(&server, "a_database_may_be_a_number", numbered),
+        trial(&server, "the_latest_beside_deletions_is_never_absent", latest_beside_deletions),
+        trial(&server, "the_latest_few_of_many_take_few_requests", few_of_many),
+        trial(&server, "the_latest_of_many_is_that_of_each", latest_of_many),
         trial(&server, "the_statements_of_the_guide_run", guide),
         trial(&server, "a_purge_drops_whole_partitions", purge),
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
@@ -264,6 +267,139 @@ async fn numbered(server: Server) {
     store.purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 0);
     sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
+}
+
+/// Deletes the newest ticks one after the other: an older one is the latest then.
+async fn latest_beside_deletions(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let batch = ticks("x:Y", 0, 200);
+            store.insert_ticks(&batch).await.unwrap();
+            let deletes = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move {
+                    for tick in batch[100..].iter().rev() {
+                        let range = TimeRange::new(tick.ts(), Timestamp::MAX).unwrap();
+                        let query = DeleteQuery::Ticks(Selection::All, range);
+                        store.delete_range(&query).await.unwrap();
+                    }
+                }
+            });
+            let instrument: Instrument = "x:Y".parse().unwrap();
+            let mut asked = 0;
+            while !deletes.is_finished() {
+                let latest = store.latest_tick(&instrument).await.unwrap();
+                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at question {asked}");
+                asked += 1;
+            }
+            deletes.await.unwrap();
+            assert!(asked > 20, "{asked} questions beside the deletions");
+        },
+    )
+    .await;
+}
+
+/// One instrument in a thousand has bars of the interval, and it is the last one.
+async fn few_of_many(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let time = Timestamp::from_secs(1_700_006_400).unwrap();
+            let one = "1".parse().unwrap();
+            let values = BarValues {
+                open: one,
+                high: one,
+                low: one,
+                close: one,
+                volume: None,
+                quote_volume: None,
+                count: None,
+            };
+            let name = |n: u32| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
+            let bar =
+                |n, interval: Interval| Ohlcv::new(name(n), interval, interval.floor(time), values).unwrap();
+            let mut bars: Vec<_> = (0..3_000).map(|n| bar(n, Interval::M1)).collect();
+            bars.push(bar(3_000, Interval::D1));
+            store.insert_bars(&bars).await.unwrap();
+            let batch: Vec<_> = (0..3_000)
+                .map(|n| PriceTick::new(name(n), time, 1, one).unwrap())
+                .chain(ticks("x:Z", 0, 1))
+                .collect();
+            store.insert_ticks(&batch).await.unwrap();
+            let started = std::time::Instant::now();
+            let query = LatestBarsQuery::new(Interval::D1, Selection::All).with_limit(1).unwrap();
+            assert_eq!(store.latest_bars(&query).await.unwrap().items, bars[3_000..]);
+            let before = Timestamp::from_secs(1_700_000_000).unwrap();
+            let query = LatestQuery::new(Selection::All).as_of(before).with_limit(1).unwrap();
+            assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            let started = std::time::Instant::now();
+            let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
+            let named = Selection::these(absent.chain(["x:Z".parse().unwrap()])).unwrap();
+            let query = LatestQuery::new(named).with_limit(1).unwrap();
+            assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            let all = LatestQuery::new(Selection::All).with_limit(10_000).unwrap();
+            assert!(store.latest_ticks(&all).await.unwrap().items == batch);
+            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        },
+    )
+    .await;
+}
+
+/// Many are asked for at once, and looked for in the newest days first: some are older, some have several ticks of
+/// their last time, and some have none.
+async fn latest_of_many(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let name = |n: u64| -> Instrument { format!("x:A{n:03}").parse().unwrap() };
+            let tick = |n: u64, days: u64, seq: u64| {
+                let time =
+                    Timestamp::from_secs(1_700_000_000 + i64::try_from(days).unwrap() * 86_400).unwrap();
+                PriceTick::new(name(n), time, seq, (1 + n + seq).to_string().parse().unwrap()).unwrap()
+            };
+            let mut batch: Vec<PriceTick> = Vec::new();
+            for n in (0..200).filter(|n| n % 7 != 0) {
+                batch.push(tick(n, n % 60, 9));
+                batch.extend((0..n % 3).map(|seq| tick(n, 100 + n % 30, seq)));
+            }
+            store.insert_ticks(&batch).await.unwrap();
+            let of_each = |until: Timestamp| -> Vec<PriceTick> {
+                let known = batch.iter().filter(|tick| tick.ts() <= until);
+                let latest = |n: u64| {
+                    let own = known.clone().filter(|tick| *tick.instrument() == name(n));
+                    own.max_by_key(|tick| (tick.ts(), tick.seq())).cloned()
+                };
+                (0..200).filter_map(latest).collect()
+            };
+            for query in [
+                LatestQuery::new(Selection::All),
+                LatestQuery::new(Selection::these((0..200).map(name)).unwrap()),
+            ] {
+                let all = store.latest_ticks(&query).await.unwrap();
+                assert!(all.items == of_each(Timestamp::MAX) && all.next.is_none());
+                for days in [0, 20, 59, 99, 110] {
+                    let until = tick(0, days, 0).ts();
+                    let query = query.clone().as_of(until);
+                    assert!(store.latest_ticks(&query).await.unwrap().items == of_each(until), "{days}");
+                }
+                let (mut paged, mut query) = (Vec::new(), query.with_limit(33).unwrap());
+                loop {
+                    let page = store.latest_ticks(&query).await.unwrap();
+                    paged.extend(page.items);
+                    let Some(next) = page.next else { break };
+                    query = query.after(next);
+                }
+                assert!(paged == of_each(Timestamp::MAX));
+            }
+        },
+    )
+    .await;
 }
 
 async fn purge(server: Server) {
