@@ -41,6 +41,8 @@ fn main() {
         trial(&server, "ages_are_ttls_that_can_change", ages),
         trial(&server, "an_age_that_ends_after_2106_removes_nothing", far_ages),
         trial(&server, "a_database_may_be_a_number", numbered),
+        trial(&server, "a_table_that_remembers_blocks_hides_no_batch", blocks),
+        trial(&server, "a_profile_that_breaks_answers_off_is_overruled", overruled),
         trial(&server, "the_latest_beside_deletions_is_never_absent", latest_beside_deletions),
         trial(&server, "the_latest_few_of_many_take_few_requests", few_of_many),
         trial(&server, "the_latest_of_many_is_that_of_each", latest_of_many),
@@ -267,6 +269,72 @@ async fn numbered(server: Server) {
     store.purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 0);
     sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
+}
+
+/// As replicated tables do by default: a block whose sum is known is not stored again, even if its rows were deleted.
+async fn blocks(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let table = format!("{}ticks", config.table_prefix);
+            sql(
+                &store,
+                &format!("ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 100"),
+            )
+            .await;
+            let a = ticks("x:Y", 0, 10);
+            let b: Vec<_> = a.iter().cloned().map(|tick| tick.with_quantity("7".parse().ok())).collect();
+            for batch in [&a, &b, &a] {
+                store.insert_ticks(batch).await.unwrap();
+                assert_eq!(&stored(&store, "x:Y").await, batch);
+            }
+            for _ in 0..2 {
+                store
+                    .purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap())
+                    .await
+                    .unwrap();
+                assert_eq!(count(&store, "x:Y").await, 0);
+                store.insert_ticks(&a).await.unwrap();
+                assert_eq!(stored(&store, "x:Y").await, a);
+            }
+        },
+    )
+    .await;
+}
+
+/// With such a setting of a user's profile, a limit that is met cuts the answer and says nothing.
+async fn overruled(server: Server) {
+    with_store(
+        &server,
+        |config| {
+            config.max_batch = 300_000;
+            config.settings.insert("max_rows_to_read".to_owned(), "1000".to_owned());
+        },
+        async |store, config| {
+            let batch = ticks("x:Y", 0, 200_000);
+            store.insert_ticks(&batch).await.unwrap();
+            let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+            store.stats(&query).await.expect_err("more rows than may be read");
+            for name in ["read_overflow_mode", "timeout_overflow_mode", "result_overflow_mode"] {
+                let mut broken = config.clone();
+                broken.settings.insert(name.to_owned(), "break".to_owned());
+                let error = ClickHouseStore::open(broken).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Config);
+                // What the profile says is overruled: the request carries the adapter's own.
+                let mode: String = store
+                    .client()
+                    .query_raw(&format!(
+                        "SELECT toString(getSetting('{name}')) SETTINGS max_rows_to_read = 0"
+                    ))
+                    .fetch_one()
+                    .await
+                    .unwrap();
+                assert_eq!(mode, "throw");
+            }
+        },
+    )
+    .await;
 }
 
 /// Deletes the newest ticks one after the other: an older one is the latest then.

@@ -56,7 +56,7 @@ impl ClickHouseStore {
             self.table(R::TABLE.name),
             names.join(", ")
         );
-        let mut insert = self.inner.connections.insert.insert_formatted_with(sql);
+        let mut insert = self.inner.connections.inserting().await?.insert_formatted_with(sql);
         let mut out = Writer(Vec::with_capacity(SEND + 1024));
         out.length(columns.len());
         for name in names {
