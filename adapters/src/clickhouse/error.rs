@@ -135,6 +135,16 @@ impl Cause {
         Self::Corrupt(Box::new(error))
     }
 
+    /// Whether the connection failed, whatever the server would have said.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Client(clickhouse::error::Error::Network(_)))
+    }
+
+    /// Whether it is an error of the server, with a code.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text).is_some())
+    }
+
     /// Whether the server answered with this code.
     pub(super) fn has_code(&self, code: u16) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text) == Some(code))
