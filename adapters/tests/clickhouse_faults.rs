@@ -24,6 +24,7 @@ fn main() {
         trial(&server, "a_wrong_password_is_unauthorized", wrong_password),
         trial(&server, "an_unknown_database_is_configuration", unknown_database),
         trial(&server, "an_unknown_setting_is_configuration", unknown_setting),
+        trial(&server, "an_unknown_cluster_is_configuration", unknown_cluster),
         trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
         trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
         trial(&server, "too_many_parts_pass", parts),
@@ -91,6 +92,13 @@ async fn unknown_setting(server: Server) {
     config.settings.insert("no_such_setting".to_owned(), "1".to_owned());
     let store = ClickHouseStore::open(config).unwrap();
     expect(store.ping().await, ErrorKind::Config, false);
+}
+
+async fn unknown_cluster(server: Server) {
+    let mut config = server.config(&format!("{}_", namespace()));
+    config.cluster = Some("no_such_cluster".to_owned());
+    let store = ClickHouseStore::open(config).unwrap();
+    expect(store.ensure_schema().await, ErrorKind::Config, false);
 }
 
 async fn timeout(server: Server) {

@@ -45,6 +45,8 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (407, "DECIMAL_OVERFLOW", ErrorKind::InvalidInput, "store.clickhouse.decimal_overflow"),
     (81, "UNKNOWN_DATABASE", ErrorKind::Config, "store.clickhouse.no_database"),
     (115, "UNKNOWN_SETTING", ErrorKind::Config, "store.clickhouse.setting"),
+    (139, "NO_ELEMENTS_IN_CONFIG", ErrorKind::Config, "store.clickhouse.server_config"),
+    (701, "CLUSTER_DOESNT_EXIST", ErrorKind::Config, "store.clickhouse.no_cluster"),
     (516, "AUTHENTICATION_FAILED", ErrorKind::Unauthorized, "store.clickhouse.login"),
     (192, "UNKNOWN_USER", ErrorKind::Unauthorized, "store.clickhouse.user"),
     (193, "WRONG_PASSWORD", ErrorKind::Unauthorized, "store.clickhouse.password"),
@@ -221,7 +223,7 @@ mod tests {
         };
         for (codes, kind, retried) in [
             (&[407][..], InvalidInput, false),
-            (&[81, 115], Config, false),
+            (&[81, 115, 139, 701], Config, false),
             (&[516, 497, 192, 193, 194, 164], Unauthorized, false),
             (&[60, 16, 47, 53, 117, 218], SchemaMismatch, false),
             (&[48, 344], Unsupported, false),
