@@ -139,6 +139,9 @@ async fn a_page_that_was_deleted_from_under_way_is_read_again() {
     let rows = |rows: &[Vec<u8>]| Turn::Answer(streamed("", &[&rows.concat()], false));
     let [short, whole, last] =
         [&[row(1, true)][..], &[row(1, true), row(2, true), row(3, true)], &[row(1, false)]].map(rows);
+    // Not for ever.
+    let error = server(vec![short.clone()]).await.ticks(&query).await.unwrap_err();
+    assert_eq!(of(&error), (ErrorKind::Conflict, "store.clickhouse.changing", true));
     let store = server(vec![short, whole.clone()]).await;
     let page = store.ticks(&query).await.unwrap();
     assert!(page.items == ticks(3)[1..] && page.next.is_some());

@@ -14,6 +14,8 @@ pub(super) enum Cause {
     Busy { most: usize },
     /// The store was closed.
     Closed,
+    /// Each time that it was read, something that was to be read had been deleted since.
+    Changing,
     /// The schema is not this code's.
     Schema { rule: String },
     /// Bytes that are no rows, or rows that are no records.
@@ -161,6 +163,8 @@ impl Cause {
             Self::Busy { most } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
                 .with_message("as many requests as may be are under way")
                 .with_context("max_connections", most),
+            Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing")
+                .with_message("deletions took away what was being read, again and again"),
             Self::Schema { rule } => {
                 new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(rule)
             }
@@ -315,6 +319,7 @@ mod tests {
         };
         assert_eq!(of(Cause::Busy { most: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
+        assert_eq!(of(Cause::Changing), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
     }

@@ -18,6 +18,9 @@ pub(super) const FINAL: &str = "SETTINGS do_not_merge_across_partitions_select_f
 /// How many keys one statement of `latest` asks for: their names are below the 256 KiB that a query may have.
 const KEYS_AT_ONCE: usize = 500;
 
+/// How often a read begins again because of deletions.
+const LOOKS: usize = 100;
+
 /// So many keys are looked up one by one, each by a SELECT of its own.
 const FEW: usize = 16;
 
@@ -129,7 +132,7 @@ impl ClickHouseStore {
             },
         );
         let there = format!("SELECT toInt8(1) FROM {name} WHERE {wanted} LIMIT 1");
-        loop {
+        for _ in 0..LOOKS {
             let mut full = false;
             let found = rows(client, &sql, |row| {
                 full = row.i8()? != 0;
@@ -145,6 +148,7 @@ impl ClickHouseStore {
                 return Ok(query.page_of(found)?);
             }
         }
+        Err(Cause::Changing)
     }
 
     /// A page of the latest records of a selection. `series` makes the series of a key; of bars, `interval` is
@@ -232,12 +236,15 @@ impl ClickHouseStore {
         series: &(impl Fn(&K) -> R::Series + Send),
     ) -> Result<HashMap<K, R>, Cause> {
         let (mut found, mut left) = (HashMap::new(), keys.to_vec());
-        while !left.is_empty() {
+        for _ in 0..LOOKS {
             let (met, gone) = self.newest_of(&left, until, interval, series).await?;
             found.extend(met);
+            if gone.is_empty() {
+                return Ok(found);
+            }
             left = gone;
         }
-        Ok(found)
+        Err(Cause::Changing)
     }
 
     /// The latest record of each key, and the keys whose newest time was there and whose row was not: it was deleted
