@@ -46,6 +46,7 @@ fn main() {
         trial(&server, "the_latest_beside_deletions_is_never_absent", latest_beside_deletions),
         trial(&server, "the_latest_few_of_many_take_few_requests", few_of_many),
         trial(&server, "the_latest_of_many_is_that_of_each", latest_of_many),
+        trial(&server, "the_latest_of_many_that_ended_long_ago", latest_of_ended),
         trial(&server, "the_statements_of_the_guide_run", guide),
         trial(&server, "a_purge_drops_whole_partitions", purge),
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
@@ -465,6 +466,37 @@ async fn latest_of_many(server: Server) {
                 }
                 assert!(paged == of_each(Timestamp::MAX));
             }
+        },
+    )
+    .await;
+}
+
+/// Twenty instruments of 120,000 ticks each, and another one that goes on years later.
+async fn latest_of_ended(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let insert = format!(
+                "INSERT INTO {}ticks (exchange, symbol, ts, seq, price) \
+                 SELECT 'x', concat('D', leftPad(toString(number % 20), 2, '0')), \
+                 fromUnixTimestamp64Micro(toInt64(1577836800000000 + intDiv(number, 20) * 1000000), 'UTC'), number, 1 \
+                 FROM numbers(2400000)",
+                config.table_prefix
+            );
+            sql(&store, &insert).await;
+            store.insert_ticks(&ticks("x:Y", 0, 1)).await.unwrap();
+            let latest = store.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap().items;
+            assert_eq!(latest.len(), 21);
+            for (n, tick) in latest[..20].iter().enumerate() {
+                let place = (tick.instrument().to_string(), tick.ts().as_micros(), tick.seq());
+                let last = 119_999;
+                assert_eq!(
+                    place,
+                    (format!("x:D{n:02}"), 1_577_836_800_000_000 + last * 1_000_000, 2_399_980 + n as u64)
+                );
+            }
+            assert_eq!(latest[20..], ticks("x:Y", 0, 1));
         },
     )
     .await;

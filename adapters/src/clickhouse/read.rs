@@ -19,13 +19,19 @@ pub(super) const FINAL: &str = "SETTINGS do_not_merge_across_partitions_select_f
 const KEYS_AT_ONCE: usize = 500;
 
 /// How often a read begins again because of deletions.
-const LOOKS: usize = 100;
+const TRIES: usize = 100;
 
 /// So many keys are looked up one by one, each by a SELECT of its own.
 const FEW: usize = 16;
 
-/// Where many keys are looked for first: in so many days before the newest time of the table.
-const RECENT_DAYS: u32 = 7;
+/// How many such SELECTs one statement has.
+const LOOKS_AT_ONCE: usize = 50;
+
+/// Where many keys are looked for first: in so many minutes before the newest time of the table.
+const RECENT_MINUTES: [u32; 2] = [10, 7 * 24 * 60];
+
+/// So many rows can be read in the time of a look for one key.
+const WORTH_A_LOOK: u64 = 100_000;
 
 /// A time as a literal: an integer of microseconds, never a double.
 pub(super) fn at(time: Timestamp) -> String {
@@ -132,7 +138,7 @@ impl ClickHouseStore {
             },
         );
         let there = format!("SELECT toInt8(1) FROM {name} WHERE {wanted} LIMIT 1");
-        for _ in 0..LOOKS {
+        for _ in 0..TRIES {
             let mut full = false;
             let found = rows(client, &sql, |row| {
                 full = row.i8()? != 0;
@@ -236,7 +242,7 @@ impl ClickHouseStore {
         series: &(impl Fn(&K) -> R::Series + Send),
     ) -> Result<HashMap<K, R>, Cause> {
         let (mut found, mut left) = (HashMap::new(), keys.to_vec());
-        for _ in 0..LOOKS {
+        for _ in 0..TRIES {
             let (met, gone) = self.newest_of(&left, until, interval, series).await?;
             found.extend(met);
             if gone.is_empty() {
@@ -292,8 +298,9 @@ impl ClickHouseStore {
 
     /// The newest time of each key that has one.
     ///
-    /// Few keys are looked up one by one in the order of the key, which reads little however much there is of each.
-    /// Many are first looked for in the newest days, all at once: there most of them are.
+    /// Few keys are looked up one by one in the order of the key, which reads little however much there is of each,
+    /// and takes some milliseconds a key. Many are looked for all at once in the newest minutes and days, where most
+    /// of them are; of what is left the server tells how much there would be to read.
     async fn newest_times<K: Key>(
         &self,
         keys: &[K],
@@ -304,20 +311,6 @@ impl ClickHouseStore {
         let client = &self.inner.connections.plain;
         let (name, time, last) = (self.table(table.name), table.time(), at(until));
         let read = |row: &mut Reader<'_>| Ok((K::read(row)?, read_time(row)?));
-        let one_by_one = |keys: &[K]| {
-            let newest: Vec<String> = keys
-                .iter()
-                .map(|key| {
-                    format!(
-                        "SELECT * FROM (SELECT {columns}, {time} FROM {name} \
-                         WHERE {condition}{of_interval} AND {time} <= {last} ORDER BY {time} DESC LIMIT 1)",
-                        columns = K::COLUMNS,
-                        condition = key.condition(),
-                    )
-                })
-                .collect();
-            newest.join(" UNION ALL ")
-        };
         let at_once = |keys: &[K], bound: &str| {
             let named: Vec<String> = keys.iter().map(Key::tuple).collect();
             format!(
@@ -328,21 +321,48 @@ impl ClickHouseStore {
                 named = named.join(", "),
             )
         };
-        if keys.len() <= FEW {
-            return rows(client, &one_by_one(keys), read).await;
-        }
         let newest = if until == Timestamp::MAX_RECORD {
             format!("(SELECT max({time}) FROM {name})")
         } else {
             last.clone()
         };
-        let bound = format!(" AND {time} >= {newest} - toIntervalDay({RECENT_DAYS})");
-        let mut found = rows(client, &at_once(keys, &bound), read).await?;
-        let met: HashSet<K> = found.iter().map(|(key, _)| key.clone()).collect();
-        let left: Vec<K> = keys.iter().filter(|key| !met.contains(*key)).cloned().collect();
-        if !left.is_empty() {
-            let sql = if left.len() <= FEW { one_by_one(&left) } else { at_once(&left, "") };
-            found.extend(rows(client, &sql, read).await?);
+        let (mut found, mut left) = (Vec::new(), keys.to_vec());
+        for minutes in RECENT_MINUTES {
+            if left.len() <= FEW {
+                break;
+            }
+            let bound = format!(" AND {time} >= {newest} - toIntervalMinute({minutes})");
+            let met = rows(client, &at_once(&left, &bound), read).await?;
+            let known: HashSet<&K> = met.iter().map(|(key, _)| key).collect();
+            left.retain(|key| !known.contains(key));
+            found.extend(met);
+        }
+        if left.len() > FEW {
+            let rest = at_once(&left, "");
+            let estimate = rows(client, &format!("EXPLAIN ESTIMATE {rest}"), |row| {
+                let (_database, _table, _parts) = (row.text()?, row.text()?, row.u64()?);
+                let (count, _marks) = (row.u64()?, row.u64()?);
+                Ok(count)
+            })
+            .await?;
+            if estimate.into_iter().sum::<u64>() <= left.len() as u64 * WORTH_A_LOOK {
+                found.extend(rows(client, &rest, read).await?);
+                return Ok(found);
+            }
+        }
+        for part in left.chunks(LOOKS_AT_ONCE) {
+            let each: Vec<String> = part
+                .iter()
+                .map(|key| {
+                    format!(
+                        "SELECT * FROM (SELECT {columns}, {time} FROM {name} \
+                         WHERE {condition}{of_interval} AND {time} <= {last} ORDER BY {time} DESC LIMIT 1)",
+                        columns = K::COLUMNS,
+                        condition = key.condition(),
+                    )
+                })
+                .collect();
+            found.extend(rows(client, &each.join(" UNION ALL "), read).await?);
         }
         Ok(found)
     }
