@@ -188,7 +188,7 @@ impl ClickHouseStore {
         let (mut found, mut width) = (Vec::new(), 1);
         while found.len() < most {
             let asked = ((most - found.len()) * width).min(KEYS_AT_ONCE).max(most - found.len());
-            width *= 2;
+            width = (width * 2).min(KEYS_AT_ONCE);
             let (keys, last) = self.candidates::<K, R>(selection, after.as_ref(), asked, &counts).await?;
             let Some(until) = until else { break };
             for part in keys.chunks(KEYS_AT_ONCE) {
