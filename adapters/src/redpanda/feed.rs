@@ -247,7 +247,8 @@ impl Feed {
             closing: state.closing,
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
-            room: state.shelf.buffered() < self.plan.max_buffered_bytes.max(1),
+            // The other half waits in librdkafka.
+            room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
             hold: state.overdue.map(|until| until - now),
         }
     }

@@ -29,6 +29,8 @@ pub(super) enum Change {
 pub(super) struct Inbox {
     pub(super) link: Link,
     changes: Mutex<VecDeque<Change>>,
+    /// Whether there are any: asked for every message.
+    due: AtomicBool,
     leaving: AtomicBool,
 }
 
@@ -36,7 +38,7 @@ pub(super) type Client = BaseConsumer<Inbox>;
 
 impl Inbox {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, changes: Mutex::default(), leaving: AtomicBool::new(false) }
+        Self { link, changes: Mutex::default(), due: AtomicBool::new(false), leaving: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Change>> {
@@ -49,11 +51,13 @@ impl Inbox {
     }
 
     pub(super) fn is_due(&self) -> bool {
-        !self.lock().is_empty()
+        self.due.load(Ordering::Acquire)
     }
 
     pub(super) fn done(&self) {
-        self.lock().pop_front();
+        let mut changes = self.lock();
+        changes.pop_front();
+        self.due.store(!changes.is_empty(), Ordering::Release);
     }
 
     /// From now on changes are carried out at once: nobody reads any more.
@@ -109,7 +113,9 @@ impl ConsumerContext for Inbox {
         }
         let partitions = partitions(list);
         tracing::debug!(?partitions, gain, "the assignment is to change");
-        self.lock().push_back(if gain { Change::Gain(partitions) } else { Change::Lose(partitions) });
+        let mut changes = self.lock();
+        changes.push_back(if gain { Change::Gain(partitions) } else { Change::Lose(partitions) });
+        self.due.store(true, Ordering::Release);
     }
 }
 

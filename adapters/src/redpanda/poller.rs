@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaTopic;
 
 use super::feed::Feed;
 use super::inbox::{Change, Client, acknowledge};
-use super::message::Copier;
+use super::message::Copies;
 use super::shelf::{Run, weight};
 use super::{error, offsets};
 
@@ -24,13 +24,15 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
+/// So many bytes, likewise.
+const BURST_BYTES: usize = 1 << 20;
 /// A client that calls of dropped futures still use is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Poller {
     feed: Arc<Feed>,
     client: Arc<Client>,
-    copier: Copier,
+    stack: Stack,
     served: u64,
     /// Positions may have gone.
     doubtful: bool,
@@ -40,15 +42,11 @@ pub(super) struct Poller {
 /// Starts the thread of a feed.
 pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
-    let poller = Poller {
-        feed,
-        client,
-        copier: Copier::default(),
-        served: 0,
-        doubtful: false,
-        looked: Instant::now(),
+    let run = move || {
+        let (stack, looked) = (Stack::default(), Instant::now());
+        Poller { feed, client, stack, served: 0, doubtful: false, looked }.run();
     };
-    thread.spawn(move || poller.run()).map(drop)
+    thread.spawn(run).map(drop)
 }
 
 impl Poller {
@@ -86,9 +84,9 @@ impl Poller {
         let feed = self.feed.clone();
         let _gate = feed.gate();
         let client = self.client.clone();
-        let mut stack = Stack::default();
+        let mut stack = std::mem::take(&mut self.stack);
         let mut empty = false;
-        let mut polled = 0;
+        let (mut polled, mut bytes) = (0, 0);
         let more = loop {
             // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
             let wait = if empty { Duration::from_millis(1) } else { Duration::ZERO };
@@ -96,7 +94,7 @@ impl Poller {
                 Some(Ok(message)) => {
                     empty = false;
                     self.add(&mut stack, &message);
-                    polled += 1;
+                    (polled, bytes) = (polled + 1, bytes + message.key_len() + message.payload_len());
                 }
                 Some(Err(error)) => {
                     stack.put(&feed);
@@ -108,11 +106,12 @@ impl Poller {
                     stack.put(&feed);
                 }
             }
-            if polled >= most || feed.inbox().is_due() {
+            if polled >= most || bytes >= BURST_BYTES || feed.inbox().is_due() {
                 break most > 1;
             }
         };
         stack.put(&feed);
+        self.stack = stack;
         feed.polled();
         if self.doubtful {
             self.doubtful = !self.reset();
@@ -120,30 +119,27 @@ impl Poller {
         more
     }
 
-    fn add(&mut self, stack: &mut Stack, message: &BorrowedMessage<'_>) {
+    fn add(&self, stack: &mut Stack, message: &BorrowedMessage<'_>) {
         let place = (message.topic_ptr(), message.partition());
-        if stack.open.as_ref().is_none_or(|open| open.place != place || open.run.broken.is_some()) {
-            let Some(run) = self.run_of(message) else { return };
-            stack.begin(place, run);
+        if stack.open.as_ref().is_none_or(|open| open.place != place || open.broken.is_some()) {
+            let Some((partition, key)) = self.owned(message) else { return };
+            stack.begin(place, partition, key);
         }
-        let Some(Open { run, .. }) = &mut stack.open else { return };
-        match self.copier.received(message, &run.partition.topic) {
-            Some(received) => {
-                run.bytes += weight(&received);
-                run.messages.push(received);
-            }
-            None => run.broken = Some(error::unreadable(&run.partition, message.offset())),
+        if let Some(Open { copies, partition, broken, .. }) = &mut stack.open
+            && !copies.push(message)
+        {
+            *broken = Some(error::unreadable(partition, message.offset()));
         }
     }
 
-    /// An empty run for a message's partition, if this reader owns it.
-    fn run_of(&self, message: &BorrowedMessage<'_>) -> Option<Run> {
+    /// A message's partition, if this reader owns it, and under which key.
+    fn owned(&self, message: &BorrowedMessage<'_>) -> Option<(TopicPartition, u64)> {
         let number = u32::try_from(message.partition()).ok()?;
         let name = message.topic();
         let topic = self.feed.plan.topics.iter().find(|topic| topic.as_str() == name)?;
         let partition = TopicPartition::new(topic.clone(), number);
         let key = self.feed.state().shelf.owned().get(&partition)?.key;
-        Some(Run { partition, key, messages: Vec::with_capacity(64), broken: None, bytes: 0 })
+        Some((partition, key))
     }
 
     /// What librdkafka says in place of a message.
@@ -402,22 +398,41 @@ impl Poller {
 struct Stack {
     open: Option<Open>,
     ready: Vec<Run>,
+    /// How many messages and bytes the run before had.
+    last: (usize, usize),
 }
 
 struct Open {
     /// The topic's handle is compared and never looked into.
     place: (*mut RDKafkaTopic, i32),
-    run: Run,
+    partition: TopicPartition,
+    key: u64,
+    copies: Copies,
+    broken: Option<Error>,
 }
 
 impl Stack {
-    fn begin(&mut self, place: (*mut RDKafkaTopic, i32), run: Run) {
-        self.ready.extend(self.open.replace(Open { place, run }).map(|open| open.run));
+    fn begin(&mut self, place: (*mut RDKafkaTopic, i32), partition: TopicPartition, key: u64) {
+        self.close();
+        // A name of the run's own: the threads that make and drop messages would contend for a shared one.
+        let topic = TopicName::new(partition.topic.as_str()).unwrap_or_else(|_| partition.topic.clone());
+        // About as long as the one before.
+        let copies = Copies::with_capacity(topic, self.last.0.clamp(8, BURST), self.last.1);
+        self.open = Some(Open { place, partition, key, copies, broken: None });
+    }
+
+    fn close(&mut self) {
+        if let Some(Open { partition, key, copies, broken, .. }) = self.open.take() {
+            self.last = (copies.len(), copies.bytes());
+            let messages = copies.finish();
+            let bytes = messages.iter().map(weight).sum();
+            self.ready.push(Run { partition, key, messages, broken, bytes });
+        }
     }
 
     /// Puts everything on the shelf.
     fn put(&mut self, feed: &Feed) {
-        self.ready.extend(self.open.take().map(|open| open.run));
+        self.close();
         if self.ready.is_empty() {
             return;
         }

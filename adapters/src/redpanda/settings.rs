@@ -114,16 +114,18 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         Profile::LowLatency => ("10", "1"),
         Profile::HighThroughput => ("100", "65536"),
     };
-    // A fetch brings at least one message, whatever its size.
-    let bytes = (max_buffered_bytes as u64).clamp(1_024, 1_000_000_000);
+    // Half of what may be buffered waits in librdkafka, half on the shelf. A fetch is a part of that, so that the next
+    // one comes while the one before is read; it brings at least one message, whatever its size.
+    let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
+    let fetched = (queued / 2).clamp(1_024, 100_000_000);
     set.set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
-        .set("message.max.bytes", bytes.min(config.max_message_bytes as u64).max(1_024).to_string())
-        .set("fetch.max.bytes", bytes.to_string())
-        .set("max.partition.fetch.bytes", bytes.min(16 << 20).to_string())
-        .set("queued.max.messages.kbytes", (bytes / 1_024).max(1).to_string())
+        .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
+        .set("fetch.max.bytes", fetched.to_string())
+        .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
+        .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
         .set("fetch.wait.max.ms", wait_ms)
         .set("fetch.min.bytes", min_bytes)

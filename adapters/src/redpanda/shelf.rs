@@ -182,6 +182,10 @@ impl Shelf {
                 continue;
             }
             let room = max - messages.len();
+            // A run is cut only where it must be: moving messages costs more than a batch that is not full.
+            if !messages.is_empty() && (run.messages.len() > room || messages.len() > max / 2) {
+                break;
+            }
             let taken = if run.messages.len() <= room {
                 std::mem::take(&mut run.messages)
             } else {
@@ -273,7 +277,8 @@ mod tests {
         }
         assert_eq!(take(&mut shelf, 3), [(0, 0), (0, 1), (0, 2)]);
         assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(0)].fetched), (3, 5));
-        assert_eq!(take(&mut shelf, 10), [(0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]);
+        assert_eq!(take(&mut shelf, 3), [(0, 3), (0, 4)], "the next run does not fit as a whole");
+        assert_eq!(take(&mut shelf, 10), [(1, 0), (1, 1), (1, 2)]);
         assert_eq!((shelf.buffered(), shelf.take(1).unwrap().is_none()), (0, true));
     }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
 
+pub(crate) mod mock;
 pub(crate) mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -69,9 +70,10 @@ impl Brokers {
     }
 
     fn look(&self) -> Traits {
-        const ALL: &[Need] = &[Need::Admin, Need::Groups, Need::ByTime, Need::Retention, Need::WireFaults];
-        const SLOW: &[Need] = &[Need::Admin, Need::Groups, Need::ByTime, Need::WireFaults];
-        const AWAY: &[Need] = &[Need::Admin, Need::Groups, Need::ByTime];
+        const AWAY: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime];
+        const SLOW: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults];
+        const ALL: &[Need] =
+            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults, Need::Retention];
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
         let here = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
@@ -237,7 +239,7 @@ impl BusEnv for Env {
 
 /// Brokers that are far away are reached as they are.
 #[derive(Debug)]
-struct NoWire;
+pub(crate) struct NoWire;
 
 #[async_trait]
 impl Wire for NoWire {

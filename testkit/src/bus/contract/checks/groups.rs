@@ -17,7 +17,7 @@ chapter! { "groups":
     committed_messages_do_not_come_again [],
     dead_member_hands_over [WireFaults],
     poll_limit_hands_over [],
-    static_member_keeps_its_partitions [],
+    static_member_keeps_its_partitions [Coordinator],
 }
 
 async fn two_groups_see_all(lab: &Lab) -> Verdict {

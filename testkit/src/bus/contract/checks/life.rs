@@ -19,7 +19,7 @@ chapter! { "life":
     close_twice [],
     closed_everywhere [Admin],
     closing_a_subscription_twice [],
-    close_hands_over_within_a_second [],
+    close_hands_over_within_a_second [Coordinator],
     close_wakes_a_waiting_recv [],
     dropping_without_close [],
 }

@@ -28,7 +28,7 @@ chapter! { "publish":
     keyless_stay_together [],
     headers_as_they_were [],
     options_add_headers [],
-    payloads_none_empty_and_large [],
+    payloads_none_empty_and_large [Admin],
     timestamps_to_the_millisecond [],
     oversized_fails_alone [Admin],
     wrong_partition_fails_alone [],
