@@ -266,9 +266,15 @@ impl Office<'_> {
             }
             match refused {
                 None => return Ok(found),
-                // A leader that moves is another one in a moment.
+                // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
                 Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
                     tokio::time::sleep(LOOK).await;
+                    let there = self.metadata("topics").await?;
+                    let (left, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
+                        there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
+                    });
+                    found.extend(gone.into_iter().map(|partition| (partition, None)));
+                    open = left;
                 }
                 Some(error) => return Err(error),
             }

@@ -1,11 +1,11 @@
 //! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use qi_core::bus::{Delivery, DeliveryState};
+use qi_core::bus::{Delivery, DeliveryError, DeliveryState};
 use qi_core::{Error, ErrorKind, Result, Timestamp};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -30,6 +30,22 @@ pub(super) struct Deliveries {
     link: Link,
     desk: Arc<Desk>,
     topics: Arc<Topics>,
+    /// Why the brokers do not let this producer in, if they do not.
+    refused: OnceLock<Error>,
+}
+
+impl Deliveries {
+    /// What a message that the producer gave up means.
+    fn failure(&self, code: RDKafkaErrorCode) -> DeliveryError {
+        match self.refused.get() {
+            // A producer that is not let in has sent nothing of what still waits.
+            Some(refused) if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::Fatal) => {
+                DeliveryError::not_sent(refused.clone())
+            }
+            Some(refused) if code == RDKafkaErrorCode::PurgeInflight => DeliveryError::unknown(refused.clone()),
+            _ => error::delivery(code),
+        }
+    }
 }
 
 impl ClientContext for Deliveries {
@@ -57,7 +73,7 @@ impl ProducerContext for Deliveries {
                 timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
             }),
             Err((error, message)) => {
-                let failure = error::delivery(error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown));
+                let failure = self.failure(error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown));
                 if failure.state == DeliveryState::NotSent {
                     // Whatever was known of this topic, a broker knows better.
                     self.topics.forget(message.topic());
@@ -98,8 +114,12 @@ impl Lane {
         desk: &Arc<Desk>,
         topics: &Arc<Topics>,
     ) -> Result<Self> {
-        let context =
-            Deliveries { link: Link::new("producer", ""), desk: desk.clone(), topics: topics.clone() };
+        let context = Deliveries {
+            link: Link::new("producer", ""),
+            desk: desk.clone(),
+            topics: topics.clone(),
+            refused: OnceLock::new(),
+        };
         let producer = settings::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<Deliveries>> =
             Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
@@ -153,6 +173,10 @@ fn serve(producer: Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &Atom
             && !dead.swap(true, Ordering::AcqRel)
         {
             tracing::error!(%code, reason, "the producer met a fatal error and is given up");
+            let error = error::by_code(code, "publish").with_message(reason);
+            if error.kind() == ErrorKind::Unauthorized {
+                let _ = producer.context().refused.set(error);
+            }
         }
         let over = stop.load(Ordering::Acquire);
         if !purged && (over || dead.load(Ordering::Acquire)) {
