@@ -10,6 +10,7 @@ pub mod layer;
 mod operation;
 mod ready;
 pub mod store;
+pub mod telemetry;
 
 pub use agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, agent_fn};
 pub use backoff::Backoff;

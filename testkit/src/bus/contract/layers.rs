@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::MessageBus;
-use qi_core::layer::{Layered, Retry, RetryPolicy, Timeout, TimeoutPolicy, Wrappers};
+use qi_core::bus::{HeaderName, Headers, MessageBus};
+use qi_core::layer::{
+    CircuitBreaker, CircuitBreakerPolicy, Intercept, Layered, Limit, LimitPolicy, Metered, Propagator, Retry,
+    RetryPolicy, Timeout, TimeoutPolicy, Traced, Wrappers,
+};
 use qi_core::{Backoff, Operation, Result};
 
 use super::Wrapping;
@@ -13,14 +16,25 @@ use crate::recording::{Recording, RecordingBus};
 
 impl Wrapping {
     /// `Retry` alone.
-    pub const RETRY: Self = Self {
-        name: "retry",
-        wrap: |bus| Arc::new(valid(Layered::around_bus(bus, valid(Retry::new(RetryPolicy::default()))))),
-    };
+    pub const RETRY: Self =
+        Self { name: "retry", wrap: |bus| around(bus, valid(Retry::new(RetryPolicy::default()))) };
     /// `Timeout` alone.
-    pub const TIMEOUT: Self = Self {
-        name: "timeout",
-        wrap: |bus| Arc::new(valid(Layered::around_bus(bus, valid(Timeout::new(TimeoutPolicy::default()))))),
+    pub const TIMEOUT: Self =
+        Self { name: "timeout", wrap: |bus| around(bus, valid(Timeout::new(TimeoutPolicy::default()))) };
+    /// `Limit` alone.
+    pub const LIMIT: Self =
+        Self { name: "limit", wrap: |bus| around(bus, valid(Limit::new(LimitPolicy::default()))) };
+    /// `CircuitBreaker` alone.
+    pub const CIRCUIT_BREAKER: Self = Self {
+        name: "circuit_breaker",
+        wrap: |bus| around(bus, valid(CircuitBreaker::new(CircuitBreakerPolicy::default()))),
+    };
+    /// `Metered` alone.
+    pub const METERED: Self = Self { name: "metered", wrap: |bus| around(bus, Metered::new("contract")) };
+    /// `Traced` alone, with a header in every message that nobody may see.
+    pub const TRACED: Self = Self {
+        name: "traced",
+        wrap: |bus| around(bus, Traced::new("contract").with_propagator(Arc::new(Stamp))),
     };
     /// All of core's wrappers in their order.
     pub const FULL_STACK: Self =
@@ -38,6 +52,10 @@ impl Wrapping {
         all.extend([
             Self::RETRY,
             Self::TIMEOUT,
+            Self::LIMIT,
+            Self::CIRCUIT_BREAKER,
+            Self::METERED,
+            Self::TRACED,
             Self::FULL_STACK,
             Self::RECORDING,
             Self::FULL_STACK_OVER_CHAOS,
@@ -51,7 +69,32 @@ fn over_chaos(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
         Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error])).on(Operation::Recv, Rule::never());
     let retry =
         RetryPolicy::default().with_attempts(30).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
-    valid(Wrappers::default().with_retry(retry).around_bus(ChaosBus::new(bus, chaos)))
+    // Only a backend that is away fails so often in a row.
+    let breaker = CircuitBreakerPolicy::default().with_failures(100);
+    let wrappers = Wrappers::default().with_retry(retry).with_circuit_breaker(breaker);
+    valid(wrappers.around_bus(ChaosBus::new(bus, chaos)))
+}
+
+fn around(bus: Arc<dyn MessageBus>, layer: impl Intercept) -> Arc<dyn MessageBus> {
+    Arc::new(valid(Layered::around_bus(bus, layer)))
+}
+
+/// Stamps every message with the same context.
+#[derive(Debug)]
+struct Stamp;
+
+impl Propagator for Stamp {
+    fn headers(&self) -> &[&str] {
+        &["traceparent"]
+    }
+
+    fn inject(&self, _span: &tracing::Span, headers: &mut Headers) {
+        headers.push(valid(HeaderName::new("traceparent")), bytes::Bytes::from_static(b"00-1-2-01"));
+    }
+
+    fn extract(&self, _span: &tracing::Span, contexts: &[Headers]) {
+        assert_eq!(contexts.len(), 1, "each message has the same stamp");
+    }
 }
 
 fn valid<T>(built: Result<T>) -> T {

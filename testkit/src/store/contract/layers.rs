@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::layer::{Layered, Retry, RetryPolicy, Timeout, TimeoutPolicy, Wrappers};
+use qi_core::layer::{
+    CircuitBreaker, CircuitBreakerPolicy, Layered, Limit, LimitPolicy, Metered, Retry, RetryPolicy, Timeout,
+    TimeoutPolicy, Traced, Wrappers,
+};
 use qi_core::store::PriceStore;
 use qi_core::{Backoff, Result};
 
@@ -22,6 +25,24 @@ impl Wrapping {
         name: "timeout",
         wrap: |store| Arc::new(Layered::new(store, valid(Timeout::new(TimeoutPolicy::default())))),
     };
+    /// `Limit` alone.
+    pub const LIMIT: Self = Self {
+        name: "limit",
+        wrap: |store| Arc::new(Layered::new(store, valid(Limit::new(LimitPolicy::default())))),
+    };
+    /// `CircuitBreaker` alone.
+    pub const CIRCUIT_BREAKER: Self = Self {
+        name: "circuit_breaker",
+        wrap: |store| {
+            Arc::new(Layered::new(store, valid(CircuitBreaker::new(CircuitBreakerPolicy::default()))))
+        },
+    };
+    /// `Metered` alone.
+    pub const METERED: Self =
+        Self { name: "metered", wrap: |store| Arc::new(Layered::new(store, Metered::new("contract"))) };
+    /// `Traced` alone.
+    pub const TRACED: Self =
+        Self { name: "traced", wrap: |store| Arc::new(Layered::new(store, Traced::new("contract"))) };
     /// All of core's wrappers in their order.
     pub const FULL_STACK: Self =
         Self { name: "full_stack", wrap: |store| valid(Wrappers::default().around_store(store)) };
@@ -38,6 +59,10 @@ impl Wrapping {
         all.extend([
             Self::RETRY,
             Self::TIMEOUT,
+            Self::LIMIT,
+            Self::CIRCUIT_BREAKER,
+            Self::METERED,
+            Self::TRACED,
             Self::FULL_STACK,
             Self::RECORDING,
             Self::FULL_STACK_OVER_CHAOS,
@@ -51,7 +76,10 @@ fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
     let chaos = Chaos::seeded(7).everywhere(Rule::new(0.4, faults)).with_delay(Duration::from_millis(1));
     let retry =
         RetryPolicy::default().with_attempts(30).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
-    valid(Wrappers::default().with_retry(retry).around_store(ChaosStore::new(store, chaos)))
+    // Only a backend that is away fails so often in a row.
+    let breaker = CircuitBreakerPolicy::default().with_failures(100);
+    let wrappers = Wrappers::default().with_retry(retry).with_circuit_breaker(breaker);
+    valid(wrappers.around_store(ChaosStore::new(store, chaos)))
 }
 
 fn valid<T>(built: Result<T>) -> T {
