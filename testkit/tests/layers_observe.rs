@@ -1,11 +1,12 @@
 //! `Metered` and `Traced`: what they count and show, and that nobody who is wrapped notices.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+mod metrics_rig;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use metrics_rig::measured;
 use qi_core::bus::{
     Delivery, DeliveryError, HeaderName, Headers, Message, MessageBus, PublishOptions, PublishReport,
     Subscribe, TopicName, TopicSpec,
@@ -14,7 +15,6 @@ use qi_core::layer::{
     CircuitBreakerPolicy, Layered, LimitPolicy, Metered, Propagator, RetryPolicy, Traced, Wrappers,
 };
 use qi_core::store::{InsertReport, StoreInfo};
-use qi_core::telemetry::{METRICS, MetricKind};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
@@ -22,66 +22,6 @@ use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::mock::{MockBus, MockStore};
 use qi_testkit::store::MemoryStore;
 use tracing::Span;
-
-/// What was measured, as `name{label=value,..}`.
-struct Seen(BTreeMap<String, DebugValue>);
-
-impl Seen {
-    fn take(snapshotter: &Snapshotter) -> Self {
-        let mut seen = BTreeMap::new();
-        for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
-            let key = key.key();
-            let metric = METRICS.iter().find(|metric| metric.name == key.name());
-            let metric = metric.unwrap_or_else(|| panic!("{} is not in the table", key.name()));
-            let labels: Vec<_> = key.labels().map(|l| format!("{}={}", l.key(), l.value())).collect();
-            let names: Vec<_> = key.labels().map(metrics::Label::key).collect();
-            assert_eq!(names, metric.labels, "{}", metric.name);
-            let kind = match value {
-                DebugValue::Counter(_) => MetricKind::Counter,
-                DebugValue::Gauge(_) => MetricKind::Gauge,
-                DebugValue::Histogram(_) => MetricKind::Histogram,
-            };
-            assert_eq!((kind, unit, help.unwrap().as_ref()), (metric.kind, Some(metric.unit), metric.help));
-            seen.insert(format!("{}{{{}}}", key.name(), labels.join(",")), value);
-        }
-        Self(seen)
-    }
-
-    fn counter(&self, key: &str) -> u64 {
-        match self.0.get(key) {
-            Some(DebugValue::Counter(n)) => *n,
-            None => 0,
-            other => panic!("{key} is {other:?}"),
-        }
-    }
-
-    fn gauge(&self, key: &str) -> f64 {
-        match self.0.get(key) {
-            Some(DebugValue::Gauge(value)) => value.into_inner(),
-            other => panic!("{key} is {other:?} of {:?}", self.0.keys()),
-        }
-    }
-
-    fn histogram(&self, key: &str) -> Vec<f64> {
-        match self.0.get(key) {
-            Some(DebugValue::Histogram(values)) => values.iter().map(|value| value.into_inner()).collect(),
-            other => panic!("{key} is {other:?} of {:?}", self.0.keys()),
-        }
-    }
-}
-
-/// Runs `work` on paused time, and gives what it measured.
-fn measured<F: Future<Output = ()>>(work: impl FnOnce() -> F) -> Seen {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    metrics::with_local_recorder(&recorder, || {
-        qi_core::telemetry::describe();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(work());
-    });
-    Seen::take(&snapshotter)
-}
 
 fn ticks(n: usize) -> Vec<PriceTick> {
     Market::new(MarketConfig::new(1, 2).unwrap()).unwrap().take(n).collect()
@@ -195,7 +135,7 @@ fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
     let insert = "port=store,backend=memory,operation=insert_ticks";
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), calls as u64);
     assert!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")) > calls as u64 / 4);
-    assert!(seen.0.len() < 20, "{:?}", seen.0.keys());
+    assert!(seen.len() < 20, "{:?}", seen.keys());
 }
 
 // ---- traces ----
