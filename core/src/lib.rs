@@ -6,6 +6,7 @@ mod buffered;
 pub mod bus;
 pub mod domain;
 pub mod error;
+pub mod health;
 pub mod layer;
 mod operation;
 mod ready;

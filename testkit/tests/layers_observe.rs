@@ -141,20 +141,28 @@ fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
 // ---- traces ----
 
 /// Stamps the messages of the n-th publish with n, and remembers what the batches came with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Numbers {
+    name: [HeaderName; 1],
     next: Mutex<u8>,
     extracted: Mutex<Vec<Vec<u8>>>,
 }
 
+impl Default for Numbers {
+    fn default() -> Self {
+        let name = [HeaderName::new("traceparent").unwrap()];
+        Self { name, next: Mutex::default(), extracted: Mutex::default() }
+    }
+}
+
 impl Propagator for Numbers {
-    fn headers(&self) -> &[&str] {
-        &["traceparent"]
+    fn headers(&self) -> &[HeaderName] {
+        &self.name
     }
 
     fn inject(&self, _: &Span, headers: &mut Headers) {
         let mut next = self.next.lock().unwrap();
-        headers.push(HeaderName::new("traceparent").unwrap(), bytes::Bytes::copy_from_slice(&[*next]));
+        headers.push(self.name[0].clone(), bytes::Bytes::copy_from_slice(&[*next]));
         *next += 1;
     }
 

@@ -36,8 +36,8 @@ impl Headers {
     /// Removes every header with one of these names, and gives what was removed. Where there is none, nothing is
     /// allocated.
     #[must_use = "`remove` throws a header away"]
-    pub fn split_off(&mut self, names: &[&str]) -> Self {
-        Self(self.0.extract_if(.., |(name, _)| names.contains(&name.as_str())).collect())
+    pub fn split_off(&mut self, names: &[HeaderName]) -> Self {
+        Self(self.0.extract_if(.., |(name, _)| names.contains(name)).collect())
     }
 
     /// Adds all of `others` at the end.

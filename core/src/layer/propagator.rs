@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use tracing::Span;
 
-use crate::bus::Headers;
+use crate::bus::{HeaderName, Headers};
 
 /// Carries the context of a trace in the headers of messages. Core knows no tracing system; one for OpenTelemetry
 /// stands in `qi-adapters` behind the feature `opentelemetry`.
@@ -13,7 +13,7 @@ use crate::bus::Headers;
 /// received, so that a consumer sees the headers that the producer wrote.
 pub trait Propagator: Debug + Send + Sync + 'static {
     /// The names of the headers that it writes: `traceparent`, `tracestate`. None, and nothing is touched.
-    fn headers(&self) -> &[&str];
+    fn headers(&self) -> &[HeaderName];
 
     /// Adds the context of `span` to `headers`, or nothing if it has none.
     fn inject(&self, span: &Span, headers: &mut Headers);
@@ -29,7 +29,7 @@ pub trait Propagator: Debug + Send + Sync + 'static {
 pub struct NoPropagator;
 
 impl Propagator for NoPropagator {
-    fn headers(&self) -> &[&str] {
+    fn headers(&self) -> &[HeaderName] {
         &[]
     }
 

@@ -34,7 +34,7 @@ impl Wrapping {
     /// `Traced` alone, with a header in every message that nobody may see.
     pub const TRACED: Self = Self {
         name: "traced",
-        wrap: |bus| around(bus, Traced::new("contract").with_propagator(Arc::new(Stamp))),
+        wrap: |bus| around(bus, Traced::new("contract").with_propagator(Arc::new(Stamp::new()))),
     };
     /// All of core's wrappers in their order.
     pub const FULL_STACK: Self =
@@ -81,15 +81,21 @@ fn around(bus: Arc<dyn MessageBus>, layer: impl Intercept) -> Arc<dyn MessageBus
 
 /// Stamps every message with the same context.
 #[derive(Debug)]
-struct Stamp;
+struct Stamp([HeaderName; 1]);
+
+impl Stamp {
+    fn new() -> Self {
+        Self([valid(HeaderName::new("traceparent"))])
+    }
+}
 
 impl Propagator for Stamp {
-    fn headers(&self) -> &[&str] {
-        &["traceparent"]
+    fn headers(&self) -> &[HeaderName] {
+        &self.0
     }
 
     fn inject(&self, _span: &tracing::Span, headers: &mut Headers) {
-        headers.push(valid(HeaderName::new("traceparent")), bytes::Bytes::from_static(b"00-1-2-01"));
+        headers.push(self.0[0].clone(), bytes::Bytes::from_static(b"00-1-2-01"));
     }
 
     fn extract(&self, _span: &tracing::Span, contexts: &[Headers]) {
