@@ -70,7 +70,7 @@ pub async fn storm(
     let retry =
         RetryPolicy::default().with_attempts(20).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
     let stack = Wrappers::default()
-        .with_retry(retry.with_budget(Duration::from_mins(60)).with_seed(seed))
+        .with_retry(retry.with_budget(Duration::from_hours(1)).with_seed(seed))
         .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(100))
         .with_timeout(TimeoutPolicy::default().with_limit(limit))
         .around_bus(ChaosBus::new(bus, chaos.clone()))?;
