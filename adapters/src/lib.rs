@@ -3,6 +3,8 @@
 #[cfg(feature = "clickhouse")]
 pub mod clickhouse;
 pub mod config;
+#[cfg(feature = "opentelemetry")]
+pub mod opentelemetry;
 #[cfg(feature = "redpanda")]
 pub mod redpanda;
 #[cfg(feature = "timescale")]

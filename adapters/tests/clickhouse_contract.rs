@@ -7,6 +7,7 @@ use clickhouse_rig::Server;
 use qi_testkit::store::contract::{Suite, Wrapping};
 
 fn main() {
-    let wrappings = [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK];
+    let wrappings =
+        [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
     Suite::new().on(Server::clickhouse(), wrappings).main();
 }

@@ -32,7 +32,10 @@ async fn nothing_at_all_is_memory_with_all_wrappers() {
     assert_eq!((store.info().backend, bus.info().backend), ("memory", "memory"));
     assert_eq!(
         (store.to_string().as_str(), bus.to_string().as_str()),
-        ("Retry(Timeout(memory))", "Retry(Timeout(memory))")
+        (
+            "Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(memory))))))",
+            "Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(memory))))))"
+        )
     );
 }
 
@@ -104,6 +107,22 @@ fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
         (
             "[store.memory]\nmax_row = 1",
             "unknown key `store.memory.max_row`; did you mean `store.memory.max_rows`?",
+        ),
+        (
+            "[store.circuit_braker]",
+            "unknown key `store.circuit_braker`; did you mean `store.circuit_breaker`?",
+        ),
+        (
+            "[bus.limit]\nconcurency = 1",
+            "unknown key `bus.limit.concurency`; did you mean `bus.limit.concurrency`?",
+        ),
+        (
+            "[bus.circuit_breaker]\nopenms = 1",
+            "unknown key `bus.circuit_breaker.openms`; did you mean `bus.circuit_breaker.open_ms`?",
+        ),
+        (
+            "[store.metrics]\nenable = true",
+            "unknown key `store.metrics.enable`; did you mean `store.metrics.enabled`?",
         ),
         ("[bus.retry]\natempts = 1", "unknown key `bus.retry.atempts`; did you mean `bus.retry.attempts`?"),
         (
@@ -201,7 +220,20 @@ async fn a_backend_of_ones_own_has_its_section_checked_when_it_is_opened() {
 
 #[test]
 fn a_name_that_is_taken_or_is_a_key_cannot_be_registered() {
-    for name in ["memory", "timescale", "retry", "auto_schema", "backend", "", "Mongo", "a__b"] {
+    for name in [
+        "memory",
+        "timescale",
+        "retry",
+        "limit",
+        "circuit_breaker",
+        "metrics",
+        "tracing",
+        "auto_schema",
+        "backend",
+        "",
+        "Mongo",
+        "a__b",
+    ] {
         let taken = Backends::builder().register_store(name, |_| unreachable!());
         assert_eq!(taken.unwrap_err().code(), "config.backend.name", "{name}");
     }
@@ -218,6 +250,12 @@ fn a_value_that_does_not_fit_names_its_key_and_origin() {
         ("[store]\nmemory = 5", "store.memory"),
         ("[store.retry]\nattempts = 0", "store.retry"),
         ("[bus.timeout]\nlimit_ms = 0", "bus.timeout"),
+        ("[store.limit]\nconcurrency = 0", "store.limit"),
+        ("[store.limit]\nrate = 0.0", "store.limit"),
+        ("[store.limit]\nrate = 5\nburst = 0", "store.limit"),
+        ("[bus.circuit_breaker]\nfailures = 0", "bus.circuit_breaker"),
+        ("[bus.circuit_breaker]\nopen_ms = 5001", "bus.circuit_breaker"),
+        ("[store.metrics]\nenabled = 1", "store.metrics.enabled"),
         ("[bus.topics.\"a b\"]\npartitions = 1", "bus.topics.a b"),
         ("[bus.topics.x]\npartitions = 0", "bus.topics.x"),
     ] {
@@ -264,9 +302,40 @@ fn a_file_is_read_and_a_missing_one_is_said() {
 
 #[tokio::test]
 async fn wrappers_are_configured_and_can_be_left_out() {
-    let config = build("[store.retry]\nenabled = false\n[bus.timeout]\nenabled = false", NONE).unwrap();
-    assert_eq!(config.open_store().await.unwrap().to_string(), "Timeout(memory)");
-    assert_eq!(config.open_bus().await.unwrap().to_string(), "Retry(memory)");
+    let file = "
+        [store.retry]
+        enabled = false
+        [store.tracing]
+        enabled = false
+        [bus.timeout]
+        enabled = false
+        [bus.limit]
+        enabled = false
+        [bus.metrics]
+        enabled = false";
+    let config = build(file, [("QI__BUS__CIRCUIT_BREAKER__ENABLED", "false")]).unwrap();
+    let store = config.open_store().await.unwrap();
+    assert_eq!(store.to_string(), "Metered(CircuitBreaker(Timeout(Limit(memory))))");
+    assert_eq!(config.open_bus().await.unwrap().to_string(), "Traced(Retry(memory))");
+}
+
+#[tokio::test]
+async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
+    use qi_core::store::{InstrumentDataset, InstrumentQuery};
+    let file = "
+        [store]
+        auto_schema = true
+        [store.limit]
+        concurrency = 1
+        rate = 0.5
+        burst = 1";
+    let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+    // `auto_schema` has its turn when the store is opened, so that the first call waits for the second one.
+    let limited = build(file, NONE).unwrap().open_store().await.unwrap();
+    let second = tokio::time::timeout(std::time::Duration::from_millis(100), limited.instruments(&query));
+    assert!(second.await.is_err(), "one in two seconds");
+    let free = build(file, [("QI__STORE__LIMIT__RATE", "1000")]).unwrap().open_store().await.unwrap();
+    free.instruments(&query).await.unwrap();
 }
 
 #[tokio::test]
@@ -387,7 +456,7 @@ mod timescale {
             ("QI__STORE__TIMESCALE__POOL__MAX_CONNECTIONS", "3"),
         ];
         let store = build(file, variables).unwrap().open_store().await.unwrap();
-        assert_eq!(store.to_string(), "Retry(Timeout(timescale(two:2/12345, schema qi)))");
+        assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi))))))"), "{store}");
         assert_eq!(
             store.info().retention,
             [Retention::Age(Dataset::Ticks, std::time::Duration::from_hours(48))]

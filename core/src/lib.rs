@@ -6,10 +6,12 @@ mod buffered;
 pub mod bus;
 pub mod domain;
 pub mod error;
+pub mod health;
 pub mod layer;
 mod operation;
 mod ready;
 pub mod store;
+pub mod telemetry;
 
 pub use agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, agent_fn};
 pub use backoff::Backoff;

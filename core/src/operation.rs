@@ -26,6 +26,11 @@ macro_rules! operations {
                 match self { $($(Self::$name => Port::$port),*),* }
             }
 
+            /// Its place in [`Operation::ALL`].
+            pub(crate) const fn index(self) -> usize {
+                self as usize
+            }
+
             /// What it does to the backend.
             pub const fn nature(self) -> Nature {
                 match self { $($(Self::$name => Nature::$nature),*),* }
@@ -43,6 +48,17 @@ pub enum Port {
     Bus,
     /// `Subscription`
     Subscription,
+}
+
+impl Port {
+    /// The name as it stands in metrics: `store`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Bus => "bus",
+            Self::Subscription => "subscription",
+        }
+    }
 }
 
 /// What an operation does to the backend, which decides its time limit and what a cut-off call may leave behind.
@@ -100,6 +116,18 @@ operations! {
         Resume "resume" Life,
         Assignment "assignment" Read,
         SubscriptionClose "close" Life,
+    }
+}
+
+impl Operation {
+    /// Whether it closes a store, a bus or a subscription: what wrappers that refuse or hold back let pass.
+    pub const fn is_close(self) -> bool {
+        matches!(self, Self::StoreClose | Self::BusClose | Self::SubscriptionClose)
+    }
+
+    /// Whether it asks a backend for a sign of life.
+    pub const fn is_ping(self) -> bool {
+        matches!(self, Self::StorePing | Self::BusPing)
     }
 }
 

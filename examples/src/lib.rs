@@ -1,12 +1,14 @@
 //! Layer 2 as a user of `qi` would write it, over the ports alone.
 //!
 //! - [`pipeline`]: market data through a bus topic and a writer agent into a store, and bars read back.
+//! - [`probes`]: health and metrics over HTTP, for Kubernetes and Prometheus.
 //! - [`market`]: the reading and writing operations of a market-data layer, each a few lines.
 
 #![allow(missing_debug_implementations, reason = "agents and jobs are run, not printed")]
 
 pub mod market;
 pub mod pipeline;
+pub mod probes;
 
 /// The code on the pages of `docs/` is compiled, and run where it can be, so that it cannot drift from the library.
 #[cfg(doctest)]
@@ -23,6 +25,8 @@ mod guides {
     struct Configuration;
     #[doc = include_str!("../../docs/errors.md")]
     struct Errors;
+    #[doc = include_str!("../../docs/observability.md")]
+    struct Observability;
     #[doc = include_str!("../../docs/testing-your-layer-2.md")]
     struct TestingYourLayer2;
     #[doc = include_str!("../../docs/wrappers.md")]

@@ -182,7 +182,7 @@ async fn every_attempt_has_its_own_time_limit_in_the_full_stack() {
     let (store, calls) = flaky(0, away());
     let wrappers = Wrappers::default().with_retry(policy().with_budget(Duration::from_secs(100)));
     let store = wrappers.around_store(ChaosStore::new(store, chaos.clone())).unwrap();
-    assert_eq!(store.to_string(), "Retry(Timeout(Chaos(mock)))");
+    assert_eq!(store.to_string(), "Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(Chaos(mock)))))))");
     chaos.next(Operation::StorePing, Fault::Hang);
     chaos.next(Operation::StorePing, Fault::Cut);
     chaos.next(Operation::StorePing, Fault::Error);

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use super::de;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
 use super::tree::{Node, nearest};
+use super::wrappers::WrapperSections;
 
 /// The section of one backend.
 #[derive(Debug, Clone)]
@@ -187,11 +188,11 @@ impl BackendsBuilder {
 }
 
 fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
-    let reserved = ["backend", "retry", "timeout"];
     let fits = !name.is_empty() && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
     if !fits
         || name.contains("__")
-        || reserved.contains(&name)
+        || name == "backend"
+        || WrapperSections::KEYS.contains(&name)
         || keys.contains(&name)
         || taken.iter().any(|t| t == name)
     {

@@ -33,11 +33,13 @@ mod redpanda;
 mod sections;
 mod timescale;
 mod tree;
+mod wrappers;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use qi_core::bus::TopicCatalogue;
+use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
@@ -46,10 +48,13 @@ pub use redpanda::{
     CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
-pub use sections::{RetrySection, TimeoutSection, TopicSection};
+pub use sections::TopicSection;
 pub use timescale::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,
+};
+pub use wrappers::{
+    CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };
 
 use sections::{BusSection, Port, StoreSection};
@@ -62,16 +67,30 @@ pub struct Config {
     store: Port<StoreSection>,
     bus: Port<BusSection>,
     backends: Backends,
+    propagator: Arc<dyn Propagator>,
 }
 
 /// Where a configuration comes from: a file or text, then the environment over it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ConfigBuilder {
     root: Option<Result<Node>>,
     variables: Vec<(String, String)>,
     /// Variables of ours that are no text.
     broken: Vec<String>,
     backends: Backends,
+    propagator: Arc<dyn Propagator>,
+}
+
+impl Default for ConfigBuilder {
+    fn default() -> Self {
+        Self {
+            root: None,
+            variables: Vec::new(),
+            broken: Vec::new(),
+            backends: Backends::default(),
+            propagator: Arc::new(NoPropagator),
+        }
+    }
 }
 
 impl Config {
@@ -104,7 +123,8 @@ impl Config {
     /// As [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.backends.open_store(backend, &self.store)?;
-        let store = self.store.wrappers()?.around_store(store)?;
+        let wrappers = self.store.wrappers()?.with_propagator(self.propagator.clone());
+        let store = wrappers.around_store(store)?;
         if self.store.known.auto_schema {
             store.ensure_schema().await?;
         }
@@ -127,7 +147,7 @@ impl Config {
     #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
     pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
         let bus = self.backends.open_bus(backend, &self.bus)?;
-        self.bus.wrappers()?.around_bus(bus)
+        self.bus.wrappers()?.with_propagator(self.propagator.clone()).around_bus(bus)
     }
 
     /// The word of the store's backend.
@@ -197,12 +217,19 @@ impl ConfigBuilder {
         Self { backends, ..self }
     }
 
+    /// Carries traces over the bus by this, where `[bus.tracing]` is on. Which one is for the program to say, as it
+    /// picks the subscriber that collects the spans.
+    #[must_use]
+    pub fn propagator(self, propagator: Arc<dyn Propagator>) -> Self {
+        Self { propagator, ..self }
+    }
+
     /// Checks everything.
     ///
     /// # Errors
     /// `Config` for what cannot be read, an unknown key or a value that does not fit.
     pub fn build(self) -> Result<Config> {
-        let Self { root, variables, broken, backends } = self;
+        let Self { root, variables, broken, backends, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
         environment::overlay(&mut root, variables, &broken)?;
         let mut root = root.into_table("")?;
@@ -215,6 +242,7 @@ impl ConfigBuilder {
             store: Port::read("store", store, &backends.store_names())?,
             bus: Port::read("bus", bus, &backends.bus_names())?,
             backends,
+            propagator,
         };
         config.catalogue()?;
         config.store.wrappers()?;

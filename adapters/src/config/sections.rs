@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
-use qi_core::layer::{RetryPolicy, TimeoutPolicy, Wrappers};
-use qi_core::{Backoff, Error, ErrorKind, Result};
+use qi_core::layer::Wrappers;
+use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -13,6 +13,7 @@ use super::clickhouse::ClickHouseConfig;
 use super::redpanda::RedpandaConfig;
 use super::timescale::TimescaleConfig;
 use super::tree::{Node, Value, join, unknown_key};
+use super::wrappers::WrapperSections;
 use super::{Section, de};
 
 /// `[store]` or `[bus]`: the backend's word, the sections of all backends, the wrappers, and what is known of the
@@ -22,8 +23,7 @@ pub(super) struct Port<K> {
     pub(super) name: &'static str,
     pub(super) backend: String,
     pub(super) sections: BTreeMap<String, Section>,
-    retry: Option<RetrySection>,
-    timeout: Option<TimeoutSection>,
+    wrappers: WrapperSections,
     pub(super) known: K,
 }
 
@@ -41,13 +41,12 @@ impl<K: OwnKeys> Port<K> {
         let mut own = Node::empty(&origin);
         let mut sections = BTreeMap::new();
         let mut backend = "memory".to_owned();
-        let (mut retry, mut timeout) = (None, None);
+        let mut wrappers = WrapperSections::default();
         while let Some((key, node)) = table.pop_first() {
             let path = join(name, &key);
             match key.as_str() {
                 "backend" => backend = de::read(&node, &path)?,
-                "retry" => retry = Some(de::read(&node, &path)?),
-                "timeout" => timeout = Some(de::read(&node, &path)?),
+                other if WrapperSections::KEYS.contains(&other) => wrappers.read(other, &node, &path)?,
                 other if K::KEYS.contains(&other) => {
                     if let Value::Table(table) = &mut own.value {
                         table.insert(key, node);
@@ -59,7 +58,7 @@ impl<K: OwnKeys> Port<K> {
                     sections.insert(key, section);
                 }
                 other => {
-                    let known = ["backend", "retry", "timeout"].into_iter();
+                    let known = std::iter::once("backend").chain(WrapperSections::KEYS.iter().copied());
                     let known =
                         known.chain(K::KEYS.iter().copied()).chain(backends.iter().map(String::as_str));
                     return Err(unknown_key(name, other, node.origin(), known));
@@ -67,7 +66,7 @@ impl<K: OwnKeys> Port<K> {
             }
         }
         let known = de::read(&own, name)?;
-        Ok(Self { name, backend, sections, retry, timeout, known })
+        Ok(Self { name, backend, sections, wrappers, known })
     }
 
     /// The section of a backend; an absent one is empty.
@@ -76,22 +75,7 @@ impl<K: OwnKeys> Port<K> {
     }
 
     pub(super) fn wrappers(&self) -> Result<Wrappers> {
-        let at = |key: &str| join(self.name, key);
-        let mut wrappers = Wrappers::default();
-        if let Some(section) = &self.retry {
-            wrappers.retry = section.enabled.then(|| section.policy());
-        }
-        if let Some(section) = &self.timeout {
-            wrappers.timeout = section.enabled.then(|| section.policy());
-        }
-        // The policies check themselves; here it is known which section they came from.
-        if let Some(policy) = wrappers.retry {
-            qi_core::layer::Retry::new(policy).map_err(|e| e.with_context("key", at("retry")))?;
-        }
-        if let Some(policy) = wrappers.timeout {
-            qi_core::layer::Timeout::new(policy).map_err(|e| e.with_context("key", at("timeout")))?;
-        }
-        Ok(wrappers)
+        self.wrappers.wrappers(self.name)
     }
 }
 
@@ -188,88 +172,4 @@ pub struct TopicSection {
     pub max_message_bytes: Option<usize>,
     /// Any other setting of the broker.
     pub settings: BTreeMap<String, String>,
-}
-
-/// `[store.retry]`, `[bus.retry]`: see [`RetryPolicy`], whose defaults these are.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetrySection {
-    /// Whether there is a retry wrapper at all.
-    pub enabled: bool,
-    /// How many attempts in all.
-    pub attempts: u32,
-    /// The first pause, in milliseconds.
-    pub min_ms: u64,
-    /// The longest pause, in milliseconds.
-    pub max_ms: u64,
-    /// By how much a pause grows.
-    pub factor: f64,
-    /// The share of a pause that chance may take away.
-    pub jitter: f64,
-    /// How long all attempts may take together, in milliseconds.
-    pub budget_ms: u64,
-}
-
-impl Default for RetrySection {
-    fn default() -> Self {
-        let RetryPolicy { attempts, backoff, budget, .. } = RetryPolicy::default();
-        Self {
-            enabled: true,
-            attempts,
-            min_ms: millis(backoff.min),
-            max_ms: millis(backoff.max),
-            factor: backoff.factor,
-            jitter: backoff.jitter,
-            budget_ms: millis(budget),
-        }
-    }
-}
-
-impl RetrySection {
-    fn policy(&self) -> RetryPolicy {
-        let backoff = Backoff::new(Duration::from_millis(self.min_ms), Duration::from_millis(self.max_ms))
-            .with_factor(self.factor)
-            .with_jitter(self.jitter);
-        RetryPolicy::default()
-            .with_attempts(self.attempts)
-            .with_backoff(backoff)
-            .with_budget(Duration::from_millis(self.budget_ms))
-    }
-}
-
-/// `[store.timeout]`, `[bus.timeout]`: see [`TimeoutPolicy`], whose defaults these are.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimeoutSection {
-    /// Whether there is a timeout wrapper at all.
-    pub enabled: bool,
-    /// For ordinary calls, in milliseconds.
-    pub limit_ms: u64,
-    /// For schema changes, deletes, purges and closing, in milliseconds.
-    pub heavy_ms: u64,
-    /// For a publish, in milliseconds; by default what the bus's delivery timeout demands.
-    pub publish_ms: Option<u64>,
-}
-
-impl Default for TimeoutSection {
-    fn default() -> Self {
-        let TimeoutPolicy { limit, heavy, .. } = TimeoutPolicy::default();
-        Self { enabled: true, limit_ms: millis(limit), heavy_ms: millis(heavy), publish_ms: None }
-    }
-}
-
-impl TimeoutSection {
-    fn policy(&self) -> TimeoutPolicy {
-        let policy = TimeoutPolicy::default()
-            .with_limit(Duration::from_millis(self.limit_ms))
-            .with_heavy(Duration::from_millis(self.heavy_ms));
-        match self.publish_ms {
-            Some(publish) => policy.with_publish(Duration::from_millis(publish)),
-            None => policy,
-        }
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

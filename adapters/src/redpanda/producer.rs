@@ -1,8 +1,8 @@
 //! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::{Delivery, DeliveryError, DeliveryState};
@@ -30,20 +30,25 @@ pub(super) struct Deliveries {
     link: Link,
     desk: Arc<Desk>,
     topics: Arc<Topics>,
-    /// Why the brokers do not let this producer in, if they do not.
-    refused: OnceLock<Error>,
+    /// Messages that librdkafka gave up. What that means is known when the fatal error is.
+    given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
 }
 
 impl Deliveries {
-    /// What a message that the producer gave up means.
-    fn failure(&self, code: RDKafkaErrorCode) -> DeliveryError {
-        match self.refused.get() {
-            // A producer that is not let in has sent nothing of what still waits.
-            Some(refused) if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::Fatal) => {
-                DeliveryError::not_sent(refused.clone())
-            }
-            Some(refused) if code == RDKafkaErrorCode::PurgeInflight => DeliveryError::unknown(refused.clone()),
-            _ => error::delivery(code),
+    /// Answers for what was given up, with the reason for which the brokers do not let this producer in, if they do
+    /// not.
+    fn settle(&self, refused: Option<&Error>) {
+        let given_up = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
+        for (name, code) in given_up {
+            let failure = match refused {
+                // A producer that is not let in has sent nothing of what still waits.
+                Some(refused) if code == RDKafkaErrorCode::PurgeInflight => {
+                    DeliveryError::unknown(refused.clone())
+                }
+                Some(refused) => DeliveryError::not_sent(refused.clone()),
+                None => error::delivery(code),
+            };
+            self.desk.answered(name, Err(failure));
         }
     }
 }
@@ -73,7 +78,15 @@ impl ProducerContext for Deliveries {
                 timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
             }),
             Err((error, message)) => {
-                let failure = self.failure(error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown));
+                let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown);
+                if matches!(
+                    code,
+                    RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal
+                ) {
+                    self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push((name, code));
+                    return;
+                }
+                let failure = error::delivery(code);
                 if failure.state == DeliveryState::NotSent {
                     // Whatever was known of this topic, a broker knows better.
                     self.topics.forget(message.topic());
@@ -118,7 +131,7 @@ impl Lane {
             link: Link::new("producer", ""),
             desk: desk.clone(),
             topics: topics.clone(),
-            refused: OnceLock::new(),
+            given_up: Mutex::default(),
         };
         let producer = settings::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<Deliveries>> =
@@ -144,14 +157,16 @@ impl Lane {
         self.dead.store(true, Ordering::Release);
     }
 
+    /// The fatal error that it met; only one that refuses this client matters to a caller.
+    pub(super) fn reason(&self) -> Option<Error> {
+        refusal(self.producer.client().fatal_error())
+    }
+
     pub(super) fn state(&self) -> State {
         if !self.dead.load(Ordering::Acquire) {
             return State::Alive;
         }
-        let reason = match self.producer.client().fatal_error() {
-            Some((code, reason)) => error::by_code(code, "publish").with_message(reason),
-            None => error::rebuilding(),
-        };
+        let reason = self.reason().unwrap_or_else(error::rebuilding);
         let pause = if reason.kind() == ErrorKind::Unauthorized { REFUSED } else { REBUILD };
         State::Dead(pause.saturating_sub(self.built.elapsed()), reason)
     }
@@ -163,21 +178,27 @@ impl Drop for Lane {
     }
 }
 
+/// A fatal error, if it says that the brokers do not let the client in.
+fn refusal(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
+    let (code, reason) = fatal?;
+    let error = error::by_code(code, "publish").with_message(reason);
+    (error.kind() == ErrorKind::Unauthorized).then_some(error)
+}
+
 /// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
 /// so that nothing is left without an answer.
 fn serve(producer: Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {
         producer.poll(Duration::from_millis(50));
-        if let Some((code, reason)) = producer.client().fatal_error()
-            && !dead.swap(true, Ordering::AcqRel)
+        let fatal = producer.client().fatal_error();
+        if let Some((code, reason)) = &fatal
+            && !purged
         {
             tracing::error!(%code, reason, "the producer met a fatal error and is given up");
-            let error = error::by_code(code, "publish").with_message(reason);
-            if error.kind() == ErrorKind::Unauthorized {
-                let _ = producer.context().refused.set(error);
-            }
+            dead.store(true, Ordering::Release);
         }
+        producer.context().settle(refusal(fatal).as_ref());
         let over = stop.load(Ordering::Acquire);
         if !purged && (over || dead.load(Ordering::Acquire)) {
             producer.purge(PurgeConfig::default().queue().inflight());

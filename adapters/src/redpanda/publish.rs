@@ -77,11 +77,13 @@ impl Sender {
         // Whatever was not handed over when this future is dropped is answered as not sent.
         let mut rest = Rest { desk: &self.desk, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
-        let mut lane = None;
+        let (mut lane, mut first) = (None, None);
         for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
             let sent = match way {
                 Ok(batch_bytes) => {
-                    let place = Place { batch_bytes, slot, index, weight: ticket.weight(index), deadline };
+                    let first = *first.get_or_insert(index);
+                    let place =
+                        Place { batch_bytes, slot, first, index, weight: ticket.weight(index), deadline };
                     self.hand_over(&mut lane, place, message, &options.headers).await
                 }
                 Err(failure) => Err(Stop::This(failure)),
@@ -183,35 +185,45 @@ impl Sender {
         message: &Message,
         added: &Headers,
     ) -> std::result::Result<(), Stop> {
-        let lane = match lane {
-            Some((batch_bytes, lane)) if *batch_bytes == place.batch_bytes => lane,
-            _ => {
-                let found = self.lane(place.batch_bytes, place.deadline).await;
-                &mut lane.insert((place.batch_bytes, found.map_err(Stop::Rest)?)).1
-            }
-        };
         self.take_space(&place).await.map_err(Stop::Rest)?;
         let mut record = record(message, added, Desk::name(place.slot, place.index));
         loop {
+            let used = match lane {
+                Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
+                _ => match self.lane(place.batch_bytes, place.deadline).await {
+                    Ok(found) => &mut lane.insert((place.batch_bytes, found)).1,
+                    Err(failure) => return Err(self.not_handed_over(&place, Stop::Rest(failure))),
+                },
+            };
             self.desk.hand_over();
-            let Err((refused, back)) = lane.producer().send(record) else { return Ok(()) };
+            let Err((refused, back)) = used.producer().send(record) else { return Ok(()) };
             self.desk.take_back();
-            let code = error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown);
-            if code == RDKafkaErrorCode::QueueFull && Instant::now() < place.deadline {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                record = back;
-                continue;
-            }
-            self.desk.space().add_permits(place.weight);
+            record = back;
             // It never left: whatever the reason, it is not in the log.
-            let failure = DeliveryError::not_sent(error::delivery(code).error);
-            return Err(if code == RDKafkaErrorCode::Fatal {
-                lane.die();
-                Stop::Rest(DeliveryError::not_sent(error::rebuilding()))
-            } else {
-                Stop::This(failure)
-            });
+            let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
+                RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                RDKafkaErrorCode::Fatal => {
+                    used.die();
+                    // Before anything was handed over the next producer can take all of it.
+                    if place.index == place.first {
+                        *lane = None;
+                        continue;
+                    }
+                    let reason = used.reason().unwrap_or_else(error::rebuilding);
+                    Stop::Rest(DeliveryError::not_sent(reason))
+                }
+                code => Stop::This(DeliveryError::not_sent(error::delivery(code).error)),
+            };
+            return Err(self.not_handed_over(&place, failure));
         }
+    }
+
+    fn not_handed_over(&self, place: &Place, why: Stop) -> Stop {
+        self.desk.space().add_permits(place.weight);
+        why
     }
 
     async fn take_space(&self, place: &Place) -> std::result::Result<(), DeliveryError> {
@@ -271,6 +283,8 @@ impl Sender {
 struct Place {
     batch_bytes: usize,
     slot: usize,
+    /// The first message of the call that was to be handed over.
+    first: usize,
     index: usize,
     weight: usize,
     deadline: Instant,

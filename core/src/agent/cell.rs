@@ -16,7 +16,8 @@ use super::context::Incarnation;
 use super::observe::Observer;
 use super::restart::GiveUp;
 use super::status::{
-    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition, cut,
+    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, Phase,
+    Transition, cut,
 };
 use crate::{Clock, Error, Timestamp};
 
@@ -38,6 +39,15 @@ pub(super) struct Env {
 impl Env {
     pub(super) fn new(clock: Arc<dyn Clock>, observers: Vec<Arc<dyn Observer>>) -> Self {
         Self { clock, observers, shutting_down: AtomicBool::new(false), final_at: OnceLock::new() }
+    }
+
+    /// Tells every observer. A panic of one is none of the others' business.
+    pub(super) fn tell(&self, call: impl Fn(&dyn Observer)) {
+        for observer in &self.observers {
+            if let Err(panic) = catch(|| call(&**observer)) {
+                tracing::error!(target: "qi_core::agent", panic, "an observer panicked");
+            }
+        }
     }
 }
 
@@ -267,7 +277,7 @@ impl Cell {
             state.publish();
             transition
         };
-        self.tell(|observer| observer.on_transition(&transition));
+        self.env.tell(|observer| observer.on_transition(&transition));
     }
 
     /// Remembers an error and tells the observers.
@@ -280,15 +290,15 @@ impl Cell {
             push(&mut state.errors, ERRORS, record.clone());
             record
         };
-        self.tell(|observer| observer.on_error(&record));
+        self.env.tell(|observer| observer.on_error(&record));
     }
 
-    fn tell(&self, call: impl Fn(&dyn Observer)) {
-        for observer in &self.env.observers {
-            if let Err(panic) = catch(|| call(&**observer)) {
-                tracing::error!(target: "qi_core::agent", agent = %self.name, panic, "an observer panicked");
-            }
-        }
+    /// Tells the observers of a hook that had to be dropped.
+    pub(super) fn forced_stop(&self, phase: Phase, took: Duration) {
+        let (agent, at) = (self.name.clone(), self.env.clock.now());
+        let incarnation = lock(&self.state).snapshot.incarnation;
+        let forced = ForcedStop { agent, at, incarnation, phase, took };
+        self.env.tell(|observer| observer.on_forced_stop(&forced));
     }
 
     /// Written by the agent. A context of an earlier incarnation is not listened to.
@@ -326,6 +336,15 @@ impl Cell {
         let running = state.snapshot.status == AgentStatus::Running;
         let incarnation = state.incarnation.as_ref().filter(|_| running)?;
         Some((incarnation.silent_for(), limit))
+    }
+
+    /// How long a running agent has been silent, if it has a watchdog or gave a heartbeat at all.
+    pub(super) fn heartbeat_age(&self) -> Option<Duration> {
+        let state = lock(&self.state);
+        let running = state.snapshot.status == AgentStatus::Running;
+        let incarnation = state.incarnation.as_ref().filter(|_| running)?;
+        let beats = self.watchdog.is_some() || incarnation.last_heartbeat().is_some();
+        beats.then(|| incarnation.silent_for())
     }
 
     pub(super) fn history(&self) -> Vec<Transition> {

@@ -213,6 +213,9 @@ impl Fleet {
             self.write_report()
         });
         self.deadlines.disarm();
+        if closed_here {
+            self.env.tell(|observer| observer.on_end(report));
+        }
         self.closed.cancel();
         closed_here.then_some(report)
     }

@@ -33,6 +33,7 @@ mod context;
 mod driver;
 mod fleet;
 mod health;
+mod metrics;
 mod observe;
 mod phase;
 mod port;
@@ -50,6 +51,7 @@ pub use builder::AgentRuntimeBuilder;
 pub use cell::AgentWatch;
 pub use context::AgentContext;
 pub use health::{AgentHealthReport, HealthReport};
+pub use metrics::MetricsObserver;
 pub use observe::{Observer, TracingObserver};
 pub use port::{Agent, AgentFn, agent_fn};
 pub use report::{AgentReport, EndedBy, Ending, RuntimeReport};
@@ -57,5 +59,6 @@ pub use restart::{Decision, GiveUp, RestartMode, RestartPolicy, RestartState};
 pub use runtime::{AgentRuntime, RuntimeHandle};
 pub use spec::{AgentSpec, Factory, Once, Source};
 pub use status::{
-    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, Phase, Transition,
+    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, Phase,
+    Transition,
 };

@@ -1,10 +1,12 @@
-//! Who is told of every transition and every error: the observers, first of all the log.
+//! Who is told of what happens: the observers, first of all the log.
 
 use std::time::Duration;
 
-use super::status::{AgentStatus, ErrorRecord, ExitReason, Transition};
+use super::report::RuntimeReport;
+use super::status::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Transition};
 
-/// Is told of every transition and every error, in order, by the task that drives the agent.
+/// Is told of every transition, every error and every forced stop, in order, by the task that drives the agent; and
+/// at last of the end of the runtime.
 ///
 /// It is called outside every lock and must not block. A panic in it is caught and logged.
 pub trait Observer: Send + Sync {
@@ -13,8 +15,16 @@ pub trait Observer: Send + Sync {
 
     /// Something went wrong in an agent.
     fn on_error(&self, _error: &ErrorRecord) {}
+
+    /// A hook had to be dropped: at its stop timeout, at the soft deadline, or a cleanup that did not end.
+    fn on_forced_stop(&self, _forced: &ForcedStop) {}
+
+    /// The report is closed: every agent has ended, or the deadline has come. What late agents do after it is told as
+    /// before.
+    fn on_end(&self, _report: &RuntimeReport) {}
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl<O: Observer + ?Sized> Observer for Box<O> {
     fn on_transition(&self, transition: &Transition) {
         (**self).on_transition(transition);
@@ -23,10 +33,18 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
     fn on_error(&self, error: &ErrorRecord) {
         (**self).on_error(error);
     }
+
+    fn on_forced_stop(&self, forced: &ForcedStop) {
+        (**self).on_forced_stop(forced);
+    }
+
+    fn on_end(&self, report: &RuntimeReport) {
+        (**self).on_end(report);
+    }
 }
 
 /// Logs through `tracing`, target `qi_core::agent`: info for each transition, warn with delay and attempt for
-/// Backoff, error with its whole chain for Failed. Every runtime has it.
+/// Backoff and for forced stops, error with its whole chain for Failed. Every runtime has it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TracingObserver;
 
@@ -59,6 +77,14 @@ impl Observer for TracingObserver {
         tracing::warn!(
             target: "qi_core::agent",
             %agent, incarnation, %phase, error = error.report(), "agent error"
+        );
+    }
+
+    fn on_forced_stop(&self, forced: &ForcedStop) {
+        let ForcedStop { agent, at: _, incarnation, phase, took } = forced;
+        tracing::warn!(
+            target: "qi_core::agent",
+            %agent, incarnation, %phase, ?took, "hook dropped: its time was up"
         );
     }
 }

@@ -220,11 +220,7 @@ impl<'a> Hook<'a> {
         }
         let forced = dropped && (self.stop_seen || self.phase == Phase::Cleanup);
         if forced {
-            let took = self.began.elapsed();
-            tracing::warn!(
-                target: "qi_core::agent",
-                agent = %self.incarnation.cell.name, phase = %self.phase, ?took, "hook dropped: its time was up"
-            );
+            self.incarnation.cell.forced_stop(self.phase, self.began.elapsed());
         }
         Ended { exit, forced, stop_by: self.stop_by, crashed_late: self.crashed_late, drop_panicked }
     }

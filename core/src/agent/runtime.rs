@@ -10,6 +10,7 @@ use super::cell::{AgentWatch, Asked};
 use super::driver::{Driver, drive};
 use super::fleet::Fleet;
 use super::health::{self, HealthReport};
+use super::metrics;
 use super::report::{EndedBy, RuntimeReport};
 use super::shutdown::keep_soft_deadline;
 use super::spec::Maker;
@@ -226,6 +227,12 @@ impl RuntimeHandle {
     /// Ready, started, live. From memory alone.
     pub fn health(&self) -> HealthReport {
         health::report(self.fleet())
+    }
+
+    /// Sets the gauge of heartbeat ages (`qi_agent_heartbeat_age_seconds`) to what they are now. To be called before an
+    /// exporter is read, because nothing else tells of silence.
+    pub fn measure_heartbeats(&self) {
+        metrics::measure_heartbeats(self.fleet());
     }
 
     /// Waits for the end of the runtime.

@@ -249,6 +249,22 @@ pub struct ErrorRecord {
     pub error: Error,
 }
 
+/// A hook that did not end when it had to, and was dropped.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ForcedStop {
+    /// Whose.
+    pub agent: Arc<str>,
+    /// When.
+    pub at: Timestamp,
+    /// The incarnation that it belongs to.
+    pub incarnation: u32,
+    /// The hook.
+    pub phase: Phase,
+    /// How long it had been under way.
+    pub took: Duration,
+}
+
 /// Cuts what an agent says to a length that a record can bear.
 pub(super) fn cut(text: &str) -> String {
     let mut chars = text.chars();

@@ -33,6 +33,13 @@ impl Headers {
         self.0.retain(|(n, _)| n.as_str() != name);
     }
 
+    /// Removes every header with one of these names, and gives what was removed. Where there is none, nothing is
+    /// allocated.
+    #[must_use = "`remove` throws a header away"]
+    pub fn split_off(&mut self, names: &[HeaderName]) -> Self {
+        Self(self.0.extract_if(.., |(name, _)| names.contains(name)).collect())
+    }
+
     /// Adds all of `others` at the end.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend_from_slice(&others.0);

@@ -22,6 +22,16 @@ pub enum DeliveryState {
     Unknown,
 }
 
+impl DeliveryState {
+    /// The stable lower-case name, as it stands in metrics: `not_sent`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSent => "not_sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Why a message was not acknowledged.
 #[derive(Debug, Clone)]
 pub struct DeliveryError {

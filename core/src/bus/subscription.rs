@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use tracing::Span;
+
 use super::{GroupId, MemberId, Received, TopicName};
 use crate::{Error, Result, Timestamp};
 
@@ -287,12 +289,46 @@ pub struct Batch {
     messages: Vec<Received>,
     positions: Positions,
     notices: Vec<Notice>,
+    span: Option<Span>,
 }
 
 impl Batch {
     /// A batch, for those who implement a bus.
     pub fn new(messages: Vec<Received>, positions: Positions, notices: Vec<Notice>) -> Self {
-        Self { messages, positions, notices }
+        Self { messages, positions, notices, span: None }
+    }
+
+    /// With the span of its processing, for those who write a wrapper.
+    #[must_use]
+    pub fn with_span(mut self, span: Span) -> Self {
+        self.span = Some(span);
+        self
+    }
+
+    /// The span of its processing, which goes on with the trace that the messages came with: what the consumer does
+    /// inside it belongs to that trace. It ends when the batch and every clone of the span are dropped. Without the
+    /// wrapper `Traced` it is disabled, and being inside it changes nothing.
+    ///
+    /// ```
+    /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
+    /// # use qi_core::{PriceStore, PriceTick, Result};
+    /// # use std::time::Duration;
+    /// use tracing::Instrument;
+    ///
+    /// # async fn write(bus: &dyn MessageBus, sub: &mut dyn Subscription, store: &dyn PriceStore) -> Result<()> {
+    /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
+    /// let span = batch.span();
+    /// async {
+    ///     store.insert_ticks(&bus.decode::<PriceTick>(&batch, &DeadLetters::default()).await?).await?;
+    ///     sub.commit(batch.positions()).await
+    /// }
+    /// .instrument(span)
+    /// .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn span(&self) -> Span {
+        self.span.clone().unwrap_or_else(Span::none)
     }
 
     /// The messages; per partition in the order of their offsets.

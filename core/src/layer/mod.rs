@@ -3,7 +3,7 @@
 //! [`Layered`] forwards every method of a port once and hands the call to an [`Intercept`] with its
 //! [`Operation`]. A wrapper is an ordinary implementation of the port, and runs the same contract suite as what
 //! it wraps. [`Wrappers`] composes them in the one order that is right: a time limit for every attempt, the
-//! attempts around it.
+//! attempts around it, and around those what looks on.
 //!
 //! ```
 //! use qi_core::layer::{Layered, Retry, RetryPolicy, Timeout, TimeoutPolicy};
@@ -16,11 +16,16 @@
 //! ```
 
 mod bus;
+mod circuit_breaker;
+mod limit;
+mod metered;
+mod propagator;
 mod retry;
 mod stack;
 mod store;
 mod subscription;
 mod timeout;
+mod traced;
 
 use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
@@ -31,10 +36,18 @@ use futures::future::BoxFuture;
 use crate::bus::{Batch, BusInfo, Message, MessageBus, PublishOptions, PublishReport, Subscription};
 use crate::{Operation, Result};
 
+pub use circuit_breaker::{CircuitBreaker, CircuitBreakerPolicy, CircuitState};
+pub use limit::{Limit, LimitPolicy};
+pub use metered::Metered;
+pub use propagator::{NoPropagator, Propagator};
 pub use retry::{Retry, RetryPolicy};
 pub use stack::Wrappers;
 pub use subscription::LayeredSubscription;
 pub use timeout::{Timeout, TimeoutPolicy};
+pub use traced::Traced;
+
+/// What stands for the backend in metrics where a policy was not told its word.
+const UNKNOWN: &str = "unknown";
 
 /// A policy around the calls of a port.
 ///
@@ -52,6 +65,11 @@ pub trait Intercept: Debug + Send + Sync + 'static {
     fn check_bus(&self, info: &BusInfo) -> Result<()> {
         let _ = info;
         Ok(())
+    }
+
+    /// Told how many records a write is about to carry, before its `call`. For those who count.
+    fn records(&self, operation: Operation, records: usize) {
+        let _ = (operation, records);
     }
 
     /// A call that can be made any number of times.
@@ -135,10 +153,11 @@ impl<P: Display, X: Intercept> Display for Layered<P, X> {
     }
 }
 
-/// The methods of a port that borrow it and at most one argument, each handed to the policy with its operation.
+/// The methods of a port that borrow it and at most one argument, each handed to the policy with its operation. One
+/// that is marked `records` tells the policy how many it carries.
 macro_rules! through {
-    ($($method:ident($($argument:ident: $type:ty)?) -> $output:ty = $operation:ident;)*) => {$(
-        through! {@ $method($($argument: $type)?) -> $output = $operation }
+    ($($method:ident($($argument:ident: $type:ty $(, $records:ident)?)?) -> $output:ty = $operation:ident;)*) => {$(
+        through! {@ $method($($argument: $type $(, $records)?)?) -> $output = $operation }
     )*};
     (@ $method:ident() -> $output:ty = $operation:ident) => {
         fn $method<'a, 'f>(&'a self) -> BoxFuture<'f, Result<$output>>
@@ -149,13 +168,14 @@ macro_rules! through {
             self.layer.call(Operation::$operation, || self.inner.$method())
         }
     };
-    (@ $method:ident($argument:ident: $type:ty) -> $output:ty = $operation:ident) => {
+    (@ $method:ident($argument:ident: $type:ty $(, $records:ident)?) -> $output:ty = $operation:ident) => {
         fn $method<'a, 'b, 'f>(&'a self, $argument: &'b $type) -> BoxFuture<'f, Result<$output>>
         where
             'a: 'f,
             'b: 'f,
             Self: 'f,
         {
+            $(self.layer.$records(Operation::$operation, $argument.len());)?
             self.layer.call(Operation::$operation, || self.inner.$method($argument))
         }
     };

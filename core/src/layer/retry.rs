@@ -9,12 +9,13 @@ use fastrand::Rng;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::Intercept;
+use super::{Intercept, UNKNOWN};
 use crate::backoff::Backoff;
 use crate::bus::{
     Delivery, DeliveryError, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription,
     TopicName,
 };
+use crate::telemetry::RETRIES;
 use crate::{Error, ErrorKind, Operation, Result, RetryAdvice};
 
 /// How often and for how long to try.
@@ -80,6 +81,7 @@ impl RetryPolicy {
 pub struct Retry {
     policy: RetryPolicy,
     rng: Mutex<Rng>,
+    backend: &'static str,
 }
 
 impl Retry {
@@ -99,7 +101,14 @@ impl Retry {
             refuse().with_message("the backoff is not valid").with_context("field", field).with_source(e)
         })?;
         let rng = policy.seed.map_or_else(Rng::new, Rng::with_seed);
-        Ok(Self { policy, rng: Mutex::new(rng) })
+        Ok(Self { policy, rng: Mutex::new(rng), backend: UNKNOWN })
+    }
+
+    /// With the backend's word for metrics.
+    #[must_use]
+    pub fn for_backend(mut self, backend: &'static str) -> Self {
+        self.backend = backend;
+        self
     }
 
     /// How long to wait before the attempt after `made`, or None if there is none.
@@ -129,9 +138,21 @@ impl Retry {
     }
 
     /// The pause after a failed attempt, or the error to give back.
-    fn next(&self, error: Error, made: u32, since: Instant) -> Result<Duration> {
+    fn next(&self, operation: Operation, error: Error, made: u32, since: Instant) -> Result<Duration> {
         let pause = if error.exhausted().is_some() { None } else { self.pause(&error, made, since) };
-        pause.ok_or_else(|| Self::give_up(error, made))
+        let Some(pause) = pause else { return Err(Self::give_up(error, made)) };
+        self.count(operation, error.kind());
+        Ok(pause)
+    }
+
+    fn count(&self, operation: Operation, kind: ErrorKind) {
+        let labels = [
+            ("port", operation.port().as_str()),
+            ("backend", self.backend),
+            ("operation", operation.as_str()),
+            ("kind", kind.as_str()),
+        ];
+        metrics::counter!(RETRIES.name, &labels).increment(1);
     }
 }
 
@@ -142,7 +163,7 @@ impl Intercept for Retry {
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        _operation: Operation,
+        operation: Operation,
         attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
@@ -153,14 +174,14 @@ impl Intercept for Retry {
                     Err(error) => error,
                 };
                 made += 1;
-                tokio::time::sleep(self.next(error, made, since)?).await;
+                tokio::time::sleep(self.next(operation, error, made, since)?).await;
             }
         })
     }
 
     fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
         &'a self,
-        _operation: Operation,
+        operation: Operation,
         subscription: &'a mut dyn Subscription,
         arguments: &'a A,
         attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
@@ -173,7 +194,7 @@ impl Intercept for Retry {
                     Err(error) => error,
                 };
                 made += 1;
-                tokio::time::sleep(self.next(error, made, since)?).await;
+                tokio::time::sleep(self.next(operation, error, made, since)?).await;
             }
         })
     }
@@ -204,7 +225,7 @@ impl Intercept for Retry {
                         outcomes
                     }
                     (Err(error), None) => {
-                        tokio::time::sleep(self.next(error, made, since)?).await;
+                        tokio::time::sleep(self.next(Operation::Publish, error, made, since)?).await;
                         continue;
                     }
                     // Nothing was tried: these messages are where they were, for the latest reason.
@@ -219,6 +240,9 @@ impl Intercept for Retry {
                 if again.is_empty() {
                     let outcomes = outcomes.into_iter().map(|outcome| mark(outcome, made));
                     return Ok(PublishReport::new(outcomes.collect()));
+                }
+                if let Some(error) = again.first().and_then(|at| failure(&outcomes[*at])) {
+                    self.count(Operation::Publish, error.kind());
                 }
                 tokio::time::sleep(pause).await;
                 (part, known) = (again, Some(outcomes));

@@ -19,10 +19,10 @@ impl<S: PriceStore, X: Intercept> PriceStore for Layered<S, X> {
     through! {
         ensure_schema() -> SchemaReport = EnsureSchema;
         ping() -> StoreStatus = StorePing;
-        insert_ticks(batch: [PriceTick]) -> InsertReport = InsertTicks;
-        insert_quotes(batch: [Quote]) -> InsertReport = InsertQuotes;
-        insert_bars(batch: [Ohlcv]) -> InsertReport = InsertBars;
-        insert_snapshots(batch: [MarketSnapshot]) -> InsertReport = InsertSnapshots;
+        insert_ticks(batch: [PriceTick], records) -> InsertReport = InsertTicks;
+        insert_quotes(batch: [Quote], records) -> InsertReport = InsertQuotes;
+        insert_bars(batch: [Ohlcv], records) -> InsertReport = InsertBars;
+        insert_snapshots(batch: [MarketSnapshot], records) -> InsertReport = InsertSnapshots;
         ticks(query: RangeQuery) -> Page<PriceTick> = Ticks;
         quotes(query: RangeQuery) -> Page<Quote> = Quotes;
         bars(query: BarQuery) -> Page<Ohlcv> = Bars;

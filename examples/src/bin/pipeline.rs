@@ -4,6 +4,7 @@
 //! a clean stop by SIGINT and SIGTERM.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,11 +13,15 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
-use qi_core::{Error, Instrument, Interval, Result};
+use qi_core::health::Health;
+use qi_core::{Error, ErrorKind, Instrument, Interval, Result};
 use qi_examples::pipeline::source::{self, Format};
 use qi_examples::pipeline::{Data, Job, Stop, Summary, Tally};
+use qi_examples::probes;
 use qi_testkit::market::{Market, MarketConfig};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const USAGE: u8 = 2;
@@ -52,6 +57,9 @@ struct Options {
     /// Stops at the first bad line of the input.
     #[arg(long)]
     strict: bool,
+    /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     /// How many ticks the simulated market has.
     #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
     ticks: usize,
@@ -187,8 +195,18 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
             }
         },
     };
+    // The exporter comes first: what is opened keeps the one that it finds.
+    let metrics =
+        options.listen.map(|address| Ok::<_, Error>((address, probes::install_metrics()?))).transpose()?;
     let (store, bus) = (config.open_store().await?, config.open_bus().await?);
+    let health =
+        Health::new().store(config.store_backend(), store.clone()).bus(config.bus_backend(), bus.clone());
+    let health = Arc::new(health.expect_agents());
     let mut job = Job::new(store, bus, data)?;
+    job.health = Some(health.clone());
+    if let Some((address, metrics)) = metrics {
+        listen_on(address, health, metrics).await?;
+    }
     job.catalogue = config.catalogue()?;
     job.interval = options.interval;
     job.export = export;
@@ -202,6 +220,21 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
     }));
     job.check()?;
     Ok(job)
+}
+
+/// Serves probes and metrics from a task that ends with the program.
+async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: PrometheusHandle) -> Result<()> {
+    let refuse = |error| {
+        Error::new(ErrorKind::Config, "pipeline.listen", "listen")
+            .with_message("cannot listen there")
+            .with_context("address", address)
+            .with_source(error)
+    };
+    let listener = TcpListener::bind(address).await.map_err(refuse)?;
+    let bound = listener.local_addr().map_err(refuse)?;
+    let _ = writeln!(std::io::stderr(), "pipeline: listening on http://{bound}");
+    tokio::spawn(probes::serve(listener, health, metrics));
+    Ok(())
 }
 
 /// A bar on a terminal, nothing in a pipe.

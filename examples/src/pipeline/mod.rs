@@ -16,8 +16,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qi_core::agent::{AgentRuntime, AgentSpec, AgentStatus, Observer, RuntimeHandle, RuntimeReport};
+use qi_core::agent::{
+    AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
+};
 use qi_core::bus::{GroupId, GroupQuery, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
+use qi_core::health::Health;
 use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +63,8 @@ pub struct Job {
     pub stop: Stop,
     /// Sees every transition of the agents.
     pub observer: Option<Box<dyn Observer>>,
+    /// Is given the agents to watch, as soon as there are some.
+    pub health: Option<Arc<Health>>,
     /// Called if an agent does not end by the deadline: a binary exits there.
     pub on_overrun: Option<OnOverrun>,
 }
@@ -100,6 +105,7 @@ impl Job {
             tally: Arc::default(),
             stop: Stop::default(),
             observer: None,
+            health: None,
             on_overrun: None,
         })
     }
@@ -185,7 +191,8 @@ impl Job {
         let feed = Feed { bus, topic, source, tally, strict };
         let mut runtime = AgentRuntime::builder()
             .agent(AgentSpec::new("writer", writer).init_timeout(JOIN_TIMEOUT))
-            .agent(AgentSpec::once("feed", feed).after(["writer"]).finite());
+            .agent(AgentSpec::once("feed", feed).after(["writer"]).finite())
+            .observer(MetricsObserver::default());
         if let Some(observer) = self.observer.take() {
             runtime = runtime.observer(observer);
         }
@@ -194,6 +201,9 @@ impl Job {
         }
         let runtime = runtime.build()?;
         let handle = runtime.handle();
+        if let Some(health) = &self.health {
+            health.watch(handle.clone());
+        }
         let now = self.stop.now.clone();
         let force = tokio::spawn({
             let handle = handle.clone();

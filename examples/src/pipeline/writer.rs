@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::bus::{DeadLetters, GroupId, MessageBus, MessageBusExt, Subscribe, Subscription, TopicName};
-use qi_core::{PriceStore, Result};
+use qi_core::{Error, PriceStore, Result};
+use tracing::Instrument;
 
 use super::record::Record;
 use super::tally::Tally;
@@ -53,10 +54,15 @@ impl<T: Record> Agent for Writer<T> {
         let dead = DeadLetters::default();
         while let Some(batch) = cx.until_cancelled(subscription.recv(1_000, Duration::from_secs(1))).await {
             let batch = batch?;
-            let records = self.bus.decode::<T>(&batch, &dead).await?;
-            T::insert(&*self.store, &records).await?;
-            subscription.commit(batch.positions()).await?;
-            self.tally.written(records.len(), batch.len() - records.len());
+            // What is done with a batch belongs to the trace that it came with.
+            let stored = async {
+                let records = self.bus.decode::<T>(&batch, &dead).await?;
+                T::insert(&*self.store, &records).await?;
+                subscription.commit(batch.positions()).await?;
+                Ok::<_, Error>(records.len())
+            };
+            let stored = stored.instrument(batch.span()).await?;
+            self.tally.written(stored, batch.len() - stored);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use qi_core::agent::{AgentStatus, ErrorRecord, ExitReason, Observer, Transition};
+use qi_core::agent::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Observer, RuntimeReport, Transition};
 
 /// How many records of each sort a log keeps: more is a test that has gone wrong.
 const LIMIT: usize = 1_000_000;
@@ -32,6 +32,8 @@ pub struct TransitionLog(Arc<Mutex<Records>>);
 struct Records {
     transitions: Vec<Transition>,
     errors: Vec<ErrorRecord>,
+    forced: Vec<ForcedStop>,
+    report: Option<RuntimeReport>,
 }
 
 impl TransitionLog {
@@ -59,6 +61,16 @@ impl TransitionLog {
         self.records().errors.iter().filter(|e| &*e.agent == agent).cloned().collect()
     }
 
+    /// Every forced stop of one agent.
+    pub fn forced(&self, agent: &str) -> Vec<ForcedStop> {
+        self.records().forced.iter().filter(|f| &*f.agent == agent).cloned().collect()
+    }
+
+    /// The report of the runtime, once it has ended.
+    pub fn report(&self) -> Option<RuntimeReport> {
+        self.records().report.clone()
+    }
+
     /// One line for each transition, with its time, exit and delay: two runs are the same if these are.
     pub fn lines(&self) -> Vec<String> {
         let line = |t: &Transition| {
@@ -83,6 +95,16 @@ impl Observer for TransitionLog {
         let mut records = self.records();
         assert!(records.errors.len() < LIMIT, "a test log holds at most {LIMIT} errors");
         records.errors.push(error.clone());
+    }
+
+    fn on_forced_stop(&self, forced: &ForcedStop) {
+        let mut records = self.records();
+        assert!(records.forced.len() < LIMIT, "a test log holds at most {LIMIT} forced stops");
+        records.forced.push(forced.clone());
+    }
+
+    fn on_end(&self, report: &RuntimeReport) {
+        self.records().report = Some(report.clone());
     }
 }
 

@@ -12,6 +12,7 @@ mod lab;
 mod layers;
 mod memory;
 mod runner;
+mod storm;
 
 pub use check::{Check, Failure, Verdict};
 pub use checks::all as checks;
@@ -19,5 +20,6 @@ pub use factory::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire, Wrapping
 pub use lab::Lab;
 pub use memory::MemoryFactory;
 pub use runner::{run_check, trials};
+pub use storm::{Storm, storm};
 
 pub(super) use check::{ensure, ensure_eq};

@@ -1,0 +1,166 @@
+//! One trace crosses the bus: shown by what an exporter in memory was given.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::trace::{SpanKind, Status, TracerProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
+use qi_adapters::Config;
+use qi_adapters::opentelemetry::OpenTelemetryPropagator;
+use qi_core::bus::{DeadLetters, MessageBusExt, Payload, Subscribe, TopicName};
+use qi_core::{MessageBus, PriceStore, PriceTick, Result};
+use qi_testkit::market::{Market, MarketConfig};
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
+use tracing_subscriber::layer::SubscriberExt;
+
+struct Program {
+    store: Arc<dyn PriceStore>,
+    bus: Arc<dyn MessageBus>,
+    topic: TopicName,
+}
+
+impl Program {
+    async fn open() -> Result<Self> {
+        let w3c = OpenTelemetryPropagator::new(TraceContextPropagator::new())?;
+        let config =
+            Config::builder().toml("[store]\nauto_schema = true").propagator(Arc::new(w3c)).build()?;
+        let (store, bus) = (config.open_store().await?, config.open_bus().await?);
+        bus.create_catalogue(&config.catalogue()?).await?;
+        Ok(Self { store, bus, topic: TopicName::new(PriceTick::TOPIC)? })
+    }
+
+    /// What a producer does in a span of its own.
+    async fn publish(&self, ticks: &[PriceTick]) -> Result<()> {
+        let work = async {
+            self.bus.send_records(ticks, Some(&self.topic)).await?;
+            Ok(())
+        };
+        work.instrument(tracing::info_span!(parent: None, "ingest")).await
+    }
+
+    /// What a consumer does with one batch.
+    async fn consume(&self) -> Result<usize> {
+        let request = Subscribe::new("writer".parse()?, [self.topic.clone()])?;
+        let mut reader = self.bus.subscribe(request).await?;
+        let batch = reader.recv(1_000, Duration::from_secs(1)).await?;
+        let work = async {
+            for message in &batch {
+                assert!(message.headers.get("traceparent").is_none(), "it is the wrapper's business");
+            }
+            let ticks: Vec<PriceTick> = self.bus.decode(&batch, &DeadLetters::default()).await?;
+            self.store.insert_ticks(&ticks).await?;
+            reader.commit(batch.positions()).await?;
+            Ok(ticks.len())
+        };
+        work.instrument(batch.span()).await
+    }
+}
+
+/// Runs `work` under an OpenTelemetry subscriber, and gives the spans that ended.
+async fn collected(work: impl Future<Output = Result<()>>) -> Vec<SpanData> {
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("qi"));
+    work.with_subscriber(tracing_subscriber::registry().with(layer)).await.unwrap();
+    provider.force_flush().unwrap();
+    exporter.get_finished_spans().unwrap()
+}
+
+fn ticks(seed: u64, n: usize) -> Vec<PriceTick> {
+    Market::new(MarketConfig::new(seed, 1).unwrap()).unwrap().take(n).collect()
+}
+
+fn named<'a>(spans: &'a [SpanData], name: &str) -> &'a SpanData {
+    let mut found = spans.iter().filter(|span| span.name == name);
+    let span = found.next().unwrap_or_else(|| panic!("no {name} among {:?}", names(spans)));
+    assert!(found.next().is_none(), "{name} twice");
+    span
+}
+
+fn names(spans: &[SpanData]) -> Vec<&str> {
+    spans.iter().map(|span| span.name.as_ref()).collect()
+}
+
+fn attribute(span: &SpanData, key: &str) -> Option<String> {
+    span.attributes.iter().find(|pair| pair.key.as_str() == key).map(|pair| pair.value.to_string())
+}
+
+#[tokio::test]
+async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
+    let spans = collected(async {
+        let program = Program::open().await?;
+        program.publish(&ticks(1, 5)).await?;
+        assert_eq!(program.consume().await?, 5);
+        Ok(())
+    })
+    .await;
+    let chain = ["ingest", "publish crypto-prices", "process crypto-prices", "insert_ticks"];
+    for pair in chain.windows(2) {
+        let (parent, child) = (named(&spans, pair[0]), named(&spans, pair[1]));
+        assert_eq!(child.parent_span_id, parent.span_context.span_id(), "{pair:?}");
+        assert_eq!(child.span_context.trace_id(), parent.span_context.trace_id(), "{pair:?}");
+    }
+    let commit = named(&spans, "commit");
+    let process = named(&spans, "process crypto-prices");
+    assert_eq!(commit.parent_span_id, process.span_context.span_id());
+    assert!(process.parent_span_is_remote, "it came over the bus");
+
+    let kinds = chain.map(|name| named(&spans, name).span_kind.clone());
+    assert_eq!(kinds, [SpanKind::Internal, SpanKind::Producer, SpanKind::Consumer, SpanKind::Client]);
+    let publish = named(&spans, "publish crypto-prices");
+    for (key, value) in [
+        ("messaging.system", "memory"),
+        ("messaging.destination.name", "crypto-prices"),
+        ("messaging.operation.type", "send"),
+        ("messaging.batch.message_count", "5"),
+    ] {
+        assert_eq!(attribute(publish, key).as_deref(), Some(value), "{key}");
+    }
+    let insert = named(&spans, "insert_ticks");
+    assert_eq!(attribute(insert, "db.operation.name").as_deref(), Some("insert_ticks"));
+    assert_eq!(
+        (attribute(insert, "db.system.name").as_deref(), attribute(insert, "error.type")),
+        (Some("memory"), None)
+    );
+}
+
+#[tokio::test]
+async fn a_batch_of_several_traces_is_linked_to_each() {
+    let spans = collected(async {
+        let program = Program::open().await?;
+        for seed in 1..=3 {
+            program.publish(&ticks(seed, 2)).await?;
+        }
+        assert_eq!(program.consume().await?, 6);
+        Ok(())
+    })
+    .await;
+    let process = named(&spans, "process crypto-prices");
+    let publishes: Vec<_> = spans.iter().filter(|span| span.name == "publish crypto-prices").collect();
+    assert_eq!(publishes.len(), 3);
+    for publish in &publishes {
+        let linked = process.links.iter().any(|link| {
+            link.span_context == publish.span_context
+                || link.span_context.span_id() == publish.span_context.span_id()
+        });
+        assert!(linked, "{:?}", process.links);
+        assert_ne!(process.span_context.trace_id(), publish.span_context.trace_id());
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_fails_is_marked_with_its_code() {
+    let spans = collected(async {
+        let config = Config::builder().build()?;
+        let store = config.open_store().await?;
+        assert!(store.insert_ticks(&ticks(1, 1)).await.is_err(), "there is no schema");
+        Ok(())
+    })
+    .await;
+    let insert = named(&spans, "insert_ticks");
+    assert!(matches!(insert.status, Status::Error { .. }), "{:?}", insert.status);
+    assert_eq!(attribute(insert, "error.type").as_deref(), Some("store.memory.no_schema"));
+}

@@ -1,0 +1,150 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use qi_cli::output::Format;
+use qi_core::bus::{GroupId, TopicName};
+use qi_core::store::Dataset;
+use qi_core::{Instrument, Interval, Result, TimeRange, Timestamp};
+
+/// Looks after the backends of qi: checks, migrates, shows, copies, replays.
+#[derive(Debug, Parser)]
+#[command(name = "qi", version)]
+pub(crate) struct Options {
+    /// The configuration that names the backends; without it everything is in memory. QI__... variables override.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Another store of the same file in place of `store.backend`.
+    #[arg(long, value_name = "BACKEND", global = true)]
+    pub(crate) store: Option<String>,
+    /// How rows are shown.
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub(crate) format: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Connects to store and bus: versions, latency, what may be read, what is missing. Nothing is written. Exit code 1
+    /// if something is missing.
+    Check,
+    /// Makes the schema of the store and the topics of the catalogue. It can be repeated.
+    Migrate,
+    /// Every topic, with partitions, copies and messages.
+    Topics,
+    /// How far consumer groups are behind.
+    Lag {
+        /// Only these groups; all if there are none.
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<GroupId>,
+        /// A row for each partition.
+        #[arg(long)]
+        partitions: bool,
+    },
+    /// Records of the store.
+    #[command(subcommand)]
+    Query(Query),
+    /// From one store of the configuration to another; can be interrupted and goes on, and ends with a comparison by
+    /// counts and checksums. Exit code 1 if something differs.
+    Copy(CopyArguments),
+    /// The records of a topic's messages into the store, by message time. Joins no group and commits nothing.
+    Replay(ReplayArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Query {
+    /// The latest tick of each instrument.
+    Latest {
+        /// Only these instruments; all if there are none.
+        #[arg(value_name = "EXCHANGE:SYMBOL")]
+        instruments: Vec<Instrument>,
+        /// How many rows at most.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// The ticks of an instrument.
+    Ticks {
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// The bars of an instrument, derived from its ticks.
+    Bars {
+        #[command(flatten)]
+        asked: Asked,
+        /// The interval: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
+        #[arg(long, default_value = "1m")]
+        interval: Interval,
+        /// Stored bars in place of derived ones.
+        #[arg(long)]
+        stored: bool,
+    },
+}
+
+/// Of what, when, and how much.
+#[derive(Debug, Args)]
+pub(crate) struct Asked {
+    /// The instrument.
+    #[arg(value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instrument: Instrument,
+    #[command(flatten)]
+    pub(crate) times: Times,
+    /// Newest first.
+    #[arg(long)]
+    pub(crate) newest: bool,
+    /// How many rows at most.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: usize,
+}
+
+/// A range of times.
+#[derive(Debug, Args)]
+pub(crate) struct Times {
+    /// From this time on, as 2024-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Timestamp>,
+    /// Up to this time, exclusive.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Timestamp>,
+}
+
+impl Times {
+    pub(crate) fn range(&self) -> Result<TimeRange> {
+        TimeRange::new(self.since.unwrap_or(Timestamp::MIN), self.until.unwrap_or(Timestamp::MAX))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CopyArguments {
+    /// The backend to read.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) from: String,
+    /// The backend to write; its schema is made if it is missing.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) to: String,
+    /// Which datasets.
+    #[arg(long = "dataset", value_name = "DATASET", default_values_t = Dataset::ALL)]
+    pub(crate) datasets: Vec<Dataset>,
+    /// Only these instruments; all if there are none.
+    #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instruments: Vec<Instrument>,
+    #[command(flatten)]
+    pub(crate) times: Times,
+    /// Where the progress is kept: the same command goes on from there.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) progress: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArguments {
+    /// The topic.
+    #[arg(long)]
+    pub(crate) topic: TopicName,
+    /// From this message time on, as 2024-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Timestamp,
+    /// Up to this message time, exclusive; else to the end that the topic has now.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Timestamp>,
+}

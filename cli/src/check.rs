@@ -1,0 +1,145 @@
+//! `qi check`: does each backend answer, in which version, how fast, and what is missing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use qi_core::bus::{GroupQuery, TopicCatalogue};
+use qi_core::store::{InstrumentDataset, InstrumentQuery, LatestQuery};
+use qi_core::{Error, MessageBus, PriceStore, Result, Selection};
+
+use crate::output::{Listing, maybe, text};
+
+/// How many pings the latency is the median of.
+const PINGS: usize = 5;
+
+/// What was found out about the backends, one row for each look.
+#[derive(Debug, Default)]
+pub struct Findings {
+    rows: Vec<Finding>,
+}
+
+#[derive(Debug)]
+struct Finding {
+    target: String,
+    what: &'static str,
+    well: bool,
+    detail: Option<String>,
+}
+
+impl Findings {
+    /// Whether nothing is missing.
+    pub fn is_well(&self) -> bool {
+        self.rows.iter().all(|row| row.well)
+    }
+
+    /// The rows: target, what was looked at, `ok` or `MISSING`, and what was seen.
+    pub fn listing(&self) -> Listing {
+        let mut listing = Listing::new(["target", "check", "result", "detail"]);
+        for Finding { target, what, well, detail } in &self.rows {
+            let result = if *well { "ok" } else { "MISSING" };
+            listing.push([text(target), text(what), text(result), maybe(detail.as_ref())]);
+        }
+        listing
+    }
+
+    fn note(&mut self, target: &str, what: &'static str, result: Result<Option<String>, String>) {
+        let (well, detail) = match result {
+            Ok(detail) => (true, detail),
+            Err(why) => (false, Some(why)),
+        };
+        self.rows.push(Finding { target: target.to_owned(), what, well, detail });
+    }
+
+    /// A backend that cannot even be opened.
+    pub fn cannot_open(&mut self, target: &str, error: &Error) {
+        self.note(target, "open", Err(error.report()));
+    }
+
+    /// Looks at a store: it answers, has its schema, and may be read. Nothing is written.
+    pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
+        let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
+        let answered = pings.is_ok();
+        self.note(target, "answers", pings.map_err(|e| e.report()));
+        if !answered {
+            return;
+        }
+        let version = store.ping().await.ok().and_then(|status| status.version);
+        let info = store.info();
+        let version = [version.or(info.version), info.edition].into_iter().flatten().collect::<Vec<_>>();
+        self.note(target, "version", Ok((!version.is_empty()).then(|| version.join(", "))));
+
+        let mut found = Vec::new();
+        for dataset in [InstrumentDataset::Ticks, InstrumentDataset::Quotes, InstrumentDataset::Bars] {
+            let page = InstrumentQuery::new(dataset).with_limit(1);
+            found.push(match page {
+                Ok(query) => store.instruments(&query).await.map(drop),
+                Err(error) => Err(error),
+            });
+        }
+        found.push(store.latest_snapshots(&LatestQuery::new(Selection::All)).await.map(drop));
+        let failed = found.into_iter().find_map(Result::err);
+        let hint = |error: Error| match error.kind() {
+            qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` makes it", error.report()),
+            _ => error.report(),
+        };
+        self.note(target, "schema and reading", failed.map_or(Ok(None), |error| Err(hint(error))));
+    }
+
+    /// Looks at a bus: it answers, its topics and groups may be listed, and the topics of the catalogue are there.
+    pub async fn bus(&mut self, target: &str, bus: &Arc<dyn MessageBus>, catalogue: &TopicCatalogue) {
+        let pings = pings(|| async { Ok(bus.ping().await?.round_trip) }).await;
+        let answered = pings.is_ok();
+        self.note(target, "answers", pings.map_err(|e| e.report()));
+        if !answered {
+            return;
+        }
+        let cluster = bus.ping().await.map(|status| {
+            let id = status.cluster_id.map_or_else(String::new, |id| format!(", cluster {id}"));
+            Some(format!("{} broker(s){id}", status.brokers))
+        });
+        self.note(target, "cluster", cluster.map_err(|e| e.report()));
+        let groups = bus.groups(&GroupQuery::new(Selection::All)).await;
+        self.note(
+            target,
+            "groups",
+            groups.map(|all| Some(format!("{} groups", all.len()))).map_err(|e| e.report()),
+        );
+        let found = match bus.topics().await {
+            Ok(found) => found,
+            Err(error) => return self.note(target, "topics", Err(error.report())),
+        };
+        let specs = match catalogue.specs() {
+            Ok(specs) => specs,
+            Err(error) => return self.note(target, "topics", Err(error.report())),
+        };
+        let mut wrong = Vec::new();
+        for spec in &specs {
+            match found.iter().find(|topic| topic.name == spec.name) {
+                None => wrong.push(format!("{} is missing; `qi migrate` makes it", spec.name)),
+                Some(topic) if topic.partitions.len() != spec.partitions as usize => {
+                    let (has, wanted) = (topic.partitions.len(), spec.partitions);
+                    wrong.push(format!("{} has {has} partitions, not {wanted}", spec.name));
+                }
+                Some(topic) => {
+                    let leaderless = topic.partitions.iter().filter(|p| p.leader.is_none()).count();
+                    if leaderless > 0 {
+                        wrong.push(format!("{} has {leaderless} partitions without a leader", spec.name));
+                    }
+                }
+            }
+        }
+        let there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        self.note(target, "topics", if wrong.is_empty() { Ok(Some(there)) } else { Err(wrong.join("; ")) });
+    }
+}
+
+/// Some pings, and the median of what they took in words.
+async fn pings<F: Future<Output = Result<Duration>>>(ping: impl Fn() -> F) -> Result<Option<String>> {
+    let mut took = Vec::with_capacity(PINGS);
+    for _ in 0..PINGS {
+        took.push(ping().await?);
+    }
+    took.sort_unstable();
+    let ms = took[PINGS / 2].as_secs_f64() * 1e3;
+    Ok(Some(format!("{ms:.2} ms, the median of {PINGS}")))
+}

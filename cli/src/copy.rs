@@ -1,0 +1,211 @@
+//! `qi copy`: from one store to another, page by page, so that it can be interrupted anywhere and goes on.
+//!
+//! Records are written by key, so a page that is written twice is there once. The place in each series is kept in a
+//! file after every page; at the end both stores are read again and compared by count and checksum.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use qi_core::store::{Cursor, Dataset, PriceStore};
+use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::output::{Listing, text};
+use crate::{Series, Summary};
+
+/// What to copy.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which datasets, in this order.
+    pub datasets: Vec<Dataset>,
+    /// Only these instruments; all if there are none. Snapshots belong to none and are copied as a whole.
+    pub instruments: BTreeSet<Instrument>,
+    /// Which times; of bars the open time.
+    pub range: TimeRange,
+    /// Where the progress is kept. Without it an interrupted copy begins anew.
+    pub progress: Option<PathBuf>,
+}
+
+/// How far a copy is, as it stands in the file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    /// What is copied, in words: another copy must not go on from here.
+    plan: String,
+    series: BTreeMap<String, Place>,
+}
+
+/// How far one series is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Place {
+    records: u64,
+    /// After which record to go on; None is at the beginning, or at the end if it is complete.
+    after: Option<Cursor>,
+    complete: bool,
+}
+
+/// One series in both stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compared {
+    /// Which.
+    pub series: Series,
+    /// In the store that was read.
+    pub source: Summary,
+    /// In the store that was written.
+    pub target: Summary,
+}
+
+/// How a copy ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything is copied and was compared.
+    Done(Vec<Compared>),
+    /// It was stopped; the progress says where.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Whether both stores hold the same.
+    pub fn is_equal(&self) -> bool {
+        matches!(self, Self::Done(all) if all.iter().all(|compared| compared.source == compared.target))
+    }
+
+    /// A row for each series, with counts and checksums.
+    pub fn listing(&self) -> Listing {
+        let mut listing = Listing::new(["series", "source", "target", "checksum", "result"]);
+        if let Self::Done(all) = self {
+            for Compared { series, source, target } in all {
+                let result = if source == target { "equal" } else { "DIFFERENT" };
+                let checksum = text(source.checksum);
+                listing.push([
+                    text(series),
+                    source.records.into(),
+                    target.records.into(),
+                    checksum,
+                    text(result),
+                ]);
+            }
+        }
+        listing
+    }
+}
+
+/// A copy under way.
+#[derive(Debug)]
+pub struct Copy {
+    from: Arc<dyn PriceStore>,
+    to: Arc<dyn PriceStore>,
+    plan: Plan,
+    /// Stops it between two pages.
+    pub stop: CancellationToken,
+    /// How many records this run has copied.
+    pub copied: Arc<AtomicU64>,
+}
+
+impl Copy {
+    /// Copies by this plan.
+    pub fn new(from: Arc<dyn PriceStore>, to: Arc<dyn PriceStore>, plan: Plan) -> Self {
+        Self { from, to, plan, stop: CancellationToken::new(), copied: Arc::default() }
+    }
+
+    /// Makes the schema of the target, copies what the progress does not say is there, and compares.
+    ///
+    /// # Errors
+    /// Of a store; `InvalidInput` if the progress is that of another copy.
+    pub async fn run(&self) -> Result<Outcome> {
+        self.to.ensure_schema().await?;
+        let mut progress = self.load()?;
+        let mut all = Vec::new();
+        for dataset in &self.plan.datasets {
+            all.extend(Series::list(&*self.from, *dataset, &self.plan.instruments).await?);
+        }
+        for series in &all {
+            if !self.series(series, &mut progress).await? {
+                return Ok(Outcome::Interrupted);
+            }
+        }
+        let mut compared = Vec::with_capacity(all.len());
+        for series in all {
+            let both = async {
+                let source = series.summary(&*self.from, self.plan.range);
+                let target = series.summary(&*self.to, self.plan.range);
+                tokio::try_join!(source, target)
+            };
+            let Some(both) = self.stop.run_until_cancelled(both).await else {
+                return Ok(Outcome::Interrupted);
+            };
+            let (source, target) = both?;
+            compared.push(Compared { series, source, target });
+        }
+        Ok(Outcome::Done(compared))
+    }
+
+    /// Copies the rest of one series: reads a page while the one before it is written. False if it was stopped.
+    async fn series(&self, series: &Series, progress: &mut Progress) -> Result<bool> {
+        let name = series.to_string();
+        let mut place = progress.series.get(&name).cloned().unwrap_or_default();
+        if place.complete {
+            return Ok(true);
+        }
+        let range = self.plan.range;
+        let mut page = series.page(&*self.from, range, place.after.clone()).await?;
+        loop {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            let (records, next) = page;
+            let following = async {
+                match &next {
+                    Some(cursor) => series.page(&*self.from, range, Some(cursor.clone())).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let ((), following) = tokio::try_join!(records.insert(&*self.to), following)?;
+            self.copied.fetch_add(records.len() as u64, Ordering::Relaxed);
+            place.records += records.len() as u64;
+            place.complete = next.is_none();
+            place.after = next;
+            progress.series.insert(name.clone(), place.clone());
+            self.save(progress)?;
+            match following {
+                Some(following) => page = following,
+                None => return Ok(true),
+            }
+        }
+    }
+
+    fn load(&self) -> Result<Progress> {
+        let Plan { datasets, instruments, range, progress } = &self.plan;
+        let (from, to) = (&self.from, &self.to);
+        let plan = format!("{from} -> {to}: {datasets:?} of {instruments:?} in {range}");
+        let Some(path) = progress.as_ref().filter(|path| path.exists()) else {
+            return Ok(Progress { plan, series: BTreeMap::new() });
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| self.broken(e))?;
+        let found: Progress = serde_json::from_str(&text).map_err(|e| self.broken(e))?;
+        if found.plan == plan {
+            return Ok(found);
+        }
+        let rule = format!("is of another copy ({}); this one is {plan}", found.plan);
+        Err(Error::invalid("copy.progress", "progress", path.display(), rule))
+    }
+
+    /// Replaces the file as a whole, so that a kill leaves the old one or the new one.
+    fn save(&self, progress: &Progress) -> Result<()> {
+        let Some(path) = &self.plan.progress else { return Ok(()) };
+        let beside = path.with_extension("new");
+        let json = serde_json::to_vec_pretty(progress).map_err(|e| self.broken(e))?;
+        std::fs::write(&beside, json).map_err(|e| self.broken(e))?;
+        std::fs::rename(&beside, path).map_err(|e| self.broken(e))
+    }
+
+    fn broken(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        let path = self.plan.progress.as_ref().map(|path| path.display().to_string());
+        Error::new(ErrorKind::InvalidInput, "copy.progress", "copy")
+            .with_message("the file of the progress cannot be used")
+            .with_context("file", path.unwrap_or_default())
+            .with_source(source)
+    }
+}

@@ -1,0 +1,269 @@
+//! The operator's tool. `--help` lists the commands.
+//!
+//! Exit codes: 0 well, 1 failed, something is missing or differs, 2 wrong usage or configuration, 130 and 143 stopped
+//! by SIGINT and SIGTERM.
+
+mod arguments;
+
+use std::io::{self, IsTerminal, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use qi_adapters::Config;
+use qi_cli::output::{Format, Listing};
+use qi_cli::{check, copy, migrate, query, replay, topics};
+use qi_core::store::BarSource;
+use qi_core::{Error, PriceStore, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use arguments::{Asked, Command, CopyArguments, Options, Query, ReplayArguments};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into()),
+        )
+        .with_writer(io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::other(error), FAILED),
+    };
+    let code = runtime.block_on(async {
+        let config = match &options.config {
+            Some(path) => Config::load(path),
+            None => Config::builder().environment().build(),
+        };
+        match config {
+            Ok(config) => run(options, &config).await,
+            Err(error) => fail(&error, USAGE),
+        }
+    });
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(options: Options, config: &Config) -> ExitCode {
+    let stop = Stop::default();
+    if let Err(error) = stop.listen() {
+        return fail(&error, FAILED);
+    }
+    let work = perform(options, config, &stop);
+    tokio::pin!(work);
+    let outcome = tokio::select! {
+        outcome = &mut work => outcome,
+        // A copy and a replay end in order by themselves; everything else is dropped.
+        () = stop.overdue() => return ExitCode::from(stop.code()),
+    };
+    match outcome {
+        Ok(_) if stop.code() > 0 => ExitCode::from(stop.code()),
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) if error.kind() == qi_core::ErrorKind::Config => fail(&error, USAGE),
+        Err(error) => fail(&error, FAILED),
+    }
+}
+
+/// Does what is asked; true if all is well.
+async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool> {
+    let Options { config: _, store, format, command } = options;
+    let store_word = store.unwrap_or_else(|| config.store_backend().to_owned());
+    let open_store = || config.open_store_as(&store_word);
+    match command {
+        Command::Check => {
+            let mut findings = check::Findings::default();
+            match open_store().await {
+                Ok(store) => findings.store(&format!("store {store_word}"), &store).await,
+                Err(error) => findings.cannot_open(&format!("store {store_word}"), &error),
+            }
+            let name = format!("bus {}", config.bus_backend());
+            match config.open_bus().await {
+                Ok(bus) => findings.bus(&name, &bus, &config.catalogue()?).await,
+                Err(error) => findings.cannot_open(&name, &error),
+            }
+            show(&findings.listing(), format)?;
+            Ok(findings.is_well())
+        }
+        Command::Migrate => {
+            let mut listing = migrate::listing();
+            migrate::store(&format!("store {store_word}"), &*open_store().await?, &mut listing).await?;
+            let (bus, catalogue) = (config.open_bus().await?, config.catalogue()?);
+            let name = format!("bus {}", config.bus_backend());
+            let well = migrate::bus(&name, &*bus, &catalogue, &mut listing).await?;
+            show(&listing, format)?;
+            Ok(well)
+        }
+        Command::Topics => {
+            show(&topics::topics(&*config.open_bus().await?).await?, format)?;
+            Ok(true)
+        }
+        Command::Lag { groups, partitions } => {
+            show(&topics::lag(&*config.open_bus().await?, groups, partitions).await?, format)?;
+            Ok(true)
+        }
+        Command::Query(query) => {
+            show(&ask(&*open_store().await?, query).await?, format)?;
+            Ok(true)
+        }
+        Command::Copy(arguments) => copy(config, arguments, stop, format).await,
+        Command::Replay(arguments) => {
+            let (bus, store) = (config.open_bus().await?, open_store().await?);
+            replay(&*bus, &*store, arguments, stop).await
+        }
+    }
+}
+
+async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
+    match query {
+        Query::Latest { instruments, limit } => query::latest(store, instruments, limit).await,
+        Query::Ticks { asked } => {
+            let Asked { instrument, times, newest, limit } = asked;
+            query::ticks(store, instrument, times.range()?, newest, limit).await
+        }
+        Query::Bars { asked, interval, stored } => {
+            let Asked { instrument, times, newest, limit } = asked;
+            let source = if stored { BarSource::Stored } else { BarSource::Derived };
+            query::bars(store, (instrument, interval), times.range()?, source, newest, limit).await
+        }
+    }
+}
+
+async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Format) -> Result<bool> {
+    let CopyArguments { from, to, datasets, instruments, times, progress } = arguments;
+    if from == to {
+        return Err(Error::invalid("copy.to", "to", to, "must be another backend than --from"));
+    }
+    let (source, target) = (config.open_store_as(&from).await?, config.open_store_as(&to).await?);
+    let plan = copy::Plan {
+        datasets,
+        instruments: instruments.into_iter().collect(),
+        range: times.range()?,
+        progress,
+    };
+    let mut copy = copy::Copy::new(source, target, plan);
+    copy.stop = stop.gently.clone();
+    let counter = copy.copied.clone();
+    let bar = spinner("copied", move || counter.load(Ordering::Relaxed));
+    let outcome = copy.run().await;
+    bar.finish_and_clear();
+    let outcome = outcome?;
+    if outcome == copy::Outcome::Interrupted {
+        say(format_args!(
+            "stopped after {} records; the same command goes on",
+            copy.copied.load(Ordering::Relaxed)
+        ));
+        return Ok(false);
+    }
+    show(&outcome.listing(), format)?;
+    Ok(outcome.is_equal())
+}
+
+async fn replay(
+    bus: &dyn qi_core::MessageBus,
+    store: &dyn PriceStore,
+    arguments: ReplayArguments,
+    stop: &Stop,
+) -> Result<bool> {
+    let ReplayArguments { topic, since, until } = arguments;
+    let plan = replay::Plan { topic, since, until };
+    store.ensure_schema().await?;
+    let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = stored.clone();
+    let bar = spinner("stored", move || counter.load(Ordering::Relaxed));
+    let progress = |records| stored.store(records, Ordering::Relaxed);
+    let replayed = replay::run(bus, store, &plan, &stop.gently, progress).await;
+    bar.finish_and_clear();
+    let replayed = replayed?;
+    for error in &replayed.errors {
+        complain(error);
+    }
+    let replay::Replayed { stored, unreadable, interrupted, .. } = replayed;
+    let stopped = if interrupted { "; stopped before the end" } else { "" };
+    say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
+    Ok(unreadable == 0 && !interrupted)
+}
+
+/// The first SIGINT or SIGTERM stops in order, a second one, or ten seconds, at once.
+#[derive(Debug, Default)]
+struct Stop {
+    gently: CancellationToken,
+    now: CancellationToken,
+    code: Arc<AtomicU8>,
+}
+
+impl Stop {
+    fn listen(&self) -> Result<()> {
+        let on = |kind: SignalKind| signal(kind).map_err(Error::other);
+        let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+        let (gently, now, code) = (self.gently.clone(), self.now.clone(), self.code.clone());
+        tokio::spawn(async move {
+            // The shell's convention: 128 and the number of the signal.
+            let first = tokio::select! { _ = interrupt.recv() => 130, _ = terminate.recv() => 143 };
+            code.store(first, Ordering::Relaxed);
+            gently.cancel();
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            }
+            now.cancel();
+        });
+        Ok(())
+    }
+
+    async fn overdue(&self) {
+        self.now.cancelled().await;
+    }
+
+    /// The exit code of the first signal; 0 before one came.
+    fn code(&self) -> u8 {
+        self.code.load(Ordering::Relaxed)
+    }
+}
+
+/// Shows a count while it rises, on a terminal.
+fn spinner(what: &'static str, count: impl Fn() -> u64 + Send + 'static) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{spinner}} {{human_pos}} {what}  {{per_sec}}"))
+    {
+        bar.set_style(style);
+    }
+    let watched = bar.downgrade();
+    tokio::spawn(async move {
+        while let Some(bar) = watched.upgrade() {
+            bar.set_position(count());
+            drop(bar);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    bar
+}
+
+fn show(listing: &Listing, format: Format) -> Result<()> {
+    listing.write(format, &mut io::stdout().lock()).map_err(Error::other)
+}
+
+fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "qi: {what}");
+}
+
+fn complain(error: &Error) {
+    say(format_args!("{}", error.report()));
+}
+
+fn fail(error: &Error, code: u8) -> ExitCode {
+    complain(error);
+    ExitCode::from(code)
+}

@@ -1,0 +1,55 @@
+//! `qi migrate`: makes the schema of a store, and the topics of the catalogue on a bus.
+
+use qi_core::bus::{MessageBus, TopicCatalogue, TopicState};
+use qi_core::{PriceStore, Result};
+
+use crate::output::{Listing, text};
+
+/// No step yet.
+pub fn listing() -> Listing {
+    Listing::new(["target", "what", "result"])
+}
+
+/// Brings a store's schema to this version. It can be repeated, by several at once.
+///
+/// # Errors
+/// Of the store.
+pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) -> Result<()> {
+    let report = store.ensure_schema().await?;
+    for step in &report.applied {
+        listing.push([text(target), text(step), text("applied")]);
+    }
+    listing.push([text(target), text("schema"), text(format!("version {}", report.version))]);
+    Ok(())
+}
+
+/// Creates the topics that are missing. What is there is left as it is; settings that differ are shown. True if
+/// every topic is now there with its partitions.
+///
+/// # Errors
+/// Of the bus, if nothing was tried.
+pub async fn bus(
+    target: &str,
+    bus: &dyn MessageBus,
+    catalogue: &TopicCatalogue,
+    listing: &mut Listing,
+) -> Result<bool> {
+    let mut well = true;
+    for outcome in bus.create_topics(&catalogue.specs()?).await? {
+        let result = match outcome.result {
+            Ok(TopicState::Created) => "created".to_owned(),
+            Ok(TopicState::Existed { differs }) if differs.is_empty() => "there".to_owned(),
+            Ok(TopicState::Existed { differs }) => {
+                let differs = differs.iter().map(|d| format!("{} is {}, not {}", d.name, d.found, d.wanted));
+                format!("there; {}", differs.collect::<Vec<_>>().join(", "))
+            }
+            Ok(other) => format!("{other:?}"),
+            Err(error) => {
+                well = false;
+                error.report()
+            }
+        };
+        listing.push([text(target), text(format!("topic {}", outcome.topic)), text(result)]);
+    }
+    Ok(well)
+}

@@ -1,0 +1,159 @@
+//! Rows as a table for people, or as CSV or JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Map, Value};
+
+/// How rows are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// A table for people.
+    #[default]
+    Table,
+    /// Comma-separated values with a header, quoted where they must be.
+    Csv,
+    /// An array of objects.
+    Json,
+}
+
+/// Rows under headers. A cell is text, a number, true or false, or nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Listing {
+    headers: Vec<&'static str>,
+    rows: Vec<Vec<Value>>,
+}
+
+impl Listing {
+    /// No rows yet.
+    pub fn new(headers: impl Into<Vec<&'static str>>) -> Self {
+        Self { headers: headers.into(), rows: Vec::new() }
+    }
+
+    /// One more row, with a cell for every header.
+    pub fn push(&mut self, cells: impl Into<Vec<Value>>) {
+        let mut cells = cells.into();
+        cells.resize(self.headers.len(), Value::Null);
+        self.rows.push(cells);
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> &[Vec<Value>] {
+        &self.rows
+    }
+
+    /// As text that ends with a line break.
+    pub fn render(&self, format: Format) -> String {
+        match format {
+            Format::Table => self.table(),
+            Format::Csv => self.csv(),
+            Format::Json => self.json(),
+        }
+    }
+
+    /// Writes it. A reader that has read enough is no failure.
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn write(&self, format: Format, out: &mut impl Write) -> io::Result<()> {
+        match out.write_all(self.render(format).as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_BORDERS_ONLY);
+        table.set_header(self.headers.iter().copied());
+        for row in &self.rows {
+            table.add_row(row.iter().map(|cell| plain(cell, "-")));
+        }
+        for (at, column) in table.column_iter_mut().enumerate() {
+            if self.rows.iter().any(|row| row[at].is_number()) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        format!("{table}\n")
+    }
+
+    fn csv(&self) -> String {
+        let mut text = self.headers.join(",");
+        text.push('\n');
+        for row in &self.rows {
+            let cells: Vec<String> = row.iter().map(|cell| quoted(&plain(cell, ""))).collect();
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "{}", cells.join(","));
+        }
+        text
+    }
+
+    fn json(&self) -> String {
+        let object = |row: &Vec<Value>| {
+            let pairs = self.headers.iter().map(|header| (*header).to_owned()).zip(row.iter().cloned());
+            Value::Object(pairs.collect::<Map<_, _>>())
+        };
+        let array = Value::Array(self.rows.iter().map(object).collect());
+        format!("{array:#}\n")
+    }
+}
+
+/// A cell as people read it.
+fn plain(cell: &Value, nothing: &str) -> String {
+    match cell {
+        Value::Null => nothing.to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Quoted as RFC 4180 has it, where it must be.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Text for a cell.
+#[expect(clippy::needless_pass_by_value, reason = "cells are written from values and references alike")]
+pub(crate) fn text(value: impl ToString) -> Value {
+    Value::String(value.to_string())
+}
+
+/// Text for a cell, or nothing.
+pub(crate) fn maybe(value: Option<impl ToString>) -> Value {
+    value.map_or(Value::Null, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing() -> Listing {
+        let mut listing = Listing::new(["name", "count"]);
+        listing.push([text("a,\"b\""), 7.into()]);
+        listing.push([Value::Null, Value::Null]);
+        listing
+    }
+
+    #[test]
+    fn csv_quotes_what_must_be() {
+        assert_eq!(listing().render(Format::Csv), "name,count\n\"a,\"\"b\"\"\",7\n,\n");
+    }
+
+    #[test]
+    fn json_is_an_array_of_objects() {
+        let json: Value = serde_json::from_str(&listing().render(Format::Json)).unwrap();
+        assert_eq!(json, serde_json::json!([{"name": "a,\"b\"", "count": 7}, {"name": null, "count": null}]));
+    }
+
+    #[test]
+    fn a_table_shows_nothing_as_a_dash() {
+        let table = listing().render(Format::Table);
+        assert!(table.contains("name") && table.contains(" 7 ") && table.contains(" - "), "{table}");
+    }
+}

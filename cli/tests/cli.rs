@@ -1,0 +1,70 @@
+//! The program as a person runs it: exit codes and output.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn check_of_an_empty_memory_is_exit_code_1_and_says_what_to_do() {
+    let out = run(&["check"]);
+    let shown = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(1), "{shown}");
+    assert!(
+        shown.contains("store memory") && shown.contains("MISSING") && shown.contains("qi migrate"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn migrate_and_topics_work_in_each_format() {
+    let out = run(&["migrate", "--format", "json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(json.as_array().unwrap().iter().any(|row| row["what"] == "topic crypto-prices"));
+    let csv = run(&["topics", "--format", "csv"]);
+    assert!(text(&csv.stdout).starts_with("topic,partitions,"));
+    assert_eq!(run(&["lag"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    // Nothing listens on the port of discard.
+    let url = "postgres://qi:SECRET@127.0.0.1:9/qi";
+    writeln!(file, "[store]\nbackend = \"timescale\"\n[store.timescale]\nurl = \"{url}\"").unwrap();
+    writeln!(file, "[store.retry]\nenabled = false").unwrap();
+    let out = run(&["check", "--config", file.path().to_str().unwrap()]);
+    let shown = text(&out.stdout) + &text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("unavailable") && !shown.contains("SECRET"), "{shown}");
+}
+
+#[test]
+fn wrong_usage_and_configuration_are_exit_code_2() {
+    for (arguments, why) in [
+        (vec!["--config", "/does/not/exist", "check"], "/does/not/exist"),
+        (vec!["frobnicate"], "frobnicate"),
+        (vec!["query", "ticks", "nonsense"], "EXCHANGE:SYMBOL"),
+        (vec!["query", "bars", "x:Y", "--interval", "7m"], "must be one of 1s 5s"),
+        (vec!["query", "ticks", "x:Y", "--since", "yesterday"], "--since"),
+        (vec!["copy", "--from", "memory", "--to", "memroy"], "did you mean `memory`"),
+        (vec!["--store", "memroy", "query", "latest"], "did you mean `memory`"),
+        (vec!["replay", "--topic", "a b", "--since", "2024-01-01T00:00:00Z"], "a b"),
+    ] {
+        let out = run(&arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(why), "{arguments:?}: {}", text(&out.stderr));
+    }
+    let same = run(&["copy", "--from", "memory", "--to", "memory"]);
+    assert_eq!(same.status.code(), Some(1));
+    assert!(text(&same.stderr).contains("another backend"));
+}

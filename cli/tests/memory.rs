@@ -1,0 +1,289 @@
+//! What the commands do, on memory.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use qi_cli::copy::{Copy, Outcome, Plan};
+use qi_cli::output::Format;
+use qi_cli::{check, migrate, query, replay, topics};
+use qi_core::bus::{Message, MessageBusExt, PublishOptions, Subscribe, TopicCatalogue, TopicName};
+use qi_core::layer::Layered;
+use qi_core::store::{BarSource, Dataset};
+use qi_core::{
+    BarValues, ErrorKind, Interval, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStore, PriceTick,
+    Quote, QuoteValues, Result, Scope, SnapshotValues, TimeRange, Timestamp,
+};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::chaos::{Chaos, Fault};
+use qi_testkit::market::{Market, MarketConfig};
+use qi_testkit::store::MemoryStore;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+/// Ticks of different keys: the market sends some again.
+fn ticks(n: usize, instruments: usize) -> Vec<PriceTick> {
+    let mut seen = BTreeSet::new();
+    let market = Market::new(MarketConfig::new(7, instruments).unwrap()).unwrap();
+    market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq()))).take(n).collect()
+}
+
+/// A store with some of everything.
+async fn full() -> Arc<dyn PriceStore> {
+    let store = MemoryStore::default();
+    store.ensure_schema().await.unwrap();
+    let ticks = ticks(25_000, 2);
+    store.insert_ticks(&ticks).await.unwrap();
+    let (name, price) = (ticks[0].instrument().clone(), ticks[0].price());
+    let time = |n: i64| Timestamp::from_secs(1_700_000_000 / 86_400 * 86_400 + n * 86_400).unwrap();
+    let values = QuoteValues { ask_price: Some(price), ..QuoteValues::default() };
+    let quotes: Vec<_> = (0..10).map(|n| Quote::new(name.clone(), time(n), 0, values).unwrap()).collect();
+    store.insert_quotes(&quotes).await.unwrap();
+    for interval in [Interval::M1, Interval::D1] {
+        let bar = |n| Ohlcv::new(name.clone(), interval, time(n), BarValues::flat(price)).unwrap();
+        store.insert_bars(&(0..5).map(bar).collect::<Vec<_>>()).await.unwrap();
+    }
+    let values = SnapshotValues { markets: Some(9), ..SnapshotValues::default() };
+    for scope in [Scope::Global, "asset:BTC".parse().unwrap()] {
+        store
+            .insert_snapshots(&[MarketSnapshot::new(scope, time(1), values.clone()).unwrap()])
+            .await
+            .unwrap();
+    }
+    Arc::new(store)
+}
+
+fn everything() -> Plan {
+    let datasets = Dataset::ALL.to_vec();
+    Plan { datasets, instruments: BTreeSet::new(), range: TimeRange::ALL, progress: None }
+}
+
+fn cell(row: &[Value], at: usize) -> String {
+    row[at].as_str().map_or_else(|| row[at].to_string(), str::to_owned)
+}
+
+#[tokio::test]
+async fn copy_takes_every_dataset_and_proves_it() {
+    let (source, target) = (full().await, Arc::new(MemoryStore::default()));
+    let copy = Copy::new(source, target.clone(), everything());
+    let outcome = copy.run().await.unwrap();
+    assert!(outcome.is_equal());
+    let listing = outcome.listing();
+    let series: Vec<_> =
+        listing.rows().iter().map(|row| (cell(row, 0), cell(row, 1), cell(row, 4))).collect();
+    let names: Vec<_> = series.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "ticks sim:A0000-USDT",
+            "ticks sim:A0001-USDT",
+            "quotes sim:A0000-USDT",
+            "bars sim:A0000-USDT 1m",
+            "bars sim:A0000-USDT 1d",
+            "snapshots global",
+            "snapshots asset:BTC"
+        ]
+    );
+    let counts: u64 = series.iter().map(|(_, count, _)| count.parse::<u64>().unwrap()).sum();
+    assert_eq!(counts, 25_000 + 10 + 10 + 2);
+    assert!(series.iter().all(|(.., result)| result == "equal"));
+}
+
+#[tokio::test]
+async fn a_difference_is_found_whether_of_count_or_of_value() {
+    let (source, target) = (full().await, full().await);
+    let mut extra = ticks(1, 2).remove(0);
+    extra = PriceTick::new(extra.instrument().clone(), extra.ts(), 999, extra.price()).unwrap();
+    target.insert_ticks(std::slice::from_ref(&extra)).await.unwrap();
+    let outcome = Copy::new(source, target, everything()).run().await.unwrap();
+    assert!(!outcome.is_equal(), "the target has one more");
+    assert!(outcome.listing().render(Format::Table).contains("DIFFERENT"));
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
+    let (source, target) = (full().await, Arc::new(MemoryStore::default()));
+    let chaos = Chaos::seeded(1);
+    let failing: Arc<dyn PriceStore> = Arc::new(Layered::new(target.clone(), chaos.clone()));
+
+    // The second page fails after it was written.
+    let fails = Copy::new(source.clone(), failing.clone(), plan.clone());
+    chaos.next(Operation::InsertTicks, Fault::Delay);
+    chaos.next(Operation::InsertTicks, Fault::Cut);
+    assert_eq!(fails.run().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(fails.copied.load(std::sync::atomic::Ordering::Relaxed), 10_000);
+
+    // Then it is stopped before it has done anything.
+    let stopped = Copy::new(source.clone(), failing.clone(), plan.clone());
+    stopped.stop.cancel();
+    assert_eq!(stopped.run().await.unwrap(), Outcome::Interrupted);
+
+    let rest = Copy::new(source.clone(), failing.clone(), plan.clone());
+    assert!(rest.run().await.unwrap().is_equal());
+    let all = 25_000 + 10 + 10 + 2;
+    assert_eq!(
+        rest.copied.load(std::sync::atomic::Ordering::Relaxed),
+        all - 10_000,
+        "not from the beginning"
+    );
+
+    let done = Copy::new(source.clone(), failing.clone(), plan.clone());
+    assert!(done.run().await.unwrap().is_equal());
+    assert_eq!(done.copied.load(std::sync::atomic::Ordering::Relaxed), 0);
+
+    let other = Plan { datasets: vec![Dataset::Ticks], ..plan };
+    let error = Copy::new(source, failing, other).run().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "copy.progress"));
+}
+
+#[tokio::test]
+async fn only_what_is_asked_for_is_copied() {
+    let (source, target) = (full().await, Arc::new(MemoryStore::default()));
+    let plan = Plan {
+        datasets: vec![Dataset::Ticks, Dataset::Bars],
+        instruments: BTreeSet::from(["sim:A0001-USDT".parse().unwrap()]),
+        ..everything()
+    };
+    let Outcome::Done(compared) = Copy::new(source, target, plan).run().await.unwrap() else {
+        panic!("done")
+    };
+    let names: Vec<_> = compared.iter().map(|c| c.series.to_string()).collect();
+    assert_eq!(names, ["ticks sim:A0001-USDT"]);
+}
+
+#[tokio::test]
+async fn check_names_what_is_missing_and_migrate_makes_it() {
+    let (store, bus): (Arc<dyn PriceStore>, Arc<dyn MessageBus>) =
+        (Arc::new(MemoryStore::default()), Arc::new(MemoryBus::default()));
+    let catalogue = TopicCatalogue::standard().unwrap();
+    let look = async || {
+        let mut findings = check::Findings::default();
+        findings.store("store memory", &store).await;
+        findings.bus("bus memory", &bus, &catalogue).await;
+        findings
+    };
+    let before = look().await;
+    let shown = before.listing().render(Format::Table);
+    assert!(!before.is_well() && shown.contains("no_schema") && shown.contains("qi migrate"), "{shown}");
+    assert!(shown.contains("crypto-prices is missing") && shown.contains("1 broker(s)"), "{shown}");
+
+    let mut listing = migrate::listing();
+    migrate::store("store memory", &*store, &mut listing).await.unwrap();
+    assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut listing).await.unwrap());
+    assert!(listing.render(Format::Csv).contains("bus memory,topic crypto-prices.dlq,created\n"));
+    let after = look().await;
+    assert!(after.is_well(), "{}", after.listing().render(Format::Table));
+
+    let mut again = migrate::listing();
+    assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
+    assert!(again.render(Format::Csv).contains("topic crypto-prices,there\n"));
+}
+
+#[tokio::test]
+async fn a_topic_with_other_partitions_is_found_by_both() {
+    let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
+    let mut other = TopicCatalogue::standard().unwrap();
+    other.get_mut(&TopicName::new("crypto-prices").unwrap()).unwrap().partitions = 3;
+    bus.create_catalogue(&other).await.unwrap();
+    let catalogue = TopicCatalogue::standard().unwrap();
+    let mut findings = check::Findings::default();
+    findings.bus("bus memory", &bus, &catalogue).await;
+    assert!(findings.listing().render(Format::Csv).contains("crypto-prices has 3 partitions, not 12"));
+    let mut listing = migrate::listing();
+    assert!(!migrate::bus("bus memory", &*bus, &catalogue, &mut listing).await.unwrap());
+}
+
+#[tokio::test]
+async fn queries_show_latest_ticks_and_bars() {
+    let store = full().await;
+    let name: qi_core::Instrument = "sim:A0000-USDT".parse().unwrap();
+    let latest = query::latest(&*store, vec![], 100).await.unwrap();
+    assert_eq!(latest.rows().len(), 2);
+    assert_eq!(query::latest(&*store, vec![], 1).await.unwrap().rows().len(), 1);
+    let one = query::latest(&*store, vec![name.clone()], 100).await.unwrap();
+    assert_eq!(one.rows()[0], latest.rows()[0]);
+
+    // More than a page of the store.
+    let ticks = query::ticks(&*store, name.clone(), TimeRange::ALL, false, 11_000).await.unwrap();
+    assert_eq!(ticks.rows().len(), 11_000);
+    let newest = query::ticks(&*store, name.clone(), TimeRange::ALL, true, 3).await.unwrap();
+    assert_eq!(newest.rows()[0], one.rows()[0]);
+
+    let series = (name, Interval::D1);
+    let stored =
+        query::bars(&*store, series.clone(), TimeRange::ALL, BarSource::Stored, false, 100).await.unwrap();
+    assert_eq!(stored.rows().len(), 5);
+    let derived = query::bars(&*store, series, TimeRange::ALL, BarSource::Derived, false, 100).await.unwrap();
+    assert!(!derived.rows().is_empty());
+    assert!(derived.render(Format::Csv).starts_with("instrument,interval,open_time,open,high,low,close,"));
+}
+
+async fn a_topic(bus: &MemoryBus) -> TopicName {
+    bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    TopicName::new("crypto-prices").unwrap()
+}
+
+#[tokio::test]
+async fn topics_and_lag_are_shown() {
+    let bus = MemoryBus::default();
+    let topic = a_topic(&bus).await;
+    let ticks = ticks(100, 4);
+    bus.send_records(&ticks, None).await.unwrap();
+    let shown = topics::topics(&bus).await.unwrap();
+    let row = shown.rows().iter().find(|row| row[0] == "crypto-prices").unwrap();
+    assert_eq!((&row[1], &row[5]), (&12.into(), &100.into()));
+
+    let mut reader =
+        bus.subscribe(Subscribe::new("writer".parse().unwrap(), [topic]).unwrap()).await.unwrap();
+    let batch = reader.recv(40, std::time::Duration::from_secs(1)).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    let sum = topics::lag(&bus, vec![], false).await.unwrap();
+    assert_eq!((&sum.rows()[0][0], &sum.rows()[0][6]), (&"writer".into(), &(100 - batch.len()).into()));
+    let each = topics::lag(&bus, vec!["writer".parse().unwrap()], true).await.unwrap();
+    assert_eq!(each.rows().len(), 12);
+    assert!(topics::lag(&bus, vec!["nobody".parse().unwrap()], true).await.unwrap().rows().is_empty());
+}
+
+#[tokio::test]
+async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Result<()> {
+    let bus = MemoryBus::default();
+    let topic = a_topic(&bus).await;
+    let ticks = ticks(3_000, 5);
+    bus.send_records(&ticks, None).await?;
+    let values = QuoteValues { ask_price: Some(ticks[0].price()), ..QuoteValues::default() };
+    let quote = Quote::new(ticks[0].instrument().clone(), ticks[0].ts(), 0, values)?;
+    bus.send_records(&[quote], Some(&topic)).await?;
+    let _report = bus.publish(&[Message::new(topic.clone(), "nonsense")], PublishOptions::NONE).await?;
+
+    let store = MemoryStore::default();
+    store.ensure_schema().await?;
+    let plan = replay::Plan { topic: topic.clone(), since: Timestamp::MIN, until: None };
+    let never = CancellationToken::new();
+    for _ in 0..2 {
+        let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
+        assert_eq!((replayed.stored, replayed.unreadable, replayed.interrupted), (3_001, 1, false));
+        assert_eq!(replayed.errors[0].kind(), ErrorKind::CorruptData);
+    }
+    let again = Copy::new(Arc::new(store), Arc::new(MemoryStore::default()), everything());
+    let Outcome::Done(compared) = again.run().await? else { panic!("done") };
+    assert_eq!(compared.iter().map(|c| c.source.records).sum::<u64>(), 3_001, "each once");
+
+    let nothing = replay::Plan { until: Some(Timestamp::MIN), ..plan.clone() };
+    let empty = MemoryStore::default();
+    empty.ensure_schema().await?;
+    assert_eq!(replay::run(&bus, &empty, &nothing, &never, |_| {}).await?.stored, 0);
+    let later = replay::Plan { since: Timestamp::MAX_RECORD, ..plan.clone() };
+    assert_eq!(replay::run(&bus, &empty, &later, &never, |_| {}).await?.stored, 0);
+
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    assert!(replay::run(&bus, &empty, &plan, &stopped, |_| {}).await?.interrupted);
+    let unknown = replay::Plan { topic: TopicName::new("none")?, ..plan };
+    assert_eq!(
+        replay::run(&bus, &empty, &unknown, &never, |_| {}).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The program on real databases: a million ticks are copied both ways and killed twice on the way.
+//!
+//! Servers are those of `scripts/backends`; absent ones are shown as ignored. `QI_COPY_TICKS` sets another number of
+//! ticks.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashSet;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed};
+use qi_adapters::Config;
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_core::{PriceStore, PriceTick};
+use qi_testkit::market::{Market, MarketConfig};
+use qi_testkit::presence;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::runtime::Runtime;
+
+const VARIABLES: [(&str, &str); 2] = [("timescale", "QI_TIMESCALE_URL"), ("clickhouse", "QI_CLICKHOUSE_URL")];
+
+fn main() -> ExitCode {
+    let absent = VARIABLES.iter().find(|(_, variable)| url_of(variable).is_none());
+    let words = absent.map(|(_, variable)| format!("{variable} is not set"));
+    let backend = absent.map_or("timescale", |(name, _)| name);
+    let trials = [("timescale", "clickhouse"), ("clickhouse", "timescale")].map(|(from, to)| {
+        let name = format!("{from}_to_{to}::a_copy_that_is_killed_twice_is_equal");
+        presence::trial(name, backend, words.clone(), move || copy(from, to))
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+}
+
+fn url_of(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|url| !url.is_empty())
+}
+
+fn number_of_ticks() -> usize {
+    std::env::var("QI_COPY_TICKS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000)
+}
+
+/// Tables of the trial's own, in both databases.
+struct Place {
+    name: String,
+    variables: Vec<(String, String)>,
+    runtime: Runtime,
+}
+
+impl Place {
+    fn new(from: &str) -> Self {
+        let name = format!("c_{}_{from}", std::process::id());
+        let mut variables = vec![
+            ("QI__STORE__TIMESCALE__SCHEMA".to_owned(), name.clone()),
+            ("QI__STORE__CLICKHOUSE__TABLE_PREFIX".to_owned(), format!("{name}_")),
+        ];
+        for (backend, variable) in VARIABLES {
+            let key = format!("QI__STORE__{}__URL", backend.to_uppercase());
+            variables.push((key, url_of(variable).unwrap_or_default()));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { name, variables, runtime }
+    }
+
+    fn fill(&self, backend: &str, ticks: usize) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let config = Config::builder().variables(self.variables.clone()).build()?;
+            let store = config.open_store_as(backend).await?;
+            store.ensure_schema().await?;
+            // The market sends some ticks again; a million of different keys are wanted.
+            let mut seen = HashSet::new();
+            let market = Market::new(MarketConfig::new(5, 20)?)?;
+            let market =
+                market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq())));
+            let all: Vec<PriceTick> = market.take(ticks).collect();
+            for part in all.chunks(100_000) {
+                store.insert_ticks(part).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn qi(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+        command.env_remove("RUST_LOG").envs(self.variables.clone()).args(arguments).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (schema, prefix) = (self.name.clone(), self.name.clone());
+        let [timescale, clickhouse] = VARIABLES.map(|(_, variable)| url_of(variable).unwrap_or_default());
+        let _ = self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&timescale).await?;
+            let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));
+            sqlx::query(drop).execute(&mut connection).await?;
+            let store = ClickHouseStore::open(ClickHouseConfig::from_url(clickhouse))?;
+            for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
+                let drop = format!("DROP TABLE IF EXISTS {prefix}_{table} SYNC");
+                store.client().query_raw(&drop).execute().await?;
+            }
+            Ok::<(), Failed>(())
+        });
+    }
+}
+
+fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
+    let (place, folder, ticks) = (Place::new(from), tempfile::tempdir()?, number_of_ticks());
+    place.fill(from, ticks)?;
+    let progress = folder.path().join("progress.json");
+    let progress = progress.display().to_string();
+    let arguments = [
+        "copy",
+        "--from",
+        from,
+        "--to",
+        to,
+        "--dataset",
+        "ticks",
+        "--progress",
+        &progress,
+        "--format",
+        "json",
+    ];
+    let copied = || -> u64 {
+        let text = std::fs::read_to_string(&progress).unwrap_or_default();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let places = json["series"].as_object().into_iter().flat_map(|all| all.values());
+        places.filter_map(|place| place["records"].as_u64()).sum()
+    };
+    // Killed after a third and after two thirds, in the middle of whatever it does.
+    for thirds in 1..=2 {
+        let mut child = place.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        while copied() < (ticks * thirds / 3) as u64 {
+            if let Some(status) = child.try_wait()? {
+                return Err(format!("it ended before it could be killed: {status}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill()?;
+        child.wait()?;
+    }
+    let before = copied();
+    let out = place.qi(&arguments).output()?;
+    let complaint = String::from_utf8_lossy(&out.stderr).into_owned();
+    if out.status.code() != Some(0) {
+        return Err(format!("{}: {complaint}\n{}", out.status, String::from_utf8_lossy(&out.stdout)).into());
+    }
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout)?;
+    let sum = |column: &str| rows.iter().filter_map(|row| row[column].as_u64()).sum::<u64>();
+    if (sum("source"), sum("target")) != (ticks as u64, ticks as u64) || before >= ticks as u64 {
+        return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
+    }
+    let check = place.qi(&["check", "--store", to]).output()?;
+    let shown = String::from_utf8_lossy(&check.stdout).into_owned();
+    let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
+    if store.len() != 3 || store.iter().any(|line| line.contains("MISSING")) {
+        return Err(shown.into());
+    }
+    Ok(Completion::Completed)
+}

@@ -1,0 +1,90 @@
+//! What agents do, as metrics.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use metrics::{counter, gauge, histogram};
+
+use super::catch::lock;
+use super::fleet::Fleet;
+use super::observe::Observer;
+use super::report::RuntimeReport;
+use super::status::{AgentStatus, ErrorRecord, ForcedStop, Phase, Transition};
+use crate::Timestamp;
+use crate::telemetry::{
+    AGENT_BACKOFF, AGENT_ERRORS, AGENT_FORCED, AGENT_HEARTBEAT_AGE, AGENT_PANICS, AGENT_PHASE,
+    AGENT_RESTARTS, AGENT_TRANSITIONS, AGENT_UP, RUNTIME_LEAKED, RUNTIME_SHUTDOWN,
+};
+
+/// Counts and times what agents do, through the `metrics` facade: see [`crate::telemetry`] for the names. Durations
+/// are by the runtime's clock.
+///
+/// ```
+/// use qi_core::agent::{AgentRuntime, AgentSpec, MetricsObserver, agent_fn};
+///
+/// # fn build() -> qi_core::Result<AgentRuntime> {
+/// AgentRuntime::builder()
+///     .agent(AgentSpec::new("feed", || agent_fn(|_cx| async { Ok(()) })))
+///     .observer(MetricsObserver::default())
+///     .build()
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct MetricsObserver {
+    /// When each agent last changed its status.
+    since: Mutex<HashMap<Arc<str>, Timestamp>>,
+}
+
+impl Observer for MetricsObserver {
+    fn on_transition(&self, transition: &Transition) {
+        let Transition { agent, seq: _, at, incarnation, from, to, exit: _, backoff, gave_up: _ } =
+            transition;
+        counter!(AGENT_TRANSITIONS.name, "agent" => agent.clone(), "status" => to.as_str()).increment(1);
+        let since = lock(&self.since).insert(agent.clone(), *at);
+        let phase = match from {
+            AgentStatus::Initializing => Some(Phase::Initialize),
+            AgentStatus::Running => Some(Phase::Run),
+            AgentStatus::Stopping => Some(Phase::Cleanup),
+            AgentStatus::Created | AgentStatus::Backoff | AgentStatus::Stopped | AgentStatus::Failed => None,
+        };
+        if let (Some(phase), Some(since)) = (phase, since) {
+            histogram!(AGENT_PHASE.name, "agent" => agent.clone(), "phase" => phase.as_str())
+                .record(at.since(since));
+        }
+        if *to == AgentStatus::Initializing && *incarnation > 1 {
+            counter!(AGENT_RESTARTS.name, "agent" => agent.clone()).increment(1);
+        }
+        if let Some(step) = backoff {
+            histogram!(AGENT_BACKOFF.name, "agent" => agent.clone()).record(step.delay);
+        }
+        let up = if *to == AgentStatus::Running { 1.0 } else { 0.0 };
+        gauge!(AGENT_UP.name, "agent" => agent.clone()).set(up);
+    }
+
+    fn on_error(&self, record: &ErrorRecord) {
+        let ErrorRecord { agent, at: _, incarnation: _, phase, error } = record;
+        let (phase, kind) = (phase.as_str(), error.kind().as_str());
+        counter!(AGENT_ERRORS.name, "agent" => agent.clone(), "phase" => phase, "kind" => kind).increment(1);
+        if error.code() == "agent.panicked" {
+            counter!(AGENT_PANICS.name, "agent" => agent.clone(), "phase" => phase).increment(1);
+        }
+    }
+
+    fn on_forced_stop(&self, forced: &ForcedStop) {
+        let ForcedStop { agent, at: _, incarnation: _, phase, took: _ } = forced;
+        counter!(AGENT_FORCED.name, "agent" => agent.clone(), "phase" => phase.as_str()).increment(1);
+    }
+
+    fn on_end(&self, report: &RuntimeReport) {
+        histogram!(RUNTIME_SHUTDOWN.name).record(report.shutdown_took);
+        counter!(RUNTIME_LEAKED.name).increment(report.leaked().count() as u64);
+    }
+}
+
+/// An agent that is not running is not silent: its age is 0.
+pub(super) fn measure_heartbeats(fleet: &Fleet) {
+    for member in &fleet.members {
+        let age = member.cell.heartbeat_age().unwrap_or_default();
+        gauge!(AGENT_HEARTBEAT_AGE.name, "agent" => member.cell.name.clone()).set(age.as_secs_f64());
+    }
+}

@@ -1,0 +1,207 @@
+//! `Metered`: counts and times every call.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use metrics::{Counter, Gauge, Histogram};
+use tokio::time::Instant;
+
+use super::Intercept;
+use crate::bus::{Batch, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use crate::telemetry::{
+    BATCH_RECORDS, CALL_DURATION, CALL_ERRORS, CALLS, CALLS_DROPPED, CALLS_IN_FLIGHT, MESSAGES_DELIVERED,
+    MESSAGES_FAILED, MESSAGES_RECEIVED,
+};
+use crate::{Error, Operation, Result};
+
+/// Counts and times calls through the `metrics` facade: see [`crate::telemetry`] for the names.
+///
+/// What it needs for an operation is looked up at the first call of it and kept. An exporter that is installed later
+/// sees nothing of that operation, so a program installs it before it calls anything.
+pub struct Metered {
+    backend: &'static str,
+    operations: Vec<OnceLock<Handles>>,
+}
+
+/// What is kept for one operation.
+struct Handles {
+    calls: Counter,
+    duration: Histogram,
+    records: Histogram,
+    in_flight: Gauge,
+}
+
+impl std::fmt::Debug for Metered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metered").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+impl Metered {
+    /// Counts the calls to the backend of this word.
+    pub fn new(backend: &'static str) -> Self {
+        Self { backend, operations: Operation::ALL.iter().map(|_| OnceLock::new()).collect() }
+    }
+
+    fn handles(&self, operation: Operation) -> &Handles {
+        self.operations[operation.index()].get_or_init(|| {
+            let (port, backend) = (operation.port().as_str(), self.backend);
+            let labels = [("port", port), ("backend", backend), ("operation", operation.as_str())];
+            Handles {
+                calls: metrics::counter!(CALLS.name, &labels),
+                duration: metrics::histogram!(CALL_DURATION.name, &labels),
+                records: metrics::histogram!(BATCH_RECORDS.name, &labels),
+                in_flight: metrics::gauge!(CALLS_IN_FLIGHT.name, "port" => port, "backend" => backend),
+            }
+        })
+    }
+
+    fn begin(&self, operation: Operation) -> Running<'_> {
+        let handles = self.handles(operation);
+        handles.in_flight.increment(1.0);
+        Running { metered: self, operation, handles, since: Instant::now(), ended: false }
+    }
+
+    fn note_report(&self, report: &PublishReport) {
+        let (mut delivered, mut failed) = (0, Vec::new());
+        for outcome in report.outcomes() {
+            match outcome {
+                Ok(_) => delivered += 1,
+                Err(failure) => failed.push((failure.state, failure.error.kind())),
+            }
+        }
+        if delivered > 0 {
+            metrics::counter!(MESSAGES_DELIVERED.name, "backend" => self.backend).increment(delivered);
+        }
+        failed.sort_unstable_by_key(|(state, kind)| (*state == DeliveryState::Unknown, *kind));
+        for alike in failed.chunk_by(|one, other| one == other) {
+            let (state, kind) = alike[0];
+            let labels = [("backend", self.backend), ("state", state.as_str()), ("kind", kind.as_str())];
+            metrics::counter!(MESSAGES_FAILED.name, &labels).increment(alike.len() as u64);
+        }
+    }
+}
+
+/// A call under way. Dropped before its end, its caller has gone.
+struct Running<'a> {
+    metered: &'a Metered,
+    operation: Operation,
+    handles: &'a Handles,
+    since: Instant,
+    ended: bool,
+}
+
+impl Running<'_> {
+    fn end<T>(mut self, result: &Result<T>) {
+        self.ended = true;
+        self.handles.calls.increment(1);
+        self.handles.duration.record(self.since.elapsed());
+        if let Err(error) = result {
+            self.failed(error);
+        }
+    }
+
+    fn labels(&self) -> [(&'static str, &'static str); 3] {
+        let Self { metered, operation, .. } = self;
+        [("port", operation.port().as_str()), ("backend", metered.backend), ("operation", operation.as_str())]
+    }
+
+    #[cold]
+    fn failed(&self, error: &Error) {
+        let [port, backend, operation] = self.labels();
+        let labels = [port, backend, operation, ("kind", error.kind().as_str())];
+        metrics::counter!(CALL_ERRORS.name, &labels).increment(1);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.handles.in_flight.decrement(1.0);
+        if !self.ended {
+            metrics::counter!(CALLS_DROPPED.name, &self.labels()).increment(1);
+        }
+    }
+}
+
+impl Intercept for Metered {
+    fn name(&self) -> &'static str {
+        "Metered"
+    }
+
+    fn records(&self, operation: Operation, records: usize) {
+        self.handles(operation).records.record(as_f64(records));
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        operation: Operation,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let running = self.begin(operation);
+            let result = attempt().await;
+            running.end(&result);
+            result
+        })
+    }
+
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        operation: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let running = self.begin(operation);
+            let result = attempt(subscription, arguments).await;
+            running.end(&result);
+            result
+        })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        bus: &'a dyn MessageBus,
+        batch: &'a [Message],
+        options: &'a PublishOptions,
+    ) -> BoxFuture<'a, Result<PublishReport>> {
+        Box::pin(async move {
+            self.records(Operation::Publish, batch.len());
+            let running = self.begin(Operation::Publish);
+            let result = bus.publish(batch, options).await;
+            running.end(&result);
+            if let Ok(report) = &result {
+                self.note_report(report);
+            }
+            result
+        })
+    }
+
+    fn recv<'a>(
+        &'a self,
+        subscription: &'a mut dyn Subscription,
+        max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            let running = self.begin(Operation::Recv);
+            let result = subscription.recv(max, wait).await;
+            running.end(&result);
+            if let Ok(batch) = &result
+                && !batch.is_empty()
+            {
+                self.records(Operation::Recv, batch.len());
+                metrics::counter!(MESSAGES_RECEIVED.name, "backend" => self.backend)
+                    .increment(batch.len() as u64);
+            }
+            result
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 records")]
+fn as_f64(records: usize) -> f64 {
+    records as f64
+}

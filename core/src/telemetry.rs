@@ -1,0 +1,139 @@
+//! Every metric of this crate, in one table: what wrappers and agents count, in which unit, by which labels.
+//!
+//! They go through the facade of the `metrics` crate, so a program picks the exporter, and without one they cost
+//! next to nothing. Labels have few values: the port, the backend's word, the method, the kind of an error, the name
+//! of an agent. No instrument, topic or message ever becomes one.
+//!
+//! `docs/observability.md` shows the table with what to look at; a test keeps the two, the dashboard and the alerts
+//! in step.
+//!
+//! ```
+//! use qi_core::telemetry::{self, METRICS};
+//!
+//! // After the exporter is there: it then knows what each name means.
+//! telemetry::describe();
+//! assert!(METRICS.iter().all(|metric| metric.name.starts_with("qi_")));
+//! ```
+
+use metrics::Unit;
+
+/// One metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metric {
+    /// Its name, with the unit at the end as Prometheus has it.
+    pub name: &'static str,
+    /// Whether it counts, stands or spreads.
+    pub kind: MetricKind,
+    /// What it is measured in.
+    pub unit: Unit,
+    /// By what it is told apart.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+/// The sort of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only rises.
+    Counter,
+    /// Stands at a value.
+    Gauge,
+    /// Spreads over values, in buckets or quantiles as the exporter likes.
+    Histogram,
+}
+
+impl MetricKind {
+    /// The word in the table: `counter`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+macro_rules! metrics_table {
+    ($($name:ident: $kind:ident $text:literal in $unit:ident by [$($label:literal),*], $help:literal;)*) => {
+        $(
+            pub(crate) const $name: Metric = Metric {
+                name: $text,
+                kind: MetricKind::$kind,
+                unit: Unit::$unit,
+                labels: &[$($label),*],
+                help: $help,
+            };
+        )*
+
+        /// Every metric of this crate.
+        pub const METRICS: &[Metric] = &[$($name),*];
+    };
+}
+
+metrics_table! {
+    CALLS: Counter "qi_calls_total" in Count by ["port", "backend", "operation"],
+        "Calls that ended, well or not.";
+    CALL_ERRORS: Counter "qi_call_errors_total" in Count by ["port", "backend", "operation", "kind"],
+        "Calls that ended with an error, after all attempts.";
+    CALLS_DROPPED: Counter "qi_calls_dropped_total" in Count by ["port", "backend", "operation"],
+        "Calls whose caller went away before the answer.";
+    CALLS_IN_FLIGHT: Gauge "qi_calls_in_flight" in Count by ["port", "backend"],
+        "Calls under way.";
+    CALL_DURATION: Histogram "qi_call_duration_seconds" in Seconds by ["port", "backend", "operation"],
+        "How long calls took, with all attempts and pauses; of recv with its waiting.";
+    BATCH_RECORDS: Histogram "qi_batch_records" in Count by ["port", "backend", "operation"],
+        "How many records or messages a batch held: of insert_.., publish, and a recv that found some.";
+    MESSAGES_DELIVERED: Counter "qi_messages_delivered_total" in Count by ["backend"],
+        "Messages that the bus acknowledged.";
+    MESSAGES_FAILED: Counter "qi_messages_failed_total" in Count by ["backend", "state", "kind"],
+        "Messages that were not acknowledged: state not_sent or unknown.";
+    MESSAGES_RECEIVED: Counter "qi_messages_received_total" in Count by ["backend"],
+        "Messages that recv gave out.";
+    RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
+        "Attempts after the first, by the error that made them necessary.";
+    CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],
+        "The circuit breaker: 0 closed, 1 half-open, 2 open.";
+    CIRCUIT_OPENED: Counter "qi_circuit_opened_total" in Count by ["port", "backend"],
+        "How often the circuit breaker opened.";
+    CIRCUIT_REFUSED: Counter "qi_circuit_refused_total" in Count by ["port", "backend"],
+        "Attempts that an open circuit refused.";
+    LIMIT_WAITING: Gauge "qi_limit_waiting" in Count by ["port", "backend"],
+        "Calls that wait for a permit or for their turn.";
+    LIMIT_REFUSED: Counter "qi_limit_refused_total" in Count by ["port", "backend"],
+        "Calls that were refused because too many waited.";
+    AGENT_TRANSITIONS: Counter "qi_agent_transitions_total" in Count by ["agent", "status"],
+        "Changes of status, by the new one.";
+    AGENT_RESTARTS: Counter "qi_agent_restarts_total" in Count by ["agent"],
+        "Incarnations after the first.";
+    AGENT_ERRORS: Counter "qi_agent_errors_total" in Count by ["agent", "phase", "kind"],
+        "Everything that went wrong in an agent, panics and time limits too.";
+    AGENT_PANICS: Counter "qi_agent_panics_total" in Count by ["agent", "phase"],
+        "Panics of hooks and children.";
+    AGENT_FORCED: Counter "qi_agent_forced_stops_total" in Count by ["agent", "phase"],
+        "Hooks that had to be dropped: at the stop timeout, at the soft deadline, or a cleanup without an end.";
+    AGENT_PHASE: Histogram "qi_agent_phase_duration_seconds" in Seconds by ["agent", "phase"],
+        "How long initialize, run and cleanup took; cleanup with the end of children.";
+    AGENT_BACKOFF: Histogram "qi_agent_backoff_seconds" in Seconds by ["agent"],
+        "The delays before restarts.";
+    AGENT_UP: Gauge "qi_agent_up" in Count by ["agent"],
+        "1 while the agent is running, else 0.";
+    AGENT_HEARTBEAT_AGE: Gauge "qi_agent_heartbeat_age_seconds" in Seconds by ["agent"],
+        "How long a running agent has been silent, if it has a watchdog or ever gave a heartbeat; else 0.";
+    RUNTIME_SHUTDOWN: Histogram "qi_runtime_shutdown_seconds" in Seconds by [],
+        "How long the shutdown of a runtime took.";
+    RUNTIME_LEAKED: Counter "qi_runtime_leaked_agents_total" in Count by [],
+        "Agents that had not ended by the deadline.";
+}
+
+/// Tells the exporter what each metric means. Once, after it was installed.
+pub fn describe() {
+    for Metric { name, kind, unit, labels: _, help } in METRICS {
+        match kind {
+            MetricKind::Counter => metrics::describe_counter!(*name, *unit, *help),
+            MetricKind::Gauge => metrics::describe_gauge!(*name, *unit, *help),
+            MetricKind::Histogram => metrics::describe_histogram!(*name, *unit, *help),
+        }
+    }
+}

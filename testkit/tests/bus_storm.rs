@@ -1,0 +1,25 @@
+//! Seeded storms over the memory bus under the full stack: nothing lost, doubles only of what was unknown. On paused
+//! time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use qi_core::MessageBus;
+use qi_core::bus::{TopicName, TopicSpec};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::bus::contract::storm;
+
+#[tokio::test(start_paused = true)]
+async fn storms_lose_nothing_and_double_only_what_was_unknown() {
+    for seed in [1, 7, 20_240_101] {
+        let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
+        let topic = TopicName::new("storm").unwrap();
+        let made = bus.create_topics(&[TopicSpec::new(topic.clone(), 6).unwrap()]).await.unwrap();
+        assert!(made[0].result.is_ok());
+        let limit = Duration::from_secs(5);
+        let storm = storm(bus, &topic, "readers".parse().unwrap(), 10_000, seed, limit).await.unwrap();
+        assert!(storm.faults > 50, "{storm}");
+        assert!(storm.doubled > 0 && storm.doubled < storm.unknown, "seed {seed}: {storm}");
+    }
+}

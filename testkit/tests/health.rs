@@ -1,0 +1,89 @@
+//! The health of a program: its backends, its agents, and what probes make of it. On paused time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agent_rig;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_rig::{builder, scripted};
+use qi_core::Operation;
+use qi_core::health::Health;
+use qi_core::layer::Layered;
+use qi_core::{MessageBus, PriceStore};
+use qi_testkit::agent::{Script, Step, TransitionLog};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
+use qi_testkit::recording::Recording;
+use qi_testkit::store::MemoryStore;
+use tokio::time::{Instant, sleep};
+
+fn backends(chaos: &Chaos, pings: &Recording) -> (Arc<dyn PriceStore>, Arc<dyn MessageBus>) {
+    let store = Layered::new(MemoryStore::default(), pings.clone());
+    (Arc::new(ChaosStore::new(store, chaos.clone())), Arc::new(MemoryBus::default()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
+    let chaos = Chaos::seeded(1);
+    let (store, bus) = backends(&chaos, &Recording::new(100));
+    let health = Health::new().store("prices", store).bus("events", bus);
+    let check = health.check().await;
+    assert!(check.live && check.started && check.ready && check.runtime.is_none());
+
+    let health = {
+        let (store, bus) = backends(&chaos, &Recording::new(100));
+        Health::new().store("prices", store).bus("events", bus).expect_agents()
+    };
+    let check = health.check().await;
+    assert!(check.live && !check.started && !check.ready, "its agents are to come");
+    let slow = scripted("slow", [Script::initialize(Step::after(Duration::from_secs(5), Step::Ok))]).0;
+    let handle = builder(&TransitionLog::default()).agent(slow).build().unwrap().start();
+    health.watch(handle.clone());
+    sleep(Duration::from_secs(1)).await;
+    let check = health.check().await;
+    assert!(check.live && !check.started && !check.ready, "its agent has not begun to run");
+    sleep(Duration::from_secs(5)).await;
+    assert!(health.check().await.ready);
+
+    chaos.next(Operation::StorePing, Fault::Error);
+    sleep(Duration::from_secs(1)).await;
+    let check = health.check().await;
+    assert!(check.live && check.started && !check.ready && health.is_live(), "no reason to kill the process");
+    let json = serde_json::to_value(&check).unwrap();
+    let store = &json["backends"][0];
+    assert_eq!(
+        (&store["name"], &store["port"], &store["backend"], &store["up"], &store["kind"]),
+        (&"prices".into(), &"store".into(), &"memory".into(), &false.into(), &"unavailable".into())
+    );
+    assert!(store["error"].as_str().unwrap().contains("chaos.error"), "{json}");
+    assert_eq!((&json["backends"][1]["up"], &json["runtime"]["ready"]), (&true.into(), &true.into()));
+
+    handle.shutdown();
+    handle.ended().await;
+    assert!(!health.check().await.ready, "it takes no more work");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_hangs_holds_up_the_answer_no_longer_than_the_timeout() {
+    let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
+    let (store, bus) = backends(&chaos, &Recording::new(100));
+    let health = Health::new().store("prices", store.clone()).store("again", store).bus("events", bus);
+    let since = Instant::now();
+    let check = health.check().await;
+    assert_eq!(since.elapsed(), Duration::from_millis(800), "both at once");
+    let up: Vec<_> = check.backends.iter().map(|backend| (backend.up, backend.kind)).collect();
+    assert_eq!(up, [(false, Some("timeout")), (false, Some("timeout")), (true, None)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_probes_cost_one_ping() {
+    let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
+    let (store, _) = backends(&chaos, &pings);
+    let health = Health::new().store("prices", store);
+    futures::future::join_all((0..100).map(|_| health.check())).await;
+    assert_eq!(pings.count(Operation::StorePing), 1);
+    sleep(Duration::from_millis(500)).await;
+    health.check().await;
+    assert_eq!(pings.count(Operation::StorePing), 2);
+}

@@ -1,0 +1,398 @@
+//! `Limit` and `CircuitBreaker`: what they hold back, what they refuse, and what passes all the same. On paused time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, join_all};
+use qi_core::bus::{
+    BusInfo, Delivery, DeliveryError, Message, MessageBus, Positions, PublishOptions, PublishReport,
+    Subscribe, Subscription, TopicName,
+};
+use qi_core::layer::{
+    CircuitBreaker, CircuitBreakerPolicy, CircuitState, Intercept, Layered, Limit, LimitPolicy, RetryPolicy,
+    TimeoutPolicy, Wrappers,
+};
+use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
+use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice};
+use qi_testkit::mock::{MockBus, MockReader, MockStore};
+use tokio::time::{Instant, timeout};
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn away() -> Error {
+    Error::new(ErrorKind::Unavailable, "test.away", "insert_ticks")
+}
+
+/// A store that takes everything.
+fn willing() -> MockStore {
+    let mut store = MockStore::new();
+    store.expect_info().returning(|| StoreInfo::new("mock"));
+    store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+    store.expect_ping().returning(|| Ok(StoreStatus::new(Duration::ZERO)));
+    store.expect_close().returning(|| Ok(()));
+    store
+}
+
+/// A store that answers as the function says for the n-th insert, and how many it saw.
+fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore, Arc<AtomicU32>) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let mut store = MockStore::new();
+    store.expect_info().returning(|| StoreInfo::new("mock"));
+    store.expect_close().returning(|| Ok(()));
+    store
+        .expect_insert_ticks()
+        .returning(move |_| answer(count.fetch_add(1, Ordering::Relaxed)).map(|()| InsertReport::new(0, 0)));
+    (store, calls)
+}
+
+/// Every call takes its time; how many were under way at most.
+#[derive(Debug)]
+struct Slow {
+    takes: Duration,
+    now: AtomicU32,
+    most: AtomicU32,
+}
+
+impl Slow {
+    fn new(takes: Duration) -> Self {
+        Self { takes, now: AtomicU32::new(0), most: AtomicU32::new(0) }
+    }
+}
+
+impl Intercept for Slow {
+    fn name(&self) -> &'static str {
+        "Slow"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most.fetch_max(now, Ordering::Relaxed);
+            tokio::time::sleep(self.takes).await;
+            self.now.fetch_sub(1, Ordering::Relaxed);
+            attempt().await
+        })
+    }
+
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        attempt(subscription, arguments)
+    }
+}
+
+fn limited(policy: LimitPolicy, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
+    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(policy).unwrap())
+}
+
+// ---- limit ----
+
+#[tokio::test(start_paused = true)]
+async fn no_more_calls_are_under_way_than_may_and_all_have_their_turn() {
+    let store = limited(LimitPolicy::default().with_concurrency(3), ms(100));
+    let since = Instant::now();
+    let done = join_all((0..10).map(|_| store.insert_ticks(&[]))).await;
+    assert!(done.iter().all(Result::is_ok));
+    assert_eq!(store.inner().layer().most.load(Ordering::Relaxed), 3);
+    assert_eq!(since.elapsed(), ms(400), "three at a time");
+    assert_eq!(store.layer().waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_behind_too_many_is_overloaded_at_once_and_may_come_again() {
+    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(2), ms(100));
+    let since = Instant::now();
+    let mut done = join_all((0..4).map(|_| store.insert_ticks(&[]))).await;
+    assert_eq!(since.elapsed(), ms(300));
+    let error = done.pop().unwrap().unwrap_err();
+    assert!(done.iter().all(Result::is_ok));
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "layer.limit.full"));
+    assert_eq!((error.retry(), error.context_value("waiting")), (RetryAdvice::Backoff, Some("2")));
+    store.insert_ticks(&[]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_begin_at_the_rate_and_a_pause_allows_a_burst() {
+    let even = limited(LimitPolicy::default().with_rate(10.0, 1), Duration::ZERO);
+    let since = Instant::now();
+    join_all((0..11).map(|_| even.insert_ticks(&[]))).await;
+    assert_eq!(since.elapsed(), ms(1_000));
+
+    let burst = limited(LimitPolicy::default().with_rate(10.0, 5), Duration::ZERO);
+    for pause in [Duration::ZERO, Duration::from_secs(5)] {
+        tokio::time::sleep(pause).await;
+        let since = Instant::now();
+        join_all((0..7).map(|_| burst.insert_ticks(&[]))).await;
+        assert!(
+            (ms(200)..=ms(205)).contains(&since.elapsed()),
+            "five at once, two more: {:?}",
+            since.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_beyond_the_grain_of_the_timer_is_kept() {
+    let store = limited(LimitPolicy::default().with_rate(5_000.0, 1).with_waiting(10_000), Duration::ZERO);
+    let since = Instant::now();
+    join_all((0..5_000).map(|_| store.insert_ticks(&[]))).await;
+    assert!((ms(950)..=ms(1_050)).contains(&since.elapsed()), "{:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_go_away_leave_no_debt() {
+    let store = limited(LimitPolicy::default().with_rate(1.0, 1).with_concurrency(4), Duration::ZERO);
+    store.insert_ticks(&[]).await.unwrap();
+    let gone = join_all((0..100).map(|_| timeout(ms(500), store.insert_ticks(&[])))).await;
+    assert!(gone.iter().all(Result::is_err));
+    assert_eq!(store.layer().waiting(), 0);
+    let since = Instant::now();
+    store.insert_ticks(&[]).await.unwrap();
+    assert_eq!(since.elapsed(), ms(500), "the next one has the turn that nobody took");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back() {
+    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(0), Duration::from_hours(1));
+    let mut stuck = store.insert_ticks(&[]);
+    assert!(timeout(ms(1), &mut stuck).await.is_err());
+    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.limit.full");
+    let around = |work| timeout(Duration::from_hours(2), work);
+    around(store.ping()).await.unwrap().unwrap();
+    store.close().await.unwrap();
+
+    let mut bus = MockBus::new();
+    bus.expect_subscribe().returning(|_| {
+        let mut reader = MockReader::new();
+        reader.expect_commit().returning(|_| Ok(qi_core::bus::Committed::default()));
+        Ok(Box::new(reader))
+    });
+    let never = LimitPolicy::default().with_rate(0.001, 1).with_waiting(0);
+    let bus = Layered::new(bus, Limit::new(never).unwrap());
+    for _ in 0..3 {
+        let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+        let mut reader = bus.subscribe(request).await.unwrap();
+        reader.commit(&Positions::new()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_stack_the_wait_for_a_permit_counts_as_time() {
+    let slow = Layered::new(willing(), Slow::new(ms(700)));
+    let store = Wrappers::none()
+        .with_timeout(TimeoutPolicy::default().with_limit(Duration::from_secs(1)))
+        .with_limit(LimitPolicy::default().with_concurrency(1))
+        .around_store(slow)
+        .unwrap();
+    let done = join_all((0..2).map(|_| store.insert_ticks(&[]))).await;
+    assert!(done[0].is_ok());
+    assert_eq!(done[1].as_ref().unwrap_err().kind(), ErrorKind::Timeout);
+    store.insert_ticks(&[]).await.unwrap();
+}
+
+// ---- circuit breaker ----
+
+fn breaker<P>(inner: P, failures: u32) -> Layered<P, CircuitBreaker> {
+    let policy =
+        CircuitBreakerPolicy::default().with_failures(failures).with_open_for(Duration::from_secs(4));
+    Layered::new(inner, CircuitBreaker::new(policy).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_failures_in_a_row_nothing_is_asked_until_one_attempt_may_look() {
+    let (store, calls) = answering(|n| if n < 4 { Err(away()) } else { Ok(()) });
+    let store = breaker(store, 3);
+    for _ in 0..3 {
+        assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away");
+    }
+    assert_eq!(store.layer().state(), CircuitState::Open);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let refused = store.insert_ticks(&[]).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unavailable, "layer.circuit_breaker.open"));
+    assert_eq!(refused.retry(), RetryAdvice::After(Duration::from_secs(3)));
+    assert_eq!(calls.load(Ordering::Relaxed), 3, "it was not asked");
+
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away", "the look");
+    assert_eq!(store.layer().state(), CircuitState::Open, "one failure opens it again");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    store.insert_ticks(&[]).await.unwrap();
+    assert_eq!(store.layer().state(), CircuitState::Closed);
+    assert_eq!(calls.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_begins_the_count_anew() {
+    let (store, _) = answering(|n| if n % 3 == 2 { Ok(()) } else { Err(away()) });
+    let store = breaker(store, 3);
+    for _ in 0..30 {
+        let _ = store.insert_ticks(&[]).await;
+        assert_eq!(store.layer().state(), CircuitState::Closed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_a_backend_in_trouble_answers_counts() {
+    let counted = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Overloaded];
+    for kind in ErrorKind::ALL {
+        let (store, _) = answering(move |_| Err(Error::new(kind, "test", "insert_ticks")));
+        let store = breaker(store, 1);
+        let _ = store.insert_ticks(&[]).await;
+        let opened = store.layer().state() == CircuitState::Open;
+        assert_eq!(opened, counted.contains(&kind), "{kind}");
+    }
+    let for_good = || Err(away().with_retry(RetryAdvice::Never));
+    let full = || Err(Error::new(ErrorKind::Overloaded, "layer.limit.full", "insert_ticks"));
+    for answer in [for_good, full] {
+        let store = breaker(answering(move |_| answer()).0, 1);
+        let _ = store.insert_ticks(&[]).await;
+        assert_eq!(store.layer().state(), CircuitState::Closed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_attempt_looks_and_those_beside_it_are_told_to_come_again() {
+    let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let _ = store.insert_ticks(&[]).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut done = join_all((0..5).map(|_| store.insert_ticks(&[]))).await;
+    done.remove(0).unwrap();
+    for refused in done {
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.kind(), refused.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff));
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    store.insert_ticks(&[]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_is_given_up_or_says_nothing_lets_the_next_one_look() {
+    let (store, _) = answering(|n| match n {
+        0 => Err(away()),
+        1 => Err(Error::new(ErrorKind::InvalidInput, "test", "insert_ticks")),
+        _ => Ok(()),
+    });
+    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let _ = store.insert_ticks(&[]).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(timeout(ms(10), store.insert_ticks(&[])).await.is_err(), "its caller goes away");
+    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    store.insert_ticks(&[]).await.unwrap();
+    assert_eq!(store.layer().state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_from_before_the_circuit_opened_decide_nothing() {
+    let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
+    let mut early = store.insert_ticks(&[]);
+    assert!(timeout(ms(10), &mut early).await.is_err());
+    // The second one answers after the first one has opened the circuit.
+    let mut late = store.insert_ticks(&[]);
+    assert!(timeout(ms(10), &mut late).await.is_err());
+    assert!(early.await.is_err());
+    late.await.unwrap();
+    assert_eq!(store.layer().state(), CircuitState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_lets_close_and_recv_pass() {
+    let (store, _) = answering(|_| Err(away()));
+    let store = breaker(store, 1);
+    let _ = store.insert_ticks(&[]).await;
+    store.close().await.unwrap();
+
+    let mut bus = MockBus::new();
+    bus.expect_topics().returning(|| Err(away()));
+    bus.expect_subscribe().returning(|_| {
+        let mut reader = MockReader::new();
+        reader.expect_recv().returning(|_, _| Ok(qi_core::bus::Batch::default()));
+        reader.expect_close().returning(|| Ok(()));
+        Ok(Box::new(reader))
+    });
+    bus.expect_close().returning(|| Ok(qi_core::bus::CloseReport::new(0)));
+    let bus = breaker(bus, 1);
+    let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+    let mut reader = bus.subscribe(request.clone()).await.unwrap();
+    let _ = bus.topics().await;
+    assert_eq!(reader.commit(&Positions::new()).await.unwrap_err().code(), "layer.circuit_breaker.open");
+    assert!(bus.subscribe(request).await.is_err());
+    reader.recv(1, Duration::ZERO).await.unwrap();
+    reader.close().await.unwrap();
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_is_well_if_one_message_was_delivered() {
+    let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+    let lost = || Err(DeliveryError::unknown(away()));
+    let too_large =
+        || Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "test.size", "publish")));
+    for (outcomes, opens) in [
+        (vec![lost(), delivered()], false),
+        (vec![too_large(), lost()], true),
+        (vec![too_large()], false),
+        (vec![], false),
+    ] {
+        let mut bus = MockBus::new();
+        bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
+        let message = Message::new(TopicName::new("t").unwrap(), "x");
+        let batch = vec![message; outcomes.len()];
+        bus.expect_publish().returning(move |_, _| Ok(PublishReport::new(outcomes.clone())));
+        let bus = breaker(bus, 1);
+        let _report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+        assert_eq!(bus.layer().state() == CircuitState::Open, opens);
+        assert_eq!(bus.publish(&batch, PublishOptions::NONE).await.is_err(), opens);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_stack_a_retry_waits_as_long_as_the_open_circuit_says() {
+    let (store, calls) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
+    let backoff = Backoff::new(ms(10), ms(10)).with_jitter(0.0);
+    let store = Wrappers::default()
+        .with_retry(RetryPolicy::default().with_backoff(backoff))
+        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2).with_open_for(ms(500)))
+        .around_store(store)
+        .unwrap();
+    let since = Instant::now();
+    store.insert_ticks(&[]).await.unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
+    assert_eq!(since.elapsed(), ms(10 + 10 + 490), "one failure, the one that opens, one refusal, the look");
+}
+
+#[test]
+fn policies_that_are_not_valid_are_configuration_errors() {
+    let limit = LimitPolicy::default();
+    for policy in [
+        limit.with_concurrency(0),
+        limit.with_concurrency(usize::MAX),
+        limit.with_rate(0.0, 1),
+        limit.with_rate(f64::NAN, 1),
+        limit.with_rate(f64::INFINITY, 1),
+        limit.with_rate(-1.0, 1),
+        limit.with_rate(10.0, 0),
+    ] {
+        assert_eq!(Limit::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+    }
+    let circuit = CircuitBreakerPolicy::default();
+    for policy in
+        [circuit.with_failures(0), circuit.with_open_for(Duration::ZERO), circuit.with_open_for(ms(5_001))]
+    {
+        assert_eq!(CircuitBreaker::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+    }
+}

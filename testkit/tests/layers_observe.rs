@@ -1,0 +1,215 @@
+//! `Metered` and `Traced`: what they count and show, and that nobody who is wrapped notices.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod metrics_rig;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use metrics_rig::measured;
+use qi_core::bus::{
+    Delivery, DeliveryError, HeaderName, Headers, Message, MessageBus, PublishOptions, PublishReport,
+    Subscribe, TopicName, TopicSpec,
+};
+use qi_core::layer::{
+    CircuitBreakerPolicy, Layered, LimitPolicy, Metered, Propagator, RetryPolicy, Traced, Wrappers,
+};
+use qi_core::store::{InsertReport, StoreInfo};
+use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
+use qi_testkit::market::{Market, MarketConfig};
+use qi_testkit::mock::{MockBus, MockStore};
+use qi_testkit::store::MemoryStore;
+use tracing::Span;
+
+fn ticks(n: usize) -> Vec<PriceTick> {
+    Market::new(MarketConfig::new(1, 2).unwrap()).unwrap().take(n).collect()
+}
+
+fn away() -> Error {
+    Error::new(ErrorKind::Unavailable, "test.away", "insert_ticks")
+}
+
+#[test]
+fn calls_are_counted_timed_and_sorted_by_their_error() {
+    let seen = measured(|| async {
+        let chaos = Chaos::seeded(1).with_delay(Duration::from_millis(40));
+        let store = ChaosStore::new(MemoryStore::default(), chaos.clone());
+        let store = Layered::new(store, Metered::new("memory"));
+        store.ensure_schema().await.unwrap();
+        for n in [3, 5] {
+            store.insert_ticks(&ticks(n)).await.unwrap();
+        }
+        chaos.next(Operation::InsertTicks, Fault::Error);
+        assert!(store.insert_ticks(&ticks(2)).await.is_err());
+        chaos.next(Operation::InsertTicks, Fault::Hang);
+        let gone = tokio::time::timeout(Duration::from_secs(1), store.insert_ticks(&[])).await;
+        assert!(gone.is_err());
+        store.ping().await.unwrap();
+    });
+    let insert = "port=store,backend=memory,operation=insert_ticks";
+    assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 3);
+    assert_eq!(seen.counter("qi_calls_total{port=store,backend=memory,operation=ping}"), 1);
+    assert_eq!(seen.counter(&format!("qi_call_errors_total{{{insert},kind=unavailable}}")), 1);
+    assert_eq!(seen.counter(&format!("qi_calls_dropped_total{{{insert}}}")), 1);
+    assert_eq!(seen.histogram(&format!("qi_call_duration_seconds{{{insert}}}")).len(), 3);
+    assert_eq!(seen.histogram(&format!("qi_batch_records{{{insert}}}")), [3.0, 5.0, 2.0, 0.0]);
+    assert!(seen.gauge("qi_calls_in_flight{port=store,backend=memory}").abs() < f64::EPSILON);
+}
+
+#[test]
+fn messages_are_counted_by_what_became_of_them() {
+    let seen = measured(|| async {
+        let mut bus = MockBus::new();
+        bus.expect_publish().returning(|_, _| {
+            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let timeout = Error::new(ErrorKind::Timeout, "test", "publish");
+            Ok(PublishReport::new(vec![
+                delivered(),
+                Err(DeliveryError::not_sent(away())),
+                Err(DeliveryError::unknown(timeout.clone())),
+                Err(DeliveryError::unknown(timeout)),
+                delivered(),
+            ]))
+        });
+        let bus = Layered::new(bus, Metered::new("mock"));
+        let batch = vec![Message::new(TopicName::new("t").unwrap(), "x"); 5];
+        let _report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    });
+    assert_eq!(seen.counter("qi_messages_delivered_total{backend=mock}"), 2);
+    assert_eq!(seen.counter("qi_messages_failed_total{backend=mock,state=not_sent,kind=unavailable}"), 1);
+    assert_eq!(seen.counter("qi_messages_failed_total{backend=mock,state=unknown,kind=timeout}"), 2);
+    assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish}"), [5.0]);
+}
+
+#[test]
+fn the_guards_count_what_they_do() {
+    let seen = measured(|| async {
+        let mut store = MockStore::new();
+        store.expect_info().returning(|| StoreInfo::new("mock"));
+        store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+        let chaos = Chaos::seeded(1);
+        let store = Wrappers::default()
+            .with_retry(RetryPolicy::default().with_attempts(2))
+            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2))
+            .with_limit(LimitPolicy::default().with_concurrency(1).with_waiting(0))
+            .around_store(ChaosStore::new(store, chaos.clone()))
+            .unwrap();
+        // One call that hangs keeps the only permit; two attempts of the other are turned away.
+        chaos.next(Operation::InsertTicks, Fault::Hang);
+        let mut stuck = store.insert_ticks(&[]);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut stuck).await.is_err());
+        assert!(store.insert_ticks(&[]).await.is_err());
+        drop(stuck);
+        // Two attempts that fail open the circuit, which then refuses two.
+        chaos.next(Operation::InsertTicks, Fault::Error);
+        chaos.next(Operation::InsertTicks, Fault::Error);
+        assert!(store.insert_ticks(&[]).await.is_err());
+        let _ = tokio::time::timeout(Duration::from_millis(10), store.insert_ticks(&[])).await;
+    });
+    let mock = "port=store,backend=mock";
+    let insert = format!("{mock},operation=insert_ticks");
+    assert_eq!(seen.counter(&format!("qi_limit_refused_total{{{mock}}}")), 2);
+    assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=overloaded}}")), 1);
+    assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")), 2);
+    assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);
+    assert_eq!(seen.counter(&format!("qi_circuit_refused_total{{{mock}}}")), 1);
+    assert!((seen.gauge(&format!("qi_circuit_state{{{mock}}}")) - 2.0).abs() < f64::EPSILON);
+    assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 2);
+    assert_eq!(seen.counter(&format!("qi_calls_dropped_total{{{insert}}}")), 2);
+}
+
+#[test]
+fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
+    let calls = 2_000;
+    let seen = measured(|| async {
+        let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
+        let chaos = chaos.on(Operation::EnsureSchema, Rule::never());
+        let store = Wrappers::default().around_store(ChaosStore::new(MemoryStore::default(), chaos)).unwrap();
+        store.ensure_schema().await.unwrap();
+        for tick in ticks(calls) {
+            let _ = store.insert_ticks(&[tick]).await;
+        }
+    });
+    let insert = "port=store,backend=memory,operation=insert_ticks";
+    assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), calls as u64);
+    assert!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")) > calls as u64 / 4);
+    assert!(seen.len() < 20, "{:?}", seen.keys());
+}
+
+// ---- traces ----
+
+/// Stamps the messages of the n-th publish with n, and remembers what the batches came with.
+#[derive(Debug)]
+struct Numbers {
+    name: [HeaderName; 1],
+    next: Mutex<u8>,
+    extracted: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        let name = [HeaderName::new("traceparent").unwrap()];
+        Self { name, next: Mutex::default(), extracted: Mutex::default() }
+    }
+}
+
+impl Propagator for Numbers {
+    fn headers(&self) -> &[HeaderName] {
+        &self.name
+    }
+
+    fn inject(&self, _: &Span, headers: &mut Headers) {
+        let mut next = self.next.lock().unwrap();
+        headers.push(self.name[0].clone(), bytes::Bytes::copy_from_slice(&[*next]));
+        *next += 1;
+    }
+
+    fn extract(&self, _: &Span, contexts: &[Headers]) {
+        let numbers = contexts.iter().map(|headers| headers.get("traceparent").unwrap()[0]).collect();
+        self.extracted.lock().unwrap().push(numbers);
+    }
+}
+
+async fn a_traced_bus(numbers: &Arc<Numbers>) -> (impl MessageBus, TopicName) {
+    let bus = MemoryBus::default();
+    let topic = TopicName::new("t").unwrap();
+    let made = bus.create_topics(&[TopicSpec::new(topic.clone(), 1).unwrap()]).await.unwrap();
+    assert!(made[0].result.is_ok());
+    (Layered::new(bus, Traced::new("memory").with_propagator(numbers.clone())), topic)
+}
+
+#[tokio::test]
+async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> Result<()> {
+    // Without a subscriber there is no span, and so nothing to go on with: this one enables all.
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry());
+    let numbers = Arc::new(Numbers::default());
+    let (bus, topic) = a_traced_bus(&numbers).await;
+    let own = HeaderName::new("own").unwrap();
+    let message = || Message::new(topic.clone(), "x").with_header(own.clone(), "1");
+    for len in [1, 3] {
+        let _report = bus.publish(&vec![message(); len], PublishOptions::NONE).await?;
+    }
+    let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic.clone()])?).await?;
+    let batch = reader.recv(100, Duration::from_secs(1)).await?;
+    assert_eq!(batch.len(), 4);
+    assert!(!batch.span().is_disabled());
+    for received in &batch {
+        assert_eq!(received.headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["own"]);
+    }
+    assert_eq!(*numbers.extracted.lock().unwrap(), [vec![0, 1]], "two publishes, each once");
+    assert!(reader.recv(1, Duration::ZERO).await?.span().is_disabled(), "nothing came, nothing to trace");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_subscriber_headers_are_removed_all_the_same() -> Result<()> {
+    let numbers = Arc::new(Numbers::default());
+    let (bus, topic) = a_traced_bus(&numbers).await;
+    let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;
+    let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic])?).await?;
+    let batch = reader.recv(1, Duration::from_secs(1)).await?;
+    assert!(batch.messages()[0].headers.is_empty());
+    Ok(())
+}
