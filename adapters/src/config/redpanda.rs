@@ -288,7 +288,8 @@ impl RedpandaConfig {
         within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
         within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
         within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
-        within("statistics_ms", self.statistics_ms, 100, 86_400_000)?;
+        // librdkafka looks once a second whether it is time.
+        within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
             return Err(refuse("tls", "one of two", "`client_cert` and `client_key` are given together"));

@@ -108,7 +108,7 @@ pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     config.request_timeout_ms = 2_500;
     config.commit_timeout_ms = 8_000;
     config.close_timeout_ms = 5_000;
-    config.statistics_ms = 250;
+    config.statistics_ms = 1_000;
     config
 }
 
