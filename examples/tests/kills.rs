@@ -121,7 +121,8 @@ impl Rig {
     fn finish(&self, ticks: usize, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
-            let mut child = self.pipeline(ticks).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            let mut child =
+                self.pipeline(ticks).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
             while child.try_wait().unwrap().is_none() {
                 if Instant::now() > deadline {
                     child.kill().unwrap();
@@ -142,10 +143,12 @@ impl Rig {
         let quiet = self.folder.path().join("quiet.csv");
         let ran = market(ticks, &quiet).stdout(Stdio::null()).status().unwrap();
         assert!(ran.success(), "the quiet run ended with {ran}");
-        let (ours, quiet) = (std::fs::read_to_string(self.export()).unwrap(), std::fs::read_to_string(quiet).unwrap());
+        let (ours, quiet) =
+            (std::fs::read_to_string(self.export()).unwrap(), std::fs::read_to_string(quiet).unwrap());
         assert!(quiet.lines().count() > 2, "no bars were exported");
         assert_eq!(ours, quiet, "the exported bars");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let config = Config::builder().file(self.config()).variables(self.variables.clone()).build().unwrap();
         runtime.block_on(async {
             let store = config.open_store().await.unwrap();
@@ -169,7 +172,7 @@ impl Rig {
 fn market(ticks: usize, export: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
     command.args(["--ticks", &ticks.to_string(), "--instruments", &INSTRUMENTS.to_string()]);
-    command.args(["--instrument", EXPORTED, "--export"]).arg(export);
+    command.args(["--instrument", EXPORTED, "--interval", "1s", "--export"]).arg(export);
     command
 }
 
@@ -216,7 +219,10 @@ fn outlives(rig: &Rig) {
             // Away for up to 20 seconds; a broker needs some of them to start.
             sleep(Duration::from_secs(random.u64(1..12)));
             server.order("start");
-            assert!(child.try_wait().unwrap().is_none(), "round {round}: the process is over while servers are away");
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "round {round}: the process is over while servers are away"
+            );
         }
     }
     let deadline = Instant::now() + Duration::from_mins(5);

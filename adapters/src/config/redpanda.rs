@@ -158,8 +158,10 @@ pub enum SaslMechanism {
     /// It is sent as it is: for encrypted connections.
     Plain,
     /// A challenge with SHA-256.
+    #[serde(rename = "scram-sha-256")]
     ScramSha256,
     /// A challenge with SHA-512.
+    #[serde(rename = "scram-sha-512")]
     ScramSha512,
 }
 
