@@ -456,7 +456,7 @@ mod timescale {
             ("QI__STORE__TIMESCALE__POOL__MAX_CONNECTIONS", "3"),
         ];
         let store = build(file, variables).unwrap().open_store().await.unwrap();
-        assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi))))))"), "{store}");
+        assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi)))))))"), "{store}");
         assert_eq!(
             store.info().retention,
             [Retention::Age(Dataset::Ticks, std::time::Duration::from_hours(48))]
