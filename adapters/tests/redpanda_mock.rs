@@ -8,11 +8,12 @@ mod servers;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Trial};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
     DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Positions, PublishOptions, Read, SeekTo,
@@ -21,11 +22,43 @@ use qi_core::bus::{
 use qi_core::{ErrorKind, RetryAdvice};
 use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
 use rdkafka::mocking::MockCoordinator;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaApiKey as Api;
 use rdkafka::types::RDKafkaRespErr::{self as Code, *};
 use redpanda_rig::mock::{Mock, MockFactory};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// What the clients of this process report.
+static METRICS: OnceLock<Snapshotter> = OnceLock::new();
+/// What librdkafka says, of every trial.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps what is said under librdkafka's name.
+struct Listener;
+
+impl<S: tracing::Subscriber> Layer<S> for Listener {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Words(String);
+        impl tracing::field::Visit for Words {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.push_str(&format!("{}={value:?} ", field.name()));
+            }
+        }
+        if event.metadata().target() == "librdkafka" {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            LOG.lock().unwrap().push(words.0);
+        }
+    }
+}
 
 fn main() -> ExitCode {
+    let recorder = DebuggingRecorder::new();
+    METRICS.set(recorder.snapshotter()).ok().unwrap();
+    recorder.install().unwrap();
+    tracing_subscriber::registry().with(Listener).init();
     let mut arguments = Arguments::from_args();
     // Most of a trial is waiting for joins.
     arguments.test_threads = arguments.test_threads.or(Some(8));
@@ -46,6 +79,8 @@ fn main() -> ExitCode {
         fault("a_coordinator_that_moves_loses_nothing", |lab| Box::pin(moving_coordinator(lab))),
         fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
+        fault("a_header_that_cannot_be_read_is_an_error_at_its_place", |lab| Box::pin(unreadable(lab))),
+        fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
     ]);
     libtest_mimic::run(&arguments, all).exit_code()
 }
@@ -398,4 +433,93 @@ async fn dropping(lab: Lab) {
     drop(reader);
     drop(lab.bus);
     assert!(began.elapsed() < Duration::from_millis(500), "dropping took {:?}", began.elapsed());
+}
+
+async fn unreadable(lab: Lab) {
+    // Another client may give a header no name at all.
+    let mut config = rdkafka::ClientConfig::new();
+    let raw: BaseProducer = config.set("bootstrap.servers", &lab.mock.addresses).create().unwrap();
+    for n in 0..4 {
+        let mut record = BaseRecord::to("faults").partition(0).key("k").payload("x");
+        if n == 2 {
+            let header = rdkafka::message::Header { key: "", value: Some("v") };
+            record = record.headers(rdkafka::message::OwnedHeaders::new().insert(header));
+        }
+        raw.send(record).map_err(|(error, _)| error).unwrap();
+        raw.flush(Duration::from_secs(10)).unwrap();
+    }
+    let mut reader = lab.member("unreadable").await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let (mut came, mut refused) = (Vec::new(), 0);
+    while refused < 2 {
+        assert!(Instant::now() < deadline, "only {came:?} came, and {refused} errors");
+        match reader.recv(10, Duration::from_millis(500)).await {
+            Ok(batch) => came.extend(batch.iter().map(|message| message.offset)),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::CorruptData, "{error}");
+                let place = (error.context_value("partition"), error.context_value("offset"));
+                assert_eq!(place, (Some("faults/0"), Some("2")));
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(came, [0, 1], "what comes before it is handed out, and nothing behind it");
+    let here = TopicPartition::new(lab.topic.clone(), 0);
+    reader.seek(&[(here, SeekTo::Offset(3))]).await.unwrap();
+    let batch = reader.recv(10, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(
+        batch.iter().map(|message| message.offset).collect::<Vec<_>>(),
+        [3],
+        "a seek beyond it skips it"
+    );
+}
+
+/// The sums of metrics with this label, of what came since they were last looked at.
+fn measured(label: (&str, &str)) -> BTreeMap<String, f64> {
+    let mut sums = BTreeMap::<String, f64>::new();
+    for (key, _, _, value) in METRICS.get().unwrap().snapshot().into_vec() {
+        let key = key.key();
+        if key.labels().any(|l| (l.key(), l.value()) == label) {
+            *sums.entry(key.name().to_owned()).or_default() += match value {
+                DebugValue::Counter(count) => f64::from(u32::try_from(count).unwrap()),
+                DebugValue::Gauge(value) => value.0,
+                DebugValue::Histogram(values) => f64::from(u32::try_from(values.len()).unwrap()),
+            };
+        }
+    }
+    sums
+}
+
+async fn observed(lab: Lab) {
+    let mut reader = lab.member("observed").await;
+    lab.bus.send(&lab.messages(0, 50)).await.unwrap();
+    // A small part is read, so that there is a lag.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut came = 0;
+    while came < 10 {
+        came += reader.recv(10, Duration::from_secs(1)).await.unwrap().len();
+        assert!(Instant::now() < deadline, "only {came} came");
+    }
+    const WANTED: [&str; 3] =
+        ["qi_redpanda_received_messages_total", "qi_redpanda_round_trip_seconds", "qi_redpanda_consumer_lag"];
+    let mut sums = BTreeMap::<String, f64>::new();
+    while !WANTED.iter().all(|name| sums.get(*name).is_some_and(|sum| *sum > 0.0)) {
+        assert!(Instant::now() < deadline, "what was measured: {sums:?}");
+        // Statistics are served while a reader reads, and this one gets nothing more.
+        let assigned = reader.assignment().await.unwrap().partitions;
+        let assigned: Vec<_> = assigned.into_iter().map(|assigned| assigned.partition).collect();
+        reader.pause(&assigned).await.unwrap();
+        reader.recv(1, Duration::from_millis(300)).await.unwrap();
+        for (name, sum) in measured(("group", "observed")) {
+            *sums.entry(name).or_default() += sum;
+        }
+    }
+    drop(reader);
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+    }
+    while !LOG.lock().unwrap().iter().any(|line| line.contains("client=") && line.contains("facility=")) {
+        assert!(Instant::now() < deadline + Duration::from_secs(20), "librdkafka said nothing");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

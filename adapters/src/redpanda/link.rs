@@ -10,7 +10,7 @@
 //! | `qi_redpanda_queued_messages` | gauge | client, group | messages in librdkafka's queues |
 //! | `qi_redpanda_queued_bytes` | gauge | client, group | bytes in librdkafka's send queue |
 //! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
-//! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages behind the end of a partition |
+//! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
 //!
 //! `client` is `producer`, `consumer` or `admin`; `group` is empty for all but members. Several clients of one kind
 //! in a process add up.
@@ -119,10 +119,9 @@ impl Link {
         }
         let mut lagging = BTreeSet::new();
         for topic in now.topics.values() {
-            for partition in
-                topic.partitions.values().filter(|p| p.fetch_state == "active" && p.consumer_lag >= 0)
-            {
-                self.set_lag(&topic.topic, partition.partition, partition.consumer_lag.unsigned_abs());
+            for partition in topic.partitions.values().filter(|partition| partition.consumer_lag >= 0) {
+                let lag = partition.consumer_lag.unsigned_abs();
+                self.set_lag(&topic.topic, partition.partition, lag);
                 lagging.insert((topic.topic.clone(), partition.partition));
             }
         }
