@@ -129,7 +129,10 @@ impl Findings {
             }
         }
         let there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
-        self.note(target, "topics", if wrong.is_empty() { Ok(Some(there)) } else { Err(wrong.join("; ")) });
+        self.note(target, "topics", Ok(Some(there)));
+        for why in wrong {
+            self.note(target, "topic", Err(why));
+        }
     }
 }
 
