@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use qi_benches::{Ratio, ratio, timed};
-use qi_core::bus::{MessageBus, PublishOptions};
+use qi_core::bus::{Message, MessageBus, MessageBusExt, PublishOptions, TopicName, TopicSpec};
 use qi_core::layer::Wrappers;
 use qi_core::store::{PriceStore, RangeQuery};
 use qi_core::{Instrument, PriceTick, TimeRange, Timestamp};
@@ -31,30 +31,30 @@ fn main() {
 }
 
 fn measure(runtime: &Runtime, rounds: usize, spans: &str) {
-    let wrappers = Wrappers::default();
+    stores(runtime, rounds, spans);
+    buses(runtime, rounds, spans);
+}
+
+fn stores(runtime: &Runtime, rounds: usize, spans: &str) {
     let bare: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
     runtime.block_on(bare.ensure_schema()).expect("a schema");
-    let full = wrappers.around_store(bare.clone()).expect("valid policies");
-    let ticks = ticks(1_000);
+    let full = Wrappers::default().around_store(bare.clone()).expect("valid policies");
+    let many = ticks(200_000);
     for (records, calls) in [(0, 20_000), (1, 20_000), (1_000, 200)] {
-        let batch = &ticks[..records];
         let insert = |store: &Arc<dyn PriceStore>| {
             timed(|| {
                 runtime.block_on(async {
                     for _ in 0..calls {
-                        black_box(store.insert_ticks(batch).await.expect("room"));
+                        black_box(store.insert_ticks(&many[..records]).await.expect("room"));
                     }
                 });
             })
         };
-        show(
-            &format!("insert {records} ticks, {spans}"),
-            calls,
-            &ratio(rounds, || insert(&full), || insert(&bare)),
-        );
+        let measured = ratio(rounds, || insert(&full), || insert(&bare));
+        show(&format!("insert the same {records} ticks again, {spans}"), calls, &measured);
     }
-    let range = TimeRange::new(ticks[0].ts(), Timestamp::MAX).expect("in order");
-    let query = RangeQuery::new(ticks[0].instrument().clone(), range).with_limit(1_000).expect("a page");
+    let range = TimeRange::new(many[0].ts(), Timestamp::MAX).expect("in order");
+    let query = RangeQuery::new(many[0].instrument().clone(), range).with_limit(1_000).expect("a page");
     let read = |store: &Arc<dyn PriceStore>| {
         timed(|| {
             runtime.block_on(async {
@@ -65,10 +65,27 @@ fn measure(runtime: &Runtime, rounds: usize, spans: &str) {
         })
     };
     show(&format!("read 1000 ticks, {spans}"), 200, &ratio(rounds, || read(&full), || read(&bare)));
+    let new = |wrappers: &Wrappers| {
+        let store = MemoryStore::default();
+        runtime.block_on(store.ensure_schema()).expect("a schema");
+        let store = wrappers.around_store(store).expect("valid policies");
+        timed(|| {
+            runtime.block_on(async {
+                for batch in many.chunks(1_000) {
+                    black_box(store.insert_ticks(batch).await.expect("room"));
+                }
+            });
+            store
+        })
+    };
+    let measured = ratio(rounds, || new(&Wrappers::default()), || new(&Wrappers::none()));
+    show(&format!("insert 1000 new ticks, {spans}"), 200, &measured);
+}
 
+fn buses(runtime: &Runtime, rounds: usize, spans: &str) {
     let bare: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
-    let full = wrappers.around_bus(bare.clone()).expect("valid policies");
-    let publish = |bus: &Arc<dyn MessageBus>| {
+    let full = Wrappers::default().around_bus(bare.clone()).expect("valid policies");
+    let nothing = |bus: &Arc<dyn MessageBus>| {
         timed(|| {
             runtime.block_on(async {
                 for _ in 0..20_000 {
@@ -77,7 +94,28 @@ fn measure(runtime: &Runtime, rounds: usize, spans: &str) {
             });
         })
     };
-    show(&format!("publish nothing, {spans}"), 20_000, &ratio(rounds, || publish(&full), || publish(&bare)));
+    let measured = ratio(rounds, || nothing(&full), || nothing(&bare));
+    show(&format!("publish nothing, {spans}"), 20_000, &measured);
+
+    let topic = TopicName::new("t").expect("a valid name");
+    let message = |n: usize| Message::new(topic.clone(), vec![0; 100]).with_key(format!("key {}", n % 100));
+    let batch: Vec<_> = (0..1_000).map(message).collect();
+    let thousand = |wrappers: &Wrappers| {
+        let bus = MemoryBus::default();
+        let spec = TopicSpec::new(topic.clone(), 12).expect("valid");
+        runtime.block_on(bus.create_topics(&[spec])).expect("a topic");
+        let bus = wrappers.around_bus(bus).expect("valid policies");
+        timed(|| {
+            runtime.block_on(async {
+                for _ in 0..200 {
+                    black_box(bus.send(&batch).await.expect("room"));
+                }
+            });
+            bus
+        })
+    };
+    let measured = ratio(rounds, || thousand(&Wrappers::default()), || thousand(&Wrappers::none()));
+    show(&format!("publish 1000 messages, {spans}"), 200, &measured);
 }
 
 fn show(what: &str, calls: u32, measured: &Ratio) {

@@ -27,9 +27,13 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Connects to store and bus: versions, latency, what may be read, what is missing. Nothing is written. Exit code 1
-    /// if something is missing.
-    Check,
+    /// Connects to store and bus: versions, latency, what may be read, what is missing. Exit code 1 if something is
+    /// missing.
+    Check {
+        /// Writes a tick of the instrument qi-check:PROBE too, and deletes it. Without this nothing is written.
+        #[arg(long)]
+        write: bool,
+    },
     /// Makes the schema of the store and the topics of the catalogue. It can be repeated.
     Migrate,
     /// Every topic, with partitions, copies and messages.

@@ -4,13 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::bus::{GroupQuery, TopicCatalogue};
-use qi_core::store::{InstrumentDataset, InstrumentQuery, LatestQuery};
-use qi_core::{Error, MessageBus, PriceStore, Result, Selection};
+use qi_core::store::{DeleteQuery, InstrumentDataset, InstrumentQuery, LatestQuery};
+use qi_core::{
+    Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection, TimeRange,
+    Timestamp,
+};
 
 use crate::output::{Listing, maybe, text};
 
 /// How many pings the latency is the median of.
 const PINGS: usize = 5;
+
+/// The instrument of the tick that is written for a look.
+const PROBE: &str = "qi-check:PROBE";
 
 /// What was found out about the backends, one row for each look.
 #[derive(Debug, Default)]
@@ -85,6 +91,25 @@ impl Findings {
         self.note(target, "schema and reading", failed.map_or(Ok(None), |error| Err(hint(error))));
     }
 
+    /// Writes one tick of an instrument that no market has into a store, reads it back and deletes it.
+    pub async fn writing(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
+        let work = async {
+            let instrument: Instrument = PROBE.parse()?;
+            let tick = PriceTick::new(instrument.clone(), Timestamp::MIN, 0, "1".parse()?)?;
+            store.insert_ticks(std::slice::from_ref(&tick)).await?;
+            let found = store.latest_tick(&instrument).await?;
+            let mine = Selection::one(instrument);
+            store.delete_range(&DeleteQuery::Ticks(mine, TimeRange::ALL)).await?;
+            Ok::<_, Error>(found == Some(tick))
+        };
+        let result = match work.await {
+            Ok(true) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),
+            Ok(false) => Err(format!("the tick of {PROBE} that was written was not read back")),
+            Err(error) => Err(error.report()),
+        };
+        self.note(target, "writing", result);
+    }
+
     /// Looks at a bus: it answers, its topics and groups may be listed, and the topics of the catalogue are there.
     pub async fn bus(&mut self, target: &str, bus: &Arc<dyn MessageBus>, catalogue: &TopicCatalogue) {
         let pings = pings(|| async { Ok(bus.ping().await?.round_trip) }).await;
@@ -129,7 +154,10 @@ impl Findings {
             }
         }
         let there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
-        self.note(target, "topics", if wrong.is_empty() { Ok(Some(there)) } else { Err(wrong.join("; ")) });
+        self.note(target, "topics", Ok(Some(there)));
+        for why in wrong {
+            self.note(target, "topic", Err(why));
+        }
     }
 }
 

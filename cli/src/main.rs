@@ -79,10 +79,16 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
     let store_word = store.unwrap_or_else(|| config.store_backend().to_owned());
     let open_store = || config.open_store_as(&store_word);
     match command {
-        Command::Check => {
+        Command::Check { write } => {
             let mut findings = check::Findings::default();
             match open_store().await {
-                Ok(store) => findings.store(&format!("store {store_word}"), &store).await,
+                Ok(store) => {
+                    let name = format!("store {store_word}");
+                    findings.store(&name, &store).await;
+                    if write {
+                        findings.writing(&name, &store).await;
+                    }
+                }
                 Err(error) => findings.cannot_open(&format!("store {store_word}"), &error),
             }
             let name = format!("bus {}", config.bus_backend());

@@ -176,6 +176,11 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
     let after = look().await;
     assert!(after.is_well(), "{}", after.listing().render(Format::Table));
 
+    let mut writing = check::Findings::default();
+    writing.writing("store memory", &store).await;
+    assert!(writing.is_well(), "{}", writing.listing().render(Format::Table));
+    assert!(query::latest(&*store, vec![], 1).await.unwrap().rows().is_empty(), "nothing is left of it");
+
     let mut again = migrate::listing();
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
     assert!(again.render(Format::Csv).contains("topic crypto-prices,there\n"));

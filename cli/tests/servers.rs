@@ -150,10 +150,10 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     if (sum("source"), sum("target")) != (ticks as u64, ticks as u64) || before >= ticks as u64 {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
-    let check = place.qi(&["check", "--store", to]).output()?;
+    let check = place.qi(&["check", "--write", "--store", to]).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
-    if store.len() != 3 || store.iter().any(|line| line.contains("MISSING")) {
+    if store.len() != 4 || store.iter().any(|line| line.contains("MISSING")) {
         return Err(shown.into());
     }
     Ok(Completion::Completed)

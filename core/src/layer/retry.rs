@@ -208,10 +208,11 @@ impl Intercept for Retry {
         Box::pin(async move {
             let (since, mut made) = (Instant::now(), 0);
             let mut known: Option<Vec<Result<Delivery, DeliveryError>>> = None;
-            let mut part: Vec<usize> = (0..batch.len()).collect();
+            // What is sent again, once some outcomes are known.
+            let mut part: Vec<usize> = Vec::new();
             loop {
                 made += 1;
-                let messages: Cow<'_, [Message]> = if part.len() == batch.len() {
+                let messages: Cow<'_, [Message]> = if known.is_none() || part.len() == batch.len() {
                     Cow::Borrowed(batch)
                 } else {
                     Cow::Owned(part.iter().map(|at| batch[*at].clone()).collect())
@@ -236,6 +237,10 @@ impl Intercept for Retry {
                         outcomes
                     }
                 };
+                // The common case: nothing is left to send, and nobody has to know whose order that would break.
+                if !outcomes.iter().any(is_not_sent) {
+                    return Ok(PublishReport::new(outcomes));
+                }
                 let (again, pause) = self.again(batch, &outcomes, made, since);
                 if again.is_empty() {
                     let outcomes = outcomes.into_iter().map(|outcome| mark(outcome, made));
@@ -276,6 +281,10 @@ impl Retry {
         });
         (again, longest)
     }
+}
+
+fn is_not_sent(outcome: &Result<Delivery, DeliveryError>) -> bool {
+    matches!(outcome, Err(DeliveryError { state: DeliveryState::NotSent, .. }))
 }
 
 fn failure(outcome: &Result<Delivery, DeliveryError>) -> Option<&Error> {

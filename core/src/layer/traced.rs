@@ -152,8 +152,14 @@ enum Topics<'a> {
 
 impl<'a> Topics<'a> {
     fn of(mut topics: impl Iterator<Item = &'a TopicName>) -> Self {
+        // Looking at a thousand messages is worth it only where somebody takes the span.
+        if !tracing::span_enabled!(target: "qi_core::layer", tracing::Level::INFO) {
+            return Self::None;
+        }
         let Some(first) = topics.next() else { return Self::None };
-        if topics.all(|topic| topic == first) { Self::One(first) } else { Self::Several }
+        // Mostly they are clones of one name.
+        let same = |topic: &TopicName| std::ptr::eq(topic.as_str(), first.as_str()) || topic == first;
+        if topics.all(same) { Self::One(first) } else { Self::Several }
     }
 
     fn only(&self) -> Option<&'a TopicName> {
