@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
@@ -207,11 +209,61 @@ fn kill(child: &mut Child) {
     child.wait().unwrap();
 }
 
-/// The broker and the database are each killed three times while the process runs, which is never started again.
+/// The program at work, with its metrics.
+struct Running {
+    child: Child,
+    address: String,
+    words: std::thread::JoinHandle<String>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        errors.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("pipeline: listening on http://").expect(&line).to_owned();
+        let words = std::thread::spawn(move || {
+            let mut words = String::new();
+            errors.read_to_string(&mut words).unwrap();
+            words
+        });
+        Self { child, address, words }
+    }
+
+    /// How many batches were stored so far.
+    fn stored(&self) -> u64 {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let sum = |name: &str| -> u64 {
+            let lines = answer.lines().filter(|l| l.starts_with(name) && l.contains("operation=\"insert_ticks\""));
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+        };
+        sum("qi_calls_total{") - sum("qi_call_errors_total{")
+    }
+
+    /// How long it takes until more is stored.
+    fn goes_on(&mut self) -> Duration {
+        let (began, before) = (Instant::now(), self.stored());
+        while self.stored() == before {
+            assert!(self.child.try_wait().unwrap().is_none(), "the process is over");
+            assert!(began.elapsed() < Duration::from_mins(2), "it does not go on");
+            sleep(Duration::from_millis(50));
+        }
+        began.elapsed()
+    }
+}
+
+/// The broker and the database are each killed three times while the process runs, which is never started again: it
+/// goes on within ten seconds after the server answers.
 fn outlives(rig: &Rig) {
     const TICKS: usize = 1_000_000;
     let mut random = fastrand::Rng::with_seed(13);
-    let mut child = rig.pipeline(TICKS).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = Running::start(rig.pipeline(TICKS));
+    running.goes_on();
     for round in 0..3 {
         for server in [&rig.broker, &rig.store] {
             sleep(Duration::from_millis(random.u64(500..4_000)));
@@ -219,20 +271,19 @@ fn outlives(rig: &Rig) {
             // Away for up to 20 seconds; a broker needs some of them to start.
             sleep(Duration::from_secs(random.u64(1..12)));
             server.order("start");
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "round {round}: the process is over while servers are away"
-            );
+            let took = running.goes_on();
+            println!("round {round}: {} answers again, and the program goes on after {took:?}", server.kind);
+            assert!(took < Duration::from_secs(10), "round {round}: it took {took:?} after {} answered", server.kind);
         }
     }
     let deadline = Instant::now() + Duration::from_mins(5);
-    while child.try_wait().unwrap().is_none() {
+    while running.child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
-            child.kill().unwrap();
+            running.child.kill().unwrap();
         }
         sleep(Duration::from_millis(100));
     }
-    let out = child.wait_with_output().unwrap();
-    assert!(out.status.success(), "it ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+    let status = running.child.wait().unwrap();
+    assert!(status.success(), "it ended with {status}: {}", running.words.join().unwrap());
     rig.compare(TICKS);
 }

@@ -67,6 +67,11 @@ impl Poller {
                 self.feed.bell.wait(Duration::from_hours(1));
                 continue;
             }
+            if !turn.open && self.feed.inbox().is_due() {
+                // The next `recv` carries it out; until then nothing more is fetched.
+                self.feed.bell.wait(IDLE);
+                continue;
+            }
             self.look_for_the_missing();
             // Without room librdkafka is still told that its reader lives, once for each `recv`.
             let received = self.feed.received();
