@@ -13,14 +13,21 @@ pub fn trial(
     absent: Option<String>,
     run: impl FnOnce() -> Result<Completion, Failed> + Send + 'static,
 ) -> Trial {
-    let required =
-        std::env::var(REQUIRED).is_ok_and(|list| list.split(',').any(|word| word.trim() == backend));
     let backend = backend.to_owned();
     Trial::ignorable_test(name, move || match absent {
-        Some(reason) if required => {
-            Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into())
-        }
-        Some(reason) => Ok(Completion::ignored_with(reason)),
+        Some(reason) => self::absent(&backend, reason),
         None => run(),
     })
+}
+
+/// The end of a trial whose backend turned out to be absent.
+///
+/// # Errors
+/// If `QI_REQUIRE_BACKENDS` names the backend.
+pub fn absent(backend: &str, reason: String) -> Result<Completion, Failed> {
+    let list = std::env::var(REQUIRED).unwrap_or_default();
+    if list.split(',').any(|word| word.trim() == backend) {
+        return Err(format!("{REQUIRED} names {backend}, which is absent: {reason}").into());
+    }
+    Ok(Completion::ignored_with(reason))
 }

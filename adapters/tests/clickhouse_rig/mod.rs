@@ -69,6 +69,14 @@ impl Server {
 }
 
 impl Tested for Server {
+    fn kind(&self) -> &str {
+        self.name()
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.absent()
+    }
+
     fn at(self, url: String) -> Self {
         Self { url: Some(url) }
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 pub(crate) mod mock;
+pub(crate) mod tools;
 pub(crate) mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -19,13 +20,14 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::servers::namespace;
+use crate::servers::{Tested, namespace};
 use wire::Proxies;
 
 /// Brokers, and how their buses are made.
 #[derive(Debug, Clone)]
 pub(crate) struct Brokers {
     addresses: Option<String>,
+    request_timeout_ms: u64,
     traits: Arc<OnceLock<Traits>>,
 }
 
@@ -40,12 +42,17 @@ struct Traits {
 impl Brokers {
     /// Those that `QI_KAFKA_BROKERS` names.
     pub(crate) fn redpanda() -> Self {
-        Self::at(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
+        Self::named(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
     }
 
     /// These.
-    pub(crate) fn at(addresses: Option<String>) -> Self {
-        Self { addresses, traits: Arc::default() }
+    pub(crate) fn named(addresses: Option<String>) -> Self {
+        Self { addresses, request_timeout_ms: 2_500, traits: Arc::default() }
+    }
+
+    /// The same with clients that wait long for an answer: for trials that keep a machine busy.
+    pub(crate) fn patient(self) -> Self {
+        Self { request_timeout_ms: 20_000, ..self }
     }
 
     /// The addresses; the suites ask `absent` first.
@@ -55,7 +62,9 @@ impl Brokers {
 
     /// A configuration whose limits suit tests.
     pub(crate) fn config(&self) -> RedpandaConfig {
-        config(self.addresses())
+        let mut config = config(self.addresses());
+        config.request_timeout_ms = self.request_timeout_ms;
+        config
     }
 
     /// The driver's own configuration, for what tests do beside the library.
@@ -112,6 +121,20 @@ pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     config
 }
 
+impl Tested for Brokers {
+    fn kind(&self) -> &str {
+        self.backend()
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.absent()
+    }
+
+    fn at(self, address: String) -> Self {
+        Self::named(Some(address))
+    }
+}
+
 #[async_trait]
 impl BusFactory for Brokers {
     fn backend(&self) -> &'static str {
@@ -158,6 +181,7 @@ impl Env {
             None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
         };
         let mut config = config(&addresses);
+        config.request_timeout_ms = self.brokers.request_timeout_ms;
         change(&mut config);
         Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
     }

@@ -3,12 +3,12 @@
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
 
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use libtest_mimic::{Completion, Failed, Trial};
 use qi_testkit::presence;
-use qi_testkit::store::contract::StoreFactory;
 
 /// A name that no other trial has, of this run or of another one.
 pub(crate) fn namespace() -> String {
@@ -18,13 +18,19 @@ pub(crate) fn namespace() -> String {
     format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
 }
 
-/// A server that tests run on.
-pub(crate) trait Tested: StoreFactory + Clone + 'static {
-    /// The same kind of store on another server.
-    fn at(self, url: String) -> Self;
+/// A kind of server that tests run on.
+pub(crate) trait Tested: Clone + Send + 'static {
+    /// Its word in `scripts/backends` and in `QI_REQUIRE_BACKENDS`.
+    fn kind(&self) -> &str;
+
+    /// Why it cannot be tested here, if so.
+    fn missing(&self) -> Option<String>;
+
+    /// The same kind at another address.
+    fn at(self, address: String) -> Self;
 }
 
-/// A server by the script. Dropping it removes it.
+/// A server by the script, or a cluster of them. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Spare {
     kind: String,
@@ -32,19 +38,24 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Does what the word says, and gives what the script prints.
+    /// Starts one, and gives its address; or says why none can be had on this machine.
+    fn start(kind: &str) -> Result<(Self, String), String> {
+        let spare = Self { kind: kind.to_owned(), name: namespace() };
+        let address = script(&["spare", kind, &spare.name, "start"], "")?;
+        Ok((spare, address))
+    }
+
+    /// Does what the words say, and gives what the script prints.
     pub(crate) fn order(&self, action: &str) -> String {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
-        let words = ["spare", &self.kind, &self.name].into_iter().chain(action.split(' '));
-        let out = Command::new(script).args(words).output().unwrap();
-        assert!(out.status.success(), "{action}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+        let words: Vec<_> = ["spare", &self.kind, &self.name].into_iter().chain(action.split(' ')).collect();
+        script(&words, "").unwrap()
     }
 
     /// The same from inside a runtime.
-    pub(crate) async fn ordered(self, action: &'static str) -> Self {
+    pub(crate) async fn ordered(self, action: impl Into<String>) -> Self {
+        let action = action.into();
         tokio::task::spawn_blocking(move || {
-            self.order(action);
+            self.order(&action);
             self
         })
         .await
@@ -54,8 +65,31 @@ impl Spare {
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        self.order("remove");
+        // One that could not be started leaves nothing behind.
+        let _ = script(&["spare", &self.kind, &self.name, "remove"], "");
     }
+}
+
+/// Runs `scripts/backends` with this input, and gives what it prints; or says why it cannot do that on this machine.
+pub(crate) fn script(words: &[&str], input: &str) -> Result<String, String> {
+    const CANNOT: i32 = 3;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
+    let mut command = Command::new(path);
+    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // Whoever prints before it has read all is not held up.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let out = child.wait_with_output().unwrap();
+    let words = words.join(" ");
+    let errors = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    if out.status.code() == Some(CANNOT) {
+        return Err(errors);
+    }
+    assert!(out.status.success(), "{words}: {errors}");
+    writer.join().unwrap().unwrap();
+    Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned())
 }
 
 /// Runs a check to its end.
@@ -72,7 +106,7 @@ pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
     check: impl FnOnce(S) -> R + Send + 'static,
 ) -> Trial {
     let server = server.clone();
-    let (backend, absent) = (server.name().to_owned(), server.absent());
+    let (backend, absent) = (server.kind().to_owned(), server.missing());
     presence::trial(format!("{backend}/{name}"), &backend, absent, move || run(check(server)))
 }
 
@@ -82,15 +116,29 @@ pub(crate) fn spare_trial<S: Tested, R: Future<Output = ()>>(
     name: &'static str,
     check: impl FnOnce(S, Spare) -> R + Send + 'static,
 ) -> Trial {
-    let server = server.clone();
-    let (backend, absent) = (server.name().to_owned(), server.absent());
-    let absent = absent.or_else(|| {
-        let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
-        (!root).then(|| "a server that may be broken needs root".to_owned())
-    });
+    broken_trial(server, server.kind(), name, check)
+}
+
+/// A trial on what the script starts by another word than the server's own.
+pub(crate) fn broken_trial<S: Tested, R: Future<Output = ()>>(
+    server: &S,
+    started: &str,
+    name: &'static str,
+    check: impl FnOnce(S, Spare) -> R + Send + 'static,
+) -> Trial {
+    let (server, started) = (server.clone(), started.to_owned());
+    let (backend, absent) = (server.kind().to_owned(), server.missing().or_else(no_root));
     presence::trial(format!("{backend}/{name}"), &backend.clone(), absent, move || {
-        let spare = Spare { kind: backend, name: namespace() };
-        let server = server.at(spare.order("start"));
-        run(check(server, spare))
+        let (spare, address) = match Spare::start(&started) {
+            Ok(started) => started,
+            Err(reason) => return presence::absent(&backend, reason),
+        };
+        run(check(server.at(address), spare))
     })
+}
+
+/// Why the script can start no servers here, as far as that is known without asking it.
+pub(crate) fn no_root() -> Option<String> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+    (!root).then(|| "a server that may be broken needs root".to_owned())
 }

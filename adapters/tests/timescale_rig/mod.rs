@@ -115,6 +115,14 @@ pub(crate) async fn drop_schema(url: &str, schema: &str) {
 }
 
 impl Tested for Server {
+    fn kind(&self) -> &str {
+        self.name()
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.absent()
+    }
+
     fn at(self, url: String) -> Self {
         Self { url: Some(url), ..self }
     }
