@@ -12,7 +12,7 @@ use qi_core::{ErrorKind, Result};
 use super::Step;
 use super::history::{GROUPS, MEMBERS, TOPICS, partitions};
 use super::state::{Group, Log, Logs, Member};
-use crate::bus::contract::{BusEnv, Client, Failure, Verdict, ensure, ensure_eq};
+use crate::bus::contract::{BusEnv, Client, Failure, Verdict, Wire, ensure, ensure_eq};
 
 /// Somebody in a group.
 pub(super) struct Actor {
@@ -24,6 +24,8 @@ pub(super) struct Actor {
 pub(super) struct Stage<'a> {
     pub(super) env: &'a dyn BusEnv,
     pub(super) bus: std::sync::Arc<dyn MessageBus>,
+    /// Kept: a client whose wire is dropped is cut off.
+    _wire: std::sync::Arc<dyn Wire>,
     pub(super) topics: Vec<TopicName>,
     pub(super) groups: Vec<GroupId>,
     /// Members that are there, by group and by number.
@@ -34,14 +36,14 @@ pub(super) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     pub(super) async fn open(env: &'a dyn BusEnv) -> Result<Self> {
-        let bus = env.connect().await?.bus;
+        let Client { bus, wire } = env.connect().await?;
         let name = |n: usize| TopicName::new(format!("{}-model-{n}", env.prefix()));
         let topics: Vec<_> = (0..TOPICS).map(name).collect::<Result<_>>()?;
         let groups = (0..GROUPS)
             .map(|n| GroupId::new(format!("{}-model-{n}", env.prefix())))
             .collect::<Result<_>>()?;
         let actors = (0..GROUPS).map(|_| BTreeMap::new()).collect();
-        let stage = Self { env, bus, topics, groups, actors, joined: 0, sent: 0 };
+        let stage = Self { env, bus, _wire: wire, topics, groups, actors, joined: 0, sent: 0 };
         for topic in 0..TOPICS {
             stage.create(topic).await?;
         }
@@ -82,6 +84,14 @@ impl<'a> Stage<'a> {
 
     /// Somebody joins; None: the group is full.
     pub(super) async fn join(&mut self, group: usize, latest: bool) -> Result<Option<(usize, StartFrom)>> {
+        let Some((client, request)) = self.invite(group, latest).await? else { return Ok(None) };
+        let otherwise = request.otherwise;
+        let sub = client.bus.subscribe(request).await?;
+        Ok(Some((self.take_in(group, Actor { client, sub }), otherwise)))
+    }
+
+    /// What somebody needs to join; None: the group is full.
+    pub(super) async fn invite(&self, group: usize, latest: bool) -> Result<Option<(Client, Subscribe)>> {
         if self.actors[group].len() >= MEMBERS {
             return Ok(None);
         }
@@ -90,11 +100,14 @@ impl<'a> Stage<'a> {
         let request = Subscribe::new(self.groups[group].clone(), self.topics.clone())?
             .with_limits(timing.session, timing.poll_limit)?
             .otherwise(otherwise);
-        let client = self.env.connect().await?;
-        let sub = client.bus.subscribe(request).await?;
+        Ok(Some((self.env.connect().await?, request)))
+    }
+
+    /// Somebody has joined, and gets a number.
+    pub(super) fn take_in(&mut self, group: usize, actor: Actor) -> usize {
         self.joined += 1;
-        self.actors[group].insert(self.joined, Actor { client, sub });
-        Ok(Some((self.joined, otherwise)))
+        self.actors[group].insert(self.joined, actor);
+        self.joined
     }
 
     /// The member at a place among those that are there.

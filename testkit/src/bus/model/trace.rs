@@ -1,15 +1,18 @@
 //! What two buses must agree on.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
+use futures::join;
 use qi_core::bus::{GroupQuery, Headers, MessageBusExt, Positions, Received, TopicPartition};
 use qi_core::{Error, ErrorKind, Timestamp};
 use tokio::time::Instant;
 
 use super::Step;
 use super::history::{GROUPS, TOPICS, partitions};
-use super::run::Stage;
+use super::run::{Actor, Stage};
 use crate::bus::contract::{BusEnv, Failure, Verdict};
 
 /// A message as its sender wrote it.
@@ -46,7 +49,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
                 }
                 total += stage.bus.send(&batch).await?.len();
             }
-            Step::Join { group, .. } => drop(stage.join(group, false).await?),
+            Step::Join { group, .. } => join(&mut stage, group, &mut seen).await?,
             Step::Recv { group, .. } => gather(&mut stage, group, total, &mut seen).await?,
             Step::Commit { group, .. } => commit(&mut stage, group, &seen).await?,
             Step::CommitTooFar { group, member } => {
@@ -82,7 +85,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
     // Those that died are forgotten by then.
     tokio::time::sleep(env.timing().session + env.timing().short).await;
     for group in 0..GROUPS {
-        stage.join(group, false).await?;
+        join(&mut stage, group, &mut seen).await?;
         read_to_the_end(&mut stage, group, &mut seen).await?;
         commit(&mut stage, group, &seen).await?;
         let known = stage.bus.groups(&GroupQuery::one(stage.groups[group].clone())).await?;
@@ -109,11 +112,35 @@ fn content(message: &Received) -> Content {
 
 type Seen = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
 
-/// Every member reads once.
+/// Somebody joins while the others read, as it is in life: brokers wait for members that do not.
+async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+    let Some((client, request)) = stage.invite(group, false).await? else { return Ok(()) };
+    let bus = client.bus.clone();
+    let joined = Cell::new(false);
+    let joining = async {
+        let sub = bus.subscribe(request).await;
+        joined.set(true);
+        sub
+    };
+    let reading = async {
+        while !joined.get() && !stage.actors[group].is_empty() {
+            read_once(stage, group, seen).await?;
+        }
+        Ok(())
+    };
+    let (sub, read): (_, Verdict) = join!(joining, reading);
+    read?;
+    stage.take_in(group, Actor { client, sub: sub? });
+    Ok(())
+}
+
+/// Every member reads once, all at the same time.
 async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
     let short = stage.env.timing().short;
-    for actor in stage.actors[group].values_mut() {
-        for message in actor.sub.recv(500, short).await?.messages() {
+    let members = stage.actors[group].values_mut();
+    let batches = try_join_all(members.map(|actor| actor.sub.recv(500, short))).await?;
+    for batch in batches {
+        for message in batch.messages() {
             let place = (group, TopicPartition::new(message.topic.clone(), message.partition));
             let before = seen.entry(place).or_default().insert(message.offset, content(message));
             if before.is_some_and(|before| before != content(message)) {
