@@ -10,6 +10,7 @@ use qi_core::bus::{
 };
 use qi_core::{Error, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
@@ -45,6 +46,14 @@ impl Office<'_> {
         let (admin, limit) = (self.admin.clone(), self.limit);
         let found = blocking(operation, move || Ok(admin.inner().fetch_metadata(None, limit))).await?;
         found.map_err(|e| self.failed(e, operation))
+    }
+
+    /// The same, by the client that asks for offsets: it would not believe in a partition that was added since it last
+    /// looked.
+    async fn known_to(&self, inspector: &Arc<Inspector>) -> Result<Metadata> {
+        let (client, limit) = (inspector.clone(), self.limit);
+        let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
+        found.map_err(|e| inspector.context().explain(error::asked(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusStatus> {
@@ -201,7 +210,7 @@ impl Office<'_> {
     }
 
     pub(super) async fn topics(&self, inspector: &Arc<Inspector>) -> Result<Vec<TopicInfo>> {
-        let metadata = self.metadata("topics").await?;
+        let metadata = self.known_to(inspector).await?;
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };

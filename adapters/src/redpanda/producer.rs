@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use qi_core::bus::{Delivery, DeliveryError, DeliveryState};
+use qi_core::bus::{Delivery, DeliveryError, DeliveryState, TopicName};
 use qi_core::{Error, ErrorKind, Result, Timestamp};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -150,6 +150,18 @@ impl Lane {
 
     pub(super) fn producer(&self) -> &BaseProducer<Deliveries> {
         &self.producer
+    }
+
+    /// Looks at a topic anew; by itself a producer does so every five minutes.
+    pub(super) async fn look_at(&self, topic: &TopicName, limit: Duration) {
+        let (producer, topic) = (self.producer.clone(), topic.clone());
+        let looked = super::blocking("publish", move || {
+            let found = producer.client().fetch_metadata(Some(topic.as_str()), limit);
+            found.map(drop).map_err(|e| error::of(e, "publish"))
+        });
+        if let Err(error) = looked.await {
+            tracing::debug!(%error, "the producer could not look at a topic anew");
+        }
     }
 
     /// It met a fatal error: nobody publishes by it any more.

@@ -187,6 +187,7 @@ impl Sender {
     ) -> std::result::Result<(), Stop> {
         self.take_space(&place).await.map_err(Stop::Rest)?;
         let mut record = record(message, added, Desk::name(place.slot, place.index));
+        let mut told = false;
         loop {
             let used = match lane {
                 Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
@@ -203,6 +204,12 @@ impl Sender {
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                // The topic has this partition, of which the producer has not heard yet.
+                RDKafkaErrorCode::UnknownPartition if !told => {
+                    told = true;
+                    used.look_at(&message.topic, settings::limit(self.config.request_timeout_ms)).await;
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {

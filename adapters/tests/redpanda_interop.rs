@@ -1,0 +1,537 @@
+//! What Kafka's own programs write, read and report is what this library reads, writes and reports.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod redpanda_rig;
+mod servers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use bytes::Bytes;
+use libtest_mimic::Arguments;
+use qi_adapters::redpanda::RedpandaBus;
+use qi_core::bus::{
+    CleanupPolicy, Delivery, GroupId, GroupInfo, GroupQuery, GroupState, HeaderName, Headers, Message,
+    MessageBus, MessageBusExt, Positions, Read, Received, SeekTo, Subscribe, Subscription, TopicInfo,
+    TopicName, TopicPartition, TopicSpec, TopicState, partition_for_key,
+};
+use qi_core::{ErrorKind, Selection, Timestamp};
+use redpanda_rig::Brokers;
+use redpanda_rig::tools::{table, tool, tool_trial};
+use servers::{Spare, namespace, spare_trial};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn main() {
+    let brokers = Brokers::redpanda().patient();
+    let trials = vec![
+        tool_trial(&brokers, "what_kafkas_producer_writes_is_read_here", written_there),
+        tool_trial(&brokers, "what_is_written_here_kafkas_consumer_prints", written_here),
+        tool_trial(&brokers, "keys_go_where_the_java_client_puts_them", partitions_of_keys),
+        tool_trial(&brokers, "topics_are_as_kafkas_tools_see_them", topics),
+        tool_trial(&brokers, "a_topic_that_kafkas_tool_made_is_known_and_compared", topic_made_there),
+        tool_trial(&brokers, "groups_are_as_kafkas_tools_see_them", groups),
+        tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
+        spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_unsupported", consumer_protocol),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// A bus and a new topic, which goes with the end of the check.
+async fn with_topic<R: Future<Output = ()>>(
+    brokers: &Brokers,
+    partitions: u32,
+    check: impl FnOnce(std::sync::Arc<RedpandaBus>, TopicName) -> R,
+) {
+    let bus = std::sync::Arc::new(RedpandaBus::open(brokers.config()).unwrap());
+    let topic = TopicName::new(namespace()).unwrap();
+    let made = bus.create_topics(&[TopicSpec::new(topic.clone(), partitions).unwrap()]).await.unwrap();
+    assert_eq!(made[0].result.as_ref().unwrap(), &TopicState::Created);
+    check(bus.clone(), topic.clone()).await;
+    bus.delete_topics(&[topic]).await.unwrap();
+    bus.close().await.unwrap();
+}
+
+/// Everything in a topic, by partition and offset.
+async fn all_of(bus: &dyn MessageBus, topic: &TopicName, partitions: u32, count: usize) -> Vec<Received> {
+    let from = (0..partitions).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
+    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let all = drain(&mut *reader, count).await;
+    reader.close().await.unwrap();
+    all
+}
+
+async fn drain(reader: &mut dyn Subscription, count: usize) -> Vec<Received> {
+    let mut all = Vec::new();
+    let deadline = tokio::time::Instant::now() + 30 * SECOND;
+    while all.len() < count {
+        assert!(tokio::time::Instant::now() < deadline, "{} of {count} messages came", all.len());
+        all.extend(reader.recv(1_000, SECOND).await.unwrap().into_messages());
+    }
+    assert!(reader.recv(1, SECOND / 4).await.unwrap().is_empty(), "more than {count} messages");
+    all.sort_by_key(|message| (message.partition, message.offset));
+    all
+}
+
+fn headers(pairs: &[(&str, Option<&str>)]) -> Headers {
+    let pair = |(name, value): &(&str, Option<&str>)| {
+        (HeaderName::new(*name).unwrap(), value.map(|value| Bytes::copy_from_slice(value.as_bytes())))
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn bytes(text: &str) -> Option<Bytes> {
+    Some(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// What the console tools print for a null.
+const NULL: &str = "NULL";
+
+async fn written_there(brokers: Brokers) {
+    with_topic(&brokers, 3, async |bus, topic| {
+        let before = now();
+        let lines = [
+            // Headers, key and payload.
+            ("source:binance,seq:7", "BTC", "1.5"),
+            // A name that comes twice, an empty value and a null.
+            ("a:1,b:,a:2,c:NULL", "ETH", "2.5"),
+            (NULL, "ETH", NULL),
+            (NULL, "ETH", ""),
+            (NULL, "", "an empty key"),
+            ("größe:süß", "ключ", "价格 😀"),
+            (NULL, NULL, "no key"),
+        ];
+        let input: String = lines.iter().map(|(h, k, v)| format!("{h}\t{k}\t{v}\n")).collect();
+        let options = format!(
+            "--topic {topic} --reader-property parse.headers=true --reader-property parse.key=true \
+             --reader-property null.marker={NULL} --compression-codec lz4"
+        );
+        tool(&brokers, "ConsoleProducer", &options, &input).await;
+        let mut got: Vec<_> = all_of(&*bus, &topic, 3, lines.len()).await;
+        let after = now();
+        assert!(got.iter().all(|m| m.timestamp.is_some_and(|ts| (before..=after).contains(&ts))), "{got:?}");
+        let mut by_key: BTreeMap<Option<Bytes>, Vec<(Option<Bytes>, Headers)>> = BTreeMap::new();
+        for message in got.drain(..) {
+            by_key.entry(message.key).or_default().push((message.payload, message.headers));
+        }
+        let none = Headers::new();
+        let wanted = BTreeMap::from([
+            (bytes("BTC"), vec![(bytes("1.5"), headers(&[("source", Some("binance")), ("seq", Some("7"))]))]),
+            (
+                bytes("ETH"),
+                vec![
+                    (
+                        bytes("2.5"),
+                        headers(&[("a", Some("1")), ("b", Some("")), ("a", Some("2")), ("c", None)]),
+                    ),
+                    (None, none.clone()),
+                    (bytes(""), none.clone()),
+                ],
+            ),
+            (bytes(""), vec![(bytes("an empty key"), none.clone())]),
+            (bytes("ключ"), vec![(bytes("价格 😀"), headers(&[("größe", Some("süß"))]))]),
+            (None, vec![(bytes("no key"), none)]),
+        ]);
+        assert_eq!(by_key, wanted);
+    })
+    .await;
+}
+
+fn now() -> Timestamp {
+    use qi_core::Clock as _;
+    // What is kept is cut to the millisecond.
+    Timestamp::from_millis(qi_core::SystemClock.now().as_millis_floor()).unwrap()
+}
+
+async fn written_here(brokers: Brokers) {
+    with_topic(&brokers, 3, async |bus, topic| {
+        let new = |key: Option<&str>, payload: Option<&str>, pairs: &[(&str, Option<&str>)]| {
+            let mut message = Message::tombstone(topic.clone());
+            (message.key, message.payload) = (key.and_then(bytes), payload.and_then(bytes));
+            message.headers = headers(pairs);
+            message
+        };
+        let batch = [
+            new(Some("BTC"), Some("1.5"), &[("source", Some("binance")), ("seq", Some("7"))]),
+            new(Some("ETH"), Some("2.5"), &[("a", Some("1")), ("b", Some("")), ("a", Some("2"))]),
+            new(Some("ETH"), None, &[]),
+            new(Some("ETH"), Some(""), &[]),
+            new(Some(""), Some("an empty key"), &[]),
+            new(Some("ключ"), Some("价格 😀"), &[("größe", Some("süß"))]),
+            new(None, Some("no key"), &[]),
+            new(Some("old"), Some("of another day"), &[])
+                .with_timestamp(Timestamp::from_millis(now().as_millis_floor() - 86_400_000).unwrap()),
+        ];
+        let deliveries = bus.send(&batch).await.unwrap();
+        let line = |message: &Message, delivery: &Delivery| {
+            let text = |bytes: &Option<Bytes>| match bytes {
+                Some(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+                None => NULL.to_owned(),
+            };
+            let pairs = message.headers.iter();
+            let pairs: Vec<_> =
+                pairs.map(|(name, value)| format!("{name}:{}", text(&value.cloned()))).collect();
+            let pairs = if pairs.is_empty() { "NO_HEADERS".to_owned() } else { pairs.join(",") };
+            let time = delivery.timestamp.unwrap().as_millis_floor();
+            let Delivery { partition, offset, .. } = delivery;
+            let (key, payload) = (text(&message.key), text(&message.payload));
+            format!("CreateTime:{time}\tPartition:{partition}\tOffset:{offset}\t{pairs}\t{key}\t{payload}")
+        };
+        let wanted: BTreeSet<_> = batch.iter().zip(&deliveries).map(|(m, d)| line(m, d)).collect();
+        let properties = ["timestamp", "partition", "offset", "headers", "key"]
+            .map(|word| format!("--formatter-property print.{word}=true"))
+            .join(" ");
+        let options = format!(
+            "--topic {topic} --from-beginning --max-messages {} --timeout-ms 15000 {properties} \
+             --formatter-property null.literal={NULL} --group {topic}",
+            batch.len()
+        );
+        let printed = tool(&brokers, "consumer.ConsoleConsumer", &options, "").await;
+        let printed: BTreeSet<_> =
+            printed.lines().filter(|line| line.starts_with("CreateTime")).map(str::to_owned).collect();
+        assert_eq!(printed, wanted);
+    })
+    .await;
+}
+
+/// Keys of every kind that a line of text can hold.
+fn keys() -> Vec<String> {
+    let mut keys: Vec<_> = [
+        "",
+        " ",
+        "a",
+        "ab",
+        "abc",
+        "abcd",
+        "abcde",
+        "binance:BTC-USDT",
+        "\u{1}\u{2}\u{7f}",
+        "ключ",
+        "鍵",
+        "🔑",
+        "é",
+        "e\u{301}",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    keys.extend((0..50).map(|n| format!("instrument-{n}")));
+    keys.extend((1..10).map(|n| "ü".repeat(n)));
+    keys.extend([100, 1_000, 10_000].map(|length| "long".repeat(length)));
+    keys
+}
+
+async fn partitions_of_keys(brokers: Brokers) {
+    for partitions in [12, 7] {
+        with_topic(&brokers, partitions, async |bus, topic| {
+            let keys = keys();
+            assert!(keys.len() >= 50);
+            let input: String = keys.iter().enumerate().map(|(n, key)| format!("{key}\t{n}\n")).collect();
+            let options = format!("--topic {topic} --reader-property parse.key=true");
+            tool(&brokers, "ConsoleProducer", &options, &input).await;
+            let theirs: BTreeMap<String, u32> = all_of(&*bus, &topic, partitions, keys.len())
+                .await
+                .into_iter()
+                .map(|m| (String::from_utf8(m.key.unwrap().to_vec()).unwrap(), m.partition))
+                .collect();
+            let batch: Vec<_> =
+                keys.iter().map(|key| Message::new(topic.clone(), "x").with_key(key.clone())).collect();
+            let ours = bus.send(&batch).await.unwrap();
+            for (key, delivery) in keys.iter().zip(ours) {
+                let shown: String = key.chars().take(20).collect();
+                assert_eq!(Some(&delivery.partition), theirs.get(key), "{shown:?} of {partitions}");
+                let known = partition_for_key(key.as_bytes(), NonZeroU32::new(partitions).unwrap());
+                assert_eq!(
+                    delivery.partition, known,
+                    "{shown:?} of {partitions}, by the library's own function"
+                );
+            }
+            let used: BTreeSet<_> = theirs.values().collect();
+            assert_eq!(used.len(), partitions as usize, "every partition has a key");
+        })
+        .await;
+    }
+}
+
+async fn info_of(bus: &dyn MessageBus, topic: &TopicName) -> TopicInfo {
+    bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap()
+}
+
+/// Every setting of a topic as Kafka's tool prints it.
+async fn settings_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String, String> {
+    let options = format!("--describe --entity-type topics --entity-name {topic} --all");
+    let printed = tool(brokers, "kafka.admin.ConfigCommand", &options, "").await;
+    let settings = printed.lines().filter_map(|line| {
+        let (setting, _) = line.trim().split_once(" sensitive=")?;
+        setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    });
+    settings.collect()
+}
+
+/// What Kafka's tool says of a topic's partitions: leader, replicas and those in sync.
+async fn partitions_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<u32, (i32, Vec<i32>, Vec<i32>)> {
+    let printed = tool(brokers, "TopicCommand", &format!("--describe --topic {topic}"), "").await;
+    let numbers = |text: &str| text.split(',').map(|n| n.trim().parse().unwrap()).collect::<Vec<i32>>();
+    let partitions = printed.lines().filter(|line| line.contains("Leader: ")).map(|line| {
+        let fields: BTreeMap<_, _> =
+            line.trim().split('\t').filter_map(|field| field.split_once(": ")).collect();
+        let described =
+            (fields["Leader"].parse().unwrap(), numbers(fields["Replicas"]), numbers(fields["Isr"]));
+        (fields["Partition"].parse().unwrap(), described)
+    });
+    partitions.collect()
+}
+
+/// The first or the next offsets of a topic as Kafka's tool prints them.
+async fn offsets_there(brokers: &Brokers, topic: &TopicName, time: &str) -> BTreeMap<u32, u64> {
+    let printed = tool(brokers, "GetOffsetShell", &format!("--topic {topic} --time {time}"), "").await;
+    let offsets = printed.lines().filter_map(|line| {
+        let mut fields = line.rsplit(':');
+        let offset = fields.next()?.parse().ok()?;
+        Some((fields.next()?.parse().ok()?, offset))
+    });
+    offsets.collect()
+}
+
+/// A topic is the same here and there.
+async fn assert_same_topic(brokers: &Brokers, info: &TopicInfo) {
+    let partitions = info.partitions.iter();
+    let ours: BTreeMap<_, _> =
+        partitions.map(|p| (p.id, (p.leader.unwrap(), p.replicas.clone(), p.in_sync.clone()))).collect();
+    assert_eq!(ours, partitions_there(brokers, &info.name).await);
+    assert_eq!(info.settings, settings_there(brokers, &info.name).await);
+    for (time, ours) in [("-2", edges(info, |p| p.low)), ("-1", edges(info, |p| p.high))] {
+        assert_eq!(ours, offsets_there(brokers, &info.name, time).await, "offsets at {time}");
+    }
+}
+
+fn edges(info: &TopicInfo, edge: fn(&qi_core::bus::PartitionInfo) -> u64) -> BTreeMap<u32, u64> {
+    info.partitions.iter().map(|p| (p.id, edge(p))).collect()
+}
+
+async fn topics(brokers: Brokers) {
+    let bus = RedpandaBus::open(brokers.config()).unwrap();
+    let topic = TopicName::new(namespace()).unwrap();
+    let spec = TopicSpec::new(topic.clone(), 5)
+        .unwrap()
+        .with_replication(1)
+        .with_retention(Duration::from_hours(48))
+        .with_cleanup(CleanupPolicy::Compact)
+        .with_max_message_bytes(123_456)
+        .with_setting("segment.bytes", "2097152");
+    bus.create_topics(&[spec]).await.unwrap().pop().unwrap().result.unwrap();
+    let batch: Vec<_> = (0..40).map(|n| Message::new(topic.clone(), "x").with_key(format!("k{n}"))).collect();
+    bus.send(&batch).await.unwrap();
+    let info = info_of(&bus, &topic).await;
+    assert_same_topic(&brokers, &info).await;
+    for (name, value) in [
+        ("retention.ms", "172800000"),
+        ("cleanup.policy", "compact"),
+        ("max.message.bytes", "123456"),
+        ("segment.bytes", "2097152"),
+    ] {
+        assert_eq!(info.settings.get(name).map(String::as_str), Some(value));
+    }
+    assert_eq!(info.partitions.iter().map(|p| p.high).sum::<u64>(), 40);
+    bus.delete_topics(std::slice::from_ref(&topic)).await.unwrap();
+    let listed = tool(&brokers, "TopicCommand", "--list", "").await;
+    assert!(!listed.lines().any(|line| line == topic.as_str()), "deleted here, and still there");
+    bus.close().await.unwrap();
+}
+
+async fn topic_made_there(brokers: Brokers) {
+    let bus = RedpandaBus::open(brokers.config()).unwrap();
+    let topic = TopicName::new(namespace()).unwrap();
+    let options = format!("--create --topic {topic} --partitions 4 --config retention.ms=86400000");
+    tool(&brokers, "TopicCommand", &options, "").await;
+    assert_same_topic(&brokers, &info_of(&bus, &topic).await).await;
+    let day = TopicSpec::new(topic.clone(), 4).unwrap().with_retention(Duration::from_hours(24));
+    let two_days = TopicSpec::new(topic.clone(), 4).unwrap().with_retention(Duration::from_hours(48));
+    let more = TopicSpec::new(topic.clone(), 6).unwrap();
+    let mut outcomes = Vec::new();
+    for spec in [day, two_days, more] {
+        outcomes.push(bus.create_topics(&[spec]).await.unwrap().pop().unwrap().result);
+    }
+    assert_eq!(outcomes[0].as_ref().unwrap(), &TopicState::Existed { differs: vec![] });
+    let TopicState::Existed { differs } = outcomes[1].as_ref().unwrap() else { panic!("{outcomes:?}") };
+    let differs: Vec<_> = differs.iter().map(|d| (&*d.name, &*d.wanted, &*d.found)).collect();
+    assert_eq!(differs, [("retention.ms", "172800000", "86400000")]);
+    assert_eq!(outcomes[2].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
+    // More partitions by the tool are seen here, and used, by clients that knew the topic before.
+    bus.publish_one(&Message::new(topic.clone(), "before")).await.unwrap();
+    tool(&brokers, "TopicCommand", &format!("--alter --topic {topic} --partitions 6"), "").await;
+    assert_same_topic(&brokers, &info_of(&bus, &topic).await).await;
+    let added = bus.publish_one(&Message::new(topic.clone(), "after").with_partition(5)).await.unwrap();
+    assert_eq!((added.partition, added.offset), (5, 0));
+    bus.delete_topics(&[topic]).await.unwrap();
+    bus.close().await.unwrap();
+}
+
+async fn group_of(bus: &dyn MessageBus, group: &GroupId) -> GroupInfo {
+    bus.groups(&GroupQuery::one(group.clone())).await.unwrap().pop().unwrap()
+}
+
+/// A group is the same here and there.
+async fn assert_same_group(brokers: &Brokers, info: &GroupInfo, state: &str) {
+    let ask = async |more: &str| {
+        let options = format!("--describe --group {} {more}", info.id);
+        table(&tool(brokers, "consumer.group.ConsumerGroupCommand", &options, "").await)
+    };
+    let described = ask("").await;
+    let number = |text: &str| text.parse::<u64>().ok();
+    let theirs: BTreeMap<_, _> = described
+        .iter()
+        .map(|row| {
+            let place = (row["TOPIC"].clone(), row["PARTITION"].parse::<u32>().unwrap());
+            let told = (number(&row["CURRENT-OFFSET"]), number(&row["LOG-END-OFFSET"]), number(&row["LAG"]));
+            (place, told)
+        })
+        .collect();
+    let ours: BTreeMap<_, _> = info
+        .partitions
+        .iter()
+        .map(|p| {
+            let place = (p.partition.topic.to_string(), p.partition.partition);
+            (place, (p.committed, Some(p.end), p.lag))
+        })
+        .collect();
+    assert_eq!(ours, theirs);
+    let owners: BTreeMap<_, _> = described
+        .iter()
+        .filter(|row| row["CONSUMER-ID"] != "-")
+        .map(|row| {
+            let place = (row["TOPIC"].clone(), row["PARTITION"].parse::<u32>().unwrap());
+            (place, (row["CONSUMER-ID"].clone(), row["CLIENT-ID"].clone()))
+        })
+        .collect();
+    let ours: BTreeMap<_, _> =
+        info.members
+            .iter()
+            .flat_map(|member| {
+                member.partitions.iter().map(|p| {
+                    ((p.topic.to_string(), p.partition), (member.id.clone(), member.client_id.clone()))
+                })
+            })
+            .collect();
+    assert_eq!(ours, owners);
+    let members = ask("--members --verbose").await;
+    let theirs: BTreeMap<_, _> = members
+        .iter()
+        .map(|row| (row["CONSUMER-ID"].clone(), row["#PARTITIONS"].parse::<usize>().unwrap()))
+        .collect();
+    let ours: BTreeMap<_, _> = info.members.iter().map(|m| (m.id.clone(), m.partitions.len())).collect();
+    assert_eq!(ours, theirs);
+    let states = ask("--state").await;
+    assert!(states[0].values().any(|word| word == state), "{states:?}");
+}
+
+async fn groups(brokers: Brokers) {
+    with_topic(&brokers, 5, async |bus, topic| {
+        let group = GroupId::new(topic.as_str()).unwrap();
+        let batch: Vec<_> = (0..50).map(|n| Message::new(topic.clone(), "x").with_partition(n % 5)).collect();
+        bus.send(&batch).await.unwrap();
+        let other = RedpandaBus::open(brokers.config()).unwrap();
+        let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
+        let mut one = bus.subscribe(request.clone()).await.unwrap();
+        let join = other.subscribe(request);
+        tokio::pin!(join);
+        let mut two = loop {
+            tokio::select! {
+                two = &mut join => break two.unwrap(),
+                read = one.recv(3, SECOND / 10) => drop(read.unwrap()),
+            }
+        };
+        // Until both have their share.
+        let mut shares = (0, 0);
+        let deadline = tokio::time::Instant::now() + 30 * SECOND;
+        while shares.0 + shares.1 != 5 || shares.0 < 2 || shares.1 < 2 {
+            assert!(tokio::time::Instant::now() < deadline, "shares {shares:?}");
+            for sub in [&mut one, &mut two] {
+                let batch = sub.recv(3, SECOND / 5).await.unwrap();
+                sub.commit(batch.positions()).await.unwrap();
+            }
+            let owned =
+                async |sub: &mut Box<dyn Subscription>| sub.assignment().await.unwrap().partitions.len();
+            shares = (owned(&mut one).await, owned(&mut two).await);
+        }
+        let info = group_of(&*bus, &group).await;
+        assert_eq!((info.state, info.members.len()), (GroupState::Stable, 2), "{info:?}");
+        assert!(info.lag().is_none_or(|lag| lag < 50) && info.partitions.len() == 5, "{info:?}");
+        assert_same_group(&brokers, &info, "Stable").await;
+        for sub in [&mut one, &mut two] {
+            sub.close().await.unwrap();
+        }
+        let info = group_of(&*bus, &group).await;
+        assert_eq!((info.state, info.members.len()), (GroupState::Empty, 0), "{info:?}");
+        assert_same_group(&brokers, &info, "Empty").await;
+        other.close().await.unwrap();
+        delete_group(&brokers, &group).await;
+        assert!(bus.groups(&GroupQuery::one(group)).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+async fn delete_group(brokers: &Brokers, group: &GroupId) {
+    let options = format!("--delete --group {group}");
+    tool(brokers, "consumer.group.ConsumerGroupCommand", &options, "").await;
+}
+
+async fn commits_set_there(brokers: Brokers) {
+    with_topic(&brokers, 2, async |bus, topic| {
+        let group = GroupId::new(topic.as_str()).unwrap();
+        let batch: Vec<_> =
+            (0..20).map(|n| Message::new(topic.clone(), n.to_string()).with_partition(n % 2)).collect();
+        bus.send(&batch).await.unwrap();
+        let options = format!("--reset-offsets --group {group} --topic {topic} --to-offset 4 --execute");
+        tool(&brokers, "consumer.group.ConsumerGroupCommand", &options, "").await;
+        let info = group_of(&*bus, &group).await;
+        let seen: Vec<_> = info.partitions.iter().map(|p| (p.committed, p.end, p.lag)).collect();
+        assert_eq!(seen, [(Some(4), 10, Some(6)); 2]);
+        let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let got = drain(&mut *sub, 12).await;
+        assert!(got.iter().all(|message| message.offset >= 4));
+        // And what is committed here is where Kafka's consumer goes on.
+        let upto: Positions = (0..2).map(|p| (TopicPartition::new(topic.clone(), p), 9)).collect();
+        sub.commit(&upto).await.unwrap();
+        sub.close().await.unwrap();
+        let options = format!(
+            "--topic {topic} --max-messages 2 --timeout-ms 15000 --group {group} \
+             --formatter-property print.offset=true"
+        );
+        let printed = tool(&brokers, "consumer.ConsoleConsumer", &options, "").await;
+        let printed: BTreeSet<_> = printed.lines().filter(|line| line.starts_with("Offset:")).collect();
+        assert_eq!(printed, BTreeSet::from(["Offset:9\t18", "Offset:9\t19"]));
+        assert_same_group(&brokers, &group_of(&*bus, &group).await, "Empty").await;
+        delete_group(&brokers, &group).await;
+    })
+    .await;
+}
+
+async fn consumer_protocol(brokers: Brokers, spare: Spare) {
+    with_topic(&brokers, 2, async |bus, topic| {
+        let group = GroupId::new(topic.as_str()).unwrap();
+        let batch = [Message::new(topic.clone(), "x"), Message::new(topic.clone(), "y")];
+        bus.send(&batch).await.unwrap();
+        let options = format!(
+            "--topic {topic} --from-beginning --max-messages 2 --timeout-ms 15000 --group {group} \
+             --command-property group.protocol=consumer"
+        );
+        let printed = tool(&brokers, "consumer.ConsoleConsumer", &options, "").await;
+        assert_eq!(printed.lines().filter(|line| ["x", "y"].contains(line)).count(), 2, "{printed}");
+        let one = GroupQuery::one(group.clone());
+        let all = GroupQuery::new(Selection::All);
+        for query in [one, all] {
+            let error = bus.groups(&query).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.code()),
+                (ErrorKind::Unsupported, "bus.redpanda.group.consumer_protocol"),
+                "{}",
+                error.report()
+            );
+            assert_eq!(error.context_value("group"), Some(group.as_str()));
+        }
+    })
+    .await;
+    drop(spare);
+}
