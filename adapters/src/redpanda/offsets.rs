@@ -54,11 +54,28 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
         // Messages were cut to the millisecond, too.
         Place::At(time) => Offset::Offset(time.as_millis_floor()),
     };
-    let list = list(partitions.into_iter().map(|partition| (partition, asked)))?;
-    if list.count() == 0 {
+    let partitions: Vec<_> = partitions.into_iter().collect();
+    if partitions.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let answers = read(&client.offsets_for_times(list, limit)?);
+    let list = list(partitions.iter().map(|partition| (*partition, asked)))?;
+    let answers = match client.offsets_for_times(list, limit) {
+        Ok(list) => read(&list),
+        // One partition that was deleted meanwhile can be the error of all; it is looked for.
+        Err(error) if super::error::is_gone(&error) => {
+            let (left, right) = partitions.split_at(partitions.len() / 2);
+            if left.is_empty() {
+                return Ok(right
+                    .iter()
+                    .map(|partition| ((*partition).clone(), Err(error.clone())))
+                    .collect());
+            }
+            let mut offsets = find_each(client, left.iter().copied(), place, limit)?;
+            offsets.extend(find_each(client, right.iter().copied(), place, limit)?);
+            return Ok(offsets);
+        }
+        Err(error) => return Err(error),
+    };
     let mut offsets = Answers::new();
     let mut beyond = Vec::new();
     for (partition, answer) in answers {
