@@ -1,0 +1,30 @@
+//! The same random histories in memory and on real brokers leave the same behind.
+
+mod redpanda_rig;
+mod servers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use qi_testkit::bus::contract::{BusFactory, Timing};
+use qi_testkit::bus::model::check_traces;
+use qi_testkit::presence;
+use redpanda_rig::Brokers;
+
+fn main() {
+    let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda().patient());
+    let name = "redpanda/leaves_what_memory_leaves_over_64_histories".to_owned();
+    let compared = presence::trial(name, "redpanda", brokers.absent(), move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(check_traces(brokers, 64, 16, pace)).map_err(|failure| failure.to_string())?;
+        Ok(Completion::Completed)
+    });
+    let trials: Vec<Trial> = vec![compared];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Members that died are soon forgotten; members that read in turn are silent for long.
+fn pace(timing: Timing) -> Timing {
+    Timing { session: Duration::from_secs(5), poll_limit: Duration::from_mins(3), ..timing }
+}
