@@ -259,7 +259,15 @@ impl Office<'_> {
                 let low = offsets::find_each(&*client, &asked, Place::Beginning, limit);
                 Ok(low.and_then(|low| Ok((low, offsets::find_each(&*client, &asked, Place::End, limit)?))))
             });
-            let (low, mut high) = edges.await?.map_err(|e| self.failed(e, "topics"))?;
+            let (low, mut high) = match edges.await?.map_err(|e| self.failed(e, "topics")) {
+                Ok(edges) => edges,
+                // The error of one partition can be that of all.
+                Err(error) if error.retry().is_retryable() && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let mut refused = None;
             open.clear();
             for (partition, low) in low {
