@@ -519,6 +519,27 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
         );
         let printed = tool(&brokers, "consumer.ConsoleConsumer", &options, "").await;
         assert_eq!(printed.lines().filter(|line| ["x", "y"].contains(line)).count(), 2, "{printed}");
+        // While it has committed nothing, it is not called unknown either.
+        let silent = GroupId::new(format!("{topic}-silent")).unwrap();
+        let options = format!(
+            "--topic {topic} --from-beginning --timeout-ms 6000 --group {silent} \
+             --command-property group.protocol=consumer --command-property enable.auto.commit=false"
+        );
+        let asking = async {
+            let query = GroupQuery::one(silent.clone());
+            let deadline = tokio::time::Instant::now() + 20 * SECOND;
+            loop {
+                match bus.groups(&query).await {
+                    Err(error) => {
+                        break assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
+                    }
+                    Ok(none) => assert!(none.is_empty(), "{none:?}"),
+                }
+                assert!(tokio::time::Instant::now() < deadline, "a group with a member is called unknown");
+                tokio::time::sleep(SECOND / 5).await;
+            }
+        };
+        tokio::join!(tool(&brokers, "consumer.ConsoleConsumer", &options, ""), asking);
         let one = GroupQuery::one(group.clone());
         let all = GroupQuery::new(Selection::All);
         for query in [one, all] {

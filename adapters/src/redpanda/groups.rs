@@ -79,7 +79,9 @@ impl Look<'_> {
         drop(asking);
         let listed = list(inspector, group, limit).map_err(failed)?;
         let Some(listed) = listed.filter(|listed| listed.state != "Dead") else {
-            return if commits.is_empty() { Ok(None) } else { Err(error::consumer_protocol(group.as_str())) };
+            // The brokers call a group that they cannot describe in this protocol dead, and list it all the same.
+            let there = !commits.is_empty() || names(inspector, limit).map_err(failed)?.contains(group);
+            return if there { Err(error::consumer_protocol(group.as_str())) } else { Ok(None) };
         };
         if listed.members.is_empty() && commits.is_empty() {
             return Ok(None);
