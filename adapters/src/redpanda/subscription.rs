@@ -245,7 +245,7 @@ impl Subscription for RedpandaSubscription {
             let client = feed.client("assignment")?;
             let partitions: Vec<_> = feed.state().shelf.owned().keys().cloned().collect();
             let ends = offsets::find(&*client, &partitions, Place::End, feed.plan.limit);
-            let ends = ends.map_err(|e| feed.inbox().link.explain(error::of(e, "assignment")))?;
+            let ends = ends.map_err(|e| feed.inbox().link.explain(error::asked(e, "assignment")))?;
             let state = feed.state();
             let owned = state.shelf.owned().iter().map(|(partition, owned)| {
                 let end = ends.get(partition).copied().unwrap_or(owned.position);
@@ -278,7 +278,7 @@ pub(super) fn resolve(
     to: &[(TopicPartition, SeekTo)],
     limit: Duration,
 ) -> Result<Vec<(TopicPartition, u64)>> {
-    let failed = |e| -> Error { client.context().link.explain(error::of(e, "seek")) };
+    let failed = |e| -> Error { client.context().link.explain(error::asked(e, "seek")) };
     let mut found = Vec::with_capacity(to.len());
     for (partition, place) in to {
         let place = match place {

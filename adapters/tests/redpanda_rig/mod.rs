@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
 
+pub(crate) mod load;
 pub(crate) mod mock;
 pub(crate) mod tools;
 pub(crate) mod wire;

@@ -1,0 +1,649 @@
+//! Brokers and readers die, provoked on real ones: nothing that was promised is lost, and everything goes on by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod redpanda_rig;
+mod servers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Trial};
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+use qi_core::bus::{
+    DeliveryState, GroupId, GroupQuery, Message, MessageBus, MessageBusExt, Notice, Positions,
+    PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, TopicName, TopicPartition, TopicSpec,
+};
+use qi_core::{Error, ErrorKind, Result, Selection};
+use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
+use redpanda_rig::tools::{table, tool};
+use redpanda_rig::{Brokers, config};
+use servers::{Spare, broken_trial, namespace, spare_trial, trial};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What a trial that is its own reader is told: addresses, topic and group.
+const READER: &str = "QI_TEST_READER";
+
+fn main() {
+    if let Ok(told) = std::env::var(READER) {
+        reader_that_dies(&told);
+        return;
+    }
+    let brokers = Brokers::redpanda();
+    let mut arguments = Arguments::from_args();
+    // Most of a trial is waiting for brokers to come and go.
+    arguments.test_threads = arguments.test_threads.or(Some(4));
+    let trials: Vec<Trial> = vec![
+        broken_trial(&brokers, "cluster", "a_cluster_without_one_and_two_of_its_nodes", nodes_lost),
+        broken_trial(&brokers, "cluster", "the_coordinator_of_a_group_dies", coordinator_dies),
+        spare_trial(&brokers, "a_broker_killed_in_the_middle_of_100_000_messages", killed_in_the_middle),
+        spare_trial(&brokers, "a_broker_away_for_longer_than_the_delivery_timeout", away_for_long),
+        spare_trial(&brokers, "a_broker_away_for_longer_than_the_session", away_while_receiving),
+        spare_trial(&brokers, "nothing_reachable_at_the_start", nothing_reachable),
+        spare_trial(&brokers, "close_and_drop_without_a_broker", ends_without_a_broker),
+        spare_trial(&brokers, "retention_removes_what_a_slow_reader_has_not_read", retention),
+        trial(&brokers, "a_reader_killed_between_write_and_commit", reader_killed),
+        trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", stuck),
+        trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
+    ];
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+fn open(brokers: &Brokers, change: impl FnOnce(&mut RedpandaConfig)) -> Arc<RedpandaBus> {
+    let mut config = brokers.config();
+    change(&mut config);
+    Arc::new(RedpandaBus::open(config).unwrap())
+}
+
+fn spec(partitions: u32) -> TopicSpec {
+    TopicSpec::new(TopicName::new(namespace()).unwrap(), partitions).unwrap()
+}
+
+/// A member of the group that has its topic's name.
+fn member(topic: &TopicName, session: Duration, poll_limit: Duration) -> Subscribe {
+    let group = GroupId::new(topic.as_str()).unwrap();
+    Subscribe::new(group, [topic.clone()]).unwrap().with_limits(session, poll_limit).unwrap()
+}
+
+fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), kind, "{}", error.report());
+    error
+}
+
+async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
+    const COUNT: usize = 100_000;
+    let bus = open(&brokers, |config| config.delivery_timeout_ms = 60_000);
+    let topic = create(&bus, spec(6)).await;
+    let mut sub = bus.subscribe(member(&topic, 20 * SECOND, 60 * SECOND)).await.unwrap();
+    let counter = Arc::new(Counter::default());
+    let sending = counter.send_all(&bus, &topic, COUNT);
+    let killing = async {
+        counter.reached(COUNT / 3).await;
+        let spare = spare.ordered("kill").await;
+        assert!(counter.acknowledged.load(Ordering::Relaxed) < COUNT, "it was killed too late");
+        spare.ordered("start").await
+    };
+    let reading = follow(&mut *sub, COUNT, 120 * SECOND);
+    let ((), spare, read) = tokio::join!(sending, killing, reading);
+    // The client sent everything again by itself, and nothing twice.
+    assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
+    let log = all_of(&bus, &topic).await;
+    counter.check(&log, COUNT);
+    assert_eq!(log.len(), COUNT);
+    assert_ordered(&read);
+    sub.close().await.unwrap();
+    assert_eq!(bus.close().await.unwrap().unknown, 0);
+    drop(spare);
+}
+
+async fn away_for_long(brokers: Brokers, spare: Spare) {
+    const COUNT: usize = 40_000;
+    let bus = open(&brokers, |config| config.delivery_timeout_ms = 1_500);
+    let topic = create(&bus, spec(6)).await;
+    let counter = Arc::new(Counter::default());
+    let sending = counter.send_all(&bus, &topic, COUNT);
+    let killing = async {
+        let mut spare = spare;
+        for part in 1..=2 {
+            counter.reached(COUNT * part / 3).await;
+            spare = spare.ordered("kill").await;
+            tokio::time::sleep(3 * SECOND).await;
+            spare = spare.ordered("start").await;
+        }
+        spare
+    };
+    let ((), spare) = tokio::join!(sending, killing);
+    let (unknown, not_sent) = (counter.unknown(), counter.not_sent.load(Ordering::Relaxed));
+    assert!(
+        !unknown.is_empty(),
+        "the delivery timeout passed, {not_sent} were not sent, and none was unknown"
+    );
+    counter.check(&all_of(&bus, &topic).await, COUNT);
+    bus.close().await.unwrap();
+    drop(spare);
+}
+
+async fn away_while_receiving(brokers: Brokers, spare: Spare) {
+    let session = 3 * SECOND;
+    let bus = open(&brokers, |config| {
+        (config.delivery_timeout_ms, config.commit_timeout_ms) = (30_000, 2_000);
+    });
+    let topic = create(&bus, spec(3)).await;
+    let counter = Arc::new(Counter::default());
+    counter.send(&bus, &topic, (0..300).collect()).await;
+    let mut sub = bus.subscribe(member(&topic, session, 60 * SECOND)).await.unwrap();
+    let mut got: Vec<Received> = Vec::new();
+    let mut committed = Positions::new();
+    while got.len() < 200 {
+        let batch = sub.recv(50, SECOND).await.unwrap();
+        got.extend(batch.iter().cloned());
+        if got.len() <= 100 {
+            committed.advance(&sub.commit(batch.positions()).await.unwrap().stored);
+        }
+    }
+    let spare = spare.ordered("kill").await;
+    // A commit says in time that it does not know.
+    let owned = sub.assignment();
+    let began = Instant::now();
+    expect(owned.await, ErrorKind::Unavailable);
+    assert!(began.elapsed() < 4 * SECOND, "asking for the assignment took {:?}", began.elapsed());
+    let began = Instant::now();
+    let error = sub.commit(&committed).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{}", error.report());
+    assert!(error.retry().is_retryable() && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
+    // For longer than the session `recv` says so, each time after its wait, and ends nothing.
+    let (began, mut refused) = (Instant::now(), 0);
+    while began.elapsed() < 2 * session {
+        let asked = Instant::now();
+        match sub.recv(50, SECOND / 2).await {
+            Ok(batch) => got.extend(batch.iter().cloned()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+                assert!(error.retry().is_retryable());
+                refused += 1;
+            }
+        }
+        assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
+    }
+    assert!(refused >= 5, "the broker is away, and recv said so {refused} times");
+    let spare = spare.ordered("start").await;
+    counter.send(&bus, &topic, (300..400).collect()).await;
+    let distinct = |got: &[Received]| got.iter().map(number).collect::<BTreeSet<_>>().len();
+    let deadline = Instant::now() + 40 * SECOND;
+    while distinct(&got) < 400 {
+        assert!(Instant::now() < deadline, "{} messages came", distinct(&got));
+        match sub.recv(50, SECOND).await {
+            Ok(batch) => got.extend(batch.iter().cloned()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report()),
+        }
+    }
+    // What came again was not committed.
+    let mut known = BTreeSet::new();
+    for message in &got {
+        let place = TopicPartition::new(topic.clone(), message.partition);
+        let before = committed.get(&place).is_some_and(|next| message.offset < next);
+        assert!(known.insert(number(message)) || !before, "{message:?} was committed and came again");
+    }
+    assert_ordered(&got);
+    let assignment = sub.assignment().await.unwrap();
+    let ends: Positions = assignment.partitions.into_iter().map(|p| (p.partition, p.position)).collect();
+    let stored = sub.commit(&ends).await.unwrap();
+    assert_eq!((stored.stored, stored.lost), (ends, vec![]));
+    sub.close().await.unwrap();
+    bus.close().await.unwrap();
+    drop(spare);
+}
+
+async fn nothing_reachable(brokers: Brokers, spare: Spare) {
+    let spare = spare.ordered("kill").await;
+    let limit = SECOND;
+    let bus = open(&brokers, |config| config.request_timeout_ms = 1_000);
+    let began = Instant::now();
+    let topic = TopicName::new(namespace()).unwrap();
+    let asked = |what: &'static str, began: Instant| {
+        assert!(began.elapsed() < 3 * limit + SECOND, "{what} took {:?}", began.elapsed());
+        Instant::now()
+    };
+    expect(bus.ping().await, ErrorKind::Unavailable);
+    let began = asked("ping", began);
+    let batch = [Message::new(topic.clone(), "x")];
+    let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+    let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+    assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Unavailable));
+    let began = asked("publish", began);
+    expect(bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await, ErrorKind::Unavailable);
+    let began = asked("subscribe", began);
+    let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
+    expect(bus.read(Read::new([place]).unwrap()).await, ErrorKind::Unavailable);
+    let began = asked("read", began);
+    expect(bus.topics().await, ErrorKind::Unavailable);
+    let began = asked("topics", began);
+    expect(bus.groups(&GroupQuery::new(Selection::All)).await, ErrorKind::Unavailable);
+    let began = asked("groups", began);
+    let group = GroupQuery::one(GroupId::new("g").unwrap());
+    expect(bus.groups(&group).await, ErrorKind::Unavailable);
+    let began = asked("groups of one", began);
+    let new = TopicSpec::new(topic.clone(), 2).unwrap();
+    expect(bus.create_topics(std::slice::from_ref(&new)).await, ErrorKind::Unavailable);
+    let began = asked("create_topics", began);
+    expect(bus.delete_topics(std::slice::from_ref(&topic)).await, ErrorKind::Unavailable);
+    let began = asked("delete_topics", began);
+    expect(bus.wait_ready(2 * limit).await, ErrorKind::Unavailable);
+    asked("wait_ready", began);
+    // The same bus works as soon as there is a broker.
+    let ready = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.wait_ready(60 * SECOND).await }
+    });
+    let spare = spare.ordered("start").await;
+    ready.await.unwrap().unwrap();
+    create(&bus, new).await;
+    bus.send(&batch).await.unwrap();
+    let mut sub = bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await.unwrap();
+    assert_eq!(sub.recv(10, 10 * SECOND).await.unwrap().len(), 1);
+    bus.close().await.unwrap();
+    drop(spare);
+}
+
+async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
+    const OPEN: usize = 50;
+    let change = |config: &mut RedpandaConfig| {
+        (config.delivery_timeout_ms, config.close_timeout_ms) = (60_000, 1_500);
+    };
+    let (bus, dropped) = (open(&brokers, change), open(&brokers, change));
+    let topic = create(&bus, spec(2)).await;
+    for bus in [&bus, &dropped] {
+        bus.send(&[numbered(&topic, 0)]).await.unwrap();
+    }
+    let subscribed = async |bus: &RedpandaBus| {
+        let mut sub = bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await.unwrap();
+        let _ = sub.recv(1, SECOND / 10).await.unwrap();
+        sub
+    };
+    let mut sub = subscribed(&bus).await;
+    let group = member(&TopicName::new(namespace()).unwrap(), 6 * SECOND, 60 * SECOND).group;
+    let mut request = member(&topic, 6 * SECOND, 60 * SECOND);
+    request.group = group;
+    let dropped_sub = dropped.subscribe(request).await.unwrap();
+    let spare = spare.ordered("kill").await;
+    let publish = |bus: &Arc<RedpandaBus>| {
+        let (bus, topic) = (bus.clone(), topic.clone());
+        tokio::spawn(async move {
+            let batch: Vec<_> = (0..OPEN).map(|n| numbered(&topic, n)).collect();
+            bus.publish(&batch, PublishOptions::NONE).await
+        })
+    };
+    // Closing.
+    let publishing = publish(&bus);
+    tokio::time::sleep(SECOND / 2).await;
+    let began = Instant::now();
+    let report = bus.close().await.unwrap();
+    assert!(began.elapsed() < 5 * SECOND, "close took {:?}", began.elapsed());
+    assert_eq!(report.unknown, OPEN);
+    let report = publishing.await.unwrap().unwrap();
+    assert_eq!((report.len(), report.failed(DeliveryState::Unknown).count()), (OPEN, OPEN), "{report:?}");
+    expect(sub.recv(1, SECOND).await, ErrorKind::Closed);
+    expect(bus.ping().await, ErrorKind::Closed);
+    // Dropping.
+    let publishing = publish(&dropped);
+    tokio::time::sleep(SECOND / 2).await;
+    publishing.abort();
+    let _ = publishing.await;
+    let began = Instant::now();
+    drop(dropped_sub);
+    drop(sub);
+    assert_eq!(Arc::strong_count(&dropped), 1);
+    drop(dropped);
+    drop(bus);
+    assert!(began.elapsed() < SECOND / 2, "dropping took {:?}", began.elapsed());
+    drop(spare);
+}
+
+async fn retention(brokers: Brokers, spare: Spare) {
+    let bus = open(&brokers, |_| {});
+    let spec = spec(1).with_setting("segment.bytes", "1048576");
+    let topic = create(&bus, spec).await;
+    // Nothing that can be compressed: a whole batch would fit into the reader's buffer.
+    let noise = |_| std::iter::repeat_with(|| fastrand::u8(..)).take(20_000).collect::<Vec<_>>();
+    let big = |n: usize| Message::new(topic.clone(), noise(n)).with_partition(0);
+    let low = async || {
+        let info = bus.topics().await.unwrap().into_iter().find(|info| info.name == topic).unwrap();
+        info.partitions[0].low
+    };
+    bus.send(&(0..300).map(big).collect::<Vec<_>>()).await.unwrap();
+    let small = |start: StartFrom, name: &str| {
+        let mut request =
+            member(&topic, 6 * SECOND, 60 * SECOND).otherwise(start).with_max_buffered_bytes(40_000);
+        request.group = GroupId::new(format!("{topic}-{name}")).unwrap();
+        request
+    };
+    let mut sub = bus.subscribe(small(StartFrom::Earliest, "earliest")).await.unwrap();
+    let mut strict = bus.subscribe(small(StartFrom::Earliest, "fail")).await.unwrap();
+    let first = sub.recv(5, 5 * SECOND).await.unwrap();
+    sub.commit(first.positions()).await.unwrap();
+    let read = strict.recv(5, 5 * SECOND).await.unwrap();
+    strict.commit(read.positions()).await.unwrap();
+    strict.close().await.unwrap();
+    assert_eq!((first.len(), read.len()), (5, 5));
+    // Everything goes, read or not.
+    let options =
+        format!("--alter --entity-type topics --entity-name {topic} --add-config retention.ms=1000");
+    tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
+    let deadline = Instant::now() + 60 * SECOND;
+    while low().await < 300 {
+        assert!(Instant::now() < deadline, "the oldest message is {}", low().await);
+        tokio::time::sleep(SECOND / 4).await;
+    }
+    let options = format!("--alter --entity-type topics --entity-name {topic} --delete-config retention.ms");
+    tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
+    bus.send(&(300..305).map(big).collect::<Vec<_>>()).await.unwrap();
+    let (mut got, mut resets) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + 20 * SECOND;
+    while got.last() != Some(&304) {
+        assert!(Instant::now() < deadline, "{got:?} came, and {resets:?}");
+        let batch = sub.recv(100, SECOND).await.unwrap();
+        resets.extend(batch.notices().iter().filter_map(|notice| match notice {
+            Notice::Reset { from, to, .. } => Some((*from, *to)),
+            _ => None,
+        }));
+        got.extend(batch.iter().map(|message| message.offset));
+    }
+    let [(from, to)] = resets[..] else { panic!("{resets:?}, and {got:?} came") };
+    assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
+    assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
+    // Who wants to be told is told.
+    let refused = async {
+        let mut strict = bus.subscribe(small(StartFrom::Fail, "fail")).await?;
+        strict.recv(1, 10 * SECOND).await
+    };
+    let error = expect(refused.await, ErrorKind::NotFound);
+    assert_eq!(error.code(), "bus.redpanda.position");
+    bus.close().await.unwrap();
+    drop(spare);
+}
+
+async fn nodes_lost(brokers: Brokers, spare: Spare) {
+    let bus = open(&brokers, |config| config.delivery_timeout_ms = 15_000);
+    let spec = spec(6).with_replication(3).with_setting("min.insync.replicas", "2");
+    let topic = create(&bus, spec).await;
+    let counter = Arc::new(Counter::default());
+    counter.send(&bus, &topic, (0..500).collect()).await;
+    // Without one node everything goes on.
+    let spare = spare.ordered("kill 1").await;
+    for n in (500..1_500).step_by(100) {
+        counter.send(&bus, &topic, (n..n + 100).collect()).await;
+    }
+    assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
+    // Without two nothing is acknowledged.
+    let spare = spare.ordered("kill 2").await;
+    let hasty = open(&brokers, |config| config.delivery_timeout_ms = 4_000);
+    let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
+    let mut doubtful = BTreeMap::new();
+    for bus in [&bus, &hasty] {
+        let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+        assert_eq!(report.len(), batch.len());
+        for (n, outcome) in (1_500..1_600).zip(report.into_outcomes()) {
+            let failure = outcome.unwrap_err();
+            assert!(failure.error.retry().is_retryable(), "{}", failure.error.report());
+            if failure.state == DeliveryState::Unknown {
+                *doubtful.entry(n).or_insert(0) += 1;
+            }
+        }
+    }
+    let spare = spare.ordered("start").await;
+    counter.send(&bus, &topic, (1_500..2_000).collect()).await;
+    let log = all_of(&bus, &topic).await;
+    let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+    log.iter().for_each(|message| *times.entry(number(message)).or_default() += 1);
+    let unknown = counter.unknown();
+    for n in 0..2_000 {
+        let explained = [&doubtful, &unknown].iter().filter_map(|map| map.get(&n)).sum::<usize>();
+        let found = times.get(&n).copied().unwrap_or(0);
+        assert!(
+            (1..=1 + explained).contains(&found),
+            "{n} is there {found} times, {explained} of them doubtful"
+        );
+    }
+    assert_ordered(&log);
+    for bus in [bus, hasty] {
+        bus.close().await.unwrap();
+    }
+    drop(spare);
+}
+
+async fn coordinator_dies(brokers: Brokers, spare: Spare) {
+    const COUNT: usize = 20_000;
+    let bus = open(&brokers, |config| {
+        (config.delivery_timeout_ms, config.commit_timeout_ms) = (60_000, 20_000);
+    });
+    let topic = create(&bus, spec(6).with_replication(3)).await;
+    let request = member(&topic, 20 * SECOND, 60 * SECOND);
+    let group = request.group.clone();
+    let mut sub = bus.subscribe(request).await.unwrap();
+    let coordinator = async || {
+        let options = format!("--describe --group {group} --state");
+        let states = table(&tool(&brokers, "consumer.group.ConsumerGroupCommand", &options, "").await);
+        // The head of the table has one more word than its rows: COORDINATOR (ID).
+        let id = states[0].values().find(|word| word.starts_with('(')).unwrap();
+        id.trim_matches(['(', ')']).to_owned()
+    };
+    let first = coordinator().await;
+    let counter = Arc::new(Counter::default());
+    let sending = async {
+        for n in (0..COUNT).step_by(200) {
+            counter.send(&bus, &topic, (n..n + 200).collect()).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let killing = async {
+        counter.reached(COUNT / 5).await;
+        spare.ordered(format!("kill {first}")).await
+    };
+    let reading = async {
+        let (mut seen, mut notices) = (Vec::new(), Vec::new());
+        let deadline = Instant::now() + 90 * SECOND;
+        while seen.len() < COUNT {
+            assert!(Instant::now() < deadline, "{} messages came", seen.len());
+            // No error, whatever the coordinator does: the loop of a writer goes on.
+            let batch = sub.recv(500, SECOND).await.unwrap();
+            seen.extend(batch.iter().cloned());
+            notices.extend_from_slice(batch.notices());
+            sub.commit(batch.positions()).await.unwrap();
+        }
+        (seen, notices)
+    };
+    let ((), spare, (seen, notices)) = tokio::join!(sending, killing, reading);
+    assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
+    // Everything was committed, so that nothing came twice.
+    counter.check(&seen, COUNT);
+    assert!(notices.is_empty(), "the membership stays: {notices:?}");
+    let second = coordinator().await;
+    assert_ne!(first, second);
+    let info = bus.groups(&GroupQuery::one(group)).await.unwrap().pop().unwrap();
+    assert_eq!((info.members.len(), info.lag()), (1, Some(0)), "{info:?}");
+    sub.close().await.unwrap();
+    bus.close().await.unwrap();
+    drop(spare);
+}
+
+/// A process of its own: it writes what it receives to its output, commits three batches, and waits for its death with
+/// the fourth.
+fn reader_that_dies(told: &str) {
+    let [addresses, topic, group] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let bus = RedpandaBus::open(config(addresses)).unwrap();
+        let topic = TopicName::new(topic).unwrap();
+        let request = Subscribe::new(GroupId::new(group).unwrap(), [topic]).unwrap();
+        let mut sub = bus.subscribe(request.with_limits(3 * SECOND, 60 * SECOND).unwrap()).await.unwrap();
+        let mut batches = 0;
+        loop {
+            let batch = sub.recv(70, SECOND).await.unwrap();
+            if batch.is_empty() {
+                continue;
+            }
+            let mut out = std::io::stdout().lock();
+            for message in &batch {
+                writeln!(out, "wrote {} {}", message.partition, message.offset).unwrap();
+            }
+            out.flush().unwrap();
+            drop(out);
+            batches += 1;
+            if batches > 3 {
+                println!("hangs");
+                std::future::pending::<()>().await;
+            }
+            for (partition, next) in sub.commit(batch.positions()).await.unwrap().stored.iter() {
+                println!("committed {} {next}", partition.partition);
+            }
+        }
+    });
+}
+
+async fn reader_killed(brokers: Brokers) {
+    const COUNT: usize = 1_000;
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(3)).await;
+    let counter = Counter::default();
+    counter.send(&bus, &topic, (0..COUNT).collect()).await;
+    let told = format!("{} {topic} {topic}", brokers.addresses());
+    let (written, committed) = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.env(READER, told).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut written, mut committed) = (BTreeSet::new(), BTreeMap::new());
+        for line in BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()) {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["wrote", partition, offset] => {
+                    written.insert((partition.parse::<u32>().unwrap(), offset.parse::<u64>().unwrap()));
+                }
+                ["committed", partition, next] => {
+                    committed.insert(partition.parse::<u32>().unwrap(), next.parse::<u64>().unwrap());
+                }
+                _ => break,
+            }
+        }
+        // SIGKILL.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        (written, committed)
+    })
+    .await
+    .unwrap();
+    let mut sub = bus.subscribe(member(&topic, 3 * SECOND, 60 * SECOND)).await.unwrap();
+    let left = |place: &(u32, u64)| committed.get(&place.0).is_none_or(|next| place.1 >= *next);
+    let wanted: BTreeSet<_> =
+        all_of(&bus, &topic).await.iter().map(|m| (m.partition, m.offset)).filter(left).collect();
+    assert!(written.iter().any(left) && wanted.len() < COUNT, "{} written, {committed:?}", written.len());
+    let mut got = Vec::new();
+    let deadline = Instant::now() + 40 * SECOND;
+    while got.len() < wanted.len() {
+        assert!(Instant::now() < deadline, "{} of {} messages came", got.len(), wanted.len());
+        got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
+    }
+    got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
+    // What comes again is exactly what was not committed, each once.
+    assert_eq!((got.len(), got.into_iter().collect::<BTreeSet<_>>()), (wanted.len(), wanted));
+    sub.close().await.unwrap();
+    clear(&bus, topic).await;
+}
+
+/// Removes what a trial made on brokers that all share.
+async fn clear(bus: &RedpandaBus, topic: TopicName) {
+    bus.delete_topics(&[topic]).await.unwrap();
+    bus.close().await.unwrap();
+}
+
+async fn stuck(brokers: Brokers) {
+    let (session, poll_limit) = (3 * SECOND, 4 * SECOND);
+    let (bus, other) = (open(&brokers, |_| {}), open(&brokers, |_| {}));
+    let topic = create(&bus, spec(4)).await;
+    let counter = Counter::default();
+    counter.send(&bus, &topic, (0..400).collect()).await;
+    let mut one = bus.subscribe(member(&topic, session, poll_limit)).await.unwrap();
+    let held = one.recv(100, 5 * SECOND).await.unwrap();
+    assert!(!held.is_empty());
+    // It hangs. Somebody else joins, and has everything as soon as the limit has passed.
+    let began = Instant::now();
+    let mut two = other.subscribe(member(&topic, session, poll_limit)).await.unwrap();
+    let taken = follow(&mut *two, 400, 20 * SECOND).await;
+    assert!(began.elapsed() < poll_limit + 8 * SECOND, "taken over after {:?}", began.elapsed());
+    assert!(taken.len() == 400, "{} messages: each once", taken.len());
+    // It comes back: what it held is not its own any more, and it is told why.
+    let late = one.commit(held.positions()).await.unwrap();
+    let lost: Vec<_> = held.positions().iter().map(|(partition, _)| partition.clone()).collect();
+    assert_eq!((late.stored.is_empty(), late.lost), (true, lost));
+    let back = tokio::spawn(async move {
+        let mut notices = Vec::new();
+        let mut got = Vec::new();
+        let deadline = Instant::now() + 30 * SECOND;
+        while Instant::now() < deadline {
+            let batch = one.recv(100, SECOND / 4).await.unwrap();
+            notices.extend_from_slice(batch.notices());
+            got.extend(batch.iter().map(number));
+            one.commit(batch.positions()).await.unwrap();
+            if !got.is_empty() {
+                break;
+            }
+        }
+        (one, notices, got)
+    });
+    let shared = Mutex::new(BTreeSet::new());
+    let mut next = 400;
+    while !back.is_finished() {
+        counter.send(&bus, &topic, (next..next + 40).collect()).await;
+        next += 40;
+        let batch = two.recv(100, SECOND / 4).await.unwrap();
+        shared.lock().unwrap().extend(batch.iter().map(number));
+        two.commit(batch.positions()).await.unwrap();
+    }
+    let (mut one, notices, got) = back.await.unwrap();
+    assert!(notices.contains(&Notice::PollLimitPassed), "{notices:?}");
+    let gained =
+        notices.iter().any(|n| matches!(n, Notice::AssignmentChanged { gained, .. } if !gained.is_empty()));
+    assert!(gained, "it has partitions again: {notices:?}");
+    assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
+    // Together they have everything.
+    let mut all = shared.into_inner().unwrap();
+    all.extend(got);
+    let deadline = Instant::now() + 20 * SECOND;
+    while all.len() < next - 400 {
+        assert!(Instant::now() < deadline, "{} of {} messages came", all.len(), next - 400);
+        for sub in [&mut one, &mut two] {
+            all.extend(sub.recv(100, SECOND / 4).await.unwrap().iter().map(number));
+        }
+    }
+    one.close().await.unwrap();
+    two.close().await.unwrap();
+    other.close().await.unwrap();
+    clear(&bus, topic).await;
+}
+
+async fn listed_while_deleted(brokers: Brokers) {
+    let bus = open(&brokers, |config| config.request_timeout_ms = 20_000);
+    let kept = create(&bus, spec(2)).await;
+    let churn = async {
+        for _ in 0..8 {
+            let specs: Vec<_> = (0..5).map(|_| spec(3)).collect();
+            let names: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
+            bus.create_topics(&specs).await.unwrap();
+            bus.delete_topics(&names).await.unwrap();
+        }
+    };
+    let listing = async {
+        loop {
+            let topics = bus.topics().await.unwrap();
+            assert!(topics.iter().any(|info| info.name == kept && info.partitions.len() == 2));
+        }
+    };
+    tokio::select! {
+        () = churn => {}
+        () = listing => {}
+    }
+    clear(&bus, kept).await;
+}

@@ -1,0 +1,185 @@
+//! Numbered messages, sent while brokers come and go, and what is found of them afterwards.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use qi_adapters::redpanda::RedpandaBus;
+use qi_core::bus::{
+    DeliveryState, Message, MessageBus, PublishOptions, Read, Received, SeekTo, Subscription, TopicName,
+    TopicPartition, TopicSpec, TopicState,
+};
+use tokio::time::Instant;
+
+/// Keys of the load; each belongs to one task, so that its order is known.
+const KEYS: usize = 16;
+
+/// A new topic with this specification.
+pub(crate) async fn create(bus: &RedpandaBus, spec: TopicSpec) -> TopicName {
+    let name = spec.name.clone();
+    let outcome = bus.create_topics(&[spec]).await.unwrap().pop().unwrap();
+    assert_eq!(outcome.result.unwrap(), TopicState::Created);
+    name
+}
+
+/// Message `n`.
+pub(crate) fn numbered(topic: &TopicName, n: usize) -> Message {
+    Message::new(topic.clone(), n.to_string()).with_key(format!("k{}", n % KEYS))
+}
+
+/// The number of a message.
+pub(crate) fn number(message: &Received) -> usize {
+    std::str::from_utf8(message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
+}
+
+/// Sends numbered messages until each is acknowledged, and counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counter {
+    /// Messages that are acknowledged.
+    pub(crate) acknowledged: AtomicUsize,
+    /// Answers that a message is not in the log.
+    pub(crate) not_sent: AtomicUsize,
+    /// How often a message was called unknown, and therefore sent again.
+    unknown: std::sync::Mutex<BTreeMap<usize, usize>>,
+}
+
+impl Counter {
+    /// How often each message was called unknown.
+    pub(crate) fn unknown(&self) -> BTreeMap<usize, usize> {
+        self.unknown.lock().unwrap().clone()
+    }
+
+    /// Sends these numbers in order, each until it is acknowledged. No number of a later batch is sent before.
+    pub(crate) async fn send(&self, bus: &RedpandaBus, topic: &TopicName, numbers: Vec<usize>) {
+        let mut open = numbers;
+        while !open.is_empty() {
+            let batch: Vec<_> = open.iter().map(|n| numbered(topic, *n)).collect();
+            let report = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
+            let mut again = Vec::new();
+            for (n, outcome) in open.into_iter().zip(report.into_outcomes()) {
+                match outcome {
+                    Ok(_) => drop(self.acknowledged.fetch_add(1, Ordering::Relaxed)),
+                    Err(failure) => {
+                        assert!(failure.error.retry().is_retryable(), "{}", failure.error.report());
+                        match failure.state {
+                            DeliveryState::NotSent => drop(self.not_sent.fetch_add(1, Ordering::Relaxed)),
+                            DeliveryState::Unknown => {
+                                *self.unknown.lock().unwrap().entry(n).or_default() += 1;
+                            }
+                        }
+                        again.push(n);
+                    }
+                }
+            }
+            open = again;
+            if !open.is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    /// Sends the numbers below `count` by four tasks with keys of their own.
+    pub(crate) async fn send_all(self: &Arc<Self>, bus: &Arc<RedpandaBus>, topic: &TopicName, count: usize) {
+        const TASKS: usize = 4;
+        let tasks = (0..TASKS).map(|task| {
+            let (counter, bus, topic) = (self.clone(), bus.clone(), topic.clone());
+            tokio::spawn(async move {
+                let numbers: Vec<_> = (0..count).filter(|n| n % TASKS == task).collect();
+                for batch in numbers.chunks(500) {
+                    counter.send(&bus, &topic, batch.to_vec()).await;
+                }
+            })
+        });
+        for task in futures::future::join_all(tasks).await {
+            task.unwrap();
+        }
+    }
+
+    /// Waits until so many are acknowledged.
+    pub(crate) async fn reached(&self, count: usize) {
+        while self.acknowledged.load(Ordering::Relaxed) < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The log holds every number below `count` at least once; more often only those that were called unknown, and at
+    /// most once more for each time. Per key the numbers rise, whether a repeated one counts where it came first or last.
+    pub(crate) fn check(&self, log: &[Received], count: usize) {
+        let unknown = self.unknown();
+        let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
+        for message in log {
+            *seen.entry(number(message)).or_default() += 1;
+        }
+        let missing: Vec<_> = (0..count).filter(|n| !seen.contains_key(n)).take(10).collect();
+        assert!(missing.is_empty(), "lost: {missing:?}");
+        for (n, times) in &seen {
+            let allowed = 1 + unknown.get(n).copied().unwrap_or(0);
+            assert!(*n < count && *times <= allowed, "{n} is there {times} times, {allowed} are explained");
+        }
+        assert_ordered(log);
+        let reversed: Vec<_> = log.iter().rev().cloned().collect();
+        let last: Vec<_> = first_of_each(&reversed).into_iter().rev().collect();
+        assert_rising(&last);
+    }
+}
+
+/// Per key the numbers rise, where each came first.
+pub(crate) fn assert_ordered(log: &[Received]) {
+    assert_rising(&first_of_each(log));
+}
+
+fn first_of_each(log: &[Received]) -> Vec<usize> {
+    let mut known = std::collections::BTreeSet::new();
+    log.iter().map(number).filter(|n| known.insert(*n)).collect()
+}
+
+fn assert_rising(numbers: &[usize]) {
+    let mut last = [None; KEYS];
+    for n in numbers {
+        let before = last[n % KEYS].replace(*n);
+        assert!(before.is_none_or(|before| before < *n), "{n} comes after {before:?}");
+    }
+}
+
+/// Everything in a topic, by partition and offset; the brokers are well.
+pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received> {
+    let info = bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap();
+    let places: BTreeMap<_, _> =
+        info.partitions.iter().map(|p| (TopicPartition::new(topic.clone(), p.id), p.high)).collect();
+    let from = places.keys().map(|partition| (partition.clone(), SeekTo::Earliest));
+    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut all = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let assignment = reader.assignment().await.unwrap();
+        if assignment.partitions.iter().all(|p| p.position >= places[&p.partition]) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{} messages came: {assignment:?}", all.len());
+        all.extend(reader.recv(10_000, Duration::from_secs(1)).await.unwrap().into_messages());
+    }
+    reader.close().await.unwrap();
+    all.sort_by_key(|message| (message.partition, message.offset));
+    all
+}
+
+/// Reads so many different numbers, whatever the brokers do meanwhile, and commits each batch; gives what came in order.
+pub(crate) async fn follow(sub: &mut dyn Subscription, count: usize, limit: Duration) -> Vec<Received> {
+    let (mut all, mut known) = (Vec::new(), std::collections::BTreeSet::new());
+    let deadline = Instant::now() + limit;
+    while known.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count} messages came", known.len());
+        match sub.recv(2_000, Duration::from_millis(500)).await {
+            Ok(batch) => {
+                known.extend(batch.iter().map(number));
+                all.extend(batch.iter().cloned());
+                if let Err(error) = sub.commit(batch.positions()).await {
+                    assert!(error.retry().is_retryable(), "{}", error.report());
+                }
+            }
+            Err(error) => assert!(error.retry().is_retryable(), "{}", error.report()),
+        }
+    }
+    all
+}
