@@ -114,8 +114,8 @@ kafka_configure() {
 process.roles=broker,controller
 node.id=$id
 controller.quorum.voters=$voters
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$(kept_port "$name-controller")
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$(kept_port "$name-controller")${kafka_listeners:+,$kafka_listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:$port${kafka_listeners:+,$kafka_listeners}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$data/log
@@ -141,6 +141,8 @@ log.cleaner.backoff.ms=1000
 # Of 128 MiB, which a small heap has not.
 log.cleaner.dedupe.buffer.size=16777216
 CONF
+    # Of a setting that stands there twice the last one counts.
+    if [[ -n "${kafka_settings:-}" ]]; then cat "$kafka_settings" >>"$data/server.properties"; fi
 }
 
 # kafka_format NAME CLUSTER_ID, once.
