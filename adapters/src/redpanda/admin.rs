@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::link::{Inspector, Link};
 use super::offsets::{self, Place};
 use super::publish::Sender;
-use super::{blocking, error, topics};
+use super::{blocking, error, link, topics};
 
 /// The brokers' own topics, which nobody publishes to.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
@@ -53,7 +53,7 @@ impl Office<'_> {
     async fn known_to(&self, inspector: &Arc<Inspector>) -> Result<Metadata> {
         let (client, limit) = (inspector.clone(), self.limit);
         let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
-        found.map_err(|e| inspector.context().explain(error::asked(e, "topics")))
+        found.map_err(|e| link::explain(inspector, error::asked(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusStatus> {

@@ -10,7 +10,7 @@ use rdkafka::error::KafkaResult;
 
 use super::link::{Inspector, Link};
 use super::offsets::{self, Place};
-use super::{error, settings};
+use super::{error, link, settings};
 use crate::config::RedpandaConfig;
 
 /// What the brokers say of a group.
@@ -27,7 +27,7 @@ pub(super) fn describe(
     groups: &Selection<GroupId>,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
-    let failed = |e| inspector.context().explain(error::asked(e, "groups"));
+    let failed = |e| link::explain(inspector, error::asked(e, "groups"));
     let all = all_partitions(inspector, limit).map_err(failed)?;
     let wanted: BTreeSet<GroupId> = match groups {
         Selection::All => names(inspector, limit).map_err(failed)?,
@@ -68,14 +68,14 @@ impl Look<'_> {
     /// One group, if there is such a group.
     fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
         let Self { config, inspector, all, limit } = self;
-        let failed = |e| inspector.context().explain(error::asked(e, "groups"));
+        let failed = |e| link::explain(inspector, error::asked(e, "groups"));
         // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
         // another's answer.
         let asking: BaseConsumer<Link> = settings::inspector(config, Some(group.as_str()))
             .create_with_context(Link::new("admin", ""))
             .map_err(|e| error::of(e, "groups"))?;
         let commits = offsets::committed(&asking, all, limit);
-        let commits = commits.map_err(|e| asking.context().explain(error::asked(e, "groups")))?;
+        let commits = commits.map_err(|e| link::explain(&asking, error::asked(e, "groups")))?;
         drop(asking);
         let listed = list(inspector, group, limit).map_err(failed)?;
         let Some(listed) = listed.filter(|listed| listed.state != "Dead") else {

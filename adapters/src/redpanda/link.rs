@@ -12,18 +12,20 @@
 //! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
 //! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
 //!
-//! `client` is `producer`, `consumer` or `admin`; `group` is empty for all but members. Several clients of one kind
+//! `client` is `producer` or `consumer`; `group` is empty for all but members. Several clients of one kind
 //! in a process add up.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use qi_core::{Error, ErrorKind};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
@@ -39,6 +41,16 @@ pub(super) struct Link {
     /// Why the brokers do not let this client in, while they do not.
     refused: Mutex<Option<(RDKafkaErrorCode, String)>>,
     told: Mutex<Told>,
+    ear: Option<Ear>,
+}
+
+/// Who hears why the brokers refuse this process, for a client whose own events nobody can serve.
+struct Ear(Arc<Inspector>);
+
+impl fmt::Debug for Ear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ear").field(self.0.context()).finish()
+    }
 }
 
 /// What the metrics have from this client so far.
@@ -57,7 +69,14 @@ impl Link {
     pub(super) fn new(role: &'static str, group: &str) -> Self {
         // Until it is known better: a client that has just begun is not called unavailable.
         let connected = AtomicBool::new(true);
-        Self { role, group: group.to_owned(), connected, refused: Mutex::default(), told: Mutex::default() }
+        let (refused, told) = (Mutex::default(), Mutex::default());
+        Self { role, group: group.to_owned(), connected, refused, told, ear: None }
+    }
+
+    /// For a client of administration: the driver serves only the answers to its questions.
+    pub(super) fn hearing_by(mut self, ear: Arc<Inspector>) -> Self {
+        self.ear = Some(Ear(ear));
+        self
     }
 
     /// Whether a broker was connected when that was last heard of.
@@ -70,6 +89,9 @@ impl Link {
     pub(super) fn explain(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;
+        }
+        if let Some(Ear(ear)) = &self.ear {
+            return explain(ear, error);
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match &*refused {
@@ -205,3 +227,14 @@ impl ConsumerContext for Link {}
 
 /// A consumer that asks about groups and offsets and reads nothing.
 pub(super) type Inspector = BaseConsumer<Link>;
+
+/// The same as [`Link::explain`], for a client that only asks: its events wait until somebody comes for them.
+pub(super) fn explain(client: &Inspector, error: Error) -> Error {
+    // An answer of nothing may also be an event that was served, such as a line of the log.
+    const NOTHING: usize = 100;
+    let mut nothing = 0;
+    while nothing < NOTHING {
+        nothing = if client.poll(Duration::ZERO).is_some() { 0 } else { nothing + 1 };
+    }
+    client.context().explain(error)
+}

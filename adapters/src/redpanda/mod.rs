@@ -131,11 +131,13 @@ impl RedpandaBus {
     }
 
     fn administration(&self, operation: &'static str) -> Result<Arc<AdminClient<Link>>> {
+        let ear = self.inspector(operation)?;
         let mut clients = self.clients();
         if let Some(admin) = &clients.admin {
             return Ok(admin.clone());
         }
-        let admin = settings::admin(&self.config).create_with_context(Link::new("admin", ""));
+        let link = Link::new("admin", "").hearing_by(ear);
+        let admin = settings::admin(&self.config).create_with_context(link);
         let admin: AdminClient<Link> = admin.map_err(|e| error::of(e, operation))?;
         Ok(clients.admin.insert(Arc::new(admin)).clone())
     }

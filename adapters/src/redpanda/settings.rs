@@ -162,7 +162,7 @@ pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> Clie
 
 /// What asks about a group and never joins it.
 pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
-    let mut set = common(config);
+    let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
     if let Some(group) = group {
         set.set("group.id", group);
@@ -172,7 +172,14 @@ pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientC
 
 /// Administration.
 pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
-    finish(config, common(config))
+    finish(config, quiet(config))
+}
+
+/// What only asks: nobody serves its events between two questions, and statistics would pile up in it.
+fn quiet(config: &RedpandaConfig) -> ClientConfig {
+    let mut set = common(config);
+    set.set("statistics.interval.ms", "0");
+    set
 }
 
 /// Refuses a property that librdkafka does not know, or a value that it does not take, without connecting.

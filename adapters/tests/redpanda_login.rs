@@ -1,0 +1,229 @@
+//! Passwords and certificates: what real brokers let in, and what they and this library refuse.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod redpanda_rig;
+mod servers;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use qi_adapters::config::SaslMechanism;
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+use qi_core::bus::{
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, PublishOptions, Subscribe, TopicName,
+    TopicSpec,
+};
+use qi_core::{Error, ErrorKind};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use redpanda_rig::tools::tool;
+use redpanda_rig::{Brokers, config};
+use servers::{Spare, namespace, spare_trial};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+const PASSWORD: &str = "a-secret-of-this-test";
+
+fn main() {
+    let brokers = Brokers::redpanda();
+    let mut trials = vec![spare_trial(&brokers, "a_password_lets_in_and_a_wrong_one_does_not", plain)];
+    if cfg!(feature = "redpanda-tls") {
+        trials.push(spare_trial(&brokers, "a_challenge_lets_in_who_knows_the_password", scram));
+        trials.push(spare_trial(&brokers, "certificates_are_checked_on_both_sides", certificates));
+    } else {
+        for name in ["a_challenge_lets_in_who_knows_the_password", "certificates_are_checked_on_both_sides"] {
+            trials.push(Trial::ignorable_test(format!("redpanda/{name}"), || {
+                Ok(Completion::ignored_with("needs the feature redpanda-tls"))
+            }));
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// The listeners of a broker beside its plain one.
+#[derive(Debug)]
+struct Doors {
+    /// With passwords.
+    passwords: String,
+    /// With a certificate of the broker's.
+    encrypted: String,
+    /// With certificates of both sides.
+    mutual: String,
+    folder: TempDir,
+}
+
+impl Doors {
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+/// Starts the broker anew with listeners that demand something.
+async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
+    let free = || {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        format!("127.0.0.1:{port}")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let doors = Doors { passwords: free(), encrypted: free(), mutual: free(), folder };
+    let (cert, key) = authority.sign("127.0.0.1", "a broker");
+    let server = doors.file("server.pem", &format!("{key}{cert}"));
+    let trusted = doors.file("ca.pem", &authority.1);
+    let settings = doors.file(
+        "settings",
+        &format!(
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PASSWORD:SASL_PLAINTEXT,\
+             ENCRYPTED:SSL,MUTUAL:SSL\n\
+             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+             listener.name.password.plain.sasl.jaas.config={SECURITY}.plain.PlainLoginModule required \
+             user_alice=\"{PASSWORD}\";\n\
+             listener.name.password.scram-sha-256.sasl.jaas.config={SECURITY}.scram.ScramLoginModule required;\n\
+             listener.name.password.scram-sha-512.sasl.jaas.config={SECURITY}.scram.ScramLoginModule required;\n\
+             ssl.keystore.type=PEM\nssl.keystore.location={server}\n\
+             ssl.truststore.type=PEM\nssl.truststore.location={trusted}\n\
+             listener.name.mutual.ssl.client.auth=required\n"
+        ),
+    );
+    let listeners =
+        format!("PASSWORD://{},ENCRYPTED://{},MUTUAL://{}", doors.passwords, doors.encrypted, doors.mutual);
+    let spare = spare.ordered("kill").await;
+    let spare = spare.ordered(format!("start {listeners} {settings}")).await;
+    (spare, doors)
+}
+
+const SECURITY: &str = "org.apache.kafka.common.security";
+
+/// An authority, and what it signs.
+struct Authority(Issuer<'static, KeyPair>, String);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority of this test");
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self(Issuer::new(params, key), pem)
+    }
+
+    /// A certificate for a host, and its key.
+    fn sign(&self, host: &str, name: &str) -> (String, String) {
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// Whoever has this configuration can do everything.
+async fn let_in(config: RedpandaConfig) {
+    let bus = RedpandaBus::open(config).unwrap();
+    bus.ping().await.unwrap();
+    let topic = TopicName::new(namespace()).unwrap();
+    let made = bus.create_topics(&[TopicSpec::new(topic.clone(), 1).unwrap()]).await.unwrap();
+    assert!(made[0].result.is_ok(), "{made:?}");
+    bus.send(&[Message::new(topic.clone(), "x")]).await.unwrap();
+    let group = GroupId::new(topic.as_str()).unwrap();
+    let mut sub = bus.subscribe(Subscribe::new(group, [topic]).unwrap()).await.unwrap();
+    assert_eq!(sub.recv(1, Duration::from_secs(10)).await.unwrap().len(), 1);
+    bus.close().await.unwrap();
+}
+
+/// Whoever has this configuration is told so by every call, soon, and no secret is in what they are told.
+async fn refused(config: RedpandaConfig, kind: ErrorKind) {
+    let shown = format!("{config:?}");
+    assert!(!shown.contains(PASSWORD), "{shown}");
+    let bus = RedpandaBus::open(config).unwrap();
+    let told = |error: Error, began: Instant| {
+        assert_eq!(error.kind(), kind, "{}", error.report());
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(6), "it took {took:?}: {}", error.report());
+        let shown = format!("{error:?} {}", error.report());
+        assert!(!shown.contains(PASSWORD), "{shown}");
+    };
+    let began = Instant::now();
+    told(bus.ping().await.unwrap_err(), began);
+    let topic = TopicName::new(namespace()).unwrap();
+    let began = Instant::now();
+    let report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await.unwrap();
+    let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+    assert_eq!(failure.state, DeliveryState::NotSent);
+    told(failure.error, began);
+    let group = GroupId::new(topic.as_str()).unwrap();
+    let began = Instant::now();
+    told(bus.subscribe(Subscribe::new(group, [topic]).unwrap()).await.unwrap_err(), began);
+    let began = Instant::now();
+    told(bus.topics().await.unwrap_err(), began);
+    bus.close().await.unwrap();
+}
+
+fn with_password(address: &str, mechanism: SaslMechanism, user: &str, password: &str) -> RedpandaConfig {
+    let mut config = config(address);
+    config.sasl.mechanism = Some(mechanism);
+    config.sasl.username = Some(user.to_owned());
+    config.sasl.password = Some(password.to_owned().into());
+    config
+}
+
+async fn plain(_: Brokers, spare: Spare) {
+    let (spare, doors) = with_doors(spare, &Authority::new()).await;
+    let plain =
+        |user: &str, password: &str| with_password(&doors.passwords, SaslMechanism::Plain, user, password);
+    let_in(plain("alice", PASSWORD)).await;
+    refused(plain("alice", &format!("{PASSWORD}?")), ErrorKind::Unauthorized).await;
+    refused(plain("mallory", PASSWORD), ErrorKind::Unauthorized).await;
+    // Without a login the broker closes the connection, which says nothing.
+    refused(config(&doors.passwords), ErrorKind::Unavailable).await;
+    drop(spare);
+}
+
+async fn scram(brokers: Brokers, spare: Spare) {
+    let (spare, doors) = with_doors(spare, &Authority::new()).await;
+    for (mechanism, word) in
+        [(SaslMechanism::ScramSha256, "SCRAM-SHA-256"), (SaslMechanism::ScramSha512, "SCRAM-SHA-512")]
+    {
+        let user = format!("user-of-{}", word.to_lowercase());
+        let options = format!(
+            "--alter --add-config {word}=[iterations=4096,password={PASSWORD}] --entity-type users \
+             --entity-name {user}"
+        );
+        tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
+        let_in(with_password(&doors.passwords, mechanism, &user, PASSWORD)).await;
+        let wrong = format!("{PASSWORD}?");
+        refused(with_password(&doors.passwords, mechanism, &user, &wrong), ErrorKind::Unauthorized).await;
+    }
+    drop(spare);
+}
+
+async fn certificates(_: Brokers, spare: Spare) {
+    let (ours, foreign) = (Authority::new(), Authority::new());
+    let (spare, doors) = with_doors(spare, &ours).await;
+    let (known, unknown) = (doors.file("known.pem", &ours.1), doors.file("unknown.pem", &foreign.1));
+    let encrypted = |address: &str, authority: &str| {
+        let mut config = config(address);
+        config.tls.enabled = true;
+        config.tls.root_cert = Some(authority.to_owned());
+        config
+    };
+    let_in(encrypted(&doors.encrypted, &known)).await;
+    refused(encrypted(&doors.encrypted, &unknown), ErrorKind::Unavailable).await;
+    // The certificate is for 127.0.0.1.
+    let elsewhere = doors.encrypted.replace("127.0.0.1", "localhost");
+    refused(encrypted(&elsewhere, &known), ErrorKind::Unavailable).await;
+    refused(config(&doors.encrypted), ErrorKind::Unavailable).await;
+    // Both sides.
+    let by = |authority: &Authority, name: &str| {
+        let (cert, key) = authority.sign("client", name);
+        let mut config = encrypted(&doors.mutual, &known);
+        config.tls.client_cert = Some(doors.file(&format!("{name}.pem"), &cert));
+        config.tls.client_key = Some(doors.file(&format!("{name}.key"), &key));
+        config
+    };
+    let_in(by(&ours, "a-client")).await;
+    refused(by(&foreign, "a-stranger"), ErrorKind::Unavailable).await;
+    refused(encrypted(&doors.mutual, &known), ErrorKind::Unavailable).await;
+    drop(spare);
+}
