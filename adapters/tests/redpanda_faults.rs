@@ -400,7 +400,9 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     counter.send(&bus, &topic, (1_500..2_000).collect()).await;
     let log = all_of(&bus, &topic).await;
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
-    log.iter().for_each(|message| *times.entry(number(message)).or_default() += 1);
+    for message in &log {
+        *times.entry(number(message)).or_default() += 1;
+    }
     let unknown = counter.unknown();
     for n in 0..2_000 {
         let explained = [&doubtful, &unknown].iter().filter_map(|map| map.get(&n)).sum::<usize>();

@@ -82,6 +82,7 @@ fn headers(pairs: &[(&str, Option<&str>)]) -> Headers {
     pairs.iter().map(pair).collect()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "keys and payloads are options")]
 fn bytes(text: &str) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(text.as_bytes()))
 }
@@ -103,12 +104,12 @@ async fn written_there(brokers: Brokers) {
             ("größe:süß", "ключ", "价格 😀"),
             (NULL, NULL, "no key"),
         ];
-        let input: String = lines.iter().map(|(h, k, v)| format!("{h}\t{k}\t{v}\n")).collect();
+        let input: Vec<_> = lines.iter().map(|(h, k, v)| format!("{h}\t{k}\t{v}\n")).collect();
         let options = format!(
             "--topic {topic} --reader-property parse.headers=true --reader-property parse.key=true \
              --reader-property null.marker={NULL} --compression-codec lz4"
         );
-        tool(&brokers, "ConsoleProducer", &options, &input).await;
+        tool(&brokers, "ConsoleProducer", &options, &input.concat()).await;
         let mut got: Vec<_> = all_of(&*bus, &topic, 3, lines.len()).await;
         let after = now();
         assert!(got.iter().all(|m| m.timestamp.is_some_and(|ts| (before..=after).contains(&ts))), "{got:?}");
@@ -227,9 +228,9 @@ async fn partitions_of_keys(brokers: Brokers) {
         with_topic(&brokers, partitions, async |bus, topic| {
             let keys = keys();
             assert!(keys.len() >= 50);
-            let input: String = keys.iter().enumerate().map(|(n, key)| format!("{key}\t{n}\n")).collect();
+            let input: Vec<_> = keys.iter().enumerate().map(|(n, key)| format!("{key}\t{n}\n")).collect();
             let options = format!("--topic {topic} --reader-property parse.key=true");
-            tool(&brokers, "ConsoleProducer", &options, &input).await;
+            tool(&brokers, "ConsoleProducer", &options, &input.concat()).await;
             let theirs: BTreeMap<String, u32> = all_of(&*bus, &topic, partitions, keys.len())
                 .await
                 .into_iter()

@@ -150,7 +150,7 @@ pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received
     let from = places.keys().map(|partition| (partition.clone(), SeekTo::Earliest));
     let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
     let mut all = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let assignment = reader.assignment().await.unwrap();
         if assignment.partitions.iter().all(|p| p.position >= places[&p.partition]) {

@@ -55,9 +55,9 @@ async fn compare(factory: &dyn BusFactory, history: Vec<Step>, pace: fn(Timing) 
     let env = factory.fresh().await?;
     let (prefix, stamp) = (env.prefix().to_owned(), env.now());
     let timing = pace(env.timing());
-    let place = Place { env, prefix: prefix.clone(), timing };
-    let found = trace(&place, &history, stamp).await;
-    place.tear_down().await?;
+    let there = Place { env, prefix: prefix.clone(), timing };
+    let found = trace(&there, &history, stamp).await;
+    there.tear_down().await?;
     let wanted = tokio::task::spawn_blocking(move || in_memory(&history, prefix, stamp));
     let wanted = wanted.await.map_err(Failure::new)??;
     let found = found?;
