@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn batches_stay_below_the_limit_of_their_topic() {
-        for limit in [600, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
+        for limit in [700, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
             let batch = batch_bytes(limit);
             assert!(batch + settings::OVERHEAD <= limit, "{batch} for {limit}");
             assert!(batch >= limit / 8 || batch == 1_000_000, "{batch} for {limit}");
