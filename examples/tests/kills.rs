@@ -239,7 +239,8 @@ impl Running {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let sum = |name: &str| -> u64 {
-            let lines = answer.lines().filter(|l| l.starts_with(name) && l.contains("operation=\"insert_ticks\""));
+            let lines =
+                answer.lines().filter(|l| l.starts_with(name) && l.contains("operation=\"insert_ticks\""));
             lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
         };
         sum("qi_calls_total{") - sum("qi_call_errors_total{")
@@ -273,7 +274,11 @@ fn outlives(rig: &Rig) {
             server.order("start");
             let took = running.goes_on();
             println!("round {round}: {} answers again, and the program goes on after {took:?}", server.kind);
-            assert!(took < Duration::from_secs(10), "round {round}: it took {took:?} after {} answered", server.kind);
+            assert!(
+                took < Duration::from_secs(10),
+                "round {round}: it took {took:?} after {} answered",
+                server.kind
+            );
         }
     }
     let deadline = Instant::now() + Duration::from_mins(5);

@@ -73,12 +73,11 @@ impl Office<'_> {
         let texts: Vec<_> = asked.iter().map(|(_, spec)| settings_of(spec)).collect();
         let new = asked.iter().zip(&texts).map(|((_, spec), settings)| new_topic(spec, settings));
         let new: Vec<_> = new.collect();
-        let answers = match new.is_empty() {
-            true => Vec::new(),
-            false => {
-                let answers = self.admin.create_topics(&new, &self.options()).await;
-                answers.map_err(|e| self.failed(e, "create_topics"))?
-            }
+        let answers = if new.is_empty() {
+            Vec::new()
+        } else {
+            let answers = self.admin.create_topics(&new, &self.options()).await;
+            answers.map_err(|e| self.failed(e, "create_topics"))?
         };
         let mut created = HashMap::new();
         for ((at, spec), answer) in asked.iter().zip(answers) {
@@ -132,7 +131,7 @@ impl Office<'_> {
         if found != spec.partitions {
             return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
         }
-        let settings = self.settings("create_topics", &[spec.name.clone()]).await?;
+        let settings = self.settings("create_topics", std::slice::from_ref(&spec.name)).await?;
         let settings = settings.get(&spec.name).cloned().unwrap_or_default();
         let differs = settings_of(spec).into_iter().filter_map(|(name, wanted)| {
             let found = settings.get(&name).cloned().unwrap_or_default();

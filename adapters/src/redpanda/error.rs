@@ -122,24 +122,22 @@ pub(super) fn by_code(code: Code, operation: &'static str) -> Error {
 }
 
 pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
-    match code_of(&error) {
-        Some(code) => by_code(code, operation),
-        None => {
-            let (kind, name) = match &error {
-                KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_) => {
-                    (ErrorKind::Config, "bus.redpanda.config")
-                }
-                KafkaError::Canceled => (ErrorKind::Unavailable, "bus.redpanda.canceled"),
-                _ => (ErrorKind::Internal, "bus.redpanda.client"),
-            };
-            // The value of a property may be a secret.
-            match error {
-                KafkaError::ClientConfig(_, words, key, _) => {
-                    self::error(kind, name, operation).with_message(words).with_context("property", key)
-                }
-                other => self::error(kind, name, operation).with_source(other),
-            }
+    if let Some(code) = code_of(&error) {
+        return by_code(code, operation);
+    }
+    let (kind, name) = match &error {
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_) => {
+            (ErrorKind::Config, "bus.redpanda.config")
         }
+        KafkaError::Canceled => (ErrorKind::Unavailable, "bus.redpanda.canceled"),
+        _ => (ErrorKind::Internal, "bus.redpanda.client"),
+    };
+    match error {
+        // The value of a property may be a secret.
+        KafkaError::ClientConfig(_, words, key, _) => {
+            self::error(kind, name, operation).with_message(words).with_context("property", key)
+        }
+        other => self::error(kind, name, operation).with_source(other),
     }
 }
 

@@ -86,7 +86,6 @@ pub(super) struct State {
 
 /// What the thread is to do.
 pub(super) struct Turn {
-    pub(super) closing: bool,
     /// A `recv` is waiting, or the first assignment is: changes of the assignment may be carried out.
     pub(super) open: bool,
     pub(super) active: bool,
@@ -236,21 +235,24 @@ impl Feed {
         }
     }
 
-    pub(super) fn turn(&self) -> Turn {
+    /// What is to be done now; None if the reader ends.
+    pub(super) fn turn(&self) -> Option<Turn> {
         let now = Instant::now();
         let mut state = self.state();
         if state.overdue.is_some_and(|until| now >= until) {
             (state.overdue, state.last_poll) = (None, now);
         }
+        if state.closing {
+            return None;
+        }
         let open = state.receiving > 0 || !state.joined;
-        Turn {
-            closing: state.closing,
+        Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
             // The other half waits in librdkafka.
             room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
             hold: state.overdue.map(|until| until - now),
-        }
+        })
     }
 
     pub(super) fn polled(&self) {

@@ -44,7 +44,7 @@ pub(super) fn describe(
                 scope.spawn(move || groups.iter().filter_map(|group| look.at(group).transpose()).collect())
             })
             .collect();
-        let ended = shares.into_iter().map(|share| share.join());
+        let ended = shares.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended
             .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a look-up panicked"))))
             .collect()

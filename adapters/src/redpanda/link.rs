@@ -228,13 +228,33 @@ impl ConsumerContext for Link {}
 /// A consumer that asks about groups and offsets and reads nothing.
 pub(super) type Inspector = BaseConsumer<Link>;
 
-/// The same as [`Link::explain`], for a client that only asks: its events wait until somebody comes for them.
+/// The same as [`Link::explain`], for a client that only asks: its events may wait for somebody who comes for them.
 pub(super) fn explain(client: &Inspector, error: Error) -> Error {
+    take_events(client);
+    client.context().explain(error)
+}
+
+fn take_events(client: &Inspector) {
     // An answer of nothing may also be an event that was served, such as a line of the log.
     const NOTHING: usize = 100;
     let mut nothing = 0;
     while nothing < NOTHING {
         nothing = if client.poll(Duration::ZERO).is_some() { 0 } else { nothing + 1 };
     }
-    client.context().explain(error)
+}
+
+/// Serves the events of a client that only asks, as long as there is such a client: while the brokers are away they
+/// would pile up in it.
+pub(super) fn serve(client: &Arc<Inspector>) -> std::io::Result<()> {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let client = Arc::downgrade(client);
+    let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());
+    let serving = move || {
+        while let Some(client) = client.upgrade() {
+            take_events(&client);
+            drop(client);
+            std::thread::sleep(PAUSE);
+        }
+    };
+    thread.spawn(serving).map(drop)
 }

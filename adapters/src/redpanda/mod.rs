@@ -149,7 +149,9 @@ impl RedpandaBus {
         }
         let inspector = settings::inspector(&self.config, None).create_with_context(Link::new("admin", ""));
         let inspector: Inspector = inspector.map_err(|e| error::of(e, operation))?;
-        Ok(clients.inspector.insert(Arc::new(inspector)).clone())
+        let inspector = Arc::new(inspector);
+        link::serve(&inspector).map_err(|e| error::internal(operation, e))?;
+        Ok(clients.inspector.insert(inspector).clone())
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -385,7 +387,9 @@ impl MessageBus for RedpandaBus {
             let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
             feeds.drain(..).filter_map(|feed| feed.upgrade()).collect()
         };
-        feeds.iter().for_each(|feed| feed.begin_end());
+        for feed in &feeds {
+            feed.begin_end();
+        }
         let deadline = Instant::now() + LEAVE;
         for feed in feeds {
             if !feed.ended(deadline.saturating_duration_since(Instant::now())).await {

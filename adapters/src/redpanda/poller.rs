@@ -27,7 +27,7 @@ const BURST: usize = 1_000;
 /// So many bytes, likewise.
 const BURST_BYTES: usize = 1 << 20;
 /// A client that calls of dropped futures still use is waited for so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Poller {
     feed: Arc<Feed>,
@@ -51,11 +51,7 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 
 impl Poller {
     fn run(mut self) {
-        loop {
-            let turn = self.feed.turn();
-            if turn.closing {
-                break;
-            }
+        while let Some(turn) = self.feed.turn() {
             if let Some(hold) = turn.hold {
                 self.feed.bell.wait(hold);
                 continue;

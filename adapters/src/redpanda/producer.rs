@@ -144,7 +144,7 @@ impl Lane {
             stop: stop.clone(),
         };
         let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
-        thread.spawn(move || serve(producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
+        thread.spawn(move || serve(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
         Ok(lane)
     }
 
@@ -199,7 +199,7 @@ fn refusal(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
 
 /// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
 /// so that nothing is left without an answer.
-fn serve(producer: Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &AtomicBool) {
+fn serve(producer: &Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {
         producer.poll(Duration::from_millis(50));
@@ -215,7 +215,7 @@ fn serve(producer: Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &Atom
         if !purged && (over || dead.load(Ordering::Acquire)) {
             producer.purge(PurgeConfig::default().queue().inflight());
             purged = true;
-        } else if over && producer.in_flight_count() == 0 && Arc::strong_count(&producer) == 1 {
+        } else if over && producer.in_flight_count() == 0 && Arc::strong_count(producer) == 1 {
             return;
         }
     }

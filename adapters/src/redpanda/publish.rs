@@ -12,6 +12,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::Link;
@@ -79,7 +80,7 @@ impl Sender {
         let deadline = Instant::now() + self.delivery_timeout();
         let (mut lane, mut first) = (None, None);
         for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
-            let sent = match way {
+            let handed = match way {
                 Ok(batch_bytes) => {
                     let first = *first.get_or_insert(index);
                     let place =
@@ -88,7 +89,7 @@ impl Sender {
                 }
                 Err(failure) => Err(Stop::This(failure)),
             };
-            match sent {
+            match handed {
                 Ok(()) => {}
                 Err(Stop::This(failure)) => {
                     self.desk.answer(slot, index, Err(failure));
@@ -105,8 +106,8 @@ impl Sender {
         }
         rest.next = batch.len();
         // librdkafka answers within the delivery timeout; if it does not, nothing is known.
-        let late = self.delivery_timeout() + Duration::from_secs(10);
-        let _ = tokio::time::timeout(late, ticket.done()).await;
+        let limit = self.delivery_timeout() + Duration::from_secs(10);
+        let _ = tokio::time::timeout(limit, ticket.done()).await;
         ticket.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
     }
 
@@ -125,12 +126,12 @@ impl Sender {
         let mut ways = Vec::with_capacity(batch.len());
         for message in batch {
             // Messages of one topic mostly come together.
-            let at = match known.iter().rposition(|(topic, _)| *topic == message.topic) {
-                Some(at) => at,
-                None => {
-                    known.push((message.topic.clone(), self.facts(admin, &message.topic, false).await));
-                    known.len() - 1
-                }
+            let at = known.iter().rposition(|(topic, _)| *topic == message.topic);
+            let at = if let Some(at) = at {
+                at
+            } else {
+                known.push((message.topic.clone(), self.facts(admin, &message.topic, false).await));
+                known.len() - 1
             };
             let facts = &mut known[at].1;
             let mut way = self.way(facts, message, options);
@@ -185,7 +186,8 @@ impl Sender {
         message: &Message,
         added: &Headers,
     ) -> std::result::Result<(), Stop> {
-        self.take_space(&place).await.map_err(Stop::Rest)?;
+        // Given back by itself, whatever happens, unless librdkafka has the message.
+        let space = self.take_space(&place).await.map_err(Stop::Rest)?;
         let mut record = record(message, added, Desk::name(place.slot, place.index));
         let mut told = false;
         loop {
@@ -193,11 +195,14 @@ impl Sender {
                 Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
                 _ => match self.lane(place.batch_bytes, place.deadline).await {
                     Ok(found) => &mut lane.insert((place.batch_bytes, found)).1,
-                    Err(failure) => return Err(self.not_handed_over(&place, Stop::Rest(failure))),
+                    Err(failure) => return Err(Stop::Rest(failure)),
                 },
             };
             self.desk.hand_over();
-            let Err((refused, back)) = used.producer().send(record) else { return Ok(()) };
+            let Err((refused, back)) = used.producer().send(record) else {
+                space.forget();
+                return Ok(());
+            };
             self.desk.take_back();
             record = back;
             // It never left: whatever the reason, it is not in the log.
@@ -224,27 +229,18 @@ impl Sender {
                 }
                 code => Stop::This(DeliveryError::not_sent(error::delivery(code).error)),
             };
-            return Err(self.not_handed_over(&place, failure));
+            return Err(failure);
         }
     }
 
-    fn not_handed_over(&self, place: &Place, why: Stop) -> Stop {
-        self.desk.space().add_permits(place.weight);
-        why
-    }
-
-    async fn take_space(&self, place: &Place) -> std::result::Result<(), DeliveryError> {
+    async fn take_space(&self, place: &Place) -> std::result::Result<SemaphorePermit<'_>, DeliveryError> {
         let weight = u32::try_from(place.weight).unwrap_or(u32::MAX);
         let space = self.desk.space();
         if let Ok(permit) = space.try_acquire_many(weight) {
-            permit.forget();
-            return Ok(());
+            return Ok(permit);
         }
         match timeout_at(place.deadline, space.acquire_many(weight)).await {
-            Ok(Ok(permit)) => {
-                permit.forget();
-                Ok(())
-            }
+            Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
             Err(_) => Err(DeliveryError::not_sent(error::full(self.config.buffer_bytes))),
         }

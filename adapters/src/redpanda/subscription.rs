@@ -103,7 +103,7 @@ fn sort(feed: &Feed, upto: &Positions) -> Result<(Wanted, Vec<TopicPartition>)> 
 }
 
 /// Stores what is owned, again and again while a rebalance is in the way.
-fn store(
+fn keep(
     feed: &Feed,
     client: &Client,
     mut wanted: Wanted,
@@ -130,8 +130,8 @@ fn store(
         if wanted.is_empty() {
             return Ok(Committed::new(Positions::new(), lost));
         }
-        let list = offsets::list(wanted.iter().map(|(p, (_, next))| (p, offsets::offset(*next))));
-        let Err(refused) = list.and_then(|list| client.commit(&list, CommitMode::Sync)) else { break };
+        let places = offsets::list(wanted.iter().map(|(p, (_, next))| (p, offsets::offset(*next))));
+        let Err(refused) = places.and_then(|places| client.commit(&places, CommitMode::Sync)) else { break };
         match error::code_of(&refused) {
             // The broker does not know this member any more: others have its partitions.
             Some(Code::UnknownMemberId | Code::AssignmentLost) => {
@@ -202,7 +202,7 @@ impl Subscription for RedpandaSubscription {
         let storing = blocking("commit", move || {
             let _turn = turn;
             let client = feed.client("commit")?;
-            store(&feed, &client, wanted, lost)
+            keep(&feed, &client, wanted, lost)
         });
         timeout(deadline.saturating_duration_since(Instant::now()), storing).await.map_err(|_| late())?
     }

@@ -167,22 +167,22 @@ mod tests {
 
     use super::*;
 
-    fn outcome(offset: u64) -> Outcome {
-        Ok(Delivery { partition: 0, offset, timestamp: None })
+    fn delivery(offset: u64) -> Delivery {
+        Delivery { partition: 0, offset, timestamp: None }
     }
 
     #[tokio::test]
     async fn a_ticket_is_done_with_its_last_answer_and_its_slot_is_free() {
         let desk = Desk::new(1_000);
         let (slot, ticket) = desk.open(vec![1; 2]);
-        desk.answer(slot, 1, outcome(1));
+        desk.answer(slot, 1, Ok(delivery(1)));
         assert!(futures::FutureExt::now_or_never(ticket.done()).is_none());
-        desk.answer(slot, 1, outcome(7));
+        desk.answer(slot, 1, Ok(delivery(7)));
         assert!(
             futures::FutureExt::now_or_never(ticket.done()).is_none(),
             "the same message twice is one answer"
         );
-        desk.answer(slot, 0, outcome(0));
+        desk.answer(slot, 0, Ok(delivery(0)));
         ticket.done().await;
         let missing = DeliveryError::unknown(Error::new(ErrorKind::Timeout, "c", "publish"));
         let offsets: Vec<_> =
@@ -199,7 +199,7 @@ mod tests {
         desk.space().try_acquire_many(600).unwrap().forget();
         for index in 0..3 {
             desk.hand_over();
-            desk.answered(Desk::name(slot, index), outcome(index as u64));
+            desk.answered(Desk::name(slot, index), Ok(delivery(index as u64)));
         }
         ticket.done().await;
         assert_eq!((desk.space().available_permits(), desk.in_flight()), (1_000, 0));
