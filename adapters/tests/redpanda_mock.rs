@@ -7,6 +7,7 @@ mod redpanda_rig;
 mod servers;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
 use rdkafka::mocking::MockCoordinator;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaApiKey as Api;
-use rdkafka::types::RDKafkaRespErr::{self as Code, *};
+use rdkafka::types::RDKafkaRespErr as Code;
 use redpanda_rig::mock::{Mock, MockFactory};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -43,7 +44,7 @@ impl<S: tracing::Subscriber> Layer<S> for Listener {
         struct Words(String);
         impl tracing::field::Visit for Words {
             fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0.push_str(&format!("{}={value:?} ", field.name()));
+                let _ = write!(self.0, "{}={value:?} ", field.name());
             }
         }
         if event.metadata().target() == "librdkafka" {
@@ -175,13 +176,13 @@ impl Lab {
 
 async fn passing_errors(lab: Lab) {
     let codes = [
-        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
-        RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
-        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
-        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
-        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
-        RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        Code::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+        Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
     ];
     for (round, code) in codes.into_iter().enumerate() {
         lab.inject(Api::Produce, code, 2);
@@ -193,11 +194,11 @@ async fn passing_errors(lab: Lab) {
 
 async fn staying_errors(lab: Lab) {
     let rows = [
-        (RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, ErrorKind::InvalidInput),
-        (RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, ErrorKind::InvalidInput),
-        (RD_KAFKA_RESP_ERR_INVALID_RECORD, ErrorKind::InvalidInput),
-        (RD_KAFKA_RESP_ERR_POLICY_VIOLATION, ErrorKind::InvalidInput),
-        (RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+        (Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, ErrorKind::InvalidInput),
+        (Code::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, ErrorKind::InvalidInput),
+        (Code::RD_KAFKA_RESP_ERR_INVALID_RECORD, ErrorKind::InvalidInput),
+        (Code::RD_KAFKA_RESP_ERR_POLICY_VIOLATION, ErrorKind::InvalidInput),
+        (Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
     ];
     for (round, (code, kind)) in rows.into_iter().enumerate() {
         lab.inject(Api::Produce, code, 1);
@@ -214,7 +215,7 @@ async fn staying_errors(lab: Lab) {
         lab.bus.send(&lab.messages(round, 1)).await.unwrap();
     }
     // A connection that broke before the answer tells nothing.
-    lab.inject(Api::Produce, RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION, 1);
+    lab.inject(Api::Produce, Code::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION, 1);
     let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
     assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unavailable, DeliveryState::Unknown));
@@ -224,7 +225,7 @@ async fn staying_errors(lab: Lab) {
 async fn fatal_error(lab: Lab) {
     lab.bus.send(&lab.messages(0, 1)).await.unwrap();
     for round in 0..2 {
-        lab.inject(Api::Produce, RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, 1);
+        lab.inject(Api::Produce, Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, 1);
         let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
         let failure = report.into_outcomes().pop().unwrap().unwrap_err();
         assert_eq!(failure.state, DeliveryState::Unknown, "in flight at a fatal error: {}", failure.error);
@@ -237,7 +238,7 @@ async fn fatal_error(lab: Lab) {
 }
 
 async fn not_let_in(lab: Lab) {
-    lab.inject(Api::InitProducerId, RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, 1_000);
+    lab.inject(Api::InitProducerId, Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, 1_000);
     for _ in 0..2 {
         let report = lab.bus.publish(&lab.messages(0, 1), PublishOptions::NONE).await.unwrap();
         for failure in report.into_outcomes().into_iter().map(Result::unwrap_err) {
@@ -307,12 +308,12 @@ async fn slow_trips(lab: Lab) {
 async fn fetch_errors(lab: Lab) {
     lab.bus.send(&lab.messages(0, 20)).await.unwrap();
     for code in [
-        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
-        RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
-        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
-        RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-        RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH,
-        RD_KAFKA_RESP_ERR_UNKNOWN,
+        Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        Code::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        Code::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH,
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN,
     ] {
         lab.inject(Api::Fetch, code, 3);
         lab.each_once_in_order(20).await;
@@ -355,11 +356,11 @@ async fn commit_errors(lab: Lab) {
     let mut reader = lab.member("commits").await;
     let positions = lab.drain(&mut *reader, 40).await;
     for code in [
-        RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
-        RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
-        RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
-        RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
-        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        Code::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
+        Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+        Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
     ] {
         lab.inject(Api::OffsetCommit, code, 2);
         let committed = reader.commit(&positions).await;
@@ -367,14 +368,14 @@ async fn commit_errors(lab: Lab) {
         assert_eq!((committed.stored, committed.lost), (positions.clone(), vec![]), "{code:?}");
     }
     for (code, kind) in [
-        (RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
-        (RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+        (Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+        (Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
     ] {
         lab.inject(Api::OffsetCommit, code, 1);
         assert_eq!(reader.commit(&positions).await.unwrap_err().kind(), kind, "{code:?}");
     }
     // The group has gone on without this member: it joins again and reads on, from the last commit.
-    for code in [RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID] {
+    for code in [Code::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID] {
         lab.inject(Api::OffsetCommit, code, 2);
         let committed = reader.commit(&positions).await.unwrap();
         assert!(committed.stored.is_empty(), "{code:?}: the broker does not know this member: {committed:?}");
@@ -491,6 +492,8 @@ fn measured(label: (&str, &str)) -> BTreeMap<String, f64> {
 }
 
 async fn observed(lab: Lab) {
+    const WANTED: [&str; 3] =
+        ["qi_redpanda_received_messages_total", "qi_redpanda_round_trip_seconds", "qi_redpanda_consumer_lag"];
     let mut reader = lab.member("observed").await;
     lab.bus.send(&lab.messages(0, 50)).await.unwrap();
     // A small part is read, so that there is a lag.
@@ -500,8 +503,6 @@ async fn observed(lab: Lab) {
         came += reader.recv(10, Duration::from_secs(1)).await.unwrap().len();
         assert!(Instant::now() < deadline, "only {came} came");
     }
-    const WANTED: [&str; 3] =
-        ["qi_redpanda_received_messages_total", "qi_redpanda_round_trip_seconds", "qi_redpanda_consumer_lag"];
     let mut sums = BTreeMap::<String, f64>::new();
     while !WANTED.iter().all(|name| sums.get(*name).is_some_and(|sum| *sum > 0.0)) {
         assert!(Instant::now() < deadline, "what was measured: {sums:?}");
