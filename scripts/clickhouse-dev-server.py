@@ -142,6 +142,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(failure.status, text.encode(), {"X-ClickHouse-Exception-Code": str(failure.code)})
         except (Aborted, ConnectionError):
             self.close_connection = True
+        except ValueError as error:
+            # Bytes that are no request: a text that is not UTF-8, a length that is no number. Where the next request
+            # begins is not known.
+            self.close_connection = True
+            self.answer(400, f"{error}\n".encode(), {})
 
     def run(self):
         address = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query, keep_blank_values=True))
@@ -178,8 +183,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             )
 
     def prepare(self, connection, address):
-        settings = [
-            f"{name} = {value if re.fullmatch(r'-?[0-9.]+', value) else quoted(value)}"
+        # The module takes a bare expression for a query, which the server calls a syntax error.
+        settings = ["implicit_select = 0"] + [
+            # As texts, which every setting takes: `compatibility` refuses a number.
+            f"{name} = {quoted(value)}"
             for name, value in address.items()
             if name not in NO_SETTINGS and not name.startswith("param_") and re.fullmatch(r"\w+", name)
         ]

@@ -5,6 +5,8 @@ pub mod clickhouse;
 pub mod config;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
+#[cfg(feature = "redpanda")]
+pub mod redpanda;
 #[cfg(feature = "timescale")]
 pub mod timescale;
 

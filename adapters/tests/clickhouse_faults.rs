@@ -24,9 +24,11 @@ fn main() {
         trial(&server, "a_wrong_password_is_unauthorized", wrong_password),
         trial(&server, "an_unknown_database_is_configuration", unknown_database),
         trial(&server, "an_unknown_setting_is_configuration", unknown_setting),
+        trial(&server, "an_unknown_cluster_is_configuration", unknown_cluster),
         trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
         trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
         trial(&server, "too_many_parts_pass", parts),
+        trial(&server, "too_many_parts_in_all_partitions_pass_too", parts_in_total),
         trial(&server, "too_many_partitions_is_told_from_too_many_parts", partitions),
         trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
         spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
@@ -90,6 +92,13 @@ async fn unknown_setting(server: Server) {
     config.settings.insert("no_such_setting".to_owned(), "1".to_owned());
     let store = ClickHouseStore::open(config).unwrap();
     expect(store.ping().await, ErrorKind::Config, false);
+}
+
+async fn unknown_cluster(server: Server) {
+    let mut config = server.config(&format!("{}_", namespace()));
+    config.cluster = Some("no_such_cluster".to_owned());
+    let store = ClickHouseStore::open(config).unwrap();
+    expect(store.ensure_schema().await, ErrorKind::Config, false);
 }
 
 async fn timeout(server: Server) {
@@ -165,6 +174,31 @@ async fn parts(server: Server) {
             store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.unwrap();
             let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
             assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), (part + 1) * 10);
+        },
+    )
+    .await;
+}
+
+async fn parts_in_total(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _, prefix| {
+            let run = async |sql: String| store.client().query_raw(&sql).execute().await.unwrap();
+            run(format!("ALTER TABLE {prefix}ticks MODIFY SETTING max_parts_in_total = 2")).await;
+            run(format!("SYSTEM STOP MERGES {prefix}ticks")).await;
+            let mut last = Ok(());
+            for part in 0..20 {
+                last = store.insert_ticks(&ticks("x:Y", part * 10, 10)).await.map(drop);
+                if last.is_err() {
+                    break;
+                }
+            }
+            let error = expect(last, ErrorKind::Overloaded, true);
+            assert_eq!(error.code(), "store.clickhouse.parts");
+            run(format!("SYSTEM START MERGES {prefix}ticks")).await;
+            run(format!("OPTIMIZE TABLE {prefix}ticks FINAL")).await;
+            store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
         },
     )
     .await;

@@ -14,12 +14,18 @@ use clickhouse_rig::Server;
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{Dataset, RangeQuery, Retention, StatsQuery};
-use qi_core::{ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_core::store::{Dataset, DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::{
+    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
+    TimeRange, Timestamp,
+};
 use servers::{namespace, run, trial};
 
 /// What a child process is told: to call `ensure_schema` on this server, with this prefix, and end.
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
+
+/// The age of ticks in the schema that they make.
+const FIFTY_YEARS: Option<u32> = Some(50 * 366 * 24);
 
 fn main() {
     if let Ok(words) = std::env::var(CHILD) {
@@ -33,6 +39,14 @@ fn main() {
         trial(&server, "a_column_of_another_type_refuses_the_rows", other_type),
         trial(&server, "the_names_of_the_codes_are_the_servers_own", codes),
         trial(&server, "ages_are_ttls_that_can_change", ages),
+        trial(&server, "an_age_that_ends_after_2106_removes_nothing", far_ages),
+        trial(&server, "a_database_may_be_a_number", numbered),
+        trial(&server, "a_table_that_remembers_blocks_hides_no_batch", blocks),
+        trial(&server, "a_profile_that_breaks_answers_off_is_overruled", overruled),
+        trial(&server, "the_latest_beside_deletions_is_never_absent", latest_beside_deletions),
+        trial(&server, "the_latest_few_of_many_take_few_requests", few_of_many),
+        trial(&server, "the_latest_of_many_is_that_of_each", latest_of_many),
+        trial(&server, "the_latest_of_many_that_ended_long_ago", latest_of_ended),
         trial(&server, "the_statements_of_the_guide_run", guide),
         trial(&server, "a_purge_drops_whole_partitions", purge),
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
@@ -102,6 +116,7 @@ async fn eight_processes(server: Server) {
     }
     let mut config = server.config("");
     config.database.clone_from(&database);
+    config.retention.ticks_hours = FIFTY_YEARS;
     let store = ClickHouseStore::open(config).unwrap();
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     assert_eq!(count(&store, "x:Y").await, 10);
@@ -112,6 +127,7 @@ fn child(words: &str) {
     let (database, url) = words.split_once(' ').unwrap();
     let mut config = ClickHouseConfig::from_url(url);
     database.clone_into(&mut config.database);
+    config.retention.ticks_hours = FIFTY_YEARS;
     run(async {
         let store = ClickHouseStore::open(config).unwrap();
         store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
@@ -212,6 +228,275 @@ async fn ages(server: Server) {
             sql(&store, &format!("OPTIMIZE TABLE {}ticks FINAL", config.table_prefix)).await;
             assert_eq!(count(&third, "x:OLD").await, 0);
             assert_eq!(count(&third, "x:NEW").await, 1);
+        },
+    )
+    .await;
+}
+
+/// A TTL of the server ends in 2106 and begins again in 1970.
+async fn far_ages(server: Server) {
+    let change = |config: &mut ClickHouseConfig| config.retention.ticks_hours = Some(48);
+    with_store(&server, change, async |store, config| {
+        let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
+            let time = Timestamp::from_secs(secs).unwrap();
+            PriceTick::new("x:FAR".parse().unwrap(), time, 1, "1".parse().unwrap()).unwrap()
+        });
+        store.insert_ticks(&far).await.unwrap();
+        let table = format!("{}ticks", config.table_prefix);
+        sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
+        assert_eq!(stored(&store, "x:FAR").await, far);
+        let mut long = config.clone();
+        long.retention.ticks_hours = Some(878_400);
+        let store = ClickHouseStore::open(long).unwrap();
+        store.ensure_schema().await.unwrap();
+        assert!(store.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
+        store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+        sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
+        assert_eq!(count(&store, "x:Y").await, 10, "a hundred years are not over");
+    })
+    .await;
+}
+
+async fn numbered(server: Server) {
+    let database = format!("{}", std::process::id());
+    let mut config = server.config("");
+    config.database.clone_from(&database);
+    let store = ClickHouseStore::open(config).unwrap();
+    store.ensure_schema().await.unwrap();
+    store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+    assert_eq!(count(&store, "x:Y").await, 10);
+    let one = Selection::these(["x:Y".parse().unwrap()]).unwrap();
+    store.delete_range(&DeleteQuery::Ticks(one, TimeRange::ALL)).await.unwrap();
+    store.purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
+    assert_eq!(count(&store, "x:Y").await, 0);
+    sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
+}
+
+/// As replicated tables do by default: a block whose sum is known is not stored again, even if its rows were deleted.
+async fn blocks(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let table = format!("{}ticks", config.table_prefix);
+            sql(
+                &store,
+                &format!("ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 100"),
+            )
+            .await;
+            let a = ticks("x:Y", 0, 10);
+            let b: Vec<_> = a.iter().cloned().map(|tick| tick.with_quantity("7".parse().ok())).collect();
+            for batch in [&a, &b, &a] {
+                store.insert_ticks(batch).await.unwrap();
+                assert_eq!(&stored(&store, "x:Y").await, batch);
+            }
+            for _ in 0..2 {
+                store
+                    .purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap())
+                    .await
+                    .unwrap();
+                assert_eq!(count(&store, "x:Y").await, 0);
+                store.insert_ticks(&a).await.unwrap();
+                assert_eq!(stored(&store, "x:Y").await, a);
+            }
+        },
+    )
+    .await;
+}
+
+/// With such a setting of a user's profile, a limit that is met cuts the answer and says nothing.
+async fn overruled(server: Server) {
+    with_store(
+        &server,
+        |config| {
+            config.max_batch = 300_000;
+            config.settings.insert("max_rows_to_read".to_owned(), "1000".to_owned());
+        },
+        async |store, config| {
+            let batch = ticks("x:Y", 0, 200_000);
+            store.insert_ticks(&batch).await.unwrap();
+            let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+            store.stats(&query).await.expect_err("more rows than may be read");
+            for name in ["read_overflow_mode", "timeout_overflow_mode", "result_overflow_mode"] {
+                let mut broken = config.clone();
+                broken.settings.insert(name.to_owned(), "break".to_owned());
+                let error = ClickHouseStore::open(broken).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Config);
+                // What the profile says is overruled: the request carries the adapter's own.
+                let mode: String = store
+                    .client()
+                    .query_raw(&format!(
+                        "SELECT toString(getSetting('{name}')) SETTINGS max_rows_to_read = 0"
+                    ))
+                    .fetch_one()
+                    .await
+                    .unwrap();
+                assert_eq!(mode, "throw");
+            }
+        },
+    )
+    .await;
+}
+
+/// Deletes the newest ticks one after the other: an older one is the latest then.
+async fn latest_beside_deletions(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let batch = ticks("x:Y", 0, 200);
+            store.insert_ticks(&batch).await.unwrap();
+            let deletes = tokio::spawn({
+                let (store, batch) = (store.clone(), batch.clone());
+                async move {
+                    for tick in batch[100..].iter().rev() {
+                        let range = TimeRange::new(tick.ts(), Timestamp::MAX).unwrap();
+                        let query = DeleteQuery::Ticks(Selection::All, range);
+                        store.delete_range(&query).await.unwrap();
+                    }
+                }
+            });
+            let instrument: Instrument = "x:Y".parse().unwrap();
+            let mut asked = 0;
+            while !deletes.is_finished() {
+                let latest = store.latest_tick(&instrument).await.unwrap();
+                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at question {asked}");
+                asked += 1;
+            }
+            deletes.await.unwrap();
+            assert!(asked > 20, "{asked} questions beside the deletions");
+        },
+    )
+    .await;
+}
+
+/// One instrument in a thousand has bars of the interval, and it is the last one.
+async fn few_of_many(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let time = Timestamp::from_secs(1_700_006_400).unwrap();
+            let one = "1".parse().unwrap();
+            let values = BarValues {
+                open: one,
+                high: one,
+                low: one,
+                close: one,
+                volume: None,
+                quote_volume: None,
+                count: None,
+            };
+            let name = |n: u32| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
+            let bar =
+                |n, interval: Interval| Ohlcv::new(name(n), interval, interval.floor(time), values).unwrap();
+            let mut bars: Vec<_> = (0..3_000).map(|n| bar(n, Interval::M1)).collect();
+            bars.push(bar(3_000, Interval::D1));
+            store.insert_bars(&bars).await.unwrap();
+            let batch: Vec<_> = (0..3_000)
+                .map(|n| PriceTick::new(name(n), time, 1, one).unwrap())
+                .chain(ticks("x:Z", 0, 1))
+                .collect();
+            store.insert_ticks(&batch).await.unwrap();
+            let started = std::time::Instant::now();
+            let query = LatestBarsQuery::new(Interval::D1, Selection::All).with_limit(1).unwrap();
+            assert_eq!(store.latest_bars(&query).await.unwrap().items, bars[3_000..]);
+            let before = Timestamp::from_secs(1_700_000_000).unwrap();
+            let query = LatestQuery::new(Selection::All).as_of(before).with_limit(1).unwrap();
+            assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            let started = std::time::Instant::now();
+            let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
+            let named = Selection::these(absent.chain(["x:Z".parse().unwrap()])).unwrap();
+            let query = LatestQuery::new(named).with_limit(1).unwrap();
+            assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            let all = LatestQuery::new(Selection::All).with_limit(10_000).unwrap();
+            assert!(store.latest_ticks(&all).await.unwrap().items == batch);
+            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        },
+    )
+    .await;
+}
+
+/// Many are asked for at once, and looked for in the newest days first: some are older, some have several ticks of
+/// their last time, and some have none.
+async fn latest_of_many(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let name = |n: u64| -> Instrument { format!("x:A{n:03}").parse().unwrap() };
+            let tick = |n: u64, days: u64, seq: u64| {
+                let time =
+                    Timestamp::from_secs(1_700_000_000 + i64::try_from(days).unwrap() * 86_400).unwrap();
+                PriceTick::new(name(n), time, seq, (1 + n + seq).to_string().parse().unwrap()).unwrap()
+            };
+            let mut batch: Vec<PriceTick> = Vec::new();
+            for n in (0..200).filter(|n| n % 7 != 0) {
+                batch.push(tick(n, n % 60, 9));
+                batch.extend((0..n % 3).map(|seq| tick(n, 100 + n % 30, seq)));
+            }
+            store.insert_ticks(&batch).await.unwrap();
+            let of_each = |until: Timestamp| -> Vec<PriceTick> {
+                let known = batch.iter().filter(|tick| tick.ts() <= until);
+                let latest = |n: u64| {
+                    let own = known.clone().filter(|tick| *tick.instrument() == name(n));
+                    own.max_by_key(|tick| (tick.ts(), tick.seq())).cloned()
+                };
+                (0..200).filter_map(latest).collect()
+            };
+            for query in [
+                LatestQuery::new(Selection::All),
+                LatestQuery::new(Selection::these((0..200).map(name)).unwrap()),
+            ] {
+                let all = store.latest_ticks(&query).await.unwrap();
+                assert!(all.items == of_each(Timestamp::MAX) && all.next.is_none());
+                for days in [0, 20, 59, 99, 110] {
+                    let until = tick(0, days, 0).ts();
+                    let query = query.clone().as_of(until);
+                    assert!(store.latest_ticks(&query).await.unwrap().items == of_each(until), "{days}");
+                }
+                let (mut paged, mut query) = (Vec::new(), query.with_limit(33).unwrap());
+                loop {
+                    let page = store.latest_ticks(&query).await.unwrap();
+                    paged.extend(page.items);
+                    let Some(next) = page.next else { break };
+                    query = query.after(next);
+                }
+                assert!(paged == of_each(Timestamp::MAX));
+            }
+        },
+    )
+    .await;
+}
+
+/// Twenty instruments of 120,000 ticks each, and another one that goes on years later.
+async fn latest_of_ended(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            let insert = format!(
+                "INSERT INTO {}ticks (exchange, symbol, ts, seq, price) \
+                 SELECT 'x', concat('D', leftPad(toString(number % 20), 2, '0')), \
+                 fromUnixTimestamp64Micro(toInt64(1577836800000000 + intDiv(number, 20) * 1000000), 'UTC'), number, 1 \
+                 FROM numbers(2400000)",
+                config.table_prefix
+            );
+            sql(&store, &insert).await;
+            store.insert_ticks(&ticks("x:Y", 0, 1)).await.unwrap();
+            let latest = store.latest_ticks(&LatestQuery::new(Selection::All)).await.unwrap().items;
+            assert_eq!(latest.len(), 21);
+            for (n, tick) in latest[..20].iter().enumerate() {
+                let place = (tick.instrument().to_string(), tick.ts().as_micros(), tick.seq());
+                let last = 119_999;
+                assert_eq!(
+                    place,
+                    (format!("x:D{n:02}"), 1_577_836_800_000_000 + last * 1_000_000, 2_399_980 + n as u64)
+                );
+            }
+            assert_eq!(latest[20..], ticks("x:Y", 0, 1));
         },
     )
     .await;

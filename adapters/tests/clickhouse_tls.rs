@@ -62,7 +62,9 @@ impl Authority {
 /// A port that speaks TLS in front of the server: its URL, with the server's credentials.
 async fn proxy(server: &Server, acceptor: TlsAcceptor) -> String {
     let rest = server.url().split_once("://").unwrap().1.trim_end_matches('/');
-    let (credentials, host) = rest.rsplit_once('@').unwrap();
+    // A server may take its default user without a password.
+    let at = rest.rfind('@').map_or(0, |at| at + 1);
+    let (credentials, host) = rest.split_at(at);
     let (listener, host) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), host.to_owned());
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -76,7 +78,7 @@ async fn proxy(server: &Server, acceptor: TlsAcceptor) -> String {
             });
         }
     });
-    format!("https://{credentials}@127.0.0.1:{port}")
+    format!("https://{credentials}127.0.0.1:{port}")
 }
 
 async fn named(server: Server) {

@@ -79,13 +79,8 @@ async fn a_backend_that_cannot_be_opened_says_why() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(
             // A backend that is there lacks an address.
-            [
-                "config.backend.not_compiled",
-                "config.backend.not_written",
-                "store.timescale.config",
-                "store.clickhouse.config"
-            ]
-            .contains(&error.code()),
+            ["config.backend.not_compiled", "store.timescale.config", "store.clickhouse.config"]
+                .contains(&error.code()),
             "{error}"
         );
         if error.code() == "config.backend.not_compiled" {
@@ -99,7 +94,9 @@ async fn a_backend_that_cannot_be_opened_says_why() {
     assert_eq!(unknown.code(), "config.backend.unknown");
     assert!(unknown.message().unwrap().contains("did you mean `memory`"), "{unknown}");
     let bus = Config::builder().variables([("QI__BUS__BACKEND", "redpanda")]).build().unwrap();
-    assert_eq!(bus.open_bus().await.unwrap_err().kind(), ErrorKind::Config);
+    let error = bus.open_bus().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(["config.backend.not_compiled", "bus.redpanda.config"].contains(&error.code()), "{error}");
 }
 
 #[test]
@@ -459,7 +456,7 @@ mod timescale {
             ("QI__STORE__TIMESCALE__POOL__MAX_CONNECTIONS", "3"),
         ];
         let store = build(file, variables).unwrap().open_store().await.unwrap();
-        assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi))))))"), "{store}");
+        assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi)))))))"), "{store}");
         assert_eq!(
             store.info().retention,
             [Retention::Age(Dataset::Ticks, std::time::Duration::from_hours(48))]
@@ -468,5 +465,118 @@ mod timescale {
         assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
         let error = build(file, [("QI__STORE__TIMESCALE__POOL__MAX_CONNECTION", "3")]).unwrap_err();
         assert!(error.to_string().contains("max_connections"), "{error}");
+    }
+}
+
+#[cfg(feature = "redpanda")]
+mod redpanda {
+    use super::*;
+
+    async fn open(section: &str) -> Result<std::sync::Arc<dyn qi_core::MessageBus>, Error> {
+        let file = format!("[bus]\nbackend = \"redpanda\"\n[bus.redpanda]\n{section}");
+        build(&file, NONE)?.open_bus().await
+    }
+
+    #[tokio::test]
+    async fn every_bound_is_checked_before_anything_is_connected() {
+        for (section, key) in [
+            ("", "bus.redpanda.brokers"),
+            ("brokers = \"\"", "bus.redpanda.brokers"),
+            ("brokers = \"host\"", "bus.redpanda.brokers"),
+            ("brokers = \"kafka://host:9092\"", "bus.redpanda.brokers"),
+            ("brokers = \"host:0\"", "bus.redpanda.brokers"),
+            ("brokers = \"a:1, b:2,\"", "bus.redpanda.brokers"),
+            ("brokers = \"a:1\"\nclient_id = \"\"", "bus.redpanda.client_id"),
+            ("brokers = \"a:1\"\nmax_message_bytes = 1", "bus.redpanda.max_message_bytes"),
+            ("brokers = \"a:1\"\nbuffer_bytes = 1_000_000", "bus.redpanda.buffer_bytes"),
+            ("brokers = \"a:1\"\ndelivery_timeout_ms = 0", "bus.redpanda.delivery_timeout_ms"),
+            ("brokers = \"a:1\"\nrequest_timeout_ms = 300_001", "bus.redpanda.request_timeout_ms"),
+            ("brokers = \"a:1\"\ncommit_timeout_ms = 2_147_483_648", "bus.redpanda.commit_timeout_ms"),
+            ("brokers = \"a:1\"\nclose_timeout_ms = 0", "bus.redpanda.close_timeout_ms"),
+            ("brokers = \"a:1\"\nstatistics_ms = 999", "bus.redpanda.statistics_ms"),
+            ("brokers = \"a:1\"\ntls.client_cert = \"a.pem\"", "bus.redpanda.tls"),
+            ("brokers = \"a:1\"\ntls.root_cert = \"a.pem\"", "bus.redpanda.tls.enabled"),
+            ("brokers = \"a:1\"\nsasl.username = \"u\"", "bus.redpanda.sasl"),
+            ("brokers = \"a:1\"\nproperties.\"group.id\" = \"g\"", "bus.redpanda.properties"),
+            ("brokers = \"a:1\"\nproperties.acks = 1", "bus.redpanda.properties"),
+            ("brokers = \"a:1\"\nproperties.\"lingre.ms\" = 5", "bus.redpanda.properties.lingre.ms"),
+            ("brokers = \"a:1\"\nproperties.\"linger.ms\" = \"soon\"", "bus.redpanda.properties.linger.ms"),
+        ] {
+            let error = open(section).await.expect_err(section);
+            assert_eq!(error.kind(), ErrorKind::Config, "{section}: {error}");
+            assert_eq!(error.context_value("key"), Some(key), "{section}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn words_that_there_are_not_are_refused_by_name() {
+        for (section, word) in [
+            ("brokers = \"a:1\"\ncodec = \"avro\"", "avro"),
+            ("brokers = \"a:1\"\nprofile = \"fast\"", "fast"),
+            ("brokers = \"a:1\"\ncompression = \"brotli\"", "brotli"),
+            ("brokers = \"a:1\"\nsasl.mechanism = \"gssapi\"", "gssapi"),
+        ] {
+            let error = open(section).await.expect_err(section);
+            assert_eq!(error.kind(), ErrorKind::Config, "{section}: {error}");
+            assert!(error.to_string().contains(word), "{section}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_compiled_in_opens_without_brokers_and_shows_no_secret() {
+        let section = "brokers = \"a:1, b:2,[::1]:3\"\nprofile = \"low-latency\"\ncodec = \"json\"\n\
+                       sasl.mechanism = \"plain\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"\n\
+                       properties.\"ssl.key.pem\" = \"hunter3\"\nproperties.\"linger.ms\" = 0.5";
+        let opened = open(section).await;
+        let bus = match opened {
+            Ok(bus) => bus,
+            // A build without OpenSSL does not know keys.
+            Err(error) => {
+                assert!(!cfg!(feature = "redpanda-tls"), "{error}");
+                assert!(!format!("{error:?}").contains("hunter"), "{error:?}");
+                open(&section.replace("properties.\"ssl.key.pem\" = \"hunter3\"\n", "")).await.unwrap()
+            }
+        };
+        let shown = format!("{bus} {bus:?}");
+        assert!(shown.contains("redpanda") && !shown.contains("hunter"), "{shown}");
+        assert_eq!(bus.info().delivery_timeout, std::time::Duration::from_mins(2));
+        bus.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn encryption_that_is_not_compiled_in_names_its_feature() {
+        for section in [
+            "tls.enabled = true",
+            "sasl = { mechanism = \"scram-sha-256\", username = \"u\", password = \"p\" }",
+        ] {
+            let opened = open(&format!("brokers = \"a:1\"\n{section}")).await;
+            match opened {
+                Ok(_) => assert!(cfg!(feature = "redpanda-tls")),
+                Err(error) => {
+                    assert!(!cfg!(feature = "redpanda-tls"), "{error}");
+                    assert!(error.to_string().contains("feature `redpanda-tls`"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_environment_replaces_what_the_file_says() {
+        let file = "[bus]\nbackend = \"redpanda\"\n[bus.redpanda]\nbrokers = \"a:1\"\n[bus.timeout]\nenabled = false";
+        let variables = [
+            ("QI__BUS__REDPANDA__BROKERS", "b:2"),
+            ("QI__BUS__REDPANDA__DELIVERY_TIMEOUT_MS", "30000"),
+            ("QI__BUS__REDPANDA__SASL__MECHANISM", "plain"),
+            ("QI__BUS__REDPANDA__SASL__USERNAME", "12345"),
+            ("QI__BUS__REDPANDA__SASL__PASSWORD", "67890"),
+            ("QI__BUS__TOPICS__CRYPTO-PRICES__PARTITIONS", "3"),
+        ];
+        let config = build(file, variables).unwrap();
+        let bus = config.open_bus().await.unwrap();
+        assert_eq!(bus.info().delivery_timeout, std::time::Duration::from_secs(30));
+        let shown = format!("{bus:?}");
+        assert!(shown.contains("b:2") && shown.contains("12345") && !shown.contains("67890"), "{shown}");
+        let prices = config.catalogue().unwrap().get(&"crypto-prices".parse().unwrap()).unwrap().partitions;
+        assert_eq!(prices, 3);
     }
 }

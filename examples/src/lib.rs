@@ -17,6 +17,8 @@ mod guides {
     struct Architecture;
     #[doc = include_str!("../../docs/backends/clickhouse.md")]
     struct BackendClickHouse;
+    #[doc = include_str!("../../docs/backends/redpanda.md")]
+    struct BackendRedpanda;
     #[doc = include_str!("../../docs/backends/timescale.md")]
     struct BackendTimescale;
     #[doc = include_str!("../../docs/configuration.md")]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use clickhouse::{Client, Compression as Wire};
 use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::error::Cause;
-use super::rowbinary::Reader;
+use super::rowbinary::{Malformed, Reader};
 use crate::config::clickhouse::{ClickHouseConfig, Compression};
 
 /// The server as this store uses it.
@@ -18,8 +18,9 @@ pub(super) struct Connections {
     pub(super) plain: Client,
     /// For `ensure_schema`, deletions and purges.
     pub(super) heavy: Client,
-    /// For inserts.
-    pub(super) insert: Client,
+    insert: Client,
+    /// For inserts, when it is known what the server has to be told.
+    inserting: OnceCell<Client>,
     permits: Semaphore,
     most: usize,
     acquire_timeout: Duration,
@@ -46,6 +47,10 @@ impl Connections {
         if let Some(password) = config.password.as_ref().map(|p| p.expose_secret().to_owned()).or(password) {
             client = client.with_password(password);
         }
+        // A limit that is met is an error. A profile of the server may say `break`: half an answer, and no word of it.
+        for mode in ["timeout", "read", "result", "sort", "group_by", "distinct", "set"] {
+            client = client.with_setting(format!("{mode}_overflow_mode"), "throw");
+        }
         for (name, value) in &config.settings {
             client = client.with_setting(name, value);
         }
@@ -57,11 +62,14 @@ impl Connections {
             client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
         };
         // An answer comes when it is complete, so that a late error is an error and not a short page.
-        let mut plain =
-            limited(client.clone(), config.limits.statement_ms).with_setting("wait_end_of_query", "1");
+        let mut plain = limited(client.clone(), config.limits.statement_ms)
+            .with_setting("wait_end_of_query", "1")
+            // What was acknowledged is read, and not what was there when somebody asked before.
+            .with_setting("use_query_cache", "0");
         let heavy = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
         let mut insert = limited(client, config.limits.statement_ms)
-            // A token of a batch that was deleted since would hide it when it is sent again.
+            // The sum of a block that was deleted since would hide it when it is sent again. Since 26.2 this is not
+            // enough: `inserting` adds the rest.
             .with_setting("insert_deduplicate", "0")
             .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
@@ -80,12 +88,31 @@ impl Connections {
             plain,
             heavy,
             insert,
+            inserting: OnceCell::new(),
             permits: Semaphore::new(config.pool.max_connections),
             most: config.pool.max_connections,
             acquire_timeout: Duration::from_millis(config.pool.acquire_timeout_ms),
             address: base,
             version: RwLock::default(),
         })
+    }
+
+    /// The client for inserts.
+    ///
+    /// `deduplicate_insert` stands above `insert_deduplicate` since version 26.2, and is on there unless it is told
+    /// otherwise; an older server refuses the name. So the first insert asks, which also shows that a ClickHouse
+    /// answers: whoever says "200 OK" to an insert need not be one.
+    pub(super) async fn inserting(&self) -> Result<&Client, Cause> {
+        let ask = async || {
+            let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
+            let known = rows(&self.plain, sql, |row| Ok(row.u64()?)).await?;
+            match known[..] {
+                [0] => Ok(self.insert.clone()),
+                [1] => Ok(self.insert.clone().with_setting("deduplicate_insert", "disable")),
+                _ => Err(Malformed(format!("{known:?} is no number of settings")).into()),
+            }
+        };
+        self.inserting.get_or_try_init(ask).await
     }
 
     /// The server's address, without any secret.

@@ -14,6 +14,8 @@ pub(super) enum Cause {
     Busy { most: usize },
     /// The store was closed.
     Closed,
+    /// Each time that it was read, something that was to be read had been deleted since.
+    Changing,
     /// The schema is not this code's.
     Schema { rule: String },
     /// Bytes that are no rows, or rows that are no records.
@@ -45,6 +47,8 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (407, "DECIMAL_OVERFLOW", ErrorKind::InvalidInput, "store.clickhouse.decimal_overflow"),
     (81, "UNKNOWN_DATABASE", ErrorKind::Config, "store.clickhouse.no_database"),
     (115, "UNKNOWN_SETTING", ErrorKind::Config, "store.clickhouse.setting"),
+    (139, "NO_ELEMENTS_IN_CONFIG", ErrorKind::Config, "store.clickhouse.server_config"),
+    (701, "CLUSTER_DOESNT_EXIST", ErrorKind::Config, "store.clickhouse.no_cluster"),
     (516, "AUTHENTICATION_FAILED", ErrorKind::Unauthorized, "store.clickhouse.login"),
     (192, "UNKNOWN_USER", ErrorKind::Unauthorized, "store.clickhouse.user"),
     (193, "WRONG_PASSWORD", ErrorKind::Unauthorized, "store.clickhouse.password"),
@@ -74,6 +78,9 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (160, "TOO_SLOW", ErrorKind::Timeout, "store.clickhouse.too_slow"),
     (319, "UNKNOWN_STATUS_OF_INSERT", ErrorKind::Timeout, "store.clickhouse.unknown_insert"),
     (202, "TOO_MANY_SIMULTANEOUS_QUERIES", ErrorKind::Overloaded, "store.clickhouse.queries"),
+    (203, "NO_FREE_CONNECTION", ErrorKind::Overloaded, "store.clickhouse.no_connection"),
+    (439, "CANNOT_SCHEDULE_TASK", ErrorKind::Overloaded, "store.clickhouse.threads"),
+    (745, "SERVER_OVERLOADED", ErrorKind::Overloaded, "store.clickhouse.overloaded"),
     (241, "MEMORY_LIMIT_EXCEEDED", ErrorKind::Overloaded, "store.clickhouse.memory"),
     (252, "TOO_MANY_PARTS", ErrorKind::Overloaded, "store.clickhouse.parts"),
     (57, "TABLE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.table_exists"),
@@ -84,9 +91,11 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
 /// Waiting does not empty a disk: never retried.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
 
-/// The code in `Code: 60. DB::Exception: ...`.
+/// The code in `Code: 60. DB::Exception: ...`. It stands at the beginning: a proxy's page may well hold the words
+/// "Error Code: 502".
 fn code_of(text: &str) -> Option<u16> {
-    let rest = text.split_once("Code: ")?.1;
+    const BEFORE: [&str; 3] = ["", "Poco::Exception. ", "std::exception. "];
+    let rest = BEFORE.iter().find_map(|before| text.strip_prefix(before)?.strip_prefix("Code: "))?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     rest[..digits].parse().ok()
 }
@@ -97,10 +106,9 @@ fn by_response(text: &str) -> (ErrorKind, &'static str) {
         return (ErrorKind::Unavailable, "store.clickhouse.response");
     };
     match code {
-        // One code for two things: too many parts pass, too many partitions of one insert do not.
-        252 if text.contains("partitions") && !text.contains("parts in") => {
-            (ErrorKind::Internal, "store.clickhouse.partitions")
-        }
+        // One code for two things: too many parts pass, too many partitions of one insert do not. The word alone
+        // does not tell: "Too many parts (2) in all partitions in total", or the name of a table.
+        252 if text.contains("Too many partitions") => (ErrorKind::Internal, "store.clickhouse.partitions"),
         // The query's own limit will not be higher next time.
         241 if text.contains("(for query)") || text.contains("Query memory limit") => {
             (ErrorKind::Internal, "store.clickhouse.query_memory")
@@ -131,6 +139,16 @@ impl Cause {
         Self::Corrupt(Box::new(error))
     }
 
+    /// Whether the connection failed, whatever the server would have said.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Client(clickhouse::error::Error::Network(_)))
+    }
+
+    /// Whether it is an error of the server, with a code.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text).is_some())
+    }
+
     /// Whether the server answered with this code.
     pub(super) fn has_code(&self, code: u16) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text) == Some(code))
@@ -145,6 +163,8 @@ impl Cause {
             Self::Busy { most } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
                 .with_message("as many requests as may be are under way")
                 .with_context("max_connections", most),
+            Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing")
+                .with_message("deletions took away what was being read, again and again"),
             Self::Schema { rule } => {
                 new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(rule)
             }
@@ -207,14 +227,14 @@ mod tests {
         };
         for (codes, kind, retried) in [
             (&[407][..], InvalidInput, false),
-            (&[81, 115], Config, false),
+            (&[81, 115, 139, 701], Config, false),
             (&[516, 497, 192, 193, 194, 164], Unauthorized, false),
             (&[60, 16, 47, 53, 117, 218], SchemaMismatch, false),
             (&[48, 344], Unsupported, false),
             (&[209, 210, 279, 242, 225, 999, 285, 286, 236, 394], Unavailable, true),
             (&[243], Unavailable, false),
             (&[159, 160, 319], Timeout, true),
-            (&[202, 241, 252], Overloaded, true),
+            (&[202, 203, 241, 252, 439, 745], Overloaded, true),
             (&[57, 82], Conflict, true),
             (&[40], CorruptData, false),
             // What the table does not name is ours to look at, and not retried by guess.
@@ -239,6 +259,14 @@ mod tests {
         let partitions = "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 100). \
                           The limit is controlled by 'max_partitions_per_insert_block' setting. (TOO_MANY_PARTS)";
         assert_eq!(kind(partitions), (ErrorKind::Internal, false));
+        for parts in [
+            "Code: 252. DB::Exception: Too many parts (2) in all partitions in total in table 'qi.ticks'. This indicates \
+             wrong choice of partition key. (TOO_MANY_PARTS)",
+            "Code: 252. DB::Exception: Too many parts (300 with average size of 1.00 KiB) in table 'qi.partitions_ticks'. \
+             Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)",
+        ] {
+            assert_eq!(kind(parts), (ErrorKind::Overloaded, true), "{parts}");
+        }
         let server = "Code: 241. DB::Exception: (total) memory limit exceeded: would use 7.20 GiB. (MEMORY_LIMIT_EXCEEDED)";
         assert_eq!(kind(server), (ErrorKind::Overloaded, true));
         for query in [
@@ -247,6 +275,24 @@ mod tests {
         ] {
             assert_eq!(kind(query), (ErrorKind::Internal, false));
         }
+    }
+
+    #[test]
+    fn a_code_is_the_servers_only_at_the_beginning() {
+        for (text, code) in [
+            ("Code: 60. DB::Exception: no (UNKNOWN_TABLE)", Some(60)),
+            ("Code: 60", Some(60)),
+            ("Poco::Exception. Code: 1000, e.code() = 111, Connection refused", Some(1000)),
+            ("std::exception. Code: 1001, type: std::length_error", Some(1001)),
+            ("<h1>Error Code: 502</h1>", None),
+            ("Code: many", None),
+            ("Code: 99999999999", None),
+            ("", None),
+        ] {
+            assert_eq!(code_of(text), code, "{text}");
+        }
+        let page = answer("<h1>Error Code: 60</h1>");
+        assert_eq!((page.kind(), page.code()), (ErrorKind::Unavailable, "store.clickhouse.response"));
     }
 
     #[test]
@@ -273,6 +319,7 @@ mod tests {
         };
         assert_eq!(of(Cause::Busy { most: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
+        assert_eq!(of(Cause::Changing), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
     }

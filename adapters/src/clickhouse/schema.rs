@@ -57,7 +57,7 @@ fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
         let owner = if table.series.len() == 1 { "scope" } else { "exchange, symbol" };
         statements.push(format!(
             "CREATE TABLE IF NOT EXISTS {name}{on} AS {local}\n\
-             ENGINE = Distributed('{cluster}', {database}, {local}, cityHash64({owner}))",
+             ENGINE = Distributed('{cluster}', `{database}`, {local}, cityHash64({owner}))",
             name = place.table(table.name),
             on = place.on_cluster(),
             database = place.database,
@@ -140,7 +140,7 @@ pub(super) async fn ensure(
     )
     .await?;
     if there != [1] {
-        let create = format!("CREATE DATABASE IF NOT EXISTS {}{}", config.database, place.on_cluster());
+        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
         run(&anywhere, &create).await?;
         applied.push(format!("database {}", config.database));
     }
@@ -184,6 +184,17 @@ async fn recorded(connections: &Connections, config: &ClickHouseConfig) -> Resul
     }
 }
 
+/// When a row expires, as the server writes it. A TTL is a `DateTime`, which ends in 2106 and begins again in 1970: a
+/// later end is that last second, or rows of a far future would be gone at once.
+fn expiry(table: &Table, hours: u32) -> String {
+    let seconds = u64::from(hours) * 3600;
+    format!(
+        "toDateTime(least(intDiv(toUnixTimestamp64Micro({}), 1000000) + {seconds}, {}))",
+        table.time(),
+        u32::MAX
+    )
+}
+
 /// Gives a table the configured age. One that was set by hand stays where the configuration says nothing.
 async fn retention(
     connections: &Connections,
@@ -193,7 +204,7 @@ async fn retention(
     let Some(hours) = age_of(&config.retention, table.dataset) else { return Ok(None) };
     let place = Place::of(config);
     let name = place.local(table.name);
-    let ttl = format!("toDateTime({}) + toIntervalHour({hours})", table.time());
+    let ttl = expiry(table, hours);
     let sql = format!(
         "SELECT toInt8(position(create_table_query, 'TTL {ttl}') > 0) FROM system.tables \
          WHERE database = '{}' AND name = '{name}'",
@@ -264,7 +275,7 @@ mod tests {
             all[all.len() - 2..],
             [
                 "CREATE TABLE IF NOT EXISTS ticks ON CLUSTER 'main' AS ticks_local",
-                "ENGINE = Distributed('main', qi, ticks_local, cityHash64(exchange, symbol))",
+                "ENGINE = Distributed('main', `qi`, ticks_local, cityHash64(exchange, symbol))",
             ]
         );
         let snapshots = create(&place, super::super::table::table_of(Dataset::Snapshots));

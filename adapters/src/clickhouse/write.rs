@@ -1,6 +1,7 @@
 //! Writing: rows in the order of their keys, each key once, in requests of bounded size.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use qi_core::Operation;
@@ -13,6 +14,9 @@ use super::table::Stored;
 
 /// What is sent at once, in bytes.
 const SEND: usize = 256 * 1024;
+
+/// How long it may take to find out why a request was cut off.
+const REFUSAL: Duration = Duration::from_secs(5);
 
 /// A record of the batch, by its place in it, with the key by which rows are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +53,21 @@ impl ClickHouseStore {
 
     /// One request. Dropped before its end it is aborted, and the server forgets what came of it.
     async fn send<R: Stored>(&self, batch: &[R], piece: &[Entry]) -> Result<(), Cause> {
+        match self.request(batch, piece).await {
+            // A server that refuses a request need not read all of it: it answers and goes away, and of that the
+            // client has only a connection that broke while it was sending.
+            Err(broken) if broken.is_network() => Err(self.refusal::<R>().await.unwrap_or(broken)),
+            result => result,
+        }
+    }
+
+    /// Why the server refuses inserts, if it does: the answer to one without any rows, which is read to its end.
+    async fn refusal<R: Stored>(&self) -> Option<Cause> {
+        let answer = tokio::time::timeout(REFUSAL, self.request::<R>(&[], &[])).await.ok()?;
+        answer.err().filter(Cause::is_answer)
+    }
+
+    async fn request<R: Stored>(&self, batch: &[R], piece: &[Entry]) -> Result<(), Cause> {
         let columns: Vec<_> = R::TABLE.columns().collect();
         let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
         let sql = format!(
@@ -56,7 +75,7 @@ impl ClickHouseStore {
             self.table(R::TABLE.name),
             names.join(", ")
         );
-        let mut insert = self.inner.connections.insert.insert_formatted_with(sql);
+        let mut insert = self.inner.connections.inserting().await?.insert_formatted_with(sql);
         let mut out = Writer(Vec::with_capacity(SEND + 1024));
         out.length(columns.len());
         for name in names {

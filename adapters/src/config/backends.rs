@@ -122,23 +122,16 @@ impl Backends {
                 section.read()?,
                 Arc::new(qi_core::SystemClock),
             )?)),
+            #[cfg(feature = "redpanda")]
+            "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(section.read()?)?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),
         }
     }
 }
 
-/// Why a backend cannot be opened: it is not compiled in, this version does not have it, or nobody knows it.
+/// Why a backend cannot be opened: it is not compiled in, or nobody knows it.
 fn cannot_open(port: &str, backend: &str, own: &[&str], names: &[String]) -> Error {
-    let compiled = [
-        ("memory", cfg!(feature = "memory")),
-        ("timescale", cfg!(feature = "timescale")),
-        ("clickhouse", cfg!(feature = "clickhouse")),
-        ("redpanda", cfg!(feature = "redpanda")),
-    ]
-    .contains(&(backend, true));
-    let (code, message) = if own.contains(&backend) && compiled {
-        ("config.backend.not_written", format!("this version has no {backend} adapter yet"))
-    } else if own.contains(&backend) {
+    let (code, message) = if own.contains(&backend) {
         let message =
             format!("{backend} is not compiled in; the feature `{backend}` of qi-adapters turns it on");
         ("config.backend.not_compiled", message)

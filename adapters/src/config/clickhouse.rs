@@ -209,17 +209,43 @@ impl ClickHouseConfig {
     }
 }
 
-/// What the contract stands on.
+/// What the contract stands on: what the adapter sets itself, what would change the answers that it reads or hide
+/// rows from it, and what is no setting but a part of the request.
 const OWN_SETTINGS: &[&str] = &[
+    "aggregate_functions_null_for_empty",
+    "apply_deleted_mask",
     "async_insert",
+    "compress",
+    "data_type_default_nullable",
     "database",
+    "decompress",
+    "deduplicate_insert",
+    "default_format",
+    "distinct_overflow_mode",
     "distributed_foreground_insert",
+    "extremes",
+    "group_by_overflow_mode",
     "insert_deduplicate",
+    "insert_deduplication_token",
     "insert_quorum",
     "insert_quorum_parallel",
+    "limit",
     "max_execution_time",
     "max_partitions_per_insert_block",
+    "offset",
+    "output_format_binary_encode_types_in_binary_format",
+    "password",
+    "query",
+    "query_id",
+    "read_overflow_mode",
+    "result_overflow_mode",
     "select_sequential_consistency",
+    "session_id",
+    "set_overflow_mode",
+    "sort_overflow_mode",
+    "timeout_overflow_mode",
+    "use_query_cache",
+    "user",
     "wait_end_of_query",
 ];
 
@@ -239,4 +265,42 @@ fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display
         .with_backend("clickhouse")
         .with_context("key", format_args!("store.clickhouse.{key}"))
         .with_context("value", value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut ClickHouseConfig)) -> String {
+        let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
+        change(&mut config);
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.context_value("value").unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn settings_that_the_contract_stands_on_are_refused() {
+        for name in OWN_SETTINGS.iter().copied().chain(["", "a b", "a=b&query"]) {
+            let value = refused(|config| drop(config.settings.insert(name.to_owned(), "1".to_owned())));
+            assert_eq!(value, name);
+        }
+        let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
+        config.settings.insert("max_threads".to_owned(), "1".to_owned());
+        config.validate().unwrap();
+        assert!(OWN_SETTINGS.is_sorted(), "to be found by eye");
+    }
+
+    #[test]
+    fn names_are_plain() {
+        for name in ["", "Qi", "a-b", "a`b", "a'b", "a b", &"x".repeat(64)] {
+            assert_eq!(refused(|config| name.clone_into(&mut config.database)), name);
+        }
+        for prefix in ["1_", "Qi", "a-b", "a`b", "a'b", "a b", &"x".repeat(64)] {
+            assert_eq!(refused(|config| prefix.clone_into(&mut config.table_prefix)), prefix);
+        }
+        for cluster in ["", "a'b", "a\\b", "a b", "{cluster}"] {
+            assert_eq!(refused(|config| config.cluster = Some(cluster.to_owned())), cluster);
+        }
+    }
 }

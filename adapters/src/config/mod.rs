@@ -29,6 +29,7 @@ mod backends;
 pub mod clickhouse;
 mod de;
 mod environment;
+mod redpanda;
 mod sections;
 mod timescale;
 mod tree;
@@ -43,7 +44,11 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
 pub use clickhouse::ClickHouseConfig;
-pub use sections::{RedpandaSection, TopicSection};
+pub use redpanda::{
+    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
+    SaslSection,
+};
+pub use sections::TopicSection;
 pub use timescale::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::clickhouse::ClickHouseConfig;
+use super::redpanda::RedpandaConfig;
 use super::timescale::TimescaleConfig;
 use super::tree::{Node, Value, join, unknown_key};
 use super::wrappers::WrapperSections;
@@ -114,7 +115,7 @@ impl OwnKeys for BusSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
-            "redpanda" => section.read::<RedpandaSection>().map(drop)?,
+            "redpanda" => section.read::<RedpandaConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -171,14 +172,4 @@ pub struct TopicSection {
     pub max_message_bytes: Option<usize>,
     /// Any other setting of the broker.
     pub settings: BTreeMap<String, String>,
-}
-
-/// `[bus.redpanda]`. The adapter is not part of this version; the section may stand in a file all the same.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RedpandaSection {
-    /// The brokers to begin with, as `host:port`, separated by commas.
-    pub brokers: Option<String>,
-    /// The name of this client.
-    pub client_id: Option<String>,
 }

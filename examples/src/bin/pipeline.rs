@@ -15,6 +15,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
+use qi_core::bus::MemberId;
 use qi_core::health::Health;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result};
 use qi_examples::pipeline::source::{self, Format};
@@ -60,6 +61,9 @@ struct Options {
     /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// The writer's name in its group: after a kill, the next one of that name goes on at once.
+    #[arg(long, value_name = "NAME")]
+    member: Option<MemberId>,
     /// How many ticks the simulated market has.
     #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
     ticks: usize,
@@ -211,6 +215,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
     job.interval = options.interval;
     job.export = export;
     job.strict = options.strict;
+    job.member = options.member;
     job.tally = Arc::clone(tally);
     job.stop = stop.clone();
     job.on_overrun = Some(Box::new(|report| {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use qi_core::agent::{
     AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
 };
-use qi_core::bus::{GroupId, GroupQuery, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
+use qi_core::bus::{GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
 use qi_core::health::Health;
 use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,8 @@ pub struct Job {
     pub export: Option<(PathBuf, Instrument)>,
     /// Whether the first bad line ends the job.
     pub strict: bool,
+    /// The writer's name in its group, as a static member.
+    pub member: Option<MemberId>,
     /// What is counted; a clone can be watched while the job runs.
     pub tally: Arc<Tally>,
     /// How to stop it.
@@ -102,6 +104,7 @@ impl Job {
             interval: Interval::M1,
             export: None,
             strict: false,
+            member: None,
             tally: Arc::default(),
             stop: Stop::default(),
             observer: None,
@@ -181,10 +184,10 @@ impl Job {
         let (topic, group) = (TopicName::new(T::TOPIC)?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
-            let (topic, group) = (topic.clone(), group.clone());
+            let (topic, group, member) = (topic.clone(), group.clone(), self.member.clone());
             move || {
                 let (bus, store, tally) = (bus.clone(), store.clone(), tally.clone());
-                Writer::<T>::new(bus, store, topic.clone(), group.clone(), tally)
+                Writer::<T>::new(bus, store, topic.clone(), group.clone(), tally).as_member(member.clone())
             }
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
-use qi_core::bus::{DeadLetters, GroupId, MessageBus, MessageBusExt, Subscribe, Subscription, TopicName};
+use qi_core::bus::{
+    DeadLetters, GroupId, MemberId, MessageBus, MessageBusExt, Subscribe, Subscription, TopicName,
+};
 use qi_core::{Error, PriceStore, Result};
 use tracing::Instrument;
 
@@ -23,6 +25,7 @@ pub struct Writer<T> {
     store: Arc<dyn PriceStore>,
     topic: TopicName,
     group: GroupId,
+    member: Option<MemberId>,
     tally: Arc<Tally>,
     subscription: Option<Box<dyn Subscription>>,
     records: PhantomData<fn() -> T>,
@@ -37,14 +40,23 @@ impl<T: Record> Writer<T> {
         group: GroupId,
         tally: Arc<Tally>,
     ) -> Self {
-        Self { bus, store, topic, group, tally, subscription: None, records: PhantomData }
+        Self { bus, store, topic, group, member: None, tally, subscription: None, records: PhantomData }
+    }
+
+    /// As this static member: after a kill the next writer of that name goes on at once, and need not wait until the
+    /// group has given the dead one up.
+    #[must_use]
+    pub fn as_member(mut self, member: Option<MemberId>) -> Self {
+        self.member = member;
+        self
     }
 }
 
 #[async_trait]
 impl<T: Record> Agent for Writer<T> {
     async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
-        let request = Subscribe::new(self.group.clone(), [self.topic.clone()])?;
+        let mut request = Subscribe::new(self.group.clone(), [self.topic.clone()])?;
+        request.member.clone_from(&self.member);
         self.subscription = Some(self.bus.subscribe(request).await?);
         Ok(())
     }

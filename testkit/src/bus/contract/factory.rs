@@ -12,10 +12,13 @@ use qi_core::{MessageBus, Result, Timestamp};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Need {
-    /// Topics can be created, deleted and trimmed.
+    /// Topics can be described, deleted and trimmed, and keep their settings. Creating them is what every backend
+    /// can.
     Admin,
     /// Groups can be listed, with members and commits.
     Groups,
+    /// Static members keep their partitions over a restart, and those of a member that leaves are free at once.
+    Coordinator,
     /// Offsets can be found by time.
     ByTime,
     /// The log of [`BusEnv::connect_small`] itself is bounded: what nobody has committed makes `publish` wait.

@@ -26,7 +26,15 @@ impl BusFactory for MemoryFactory {
     }
 
     fn provides(&self) -> &'static [Need] {
-        &[Need::Admin, Need::Groups, Need::ByTime, Need::Retention, Need::BoundedLog, Need::WireFaults]
+        &[
+            Need::Admin,
+            Need::Groups,
+            Need::Coordinator,
+            Need::ByTime,
+            Need::Retention,
+            Need::BoundedLog,
+            Need::WireFaults,
+        ]
     }
 
     fn pace(&self) -> Pace {

@@ -14,7 +14,7 @@ chapter! { "admin":
     create_says_what_became_of_each [Admin],
     topics_are_described [Admin],
     delete_and_create_again [Admin],
-    groups_with_commits_and_lag [Admin, Groups],
+    groups_with_commits_and_lag [Groups],
     unknown_group_is_an_empty_list [Groups],
     ping_answers [],
     info_is_known_without_asking [],

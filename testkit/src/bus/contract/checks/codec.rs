@@ -14,9 +14,9 @@ use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "codec":
-    every_record_there_and_back [Admin],
-    what_is_something_else_is_refused_with_its_place [Admin],
-    dead_letters_carry_origin_and_error [Admin],
+    every_record_there_and_back [],
+    what_is_something_else_is_refused_with_its_place [],
+    dead_letters_carry_origin_and_error [],
 }
 
 struct Records {

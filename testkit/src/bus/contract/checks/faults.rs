@@ -12,11 +12,11 @@ use crate::bus::contract::lab::{fill, parts, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "faults":
-    short_cut_loses_and_doubles_nothing [Admin, WireFaults],
-    long_cut_says_what_is_unknown [Admin, WireFaults],
-    receiving_while_brokers_are_away [Admin, WireFaults],
-    short_silence_keeps_the_membership [Admin, WireFaults],
-    long_silence_ends_in_a_fresh_assignment [Admin, WireFaults],
+    short_cut_loses_and_doubles_nothing [WireFaults],
+    long_cut_says_what_is_unknown [WireFaults],
+    receiving_while_brokers_are_away [WireFaults],
+    short_silence_keeps_the_membership [WireFaults],
+    long_silence_ends_in_a_fresh_assignment [WireFaults],
     nothing_reachable_at_the_start [WireFaults],
 }
 

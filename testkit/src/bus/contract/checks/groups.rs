@@ -10,14 +10,14 @@ use crate::bus::contract::lab::{fill, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "groups":
-    two_groups_see_all [Admin],
-    two_members_share_all [Admin],
-    takeover_before_the_first_commit [Admin],
-    leaving_hands_over_what_is_not_committed [Admin],
-    committed_messages_do_not_come_again [Admin],
-    dead_member_hands_over [Admin, WireFaults],
-    poll_limit_hands_over [Admin],
-    static_member_keeps_its_partitions [Admin],
+    two_groups_see_all [],
+    two_members_share_all [],
+    takeover_before_the_first_commit [],
+    leaving_hands_over_what_is_not_committed [],
+    committed_messages_do_not_come_again [],
+    dead_member_hands_over [WireFaults],
+    poll_limit_hands_over [],
+    static_member_keeps_its_partitions [Coordinator],
 }
 
 async fn two_groups_see_all(lab: &Lab) -> Verdict {

@@ -15,13 +15,13 @@ use crate::bus::contract::lab::{fill, placed, text};
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "life":
-    close_drains [Admin],
-    close_twice [Admin],
+    close_drains [],
+    close_twice [],
     closed_everywhere [Admin],
-    closing_a_subscription_twice [Admin],
-    close_hands_over_within_a_second [Admin],
-    close_wakes_a_waiting_recv [Admin],
-    dropping_without_close [Admin],
+    closing_a_subscription_twice [],
+    close_hands_over_within_a_second [Coordinator],
+    close_wakes_a_waiting_recv [],
+    dropping_without_close [],
 }
 
 async fn close_drains(lab: &Lab) -> Verdict {

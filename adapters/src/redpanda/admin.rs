@@ -1,0 +1,316 @@
+//! Topics: created, deleted, described.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qi_core::bus::{
+    BusStatus, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome, TopicPartition,
+    TopicSpec, TopicState,
+};
+use qi_core::{Error, Result};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::metadata::Metadata;
+use tokio::time::Instant;
+
+use super::link::{Inspector, Link};
+use super::offsets::{self, Place};
+use super::publish::Sender;
+use super::{blocking, error, topics};
+
+/// The brokers' own topics, which nobody publishes to.
+const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
+/// How often it is looked whether a change has reached the brokers.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The asking side of a bus.
+pub(super) struct Office<'a> {
+    pub(super) admin: &'a Arc<AdminClient<Link>>,
+    pub(super) limit: Duration,
+}
+
+impl Office<'_> {
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
+    }
+
+    /// An error of a question, with the reason that the connection has.
+    pub(super) fn failed(&self, e: rdkafka::error::KafkaError, operation: &'static str) -> Error {
+        self.admin.inner().context().explain(error::asked(e, operation))
+    }
+
+    /// Everything that the brokers say of their topics.
+    async fn metadata(&self, operation: &'static str) -> Result<Metadata> {
+        let (admin, limit) = (self.admin.clone(), self.limit);
+        let found = blocking(operation, move || Ok(admin.inner().fetch_metadata(None, limit))).await?;
+        found.map_err(|e| self.failed(e, operation))
+    }
+
+    pub(super) async fn ping(&self) -> Result<BusStatus> {
+        let began = Instant::now();
+        let metadata = self.metadata("ping").await?;
+        let round_trip = began.elapsed();
+        let (admin, limit) = (self.admin.clone(), self.limit);
+        let cluster = blocking("ping", move || Ok(admin.inner().fetch_cluster_id(limit))).await?;
+        Ok(BusStatus::new(cluster, metadata.brokers().len(), round_trip))
+    }
+
+    pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        // One request may name a topic once.
+        let mut first: HashMap<&TopicName, usize> = HashMap::new();
+        let asked: Vec<_> =
+            specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
+        let texts: Vec<_> = asked.iter().map(|(_, spec)| settings_of(spec)).collect();
+        let new = asked.iter().zip(&texts).map(|((_, spec), settings)| new_topic(spec, settings));
+        let new: Vec<_> = new.collect();
+        let answers = match new.is_empty() {
+            true => Vec::new(),
+            false => {
+                let answers = self.admin.create_topics(&new, &self.options()).await;
+                answers.map_err(|e| self.failed(e, "create_topics"))?
+            }
+        };
+        let mut created = HashMap::new();
+        for ((at, spec), answer) in asked.iter().zip(answers) {
+            let answer = match answer {
+                Ok(_) => self.appears(&spec.name).await.map(|()| TopicState::Created),
+                Err((_, Code::TopicAlreadyExists)) => self.compare(spec).await,
+                Err((_, code)) => {
+                    Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
+                }
+            };
+            created.insert(*at, answer);
+        }
+        let mut outcomes = Vec::with_capacity(specs.len());
+        for (at, spec) in specs.iter().enumerate() {
+            let result = match created.remove(&at) {
+                Some(answer) => answer,
+                None => self.compare(spec).await,
+            };
+            outcomes.push(TopicOutcome { topic: spec.name.clone(), result });
+        }
+        Ok(outcomes)
+    }
+
+    /// Waits until a new topic can be used.
+    async fn appears(&self, topic: &TopicName) -> Result<()> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
+            let found = blocking("create_topics", move || {
+                Ok(admin.inner().fetch_metadata(Some(name.as_str()), limit))
+            });
+            let led = found.await?.is_ok_and(|found| {
+                found.topics().iter().any(|found| {
+                    found.name() == topic.as_str()
+                        && found.error().is_none()
+                        && !found.partitions().is_empty()
+                        && found.partitions().iter().all(|p| p.leader() >= 0)
+                })
+            });
+            if led || Instant::now() >= deadline {
+                // It is created in any case; who comes too early waits for a leader.
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// How an existing topic differs from what was asked for.
+    async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
+        let found = topics::partitions(self.admin, &spec.name, self.limit, "create_topics").await?;
+        if found != spec.partitions {
+            return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
+        }
+        let settings = self.settings("create_topics", &[spec.name.clone()]).await?;
+        let settings = settings.get(&spec.name).cloned().unwrap_or_default();
+        let differs = settings_of(spec).into_iter().filter_map(|(name, wanted)| {
+            let found = settings.get(&name).cloned().unwrap_or_default();
+            (found != wanted).then_some(SettingDiff { name, wanted, found })
+        });
+        Ok(TopicState::Existed { differs: differs.collect() })
+    }
+
+    async fn settings(
+        &self,
+        operation: &'static str,
+        names: &[TopicName],
+    ) -> Result<HashMap<TopicName, BTreeMap<String, String>>> {
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let asked: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
+        let answers = self.admin.describe_configs(&asked, &self.options()).await;
+        let answers = answers.map_err(|e| self.failed(e, operation))?;
+        let mut found = HashMap::new();
+        for (name, answer) in names.iter().zip(answers) {
+            let answer = match answer {
+                Ok(answer) => answer,
+                // Deleted meanwhile.
+                Err(Code::UnknownTopicOrPartition) => continue,
+                Err(code) => return Err(error::by_code(code, operation).with_context("topic", name)),
+            };
+            let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+            found.insert(name.clone(), entries.collect());
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn delete(&self, names: &[TopicName], sender: &Sender) -> Result<Vec<TopicOutcome>> {
+        let mut asked: Vec<&str> = names.iter().map(TopicName::as_str).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.admin.delete_topics(&asked, &self.options()).await;
+        let answers = answers.map_err(|e| self.failed(e, "delete_topics"))?;
+        let mut outcomes = HashMap::new();
+        for (name, answer) in asked.iter().zip(answers) {
+            sender.topics().forget(name);
+            outcomes.insert(*name, answer.map(drop).map_err(|(_, code)| code));
+        }
+        let mut answered = Vec::with_capacity(names.len());
+        for name in names {
+            // Of a repeated name the second one finds nothing.
+            let result = match outcomes.insert(name.as_str(), Err(Code::UnknownTopicOrPartition)) {
+                Some(Ok(())) => {
+                    self.disappears(name).await?;
+                    Ok(TopicState::Deleted)
+                }
+                Some(Err(Code::UnknownTopicOrPartition)) | None => {
+                    Err(error::unknown_topic(name, "delete_topics"))
+                }
+                Some(Err(code)) => Err(error::by_code(code, "delete_topics").with_context("topic", name)),
+            };
+            answered.push(TopicOutcome { topic: name.clone(), result });
+        }
+        Ok(answered)
+    }
+
+    async fn disappears(&self, topic: &TopicName) -> Result<()> {
+        let deadline = Instant::now() + self.limit;
+        while Instant::now() < deadline {
+            match topics::partitions(self.admin, topic, self.limit, "delete_topics").await {
+                Ok(_) => tokio::time::sleep(LOOK).await,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn topics(&self, inspector: &Arc<Inspector>) -> Result<Vec<TopicInfo>> {
+        let metadata = self.metadata("topics").await?;
+        let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
+        for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
+            let Ok(name) = TopicName::new(topic.name()) else { continue };
+            let mut partitions: Vec<_> = topic.partitions().iter().filter_map(described_partition).collect();
+            partitions.sort_unstable_by_key(|partition| partition.id);
+            described.insert(name, partitions);
+        }
+        drop(metadata);
+        let names: Vec<_> = described.keys().cloned().collect();
+        let mut settings = self.settings("topics", &names).await?;
+        for (partition, edges) in self.edges(inspector, &described).await? {
+            match edges {
+                Some((low, high)) => {
+                    let here = described.get_mut(&partition.topic).into_iter().flatten();
+                    for info in here.filter(|info| info.id == partition.partition) {
+                        (info.low, info.high) = (low, high);
+                    }
+                }
+                None => drop(described.remove(&partition.topic)),
+            }
+        }
+        // What was deleted meanwhile has no settings any more.
+        let infos = described.into_iter().filter_map(|(name, partitions)| {
+            let settings = settings.remove(&name)?;
+            Some(TopicInfo::new(name, partitions, settings))
+        });
+        Ok(infos.collect())
+    }
+
+    /// The first and the next offset of every partition that has a leader; None for one that was deleted meanwhile.
+    async fn edges(
+        &self,
+        inspector: &Arc<Inspector>,
+        topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
+    ) -> Result<Vec<(TopicPartition, Option<(u64, u64)>)>> {
+        let led = topics.iter().flat_map(|(name, partitions)| {
+            let led = partitions.iter().filter(|partition| partition.leader.is_some());
+            led.map(|partition| TopicPartition::new(name.clone(), partition.id))
+        });
+        let mut open: Vec<_> = led.collect();
+        let mut found = Vec::with_capacity(open.len());
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let (client, limit, asked) = (inspector.clone(), self.limit, open.clone());
+            let edges = blocking("topics", move || {
+                let low = offsets::find_each(&*client, &asked, Place::Beginning, limit);
+                Ok(low.and_then(|low| Ok((low, offsets::find_each(&*client, &asked, Place::End, limit)?))))
+            });
+            let (low, mut high) = edges.await?.map_err(|e| self.failed(e, "topics"))?;
+            let mut refused = None;
+            open.clear();
+            for (partition, low) in low {
+                let high = high.remove(&partition).unwrap_or(Ok(0));
+                match low.and_then(|low| Ok((low, high?))) {
+                    Ok(edges) => found.push((partition, Some(edges))),
+                    Err(error) if error::is_gone(&error) => found.push((partition, None)),
+                    Err(error) => {
+                        refused = Some(self.failed(error, "topics").with_context("partition", &partition));
+                        open.push(partition);
+                    }
+                }
+            }
+            match refused {
+                None => return Ok(found),
+                // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
+                Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                    let there = self.metadata("topics").await?;
+                    let (left, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
+                        there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
+                    });
+                    found.extend(gone.into_iter().map(|partition| (partition, None)));
+                    open = left;
+                }
+                Some(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn described_partition(partition: &rdkafka::metadata::MetadataPartition) -> Option<PartitionInfo> {
+    let mut info = PartitionInfo::new(u32::try_from(partition.id()).ok()?, 0, 0);
+    info.leader = (partition.leader() >= 0).then_some(partition.leader());
+    info.replicas = partition.replicas().to_vec();
+    info.in_sync = partition.isr().to_vec();
+    Some(info)
+}
+
+/// A specification in the brokers' own words.
+fn settings_of(spec: &TopicSpec) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    let policy = match spec.cleanup {
+        CleanupPolicy::Delete => "delete",
+        CleanupPolicy::Compact => "compact",
+    };
+    settings.insert("cleanup.policy".to_owned(), policy.to_owned());
+    if let Some(retention) = spec.retention {
+        settings.insert("retention.ms".to_owned(), retention.as_millis().to_string());
+    }
+    if let Some(bytes) = spec.max_message_bytes {
+        settings.insert("max.message.bytes".to_owned(), bytes.to_string());
+    }
+    settings.extend(spec.settings.clone());
+    settings
+}
+
+fn new_topic<'a>(spec: &'a TopicSpec, settings: &'a BTreeMap<String, String>) -> NewTopic<'a> {
+    let copies = spec.replication.map_or(-1, i32::from);
+    let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
+    let new = NewTopic::new(spec.name.as_str(), partitions, TopicReplication::Fixed(copies));
+    settings.iter().fold(new, |new, (name, value)| new.set(name, value))
+}

@@ -1,0 +1,315 @@
+//! One reader: a consumer of librdkafka, the thread that polls it, and the shelf between that thread and `recv`.
+//!
+//! The thread polls only while the shelf has room and a `recv` is waiting or ended less than a second ago. One that
+//! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{Batch, StartFrom, TopicName, TopicPartition};
+use qi_core::{Error, Result};
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaResult;
+use tokio::sync::Notify;
+
+use super::error;
+use super::inbox::{Bell, Client, Inbox};
+use super::link::Link;
+use super::offsets;
+use super::shelf::Shelf;
+
+/// For so long after a `recv` the next one is expected, and messages are fetched ahead.
+const EXPECTANT: Duration = Duration::from_secs(1);
+/// librdkafka looks twice a second whether its poll limit has passed.
+const NOTICED: Duration = Duration::from_secs(1);
+
+/// What a reader reads, and how.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) topics: Vec<TopicName>,
+    pub(super) otherwise: StartFrom,
+    /// None for a reader without a group.
+    pub(super) poll_limit: Option<Duration>,
+    pub(super) max_buffered_bytes: usize,
+    /// For one question to the brokers.
+    pub(super) limit: Duration,
+    pub(super) commit_limit: Duration,
+}
+
+impl Plan {
+    pub(super) fn has_group(&self) -> bool {
+        self.poll_limit.is_some()
+    }
+}
+
+/// What the thread and the calls of a reader share.
+pub(super) struct Feed {
+    pub(super) plan: Plan,
+    pub(super) admin: Arc<AdminClient<Link>>,
+    client: Mutex<Option<Arc<Client>>>,
+    inbox: Arc<Inbox>,
+    state: Mutex<State>,
+    pub(super) bell: Arc<Bell>,
+    /// Something came, or something ended.
+    pub(super) changed: Notify,
+    /// Held while the thread polls: what a seek drops is then not on its way between librdkafka and the shelf.
+    pub(super) gate: Mutex<()>,
+    /// Held while a commit is under way: a partition goes to others only after it.
+    pub(super) commits: Arc<tokio::sync::Mutex<()>>,
+    received: AtomicU64,
+}
+
+/// What is under the lock of a feed.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) shelf: Shelf,
+    /// Calls of `recv` under way: at most one.
+    receiving: usize,
+    last_recv: Instant,
+    last_poll: Instant,
+    /// The poll limit has passed; librdkafka notices until then.
+    overdue: Option<Instant>,
+    /// The first assignment was carried out.
+    pub(super) joined: bool,
+    /// What the next `recv` says, once.
+    pub(super) failure: Option<Error>,
+    /// What every call says from now on.
+    pub(super) fatal: Option<Error>,
+    /// A topic that is gone.
+    pub(super) missing: Option<TopicName>,
+    pub(super) closing: bool,
+    ended: bool,
+}
+
+/// What the thread is to do.
+pub(super) struct Turn {
+    pub(super) closing: bool,
+    /// A `recv` is waiting, or the first assignment is: changes of the assignment may be carried out.
+    pub(super) open: bool,
+    pub(super) active: bool,
+    pub(super) room: bool,
+    pub(super) hold: Option<Duration>,
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl Feed {
+    pub(super) fn new(
+        plan: Plan,
+        admin: Arc<AdminClient<Link>>,
+        config: &rdkafka::ClientConfig,
+        link: Link,
+    ) -> KafkaResult<Arc<Self>> {
+        let mut client: Client = config.create_with_context(Inbox::new(link))?;
+        let bell = Arc::new(Bell::default());
+        let ringing = bell.clone();
+        client.set_nonempty_callback(move || ringing.ring());
+        let inbox = client.context().clone();
+        let now = Instant::now();
+        let state = State {
+            shelf: Shelf::default(),
+            receiving: 0,
+            last_recv: now,
+            last_poll: now,
+            overdue: None,
+            joined: false,
+            failure: None,
+            fatal: None,
+            missing: None,
+            closing: false,
+            ended: false,
+        };
+        Ok(Arc::new(Self {
+            plan,
+            admin,
+            client: Mutex::new(Some(Arc::new(client))),
+            inbox,
+            state: Mutex::new(state),
+            bell,
+            changed: Notify::new(),
+            gate: Mutex::default(),
+            commits: Arc::default(),
+            received: AtomicU64::new(0),
+        }))
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn gate(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// The client, unless the reader has ended.
+    pub(super) fn client(&self, operation: &'static str) -> Result<Arc<Client>> {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        client.clone().ok_or_else(|| error::closed(operation))
+    }
+
+    pub(super) fn take_client(&self) -> Option<Arc<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether a call may go on.
+    pub(super) fn check(&self, operation: &'static str) -> Result<()> {
+        let state = self.state();
+        if state.closing {
+            return Err(error::closed(operation));
+        }
+        state.fatal.clone().map_or(Ok(()), Err)
+    }
+
+    /// Begins the end: the thread leaves the group, and whoever waits is told.
+    pub(super) fn begin_end(&self) {
+        self.state().closing = true;
+        self.inbox.leave();
+        self.bell.ring();
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the thread has left.
+    pub(super) async fn ended(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.state().ended {
+                    return;
+                }
+                changed.await;
+            }
+        })
+        .await
+        .is_ok()
+    }
+
+    pub(super) fn end(&self) {
+        self.state().ended = true;
+        self.changed.notify_waiters();
+    }
+
+    /// How often `recv` was called.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// A `recv` begins. If the poll limit has passed since the last one, everything has gone to others.
+    pub(super) fn enter(&self) -> Inside<'_> {
+        let mut state = self.state();
+        if state.overdue.is_none()
+            && let Some(limit) = self.plan.poll_limit.filter(|limit| state.last_poll.elapsed() >= *limit)
+        {
+            tracing::warn!(?limit, "recv was not called within the poll limit");
+            state.overdue = Some(state.last_poll + limit + NOTICED);
+            state.shelf.pass_poll_limit();
+        }
+        state.receiving += 1;
+        drop(state);
+        self.received.fetch_add(1, Ordering::Relaxed);
+        self.bell.ring();
+        Inside(self)
+    }
+
+    /// Whether others may have this reader's partitions because `recv` was not called for so long.
+    pub(super) fn is_overdue(&self, state: &State) -> bool {
+        self.plan.poll_limit.is_some_and(|limit| state.last_poll.elapsed() >= limit)
+    }
+
+    /// librdkafka says that the poll limit has passed.
+    pub(super) fn pass_poll_limit(&self) {
+        let mut state = self.state();
+        if !state.shelf.owned().is_empty() {
+            state.shelf.pass_poll_limit();
+        }
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.overdue.is_some_and(|until| now >= until) {
+            (state.overdue, state.last_poll) = (None, now);
+        }
+        let open = state.receiving > 0 || !state.joined;
+        Turn {
+            closing: state.closing,
+            open,
+            active: open || now.duration_since(state.last_recv) < EXPECTANT,
+            // The other half waits in librdkafka.
+            room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
+            hold: state.overdue.map(|until| until - now),
+        }
+    }
+
+    pub(super) fn polled(&self) {
+        self.state().last_poll = Instant::now();
+    }
+
+    /// One look: what is there, or with `last` an answer in any case.
+    pub(super) fn look(&self, max: usize, last: bool) -> Result<Option<Batch>> {
+        let mut state = self.state();
+        if state.closing {
+            return Err(error::closed("recv"));
+        }
+        let told = state.fatal.clone().or_else(|| state.failure.take());
+        if let Some(error) = told.or_else(|| state.shelf.failure()) {
+            return Err(error);
+        }
+        if let Some(topic) = &state.missing {
+            return Err(error::unknown_topic(topic, "recv"));
+        }
+        // What the assignment loses must not be handed out any more.
+        if !self.inbox.is_due()
+            && let Some(batch) = state.shelf.take(max)?
+        {
+            drop(state);
+            // There is room again.
+            self.bell.ring();
+            return Ok(Some(batch));
+        }
+        if !last {
+            return Ok(None);
+        }
+        if !self.inbox.link.is_connected() {
+            let error = error::unavailable("recv");
+            return Err(self.inbox.link.explain(error));
+        }
+        Ok(Some(state.shelf.nothing()))
+    }
+
+    /// Goes on at another offset of a partition, in librdkafka and on the shelf. The gate is held.
+    pub(super) fn restart(&self, client: &Client, partition: &TopicPartition, to: u64) -> KafkaResult<()> {
+        let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
+        if client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok() {
+            return Ok(());
+        }
+        // A partition that is not fetched at present cannot be sought in.
+        let list = offsets::list([(partition, offsets::offset(to))])?;
+        client.incremental_unassign(&list)?;
+        client.incremental_assign(&list)
+    }
+}
+
+/// A `recv` under way, dropped or not.
+#[derive(Debug)]
+pub(super) struct Inside<'a>(&'a Feed);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.receiving -= 1;
+        state.last_recv = Instant::now();
+    }
+}

@@ -1,0 +1,208 @@
+//! What every client of librdkafka reports: its log through `tracing`, its statistics as metrics, and whether a
+//! broker is connected.
+//!
+//! | metric | kind | labels | what |
+//! | --- | --- | --- | --- |
+//! | `qi_redpanda_sent_messages_total` | counter | client, group | messages sent, repetitions included |
+//! | `qi_redpanda_received_messages_total` | counter | client, group | messages received |
+//! | `qi_redpanda_request_retries_total` | counter | client, group | requests that were sent again |
+//! | `qi_redpanda_request_errors_total` | counter | client, group | requests that failed on the way |
+//! | `qi_redpanda_queued_messages` | gauge | client, group | messages in librdkafka's queues |
+//! | `qi_redpanda_queued_bytes` | gauge | client, group | bytes in librdkafka's send queue |
+//! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
+//! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages behind the end of a partition |
+//!
+//! `client` is `producer`, `consumer` or `admin`; `group` is empty for all but members. Several clients of one kind
+//! in a process add up.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use metrics::{counter, gauge, histogram};
+use qi_core::{Error, ErrorKind};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+
+use super::error;
+
+/// One client's report.
+#[derive(Debug)]
+pub(super) struct Link {
+    role: &'static str,
+    /// The group of a member; empty for all others.
+    group: String,
+    connected: AtomicBool,
+    /// Why the brokers do not let this client in, while they do not.
+    refused: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    told: Mutex<Told>,
+}
+
+/// What the metrics have from this client so far.
+#[derive(Debug, Default)]
+struct Told {
+    sent: u64,
+    received: u64,
+    retries: u64,
+    errors: u64,
+    queued: u64,
+    queued_bytes: u64,
+    lagging: BTreeSet<(String, i32)>,
+}
+
+impl Link {
+    pub(super) fn new(role: &'static str, group: &str) -> Self {
+        // Until it is known better: a client that has just begun is not called unavailable.
+        let connected = AtomicBool::new(true);
+        Self { role, group: group.to_owned(), connected, refused: Mutex::default(), told: Mutex::default() }
+    }
+
+    /// Whether a broker was connected when that was last heard of.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The error of a call that nobody answered: the login that was refused, or the certificate that was not trusted,
+    /// where that is the reason.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
+            return error;
+        }
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*refused {
+            Some((code, reason)) => error::by_code(*code, "connect")
+                .with_message(reason)
+                .with_operation(error.operation().to_owned()),
+            None => error,
+        }
+    }
+
+    fn measure(&self, now: &Statistics) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
+        let (mut retries, mut errors) = (0, 0);
+        for broker in now.brokers.values() {
+            retries += broker.txretries;
+            errors += broker.txerrs;
+            if let Some(trip) = broker.rtt.as_ref().filter(|trip| trip.cnt > 0) {
+                histogram!("qi_redpanda_round_trip_seconds", &labels)
+                    .record(float(trip.avg.unsigned_abs()) / 1e6);
+            }
+        }
+        let risen = |name: &'static str, before: &mut u64, now: u64| {
+            counter!(name, &labels).increment(now.saturating_sub(*before));
+            *before = now;
+        };
+        risen("qi_redpanda_sent_messages_total", &mut told.sent, now.txmsgs.unsigned_abs());
+        risen("qi_redpanda_received_messages_total", &mut told.received, now.rxmsgs.unsigned_abs());
+        risen("qi_redpanda_request_retries_total", &mut told.retries, retries);
+        risen("qi_redpanda_request_errors_total", &mut told.errors, errors);
+        let fetched = now.topics.values().flat_map(|topic| topic.partitions.values());
+        let fetched: u64 = fetched.map(|partition| partition.fetchq_cnt.unsigned_abs()).sum();
+        self.queued(&mut told, now.msg_cnt + fetched, now.msg_size);
+        self.lag(&mut told, now);
+    }
+
+    fn queued(&self, told: &mut Told, messages: u64, bytes: u64) {
+        let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
+        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(told.queued));
+        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(told.queued_bytes));
+        (told.queued, told.queued_bytes) = (messages, bytes);
+    }
+
+    fn lag(&self, told: &mut Told, now: &Statistics) {
+        if self.group.is_empty() {
+            return;
+        }
+        let mut lagging = BTreeSet::new();
+        for topic in now.topics.values() {
+            for partition in
+                topic.partitions.values().filter(|p| p.fetch_state == "active" && p.consumer_lag >= 0)
+            {
+                self.set_lag(&topic.topic, partition.partition, partition.consumer_lag.unsigned_abs());
+                lagging.insert((topic.topic.clone(), partition.partition));
+            }
+        }
+        // What went to another member has no lag here.
+        for (topic, partition) in told.lagging.difference(&lagging) {
+            self.set_lag(topic, *partition, 0);
+        }
+        told.lagging = lagging;
+    }
+
+    fn set_lag(&self, topic: &str, partition: i32, lag: u64) {
+        let labels = [
+            ("group", self.group.clone()),
+            ("topic", topic.to_owned()),
+            ("partition", partition.to_string()),
+        ];
+        gauge!("qi_redpanda_consumer_lag", &labels).set(float(lag));
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut told = std::mem::take(self.told.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.queued(&mut told, 0, 0);
+        self.lag(&mut told, &Statistics::default());
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a metric")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+impl ClientContext for Link {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        let (client, group) = (self.role, self.group.as_str());
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => {
+                tracing::error!(target: "librdkafka", client, group, facility, "{message}");
+            }
+            RDKafkaLogLevel::Warning => {
+                tracing::warn!(target: "librdkafka", client, group, facility, "{message}");
+            }
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(target: "librdkafka", client, group, facility, "{message}");
+            }
+            RDKafkaLogLevel::Debug => {
+                tracing::debug!(target: "librdkafka", client, group, facility, "{message}");
+            }
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let up = statistics.brokers.values().any(|broker| broker.state == "UP");
+        self.connected.store(up, Ordering::Relaxed);
+        if up {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        self.measure(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.connected.store(false, Ordering::Relaxed),
+            Some(code @ (RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) => {
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((code, reason.to_owned()));
+            }
+            _ => {}
+        }
+        // librdkafka goes on by itself; what does not pass comes back as the answer of a call.
+        tracing::debug!(target: "librdkafka", client = self.role, group = self.group, %error, "{reason}");
+    }
+}
+
+/// A client that only asks.
+impl ConsumerContext for Link {}
+
+/// A consumer that asks about groups and offsets and reads nothing.
+pub(super) type Inspector = BaseConsumer<Link>;

@@ -1,0 +1,124 @@
+//! Questions about offsets, each one call for all partitions: the ends of logs, offsets by time, commits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qi_core::Timestamp;
+use qi_core::bus::{StartFrom, TopicPartition};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
+
+/// Which offset of a partition is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    Beginning,
+    End,
+    At(Timestamp),
+}
+
+/// Partitions as the driver takes them.
+pub(super) fn list<'a>(
+    partitions: impl IntoIterator<Item = (&'a TopicPartition, Offset)>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in partitions {
+        list.add_partition_offset(partition.topic.as_str(), partition.partition.cast_signed(), offset)?;
+    }
+    Ok(list)
+}
+
+pub(super) fn offset(offset: u64) -> Offset {
+    Offset::Offset(offset.cast_signed())
+}
+
+/// What the brokers answered for each partition.
+type Answers<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
+
+fn read(list: &TopicPartitionList) -> Answers<Offset> {
+    let elements = list.elements();
+    let answers = elements.iter().map(|element| element.error().map(|()| element.offset()));
+    super::inbox::partitions(list).into_iter().zip(answers).collect()
+}
+
+/// One offset of each partition, or why there is none. The end where there is no message of that time or later.
+pub(super) fn find_each<'a, C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    place: Place,
+    limit: Duration,
+) -> KafkaResult<Answers<u64>> {
+    let asked = match place {
+        Place::Beginning => Offset::Beginning,
+        Place::End => Offset::End,
+        // Messages were cut to the millisecond, too.
+        Place::At(time) => Offset::Offset(time.as_millis_floor()),
+    };
+    let list = list(partitions.into_iter().map(|partition| (partition, asked)))?;
+    if list.count() == 0 {
+        return Ok(BTreeMap::new());
+    }
+    let answers = read(&client.offsets_for_times(list, limit)?);
+    let mut offsets = Answers::new();
+    let mut beyond = Vec::new();
+    for (partition, answer) in answers {
+        match answer {
+            Ok(Offset::Offset(offset)) => drop(offsets.insert(partition, Ok(offset.cast_unsigned()))),
+            Ok(_) => beyond.push(partition),
+            Err(error) => drop(offsets.insert(partition, Err(error))),
+        }
+    }
+    if !beyond.is_empty() && matches!(place, Place::At(_)) {
+        offsets.extend(find_each(client, &beyond, Place::End, limit)?);
+    }
+    Ok(offsets)
+}
+
+/// One offset of each partition; the first error of a partition is the error of all.
+pub(super) fn find<'a, C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    place: Place,
+    limit: Duration,
+) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
+    let found = find_each(client, partitions, place, limit)?;
+    found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
+}
+
+/// The commits of the client's group, where there are any. A partition that is gone has none.
+pub(super) fn committed<'a, C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    limit: Duration,
+) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
+    let asked = list(partitions.into_iter().map(|partition| (partition, Offset::Invalid)))?;
+    if asked.count() == 0 {
+        return Ok(BTreeMap::new());
+    }
+    let mut commits = BTreeMap::new();
+    for (partition, answer) in read(&client.committed_offsets(asked, limit)?) {
+        match answer {
+            Ok(Offset::Offset(offset)) => drop(commits.insert(partition, offset.cast_unsigned())),
+            Ok(_) => {}
+            Err(error) if super::error::is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(commits)
+}
+
+/// Where partitions without a valid commit begin. None where it is to fail.
+pub(super) fn starts<'a, C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    otherwise: StartFrom,
+    limit: Duration,
+) -> KafkaResult<Option<BTreeMap<TopicPartition, u64>>> {
+    let place = match otherwise {
+        StartFrom::Earliest => Place::Beginning,
+        StartFrom::Latest => Place::End,
+        StartFrom::At(time) => Place::At(time),
+        StartFrom::Fail => return Ok(None),
+    };
+    find(client, partitions, place, limit).map(Some)
+}

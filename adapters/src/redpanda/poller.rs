@@ -1,0 +1,449 @@
+//! The thread of a reader.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{Received, TopicName, TopicPartition};
+use qi_core::{Error, ErrorKind};
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::types::RDKafkaTopic;
+
+use super::feed::Feed;
+use super::inbox::{Change, Client, acknowledge};
+use super::message::Copies;
+use super::shelf::{Run, weight};
+use super::{error, offsets};
+
+/// While nothing comes, librdkafka's own events are served this often.
+const IDLE: Duration = Duration::from_millis(200);
+/// What did not work is tried again after this.
+const AGAIN: Duration = Duration::from_millis(100);
+/// A deleted topic is looked for again this often.
+const LOOK: Duration = Duration::from_secs(1);
+/// So many messages are polled before they are put on the shelf.
+const BURST: usize = 1_000;
+/// So many bytes, likewise.
+const BURST_BYTES: usize = 1 << 20;
+/// A client that calls of dropped futures still use is waited for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Poller {
+    feed: Arc<Feed>,
+    client: Arc<Client>,
+    stack: Stack,
+    served: u64,
+    /// Positions may have gone.
+    doubtful: bool,
+    looked: Instant,
+}
+
+/// Starts the thread of a feed.
+pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
+    let run = move || {
+        let (stack, looked) = (Stack::default(), Instant::now());
+        Poller { feed, client, stack, served: 0, doubtful: false, looked }.run();
+    };
+    thread.spawn(run).map(drop)
+}
+
+impl Poller {
+    fn run(mut self) {
+        loop {
+            let turn = self.feed.turn();
+            if turn.closing {
+                break;
+            }
+            if let Some(hold) = turn.hold {
+                self.feed.bell.wait(hold);
+                continue;
+            }
+            if turn.open && !self.carry_out() {
+                self.feed.bell.wait(AGAIN);
+            }
+            if !turn.active {
+                self.feed.bell.wait(Duration::from_hours(1));
+                continue;
+            }
+            self.look_for_the_missing();
+            // Without room librdkafka is still told that its reader lives, once for each `recv`.
+            let received = self.feed.received();
+            let most = if turn.room { BURST } else { usize::from(received != self.served) };
+            self.served = received;
+            if most == 0 || !self.burst(most) {
+                self.feed.bell.wait(IDLE);
+            }
+        }
+        self.leave();
+    }
+
+    /// Polls what is there, and says whether there may be more.
+    fn burst(&mut self, most: usize) -> bool {
+        let feed = self.feed.clone();
+        let _gate = feed.gate();
+        let client = self.client.clone();
+        let mut stack = std::mem::take(&mut self.stack);
+        let mut empty = false;
+        let (mut polled, mut bytes) = (0, 0);
+        let more = loop {
+            // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
+            let wait = if empty { Duration::from_millis(1) } else { Duration::ZERO };
+            match client.poll(wait) {
+                Some(Ok(message)) => {
+                    empty = false;
+                    self.add(&mut stack, &message);
+                    (polled, bytes) = (polled + 1, bytes + message.key_len() + message.payload_len());
+                }
+                Some(Err(error)) => {
+                    stack.put(&feed);
+                    self.trouble(&error);
+                }
+                None if empty => break false,
+                None => {
+                    empty = true;
+                    stack.put(&feed);
+                }
+            }
+            if polled >= most || bytes >= BURST_BYTES || feed.inbox().is_due() {
+                break most > 1;
+            }
+        };
+        stack.put(&feed);
+        self.stack = stack;
+        feed.polled();
+        if self.doubtful {
+            self.doubtful = !self.reset();
+        }
+        more
+    }
+
+    fn add(&self, stack: &mut Stack, message: &BorrowedMessage<'_>) {
+        let place = (message.topic_ptr(), message.partition());
+        if stack.open.as_ref().is_none_or(|open| open.place != place || open.broken.is_some()) {
+            let Some((partition, key)) = self.owned(message) else { return };
+            stack.begin(place, partition, key);
+        }
+        if let Some(Open { copies, partition, broken, .. }) = &mut stack.open
+            && !copies.push(message)
+        {
+            *broken = Some(error::unreadable(partition, message.offset()));
+        }
+    }
+
+    /// A message's partition, if this reader owns it, and under which key.
+    fn owned(&self, message: &BorrowedMessage<'_>) -> Option<(TopicPartition, u64)> {
+        let number = u32::try_from(message.partition()).ok()?;
+        let name = message.topic();
+        let topic = self.feed.plan.topics.iter().find(|topic| topic.as_str() == name)?;
+        let partition = TopicPartition::new(topic.clone(), number);
+        let key = self.feed.state().shelf.owned().get(&partition)?.key;
+        Some((partition, key))
+    }
+
+    /// What librdkafka says in place of a message.
+    fn trouble(&mut self, error: &KafkaError) {
+        let Some(code) = error::code_of(error) else { return };
+        match code {
+            Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => self.doubtful = true,
+            Code::PollExceeded => self.feed.pass_poll_limit(),
+            Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::UnknownTopicId => {
+                self.look_for_topics();
+            }
+            Code::FencedInstanceId => self.feed.state().fatal = Some(error::by_code(code, "recv")),
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
+                let why = self.client.client().fatal_error();
+                let why = why.map_or_else(
+                    || error::by_code(code, "recv"),
+                    |(code, reason)| error::by_code(code, "recv").with_message(reason),
+                );
+                self.feed.state().fatal = Some(why);
+            }
+            _ => {
+                let found = error::by_code(code, "recv");
+                // What passes by itself librdkafka tries again; `recv` says so when its wait has passed.
+                if found.retry().is_retryable() || found.kind() == ErrorKind::Internal {
+                    tracing::debug!(%code, "librdkafka goes on after an error");
+                    return;
+                }
+                self.feed.state().failure = Some(found);
+            }
+        }
+        self.feed.changed.notify_waiters();
+    }
+
+    /// Carries out what librdkafka wants of the assignment. False if a broker did not answer, and it is to be tried
+    /// again.
+    fn carry_out(&mut self) -> bool {
+        let mut done = false;
+        while let Some(change) = self.feed.inbox().due() {
+            let carried = match &change {
+                Change::Lose(partitions) => self.lose(partitions),
+                Change::Gain(partitions) => self.gain(partitions),
+            };
+            if let Err(error) = carried {
+                self.failed(error::of(error, "recv"));
+                return false;
+            }
+            self.feed.inbox().done();
+            done = true;
+        }
+        let settled = self.settle();
+        if done {
+            self.feed.changed.notify_waiters();
+        }
+        settled
+    }
+
+    fn failed(&self, error: Error) {
+        tracing::debug!(%error, "a change of the assignment could not be carried out yet");
+        if !error.retry().is_retryable() {
+            self.feed.state().failure = Some(error);
+            self.feed.changed.notify_waiters();
+        }
+    }
+
+    fn lose(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
+        let paused: Vec<_> = {
+            let mut state = self.feed.state();
+            let owned = state.shelf.owned();
+            let paused = partitions.iter().filter(|p| owned.get(p).is_some_and(|owned| owned.paused));
+            let paused = paused.cloned().collect();
+            state.shelf.lose(partitions);
+            state.shelf.turn();
+            paused
+        };
+        // A commit that is under way ends before somebody else owns its partitions.
+        let _commits = self.feed.commits.blocking_lock();
+        // librdkafka would remember a pause until the partition comes back.
+        if !paused.is_empty() {
+            self.client.resume(&offsets::list(paused.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
+        }
+        acknowledge(
+            &self.client,
+            &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?,
+            false,
+        );
+        Ok(())
+    }
+
+    fn gain(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
+        let limit = self.feed.plan.limit;
+        let committed = offsets::committed(&*self.client, partitions, limit)?;
+        let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
+        let starts = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
+        let failed = if starts.is_none() {
+            offsets::find(&*self.client, fresh.iter().copied(), offsets::Place::End, limit)?
+        } else {
+            std::collections::BTreeMap::new()
+        };
+        let starts = starts.unwrap_or_default();
+        let mut assigned = Vec::with_capacity(partitions.len());
+        {
+            let mut state = self.feed.state();
+            for partition in partitions {
+                let commit = committed.get(partition).copied();
+                let Some(start) = commit.or_else(|| starts.get(partition).or(failed.get(partition)).copied())
+                else {
+                    continue;
+                };
+                state.shelf.gain(partition.clone(), start, commit);
+                if let Some(owned) = state.shelf.get_mut(partition) {
+                    owned.unsettled = starts.get(partition).copied();
+                    owned.failed = failed.contains_key(partition).then(|| error::no_start(partition, "recv"));
+                }
+                assigned.push((partition, offsets::offset(start)));
+            }
+            state.shelf.turn();
+        }
+        acknowledge(&self.client, &offsets::list(assigned)?, true);
+        self.settle();
+        let mut state = self.feed.state();
+        if !state.joined {
+            state.joined = true;
+            state.shelf.forget_gains();
+        }
+        Ok(())
+    }
+
+    /// Commits where partitions begin, before anything of them is handed out, so that a takeover begins there too.
+    fn settle(&self) -> bool {
+        let unsettled: Vec<_> = {
+            let state = self.feed.state();
+            let owned = state.shelf.owned().iter();
+            owned.filter_map(|(p, owned)| Some((p.clone(), owned.key, owned.unsettled?))).collect()
+        };
+        if unsettled.is_empty() {
+            return true;
+        }
+        let list = offsets::list(unsettled.iter().map(|(p, _, start)| (p, offsets::offset(*start))));
+        let committed = list.and_then(|list| self.client.commit(&list, CommitMode::Sync));
+        if let Err(error) = committed {
+            self.failed(error::of(error, "recv"));
+            return false;
+        }
+        let mut state = self.feed.state();
+        for (partition, key, start) in unsettled {
+            if let Some(owned) = state.shelf.get_mut(&partition).filter(|owned| owned.key == key) {
+                (owned.committed, owned.unsettled) = (Some(start), None);
+            }
+        }
+        drop(state);
+        self.feed.changed.notify_waiters();
+        true
+    }
+
+    /// Answers positions that have gone. False if a broker did not answer. The gate is held.
+    fn reset(&self) -> bool {
+        let (feed, limit) = (&self.feed, self.feed.plan.limit);
+        let places: Vec<_> = {
+            let state = feed.state();
+            let owned = state.shelf.owned().iter();
+            owned
+                .filter(|(_, o)| o.failed.is_none())
+                .map(|(p, o)| (p.clone(), o.fetched, o.committed))
+                .collect()
+        };
+        let edges = || -> KafkaResult<_> {
+            let all = || places.iter().map(|(partition, ..)| partition);
+            let low = offsets::find(&*self.client, all(), offsets::Place::Beginning, limit)?;
+            let high = offsets::find(&*self.client, all(), offsets::Place::End, limit)?;
+            Ok((low, high))
+        };
+        let Ok((low, high)) = edges() else { return false };
+        for (partition, fetched, committed) in &places {
+            let (Some(low), Some(high)) = (low.get(partition), high.get(partition)) else { continue };
+            if (low..=high).contains(&fetched) {
+                continue;
+            }
+            match offsets::starts(&*self.client, [partition], feed.plan.otherwise, limit) {
+                Ok(Some(found)) => {
+                    let Some(to) = found.get(partition).copied() else { continue };
+                    tracing::warn!(%partition, from = fetched, to, "the position has gone");
+                    let gone = committed.is_none_or(|commit| !(*low..=*high).contains(&commit));
+                    feed.state().shelf.reset(partition, to, gone && feed.plan.has_group());
+                    if self.feed.restart(&self.client, partition, to).is_err() {
+                        return false;
+                    }
+                }
+                Ok(None) => {
+                    if let Some(owned) = feed.state().shelf.get_mut(partition) {
+                        owned.failed = Some(error::no_start(partition, "recv"));
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        self.settle();
+        feed.changed.notify_waiters();
+        true
+    }
+
+    /// Whether every topic is still there.
+    fn look_for_topics(&self) {
+        for topic in &self.feed.plan.topics {
+            if self.is_missing(topic) {
+                tracing::warn!(%topic, "the topic is gone");
+                self.feed.state().missing = Some(topic.clone());
+                self.feed.changed.notify_waiters();
+                return;
+            }
+        }
+    }
+
+    /// A topic that was gone may have been created again.
+    fn look_for_the_missing(&mut self) {
+        let missing = self.feed.state().missing.clone();
+        if let Some(topic) = missing.filter(|_| self.looked.elapsed() >= LOOK) {
+            self.looked = Instant::now();
+            if !self.is_missing(&topic) {
+                self.feed.state().missing = None;
+            }
+        }
+    }
+
+    fn is_missing(&self, topic: &TopicName) -> bool {
+        let found = self.feed.admin.inner().fetch_metadata(Some(topic.as_str()), self.feed.plan.limit);
+        found.is_ok_and(|found| {
+            let gone = |code: Code| matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition);
+            found.topics().iter().any(|found| found.error().is_some_and(|code| gone(code.into())))
+        })
+    }
+
+    /// Leaves the group. What librdkafka still waits for is given back first.
+    fn leave(self) {
+        let Self { feed, client, .. } = self;
+        while let Some(Change::Gain(partitions) | Change::Lose(partitions)) = feed.inbox().due() {
+            if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
+                acknowledge(&client, &list, false);
+            }
+            feed.inbox().done();
+        }
+        drop(feed.take_client());
+        let deadline = Instant::now() + PATIENCE;
+        while Arc::strong_count(&client) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(client);
+        feed.end();
+    }
+}
+
+/// Runs as they are made.
+#[derive(Default)]
+struct Stack {
+    open: Option<Open>,
+    ready: Vec<Run>,
+    /// How many messages and bytes the run before had.
+    last: (usize, usize),
+}
+
+struct Open {
+    /// The topic's handle is compared and never looked into.
+    place: (*mut RDKafkaTopic, i32),
+    partition: TopicPartition,
+    key: u64,
+    copies: Copies,
+    broken: Option<Error>,
+}
+
+impl Stack {
+    fn begin(&mut self, place: (*mut RDKafkaTopic, i32), partition: TopicPartition, key: u64) {
+        self.close();
+        // A name of the run's own: the threads that make and drop messages would contend for a shared one.
+        let topic = TopicName::new(partition.topic.as_str()).unwrap_or_else(|_| partition.topic.clone());
+        // About as long as the one before.
+        let copies = Copies::with_capacity(topic, self.last.0.clamp(8, BURST), self.last.1);
+        self.open = Some(Open { place, partition, key, copies, broken: None });
+    }
+
+    fn close(&mut self) {
+        if let Some(Open { partition, key, copies, broken, .. }) = self.open.take() {
+            self.last = (copies.len(), copies.bytes());
+            let messages = copies.finish();
+            let bytes = messages.iter().map(weight).sum();
+            self.ready.push(Run { partition, key, messages, broken, bytes });
+        }
+    }
+
+    /// Puts everything on the shelf.
+    fn put(&mut self, feed: &Feed) {
+        self.close();
+        if self.ready.is_empty() {
+            return;
+        }
+        let mut state = feed.state();
+        for run in self.ready.drain(..) {
+            state.shelf.put(run);
+        }
+        drop(state);
+        feed.changed.notify_waiters();
+    }
+}
+
+/// Kept small, because it is made once for each message.
+const _: () = assert!(size_of::<Received>() <= 192);

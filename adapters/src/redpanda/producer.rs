@@ -1,0 +1,210 @@
+//! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{Delivery, DeliveryError, DeliveryState};
+use qi_core::{Error, ErrorKind, Result, Timestamp};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::statistics::Statistics;
+
+use super::link::Link;
+use super::ticket::Desk;
+use super::topics::Topics;
+use super::{error, settings};
+use crate::config::RedpandaConfig;
+
+/// After a fatal error the next producer is built no earlier than this.
+const REBUILD: Duration = Duration::from_secs(1);
+/// Where the brokers refuse this client, trying again soon would be no use.
+const REFUSED: Duration = Duration::from_secs(30);
+
+/// What the thread of a producer does with its answers.
+pub(super) struct Deliveries {
+    link: Link,
+    desk: Arc<Desk>,
+    topics: Arc<Topics>,
+    /// Messages that librdkafka gave up. What that means is known when the fatal error is.
+    given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
+}
+
+impl Deliveries {
+    /// Answers for what was given up, with the reason for which the brokers do not let this producer in, if they do
+    /// not.
+    fn settle(&self, refused: Option<&Error>) {
+        let given_up = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
+        for (name, code) in given_up {
+            let failure = match refused {
+                // A producer that is not let in has sent nothing of what still waits.
+                Some(refused) if code == RDKafkaErrorCode::PurgeInflight => {
+                    DeliveryError::unknown(refused.clone())
+                }
+                Some(refused) => DeliveryError::not_sent(refused.clone()),
+                None => error::delivery(code),
+            };
+            self.desk.answered(name, Err(failure));
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.link.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.link.stats(statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.link.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, name: usize) {
+        let outcome = match result {
+            Ok(message) => Ok(Delivery {
+                partition: message.partition().cast_unsigned(),
+                offset: message.offset().cast_unsigned(),
+                timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
+            }),
+            Err((error, message)) => {
+                let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown);
+                if matches!(
+                    code,
+                    RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal
+                ) {
+                    self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push((name, code));
+                    return;
+                }
+                let failure = error::delivery(code);
+                if failure.state == DeliveryState::NotSent {
+                    // Whatever was known of this topic, a broker knows better.
+                    self.topics.forget(message.topic());
+                }
+                Err(failure)
+            }
+        };
+        self.desk.answered(name, outcome);
+    }
+}
+
+/// A producer in use.
+pub(super) struct Lane {
+    producer: Arc<BaseProducer<Deliveries>>,
+    built: Instant,
+    dead: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Whether a producer can be used.
+pub(super) enum State {
+    Alive,
+    /// It met a fatal error, and is to be replaced after this time.
+    Dead(Duration, Error),
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").field("built", &self.built).field("dead", &self.dead).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    /// Builds a producer, which connects, and starts its thread.
+    pub(super) fn build(
+        config: &RedpandaConfig,
+        batch_bytes: usize,
+        desk: &Arc<Desk>,
+        topics: &Arc<Topics>,
+    ) -> Result<Self> {
+        let context = Deliveries {
+            link: Link::new("producer", ""),
+            desk: desk.clone(),
+            topics: topics.clone(),
+            given_up: Mutex::default(),
+        };
+        let producer = settings::producer(config, batch_bytes).create_with_context(context);
+        let producer: Arc<BaseProducer<Deliveries>> =
+            Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
+        let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let lane = Self {
+            producer: producer.clone(),
+            built: Instant::now(),
+            dead: dead.clone(),
+            stop: stop.clone(),
+        };
+        let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
+        thread.spawn(move || serve(producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
+        Ok(lane)
+    }
+
+    pub(super) fn producer(&self) -> &BaseProducer<Deliveries> {
+        &self.producer
+    }
+
+    /// It met a fatal error: nobody publishes by it any more.
+    pub(super) fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// The fatal error that it met; only one that refuses this client matters to a caller.
+    pub(super) fn reason(&self) -> Option<Error> {
+        refusal(self.producer.client().fatal_error())
+    }
+
+    pub(super) fn state(&self) -> State {
+        if !self.dead.load(Ordering::Acquire) {
+            return State::Alive;
+        }
+        let reason = self.reason().unwrap_or_else(error::rebuilding);
+        let pause = if reason.kind() == ErrorKind::Unauthorized { REFUSED } else { REBUILD };
+        State::Dead(pause.saturating_sub(self.built.elapsed()), reason)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// A fatal error, if it says that the brokers do not let the client in.
+fn refusal(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
+    let (code, reason) = fatal?;
+    let error = error::by_code(code, "publish").with_message(reason);
+    (error.kind() == ErrorKind::Unauthorized).then_some(error)
+}
+
+/// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
+/// so that nothing is left without an answer.
+fn serve(producer: Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &AtomicBool) {
+    let mut purged = false;
+    loop {
+        producer.poll(Duration::from_millis(50));
+        let fatal = producer.client().fatal_error();
+        if let Some((code, reason)) = &fatal
+            && !purged
+        {
+            tracing::error!(%code, reason, "the producer met a fatal error and is given up");
+            dead.store(true, Ordering::Release);
+        }
+        producer.context().settle(refusal(fatal).as_ref());
+        let over = stop.load(Ordering::Acquire);
+        if !purged && (over || dead.load(Ordering::Acquire)) {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            purged = true;
+        } else if over && producer.in_flight_count() == 0 && Arc::strong_count(&producer) == 1 {
+            return;
+        }
+    }
+}

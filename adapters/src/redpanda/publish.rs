@@ -1,0 +1,344 @@
+//! Publishing: what can be refused is refused alone, the rest waits for space and is handed to librdkafka in order,
+//! and one completion answers for the batch.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use qi_core::bus::{DeliveryError, Headers, Message, PublishOptions, PublishReport, TopicName};
+use qi_core::{Error, ErrorKind, Result};
+use rdkafka::admin::AdminClient;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
+use tokio::time::{Instant, timeout_at};
+
+use super::link::Link;
+use super::producer::{Lane, State};
+use super::ticket::{Desk, weight};
+use super::topics::{self, Facts, Topics};
+use super::{error, settings};
+use crate::config::RedpandaConfig;
+
+/// So many messages are handed over before other tasks get their turn.
+const TURN: usize = 512;
+
+/// The sending side of a bus.
+#[derive(Debug)]
+pub(super) struct Sender {
+    config: Arc<RedpandaConfig>,
+    desk: Arc<Desk>,
+    topics: Arc<Topics>,
+    /// Producers by the size of their batches: one, unless a topic allows only small ones.
+    lanes: Mutex<HashMap<usize, Arc<Lane>>>,
+    ended: AtomicBool,
+}
+
+/// Where a message goes, or why it does not.
+type Way = std::result::Result<usize, DeliveryError>;
+
+impl Sender {
+    pub(super) fn new(config: Arc<RedpandaConfig>) -> Self {
+        let desk = Arc::new(Desk::new(config.buffer_bytes));
+        let lanes = Mutex::default();
+        Self { config, desk, topics: Arc::default(), lanes, ended: AtomicBool::new(false) }
+    }
+
+    pub(super) fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.desk.in_flight()
+    }
+
+    pub(super) async fn drained(&self) {
+        self.desk.drained().await;
+    }
+
+    /// Gives up every producer; what has no answer becomes unknown.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.desk.space().close();
+        self.lock().clear();
+    }
+
+    pub(super) async fn publish(
+        &self,
+        admin: &Arc<AdminClient<Link>>,
+        batch: &[Message],
+        options: &PublishOptions,
+    ) -> PublishReport {
+        let ways = self.ways(admin, batch, options).await;
+        let added = options.headers.size();
+        let weights: Vec<_> = batch.iter().map(|message| weight(message.size() + added)).collect();
+        let (slot, ticket) = self.desk.open(weights);
+        // Whatever was not handed over when this future is dropped is answered as not sent.
+        let mut rest = Rest { desk: &self.desk, slot, next: 0, len: batch.len() };
+        let deadline = Instant::now() + self.delivery_timeout();
+        let (mut lane, mut first) = (None, None);
+        for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
+            let sent = match way {
+                Ok(batch_bytes) => {
+                    let first = *first.get_or_insert(index);
+                    let place =
+                        Place { batch_bytes, slot, first, index, weight: ticket.weight(index), deadline };
+                    self.hand_over(&mut lane, place, message, &options.headers).await
+                }
+                Err(failure) => Err(Stop::This(failure)),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(Stop::This(failure)) => {
+                    self.desk.answer(slot, index, Err(failure));
+                }
+                Err(Stop::Rest(failure)) => {
+                    rest.fail(&failure);
+                    break;
+                }
+            }
+            rest.next = index + 1;
+            if rest.next.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
+        }
+        rest.next = batch.len();
+        // librdkafka answers within the delivery timeout; if it does not, nothing is known.
+        let late = self.delivery_timeout() + Duration::from_secs(10);
+        let _ = tokio::time::timeout(late, ticket.done()).await;
+        ticket.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
+    }
+
+    fn delivery_timeout(&self) -> Duration {
+        settings::limit(self.config.delivery_timeout_ms)
+    }
+
+    /// What becomes of each message as far as the client can see.
+    async fn ways(
+        &self,
+        admin: &Arc<AdminClient<Link>>,
+        batch: &[Message],
+        options: &PublishOptions,
+    ) -> Vec<Way> {
+        let mut known: Vec<(TopicName, Result<Facts>)> = Vec::new();
+        let mut ways = Vec::with_capacity(batch.len());
+        for message in batch {
+            // Messages of one topic mostly come together.
+            let at = match known.iter().rposition(|(topic, _)| *topic == message.topic) {
+                Some(at) => at,
+                None => {
+                    known.push((message.topic.clone(), self.facts(admin, &message.topic, false).await));
+                    known.len() - 1
+                }
+            };
+            let facts = &mut known[at].1;
+            let mut way = self.way(facts, message, options);
+            let doubtful = way.is_err() && facts.as_ref().is_ok_and(|facts| !facts.is_fresh());
+            if doubtful {
+                *facts = self.facts(admin, &message.topic, true).await;
+                way = self.way(facts, message, options);
+            }
+            ways.push(way);
+        }
+        ways
+    }
+
+    async fn facts(&self, admin: &Arc<AdminClient<Link>>, topic: &TopicName, anew: bool) -> Result<Facts> {
+        if let Some(facts) = self.topics.known(topic).filter(|_| !anew) {
+            return Ok(facts);
+        }
+        let limit = settings::limit(self.config.request_timeout_ms);
+        let facts = topics::look_up(admin, topic, limit, "publish").await;
+        match &facts {
+            Ok(facts) => self.topics.keep(topic, *facts),
+            Err(_) => self.topics.forget(topic.as_str()),
+        }
+        facts
+    }
+
+    fn way(&self, facts: &Result<Facts>, message: &Message, options: &PublishOptions) -> Way {
+        let refuse = |error: Error| Err(DeliveryError::not_sent(error));
+        let facts = match facts {
+            Ok(facts) => facts,
+            Err(error) => return refuse(error.clone()),
+        };
+        if let Some(partition) = message.partition.filter(|partition| *partition >= facts.partitions) {
+            return refuse(error::unknown_partition(&message.topic, partition, "publish"));
+        }
+        let size = message.size() + options.headers.size();
+        if size > self.config.max_message_bytes {
+            return refuse(error::too_large(size, self.config.max_message_bytes));
+        }
+        let encoded = size + framing(message.headers.len() + options.headers.len());
+        if encoded > facts.max_message_bytes {
+            return refuse(error::too_large(encoded, facts.max_message_bytes));
+        }
+        Ok(topics::batch_bytes(facts.max_message_bytes))
+    }
+
+    /// Waits for space and hands a message to librdkafka, which answers for it from then on.
+    async fn hand_over(
+        &self,
+        lane: &mut Option<(usize, Arc<Lane>)>,
+        place: Place,
+        message: &Message,
+        added: &Headers,
+    ) -> std::result::Result<(), Stop> {
+        self.take_space(&place).await.map_err(Stop::Rest)?;
+        let mut record = record(message, added, Desk::name(place.slot, place.index));
+        loop {
+            let used = match lane {
+                Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
+                _ => match self.lane(place.batch_bytes, place.deadline).await {
+                    Ok(found) => &mut lane.insert((place.batch_bytes, found)).1,
+                    Err(failure) => return Err(self.not_handed_over(&place, Stop::Rest(failure))),
+                },
+            };
+            self.desk.hand_over();
+            let Err((refused, back)) = used.producer().send(record) else { return Ok(()) };
+            self.desk.take_back();
+            record = back;
+            // It never left: whatever the reason, it is not in the log.
+            let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
+                RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                RDKafkaErrorCode::Fatal => {
+                    used.die();
+                    // Before anything was handed over the next producer can take all of it.
+                    if place.index == place.first {
+                        *lane = None;
+                        continue;
+                    }
+                    let reason = used.reason().unwrap_or_else(error::rebuilding);
+                    Stop::Rest(DeliveryError::not_sent(reason))
+                }
+                code => Stop::This(DeliveryError::not_sent(error::delivery(code).error)),
+            };
+            return Err(self.not_handed_over(&place, failure));
+        }
+    }
+
+    fn not_handed_over(&self, place: &Place, why: Stop) -> Stop {
+        self.desk.space().add_permits(place.weight);
+        why
+    }
+
+    async fn take_space(&self, place: &Place) -> std::result::Result<(), DeliveryError> {
+        let weight = u32::try_from(place.weight).unwrap_or(u32::MAX);
+        let space = self.desk.space();
+        if let Ok(permit) = space.try_acquire_many(weight) {
+            permit.forget();
+            return Ok(());
+        }
+        match timeout_at(place.deadline, space.acquire_many(weight)).await {
+            Ok(Ok(permit)) => {
+                permit.forget();
+                Ok(())
+            }
+            Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
+            Err(_) => Err(DeliveryError::not_sent(error::full(self.config.buffer_bytes))),
+        }
+    }
+
+    /// The producer for batches of this size; one that met a fatal error is replaced, at most once a second.
+    async fn lane(
+        &self,
+        batch_bytes: usize,
+        deadline: Instant,
+    ) -> std::result::Result<Arc<Lane>, DeliveryError> {
+        loop {
+            let (left, reason) = {
+                let mut lanes = self.lock();
+                if self.ended.load(Ordering::SeqCst) {
+                    return Err(DeliveryError::not_sent(error::closed("publish")));
+                }
+                let found = lanes.get(&batch_bytes);
+                match found.map(|lane| (lane, lane.state())) {
+                    Some((lane, State::Alive)) => return Ok(lane.clone()),
+                    Some((_, State::Dead(left, reason))) if !left.is_zero() => (left, reason),
+                    _ => {
+                        let lane = Lane::build(&self.config, batch_bytes, &self.desk, &self.topics);
+                        let lane = Arc::new(lane.map_err(DeliveryError::not_sent)?);
+                        lanes.insert(batch_bytes, lane.clone());
+                        return Ok(lane);
+                    }
+                }
+            };
+            if reason.kind() == ErrorKind::Unauthorized || Instant::now() + left > deadline {
+                return Err(DeliveryError::not_sent(reason));
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a message stands in its batch, and what it needs.
+struct Place {
+    batch_bytes: usize,
+    slot: usize,
+    /// The first message of the call that was to be handed over.
+    first: usize,
+    index: usize,
+    weight: usize,
+    deadline: Instant,
+}
+
+/// How much of a batch is not sent.
+enum Stop {
+    This(DeliveryError),
+    Rest(DeliveryError),
+}
+
+/// The messages of a call that were not handed over.
+struct Rest<'a> {
+    desk: &'a Desk,
+    slot: usize,
+    next: usize,
+    len: usize,
+}
+
+impl Rest<'_> {
+    fn fail(&mut self, failure: &DeliveryError) {
+        for index in self.next..self.len {
+            self.desk.answer(self.slot, index, Err(failure.clone()));
+        }
+        self.next = self.len;
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        if self.next < self.len {
+            self.fail(&DeliveryError::not_sent(error::dropped()));
+        }
+    }
+}
+
+/// What the protocol adds to a message that is alone in its batch, at most: the head of the batch and every length.
+fn framing(headers: usize) -> usize {
+    100 + 10 * headers
+}
+
+fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<'a, [u8], [u8], usize> {
+    let mut record = BaseRecord::with_opaque_to(message.topic.as_str(), name);
+    record.key = message.key.as_deref();
+    record.payload = message.payload.as_deref();
+    record.partition = message.partition.map(u32::cast_signed);
+    record.timestamp = message.timestamp.map(|timestamp| timestamp.as_micros() / 1_000);
+    let count = message.headers.len() + added.len();
+    if count > 0 {
+        let mut headers = OwnedHeaders::new_with_capacity(count);
+        for (name, value) in message.headers.iter().chain(added.iter()) {
+            headers = headers.insert(Header { key: name.as_str(), value: value.map(|value| &value[..]) });
+        }
+        record.headers = Some(headers);
+    }
+    record
+}

@@ -1,0 +1,327 @@
+//! What a reader has been given by librdkafka and not handed out yet, and what it owns. All of it is under one lock;
+//! nothing here talks to a broker.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use qi_core::bus::{Batch, Notice, Positions, Received, TopicPartition};
+use qi_core::{Error, Result};
+
+/// Consecutive messages of one partition.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) partition: TopicPartition,
+    /// The ownership that they were fetched under.
+    pub(super) key: u64,
+    pub(super) messages: Vec<Received>,
+    /// What follows them and cannot be read.
+    pub(super) broken: Option<Error>,
+    pub(super) bytes: usize,
+}
+
+/// One owned partition.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// Names this ownership: what was fetched under another one is not handed out.
+    pub(super) key: u64,
+    /// What `recv` returns next.
+    pub(super) position: u64,
+    /// What librdkafka gives next.
+    pub(super) fetched: u64,
+    pub(super) committed: Option<u64>,
+    /// A start that is not committed yet: nothing is handed out before.
+    pub(super) unsettled: Option<u64>,
+    pub(super) paused: bool,
+    /// The position has gone, and it was to fail then; a seek mends it.
+    pub(super) failed: Option<Error>,
+    bytes: usize,
+}
+
+/// What is owned, buffered, and to be told.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    owned: BTreeMap<TopicPartition, Owned>,
+    runs: VecDeque<Run>,
+    epoch: u64,
+    keys: u64,
+    gained: Vec<TopicPartition>,
+    lost: Vec<TopicPartition>,
+    others: Vec<Notice>,
+}
+
+impl Shelf {
+    pub(super) fn owned(&self) -> &BTreeMap<TopicPartition, Owned> {
+        &self.owned
+    }
+
+    pub(super) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut Owned> {
+        self.owned.get_mut(partition)
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes over a partition that begins at `start`.
+    pub(super) fn gain(&mut self, partition: TopicPartition, start: u64, committed: Option<u64>) {
+        self.keys += 1;
+        let owned = Owned {
+            key: self.keys,
+            position: start,
+            fetched: start,
+            committed,
+            unsettled: None,
+            paused: false,
+            failed: None,
+            bytes: 0,
+        };
+        self.owned.insert(partition.clone(), owned);
+        self.gained.push(partition);
+    }
+
+    /// Sets where librdkafka goes on in a partition, behind what is buffered of it.
+    pub(super) fn reset(&mut self, partition: &TopicPartition, to: u64, commit: bool) {
+        let buffered = self.runs.iter().any(|run| run.partition == *partition);
+        if let Some(owned) = self.owned.get_mut(partition) {
+            self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
+            owned.fetched = to;
+            if !buffered {
+                owned.position = to;
+            }
+            if commit {
+                owned.unsettled = Some(to);
+            }
+        }
+    }
+
+    /// Gives partitions away, with what is buffered of them.
+    pub(super) fn lose(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            if self.owned.remove(partition).is_some() {
+                // What came and went between two batches is nobody's news.
+                match self.gained.iter().position(|gained| gained == partition) {
+                    Some(at) => drop(self.gained.remove(at)),
+                    None => self.lost.push(partition.clone()),
+                }
+            }
+        }
+        let owned = &self.owned;
+        self.runs.retain(|run| owned.contains_key(&run.partition));
+    }
+
+    /// Marks that the assignment changed.
+    pub(super) fn turn(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Everything was given to others, because nobody came to read.
+    pub(super) fn pass_poll_limit(&mut self) {
+        let all: Vec<_> = self.owned.keys().cloned().collect();
+        self.lose(&all);
+        self.turn();
+        self.others.push(Notice::PollLimitPassed);
+    }
+
+    /// Forgets the news of the first assignment, which `subscribe` itself answers for.
+    pub(super) fn forget_gains(&mut self) {
+        self.gained.clear();
+    }
+
+    /// Goes on elsewhere in a partition: what is buffered of it is dropped.
+    pub(super) fn jump(&mut self, partition: &TopicPartition, to: u64) {
+        self.runs.retain(|run| run.partition != *partition);
+        self.keys += 1;
+        if let Some(owned) = self.owned.get_mut(partition) {
+            (owned.key, owned.position, owned.fetched, owned.bytes) = (self.keys, to, to, 0);
+            owned.failed = None;
+        }
+    }
+
+    /// Puts fetched messages on the shelf, unless their partition went or jumped meanwhile.
+    pub(super) fn put(&mut self, run: Run) {
+        if let Some(owned) = self.owned.get_mut(&run.partition)
+            && owned.key == run.key
+        {
+            if let Some(last) = run.messages.last() {
+                owned.fetched = last.offset + 1;
+            }
+            owned.bytes += run.bytes;
+            self.runs.push_back(run);
+        }
+    }
+
+    /// The bytes that are buffered of partitions which are read; those of paused ones block nobody.
+    pub(super) fn buffered(&self) -> usize {
+        self.owned.values().filter(|owned| !owned.paused).map(|owned| owned.bytes).sum()
+    }
+
+    /// Up to `max` messages, in the order in which they were fetched.
+    ///
+    /// # Errors
+    /// That of a message which cannot be read, once everything before it was handed out.
+    pub(super) fn take(&mut self, max: usize) -> Result<Option<Batch>> {
+        let mut messages: Vec<Received> = Vec::new();
+        let mut positions = Positions::new();
+        let mut at = 0;
+        while at < self.runs.len() && messages.len() < max {
+            let run = &mut self.runs[at];
+            let Some(owned) = self.owned.get_mut(&run.partition).filter(|owned| owned.key == run.key) else {
+                self.runs.remove(at);
+                continue;
+            };
+            if owned.paused || owned.unsettled.is_some() || owned.failed.is_some() {
+                at += 1;
+                continue;
+            }
+            if run.messages.is_empty() {
+                match &run.broken {
+                    Some(error) if messages.is_empty() => return Err(error.clone()),
+                    // What follows it in its partition must not come before the error.
+                    Some(_) => break,
+                    None => drop(self.runs.remove(at)),
+                }
+                continue;
+            }
+            let room = max - messages.len();
+            // A run is cut only where it must be: moving messages costs more than a batch that is not full.
+            if !messages.is_empty() && (run.messages.len() > room || messages.len() > max / 2) {
+                break;
+            }
+            let taken = if run.messages.len() <= room {
+                std::mem::take(&mut run.messages)
+            } else {
+                let rest = run.messages.split_off(room);
+                std::mem::replace(&mut run.messages, rest)
+            };
+            let bytes = if run.messages.is_empty() { run.bytes } else { taken.iter().map(weight).sum() };
+            run.bytes = run.bytes.saturating_sub(bytes);
+            owned.bytes = owned.bytes.saturating_sub(bytes);
+            if let Some(last) = taken.last() {
+                owned.position = last.offset + 1;
+                positions.set(run.partition.clone(), owned.position);
+            }
+            if messages.is_empty() {
+                messages = taken;
+            } else {
+                messages.extend(taken);
+            }
+        }
+        if messages.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Batch::new(messages, positions, self.news())))
+    }
+
+    /// A batch without messages, with what there is to tell.
+    pub(super) fn nothing(&mut self) -> Batch {
+        Batch::new(Vec::new(), Positions::new(), self.news())
+    }
+
+    /// The first partition that has failed and is not paused.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.owned.values().filter(|owned| !owned.paused).find_map(|owned| owned.failed.clone())
+    }
+
+    fn news(&mut self) -> Vec<Notice> {
+        let mut news = std::mem::take(&mut self.others);
+        if !self.gained.is_empty() || !self.lost.is_empty() {
+            let (gained, lost) = (std::mem::take(&mut self.gained), std::mem::take(&mut self.lost));
+            news.push(Notice::AssignmentChanged { gained, lost });
+        }
+        news
+    }
+}
+
+/// What a message takes of the buffer.
+pub(super) fn weight(message: &Received) -> usize {
+    message.size() + size_of::<Received>()
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::ErrorKind;
+    use qi_core::bus::TopicName;
+
+    use super::*;
+
+    fn at(partition: u32) -> TopicPartition {
+        TopicPartition::new(TopicName::new("t").unwrap(), partition)
+    }
+
+    fn run(shelf: &Shelf, partition: u32, offsets: std::ops::Range<u64>) -> Run {
+        let key = shelf.owned()[&at(partition)].key;
+        let messages: Vec<_> = offsets.map(|o| Received::new(at(0).topic, partition, o)).collect();
+        let bytes = messages.iter().map(weight).sum();
+        Run { partition: at(partition), key, messages, broken: None, bytes }
+    }
+
+    fn shelf(partitions: u32) -> Shelf {
+        let mut shelf = Shelf::default();
+        for partition in 0..partitions {
+            shelf.gain(at(partition), 0, None);
+        }
+        shelf.forget_gains();
+        shelf
+    }
+
+    fn take(shelf: &mut Shelf, max: usize) -> Vec<(u32, u64)> {
+        let batch = shelf.take(max).unwrap().unwrap_or_default();
+        batch.iter().map(|m| (m.partition, m.offset)).collect()
+    }
+
+    #[test]
+    fn batches_are_cut_and_positions_follow() {
+        let mut shelf = shelf(2);
+        for (partition, offsets) in [(0, 0..5), (1, 0..3)] {
+            let run = run(&shelf, partition, offsets);
+            shelf.put(run);
+        }
+        assert_eq!(take(&mut shelf, 3), [(0, 0), (0, 1), (0, 2)]);
+        assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(0)].fetched), (3, 5));
+        assert_eq!(take(&mut shelf, 3), [(0, 3), (0, 4)], "the next run does not fit as a whole");
+        assert_eq!(take(&mut shelf, 10), [(1, 0), (1, 1), (1, 2)]);
+        assert_eq!((shelf.buffered(), shelf.take(1).unwrap().is_none()), (0, true));
+    }
+
+    #[test]
+    fn a_paused_partition_holds_back_only_itself() {
+        let mut shelf = shelf(2);
+        for (partition, offsets) in [(0, 0..2), (1, 0..2)] {
+            let run = run(&shelf, partition, offsets);
+            shelf.put(run);
+        }
+        shelf.get_mut(&at(0)).unwrap().paused = true;
+        let one = shelf.buffered();
+        assert_eq!(take(&mut shelf, 10), [(1, 0), (1, 1)]);
+        assert_eq!(shelf.buffered(), 0);
+        shelf.get_mut(&at(0)).unwrap().paused = false;
+        assert_eq!((shelf.buffered(), take(&mut shelf, 10)), (one, vec![(0, 0), (0, 1)]));
+    }
+
+    #[test]
+    fn what_was_fetched_before_a_loss_or_a_jump_is_gone() {
+        let mut shelf = shelf(2);
+        let (old, other) = (run(&shelf, 0, 0..2), run(&shelf, 1, 0..2));
+        shelf.jump(&at(0), 7);
+        shelf.put(old);
+        shelf.put(other);
+        shelf.lose(&[at(1)]);
+        assert!(shelf.take(10).unwrap().is_none());
+        assert_eq!((shelf.owned()[&at(0)].position, shelf.buffered()), (7, 0));
+        let news = shelf.nothing();
+        assert_eq!(news.notices(), [Notice::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_at_its_place_until_a_jump() {
+        let mut shelf = shelf(1);
+        let mut broken = run(&shelf, 0, 0..1);
+        broken.broken = Some(Error::new(ErrorKind::CorruptData, "c", "recv"));
+        shelf.put(broken);
+        assert_eq!(take(&mut shelf, 10), [(0, 0)]);
+        for _ in 0..2 {
+            assert_eq!(shelf.take(10).unwrap_err().kind(), ErrorKind::CorruptData);
+        }
+        shelf.jump(&at(0), 2);
+        assert!(shelf.take(10).unwrap().is_none());
+    }
+}

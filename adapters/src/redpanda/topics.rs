@@ -1,0 +1,125 @@
+//! What the client knows of the topics it publishes to: looked up before the first message, because librdkafka would
+//! take half a minute to say that a topic does not exist.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::TopicName;
+use qi_core::{Error, Result};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+
+use super::link::Link;
+use super::{error, settings};
+
+/// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
+const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+/// What is refused by facts that are this old is looked up again first.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What a topic allows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    pub(super) partitions: u32,
+    pub(super) max_message_bytes: usize,
+    at: Instant,
+}
+
+impl Facts {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH
+    }
+}
+
+/// Facts by topic. It holds as many as the client publishes to.
+#[derive(Debug, Default)]
+pub(super) struct Topics(Mutex<HashMap<TopicName, Facts>>);
+
+impl Topics {
+    pub(super) fn known(&self, topic: &TopicName) -> Option<Facts> {
+        self.lock().get(topic).copied()
+    }
+
+    /// Forgets a topic that a broker speaks of otherwise.
+    pub(super) fn forget(&self, topic: &str) {
+        self.lock().retain(|known, _| known.as_str() != topic);
+    }
+
+    pub(super) fn keep(&self, topic: &TopicName, facts: Facts) {
+        self.lock().insert(topic.clone(), facts);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, Facts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks the brokers.
+pub(super) async fn look_up(
+    admin: &std::sync::Arc<AdminClient<Link>>,
+    topic: &TopicName,
+    limit: Duration,
+    operation: &'static str,
+) -> Result<Facts> {
+    let partitions = partitions(admin, topic, limit, operation).await?;
+    let max_message_bytes = max_message_bytes(admin, topic, limit).await;
+    Ok(Facts { partitions, max_message_bytes, at: Instant::now() })
+}
+
+/// How many partitions a topic has.
+pub(super) async fn partitions(
+    admin: &std::sync::Arc<AdminClient<Link>>,
+    topic: &TopicName,
+    limit: Duration,
+    operation: &'static str,
+) -> Result<u32> {
+    let (admin, name) = (admin.clone(), topic.clone());
+    super::blocking(operation, move || {
+        let metadata = admin.inner().fetch_metadata(Some(name.as_str()), limit);
+        let metadata = metadata
+            .map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
+        let found = metadata.topics().iter().find(|found| found.name() == name.as_str());
+        let found = found.ok_or_else(|| error::unknown_topic(&name, operation))?;
+        match found.error() {
+            None => Ok(u32::try_from(found.partitions().len()).unwrap_or(u32::MAX)),
+            Some(code) => Err(named(error::by_code(code.into(), operation), &name)),
+        }
+    })
+    .await
+}
+
+fn named(error: Error, topic: &TopicName) -> Error {
+    error.with_context("topic", topic)
+}
+
+async fn max_message_bytes(admin: &AdminClient<Link>, topic: &TopicName, limit: Duration) -> usize {
+    let options = AdminOptions::new().request_timeout(Some(limit));
+    let found = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await;
+    // Who may write need not be allowed to read settings.
+    let found = found.ok().and_then(|mut found| found.pop()?.ok());
+    found
+        .and_then(|found| found.get("max.message.bytes")?.value.as_ref()?.parse().ok())
+        .unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+}
+
+/// How large the batches of a topic may be: with room for the protocol below its limit, because the brokers refuse a
+/// batch as a whole. Few sizes, so that few producers are needed.
+pub(super) fn batch_bytes(max_message_bytes: usize) -> usize {
+    const MOST: usize = 1_000_000;
+    let room = max_message_bytes.saturating_sub(settings::OVERHEAD).clamp(1, MOST);
+    if room == MOST { MOST } else { 1 << room.ilog2() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_stay_below_the_limit_of_their_topic() {
+        for limit in [600, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
+            let batch = batch_bytes(limit);
+            assert!(batch + settings::OVERHEAD <= limit, "{batch} for {limit}");
+            assert!(batch >= limit / 8 || batch == 1_000_000, "{batch} for {limit}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The adapter on librdkafka's mock cluster, which needs nothing installed: what of the contract the mock can do (the
+//! rest is shown as ignored, with the reason), and every error that it can inject.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod redpanda_rig;
+mod servers;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use libtest_mimic::{Arguments, Trial};
+use qi_adapters::redpanda::RedpandaBus;
+use qi_core::bus::{
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Positions, PublishOptions, Read, SeekTo,
+    Subscribe, Subscription, TopicName, TopicPartition,
+};
+use qi_core::{ErrorKind, RetryAdvice};
+use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
+use rdkafka::mocking::MockCoordinator;
+use rdkafka::types::RDKafkaApiKey as Api;
+use rdkafka::types::RDKafkaRespErr::{self as Code, *};
+use redpanda_rig::mock::{Mock, MockFactory};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Most of a trial is waiting for joins.
+    arguments.test_threads = arguments.test_threads.or(Some(8));
+    let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
+    let mut all = trials(&mock, &[Wrapping::PLAIN]);
+    all.extend([
+        fault("produce_errors_that_pass_lose_and_double_nothing", |lab| Box::pin(passing_errors(lab))),
+        fault("produce_errors_that_stay_say_why", |lab| Box::pin(staying_errors(lab))),
+        fault("a_fatal_error_is_survived", |lab| Box::pin(fatal_error(lab))),
+        fault("a_producer_that_is_not_let_in_is_unauthorized", |lab| Box::pin(not_let_in(lab))),
+        fault("a_publish_without_an_answer_in_time_is_unknown", |lab| Box::pin(no_answer(lab))),
+        fault("a_broker_that_is_away_for_a_while_delays_a_publish", |lab| Box::pin(away_for_a_while(lab))),
+        fault("leaders_that_move_keep_the_order", |lab| Box::pin(moving_leaders(lab))),
+        fault("slow_round_trips_are_only_slow", |lab| Box::pin(slow_trips(lab))),
+        fault("fetch_errors_end_no_reader", |lab| Box::pin(fetch_errors(lab))),
+        fault("receiving_without_brokers_is_unavailable_and_goes_on", |lab| Box::pin(receiving(lab))),
+        fault("commits_are_tried_again_where_that_helps", |lab| Box::pin(commit_errors(lab))),
+        fault("a_coordinator_that_moves_loses_nothing", |lab| Box::pin(moving_coordinator(lab))),
+        fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
+        fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
+    ]);
+    libtest_mimic::run(&arguments, all).exit_code()
+}
+
+/// A cluster of three brokers, a client, and a topic of four partitions.
+struct Lab {
+    mock: Arc<Mock>,
+    bus: RedpandaBus,
+    topic: TopicName,
+}
+
+fn fault(name: &str, run: fn(Lab) -> BoxFuture<'static, ()>) -> Trial {
+    Trial::test(format!("mock/faults::{name}"), move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let mock = Mock::start(3);
+        let (bus, topic) = (RedpandaBus::open(mock.config())?, TopicName::new("faults")?);
+        mock.topic(&topic, 4);
+        runtime.block_on(run(Lab { mock, bus, topic }));
+        Ok(())
+    })
+}
+
+impl Lab {
+    /// The next `count` answers to requests of this kind are this error.
+    fn inject(&self, api: Api, code: Code, count: usize) {
+        self.mock.with(move |cluster| cluster.request_errors(api, &vec![code; count]));
+    }
+
+    /// Message `n` of each of eight keys.
+    fn messages(&self, from: usize, count: usize) -> Vec<Message> {
+        let each = (from..from + count).flat_map(|n| (0..8).map(move |key| (key, n)));
+        each.map(|(key, n)| Message::new(self.topic.clone(), n.to_string()).with_key(format!("k{key}")))
+            .collect()
+    }
+
+    /// What is in the topic, by key.
+    async fn stored(&self, count: usize) -> BTreeMap<String, Vec<usize>> {
+        let from = (0..4).map(|p| (TopicPartition::new(self.topic.clone(), p), SeekTo::Earliest));
+        let mut reader = self.bus.read(Read::new(from).unwrap()).await.unwrap();
+        let (mut found, mut came) = (BTreeMap::<String, Vec<usize>>::new(), 0);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let wait = if came < count { Duration::from_secs(1) } else { Duration::from_millis(500) };
+            let batch = reader.recv(1_000, wait).await.unwrap();
+            if batch.is_empty() && came >= count {
+                reader.close().await.unwrap();
+                return found;
+            }
+            came += batch.len();
+            for message in &batch {
+                let text = |bytes: &Option<bytes::Bytes>| {
+                    String::from_utf8(bytes.as_ref().unwrap().to_vec()).unwrap()
+                };
+                found.entry(text(&message.key)).or_default().push(text(&message.payload).parse().unwrap());
+            }
+            assert!(Instant::now() < deadline, "only {came} of {count} came");
+        }
+    }
+
+    async fn each_once_in_order(&self, count: usize) {
+        let found = self.stored(8 * count).await;
+        assert_eq!(found.len(), 8, "keys");
+        for (key, numbers) in found {
+            assert_eq!(numbers, (0..count).collect::<Vec<_>>(), "what came of {key}");
+        }
+    }
+
+    async fn member(&self, group: &str) -> Box<dyn Subscription> {
+        let request = Subscribe::new(GroupId::new(group).unwrap(), [self.topic.clone()]).unwrap();
+        let request = request.with_limits(Duration::from_secs(4), Duration::from_secs(30)).unwrap();
+        self.bus.subscribe(request).await.unwrap()
+    }
+
+    async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Positions {
+        let mut positions = Positions::new();
+        let mut came = 0;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while came < count {
+            match reader.recv(1_000, Duration::from_secs(1)).await {
+                Ok(batch) => {
+                    came += batch.len();
+                    positions.advance(batch.positions());
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+            }
+            assert!(Instant::now() < deadline, "only {came} of {count} came");
+        }
+        assert_eq!(came, count);
+        positions
+    }
+}
+
+async fn passing_errors(lab: Lab) {
+    let codes = [
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+        RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+    ];
+    for (round, code) in codes.into_iter().enumerate() {
+        lab.inject(Api::Produce, code, 2);
+        let sent = lab.bus.send(&lab.messages(round * 25, 25)).await;
+        assert_eq!(sent.unwrap_or_else(|e| panic!("{code:?}: {}", e.report())).len(), 200);
+    }
+    lab.each_once_in_order(25 * codes.len()).await;
+}
+
+async fn staying_errors(lab: Lab) {
+    let rows = [
+        (RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, ErrorKind::InvalidInput),
+        (RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, ErrorKind::InvalidInput),
+        (RD_KAFKA_RESP_ERR_INVALID_RECORD, ErrorKind::InvalidInput),
+        (RD_KAFKA_RESP_ERR_POLICY_VIOLATION, ErrorKind::InvalidInput),
+        (RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+    ];
+    for (round, (code, kind)) in rows.into_iter().enumerate() {
+        lab.inject(Api::Produce, code, 1);
+        let refused = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+        let failure = refused.into_outcomes().pop().unwrap().unwrap_err();
+        assert_eq!(
+            (failure.error.kind(), failure.state),
+            (kind, DeliveryState::NotSent),
+            "{code:?}: {}",
+            failure.error
+        );
+        assert_eq!(failure.error.retry(), RetryAdvice::Never, "{code:?}");
+        // It was this message's misfortune alone.
+        lab.bus.send(&lab.messages(round, 1)).await.unwrap();
+    }
+    // A connection that broke before the answer tells nothing.
+    lab.inject(Api::Produce, RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION, 1);
+    let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+    let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+    assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unavailable, DeliveryState::Unknown));
+    lab.each_once_in_order(rows.len()).await;
+}
+
+async fn fatal_error(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    for round in 0..2 {
+        lab.inject(Api::Produce, RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, 1);
+        let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+        let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+        assert_eq!(failure.state, DeliveryState::Unknown, "in flight at a fatal error: {}", failure.error);
+        // The next one has a new producer, and what was unknown is not sent again.
+        let began = Instant::now();
+        lab.bus.send(&lab.messages(round + 1, 1)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    }
+    lab.each_once_in_order(3).await;
+}
+
+async fn not_let_in(lab: Lab) {
+    lab.inject(Api::InitProducerId, RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, 1_000);
+    for _ in 0..2 {
+        let report = lab.bus.publish(&lab.messages(0, 1), PublishOptions::NONE).await.unwrap();
+        for failure in report.into_outcomes().into_iter().map(Result::unwrap_err) {
+            assert_eq!(failure.error.kind(), ErrorKind::Unauthorized, "{}", failure.error);
+            assert_eq!(failure.state, DeliveryState::NotSent, "{}", failure.error);
+        }
+    }
+    assert!(lab.stored(0).await.is_empty());
+}
+
+async fn no_answer(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+    }
+    let report = lab.bus.publish(&lab.messages(1, 1), PublishOptions::NONE).await.unwrap();
+    for failure in report.into_outcomes().into_iter().map(Result::unwrap_err) {
+        assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Timeout, DeliveryState::Unknown));
+    }
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_up(broker)).unwrap();
+    }
+    lab.bus.send(&lab.messages(1, 1)).await.unwrap();
+    lab.each_once_in_order(2).await;
+}
+
+async fn away_for_a_while(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    let down = async {
+        for broker in [1, 2, 3] {
+            lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            lab.mock.with(move |cluster| cluster.broker_up(broker)).unwrap();
+        }
+    };
+    let sending = async {
+        for round in 1..40 {
+            lab.bus.send(&lab.messages(round, 1)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::join!(down, sending);
+    lab.each_once_in_order(40).await;
+}
+
+async fn moving_leaders(lab: Lab) {
+    for round in 0..30 {
+        let (topic, leader) = (lab.topic.to_string(), round % 3 + 1);
+        lab.mock.with(move |cluster| {
+            (0..4).for_each(|p| cluster.partition_leader(&topic, p, Some(leader)).unwrap());
+        });
+        lab.bus.send(&lab.messages(usize::try_from(round).unwrap(), 1)).await.unwrap();
+    }
+    lab.each_once_in_order(30).await;
+}
+
+async fn slow_trips(lab: Lab) {
+    for broker in 1..=3 {
+        lab.mock.with(move |c| c.broker_round_trip_time(broker, Duration::from_millis(400))).unwrap();
+    }
+    for round in 0..3 {
+        lab.bus.send(&lab.messages(round, 1)).await.unwrap();
+    }
+    lab.each_once_in_order(3).await;
+}
+
+async fn fetch_errors(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 20)).await.unwrap();
+    for code in [
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
+        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+        RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH,
+        RD_KAFKA_RESP_ERR_UNKNOWN,
+    ] {
+        lab.inject(Api::Fetch, code, 3);
+        lab.each_once_in_order(20).await;
+    }
+}
+
+async fn receiving(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 2)).await.unwrap();
+    let mut reader = lab.member("receiving").await;
+    lab.drain(&mut *reader, 16).await;
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let error = loop {
+        match reader.recv(10, Duration::from_millis(500)).await {
+            Ok(batch) => assert!(batch.is_empty() && Instant::now() < deadline),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, RetryAdvice::Backoff));
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_up(broker)).unwrap();
+    }
+    lab.bus.send(&lab.messages(2, 1)).await.unwrap();
+    let mut came = BTreeMap::<u32, u64>::new();
+    while came.values().sum::<u64>() < 8 {
+        assert!(Instant::now() < deadline + Duration::from_secs(30), "it does not go on: {came:?}");
+        match reader.recv(100, Duration::from_millis(500)).await {
+            Ok(batch) => {
+                batch.iter().for_each(|message| *came.entry(message.partition).or_default() += 1);
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable),
+        }
+    }
+}
+
+async fn commit_errors(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 5)).await.unwrap();
+    let mut reader = lab.member("commits").await;
+    let positions = lab.drain(&mut *reader, 40).await;
+    for code in [
+        RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
+        RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+        RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+    ] {
+        lab.inject(Api::OffsetCommit, code, 2);
+        let committed = reader.commit(&positions).await;
+        let committed = committed.unwrap_or_else(|e| panic!("{code:?}: {}", e.report()));
+        assert_eq!((committed.stored, committed.lost), (positions.clone(), vec![]), "{code:?}");
+    }
+    for (code, kind) in [
+        (RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+        (RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, ErrorKind::Unauthorized),
+    ] {
+        lab.inject(Api::OffsetCommit, code, 1);
+        assert_eq!(reader.commit(&positions).await.unwrap_err().kind(), kind, "{code:?}");
+    }
+    // The group has gone on without this member: it joins again and reads on, from the last commit.
+    for code in [RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID] {
+        lab.inject(Api::OffsetCommit, code, 2);
+        let committed = reader.commit(&positions).await.unwrap();
+        assert!(committed.stored.is_empty(), "{code:?}: the broker does not know this member: {committed:?}");
+        assert_eq!(committed.lost.len(), positions.len(), "{code:?}");
+    }
+    lab.bus.send(&lab.messages(5, 1)).await.unwrap();
+    lab.drain(&mut *reader, 8).await;
+}
+
+async fn moving_coordinator(lab: Lab) {
+    let mut reader = lab.member("moved").await;
+    for round in 0..6 {
+        lab.bus.send(&lab.messages(round, 5)).await.unwrap();
+        let coordinator = i32::try_from(round % 3 + 1).unwrap();
+        lab.mock.with(move |cluster| {
+            cluster.coordinator(MockCoordinator::Group("moved".to_owned()), coordinator).unwrap();
+        });
+        let positions = lab.drain(&mut *reader, 40).await;
+        let committed = reader.commit(&positions).await.unwrap();
+        assert_eq!((committed.stored, committed.lost), (positions, vec![]), "round {round}");
+    }
+}
+
+async fn close_without_brokers(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    let reader = lab.member("closing").await;
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+    }
+    let bus = Arc::new(lab.bus);
+    let batch: Vec<_> =
+        (0..8).map(|n| Message::new(lab.topic.clone(), "x").with_key(format!("k{n}"))).collect();
+    let publishing = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&batch, PublishOptions::NONE).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let began = Instant::now();
+    let closed = bus.close().await.unwrap();
+    assert_eq!(closed.unknown, 8);
+    // Five seconds to drain, and ten for the member to leave.
+    assert!(began.elapsed() < Duration::from_secs(17), "closing took {:?}", began.elapsed());
+    for failure in publishing.await.unwrap().unwrap().into_outcomes().into_iter().map(Result::unwrap_err) {
+        assert_eq!(failure.state, DeliveryState::Unknown);
+    }
+    drop(reader);
+}
+
+async fn dropping(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    let reader = lab.member("dropped").await;
+    for broker in 1..=3 {
+        lab.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
+    }
+    let began = Instant::now();
+    drop(reader);
+    drop(lab.bus);
+    assert!(began.elapsed() < Duration::from_millis(500), "dropping took {:?}", began.elapsed());
+}

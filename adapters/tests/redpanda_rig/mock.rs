@@ -1,0 +1,196 @@
+//! librdkafka's mock cluster: brokers inside the test process that speak the real protocol and fail on demand.
+
+use std::fmt;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+use qi_core::bus::{
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport, Read,
+    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec, TopicState,
+};
+use qi_core::{Clock as _, Error, ErrorKind, MessageBus, Result, Subscription, SystemClock, Timestamp};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+
+use super::NoWire;
+
+pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
+type Order = Box<dyn FnOnce(&Cluster) + Send>;
+
+/// A mock cluster on a thread of its own, because it may not move between threads.
+pub(crate) struct Mock {
+    orders: Mutex<mpsc::Sender<Order>>,
+    pub(crate) addresses: String,
+}
+
+impl fmt::Debug for Mock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mock").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Mock {
+    pub(crate) fn start(brokers: i32) -> Arc<Self> {
+        let (orders, received) = mpsc::channel::<Order>();
+        let (told, addresses) = mpsc::channel();
+        std::thread::spawn(move || {
+            let cluster = MockCluster::new(brokers).unwrap();
+            told.send(cluster.bootstrap_servers()).unwrap();
+            while let Ok(order) = received.recv() {
+                order(&cluster);
+            }
+        });
+        Arc::new(Self { orders: Mutex::new(orders), addresses: addresses.recv().unwrap() })
+    }
+
+    /// Does something to the cluster.
+    pub(crate) fn with<T: Send + 'static>(&self, work: impl FnOnce(&Cluster) -> T + Send + 'static) -> T {
+        let (told, answer) = mpsc::channel();
+        let order: Order = Box::new(move |cluster| drop(told.send(work(cluster))));
+        self.orders.lock().unwrap().send(order).unwrap();
+        answer.recv().unwrap()
+    }
+
+    /// A new topic.
+    pub(crate) fn topic(&self, name: &TopicName, partitions: u32) {
+        let name = name.to_string();
+        self.with(move |cluster| cluster.create_topic(&name, partitions.cast_signed(), 1)).unwrap();
+    }
+
+    /// A configuration whose limits suit tests.
+    pub(crate) fn config(&self) -> RedpandaConfig {
+        super::config(&self.addresses)
+    }
+}
+
+/// The real bus on a mock cluster, whose topics are made by the test.
+#[derive(Debug)]
+pub(crate) struct MockBus {
+    pub(crate) bus: RedpandaBus,
+    mock: Arc<Mock>,
+}
+
+impl fmt::Display for MockBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bus.fmt(f)
+    }
+}
+
+#[async_trait]
+impl MessageBus for MockBus {
+    fn info(&self) -> BusInfo {
+        self.bus.info()
+    }
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        self.bus.publish(batch, options).await
+    }
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.bus.subscribe(request).await
+    }
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        self.bus.read(request).await
+    }
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        let created = specs.iter().map(|spec| {
+            self.mock.topic(&spec.name, spec.partitions);
+            TopicOutcome { topic: spec.name.clone(), result: Ok(TopicState::Created) }
+        });
+        Ok(created.collect())
+    }
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.bus.delete_topics(names).await
+    }
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        self.bus.topics().await
+    }
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        self.bus.groups(query).await
+    }
+    async fn ping(&self) -> Result<BusStatus> {
+        self.bus.ping().await
+    }
+    async fn close(&self) -> Result<CloseReport> {
+        self.bus.close().await
+    }
+}
+
+/// Makes a mock cluster for each trial.
+#[derive(Debug)]
+pub(crate) struct MockFactory;
+
+#[async_trait]
+impl BusFactory for MockFactory {
+    fn backend(&self) -> &'static str {
+        "mock"
+    }
+
+    fn absent(&self) -> Option<String> {
+        None
+    }
+
+    /// It keeps no times, cannot describe or delete topics and does not list groups.
+    fn provides(&self) -> &'static [Need] {
+        &[]
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Real
+    }
+
+    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+        let mock = tokio::task::spawn_blocking(|| Mock::start(2)).await.map_err(Error::other)?;
+        Ok(Box::new(MockEnv(mock)))
+    }
+}
+
+#[derive(Debug)]
+struct MockEnv(Arc<Mock>);
+
+impl MockEnv {
+    fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
+        let mut config = self.0.config();
+        change(&mut config);
+        let bus = MockBus { bus: RedpandaBus::open(config)?, mock: self.0.clone() };
+        Ok(Client { bus: Arc::new(bus), wire: Arc::new(NoWire) as Arc<dyn Wire> })
+    }
+}
+
+#[async_trait]
+impl BusEnv for MockEnv {
+    fn prefix(&self) -> &'static str {
+        "t"
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        self.client(|_| {})
+    }
+
+    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+        self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2))
+    }
+
+    async fn trim(&self, _: &TopicPartition, _: u64) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "mock.trim", "trim"))
+    }
+
+    fn now(&self) -> Timestamp {
+        SystemClock.now()
+    }
+
+    fn timing(&self) -> Timing {
+        Timing {
+            session: Duration::from_secs(4),
+            poll_limit: Duration::from_secs(8),
+            short: Duration::from_millis(250),
+            eventually: Duration::from_mins(1),
+        }
+    }
+
+    async fn tear_down(&self) -> Result<()> {
+        Ok(())
+    }
+}

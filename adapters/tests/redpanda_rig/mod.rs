@@ -1,0 +1,248 @@
+//! Buses on the brokers that the environment names, each trial with a prefix of its own.
+
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test support")]
+
+pub(crate) mod mock;
+pub(crate) mod wire;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+use qi_core::bus::TopicPartition;
+use qi_core::{Clock as _, Error, MessageBus, Result, SystemClock, Timestamp};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::servers::namespace;
+use wire::Proxies;
+
+/// Brokers, and how their buses are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Brokers {
+    addresses: Option<String>,
+    traits: Arc<OnceLock<Traits>>,
+}
+
+/// What the brokers are like.
+#[derive(Debug, Clone)]
+struct Traits {
+    /// The ports of all brokers, if all of them are on this machine.
+    ports: Option<Vec<u16>>,
+    provides: &'static [Need],
+}
+
+impl Brokers {
+    /// Those that `QI_KAFKA_BROKERS` names.
+    pub(crate) fn redpanda() -> Self {
+        Self::at(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
+    }
+
+    /// These.
+    pub(crate) fn at(addresses: Option<String>) -> Self {
+        Self { addresses, traits: Arc::default() }
+    }
+
+    /// The addresses; the suites ask `absent` first.
+    pub(crate) fn addresses(&self) -> &str {
+        self.addresses.as_deref().unwrap_or_default()
+    }
+
+    /// A configuration whose limits suit tests.
+    pub(crate) fn config(&self) -> RedpandaConfig {
+        config(self.addresses())
+    }
+
+    /// The driver's own configuration, for what tests do beside the library.
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.addresses()).set("allow.auto.create.topics", "false");
+        config
+    }
+
+    fn traits(&self) -> &Traits {
+        self.traits.get_or_init(|| self.look())
+    }
+
+    fn look(&self) -> Traits {
+        const AWAY: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime];
+        const SLOW: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults];
+        const ALL: &[Need] =
+            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults, Need::Retention];
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
+        let here = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
+        let ports = metadata.brokers().iter().map(|broker| u16::try_from(broker.port()).unwrap()).collect();
+        let first = metadata.brokers().first().map_or(0, rdkafka::metadata::MetadataBroker::id);
+        let provides = if !here {
+            AWAY
+        } else if self.cleans_up_soon(first) {
+            ALL
+        } else {
+            SLOW
+        };
+        Traits { ports: here.then_some(ports), provides }
+    }
+
+    /// Whether old messages go within seconds; by default a broker looks every five minutes.
+    fn cleans_up_soon(&self, broker: i32) -> bool {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let asked = [ResourceSpecifier::Broker(broker)];
+        let options = AdminOptions::new();
+        let asked = admin.describe_configs(&asked, &options);
+        let found = futures::executor::block_on(asked).unwrap().pop().unwrap().unwrap();
+        let interval = found.get("log.retention.check.interval.ms").and_then(|entry| entry.value.clone());
+        interval.and_then(|ms| ms.parse::<u64>().ok()).is_some_and(|ms| ms <= 10_000)
+    }
+}
+
+/// A configuration of these addresses whose limits suit tests.
+pub(crate) fn config(addresses: &str) -> RedpandaConfig {
+    let mut config = RedpandaConfig::from_brokers(addresses);
+    config.delivery_timeout_ms = 8_000;
+    config.request_timeout_ms = 2_500;
+    config.commit_timeout_ms = 8_000;
+    config.close_timeout_ms = 5_000;
+    config.statistics_ms = 1_000;
+    config
+}
+
+#[async_trait]
+impl BusFactory for Brokers {
+    fn backend(&self) -> &'static str {
+        "redpanda"
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.addresses.is_none().then(|| "QI_KAFKA_BROKERS is not set".to_owned())
+    }
+
+    fn provides(&self) -> &'static [Need] {
+        self.traits().provides
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Real
+    }
+
+    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+        let brokers = self.clone();
+        let ports = tokio::task::spawn_blocking(move || brokers.traits().ports.clone()).await;
+        let keeper = RedpandaBus::open(self.config())?;
+        let prefix = namespace();
+        Ok(Box::new(Env { brokers: self.clone(), ports: ports.map_err(Error::other)?, keeper, prefix }))
+    }
+}
+
+#[derive(Debug)]
+struct Env {
+    brokers: Brokers,
+    ports: Option<Vec<u16>>,
+    /// A client that no check uses.
+    keeper: RedpandaBus,
+    prefix: String,
+}
+
+impl Env {
+    async fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
+        let (wire, addresses): (Arc<dyn Wire>, _) = match &self.ports {
+            Some(ports) => {
+                let (proxies, addresses) = Proxies::of(ports).await.map_err(Error::other)?;
+                (Arc::new(proxies), addresses)
+            }
+            None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
+        };
+        let mut config = config(&addresses);
+        change(&mut config);
+        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
+    }
+}
+
+impl Env {
+    /// Groups outlive their topics.
+    async fn delete_groups(&self) -> Result<()> {
+        let client: BaseConsumer = self.brokers.client().create().map_err(Error::other)?;
+        let prefix = self.prefix.clone();
+        let names = tokio::task::spawn_blocking(move || {
+            let list = client.fetch_group_list(None, Duration::from_secs(10))?;
+            let names = list.groups().iter().map(rdkafka::groups::GroupInfo::name);
+            let ours = names.filter(|name| name.starts_with(&prefix)).map(str::to_owned);
+            Ok::<_, rdkafka::error::KafkaError>(ours.collect::<Vec<_>>())
+        });
+        let names = names.await.map_err(Error::other)?.map_err(Error::other)?;
+        let ours: Vec<_> = names.iter().map(String::as_str).collect();
+        let admin: AdminClient<DefaultClientContext> =
+            self.brokers.client().create().map_err(Error::other)?;
+        if !ours.is_empty() {
+            // One whose member has not left yet stays behind.
+            let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.map_err(Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl BusEnv for Env {
+    fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        self.client(|_| {}).await
+    }
+
+    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+        self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2)).await
+    }
+
+    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> =
+            self.brokers.client().create().map_err(Error::other)?;
+        let mut list = TopicPartitionList::new();
+        let at = Offset::Offset(offset.cast_signed());
+        list.add_partition_offset(partition.topic.as_str(), partition.partition.cast_signed(), at)
+            .map_err(Error::other)?;
+        let done = admin.delete_records(&list, &AdminOptions::new()).await.map_err(Error::other)?;
+        done.elements()
+            .iter()
+            .try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)
+            .map_err(Error::other)
+    }
+
+    fn now(&self) -> Timestamp {
+        SystemClock.now()
+    }
+
+    fn timing(&self) -> Timing {
+        Timing {
+            // Longer than it takes to notice that the brokers are away.
+            session: Duration::from_secs(10),
+            poll_limit: Duration::from_secs(12),
+            short: Duration::from_millis(250),
+            eventually: Duration::from_mins(1),
+        }
+    }
+
+    async fn tear_down(&self) -> Result<()> {
+        let topics = self.keeper.topics().await?.into_iter().map(|topic| topic.name);
+        let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
+        self.keeper.delete_topics(&ours).await?;
+        self.delete_groups().await?;
+        self.keeper.close().await.map(drop)
+    }
+}
+
+/// Brokers that are far away are reached as they are.
+#[derive(Debug)]
+pub(crate) struct NoWire;
+
+#[async_trait]
+impl Wire for NoWire {
+    async fn cut(&self) {}
+    async fn mend(&self) {}
+}

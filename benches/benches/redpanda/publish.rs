@@ -1,0 +1,140 @@
+//! 1,000,000 keyed messages of 100 bytes, acknowledged by all replicas.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt};
+use qi_adapters::config::Profile;
+use qi_benches::ratio;
+use qi_core::bus::{MessageBus, MessageBusExt};
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{
+    BaseRecord, FutureProducer, FutureRecord, Producer, ProducerContext, ThreadedProducer,
+};
+
+use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
+
+const BATCH: usize = 10_000;
+/// Calls under way at once.
+const CALLS: usize = 8;
+/// Futures of the rival under way at once.
+const FUTURES: usize = 100_000;
+
+/// What the adapter sets for a producer.
+const SETTINGS: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("linger.ms", "2"),
+    ("compression.type", "lz4"),
+    ("batch.size", "1000000"),
+    ("batch.num.messages", "1000000"),
+    ("message.max.bytes", "2097664"),
+    ("queue.buffering.max.messages", "0"),
+    ("queue.buffering.max.kbytes", "2147483647"),
+    ("partitioner", "murmur2_random"),
+    ("socket.nagle.disable", "true"),
+    ("statistics.interval.ms", "1000"),
+];
+
+pub(crate) fn run(rig: &Rig) {
+    let threaded = ratio(rig.rounds, || ours(rig), || threaded(rig));
+    report("ThreadedProducer, one loop", &threaded);
+    let futures = ratio(rig.rounds, || ours(rig), || futures_each(rig));
+    report("FutureProducer, a future for each message", &futures);
+}
+
+fn report(rival: &str, times: &qi_benches::Ratio) {
+    let rate = |time: Duration| MESSAGES as f64 / time.as_secs_f64() / 1e6;
+    println!(
+        "publish: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
+        rate(times.ours),
+        rate(times.rival),
+        1.0 / times.median
+    );
+}
+
+fn ours(rig: &Rig) -> Duration {
+    let topic = rig.topic(PARTITIONS);
+    let batches = batches(&topic.name, BATCH);
+    let bus = Arc::new(rig.bus(Profile::Balanced));
+    rig.block_on(async {
+        // Connected, with the topic known, as the rival is.
+        bus.send(&batches[0][..1]).await.expect("brokers that answer");
+        let start = Instant::now();
+        let calls = stream::iter(&batches).map(|batch| bus.send(batch)).buffered(CALLS);
+        let sent: usize =
+            calls.map(|sent| sent.expect("brokers that answer").len()).fold(0, async |a, b| a + b).await;
+        let took = start.elapsed();
+        assert_eq!(sent, MESSAGES);
+        bus.close().await.expect("an open bus");
+        took
+    })
+}
+
+#[derive(Default)]
+struct Counting(AtomicUsize);
+
+impl ClientContext for Counting {
+    fn stats(&self, _: rdkafka::Statistics) {}
+}
+
+impl ProducerContext for Counting {
+    type DeliveryOpaque = ();
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        assert!(result.is_ok());
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn threaded(rig: &Rig) -> Duration {
+    let topic = rig.topic(PARTITIONS);
+    let batches = batches(&topic.name, BATCH);
+    let producer: ThreadedProducer<Counting> =
+        rig.client(SETTINGS).create_with_context(Counting::default()).expect("valid settings");
+    let send = |message: &qi_core::bus::Message| {
+        let mut record = BaseRecord::to(topic.name.as_str())
+            .key(message.key.as_deref().unwrap_or_default())
+            .payload(message.payload.as_deref().unwrap_or_default());
+        while let Err((error, back)) = producer.send(record) {
+            assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+            record = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    send(&batches[0][0]);
+    producer.flush(Duration::from_secs(60)).expect("brokers that answer");
+    let start = Instant::now();
+    batches.iter().flatten().for_each(send);
+    producer.flush(Duration::from_secs(60)).expect("brokers that answer");
+    let took = start.elapsed();
+    assert_eq!(producer.context().0.load(Ordering::Relaxed), MESSAGES + 1);
+    took
+}
+
+fn futures_each(rig: &Rig) -> Duration {
+    let topic = rig.topic(PARTITIONS);
+    let batches = batches(&topic.name, BATCH);
+    let producer: FutureProducer = rig.client(SETTINGS).create().expect("valid settings");
+    rig.block_on(async {
+        let start = Instant::now();
+        let sent = stream::iter(batches.iter().flatten())
+            .map(|message| {
+                let record = FutureRecord::to(topic.name.as_str())
+                    .key(message.key.as_deref().unwrap_or_default())
+                    .payload(message.payload.as_deref().unwrap_or_default());
+                producer.send(record, Duration::from_secs(60))
+            })
+            .buffered(FUTURES)
+            .fold(0, async |count, sent| {
+                sent.expect("brokers that answer");
+                count + 1
+            })
+            .await;
+        let took = start.elapsed();
+        assert_eq!(sent, MESSAGES);
+        took
+    })
+}

@@ -1,0 +1,100 @@
+//! 1,000,000 messages of 100 bytes that are there already, read by a reader without a group from the beginning.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use qi_adapters::config::Profile;
+use qi_benches::ratio;
+use qi_core::bus::{MessageBus, MessageBusExt, Read, SeekTo, TopicName, TopicPartition};
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
+
+const BATCH: usize = 1_000;
+
+/// What the adapter sets for a reader.
+const SETTINGS: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("auto.offset.reset", "error"),
+    ("isolation.level", "read_committed"),
+    ("message.max.bytes", "2097152"),
+    ("fetch.max.bytes", "4194304"),
+    ("max.partition.fetch.bytes", "1048576"),
+    ("queued.max.messages.kbytes", "8192"),
+    ("queued.min.messages", "1000000"),
+    ("fetch.wait.max.ms", "100"),
+    ("fetch.queue.backoff.ms", "5"),
+    ("socket.nagle.disable", "true"),
+];
+
+pub(crate) fn run(rig: &Rig) {
+    let topic = rig.topic(PARTITIONS);
+    let bus = rig.bus(Profile::HighThroughput);
+    rig.block_on(async {
+        for batch in batches(&topic.name, 50_000) {
+            bus.send(&batch).await.expect("brokers that answer");
+        }
+        bus.close().await.expect("an open bus");
+    });
+    let same = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, SETTINGS));
+    report("a BaseConsumer with the same settings", &same);
+    let defaults = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, &[]));
+    report("a BaseConsumer with librdkafka's defaults", &defaults);
+}
+
+fn report(rival: &str, times: &qi_benches::Ratio) {
+    let rate = |time: Duration| MESSAGES as f64 / time.as_secs_f64() / 1e6;
+    println!(
+        "receive: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
+        rate(times.ours),
+        rate(times.rival),
+        1.0 / times.median
+    );
+}
+
+fn ours(rig: &Rig, topic: &TopicName) -> Duration {
+    let bus = rig.bus(Profile::Balanced);
+    rig.block_on(async {
+        bus.ping().await.expect("brokers that answer");
+        let from = (0..PARTITIONS).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Offset(0)));
+        let start = Instant::now();
+        let mut reader = bus.read(Read::new(from).expect("partitions")).await.expect("a topic");
+        let (mut count, mut bytes) = (0, 0);
+        while count < MESSAGES {
+            let batch = reader.recv(BATCH, Duration::from_secs(10)).await.expect("brokers that answer");
+            for message in &batch {
+                bytes += black_box(message.payload.as_ref()).map_or(0, |payload| payload.len());
+            }
+            count += batch.len();
+        }
+        let took = start.elapsed();
+        assert_eq!((count, bytes), (MESSAGES, 100 * MESSAGES));
+        bus.close().await.expect("an open bus");
+        took
+    })
+}
+
+fn bare(rig: &Rig, topic: &TopicName, settings: &[(&str, &str)]) -> Duration {
+    let start = Instant::now();
+    let consumer: BaseConsumer =
+        rig.client(settings).set("group.id", "bench-unused").create().expect("valid settings");
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        let added = list.add_partition_offset(topic.as_str(), partition.cast_signed(), Offset::Offset(0));
+        added.expect("a partition");
+    }
+    consumer.assign(&list).expect("partitions");
+    let (mut count, mut bytes) = (0, 0);
+    while count < MESSAGES {
+        let message =
+            consumer.poll(Duration::from_secs(10)).expect("a message").expect("brokers that answer");
+        bytes += black_box(message.payload()).map_or(0, <[u8]>::len);
+        count += 1;
+    }
+    let took = start.elapsed();
+    assert_eq!((count, bytes), (MESSAGES, 100 * MESSAGES));
+    took
+}
