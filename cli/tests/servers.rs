@@ -1,33 +1,45 @@
-//! The program on real databases: a million ticks are copied both ways and killed twice on the way.
+//! The program on real servers: a million ticks are copied both ways and killed twice on the way; a topic is replayed
+//! into each database.
 //!
 //! Servers are those of `scripts/backends`; absent ones are shown as ignored. `QI_COPY_TICKS` sets another number of
 //! ticks.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::{PriceStore, PriceTick};
+use qi_cli::Series;
+use qi_core::bus::{Message, MessageBus, MessageBusExt, TopicName, TopicSpec};
+use qi_core::store::Dataset;
+use qi_core::{PriceStore, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::runtime::Runtime;
 
+const BROKERS: &str = "QI_KAFKA_BROKERS";
 const VARIABLES: [(&str, &str); 2] = [("timescale", "QI_TIMESCALE_URL"), ("clickhouse", "QI_CLICKHOUSE_URL")];
 
 fn main() -> ExitCode {
     let absent = VARIABLES.iter().find(|(_, variable)| url_of(variable).is_none());
     let words = absent.map(|(_, variable)| format!("{variable} is not set"));
     let backend = absent.map_or("timescale", |(name, _)| name);
-    let trials = [("timescale", "clickhouse"), ("clickhouse", "timescale")].map(|(from, to)| {
+    let mut trials = Vec::new();
+    for (from, to) in [("timescale", "clickhouse"), ("clickhouse", "timescale")] {
         let name = format!("{from}_to_{to}::a_copy_that_is_killed_twice_is_equal");
-        presence::trial(name, backend, words.clone(), move || copy(from, to))
-    });
-    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+        trials.push(presence::trial(name, backend, words.clone(), move || copy(from, to)));
+        let (backend, words) = match (absent, url_of(BROKERS)) {
+            (None, None) => ("redpanda", Some(format!("{BROKERS} is not set"))),
+            _ => (backend, words.clone()),
+        };
+        let name = format!("redpanda_to_{to}::a_replay_stores_every_record_once");
+        trials.push(presence::trial(name, backend, words, move || replay(to)));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 fn url_of(variable: &str) -> Option<String> {
@@ -56,6 +68,10 @@ impl Place {
             let key = format!("QI__STORE__{}__URL", backend.to_uppercase());
             variables.push((key, url_of(variable).unwrap_or_default()));
         }
+        if let Some(brokers) = url_of(BROKERS) {
+            variables.push(("QI__BUS__BACKEND".to_owned(), "redpanda".to_owned()));
+            variables.push(("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers));
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { name, variables, runtime }
     }
@@ -65,13 +81,7 @@ impl Place {
             let config = Config::builder().variables(self.variables.clone()).build()?;
             let store = config.open_store_as(backend).await?;
             store.ensure_schema().await?;
-            // The market sends some ticks again; a million of different keys are wanted.
-            let mut seen = HashSet::new();
-            let market = Market::new(MarketConfig::new(5, 20)?)?;
-            let market =
-                market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq())));
-            let all: Vec<PriceTick> = market.take(ticks).collect();
-            for part in all.chunks(100_000) {
+            for part in distinct(ticks)?.chunks(100_000) {
                 store.insert_ticks(part).await?;
             }
             Ok(())
@@ -100,6 +110,60 @@ impl Drop for Place {
             }
             Ok::<(), Failed>(())
         });
+    }
+}
+
+/// Ticks of different keys: the market sends some again.
+fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
+    let mut seen = HashSet::new();
+    let market = Market::new(MarketConfig::new(5, 20)?)?;
+    let market = market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq())));
+    Ok(market.take(ticks).collect())
+}
+
+/// Publishes ticks and one message that is no record to a topic of the trial's own, and replays it twice.
+fn replay(to: &str) -> Result<Completion, Failed> {
+    const TICKS: usize = 20_000;
+    let place = Place::new(&format!("replay_{to}"));
+    let config = Config::builder().variables(place.variables.clone()).build()?;
+    let topic = TopicName::new(&place.name)?;
+    let bus = place.runtime.block_on(async {
+        let bus = config.open_bus().await?;
+        for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 3)?]).await? {
+            outcome.result?;
+        }
+        bus.send_records(&distinct(TICKS)?, Some(&topic)).await?;
+        bus.publish_one(&Message::new(topic.clone(), "no record")).await?;
+        Ok::<_, Failed>(bus)
+    })?;
+    let run = || -> Result<(), Failed> {
+        let since = ["--since", "2000-01-01T00:00:00Z"];
+        for _ in 0..2 {
+            let out = place.qi(&["replay", "--store", to, "--topic", &place.name]).args(since).output()?;
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            let wanted = format!("{TICKS} records stored, 1 messages were none");
+            if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec") {
+                return Err(format!("{}: {said}", out.status).into());
+            }
+        }
+        Ok(())
+    };
+    let outcome = run();
+    let stored = place.runtime.block_on(async {
+        let _gone = bus.delete_topics(std::slice::from_ref(&topic)).await?;
+        bus.close().await?;
+        let store = config.open_store_as(to).await?;
+        let mut stored = 0;
+        for series in Series::list(&*store, Dataset::Ticks, &BTreeSet::new()).await? {
+            stored += series.summary(&*store, TimeRange::ALL).await?.records;
+        }
+        Ok::<_, Failed>(stored)
+    })?;
+    outcome?;
+    if stored == TICKS as u64 {
+        Ok(Completion::Completed)
+    } else {
+        Err(format!("{stored} are stored").into())
     }
 }
 
