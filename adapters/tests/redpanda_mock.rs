@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     tracing_subscriber::registry().with(Listener).init();
     let mut arguments = Arguments::from_args();
     // Most of a trial is waiting for joins.
-    arguments.test_threads = arguments.test_threads.or(Some(8));
+    arguments.test_threads = arguments.test_threads.or(Some(6));
     let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
     let mut all = trials(&mock, &[Wrapping::PLAIN]);
     all.extend([
