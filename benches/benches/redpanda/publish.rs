@@ -105,10 +105,10 @@ fn threaded(rig: &Rig) -> Duration {
         }
     };
     send(&batches[0][0]);
-    producer.flush(Duration::from_secs(60)).expect("brokers that answer");
+    producer.flush(Duration::from_mins(1)).expect("brokers that answer");
     let start = Instant::now();
     batches.iter().flatten().for_each(send);
-    producer.flush(Duration::from_secs(60)).expect("brokers that answer");
+    producer.flush(Duration::from_mins(1)).expect("brokers that answer");
     let took = start.elapsed();
     assert_eq!(producer.context().0.load(Ordering::Relaxed), MESSAGES + 1);
     took
@@ -125,7 +125,7 @@ fn futures_each(rig: &Rig) -> Duration {
                 let record = FutureRecord::to(topic.name.as_str())
                     .key(message.key.as_deref().unwrap_or_default())
                     .payload(message.payload.as_deref().unwrap_or_default());
-                producer.send(record, Duration::from_secs(60))
+                producer.send(record, Duration::from_mins(1))
             })
             .buffered(FUTURES)
             .fold(0, async |count, sent| {
