@@ -254,7 +254,17 @@ impl BusEnv for Env {
     }
 
     async fn tear_down(&self) -> Result<()> {
-        let topics = self.keeper.topics().await?.into_iter().map(|topic| topic.name);
+        // A topic that another trial is making at this moment may have no leader yet.
+        let mut tries = 0;
+        let topics = loop {
+            match self.keeper.topics().await {
+                Ok(topics) => break topics,
+                Err(error) if error.retry().is_retryable() && tries < 50 => tries += 1,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let topics = topics.into_iter().map(|topic| topic.name);
         let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
         self.keeper.delete_topics(&ours).await?;
         self.delete_groups().await?;

@@ -1,0 +1,63 @@
+//! The bus under the full stack on real brokers while a third of all calls goes wrong: nothing is lost, and what is
+//! doubled was unknown and is counted. The contract in the same weather; brokers are those of `QI_KAFKA_BROKERS`.
+
+mod redpanda_rig;
+mod servers;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed};
+use qi_adapters::redpanda::RedpandaBus;
+use qi_core::MessageBus;
+use qi_core::bus::{TopicName, TopicSpec};
+use qi_testkit::bus::contract::{BusFactory, Wrapping, storm, trials};
+use qi_testkit::presence;
+use redpanda_rig::Brokers;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Most of a trial is waiting for brokers.
+    arguments.test_threads = arguments.test_threads.or(Some(8));
+    let brokers = Brokers::redpanda();
+    let factory: Arc<dyn BusFactory> = Arc::new(brokers.clone());
+    // What a bus is closed over is the outcome of one call: a part that a fault has kept back is not under way, and
+    // there is nothing to drain.
+    let of_one_call = |name: &str| name.ends_with("life::close_drains");
+    let all = trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS]).into_iter();
+    let mut all: Vec<_> = all
+        .map(|trial| {
+            let ignored = of_one_call(trial.name());
+            trial.with_ignored_flag(ignored)
+        })
+        .collect();
+    let absent = brokers.absent();
+    let name = "redpanda/storm::nothing_is_lost_and_doubles_were_unknown".to_owned();
+    all.push(presence::trial(name, "redpanda", absent, move || weather(&brokers)));
+    libtest_mimic::run(&arguments, all).exit_code()
+}
+
+fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut config = brokers.config();
+        // A publish that hangs is cut off after twice this and the limit.
+        config.delivery_timeout_ms = 3_000;
+        let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(config)?);
+        let name = servers::namespace();
+        let topic = TopicName::new(&name)?;
+        for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 6)?]).await? {
+            outcome.result?;
+        }
+        let limit = Duration::from_secs(3);
+        let storm = storm(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
+        let _gone = bus.delete_topics(&[topic]).await?;
+        bus.close().await?;
+        let storm = storm?;
+        if storm.doubled > 0 && storm.doubled <= storm.unknown {
+            return Ok(Completion::Completed);
+        }
+        Err(format!("it was no storm: {storm}").into())
+    })
+}
