@@ -499,6 +499,13 @@ mod redpanda {
             ("brokers = \"a:1\"\nsasl.username = \"u\"", "bus.redpanda.sasl"),
             ("brokers = \"a:1\"\nproperties.\"group.id\" = \"g\"", "bus.redpanda.properties"),
             ("brokers = \"a:1\"\nproperties.acks = 1", "bus.redpanda.properties"),
+            ("brokers = \"a:1\"\nproperties.\"topic.acks\" = 1", "bus.redpanda.properties"),
+            ("brokers = \"a:1\"\nproperties.\"topic.linger.ms\" = 1", "bus.redpanda.properties"),
+            (
+                "brokers = \"a:1\"\nproperties.\"delivery.report.only.error\" = true",
+                "bus.redpanda.properties",
+            ),
+            ("brokers = \"a:1\"\nproperties.\"queue.buffering.max.ms\" = 5", "bus.redpanda.properties"),
             ("brokers = \"a:1\"\nproperties.\"lingre.ms\" = 5", "bus.redpanda.properties.lingre.ms"),
             ("brokers = \"a:1\"\nproperties.\"linger.ms\" = \"soon\"", "bus.redpanda.properties.linger.ms"),
         ] {
@@ -506,6 +513,8 @@ mod redpanda {
             assert_eq!(error.kind(), ErrorKind::Config, "{section}: {error}");
             assert_eq!(error.context_value("key"), Some(key), "{section}: {error}");
         }
+        let error = open("brokers = \"a:1\"\nproperties.debug = \"hunter2\"").await.unwrap_err();
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
 
     #[tokio::test]

@@ -260,6 +260,13 @@ const DECIDED: &[(&str, &str)] = &[
     ("transactional.id", "there are no transactions on the port"),
     ("partitioner", "keys map as in Java"),
     ("allow.auto.create.topics", "nothing is created by accident"),
+    ("delivery.report.only.error", "a publish answers for every message"),
+    ("produce.offset.report", "a publish answers with offsets"),
+    ("partition.assignment.strategy", "the adapter needs cooperative-sticky"),
+    ("queue.buffering.max.ms", "it is another name of `linger.ms`"),
+    ("fetch.message.max.bytes", "it is another name of `max.partition.fetch.bytes`"),
+    ("ssl.engine.location", "no library is loaded by configuration"),
+    ("ssl.providers", "no library is loaded by configuration"),
     ("test.mock.num.brokers", "it would replace the brokers by a mock"),
     ("log.queue", "the driver sets it"),
     ("plugin.library.paths", "no library is loaded by configuration"),
@@ -307,8 +314,15 @@ impl RedpandaConfig {
             return Err(refuse("sasl", "some of three", rule));
         }
         for key in self.properties.keys() {
-            if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| decided == key) {
+            // librdkafka takes a property of topics with this prefix, too.
+            let name = key.strip_prefix("topic.").unwrap_or(key);
+            if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
+            {
                 return Err(refuse("properties", key, reason));
+            }
+            let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
+            if name != key && !own {
+                return Err(refuse("properties", key, "a property of topics is written without `topic.`"));
             }
         }
         Ok(())

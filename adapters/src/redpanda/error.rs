@@ -134,7 +134,8 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
     };
     match error {
         // The value of a property may be a secret.
-        KafkaError::ClientConfig(_, words, key, _) => {
+        KafkaError::ClientConfig(_, words, key, value) => {
+            let words = if value.is_empty() { words } else { words.replace(&value, "***") };
             self::error(kind, name, operation).with_message(words).with_context("property", key)
         }
         other => self::error(kind, name, operation).with_source(other),
@@ -275,7 +276,7 @@ pub(super) fn no_start(partition: &TopicPartition, operation: &'static str) -> E
 
 pub(super) fn unreadable(partition: &TopicPartition, offset: i64) -> Error {
     error(ErrorKind::CorruptData, "bus.redpanda.message.header", "recv")
-        .with_message("a header of the message has a name that is no text; a seek beyond it skips it")
+        .with_message("a header of the message has a name that is empty, too long or no text; a seek beyond it skips it")
         .with_context("partition", partition)
         .with_context("offset", offset)
 }

@@ -62,12 +62,21 @@ pub(super) struct Feed {
     received: AtomicU64,
 }
 
+/// The call of `recv` that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    None,
+    /// Nothing is handed out by it: the assignment may change.
+    Waiting,
+    /// What it took stays owned until the next one.
+    Served,
+}
+
 /// What is under the lock of a feed.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) shelf: Shelf,
-    /// Calls of `recv` under way: at most one.
-    receiving: usize,
+    call: Call,
     last_recv: Instant,
     last_poll: Instant,
     /// The poll limit has passed; librdkafka notices until then.
@@ -114,7 +123,7 @@ impl Feed {
         let now = Instant::now();
         let state = State {
             shelf: Shelf::default(),
-            receiving: 0,
+            call: Call::None,
             last_recv: now,
             last_poll: now,
             overdue: None,
@@ -215,7 +224,7 @@ impl Feed {
             state.overdue = Some(state.last_poll + limit + NOTICED);
             state.shelf.pass_poll_limit();
         }
-        state.receiving += 1;
+        state.call = Call::Waiting;
         drop(state);
         self.received.fetch_add(1, Ordering::Relaxed);
         self.bell.ring();
@@ -245,7 +254,7 @@ impl Feed {
         if state.closing {
             return None;
         }
-        let open = state.receiving > 0 || !state.joined;
+        let open = state.call == Call::Waiting || !state.joined;
         Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
@@ -276,6 +285,7 @@ impl Feed {
         if !self.inbox.is_due()
             && let Some(batch) = state.shelf.take(max)?
         {
+            state.call = Call::Served;
             drop(state);
             // There is room again.
             self.bell.ring();
@@ -311,7 +321,7 @@ pub(super) struct Inside<'a>(&'a Feed);
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.receiving -= 1;
+        state.call = Call::None;
         state.last_recv = Instant::now();
     }
 }

@@ -108,7 +108,8 @@ impl ConsumerContext for Inbox {
     fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let gain = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.leaving.load(Ordering::Acquire) {
-            acknowledge(client, list, false);
+            // librdkafka waits for just this answer; what it gave it takes back by itself.
+            acknowledge(client, list, gain);
             return;
         }
         let partitions = partitions(list);

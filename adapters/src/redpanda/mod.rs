@@ -136,6 +136,9 @@ impl RedpandaBus {
         if let Some(admin) = &clients.admin {
             return Ok(admin.clone());
         }
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
+        }
         let link = Link::new("admin", "").hearing_by(ear);
         let admin = settings::admin(&self.config).create_with_context(link);
         let admin: AdminClient<Link> = admin.map_err(|e| error::of(e, operation))?;
@@ -146,6 +149,9 @@ impl RedpandaBus {
         let mut clients = self.clients();
         if let Some(inspector) = &clients.inspector {
             return Ok(inspector.clone());
+        }
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
         }
         let inspector = settings::inspector(&self.config, None).create_with_context(Link::new("admin", ""));
         let inspector: Inspector = inspector.map_err(|e| error::of(e, operation))?;
@@ -187,11 +193,15 @@ impl RedpandaBus {
         found.map_err(|e| admin.inner().context().explain(e))
     }
 
-    /// Keeps a reader, so that the bus can end it.
-    fn keep(&self, feed: &Arc<Feed>) {
+    /// Keeps a reader, so that the bus can end it; one that comes while the bus ends is refused.
+    fn keep(&self, feed: &Arc<Feed>, operation: &'static str) -> Result<()> {
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
+        }
         feeds.retain(|feed| feed.strong_count() > 0);
         feeds.push(Arc::downgrade(feed));
+        Ok(())
     }
 
     async fn drained(&self) {
@@ -274,7 +284,7 @@ impl MessageBus for RedpandaBus {
         let link = Link::new("consumer", request.group.as_str());
         let feed = Feed::new(plan, admin, &config, link).map_err(|e| error::of(e, "subscribe"))?;
         let mut subscription = RedpandaSubscription::new(feed.clone());
-        self.keep(&feed);
+        self.keep(&feed, "subscribe")?;
         let client = feed.client("subscribe")?;
         let names: Vec<_> = request.topics.iter().map(TopicName::as_str).collect();
         client.subscribe(&names).map_err(|e| error::of(e, "subscribe"))?;
@@ -320,8 +330,8 @@ impl MessageBus for RedpandaBus {
         let feed =
             Feed::new(plan, admin, &config, Link::new("consumer", "")).map_err(|e| error::of(e, "read"))?;
         let subscription = RedpandaSubscription::new(feed.clone());
-        self.keep(&feed);
-        blocking("read", move || {
+        self.keep(&feed, "read")?;
+        let opened = blocking("read", move || {
             let client = feed.client("read")?;
             let starts = subscription::resolve(&client, &request.from, feed.plan.limit)?;
             let list =
@@ -338,7 +348,16 @@ impl MessageBus for RedpandaBus {
             }
             poller::start(feed.clone(), client).map_err(|e| error::internal("read", e))
         })
-        .await?;
+        .await;
+        if let Err(error) = opened {
+            // Ending a client blocks.
+            blocking("read", move || {
+                drop(subscription);
+                Ok(())
+            })
+            .await?;
+            return Err(error);
+        }
         Ok(Box::new(subscription))
     }
 

@@ -39,10 +39,23 @@ pub(super) struct Poller {
     looked: Instant,
 }
 
+/// Tells the readers of a thread that panicked.
+struct Watch(Arc<Feed>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.state().fatal = Some(error::internal("recv", "the thread of this reader panicked"));
+            self.0.end();
+        }
+    }
+}
+
 /// Starts the thread of a feed.
 pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
     let run = move || {
+        let _watch = Watch(feed.clone());
         let (stack, looked) = (Stack::default(), Instant::now());
         Poller { feed, client, stack, served: 0, doubtful: false, looked }.run();
     };
@@ -326,10 +339,11 @@ impl Poller {
                     let Some(to) = found.get(partition).copied() else { continue };
                     tracing::warn!(%partition, from = fetched, to, "the position has gone");
                     let gone = committed.is_none_or(|commit| !(*low..=*high).contains(&commit));
-                    feed.state().shelf.reset(partition, to, gone && feed.plan.has_group());
+                    // First where librdkafka goes on: what fails here is tried again as a whole.
                     if self.feed.restart(&self.client, partition, to).is_err() {
                         return false;
                     }
+                    feed.state().shelf.reset(partition, to, gone && feed.plan.has_group());
                 }
                 Ok(None) => {
                     if let Some(owned) = feed.state().shelf.get_mut(partition) {
@@ -378,9 +392,13 @@ impl Poller {
     /// Leaves the group. What librdkafka still waits for is given back first.
     fn leave(self) {
         let Self { feed, client, .. } = self;
-        while let Some(Change::Gain(partitions) | Change::Lose(partitions)) = feed.inbox().due() {
+        while let Some(change) = feed.inbox().due() {
+            let (partitions, gain) = match &change {
+                Change::Gain(partitions) => (partitions, true),
+                Change::Lose(partitions) => (partitions, false),
+            };
             if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
-                acknowledge(&client, &list, false);
+                acknowledge(&client, &list, gain);
             }
             feed.inbox().done();
         }

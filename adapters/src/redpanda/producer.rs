@@ -32,6 +32,8 @@ pub(super) struct Deliveries {
     topics: Arc<Topics>,
     /// Messages that librdkafka gave up. What that means is known when the fatal error is.
     given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
+    /// It was let in once: what waits now may have been sent before.
+    let_in: AtomicBool,
 }
 
 impl Deliveries {
@@ -40,11 +42,10 @@ impl Deliveries {
     fn settle(&self, refused: Option<&Error>) {
         let given_up = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
         for (name, code) in given_up {
+            let doubtful = code == RDKafkaErrorCode::PurgeInflight || self.let_in.load(Ordering::Relaxed);
             let failure = match refused {
-                // A producer that is not let in has sent nothing of what still waits.
-                Some(refused) if code == RDKafkaErrorCode::PurgeInflight => {
-                    DeliveryError::unknown(refused.clone())
-                }
+                // A producer that was never let in has sent nothing of what still waits.
+                Some(refused) if doubtful => DeliveryError::unknown(refused.clone()),
                 Some(refused) => DeliveryError::not_sent(refused.clone()),
                 None => error::delivery(code),
             };
@@ -71,6 +72,9 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, name: usize) {
+        if result.is_ok() && !self.let_in.load(Ordering::Relaxed) {
+            self.let_in.store(true, Ordering::Relaxed);
+        }
         let outcome = match result {
             Ok(message) => Ok(Delivery {
                 partition: message.partition().cast_unsigned(),
@@ -132,6 +136,7 @@ impl Lane {
             desk: desk.clone(),
             topics: topics.clone(),
             given_up: Mutex::default(),
+            let_in: AtomicBool::new(false),
         };
         let producer = settings::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<Deliveries>> =

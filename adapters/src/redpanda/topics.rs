@@ -6,8 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::TopicName;
-use qi_core::{Error, Result};
+use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::link::Link;
 use super::{error, settings};
@@ -62,7 +63,7 @@ pub(super) async fn look_up(
     operation: &'static str,
 ) -> Result<Facts> {
     let partitions = partitions(admin, topic, limit, operation).await?;
-    let max_message_bytes = max_message_bytes(admin, topic, limit).await;
+    let max_message_bytes = max_message_bytes(admin, topic, limit, operation).await?;
     Ok(Facts { partitions, max_message_bytes, at: Instant::now() })
 }
 
@@ -92,14 +93,32 @@ fn named(error: Error, topic: &TopicName) -> Error {
     error.with_context("topic", topic)
 }
 
-async fn max_message_bytes(admin: &AdminClient<Link>, topic: &TopicName, limit: Duration) -> usize {
+async fn max_message_bytes(
+    admin: &AdminClient<Link>,
+    topic: &TopicName,
+    limit: Duration,
+    operation: &'static str,
+) -> Result<usize> {
     let options = AdminOptions::new().request_timeout(Some(limit));
-    let found = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await;
-    // Who may write need not be allowed to read settings.
-    let found = found.ok().and_then(|mut found| found.pop()?.ok());
-    found
-        .and_then(|found| found.get("max.message.bytes")?.value.as_ref()?.parse().ok())
-        .unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+    let asked = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await;
+    let answer = match asked {
+        Ok(mut answers) => answers.pop().unwrap_or(Err(Code::Unknown)),
+        Err(e) => Err(error::code_of(&e).unwrap_or(Code::Unknown)),
+    };
+    let found = match answer {
+        Ok(found) => found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok()),
+        // Who may write need not be allowed to read settings, and not every broker has them or says so. A message that
+        // is refused for what is assumed makes the client look again.
+        Err(code) => {
+            let error = error::by_code(code, operation);
+            let assumed = [ErrorKind::Unauthorized, ErrorKind::Unsupported, ErrorKind::Timeout];
+            if !assumed.contains(&error.kind()) {
+                return Err(named(admin.inner().context().explain(error), topic));
+            }
+            None
+        }
+    };
+    Ok(found.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES))
 }
 
 /// How large the batches of a topic may be: with room for the protocol below its limit, because the brokers refuse a
