@@ -49,6 +49,7 @@ fn main() {
         spare_trial(&brokers, "retention_removes_what_a_slow_reader_has_not_read", retention),
         trial(&brokers, "a_reader_killed_between_write_and_commit", reader_killed),
         trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", stuck),
+        trial(&brokers, "members_without_partitions_leave_in_the_middle_of_a_rebalance", idle_members),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -558,6 +559,36 @@ async fn reader_killed(brokers: Brokers) {
 /// Removes what a trial made on brokers that all share.
 async fn clear(bus: &RedpandaBus, topic: TopicName) {
     bus.delete_topics(&[topic]).await.unwrap();
+    bus.close().await.unwrap();
+}
+
+/// Members that have nothing to read are told of every change all the same, and leave at once.
+async fn idle_members(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let mut owner = bus.subscribe(member(&topic, 6 * SECOND, 30 * SECOND)).await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut joining = Box::pin(bus.subscribe(member(&topic, 6 * SECOND, 30 * SECOND)));
+        // The owner is polled, as it is in life, and so takes part in the rebalance.
+        let joined = loop {
+            tokio::select! {
+                joined = &mut joining => break joined.unwrap(),
+                batch = owner.recv(1, SECOND / 5) => drop(batch.unwrap()),
+            }
+        };
+        drop(joining);
+        idle.push(joined);
+    }
+    for mut leaving in idle {
+        leaving.recv(1, SECOND / 10).await.unwrap();
+        tokio::time::sleep(SECOND / 2).await;
+        let began = Instant::now();
+        leaving.close().await.unwrap();
+        assert!(began.elapsed() < 5 * SECOND, "leaving took {:?}", began.elapsed());
+    }
+    owner.close().await.unwrap();
+    drop(bus.delete_topics(std::slice::from_ref(&topic)).await.unwrap());
     bus.close().await.unwrap();
 }
 

@@ -79,9 +79,6 @@ fn main() -> ExitCode {
         fault("commits_are_tried_again_where_that_helps", |lab| Box::pin(commit_errors(lab))),
         fault("a_coordinator_that_moves_loses_nothing", |lab| Box::pin(moving_coordinator(lab))),
         fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
-        fault("a_member_without_partitions_leaves_in_the_middle_of_a_rebalance", |lab| {
-            Box::pin(idle_member(lab))
-        }),
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
         fault("a_header_that_cannot_be_read_is_an_error_at_its_place", |lab| Box::pin(unreadable(lab))),
         fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
@@ -425,36 +422,6 @@ async fn close_without_brokers(lab: Lab) {
         assert_eq!(failure.state, DeliveryState::Unknown);
     }
     drop(reader);
-}
-
-async fn idle_member(lab: Lab) {
-    let narrow = TopicName::new("narrow").unwrap();
-    lab.mock.topic(&narrow, 1);
-    let lab = Lab { topic: narrow, ..lab };
-    let mut owner = lab.member("idle").await;
-    let joining = async {
-        let mut members = Vec::new();
-        for _ in 0..3 {
-            members.push(lab.member("idle").await);
-        }
-        members
-    };
-    let mut joining = std::pin::pin!(joining);
-    // The owner is polled, as it is in life, and so takes part in the rebalances.
-    let members = loop {
-        tokio::select! {
-            members = &mut joining => break members,
-            batch = owner.recv(1, Duration::from_millis(200)) => drop(batch.unwrap()),
-        }
-    };
-    // Each that leaves moves the others, which are not in `recv` and have an assignment of nothing to answer for.
-    for mut idle in members {
-        idle.recv(1, Duration::from_millis(100)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let began = Instant::now();
-        idle.close().await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(5), "leaving took {:?}", began.elapsed());
-    }
 }
 
 async fn dropping(lab: Lab) {

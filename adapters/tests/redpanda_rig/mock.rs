@@ -183,8 +183,8 @@ impl BusEnv for MockEnv {
 
     fn timing(&self) -> Timing {
         Timing {
-            session: Duration::from_secs(6),
-            poll_limit: Duration::from_secs(9),
+            session: Duration::from_secs(4),
+            poll_limit: Duration::from_secs(8),
             short: Duration::from_millis(250),
             eventually: Duration::from_mins(1),
         }
