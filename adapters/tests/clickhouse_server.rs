@@ -370,6 +370,10 @@ async fn latest_beside_deletions(server: Server) {
     .await;
 }
 
+/// Half of what three thousand requests, one for each instrument, took where a few take less than two seconds: a bound
+/// that a busy machine keeps.
+const ONE_BY_ONE: Duration = Duration::from_secs(13);
+
 /// One instrument in a thousand has bars of the interval, and it is the last one.
 async fn few_of_many(server: Server) {
     with_store(
@@ -404,16 +408,16 @@ async fn few_of_many(server: Server) {
             let before = Timestamp::from_secs(1_700_000_000).unwrap();
             let query = LatestQuery::new(Selection::All).as_of(before).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            assert!(started.elapsed() < ONE_BY_ONE, "{:?}", started.elapsed());
             let started = std::time::Instant::now();
             let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
             let named = Selection::these(absent.chain(["x:Z".parse().unwrap()])).unwrap();
             let query = LatestQuery::new(named).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
-            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            assert!(started.elapsed() < ONE_BY_ONE, "{:?}", started.elapsed());
             let all = LatestQuery::new(Selection::All).with_limit(10_000).unwrap();
             assert!(store.latest_ticks(&all).await.unwrap().items == batch);
-            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+            assert!(started.elapsed() < ONE_BY_ONE, "{:?}", started.elapsed());
         },
     )
     .await;
