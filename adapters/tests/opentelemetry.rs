@@ -61,6 +61,9 @@ impl Program {
 
 /// Runs `work` under an OpenTelemetry subscriber, and gives the spans that ended.
 async fn collected(work: impl Future<Output = Result<()>>) -> Vec<SpanData> {
+    // While a process has one subscriber alone, a span that a thread without it meets first is off for good, on
+    // every thread. This one is everybody's, so what `work` does is on whoever met it first.
+    let _set_before = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     let exporter = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("qi"));

@@ -30,6 +30,9 @@ fn main() {
     if let Ok(url) = std::env::var(CHILD) {
         return child(&url);
     }
+    // While a process has one subscriber alone, a span that a thread without it meets first is off for good, on
+    // every thread. This one is everybody's, so what a trial listens to is on whoever met it first.
+    tracing::subscriber::set_global_default(tracing_subscriber::registry()).expect("it is the first");
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes));
