@@ -9,5 +9,5 @@ use qi_testkit::store::contract::{Suite, Wrapping};
 fn main() {
     let wrappings =
         [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
-    Suite::new().on(Server::clickhouse(), wrappings).main();
+    Suite::new().on(Server::clickhouse(), wrappings).at_once(4).main();
 }

@@ -11,5 +11,6 @@ use timescale_rig::Server;
 fn main() {
     let wrappings =
         || [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
-    Suite::new().on(Server::timescale(), wrappings()).on(Server::postgres(), wrappings()).main();
+    let suite = Suite::new().on(Server::timescale(), wrappings()).on(Server::postgres(), wrappings());
+    suite.at_once(4).main();
 }

@@ -283,13 +283,13 @@ impl Feed {
         }
         // What the assignment loses must not be handed out any more.
         if !self.inbox.is_due()
-            && let Some(batch) = state.shelf.take(max)?
+            && let Some(parcel) = state.shelf.take(max)?
         {
             state.call = Call::Served;
             drop(state);
             // There is room again.
             self.bell.ring();
-            return Ok(Some(batch));
+            return Ok(Some(parcel.unpack()));
         }
         if !last {
             return Ok(None);

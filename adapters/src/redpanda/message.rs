@@ -1,91 +1,190 @@
-//! From librdkafka's messages to our own. The keys and payloads of a run lie together in one piece of memory.
+//! From librdkafka's messages to our own, in two steps. The thread that polls copies what it is given into packs, whose
+//! keys and payloads lie together in one piece of memory. Whoever receives makes messages of them: the thread, which is
+//! what bounds the rate, is spared that, and what a batch takes is allocated where it is freed.
 
-use std::ops::Range;
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 
 use bytes::Bytes;
 use qi_core::Timestamp;
-use qi_core::bus::{HeaderName, Headers, Received, TopicName};
+use qi_core::bus::{HeaderName, Headers, Received, TopicName, TopicPartition};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message as _};
 
 /// What is larger has a piece of memory of its own, so that one small message which is kept does not keep it.
 const LARGE: usize = 16 << 10;
+/// In place of a length: there is no key, or no payload.
+const ABSENT: u32 = u32::MAX;
+/// In place of a length: it has a piece of its own.
+const APART: u32 = u32::MAX - 1;
 
-/// Messages of one partition as they are copied: first all bytes, then the messages that share them.
+/// Consecutive messages of one partition, being copied.
 #[derive(Debug)]
 pub(super) struct Copies {
-    topic: TopicName,
-    messages: Vec<Received>,
+    heads: Vec<Head>,
     bytes: Vec<u8>,
-    /// Where the key and the payload of each message lie.
-    places: Vec<[Place; 2]>,
+    apart: Apart,
 }
 
-/// Where bytes lie.
+/// Consecutive messages of one partition.
+#[derive(Debug, Default)]
+pub(super) struct Pack {
+    heads: Vec<Head>,
+    bytes: Bytes,
+    apart: Apart,
+}
+
+/// A message without its bytes. The thread writes one for each message, so it is small.
 #[derive(Debug, Clone)]
-enum Place {
-    /// In the shared piece, or nowhere.
-    Shared(Option<Range<usize>>),
-    Own(Bytes),
+struct Head {
+    offset: u64,
+    timestamp: Option<Timestamp>,
+    key: u32,
+    payload: u32,
+    headers: bool,
+}
+
+/// What few messages have, in the order of the messages.
+#[derive(Debug, Default)]
+struct Apart {
+    large: VecDeque<Bytes>,
+    headers: VecDeque<Headers>,
 }
 
 impl Copies {
     /// Room for about so many messages with so many bytes.
-    pub(super) fn with_capacity(topic: TopicName, messages: usize, bytes: usize) -> Self {
-        let (places, bytes) = (Vec::with_capacity(messages), Vec::with_capacity(bytes));
-        Self { topic, messages: Vec::with_capacity(messages), bytes, places }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.messages.len()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
+    pub(super) fn with_capacity(messages: usize, bytes: usize) -> Self {
+        Self {
+            heads: Vec::with_capacity(messages),
+            bytes: Vec::with_capacity(bytes),
+            apart: Apart::default(),
+        }
     }
 
     /// Copies a message. False if a header's name is no text; then nothing is added.
     pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> bool {
-        let headers = match message.headers().map(headers) {
-            None => Headers::new(),
-            Some(Some(headers)) => headers,
+        match message.headers().map(headers) {
+            None => self.add(message, None),
+            Some(Some(headers)) => self.add(message, Some(headers)),
             Some(None) => return false,
-        };
-        let offset = message.offset().cast_unsigned();
-        self.messages.push(Received::new(self.topic.clone(), message.partition().cast_unsigned(), offset));
-        if let Some(received) = self.messages.last_mut() {
-            received.timestamp =
-                message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok());
-            received.headers = headers;
         }
-        let places = [self.copy(message.key()), self.copy(message.payload())];
-        self.places.push(places);
         true
     }
 
-    fn copy(&mut self, bytes: Option<&[u8]>) -> Place {
+    fn add(&mut self, message: &BorrowedMessage<'_>, headers: Option<Headers>) {
+        let head = Head {
+            offset: message.offset().cast_unsigned(),
+            timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
+            key: self.copy(message.key()),
+            payload: self.copy(message.payload()),
+            headers: headers.is_some(),
+        };
+        self.heads.push(head);
+        self.apart.headers.extend(headers);
+    }
+
+    /// Copies a key or a payload, and gives its length or what stands for it.
+    fn copy(&mut self, bytes: Option<&[u8]>) -> u32 {
         match bytes {
-            None => Place::Shared(None),
-            Some(large) if large.len() > LARGE => Place::Own(Bytes::copy_from_slice(large)),
+            None => ABSENT,
+            Some(bytes) if bytes.len() > LARGE => {
+                self.apart.large.push_back(Bytes::copy_from_slice(bytes));
+                APART
+            }
             Some(bytes) => {
-                let start = self.bytes.len();
                 self.bytes.extend_from_slice(bytes);
-                Place::Shared(Some(start..self.bytes.len()))
+                bytes.len() as u32
             }
         }
     }
 
-    /// The messages, each with its part of the shared piece.
-    pub(super) fn finish(mut self) -> Vec<Received> {
-        let shared = Bytes::from(self.bytes);
-        let part = |place| match place {
-            Place::Shared(range) => range.map(|range| shared.slice(range)),
-            Place::Own(bytes) => Some(bytes),
-        };
-        for (message, [key, payload]) in self.messages.iter_mut().zip(self.places) {
-            (message.key, message.payload) = (part(key), part(payload));
+    pub(super) fn finish(self) -> Pack {
+        Pack { heads: self.heads, bytes: Bytes::from(self.bytes), apart: self.apart }
+    }
+}
+
+impl Pack {
+    pub(super) fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// The length of the piece that its messages share.
+    pub(super) fn shared(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn last_offset(&self) -> Option<u64> {
+        self.heads.last().map(|head| head.offset)
+    }
+
+    /// What it takes of the buffer: all bytes, and the messages that it becomes.
+    pub(super) fn weight(&self) -> usize {
+        let large: usize = self.apart.large.iter().map(Bytes::len).sum();
+        let headers: usize = self.apart.headers.iter().map(Headers::size).sum();
+        self.bytes.len() + large + headers + self.heads.len() * size_of::<Received>()
+    }
+
+    /// Takes the first `count` messages, or all if there are fewer.
+    pub(super) fn take(&mut self, count: usize) -> Self {
+        if count >= self.heads.len() {
+            return std::mem::take(self);
         }
-        self.messages
+        let heads: Vec<Head> = self.heads.drain(..count).collect();
+        let lengths = || heads.iter().flat_map(|head| [head.key, head.payload]);
+        let shared = lengths().filter(|length| *length < APART).map(|length| length as usize).sum();
+        let large = lengths().filter(|length| *length == APART).count();
+        let headers = heads.iter().filter(|head| head.headers).count();
+        let apart = Apart {
+            large: self.apart.large.drain(..large).collect(),
+            headers: self.apart.headers.drain(..headers).collect(),
+        };
+        Self { heads, bytes: self.bytes.split_to(shared), apart }
+    }
+
+    /// Adds its messages to `messages`.
+    pub(super) fn unpack(self, partition: &TopicPartition, messages: &mut Vec<Received>) {
+        // A name of the pack's own: the threads that make and drop messages would contend for a shared one.
+        let topic = TopicName::new(partition.topic.as_str()).unwrap_or_else(|_| partition.topic.clone());
+        let Self { heads, bytes, apart: Apart { mut large, mut headers } } = self;
+        let mut at = 0;
+        let mut part = |length| match length {
+            ABSENT => None,
+            APART => large.pop_front(),
+            length => {
+                let from = at;
+                at += length as usize;
+                Some(bytes.slice(from..at))
+            }
+        };
+        messages.extend(heads.into_iter().map(|head| {
+            let mut message = Received::new(topic.clone(), partition.partition, head.offset);
+            message.timestamp = head.timestamp;
+            (message.key, message.payload) = (part(head.key), part(head.payload));
+            if head.headers {
+                message.headers = headers.pop_front().unwrap_or_default();
+            }
+            message
+        }));
+    }
+}
+
+#[cfg(test)]
+impl Pack {
+    /// Messages without keys, with payloads of these lengths from `offset` on; each has a header if `headers`.
+    pub(super) fn of(offset: u64, payloads: &[usize], headers: bool) -> Self {
+        let mut copies = Copies::with_capacity(0, 0);
+        for (offset, length) in (offset..).zip(payloads) {
+            let payload = copies.copy(Some(&vec![offset as u8; *length]));
+            copies.heads.push(Head { offset, timestamp: None, key: ABSENT, payload, headers });
+            if headers {
+                let name = HeaderName::new("n").expect("a name");
+                copies.apart.headers.push_back([(name, Some(vec![offset as u8].into()))].into_iter().collect());
+            }
+        }
+        copies.finish()
     }
 }
 
@@ -99,4 +198,32 @@ fn headers(headers: &BorrowedHeaders) -> Option<Headers> {
     }))
     .ok()
     .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_in_parts_is_the_pack() {
+        let partition = TopicPartition::new(TopicName::new("t").unwrap(), 3);
+        let lengths = [5, 0, LARGE + 1, 7, LARGE, 2 * LARGE];
+        let mut whole = Vec::new();
+        let weight = Pack::of(10, &lengths, true).weight();
+        Pack::of(10, &lengths, true).unpack(&partition, &mut whole);
+        assert_eq!(whole.iter().map(|m| m.payload.as_ref().unwrap().len()).collect::<Vec<_>>(), lengths);
+        assert!(whole.iter().all(|m| m.payload.as_ref().unwrap().iter().all(|byte| u64::from(*byte) == m.offset)));
+        assert!(whole.iter().all(|m| u64::from(m.headers.get("n").unwrap()[0]) == m.offset));
+        assert!(whole.iter().zip(10..).all(|(m, offset)| (m.partition, m.offset) == (3, offset)));
+        for parts in 1..=lengths.len() + 1 {
+            let (mut pack, mut together, mut weights) = (Pack::of(10, &lengths, true), Vec::new(), 0);
+            while !pack.is_empty() {
+                let part = pack.take(parts);
+                weights += part.weight();
+                part.unpack(&partition, &mut together);
+            }
+            assert!(together == whole, "{parts} at a time");
+            assert_eq!(weights, weight, "{parts} at a time");
+        }
+    }
 }

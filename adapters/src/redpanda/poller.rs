@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaTopic;
 use super::feed::Feed;
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
-use super::shelf::{Run, weight};
+use super::shelf::Run;
 use super::{error, offsets};
 
 /// While nothing comes, librdkafka's own events are served this often.
@@ -433,18 +433,16 @@ struct Open {
 impl Stack {
     fn begin(&mut self, place: (*mut RDKafkaTopic, i32), partition: TopicPartition, key: u64) {
         self.close();
-        // A name of the run's own: the threads that make and drop messages would contend for a shared one.
-        let topic = TopicName::new(partition.topic.as_str()).unwrap_or_else(|_| partition.topic.clone());
         // About as long as the one before.
-        let copies = Copies::with_capacity(topic, self.last.0.clamp(8, BURST), self.last.1);
+        let copies = Copies::with_capacity(self.last.0.clamp(8, BURST), self.last.1);
         self.open = Some(Open { place, partition, key, copies, broken: None });
     }
 
     fn close(&mut self) {
         if let Some(Open { partition, key, copies, broken, .. }) = self.open.take() {
-            self.last = (copies.len(), copies.bytes());
             let messages = copies.finish();
-            let bytes = messages.iter().map(weight).sum();
+            self.last = (messages.len(), messages.shared());
+            let bytes = messages.weight();
             self.ready.push(Run { partition, key, messages, broken, bytes });
         }
     }

@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use qi_core::bus::{Batch, Notice, Positions, Received, TopicPartition};
+use qi_core::bus::{Batch, Notice, Positions, TopicPartition};
 use qi_core::{Error, Result};
+
+use super::message::Pack;
 
 /// Consecutive messages of one partition.
 #[derive(Debug)]
@@ -12,7 +14,7 @@ pub(super) struct Run {
     pub(super) partition: TopicPartition,
     /// The ownership that they were fetched under.
     pub(super) key: u64,
-    pub(super) messages: Vec<Received>,
+    pub(super) messages: Pack,
     /// What follows them and cannot be read.
     pub(super) broken: Option<Error>,
     pub(super) bytes: usize,
@@ -34,6 +36,24 @@ pub(super) struct Owned {
     /// The position has gone, and it was to fail then; a seek mends it.
     pub(super) failed: Option<Error>,
     bytes: usize,
+}
+
+/// What is handed out: its messages are made when the lock is free again.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    packs: Vec<(TopicPartition, Pack)>,
+    positions: Positions,
+    news: Vec<Notice>,
+}
+
+impl Parcel {
+    pub(super) fn unpack(self) -> Batch {
+        let mut messages = Vec::with_capacity(self.packs.iter().map(|(_, pack)| pack.len()).sum());
+        for (partition, pack) in self.packs {
+            pack.unpack(&partition, &mut messages);
+        }
+        Batch::new(messages, self.positions, self.news)
+    }
 }
 
 /// What is owned, buffered, and to be told.
@@ -141,8 +161,8 @@ impl Shelf {
         if let Some(owned) = self.owned.get_mut(&run.partition)
             && owned.key == run.key
         {
-            if let Some(last) = run.messages.last() {
-                owned.fetched = last.offset + 1;
+            if let Some(last) = run.messages.last_offset() {
+                owned.fetched = last + 1;
             }
             owned.bytes += run.bytes;
             self.runs.push_back(run);
@@ -158,11 +178,11 @@ impl Shelf {
     ///
     /// # Errors
     /// That of a message which cannot be read, once everything before it was handed out.
-    pub(super) fn take(&mut self, max: usize) -> Result<Option<Batch>> {
-        let mut messages: Vec<Received> = Vec::new();
+    pub(super) fn take(&mut self, max: usize) -> Result<Option<Parcel>> {
+        let mut packs = Vec::new();
         let mut positions = Positions::new();
-        let mut at = 0;
-        while at < self.runs.len() && messages.len() < max {
+        let (mut at, mut room) = (0, max);
+        while at < self.runs.len() && room > 0 {
             let run = &mut self.runs[at];
             let Some(owned) = self.owned.get_mut(&run.partition).filter(|owned| owned.key == run.key) else {
                 self.runs.remove(at);
@@ -174,41 +194,28 @@ impl Shelf {
             }
             if run.messages.is_empty() {
                 match &run.broken {
-                    Some(error) if messages.is_empty() => return Err(error.clone()),
+                    Some(error) if packs.is_empty() => return Err(error.clone()),
                     // What follows it in its partition must not come before the error.
                     Some(_) => break,
                     None => drop(self.runs.remove(at)),
                 }
                 continue;
             }
-            let room = max - messages.len();
-            // A run is cut only where it must be: moving messages costs more than a batch that is not full.
-            if !messages.is_empty() && (run.messages.len() > room || messages.len() > max / 2) {
-                break;
-            }
-            let taken = if run.messages.len() <= room {
-                std::mem::take(&mut run.messages)
-            } else {
-                let rest = run.messages.split_off(room);
-                std::mem::replace(&mut run.messages, rest)
-            };
-            let bytes = if run.messages.is_empty() { run.bytes } else { taken.iter().map(weight).sum() };
+            let pack = run.messages.take(room);
+            room -= pack.len();
+            let bytes = pack.weight();
             run.bytes = run.bytes.saturating_sub(bytes);
             owned.bytes = owned.bytes.saturating_sub(bytes);
-            if let Some(last) = taken.last() {
-                owned.position = last.offset + 1;
+            if let Some(last) = pack.last_offset() {
+                owned.position = last + 1;
                 positions.set(run.partition.clone(), owned.position);
             }
-            if messages.is_empty() {
-                messages = taken;
-            } else {
-                messages.extend(taken);
-            }
+            packs.push((run.partition.clone(), pack));
         }
-        if messages.is_empty() {
+        if packs.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Batch::new(messages, positions, self.news())))
+        Ok(Some(Parcel { packs, positions, news: self.news() }))
     }
 
     /// A batch without messages, with what there is to tell.
@@ -231,11 +238,6 @@ impl Shelf {
     }
 }
 
-/// What a message takes of the buffer.
-pub(super) fn weight(message: &Received) -> usize {
-    message.size() + size_of::<Received>()
-}
-
 #[cfg(test)]
 mod tests {
     use qi_core::ErrorKind;
@@ -249,8 +251,9 @@ mod tests {
 
     fn run(shelf: &Shelf, partition: u32, offsets: std::ops::Range<u64>) -> Run {
         let key = shelf.owned()[&at(partition)].key;
-        let messages: Vec<_> = offsets.map(|o| Received::new(at(0).topic, partition, o)).collect();
-        let bytes = messages.iter().map(weight).sum();
+        let lengths: Vec<_> = offsets.clone().map(|_| 1).collect();
+        let messages = Pack::of(offsets.start, &lengths, false);
+        let bytes = messages.weight();
         Run { partition: at(partition), key, messages, broken: None, bytes }
     }
 
@@ -264,7 +267,7 @@ mod tests {
     }
 
     fn take(shelf: &mut Shelf, max: usize) -> Vec<(u32, u64)> {
-        let batch = shelf.take(max).unwrap().unwrap_or_default();
+        let batch = shelf.take(max).unwrap().map(Parcel::unpack).unwrap_or_default();
         batch.iter().map(|m| (m.partition, m.offset)).collect()
     }
 
@@ -277,8 +280,9 @@ mod tests {
         }
         assert_eq!(take(&mut shelf, 3), [(0, 0), (0, 1), (0, 2)]);
         assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(0)].fetched), (3, 5));
-        assert_eq!(take(&mut shelf, 3), [(0, 3), (0, 4)], "the next run does not fit as a whole");
-        assert_eq!(take(&mut shelf, 10), [(1, 0), (1, 1), (1, 2)]);
+        assert_eq!(take(&mut shelf, 3), [(0, 3), (0, 4), (1, 0)]);
+        assert_eq!((shelf.owned()[&at(1)].position, shelf.owned()[&at(1)].fetched), (1, 3));
+        assert_eq!(take(&mut shelf, 10), [(1, 1), (1, 2)]);
         assert_eq!((shelf.buffered(), shelf.take(1).unwrap().is_none()), (0, true));
     }
 

@@ -34,7 +34,7 @@ impl Server {
         let mut config = ClickHouseConfig::from_url(self.url());
         prefix.clone_into(&mut config.table_prefix);
         config.max_batch = 30_000;
-        // Two checks run beside each other.
+        // Some checks run beside each other.
         config.pool.acquire_timeout_ms = 20_000;
         config
     }

@@ -62,7 +62,7 @@ impl Server {
         config.hypertables = self.hypertables;
         config.max_batch = 30_000;
         config.pool.max_connections = 6;
-        // Two checks run beside each other on few connections of a shared server.
+        // Some checks run beside each other on few connections of a shared server.
         config.pool.acquire_timeout_ms = 20_000;
         config
     }

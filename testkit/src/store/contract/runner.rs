@@ -42,6 +42,7 @@ impl Wrapping {
 #[derive(Debug, Default)]
 pub struct Suite {
     trials: Vec<Trial>,
+    at_once: Option<usize>,
 }
 
 impl Suite {
@@ -74,6 +75,14 @@ impl Suite {
         self
     }
 
+    /// How many trials run at once, unless the arguments of the process say it: more than the cores where a trial
+    /// mostly waits for a server.
+    #[must_use]
+    pub fn at_once(mut self, trials: usize) -> Self {
+        self.at_once = Some(trials);
+        self
+    }
+
     /// The trials, for a runner of one's own.
     pub fn trials(self) -> Vec<Trial> {
         self.trials
@@ -81,7 +90,9 @@ impl Suite {
 
     /// Runs them as the arguments of the process say, and ends the process.
     pub fn main(self) -> ! {
-        libtest_mimic::run(&Arguments::from_args(), self.trials).exit()
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads = arguments.test_threads.or(self.at_once);
+        libtest_mimic::run(&arguments, self.trials).exit()
     }
 }
 
