@@ -181,7 +181,10 @@ impl Pack {
             copies.heads.push(Head { offset, timestamp: None, key: ABSENT, payload, headers });
             if headers {
                 let name = HeaderName::new("n").expect("a name");
-                copies.apart.headers.push_back([(name, Some(vec![offset as u8].into()))].into_iter().collect());
+                copies
+                    .apart
+                    .headers
+                    .push_back([(name, Some(vec![offset as u8].into()))].into_iter().collect());
             }
         }
         copies.finish()
@@ -212,7 +215,9 @@ mod tests {
         let weight = Pack::of(10, &lengths, true).weight();
         Pack::of(10, &lengths, true).unpack(&partition, &mut whole);
         assert_eq!(whole.iter().map(|m| m.payload.as_ref().unwrap().len()).collect::<Vec<_>>(), lengths);
-        assert!(whole.iter().all(|m| m.payload.as_ref().unwrap().iter().all(|byte| u64::from(*byte) == m.offset)));
+        assert!(
+            whole.iter().all(|m| m.payload.as_ref().unwrap().iter().all(|byte| u64::from(*byte) == m.offset))
+        );
         assert!(whole.iter().all(|m| u64::from(m.headers.get("n").unwrap()[0]) == m.offset));
         assert!(whole.iter().zip(10..).all(|(m, offset)| (m.partition, m.offset) == (3, offset)));
         for parts in 1..=lengths.len() + 1 {

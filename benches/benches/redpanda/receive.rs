@@ -8,6 +8,7 @@ use qi_benches::ratio;
 use qi_core::bus::{MessageBus, MessageBusExt, Read, SeekTo, TopicName, TopicPartition};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
@@ -39,10 +40,15 @@ pub(crate) fn run(rig: &Rig) {
         }
         bus.close().await.expect("an open bus");
     });
-    let same = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, SETTINGS));
-    report("a BaseConsumer with the same settings", &same);
-    let defaults = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, &[]));
-    report("a BaseConsumer with librdkafka's defaults", &defaults);
+    let rivals: [(&str, &[(&str, &str)], Look); 3] = [
+        ("a BaseConsumer with the same settings", SETTINGS, length),
+        ("the same, each message detached", SETTINGS, detached),
+        ("a BaseConsumer with librdkafka's defaults", &[], length),
+    ];
+    for (name, settings, look) in rivals {
+        let times = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, settings, look));
+        report(name, &times);
+    }
 }
 
 fn report(rival: &str, times: &qi_benches::Ratio) {
@@ -77,7 +83,20 @@ fn ours(rig: &Rig, topic: &TopicName) -> Duration {
     })
 }
 
-fn bare(rig: &Rig, topic: &TopicName, settings: &[(&str, &str)]) -> Duration {
+/// What a rival does with a message; the length of the payload comes back.
+type Look = fn(&BorrowedMessage<'_>) -> usize;
+
+/// Looks at nothing else, as the shortest loop does.
+fn length(message: &BorrowedMessage<'_>) -> usize {
+    black_box(message.payload()).map_or(0, <[u8]>::len)
+}
+
+/// Makes the message its own, with its headers, as the adapter does and whoever keeps one must.
+fn detached(message: &BorrowedMessage<'_>) -> usize {
+    black_box(message.detach()).payload().map_or(0, <[u8]>::len)
+}
+
+fn bare(rig: &Rig, topic: &TopicName, settings: &[(&str, &str)], look: Look) -> Duration {
     let start = Instant::now();
     let consumer: BaseConsumer =
         rig.client(settings).set("group.id", "bench-unused").create().expect("valid settings");
@@ -91,7 +110,7 @@ fn bare(rig: &Rig, topic: &TopicName, settings: &[(&str, &str)]) -> Duration {
     while count < MESSAGES {
         let message =
             consumer.poll(Duration::from_secs(10)).expect("a message").expect("brokers that answer");
-        bytes += black_box(message.payload()).map_or(0, <[u8]>::len);
+        bytes += look(&message);
         count += 1;
     }
     let took = start.elapsed();
