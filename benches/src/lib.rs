@@ -102,6 +102,47 @@ fn at(sorted: &[f64], quarter: usize) -> f64 {
     sorted[(sorted.len() - 1) * quarter / 4]
 }
 
+/// A section of a benchmark, and what runs it.
+pub type Section<R> = (&'static str, fn(&R));
+
+/// Runs the sections of a benchmark on a server that the arguments choose, all of them unless some are named;
+/// `--rounds N` says another number of rounds. `open` gives the rig, or says why nothing can be measured.
+///
+/// An argument that is unknown ends the process.
+///
+/// # Panics
+/// If no number follows `--rounds`.
+pub fn sections<R, const N: usize>(
+    sections: [Section<R>; N],
+    mut rounds: usize,
+    open: impl FnOnce(usize) -> Option<R>,
+) {
+    let (mut arguments, mut chosen) = (std::env::args().skip(1), Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => {
+                let number = arguments.next().and_then(|text| text.parse().ok());
+                rounds = number.expect("--rounds takes a number");
+            }
+            // Words for the other benchmarks of this crate, and what cargo adds.
+            "ratios" | "--bench" => {}
+            name if sections.iter().any(|(section, _)| *section == name) => chosen.push(argument),
+            other => {
+                let names = sections.map(|(name, _)| name).join(", ");
+                eprintln!("unknown argument {other}; the sections are {names}");
+                std::process::exit(2);
+            }
+        }
+    }
+    let Some(rig) = open(rounds) else { return };
+    for (name, run) in sections {
+        if chosen.is_empty() || chosen.iter().any(|c| c == name) {
+            println!("\n[{name}]");
+            run(&rig);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

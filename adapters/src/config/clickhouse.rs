@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use qi_core::Result;
 use qi_core::store::StoreInfo;
-use qi_core::{Error, ErrorKind, Result};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+use super::rules::Rules;
+
+const RULES: Rules =
+    Rules { section: "store.clickhouse", code: "store.clickhouse.config", backend: "clickhouse" };
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
 ///
@@ -159,46 +164,46 @@ impl ClickHouseConfig {
         let Self { url, database, table_prefix, max_batch, pool, limits, write, retention, settings, .. } =
             self;
         let Some(url) = url else {
-            return Err(refuse("url", "none", "the server's `url` must be given"));
+            return Err(RULES.refuse("url", "none", "the server's `url` must be given"));
         };
         let url = url.expose_secret();
         if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err(refuse("url", "not shown", "must begin with http:// or https://"));
+            return Err(RULES.refuse("url", "not shown", "must begin with http:// or https://"));
         }
         let plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         if !plain(database) || database.is_empty() || database.len() > 63 {
             let rule = "must be lower-case letters, digits and underscores, at most 63 and at least one";
-            return Err(refuse("database", database, rule));
+            return Err(RULES.refuse("database", database, rule));
         }
         let digit = table_prefix.bytes().next().is_some_and(|b| b.is_ascii_digit());
         if !plain(table_prefix) || digit || table_prefix.len() > 63 {
             let rule =
                 "must be lower-case letters, digits and underscores, at most 63, and begin with no digit";
-            return Err(refuse("table_prefix", table_prefix, rule));
+            return Err(RULES.refuse("table_prefix", table_prefix, rule));
         }
         if let Some(cluster) = &self.cluster {
             let word = cluster.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
             if cluster.is_empty() || !word {
-                return Err(refuse("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
+                return Err(RULES.refuse("cluster", cluster, "must be letters, digits, and `_`, `-` or `.`"));
             }
         }
-        within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        within("pool.max_connections", pool.max_connections as u64, 1, 10_000)?;
-        within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
-        within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
-        within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
-        within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        RULES.within("pool.max_connections", pool.max_connections as u64, 1, 10_000)?;
+        RULES.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
+        RULES.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
+        RULES.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         let RetentionSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *retention;
         for hours in [ticks_hours, quotes_hours, bars_hours, snapshots_hours].into_iter().flatten() {
-            within("retention", hours.into(), 1, 100 * 366 * 24)?;
+            RULES.within("retention", hours.into(), 1, 100 * 366 * 24)?;
         }
         for name in settings.keys() {
             let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !word {
-                return Err(refuse("settings", name, "must be the name of a setting"));
+                return Err(RULES.refuse("settings", name, "must be the name of a setting"));
             }
             if OWN_SETTINGS.contains(&name.as_str()) {
-                return Err(refuse(
+                return Err(RULES.refuse(
                     "settings",
                     name,
                     "is set by the adapter itself; what it promises needs it so",
@@ -252,23 +257,10 @@ const OWN_SETTINGS: &[&str] = &[
 /// Three weeks and a half.
 const MAX_MS: u64 = i32::MAX as u64;
 
-fn within(key: &str, value: u64, least: u64, most: u64) -> Result<()> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(refuse(key, value, format_args!("must lie from {least} to {most}")))
-}
-
-fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, "store.clickhouse.config", "open")
-        .with_message(rule)
-        .with_backend("clickhouse")
-        .with_context("key", format_args!("store.clickhouse.{key}"))
-        .with_context("value", value)
-}
-
 #[cfg(test)]
 mod tests {
+    use qi_core::ErrorKind;
+
     use super::*;
 
     fn refused(change: impl FnOnce(&mut ClickHouseConfig)) -> String {

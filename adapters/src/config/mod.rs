@@ -30,6 +30,7 @@ pub mod clickhouse;
 mod de;
 mod environment;
 mod redpanda;
+mod rules;
 mod sections;
 mod timescale;
 mod tree;

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use qi_core::{Error, ErrorKind, Result};
+use qi_core::Result;
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use super::rules::Rules;
+
+const RULES: Rules = Rules { section: "bus.redpanda", code: "bus.redpanda.config", backend: "redpanda" };
 
 /// Where the brokers are, and how they are used. Compiled always, so that one file can hold every backend.
 ///
@@ -288,41 +292,49 @@ impl RedpandaConfig {
             || self.client_id.len() > 249
             || self.client_id.chars().any(char::is_control)
         {
-            return Err(refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
+            return Err(RULES.refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
         }
-        within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
+        RULES.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
         let least = 2 * self.max_message_bytes as u64;
-        within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
-        within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
-        within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
-        within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
-        within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
+        RULES.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
+        RULES.within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
+        RULES.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
+        RULES.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
+        RULES.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
         // librdkafka looks once a second whether it is time.
-        within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
+        RULES.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
-            return Err(refuse("tls", "one of two", "`client_cert` and `client_key` are given together"));
+            return Err(RULES.refuse(
+                "tls",
+                "one of two",
+                "`client_cert` and `client_key` are given together",
+            ));
         }
         let files = tls.root_cert.is_some() || tls.client_cert.is_some();
         if files && !tls.enabled {
-            return Err(refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
+            return Err(RULES.refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
         }
         let sasl = &self.sasl;
         let given = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
         if given.contains(&true) && given.contains(&false) {
             let rule = "`mechanism`, `username` and `password` are given together";
-            return Err(refuse("sasl", "some of three", rule));
+            return Err(RULES.refuse("sasl", "some of three", rule));
         }
         for key in self.properties.keys() {
             // librdkafka takes a property of topics with this prefix, too.
             let name = key.strip_prefix("topic.").unwrap_or(key);
             if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
             {
-                return Err(refuse("properties", key, reason));
+                return Err(RULES.refuse("properties", key, reason));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
             if name != key && !own {
-                return Err(refuse("properties", key, "a property of topics is written without `topic.`"));
+                return Err(RULES.refuse(
+                    "properties",
+                    key,
+                    "a property of topics is written without `topic.`",
+                ));
             }
         }
         Ok(())
@@ -332,7 +344,7 @@ impl RedpandaConfig {
 /// `host:port` with commas between; a scheme in front, as in a URL, would be taken for a part of the host.
 fn check_brokers(brokers: Option<&str>) -> Result<()> {
     let Some(brokers) = brokers else {
-        return Err(refuse(
+        return Err(RULES.refuse(
             "brokers",
             "none",
             "the brokers must be given, as `host:port` with commas between",
@@ -343,7 +355,7 @@ fn check_brokers(brokers: Option<&str>) -> Result<()> {
         let names_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
         let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
         if !names_host || !bracketed || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            return Err(refuse("brokers", broker, "must be `host:port` with commas between"));
+            return Err(RULES.refuse("brokers", broker, "must be `host:port` with commas between"));
         }
     }
     Ok(())
@@ -351,18 +363,3 @@ fn check_brokers(brokers: Option<&str>) -> Result<()> {
 
 /// librdkafka's own limit for its timeouts: an i32 of milliseconds.
 const MAX_MS: u64 = i32::MAX as u64;
-
-fn within(key: &str, value: u64, least: u64, most: u64) -> Result<()> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(refuse(key, value, format_args!("must lie from {least} to {most}")))
-}
-
-fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
-        .with_message(rule)
-        .with_backend("redpanda")
-        .with_context("key", format_args!("bus.redpanda.{key}"))
-        .with_context("value", value)
-}

@@ -1,9 +1,14 @@
 //! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
 
+use qi_core::Result;
 use qi_core::store::StoreInfo;
-use qi_core::{Error, ErrorKind, Result};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+use super::rules::Rules;
+
+const RULES: Rules =
+    Rules { section: "store.timescale", code: "store.timescale.config", backend: "timescale" };
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
 ///
@@ -238,7 +243,7 @@ impl TimescaleConfig {
             url, host, schema, max_batch, pool, limits, write, chunks, columnstore, retention, ..
         } = self;
         if url.is_none() && host.is_none() {
-            return Err(refuse("url", "none", "the server's `url` or its `host` must be given"));
+            return Err(RULES.refuse("url", "none", "the server's `url` or its `host` must be given"));
         }
         if let Some(url) = url {
             check_url(url.expose_secret())?;
@@ -251,30 +256,34 @@ impl TimescaleConfig {
         if !fits || first.is_ascii_digit() || schema.len() > 63 || of_the_server {
             let rule = "must be lower-case letters, digits and underscores, begin with no digit, be none of the \
                         server's own (information_schema, pg_.., timescaledb_..), and have at most 63 characters";
-            return Err(refuse("schema", schema, rule));
+            return Err(RULES.refuse("schema", schema, rule));
         }
         if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
-            return Err(refuse("tls", "one of two", "`client_cert` and `client_key` are given together"));
+            return Err(RULES.refuse(
+                "tls",
+                "one of two",
+                "`client_cert` and `client_key` are given together",
+            ));
         }
-        within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
-        within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
-        within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
-        within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
-        within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
-        within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
-        within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
-        within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
-        within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
-        within("write.piece", write.piece as u64, 1, 100_000)?;
-        within("write.connections", write.connections as u64, 1, 64)?;
+        RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        RULES.within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
+        RULES.within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
+        RULES.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
+        RULES.within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
+        RULES.within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
+        RULES.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
+        RULES.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        RULES.within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
+        RULES.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
+        RULES.within("write.piece", write.piece as u64, 1, 100_000)?;
+        RULES.within("write.connections", write.connections as u64, 1, 64)?;
         for (key, hours) in [
             ("chunks.ticks_hours", chunks.ticks_hours),
             ("chunks.quotes_hours", chunks.quotes_hours),
             ("chunks.bars_hours", chunks.bars_hours),
             ("chunks.snapshots_hours", chunks.snapshots_hours),
         ] {
-            within(key, hours.into(), 1, MAX_HOURS)?;
+            RULES.within(key, hours.into(), 1, MAX_HOURS)?;
         }
         let ages = |section: &AgeSection| {
             let AgeSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *section;
@@ -282,10 +291,10 @@ impl TimescaleConfig {
         };
         for (key, ages) in [("columnstore", ages(columnstore)), ("retention", ages(retention))] {
             for hours in ages.into_iter().flatten() {
-                within(key, hours.into(), 1, MAX_HOURS)?;
+                RULES.within(key, hours.into(), 1, MAX_HOURS)?;
             }
             if ages.iter().any(Option::is_some) && self.hypertables == Hypertables::Off {
-                return Err(refuse(key, "", "needs hypertables = \"on\""));
+                return Err(RULES.refuse(key, "", "needs hypertables = \"on\""));
             }
         }
         Ok(())
@@ -319,7 +328,7 @@ const URL_PARAMETERS: &[&str] = &[
 /// a part of a password with a `?` or `&` in it, and is not shown.
 fn check_url(url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
+        return Err(RULES.refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
     }
     let parameters = url.split_once('?').map_or("", |(_, rest)| rest);
     let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
@@ -333,7 +342,7 @@ fn check_url(url: &str) -> Result<()> {
             );
             let near = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
             let shown = if URL_PARAMETERS.iter().any(near) { name } else { "not shown" };
-            return Err(refuse("url", shown, rule));
+            return Err(RULES.refuse("url", shown, rule));
         }
     }
     Ok(())
@@ -343,18 +352,3 @@ fn check_url(url: &str) -> Result<()> {
 const MAX_MS: u64 = i32::MAX as u64;
 /// A hundred years.
 const MAX_HOURS: u64 = 100 * 366 * 24;
-
-fn within(key: &str, value: u64, least: u64, most: u64) -> Result<()> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(refuse(key, value, format_args!("must lie from {least} to {most}")))
-}
-
-fn refuse(key: &str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, "store.timescale.config", "open")
-        .with_message(rule)
-        .with_backend("timescale")
-        .with_context("key", format_args!("store.timescale.{key}"))
-        .with_context("value", value)
-}

@@ -84,15 +84,15 @@ impl Copies {
 
     /// Copies a key or a payload, and gives its length or what stands for it.
     fn copy(&mut self, bytes: Option<&[u8]>) -> u32 {
-        match bytes {
-            None => ABSENT,
-            Some(bytes) if bytes.len() > LARGE => {
+        let Some(bytes) = bytes else { return ABSENT };
+        match u32::try_from(bytes.len()) {
+            Ok(length) if bytes.len() <= LARGE => {
+                self.bytes.extend_from_slice(bytes);
+                length
+            }
+            _ => {
                 self.apart.large.push_back(Bytes::copy_from_slice(bytes));
                 APART
-            }
-            Some(bytes) => {
-                self.bytes.extend_from_slice(bytes);
-                bytes.len() as u32
             }
         }
     }
@@ -173,18 +173,16 @@ impl Pack {
 
 #[cfg(test)]
 impl Pack {
-    /// Messages without keys, with payloads of these lengths from `offset` on; each has a header if `headers`.
-    pub(super) fn of(offset: u64, payloads: &[usize], headers: bool) -> Self {
+    /// Messages without keys, with payloads of these lengths from `offset` on, which is below 200; each has a header
+    /// if `headers`.
+    pub(super) fn of(offset: u8, payloads: &[usize], headers: bool) -> Self {
         let mut copies = Copies::with_capacity(0, 0);
         for (offset, length) in (offset..).zip(payloads) {
-            let payload = copies.copy(Some(&vec![offset as u8; *length]));
-            copies.heads.push(Head { offset, timestamp: None, key: ABSENT, payload, headers });
+            let payload = copies.copy(Some(&vec![offset; *length]));
+            copies.heads.push(Head { offset: offset.into(), timestamp: None, key: ABSENT, payload, headers });
             if headers {
-                let name = HeaderName::new("n").expect("a name");
-                copies
-                    .apart
-                    .headers
-                    .push_back([(name, Some(vec![offset as u8].into()))].into_iter().collect());
+                let header = (HeaderName::new("n").expect("a name"), Some(vec![offset].into()));
+                copies.apart.headers.push_back([header].into_iter().collect());
             }
         }
         copies.finish()

@@ -249,7 +249,7 @@ mod tests {
         TopicPartition::new(TopicName::new("t").unwrap(), partition)
     }
 
-    fn run(shelf: &Shelf, partition: u32, offsets: std::ops::Range<u64>) -> Run {
+    fn run(shelf: &Shelf, partition: u32, offsets: std::ops::Range<u8>) -> Run {
         let key = shelf.owned()[&at(partition)].key;
         let lengths: Vec<_> = offsets.clone().map(|_| 1).collect();
         let messages = Pack::of(offsets.start, &lengths, false);

@@ -17,43 +17,21 @@ mod publish;
 mod receive;
 mod rig;
 
+use qi_benches::Section;
 use rig::Rig;
 
-type Section = fn(&Rig);
-
 /// The sections and what runs them.
-const SECTIONS: [(&str, Section); 3] =
+const SECTIONS: [Section<Rig>; 3] =
     [("publish", publish::run), ("receive", receive::run), ("latency", latency::run)];
 
 const ROUNDS: usize = 5;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let (mut rounds, mut chosen) = (ROUNDS, Vec::new());
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--rounds" => {
-                let number = arguments.next().and_then(|text| text.parse().ok());
-                rounds = number.expect("--rounds takes a number");
-            }
-            // Words for the other benchmarks of this crate, and what cargo adds.
-            "ratios" | "--bench" => {}
-            name if SECTIONS.iter().any(|(section, _)| *section == name) => chosen.push(argument),
-            other => {
-                let names = SECTIONS.map(|(name, _)| name).join(", ");
-                eprintln!("unknown argument {other}; the sections are {names}");
-                std::process::exit(2);
-            }
+    qi_benches::sections(SECTIONS, ROUNDS, |rounds| {
+        let rig = Rig::new(rounds);
+        if rig.is_none() {
+            println!("redpanda: QI_KAFKA_BROKERS is not set, so nothing was measured");
         }
-    }
-    let Some(rig) = Rig::new(rounds) else {
-        println!("redpanda: QI_KAFKA_BROKERS is not set, so nothing was measured");
-        return;
-    };
-    for (name, run) in SECTIONS {
-        if chosen.is_empty() || chosen.iter().any(|c| c == name) {
-            println!("\n[{name}]");
-            run(&rig);
-        }
-    }
+        rig
+    });
 }

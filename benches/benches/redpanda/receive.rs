@@ -15,8 +15,11 @@ use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
 
 const BATCH: usize = 1_000;
 
+/// Properties of librdkafka.
+type Settings = &'static [(&'static str, &'static str)];
+
 /// What the adapter sets for a reader.
-const SETTINGS: &[(&str, &str)] = &[
+const SETTINGS: Settings = &[
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "error"),
@@ -40,7 +43,7 @@ pub(crate) fn run(rig: &Rig) {
         }
         bus.close().await.expect("an open bus");
     });
-    let rivals: [(&str, &[(&str, &str)], Look); 3] = [
+    let rivals: [(&str, Settings, Look); 3] = [
         ("a BaseConsumer with the same settings", SETTINGS, length),
         ("the same, each message detached", SETTINGS, detached),
         ("a BaseConsumer with librdkafka's defaults", &[], length),
@@ -96,7 +99,7 @@ fn detached(message: &BorrowedMessage<'_>) -> usize {
     black_box(message.detach()).payload().map_or(0, <[u8]>::len)
 }
 
-fn bare(rig: &Rig, topic: &TopicName, settings: &[(&str, &str)], look: Look) -> Duration {
+fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look) -> Duration {
     let start = Instant::now();
     let consumer: BaseConsumer =
         rig.client(settings).set("group.id", "bench-unused").create().expect("valid settings");

@@ -21,12 +21,11 @@ mod ticks;
 mod tuning;
 mod write;
 
+use qi_benches::Section;
 use rig::Rig;
 
-type Section = fn(&Rig);
-
 /// The sections and what runs them.
-const SECTIONS: [(&str, Section); 7] = [
+const SECTIONS: [Section<Rig>; 7] = [
     ("write", write::run),
     ("replay", replay::run),
     ("page", read::page),
@@ -40,33 +39,15 @@ const ROUNDS: usize = 7;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut rounds, mut chosen) = (ROUNDS, Vec::new());
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--rounds" => {
-                let number = arguments.next().and_then(|text| text.parse().ok());
-                rounds = number.expect("--rounds takes a number");
-            }
-            tuning::CHILD => return tuning::child(arguments),
-            // Words for the other benchmarks of this crate, and what cargo adds.
-            "ratios" | "--bench" => {}
-            name if SECTIONS.iter().any(|(section, _)| *section == name) => chosen.push(argument),
-            other => {
-                let names = SECTIONS.map(|(name, _)| name).join(", ");
-                eprintln!("unknown argument {other}; the sections are {names}");
-                std::process::exit(2);
-            }
-        }
+    if arguments.next().as_deref() == Some(tuning::CHILD) {
+        return tuning::child(arguments);
     }
-    let Some(rig) = Rig::new(rounds) else {
-        println!("timescale: QI_TIMESCALE_URL is not set, so nothing was measured");
-        return;
-    };
-    println!("timescale: {}", rig.server());
-    for (name, run) in SECTIONS {
-        if chosen.is_empty() || chosen.iter().any(|c| c == name) {
-            println!("\n[{name}]");
-            run(&rig);
+    qi_benches::sections(SECTIONS, ROUNDS, |rounds| {
+        let rig = Rig::new(rounds);
+        match &rig {
+            Some(rig) => println!("timescale: {}", rig.server()),
+            None => println!("timescale: QI_TIMESCALE_URL is not set, so nothing was measured"),
         }
-    }
+        rig
+    });
 }

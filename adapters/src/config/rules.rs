@@ -1,0 +1,34 @@
+//! What the section of a backend refuses.
+
+use std::fmt;
+
+use qi_core::{Error, ErrorKind, Result};
+
+/// The section of a backend, as its errors name it.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// `store.clickhouse`
+    pub(super) section: &'static str,
+    /// `store.clickhouse.config`
+    pub(super) code: &'static str,
+    pub(super) backend: &'static str,
+}
+
+impl Rules {
+    /// Refuses a number outside `least..=most`.
+    pub(super) fn within(&self, key: &str, value: u64, least: u64, most: u64) -> Result<()> {
+        if (least..=most).contains(&value) {
+            return Ok(());
+        }
+        Err(self.refuse(key, value, format_args!("must lie from {least} to {most}")))
+    }
+
+    /// The refusal of a value.
+    pub(super) fn refuse(&self, key: &str, value: impl fmt::Display, rule: impl fmt::Display) -> Error {
+        Error::new(ErrorKind::Config, self.code, "open")
+            .with_message(rule)
+            .with_backend(self.backend)
+            .with_context("key", format_args!("{}.{key}", self.section))
+            .with_context("value", value)
+    }
+}
