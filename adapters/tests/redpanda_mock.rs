@@ -17,8 +17,8 @@ use libtest_mimic::{Arguments, Trial};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Positions, PublishOptions, Read, SeekTo,
-    Subscribe, Subscription, TopicName, TopicPartition,
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Notice, Positions, PublishOptions, Read,
+    SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, RetryAdvice};
 use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
@@ -82,6 +82,8 @@ fn main() -> ExitCode {
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
         fault("a_header_that_cannot_be_read_is_an_error_at_its_place", |lab| Box::pin(unreadable(lab))),
         fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
+        fault("a_member_that_nobody_reads_leaves_and_is_heard", |lab| Box::pin(member_at_rest(lab))),
+        fault("a_reader_that_nobody_reads_is_heard_and_keeps_its_place", |lab| Box::pin(reader_at_rest(lab))),
     ]);
     libtest_mimic::run(&arguments, all).exit_code()
 }
@@ -153,6 +155,17 @@ impl Lab {
         let request = Subscribe::new(GroupId::new(group).unwrap(), [self.topic.clone()]).unwrap();
         let request = request.with_limits(Duration::from_secs(4), Duration::from_secs(30)).unwrap();
         self.bus.subscribe(request).await.unwrap()
+    }
+
+    /// Waits until the log has a line of the cluster's first broker from this client.
+    async fn heard(&self, client: &str) {
+        let broker = self.mock.addresses.split(',').next().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let said = |line: &String| line.contains(client) && line.contains(broker);
+        while !LOG.lock().unwrap().iter().any(said) {
+            assert!(Instant::now() < deadline, "nothing was heard of {client}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Positions {
@@ -473,6 +486,83 @@ async fn unreadable(lab: Lab) {
         [3],
         "a seek beyond it skips it"
     );
+}
+
+async fn member_at_rest(lab: Lab) {
+    let request = || {
+        let request = Subscribe::new(GroupId::new("rest").unwrap(), [lab.topic.clone()]).unwrap();
+        request.with_limits(Duration::from_secs(4), Duration::from_secs(8)).unwrap()
+    };
+    let mut reader = lab.bus.subscribe(request()).await.unwrap();
+    lab.bus.send(&lab.messages(0, 2)).await.unwrap();
+    let positions = lab.drain(&mut *reader, 16).await;
+    reader.commit(&positions).await.unwrap();
+    let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
+    reader.pause(&all).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    // The poll limit has passed: everything is there for others, and stays with them.
+    let mut other = lab.bus.subscribe(request()).await.unwrap();
+    for _ in 0..20 {
+        other.recv(1, Duration::from_millis(100)).await.unwrap();
+    }
+    assert_eq!(other.assignment().await.unwrap().partitions.len(), 4, "what the other one has");
+    other.close().await.unwrap();
+    lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
+    lab.heard("client=\"consumer\" group=\"rest\"").await;
+    lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
+    // It comes back, is told, and the pause is over.
+    lab.bus.send(&lab.messages(2, 1)).await.unwrap();
+    let (mut told, mut came) = (false, 0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while came < 8 {
+        assert!(Instant::now() < deadline, "only {came} came");
+        match reader.recv(100, Duration::from_secs(1)).await {
+            Ok(batch) => {
+                told |= batch.notices().contains(&Notice::PollLimitPassed);
+                came += batch.len();
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+        }
+    }
+    assert!(told, "it was not told that the poll limit had passed");
+}
+
+async fn reader_at_rest(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 5)).await.unwrap();
+    let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
+    let from = all.iter().map(|partition| (partition.clone(), SeekTo::Earliest));
+    let mut reader = lab.bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut came = BTreeMap::<u32, Vec<u64>>::new();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while came.values().map(Vec::len).sum::<usize>() < 14 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        for message in &reader.recv(7, Duration::from_secs(1)).await.unwrap() {
+            came.entry(message.partition).or_default().push(message.offset);
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
+    lab.heard("client=\"consumer\" group=\"\"").await;
+    lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
+    lab.bus.send(&lab.messages(5, 1)).await.unwrap();
+    // It can be sent elsewhere meanwhile; the other partitions go on where they were.
+    reader.seek(&[(all[0].clone(), SeekTo::Earliest)]).await.unwrap();
+    came.remove(&0);
+    while came.values().map(Vec::len).sum::<usize>() < 48 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        match reader.recv(100, Duration::from_secs(1)).await {
+            Ok(batch) => {
+                assert!(batch.notices().is_empty(), "{:?}", batch.notices());
+                for message in &batch {
+                    came.entry(message.partition).or_default().push(message.offset);
+                }
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+        }
+    }
+    for offsets in came.into_values() {
+        assert_eq!(offsets, (0..offsets.len() as u64).collect::<Vec<_>>());
+    }
 }
 
 /// The sums of metrics with this label, of what came since they were last looked at.

@@ -1,7 +1,8 @@
 //! One reader: a consumer of librdkafka, the thread that polls it, and the shelf between that thread and `recv`.
 //!
 //! The thread polls only while the shelf has room and a `recv` is waiting or ended less than a second ago. One that
-//! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever.
+//! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever. When
+//! nobody has read for long the reader rests: it takes part no more, and the thread only hears what librdkafka says.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +24,8 @@ use super::shelf::Shelf;
 
 /// For so long after a `recv` the next one is expected, and messages are fetched ahead.
 const EXPECTANT: Duration = Duration::from_secs(1);
-/// librdkafka looks twice a second whether its poll limit has passed.
-const NOTICED: Duration = Duration::from_secs(1);
+/// A reader without a group rests when nobody has read for so long; a member does when its poll limit has passed.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What a reader reads, and how.
 #[derive(Debug)]
@@ -42,6 +43,11 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn has_group(&self) -> bool {
         self.poll_limit.is_some()
+    }
+
+    /// A reader that nobody reads rests after this.
+    fn patience(&self) -> Duration {
+        self.poll_limit.unwrap_or(QUIET)
     }
 }
 
@@ -79,8 +85,8 @@ pub(super) struct State {
     call: Call,
     last_recv: Instant,
     last_poll: Instant,
-    /// The poll limit has passed; librdkafka notices until then.
-    overdue: Option<Instant>,
+    /// Nobody has read for long; the next `recv` ends it.
+    resting: bool,
     /// The first assignment was carried out.
     pub(super) joined: bool,
     /// What the next `recv` says, once.
@@ -99,7 +105,9 @@ pub(super) struct Turn {
     pub(super) open: bool,
     pub(super) active: bool,
     pub(super) room: bool,
-    pub(super) hold: Option<Duration>,
+    pub(super) resting: bool,
+    /// It rests after this, if nobody reads.
+    pub(super) patience: Duration,
 }
 
 impl fmt::Debug for Feed {
@@ -126,7 +134,7 @@ impl Feed {
             call: Call::None,
             last_recv: now,
             last_poll: now,
-            overdue: None,
+            resting: false,
             joined: false,
             failure: None,
             fatal: None,
@@ -217,12 +225,8 @@ impl Feed {
     /// A `recv` begins. If the poll limit has passed since the last one, everything has gone to others.
     pub(super) fn enter(&self) -> Inside<'_> {
         let mut state = self.state();
-        if state.overdue.is_none()
-            && let Some(limit) = self.plan.poll_limit.filter(|limit| state.last_poll.elapsed() >= *limit)
-        {
-            tracing::warn!(?limit, "recv was not called within the poll limit");
-            state.overdue = Some(state.last_poll + limit + NOTICED);
-            state.shelf.pass_poll_limit();
+        if self.is_overdue(&state) {
+            self.rest(&mut state);
         }
         state.call = Call::Waiting;
         drop(state);
@@ -234,6 +238,24 @@ impl Feed {
     /// Whether others may have this reader's partitions because `recv` was not called for so long.
     pub(super) fn is_overdue(&self, state: &State) -> bool {
         self.plan.poll_limit.is_some_and(|limit| state.last_poll.elapsed() >= limit)
+    }
+
+    /// Nobody has read for long. A member's partitions go to others.
+    fn rest(&self, state: &mut State) {
+        if state.resting {
+            return;
+        }
+        state.resting = true;
+        if let Some(limit) = self.plan.poll_limit {
+            tracing::warn!(?limit, "recv was not called within the poll limit");
+            state.shelf.pass_poll_limit();
+        }
+    }
+
+    /// The reader takes part again.
+    pub(super) fn wake(&self) {
+        let mut state = self.state();
+        (state.resting, state.last_poll) = (false, Instant::now());
     }
 
     /// librdkafka says that the poll limit has passed.
@@ -248,19 +270,21 @@ impl Feed {
     pub(super) fn turn(&self) -> Option<Turn> {
         let now = Instant::now();
         let mut state = self.state();
-        if state.overdue.is_some_and(|until| now >= until) {
-            (state.overdue, state.last_poll) = (None, now);
-        }
         if state.closing {
             return None;
         }
         let open = state.call == Call::Waiting || !state.joined;
+        let patience = self.plan.patience().saturating_sub(state.last_poll.elapsed());
+        if !open && patience.is_zero() {
+            self.rest(&mut state);
+        }
         Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
             // The other half waits in librdkafka.
             room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
-            hold: state.overdue.map(|until| until - now),
+            resting: state.resting,
+            patience,
         })
     }
 
@@ -303,6 +327,10 @@ impl Feed {
 
     /// Goes on at another offset of a partition, in librdkafka and on the shelf. The gate is held.
     pub(super) fn restart(&self, client: &Client, partition: &TopicPartition, to: u64) -> KafkaResult<()> {
+        // A reader that rests begins there when it wakes.
+        if self.state().resting {
+            return Ok(());
+        }
         let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
         if client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok() {
             return Ok(());

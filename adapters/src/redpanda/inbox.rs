@@ -16,6 +16,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::link::Link;
+use super::offsets;
 
 /// A change of the assignment that librdkafka waits for.
 #[derive(Debug, Clone)]
@@ -32,13 +33,20 @@ pub(super) struct Inbox {
     /// Whether there are any: asked for every message.
     due: AtomicBool,
     leaving: AtomicBool,
+    resting: AtomicBool,
 }
 
 pub(super) type Client = BaseConsumer<Inbox>;
 
 impl Inbox {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, changes: Mutex::default(), due: AtomicBool::new(false), leaving: AtomicBool::new(false) }
+        Self {
+            link,
+            changes: Mutex::default(),
+            due: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Change>> {
@@ -60,9 +68,28 @@ impl Inbox {
         self.due.store(!changes.is_empty(), Ordering::Release);
     }
 
-    /// From now on changes are carried out at once: nobody reads any more.
+    /// From now on changes are answered at once: nobody reads any more.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Likewise, while nobody reads.
+    pub(super) fn rest(&self, resting: bool) {
+        self.resting.store(resting, Ordering::Release);
+    }
+
+    /// Answers the changes that librdkafka still waits for, and takes nothing.
+    pub(super) fn dismiss(&self, client: &Client) {
+        while let Some(change) = self.due() {
+            let (partitions, gain) = match &change {
+                Change::Gain(partitions) => (partitions, true),
+                Change::Lose(partitions) => (partitions, false),
+            };
+            if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
+                acknowledge(client, &list, gain);
+            }
+            self.done();
+        }
     }
 }
 
@@ -107,7 +134,7 @@ impl ClientContext for Inbox {
 impl ConsumerContext for Inbox {
     fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let gain = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.leaving.load(Ordering::Acquire) {
+        if self.leaving.load(Ordering::Acquire) || self.resting.load(Ordering::Acquire) {
             // librdkafka waits for just this answer; what it gave it takes back by itself.
             acknowledge(client, list, gain);
             return;

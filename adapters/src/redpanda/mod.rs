@@ -14,6 +14,7 @@ mod offsets;
 mod poller;
 mod producer;
 mod publish;
+mod rest;
 mod settings;
 mod shelf;
 mod subscription;

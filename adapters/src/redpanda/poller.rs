@@ -14,14 +14,16 @@ use super::feed::Feed;
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
 use super::shelf::{Run, weight};
-use super::{error, offsets};
+use super::{error, offsets, rest};
 
 /// While nothing comes, librdkafka's own events are served this often.
 const IDLE: Duration = Duration::from_millis(200);
 /// What did not work is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
-/// A deleted topic is looked for again this often.
+/// A deleted topic is looked for again this often, and a reader that rests is served.
 const LOOK: Duration = Duration::from_secs(1);
+/// So many events may come one after another and look like nothing.
+const EVENTS: usize = 100;
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
 /// So many bytes, likewise.
@@ -36,6 +38,7 @@ pub(super) struct Poller {
     served: u64,
     /// Positions may have gone.
     doubtful: bool,
+    resting: bool,
     looked: Instant,
 }
 
@@ -57,7 +60,7 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
     let run = move || {
         let _watch = Watch(feed.clone());
         let (stack, looked) = (Stack::default(), Instant::now());
-        Poller { feed, client, stack, served: 0, doubtful: false, looked }.run();
+        Poller { feed, client, stack, served: 0, doubtful: false, resting: false, looked }.run();
     };
     thread.spawn(run).map(drop)
 }
@@ -65,15 +68,15 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 impl Poller {
     fn run(mut self) {
         while let Some(turn) = self.feed.turn() {
-            if let Some(hold) = turn.hold {
-                self.feed.bell.wait(hold);
+            if turn.resting {
+                self.rest(turn.open);
                 continue;
             }
             if turn.open && !self.carry_out() {
                 self.feed.bell.wait(AGAIN);
             }
             if !turn.active {
-                self.feed.bell.wait(Duration::from_hours(1));
+                self.feed.bell.wait(turn.patience);
                 continue;
             }
             if !turn.open && self.feed.inbox().is_due() {
@@ -91,6 +94,44 @@ impl Poller {
             }
         }
         self.leave();
+    }
+
+    /// Nobody has read for long. What librdkafka has to tell is heard all the same, or it would pile up: its log, its
+    /// statistics, whether brokers are there. To poll is to take part, so the reader takes part no more until a `recv`
+    /// wants it to.
+    fn rest(&mut self, wanted: bool) {
+        if !self.resting {
+            rest::begin(&self.feed, &self.client);
+            self.resting = true;
+        }
+        self.hear();
+        if !rest::has_begun(&self.feed, &self.client) {
+            self.feed.bell.wait(AGAIN);
+        } else if !wanted {
+            self.feed.bell.wait(LOOK);
+        } else if let Err(error) = rest::end(&self.feed, &self.client) {
+            self.failed(error::of(error, "recv"));
+            self.feed.bell.wait(AGAIN);
+        } else {
+            self.resting = false;
+        }
+    }
+
+    /// Serves events. Messages that are still on their way belong to nobody here.
+    fn hear(&mut self) {
+        let client = self.client.clone();
+        let mut nothing = 0;
+        for _ in 0..BURST {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(_)) => nothing = 0,
+                Some(Err(error)) => self.trouble(&error),
+                // It may also be an event that was served.
+                None => nothing += 1,
+            }
+            if nothing > EVENTS {
+                break;
+            }
+        }
     }
 
     /// Polls what is there, and says whether there may be more.
@@ -222,21 +263,13 @@ impl Poller {
     }
 
     fn lose(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
-        let paused: Vec<_> = {
+        {
             let mut state = self.feed.state();
-            let owned = state.shelf.owned();
-            let paused = partitions.iter().filter(|p| owned.get(p).is_some_and(|owned| owned.paused));
-            let paused = paused.cloned().collect();
             state.shelf.lose(partitions);
             state.shelf.turn();
-            paused
-        };
+        }
         // A commit that is under way ends before somebody else owns its partitions.
         let _commits = self.feed.commits.blocking_lock();
-        // librdkafka would remember a pause until the partition comes back.
-        if !paused.is_empty() {
-            self.client.resume(&offsets::list(paused.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
-        }
         acknowledge(
             &self.client,
             &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?,
@@ -274,6 +307,8 @@ impl Poller {
             }
             state.shelf.turn();
         }
+        // librdkafka remembers a pause over the loss of a partition, however it was lost.
+        self.client.resume(&offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
         acknowledge(&self.client, &offsets::list(assigned)?, true);
         self.settle();
         let mut state = self.feed.state();
@@ -392,16 +427,7 @@ impl Poller {
     /// Leaves the group. What librdkafka still waits for is given back first.
     fn leave(self) {
         let Self { feed, client, .. } = self;
-        while let Some(change) = feed.inbox().due() {
-            let (partitions, gain) = match &change {
-                Change::Gain(partitions) => (partitions, true),
-                Change::Lose(partitions) => (partitions, false),
-            };
-            if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
-                acknowledge(&client, &list, gain);
-            }
-            feed.inbox().done();
-        }
+        feed.inbox().dismiss(&client);
         drop(feed.take_client());
         let deadline = Instant::now() + PATIENCE;
         while Arc::strong_count(&client) > 1 && Instant::now() < deadline {
