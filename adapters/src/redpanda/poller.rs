@@ -321,11 +321,17 @@ impl Poller {
 
     /// Commits where partitions begin, before anything of them is handed out, so that a takeover begins there too.
     fn settle(&self) -> bool {
-        let unsettled: Vec<_> = {
+        let unsettled = || -> Vec<_> {
             let state = self.feed.state();
             let owned = state.shelf.owned().iter();
             owned.filter_map(|(p, owned)| Some((p.clone(), owned.key, owned.unsettled?))).collect()
         };
+        if unsettled().is_empty() {
+            return true;
+        }
+        // A commit that is under way must not come after this one.
+        let _commits = self.feed.commits.blocking_lock();
+        let unsettled = unsettled();
         if unsettled.is_empty() {
             return true;
         }
@@ -378,11 +384,11 @@ impl Poller {
                     if self.feed.restart(&self.client, partition, to).is_err() {
                         return false;
                     }
-                    feed.state().shelf.reset(partition, to, gone && feed.plan.has_group());
+                    feed.state().shelf.reset(partition, to, *low, gone && feed.plan.has_group());
                 }
                 Ok(None) => {
                     if let Some(owned) = feed.state().shelf.get_mut(partition) {
-                        owned.failed = Some(error::no_start(partition, "recv"));
+                        (owned.failed, owned.floor) = (Some(error::no_start(partition, "recv")), *low);
                     }
                 }
                 Err(_) => return false,

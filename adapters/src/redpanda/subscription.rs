@@ -114,12 +114,12 @@ fn keep(
         {
             let state = feed.state();
             let overdue = feed.is_overdue(&state);
-            wanted.retain(|partition, (key, _)| {
+            wanted.retain(|partition, (key, next)| {
                 // A seek makes a new key and leaves the partition where it is.
                 let here = state.shelf.owned().get(partition);
                 let kept = !overdue && here.is_some();
                 if let Some(owned) = here {
-                    *key = owned.key;
+                    (*key, *next) = (owned.key, owned.upto(*next));
                 }
                 if !kept {
                     lost.push(partition.clone());
@@ -153,7 +153,7 @@ fn keep(
     let mut stored = Positions::new();
     for (partition, (_, next)) in wanted {
         if let Some(owned) = state.shelf.get_mut(&partition) {
-            (owned.committed, owned.unsettled) = (Some(next), None);
+            owned.stored(next);
         }
         stored.set(partition, next);
     }

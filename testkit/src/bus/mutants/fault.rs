@@ -8,6 +8,7 @@ pub(super) enum Fault {
     CommitsWhatItCan,
     HidesLost,
     CommitsWhatIsLost,
+    CommitsWhatHasGone,
     CommitsInRecv,
     ReversesBatch,
     SwapsBatches,

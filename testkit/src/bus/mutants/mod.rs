@@ -47,6 +47,7 @@ mutants! {
     CommitsWhatItCan "stores_a_part_of_a_refused_commit" => "positions::refused_commit_stores_nothing",
     HidesLost "hides_what_a_commit_lost" => "rebalance::commit_after_losing_says_lost",
     CommitsWhatIsLost "moves_the_commit_of_the_new_owner_back" => "rebalance::commit_after_losing_says_lost",
+    CommitsWhatHasGone "lets_a_late_commit_undo_a_reset" => "positions::late_commit_does_not_undo_a_reset",
     CommitsInRecv "commits_what_recv_hands_out" => "groups::takeover_before_the_first_commit",
     ReversesBatch "reorders_within_a_batch" => "publish::order_of_one_key",
     SwapsBatches "reorders_across_batches" => "publish::order_of_one_key",

@@ -152,6 +152,16 @@ impl Subscription for BrokenReader {
                 }
                 Ok(committed)
             }
+            Fault::CommitsWhatHasGone => {
+                let committed = self.inner.commit(upto).await?;
+                let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+                for (partition, stored) in committed.stored.iter() {
+                    if let Some(next) = upto.get(partition).filter(|next| *next != stored) {
+                        stale.set(partition.clone(), next);
+                    }
+                }
+                everything()
+            }
             _ => self.inner.commit(upto).await,
         }
     }
