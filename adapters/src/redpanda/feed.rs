@@ -325,20 +325,15 @@ impl Feed {
         Ok(Some(state.shelf.nothing()))
     }
 
-    /// Goes on at another offset of a partition, in librdkafka and on the shelf. The gate is held.
-    pub(super) fn restart(&self, client: &Client, partition: &TopicPartition, to: u64) -> KafkaResult<()> {
+    /// Sends librdkafka to another offset of a partition. False if it does not fetch that partition at present: then
+    /// the thread starts it anew. The gate is held.
+    pub(super) fn send_to(&self, client: &Client, partition: &TopicPartition, to: u64) -> bool {
         // A reader that rests begins there when it wakes.
         if self.state().resting {
-            return Ok(());
+            return true;
         }
         let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
-        if client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok() {
-            return Ok(());
-        }
-        // A partition that is not fetched at present cannot be sought in.
-        let list = offsets::list([(partition, offsets::offset(to))])?;
-        client.incremental_unassign(&list)?;
-        client.incremental_assign(&list)
+        client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok()
     }
 }
 

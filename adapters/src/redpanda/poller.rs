@@ -84,6 +84,9 @@ impl Poller {
                 self.feed.bell.wait(IDLE);
                 continue;
             }
+            if turn.open {
+                self.start_anew();
+            }
             self.look_for_the_missing();
             // Without room librdkafka is still told that its reader lives, once for each `recv`.
             let received = self.feed.received();
@@ -193,7 +196,9 @@ impl Poller {
         let name = message.topic();
         let topic = self.feed.plan.topics.iter().find(|topic| topic.as_str() == name)?;
         let partition = TopicPartition::new(topic.clone(), number);
-        let key = self.feed.state().shelf.owned().get(&partition)?.key;
+        let state = self.feed.state();
+        let key = state.shelf.owned().get(&partition).filter(|owned| !owned.astray)?.key;
+        drop(state);
         Some((partition, key))
     }
 
@@ -380,11 +385,13 @@ impl Poller {
                     let Some(to) = found.get(partition).copied() else { continue };
                     tracing::warn!(%partition, from = fetched, to, "the position has gone");
                     let gone = committed.is_none_or(|commit| !(*low..=*high).contains(&commit));
-                    // First where librdkafka goes on: what fails here is tried again as a whole.
-                    if self.feed.restart(&self.client, partition, to).is_err() {
-                        return false;
+                    let sent = feed.send_to(&self.client, partition, to);
+                    let mut state = feed.state();
+                    state.shelf.reset(partition, to, *low, gone && feed.plan.has_group());
+                    if let Some(owned) = state.shelf.get_mut(partition) {
+                        owned.astray = !sent;
                     }
-                    feed.state().shelf.reset(partition, to, *low, gone && feed.plan.has_group());
+                    feed.bell.ring();
                 }
                 Ok(None) => {
                     if let Some(owned) = feed.state().shelf.get_mut(partition) {
@@ -397,6 +404,37 @@ impl Poller {
         self.settle();
         feed.changed.notify_waiters();
         true
+    }
+
+    /// Starts partitions where librdkafka could not be sent. They leave its assignment for a moment, and while it waits
+    /// for its partitions to be given away it takes that for the answer: so this happens inside `recv` only, where the
+    /// assignment may change, and after what is due was carried out.
+    fn start_anew(&self) {
+        let _gate = self.feed.gate();
+        let astray: Vec<_> = {
+            let state = self.feed.state();
+            let owned =
+                state.shelf.owned().iter().filter(|(_, owned)| owned.astray && owned.failed.is_none());
+            owned.map(|(partition, owned)| (partition.clone(), owned.fetched)).collect()
+        };
+        for (partition, to) in astray {
+            if self.feed.inbox().is_due() {
+                return;
+            }
+            let started = offsets::list([(&partition, offsets::offset(to))]).and_then(|list| {
+                // It is out already if it could not be put back the last time.
+                let _ = self.client.incremental_unassign(&list);
+                self.client.incremental_assign(&list)
+            });
+            match started {
+                Err(error) => self.failed(error::of(error, "recv")),
+                Ok(()) => {
+                    if let Some(owned) = self.feed.state().shelf.get_mut(&partition) {
+                        owned.astray = false;
+                    }
+                }
+            }
+        }
     }
 
     /// Whether every topic is still there.

@@ -47,6 +47,7 @@ pub(super) fn end(feed: &Feed, client: &Client) -> KafkaResult<()> {
             offsets::list(owned.map(|(partition, owned)| (partition, offsets::offset(owned.fetched))))?
         };
         client.assign(&list)?;
+        feed.state().shelf.found();
     }
     feed.wake();
     Ok(())

@@ -27,6 +27,8 @@ pub(super) struct Owned {
     pub(super) position: u64,
     /// What librdkafka gives next.
     pub(super) fetched: u64,
+    /// It does not do so yet, and has to be started there anew.
+    pub(super) astray: bool,
     pub(super) committed: Option<u64>,
     /// A start that is not committed yet: nothing is handed out before.
     pub(super) unsettled: Option<u64>,
@@ -93,6 +95,7 @@ impl Shelf {
             key: self.keys,
             position: start,
             fetched: start,
+            astray: false,
             committed,
             unsettled: None,
             floor: 0,
@@ -160,6 +163,11 @@ impl Shelf {
             (owned.key, owned.position, owned.fetched, owned.bytes) = (self.keys, to, to, 0);
             owned.failed = None;
         }
+    }
+
+    /// librdkafka begins in every partition where it should.
+    pub(super) fn found(&mut self) {
+        self.owned.values_mut().for_each(|owned| owned.astray = false);
     }
 
     /// Puts fetched messages on the shelf, unless their partition went or jumped meanwhile.

@@ -219,8 +219,12 @@ impl Subscription for RedpandaSubscription {
                 if !feed.state().shelf.owned().contains_key(&partition) {
                     return Err(error::not_owned(&partition, "seek"));
                 }
-                feed.restart(&client, &partition, offset).map_err(|e| error::of(e, "seek"))?;
-                feed.state().shelf.jump(&partition, offset);
+                let sent = feed.send_to(&client, &partition, offset);
+                let mut state = feed.state();
+                state.shelf.jump(&partition, offset);
+                if let Some(owned) = state.shelf.get_mut(&partition) {
+                    owned.astray = !sent;
+                }
             }
             feed.bell.ring();
             Ok(())

@@ -39,6 +39,7 @@ pub(super) enum Fault {
     PausesAll,
     NeverPauses,
     SeeksOneFurther,
+    RebalancesInSeek,
     LagOneOff,
     GroupLagOneOff,
     HidesResets,

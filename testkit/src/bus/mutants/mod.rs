@@ -79,6 +79,7 @@ mutants! {
     PausesAll "pauses_every_partition" => "positions::pause_holds_back_and_blocks_no_other",
     NeverPauses "ignores_a_pause" => "positions::pause_holds_back_and_blocks_no_other",
     SeeksOneFurther "seeks_one_too_far" => "positions::seek_goes_where_it_is_told",
+    RebalancesInSeek "gives_partitions_away_in_seek" => "rebalance::seek_gives_nothing_away",
     LagOneOff "counts_one_too_many_behind" => "positions::position_and_lag_at_each_step",
     GroupLagOneOff "counts_one_too_many_in_groups" => "admin::groups_with_commits_and_lag",
     HidesResets "hides_that_a_position_had_gone" => "positions::position_gone_is_answered_visibly",
