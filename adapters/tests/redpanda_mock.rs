@@ -18,7 +18,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
     DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Notice, Positions, PublishOptions, Read,
-    SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
+    Received, SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, RetryAdvice};
 use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
         fault("a_header_that_cannot_be_read_is_an_error_at_its_place", |lab| Box::pin(unreadable(lab))),
+        fault("errors_that_are_only_repeated_fill_no_buffer", |lab| Box::pin(repeated(lab))),
         fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
         fault("a_member_that_nobody_reads_leaves_and_is_heard", |lab| Box::pin(member_at_rest(lab))),
         fault("a_reader_that_nobody_reads_is_heard_and_keeps_its_place", |lab| Box::pin(reader_at_rest(lab))),
@@ -449,7 +450,8 @@ async fn dropping(lab: Lab) {
     assert!(began.elapsed() < Duration::from_millis(500), "dropping took {:?}", began.elapsed());
 }
 
-async fn unreadable(lab: Lab) {
+/// Four messages of partition 0, of which the third cannot be read.
+fn send_unreadable(lab: &Lab) {
     // Another client may give a header no name at all.
     let mut config = rdkafka::ClientConfig::new();
     let raw: BaseProducer = config.set("bootstrap.servers", &lab.mock.addresses).create().unwrap();
@@ -462,6 +464,55 @@ async fn unreadable(lab: Lab) {
         raw.send(record).map_err(|(error, _)| error).unwrap();
         raw.flush(Duration::from_secs(10)).unwrap();
     }
+}
+
+async fn repeated(lab: Lab) {
+    const BUFFER: usize = 64 << 10;
+    send_unreadable(&lab);
+    let request = Subscribe::new(GroupId::new("repeated").unwrap(), [lab.topic.clone()]).unwrap();
+    let request = request.with_limits(Duration::from_secs(4), Duration::from_secs(8)).unwrap();
+    let mut reader = lab.bus.subscribe(request.with_max_buffered_bytes(BUFFER)).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while reader.recv(10, Duration::from_millis(200)).await.is_ok() {
+        assert!(Instant::now() < deadline, "nothing says that a message cannot be read");
+    }
+    // What follows in other partitions waits behind the error, for longer than the poll limit.
+    let batch: Vec<_> = (0..3_000_u32)
+        .map(|n| Message::new(lab.topic.clone(), vec![0; 2_000]).with_partition(1 + n % 3))
+        .collect();
+    lab.bus.send(&batch).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut refused = 0;
+    while Instant::now() < until || refused < 500 {
+        assert!(reader.recv(1_000, Duration::from_millis(200)).await.is_err(), "the error went away");
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let here = TopicPartition::new(lab.topic.clone(), 0);
+    reader.seek(&[(here, SeekTo::Offset(3))]).await.unwrap();
+    let first = reader.recv(10_000, Duration::from_secs(10)).await.unwrap();
+    let bytes: usize = first.iter().map(Received::size).sum();
+    // The buffer, and the burst that filled it.
+    assert!(bytes <= BUFFER + (1 << 20) + 4_000, "{bytes} bytes were buffered");
+    // Nothing is lost by it, and the membership stayed.
+    let mut came = BTreeMap::<u32, Vec<u64>>::new();
+    let mut batch = first;
+    while came.values().map(Vec::len).sum::<usize>() < 3_001 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        assert!(batch.notices().is_empty(), "{:?}", batch.notices());
+        for message in &batch {
+            came.entry(message.partition).or_default().push(message.offset);
+        }
+        batch = reader.recv(10_000, Duration::from_secs(1)).await.unwrap();
+    }
+    for (partition, offsets) in came {
+        let from = if partition == 0 { 3 } else { 0 };
+        assert_eq!(offsets, (from..from + offsets.len() as u64).collect::<Vec<_>>(), "of {partition}");
+    }
+}
+
+async fn unreadable(lab: Lab) {
+    send_unreadable(&lab);
     let mut reader = lab.member("unreadable").await;
     let deadline = Instant::now() + Duration::from_secs(20);
     let (mut came, mut refused) = (Vec::new(), 0);

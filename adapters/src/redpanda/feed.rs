@@ -24,6 +24,8 @@ use super::shelf::Shelf;
 
 /// For so long after a `recv` the next one is expected, and messages are fetched ahead.
 const EXPECTANT: Duration = Duration::from_secs(1);
+/// So many bytes are polled before they are put on the shelf: it may have so much more than its half.
+pub(super) const BURST_BYTES: usize = 1 << 20;
 /// A reader without a group rests when nobody has read for so long; a member does when its poll limit has passed.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -43,6 +45,16 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn has_group(&self) -> bool {
         self.poll_limit.is_some()
+    }
+
+    fn room(&self, buffered: usize) -> Room {
+        // The other half waits in librdkafka.
+        let half = (self.max_buffered_bytes / 2).max(1);
+        match buffered {
+            bytes if bytes < half => Room::Free,
+            bytes if bytes < half.saturating_add(BURST_BYTES) => Room::Scarce,
+            _ => Room::None,
+        }
     }
 
     /// A reader that nobody reads rests after this.
@@ -99,12 +111,22 @@ pub(super) struct State {
     ended: bool,
 }
 
+/// What the buffer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    /// One message for each `recv`, by which librdkafka is told that its reader lives.
+    Scarce,
+    /// Nothing: what is buffered does not go, or what comes is larger than what goes.
+    None,
+}
+
 /// What the thread is to do.
 pub(super) struct Turn {
     /// A `recv` is waiting, or the first assignment is: changes of the assignment may be carried out.
     pub(super) open: bool,
     pub(super) active: bool,
-    pub(super) room: bool,
+    pub(super) room: Room,
     pub(super) resting: bool,
     /// It rests after this, if nobody reads.
     pub(super) patience: Duration,
@@ -281,8 +303,7 @@ impl Feed {
         Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
-            // The other half waits in librdkafka.
-            room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
+            room: self.plan.room(state.shelf.buffered()),
             resting: state.resting,
             patience,
         })

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaTopic;
 
-use super::feed::Feed;
+use super::feed::{BURST_BYTES, Feed, Room};
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
 use super::shelf::{Run, weight};
@@ -26,8 +26,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const EVENTS: usize = 100;
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
-/// So many bytes, likewise.
-const BURST_BYTES: usize = 1 << 20;
 /// A client that calls of dropped futures still use is waited for so long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -40,6 +38,7 @@ pub(super) struct Poller {
     doubtful: bool,
     resting: bool,
     looked: Instant,
+    discarded: Instant,
 }
 
 /// Tells the readers of a thread that panicked.
@@ -60,7 +59,8 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
     let run = move || {
         let _watch = Watch(feed.clone());
         let (stack, looked) = (Stack::default(), Instant::now());
-        Poller { feed, client, stack, served: 0, doubtful: false, resting: false, looked }.run();
+        Poller { feed, client, stack, served: 0, doubtful: false, resting: false, looked, discarded: looked }
+            .run();
     };
     thread.spawn(run).map(drop)
 }
@@ -84,13 +84,18 @@ impl Poller {
                 self.feed.bell.wait(IDLE);
                 continue;
             }
-            if turn.open {
+            if turn.open && turn.room == Room::Free {
                 self.start_anew();
             }
             self.look_for_the_missing();
+            if turn.room == Room::None {
+                self.discard();
+                self.feed.bell.wait(IDLE);
+                continue;
+            }
             // Without room librdkafka is still told that its reader lives, once for each `recv`.
             let received = self.feed.received();
-            let most = if turn.room { BURST } else { usize::from(received != self.served) };
+            let most = if turn.room == Room::Free { BURST } else { usize::from(received != self.served) };
             self.served = received;
             if most == 0 || !self.burst(most) {
                 self.feed.bell.wait(IDLE);
@@ -117,6 +122,43 @@ impl Poller {
             self.feed.bell.wait(AGAIN);
         } else {
             self.resting = false;
+        }
+    }
+
+    /// Once a second librdkafka is told that its reader lives, and is heard, though there is no room. Messages that come
+    /// by it are fetched again when there is.
+    fn discard(&mut self) {
+        if self.discarded.elapsed() < LOOK {
+            return;
+        }
+        self.discarded = Instant::now();
+        let feed = self.feed.clone();
+        let _gate = feed.gate();
+        let client = self.client.clone();
+        for _ in 0..EVENTS {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    if let Some((partition, _)) = self.owned(&message)
+                        && let Some(owned) = feed.state().shelf.get_mut(&partition)
+                    {
+                        owned.astray = true;
+                    }
+                }
+                Some(Err(error)) => self.trouble(&error),
+                None => {}
+            }
+            if feed.inbox().is_due() {
+                break;
+            }
+        }
+        self.end_poll(&feed);
+    }
+
+    /// What follows on a poll. The gate is held.
+    fn end_poll(&mut self, feed: &Feed) {
+        feed.polled();
+        if self.doubtful {
+            self.doubtful = !self.reset();
         }
     }
 
@@ -170,10 +212,7 @@ impl Poller {
         };
         stack.put(&feed);
         self.stack = stack;
-        feed.polled();
-        if self.doubtful {
-            self.doubtful = !self.reset();
-        }
+        self.end_poll(&feed);
         more
     }
 
@@ -422,6 +461,9 @@ impl Poller {
                 return;
             }
             let started = offsets::list([(&partition, offsets::offset(to))]).and_then(|list| {
+                if self.feed.send_to(&self.client, &partition, to) {
+                    return Ok(());
+                }
                 // It is out already if it could not be put back the last time.
                 let _ = self.client.incremental_unassign(&list);
                 self.client.incremental_assign(&list)
