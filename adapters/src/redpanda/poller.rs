@@ -308,6 +308,8 @@ impl Poller {
 
     fn lose(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
         {
+            // A pause or a seek that has begun is done before, and none begins after.
+            let _gate = self.feed.gate();
             let mut state = self.feed.state();
             state.shelf.lose(partitions);
             state.shelf.turn();
@@ -334,6 +336,7 @@ impl Poller {
         };
         let starts = starts.unwrap_or_default();
         let mut assigned = Vec::with_capacity(partitions.len());
+        let gate = self.feed.gate();
         {
             let mut state = self.feed.state();
             for partition in partitions {
@@ -354,6 +357,7 @@ impl Poller {
         // librdkafka remembers a pause over the loss of a partition, however it was lost.
         self.client.resume(&offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
         acknowledge(&self.client, &offsets::list(assigned)?, true);
+        drop(gate);
         self.settle();
         let mut state = self.feed.state();
         if !state.joined {
