@@ -369,3 +369,23 @@ impl Drop for Inside<'_> {
         state.last_recv = Instant::now();
     }
 }
+
+/// A member whose brokers are nowhere, and whose thread was not started.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "test support")]
+pub(super) fn nowhere() -> Arc<Feed> {
+    let config = crate::config::RedpandaConfig::from_brokers("127.0.0.1:1");
+    let (topic, group) = (TopicName::new("t").unwrap(), qi_core::bus::GroupId::new("g").unwrap());
+    let request = qi_core::bus::Subscribe::new(group, [topic.clone()]).unwrap();
+    let plan = Plan {
+        topics: vec![topic],
+        otherwise: StartFrom::Earliest,
+        poll_limit: Some(request.poll_limit),
+        max_buffered_bytes: request.max_buffered_bytes,
+        limit: Duration::from_millis(100),
+        commit_limit: Duration::from_millis(100),
+    };
+    let admin = super::settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
+    let settings = super::settings::member(&config, &request);
+    Feed::new(plan, Arc::new(admin), &settings, Link::new("consumer", "g")).unwrap()
+}

@@ -11,7 +11,7 @@ use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
@@ -85,16 +85,16 @@ impl Inbox {
                 Change::Gain(partitions) => (partitions, true),
                 Change::Lose(partitions) => (partitions, false),
             };
-            if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
-                acknowledge(client, &list, gain);
-            }
+            let list = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)));
+            // What it refused is said in the log, and there is nobody else to tell.
+            let _ = list.and_then(|list| acknowledge(client, &list, gain));
             self.done();
         }
     }
 }
 
 /// Does to librdkafka's assignment what it asked for.
-pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bool) {
+pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bool) -> KafkaResult<()> {
     let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
     let done = match (gain, cooperative) {
         (true, true) => client.incremental_assign(change),
@@ -102,9 +102,10 @@ pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bo
         (false, true) => client.incremental_unassign(change),
         (false, false) => client.unassign(),
     };
-    if let Err(error) = done {
+    if let Err(error) = &done {
         tracing::warn!(%error, gain, "librdkafka refused a change of the assignment that it had asked for");
     }
+    done
 }
 
 /// Our own copy; a list of the driver that lives on would hang the end of its client.
@@ -136,7 +137,7 @@ impl ConsumerContext for Inbox {
         let gain = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.leaving.load(Ordering::Acquire) || self.resting.load(Ordering::Acquire) {
             // librdkafka waits for just this answer; what it gave it takes back by itself.
-            acknowledge(client, list, gain);
+            let _ = acknowledge(client, list, gain);
             return;
         }
         let partitions = partitions(list);

@@ -41,6 +41,16 @@ pub(super) struct Poller {
     discarded: Instant,
 }
 
+/// Where a partition begins that was gained.
+struct Start {
+    partition: TopicPartition,
+    at: u64,
+    /// A start without a commit is to be committed itself.
+    committed: Option<u64>,
+    /// Without a commit it was to fail.
+    fails: bool,
+}
+
 /// Tells the readers of a thread that panicked.
 struct Watch(Arc<Feed>);
 
@@ -58,14 +68,17 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
     let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
     let run = move || {
         let _watch = Watch(feed.clone());
-        let (stack, looked) = (Stack::default(), Instant::now());
-        Poller { feed, client, stack, served: 0, doubtful: false, resting: false, looked, discarded: looked }
-            .run();
+        Poller::new(feed, client).run();
     };
     thread.spawn(run).map(drop)
 }
 
 impl Poller {
+    fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
+        let (stack, looked) = (Stack::default(), Instant::now());
+        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked, discarded: looked }
+    }
+
     fn run(mut self) {
         while let Some(turn) = self.feed.turn() {
             if turn.resting {
@@ -316,54 +329,58 @@ impl Poller {
         }
         // A commit that is under way ends before somebody else owns its partitions.
         let _commits = self.feed.commits.blocking_lock();
-        acknowledge(
-            &self.client,
-            &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?,
-            false,
-        );
-        Ok(())
+        let list = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?;
+        acknowledge(&self.client, &list, false)
     }
 
     fn gain(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
-        let limit = self.feed.plan.limit;
-        let committed = offsets::committed(&*self.client, partitions, limit)?;
-        let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
-        let starts = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
-        let failed = if starts.is_none() {
-            offsets::find(&*self.client, fresh.iter().copied(), offsets::Place::End, limit)?
-        } else {
-            std::collections::BTreeMap::new()
-        };
-        let starts = starts.unwrap_or_default();
-        let mut assigned = Vec::with_capacity(partitions.len());
-        let gate = self.feed.gate();
-        {
-            let mut state = self.feed.state();
-            for partition in partitions {
-                let commit = committed.get(partition).copied();
-                let Some(start) = commit.or_else(|| starts.get(partition).or(failed.get(partition)).copied())
-                else {
-                    continue;
-                };
-                state.shelf.gain(partition.clone(), start, commit);
-                if let Some(owned) = state.shelf.get_mut(partition) {
-                    owned.unsettled = starts.get(partition).copied();
-                    owned.failed = failed.contains_key(partition).then(|| error::no_start(partition, "recv"));
-                }
-                assigned.push((partition, offsets::offset(start)));
-            }
-            state.shelf.turn();
-        }
-        // librdkafka remembers a pause over the loss of a partition, however it was lost.
-        self.client.resume(&offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
-        acknowledge(&self.client, &offsets::list(assigned)?, true);
-        drop(gate);
+        self.take_over(&self.starts(partitions)?)?;
         self.settle();
         let mut state = self.feed.state();
         if !state.joined {
             state.joined = true;
             state.shelf.forget_gains();
         }
+        Ok(())
+    }
+
+    /// Where partitions begin: at their commits; where there is none, at the start that `otherwise` gives.
+    fn starts(&self, partitions: &[TopicPartition]) -> KafkaResult<Vec<Start>> {
+        let limit = self.feed.plan.limit;
+        let committed = offsets::committed(&*self.client, partitions, limit)?;
+        let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
+        let found = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
+        let fails = found.is_none();
+        let found = match found {
+            Some(found) => found,
+            None => offsets::find(&*self.client, fresh, offsets::Place::End, limit)?,
+        };
+        let starts = partitions.iter().filter_map(|partition| {
+            let committed = committed.get(partition).copied();
+            let at = committed.or_else(|| found.get(partition).copied())?;
+            let fails = fails && committed.is_none();
+            Some(Start { partition: partition.clone(), at, committed, fails })
+        });
+        Ok(starts.collect())
+    }
+
+    /// Owns partitions, once librdkafka has taken them.
+    fn take_over(&self, starts: &[Start]) -> KafkaResult<()> {
+        let _gate = self.feed.gate();
+        // librdkafka remembers a pause over the loss of a partition, however it was lost.
+        let list = offsets::list(starts.iter().map(|start| (&start.partition, rdkafka::Offset::Invalid)))?;
+        self.client.resume(&list)?;
+        let list = offsets::list(starts.iter().map(|start| (&start.partition, offsets::offset(start.at))))?;
+        acknowledge(&self.client, &list, true)?;
+        let mut state = self.feed.state();
+        for Start { partition, at, committed, fails } in starts {
+            state.shelf.gain(partition.clone(), *at, *committed);
+            if let Some(owned) = state.shelf.get_mut(partition) {
+                owned.unsettled = (committed.is_none() && !fails).then_some(*at);
+                owned.failed = fails.then(|| error::no_start(partition, "recv"));
+            }
+        }
+        state.shelf.turn();
         Ok(())
     }
 
@@ -582,3 +599,27 @@ impl Stack {
 
 /// Kept small, because it is made once for each message.
 const _: () = assert!(size_of::<Received>() <= 192);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redpanda::feed::nowhere;
+
+    #[test]
+    fn what_librdkafka_does_not_take_is_not_owned() {
+        let feed = nowhere();
+        let client = feed.client("recv").unwrap();
+        let poller = Poller::new(feed.clone(), client);
+        let start = || {
+            let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+            Start { partition, at: 3, committed: None, fails: false }
+        };
+        // It refuses a partition that is named twice.
+        assert!(poller.take_over(&[start(), start()]).is_err());
+        assert!(feed.state().shelf.owned().is_empty());
+        poller.take_over(&[start()]).unwrap();
+        let state = feed.state();
+        let owned = &state.shelf.owned()[&start().partition];
+        assert_eq!((owned.position, owned.committed, owned.unsettled), (3, None, Some(3)));
+    }
+}

@@ -230,8 +230,10 @@ impl Shelf {
             run.bytes = run.bytes.saturating_sub(bytes);
             owned.bytes = owned.bytes.saturating_sub(bytes);
             if let Some(last) = taken.last() {
-                owned.position = last.offset + 1;
-                positions.set(run.partition.clone(), owned.position);
+                let next = last.offset + 1;
+                positions.set(run.partition.clone(), next);
+                // Behind the last one it goes on where librdkafka does, which a reset may have sent elsewhere.
+                owned.position = if owned.bytes == 0 { owned.fetched } else { next };
             }
             if messages.is_empty() {
                 messages = taken;
@@ -343,6 +345,19 @@ mod tests {
         assert_eq!((shelf.owned()[&at(0)].position, shelf.buffered()), (7, 0));
         let news = shelf.nothing();
         assert_eq!(news.notices(), [Notice::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]);
+    }
+
+    #[test]
+    fn a_reset_behind_buffered_messages_shows_once_they_are_taken() {
+        let mut shelf = shelf(1);
+        let run = run(&shelf, 0, 0..3);
+        shelf.put(run);
+        shelf.reset(&at(0), 9, 6, false);
+        assert_eq!(take(&mut shelf, 2), [(0, 0), (0, 1)]);
+        assert_eq!(shelf.owned()[&at(0)].position, 2);
+        let batch = shelf.take(2).unwrap().unwrap();
+        assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
+        assert_eq!(shelf.owned()[&at(0)].position, 9, "what comes next");
     }
 
     #[test]

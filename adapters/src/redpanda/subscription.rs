@@ -303,41 +303,16 @@ pub(super) fn resolve(
 #[cfg(test)]
 mod tests {
     use qi_core::ErrorKind;
-    use qi_core::bus::{GroupId, StartFrom, Subscribe, TopicName};
-    use rdkafka::admin::AdminClient;
 
     use super::*;
-    use crate::config::RedpandaConfig;
-    use crate::redpanda::feed::Plan;
-    use crate::redpanda::link::Link;
-    use crate::redpanda::settings;
-
-    /// A member that owns one partition, whose brokers are nowhere, and whose thread was not started.
-    fn member() -> (Arc<Feed>, TopicPartition) {
-        let config = RedpandaConfig::from_brokers("127.0.0.1:1");
-        let topic = TopicName::new("t").unwrap();
-        let request = Subscribe::new(GroupId::new("g").unwrap(), [topic.clone()]).unwrap();
-        let plan = Plan {
-            topics: vec![topic.clone()],
-            otherwise: StartFrom::Earliest,
-            poll_limit: Some(request.poll_limit),
-            max_buffered_bytes: request.max_buffered_bytes,
-            limit: Duration::from_millis(100),
-            commit_limit: Duration::from_millis(100),
-        };
-        let admin: AdminClient<Link> =
-            settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
-        let settings = settings::member(&config, &request);
-        let feed = Feed::new(plan, Arc::new(admin), &settings, Link::new("consumer", "g")).unwrap();
-        let partition = TopicPartition::new(topic, 0);
-        feed.state().shelf.gain(partition.clone(), 0, None);
-        (feed, partition)
-    }
+    use crate::redpanda::feed::nowhere;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_pause_or_a_seek_that_crosses_a_loss_is_refused() {
         for seek in [false, true] {
-            let (feed, partition) = member();
+            let feed = nowhere();
+            let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+            feed.state().shelf.gain(partition.clone(), 0, None);
             let mut subscription = RedpandaSubscription::new(feed.clone());
             // The thread is about to give the partition away when the call comes.
             let gate = feed.gate();
