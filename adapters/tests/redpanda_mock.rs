@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     all.extend([
         fault("produce_errors_that_pass_lose_and_double_nothing", |lab| Box::pin(passing_errors(lab))),
         fault("produce_errors_that_stay_say_why", |lab| Box::pin(staying_errors(lab))),
+        fault("a_right_that_is_taken_away_leaves_it_open", |lab| Box::pin(right_taken_away(lab))),
         fault("a_fatal_error_is_survived", |lab| Box::pin(fatal_error(lab))),
         fault("a_producer_that_is_not_let_in_is_unauthorized", |lab| Box::pin(not_let_in(lab))),
         fault("a_publish_without_an_answer_in_time_is_unknown", |lab| Box::pin(no_answer(lab))),
@@ -216,7 +217,10 @@ async fn staying_errors(lab: Lab) {
     ];
     for (round, (code, kind)) in rows.into_iter().enumerate() {
         lab.inject(Api::Produce, code, 1);
-        let refused = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+        // A topic of which nothing is known yet, so that a right was never there.
+        let topic = TopicName::new(format!("refusing-{round}")).unwrap();
+        lab.mock.topic(&topic, 1);
+        let refused = lab.bus.publish(&[Message::new(topic, "x")], PublishOptions::NONE).await.unwrap();
         let failure = refused.into_outcomes().pop().unwrap().unwrap_err();
         assert_eq!(
             (failure.error.kind(), failure.state),
@@ -234,6 +238,23 @@ async fn staying_errors(lab: Lab) {
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
     assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unavailable, DeliveryState::Unknown));
     lab.each_once_in_order(rows.len()).await;
+}
+
+async fn right_taken_away(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    // The log has it, the replicas were too few at that moment, and the repetition meets a user without the right.
+    lab.mock.with(|cluster| {
+        cluster.request_errors(
+            Api::Produce,
+            &[
+                Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+                Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+            ],
+        );
+    });
+    let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+    let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+    assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unauthorized, DeliveryState::Unknown));
 }
 
 async fn fatal_error(lab: Lab) {
@@ -592,13 +613,13 @@ async fn reader_at_rest(lab: Lab) {
         }
     }
     tokio::time::sleep(Duration::from_secs(31)).await;
+    // It can be sent elsewhere meanwhile; the other partitions go on where they were.
+    reader.seek(&[(all[0].clone(), SeekTo::Earliest)]).await.unwrap();
+    came.remove(&0);
     lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
     lab.heard("client=\"consumer\" group=\"\"").await;
     lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
     lab.bus.send(&lab.messages(5, 1)).await.unwrap();
-    // It can be sent elsewhere meanwhile; the other partitions go on where they were.
-    reader.seek(&[(all[0].clone(), SeekTo::Earliest)]).await.unwrap();
-    came.remove(&0);
     while came.values().map(Vec::len).sum::<usize>() < 48 {
         assert!(Instant::now() < deadline, "only {came:?} came");
         match reader.recv(100, Duration::from_secs(1)).await {
