@@ -90,6 +90,16 @@ enum Call {
     Served,
 }
 
+/// Whether a reader takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The first assignment was not carried out yet.
+    Joining,
+    In,
+    /// Nobody has read for long; the next `recv` ends it.
+    Resting,
+}
+
 /// What is under the lock of a feed.
 #[derive(Debug)]
 pub(super) struct State {
@@ -97,10 +107,7 @@ pub(super) struct State {
     call: Call,
     last_recv: Instant,
     last_poll: Instant,
-    /// Nobody has read for long; the next `recv` ends it.
-    resting: bool,
-    /// The first assignment was carried out.
-    pub(super) joined: bool,
+    pub(super) standing: Standing,
     /// What the next `recv` says, once.
     pub(super) failure: Option<Error>,
     /// What every call says from now on.
@@ -156,8 +163,7 @@ impl Feed {
             call: Call::None,
             last_recv: now,
             last_poll: now,
-            resting: false,
-            joined: false,
+            standing: Standing::Joining,
             failure: None,
             fatal: None,
             missing: None,
@@ -264,10 +270,9 @@ impl Feed {
 
     /// Nobody has read for long. A member's partitions go to others.
     fn rest(&self, state: &mut State) {
-        if state.resting {
+        if std::mem::replace(&mut state.standing, Standing::Resting) == Standing::Resting {
             return;
         }
-        state.resting = true;
         if let Some(limit) = self.plan.poll_limit {
             tracing::warn!(?limit, "recv was not called within the poll limit");
             state.shelf.pass_poll_limit();
@@ -277,7 +282,7 @@ impl Feed {
     /// The reader takes part again.
     pub(super) fn wake(&self) {
         let mut state = self.state();
-        (state.resting, state.last_poll) = (false, Instant::now());
+        (state.standing, state.last_poll) = (Standing::In, Instant::now());
     }
 
     /// librdkafka says that the poll limit has passed.
@@ -295,7 +300,7 @@ impl Feed {
         if state.closing {
             return None;
         }
-        let open = state.call == Call::Waiting || !state.joined;
+        let open = state.call == Call::Waiting || state.standing == Standing::Joining;
         let patience = self.plan.patience().saturating_sub(state.last_poll.elapsed());
         if !open && patience.is_zero() {
             self.rest(&mut state);
@@ -304,7 +309,7 @@ impl Feed {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
             room: self.plan.room(state.shelf.buffered()),
-            resting: state.resting,
+            resting: state.standing == Standing::Resting,
             patience,
         })
     }
@@ -350,7 +355,7 @@ impl Feed {
     /// the thread starts it anew. The gate is held.
     pub(super) fn send_to(&self, client: &Client, partition: &TopicPartition, to: u64) -> bool {
         // A reader that rests begins there when it wakes.
-        if self.state().resting {
+        if self.state().standing == Standing::Resting {
             return true;
         }
         let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());

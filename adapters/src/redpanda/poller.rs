@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaTopic;
 
-use super::feed::{BURST_BYTES, Feed, Room};
+use super::feed::{BURST_BYTES, Feed, Room, Standing};
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
 use super::shelf::{Run, weight};
@@ -337,8 +337,8 @@ impl Poller {
         self.take_over(&self.starts(partitions)?)?;
         self.settle();
         let mut state = self.feed.state();
-        if !state.joined {
-            state.joined = true;
+        if state.standing == Standing::Joining {
+            state.standing = Standing::In;
             state.shelf.forget_gains();
         }
         Ok(())

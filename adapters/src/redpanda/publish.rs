@@ -388,9 +388,9 @@ fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<
 mod tests {
     use super::*;
 
-    fn facts(max_message_bytes: usize, age: Duration) -> Result<Facts> {
+    fn facts(max_message_bytes: usize, age: Duration) -> Facts {
         let at = std::time::Instant::now().checked_sub(age).unwrap();
-        Ok(Facts { partitions: 1, max_message_bytes, at })
+        Facts { partitions: 1, max_message_bytes, at }
     }
 
     #[test]
@@ -401,8 +401,8 @@ mod tests {
         let batch =
             [message(&topic, 10), message(&other, 10), message(&topic, 1_100_000), message(&topic, 10)];
         let judge = |known: &[Known]| sender.judge(known, &batch, PublishOptions::NONE);
-        let known = |topic: &TopicName, facts, anew| Known { topic: topic.clone(), facts, anew };
-        let (old, new) = (Duration::from_secs(60), Duration::ZERO);
+        let known = |topic: &TopicName, facts, anew| Known { topic: topic.clone(), facts: Ok(facts), anew };
+        let (old, new) = (Duration::from_mins(1), Duration::ZERO);
         assert!(matches!(judge(&[]), Err(Doubt::New(asked)) if *asked == topic));
         let mut all = vec![known(&topic, facts(1_000_000, old), false)];
         assert!(matches!(judge(&all), Err(Doubt::New(asked)) if *asked == other));

@@ -49,10 +49,11 @@ impl Owned {
 
     /// The broker has the commit `next`.
     pub(super) fn stored(&mut self, next: u64) {
-        match self.instead_of(next) {
+        if let Some(settled) = self.instead_of(next) {
             // The reset came while the commit was under way.
-            Some(settled) => self.unsettled = Some(settled),
-            None => (self.committed, self.unsettled) = (Some(next), None),
+            self.unsettled = Some(settled);
+        } else {
+            (self.committed, self.unsettled) = (Some(next), None);
         }
     }
 
