@@ -26,6 +26,8 @@ use super::shelf::Shelf;
 const EXPECTANT: Duration = Duration::from_secs(1);
 /// So many bytes are polled before they are put on the shelf: it may have so much more than its half.
 pub(super) const BURST_BYTES: usize = 1 << 20;
+/// Without room librdkafka is told this often that its reader lives, and more often if that would be late.
+const SIGN: Duration = Duration::from_secs(10);
 /// A reader without a group rests when nobody has read for so long; a member does when its poll limit has passed.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -134,6 +136,8 @@ pub(super) struct Turn {
     pub(super) open: bool,
     pub(super) active: bool,
     pub(super) room: Room,
+    /// librdkafka was not told for some time that its reader lives.
+    pub(super) sign: bool,
     pub(super) resting: bool,
     /// It rests after this, if nobody reads.
     pub(super) patience: Duration,
@@ -301,7 +305,8 @@ impl Feed {
             return None;
         }
         let open = state.call == Call::Waiting || state.standing == Standing::Joining;
-        let patience = self.plan.patience().saturating_sub(state.last_poll.elapsed());
+        let silent = state.last_poll.elapsed();
+        let patience = self.plan.patience().saturating_sub(silent);
         if !open && patience.is_zero() {
             self.rest(&mut state);
         }
@@ -309,6 +314,7 @@ impl Feed {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
             room: self.plan.room(state.shelf.buffered()),
+            sign: silent >= SIGN.min(self.plan.patience() / 4),
             resting: state.standing == Standing::Resting,
             patience,
         })

@@ -38,7 +38,6 @@ pub(super) struct Poller {
     doubtful: bool,
     resting: bool,
     looked: Instant,
-    discarded: Instant,
 }
 
 /// Where a partition begins that was gained.
@@ -76,7 +75,7 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 impl Poller {
     fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
         let (stack, looked) = (Stack::default(), Instant::now());
-        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked, discarded: looked }
+        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked }
     }
 
     fn run(mut self) {
@@ -102,7 +101,9 @@ impl Poller {
             }
             self.look_for_the_missing();
             if turn.room == Room::None {
-                self.discard();
+                if turn.sign {
+                    self.discard();
+                }
                 self.feed.bell.wait(IDLE);
                 continue;
             }
@@ -138,23 +139,26 @@ impl Poller {
         }
     }
 
-    /// Once a second librdkafka is told that its reader lives, and is heard, though there is no room. Messages that come
-    /// by it are fetched again when there is.
+    /// Tells librdkafka that its reader lives, and hears it, though there is no room. What it has fetched is dropped
+    /// before, and what comes all the same is fetched again when there is room.
     fn discard(&mut self) {
-        if self.discarded.elapsed() < LOOK {
-            return;
-        }
-        self.discarded = Instant::now();
         let feed = self.feed.clone();
         let _gate = feed.gate();
+        let places: Vec<_> = {
+            let state = feed.state();
+            let owned = state.shelf.owned().iter().filter(|(_, owned)| owned.failed.is_none());
+            owned.map(|(partition, owned)| (partition.clone(), owned.fetched)).collect()
+        };
+        for (partition, fetched) in places {
+            let sent = feed.send_to(&self.client, &partition, fetched);
+            feed.state().shelf.send(&partition, sent);
+        }
         let client = self.client.clone();
         for _ in 0..EVENTS {
             match client.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
-                    if let Some((partition, _)) = self.owned(&message)
-                        && let Some(owned) = feed.state().shelf.get_mut(&partition)
-                    {
-                        owned.astray = true;
+                    if let Some((partition, _)) = self.owned(&message) {
+                        feed.state().shelf.send(&partition, false);
                     }
                 }
                 Some(Err(error)) => self.trouble(&error),
@@ -448,9 +452,7 @@ impl Poller {
                     let sent = feed.send_to(&self.client, partition, to);
                     let mut state = feed.state();
                     state.shelf.reset(partition, to, *low, gone && feed.plan.has_group());
-                    if let Some(owned) = state.shelf.get_mut(partition) {
-                        owned.astray = !sent;
-                    }
+                    state.shelf.send(partition, sent);
                     feed.bell.ring();
                 }
                 Ok(None) => {
@@ -491,11 +493,7 @@ impl Poller {
             });
             match started {
                 Err(error) => self.failed(error::of(error, "recv")),
-                Ok(()) => {
-                    if let Some(owned) = self.feed.state().shelf.get_mut(&partition) {
-                        owned.astray = false;
-                    }
-                }
+                Ok(()) => self.feed.state().shelf.send(&partition, true),
             }
         }
     }

@@ -47,7 +47,7 @@ pub(super) fn end(feed: &Feed, client: &Client) -> KafkaResult<()> {
             offsets::list(owned.map(|(partition, owned)| (partition, offsets::offset(owned.fetched))))?
         };
         client.assign(&list)?;
-        feed.state().shelf.found();
+        feed.state().shelf.send_all();
     }
     feed.wake();
     Ok(())

@@ -166,8 +166,15 @@ impl Shelf {
         }
     }
 
-    /// librdkafka begins in every partition where it should.
-    pub(super) fn found(&mut self) {
+    /// librdkafka was sent to where a partition goes on, or could not be.
+    pub(super) fn send(&mut self, partition: &TopicPartition, sent: bool) {
+        if let Some(owned) = self.owned.get_mut(partition) {
+            owned.astray = !sent;
+        }
+    }
+
+    /// librdkafka was sent to where every partition goes on.
+    pub(super) fn send_all(&mut self) {
         self.owned.values_mut().for_each(|owned| owned.astray = false);
     }
 

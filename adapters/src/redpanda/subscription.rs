@@ -222,9 +222,7 @@ impl Subscription for RedpandaSubscription {
                 let sent = feed.send_to(&client, &partition, offset);
                 let mut state = feed.state();
                 state.shelf.jump(&partition, offset);
-                if let Some(owned) = state.shelf.get_mut(&partition) {
-                    owned.astray = !sent;
-                }
+                state.shelf.send(&partition, sent);
             }
             feed.bell.ring();
             Ok(())
