@@ -15,7 +15,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    DeliveryState, GroupId, GroupQuery, Message, MessageBus, MessageBusExt, Notice, Positions,
+    DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice, Positions,
     PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, TopicName, TopicPartition, TopicSpec,
 };
 use qi_core::{Error, ErrorKind, Result, Selection};
@@ -48,7 +48,8 @@ fn main() {
         spare_trial(&brokers, "close_and_drop_without_a_broker", ends_without_a_broker),
         spare_trial(&brokers, "retention_removes_what_a_slow_reader_has_not_read", retention),
         trial(&brokers, "a_reader_killed_between_write_and_commit", reader_killed),
-        trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", stuck),
+        trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", |b| stuck(b, None)),
+        trial(&brokers, "a_stuck_static_member_is_passed_over_and_comes_back", |b| stuck(b, Some("one"))),
         trial(&brokers, "members_without_partitions_leave_in_the_middle_of_a_rebalance", idle_members),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
     ];
@@ -592,13 +593,17 @@ async fn idle_members(brokers: Brokers) {
     bus.close().await.unwrap();
 }
 
-async fn stuck(brokers: Brokers) {
+async fn stuck(brokers: Brokers, name: Option<&str>) {
     let (session, poll_limit) = (3 * SECOND, 4 * SECOND);
     let (bus, other) = (open(&brokers, |_| {}), open(&brokers, |_| {}));
     let topic = create(&bus, spec(4)).await;
     let counter = Counter::default();
     counter.send(&bus, &topic, (0..400).collect()).await;
-    let mut one = bus.subscribe(member(&topic, session, poll_limit)).await.unwrap();
+    let mut request = member(&topic, session, poll_limit);
+    if let Some(name) = name {
+        request = request.as_member(MemberId::new(name).unwrap());
+    }
+    let mut one = bus.subscribe(request).await.unwrap();
     let held = one.recv(100, 5 * SECOND).await.unwrap();
     assert!(!held.is_empty());
     // It hangs. Somebody else joins, and has everything as soon as the limit has passed.

@@ -17,8 +17,8 @@ use libtest_mimic::{Arguments, Trial};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Positions, PublishOptions, Read, SeekTo,
-    Subscribe, Subscription, TopicName, TopicPartition,
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Notice, Positions, PublishOptions, Read,
+    Received, SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, RetryAdvice};
 use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     all.extend([
         fault("produce_errors_that_pass_lose_and_double_nothing", |lab| Box::pin(passing_errors(lab))),
         fault("produce_errors_that_stay_say_why", |lab| Box::pin(staying_errors(lab))),
+        fault("a_right_that_is_taken_away_leaves_it_open", |lab| Box::pin(right_taken_away(lab))),
         fault("a_fatal_error_is_survived", |lab| Box::pin(fatal_error(lab))),
         fault("a_producer_that_is_not_let_in_is_unauthorized", |lab| Box::pin(not_let_in(lab))),
         fault("a_publish_without_an_answer_in_time_is_unknown", |lab| Box::pin(no_answer(lab))),
@@ -81,7 +82,10 @@ fn main() -> ExitCode {
         fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
         fault("a_header_that_cannot_be_read_is_an_error_at_its_place", |lab| Box::pin(unreadable(lab))),
+        fault("errors_that_are_only_repeated_fill_no_buffer", |lab| Box::pin(repeated(lab))),
         fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
+        fault("a_member_that_nobody_reads_leaves_and_is_heard", |lab| Box::pin(member_at_rest(lab))),
+        fault("a_reader_that_nobody_reads_is_heard_and_keeps_its_place", |lab| Box::pin(reader_at_rest(lab))),
     ]);
     libtest_mimic::run(&arguments, all).exit_code()
 }
@@ -155,6 +159,17 @@ impl Lab {
         self.bus.subscribe(request).await.unwrap()
     }
 
+    /// Waits until the log has a line of the cluster's first broker from this client.
+    async fn heard(&self, client: &str) {
+        let broker = self.mock.addresses.split(',').next().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let said = |line: &String| line.contains(client) && line.contains(broker);
+        while !LOG.lock().unwrap().iter().any(said) {
+            assert!(Instant::now() < deadline, "nothing was heard of {client}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Positions {
         let mut positions = Positions::new();
         let mut came = 0;
@@ -202,7 +217,10 @@ async fn staying_errors(lab: Lab) {
     ];
     for (round, (code, kind)) in rows.into_iter().enumerate() {
         lab.inject(Api::Produce, code, 1);
-        let refused = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+        // A topic of which nothing is known yet, so that a right was never there.
+        let topic = TopicName::new(format!("refusing-{round}")).unwrap();
+        lab.mock.topic(&topic, 1);
+        let refused = lab.bus.publish(&[Message::new(topic, "x")], PublishOptions::NONE).await.unwrap();
         let failure = refused.into_outcomes().pop().unwrap().unwrap_err();
         assert_eq!(
             (failure.error.kind(), failure.state),
@@ -220,6 +238,23 @@ async fn staying_errors(lab: Lab) {
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
     assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unavailable, DeliveryState::Unknown));
     lab.each_once_in_order(rows.len()).await;
+}
+
+async fn right_taken_away(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 1)).await.unwrap();
+    // The log has it, the replicas were too few at that moment, and the repetition meets a user without the right.
+    lab.mock.with(|cluster| {
+        cluster.request_errors(
+            Api::Produce,
+            &[
+                Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+                Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+            ],
+        );
+    });
+    let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
+    let failure = report.into_outcomes().pop().unwrap().unwrap_err();
+    assert_eq!((failure.error.kind(), failure.state), (ErrorKind::Unauthorized, DeliveryState::Unknown));
 }
 
 async fn fatal_error(lab: Lab) {
@@ -436,7 +471,8 @@ async fn dropping(lab: Lab) {
     assert!(began.elapsed() < Duration::from_millis(500), "dropping took {:?}", began.elapsed());
 }
 
-async fn unreadable(lab: Lab) {
+/// Four messages of partition 0, of which the third cannot be read.
+fn send_unreadable(lab: &Lab) {
     // Another client may give a header no name at all.
     let mut config = rdkafka::ClientConfig::new();
     let raw: BaseProducer = config.set("bootstrap.servers", &lab.mock.addresses).create().unwrap();
@@ -449,6 +485,55 @@ async fn unreadable(lab: Lab) {
         raw.send(record).map_err(|(error, _)| error).unwrap();
         raw.flush(Duration::from_secs(10)).unwrap();
     }
+}
+
+async fn repeated(lab: Lab) {
+    const BUFFER: usize = 64 << 10;
+    send_unreadable(&lab);
+    let request = Subscribe::new(GroupId::new("repeated").unwrap(), [lab.topic.clone()]).unwrap();
+    let request = request.with_limits(Duration::from_secs(4), Duration::from_secs(8)).unwrap();
+    let mut reader = lab.bus.subscribe(request.with_max_buffered_bytes(BUFFER)).await.unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while reader.recv(10, Duration::from_millis(200)).await.is_ok() {
+        assert!(Instant::now() < deadline, "nothing says that a message cannot be read");
+    }
+    // What follows in other partitions waits behind the error, for longer than the poll limit.
+    let batch: Vec<_> = (0..3_000_u32)
+        .map(|n| Message::new(lab.topic.clone(), vec![0; 2_000]).with_partition(1 + n % 3))
+        .collect();
+    lab.bus.send(&batch).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut refused = 0;
+    while Instant::now() < until || refused < 500 {
+        assert!(reader.recv(1_000, Duration::from_millis(200)).await.is_err(), "the error went away");
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let here = TopicPartition::new(lab.topic.clone(), 0);
+    reader.seek(&[(here, SeekTo::Offset(3))]).await.unwrap();
+    let first = reader.recv(10_000, Duration::from_secs(10)).await.unwrap();
+    let bytes: usize = first.iter().map(Received::size).sum();
+    // The buffer, and the burst that filled it.
+    assert!(bytes <= BUFFER + (1 << 20) + 4_000, "{bytes} bytes were buffered");
+    // Nothing is lost by it, and the membership stayed.
+    let mut came = BTreeMap::<u32, Vec<u64>>::new();
+    let mut batch = first;
+    while came.values().map(Vec::len).sum::<usize>() < 3_001 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        assert!(batch.notices().is_empty(), "{:?}", batch.notices());
+        for message in &batch {
+            came.entry(message.partition).or_default().push(message.offset);
+        }
+        batch = reader.recv(10_000, Duration::from_secs(1)).await.unwrap();
+    }
+    for (partition, offsets) in came {
+        let from = if partition == 0 { 3 } else { 0 };
+        assert_eq!(offsets, (from..from + offsets.len() as u64).collect::<Vec<_>>(), "of {partition}");
+    }
+}
+
+async fn unreadable(lab: Lab) {
+    send_unreadable(&lab);
     let mut reader = lab.member("unreadable").await;
     let deadline = Instant::now() + Duration::from_secs(20);
     let (mut came, mut refused) = (Vec::new(), 0);
@@ -473,6 +558,83 @@ async fn unreadable(lab: Lab) {
         [3],
         "a seek beyond it skips it"
     );
+}
+
+async fn member_at_rest(lab: Lab) {
+    let request = || {
+        let request = Subscribe::new(GroupId::new("rest").unwrap(), [lab.topic.clone()]).unwrap();
+        request.with_limits(Duration::from_secs(4), Duration::from_secs(8)).unwrap()
+    };
+    let mut reader = lab.bus.subscribe(request()).await.unwrap();
+    lab.bus.send(&lab.messages(0, 2)).await.unwrap();
+    let positions = lab.drain(&mut *reader, 16).await;
+    reader.commit(&positions).await.unwrap();
+    let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
+    reader.pause(&all).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    // The poll limit has passed: everything is there for others, and stays with them.
+    let mut other = lab.bus.subscribe(request()).await.unwrap();
+    for _ in 0..20 {
+        other.recv(1, Duration::from_millis(100)).await.unwrap();
+    }
+    assert_eq!(other.assignment().await.unwrap().partitions.len(), 4, "what the other one has");
+    other.close().await.unwrap();
+    lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
+    lab.heard("client=\"consumer\" group=\"rest\"").await;
+    lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
+    // It comes back, is told, and the pause is over.
+    lab.bus.send(&lab.messages(2, 1)).await.unwrap();
+    let (mut told, mut came) = (false, 0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while came < 8 {
+        assert!(Instant::now() < deadline, "only {came} came");
+        match reader.recv(100, Duration::from_secs(1)).await {
+            Ok(batch) => {
+                told |= batch.notices().contains(&Notice::PollLimitPassed);
+                came += batch.len();
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+        }
+    }
+    assert!(told, "it was not told that the poll limit had passed");
+}
+
+async fn reader_at_rest(lab: Lab) {
+    lab.bus.send(&lab.messages(0, 5)).await.unwrap();
+    let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
+    let from = all.iter().map(|partition| (partition.clone(), SeekTo::Earliest));
+    let mut reader = lab.bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut came = BTreeMap::<u32, Vec<u64>>::new();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while came.values().map(Vec::len).sum::<usize>() < 14 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        for message in &reader.recv(7, Duration::from_secs(1)).await.unwrap() {
+            came.entry(message.partition).or_default().push(message.offset);
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    // It can be sent elsewhere meanwhile; the other partitions go on where they were.
+    reader.seek(&[(all[0].clone(), SeekTo::Earliest)]).await.unwrap();
+    came.remove(&0);
+    lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
+    lab.heard("client=\"consumer\" group=\"\"").await;
+    lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
+    lab.bus.send(&lab.messages(5, 1)).await.unwrap();
+    while came.values().map(Vec::len).sum::<usize>() < 48 {
+        assert!(Instant::now() < deadline, "only {came:?} came");
+        match reader.recv(100, Duration::from_secs(1)).await {
+            Ok(batch) => {
+                assert!(batch.notices().is_empty(), "{:?}", batch.notices());
+                for message in &batch {
+                    came.entry(message.partition).or_default().push(message.offset);
+                }
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+        }
+    }
+    for offsets in came.into_values() {
+        assert_eq!(offsets, (0..offsets.len() as u64).collect::<Vec<_>>());
+    }
 }
 
 /// The sums of metrics with this label, of what came since they were last looked at.

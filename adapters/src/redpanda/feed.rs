@@ -1,7 +1,8 @@
 //! One reader: a consumer of librdkafka, the thread that polls it, and the shelf between that thread and `recv`.
 //!
 //! The thread polls only while the shelf has room and a `recv` is waiting or ended less than a second ago. One that
-//! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever.
+//! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever. When
+//! nobody has read for long the reader rests: it takes part no more, and the thread only hears what librdkafka says.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +24,12 @@ use super::shelf::Shelf;
 
 /// For so long after a `recv` the next one is expected, and messages are fetched ahead.
 const EXPECTANT: Duration = Duration::from_secs(1);
-/// librdkafka looks twice a second whether its poll limit has passed.
-const NOTICED: Duration = Duration::from_secs(1);
+/// So many bytes are polled before they are put on the shelf: it may have so much more than its half.
+pub(super) const BURST_BYTES: usize = 1 << 20;
+/// Without room librdkafka is told this often that its reader lives, and more often if that would be late.
+const SIGN: Duration = Duration::from_secs(10);
+/// A reader without a group rests when nobody has read for so long; a member does when its poll limit has passed.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What a reader reads, and how.
 #[derive(Debug)]
@@ -42,6 +47,21 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn has_group(&self) -> bool {
         self.poll_limit.is_some()
+    }
+
+    fn room(&self, buffered: usize) -> Room {
+        // The other half waits in librdkafka.
+        let half = (self.max_buffered_bytes / 2).max(1);
+        match buffered {
+            bytes if bytes < half => Room::Free,
+            bytes if bytes < half.saturating_add(BURST_BYTES) => Room::Scarce,
+            _ => Room::None,
+        }
+    }
+
+    /// A reader that nobody reads rests after this.
+    fn patience(&self) -> Duration {
+        self.poll_limit.unwrap_or(QUIET)
     }
 }
 
@@ -72,6 +92,16 @@ enum Call {
     Served,
 }
 
+/// Whether a reader takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The first assignment was not carried out yet.
+    Joining,
+    In,
+    /// Nobody has read for long; the next `recv` ends it.
+    Resting,
+}
+
 /// What is under the lock of a feed.
 #[derive(Debug)]
 pub(super) struct State {
@@ -79,10 +109,7 @@ pub(super) struct State {
     call: Call,
     last_recv: Instant,
     last_poll: Instant,
-    /// The poll limit has passed; librdkafka notices until then.
-    overdue: Option<Instant>,
-    /// The first assignment was carried out.
-    pub(super) joined: bool,
+    pub(super) standing: Standing,
     /// What the next `recv` says, once.
     pub(super) failure: Option<Error>,
     /// What every call says from now on.
@@ -93,13 +120,27 @@ pub(super) struct State {
     ended: bool,
 }
 
+/// What the buffer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    /// One message for each `recv`, by which librdkafka is told that its reader lives.
+    Scarce,
+    /// Nothing: what is buffered does not go, or what comes is larger than what goes.
+    None,
+}
+
 /// What the thread is to do.
 pub(super) struct Turn {
     /// A `recv` is waiting, or the first assignment is: changes of the assignment may be carried out.
     pub(super) open: bool,
     pub(super) active: bool,
-    pub(super) room: bool,
-    pub(super) hold: Option<Duration>,
+    pub(super) room: Room,
+    /// librdkafka was not told for some time that its reader lives.
+    pub(super) sign: bool,
+    pub(super) resting: bool,
+    /// It rests after this, if nobody reads.
+    pub(super) patience: Duration,
 }
 
 impl fmt::Debug for Feed {
@@ -126,8 +167,7 @@ impl Feed {
             call: Call::None,
             last_recv: now,
             last_poll: now,
-            overdue: None,
-            joined: false,
+            standing: Standing::Joining,
             failure: None,
             fatal: None,
             missing: None,
@@ -217,12 +257,8 @@ impl Feed {
     /// A `recv` begins. If the poll limit has passed since the last one, everything has gone to others.
     pub(super) fn enter(&self) -> Inside<'_> {
         let mut state = self.state();
-        if state.overdue.is_none()
-            && let Some(limit) = self.plan.poll_limit.filter(|limit| state.last_poll.elapsed() >= *limit)
-        {
-            tracing::warn!(?limit, "recv was not called within the poll limit");
-            state.overdue = Some(state.last_poll + limit + NOTICED);
-            state.shelf.pass_poll_limit();
+        if self.is_overdue(&state) {
+            self.rest(&mut state);
         }
         state.call = Call::Waiting;
         drop(state);
@@ -234,6 +270,23 @@ impl Feed {
     /// Whether others may have this reader's partitions because `recv` was not called for so long.
     pub(super) fn is_overdue(&self, state: &State) -> bool {
         self.plan.poll_limit.is_some_and(|limit| state.last_poll.elapsed() >= limit)
+    }
+
+    /// Nobody has read for long. A member's partitions go to others.
+    fn rest(&self, state: &mut State) {
+        if std::mem::replace(&mut state.standing, Standing::Resting) == Standing::Resting {
+            return;
+        }
+        if let Some(limit) = self.plan.poll_limit {
+            tracing::warn!(?limit, "recv was not called within the poll limit");
+            state.shelf.pass_poll_limit();
+        }
+    }
+
+    /// The reader takes part again.
+    pub(super) fn wake(&self) {
+        let mut state = self.state();
+        (state.standing, state.last_poll) = (Standing::In, Instant::now());
     }
 
     /// librdkafka says that the poll limit has passed.
@@ -248,19 +301,22 @@ impl Feed {
     pub(super) fn turn(&self) -> Option<Turn> {
         let now = Instant::now();
         let mut state = self.state();
-        if state.overdue.is_some_and(|until| now >= until) {
-            (state.overdue, state.last_poll) = (None, now);
-        }
         if state.closing {
             return None;
         }
-        let open = state.call == Call::Waiting || !state.joined;
+        let open = state.call == Call::Waiting || state.standing == Standing::Joining;
+        let silent = state.last_poll.elapsed();
+        let patience = self.plan.patience().saturating_sub(silent);
+        if !open && patience.is_zero() {
+            self.rest(&mut state);
+        }
         Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
-            // The other half waits in librdkafka.
-            room: state.shelf.buffered() < (self.plan.max_buffered_bytes / 2).max(1),
-            hold: state.overdue.map(|until| until - now),
+            room: self.plan.room(state.shelf.buffered()),
+            sign: silent >= SIGN.min(self.plan.patience() / 4),
+            resting: state.standing == Standing::Resting,
+            patience,
         })
     }
 
@@ -301,16 +357,15 @@ impl Feed {
         Ok(Some(state.shelf.nothing()))
     }
 
-    /// Goes on at another offset of a partition, in librdkafka and on the shelf. The gate is held.
-    pub(super) fn restart(&self, client: &Client, partition: &TopicPartition, to: u64) -> KafkaResult<()> {
-        let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
-        if client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok() {
-            return Ok(());
+    /// Sends librdkafka to another offset of a partition. False if it does not fetch that partition at present: then
+    /// the thread starts it anew. The gate is held.
+    pub(super) fn send_to(&self, client: &Client, partition: &TopicPartition, to: u64) -> bool {
+        // A reader that rests begins there when it wakes.
+        if self.state().standing == Standing::Resting {
+            return true;
         }
-        // A partition that is not fetched at present cannot be sought in.
-        let list = offsets::list([(partition, offsets::offset(to))])?;
-        client.incremental_unassign(&list)?;
-        client.incremental_assign(&list)
+        let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
+        client.seek(topic, number, offsets::offset(to), self.plan.limit).is_ok()
     }
 }
 
@@ -324,4 +379,24 @@ impl Drop for Inside<'_> {
         state.call = Call::None;
         state.last_recv = Instant::now();
     }
+}
+
+/// A member whose brokers are nowhere, and whose thread was not started.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "test support")]
+pub(super) fn nowhere() -> Arc<Feed> {
+    let config = crate::config::RedpandaConfig::from_brokers("127.0.0.1:1");
+    let (topic, group) = (TopicName::new("t").unwrap(), qi_core::bus::GroupId::new("g").unwrap());
+    let request = qi_core::bus::Subscribe::new(group, [topic.clone()]).unwrap();
+    let plan = Plan {
+        topics: vec![topic],
+        otherwise: StartFrom::Earliest,
+        poll_limit: Some(request.poll_limit),
+        max_buffered_bytes: request.max_buffered_bytes,
+        limit: Duration::from_millis(100),
+        commit_limit: Duration::from_millis(100),
+    };
+    let admin = super::settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
+    let settings = super::settings::member(&config, &request);
+    Feed::new(plan, Arc::new(admin), &settings, Link::new("consumer", "g")).unwrap()
 }

@@ -11,11 +11,12 @@ use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::link::Link;
+use super::offsets;
 
 /// A change of the assignment that librdkafka waits for.
 #[derive(Debug, Clone)]
@@ -32,13 +33,20 @@ pub(super) struct Inbox {
     /// Whether there are any: asked for every message.
     due: AtomicBool,
     leaving: AtomicBool,
+    resting: AtomicBool,
 }
 
 pub(super) type Client = BaseConsumer<Inbox>;
 
 impl Inbox {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, changes: Mutex::default(), due: AtomicBool::new(false), leaving: AtomicBool::new(false) }
+        Self {
+            link,
+            changes: Mutex::default(),
+            due: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Change>> {
@@ -60,14 +68,33 @@ impl Inbox {
         self.due.store(!changes.is_empty(), Ordering::Release);
     }
 
-    /// From now on changes are carried out at once: nobody reads any more.
+    /// From now on changes are answered at once: nobody reads any more.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Likewise, while nobody reads.
+    pub(super) fn rest(&self, resting: bool) {
+        self.resting.store(resting, Ordering::Release);
+    }
+
+    /// Answers the changes that librdkafka still waits for, and takes nothing.
+    pub(super) fn dismiss(&self, client: &Client) {
+        while let Some(change) = self.due() {
+            let (partitions, gain) = match &change {
+                Change::Gain(partitions) => (partitions, true),
+                Change::Lose(partitions) => (partitions, false),
+            };
+            let list = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)));
+            // What it refused is said in the log, and there is nobody else to tell.
+            let _ = list.and_then(|list| acknowledge(client, &list, gain));
+            self.done();
+        }
     }
 }
 
 /// Does to librdkafka's assignment what it asked for.
-pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bool) {
+pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bool) -> KafkaResult<()> {
     let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
     let done = match (gain, cooperative) {
         (true, true) => client.incremental_assign(change),
@@ -75,9 +102,10 @@ pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bo
         (false, true) => client.incremental_unassign(change),
         (false, false) => client.unassign(),
     };
-    if let Err(error) = done {
+    if let Err(error) = &done {
         tracing::warn!(%error, gain, "librdkafka refused a change of the assignment that it had asked for");
     }
+    done
 }
 
 /// Our own copy; a list of the driver that lives on would hang the end of its client.
@@ -107,9 +135,9 @@ impl ClientContext for Inbox {
 impl ConsumerContext for Inbox {
     fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let gain = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.leaving.load(Ordering::Acquire) {
+        if self.leaving.load(Ordering::Acquire) || self.resting.load(Ordering::Acquire) {
             // librdkafka waits for just this answer; what it gave it takes back by itself.
-            acknowledge(client, list, gain);
+            let _ = acknowledge(client, list, gain);
             return;
         }
         let partitions = partitions(list);

@@ -14,6 +14,7 @@ mod offsets;
 mod poller;
 mod producer;
 mod publish;
+mod rest;
 mod settings;
 mod shelf;
 mod subscription;
@@ -40,7 +41,7 @@ use tokio::time::{Instant, timeout};
 pub use crate::config::RedpandaConfig;
 
 use admin::Office;
-use feed::{Feed, Plan};
+use feed::{Feed, Plan, Standing};
 use link::{Inspector, Link};
 use publish::Sender;
 use subscription::RedpandaSubscription;
@@ -344,7 +345,7 @@ impl MessageBus for RedpandaBus {
                 }
                 state.shelf.forget_gains();
                 state.shelf.turn();
-                state.joined = true;
+                state.standing = Standing::In;
             }
             poller::start(feed.clone(), client).map_err(|e| error::internal("read", e))
         })
@@ -440,7 +441,7 @@ async fn joined(feed: &Feed) -> Result<()> {
             if let Some(refused) = state.fatal.clone().or_else(|| state.failure.take()) {
                 return Err(refused);
             }
-            if state.joined {
+            if state.standing != Standing::Joining {
                 return state.shelf.failure().map_or(Ok(()), Err);
             }
         }

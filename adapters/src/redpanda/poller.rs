@@ -10,22 +10,22 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaTopic;
 
-use super::feed::Feed;
+use super::feed::{BURST_BYTES, Feed, Room, Standing};
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
 use super::shelf::Run;
-use super::{error, offsets};
+use super::{error, offsets, rest};
 
 /// While nothing comes, librdkafka's own events are served this often.
 const IDLE: Duration = Duration::from_millis(200);
 /// What did not work is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
-/// A deleted topic is looked for again this often.
+/// A deleted topic is looked for again this often, and a reader that rests is served.
 const LOOK: Duration = Duration::from_secs(1);
+/// So many events may come one after another and look like nothing.
+const EVENTS: usize = 100;
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
-/// So many bytes, likewise.
-const BURST_BYTES: usize = 1 << 20;
 /// A client that calls of dropped futures still use is waited for so long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -36,7 +36,18 @@ pub(super) struct Poller {
     served: u64,
     /// Positions may have gone.
     doubtful: bool,
+    resting: bool,
     looked: Instant,
+}
+
+/// Where a partition begins that was gained.
+struct Start {
+    partition: TopicPartition,
+    at: u64,
+    /// A start without a commit is to be committed itself.
+    committed: Option<u64>,
+    /// Without a commit it was to fail.
+    fails: bool,
 }
 
 /// Tells the readers of a thread that panicked.
@@ -56,24 +67,28 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
     let thread = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
     let run = move || {
         let _watch = Watch(feed.clone());
-        let (stack, looked) = (Stack::default(), Instant::now());
-        Poller { feed, client, stack, served: 0, doubtful: false, looked }.run();
+        Poller::new(feed, client).run();
     };
     thread.spawn(run).map(drop)
 }
 
 impl Poller {
+    fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
+        let (stack, looked) = (Stack::default(), Instant::now());
+        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked }
+    }
+
     fn run(mut self) {
         while let Some(turn) = self.feed.turn() {
-            if let Some(hold) = turn.hold {
-                self.feed.bell.wait(hold);
+            if turn.resting {
+                self.rest(turn.open);
                 continue;
             }
             if turn.open && !self.carry_out() {
                 self.feed.bell.wait(AGAIN);
             }
             if !turn.active {
-                self.feed.bell.wait(Duration::from_hours(1));
+                self.feed.bell.wait(turn.patience);
                 continue;
             }
             if !turn.open && self.feed.inbox().is_due() {
@@ -81,16 +96,104 @@ impl Poller {
                 self.feed.bell.wait(IDLE);
                 continue;
             }
+            if turn.open && turn.room == Room::Free {
+                self.start_anew();
+            }
             self.look_for_the_missing();
+            if turn.room == Room::None {
+                if turn.sign {
+                    self.discard();
+                }
+                self.feed.bell.wait(IDLE);
+                continue;
+            }
             // Without room librdkafka is still told that its reader lives, once for each `recv`.
             let received = self.feed.received();
-            let most = if turn.room { BURST } else { usize::from(received != self.served) };
+            let most = if turn.room == Room::Free { BURST } else { usize::from(received != self.served) };
             self.served = received;
             if most == 0 || !self.burst(most) {
                 self.feed.bell.wait(IDLE);
             }
         }
         self.leave();
+    }
+
+    /// Nobody has read for long. What librdkafka has to tell is heard all the same, or it would pile up: its log, its
+    /// statistics, whether brokers are there. To poll is to take part, so the reader takes part no more until a `recv`
+    /// wants it to.
+    fn rest(&mut self, wanted: bool) {
+        if !self.resting {
+            rest::begin(&self.feed, &self.client);
+            self.resting = true;
+        }
+        self.hear();
+        if !rest::has_begun(&self.feed, &self.client) {
+            self.feed.bell.wait(AGAIN);
+        } else if !wanted {
+            self.feed.bell.wait(LOOK);
+        } else if let Err(error) = rest::end(&self.feed, &self.client) {
+            self.failed(error::of(error, "recv"));
+            self.feed.bell.wait(AGAIN);
+        } else {
+            self.resting = false;
+        }
+    }
+
+    /// Tells librdkafka that its reader lives, and hears it, though there is no room. What it has fetched is dropped
+    /// before, and what comes all the same is fetched again when there is room.
+    fn discard(&mut self) {
+        let feed = self.feed.clone();
+        let _gate = feed.gate();
+        let places: Vec<_> = {
+            let state = feed.state();
+            let owned = state.shelf.owned().iter().filter(|(_, owned)| owned.failed.is_none());
+            owned.map(|(partition, owned)| (partition.clone(), owned.fetched)).collect()
+        };
+        for (partition, fetched) in places {
+            let sent = feed.send_to(&self.client, &partition, fetched);
+            feed.state().shelf.send(&partition, sent);
+        }
+        let client = self.client.clone();
+        for _ in 0..EVENTS {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    if let Some((partition, _)) = self.owned(&message) {
+                        feed.state().shelf.send(&partition, false);
+                    }
+                }
+                Some(Err(error)) => self.trouble(&error),
+                None => {}
+            }
+            if feed.inbox().is_due() {
+                break;
+            }
+        }
+        self.end_poll(&feed);
+    }
+
+    /// What follows on a poll. The gate is held.
+    fn end_poll(&mut self, feed: &Feed) {
+        feed.polled();
+        if self.doubtful {
+            self.doubtful = !self.reset();
+        }
+    }
+
+    /// Serves events. Messages that are still on their way belong to nobody here.
+    fn hear(&mut self) {
+        let client = self.client.clone();
+        let mut nothing = 0;
+        for _ in 0..BURST {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(_)) => nothing = 0,
+                Some(Err(error)) => self.trouble(&error),
+                // It may also be an event that was served.
+                None => nothing += 1,
+            }
+            if nothing > EVENTS {
+                break;
+            }
+        }
     }
 
     /// Polls what is there, and says whether there may be more.
@@ -126,10 +229,7 @@ impl Poller {
         };
         stack.put(&feed);
         self.stack = stack;
-        feed.polled();
-        if self.doubtful {
-            self.doubtful = !self.reset();
-        }
+        self.end_poll(&feed);
         more
     }
 
@@ -152,7 +252,9 @@ impl Poller {
         let name = message.topic();
         let topic = self.feed.plan.topics.iter().find(|topic| topic.as_str() == name)?;
         let partition = TopicPartition::new(topic.clone(), number);
-        let key = self.feed.state().shelf.owned().get(&partition)?.key;
+        let state = self.feed.state();
+        let key = state.shelf.owned().get(&partition).filter(|owned| !owned.astray)?.key;
+        drop(state);
         Some((partition, key))
     }
 
@@ -222,75 +324,83 @@ impl Poller {
     }
 
     fn lose(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
-        let paused: Vec<_> = {
+        {
+            // A pause or a seek that has begun is done before, and none begins after.
+            let _gate = self.feed.gate();
             let mut state = self.feed.state();
-            let owned = state.shelf.owned();
-            let paused = partitions.iter().filter(|p| owned.get(p).is_some_and(|owned| owned.paused));
-            let paused = paused.cloned().collect();
             state.shelf.lose(partitions);
             state.shelf.turn();
-            paused
-        };
+        }
         // A commit that is under way ends before somebody else owns its partitions.
         let _commits = self.feed.commits.blocking_lock();
-        // librdkafka would remember a pause until the partition comes back.
-        if !paused.is_empty() {
-            self.client.resume(&offsets::list(paused.iter().map(|p| (p, rdkafka::Offset::Invalid)))?)?;
-        }
-        acknowledge(
-            &self.client,
-            &offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?,
-            false,
-        );
-        Ok(())
+        let list = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid)))?;
+        acknowledge(&self.client, &list, false)
     }
 
     fn gain(&self, partitions: &[TopicPartition]) -> KafkaResult<()> {
-        let limit = self.feed.plan.limit;
-        let committed = offsets::committed(&*self.client, partitions, limit)?;
-        let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
-        let starts = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
-        let failed = if starts.is_none() {
-            offsets::find(&*self.client, fresh.iter().copied(), offsets::Place::End, limit)?
-        } else {
-            std::collections::BTreeMap::new()
-        };
-        let starts = starts.unwrap_or_default();
-        let mut assigned = Vec::with_capacity(partitions.len());
-        {
-            let mut state = self.feed.state();
-            for partition in partitions {
-                let commit = committed.get(partition).copied();
-                let Some(start) = commit.or_else(|| starts.get(partition).or(failed.get(partition)).copied())
-                else {
-                    continue;
-                };
-                state.shelf.gain(partition.clone(), start, commit);
-                if let Some(owned) = state.shelf.get_mut(partition) {
-                    owned.unsettled = starts.get(partition).copied();
-                    owned.failed = failed.contains_key(partition).then(|| error::no_start(partition, "recv"));
-                }
-                assigned.push((partition, offsets::offset(start)));
-            }
-            state.shelf.turn();
-        }
-        acknowledge(&self.client, &offsets::list(assigned)?, true);
+        self.take_over(&self.starts(partitions)?)?;
         self.settle();
         let mut state = self.feed.state();
-        if !state.joined {
-            state.joined = true;
+        if state.standing == Standing::Joining {
+            state.standing = Standing::In;
             state.shelf.forget_gains();
         }
         Ok(())
     }
 
+    /// Where partitions begin: at their commits; where there is none, at the start that `otherwise` gives.
+    fn starts(&self, partitions: &[TopicPartition]) -> KafkaResult<Vec<Start>> {
+        let limit = self.feed.plan.limit;
+        let committed = offsets::committed(&*self.client, partitions, limit)?;
+        let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
+        let found = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
+        let fails = found.is_none();
+        let found = match found {
+            Some(found) => found,
+            None => offsets::find(&*self.client, fresh, offsets::Place::End, limit)?,
+        };
+        let starts = partitions.iter().filter_map(|partition| {
+            let committed = committed.get(partition).copied();
+            let at = committed.or_else(|| found.get(partition).copied())?;
+            let fails = fails && committed.is_none();
+            Some(Start { partition: partition.clone(), at, committed, fails })
+        });
+        Ok(starts.collect())
+    }
+
+    /// Owns partitions, once librdkafka has taken them.
+    fn take_over(&self, starts: &[Start]) -> KafkaResult<()> {
+        let _gate = self.feed.gate();
+        // librdkafka remembers a pause over the loss of a partition, however it was lost.
+        let list = offsets::list(starts.iter().map(|start| (&start.partition, rdkafka::Offset::Invalid)))?;
+        self.client.resume(&list)?;
+        let list = offsets::list(starts.iter().map(|start| (&start.partition, offsets::offset(start.at))))?;
+        acknowledge(&self.client, &list, true)?;
+        let mut state = self.feed.state();
+        for Start { partition, at, committed, fails } in starts {
+            state.shelf.gain(partition.clone(), *at, *committed);
+            if let Some(owned) = state.shelf.get_mut(partition) {
+                owned.unsettled = (committed.is_none() && !fails).then_some(*at);
+                owned.failed = fails.then(|| error::no_start(partition, "recv"));
+            }
+        }
+        state.shelf.turn();
+        Ok(())
+    }
+
     /// Commits where partitions begin, before anything of them is handed out, so that a takeover begins there too.
     fn settle(&self) -> bool {
-        let unsettled: Vec<_> = {
+        let unsettled = || -> Vec<_> {
             let state = self.feed.state();
             let owned = state.shelf.owned().iter();
             owned.filter_map(|(p, owned)| Some((p.clone(), owned.key, owned.unsettled?))).collect()
         };
+        if unsettled().is_empty() {
+            return true;
+        }
+        // A commit that is under way must not come after this one.
+        let _commits = self.feed.commits.blocking_lock();
+        let unsettled = unsettled();
         if unsettled.is_empty() {
             return true;
         }
@@ -339,15 +449,15 @@ impl Poller {
                     let Some(to) = found.get(partition).copied() else { continue };
                     tracing::warn!(%partition, from = fetched, to, "the position has gone");
                     let gone = committed.is_none_or(|commit| !(*low..=*high).contains(&commit));
-                    // First where librdkafka goes on: what fails here is tried again as a whole.
-                    if self.feed.restart(&self.client, partition, to).is_err() {
-                        return false;
-                    }
-                    feed.state().shelf.reset(partition, to, gone && feed.plan.has_group());
+                    let sent = feed.send_to(&self.client, partition, to);
+                    let mut state = feed.state();
+                    state.shelf.reset(partition, to, *low, gone && feed.plan.has_group());
+                    state.shelf.send(partition, sent);
+                    feed.bell.ring();
                 }
                 Ok(None) => {
                     if let Some(owned) = feed.state().shelf.get_mut(partition) {
-                        owned.failed = Some(error::no_start(partition, "recv"));
+                        (owned.failed, owned.floor) = (Some(error::no_start(partition, "recv")), *low);
                     }
                 }
                 Err(_) => return false,
@@ -356,6 +466,36 @@ impl Poller {
         self.settle();
         feed.changed.notify_waiters();
         true
+    }
+
+    /// Starts partitions where librdkafka could not be sent. They leave its assignment for a moment, and while it waits
+    /// for its partitions to be given away it takes that for the answer: so this happens inside `recv` only, where the
+    /// assignment may change, and after what is due was carried out.
+    fn start_anew(&self) {
+        let _gate = self.feed.gate();
+        let astray: Vec<_> = {
+            let state = self.feed.state();
+            let owned =
+                state.shelf.owned().iter().filter(|(_, owned)| owned.astray && owned.failed.is_none());
+            owned.map(|(partition, owned)| (partition.clone(), owned.fetched)).collect()
+        };
+        for (partition, to) in astray {
+            if self.feed.inbox().is_due() {
+                return;
+            }
+            let started = offsets::list([(&partition, offsets::offset(to))]).and_then(|list| {
+                if self.feed.send_to(&self.client, &partition, to) {
+                    return Ok(());
+                }
+                // It is out already if it could not be put back the last time.
+                let _ = self.client.incremental_unassign(&list);
+                self.client.incremental_assign(&list)
+            });
+            match started {
+                Err(error) => self.failed(error::of(error, "recv")),
+                Ok(()) => self.feed.state().shelf.send(&partition, true),
+            }
+        }
     }
 
     /// Whether every topic is still there.
@@ -392,16 +532,7 @@ impl Poller {
     /// Leaves the group. What librdkafka still waits for is given back first.
     fn leave(self) {
         let Self { feed, client, .. } = self;
-        while let Some(change) = feed.inbox().due() {
-            let (partitions, gain) = match &change {
-                Change::Gain(partitions) => (partitions, true),
-                Change::Lose(partitions) => (partitions, false),
-            };
-            if let Ok(list) = offsets::list(partitions.iter().map(|p| (p, rdkafka::Offset::Invalid))) {
-                acknowledge(&client, &list, gain);
-            }
-            feed.inbox().done();
-        }
+        feed.inbox().dismiss(&client);
         drop(feed.take_client());
         let deadline = Instant::now() + PATIENCE;
         while Arc::strong_count(&client) > 1 && Instant::now() < deadline {
@@ -464,3 +595,27 @@ impl Stack {
 
 /// Kept small, because it is made once for each message.
 const _: () = assert!(size_of::<Received>() <= 192);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redpanda::feed::nowhere;
+
+    #[test]
+    fn what_librdkafka_does_not_take_is_not_owned() {
+        let feed = nowhere();
+        let client = feed.client("recv").unwrap();
+        let poller = Poller::new(feed.clone(), client);
+        let start = || {
+            let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+            Start { partition, at: 3, committed: None, fails: false }
+        };
+        // It refuses a partition that is named twice.
+        assert!(poller.take_over(&[start(), start()]).is_err());
+        assert!(feed.state().shelf.owned().is_empty());
+        poller.take_over(&[start()]).unwrap();
+        let state = feed.state();
+        let owned = &state.shelf.owned()[&start().partition];
+        assert_eq!((owned.position, owned.committed, owned.unsettled), (3, None, Some(3)));
+    }
+}

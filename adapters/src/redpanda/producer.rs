@@ -1,8 +1,9 @@
 //! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::{Delivery, DeliveryError, DeliveryState, TopicName};
@@ -10,9 +11,10 @@ use qi_core::{Error, ErrorKind, Result, Timestamp};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaTopic;
 
 use super::link::Link;
 use super::ticket::Desk;
@@ -34,9 +36,45 @@ pub(super) struct Deliveries {
     given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
     /// It was let in once: what waits now may have been sent before.
     let_in: AtomicBool,
+    /// Topics that took a message from this producer.
+    written: Mutex<HashSet<String>>,
+    /// The last one of them. The handle is compared and never looked into.
+    last: AtomicPtr<RDKafkaTopic>,
 }
 
 impl Deliveries {
+    fn new(desk: Arc<Desk>, topics: Arc<Topics>) -> Self {
+        Self {
+            link: Link::new("producer", ""),
+            desk,
+            topics,
+            given_up: Mutex::default(),
+            let_in: AtomicBool::new(false),
+            written: Mutex::default(),
+            last: AtomicPtr::default(),
+        }
+    }
+
+    /// Notes that a topic took a message.
+    fn took(&self, message: &BorrowedMessage<'_>) {
+        if self.last.swap(message.topic_ptr(), Ordering::Relaxed) != message.topic_ptr() {
+            self.written().insert(message.topic().to_owned());
+            self.let_in.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the refusal may have met a repetition of what the log has. The right was there before, so it was taken
+    /// away, and librdkafka does not say whether it had sent the message once already.
+    fn is_doubtful(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
+        let rights =
+            [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
+        rights.contains(&code) && self.written().contains(topic)
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Answers for what was given up, with the reason for which the brokers do not let this producer in, if they do
     /// not.
     fn settle(&self, refused: Option<&Error>) {
@@ -72,8 +110,8 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, name: usize) {
-        if result.is_ok() && !self.let_in.load(Ordering::Relaxed) {
-            self.let_in.store(true, Ordering::Relaxed);
+        if let Ok(message) = result {
+            self.took(message);
         }
         let outcome = match result {
             Ok(message) => Ok(Delivery {
@@ -90,10 +128,13 @@ impl ProducerContext for Deliveries {
                     self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push((name, code));
                     return;
                 }
-                let failure = error::delivery(code);
+                let mut failure = error::delivery(code);
                 if failure.state == DeliveryState::NotSent {
                     // Whatever was known of this topic, a broker knows better.
                     self.topics.forget(message.topic());
+                    if self.is_doubtful(code, message.topic()) {
+                        failure.state = DeliveryState::Unknown;
+                    }
                 }
                 Err(failure)
             }
@@ -131,13 +172,7 @@ impl Lane {
         desk: &Arc<Desk>,
         topics: &Arc<Topics>,
     ) -> Result<Self> {
-        let context = Deliveries {
-            link: Link::new("producer", ""),
-            desk: desk.clone(),
-            topics: topics.clone(),
-            given_up: Mutex::default(),
-            let_in: AtomicBool::new(false),
-        };
+        let context = Deliveries::new(desk.clone(), topics.clone());
         let producer = settings::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<Deliveries>> =
             Arc::new(producer.map_err(|e| error::of(e, "publish"))?);

@@ -39,6 +39,29 @@ pub(super) struct Sender {
 /// Where a message goes, or why it does not.
 type Way = std::result::Result<usize, DeliveryError>;
 
+/// What one call knows of a topic.
+struct Known {
+    topic: TopicName,
+    facts: Result<Facts>,
+    /// It was looked up by this call.
+    anew: bool,
+}
+
+impl Known {
+    /// What it refuses may be allowed by now.
+    fn is_doubtful(&self) -> bool {
+        !self.anew && self.facts.as_ref().is_ok_and(|facts| !facts.is_fresh())
+    }
+}
+
+/// What is to be looked up before a call can be judged.
+#[derive(Debug)]
+enum Doubt<'a> {
+    New(&'a TopicName),
+    /// The place among the known ones.
+    Old(usize),
+}
+
 impl Sender {
     pub(super) fn new(config: Arc<RedpandaConfig>) -> Self {
         let desk = Arc::new(Desk::new(config.buffer_bytes));
@@ -115,40 +138,55 @@ impl Sender {
         settings::limit(self.config.delivery_timeout_ms)
     }
 
-    /// What becomes of each message as far as the client can see.
+    /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same facts,
+    /// so that one producer takes them and their order holds.
     async fn ways(
         &self,
         admin: &Arc<AdminClient<Link>>,
         batch: &[Message],
         options: &PublishOptions,
     ) -> Vec<Way> {
-        let mut known: Vec<(TopicName, Result<Facts>)> = Vec::new();
+        let mut known: Vec<Known> = Vec::new();
+        loop {
+            match self.judge(&known, batch, options) {
+                Ok(ways) => return ways,
+                Err(Doubt::New(topic)) => {
+                    let (anew, facts) = match self.topics.known(topic) {
+                        Some(facts) => (false, Ok(facts)),
+                        None => (true, self.look_up(admin, topic).await),
+                    };
+                    known.push(Known { topic: topic.clone(), facts, anew });
+                }
+                Err(Doubt::Old(at)) => {
+                    let facts = self.look_up(admin, &known[at].topic).await;
+                    (known[at].facts, known[at].anew) = (facts, true);
+                }
+            }
+        }
+    }
+
+    /// Judges every message by what is known, or says what is to be looked up first.
+    fn judge<'a>(
+        &self,
+        known: &[Known],
+        batch: &'a [Message],
+        options: &PublishOptions,
+    ) -> std::result::Result<Vec<Way>, Doubt<'a>> {
         let mut ways = Vec::with_capacity(batch.len());
         for message in batch {
             // Messages of one topic mostly come together.
-            let at = known.iter().rposition(|(topic, _)| *topic == message.topic);
-            let at = if let Some(at) = at {
-                at
-            } else {
-                known.push((message.topic.clone(), self.facts(admin, &message.topic, false).await));
-                known.len() - 1
-            };
-            let facts = &mut known[at].1;
-            let mut way = self.way(facts, message, options);
-            let doubtful = way.is_err() && facts.as_ref().is_ok_and(|facts| !facts.is_fresh());
-            if doubtful {
-                *facts = self.facts(admin, &message.topic, true).await;
-                way = self.way(facts, message, options);
+            let at = known.iter().rposition(|known| known.topic == message.topic);
+            let at = at.ok_or(Doubt::New(&message.topic))?;
+            let way = self.way(&known[at].facts, message, options);
+            if way.is_err() && known[at].is_doubtful() {
+                return Err(Doubt::Old(at));
             }
             ways.push(way);
         }
-        ways
+        Ok(ways)
     }
 
-    async fn facts(&self, admin: &Arc<AdminClient<Link>>, topic: &TopicName, anew: bool) -> Result<Facts> {
-        if let Some(facts) = self.topics.known(topic).filter(|_| !anew) {
-            return Ok(facts);
-        }
+    async fn look_up(&self, admin: &Arc<AdminClient<Link>>, topic: &TopicName) -> Result<Facts> {
         let limit = settings::limit(self.config.request_timeout_ms);
         let facts = topics::look_up(admin, topic, limit, "publish").await;
         match &facts {
@@ -344,4 +382,38 @@ fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<
         record.headers = Some(headers);
     }
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(max_message_bytes: usize, age: Duration) -> Facts {
+        let at = std::time::Instant::now().checked_sub(age).unwrap();
+        Facts { partitions: 1, max_message_bytes, at }
+    }
+
+    #[test]
+    fn all_messages_of_a_topic_in_a_call_have_the_same_producer() {
+        let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
+        let (topic, other) = (TopicName::new("one").unwrap(), TopicName::new("two").unwrap());
+        let message = |topic: &TopicName, size: usize| Message::new(topic.clone(), vec![0; size]);
+        let batch =
+            [message(&topic, 10), message(&other, 10), message(&topic, 1_100_000), message(&topic, 10)];
+        let judge = |known: &[Known]| sender.judge(known, &batch, PublishOptions::NONE);
+        let known = |topic: &TopicName, facts, anew| Known { topic: topic.clone(), facts: Ok(facts), anew };
+        let (old, new) = (Duration::from_mins(1), Duration::ZERO);
+        assert!(matches!(judge(&[]), Err(Doubt::New(asked)) if *asked == topic));
+        let mut all = vec![known(&topic, facts(1_000_000, old), false)];
+        assert!(matches!(judge(&all), Err(Doubt::New(asked)) if *asked == other));
+        all.push(known(&other, facts(1_000_000, old), false));
+        // The third message is refused by facts that are old. The first one must not go by them either.
+        assert!(matches!(judge(&all), Err(Doubt::Old(0))));
+        all[0] = known(&topic, facts(10_000, new), true);
+        let ways: Vec<_> = judge(&all).unwrap().into_iter().map(Result::ok).collect();
+        assert_eq!(ways, [Some(8_192), Some(524_288), None, Some(8_192)]);
+        // Looking up took its time: what this call asked for is not asked for again.
+        all[0] = known(&topic, facts(10_000, old), true);
+        assert!(judge(&all).is_ok());
+    }
 }

@@ -29,13 +29,41 @@ pub(super) struct Owned {
     pub(super) position: u64,
     /// What librdkafka gives next.
     pub(super) fetched: u64,
+    /// It does not do so yet, and has to be started there anew.
+    pub(super) astray: bool,
     pub(super) committed: Option<u64>,
     /// A start that is not committed yet: nothing is handed out before.
     pub(super) unsettled: Option<u64>,
+    /// What lies before it had gone when the position was reset.
+    pub(super) floor: u64,
     pub(super) paused: bool,
     /// The position has gone, and it was to fail then; a seek mends it.
     pub(super) failed: Option<Error>,
     bytes: usize,
+}
+
+impl Owned {
+    /// What a commit of `next` is to store. What has gone is no way back, or the commit of a batch from before a reset
+    /// would undo it.
+    pub(super) fn upto(&self, next: u64) -> u64 {
+        self.instead_of(next).unwrap_or(next)
+    }
+
+    /// The broker has the commit `next`.
+    pub(super) fn stored(&mut self, next: u64) {
+        if let Some(settled) = self.instead_of(next) {
+            // The reset came while the commit was under way.
+            self.unsettled = Some(settled);
+        } else {
+            (self.committed, self.unsettled) = (Some(next), None);
+        }
+    }
+
+    /// The valid commit that is to stay where `next` has gone.
+    fn instead_of(&self, next: u64) -> Option<u64> {
+        let settled = self.unsettled.or(self.committed).filter(|settled| *settled >= self.floor);
+        settled.filter(|_| next < self.floor)
+    }
 }
 
 /// What is handed out: its messages are made when the lock is free again.
@@ -88,8 +116,10 @@ impl Shelf {
             key: self.keys,
             position: start,
             fetched: start,
+            astray: false,
             committed,
             unsettled: None,
+            floor: 0,
             paused: false,
             failed: None,
             bytes: 0,
@@ -98,12 +128,12 @@ impl Shelf {
         self.gained.push(partition);
     }
 
-    /// Sets where librdkafka goes on in a partition, behind what is buffered of it.
-    pub(super) fn reset(&mut self, partition: &TopicPartition, to: u64, commit: bool) {
+    /// Sets where librdkafka goes on in a partition, behind what is buffered of it. It begins at `low` now.
+    pub(super) fn reset(&mut self, partition: &TopicPartition, to: u64, low: u64, commit: bool) {
         let buffered = self.runs.iter().any(|run| run.partition == *partition);
         if let Some(owned) = self.owned.get_mut(partition) {
             self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
-            owned.fetched = to;
+            (owned.fetched, owned.floor) = (to, low);
             if !buffered {
                 owned.position = to;
             }
@@ -154,6 +184,18 @@ impl Shelf {
             (owned.key, owned.position, owned.fetched, owned.bytes) = (self.keys, to, to, 0);
             owned.failed = None;
         }
+    }
+
+    /// librdkafka was sent to where a partition goes on, or could not be.
+    pub(super) fn send(&mut self, partition: &TopicPartition, sent: bool) {
+        if let Some(owned) = self.owned.get_mut(partition) {
+            owned.astray = !sent;
+        }
+    }
+
+    /// librdkafka was sent to where every partition goes on.
+    pub(super) fn send_all(&mut self) {
+        self.owned.values_mut().for_each(|owned| owned.astray = false);
     }
 
     /// Puts fetched messages on the shelf, unless their partition went or jumped meanwhile.
@@ -207,8 +249,10 @@ impl Shelf {
             run.bytes = run.bytes.saturating_sub(bytes);
             owned.bytes = owned.bytes.saturating_sub(bytes);
             if let Some(last) = pack.last_offset() {
-                owned.position = last + 1;
-                positions.set(run.partition.clone(), owned.position);
+                let next = last + 1;
+                positions.set(run.partition.clone(), next);
+                // Behind the last one it goes on where librdkafka does, which a reset may have sent elsewhere.
+                owned.position = if owned.bytes == 0 { owned.fetched } else { next };
             }
             packs.push((run.partition.clone(), pack));
         }
@@ -313,6 +357,39 @@ mod tests {
         assert_eq!((shelf.owned()[&at(0)].position, shelf.buffered()), (7, 0));
         let news = shelf.nothing();
         assert_eq!(news.notices(), [Notice::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]);
+    }
+
+    #[test]
+    fn a_reset_behind_buffered_messages_shows_once_they_are_taken() {
+        let mut shelf = shelf(1);
+        let run = run(&shelf, 0, 0..3);
+        shelf.put(run);
+        shelf.reset(&at(0), 9, 6, false);
+        assert_eq!(take(&mut shelf, 2), [(0, 0), (0, 1)]);
+        assert_eq!(shelf.owned()[&at(0)].position, 2);
+        let batch = shelf.take(2).unwrap().unwrap();
+        assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
+        assert_eq!(shelf.owned()[&at(0)].position, 9, "what comes next");
+    }
+
+    #[test]
+    fn a_late_commit_does_not_undo_a_reset() {
+        let mut shelf = shelf(1);
+        shelf.get_mut(&at(0)).unwrap().stored(3);
+        shelf.reset(&at(0), 9, 6, true);
+        let owned = shelf.get_mut(&at(0)).unwrap();
+        assert_eq!((owned.upto(3), owned.upto(6), owned.upto(9)), (9, 6, 9), "before the start is settled");
+        // The commit was under way when the reset came: the start is to be committed after it.
+        owned.stored(3);
+        assert_eq!((owned.committed, owned.unsettled), (Some(3), Some(9)));
+        owned.stored(9);
+        assert_eq!((owned.committed, owned.unsettled), (Some(9), None));
+        assert_eq!((owned.upto(5), owned.upto(7)), (9, 7), "after it is settled");
+        owned.stored(5);
+        assert_eq!(owned.unsettled, Some(9), "once more, where a valid commit was overtaken");
+        // Where nothing valid is known, it is as it was told.
+        (owned.committed, owned.unsettled) = (Some(2), None);
+        assert_eq!(owned.upto(3), 3);
     }
 
     #[test]

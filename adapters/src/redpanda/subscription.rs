@@ -39,32 +39,19 @@ impl RedpandaSubscription {
         Self { feed }
     }
 
-    /// The partitions of a call, each of which must be owned.
-    fn owned<'a>(
-        &self,
-        partitions: impl Iterator<Item = &'a TopicPartition>,
-        operation: &'static str,
-    ) -> Result<()> {
-        let state = self.feed.state();
-        for partition in partitions {
-            if !state.shelf.owned().contains_key(partition) || self.feed.is_overdue(&state) {
-                return Err(error::not_owned(partition, operation));
-            }
-        }
-        Ok(())
-    }
-
     async fn set_paused(
         &self,
         partitions: &[TopicPartition],
         paused: bool,
         operation: &'static str,
     ) -> Result<()> {
-        self.owned(partitions.iter(), operation)?;
+        owned(&self.feed, partitions, operation)?;
         let (feed, partitions) = (self.feed.clone(), partitions.to_vec());
         blocking(operation, move || {
             let client = feed.client(operation)?;
             let _gate = feed.gate();
+            // Nothing is lost or gained while the gate is held, but until then it may have been.
+            owned(&feed, &partitions, operation)?;
             let list = offsets::list(partitions.iter().map(|p| (p, Offset::Invalid)));
             let done = list.and_then(|list| if paused { client.pause(&list) } else { client.resume(&list) });
             done.map_err(|e| error::of(e, operation))?;
@@ -80,6 +67,21 @@ impl RedpandaSubscription {
         })
         .await
     }
+}
+
+/// The partitions of a call, each of which must be owned.
+fn owned<'a>(
+    feed: &Feed,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    operation: &'static str,
+) -> Result<()> {
+    let state = feed.state();
+    for partition in partitions {
+        if !state.shelf.owned().contains_key(partition) || feed.is_overdue(&state) {
+            return Err(error::not_owned(partition, operation));
+        }
+    }
+    Ok(())
 }
 
 /// What a commit is to store, under which ownership.
@@ -114,12 +116,12 @@ fn keep(
         {
             let state = feed.state();
             let overdue = feed.is_overdue(&state);
-            wanted.retain(|partition, (key, _)| {
+            wanted.retain(|partition, (key, next)| {
                 // A seek makes a new key and leaves the partition where it is.
                 let here = state.shelf.owned().get(partition);
                 let kept = !overdue && here.is_some();
                 if let Some(owned) = here {
-                    *key = owned.key;
+                    (*key, *next) = (owned.key, owned.upto(*next));
                 }
                 if !kept {
                     lost.push(partition.clone());
@@ -153,7 +155,7 @@ fn keep(
     let mut stored = Positions::new();
     for (partition, (_, next)) in wanted {
         if let Some(owned) = state.shelf.get_mut(&partition) {
-            (owned.committed, owned.unsettled) = (Some(next), None);
+            owned.stored(next);
         }
         stored.set(partition, next);
     }
@@ -209,18 +211,18 @@ impl Subscription for RedpandaSubscription {
 
     async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
         self.feed.check("seek")?;
-        self.owned(to.iter().map(|(partition, _)| partition), "seek")?;
+        owned(&self.feed, to.iter().map(|(partition, _)| partition), "seek")?;
         let (feed, to) = (self.feed.clone(), to.to_vec());
         blocking("seek", move || {
             let client = feed.client("seek")?;
             let found = resolve(&client, &to, feed.plan.limit)?;
             let _gate = feed.gate();
+            owned(&feed, found.iter().map(|(partition, _)| partition), "seek")?;
             for (partition, offset) in found {
-                if !feed.state().shelf.owned().contains_key(&partition) {
-                    return Err(error::not_owned(&partition, "seek"));
-                }
-                feed.restart(&client, &partition, offset).map_err(|e| error::of(e, "seek"))?;
-                feed.state().shelf.jump(&partition, offset);
+                let sent = feed.send_to(&client, &partition, offset);
+                let mut state = feed.state();
+                state.shelf.jump(&partition, offset);
+                state.shelf.send(&partition, sent);
             }
             feed.bell.ring();
             Ok(())
@@ -294,4 +296,37 @@ pub(super) fn resolve(
         found.extend(offsets);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::ErrorKind;
+
+    use super::*;
+    use crate::redpanda::feed::nowhere;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pause_or_a_seek_that_crosses_a_loss_is_refused() {
+        for seek in [false, true] {
+            let feed = nowhere();
+            let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+            feed.state().shelf.gain(partition.clone(), 0, None);
+            let mut subscription = RedpandaSubscription::new(feed.clone());
+            // The thread is about to give the partition away when the call comes.
+            let gate = feed.gate();
+            let one = partition.clone();
+            let call = tokio::spawn(async move {
+                if seek {
+                    subscription.seek(&[(one, SeekTo::Offset(1))]).await
+                } else {
+                    subscription.pause(&[one]).await
+                }
+            });
+            std::thread::sleep(Duration::from_millis(200));
+            feed.state().shelf.lose(std::slice::from_ref(&partition));
+            drop(gate);
+            let refused = call.await.unwrap().unwrap_err();
+            assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
+        }
+    }
 }

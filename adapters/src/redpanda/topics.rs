@@ -23,7 +23,8 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) struct Facts {
     pub(super) partitions: u32,
     pub(super) max_message_bytes: usize,
-    at: Instant,
+    /// When it was looked up.
+    pub(super) at: Instant,
 }
 
 impl Facts {

@@ -20,6 +20,21 @@ pub(super) struct Owned {
     /// What `recv` returns next; None while `StartFrom::Fail` finds no start.
     pub(super) position: Option<u64>,
     pub(super) paused: bool,
+    /// What lies before it had gone when the position was reset.
+    pub(super) floor: u64,
+}
+
+impl Owned {
+    pub(super) fn new(position: Option<u64>) -> Self {
+        Self { position, paused: false, floor: 0 }
+    }
+
+    /// What a commit of `next` stores. What has gone is no way back, or the commit of a batch from before a reset would
+    /// undo it; then the valid commit that the group has stays.
+    pub(super) fn stored(&self, next: u64, committed: Option<u64>) -> u64 {
+        let settled = committed.filter(|_| next < self.floor).filter(|commit| *commit >= self.floor);
+        settled.unwrap_or(next)
+    }
 }
 
 /// Whether a member takes part.
@@ -341,7 +356,9 @@ impl Group {
             else {
                 continue;
             };
-            let position = match start(log, self.commits.get(partition).copied(), member.request.otherwise) {
+            let mut owned = Owned::new(None);
+            owned.position = match start(log, self.commits.get(partition).copied(), member.request.otherwise)
+            {
                 Start::Committed(at) => Some(at),
                 // A start is committed before its first message is delivered, so that a takeover before the
                 // first commit of the reader begins at the same place.
@@ -352,11 +369,12 @@ impl Group {
                 Start::Reset { from, to } => {
                     self.commits.insert(partition.clone(), to);
                     member.pending.reset(partition.clone(), from, to);
+                    owned.floor = log.start;
                     Some(to)
                 }
                 Start::Fail => None,
             };
-            member.owned.insert(partition.clone(), Owned { position, paused: false });
+            member.owned.insert(partition.clone(), owned);
             member.pending.gained.insert(partition.clone());
             self.owners.insert(partition.clone(), key);
         }

@@ -56,7 +56,7 @@ impl MemoryReader {
                 let at = topic
                     .partition(partition.partition)
                     .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "read"))?;
-                let owned = Owned { position: Some(resolve(at, *to)), paused: false };
+                let owned = Owned::new(Some(resolve(at, *to)));
                 places.insert(partition.clone(), Place { topic: topic.id, owned });
             }
             for name in request.from.iter().map(|(partition, _)| &partition.topic) {

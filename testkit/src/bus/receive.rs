@@ -169,7 +169,10 @@ fn renew(
     };
     match start(log, owned.position, otherwise) {
         Start::Committed(_) => {}
-        Start::Fail => return Err(error::no_start(partition, "recv")),
+        Start::Fail => {
+            owned.floor = log.start;
+            return Err(error::no_start(partition, "recv"));
+        }
         Start::Fresh(to) => {
             commits.insert(partition.clone(), to);
             owned.position = Some(to);
@@ -180,7 +183,7 @@ fn renew(
                 commits.insert(partition.clone(), to);
             }
             pending.reset(partition.clone(), from, to);
-            owned.position = Some(to);
+            (owned.position, owned.floor) = (Some(to), log.start);
         }
     }
     Ok(())

@@ -181,7 +181,10 @@ impl Subscription for MemorySubscription {
                             let position = owned.position.unwrap_or_default();
                             return Err(error::beyond_position(partition, next, position));
                         }
-                        Some(_) => stored.set(partition.clone(), next),
+                        Some(owned) => {
+                            let next = owned.stored(next, commits.get(partition).copied());
+                            stored.set(partition.clone(), next);
+                        }
                     }
                 }
                 commits.extend(stored.iter().map(|(partition, next)| (partition.clone(), next)));

@@ -266,12 +266,13 @@ impl Run<'_> {
     async fn commit(&mut self, group: usize, place: usize, short_of: u64) -> Verdict {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
-        let stored: Positions = member
+        let mut upto: Positions = member
             .positions
             .iter()
             .map(|(p, position)| (p.clone(), position.saturating_sub(short_of)))
             .collect();
-        let mut upto = stored.clone();
+        let stored: Positions =
+            upto.iter().map(|(p, next)| (p.clone(), self.groups[group].stored(at, p, next))).collect();
         let lost: Vec<_> =
             member.told.iter().filter(|p| !member.positions.contains_key(*p)).cloned().collect();
         upto.extend(lost.iter().map(|partition| (partition.clone(), 1)));

@@ -38,6 +38,8 @@ pub(super) struct Member {
     pub(super) told: BTreeSet<TopicPartition>,
     /// Positions that had gone before it could be told.
     resets: BTreeMap<TopicPartition, (u64, u64)>,
+    /// Where logs began when positions in them were reset.
+    floors: BTreeMap<TopicPartition, u64>,
     last_poll: Instant,
     pub(super) dead_since: Option<Instant>,
     poll_limit_passed: bool,
@@ -52,6 +54,7 @@ impl Member {
             paused: BTreeSet::new(),
             told: BTreeSet::new(),
             resets: BTreeMap::new(),
+            floors: BTreeMap::new(),
             last_poll: Instant::now(),
             dead_since: None,
             poll_limit_passed: false,
@@ -69,12 +72,14 @@ impl Member {
         self.positions.remove(partition);
         self.paused.remove(partition);
         self.resets.remove(partition);
+        self.floors.remove(partition);
     }
 
     fn lose_all(&mut self) {
         self.positions.clear();
         self.paused.clear();
         self.resets.clear();
+        self.floors.clear();
     }
 }
 
@@ -114,6 +119,7 @@ impl Group {
             Some(commit) if log.holds(*commit) => *commit,
             Some(gone) => {
                 member.resets.insert(partition.clone(), (*gone, start));
+                member.floors.insert(partition.clone(), log.start);
                 start
             }
             None => start,
@@ -121,6 +127,13 @@ impl Group {
         self.commits.insert(partition.clone(), position);
         member.positions.insert(partition.clone(), position);
         Ok(())
+    }
+
+    /// What a commit of `next` stores.
+    pub(super) fn stored(&self, at: usize, partition: &TopicPartition, next: u64) -> u64 {
+        let floor = self.members.get(&at).and_then(|member| member.floors.get(partition)).copied();
+        let valid = self.commits.get(partition).filter(|commit| floor.is_some_and(|floor| **commit >= floor));
+        if floor.is_some_and(|floor| next < floor) { valid.copied().unwrap_or(next) } else { next }
     }
 
     /// A topic is gone.
@@ -211,6 +224,7 @@ impl Group {
                     let origin = known.map_or(*position, |(from, _)| from);
                     ensure_eq!((*from, *to), (origin, start), "the reset of {partition}");
                     *position = start;
+                    member.floors.insert(partition.clone(), log.start);
                     if self.commits.get(partition).is_none_or(|commit| !log.holds(*commit)) {
                         self.commits.insert(partition.clone(), start);
                     }

@@ -17,7 +17,7 @@ use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
 use super::fault::Fault;
 use super::reader::BrokenReader;
 
-/// What the commits of members that had lost their partitions would have stored.
+/// What commits would have stored that the sound bus does not store.
 pub(super) type Stale = Arc<Mutex<Positions>>;
 
 /// A sound bus with one fault around it.
@@ -241,7 +241,7 @@ impl MessageBus for Broken {
         let mut groups = self.inner.groups(query).await?;
         let stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for row in groups.iter_mut().flat_map(|group| &mut group.partitions) {
-            if self.is(Fault::CommitsWhatIsLost)
+            if (self.is(Fault::CommitsWhatIsLost) || self.is(Fault::CommitsWhatHasGone))
                 && let Some(committed) = stale.get(&row.partition)
             {
                 *row = GroupPartition::new(row.partition.clone(), Some(committed), row.end);

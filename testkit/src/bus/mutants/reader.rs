@@ -152,11 +152,25 @@ impl Subscription for BrokenReader {
                 }
                 Ok(committed)
             }
+            Fault::CommitsWhatHasGone => {
+                let committed = self.inner.commit(upto).await?;
+                let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+                for (partition, stored) in committed.stored.iter() {
+                    if let Some(next) = upto.get(partition).filter(|next| *next != stored) {
+                        stale.set(partition.clone(), next);
+                    }
+                }
+                everything()
+            }
             _ => self.inner.commit(upto).await,
         }
     }
 
     async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
+        if self.fault == Fault::RebalancesInSeek {
+            self.inner.seek(to).await?;
+            return self.inner.recv(1, Duration::ZERO).await.map(drop);
+        }
         if self.fault != Fault::SeeksOneFurther {
             return self.inner.seek(to).await;
         }

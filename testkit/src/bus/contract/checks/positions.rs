@@ -28,6 +28,7 @@ chapter! { "positions":
     position_gone_fails_if_told [Admin],
     position_gone_is_told_without_a_group [Admin],
     commit_that_is_gone_is_answered [Admin],
+    late_commit_does_not_undo_a_reset [Admin, Groups],
     old_messages_go [Admin, Retention],
 }
 
@@ -343,6 +344,45 @@ async fn commit_that_is_gone_is_answered(lab: &Lab) -> Verdict {
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     ensure_eq!(next(lab, &mut *reader, 2).await?, ["0#8", "0#9"], "what is left");
     lab.quiet(&mut *reader).await
+}
+
+async fn late_commit_does_not_undo_a_reset(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let topic = lab.topic(&*bus, 1).await?;
+    fill(&*bus, &topic, 1, 10).await?;
+    let group = lab.group()?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    lab.drain(&mut *reader, 3).await?;
+    // What the reader works on goes meanwhile, and so does what it would read next.
+    reader.pause(&[at(&topic, 0)]).await?;
+    reader.seek(&[(at(&topic, 0), SeekTo::Offset(3))]).await?;
+    lab.trim(&at(&topic, 0), 6).await?;
+    reader.resume(&[at(&topic, 0)]).await?;
+    let wanted = Notice::Reset { partition: at(&topic, 0), from: 3, to: 6 };
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut came = Vec::new();
+    loop {
+        let batch = reader.recv(1, lab.timing().short).await?;
+        came.extend(batch.iter().map(|m| m.offset));
+        if batch.notices().contains(&wanted) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "no notice {wanted:?} came; messages {came:?}");
+    }
+    let committed = reader.commit(&positions(&topic, 3)).await?;
+    ensure!(committed.lost.is_empty(), "the partition is its own");
+    ensure_eq!(committed.stored, positions(&topic, 6), "what the group has after the late commit");
+    let found = lab.committed(&*bus, &group, &at(&topic, 0)).await?;
+    ensure_eq!(found, Some(6), "the commit of the group");
+    // Whoever takes over begins there, and from there on commits go where they are told.
+    reader.close().await?;
+    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let rest = lab.drain(&mut *reader, 2).await?;
+    ensure_eq!(rest.iter().map(|m| m.offset).collect::<Vec<_>>(), [6, 7], "what the next one reads");
+    reader.commit(&positions(&topic, 8)).await?;
+    let committed = reader.commit(&positions(&topic, 7)).await?;
+    ensure_eq!(committed.stored, positions(&topic, 7), "a way back that is still there");
+    Ok(())
 }
 
 async fn old_messages_go(lab: &Lab) -> Verdict {

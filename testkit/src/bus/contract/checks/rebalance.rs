@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qi_core::ErrorKind;
-use qi_core::bus::{Notice, Positions, Received, TopicPartition};
+use qi_core::bus::{Notice, Positions, Received, SeekTo, StartFrom, TopicPartition};
+use tokio::time::Instant;
 
 use super::chapter;
 use crate::bus::contract::crew::Crew;
@@ -12,6 +13,7 @@ use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "rebalance":
     takes_effect_only_inside_recv [],
+    seek_gives_nothing_away [Admin],
     commit_after_losing_says_lost [Groups],
     buffered_messages_of_a_lost_partition_are_gone [],
     notices_tell_what_came_and_went [],
@@ -53,6 +55,52 @@ async fn takes_effect_only_inside_recv(lab: &Lab) -> Verdict {
     crew.settle(4).await?;
     ensure_eq!(crew.total(), 0, "messages that came again although they were committed");
     Ok(())
+}
+
+async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
+    let (bus, other) = (lab.bus().await?, lab.bus().await?);
+    let topic = lab.topic(&*bus, 2).await?;
+    let group = lab.group()?;
+    fill(&*bus, &topic, 2, 10).await?;
+    let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
+    let got = lab.drain(&mut *first, 20).await?;
+    first.commit(&held(&got)).await?;
+    first.close().await?;
+    // A position that has gone, so that the reader stands nowhere.
+    let gone = TopicPartition::new(topic.clone(), 0);
+    let mut first = bus.subscribe(lab.request(&group, &topic)?.otherwise(StartFrom::Fail)).await?;
+    first.pause(std::slice::from_ref(&gone)).await?;
+    first.seek(&[(gone.clone(), SeekTo::Offset(3))]).await?;
+    lab.trim(&gone, 6).await?;
+    first.resume(std::slice::from_ref(&gone)).await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    while first.recv(10, lab.timing().short).await.is_ok() {
+        ensure!(Instant::now() < deadline, "no error says that the position is gone");
+    }
+    // Another one wants its share, and the first does not come to `recv`.
+    let request = lab.request(&group, &topic)?;
+    let joining = tokio::spawn(async move { other.subscribe(request).await });
+    lab.sleep(lab.timing().short * 10).await;
+    first.seek(&[(gone.clone(), SeekTo::Earliest)]).await?;
+    lab.sleep(lab.timing().short * 4).await;
+    let mut crew = Crew::new(lab);
+    if joining.is_finished() {
+        let mut second = joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??;
+        second.recv(10, lab.timing().short * 4).await?;
+        let taken = second.assignment().await?.partitions;
+        ensure!(taken.is_empty(), "the first one gave away by its seek: {taken:?}");
+        crew.take_in(first);
+        crew.take_in(second);
+    } else {
+        crew.take_in(first);
+        while !joining.is_finished() {
+            crew.round().await?;
+        }
+        crew.take_in(joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??);
+    }
+    crew.settle(2).await?;
+    fill(&*bus, &topic, 2, 1).await?;
+    crew.gather(2).await
 }
 
 async fn commit_after_losing_says_lost(lab: &Lab) -> Verdict {
