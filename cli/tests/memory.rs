@@ -139,6 +139,52 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_series_that_differs_is_copied_again_by_the_same_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
+    let (source, target) = (full().await, Arc::new(MemoryStore::default()));
+    let run = async || Copy::new(source.clone(), target.clone(), plan.clone()).run().await.unwrap();
+    assert!(run().await.is_equal());
+    // One that comes late, before the place where the copy was.
+    let first = ticks(1, 2).remove(0);
+    let late = PriceTick::new(first.instrument().clone(), first.ts(), 999, first.price()).unwrap();
+    source.insert_ticks(&[late]).await.unwrap();
+    assert!(!run().await.is_equal(), "nothing was to be copied, and the comparison finds it");
+    assert!(run().await.is_equal(), "so now it is");
+}
+
+#[tokio::test]
+async fn progress_touches_no_file_of_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = folder.path().join("copy.new");
+    std::fs::write(&mine, "mine").unwrap();
+    let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
+    assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
+    assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_progress_that_is_broken_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.json");
+    let plan = Plan { progress: Some(path.clone()), ..everything() };
+    for broken in ["", "{\"plan\": \"", "[]", "{\"plan\": 7, \"series\": {}}"] {
+        std::fs::write(&path, broken).unwrap();
+        let copy = Copy::new(full().await, Arc::new(MemoryStore::default()), plan.clone());
+        assert_eq!(copy.run().await.unwrap_err().code(), "copy.progress", "{broken}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "it is left as it was");
+    }
+}
+
+#[tokio::test]
+async fn an_instrument_that_the_source_does_not_have_is_an_error() {
+    let plan = Plan { instruments: BTreeSet::from(["sim:TYPO".parse().unwrap()]), ..everything() };
+    let error = Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap_err();
+    assert_eq!((error.kind(), error.context_value("instrument")), (ErrorKind::NotFound, Some("sim:TYPO")));
+}
+
+#[tokio::test]
 async fn only_what_is_asked_for_is_copied() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
