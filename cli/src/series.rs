@@ -50,7 +50,9 @@ impl Series {
     /// Whose it is; a scope's snapshots belong to none.
     pub(crate) fn instrument(&self) -> Option<&Instrument> {
         match self {
-            Self::Ticks(instrument) | Self::Quotes(instrument) | Self::Bars(instrument, _) => Some(instrument),
+            Self::Ticks(instrument) | Self::Quotes(instrument) | Self::Bars(instrument, _) => {
+                Some(instrument)
+            }
             Self::Snapshots(_) => None,
         }
     }
