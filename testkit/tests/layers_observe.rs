@@ -83,6 +83,24 @@ fn messages_are_counted_by_what_became_of_them() {
     assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish}"), [5.0]);
 }
 
+/// Prometheus sees no rise in a series that is new: what an alert asks for must be there at 0 before it happens.
+#[test]
+fn fates_that_no_message_has_had_yet_are_there_at_zero() {
+    let seen = measured(|| async {
+        let mut bus = MockBus::new();
+        bus.expect_publish().returning(|_, _| Ok(PublishReport::new(vec![])));
+        let bus = Layered::new(bus, Metered::new("mock"));
+        let _report = bus.publish(&[], PublishOptions::NONE).await.unwrap();
+    });
+    for state in ["not_sent", "unknown"] {
+        for kind in ErrorKind::ALL {
+            let series = format!("qi_messages_failed_total{{backend=mock,state={state},kind={kind}}}");
+            assert!(seen.keys().contains(&series.as_str()), "{series}");
+            assert_eq!(seen.counter(&series), 0);
+        }
+    }
+}
+
 #[test]
 fn the_guards_count_what_they_do() {
     let seen = measured(|| async {
