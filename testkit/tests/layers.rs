@@ -117,6 +117,16 @@ async fn the_first_attempt_counts_in_the_budget_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_the_defaults_a_store_that_hangs_is_answered_for_after_thirty_seconds() {
+    let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
+    let store = Wrappers::default().around_store(ChaosStore::new(flaky(0, away()).0, chaos)).unwrap();
+    let since = Instant::now();
+    let error = store.ping().await.unwrap_err();
+    assert_eq!((error.kind(), error.exhausted()), (ErrorKind::Timeout, Some(1)));
+    assert_eq!(since.elapsed(), Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
 async fn absurd_durations_wait_for_ever_and_panic_nowhere() {
     let forever = away().with_retry(RetryAdvice::After(Duration::MAX));
     assert_eq!(retry(flaky(1, forever).0, policy()).ping().await.unwrap_err().exhausted(), Some(1));
