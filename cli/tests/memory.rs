@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
@@ -15,7 +16,7 @@ use qi_core::{
     Quote, QuoteValues, Result, Scope, SnapshotValues, TimeRange, Timestamp,
 };
 use qi_testkit::bus::MemoryBus;
-use qi_testkit::chaos::{Chaos, Fault};
+use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::MemoryStore;
 use serde_json::Value;
@@ -233,6 +234,27 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 }
 
 #[tokio::test]
+async fn a_check_that_may_not_read_leaves_nothing_behind() {
+    let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
+    memory.ensure_schema().await.unwrap();
+    let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
+    for (operation, fault) in [(Operation::LatestTicks, Fault::Error), (Operation::InsertTicks, Fault::Cut)] {
+        chaos.next(operation, fault);
+        let mut findings = check::Findings::default();
+        findings.writing("store memory", &store).await;
+        let shown = findings.listing().render(Format::Csv);
+        assert!(!findings.is_well() && shown.contains("chaos."), "{shown}");
+        let left = query::latest(&*memory, vec![], 10).await.unwrap();
+        assert!(left.rows().is_empty(), "{operation}: the tick is still there");
+    }
+    chaos.next(Operation::DeleteRange, Fault::Error);
+    let mut findings = check::Findings::default();
+    findings.writing("store memory", &store).await;
+    let shown = findings.listing().render(Format::Csv);
+    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE is still there"), "{shown}");
+}
+
+#[tokio::test]
 async fn a_topic_with_other_partitions_is_found_by_both() {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     let mut other = TopicCatalogue::standard().unwrap();
@@ -295,6 +317,49 @@ async fn topics_and_lag_are_shown() {
     let each = topics::lag(&bus, vec!["writer".parse().unwrap()], true).await.unwrap();
     assert_eq!(each.rows().len(), 12);
     assert!(topics::lag(&bus, vec!["nobody".parse().unwrap()], true).await.unwrap().rows().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
+    let memory = MemoryBus::default();
+    let topic = a_topic(&memory).await;
+    memory.send_records(&ticks(3_000, 5), None).await?;
+    let chaos = Chaos::seeded(1);
+    for fault in [Fault::Error, Fault::Delay, Fault::Error, Fault::Error] {
+        chaos.next(Operation::Recv, fault);
+    }
+    let bus = Layered::new(memory, chaos.clone());
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    store.ensure_schema().await?;
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None };
+    let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
+    assert_eq!((replayed.stored, replayed.interrupted), (3_000, false));
+
+    // For good, it ends with the error; and a stop is heard meanwhile.
+    let away = chaos.on(Operation::Recv, Rule::new(1.0, [Fault::Error]));
+    let since = tokio::time::Instant::now();
+    let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, "recv"));
+    assert!(since.elapsed() < Duration::from_mins(2), "{:?}", since.elapsed());
+    let stop = CancellationToken::new();
+    let stopping = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+    };
+    let (stopped, ()) = tokio::join!(replay::run(&bus, &store, &plan, &stop, |_| {}), stopping);
+    assert!(stopped?.interrupted);
+    away.enable(false);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
+    let bus = MemoryBus::default();
+    let topic = a_topic(&bus).await;
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    let plan = replay::Plan { topic, since: Timestamp::MAX_RECORD, until: Some(Timestamp::MIN) };
+    let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
 #[tokio::test]
