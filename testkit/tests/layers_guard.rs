@@ -331,6 +331,54 @@ async fn a_slow_look_that_succeeds_closes_the_circuit_though_others_look_too() {
     assert_eq!(state, CircuitState::Closed, "by the first answer");
 }
 
+/// The n-th call takes as long as is written.
+#[derive(Debug)]
+struct Takes(Vec<Duration>, AtomicU32);
+
+impl Intercept for Takes {
+    fn name(&self) -> &'static str {
+        "Takes"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let n = self.1.fetch_add(1, Ordering::Relaxed) as usize;
+            let answer = attempt().await;
+            tokio::time::sleep(self.0[n]).await;
+            answer
+        })
+    }
+
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        attempt(subscription, arguments)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_failure_from_before_does_not_speak_for_the_look() {
+    let (store, _) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
+    let takes = Takes(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
+    let store = breaker(Layered::new(store, takes), 1);
+    let mut early = store.insert_ticks(&[]);
+    assert!(timeout(ms(1), &mut early).await.is_err());
+    assert!(store.insert_ticks(&[]).await.is_err(), "opens it");
+    tokio::time::sleep(ms(4_000)).await;
+    let (early, look) = tokio::join!(early, store.insert_ticks(&[]));
+    assert!(early.is_err());
+    look.unwrap();
+    assert_eq!(store.layer().state(), CircuitState::Closed);
+}
+
 #[tokio::test(start_paused = true)]
 async fn attempts_from_before_the_circuit_opened_decide_nothing() {
     let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
