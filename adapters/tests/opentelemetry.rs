@@ -10,11 +10,13 @@ use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData
 use qi_adapters::Config;
 use qi_adapters::opentelemetry::OpenTelemetryPropagator;
 use qi_core::bus::{
-    DeadLetters, HeaderName, Headers, Message, MessageBusExt, Payload, Subscribe, TopicName, TopicSpec,
+    DeadLetters, HeaderName, Headers, Message, MessageBusExt, Payload, PublishOptions, Subscribe, TopicName,
+    TopicSpec,
 };
 use qi_core::layer::{Layered, Propagator, Traced};
-use qi_core::{MessageBus, PriceStore, PriceTick, Result};
+use qi_core::{MessageBus, Operation, PriceStore, PriceTick, Result};
 use qi_testkit::bus::MemoryBus;
+use qi_testkit::chaos::{Chaos, ChaosBus, Fault};
 use qi_testkit::market::{Market, MarketConfig};
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
@@ -234,4 +236,97 @@ async fn a_traceparent_that_is_none_begins_a_trace() {
         let (process, _) = published_on(&[("traceparent", value)]).await;
         assert!(!process.parent_span_is_remote && process.links.is_empty(), "{:?}", value.first_chunk::<8>());
     }
+}
+
+/// A bus of its own under the wrapper alone, and its topic.
+async fn traced(backend: &'static str) -> Result<(Layered<ChaosBus<MemoryBus>, Traced>, Chaos, TopicName)> {
+    let (chaos, topic) = (Chaos::seeded(1), TopicName::new("crypto-prices")?);
+    let w3c = Arc::new(OpenTelemetryPropagator::new(TraceContextPropagator::new())?);
+    let bus = Layered::new(
+        ChaosBus::new(MemoryBus::default(), chaos.clone()),
+        Traced::new(backend).with_propagator(w3c),
+    );
+    for outcome in bus.inner().create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
+        outcome.result?;
+    }
+    Ok((bus, chaos, topic))
+}
+
+#[tokio::test]
+async fn spans_of_a_bus_say_what_they_are_and_what_went_wrong() {
+    let spans = collected(async {
+        let (bus, chaos, topic) = traced("redpanda").await?;
+        let message = || Message::new(topic.clone(), "x");
+        let _report = bus.publish(&[message()], PublishOptions::NONE).await?;
+        let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic.clone()])?).await?;
+        chaos.next(Operation::Recv, Fault::Error);
+        assert!(reader.recv(1, Duration::from_secs(1)).await.is_err());
+        let batch = reader.recv(1, Duration::from_secs(1)).await?;
+        reader.commit(batch.positions()).await?;
+        chaos.next(Operation::Seek, Fault::Error);
+        assert!(reader.seek(&[]).await.is_err());
+        Ok(())
+    })
+    .await;
+    for (name, operation_type, failed) in [
+        ("publish crypto-prices", Some("send"), false),
+        ("process crypto-prices", Some("process"), false),
+        ("recv", Some("receive"), true),
+        ("commit", Some("settle"), false),
+        ("subscribe", None, false),
+        ("seek", None, true),
+    ] {
+        let span = named(&spans, name);
+        assert_eq!(attribute(span, "messaging.system").as_deref(), Some("kafka"), "{name}");
+        assert_eq!(attribute(span, "messaging.operation.type").as_deref(), operation_type, "{name}");
+        assert!(attribute(span, "messaging.operation.name").is_some(), "{name}");
+        assert_eq!(matches!(span.status, Status::Error { .. }), failed, "{name}");
+        assert_eq!(attribute(span, "error.type").as_deref(), failed.then_some("chaos.error"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_publish_of_which_a_part_fails_is_marked() {
+    let spans = collected(async {
+        let (bus, _, topic) = traced("memory").await?;
+        let batch = [Message::new(topic.clone(), "x"), Message::new(topic, "x").with_partition(9)];
+        let report = bus.publish(&batch, PublishOptions::NONE).await?.into_outcomes();
+        assert!(report[0].is_ok() && report[1].is_err());
+        Ok(())
+    })
+    .await;
+    let publish = named(&spans, "publish crypto-prices");
+    assert!(matches!(publish.status, Status::Error { .. }), "{:?}", publish.status);
+}
+
+#[tokio::test]
+async fn timescale_is_called_postgresql() {
+    let spans = collected(async {
+        let store = Layered::new(qi_testkit::store::MemoryStore::default(), Traced::new("timescale"));
+        store.ping().await.map(drop)
+    })
+    .await;
+    assert_eq!(attribute(named(&spans, "ping"), "db.system.name").as_deref(), Some("postgresql"));
+}
+
+#[tokio::test]
+async fn a_batch_of_many_traces_is_linked_to_no_more_than_64_and_hangs_on_no_span_of_the_reader() {
+    let spans = collected(async {
+        let (bus, _, topic) = traced("memory").await?;
+        // Some come from nowhere.
+        bus.inner().send(&vec![Message::new(topic.clone(), "x"); 3]).await?;
+        for _ in 0..70 {
+            let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;
+        }
+        let work = async {
+            let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic])?).await?;
+            assert_eq!(reader.recv(100, Duration::from_secs(1)).await?.len(), 73);
+            Ok(())
+        };
+        work.instrument(tracing::info_span!("reader")).await
+    })
+    .await;
+    let process = named(&spans, "process crypto-prices");
+    assert_eq!(process.links.len(), 64);
+    assert_eq!(process.parent_span_id.to_string(), "0000000000000000", "a root");
 }
