@@ -468,6 +468,23 @@ mod timescale {
     }
 }
 
+/// `qi copy` tells by it whether its progress belongs to these two stores.
+#[cfg(feature = "clickhouse")]
+#[tokio::test]
+async fn a_clickhouse_store_shows_which_tables_it_uses() {
+    let file = "[store]\nbackend = \"clickhouse\"\n[store.clickhouse]\nurl = \"http://one:1\"";
+    let shown = async |variables: &[(&'static str, &'static str)]| {
+        build(file, variables.iter().copied()).unwrap().open_store().await.unwrap().to_string()
+    };
+    let plain = shown(&[]).await;
+    assert!(plain.ends_with("Limit(clickhouse(http://one:1, database qi)))))))"), "{plain}");
+    let of_its_own = shown(&[("QI__STORE__CLICKHOUSE__TABLE_PREFIX", "a_")]).await;
+    assert!(
+        of_its_own.ends_with("Limit(clickhouse(http://one:1, database qi, tables a_*)))))))"),
+        "{of_its_own}"
+    );
+}
+
 #[cfg(feature = "redpanda")]
 mod redpanda {
     use super::*;

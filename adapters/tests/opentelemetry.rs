@@ -9,8 +9,14 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use qi_adapters::Config;
 use qi_adapters::opentelemetry::OpenTelemetryPropagator;
-use qi_core::bus::{DeadLetters, MessageBusExt, Payload, Subscribe, TopicName};
-use qi_core::{MessageBus, PriceStore, PriceTick, Result};
+use qi_core::bus::{
+    DeadLetters, HeaderName, Headers, Message, MessageBusExt, Payload, PublishOptions, Subscribe, TopicName,
+    TopicSpec,
+};
+use qi_core::layer::{Layered, Propagator, Traced};
+use qi_core::{MessageBus, Operation, PriceStore, PriceTick, Result};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::chaos::{Chaos, ChaosBus, Fault};
 use qi_testkit::market::{Market, MarketConfig};
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
@@ -166,4 +172,164 @@ async fn a_call_that_fails_is_marked_with_its_code() {
     let insert = named(&spans, "insert_ticks");
     assert!(matches!(insert.status, Status::Error { .. }), "{:?}", insert.status);
     assert_eq!(attribute(insert, "error.type").as_deref(), Some("store.memory.no_schema"));
+}
+
+/// What somebody else may have written into the headers of a message, and what of it goes on.
+async fn published_on(headers: &[(&str, &[u8])]) -> (SpanData, Vec<(String, usize)>) {
+    let passed_on = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = passed_on.clone();
+    let spans = collected(async {
+        let w3c = Arc::new(OpenTelemetryPropagator::new(TraceContextPropagator::new())?);
+        let traced = Traced::new("memory").with_propagator(w3c.clone());
+        let bus = Layered::new(MemoryBus::default(), traced);
+        let topic = TopicName::new("crypto-prices")?;
+        for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
+            outcome.result?;
+        }
+        let mut message = Message::new(topic.clone(), "x");
+        for (name, value) in headers {
+            message = message.with_header(HeaderName::new(name)?, value.to_vec());
+        }
+        bus.inner().send(&[message]).await?;
+        let mut reader = bus.subscribe(Subscribe::new("reader".parse()?, [topic])?).await?;
+        let batch = reader.recv(1, Duration::from_secs(1)).await?;
+        let work = async {
+            let mut out = Headers::default();
+            w3c.inject(&tracing::Span::current(), &mut out);
+            let lengths = out.iter().map(|(name, value)| (name.to_string(), value.map_or(0, |v| v.len())));
+            seen.lock().unwrap().extend(lengths);
+            Ok::<_, qi_core::Error>(())
+        };
+        work.instrument(batch.span()).await
+    })
+    .await;
+    let headers = passed_on.lock().unwrap().clone();
+    (named(&spans, "process crypto-prices").clone(), headers)
+}
+
+const TRACE: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+#[tokio::test]
+async fn a_long_tracestate_of_somebody_else_is_not_passed_on() {
+    let long = format!("a={}", "x".repeat(500_000));
+    let many = (0..10_000).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+    for state in [long, many] {
+        let (process, passed_on) =
+            published_on(&[("traceparent", TRACE), ("tracestate", state.as_bytes())]).await;
+        assert_eq!(process.span_context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        let bytes: usize = passed_on.iter().map(|(_, len)| len).sum();
+        assert!(bytes < 1_000, "{passed_on:?}");
+    }
+    let (_, passed_on) = published_on(&[("traceparent", TRACE), ("tracestate", b"vendor=kept")]).await;
+    assert!(passed_on.contains(&("tracestate".to_owned(), 11)), "{passed_on:?}");
+}
+
+#[tokio::test]
+async fn a_traceparent_that_is_none_begins_a_trace() {
+    let long = [b"00-".as_slice(), &[b'a'; 100_000]].concat();
+    let hostile: [&[u8]; 6] = [
+        b"",
+        b"\xff\xfe",
+        b"00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        b"ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        b"00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01\r\nx: y",
+        &long,
+    ];
+    for value in hostile {
+        let (process, _) = published_on(&[("traceparent", value)]).await;
+        assert!(!process.parent_span_is_remote && process.links.is_empty(), "{:?}", value.first_chunk::<8>());
+    }
+}
+
+/// A bus of its own under the wrapper alone, and its topic.
+async fn traced(backend: &'static str) -> Result<(Layered<ChaosBus<MemoryBus>, Traced>, Chaos, TopicName)> {
+    let (chaos, topic) = (Chaos::seeded(1), TopicName::new("crypto-prices")?);
+    let w3c = Arc::new(OpenTelemetryPropagator::new(TraceContextPropagator::new())?);
+    let bus = Layered::new(
+        ChaosBus::new(MemoryBus::default(), chaos.clone()),
+        Traced::new(backend).with_propagator(w3c),
+    );
+    for outcome in bus.inner().create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
+        outcome.result?;
+    }
+    Ok((bus, chaos, topic))
+}
+
+#[tokio::test]
+async fn spans_of_a_bus_say_what_they_are_and_what_went_wrong() {
+    let spans = collected(async {
+        let (bus, chaos, topic) = traced("redpanda").await?;
+        let message = || Message::new(topic.clone(), "x");
+        let _report = bus.publish(&[message()], PublishOptions::NONE).await?;
+        let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic.clone()])?).await?;
+        chaos.next(Operation::Recv, Fault::Error);
+        assert!(reader.recv(1, Duration::from_secs(1)).await.is_err());
+        let batch = reader.recv(1, Duration::from_secs(1)).await?;
+        reader.commit(batch.positions()).await?;
+        chaos.next(Operation::Seek, Fault::Error);
+        assert!(reader.seek(&[]).await.is_err());
+        Ok(())
+    })
+    .await;
+    for (name, operation_type, failed) in [
+        ("publish crypto-prices", Some("send"), false),
+        ("process crypto-prices", Some("process"), false),
+        ("recv", Some("receive"), true),
+        ("commit", Some("settle"), false),
+        ("subscribe", None, false),
+        ("seek", None, true),
+    ] {
+        let span = named(&spans, name);
+        assert_eq!(attribute(span, "messaging.system").as_deref(), Some("kafka"), "{name}");
+        assert_eq!(attribute(span, "messaging.operation.type").as_deref(), operation_type, "{name}");
+        assert!(attribute(span, "messaging.operation.name").is_some(), "{name}");
+        assert_eq!(matches!(span.status, Status::Error { .. }), failed, "{name}");
+        assert_eq!(attribute(span, "error.type").as_deref(), failed.then_some("chaos.error"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_publish_of_which_a_part_fails_is_marked() {
+    let spans = collected(async {
+        let (bus, _, topic) = traced("memory").await?;
+        let batch = [Message::new(topic.clone(), "x"), Message::new(topic, "x").with_partition(9)];
+        let report = bus.publish(&batch, PublishOptions::NONE).await?.into_outcomes();
+        assert!(report[0].is_ok() && report[1].is_err());
+        Ok(())
+    })
+    .await;
+    let publish = named(&spans, "publish crypto-prices");
+    assert!(matches!(publish.status, Status::Error { .. }), "{:?}", publish.status);
+}
+
+#[tokio::test]
+async fn timescale_is_called_postgresql() {
+    let spans = collected(async {
+        let store = Layered::new(qi_testkit::store::MemoryStore::default(), Traced::new("timescale"));
+        store.ping().await.map(drop)
+    })
+    .await;
+    assert_eq!(attribute(named(&spans, "ping"), "db.system.name").as_deref(), Some("postgresql"));
+}
+
+#[tokio::test]
+async fn a_batch_of_many_traces_is_linked_to_no_more_than_64_and_hangs_on_no_span_of_the_reader() {
+    let spans = collected(async {
+        let (bus, _, topic) = traced("memory").await?;
+        // Some come from nowhere.
+        bus.inner().send(&vec![Message::new(topic.clone(), "x"); 3]).await?;
+        for _ in 0..70 {
+            let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;
+        }
+        let work = async {
+            let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic])?).await?;
+            assert_eq!(reader.recv(100, Duration::from_secs(1)).await?.len(), 73);
+            Ok(())
+        };
+        work.instrument(tracing::info_span!("reader")).await
+    })
+    .await;
+    let process = named(&spans, "process crypto-prices");
+    assert_eq!(process.links.len(), 64);
+    assert_eq!(process.parent_span_id.to_string(), "0000000000000000", "a root");
 }

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     // What a bus is closed over is the outcome of one call: a part that a fault has kept back is not under way, and
     // there is nothing to drain.
     let of_one_call = |name: &str| name.ends_with("life::close_drains");
-    let all = trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS]).into_iter();
+    let all =
+        trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS, Wrapping::FULL_STACK_OVER_CUTS]).into_iter();
     let mut all: Vec<_> = all
         .map(|trial| {
             let ignored = of_one_call(trial.name());

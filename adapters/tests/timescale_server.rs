@@ -879,9 +879,16 @@ mod way {
             assert_eq!(counted("qi_timescale_written_rows_total", way), rows, "{way}");
             assert_eq!(counted("qi_timescale_written_pieces_total", way), pieces, "{way}");
         }
-        let gauges: Vec<_> = all.iter().map(|(key, ..)| key.key().name()).collect();
-        for gauge in ["qi_timescale_connections_open", "qi_timescale_connections_in_use"] {
-            assert!(gauges.contains(&gauge), "{gauge} of {gauges:?}");
+        let gauge = |name: &str| {
+            let found = all.iter().find(|(key, ..)| key.key().name() == name);
+            match found.map(|(.., value)| value) {
+                Some(DebugValue::Gauge(value)) => value.into_inner(),
+                other => panic!("{name}: {other:?}"),
+            }
+        };
+        assert!(gauge("qi_timescale_connections_open") >= 1.0);
+        for left in ["qi_timescale_connections_in_use", "qi_timescale_connections_limit"] {
+            assert!(gauge(left).abs() < f64::EPSILON, "{left}: nothing is under way, and no store is left");
         }
         Ok(())
     }

@@ -61,13 +61,13 @@ impl Findings {
         self.note(target, "open", Err(error.report()));
     }
 
-    /// Looks at a store: it answers, has its schema, and may be read. Nothing is written.
-    pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
+    /// Looks at a store: it answers, has its schema, and may be read. Nothing is written. False if it does not answer.
+    pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
         self.note(target, "answers", pings.map_err(|e| e.report()));
         if !answered {
-            return;
+            return false;
         }
         let version = store.ping().await.ok().and_then(|status| status.version);
         let info = store.info();
@@ -89,23 +89,16 @@ impl Findings {
             _ => error.report(),
         };
         self.note(target, "schema and reading", failed.map_or(Ok(None), |error| Err(hint(error))));
+        true
     }
 
     /// Writes one tick of an instrument that no market has into a store, reads it back and deletes it.
     pub async fn writing(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
-        let work = async {
-            let instrument: Instrument = PROBE.parse()?;
-            let tick = PriceTick::new(instrument.clone(), Timestamp::MIN, 0, "1".parse()?)?;
-            store.insert_ticks(std::slice::from_ref(&tick)).await?;
-            let found = store.latest_tick(&instrument).await?;
-            let mine = Selection::one(instrument);
-            store.delete_range(&DeleteQuery::Ticks(mine, TimeRange::ALL)).await?;
-            Ok::<_, Error>(found == Some(tick))
-        };
-        let result = match work.await {
-            Ok(true) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),
-            Ok(false) => Err(format!("the tick of {PROBE} that was written was not read back")),
-            Err(error) => Err(error.report()),
+        let result = match write_and_delete(&**store).await {
+            Ok((Ok(true), Ok(()))) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),
+            Ok((Ok(false), Ok(()))) => Err(format!("the tick of {PROBE} that was written was not read back")),
+            Ok((Err(error), Ok(()))) | Err(error) => Err(error.report()),
+            Ok((_, Err(error))) => Err(format!("{}; a tick of {PROBE} is still there", error.report())),
         };
         self.note(target, "writing", result);
     }
@@ -159,6 +152,20 @@ impl Findings {
             self.note(target, "topic", Err(why));
         }
     }
+}
+
+/// Whether the tick was there once it was written, and whether it could be deleted. Who may write and not read, or whose
+/// write is only perhaps done, must not leave it behind.
+async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Result<()>)> {
+    let instrument: Instrument = PROBE.parse()?;
+    let tick = PriceTick::new(instrument.clone(), Timestamp::MIN, 0, "1".parse()?)?;
+    let found = match store.insert_ticks(std::slice::from_ref(&tick)).await {
+        Ok(_) => store.latest_tick(&instrument).await.map(|found| found == Some(tick)),
+        Err(error) if error.retry().is_retryable() => Err(error),
+        Err(error) => return Err(error),
+    };
+    let mine = DeleteQuery::Ticks(Selection::one(instrument), TimeRange::ALL);
+    Ok((found, store.delete_range(&mine).await))
 }
 
 /// Some pings, and the median of what they took in words.

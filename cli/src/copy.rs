@@ -4,6 +4,8 @@
 //! file after every page; at the end both stores are read again and compared by count and checksum.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,10 +112,12 @@ impl Copy {
         Self { from, to, plan, stop: CancellationToken::new(), copied: Arc::default() }
     }
 
-    /// Makes the schema of the target, copies what the progress does not say is there, and compares.
+    /// Makes the schema of the target, copies what the progress does not say is there, and compares. A series that
+    /// differs is struck from the progress, so that the next run copies it again.
     ///
     /// # Errors
-    /// Of a store; `InvalidInput` if the progress is that of another copy.
+    /// Of a store; `InvalidInput` if the progress is that of another copy; `NotFound` for an instrument that the source
+    /// does not have.
     pub async fn run(&self) -> Result<Outcome> {
         self.to.ensure_schema().await?;
         let mut progress = self.load()?;
@@ -121,6 +125,7 @@ impl Copy {
         for dataset in &self.plan.datasets {
             all.extend(Series::list(&*self.from, *dataset, &self.plan.instruments).await?);
         }
+        self.check_instruments(&all)?;
         for series in &all {
             if !self.series(series, &mut progress).await? {
                 return Ok(Outcome::Interrupted);
@@ -137,9 +142,23 @@ impl Copy {
                 return Ok(Outcome::Interrupted);
             };
             let (source, target) = both?;
+            if source != target && progress.series.remove(&series.to_string()).is_some() {
+                self.save(&progress)?;
+            }
             compared.push(Compared { series, source, target });
         }
         Ok(Outcome::Done(compared))
+    }
+
+    /// A name that nothing has is a mistake, not an empty copy.
+    fn check_instruments(&self, all: &[Series]) -> Result<()> {
+        let there: BTreeSet<_> = all.iter().filter_map(Series::instrument).collect();
+        match self.plan.instruments.iter().find(|instrument| !there.contains(instrument)) {
+            None => Ok(()),
+            Some(missing) => Err(Error::new(ErrorKind::NotFound, "copy.instrument", "copy")
+                .with_message("the source has no records of this instrument in the datasets of the copy")
+                .with_context("instrument", missing)),
+        }
     }
 
     /// Copies the rest of one series: reads a page while the one before it is written. False if it was stopped.
@@ -192,13 +211,19 @@ impl Copy {
         Err(Error::invalid("copy.progress", "progress", path.display(), rule))
     }
 
-    /// Replaces the file as a whole, so that a kill leaves the old one or the new one.
+    /// Replaces the file as a whole, so that a kill, or a machine that goes down, leaves the old one or the new one.
     fn save(&self, progress: &Progress) -> Result<()> {
         let Some(path) = &self.plan.progress else { return Ok(()) };
-        let beside = path.with_extension("new");
+        let mut beside = path.clone().into_os_string();
+        beside.push(".part");
         let json = serde_json::to_vec_pretty(progress).map_err(|e| self.broken(e))?;
-        std::fs::write(&beside, json).map_err(|e| self.broken(e))?;
-        std::fs::rename(&beside, path).map_err(|e| self.broken(e))
+        let write = || {
+            let mut file = File::create(&beside)?;
+            file.write_all(&json)?;
+            file.sync_all()?;
+            std::fs::rename(&beside, path)
+        };
+        write().map_err(|e| self.broken(e))
     }
 
     fn broken(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {

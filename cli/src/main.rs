@@ -84,8 +84,8 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             match open_store().await {
                 Ok(store) => {
                     let name = format!("store {store_word}");
-                    findings.store(&name, &store).await;
-                    if write {
+                    let answers = findings.store(&name, &store).await;
+                    if write && answers {
                         findings.writing(&name, &store).await;
                     }
                 }

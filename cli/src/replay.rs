@@ -4,16 +4,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::bus::{
-    Json, MessageBus, Payload, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
+    Batch, Json, MessageBus, Payload, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
     decode_message, header,
 };
-use qi_core::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result, Timestamp};
+use qi_core::{
+    Backoff, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result, TimeRange,
+    Timestamp,
+};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How many messages are stored at once.
 const BATCH: usize = 10_000;
 /// How long one receive waits.
 const WAIT: Duration = Duration::from_millis(200);
+/// For how long the brokers may be away.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How many errors of messages are kept to be shown.
 const SHOWN: usize = 10;
 
@@ -46,7 +52,8 @@ pub struct Replayed {
 /// records are written by key it can be repeated.
 ///
 /// # Errors
-/// `NotFound` for an unknown topic; of the bus or the store.
+/// `NotFound` for an unknown topic; `InvalidInput` for an end before the beginning; of the bus, if it has been away for a
+/// minute, or the store.
 pub async fn run(
     bus: &dyn MessageBus,
     store: &dyn PriceStore,
@@ -54,6 +61,7 @@ pub async fn run(
     stop: &CancellationToken,
     progress: impl Fn(u64),
 ) -> Result<Replayed> {
+    TimeRange::new(plan.since, plan.until.unwrap_or(Timestamp::MAX))?;
     let mut replayed = Replayed::default();
     let mut ends = ends(bus, &plan.topic).await?;
     if ends.is_empty() {
@@ -66,7 +74,12 @@ pub async fn run(
             replayed.interrupted = true;
             break Ok(());
         }
-        match step(&mut *reader, store, plan, &mut ends, &mut replayed).await {
+        let batch = match receive(&mut *reader, stop).await {
+            Ok(Some(batch)) => batch,
+            Ok(None) => continue,
+            Err(error) => break Err(error),
+        };
+        match step(&mut *reader, &batch, store, plan, &mut ends, &mut replayed).await {
             Ok(()) if ends.is_empty() => break Ok(()),
             Ok(()) => progress(replayed.stored),
             Err(error) => break Err(error),
@@ -89,17 +102,35 @@ async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicP
     Ok(partitions.map(|p| (TopicPartition::new(topic.clone(), p.id), p.high)).collect())
 }
 
-/// Receives and stores one batch, and strikes out the partitions that are at their end.
+/// The next batch, or None if it was stopped. No wrapper tries a receive again, because the loop around it does: this
+/// one, for a while.
+async fn receive(reader: &mut dyn Subscription, stop: &CancellationToken) -> Result<Option<Batch>> {
+    let (since, backoff) = (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
+    for failures in 1.. {
+        let error = match stop.run_until_cancelled(reader.recv(BATCH, WAIT)).await {
+            None => return Ok(None),
+            Some(Ok(batch)) => return Ok(Some(batch)),
+            Some(Err(error)) => error,
+        };
+        if !error.retry().is_retryable() || since.elapsed() >= PATIENCE {
+            return Err(error);
+        }
+        stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
+    }
+    Ok(None)
+}
+
+/// Stores one batch, and strikes out the partitions that are at their end.
 async fn step(
     reader: &mut dyn Subscription,
+    batch: &Batch,
     store: &dyn PriceStore,
     plan: &Plan,
     ends: &mut BTreeMap<TopicPartition, u64>,
     replayed: &mut Replayed,
 ) -> Result<()> {
-    let batch = reader.recv(BATCH, WAIT).await?;
     let mut sorted = Sorted::default();
-    for message in &batch {
+    for message in batch {
         let partition = TopicPartition::new(message.topic.clone(), message.partition);
         let Some(end) = ends.get(&partition) else { continue };
         let late = plan.until.is_some_and(|until| message.timestamp.is_some_and(|time| time >= until));

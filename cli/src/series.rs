@@ -47,6 +47,16 @@ pub(crate) enum Records {
 }
 
 impl Series {
+    /// Whose it is; a scope's snapshots belong to none.
+    pub(crate) fn instrument(&self) -> Option<&Instrument> {
+        match self {
+            Self::Ticks(instrument) | Self::Quotes(instrument) | Self::Bars(instrument, _) => {
+                Some(instrument)
+            }
+            Self::Snapshots(_) => None,
+        }
+    }
+
     /// Every series of a dataset; only those of `instruments` unless it is empty. Snapshots belong to none.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
@@ -15,7 +16,7 @@ use qi_core::{
     Quote, QuoteValues, Result, Scope, SnapshotValues, TimeRange, Timestamp,
 };
 use qi_testkit::bus::MemoryBus;
-use qi_testkit::chaos::{Chaos, Fault};
+use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::MemoryStore;
 use serde_json::Value;
@@ -139,6 +140,52 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_series_that_differs_is_copied_again_by_the_same_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
+    let (source, target) = (full().await, Arc::new(MemoryStore::default()));
+    let run = async || Copy::new(source.clone(), target.clone(), plan.clone()).run().await.unwrap();
+    assert!(run().await.is_equal());
+    // One that comes late, before the place where the copy was.
+    let first = ticks(1, 2).remove(0);
+    let late = PriceTick::new(first.instrument().clone(), first.ts(), 999, first.price()).unwrap();
+    source.insert_ticks(&[late]).await.unwrap();
+    assert!(!run().await.is_equal(), "nothing was to be copied, and the comparison finds it");
+    assert!(run().await.is_equal(), "so now it is");
+}
+
+#[tokio::test]
+async fn progress_touches_no_file_of_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = folder.path().join("copy.new");
+    std::fs::write(&mine, "mine").unwrap();
+    let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
+    assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
+    assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_progress_that_is_broken_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.json");
+    let plan = Plan { progress: Some(path.clone()), ..everything() };
+    for broken in ["", "{\"plan\": \"", "[]", "{\"plan\": 7, \"series\": {}}"] {
+        std::fs::write(&path, broken).unwrap();
+        let copy = Copy::new(full().await, Arc::new(MemoryStore::default()), plan.clone());
+        assert_eq!(copy.run().await.unwrap_err().code(), "copy.progress", "{broken}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "it is left as it was");
+    }
+}
+
+#[tokio::test]
+async fn an_instrument_that_the_source_does_not_have_is_an_error() {
+    let plan = Plan { instruments: BTreeSet::from(["sim:TYPO".parse().unwrap()]), ..everything() };
+    let error = Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap_err();
+    assert_eq!((error.kind(), error.context_value("instrument")), (ErrorKind::NotFound, Some("sim:TYPO")));
+}
+
+#[tokio::test]
 async fn only_what_is_asked_for_is_copied() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
@@ -184,6 +231,27 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
     let mut again = migrate::listing();
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
     assert!(again.render(Format::Csv).contains("topic crypto-prices,there\n"));
+}
+
+#[tokio::test]
+async fn a_check_that_may_not_read_leaves_nothing_behind() {
+    let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
+    memory.ensure_schema().await.unwrap();
+    let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
+    for (operation, fault) in [(Operation::LatestTicks, Fault::Error), (Operation::InsertTicks, Fault::Cut)] {
+        chaos.next(operation, fault);
+        let mut findings = check::Findings::default();
+        findings.writing("store memory", &store).await;
+        let shown = findings.listing().render(Format::Csv);
+        assert!(!findings.is_well() && shown.contains("chaos."), "{shown}");
+        let left = query::latest(&*memory, vec![], 10).await.unwrap();
+        assert!(left.rows().is_empty(), "{operation}: the tick is still there");
+    }
+    chaos.next(Operation::DeleteRange, Fault::Error);
+    let mut findings = check::Findings::default();
+    findings.writing("store memory", &store).await;
+    let shown = findings.listing().render(Format::Csv);
+    assert!(shown.contains("delete_range") && shown.contains("qi-check:PROBE is still there"), "{shown}");
 }
 
 #[tokio::test]
@@ -249,6 +317,49 @@ async fn topics_and_lag_are_shown() {
     let each = topics::lag(&bus, vec!["writer".parse().unwrap()], true).await.unwrap();
     assert_eq!(each.rows().len(), 12);
     assert!(topics::lag(&bus, vec!["nobody".parse().unwrap()], true).await.unwrap().rows().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
+    let memory = MemoryBus::default();
+    let topic = a_topic(&memory).await;
+    memory.send_records(&ticks(3_000, 5), None).await?;
+    let chaos = Chaos::seeded(1);
+    for fault in [Fault::Error, Fault::Delay, Fault::Error, Fault::Error] {
+        chaos.next(Operation::Recv, fault);
+    }
+    let bus = Layered::new(memory, chaos.clone());
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    store.ensure_schema().await?;
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None };
+    let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
+    assert_eq!((replayed.stored, replayed.interrupted), (3_000, false));
+
+    // For good, it ends with the error; and a stop is heard meanwhile.
+    let away = chaos.on(Operation::Recv, Rule::new(1.0, [Fault::Error]));
+    let since = tokio::time::Instant::now();
+    let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, "recv"));
+    assert!(since.elapsed() < Duration::from_mins(2), "{:?}", since.elapsed());
+    let stop = CancellationToken::new();
+    let stopping = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+    };
+    let (stopped, ()) = tokio::join!(replay::run(&bus, &store, &plan, &stop, |_| {}), stopping);
+    assert!(stopped?.interrupted);
+    away.enable(false);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
+    let bus = MemoryBus::default();
+    let topic = a_topic(&bus).await;
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    let plan = replay::Plan { topic, since: Timestamp::MAX_RECORD, until: Some(Timestamp::MIN) };
+    let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
 #[tokio::test]

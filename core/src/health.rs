@@ -12,7 +12,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, join_all};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
@@ -27,14 +28,17 @@ const MAX_AGE: Duration = Duration::from_millis(500);
 /// Asks the backends and the agents of a program how they are.
 #[derive(Debug)]
 pub struct Health {
-    backends: Vec<Backend>,
+    backends: Vec<Arc<Backend>>,
     expects_agents: bool,
     runtime: Mutex<Option<RuntimeHandle>>,
     timeout: Duration,
     max_age: Duration,
-    /// Held while the backends are asked, so that who comes meanwhile shares the answers.
-    answers: tokio::sync::Mutex<Option<(Instant, Vec<BackendHealth>)>>,
+    last: Mutex<Option<Round>>,
 }
+
+/// The backends are asked once for all who come meanwhile. Whoever waits drives it, so that one who goes away holds up
+/// nobody.
+type Round = Shared<BoxFuture<'static, (Instant, Vec<BackendHealth>)>>;
 
 #[derive(Debug)]
 struct Backend {
@@ -95,7 +99,7 @@ impl Default for Health {
             runtime: Mutex::new(None),
             timeout: TIMEOUT,
             max_age: MAX_AGE,
-            answers: tokio::sync::Mutex::new(None),
+            last: Mutex::new(None),
         }
     }
 }
@@ -109,14 +113,14 @@ impl Health {
     /// Asks this store too, under a name of the program's.
     #[must_use]
     pub fn store(mut self, name: impl Into<String>, store: Arc<dyn PriceStore>) -> Self {
-        self.backends.push(Backend { name: name.into(), port: Asked::Store(store) });
+        self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Store(store) }));
         self
     }
 
     /// Asks this bus too, under a name of the program's.
     #[must_use]
     pub fn bus(mut self, name: impl Into<String>, bus: Arc<dyn MessageBus>) -> Self {
-        self.backends.push(Backend { name: name.into(), port: Asked::Bus(bus) });
+        self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Bus(bus) }));
         self
     }
 
@@ -161,7 +165,7 @@ impl Health {
 
     /// Asks every backend, all at once, and the runtime. It takes no longer than the timeout.
     pub async fn check(&self) -> HealthCheck {
-        let backends = self.ask().await;
+        let (_, backends) = self.round().await;
         let runtime = self.runtime().map(|runtime| runtime.health());
         let agents_are =
             |state: fn(&HealthReport) -> bool| runtime.as_ref().map_or(!self.expects_agents, state);
@@ -174,16 +178,25 @@ impl Health {
         }
     }
 
-    async fn ask(&self) -> Vec<BackendHealth> {
-        let mut answers = self.answers.lock().await;
-        if let Some((at, known)) = &*answers
-            && at.elapsed() < self.max_age
-        {
-            return known.clone();
+    /// The round that is under way or not too old, or a new one.
+    fn round(&self) -> Round {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(round) = &*last {
+            let usable = match round.peek() {
+                Some((at, _)) => at.elapsed() < self.max_age,
+                // One that all have left stands still: its answers would be late for no fault of the backends.
+                None => round.strong_count() > Some(1),
+            };
+            if usable {
+                return round.clone();
+            }
         }
-        let fresh = join_all(self.backends.iter().map(|backend| backend.ask(self.timeout))).await;
-        *answers = Some((Instant::now(), fresh.clone()));
-        fresh
+        let (backends, limit) = (self.backends.clone(), self.timeout);
+        let ask = async move {
+            let answers = join_all(backends.iter().map(|backend| backend.ask(limit))).await;
+            (Instant::now(), answers)
+        };
+        last.insert(ask.boxed().shared()).clone()
     }
 }
 

@@ -17,11 +17,15 @@ use qi_core::{Error, ErrorKind, Result, telemetry};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 64;
 /// How long a client may take to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last. One that never reads its answer would keep its place for ever, and so many of them
+/// the probes out. Who is cut off in the middle of more requests opens another one.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often histograms are emptied into their buckets, even if nobody reads them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -92,8 +96,10 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Promethe
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            match timeout(CONNECTION_TIMEOUT, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
+                Err(_) => tracing::debug!("a connection was cut off: it took too long"),
             }
         });
     }
@@ -101,9 +107,10 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Promethe
 
 impl Probes {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET {
-            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
-            refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
+        // Hyper leaves out the body of an answer to HEAD.
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+            refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
         match request.uri().path() {

@@ -96,10 +96,38 @@ fn a_running_program_answers_probes_and_shows_its_metrics() {
 
     assert_eq!(program.get("/nothing").0, 404);
     assert_eq!(program.ask("POST", "/livez").0, 405);
+    assert_eq!(program.ask("HEAD", "/livez"), (200, String::new()), "some load balancers ask so");
 
     let pid = program.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert_eq!(program.child.wait().unwrap().code(), Some(143), "a server does not hold up the end");
+}
+
+#[test]
+fn clients_that_read_no_answer_do_not_keep_the_probes_out() {
+    let program = Program::start();
+    let deaf = || {
+        let mut stream = TcpStream::connect(&program.address).unwrap();
+        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        // More answers than the buffers between the two hold.
+        let _full = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(5_000).as_bytes());
+        stream
+    };
+    let open: Vec<TcpStream> = (0..64).map(|_| deaf()).collect();
+    let since = Instant::now();
+    let live = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(&program.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        write!(stream, "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200"))
+    };
+    // Kubernetes asks every ten seconds, and kills after three failures.
+    while !live().unwrap_or(false) {
+        assert!(since.elapsed() < Duration::from_secs(20), "{} clients keep it to themselves", open.len());
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]

@@ -128,6 +128,31 @@ fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
     assert_eq!(seen.counter("qi_runtime_leaked_agents_total{}"), 0);
 }
 
+/// Prometheus sees no rise in a series that is new: what an alert asks for must be there at 0 before it happens.
+#[test]
+fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
+    let seen = measured(|| async {
+        let steady = scripted("steady", [Script::default()]).0;
+        let runtime = builder(&TransitionLog::default()).observer(MetricsObserver::default()).agent(steady);
+        let handle = runtime.build().unwrap().start();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        handle.shutdown();
+        handle.ended().await;
+    });
+    let keys = seen.keys();
+    for series in [
+        "qi_agent_transitions_total{agent=steady,status=failed}",
+        "qi_agent_transitions_total{agent=steady,status=backoff}",
+        "qi_agent_restarts_total{agent=steady}",
+        "qi_agent_panics_total{agent=steady,phase=initialize}",
+        "qi_agent_panics_total{agent=steady,phase=run}",
+        "qi_agent_forced_stops_total{agent=steady,phase=cleanup}",
+    ] {
+        assert!(keys.contains(&series), "{series}");
+        assert_eq!(seen.counter(series), 0, "{series}");
+    }
+}
+
 #[test]
 fn the_age_of_heartbeats_is_measured_when_it_is_asked_for() {
     let seen = measured(|| async {

@@ -4,10 +4,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::Arguments;
-use qi_testkit::bus::contract::{BusFactory, MemoryFactory, Wrapping, trials};
+use qi_testkit::bus::contract::{BusFactory, MemoryFactory, Wrapping, resent, trials};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let memory: Arc<dyn BusFactory> = Arc::new(MemoryFactory);
-    libtest_mimic::run(&arguments, trials(&memory, &Wrapping::every())).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials(&memory, &Wrapping::every()));
+    if arguments.list {
+        return conclusion.exit_code();
+    }
+    let (unknown, doubles) = resent();
+    println!("{unknown} unknown messages were sent again, and {doubles} doubles of them found");
+    // Without them the checks would have shown nothing.
+    if conclusion.num_filtered_out == 0 && (unknown == 0 || doubles == 0) {
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

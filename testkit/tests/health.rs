@@ -16,7 +16,7 @@ use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::recording::Recording;
 use qi_testkit::store::MemoryStore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 fn backends(chaos: &Chaos, pings: &Recording) -> (Arc<dyn PriceStore>, Arc<dyn MessageBus>) {
     let store = Layered::new(MemoryStore::default(), pings.clone());
@@ -86,4 +86,32 @@ async fn many_probes_cost_one_ping() {
     sleep(Duration::from_millis(500)).await;
     health.check().await;
     assert_eq!(pings.count(Operation::StorePing), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_that_are_given_up_do_not_hold_up_those_who_wait() {
+    let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
+    let (store, _) = backends(&chaos, &Recording::new(100));
+    let health = Health::new().store("prices", store);
+    let impatient = async |limit| timeout(Duration::from_millis(limit), health.check()).await.is_ok();
+    let patient = async {
+        sleep(Duration::from_millis(1)).await;
+        let since = Instant::now();
+        assert!(!health.check().await.ready);
+        since.elapsed()
+    };
+    let (given_up, also, took) = tokio::join!(impatient(790), impatient(795), patient);
+    assert!(!given_up && !also);
+    assert!(took <= Duration::from_millis(800), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_that_nobody_waited_for_is_asked_anew() {
+    let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
+    let (store, _) = backends(&chaos, &pings);
+    let health = Health::new().store("prices", store);
+    chaos.next(Operation::StorePing, Fault::Hang);
+    assert!(timeout(Duration::from_millis(100), health.check()).await.is_err());
+    sleep(Duration::from_millis(100)).await;
+    assert!(health.check().await.ready, "the hang was the other one's");
 }

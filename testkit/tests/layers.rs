@@ -117,6 +117,16 @@ async fn the_first_attempt_counts_in_the_budget_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_the_defaults_a_store_that_hangs_is_answered_for_after_thirty_seconds() {
+    let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
+    let store = Wrappers::default().around_store(ChaosStore::new(flaky(0, away()).0, chaos)).unwrap();
+    let since = Instant::now();
+    let error = store.ping().await.unwrap_err();
+    assert_eq!((error.kind(), error.exhausted()), (ErrorKind::Timeout, Some(1)));
+    assert_eq!(since.elapsed(), Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
 async fn absurd_durations_wait_for_ever_and_panic_nowhere() {
     let forever = away().with_retry(RetryAdvice::After(Duration::MAX));
     assert_eq!(retry(flaky(1, forever).0, policy()).ping().await.unwrap_err().exhausted(), Some(1));
@@ -238,6 +248,63 @@ async fn publish(batch: &[Message], answers: Answers) -> (Result<PublishReport>,
     let report = retry(bus, policy().with_attempts(3)).publish(batch, PublishOptions::NONE).await;
     let sent = sent.lock().unwrap().clone();
     (report, sent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_an_inner_retry_gave_up_is_not_tried_again() {
+    let (bus, sent) = scripted((0..3).map(|_| Ok(vec![not_sent()])).collect());
+    let inner = retry(bus, policy().with_attempts(3));
+    let report = retry(inner, policy()).publish(&[message(None, None, 0)], PublishOptions::NONE).await;
+    assert_eq!(sent.lock().unwrap().len(), 3);
+    let error = &report.unwrap().into_outcomes().remove(0).unwrap_err().error;
+    assert_eq!(error.exhausted(), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_sent_again_together_wait_for_the_longest_advice() {
+    let after = |secs| {
+        let wait = RetryAdvice::After(Duration::from_secs(secs));
+        Err(DeliveryError::not_sent(away().with_retry(wait)))
+    };
+    let batch = [message(Some("a"), None, 0), message(Some("b"), None, 1), message(Some("c"), None, 2)];
+    let answers =
+        vec![Ok(vec![after(2), after(7), after(1)]), Ok(vec![delivered(0), delivered(1), delivered(2)])];
+    let since = Instant::now();
+    let (report, sent) = publish(&batch, answers).await;
+    assert_eq!((report.unwrap().into_outcomes().len(), sent.len()), (3, 2));
+    assert_eq!(since.elapsed(), Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_unknown_fate_is_not_called_exhausted() {
+    let batch = [message(Some("a"), None, 0), message(Some("b"), None, 1)];
+    let answers = vec![Ok(vec![unknown(), not_sent()]), Ok(vec![not_sent()]), Ok(vec![not_sent()])];
+    let outcomes = publish(&batch, answers).await.0.unwrap().into_outcomes();
+    let exhausted = outcomes.iter().map(|outcome| outcome.as_ref().unwrap_err().error.exhausted());
+    assert_eq!(exhausted.collect::<Vec<_>>(), [None, Some(3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_has_the_time_of_a_heavy_call_and_a_publish_never_less_than_its_bus_needs() {
+    let chaos = Chaos::seeded(1);
+    let policy = TimeoutPolicy::default().with_limit(Duration::from_secs(1));
+    let timed = |policy| Timeout::new(policy).unwrap();
+    let store = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), timed(policy));
+    chaos.next(Operation::StoreClose, Fault::Hang);
+    let since = Instant::now();
+    assert_eq!(store.close().await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(since.elapsed(), Duration::from_mins(10));
+
+    // Put around a bus without the check that would have refused it.
+    let bus = Layered::new(
+        Layered::new(scripted(vec![]).0, chaos.clone()),
+        timed(policy.with_publish(Duration::from_millis(1))),
+    );
+    chaos.next(Operation::Publish, Fault::Hang);
+    let since = Instant::now();
+    let report = bus.publish(&[message(None, None, 0)], PublishOptions::NONE).await.unwrap();
+    assert!(report.into_outcomes()[0].is_err());
+    assert_eq!(since.elapsed(), Duration::from_mins(4), "twice the delivery timeout");
 }
 
 #[tokio::test(start_paused = true)]

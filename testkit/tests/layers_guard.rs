@@ -16,6 +16,7 @@ use qi_core::layer::{
 };
 use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice};
+use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
 use tokio::time::{Instant, timeout};
 
@@ -292,6 +293,89 @@ async fn a_look_that_is_given_up_or_says_nothing_lets_the_next_one_look() {
     assert!(timeout(ms(10), store.insert_ticks(&[])).await.is_err(), "its caller goes away");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().kind(), ErrorKind::InvalidInput);
     store.insert_ticks(&[]).await.unwrap();
+    assert_eq!(store.layer().state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_does_not_answer_keeps_the_others_out_no_longer_than_the_circuit_is_open() {
+    let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+    let chaos = Chaos::seeded(1);
+    let store = breaker(Layered::new(store, chaos.clone()), 1);
+    let _ = store.insert_ticks(&[]).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    chaos.next(Operation::InsertTicks, Fault::Hang);
+    let mut stuck = store.insert_ticks(&[]);
+    assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "its caller still waits");
+    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.circuit_breaker.open");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.insert_ticks(&[]).await.unwrap();
+    assert_eq!((store.layer().state(), calls.load(Ordering::Relaxed)), (CircuitState::Closed, 2));
+    drop(stuck);
+    assert_eq!(store.layer().state(), CircuitState::Closed, "the first look decides nothing any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_look_that_succeeds_closes_the_circuit_though_others_look_too() {
+    let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+    let store = breaker(Layered::new(store, Slow::new(Duration::from_secs(6))), 1);
+    let _ = store.insert_ticks(&[]).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let second = store.insert_ticks(&[]);
+        let _ = timeout(Duration::from_secs(2), second).await;
+        store.layer().state()
+    };
+    let (first, state) = tokio::join!(store.insert_ticks(&[]), later);
+    first.unwrap();
+    assert_eq!(state, CircuitState::Closed, "by the first answer");
+}
+
+/// The n-th call takes as long as is written.
+#[derive(Debug)]
+struct Takes(Vec<Duration>, AtomicU32);
+
+impl Intercept for Takes {
+    fn name(&self) -> &'static str {
+        "Takes"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let n = self.1.fetch_add(1, Ordering::Relaxed) as usize;
+            let answer = attempt().await;
+            tokio::time::sleep(self.0[n]).await;
+            answer
+        })
+    }
+
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        attempt(subscription, arguments)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_failure_from_before_does_not_speak_for_the_look() {
+    let (store, _) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
+    let takes = Takes(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
+    let store = breaker(Layered::new(store, takes), 1);
+    let mut early = store.insert_ticks(&[]);
+    assert!(timeout(ms(1), &mut early).await.is_err());
+    assert!(store.insert_ticks(&[]).await.is_err(), "opens it");
+    tokio::time::sleep(ms(4_000)).await;
+    let (early, look) = tokio::join!(early, store.insert_ticks(&[]));
+    assert!(early.is_err());
+    look.unwrap();
     assert_eq!(store.layer().state(), CircuitState::Closed);
 }
 

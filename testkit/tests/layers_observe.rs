@@ -83,6 +83,24 @@ fn messages_are_counted_by_what_became_of_them() {
     assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish}"), [5.0]);
 }
 
+/// Prometheus sees no rise in a series that is new: what an alert asks for must be there at 0 before it happens.
+#[test]
+fn fates_that_no_message_has_had_yet_are_there_at_zero() {
+    let seen = measured(|| async {
+        let mut bus = MockBus::new();
+        bus.expect_publish().returning(|_, _| Ok(PublishReport::new(vec![])));
+        let bus = Layered::new(bus, Metered::new("mock"));
+        let _report = bus.publish(&[], PublishOptions::NONE).await.unwrap();
+    });
+    for state in ["not_sent", "unknown"] {
+        for kind in ErrorKind::ALL {
+            let series = format!("qi_messages_failed_total{{backend=mock,state={state},kind={kind}}}");
+            assert!(seen.keys().contains(&series.as_str()), "{series}");
+            assert_eq!(seen.counter(&series), 0);
+        }
+    }
+}
+
 #[test]
 fn the_guards_count_what_they_do() {
     let seen = measured(|| async {
@@ -118,6 +136,59 @@ fn the_guards_count_what_they_do() {
     assert!((seen.gauge(&format!("qi_circuit_state{{{mock}}}")) - 2.0).abs() < f64::EPSILON);
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 2);
     assert_eq!(seen.counter(&format!("qi_calls_dropped_total{{{insert}}}")), 2);
+}
+
+#[test]
+fn gauges_come_down_and_times_are_those_that_passed() {
+    let seen = measured(|| async {
+        let mut store = MockStore::new();
+        store.expect_info().returning(|| StoreInfo::new("mock"));
+        store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+        let chaos = Chaos::seeded(1);
+        let store = Wrappers::default()
+            .with_retry(RetryPolicy::default().with_attempts(1))
+            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(1))
+            .with_limit(LimitPolicy::default().with_concurrency(1))
+            .around_store(ChaosStore::new(store, chaos.clone()))
+            .unwrap();
+        // One hangs until its limit, one behind it waits and is given up.
+        chaos.next(Operation::InsertTicks, Fault::Hang);
+        let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
+        let (stuck, given_up) = tokio::join!(store.insert_ticks(&[]), waiting);
+        assert!(stuck.is_err() && given_up.is_err());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        store.insert_ticks(&[]).await.unwrap();
+    });
+    let mock = "port=store,backend=mock";
+    for gauge in ["qi_limit_waiting", "qi_calls_in_flight", "qi_circuit_state"] {
+        assert!(seen.gauge(&format!("{gauge}{{{mock}}}")).abs() < f64::EPSILON, "{gauge}");
+    }
+    assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);
+    let took = seen.histogram(&format!("qi_call_duration_seconds{{{mock},operation=insert_ticks}}"));
+    assert_eq!(took, [30.0, 0.0]);
+}
+
+#[test]
+fn what_recv_gives_out_is_counted() {
+    let seen = measured(|| async {
+        let bus = Layered::new(MemoryBus::default(), Metered::new("memory"));
+        let topic = TopicName::new("t").unwrap();
+        let made = bus.create_topics(&[TopicSpec::new(topic.clone(), 1).unwrap()]).await.unwrap();
+        assert!(made[0].result.is_ok());
+        let _report = bus.publish(&vec![Message::new(topic.clone(), "x"); 5], PublishOptions::NONE).await;
+        let mut reader = bus.subscribe(Subscribe::new("g".parse().unwrap(), [topic]).unwrap()).await.unwrap();
+        for wanted in [3, 2, 0] {
+            assert_eq!(reader.recv(3, Duration::from_secs(1)).await.unwrap().len(), wanted);
+        }
+    });
+    assert_eq!(seen.counter("qi_messages_received_total{backend=memory}"), 5);
+    let recv = "port=subscription,backend=memory,operation=recv";
+    assert_eq!(
+        seen.histogram(&format!("qi_batch_records{{{recv}}}")),
+        [3.0, 2.0],
+        "not those that found none"
+    );
+    assert_eq!(seen.counter(&format!("qi_calls_total{{{recv}}}")), 3);
 }
 
 #[test]

@@ -157,7 +157,11 @@ impl fmt::Debug for ClickHouseStore {
 impl fmt::Display for ClickHouseStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (address, database) = (self.inner.connections.address(), &self.inner.config.database);
-        write!(f, "clickhouse({address}, database {database})")
+        write!(f, "clickhouse({address}, database {database}")?;
+        match self.inner.config.table_prefix.as_str() {
+            "" => f.write_str(")"),
+            prefix => write!(f, ", tables {prefix}*)"),
+        }
     }
 }
 

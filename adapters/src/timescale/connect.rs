@@ -1,7 +1,6 @@
 //! Connections: how they are made, lent and given back.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -31,7 +30,8 @@ pub(super) struct Connections {
     pool: PgPool,
     options: PgConnectOptions,
     facts: Arc<RwLock<Facts>>,
-    in_use: Arc<AtomicU32>,
+    /// What this store adds to the limit of the process.
+    _limit: Share,
     acquire_timeout: Duration,
     heavy_ms: u64,
 }
@@ -74,7 +74,7 @@ impl Connections {
             pool,
             options,
             facts,
-            in_use: Arc::default(),
+            _limit: Share::of("qi_timescale_connections_limit", config.pool.max_connections),
             acquire_timeout,
             heavy_ms: config.limits.heavy_ms,
         })
@@ -122,11 +122,8 @@ impl Connections {
     }
 
     fn lend(&self, connection: PoolConnection<Postgres>) -> Lease {
-        let in_use = self.in_use.clone();
-        let now = in_use.fetch_add(1, Ordering::Relaxed) + 1;
-        metrics::gauge!("qi_timescale_connections_in_use").set(f64::from(now));
         metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
-        Lease { connection: Some(connection), in_use }
+        Lease { connection: Some(connection), _in_use: Share::of("qi_timescale_connections_in_use", 1) }
     }
 
     /// The driver hides refused connections behind the timeout of the pool. If slots are free, one direct
@@ -294,11 +291,31 @@ impl std::fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
+/// A part of a gauge that all stores of the process add up to, for as long as it is held.
+struct Share {
+    gauge: metrics::Gauge,
+    value: f64,
+}
+
+impl Share {
+    fn of(name: &'static str, value: u32) -> Self {
+        let (gauge, value) = (metrics::gauge!(name), f64::from(value));
+        gauge.increment(value);
+        Self { gauge, value }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.gauge.decrement(self.value);
+    }
+}
+
 /// A borrowed connection. Given back by [`Lease::give_back`]; dropped without that, in the middle of something,
 /// it is closed, so that no half-done statement or transaction returns to the pool.
 pub(super) struct Lease {
     connection: Option<PoolConnection<Postgres>>,
-    in_use: Arc<AtomicU32>,
+    _in_use: Share,
 }
 
 impl Lease {
@@ -325,7 +342,6 @@ const LENT: &str = "the connection is there until it is given back";
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.in_use.fetch_sub(1, Ordering::Relaxed);
         if let Some(mut connection) = self.connection.take() {
             connection.close_on_drop();
         }

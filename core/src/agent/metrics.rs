@@ -39,8 +39,11 @@ impl Observer for MetricsObserver {
     fn on_transition(&self, transition: &Transition) {
         let Transition { agent, seq: _, at, incarnation, from, to, exit: _, backoff, gave_up: _ } =
             transition;
-        counter!(AGENT_TRANSITIONS.name, "agent" => agent.clone(), "status" => to.as_str()).increment(1);
         let since = lock(&self.since).insert(agent.clone(), *at);
+        if since.is_none() {
+            begin_at_zero(agent);
+        }
+        counter!(AGENT_TRANSITIONS.name, "agent" => agent.clone(), "status" => to.as_str()).increment(1);
         let phase = match from {
             AgentStatus::Initializing => Some(Phase::Initialize),
             AgentStatus::Running => Some(Phase::Run),
@@ -78,6 +81,27 @@ impl Observer for MetricsObserver {
     fn on_end(&self, report: &RuntimeReport) {
         histogram!(RUNTIME_SHUTDOWN.name).record(report.shutdown_took);
         counter!(RUNTIME_LEAKED.name).increment(report.leaked().count() as u64);
+    }
+}
+
+/// Shows what has not happened yet. Prometheus sees no rise in a series that begins with 1, so that the first panic
+/// would go unnoticed.
+fn begin_at_zero(agent: &Arc<str>) {
+    for status in [
+        AgentStatus::Initializing,
+        AgentStatus::Running,
+        AgentStatus::Stopping,
+        AgentStatus::Backoff,
+        AgentStatus::Stopped,
+        AgentStatus::Failed,
+    ] {
+        counter!(AGENT_TRANSITIONS.name, "agent" => agent.clone(), "status" => status.as_str()).increment(0);
+    }
+    counter!(AGENT_RESTARTS.name, "agent" => agent.clone()).increment(0);
+    for phase in [Phase::Initialize, Phase::Run, Phase::Cleanup] {
+        for metric in [AGENT_PANICS, AGENT_FORCED] {
+            counter!(metric.name, "agent" => agent.clone(), "phase" => phase.as_str()).increment(0);
+        }
     }
 }
 

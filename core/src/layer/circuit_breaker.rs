@@ -53,7 +53,8 @@ impl CircuitBreakerPolicy {
 pub enum CircuitState {
     /// Everything.
     Closed,
-    /// One attempt, which decides whether it closes or opens again.
+    /// One attempt, which decides whether it closes or opens again; another one if it does not answer for as long as
+    /// the circuit was open.
     HalfOpen,
     /// Nothing.
     Open,
@@ -67,7 +68,8 @@ pub enum CircuitState {
 /// delivered.
 ///
 /// A refusal is `Unavailable`, code `layer.circuit_breaker.open`, to be tried again `After` the rest of the time; one
-/// beside the attempt that looks says `Backoff`. `recv` and every `close` pass, and count for nothing.
+/// beside the attempt that looks says `Backoff`, until that has not answered for as long as the circuit was open: then
+/// the next one looks too. `recv` and every `close` pass, and count for nothing.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     policy: CircuitBreakerPolicy,
@@ -86,7 +88,7 @@ struct Circuit {
 #[derive(Debug, Clone, Copy)]
 enum Now {
     Closed { failures: u32 },
-    HalfOpen,
+    HalfOpen { next: Instant },
     Open { until: Instant },
 }
 
@@ -118,7 +120,7 @@ impl CircuitBreaker {
     pub fn state(&self) -> CircuitState {
         match self.circuit().now {
             Now::Closed { .. } => CircuitState::Closed,
-            Now::HalfOpen => CircuitState::HalfOpen,
+            Now::HalfOpen { .. } => CircuitState::HalfOpen,
             Now::Open { .. } => CircuitState::Open,
         }
     }
@@ -136,12 +138,18 @@ impl CircuitBreaker {
             Now::Open { until } => match until.checked_duration_since(Instant::now()) {
                 Some(left) if !left.is_zero() => RetryAdvice::After(left),
                 _ => {
-                    self.change(&mut circuit, Now::HalfOpen);
+                    self.change(&mut circuit, Now::HalfOpen { next: self.later() });
                     return Ok(Ticket { breaker: self, generation: Some(circuit.generation) });
                 }
             },
+            // The attempt that looks may hang, be a purge of ten minutes, or be polled by nobody: that says nothing of
+            // the backend. Another one looks beside it, in the same generation: whichever answers first decides.
+            Now::HalfOpen { next } if next <= Instant::now() => {
+                circuit.now = Now::HalfOpen { next: self.later() };
+                return Ok(Ticket { breaker: self, generation: Some(circuit.generation) });
+            }
             // Nobody knows how long the attempt that looks will take.
-            Now::HalfOpen => RetryAdvice::Backoff,
+            Now::HalfOpen { .. } => RetryAdvice::Backoff,
         };
         drop(circuit);
         self.count(CIRCUIT_REFUSED.name);
@@ -149,6 +157,10 @@ impl CircuitBreaker {
             .with_message("too many attempts failed in a row; not asked")
             .with_backend(self.backend)
             .with_retry(advice))
+    }
+
+    fn later(&self) -> Instant {
+        Instant::now() + self.policy.open_for
     }
 
     fn settle(&self, generation: u64, sign: Sign) {
@@ -162,13 +174,15 @@ impl CircuitBreaker {
                 circuit.now = Now::Closed { failures: failures + 1 };
             }
             (Now::Closed { .. }, Sign::None) | (Now::Open { .. }, _) => {}
-            (Now::Closed { .. } | Now::HalfOpen, Sign::Ill) => {
-                let until = Instant::now() + self.policy.open_for;
+            (Now::Closed { .. } | Now::HalfOpen { .. }, Sign::Ill) => {
+                let until = self.later();
                 self.change(&mut circuit, Now::Open { until });
             }
-            (Now::HalfOpen, Sign::Well) => self.change(&mut circuit, Now::Closed { failures: 0 }),
+            (Now::HalfOpen { .. }, Sign::Well) => self.change(&mut circuit, Now::Closed { failures: 0 }),
             // It found out nothing: the next one may look, at once.
-            (Now::HalfOpen, Sign::None) => self.change(&mut circuit, Now::Open { until: Instant::now() }),
+            (Now::HalfOpen { .. }, Sign::None) => {
+                self.change(&mut circuit, Now::Open { until: Instant::now() })
+            }
         }
     }
 
@@ -181,7 +195,7 @@ impl CircuitBreaker {
                 tracing::info!(target: "qi_core::layer", port, backend, "circuit closed");
                 0.0
             }
-            Now::HalfOpen => 1.0,
+            Now::HalfOpen { .. } => 1.0,
             Now::Open { .. } => {
                 if matches!(from, Now::Closed { .. }) {
                     let (failures, open_for) = (self.policy.failures, self.policy.open_for);

@@ -13,7 +13,7 @@ use crate::telemetry::{
     BATCH_RECORDS, CALL_DURATION, CALL_ERRORS, CALLS, CALLS_DROPPED, CALLS_IN_FLIGHT, MESSAGES_DELIVERED,
     MESSAGES_FAILED, MESSAGES_RECEIVED,
 };
-use crate::{Error, Operation, Result};
+use crate::{Error, ErrorKind, Operation, Result};
 
 /// Counts and times calls through the `metrics` facade: see [`crate::telemetry`] for the names.
 ///
@@ -46,6 +46,9 @@ impl Metered {
 
     fn handles(&self, operation: Operation) -> &Handles {
         self.operations[operation.index()].get_or_init(|| {
+            if operation == Operation::Publish {
+                self.begin_at_zero();
+            }
             let (port, backend) = (operation.port().as_str(), self.backend);
             let labels = [("port", port), ("backend", backend), ("operation", operation.as_str())];
             Handles {
@@ -55,6 +58,21 @@ impl Metered {
                 in_flight: metrics::gauge!(CALLS_IN_FLIGHT.name, "port" => port, "backend" => backend),
             }
         })
+    }
+
+    /// Shows the fates that no message has had yet. Prometheus sees no rise in a series that begins with 1, so that the
+    /// first message whose fate is unknown would go unnoticed.
+    fn begin_at_zero(&self) {
+        for state in [DeliveryState::NotSent, DeliveryState::Unknown] {
+            for kind in ErrorKind::ALL {
+                self.failed_messages(state, kind, 0);
+            }
+        }
+    }
+
+    fn failed_messages(&self, state: DeliveryState, kind: ErrorKind, messages: usize) {
+        let labels = [("backend", self.backend), ("state", state.as_str()), ("kind", kind.as_str())];
+        metrics::counter!(MESSAGES_FAILED.name, &labels).increment(messages as u64);
     }
 
     fn begin(&self, operation: Operation) -> Running<'_> {
@@ -77,8 +95,7 @@ impl Metered {
         failed.sort_unstable_by_key(|(state, kind)| (*state == DeliveryState::Unknown, *kind));
         for alike in failed.chunk_by(|one, other| one == other) {
             let (state, kind) = alike[0];
-            let labels = [("backend", self.backend), ("state", state.as_str()), ("kind", kind.as_str())];
-            metrics::counter!(MESSAGES_FAILED.name, &labels).increment(alike.len() as u64);
+            self.failed_messages(state, kind, alike.len());
         }
     }
 }

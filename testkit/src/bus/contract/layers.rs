@@ -11,6 +11,7 @@ use qi_core::layer::{
 use qi_core::{Backoff, Operation, Result};
 
 use super::Wrapping;
+use super::resend::Resend;
 use crate::chaos::{Chaos, ChaosBus, Fault, Rule};
 use crate::recording::{Recording, RecordingBus};
 
@@ -45,8 +46,34 @@ impl Wrapping {
     /// All of core's wrappers over a bus of whose calls a third goes wrong: it fails, it hangs, or it is done and its
     /// answer gets lost. Nothing of that may be seen from outside. Spared are `recv`, because the loop around it is
     /// its retry, and losing an answer that says what that very call did: of topics that are created or deleted, and
-    /// of messages, whose doubles are another test's business.
-    pub const FULL_STACK_OVER_CHAOS: Self = Self { name: "full_stack_over_chaos", wrap: over_chaos };
+    /// of messages, whose doubles are the business of the next two.
+    pub const FULL_STACK_OVER_CHAOS: Self =
+        Self { name: "full_stack_over_chaos", wrap: |bus| over_chaos(bus, &[Fault::Error]) };
+    /// The same with a publish that is done and loses its answer, too. What is then unknown is sent again, as a caller
+    /// must; the doubles that come of it are counted and hidden.
+    pub const FULL_STACK_OVER_CUTS: Self = Self {
+        name: "full_stack_over_cuts",
+        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Cut])),
+    };
+    /// The same with a publish that hangs, until its time limit makes all of it unknown. For paused time: each costs
+    /// twice the delivery timeout.
+    pub const FULL_STACK_OVER_HANGS: Self = Self {
+        name: "full_stack_over_hangs",
+        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Hang])),
+    };
+
+    /// Why a check has nothing to say in this wrapping: it looks at the outcome of single calls, which cuts and hangs
+    /// change though nothing is wrong.
+    pub(super) fn spares(&self, check: &str) -> Option<&'static str> {
+        let (checks, why) = match self.name {
+            "full_stack_over_cuts" => {
+                (LOOK_AT_PLACES, "it looks at places in the log, where doubles have theirs")
+            }
+            "full_stack_over_hangs" => (LOOK_AT_TIMES, "it looks at how long a publish takes"),
+            _ => return None,
+        };
+        checks.contains(&check).then_some(why)
+    }
 
     /// Every wrapping: the pointers, each wrapper alone, and the stacks.
     pub fn every() -> Vec<Self> {
@@ -61,12 +88,50 @@ impl Wrapping {
             Self::FULL_STACK,
             Self::RECORDING,
             Self::FULL_STACK_OVER_CHAOS,
+            Self::FULL_STACK_OVER_CUTS,
+            Self::FULL_STACK_OVER_HANGS,
         ]);
         all
     }
 }
 
-fn over_chaos(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
+/// Checks of offsets, times of delivery, positions, watermarks, lag, and of how much fits into a bounded log.
+const LOOK_AT_PLACES: &[&str] = &[
+    "publish::offsets_are_true",
+    "publish::timestamps_to_the_millisecond",
+    "publish::small_buffer_loses_nothing",
+    "publish::full_buffer_waits",
+    "subscribe::at_a_time_begins_there",
+    "subscribe::recv_respects_max",
+    "subscribe::reader_without_a_group",
+    "positions::refused_commit_stores_nothing",
+    "positions::position_and_lag_at_each_step",
+    "positions::pause_holds_back_and_blocks_no_other",
+    "positions::position_gone_is_answered_visibly",
+    "positions::position_gone_is_told_without_a_group",
+    "positions::commit_that_is_gone_is_answered",
+    "positions::old_messages_go",
+    "rebalance::third_joins_and_leaves_under_load",
+    "admin::topics_are_described",
+    "admin::groups_with_commits_and_lag",
+    "faults::receiving_while_brokers_are_away",
+];
+
+/// Checks that publish often or against a clock: a hang costs twenty seconds.
+const LOOK_AT_TIMES: &[&str] = &[
+    "publish::keyless_reach_all_partitions",
+    "publish::unknown_topic_at_once",
+    "publish::hundred_thousand_each_once",
+    "subscribe::dropped_recv_loses_nothing",
+    "positions::position_gone_is_answered_visibly",
+    "life::close_drains",
+];
+
+fn resending(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
+    Arc::new(Layered::new(bus, valid(Resend::new())))
+}
+
+fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
     // On paused time a hang costs nothing. On real time it costs a limit that is long enough for brokers, and a member
     // whose answer got lost holds up the others of its group until its session passes.
@@ -78,7 +143,7 @@ fn over_chaos(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
     let chaos = Chaos::seeded(7)
         .everywhere(third(&faults))
         .on(Operation::Subscribe, third(if paused { &faults } else { &[Fault::Error] }))
-        .on(Operation::Publish, third(&[Fault::Error]))
+        .on(Operation::Publish, third(on_publish))
         .on(Operation::CreateTopics, third(&[Fault::Error]))
         .on(Operation::DeleteTopics, third(&[Fault::Error]))
         .on(Operation::Recv, Rule::never());

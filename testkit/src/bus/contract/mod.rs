@@ -11,6 +11,7 @@ mod factory;
 mod lab;
 mod layers;
 mod memory;
+mod resend;
 mod runner;
 mod storm;
 
@@ -19,6 +20,7 @@ pub use checks::all as checks;
 pub use factory::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire, Wrapping};
 pub use lab::Lab;
 pub use memory::MemoryFactory;
+pub use resend::resent;
 pub use runner::{run_check, trials};
 pub use storm::{Storm, storm};
 

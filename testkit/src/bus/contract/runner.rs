@@ -41,6 +41,9 @@ fn run_trial(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Res
     if let Some(need) = lacks {
         return Ok(Completion::ignored_with(format!("{} lacks {need:?}", factory.backend())));
     }
+    if let Some(why) = wrapping.spares(check.name) {
+        return Ok(Completion::ignored_with(why));
+    }
     run_check(factory, wrapping, check)?;
     Ok(Completion::Completed)
 }
