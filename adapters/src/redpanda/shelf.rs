@@ -367,7 +367,7 @@ mod tests {
         shelf.reset(&at(0), 9, 6, false);
         assert_eq!(take(&mut shelf, 2), [(0, 0), (0, 1)]);
         assert_eq!(shelf.owned()[&at(0)].position, 2);
-        let batch = shelf.take(2).unwrap().unwrap();
+        let batch = shelf.take(2).unwrap().unwrap().unpack();
         assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
         assert_eq!(shelf.owned()[&at(0)].position, 9, "what comes next");
     }
