@@ -49,13 +49,14 @@ impl Plan {
         self.poll_limit.is_some()
     }
 
-    fn room(&self, buffered: usize) -> Room {
+    fn room(&self, buffered: usize, silent: Duration) -> Room {
         // The other half waits in librdkafka.
         let half = (self.max_buffered_bytes / 2).max(1);
         match buffered {
             bytes if bytes < half => Room::Free,
             bytes if bytes < half.saturating_add(BURST_BYTES) => Room::Scarce,
-            _ => Room::None,
+            _ if silent < SIGN.min(self.patience() / 4) => Room::None,
+            _ => Room::Silent,
         }
     }
 
@@ -128,6 +129,8 @@ pub(super) enum Room {
     Scarce,
     /// Nothing: what is buffered does not go, or what comes is larger than what goes.
     None,
+    /// Nothing, and librdkafka was not told for some time that its reader lives.
+    Silent,
 }
 
 /// What the thread is to do.
@@ -136,8 +139,6 @@ pub(super) struct Turn {
     pub(super) open: bool,
     pub(super) active: bool,
     pub(super) room: Room,
-    /// librdkafka was not told for some time that its reader lives.
-    pub(super) sign: bool,
     pub(super) resting: bool,
     /// It rests after this, if nobody reads.
     pub(super) patience: Duration,
@@ -313,8 +314,7 @@ impl Feed {
         Some(Turn {
             open,
             active: open || now.duration_since(state.last_recv) < EXPECTANT,
-            room: self.plan.room(state.shelf.buffered()),
-            sign: silent >= SIGN.min(self.plan.patience() / 4),
+            room: self.plan.room(state.shelf.buffered(), silent),
             resting: state.standing == Standing::Resting,
             patience,
         })

@@ -100,16 +100,17 @@ impl Poller {
                 self.start_anew();
             }
             self.look_for_the_missing();
-            if turn.room == Room::None {
-                if turn.sign {
-                    self.discard();
-                }
-                self.feed.bell.wait(IDLE);
-                continue;
-            }
-            // Without room librdkafka is still told that its reader lives, once for each `recv`.
             let received = self.feed.received();
-            let most = if turn.room == Room::Free { BURST } else { usize::from(received != self.served) };
+            let most = match turn.room {
+                Room::Free => BURST,
+                // librdkafka is still told that its reader lives, once for each `recv`.
+                Room::Scarce => usize::from(received != self.served),
+                Room::None => 0,
+                Room::Silent => {
+                    self.discard();
+                    0
+                }
+            };
             self.served = received;
             if most == 0 || !self.burst(most) {
                 self.feed.bell.wait(IDLE);

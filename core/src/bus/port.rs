@@ -136,7 +136,8 @@ pub trait Subscription: Debug + Send {
     /// with no broker connected (the position stays, and a later call goes on).
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
 
-    /// Stores the next offsets to read. Ok: the broker has them, except those of `Committed::lost`.
+    /// Stores the next offsets to read. Ok: the broker has them, except those of `Committed::lost`. What had gone when
+    /// a position was reset is no way back: a valid commit of the group stays then, and `Committed::stored` names it.
     ///
     /// # Errors
     /// `InvalidInput` above the position of `recv` (below is allowed), `Unsupported` without a group.
