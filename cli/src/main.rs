@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use qi_adapters::Config;
-use qi_cli::output::{Format, Listing};
+use qi_cli::output::{Format, Listing, printable};
 use qi_cli::{check, copy, migrate, query, replay, topics};
 use qi_core::store::BarSource;
 use qi_core::{Error, PriceStore, Result};
@@ -266,7 +266,7 @@ fn say(what: std::fmt::Arguments<'_>) {
 }
 
 fn complain(error: &Error) {
-    say(format_args!("{}", error.report()));
+    say(format_args!("{}", printable(&error.report())));
 }
 
 fn fail(error: &Error, code: u8) -> ExitCode {

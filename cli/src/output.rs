@@ -69,7 +69,7 @@ impl Listing {
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(self.headers.iter().copied());
         for row in &self.rows {
-            table.add_row(row.iter().map(|cell| plain(cell, "-")));
+            table.add_row(row.iter().map(|cell| printable(&plain(cell, "-"))));
         }
         for (at, column) in table.column_iter_mut().enumerate() {
             if self.rows.iter().any(|row| row[at].is_number()) {
@@ -107,6 +107,19 @@ fn plain(cell: &Value, nothing: &str) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
+}
+
+/// Without what a terminal would obey: names and errors may hold what a server made up.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// Quoted as RFC 4180 has it, where it must be.
@@ -149,6 +162,16 @@ mod tests {
     fn json_is_an_array_of_objects() {
         let json: Value = serde_json::from_str(&listing().render(Format::Json)).unwrap();
         assert_eq!(json, serde_json::json!([{"name": "a,\"b\"", "count": 7}, {"name": null, "count": null}]));
+    }
+
+    #[test]
+    fn a_table_lets_nobody_write_to_the_terminal() {
+        let mut listing = Listing::new(["name"]);
+        listing.push([text("one\u{1b}[31m\rtwo\nthree\u{9b}")]);
+        let table = listing.render(Format::Table);
+        assert!(!table.contains(['\u{1b}', '\r', '\u{9b}']), "{table:?}");
+        assert!(table.contains("one\\u{1b}[31m\\rtwo") && table.contains("three"), "{table}");
+        assert!(listing.render(Format::Csv).contains('\u{1b}'), "programs get what is there");
     }
 
     #[test]

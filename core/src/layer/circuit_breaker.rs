@@ -181,7 +181,7 @@ impl CircuitBreaker {
             (Now::HalfOpen { .. }, Sign::Well) => self.change(&mut circuit, Now::Closed { failures: 0 }),
             // It found out nothing: the next one may look, at once.
             (Now::HalfOpen { .. }, Sign::None) => {
-                self.change(&mut circuit, Now::Open { until: Instant::now() })
+                self.change(&mut circuit, Now::Open { until: Instant::now() });
             }
         }
     }
