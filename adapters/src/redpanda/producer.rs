@@ -57,9 +57,16 @@ impl Deliveries {
 
     /// Notes that a topic took a message.
     fn took(&self, message: &BorrowedMessage<'_>) {
-        if self.last.swap(message.topic_ptr(), Ordering::Relaxed) != message.topic_ptr() {
-            self.written().insert(message.topic().to_owned());
-            self.let_in.store(true, Ordering::Relaxed);
+        // Once for each message, which mostly come topic by topic.
+        let handle = message.topic_ptr();
+        if self.last.load(Ordering::Relaxed) == handle {
+            return;
+        }
+        self.last.store(handle, Ordering::Relaxed);
+        self.let_in.store(true, Ordering::Relaxed);
+        let mut written = self.written();
+        if !written.contains(message.topic()) {
+            written.insert(message.topic().to_owned());
         }
     }
 
