@@ -192,10 +192,13 @@ async fn replay(
     for error in &replayed.errors {
         complain(error);
     }
-    let replay::Replayed { stored, unreadable, interrupted, .. } = replayed;
+    let replay::Replayed { stored, unreadable, unreached, interrupted, .. } = replayed;
+    for (partition, position, end) in &unreached {
+        say(format_args!("{partition} gave nothing for 30 s at offset {position}, before its end {end}"));
+    }
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
-    Ok(unreadable == 0 && !interrupted)
+    Ok(unreadable == 0 && unreached.is_empty() && !interrupted)
 }
 
 /// The first SIGINT or SIGTERM stops in order, a second one, or ten seconds, at once.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::bus::{
-    Batch, Json, MessageBus, Payload, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
-    decode_message, header,
+    Batch, Json, MessageBus, Payload, Read, Received, SeekTo, TopicName, TopicPartition, decode_message,
+    header,
 };
 use qi_core::{
     Backoff, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result, TimeRange,
@@ -20,6 +20,8 @@ const BATCH: usize = 10_000;
 const WAIT: Duration = Duration::from_millis(200);
 /// For how long the brokers may be away.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// After so long without a message the rest is taken for offsets that hold none.
+const QUIET: Duration = Duration::from_secs(30);
 /// How many errors of messages are kept to be shown.
 const SHOWN: usize = 10;
 
@@ -43,6 +45,9 @@ pub struct Replayed {
     pub unreadable: u64,
     /// What was wrong with the first of them.
     pub errors: Vec<Error>,
+    /// Partitions that gave nothing for 30 s before their end, with the position and that end. The offsets there may
+    /// hold no message, such as the marks of transactions.
+    pub unreached: Vec<(TopicPartition, u64, u64)>,
     /// Whether it was stopped before the end.
     pub interrupted: bool,
 }
@@ -69,20 +74,44 @@ pub async fn run(
     }
     let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(plan.since)));
     let mut reader = bus.read(Read::new(from)?).await?;
+    let mut heard = Instant::now();
     let outcome = loop {
         if stop.is_cancelled() {
             replayed.interrupted = true;
             break Ok(());
         }
-        let batch = match receive(&mut *reader, stop).await {
+        let batch = match patiently(stop, async || reader.recv(BATCH, WAIT).await).await {
             Ok(Some(batch)) => batch,
             Ok(None) => continue,
             Err(error) => break Err(error),
         };
-        match step(&mut *reader, &batch, store, plan, &mut ends, &mut replayed).await {
-            Ok(()) if ends.is_empty() => break Ok(()),
-            Ok(()) => progress(replayed.stored),
+        if let Err(error) = keep(&batch, store, plan, &ends, &mut replayed).await {
+            break Err(error);
+        }
+        progress(replayed.stored);
+        // Positions, because offsets need not be dense.
+        let at = match patiently(stop, async || reader.assignment().await).await {
+            Ok(Some(assignment)) => assignment.partitions,
+            Ok(None) => continue,
             Err(error) => break Err(error),
+        };
+        for at in &at {
+            if ends.get(&at.partition).is_some_and(|end| at.position >= *end) {
+                ends.remove(&at.partition);
+            }
+        }
+        if ends.is_empty() {
+            break Ok(());
+        }
+        if !batch.is_empty() {
+            heard = Instant::now();
+        } else if heard.elapsed() >= QUIET {
+            let rest = at.into_iter().filter_map(|at| {
+                let end = ends.remove(&at.partition)?;
+                Some((at.partition, at.position, end))
+            });
+            replayed.unreached = rest.collect();
+            break Ok(());
         }
     };
     // What went wrong before says more than what goes wrong now.
@@ -102,14 +131,17 @@ async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicP
     Ok(partitions.map(|p| (TopicPartition::new(topic.clone(), p.id), p.high)).collect())
 }
 
-/// The next batch, or None if it was stopped. No wrapper tries a receive again, because the loop around it does: this
-/// one, for a while.
-async fn receive(reader: &mut dyn Subscription, stop: &CancellationToken) -> Result<Option<Batch>> {
+/// What a reader answers, or None if it was stopped. Receives are not tried again by any wrapper, because the loop around
+/// them does it: this one, for a while.
+async fn patiently<T>(
+    stop: &CancellationToken,
+    mut ask: impl AsyncFnMut() -> Result<T>,
+) -> Result<Option<T>> {
     let (since, backoff) = (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
     for failures in 1.. {
-        let error = match stop.run_until_cancelled(reader.recv(BATCH, WAIT)).await {
+        let error = match stop.run_until_cancelled(ask()).await {
             None => return Ok(None),
-            Some(Ok(batch)) => return Ok(Some(batch)),
+            Some(Ok(answer)) => return Ok(Some(answer)),
             Some(Err(error)) => error,
         };
         if !error.retry().is_retryable() || since.elapsed() >= PATIENCE {
@@ -120,13 +152,12 @@ async fn receive(reader: &mut dyn Subscription, stop: &CancellationToken) -> Res
     Ok(None)
 }
 
-/// Stores one batch, and strikes out the partitions that are at their end.
-async fn step(
-    reader: &mut dyn Subscription,
+/// Stores one batch.
+async fn keep(
     batch: &Batch,
     store: &dyn PriceStore,
     plan: &Plan,
-    ends: &mut BTreeMap<TopicPartition, u64>,
+    ends: &BTreeMap<TopicPartition, u64>,
     replayed: &mut Replayed,
 ) -> Result<()> {
     let mut sorted = Sorted::default();
@@ -146,12 +177,6 @@ async fn step(
         }
     }
     replayed.stored += sorted.insert(store).await?;
-    // Positions, because offsets need not be dense and the last message may be none that is given out.
-    for at in reader.assignment().await?.partitions {
-        if ends.get(&at.partition).is_some_and(|end| at.position >= *end) {
-            ends.remove(&at.partition);
-        }
-    }
     Ok(())
 }
 

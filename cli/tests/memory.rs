@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
-use qi_core::bus::{Message, MessageBusExt, PublishOptions, Subscribe, TopicCatalogue, TopicName};
-use qi_core::layer::Layered;
+use qi_core::bus::{
+    Batch, Message, MessageBusExt, PublishOptions, Subscribe, Subscription, TopicCatalogue, TopicName,
+};
+use qi_core::layer::{Intercept, Layered};
 use qi_core::store::{BarSource, Dataset};
 use qi_core::{
     BarValues, ErrorKind, Interval, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStore, PriceTick,
@@ -327,6 +330,7 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     let chaos = Chaos::seeded(1);
     for fault in [Fault::Error, Fault::Delay, Fault::Error, Fault::Error] {
         chaos.next(Operation::Recv, fault);
+        chaos.next(Operation::Assignment, fault);
     }
     let bus = Layered::new(memory, chaos.clone());
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
@@ -349,6 +353,60 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     let (stopped, ()) = tokio::join!(replay::run(&bus, &store, &plan, &stop, |_| {}), stopping);
     assert!(stopped?.interrupted);
     away.enable(false);
+    Ok(())
+}
+
+/// Gives nothing, as a partition does whose last offsets hold no messages.
+#[derive(Debug)]
+struct Mute;
+
+impl Intercept for Mute {
+    fn name(&self) -> &'static str {
+        "Mute"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        attempt()
+    }
+
+    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
+        &'a self,
+        _: Operation,
+        subscription: &'a mut dyn Subscription,
+        arguments: &'a A,
+        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        attempt(subscription, arguments)
+    }
+
+    fn recv<'a>(
+        &'a self,
+        _: &'a mut dyn Subscription,
+        _: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            Ok(Batch::default())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Result<()> {
+    let memory = MemoryBus::default();
+    let topic = a_topic(&memory).await;
+    memory.send_records(&ticks(300, 1), None).await?;
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    store.ensure_schema().await?;
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None };
+    let replayed = replay::run(&Layered::new(memory, Mute), &store, &plan, &never, |_| {}).await?;
+    assert_eq!((replayed.stored, replayed.interrupted), (0, false));
+    let [(_, 0, 300)] = replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
     Ok(())
 }
 

@@ -288,6 +288,17 @@ impl Feed {
     pub(super) fn wake(&self) {
         let mut state = self.state();
         (state.standing, state.last_poll) = (Standing::In, Instant::now());
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the thread has something to do which it does while a `recv` waits.
+    pub(super) fn is_changing(&self) -> bool {
+        if self.inbox.is_due() {
+            return true;
+        }
+        let state = self.state();
+        state.standing == Standing::Resting || state.shelf.owned().values().any(|owned| owned.astray)
     }
 
     /// librdkafka says that the poll limit has passed.

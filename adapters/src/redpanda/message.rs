@@ -97,7 +97,14 @@ impl Copies {
         }
     }
 
-    pub(super) fn finish(self) -> Pack {
+    pub(super) fn finish(mut self) -> Pack {
+        // The room was that of the run before; what is not counted as buffered is given back.
+        if self.bytes.capacity() / 2 > self.bytes.len() {
+            self.bytes.shrink_to_fit();
+        }
+        if self.heads.capacity() / 2 > self.heads.len() {
+            self.heads.shrink_to_fit();
+        }
         Pack { heads: self.heads, bytes: Bytes::from(self.bytes), apart: self.apart }
     }
 }

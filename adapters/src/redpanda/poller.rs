@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaTopic;
 use super::feed::{BURST_BYTES, Feed, Room, Standing};
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
-use super::shelf::Run;
+use super::shelf::{Owned, Run};
 use super::{error, offsets, rest};
 
 /// While nothing comes, librdkafka's own events are served this often.
@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 /// So many events may come one after another and look like nothing.
 const EVENTS: usize = 100;
+/// About what a message that cannot be read takes of the buffer: its error, and a run of its own.
+const BROKEN: usize = 1 << 10;
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
 /// A client that calls of dropped futures still use is waited for so long.
@@ -48,6 +50,24 @@ struct Start {
     committed: Option<u64>,
     /// Without a commit it was to fail.
     fails: bool,
+}
+
+/// Where is fetched from, under which ownership.
+struct Place {
+    partition: TopicPartition,
+    key: u64,
+    fetched: u64,
+}
+
+/// What has become of the place that was being fetched from.
+enum PlaceNow {
+    Valid,
+    /// `to` is where to go on; None where it is to fail. The log goes from `low` to `high` now.
+    Gone {
+        to: Option<u64>,
+        low: u64,
+        high: u64,
+    },
 }
 
 /// Tells the readers of a thread that panicked.
@@ -81,7 +101,8 @@ impl Poller {
     fn run(mut self) {
         while let Some(turn) = self.feed.turn() {
             if turn.resting {
-                self.rest(turn.open);
+                // Also for who calls `recv` again and again and never waits in it.
+                self.rest(turn.active);
                 continue;
             }
             if turn.open && !self.carry_out() {
@@ -112,7 +133,11 @@ impl Poller {
                 }
             };
             self.served = received;
-            if most == 0 || !self.burst(most) {
+            let more = most > 0 && self.burst(most);
+            if self.doubtful {
+                self.doubtful = !self.reset();
+            }
+            if !more {
                 self.feed.bell.wait(IDLE);
             }
         }
@@ -169,15 +194,7 @@ impl Poller {
                 break;
             }
         }
-        self.end_poll(&feed);
-    }
-
-    /// What follows on a poll. The gate is held.
-    fn end_poll(&mut self, feed: &Feed) {
         feed.polled();
-        if self.doubtful {
-            self.doubtful = !self.reset();
-        }
     }
 
     /// Serves events. Messages that are still on their way belong to nobody here.
@@ -230,7 +247,7 @@ impl Poller {
         };
         stack.put(&feed);
         self.stack = stack;
-        self.end_poll(&feed);
+        feed.polled();
         more
     }
 
@@ -422,51 +439,91 @@ impl Poller {
         true
     }
 
-    /// Answers positions that have gone. False if a broker did not answer. The gate is held.
+    /// Answers positions that have gone. False if a broker did not answer, and it is to be tried again.
     fn reset(&self) -> bool {
-        let (feed, limit) = (&self.feed, self.feed.plan.limit);
+        let feed = &self.feed;
         let places: Vec<_> = {
             let state = feed.state();
-            let owned = state.shelf.owned().iter();
-            owned
-                .filter(|(_, o)| o.failed.is_none())
-                .map(|(p, o)| (p.clone(), o.fetched, o.committed))
-                .collect()
+            let owned = state.shelf.owned().iter().filter(|(_, owned)| owned.failed.is_none());
+            let place = |(partition, owned): (&TopicPartition, &Owned)| Place {
+                partition: partition.clone(),
+                key: owned.key,
+                fetched: owned.fetched,
+            };
+            owned.map(place).collect()
         };
-        let edges = || -> KafkaResult<_> {
-            let all = || places.iter().map(|(partition, ..)| partition);
-            let low = offsets::find(&*self.client, all(), offsets::Place::Beginning, limit)?;
-            let high = offsets::find(&*self.client, all(), offsets::Place::End, limit)?;
-            Ok((low, high))
-        };
-        let Ok((low, high)) = edges() else { return false };
-        for (partition, fetched, committed) in &places {
-            let (Some(low), Some(high)) = (low.get(partition), high.get(partition)) else { continue };
-            if (low..=high).contains(&fetched) {
+        // The brokers are asked before the gate is taken: a pause or a seek does not wait for them.
+        let Ok((found, mut all)) = self.places_now(places) else { return false };
+        let gate = feed.gate();
+        for (Place { partition, key, fetched }, now) in found {
+            let mut state = feed.state();
+            let owned = state.shelf.get_mut(&partition);
+            let Some(owned) = owned.filter(|owned| (owned.key, owned.fetched) == (key, fetched)) else {
+                // It was given away, or sought in meanwhile.
                 continue;
-            }
-            match offsets::starts(&*self.client, [partition], feed.plan.otherwise, limit) {
-                Ok(Some(found)) => {
-                    let Some(to) = found.get(partition).copied() else { continue };
+            };
+            match now {
+                PlaceNow::Valid => {
+                    // librdkafka may have stopped here all the same: the log was cut, and has grown again.
+                    drop(state);
+                    let sent = feed.send_to(&self.client, &partition, fetched);
+                    feed.state().shelf.send(&partition, sent);
+                }
+                PlaceNow::Gone { to: Some(to), low, high } => {
                     tracing::warn!(%partition, from = fetched, to, "the position has gone");
-                    let gone = committed.is_none_or(|commit| !(*low..=*high).contains(&commit));
-                    let sent = feed.send_to(&self.client, partition, to);
-                    let mut state = feed.state();
-                    state.shelf.reset(partition, to, *low, gone && feed.plan.has_group());
-                    state.shelf.send(partition, sent);
-                    feed.bell.ring();
+                    let gone = owned.committed.is_none_or(|commit| !(low..=high).contains(&commit));
+                    state.shelf.reset(&partition, to, low, gone && feed.plan.has_group());
+                    drop(state);
+                    let sent = feed.send_to(&self.client, &partition, to);
+                    feed.state().shelf.send(&partition, sent);
                 }
-                Ok(None) => {
-                    if let Some(owned) = feed.state().shelf.get_mut(partition) {
-                        (owned.failed, owned.floor) = (Some(error::no_start(partition, "recv")), *low);
-                    }
+                PlaceNow::Gone { to: None, low, .. } => {
+                    (owned.failed, owned.floor) = (Some(error::no_start(&partition, "recv")), low);
                 }
-                Err(_) => return false,
             }
         }
-        self.settle();
+        drop(gate);
+        all &= self.settle();
+        feed.bell.ring();
         feed.changed.notify_waiters();
-        true
+        all
+    }
+
+    /// What has become of places that were being fetched from, and whether all of them are known.
+    fn places_now(&self, places: Vec<Place>) -> KafkaResult<(Vec<(Place, PlaceNow)>, bool)> {
+        let (client, limit) = (&*self.client, self.feed.plan.limit);
+        let partitions = || places.iter().map(|place| &place.partition);
+        let low = offsets::find_each(client, partitions(), offsets::Place::Beginning, limit)?;
+        let high = offsets::find_each(client, partitions(), offsets::Place::End, limit)?;
+        let (mut found, mut all) = (Vec::with_capacity(places.len()), true);
+        for place in places {
+            let partition = &place.partition;
+            let (low, high) = match (low.get(partition), high.get(partition)) {
+                (Some(Ok(low)), Some(Ok(high))) => (*low, *high),
+                // A topic that is gone is looked for elsewhere.
+                (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_gone(error) => continue,
+                _ => {
+                    all = false;
+                    continue;
+                }
+            };
+            let now = if (low..=high).contains(&place.fetched) {
+                PlaceNow::Valid
+            } else {
+                match offsets::starts(client, [partition], self.feed.plan.otherwise, limit) {
+                    Ok(None) => PlaceNow::Gone { to: None, low, high },
+                    Ok(Some(starts)) if starts.contains_key(partition) => {
+                        PlaceNow::Gone { to: starts.get(partition).copied(), low, high }
+                    }
+                    Ok(Some(_)) | Err(_) => {
+                        all = false;
+                        continue;
+                    }
+                }
+            };
+            found.push((place, now));
+        }
+        Ok((found, all))
     }
 
     /// Starts partitions where librdkafka could not be sent. They leave its assignment for a moment, and while it waits
@@ -497,6 +554,7 @@ impl Poller {
                 Ok(()) => self.feed.state().shelf.send(&partition, true),
             }
         }
+        self.feed.changed.notify_waiters();
     }
 
     /// Whether every topic is still there.
@@ -533,6 +591,11 @@ impl Poller {
     /// Leaves the group. What librdkafka still waits for is given back first.
     fn leave(self) {
         let Self { feed, client, .. } = self;
+        {
+            // A commit that goes on though its caller has gone must not follow this member into what comes after.
+            let _gate = feed.gate();
+            feed.state().shelf.lose_all();
+        }
         feed.inbox().dismiss(&client);
         drop(feed.take_client());
         let deadline = Instant::now() + PATIENCE;
@@ -574,7 +637,7 @@ impl Stack {
         if let Some(Open { partition, key, copies, broken, .. }) = self.open.take() {
             let messages = copies.finish();
             self.last = (messages.len(), messages.shared());
-            let bytes = messages.weight();
+            let bytes = messages.weight() + if broken.is_some() { BROKEN } else { 0 };
             self.ready.push(Run { partition, key, messages, broken, bytes });
         }
     }

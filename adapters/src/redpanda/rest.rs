@@ -4,6 +4,7 @@
 //! group keeps its place, and librdkafka fetches nothing for it meanwhile.
 
 use qi_core::bus::TopicName;
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
 
@@ -25,22 +26,25 @@ pub(super) fn begin(feed: &Feed, client: &Client) {
     feed.inbox().rest(true);
     client.unsubscribe();
     feed.inbox().dismiss(client);
+    // A gain that was being carried out when the limit passed has come behind it.
+    feed.state().shelf.lose_all();
 }
 
 /// Whether it has done so: in the middle of a rebalance it waits for the end of that, and forgets what it was asked if
-/// it is asked to subscribe before.
+/// it is asked to subscribe before. It says at once that it has no subscription; its partitions it has until then.
 pub(super) fn has_begun(feed: &Feed, client: &Client) -> bool {
-    !feed.plan.has_group() || client.subscription().is_ok_and(|topics| topics.count() == 0)
+    let none = |topics: KafkaResult<TopicPartitionList>| topics.is_ok_and(|topics| topics.count() == 0);
+    !feed.plan.has_group() || none(client.subscription()) && none(client.assignment())
 }
 
-/// Takes part again.
+/// Takes part again. Under the gate to its end: a seek comes before, and counts, or after, and is told to librdkafka.
 pub(super) fn end(feed: &Feed, client: &Client) -> KafkaResult<()> {
+    let _gate = feed.gate();
     if feed.plan.has_group() {
         feed.inbox().rest(false);
         let names: Vec<_> = feed.plan.topics.iter().map(TopicName::as_str).collect();
         client.subscribe(&names)?;
     } else {
-        let _gate = feed.gate();
         let list = {
             let state = feed.state();
             let owned = state.shelf.owned().iter();

@@ -130,7 +130,9 @@ impl Shelf {
 
     /// Sets where librdkafka goes on in a partition, behind what is buffered of it. It begins at `low` now.
     pub(super) fn reset(&mut self, partition: &TopicPartition, to: u64, low: u64, commit: bool) {
-        let buffered = self.runs.iter().any(|run| run.partition == *partition);
+        // A run that was handed out to its end is still there until the next look.
+        let waits = |run: &Run| !run.messages.is_empty() || run.broken.is_some();
+        let buffered = self.runs.iter().any(|run| run.partition == *partition && waits(run));
         if let Some(owned) = self.owned.get_mut(partition) {
             self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
             (owned.fetched, owned.floor) = (to, low);
@@ -163,11 +165,18 @@ impl Shelf {
         self.epoch += 1;
     }
 
+    /// Gives everything away.
+    pub(super) fn lose_all(&mut self) {
+        if !self.owned.is_empty() {
+            let all: Vec<_> = self.owned.keys().cloned().collect();
+            self.lose(&all);
+            self.turn();
+        }
+    }
+
     /// Everything was given to others, because nobody came to read.
     pub(super) fn pass_poll_limit(&mut self) {
-        let all: Vec<_> = self.owned.keys().cloned().collect();
-        self.lose(&all);
-        self.turn();
+        self.lose_all();
         self.others.push(Notice::PollLimitPassed);
     }
 
@@ -370,6 +379,16 @@ mod tests {
         let batch = shelf.take(2).unwrap().unwrap().unpack();
         assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
         assert_eq!(shelf.owned()[&at(0)].position, 9, "what comes next");
+    }
+
+    #[test]
+    fn a_reset_behind_a_batch_that_took_all_shows_at_once() {
+        let mut shelf = shelf(1);
+        let run = run(&shelf, 0, 0..3);
+        shelf.put(run);
+        assert_eq!(take(&mut shelf, 3).len(), 3);
+        shelf.reset(&at(0), 9, 6, false);
+        assert_eq!(shelf.owned()[&at(0)].position, 9);
     }
 
     #[test]

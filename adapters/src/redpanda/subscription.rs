@@ -178,7 +178,7 @@ impl Subscription for RedpandaSubscription {
             let changed = self.feed.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let until = if self.feed.inbox().is_due() { deadline.max(began + CHANGE) } else { deadline };
+            let until = if self.feed.is_changing() { deadline.max(began + CHANGE) } else { deadline };
             let last = Instant::now() >= until;
             if let Some(batch) = self.feed.look(max, last)? {
                 return Ok(batch);
