@@ -666,6 +666,21 @@ mod tests {
     use crate::redpanda::feed::nowhere;
 
     #[test]
+    fn a_message_that_cannot_be_read_fills_the_buffer_too() {
+        let feed = nowhere();
+        let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+        feed.state().shelf.gain(partition.clone(), 0, None);
+        let key = feed.state().shelf.owned()[&partition].key;
+        let mut stack = Stack::default();
+        for offset in 0..10 {
+            stack.begin((std::ptr::null_mut(), 0), partition.clone(), key);
+            stack.open.as_mut().unwrap().broken = Some(error::unreadable(&partition, offset));
+        }
+        stack.put(&feed);
+        assert_eq!(feed.state().shelf.buffered(), 10 * BROKEN);
+    }
+
+    #[test]
     fn what_librdkafka_does_not_take_is_not_owned() {
         let feed = nowhere();
         let client = feed.client("recv").unwrap();
