@@ -52,6 +52,17 @@ pub(super) fn describe(
     Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
+/// So often a group is looked at before it is said that it cannot be described.
+const ROUNDS: usize = 3;
+
+/// What one look at a group found.
+enum Seen {
+    Is(GroupInfo),
+    Nowhere,
+    /// It is there, and the brokers do not describe it.
+    Undescribed,
+}
+
 /// So many groups are asked for at once.
 const AT_ONCE: usize = 16;
 
@@ -67,6 +78,18 @@ struct Look<'a> {
 impl Look<'_> {
     /// One group, if there is such a group.
     fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
+        for _ in 0..ROUNDS {
+            match self.look(group)? {
+                Seen::Is(info) => return Ok(Some(info)),
+                Seen::Nowhere => return Ok(None),
+                // It may have been deleted between two questions, or made again.
+                Seen::Undescribed => {}
+            }
+        }
+        Err(error::consumer_protocol(group.as_str()))
+    }
+
+    fn look(self, group: &GroupId) -> Result<Seen> {
         let Self { config, inspector, all, limit } = self;
         let failed = |e| link::explain(inspector, error::asked(e, "groups"));
         // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
@@ -81,10 +104,10 @@ impl Look<'_> {
         let Some(listed) = listed.filter(|listed| listed.state != "Dead") else {
             // The brokers call a group that they cannot describe in this protocol dead, and list it all the same.
             let there = !commits.is_empty() || names(inspector, limit).map_err(failed)?.contains(group);
-            return if there { Err(error::consumer_protocol(group.as_str())) } else { Ok(None) };
+            return Ok(if there { Seen::Undescribed } else { Seen::Nowhere });
         };
         if listed.members.is_empty() && commits.is_empty() {
-            return Ok(None);
+            return Ok(Seen::Nowhere);
         }
         let state = match listed.state.as_str() {
             "Stable" => GroupState::Stable,
@@ -105,7 +128,7 @@ impl Look<'_> {
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(Some(GroupInfo::new(group.clone(), state, listed.members, partitions)))
+        Ok(Seen::Is(GroupInfo::new(group.clone(), state, listed.members, partitions)))
     }
 }
 
