@@ -189,6 +189,14 @@ impl Env {
 }
 
 impl Env {
+    /// Deletes the topics and the groups of a trial.
+    async fn clear(&self) -> Result<()> {
+        let topics = self.keeper.topics().await?.into_iter().map(|topic| topic.name);
+        let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
+        self.keeper.delete_topics(&ours).await?;
+        self.delete_groups().await
+    }
+
     /// Groups outlive their topics.
     async fn delete_groups(&self) -> Result<()> {
         let client: BaseConsumer = self.brokers.client().create().map_err(Error::other)?;
@@ -254,20 +262,15 @@ impl BusEnv for Env {
     }
 
     async fn tear_down(&self) -> Result<()> {
-        // A topic that another trial is making at this moment may have no leader yet.
+        // Brokers that have just begun, or are busy with what other trials do, may refuse for a moment.
         let mut tries = 0;
-        let topics = loop {
-            match self.keeper.topics().await {
-                Ok(topics) => break topics,
-                Err(error) if error.retry().is_retryable() && tries < 50 => tries += 1,
-                Err(error) => return Err(error),
+        while let Err(error) = self.clear().await {
+            if tries >= 50 {
+                return Err(error);
             }
+            tries += 1;
             tokio::time::sleep(Duration::from_millis(200)).await;
-        };
-        let topics = topics.into_iter().map(|topic| topic.name);
-        let ours: Vec<_> = topics.filter(|name| name.as_str().starts_with(&self.prefix)).collect();
-        self.keeper.delete_topics(&ours).await?;
-        self.delete_groups().await?;
+        }
         self.keeper.close().await.map(drop)
     }
 }
