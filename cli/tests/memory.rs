@@ -365,24 +365,6 @@ impl Intercept for Mute {
         "Mute"
     }
 
-    fn call<'a, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt()
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt(subscription, arguments)
-    }
-
     fn recv<'a>(
         &'a self,
         _: &'a mut dyn Subscription,

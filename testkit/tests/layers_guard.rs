@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, join_all};
 use qi_core::bus::{
     BusInfo, Delivery, DeliveryError, Message, MessageBus, Positions, PublishOptions, PublishReport,
-    Subscribe, Subscription, TopicName,
+    Subscribe, TopicName,
 };
 use qi_core::layer::{
     CircuitBreaker, CircuitBreakerPolicy, CircuitState, Intercept, Layered, Limit, LimitPolicy, RetryPolicy,
@@ -82,16 +82,6 @@ impl Intercept for Slow {
             self.now.fetch_sub(1, Ordering::Relaxed);
             attempt().await
         })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt(subscription, arguments)
     }
 }
 
@@ -351,16 +341,6 @@ impl Intercept for Takes {
             tokio::time::sleep(self.0[n]).await;
             answer
         })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt(subscription, arguments)
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_adapters::timescale::TimescaleStore;
-use qi_core::bus::Subscription;
 use qi_core::layer::Intercept;
 use qi_core::store::Dataset;
 use qi_core::{Operation, Result, RetryAdvice};
@@ -52,15 +51,5 @@ impl Intercept for Converting {
             }
             Ok(answer)
         })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt(subscription, arguments)
     }
 }

@@ -77,7 +77,10 @@ pub trait Intercept: Debug + Send + Sync + 'static {
         &'a self,
         operation: Operation,
         attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
-    ) -> BoxFuture<'a, Result<T>>;
+    ) -> BoxFuture<'a, Result<T>> {
+        let _ = operation;
+        attempt()
+    }
 
     /// A call of a subscription. The arguments come beside the function, because a closure that captured them
     /// could not be called again for another borrow of the subscription.
@@ -87,7 +90,10 @@ pub trait Intercept: Debug + Send + Sync + 'static {
         subscription: &'a mut dyn Subscription,
         arguments: &'a A,
         attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>>;
+    ) -> BoxFuture<'a, Result<T>> {
+        let _ = operation;
+        attempt(subscription, arguments)
+    }
 
     /// A publish: a report for every message, of which only some may be sent again.
     fn publish<'a>(

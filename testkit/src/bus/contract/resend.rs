@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use qi_core::Result;
 use qi_core::bus::{
     Batch, Delivery, DeliveryError, DeliveryState, HeaderName, Message, MessageBus, PublishOptions,
     PublishReport, Subscription, TopicName,
 };
 use qi_core::layer::Intercept;
-use qi_core::{Operation, Result};
 use tokio::time::Instant;
 
 /// Sends again what a cut or a time limit left unknown, as a caller must who wants it delivered, and hides the doubles
@@ -89,24 +89,6 @@ fn is_ours(outcome: &Result<Delivery, DeliveryError>) -> bool {
 impl Intercept for Resend {
     fn name(&self) -> &'static str {
         "Resend"
-    }
-
-    fn call<'a, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt()
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        _: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        attempt(subscription, arguments)
     }
 
     fn publish<'a>(
