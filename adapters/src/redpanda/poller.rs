@@ -36,6 +36,8 @@ pub(super) struct Poller {
     client: Arc<Client>,
     stack: Stack,
     served: u64,
+    /// The last look found nothing.
+    empty: bool,
     /// Positions may have gone.
     doubtful: bool,
     resting: bool,
@@ -95,7 +97,7 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 impl Poller {
     fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
         let (stack, looked) = (Stack::default(), Instant::now());
-        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked }
+        Self { feed, client, stack, served: 0, empty: false, doubtful: false, resting: false, looked }
     }
 
     fn run(mut self) {
@@ -220,28 +222,27 @@ impl Poller {
         let _gate = feed.gate();
         let client = self.client.clone();
         let mut stack = std::mem::take(&mut self.stack);
-        let mut empty = false;
-        let (mut polled, mut bytes) = (0, 0);
+        // Freed together, after they were copied. The thread that fetches allocated them, and to free each message as it
+        // comes is to be in that thread's way at every message: it costs both a quarter of their rate.
+        let mut spent = Vec::with_capacity(most);
+        let mut bytes = 0;
+        // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
+        let mut wait = if self.empty { Duration::from_millis(1) } else { Duration::ZERO };
         let more = loop {
-            // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
-            let wait = if empty { Duration::from_millis(1) } else { Duration::ZERO };
-            match client.poll(wait) {
+            match client.poll(std::mem::take(&mut wait)) {
                 Some(Ok(message)) => {
-                    empty = false;
+                    self.empty = false;
                     self.add(&mut stack, &message);
-                    (polled, bytes) = (polled + 1, bytes + message.key_len() + message.payload_len());
+                    bytes += message.key_len() + message.payload_len();
+                    spent.push(message);
                 }
                 Some(Err(error)) => {
                     stack.put(&feed);
                     self.trouble(&error);
                 }
-                None if empty => break false,
-                None => {
-                    empty = true;
-                    stack.put(&feed);
-                }
+                None => break !std::mem::replace(&mut self.empty, true),
             }
-            if polled >= most || bytes >= BURST_BYTES || feed.inbox().is_due() {
+            if spent.len() >= most || bytes >= BURST_BYTES || feed.inbox().is_due() {
                 break most > 1;
             }
         };
