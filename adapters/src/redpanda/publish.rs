@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use qi_core::bus::{DeliveryError, Headers, Message, PublishOptions, PublishReport, TopicName};
-use qi_core::{Error, ErrorKind, Result};
+use qi_core::{Error, ErrorKind, Result, Timestamp};
 use rdkafka::admin::AdminClient;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -102,13 +102,19 @@ impl Sender {
         let mut rest = Rest { desk: &self.desk, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
         let (mut lane, mut first) = (None, None);
+        let mut turn = self.turn(ticket.weights(0, TURN));
         for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
+            if index > 0 && index.is_multiple_of(TURN) {
+                drop(turn);
+                tokio::task::yield_now().await;
+                turn = self.turn(ticket.weights(index, TURN));
+            }
             let handed = match way {
                 Ok(batch_bytes) => {
                     let first = *first.get_or_insert(index);
                     let place =
                         Place { batch_bytes, slot, first, index, weight: ticket.weight(index), deadline };
-                    self.hand_over(&mut lane, place, message, &options.headers).await
+                    self.hand_over(&mut lane, &mut turn, place, message, &options.headers).await
                 }
                 Err(failure) => Err(Stop::This(failure)),
             };
@@ -123,11 +129,9 @@ impl Sender {
                 }
             }
             rest.next = index + 1;
-            if rest.next.is_multiple_of(TURN) {
-                tokio::task::yield_now().await;
-            }
         }
         rest.next = batch.len();
+        drop(turn);
         // librdkafka answers within the delivery timeout; if it does not, nothing is known.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
         let _ = tokio::time::timeout(limit, ticket.done()).await;
@@ -220,22 +224,31 @@ impl Sender {
     async fn hand_over(
         &self,
         lane: &mut Option<(usize, Arc<Lane>)>,
+        turn: &mut Turn<'_>,
         place: Place,
         message: &Message,
         added: &Headers,
     ) -> std::result::Result<(), Stop> {
         // Given back by itself, whatever happens, unless librdkafka has the message.
-        let space = self.take_space(&place).await.map_err(Stop::Rest)?;
+        let space = match turn.space.as_mut().and_then(|space| space.split(place.weight)) {
+            Some(_) if self.ended.load(Ordering::Acquire) => {
+                return Err(Stop::Rest(DeliveryError::not_sent(error::closed("publish"))));
+            }
+            Some(space) => space,
+            None => self.take_space(&place, turn).await.map_err(Stop::Rest)?,
+        };
         let mut record = record(message, added, Desk::name(place.slot, place.index));
         let mut told = false;
         loop {
             let used = match lane {
                 Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
-                _ => match self.lane(place.batch_bytes, place.deadline).await {
-                    Ok(found) => &mut lane.insert((place.batch_bytes, found)).1,
-                    Err(failure) => return Err(Stop::Rest(failure)),
-                },
+                _ => {
+                    let found = self.lane(place.batch_bytes, place.deadline).await.map_err(Stop::Rest)?;
+                    turn.now = now();
+                    &mut lane.insert((place.batch_bytes, found)).1
+                }
             };
+            record.timestamp = Some(message.timestamp.map_or(turn.now, millis));
             self.desk.hand_over();
             let Err((refused, back)) = used.producer().send(record) else {
                 space.forget();
@@ -247,12 +260,14 @@ impl Sender {
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
+                    turn.now = now();
                     continue;
                 }
                 // The topic has this partition, of which the producer has not heard yet.
                 RDKafkaErrorCode::UnknownPartition if !told => {
                     told = true;
                     used.look_at(&message.topic, settings::limit(self.config.request_timeout_ms)).await;
+                    turn.now = now();
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {
@@ -271,13 +286,26 @@ impl Sender {
         }
     }
 
-    async fn take_space(&self, place: &Place) -> std::result::Result<SemaphorePermit<'_>, DeliveryError> {
+    /// Begins a turn: it takes the space for its messages at once, if there is so much.
+    fn turn(&self, weights: &[usize]) -> Turn<'_> {
+        let space = u32::try_from(weights.iter().sum::<usize>()).ok();
+        let space = space.and_then(|weight| self.desk.space().try_acquire_many(weight).ok());
+        Turn { now: now(), space }
+    }
+
+    async fn take_space<'a>(
+        &'a self,
+        place: &Place,
+        turn: &mut Turn<'_>,
+    ) -> std::result::Result<SemaphorePermit<'a>, DeliveryError> {
         let weight = u32::try_from(place.weight).unwrap_or(u32::MAX);
         let space = self.desk.space();
         if let Ok(permit) = space.try_acquire_many(weight) {
             return Ok(permit);
         }
-        match timeout_at(place.deadline, space.acquire_many(weight)).await {
+        let taken = timeout_at(place.deadline, space.acquire_many(weight)).await;
+        turn.now = now();
+        match taken {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
             Err(_) => Err(DeliveryError::not_sent(error::full(self.config.buffer_bytes))),
@@ -331,6 +359,14 @@ struct Place {
     deadline: Instant,
 }
 
+/// What the messages of a turn share.
+struct Turn<'a> {
+    /// The time of those that name none, in milliseconds since 1970. librdkafka would look at the clock for each.
+    now: i64,
+    /// What is left of the space for them; None if there was too little, and each waits for its own.
+    space: Option<SemaphorePermit<'a>>,
+}
+
 /// How much of a batch is not sent.
 enum Stop {
     This(DeliveryError),
@@ -367,12 +403,21 @@ fn framing(headers: usize) -> usize {
     100 + 10 * headers
 }
 
+/// Milliseconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn millis(timestamp: Timestamp) -> i64 {
+    timestamp.as_micros() / 1_000
+}
+
 fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<'a, [u8], [u8], usize> {
     let mut record = BaseRecord::with_opaque_to(message.topic.as_str(), name);
     record.key = message.key.as_deref();
     record.payload = message.payload.as_deref();
     record.partition = message.partition.map(u32::cast_signed);
-    record.timestamp = message.timestamp.map(|timestamp| timestamp.as_micros() / 1_000);
     let count = message.headers.len() + added.len();
     if count > 0 {
         let mut headers = OwnedHeaders::new_with_capacity(count);
@@ -386,11 +431,44 @@ fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<
 
 #[cfg(test)]
 mod tests {
+    use qi_core::bus::DeliveryState;
+
     use super::*;
 
     fn facts(max_message_bytes: usize, age: Duration) -> Facts {
         let at = std::time::Instant::now().checked_sub(age).unwrap();
         Facts { partitions: 1, max_message_bytes, at }
+    }
+
+    #[test]
+    fn a_turn_takes_its_space_at_once_or_not_at_all() {
+        let mut config = RedpandaConfig::from_brokers("nowhere:1");
+        config.buffer_bytes = 1_000;
+        let sender = Sender::new(Arc::new(config));
+        let left = || sender.desk.space().available_permits();
+        let mut turn = sender.turn(&[300, 400]);
+        assert_eq!(left(), 300);
+        assert!(sender.turn(&[100, 201]).space.is_none());
+        assert_eq!(left(), 300);
+        turn.space.as_mut().unwrap().split(400).unwrap().forget();
+        drop(turn);
+        assert_eq!(left(), 600, "what no message took is given back");
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_has_its_space_notices_the_end() {
+        let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
+        let message = Message::new(TopicName::new("t").unwrap(), "x");
+        let (slot, _ticket) = sender.desk.open(vec![300]);
+        let mut turn = sender.turn(&[300]);
+        sender.end();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let place = Place { batch_bytes: 1 << 20, slot, first: 0, index: 0, weight: 300, deadline };
+        let lane = Lane::build(&sender.config, 1 << 20, &sender.desk, &sender.topics).unwrap();
+        let mut lane = Some((1 << 20, Arc::new(lane)));
+        let handed = sender.hand_over(&mut lane, &mut turn, place, &message, &Headers::new()).await;
+        let Err(Stop::Rest(failure)) = handed else { panic!("it was handed over") };
+        assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
     }
 
     #[test]

@@ -50,6 +50,12 @@ impl Ticket {
         self.weights.get(index).copied().unwrap_or_default()
     }
 
+    /// What at most `count` messages from `index` on take of the buffer.
+    pub(super) fn weights(&self, index: usize, count: usize) -> &[usize] {
+        let rest = self.weights.get(index..).unwrap_or_default();
+        &rest[..count.min(rest.len())]
+    }
+
     pub(super) async fn done(&self) {
         while self.open.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
