@@ -36,6 +36,8 @@ pub(super) struct Owned {
     pub(super) unsettled: Option<u64>,
     /// What lies before it had gone when the position was reset.
     pub(super) floor: u64,
+    /// How far was read before the position went down: the log was cut.
+    cut: u64,
     pub(super) paused: bool,
     /// The position has gone, and it was to fail then; a seek mends it.
     pub(super) failed: Option<Error>,
@@ -43,6 +45,11 @@ pub(super) struct Owned {
 }
 
 impl Owned {
+    /// Whether `next` is beyond everything that was handed out.
+    pub(super) fn is_beyond(&self, next: u64) -> bool {
+        next > self.position.max(self.cut)
+    }
+
     /// What a commit of `next` is to store. What has gone is no way back, or the commit of a batch from before a reset
     /// would undo it.
     pub(super) fn upto(&self, next: u64) -> u64 {
@@ -62,7 +69,8 @@ impl Owned {
     /// The valid commit that is to stay where `next` has gone.
     fn instead_of(&self, next: u64) -> Option<u64> {
         let settled = self.unsettled.or(self.committed).filter(|settled| *settled >= self.floor);
-        settled.filter(|_| next < self.floor)
+        let is_cut = (self.position + 1..=self.cut).contains(&next);
+        settled.filter(|_| next < self.floor || is_cut)
     }
 }
 
@@ -120,6 +128,7 @@ impl Shelf {
             committed,
             unsettled: None,
             floor: 0,
+            cut: 0,
             paused: false,
             failed: None,
             bytes: 0,
@@ -135,6 +144,9 @@ impl Shelf {
         let buffered = self.runs.iter().any(|run| run.partition == *partition && waits(run));
         if let Some(owned) = self.owned.get_mut(partition) {
             self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
+            if to < owned.fetched {
+                owned.cut = owned.cut.max(owned.fetched);
+            }
             (owned.fetched, owned.floor) = (to, low);
             if !buffered {
                 owned.position = to;
@@ -191,7 +203,7 @@ impl Shelf {
         self.keys += 1;
         if let Some(owned) = self.owned.get_mut(partition) {
             (owned.key, owned.position, owned.fetched, owned.bytes) = (self.keys, to, to, 0);
-            owned.failed = None;
+            (owned.cut, owned.failed) = (0, None);
         }
     }
 
@@ -409,6 +421,27 @@ mod tests {
         // Where nothing valid is known, it is as it was told.
         (owned.committed, owned.unsettled) = (Some(2), None);
         assert_eq!(owned.upto(3), 3);
+    }
+
+    #[test]
+    fn a_commit_of_what_was_cut_off_keeps_the_new_start() {
+        let mut shelf = shelf(1);
+        shelf.get_mut(&at(0)).unwrap().stored(2);
+        let run = run(&shelf, 0, 0..8);
+        shelf.put(run);
+        assert_eq!(take(&mut shelf, 8).len(), 8);
+        // The log ends at 5 now, and the reader goes on there; the commit is still in it.
+        shelf.reset(&at(0), 5, 0, false);
+        let owned = shelf.get_mut(&at(0)).unwrap();
+        assert!(!owned.is_beyond(8) && owned.is_beyond(9));
+        assert_eq!((owned.upto(8), owned.upto(6), owned.upto(5), owned.upto(4)), (2, 2, 5, 4));
+        // The commit was under way when the log was cut: the valid one is to be stored again.
+        owned.stored(8);
+        assert_eq!((owned.committed, owned.unsettled), (Some(2), Some(2)));
+        owned.stored(5);
+        assert_eq!((owned.committed, owned.unsettled), (Some(5), None));
+        shelf.jump(&at(0), 5);
+        assert!(shelf.owned()[&at(0)].is_beyond(6), "a seek of the caller's own is no cut");
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn sort(feed: &Feed, upto: &Positions) -> Result<(Wanted, Vec<TopicPartition>)> 
     let (mut wanted, mut lost) = (Wanted::new(), Vec::new());
     for (partition, next) in upto.iter() {
         match state.shelf.owned().get(partition).filter(|_| !overdue) {
-            Some(owned) if next > owned.position => {
+            Some(owned) if owned.is_beyond(next) => {
                 return Err(error::beyond_position(partition, next, owned.position));
             }
             Some(owned) => drop(wanted.insert(partition.clone(), (owned.key, next))),
