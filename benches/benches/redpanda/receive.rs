@@ -1,11 +1,14 @@
-//! 1,000,000 messages of 100 bytes that are there already, read by a reader without a group from the beginning.
+//! 1,000,000 messages of 100 bytes that are there already, read from the beginning: by a reader without a group, and by
+//! the only member of a new group, whose joining counts.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use qi_adapters::config::Profile;
 use qi_benches::ratio;
-use qi_core::bus::{MessageBus, MessageBusExt, Read, SeekTo, TopicName, TopicPartition};
+use qi_core::bus::{
+    GroupId, MessageBus, MessageBusExt, Read, SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
+};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::BorrowedMessage;
@@ -49,28 +52,41 @@ pub(crate) fn run(rig: &Rig) {
         ("a BaseConsumer with librdkafka's defaults", &[], length),
     ];
     for (name, settings, look) in rivals {
-        let times = ratio(rig.rounds, || ours(rig, &topic.name), || bare(rig, &topic.name, settings, look));
-        report(name, &times);
+        let rival = || bare(rig, &topic.name, settings, look, false);
+        report("receive", name, &ratio(rig.rounds, || ours(rig, &topic.name, false), rival));
     }
+    let rival = || bare(rig, &topic.name, SETTINGS, length, true);
+    let times = ratio(rig.rounds, || ours(rig, &topic.name, true), rival);
+    report("receive, joining a group", "a BaseConsumer with the same settings", &times);
 }
 
-fn report(rival: &str, times: &qi_benches::Ratio) {
+fn report(what: &str, rival: &str, times: &qi_benches::Ratio) {
     let rate = |time: Duration| MESSAGES as f64 / time.as_secs_f64() / 1e6;
     println!(
-        "receive: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
+        "{what}: {:.2} million a second, {rival} {:.2}; our rate is {:.2} times its; {times}",
         rate(times.ours),
         rate(times.rival),
         1.0 / times.median
     );
 }
 
-fn ours(rig: &Rig, topic: &TopicName) -> Duration {
+/// A name that no group has yet.
+fn group() -> String {
+    format!("bench-{}-{:08x}", std::process::id(), fastrand::u32(..))
+}
+
+fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
     let bus = rig.bus(Profile::Balanced);
     rig.block_on(async {
         bus.ping().await.expect("brokers that answer");
         let from = (0..PARTITIONS).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Offset(0)));
         let start = Instant::now();
-        let mut reader = bus.read(Read::new(from).expect("partitions")).await.expect("a topic");
+        let mut reader: Box<dyn Subscription> = if joins {
+            let group = GroupId::new(group()).expect("a valid name");
+            bus.subscribe(Subscribe::new(group, [topic.clone()]).expect("a topic")).await.expect("a topic")
+        } else {
+            bus.read(Read::new(from).expect("partitions")).await.expect("a topic")
+        };
         let (mut count, mut bytes) = (0, 0);
         while count < MESSAGES {
             let batch = reader.recv(BATCH, Duration::from_secs(10)).await.expect("brokers that answer");
@@ -99,20 +115,34 @@ fn detached(message: &BorrowedMessage<'_>) -> usize {
     black_box(message.detach()).payload().map_or(0, <[u8]>::len)
 }
 
-fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look) -> Duration {
+fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look, joins: bool) -> Duration {
     let start = Instant::now();
-    let consumer: BaseConsumer =
-        rig.client(settings).set("group.id", "bench-unused").create().expect("valid settings");
-    let mut list = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        let added = list.add_partition_offset(topic.as_str(), partition.cast_signed(), Offset::Offset(0));
-        added.expect("a partition");
+    let mut config = rig.client(settings);
+    config.set("group.id", group());
+    if joins {
+        config
+            .set("auto.offset.reset", "earliest")
+            .set("partition.assignment.strategy", "cooperative-sticky");
     }
-    consumer.assign(&list).expect("partitions");
+    let consumer: BaseConsumer = config.create().expect("valid settings");
+    if joins {
+        consumer.subscribe(&[topic.as_str()]).expect("a topic");
+    } else {
+        let mut list = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            let added = list.add_partition_offset(topic.as_str(), partition.cast_signed(), Offset::Offset(0));
+            added.expect("a partition");
+        }
+        consumer.assign(&list).expect("partitions");
+    }
     let (mut count, mut bytes) = (0, 0);
     while count < MESSAGES {
-        let message =
-            consumer.poll(Duration::from_secs(10)).expect("a message").expect("brokers that answer");
+        // An event that was served, such as a rebalance, looks like nothing.
+        let Some(message) = consumer.poll(Duration::from_secs(10)) else {
+            assert!(start.elapsed() < Duration::from_mins(1), "the brokers do not answer");
+            continue;
+        };
+        let message = message.expect("brokers that answer");
         bytes += look(&message);
         count += 1;
     }
