@@ -303,7 +303,23 @@ mod tests {
     use qi_core::ErrorKind;
 
     use super::*;
-    use crate::redpanda::feed::nowhere;
+    use crate::redpanda::feed::{Standing, nowhere};
+
+    #[tokio::test]
+    async fn who_never_waits_waits_for_a_reader_that_wakes() {
+        // Nothing is carried out here, because the thread was not started.
+        let feed = nowhere();
+        feed.state().standing = Standing::Resting;
+        let mut subscription = RedpandaSubscription::new(feed.clone());
+        assert!(timeout(CHANGE / 5, subscription.recv(1, Duration::ZERO)).await.is_err());
+        let turn = feed.turn().unwrap();
+        assert!(turn.resting && turn.active && !turn.open, "it is wanted, though no call is under way");
+        let began = Instant::now();
+        assert!(subscription.recv(1, Duration::ZERO).await.unwrap().is_empty());
+        assert!(began.elapsed() >= CHANGE);
+        feed.wake();
+        assert!(!feed.is_changing(), "nothing is waited for any more");
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_pause_or_a_seek_that_crosses_a_loss_is_refused() {
