@@ -394,9 +394,15 @@ impl Drop for Inside<'_> {
 
 /// A member whose brokers are nowhere, and whose thread was not started.
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "test support")]
 pub(super) fn nowhere() -> Arc<Feed> {
-    let config = crate::config::RedpandaConfig::from_brokers("127.0.0.1:1");
+    member_at("127.0.0.1:1")
+}
+
+/// A member at these brokers, whose thread was not started.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "test support")]
+pub(super) fn member_at(brokers: &str) -> Arc<Feed> {
+    let config = crate::config::RedpandaConfig::from_brokers(brokers);
     let (topic, group) = (TopicName::new("t").unwrap(), qi_core::bus::GroupId::new("g").unwrap());
     let request = qi_core::bus::Subscribe::new(group, [topic.clone()]).unwrap();
     let plan = Plan {

@@ -60,14 +60,15 @@ impl Copies {
         }
     }
 
-    /// Copies a message. False if a header's name is no text; then nothing is added.
-    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> bool {
-        match message.headers().map(headers) {
-            None => self.add(message, None),
-            Some(Some(headers)) => self.add(message, Some(headers)),
-            Some(None) => return false,
-        }
-        true
+    /// Copies a message, and gives the size of its headers. None if the name of one is no text; then nothing is added.
+    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> Option<usize> {
+        let headers = match message.headers() {
+            None => None,
+            Some(found) => Some(headers(found)?),
+        };
+        let size = headers.as_ref().map_or(0, Headers::size);
+        self.add(message, headers);
+        Some(size)
     }
 
     fn add(&mut self, message: &BorrowedMessage<'_>, headers: Option<Headers>) {

@@ -36,8 +36,6 @@ pub(super) struct Poller {
     client: Arc<Client>,
     stack: Stack,
     served: u64,
-    /// The last look found nothing.
-    empty: bool,
     /// Positions may have gone.
     doubtful: bool,
     resting: bool,
@@ -97,7 +95,7 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 impl Poller {
     fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
         let (stack, looked) = (Stack::default(), Instant::now());
-        Self { feed, client, stack, served: 0, empty: false, doubtful: false, resting: false, looked }
+        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked }
     }
 
     fn run(mut self) {
@@ -216,7 +214,7 @@ impl Poller {
         }
     }
 
-    /// Polls what is there, and says whether there may be more.
+    /// Polls what is there, and says whether there may be more, or a change of the assignment is to be carried out.
     fn burst(&mut self, most: usize) -> bool {
         let feed = self.feed.clone();
         let _gate = feed.gate();
@@ -226,21 +224,24 @@ impl Poller {
         // comes is to be in that thread's way at every message: it costs both a quarter of their rate.
         let mut spent = Vec::with_capacity(most);
         let mut bytes = 0;
-        // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
-        let mut wait = if self.empty { Duration::from_millis(1) } else { Duration::ZERO };
+        let mut empty = false;
         let more = loop {
-            match client.poll(std::mem::take(&mut wait)) {
+            // An answer of nothing may also be an event that was served; a second look, of a moment, knows better.
+            let wait = if empty { Duration::from_millis(1) } else { Duration::ZERO };
+            match client.poll(wait) {
                 Some(Ok(message)) => {
-                    self.empty = false;
-                    self.add(&mut stack, &message);
-                    bytes += message.key_len() + message.payload_len();
+                    empty = false;
+                    bytes += message.key_len() + message.payload_len() + self.add(&mut stack, &message);
                     spent.push(message);
                 }
                 Some(Err(error)) => {
                     stack.put(&feed);
                     self.trouble(&error);
                 }
-                None => break !std::mem::replace(&mut self.empty, true),
+                // What came is wanted now; the next burst looks again.
+                None if !spent.is_empty() => break true,
+                None if empty => break false,
+                None => empty = true,
             }
             if spent.len() >= most || bytes >= BURST_BYTES || feed.inbox().is_due() {
                 break most > 1;
@@ -249,20 +250,21 @@ impl Poller {
         stack.put(&feed);
         self.stack = stack;
         feed.polled();
-        more
+        more || feed.inbox().is_due()
     }
 
-    fn add(&self, stack: &mut Stack, message: &BorrowedMessage<'_>) {
+    /// Adds a message to a run, and says what its headers take.
+    fn add(&self, stack: &mut Stack, message: &BorrowedMessage<'_>) -> usize {
         let place = (message.topic_ptr(), message.partition());
         if stack.open.as_ref().is_none_or(|open| open.place != place || open.broken.is_some()) {
-            let Some((partition, key)) = self.owned(message) else { return };
+            let Some((partition, key)) = self.owned(message) else { return 0 };
             stack.begin(place, partition, key);
         }
-        if let Some(Open { copies, partition, broken, .. }) = &mut stack.open
-            && !copies.push(message)
-        {
+        let Some(Open { copies, partition, broken, .. }) = &mut stack.open else { return 0 };
+        copies.push(message).unwrap_or_else(|| {
             *broken = Some(error::unreadable(partition, message.offset()));
-        }
+            0
+        })
     }
 
     /// A message's partition, if this reader owns it, and under which key.
@@ -663,8 +665,71 @@ const _: () = assert!(size_of::<Received>() <= 192);
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::message::{Header, OwnedHeaders};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+
     use super::*;
-    use crate::redpanda::feed::nowhere;
+    use crate::redpanda::feed::{member_at, nowhere};
+
+    fn cluster() -> MockCluster<'static, DefaultProducerContext> {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        cluster
+    }
+
+    #[test]
+    fn a_change_of_the_assignment_waits_for_nothing() {
+        let cluster = cluster();
+        let feed = member_at(&cluster.bootstrap_servers());
+        let client = feed.client("recv").unwrap();
+        client.subscribe(&["t"]).unwrap();
+        let mut poller = Poller::new(feed.clone(), client);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut more = false;
+        while !feed.inbox().is_due() && Instant::now() < deadline {
+            feed.bell.wait(IDLE);
+            more = poller.burst(BURST);
+        }
+        let came = feed.inbox().is_due();
+        // Or what is asserted would hang the end of the client.
+        feed.begin_end();
+        poller.leave();
+        assert!(came, "no assignment came");
+        assert!(more, "the thread would sleep over it");
+    }
+
+    #[test]
+    fn headers_count_in_what_is_polled_at_once() {
+        const EACH: usize = 100 << 10;
+        let cluster = cluster();
+        let brokers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            rdkafka::ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+        let large = vec![0; EACH];
+        for _ in 0..40 {
+            let headers = OwnedHeaders::new().insert(Header { key: "n", value: Some(&large) });
+            producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).headers(headers)).unwrap();
+        }
+        producer.flush(Duration::from_secs(10)).unwrap();
+        let feed = member_at(&brokers);
+        let mut poller = Poller::new(feed.clone(), feed.client("recv").unwrap());
+        let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+        poller.take_over(&[Start { partition, at: 0, committed: Some(0), fails: false }]).unwrap();
+        let (mut buffered, mut most) = (0, 0);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while buffered < 40 * EACH && Instant::now() < deadline {
+            // Time for more than a burst takes.
+            std::thread::sleep(Duration::from_millis(300));
+            poller.burst(BURST);
+            let now = feed.state().shelf.buffered();
+            (buffered, most) = (now, most.max(now - buffered));
+        }
+        feed.begin_end();
+        poller.leave();
+        assert!(buffered >= 40 * EACH, "{buffered} bytes came");
+        assert!(most < BURST_BYTES + 2 * EACH, "{most} bytes at once");
+    }
 
     #[test]
     fn a_message_that_cannot_be_read_fills_the_buffer_too() {
