@@ -128,6 +128,11 @@ impl Pack {
         self.heads.last().map(|head| head.offset)
     }
 
+    /// How many of its messages lie before `offset`.
+    pub(super) fn count_before(&self, offset: u64) -> usize {
+        self.heads.partition_point(|head| head.offset < offset)
+    }
+
     /// What it takes of the buffer: all bytes, and the messages that it becomes.
     pub(super) fn weight(&self) -> usize {
         let large: usize = self.apart.large.iter().map(Bytes::len).sum();

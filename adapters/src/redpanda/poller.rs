@@ -474,13 +474,15 @@ impl Poller {
                 }
                 PlaceNow::Gone { to: Some(to), low, high } => {
                     tracing::warn!(%partition, from = fetched, to, "the position has gone");
-                    let gone = owned.committed.is_none_or(|commit| !(low..=high).contains(&commit));
+                    let commit = owned.unsettled.or(owned.committed);
+                    let gone = commit.is_none_or(|commit| !(low..=high).contains(&commit));
                     state.shelf.reset(&partition, to, low, gone && feed.plan.has_group());
                     drop(state);
                     let sent = feed.send_to(&self.client, &partition, to);
                     feed.state().shelf.send(&partition, sent);
                 }
-                PlaceNow::Gone { to: None, low, .. } => {
+                PlaceNow::Gone { to: None, low, high } => {
+                    owned.go_back(high);
                     (owned.failed, owned.floor) = (Some(error::no_start(&partition, "recv")), low);
                 }
             }

@@ -36,7 +36,7 @@ pub(super) struct Owned {
     pub(super) unsettled: Option<u64>,
     /// What lies before it had gone when the position was reset.
     pub(super) floor: u64,
-    /// How far was read before the position went down: the log was cut.
+    /// How far was handed out before the position went down: the log was cut.
     cut: u64,
     pub(super) paused: bool,
     /// The position has gone, and it was to fail then; a seek mends it.
@@ -66,11 +66,22 @@ impl Owned {
         }
     }
 
-    /// The valid commit that is to stay where `next` has gone.
+    /// What is to be committed where `next` has gone: the valid commit stays.
     fn instead_of(&self, next: u64) -> Option<u64> {
         let settled = self.unsettled.or(self.committed).filter(|settled| *settled >= self.floor);
-        let is_cut = (self.position + 1..=self.cut).contains(&next);
-        settled.filter(|_| next < self.floor || is_cut)
+        if (self.position + 1..=self.cut).contains(&next) {
+            // All before it was handed out and is asked to be committed.
+            return settled.or(Some(self.position));
+        }
+        settled.filter(|_| next < self.floor)
+    }
+
+    /// The log was cut, if `to` lies before what was handed out.
+    pub(super) fn go_back(&mut self, to: u64) {
+        if to < self.position {
+            self.cut = self.cut.max(self.position);
+            self.position = to;
+        }
     }
 }
 
@@ -139,21 +150,35 @@ impl Shelf {
 
     /// Sets where librdkafka goes on in a partition, behind what is buffered of it. It begins at `low` now.
     pub(super) fn reset(&mut self, partition: &TopicPartition, to: u64, low: u64, commit: bool) {
+        let Some(owned) = self.owned.get_mut(partition) else { return };
+        // What is buffered from there on comes again, or the log has it no more: a commit of it would pass over what has
+        // its offsets now.
+        let mut ends = false;
+        self.runs.retain_mut(|run| {
+            if run.partition != *partition {
+                return true;
+            }
+            let kept = if ends { 0 } else { run.messages.count_before(to) };
+            if kept < run.messages.len() || ends {
+                ends = true;
+                (run.messages, run.broken) = (run.messages.take(kept), None);
+                let bytes = run.messages.weight();
+                owned.bytes = owned.bytes.saturating_sub(run.bytes.saturating_sub(bytes));
+                run.bytes = bytes;
+            }
+            !ends || kept > 0
+        });
         // A run that was handed out to its end is still there until the next look.
         let waits = |run: &Run| !run.messages.is_empty() || run.broken.is_some();
         let buffered = self.runs.iter().any(|run| run.partition == *partition && waits(run));
-        if let Some(owned) = self.owned.get_mut(partition) {
-            self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
-            if to < owned.fetched {
-                owned.cut = owned.cut.max(owned.fetched);
-            }
-            (owned.fetched, owned.floor) = (to, low);
-            if !buffered {
-                owned.position = to;
-            }
-            if commit {
-                owned.unsettled = Some(to);
-            }
+        self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
+        owned.go_back(to);
+        (owned.fetched, owned.floor) = (to, low);
+        if !buffered {
+            owned.position = to;
+        }
+        if commit {
+            owned.unsettled = Some(to);
         }
     }
 
@@ -442,6 +467,55 @@ mod tests {
         assert_eq!((owned.committed, owned.unsettled), (Some(5), None));
         shelf.jump(&at(0), 5);
         assert!(shelf.owned()[&at(0)].is_beyond(6), "a seek of the caller's own is no cut");
+    }
+
+    #[test]
+    fn what_was_cut_off_and_not_handed_out_is_dropped() {
+        // The log was cut at 5. The reader goes on there, or at its beginning.
+        for (read, to, rest, position) in [(2, 5, 3, 5), (4, 5, 1, 5), (7, 5, 0, 5), (2, 0, 0, 0)] {
+            let mut shelf = shelf(2);
+            shelf.get_mut(&at(0)).unwrap().stored(1);
+            for (partition, offsets) in [(0, 0..4), (0, 4..8)] {
+                let run = run(&shelf, partition, offsets);
+                shelf.put(run);
+            }
+            assert_eq!(take(&mut shelf, read).len(), read);
+            shelf.reset(&at(0), u64::from(to), 0, false);
+            let owned = shelf.get_mut(&at(0)).unwrap();
+            let next = read as u64;
+            assert!(
+                !owned.is_beyond(next) && owned.is_beyond(8),
+                "{read} {to}: what was handed out is known"
+            );
+            assert_eq!(owned.upto(next), if next > u64::from(to) { 1 } else { next }, "{read} {to}");
+            let other = run(&shelf, 1, 0..1);
+            shelf.put(other);
+            let new = run(&shelf, 0, to..9);
+            shelf.put(new);
+            assert_eq!(take(&mut shelf, rest).len(), rest);
+            let commit = shelf.owned()[&at(0)].position;
+            assert_eq!((commit, shelf.owned()[&at(0)].upto(commit)), (position, position), "{read} {to}");
+            let new: Vec<_> = (to..9).map(|offset| (0, u64::from(offset))).collect();
+            assert_eq!(take(&mut shelf, 20), [vec![(1, 0)], new].concat(), "{read} {to}");
+            assert_eq!((shelf.owned()[&at(0)].position, shelf.buffered()), (9, 0));
+        }
+    }
+
+    #[test]
+    fn a_cut_without_a_valid_commit_keeps_what_is_still_there() {
+        let mut shelf = shelf(1);
+        let run = run(&shelf, 0, 0..8);
+        shelf.put(run);
+        assert_eq!(take(&mut shelf, 8).len(), 8);
+        let owned = shelf.get_mut(&at(0)).unwrap();
+        owned.go_back(5);
+        assert_eq!((owned.upto(8), owned.upto(5), owned.upto(3), owned.is_beyond(9)), (5, 5, 3, true));
+        // Twice, and then up: retention took the rest.
+        shelf.reset(&at(0), 3, 0, false);
+        assert_eq!(shelf.owned()[&at(0)].upto(8), 3);
+        shelf.reset(&at(0), 20, 15, true);
+        let owned = &shelf.owned()[&at(0)];
+        assert_eq!((owned.upto(8), owned.upto(18), owned.is_beyond(21)), (20, 18, true));
     }
 
     #[test]
