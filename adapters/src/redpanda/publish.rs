@@ -456,6 +456,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waited_for_space_has_the_time_after_it() {
+        let mut config = RedpandaConfig::from_brokers("nowhere:1");
+        config.buffer_bytes = 1_000;
+        let sender = Sender::new(Arc::new(config));
+        let taken = sender.turn(&[800]);
+        let mut turn = sender.turn(&[300, 300]);
+        let began = turn.now;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let place = Place { batch_bytes: 1 << 20, slot: 0, first: 0, index: 0, weight: 300, deadline };
+        let wait = Duration::from_millis(50);
+        let free = async {
+            tokio::time::sleep(wait).await;
+            drop(taken);
+        };
+        let (space, ()) = tokio::join!(sender.take_space(&place, &mut turn), free);
+        assert!(turn.now - began >= 40, "{} ms", turn.now - began);
+        drop(space.unwrap());
+        assert_eq!(sender.desk.space().available_permits(), 1_000);
+    }
+
+    #[tokio::test]
     async fn a_turn_that_has_its_space_notices_the_end() {
         let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
@@ -469,6 +490,66 @@ mod tests {
         let handed = sender.hand_over(&mut lane, &mut turn, place, &message, &Headers::new()).await;
         let Err(Stop::Rest(failure)) = handed else { panic!("it was handed over") };
         assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
+    }
+
+    #[tokio::test]
+    async fn calls_of_every_length_are_answered_in_order_and_give_their_space_back() {
+        let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let topic = TopicName::new("t").unwrap();
+        // Every turn has its space at once, or some have to wait for each message.
+        for buffer_bytes in [64 << 20, 200_000, 1_000] {
+            let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
+            config.buffer_bytes = buffer_bytes;
+            let admin = settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
+            let (admin, sender) = (Arc::new(admin), Sender::new(Arc::new(config)));
+            // The mock would be asked for settings until the request timeout has passed.
+            let at = std::time::Instant::now() + Duration::from_hours(1);
+            sender.topics.keep(&topic, Facts { at, ..facts(1_000_000, Duration::ZERO) });
+            let call = async |len: usize| {
+                // The first of every turn goes nowhere.
+                let message = |n: usize| {
+                    let partition = u32::from(n.is_multiple_of(TURN));
+                    Message::new(topic.clone(), n.to_string()).with_partition(partition)
+                };
+                let batch: Vec<_> = (0..len).map(message).collect();
+                let report = sender.publish(&admin, &batch, PublishOptions::NONE).await;
+                let mut last = None;
+                for (n, outcome) in report.into_outcomes().into_iter().enumerate() {
+                    match outcome {
+                        Ok(delivery) => {
+                            assert!(last < Some(delivery.offset), "{n} of {len}");
+                            last = Some(delivery.offset);
+                        }
+                        Err(failure) => assert!(n.is_multiple_of(TURN), "{n} of {len}: {}", failure.error),
+                    }
+                }
+            };
+            let lengths = if buffer_bytes > 1_000 { &[1, 511, 512, 513, 1_024, 1_025][..] } else { &[3, 9] };
+            futures::future::join_all(lengths.iter().map(|len| call(*len))).await;
+            sender.drained().await;
+            assert_eq!(sender.desk.space().available_permits(), buffer_bytes);
+            // A call that is given up in the middle keeps nothing either.
+            let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * TURN)).await;
+            sender.drained().await;
+            assert_eq!(sender.desk.space().available_permits(), buffer_bytes);
+            // One that the end meets is answered to the last message.
+            let batch = vec![Message::new(topic.clone(), "x"); 2 * TURN];
+            let publish = sender.publish(&admin, &batch, PublishOptions::NONE);
+            let (report, ()) = tokio::join!(publish, async { sender.end() });
+            let outcomes = report.into_outcomes();
+            assert_eq!(outcomes.len(), 2 * TURN);
+            let closed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+            assert!(closed.clone().count() >= TURN);
+            for failure in closed {
+                assert_eq!(
+                    (failure.state, failure.error.kind()),
+                    (DeliveryState::NotSent, ErrorKind::Closed),
+                    "{}",
+                    failure.error
+                );
+            }
+        }
     }
 
     #[test]
