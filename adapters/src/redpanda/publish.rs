@@ -552,6 +552,23 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_was_not_sent_holds_no_space_while_the_rest_is_waited_for() {
+        let config = Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1"));
+        let admin = settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
+        let (admin, sender) = (Arc::new(admin), Sender::new(config));
+        let topic = TopicName::new("t").unwrap();
+        sender.topics.keep(&topic, facts(1_000_000, Duration::ZERO));
+        let batch =
+            [0, 1].map(|partition| Message::new(topic.clone(), vec![0; 1_000]).with_partition(partition));
+        let publish = sender.publish(&admin, &batch, PublishOptions::NONE);
+        tokio::pin!(publish);
+        assert!(futures::poll!(publish).is_pending());
+        assert_eq!(sender.in_flight(), 1);
+        let held = sender.config.buffer_bytes - sender.desk.space().available_permits();
+        assert_eq!(held, weight(1_000), "the second one went nowhere");
+    }
+
     #[test]
     fn all_messages_of_a_topic_in_a_call_have_the_same_producer() {
         let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
