@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use qi_core::bus::{DeliveryError, Headers, Message, PublishOptions, PublishReport, TopicName};
-use qi_core::{Error, ErrorKind, Result, Timestamp};
+use qi_core::{Clock as _, Error, ErrorKind, Result, SystemClock, Timestamp};
 use rdkafka::admin::AdminClient;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -244,11 +244,11 @@ impl Sender {
                 Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
                 _ => {
                     let found = self.lane(place.batch_bytes, place.deadline).await.map_err(Stop::Rest)?;
-                    turn.now = now();
+                    turn.now = SystemClock.now();
                     &mut lane.insert((place.batch_bytes, found)).1
                 }
             };
-            record.timestamp = Some(message.timestamp.map_or(turn.now, millis));
+            record.timestamp = Some(message.timestamp.unwrap_or(turn.now).as_millis_floor());
             self.desk.hand_over();
             let Err((refused, back)) = used.producer().send(record) else {
                 space.forget();
@@ -260,14 +260,14 @@ impl Sender {
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
-                    turn.now = now();
+                    turn.now = SystemClock.now();
                     continue;
                 }
                 // The topic has this partition, of which the producer has not heard yet.
                 RDKafkaErrorCode::UnknownPartition if !told => {
                     told = true;
                     used.look_at(&message.topic, settings::limit(self.config.request_timeout_ms)).await;
-                    turn.now = now();
+                    turn.now = SystemClock.now();
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {
@@ -290,7 +290,7 @@ impl Sender {
     fn turn(&self, weights: &[usize]) -> Turn<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
         let space = space.and_then(|weight| self.desk.space().try_acquire_many(weight).ok());
-        Turn { now: now(), space }
+        Turn { now: SystemClock.now(), space }
     }
 
     async fn take_space<'a>(
@@ -304,7 +304,7 @@ impl Sender {
             return Ok(permit);
         }
         let taken = timeout_at(place.deadline, space.acquire_many(weight)).await;
-        turn.now = now();
+        turn.now = SystemClock.now();
         match taken {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
@@ -361,8 +361,8 @@ struct Place {
 
 /// What the messages of a turn share.
 struct Turn<'a> {
-    /// The time of those that name none, in milliseconds since 1970. librdkafka would look at the clock for each.
-    now: i64,
+    /// The time of those that name none. librdkafka would look at the clock for each.
+    now: Timestamp,
     /// What is left of the space for them; None if there was too little, and each waits for its own.
     space: Option<SemaphorePermit<'a>>,
 }
@@ -401,16 +401,6 @@ impl Drop for Rest<'_> {
 /// What the protocol adds to a message that is alone in its batch, at most: the head of the batch and every length.
 fn framing(headers: usize) -> usize {
     100 + 10 * headers
-}
-
-/// Milliseconds since 1970.
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn millis(timestamp: Timestamp) -> i64 {
-    timestamp.as_micros() / 1_000
 }
 
 fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<'a, [u8], [u8], usize> {
@@ -471,7 +461,8 @@ mod tests {
             drop(taken);
         };
         let (space, ()) = tokio::join!(sender.take_space(&place, &mut turn), free);
-        assert!(turn.now - began >= 40, "{} ms", turn.now - began);
+        let waited = turn.now.as_millis_floor() - began.as_millis_floor();
+        assert!(waited >= 40, "{waited} ms");
         drop(space.unwrap());
         assert_eq!(sender.desk.space().available_permits(), 1_000);
     }

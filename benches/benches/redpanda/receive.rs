@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
+use crate::rig::{MESSAGES, PARTITIONS, Rig, batches, name};
 
 const BATCH: usize = 1_000;
 
@@ -70,11 +70,6 @@ fn report(what: &str, rival: &str, times: &qi_benches::Ratio) {
     );
 }
 
-/// A name that no group has yet.
-fn group() -> String {
-    format!("bench-{}-{:08x}", std::process::id(), fastrand::u32(..))
-}
-
 fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
     let bus = rig.bus(Profile::Balanced);
     rig.block_on(async {
@@ -82,7 +77,7 @@ fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
         let from = (0..PARTITIONS).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Offset(0)));
         let start = Instant::now();
         let mut reader: Box<dyn Subscription> = if joins {
-            let group = GroupId::new(group()).expect("a valid name");
+            let group = GroupId::new(name()).expect("a valid name");
             bus.subscribe(Subscribe::new(group, [topic.clone()]).expect("a topic")).await.expect("a topic")
         } else {
             bus.read(Read::new(from).expect("partitions")).await.expect("a topic")
@@ -118,7 +113,7 @@ fn detached(message: &BorrowedMessage<'_>) -> usize {
 fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look, joins: bool) -> Duration {
     let start = Instant::now();
     let mut config = rig.client(settings);
-    config.set("group.id", group());
+    config.set("group.id", name());
     if joins {
         config
             .set("auto.offset.reset", "earliest")

@@ -51,8 +51,7 @@ impl Rig {
 
     /// A new topic, gone with what is returned.
     pub(crate) fn topic(&self, partitions: u32) -> Topic<'_> {
-        let name = format!("bench-{}-{:08x}", std::process::id(), fastrand::u32(..));
-        let name = TopicName::new(name).expect("a valid name");
+        let name = TopicName::new(name()).expect("a valid name");
         let spec = TopicSpec::new(name.clone(), partitions).expect("a valid number");
         let spec = spec.with_max_message_bytes(2 << 20);
         let bus = self.bus(Profile::Balanced);
@@ -60,6 +59,11 @@ impl Rig {
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()), "{outcomes:?}");
         Topic { rig: self, bus, name }
     }
+}
+
+/// A name that no topic and no group has yet.
+pub(crate) fn name() -> String {
+    format!("bench-{}-{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 pub(crate) struct Topic<'a> {
