@@ -56,10 +56,11 @@ impl Program {
             for message in &batch {
                 assert!(message.headers.get("traceparent").is_none(), "it is the wrapper's business");
             }
-            let ticks: Vec<PriceTick> = self.bus.decode(&batch, &DeadLetters::default()).await?;
-            self.store.insert_ticks(&ticks).await?;
+            let decoded = batch.decode::<PriceTick>();
+            self.store.insert_ticks(&decoded.records).await?;
+            self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
             reader.commit(batch.positions()).await?;
-            Ok(ticks.len())
+            Ok(decoded.records.len())
         };
         work.instrument(batch.span()).await
     }

@@ -65,7 +65,7 @@ impl Sink<Message> for Arc<dyn MessageBus> {
     }
 
     fn size(&self, message: &Message) -> usize {
-        message.size()
+        message.weight()
     }
 }
 

@@ -91,6 +91,8 @@ metrics_table! {
         "Messages that were not acknowledged: state not_sent or unknown.";
     MESSAGES_RECEIVED: Counter "qi_messages_received_total" in Count by ["backend"],
         "Messages that recv gave out.";
+    DEAD_LETTERS: Counter "qi_bus_dead_letters_total" in Count by ["topic", "code"],
+        "Dead letters that the bus acknowledged, by the topic of the origin and the code of the error.";
     RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
         "Attempts after the first, by the error that made them necessary.";
     CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],

@@ -94,8 +94,8 @@ fn dashboard_and_alerts_ask_for_what_there_is() {
     let rows = rows();
     let (panels, rules) = (of_the_dashboard(), of_the_alerts());
     assert!(panels.len() > 25 && rules.len() > 12, "{} {}", panels.len(), rules.len());
-    let syntax =
-        ["sum", "max", "by", "and", "rate", "deriv", "increase", "histogram_quantile", "max_over_time"];
+    let functions = ["sum", "max", "rate", "deriv", "increase", "histogram_quantile", "max_over_time"];
+    let syntax = [&functions[..], &["by", "and", "or", "unless", "offset"]].concat();
     for expression in panels.iter().chain(&rules) {
         let words = words(expression);
         let found: Vec<_> = words.iter().filter_map(|word| row_of(word, &rows)).collect();

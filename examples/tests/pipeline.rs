@@ -173,6 +173,42 @@ async fn a_message_that_is_no_record_goes_to_the_dead_letters_and_the_rest_goes_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
+    use qi_core::agent::{Agent, AgentContext, ExitReason};
+    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, TopicCatalogue, TopicName};
+    use qi_examples::pipeline::Writer;
+    let (bus, plain, chaos) = (memory_bus(), memory_store(), Chaos::seeded(1));
+    bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    let (topic, group) = (TopicName::new("crypto-prices").unwrap(), GroupId::new("writer").unwrap());
+    bus.publish_one(&Message::new(topic.clone(), "no record")).await.unwrap();
+    bus.send_records(&market(7, 1).collect::<Vec<_>>(), None).await.unwrap();
+    let store: Arc<dyn PriceStore> = Arc::new(Layered::new(plain.clone(), chaos.clone()));
+    let writer =
+        || Writer::<PriceTick>::new(bus.clone(), store.clone(), topic.clone(), group.clone(), Arc::default());
+    // Stored records, dead letters, and uncommitted messages.
+    let counts = async || {
+        let topics = bus.topics().await.unwrap();
+        let dead = topics.iter().find(|t| t.name.as_str() == "crypto-prices.dlq").unwrap();
+        let letters = dead.partitions.iter().map(|p| p.high).sum::<u64>();
+        let groups = bus.groups(&GroupQuery::one(group.clone())).await.unwrap();
+        (contents(&*plain).await.len(), letters, groups[0].lag())
+    };
+    let cx = AgentContext::for_test();
+    for _ in 0..3 {
+        chaos.next(Operation::InsertTicks, Fault::Error);
+        let mut writer = writer();
+        writer.initialize(&cx).await.unwrap();
+        let error = writer.run(&cx).await.unwrap_err();
+        writer.cleanup(&cx, &ExitReason::Error(error)).await.unwrap();
+        assert_eq!(counts().await, (0, 0, Some(2)));
+    }
+    let mut writer = writer();
+    writer.initialize(&cx).await.unwrap();
+    let _ = tokio::time::timeout(Duration::from_secs(10), writer.run(&cx)).await;
+    assert_eq!(counts().await, (1, 1, Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn several_trades_of_one_moment_are_all_stored_and_bad_lines_are_counted() {
     let (_file, data) =
         trades("1600000000,10,1\n1600000000,10,1\nbad\n1600000000,11,2\n1600000061,12,\n1600000061,12,0\n");

@@ -11,9 +11,9 @@ use super::BACKEND;
 /// Codes of brokers (0 and above) and of librdkafka itself (below 0), as librdkafka's `rdkafka.h` lists them. What is
 /// not here is `Internal`.
 pub(super) const CODES: &[(Code, ErrorKind, &str)] = &[
-    (Code::MessageSizeTooLarge, ErrorKind::InvalidInput, "bus.redpanda.message.size"),
-    (Code::InvalidMessageSize, ErrorKind::InvalidInput, "bus.redpanda.message.size"),
-    (Code::MessageBatchTooLarge, ErrorKind::InvalidInput, "bus.redpanda.batch.size"),
+    (Code::MessageSizeTooLarge, ErrorKind::InvalidInput, DeliveryError::TOO_LARGE),
+    (Code::InvalidMessageSize, ErrorKind::InvalidInput, DeliveryError::TOO_LARGE),
+    (Code::MessageBatchTooLarge, ErrorKind::InvalidInput, DeliveryError::TOO_LARGE),
     (Code::UnknownPartition, ErrorKind::InvalidInput, "bus.redpanda.partition"),
     (Code::InvalidTimestamp, ErrorKind::InvalidInput, "bus.redpanda.message.timestamp"),
     (Code::InvalidRecord, ErrorKind::InvalidInput, "bus.redpanda.message.invalid"),
@@ -248,7 +248,7 @@ pub(super) fn partitions_differ(topic: &TopicName, wanted: u32, found: usize) ->
 
 pub(super) fn too_large(size: usize, limit: usize) -> Error {
     let rule = "the message is larger than its topic or this client allows";
-    invalid("bus.redpanda.message.size", "publish", "size", size, rule).with_context("limit", limit)
+    invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
 pub(super) fn full(bytes: usize) -> Error {

@@ -95,8 +95,11 @@ impl Sender {
         options: &PublishOptions,
     ) -> PublishReport {
         let ways = self.ways(admin, batch, options).await;
-        let added = options.headers.size();
-        let weights: Vec<_> = batch.iter().map(|message| weight(message.size() + added)).collect();
+        let added = options.headers.weight();
+        // A message with many short headers may weigh more than the buffer holds. It then takes all of it.
+        let most = self.config.buffer_bytes;
+        let weights: Vec<_> =
+            batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
         let (slot, ticket) = self.desk.open(weights);
         // Whatever was not handed over when this future is dropped is answered as not sent.
         let mut rest = Rest { desk: &self.desk, slot, next: 0, len: batch.len() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{TopicName, TopicSpec};
+use super::{CleanupPolicy, TopicName, TopicSpec};
 use crate::Result;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -69,13 +69,17 @@ impl TopicCatalogue {
     /// What to create: every topic and its dead letter topic.
     ///
     /// # Errors
-    /// `InvalidInput` if a name is too long for its `.dlq`.
+    /// Never in practice: each name is valid.
     pub fn specs(&self) -> Result<Vec<TopicSpec>> {
         let mut specs = Vec::with_capacity(2 * self.0.len());
         for spec in self.0.values() {
             let mut dead =
                 TopicSpec { name: super::DeadLetters::default().topic_for(&spec.name)?, ..spec.clone() };
-            dead.max_message_bytes = spec.max_message_bytes.map(|bytes| bytes + DEAD_LETTER_ROOM);
+            dead.max_message_bytes =
+                spec.max_message_bytes.map(|bytes| bytes.saturating_add(DEAD_LETTER_ROOM));
+            // Compaction removes messages of the same key, and refuses messages without a key.
+            dead.cleanup = CleanupPolicy::Delete;
+            dead.settings.remove("cleanup.policy");
             specs.extend([spec.clone(), dead]);
         }
         Ok(specs)

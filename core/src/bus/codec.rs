@@ -23,10 +23,24 @@ pub mod header {
     pub const ORIGIN_PARTITION: &str = "qi-origin-partition";
     /// A dead letter's origin: the offset.
     pub const ORIGIN_OFFSET: &str = "qi-origin-offset";
+    /// A dead letter's origin: the message's timestamp in microseconds since the Unix epoch, as decimal digits.
+    /// Absent if the message has none.
+    pub const ORIGIN_TIMESTAMP: &str = "qi-origin-timestamp";
     /// A dead letter's error: its stable code.
     pub const ERROR_CODE: &str = "qi-error-code";
-    /// A dead letter's error in words.
+    /// A dead letter's error: its report, of at most 1,024 bytes. Absent from a letter whose limit is below
+    /// 2,048 bytes.
     pub const ERROR: &str = "qi-error";
+    /// A truncated dead letter: the size of the original message in bytes, as decimal digits.
+    pub const TRUNCATED: &str = "qi-truncated";
+    /// A truncated dead letter: the number of dropped headers, as decimal digits. Absent if there are none.
+    pub const TRUNCATED_HEADERS: &str = "qi-truncated-headers";
+    /// A truncated dead letter: `sha256:` and the digest of the original payload, in lower-case hexadecimal digits.
+    /// Absent if the original has no payload.
+    pub const DIGEST: &str = "qi-digest";
+    /// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a
+    /// redriven message keeps it.
+    pub const REDRIVES: &str = "qi-redrives";
 }
 
 /// A record that travels on the bus.
@@ -108,10 +122,11 @@ impl Codec for Json {
 
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|e| {
+            // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
             corrupt("bus.codec.json")
+                .with_message(&e)
                 .with_context("line", e.line())
                 .with_context("column", e.column())
-                .with_source(e)
         })
     }
 }
@@ -145,20 +160,24 @@ static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
 /// for; one whose headers say something else is refused.
 ///
 /// # Errors
-/// `CorruptData`, with the place of the message in its context: another codec, type or version, a tombstone, or
-/// bytes that are no valid record.
+/// `CorruptData`, with the place of the message in its context: another codec, type or version, unreadable headers,
+/// a tombstone, or bytes that are no valid record.
 pub fn decode_message<C: Codec, T: Payload>(message: &Received) -> Result<T> {
-    let check = |name: &'static str, wanted: &str| match message.headers.get(name) {
-        Some(found) if found != wanted => Err(corrupt("bus.codec.header")
-            .with_message(format_args!("header {name} must be {wanted}"))
-            .with_context("field", name)
-            .with_context("value", String::from_utf8_lossy(found))),
-        _ => Ok(()),
-    };
+    let check =
+        |name: &'static str, wanted: &str, equal: fn(&[u8], &str) -> bool| match message.headers.get(name) {
+            Some(found) if !equal(found, wanted) => Err(corrupt("bus.codec.header")
+                .with_message(format_args!("header {name} must be {wanted}"))
+                .with_context("field", name)
+                .with_context("value", String::from_utf8_lossy(found))),
+            _ => Ok(()),
+        };
     let record = || {
-        check(header::CONTENT_TYPE, C::CONTENT_TYPE)?;
-        check(header::TYPE, T::TYPE)?;
-        check(header::VERSION, &T::VERSION.to_string())?;
+        if message.headers_unreadable {
+            return Err(corrupt("bus.codec.headers").with_message("a header name is not UTF-8 text"));
+        }
+        check(header::CONTENT_TYPE, C::CONTENT_TYPE, is_media_type)?;
+        check(header::TYPE, T::TYPE, |found, wanted| found == wanted.as_bytes())?;
+        check(header::VERSION, &T::VERSION.to_string(), |found, wanted| found == wanted.as_bytes())?;
         let payload = message
             .payload
             .as_ref()
@@ -171,6 +190,29 @@ pub fn decode_message<C: Codec, T: Payload>(message: &Received) -> Result<T> {
             .with_context("partition", message.partition)
             .with_context("offset", message.offset)
     })
+}
+
+/// Compares a content type with a media type, in any letter case. Parameters are ignored, except a charset, which
+/// must be UTF-8.
+fn is_media_type(found: &[u8], wanted: &str) -> bool {
+    // The common case.
+    if found == wanted.as_bytes() {
+        return true;
+    }
+    let Ok(found) = std::str::from_utf8(found) else { return false };
+    let mut quoted = false;
+    let mut parts = found.split(|c| {
+        quoted ^= c == '"';
+        c == ';' && !quoted
+    });
+    let is_utf8 = |parameter: &str| match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            let value = value.trim().trim_matches('"');
+            value.eq_ignore_ascii_case("utf-8") || value.eq_ignore_ascii_case("utf8")
+        }
+        _ => true,
+    };
+    parts.next().is_some_and(|found| found.trim().eq_ignore_ascii_case(wanted)) && parts.all(is_utf8)
 }
 
 fn corrupt(code: &'static str) -> Error {

@@ -1,47 +1,318 @@
-//! Where messages go that cannot be decoded.
+//! Dead letters: copies of messages that hold no record, with their origin and the reason.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
-use super::{HeaderName, Message, Received, TopicName, header};
+use super::{HeaderName, Headers, Message, Received, TopicName, header};
 use crate::{Error, Result};
 
-/// Which topic takes the dead letters: by default `<topic>.dlq` of the topic that a message came from.
+/// The limit of the error's text in a dead letter, in bytes.
+const MAX_ERROR_BYTES: usize = 1_024;
+/// Below this limit, in bytes, a dead letter holds no text of the error.
+pub(super) const MIN_TEXT_BYTES: usize = 2_048;
+/// The longest topic name that has room for `.dlq`.
+const MAX_ORIGIN_CHARS: usize = 245;
+
+/// The headers that a dead letter sets. It keeps no such header of its message.
+const OWN: [&str; 10] = [
+    header::ORIGIN_TOPIC,
+    header::ORIGIN_PARTITION,
+    header::ORIGIN_OFFSET,
+    header::ORIGIN_TIMESTAMP,
+    header::ERROR_CODE,
+    header::ERROR,
+    header::TRUNCATED,
+    header::TRUNCATED_HEADERS,
+    header::DIGEST,
+    header::REDRIVES,
+];
+
+/// A message that could not be decoded, with the reason.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RejectedMessage {
+    /// The message.
+    pub message: Received,
+    /// The reason.
+    pub error: Error,
+}
+
+impl RejectedMessage {
+    /// Pairs a message with the reason of its rejection, for programs that reject messages by their own rules.
+    pub fn new(message: Received, error: Error) -> Self {
+        Self { message, error }
+    }
+}
+
+/// The records of a batch, and the messages that hold none.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Decoded<T> {
+    /// The records, in the order of their messages.
+    pub records: Vec<T>,
+    /// The messages without a record, in order.
+    pub rejected: Vec<RejectedMessage>,
+}
+
+/// The topic of dead letters. Defaults to `<topic>.dlq` of the topic that a message came from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeadLetters(Option<TopicName>);
 
 impl DeadLetters {
-    /// All dead letters go to this one topic.
+    /// Sends all dead letters to one topic.
     pub fn to(topic: TopicName) -> Self {
         Self(Some(topic))
     }
 
-    /// The topic for what came from `origin`.
+    /// Returns the dead letter topic for messages of `origin`.
+    ///
+    /// If the name of the origin has more than 245 characters, the end of the name is replaced by a digest of the
+    /// name, so that the result has at most 249 characters.
     ///
     /// # Errors
-    /// `InvalidInput` if the name of the origin is too long for `.dlq`.
+    /// Never in practice: each result is a valid name.
     pub fn topic_for(&self, origin: &TopicName) -> Result<TopicName> {
-        self.0.clone().map_or_else(|| TopicName::new(format!("{origin}.dlq")), Ok)
+        if let Some(topic) = &self.0 {
+            return Ok(topic.clone());
+        }
+        let name = origin.as_str();
+        if name.len() <= MAX_ORIGIN_CHARS {
+            return TopicName::new(format!("{name}.dlq"));
+        }
+        let digest = &digest(name.as_bytes())[..16];
+        TopicName::new(format!("{}-{digest}.dlq", &name[..MAX_ORIGIN_CHARS - 17]))
     }
 
-    /// The dead letter of a message: its key, payload and headers as they were, and headers that say where it
-    /// came from and what was wrong.
+    /// Returns the dead letter of a message: its key, payload and headers, and headers with its origin and the
+    /// error.
+    ///
+    /// If the letter is larger than `max_bytes`, it is truncated: first the payload, then the headers, then the key.
+    /// The headers [`header::TRUNCATED`] and [`header::DIGEST`] then describe the original. The headers of the
+    /// letter itself are never truncated: with a `max_bytes` of 0 the letter holds only these.
     ///
     /// # Errors
-    /// `InvalidInput` if the name of the origin is too long for `.dlq`.
-    pub fn letter(&self, message: &Received, error: &Error) -> Result<Message> {
+    /// Never in practice: the names are constants.
+    pub fn letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
+        let RejectedMessage { message, error } = rejected;
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);
         letter.key.clone_from(&message.key);
         letter.payload.clone_from(&message.payload);
-        letter.headers.clone_from(&message.headers);
-        let mut add = |name: &str, value: String| -> Result<()> {
-            letter.headers.push(HeaderName::new(name)?, Bytes::from(value));
-            Ok(())
-        };
-        add(header::ORIGIN_TOPIC, message.topic.to_string())?;
-        add(header::ORIGIN_PARTITION, message.partition.to_string())?;
-        add(header::ORIGIN_OFFSET, message.offset.to_string())?;
-        add(header::ERROR_CODE, error.code().to_owned())?;
-        add(header::ERROR, error.report())?;
+        let kept = message.headers.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+        letter.headers = kept.map(|(name, value)| (name.clone(), value.cloned())).collect();
+        let mut own = origin_and_error(message, error, max_bytes >= MIN_TEXT_BYTES)?;
+        if encoded(letter.size() + own.size(), letter.headers.len() + own.len()) > max_bytes {
+            truncate(&mut letter, message, &mut own, max_bytes)?;
+        }
+        letter.headers.extend(&own);
         Ok(letter)
+    }
+}
+
+/// The error's report, cut to [`MAX_ERROR_BYTES`].
+pub(super) fn error_text(error: &Error) -> String {
+    let mut text = error.report();
+    if text.len() > MAX_ERROR_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
+}
+
+fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Result<Headers> {
+    let mut own = Headers::new();
+    add(&mut own, header::ORIGIN_TOPIC, message.topic.to_string())?;
+    add(&mut own, header::ORIGIN_PARTITION, message.partition.to_string())?;
+    add(&mut own, header::ORIGIN_OFFSET, message.offset.to_string())?;
+    if let Some(timestamp) = message.timestamp {
+        add(&mut own, header::ORIGIN_TIMESTAMP, timestamp.as_micros().to_string())?;
+    }
+    add(&mut own, header::ERROR_CODE, error.code().to_owned())?;
+    if with_text {
+        add(&mut own, header::ERROR, error_text(error))?;
+    }
+    // Another producer may have set the header: only a count is kept.
+    let redrives = message.headers.get(header::REDRIVES).and_then(|value| std::str::from_utf8(value).ok());
+    if let Some(redrives) = redrives.and_then(|text| text.parse::<u64>().ok()) {
+        add(&mut own, header::REDRIVES, redrives.to_string())?;
+    }
+    Ok(own)
+}
+
+/// Cuts a letter so that it is not larger than `max_bytes` together with `own`, as far as that is possible.
+fn truncate(letter: &mut Message, original: &Received, own: &mut Headers, max_bytes: usize) -> Result<()> {
+    add(own, header::TRUNCATED, original.size().to_string())?;
+    if let Some(payload) = &original.payload {
+        add(own, header::DIGEST, format!("sha256:{}", digest(payload)))?;
+    }
+    // Room for the header with the number of dropped headers.
+    let mut room = max_bytes.saturating_sub(encoded(own.size() + 40, own.len() + 1));
+    cut(&mut letter.key, &mut room);
+    let before = letter.headers.len();
+    let kept = std::mem::take(&mut letter.headers);
+    for (name, value) in kept.iter() {
+        let size = name.as_str().len() + value.map_or(0, Bytes::len) + HEADER_BYTES;
+        if let Some(left) = room.checked_sub(size) {
+            room = left;
+            letter.headers.push(name.clone(), value.cloned());
+        }
+    }
+    if letter.headers.len() < before {
+        add(own, header::TRUNCATED_HEADERS, (before - letter.headers.len()).to_string())?;
+    }
+    cut(&mut letter.payload, &mut room);
+    Ok(())
+}
+
+fn cut(bytes: &mut Option<Bytes>, room: &mut usize) {
+    if let Some(bytes) = bytes {
+        bytes.truncate(*room);
+        *room -= bytes.len();
+    }
+}
+
+/// Upper bound of the bytes that the protocol of Kafka adds for one header.
+const HEADER_BYTES: usize = 10;
+
+/// Upper bound of a message's size in the protocol of Kafka.
+fn encoded(size: usize, headers: usize) -> usize {
+    100 + size + headers * HEADER_BYTES
+}
+
+fn add(headers: &mut Headers, name: &str, value: String) -> Result<()> {
+    headers.push(HeaderName::new(name)?, Bytes::from(value));
+    Ok(())
+}
+
+/// SHA-256 in lower-case hexadecimal digits.
+pub(super) fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorKind, Timestamp};
+
+    fn received(payload: usize, headers: usize) -> Received {
+        let mut message = Received::new(TopicName::new("origin").unwrap(), 3, 17);
+        message.timestamp = Some(Timestamp::from_secs(1_700_000_000).unwrap());
+        message.key = Some(Bytes::from_static(b"a key"));
+        message.payload = Some(vec![b'x'; payload].into());
+        for n in 0..headers {
+            message.headers.push(HeaderName::new(format!("h{n}")).unwrap(), Bytes::from_static(b"v"));
+        }
+        message
+    }
+
+    fn rejected(message: Received) -> RejectedMessage {
+        let error = Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode").with_message("no record");
+        RejectedMessage::new(message, error)
+    }
+
+    fn text(letter: &Message, name: &str) -> Option<String> {
+        letter.headers.get(name).map(|value| String::from_utf8(value.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn a_letter_has_the_message_its_origin_and_the_error() {
+        let message = received(10, 2);
+        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        assert_eq!(letter.topic.as_str(), "origin.dlq");
+        assert_eq!((&letter.key, &letter.payload), (&message.key, &message.payload));
+        let names: Vec<_> = letter.headers.iter().map(|(name, _)| name.as_str().to_owned()).collect();
+        let own = [
+            "qi-origin-topic",
+            "qi-origin-partition",
+            "qi-origin-offset",
+            "qi-origin-timestamp",
+            "qi-error-code",
+            "qi-error",
+        ];
+        assert_eq!(names, [&["h0", "h1"][..], &own].concat());
+        let values = own[..5].iter().map(|name| text(&letter, name).unwrap());
+        assert_eq!(values.collect::<Vec<_>>(), ["origin", "3", "17", "1700000000000000", "bus.codec.json"]);
+        assert_eq!(text(&letter, "qi-error").unwrap(), "decode: corrupt data [bus.codec.json]: no record");
+        // A broker's timestamp of -1 is no timestamp.
+        let without = Received { timestamp: None, ..message };
+        let letter = DeadLetters::default().letter(&rejected(without), 1 << 20).unwrap();
+        assert_eq!(text(&letter, header::ORIGIN_TIMESTAMP), None);
+    }
+
+    #[test]
+    fn a_letter_of_a_redriven_message_replaces_the_headers_and_keeps_the_count() {
+        let mut message = received(10, 0);
+        for name in OWN {
+            message.headers.push(HeaderName::new(name).unwrap(), Bytes::from_static(b"7"));
+        }
+        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        assert_eq!(text(&letter, header::REDRIVES).as_deref(), Some("7"));
+        assert_eq!(text(&letter, header::ORIGIN_OFFSET).as_deref(), Some("17"));
+        assert!(
+            letter.headers.get(header::TRUNCATED).is_none() && letter.headers.get(header::DIGEST).is_none()
+        );
+        assert_eq!(letter.headers.len(), 7, "each header once");
+        // A producer may write anything into the header.
+        message.headers.remove(header::REDRIVES);
+        message.headers.push(HeaderName::new(header::REDRIVES).unwrap(), Bytes::from(vec![b'9'; 1_000]));
+        let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
+        assert_eq!(text(&letter, header::REDRIVES), None);
+    }
+
+    #[test]
+    fn a_letter_is_cut_to_every_limit_payload_first_then_headers_then_the_key() {
+        let message = received(50_000, 1_000);
+        let whole = digest(message.payload.as_ref().unwrap());
+        for limit in [0, 1, 300, 1_000, 2_047, 2_048, 3_000, 10_000, 20_000, 60_000] {
+            let letter = DeadLetters::default().letter(&rejected(message.clone()), limit).unwrap();
+            let size = encoded(letter.size(), letter.headers.len());
+            assert!(size <= limit.max(700), "{size} for {limit}");
+            assert_eq!(text(&letter, header::TRUNCATED), Some(message.size().to_string()));
+            assert_eq!(text(&letter, header::DIGEST), Some(format!("sha256:{whole}")));
+            let payload = letter.payload.as_ref().unwrap();
+            assert!(payload.len() < 50_000 && payload.iter().all(|byte| *byte == b'x'));
+            let dropped: usize = text(&letter, header::TRUNCATED_HEADERS).map_or(0, |n| n.parse().unwrap());
+            let kept = letter.headers.iter().filter(|(name, _)| name.as_str().starts_with('h')).count();
+            assert_eq!(kept + dropped, 1_000, "{limit}");
+            assert!(payload.is_empty() || dropped == 0, "headers go after the payload: {limit}");
+            assert!(kept == 0 || letter.key == message.key, "the key goes after the headers: {limit}");
+            assert_eq!(text(&letter, header::ERROR).is_some(), limit >= MIN_TEXT_BYTES);
+            assert_eq!(text(&letter, header::ORIGIN_OFFSET).as_deref(), Some("17"));
+        }
+    }
+
+    #[test]
+    fn one_giant_header_is_dropped_and_the_others_stay() {
+        let mut message = received(100, 3);
+        message.headers.push(HeaderName::new("giant").unwrap(), Bytes::from(vec![0; 3 << 20]));
+        message.headers.push(HeaderName::new("last").unwrap(), Bytes::from_static(b"v"));
+        let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
+        assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"));
+        assert!(letter.headers.get("last").is_some() && letter.headers.get("h2").is_some());
+        assert_eq!(letter.payload, message.payload);
+        // A tombstone has no digest, and stays one.
+        message.payload = None;
+        let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
+        assert_eq!((letter.payload.is_none(), text(&letter, header::DIGEST)), (true, None));
+    }
+
+    #[test]
+    fn the_text_of_an_error_has_at_most_1024_bytes() {
+        let error = Error::new(ErrorKind::CorruptData, "c", "decode").with_message("€".repeat(1_000));
+        let error = (0..10).fold(error, |error, n| error.with_context(n.to_string(), "€".repeat(1_000)));
+        let text = error_text(&error);
+        assert!((1_021..=1_024).contains(&text.len()) && text.ends_with('…'), "{}", text.len());
+    }
+
+    #[test]
+    fn an_origin_with_a_long_name_has_a_dead_letter_topic_with_a_bounded_name() {
+        let topic = |name: &str| DeadLetters::default().topic_for(&TopicName::new(name).unwrap()).unwrap();
+        assert_eq!(topic(&"a".repeat(245)).as_str(), format!("{}.dlq", "a".repeat(245)));
+        let (one, other) = (topic(&"a".repeat(249)), topic(&"a".repeat(248)));
+        assert!(one != other && one.as_str().len() == 249 && one.as_str().ends_with(".dlq"), "{one}");
+        let name = TopicName::new("b".repeat(249)).unwrap();
+        let mut catalogue = super::super::TopicCatalogue::standard().unwrap();
+        catalogue.insert(super::super::TopicSpec::new(name.clone(), 1).unwrap());
+        let specs = catalogue.specs().unwrap();
+        assert!(specs.iter().any(|spec| spec.name == topic(name.as_str())));
     }
 }

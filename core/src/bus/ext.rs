@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Batch, BusStatus, DeadLetters, Delivery, Json, Message, MessageBus, Payload, PublishOptions,
-    TopicCatalogue, TopicName, TopicOutcome, codec,
+    BusStatus, DeadLetters, Delivery, DeliveryError, Json, Message, MessageBus, Payload, PublishOptions,
+    PublishReport, RejectedMessage, TopicCatalogue, TopicName, TopicOutcome, codec, dead_letter,
 };
+use crate::telemetry::DEAD_LETTERS;
 use crate::{Error, ErrorKind, Result};
 
 /// What is built from the port: sending that cannot fail unseen, typed records, dead letters.
@@ -27,10 +28,7 @@ pub trait MessageBusExt: MessageBus {
     fn publish_one(&self, message: &Message) -> impl Future<Output = Result<Delivery>> + Send {
         async move {
             let mut deliveries = self.send(std::slice::from_ref(message)).await?;
-            deliveries.pop().ok_or_else(|| {
-                Error::new(ErrorKind::Internal, "bus.report.short", "publish_one")
-                    .with_message("the report answers for no message")
-            })
+            deliveries.pop().ok_or_else(no_answer)
         }
     }
 
@@ -50,31 +48,44 @@ pub trait MessageBusExt: MessageBus {
         }
     }
 
-    /// The records of a batch. What cannot be decoded goes to the dead letters in one publish, and this returns
-    /// only when they are there, so that committing the batch afterwards loses nothing.
+    /// Publishes the dead letters of rejected messages, and returns after the bus has acknowledged them.
+    ///
+    /// Call it after the store and before the commit, so that neither a record nor a dead letter is lost. After an
+    /// error some letters may be in the topic; the repetition then publishes copies, which have the same origin
+    /// headers.
+    ///
+    /// A letter that the bus refuses as too large is truncated in steps, at last to its headers. A topic that
+    /// refuses this, too, does not stop the group: the origin of the message is logged as an error.
     ///
     /// # Errors
-    /// As [`MessageBusExt::send`], if the dead letters could not be published.
-    fn decode<T: Payload>(
+    /// As [`MessageBusExt::send`], for example `NotFound` if the dead letter topic does not exist.
+    fn send_dead_letters(
         &self,
-        batch: &Batch,
+        rejected: &[RejectedMessage],
         dead: &DeadLetters,
-    ) -> impl Future<Output = Result<Vec<T>>> + Send {
+    ) -> impl Future<Output = Result<()>> + Send {
         async move {
-            let (mut records, mut letters) = (Vec::with_capacity(batch.len()), Vec::new());
-            for message in batch {
-                match codec::decode_message::<Json, T>(message) {
-                    Ok(record) => records.push(record),
-                    Err(error) => {
-                        tracing::warn!(error = %error.report(), "message goes to the dead letters");
-                        letters.push(dead.letter(message, &error)?);
+            if rejected.is_empty() {
+                return Ok(());
+            }
+            let limit = self.info().max_message_bytes;
+            let letters: Vec<_> =
+                rejected.iter().map(|rejected| dead.letter(rejected, limit)).collect::<Result<_>>()?;
+            let outcomes = self.publish(&letters, PublishOptions::NONE).await?.into_outcomes();
+            let mut answers = Vec::with_capacity(rejected.len());
+            for (rejected, mut outcome) in rejected.iter().zip(outcomes) {
+                if outcome.as_ref().is_err_and(DeliveryError::is_too_large) {
+                    match send_truncated(self, rejected, dead).await? {
+                        Some(answer) => outcome = answer,
+                        None => continue,
                     }
                 }
+                if outcome.is_ok() {
+                    count(rejected);
+                }
+                answers.push(outcome);
             }
-            if !letters.is_empty() {
-                self.send(&letters).await?;
-            }
-            Ok(records)
+            PublishReport::new(answers).into_result().map(drop)
         }
     }
 
@@ -106,3 +117,55 @@ pub trait MessageBusExt: MessageBus {
 }
 
 impl<B: MessageBus + ?Sized> MessageBusExt for B {}
+
+fn no_answer() -> Error {
+    Error::new(ErrorKind::Internal, "bus.report.short", "publish")
+        .with_message("the report answers for no message")
+}
+
+/// Publishes a letter that was refused as too large: first alone, because a broker may have refused a batch of
+/// letters, then in smaller and smaller parts. None: the topic refuses the smallest letter.
+async fn send_truncated<B: MessageBus + ?Sized>(
+    bus: &B,
+    rejected: &RejectedMessage,
+    dead: &DeadLetters,
+) -> Result<Option<Result<Delivery, DeliveryError>>> {
+    let mut limit = bus.info().max_message_bytes;
+    loop {
+        let letter = dead.letter(rejected, limit)?;
+        let report = bus.publish(std::slice::from_ref(&letter), PublishOptions::NONE).await?;
+        match report.into_outcomes().pop().ok_or_else(no_answer)? {
+            Err(failure) if failure.is_too_large() => {
+                if limit == 0 {
+                    tracing::error!(
+                        origin = %origin(rejected),
+                        digest = rejected.message.payload.as_deref().map(dead_letter::digest),
+                        error = %dead_letter::error_text(&rejected.error),
+                        "dead letter dropped: its topic refuses the smallest letter as too large"
+                    );
+                    return Ok(None);
+                }
+                limit = limit.min(letter.size()) / 2;
+                if limit < dead_letter::MIN_TEXT_BYTES {
+                    limit = 0;
+                }
+            }
+            other => return Ok(Some(other)),
+        }
+    }
+}
+
+fn count(rejected: &RejectedMessage) {
+    let (topic, code) = (rejected.message.topic.to_string(), rejected.error.code().to_owned());
+    metrics::counter!(DEAD_LETTERS.name, "topic" => topic, "code" => code).increment(1);
+    tracing::warn!(
+        origin = %origin(rejected),
+        error = %dead_letter::error_text(&rejected.error),
+        "message sent to the dead letters"
+    );
+}
+
+fn origin(rejected: &RejectedMessage) -> String {
+    let message = &rejected.message;
+    format!("{}/{} at {}", message.topic, message.partition, message.offset)
+}

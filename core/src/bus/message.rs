@@ -60,6 +60,17 @@ impl Headers {
         self.0.is_empty()
     }
 
+    /// Estimated memory in bytes: names and values, and 128 bytes for each header. Many short headers use much more
+    /// memory than [`Headers::size`] says, so that buffers count this number.
+    pub fn weight(&self) -> usize {
+        self.size() + self.overhead()
+    }
+
+    fn overhead(&self) -> usize {
+        const EACH: usize = 128;
+        self.0.len() * EACH
+    }
+
     /// Names and values in bytes.
     pub fn size(&self) -> usize {
         self.0.iter().map(|(name, value)| name.as_str().len() + value.as_ref().map_or(0, Bytes::len)).sum()
@@ -144,9 +155,14 @@ impl Message {
         self
     }
 
-    /// Key, payload and headers in bytes: what the limits of topics and buffers count.
+    /// Key, payload and headers in bytes: what the limits of topics count.
     pub fn size(&self) -> usize {
         size(self.key.as_ref(), self.payload.as_ref(), &self.headers)
+    }
+
+    /// Estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
+    pub fn weight(&self) -> usize {
+        self.size() + self.headers.overhead()
     }
 }
 
@@ -168,17 +184,33 @@ pub struct Received {
     pub payload: Option<Bytes>,
     /// Ordered pairs.
     pub headers: Headers,
+    /// True if the name of at least one header is not UTF-8 text. `headers` then holds the other headers.
+    pub headers_unreadable: bool,
 }
 
 impl Received {
     /// A message at a place in a log, for those who implement a bus.
     pub fn new(topic: TopicName, partition: u32, offset: u64) -> Self {
-        Self { topic, partition, offset, timestamp: None, key: None, payload: None, headers: Headers::new() }
+        Self {
+            topic,
+            partition,
+            offset,
+            timestamp: None,
+            key: None,
+            payload: None,
+            headers: Headers::new(),
+            headers_unreadable: false,
+        }
     }
 
     /// Key, payload and headers in bytes.
     pub fn size(&self) -> usize {
         size(self.key.as_ref(), self.payload.as_ref(), &self.headers)
+    }
+
+    /// Estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
+    pub fn weight(&self) -> usize {
+        self.size() + self.headers.overhead()
     }
 }
 

@@ -23,7 +23,7 @@ pub use admin::{
 };
 pub use catalogue::TopicCatalogue;
 pub use codec::{Codec, Json, Payload, decode_message, encode_message, header};
-pub use dead_letter::DeadLetters;
+pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;
 pub use message::{Headers, Message, Received};
 pub use messages::Messages;

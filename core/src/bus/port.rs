@@ -54,7 +54,7 @@ impl PublishOptions {
 /// # What it is not
 /// A queue: there is no "nack" and no redelivery of single messages; progress is an offset.
 ///
-/// The full text with its reasons stands in `docs/bus.md`. A writer is three lines:
+/// The full text with its reasons stands in `docs/bus.md`. A writer is five lines:
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
@@ -62,7 +62,9 @@ impl PublishOptions {
 /// # use std::time::Duration;
 /// async fn write(bus: &dyn MessageBus, sub: &mut dyn Subscription, store: &dyn PriceStore) -> Result<()> {
 ///     let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
-///     store.insert_ticks(&bus.decode::<PriceTick>(&batch, &DeadLetters::default()).await?).await?;
+///     let decoded = batch.decode::<PriceTick>();
+///     store.insert_ticks(&decoded.records).await?;
+///     bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
 ///     sub.commit(batch.positions()).await?;
 ///     Ok(())
 /// }

@@ -42,9 +42,18 @@ pub struct DeliveryError {
 }
 
 impl DeliveryError {
+    /// The error code of a message that is larger than its topic or the client allows, on every bus. The kind is
+    /// `InvalidInput`.
+    pub const TOO_LARGE: &str = "bus.message.size";
+
     /// A message that is not in the log.
     pub fn not_sent(error: Error) -> Self {
         Self { state: DeliveryState::NotSent, error }
+    }
+
+    /// Returns whether the message was refused because of its size.
+    pub fn is_too_large(&self) -> bool {
+        self.error.code() == Self::TOO_LARGE
     }
 
     /// A message that may be in the log.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tracing::Span;
 
-use super::{GroupId, MemberId, Received, TopicName};
+use super::{
+    Decoded, GroupId, Json, MemberId, Payload, Received, RejectedMessage, TopicName, decode_message,
+};
 use crate::{Error, Result, Timestamp};
 
 /// One partition of one topic.
@@ -319,7 +321,9 @@ impl Batch {
     /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
     /// let span = batch.span();
     /// async {
-    ///     store.insert_ticks(&bus.decode::<PriceTick>(&batch, &DeadLetters::default()).await?).await?;
+    ///     let decoded = batch.decode::<PriceTick>();
+    ///     store.insert_ticks(&decoded.records).await?;
+    ///     bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
     ///     sub.commit(batch.positions()).await
     /// }
     /// .instrument(span)
@@ -329,6 +333,22 @@ impl Batch {
     /// ```
     pub fn span(&self) -> Span {
         self.span.clone().unwrap_or_else(Span::none)
+    }
+
+    /// Decodes each message from JSON. Performs no I/O.
+    ///
+    /// A writer stores the records, then passes the rejected messages to
+    /// [`super::MessageBusExt::send_dead_letters`], and then commits. In this order, an outage of the store repeats
+    /// no dead letters.
+    pub fn decode<T: Payload>(&self) -> Decoded<T> {
+        let mut decoded = Decoded { records: Vec::with_capacity(self.len()), rejected: Vec::new() };
+        for message in self {
+            match decode_message::<Json, T>(message) {
+                Ok(record) => decoded.records.push(record),
+                Err(error) => decoded.rejected.push(RejectedMessage::new(message.clone(), error)),
+            }
+        }
+        decoded
     }
 
     /// The messages; per partition in the order of their offsets.

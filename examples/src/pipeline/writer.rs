@@ -15,8 +15,8 @@ use tracing::Instrument;
 use super::record::Record;
 use super::tally::Tally;
 
-/// Reads a topic as a member of a group and stores every record. It commits a batch only once the store has it,
-/// and the store writes by key, so that a kill at any moment loses nothing and stores nothing twice.
+/// Reads a topic as a member of a group and stores every record. The order for each batch is: store, dead letters,
+/// commit. The store writes by key, so that a kill at any moment loses nothing and stores nothing twice.
 ///
 /// It holds no retry of its own: an error that may pass ends `run`, and the runtime starts a new writer, which
 /// goes on from the last commit.
@@ -68,10 +68,11 @@ impl<T: Record> Agent for Writer<T> {
             let batch = batch?;
             // What is done with a batch belongs to the trace that it came with.
             let stored = async {
-                let records = self.bus.decode::<T>(&batch, &dead).await?;
-                T::insert(&*self.store, &records).await?;
+                let decoded = batch.decode::<T>();
+                T::insert(&*self.store, &decoded.records).await?;
+                self.bus.send_dead_letters(&decoded.rejected, &dead).await?;
                 subscription.commit(batch.positions()).await?;
-                Ok::<_, Error>(records.len())
+                Ok::<_, Error>(decoded.records.len())
             };
             let stored = stored.instrument(batch.span()).await?;
             self.tally.written(stored, batch.len() - stored);

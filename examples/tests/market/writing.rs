@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::{DeadLetters, GroupId, Payload, Received, Subscribe, TopicName, TopicSpec, TopicState};
+use qi_core::bus::{GroupId, Payload, Received, Subscribe, TopicName, TopicSpec, TopicState};
 use qi_core::{
-    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, MessageBusExt, Ohlcv, Operation, PriceTick, Quote,
-    Scope,
+    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceTick, Quote, Scope,
 };
 use qi_examples::market::{MarketWriter, PublishingMetrics};
 use qi_testkit::chaos::Fault;
@@ -47,7 +46,9 @@ async fn records<T: Payload>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
             sub.close().await.unwrap();
             return found;
         }
-        found.extend(bus.decode::<T>(&batch, &DeadLetters::default()).await.unwrap());
+        let decoded = batch.decode::<T>();
+        assert!(decoded.rejected.is_empty());
+        found.extend(decoded.records);
     }
 }
 

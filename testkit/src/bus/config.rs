@@ -17,8 +17,8 @@ use super::topic::RECORD_COST;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryBusConfig {
-    /// How many bytes all topics may hold together: keys, payloads, headers, and about 100 bytes a message for
-    /// its place in the log. By default 256 MiB.
+    /// How many bytes all topics may hold together: keys, payloads, headers (128 bytes more for each header),
+    /// and about 100 bytes for each message's place in the log. Defaults to 256 MiB.
     pub max_bytes: usize,
     /// The largest message that the client takes, in bytes. By default 4 MiB.
     pub max_message_bytes: usize,

@@ -1,6 +1,6 @@
 //! The errors of the memory bus: one place for every code.
 
-use qi_core::bus::{TopicName, TopicPartition};
+use qi_core::bus::{DeliveryError, TopicName, TopicPartition};
 use qi_core::{Error, ErrorKind};
 
 /// The backend's word in errors and in the configuration.
@@ -40,8 +40,8 @@ pub(super) fn unknown_partition(topic: &TopicName, partition: u32, operation: &'
 }
 
 pub(super) fn too_large(size: usize, limit: usize) -> Error {
-    invalid("bus.memory.message.size", "publish", "size", size, "the message is larger than its topic allows")
-        .with_context("limit", limit)
+    let rule = "the message is larger than its topic or this client allows";
+    invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
 pub(super) fn full(max_bytes: usize, slowest: Option<(&str, u64)>) -> Error {

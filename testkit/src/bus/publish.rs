@@ -119,19 +119,17 @@ impl<'a> Sending<'a> {
         now: Instant,
     ) -> Option<usize> {
         let stamp = time.floor_to_millis();
-        let extra = self.options.headers.size();
         while let Some(message) = self.batch.get(self.outcomes.len())
             && message.topic == *name
         {
-            let size = message.size() + extra;
-            let partition = match place(topic, message, size, config, now) {
+            let partition = match place(topic, message, self.options, config, now) {
                 Ok(partition) => partition,
                 Err(error) => {
                     self.outcomes.push(not_sent(error));
                     continue;
                 }
             };
-            let cost = size + RECORD_COST;
+            let cost = cost(message, self.options);
             if *used + cost > config.max_bytes {
                 return Some(cost);
             }
@@ -148,12 +146,11 @@ impl<'a> Sending<'a> {
 
     /// Answers for what is left: with its own error where it has one, else with `reason`.
     fn fail_rest(&mut self, state: &mut State, log: &Log, reason: &Error) {
-        let extra = self.options.headers.size();
         let now = Instant::now();
         for message in &self.batch[self.outcomes.len()..] {
             let own = match state.topics.get_mut(&message.topic) {
                 None => Some(error::unknown_topic(&message.topic, "publish")),
-                Some(topic) => place(topic, message, message.size() + extra, &log.config, now).err(),
+                Some(topic) => place(topic, message, self.options, &log.config, now).err(),
             };
             self.outcomes.push(not_sent(own.unwrap_or_else(|| reason.clone())));
         }
@@ -164,17 +161,28 @@ fn not_sent(error: Error) -> Outcome {
     Err(DeliveryError::not_sent(error))
 }
 
+/// The memory of a message in the log.
+fn cost(message: &Message, options: &PublishOptions) -> usize {
+    message.weight() + options.headers.weight() + RECORD_COST
+}
+
 /// The partition of a message, or why it can have none.
 fn place(
     topic: &mut Topic,
     message: &Message,
-    size: usize,
+    options: &PublishOptions,
     config: &MemoryBusConfig,
     now: Instant,
 ) -> qi_core::Result<u32> {
     let limit = topic.max_message_bytes.min(config.max_message_bytes);
+    let size = message.size() + options.headers.size();
     if size > limit {
         return Err(error::too_large(size, limit));
+    }
+    // A message with many short headers would wait for space that the bus never has.
+    let cost = cost(message, options);
+    if cost > config.max_bytes {
+        return Err(error::too_large(cost, config.max_bytes));
     }
     match (message.partition, &message.key) {
         (Some(partition), _) if partition < topic.count().get() => Ok(partition),

@@ -67,7 +67,7 @@ impl Filling {
             message.key.clone_from(&record.key);
             message.payload.clone_from(&record.payload);
             message.headers.clone_from(&record.headers);
-            let size = message.size();
+            let size = message.weight();
             if self.bytes > 0 && self.bytes + size > self.limits.bytes {
                 self.bytes = self.limits.bytes;
                 break;

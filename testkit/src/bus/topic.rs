@@ -29,7 +29,7 @@ pub(super) struct Record {
 impl Record {
     fn cost(&self) -> usize {
         let (key, payload) = (self.key.as_ref(), self.payload.as_ref());
-        RECORD_COST + key.map_or(0, Bytes::len) + payload.map_or(0, Bytes::len) + self.headers.size()
+        RECORD_COST + key.map_or(0, Bytes::len) + payload.map_or(0, Bytes::len) + self.headers.weight()
     }
 }
 

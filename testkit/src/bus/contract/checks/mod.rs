@@ -2,6 +2,7 @@
 
 mod admin;
 mod codec;
+mod dead_letters;
 mod faults;
 mod groups;
 mod life;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Check> {
         admin::CHECKS,
         life::CHECKS,
         codec::CHECKS,
+        dead_letters::CHECKS,
         faults::CHECKS,
     ]
     .concat()

@@ -1,0 +1,369 @@
+//! Poison messages: each becomes a dead letter, and the group continues.
+
+use bytes::Bytes;
+use qi_core::bus::{
+    Batch, DeadLetters, DeliveryError, GroupId, HeaderName, Json, Message, MessageBus, MessageBusExt,
+    Positions, PublishOptions, Received, Subscription, TopicName, TopicSpec, encode_message, header,
+};
+use qi_core::{ErrorKind, Instrument, PriceTick, Timestamp};
+
+use super::chapter;
+use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+
+chapter! { "dead_letters":
+    order_is_store_dead_letters_commit [],
+    copies_have_the_same_origin [],
+    json_of_other_spellings_is_decoded [],
+    null_payload_is_rejected [],
+    deeply_nested_json_is_rejected [],
+    string_of_a_mebibyte_in_a_number_is_rejected [],
+    payload_times_outside_the_domain_are_rejected [],
+    header_names_empty_and_long_are_readable [],
+    hundred_thousand_headers_are_kept [],
+    letter_of_a_message_at_the_limit_is_whole [Admin],
+    letter_above_the_limit_is_truncated [Admin],
+    letter_with_too_many_headers_is_truncated [Admin],
+    letter_with_a_giant_header_is_truncated [Admin],
+    topic_without_room_for_any_letter_does_not_stop_the_group [Admin],
+    too_large_has_one_code [Admin],
+}
+
+/// A topic, its dead letter topic, and the group that reads it.
+struct Bench<'a> {
+    lab: &'a Lab,
+    bus: std::sync::Arc<dyn MessageBus>,
+    topic: TopicName,
+    dead: TopicName,
+    group: GroupId,
+}
+
+impl<'a> Bench<'a> {
+    /// Dead letters of at most so many bytes.
+    async fn new(lab: &'a Lab, max_message_bytes: usize) -> Verdict<Self> {
+        let bus = lab.bus().await?;
+        let topic = lab.topic(&*bus, 1).await?;
+        let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_max_message_bytes(max_message_bytes);
+        let dead = lab.create(&*bus, spec).await?;
+        Ok(Self { group: lab.group()?, lab, bus, topic, dead })
+    }
+
+    fn good(&self, seq: u64) -> Verdict<Message> {
+        Ok(encode_message::<Json, _>(&tick(seq)?, Some(&self.topic))?)
+    }
+
+    fn with_payload(&self, payload: impl Into<Bytes>) -> Verdict<Message> {
+        let mut message = self.good(2)?;
+        message.payload = Some(payload.into());
+        Ok(message)
+    }
+
+    async fn member(&self) -> Verdict<Box<dyn Subscription>> {
+        Ok(self.bus.subscribe(self.lab.request(&self.group, &self.topic)?).await?)
+    }
+
+    /// So many messages of a member.
+    async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
+        let messages = self.lab.drain(member, count).await?;
+        let mut positions = Positions::new();
+        messages.iter().for_each(|message| positions.pass(message));
+        Ok(Batch::new(messages, positions, Vec::new()))
+    }
+
+    async fn letters(&self, count: usize) -> Verdict<Vec<Received>> {
+        self.lab.all_of(&*self.bus, &self.dead, 1, count).await
+    }
+
+    /// Sends messages between two records, and has a member process all of them. The records must arrive, the
+    /// messages must be rejected with this code, and the group must have committed all.
+    async fn rejects(&self, poison: &[Message], code: &str) -> Verdict {
+        let all = [&[self.good(1)?], poison, &[self.good(3)?]].concat();
+        self.bus.send(&all).await?;
+        let mut member = self.member().await?;
+        let batch = self.batch(&mut *member, all.len()).await?;
+        let decoded = batch.decode::<PriceTick>();
+        ensure_eq!(decoded.records, [tick(1)?, tick(3)?], "the records around it");
+        ensure_eq!(decoded.rejected.len(), poison.len(), "how many are rejected");
+        for rejected in &decoded.rejected {
+            let error = &rejected.error;
+            ensure_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, code), "the error");
+        }
+        self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(self.dead.clone())).await?;
+        member.commit(batch.positions()).await?;
+        member.close().await?;
+        let mut next = self.member().await?;
+        self.lab.quiet(&mut *next).await?;
+        next.close().await?;
+        Ok(())
+    }
+}
+
+fn tick(seq: u64) -> Verdict<PriceTick> {
+    let instrument: Instrument = "binance:BTC-USDT".parse()?;
+    Ok(PriceTick::new(instrument, Timestamp::from_secs(1_704_067_200)?, seq, "65000.5".parse()?)?)
+}
+
+fn header(message: &Received, name: &str) -> Option<String> {
+    message.headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
+}
+
+fn origin(letter: &Received) -> [Option<String>; 4] {
+    [header::ORIGIN_TOPIC, header::ORIGIN_PARTITION, header::ORIGIN_OFFSET, header::ORIGIN_TIMESTAMP]
+        .map(|name| header(letter, name))
+}
+
+async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    bench.bus.send(&[bench.good(1)?, bench.with_payload("no record")?]).await?;
+    // The store fails twice: decoding has published nothing, and the messages are redelivered.
+    for _ in 0..2 {
+        let mut member = bench.member().await?;
+        let decoded = bench.batch(&mut *member, 2).await?.decode::<PriceTick>();
+        ensure_eq!((decoded.records.len(), decoded.rejected.len()), (1, 1), "records and rejected messages");
+        member.close().await?;
+        bench.letters(0).await?;
+    }
+    let mut member = bench.member().await?;
+    let batch = bench.batch(&mut *member, 2).await?;
+    let decoded = batch.decode::<PriceTick>();
+    let dead = DeadLetters::to(bench.dead.clone());
+    bench.bus.send_dead_letters(&decoded.rejected, &dead).await?;
+    // The letter is there before the commit.
+    let letters = bench.letters(1).await?;
+    ensure_eq!(
+        origin(&letters[0]),
+        [
+            Some(bench.topic.to_string()),
+            Some("0".to_owned()),
+            Some("1".to_owned()),
+            decoded.rejected[0].message.timestamp.map(|time| time.as_micros().to_string()),
+        ],
+        "the origin"
+    );
+    member.commit(batch.positions()).await?;
+    member.close().await?;
+    let mut next = bench.member().await?;
+    lab.quiet(&mut *next).await
+}
+
+async fn copies_have_the_same_origin(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    bench.bus.send(&[bench.with_payload("no record")?]).await?;
+    let dead = DeadLetters::to(bench.dead.clone());
+    // Killed between the dead letters and the commit.
+    for _ in 0..2 {
+        let mut member = bench.member().await?;
+        let decoded = bench.batch(&mut *member, 1).await?.decode::<PriceTick>();
+        bench.bus.send_dead_letters(&decoded.rejected, &dead).await?;
+        member.close().await?;
+    }
+    let letters = bench.letters(2).await?;
+    ensure!(origin(&letters[0])[3].is_some(), "the origin has a timestamp");
+    ensure_eq!(origin(&letters[0]), origin(&letters[1]), "the origins of two copies");
+    Ok(())
+}
+
+async fn json_of_other_spellings_is_decoded(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let spelt = |bench: &Bench<'_>, value: &'static str| -> Verdict<Message> {
+        let mut message = bench.good(1)?;
+        message.headers.remove(header::CONTENT_TYPE);
+        message.headers.push(HeaderName::new(header::CONTENT_TYPE)?, Bytes::from_static(value.as_bytes()));
+        Ok(message)
+    };
+    let good = ["application/json;charset=UTF-8", "Application/JSON; charset=\"utf-8\"; v=1"];
+    let good: Vec<_> = good.into_iter().map(|value| spelt(&bench, value)).collect::<Verdict<_>>()?;
+    bench.bus.send(&good).await?;
+    let mut member = bench.member().await?;
+    let decoded = bench.batch(&mut *member, good.len()).await?.decode::<PriceTick>();
+    ensure_eq!(decoded.records.len(), good.len(), "how many are JSON");
+    member.close().await?;
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let bad = ["application/json;charset=latin1", "application/cbor"];
+    let bad: Vec<_> = bad.into_iter().map(|value| spelt(&bench, value)).collect::<Verdict<_>>()?;
+    bench.rejects(&bad, "bus.codec.header").await
+}
+
+async fn null_payload_is_rejected(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let mut message = bench.good(2)?;
+    message.payload = None;
+    bench.rejects(&[message], "bus.codec.tombstone").await?;
+    ensure!(bench.letters(1).await?[0].payload.is_none(), "the letter has no payload either");
+    Ok(())
+}
+
+async fn deeply_nested_json_is_rejected(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let nested = [
+        "[".repeat(100_000),
+        "{\"a\":".repeat(100_000),
+        format!("{{\"instrument\":{}", "[".repeat(100_000)),
+        // In a field that the record does not have.
+        format!("{{\"other\":{}", "[".repeat(100_000)),
+        format!("{{\"other\":{}", "{\"a\":".repeat(100_000)),
+    ];
+    let nested: Vec<_> = nested.into_iter().map(|text| bench.with_payload(text)).collect::<Verdict<_>>()?;
+    bench.rejects(&nested, "bus.codec.json").await
+}
+
+/// A tick as JSON, with these values in place of the timestamp, the sequence number and the price.
+fn json([ts, seq, price]: [&str; 3]) -> String {
+    format!(r#"{{"instrument":"binance:BTC-USDT","ts":{ts},"seq":{seq},"price":{price}}}"#)
+}
+
+const TS: &str = "1704067200000000";
+
+async fn string_of_a_mebibyte_in_a_number_is_rejected(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let long = &format!("\"{}\"", "7".repeat(1 << 20));
+    let poison = [[long, "2", "\"1\""], [TS, long, "\"1\""], [TS, "2", long]];
+    let poison: Vec<_> = poison.into_iter().map(|of| bench.with_payload(json(of))).collect::<Verdict<_>>()?;
+    bench.rejects(&poison, "bus.codec.json").await?;
+    for letter in bench.letters(poison.len()).await? {
+        let text = header(&letter, header::ERROR).unwrap_or_default();
+        ensure!(!text.is_empty() && text.len() <= 1_024, "an error of {} bytes", text.len());
+    }
+    Ok(())
+}
+
+async fn payload_times_outside_the_domain_are_rejected(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let mut poison = Vec::new();
+    for time in [-1, 0, i64::MIN, i64::MAX, Timestamp::MAX.as_micros() + 1] {
+        poison.push(bench.with_payload(json([&time.to_string(), "2", "\"1\""]))?);
+    }
+    bench.rejects(&poison, "bus.codec.json").await
+}
+
+async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let mut message = bench.good(1)?;
+    for name in [String::new(), "n".repeat(5_000), "é".to_owned()] {
+        message.headers.push(HeaderName::new(name)?, Bytes::from_static(b"v"));
+    }
+    bench.bus.publish_one(&message).await?;
+    let mut member = bench.member().await?;
+    let messages = lab.drain(&mut *member, 1).await?;
+    ensure!(!messages[0].headers_unreadable, "the headers are readable");
+    ensure!(messages[0].headers == message.headers, "the headers came as they were");
+    member.close().await?;
+    // Beside a payload that is no record, they come to the dead letters.
+    message.payload = Some(Bytes::from_static(b"no record"));
+    let bench = Bench::new(lab, 2 << 20).await?;
+    message.topic = bench.topic.clone();
+    bench.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
+    let letter = &bench.letters(1).await?[0];
+    for (name, value) in message.headers.iter() {
+        ensure!(letter.headers.get(name.as_str()) == value, "a header of {} bytes", name.as_str().len());
+    }
+    Ok(())
+}
+
+/// A message that is no record, with this many short headers.
+fn with_headers(bench: &Bench<'_>, count: usize) -> Verdict<Message> {
+    let mut message = bench.with_payload("no record")?;
+    for n in 0..count {
+        message.headers.push(HeaderName::new(format!("{}", n % 10))?, Bytes::from_static(b"v"));
+    }
+    Ok(message)
+}
+
+async fn hundred_thousand_headers_are_kept(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 2 << 20).await?;
+    let message = with_headers(&bench, 100_000)?;
+    bench.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
+    let letter = &bench.letters(1).await?[0];
+    ensure!(letter.headers.len() >= message.headers.len(), "{} headers", letter.headers.len());
+    ensure_eq!(header(letter, header::TRUNCATED), None, "the letter is whole");
+    Ok(())
+}
+
+async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
+    // As the catalogue does it: the dead letter topic has 64 KiB more room than the 2 MiB of its origin.
+    let bench = Bench::new(lab, (2 << 20) + (64 << 10)).await?;
+    let mut message = bench.with_payload(Bytes::new())?;
+    // Bytes that no codec shrinks. Kafka counts the framing, too.
+    let room = (2 << 20) - message.size() - 200;
+    let payload: Vec<u8> = (0..u32::try_from(room).unwrap_or_default())
+        .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])
+        .collect();
+    message.payload = Some(payload.into());
+    bench.rejects(std::slice::from_ref(&message), "bus.codec.json").await?;
+    let letter = &bench.letters(1).await?[0];
+    ensure!(letter.payload == message.payload, "the payload is whole");
+    ensure_eq!(header(letter, header::TRUNCATED), None, "the letter is whole");
+    Ok(())
+}
+
+/// The letter of a message that is larger than its topic allows.
+async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<Received> {
+    bench.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
+    let letter = bench.letters(1).await?.swap_remove(0);
+    let size = message.size().to_string();
+    ensure_eq!(header(&letter, header::TRUNCATED), Some(size), "the size of the original");
+    let digest = header(&letter, header::DIGEST).unwrap_or_default();
+    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+    ensure!(hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()), "the digest {digest:?}");
+    ensure_eq!(origin(&letter)[2].as_deref(), Some("1"), "the origin");
+    ensure_eq!(header(&letter, header::ERROR_CODE).as_deref(), Some("bus.codec.json"), "the code");
+    let (kept, whole) = (letter.payload.as_deref(), message.payload.as_deref());
+    ensure!(
+        kept.zip(whole).is_some_and(|(kept, whole)| whole.starts_with(kept)),
+        "the payload is a part of the original"
+    );
+    Ok(letter)
+}
+
+async fn letter_above_the_limit_is_truncated(lab: &Lab) -> Verdict {
+    for limit in [600, 5_000, 100_000] {
+        let bench = Bench::new(lab, limit).await?;
+        let message = bench.with_payload(vec![b'x'; 1 << 20])?;
+        let letter = truncated(&bench, &message).await?;
+        let kept = letter.payload.map_or(0, |payload| payload.len());
+        ensure!(kept < limit && (limit < 10_000 || kept > limit / 4), "{kept} bytes kept of {limit}");
+    }
+    Ok(())
+}
+
+async fn letter_with_too_many_headers_is_truncated(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 20_000).await?;
+    let letter = truncated(&bench, &with_headers(&bench, 100_000)?).await?;
+    let dropped = header(&letter, header::TRUNCATED_HEADERS).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let kept = letter.headers.iter().filter(|(name, _)| name.as_str().len() == 1).count();
+    ensure!(kept > 100 && kept + dropped >= 100_000, "{kept} headers kept, {dropped} dropped");
+    Ok(())
+}
+
+async fn letter_with_a_giant_header_is_truncated(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 20_000).await?;
+    let mut message = bench.with_payload("no record")?;
+    message.headers.push(HeaderName::new("giant")?, Bytes::from(vec![b'x'; 1 << 20]));
+    let letter = truncated(&bench, &message).await?;
+    ensure_eq!(header(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"), "dropped headers");
+    ensure!(letter.headers.get("giant").is_none(), "the giant header is dropped");
+    ensure_eq!(letter.payload, message.payload, "the payload");
+    Ok(())
+}
+
+async fn topic_without_room_for_any_letter_does_not_stop_the_group(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 150).await?;
+    let poison = [bench.with_payload("no record")?, bench.with_payload(vec![b'x'; 1 << 20])?];
+    bench.rejects(&poison, "bus.codec.json").await?;
+    bench.letters(0).await?;
+    Ok(())
+}
+
+async fn too_large_has_one_code(lab: &Lab) -> Verdict {
+    let bench = Bench::new(lab, 10_000).await?;
+    let client = bench.bus.info().max_message_bytes;
+    // One is too large for the topic, the other for the client.
+    for size in [50_000, client + 1] {
+        let message = Message::new(bench.dead.clone(), vec![b'x'; size]);
+        let outcomes = bench.bus.publish(&[message], PublishOptions::NONE).await?.into_outcomes();
+        let failure = outcomes.into_iter().next().and_then(Result::err);
+        let found = failure.as_ref().map(|failure| (failure.error.kind(), failure.error.code().to_owned()));
+        let wanted = (ErrorKind::InvalidInput, DeliveryError::TOO_LARGE.to_owned());
+        ensure_eq!(found, Some(wanted), "{size} bytes");
+    }
+    Ok(())
+}
