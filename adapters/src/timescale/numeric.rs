@@ -189,6 +189,19 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
     ExactSum::from_units_text(&text).map_err(|_| NumericError::TooLarge)
 }
 
+/// Decodes any bytes as a decimal and as sums.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_numeric(bytes: &[u8]) {
+    let sums = (decode_sum::<18>(bytes), decode_sum::<36>(bytes).is_ok());
+    if let Ok(units) = decode(bytes) {
+        let mut out = Vec::new();
+        encode(units, &mut out);
+        assert_eq!(decode(&out), Ok(units));
+        let expected = ExactSum::<18>::from_units_text(&units.to_string()).map_err(|_| NumericError::TooLarge);
+        assert_eq!(sums, (expected, true));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use qi_core::domain::{Sum18, Sum36};
