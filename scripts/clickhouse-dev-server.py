@@ -14,6 +14,8 @@ The engine keeps its data in FOLDER. The user and the password are QI_CLICKHOUSE
 Started by root, the process confines itself before the first request, because SQL reads and writes files and opens
 connections: FOLDER becomes its root directory, its network has no interface but the socket that listens, and it runs
 as FOLDER's owner.
+
+QI_CLICKHOUSE_GRANTS, one GRANT statement without TO a line, takes all other rights from the user.
 """
 
 import base64
@@ -30,6 +32,7 @@ import tempfile
 import time
 import urllib.parse
 import uuid
+import xml.sax.saxutils
 
 import clickhouse_cityhash.cityhash as cityhash
 import lz4.block
@@ -349,6 +352,25 @@ def leave_network():
         sys.exit(f"the network could not be left: {os.strerror(ctypes.get_errno())}")
 
 
+def grant(folder, grants):
+    """Writes the users of the engine, which it reads from the working directory when it starts."""
+    os.chdir(folder)
+    if not grants:
+        for left in ("config.xml", "users.xml"):
+            if os.path.exists(left):
+                os.unlink(left)
+        return
+    queries = "".join(f"<query>{xml.sax.saxutils.escape(line)}</query>" for line in grants)
+    with open("config.xml", "w") as file:
+        file.write("<clickhouse><users_config>users.xml</users_config></clickhouse>")
+    with open("users.xml", "w") as file:
+        file.write(
+            "<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users><default><password/>"
+            "<networks><ip>::/0</ip></networks><profile>default</profile><quota>default</quota>"
+            f"<grants>{queries}</grants></default></users></clickhouse>"
+        )
+
+
 def main():
     folder, port = sys.argv[1], int(sys.argv[2])
     os.environ["TZ"] = "UTC"
@@ -359,9 +381,12 @@ def main():
     global chdb
     chdb = importlib.import_module("chdb")
     folder = confine(folder)
+    grants = os.environ.get("QI_CLICKHOUSE_GRANTS", "").splitlines()
+    grant(folder, grants)
     # One connection stays, so that the engine does too.
     keeper = chdb.connect(folder)
-    execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
+    if not grants:
+        execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
     server.folder = folder
     server.spool = os.path.join(folder, "spool")
     os.makedirs(server.spool, exist_ok=True)
