@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use qi_core::bus::{HeaderName, Json, Payload, Received, TopicName, decode_message, encode_message, header};
-use qi_core::store::{Cursor, InstrumentDataset, InstrumentQuery, PageRequest, Paged, RangeQuery};
+use qi_core::store::{Cursor, InstrumentDataset, InstrumentQuery, InstrumentSummary, Paged, RangeQuery};
 use qi_core::{
     Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Scope, TimeRange, Timestamp,
 };
@@ -82,12 +82,12 @@ pub fn configuration(bytes: &[u8]) {
 pub fn cursors(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let ticks = RangeQuery::new("binance:BTC-USDT".parse().unwrap(), TimeRange::ALL);
-    open(text, &ticks, |cursor| ticks.clone().after(cursor));
+    open::<PriceTick, _>(text, &ticks, |cursor| ticks.clone().after(cursor));
     let instruments = InstrumentQuery::new(InstrumentDataset::Ticks);
-    open(text, &instruments, |cursor| instruments.clone().after(cursor));
+    open::<InstrumentSummary, _>(text, &instruments, |cursor| instruments.clone().after(cursor));
 }
 
-fn open<Q: Paged<T>, T>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q) {
+fn open<T, Q: Paged<T>>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q) {
     for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
         let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
         let query = after(cursor);
