@@ -146,7 +146,9 @@ log.cleaner.dedupe.buffer.size=16777216
 CONF
     # Of a setting that stands there twice the last one counts.
     if [[ -n "${kafka_settings:-}" ]]; then cat "$kafka_settings" >>"$data/server.properties"; fi
-    give qi-kafka "$data"
+    # Kafka owns its log alone: root writes beside it.
+    mkdir -p "$data/log"
+    give qi-kafka "$data/log"
     kafka_copy_files "$data"
 }
 
@@ -164,7 +166,7 @@ kafka_format() {
     local data
     data="$(data_of redpanda "$1")"
     if [[ -e "$data/.formatted" ]]; then return; fi
-    rm -rf "$data/log"
+    find "$data/log" -mindepth 1 -delete
     "${as_kafka[@]}" "$(java_program)" -Xmx128m "${kafka_jvm[@]}" "${kafka_quick[@]}" -cp "$kafka/libs/*" kafka.tools.StorageTool \
         format -t "$2" -c "$data/server.properties" >"$kafka/$1.log" 2>&1 || {
         tail -n 20 "$kafka/$1.log" >&2
@@ -182,7 +184,7 @@ kafka_launch() {
     local data options=(-Xmx384m "${kafka_jvm[@]}" "${kafka_quick[@]}")
     data="$(data_of redpanda "$1")"
     if [[ "$1" == main ]]; then options=(-Xmx768m "${kafka_jvm[@]}"); fi
-    options+=("-XX:ErrorFile=$data/java-error-%p.log")
+    options+=("-XX:ErrorFile=$data/log/java-error-%p.log")
     # The locks and the output of this script must not live on in the server.
     setsid "${as_kafka[@]}" "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
         </dev/null >"$kafka/$1.log" 2>&1 8>&- 9>&- &
