@@ -164,18 +164,15 @@ fn any_configuration_is_accepted_or_refused() {
     seeds.push("[".repeat(10_000).into_bytes());
     seeds.push(format!("a = {}", "[".repeat(10_000)).into_bytes());
     seeds.push(format!("{}a = 1", "a.".repeat(10_000)).into_bytes());
+    // A variable of the environment has at most 128 KiB on Linux.
+    seeds.push(format!("\0QI__{}A=1", "A__".repeat(43_000)).into_bytes());
     run(fuzzing::configuration, &seeds);
-}
-
-/// A variable of the environment has at most 128 KiB on Linux.
-#[test]
-fn a_variable_of_any_depth_is_accepted_or_refused() {
-    fuzzing::configuration(format!("\0QI__{}A=1", "A__".repeat(43_000)).as_bytes());
 }
 
 #[test]
 fn any_cursor_is_opened_or_refused() {
-    let seeds = ["s", "p1700000000000000.7", "t-62135596800000000", "ibinance:BTC-USDT", "cglobal", "casset:BTC"];
+    let seeds =
+        ["s", "p1700000000000000.7", "t-62135596800000000", "ibinance:BTC-USDT", "cglobal", "casset:BTC"];
     run(fuzzing::cursors, &words(&seeds));
 }
 

@@ -205,7 +205,8 @@ async fn role_of_rows(server: Server) {
 /// A step of `docs/hardening.md` that begins with this comment, with other names for its roles and its schema.
 fn step(comment: &str, names: &str, schema: &str, database: &str) -> String {
     let page = include_str!("../../docs/hardening.md");
-    let block = page.split("```sql\n").find(|block| block.starts_with(comment)).expect("the page has the step");
+    let block =
+        page.split("```sql\n").find(|block| block.starts_with(comment)).expect("the page has the step");
     let block = block.split("```").next().unwrap();
     block
         .replace("DATABASE qi", &format!("DATABASE {database}"))
@@ -258,7 +259,8 @@ async fn hardened(server: Server) {
         "COPY (SELECT 1) TO PROGRAM 'true'".to_owned(),
     ] {
         let done = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await;
-        let code = done.map(drop).map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned());
+        let code =
+            done.map(drop).map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned());
         assert_eq!(code, Err("42501".to_owned()), "{statement}");
     }
     connection.close().await.unwrap();
