@@ -131,8 +131,11 @@ fn any_message_is_decoded_or_refused() {
     seeds.push([&[0][..], b"application/json;charset=UTF-8\n", &seeds[0][1..]].concat());
     seeds.push([&[1][..], b"tick\n", &seeds[0][1..]].concat());
     seeds.push([&[2][..], b"1\n", &seeds[0][1..]].concat());
-    seeds.push([&[9][..], "[".repeat(100_000).as_bytes()].concat());
-    seeds.push([&[9][..], r#"{"a":"#.repeat(100_000).as_bytes()].concat());
+    // Too large for mutations.
+    for nested in ["[", r#"{"a":"#] {
+        fuzzing::codecs(format!("\u{9}{}", nested.repeat(100_000)).as_bytes());
+        seeds.push(format!("\u{9}{}", nested.repeat(200)).into_bytes());
+    }
     run(fuzzing::codecs, &seeds);
 }
 
@@ -161,11 +164,18 @@ fn any_configuration_is_accepted_or_refused() {
         "[bus.redpanda.properties]\n\"socket.timeout.ms\" = 1000\n[bus.topics.crypto-prices]\npartitions = 3\n",
     ];
     let mut seeds = words(&files);
-    seeds.push("[".repeat(10_000).into_bytes());
-    seeds.push(format!("a = {}", "[".repeat(10_000)).into_bytes());
-    seeds.push(format!("{}a = 1", "a.".repeat(10_000)).into_bytes());
-    // A variable of the environment has at most 128 KiB on Linux.
-    seeds.push(format!("\0QI__{}A=1", "A__".repeat(43_000)).into_bytes());
+    // Too large for mutations. A variable of the environment has at most 128 KiB on Linux.
+    for nested in [
+        "[".repeat(10_000),
+        format!("a = {}", "[".repeat(10_000)),
+        format!("{}a = 1", "a.".repeat(10_000)),
+        format!("\0QI__{}A=1", "A__".repeat(43_000)),
+    ] {
+        fuzzing::configuration(nested.as_bytes());
+    }
+    for nested in [format!("a = {}", "[".repeat(100)), format!("{}a = 1", "a.".repeat(100))] {
+        seeds.push(nested.into_bytes());
+    }
     run(fuzzing::configuration, &seeds);
 }
 
