@@ -264,6 +264,13 @@ async fn hardened(server: Server) {
         assert_eq!(code, Err("42501".to_owned()), "{statement}");
     }
     connection.close().await.unwrap();
+    // A rotated password leaves open connections as they are, and refuses a new connection.
+    sql(server.url(), &format!("ALTER ROLE {names}_runtime PASSWORD 'changed'")).await;
+    assert_eq!(count(&runtime, "x:Y").await, 0);
+    let late = open("runtime");
+    let refused = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
+    late.close().await.unwrap();
     for store in [owner, runtime, reader] {
         store.close().await.unwrap();
     }
