@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::System;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cap::Cap;
 use qi_adapters::fuzzing;
@@ -12,8 +12,11 @@ use qi_adapters::fuzzing;
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 
-/// The targets run one after the other, because allocations are counted for the process.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Keeps the other tests from running: allocations are counted for the process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A decoder may allocate this much for any input, and this much for each byte of it.
 const ALLOWED_BYTES: usize = 1 << 20;
@@ -103,7 +106,6 @@ impl Drop for Shown<'_> {
 
 fn run(target: fn(&[u8]), seeds: &[Vec<u8>]) {
     let runs = std::env::var("QI_FUZZ_RUNS").map_or(20_000, |runs| runs.parse().unwrap());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mutations = (0..runs).map(|_| mutate(&mut random, seeds));
     for input in seeds.iter().cloned().chain(mutations) {
@@ -121,6 +123,7 @@ fn words(seeds: &[&str]) -> Vec<Vec<u8>> {
 
 #[test]
 fn any_message_is_decoded_or_refused() {
+    let _alone = alone();
     let mut seeds = words(&[
         r#"{"instrument":"a:B","ts":1,"seq":1,"price":"1.5","quantity":"2","side":"buy"}"#,
         r#"{"instrument":"a:B","ts":1,"seq":1,"bid_price":"1.5","ask_size":"0.000000000000000001"}"#,
@@ -141,6 +144,7 @@ fn any_message_is_decoded_or_refused() {
 
 #[test]
 fn any_text_is_a_value_of_the_domain_or_refused() {
+    let _alone = alone();
     let seeds = [
         "1.5",
         "-99999999999999999999.999999999999999999",
@@ -156,6 +160,7 @@ fn any_text_is_a_value_of_the_domain_or_refused() {
 
 #[test]
 fn any_configuration_is_accepted_or_refused() {
+    let _alone = alone();
     let files = [
         include_str!("../../examples/config/timescale.toml"),
         include_str!("../../examples/config/clickhouse.toml"),
@@ -181,6 +186,7 @@ fn any_configuration_is_accepted_or_refused() {
 
 #[test]
 fn any_cursor_is_opened_or_refused() {
+    let _alone = alone();
     let seeds =
         ["s", "p1700000000000000.7", "t-62135596800000000", "ibinance:BTC-USDT", "cglobal", "casset:BTC"];
     run(fuzzing::cursors, &words(&seeds));
@@ -188,6 +194,7 @@ fn any_cursor_is_opened_or_refused() {
 
 #[test]
 fn any_numeric_is_decoded_or_refused() {
+    let _alone = alone();
     let forms: [&[u16]; 6] = [
         &[0, 0, 0, 18],
         &[1, 0, 0x4000, 18, 1],
@@ -202,6 +209,7 @@ fn any_numeric_is_decoded_or_refused() {
 
 #[test]
 fn any_rows_are_decoded_or_refused() {
+    let _alone = alone();
     let time = 1_700_000_040_000_000_i64.to_le_bytes();
     let one = 1_000_000_000_000_000_000_i128.to_le_bytes();
     let (seq, none) = (7_u64.to_le_bytes(), [1_u8]);
@@ -215,6 +223,7 @@ fn any_rows_are_decoded_or_refused() {
 
 #[test]
 fn any_assignment_is_decoded_or_refused() {
+    let _alone = alone();
     let seed = [
         &[0, 1, 0, 0, 0, 2][..],
         &[0, 1, b'b', 0, 0, 0, 1, 0, 0, 0, 7],
