@@ -763,8 +763,9 @@ async fn confined(server: Server, spare: Spare) {
 /// The statements of a role in `docs/hardening.md`, in the form of the development server.
 fn granted(role: &str) -> Vec<String> {
     let page = include_str!("../../docs/hardening.md");
+    let (_, block) = page.split_once("-- ClickHouse: ").expect("the page has the statements");
     let of_role = format!(" TO {role};");
-    let grants = page.lines().filter(|line| line.starts_with("GRANT") && line.ends_with(&of_role));
+    let grants = block.lines().filter(|line| line.starts_with("GRANT") && line.ends_with(&of_role));
     grants.map(|line| line.trim_end_matches(&of_role).to_owned()).collect()
 }
 
