@@ -393,7 +393,7 @@ def main():
     for left in os.listdir(server.spool):
         os.unlink(os.path.join(server.spool, left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    # Whoever sees the port open may send a request.
+    # An open port means that the server answers.
     server.server_activate()
     print(f"listens on 127.0.0.1:{port}", flush=True)
     try:

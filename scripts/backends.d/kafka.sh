@@ -146,7 +146,7 @@ log.cleaner.dedupe.buffer.size=16777216
 CONF
     # Of a setting that stands there twice the last one counts.
     if [[ -n "${kafka_settings:-}" ]]; then cat "$kafka_settings" >>"$data/server.properties"; fi
-    # Kafka owns its log alone: root writes beside it.
+    # Kafka's user owns the log only, because root writes the files beside it.
     mkdir -p "$data/log"
     give qi-kafka "$data/log"
     kafka_copy_files "$data"
