@@ -10,12 +10,20 @@ code of an error in the header, and the server's HTTP status for it.
 
 The engine keeps its data in FOLDER. The user and the password are QI_CLICKHOUSE_USER and QI_CLICKHOUSE_PASSWORD
 (qi and qi). Everything listens on 127.0.0.1 alone.
+
+Started by root, the process confines itself before the first request, because SQL reads and writes files and opens
+connections: FOLDER becomes its root directory, its network has no interface but the socket that listens, and it runs
+as FOLDER's owner.
+
+QI_CLICKHOUSE_GRANTS, one GRANT statement without TO a line, takes all other rights from the user.
 """
 
 import base64
+import ctypes
 import email.parser
 import email.policy
 import http.server
+import importlib
 import os
 import re
 import signal
@@ -24,8 +32,8 @@ import tempfile
 import time
 import urllib.parse
 import uuid
+import xml.sax.saxutils
 
-import chdb
 import clickhouse_cityhash.cityhash as cityhash
 import lz4.block
 import lz4.frame
@@ -65,6 +73,9 @@ CODE = re.compile(r"Code: (\d+)")
 NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
 INSERT = re.compile(r"^\s*INSERT\s+INTO\s+.*?\s+FORMAT\s+(\w+)\s*$", re.IGNORECASE | re.DOTALL)
 CHUNK = 1 << 18
+
+# The engine, which `main` loads: its module starts threads.
+chdb = None
 
 
 class Failed(Exception):
@@ -313,20 +324,77 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
 
+def confine(folder):
+    """Makes `folder` the root directory, and its owner the user. Returns the folder's new name."""
+    owner = os.stat(folder)
+    if os.geteuid() != 0:
+        return folder
+    if owner.st_uid == 0:
+        sys.exit(f"{folder} belongs to root: the server would run as root")
+    os.chroot(folder)
+    os.chdir("/")
+    os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+    return "/"
+
+
+def leave_network():
+    """Moves the process to a network without interfaces. Open sockets keep theirs."""
+    if os.geteuid() != 0:
+        return
+    # Only the calling thread moves, and the threads that it creates later.
+    if len(os.listdir("/proc/self/task")) != 1:
+        sys.exit("the process has threads already: they would keep the network")
+    clone_newnet = 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(clone_newnet) != 0:
+        sys.exit(f"the network could not be left: {os.strerror(ctypes.get_errno())}")
+
+
+def grant(folder, grants):
+    """Writes the users of the engine, which it reads from the working directory when it starts."""
+    os.chdir(folder)
+    if not grants:
+        for left in ("config.xml", "users.xml"):
+            if os.path.exists(left):
+                os.unlink(left)
+        return
+    queries = "".join(f"<query>{xml.sax.saxutils.escape(line)}</query>" for line in grants)
+    with open("config.xml", "w") as file:
+        file.write("<clickhouse><users_config>users.xml</users_config></clickhouse>")
+    with open("users.xml", "w") as file:
+        file.write(
+            "<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users><default><password/>"
+            "<networks><ip>::/0</ip></networks><profile>default</profile><quota>default</quota>"
+            f"<grants>{queries}</grants></default></users></clickhouse>"
+        )
+
+
 def main():
     folder, port = sys.argv[1], int(sys.argv[2])
     os.environ["TZ"] = "UTC"
     time.tzset()
+    server = Server(("127.0.0.1", port), Handler, bind_and_activate=False)
+    server.server_bind()
+    leave_network()
+    global chdb
+    chdb = importlib.import_module("chdb")
+    folder = confine(folder)
+    grants = os.environ.get("QI_CLICKHOUSE_GRANTS", "").splitlines()
+    grant(folder, grants)
     # One connection stays, so that the engine does too.
     keeper = chdb.connect(folder)
-    execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
-    server = Server(("127.0.0.1", port), Handler)
+    if not grants:
+        execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
     server.folder = folder
-    server.spool = folder.rstrip("/") + ".spool"
+    server.spool = os.path.join(folder, "spool")
     os.makedirs(server.spool, exist_ok=True)
     for left in os.listdir(server.spool):
         os.unlink(os.path.join(server.spool, left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    # An open port means that the server answers.
+    server.server_activate()
     print(f"listens on 127.0.0.1:{port}", flush=True)
     try:
         server.serve_forever()

@@ -3,6 +3,9 @@
 #[cfg(feature = "clickhouse")]
 pub mod clickhouse;
 pub mod config;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
 #[cfg(feature = "redpanda")]

@@ -7,6 +7,8 @@ mod servers;
 #[cfg(feature = "timescale")]
 mod timescale_rig;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +23,7 @@ use qi_core::{
     BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
 };
-use servers::{namespace, run, trial};
+use servers::{Spare, namespace, run, spare_trial, trial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -56,6 +58,8 @@ fn main() {
         trial(&server, "close_waits_for_what_is_under_way", close_drains),
         trial(&server, "dropped_writes_leave_whole_records_or_none", dropped_writes),
         trial(&server, "a_user_s_own_sql_has_the_client", own_sql),
+        spare_trial(&server, "the_development_server_reads_no_file_outside_its_folder", confined),
+        spare_trial(&server, "the_grants_of_the_hardening_page_are_enough", grants),
     ];
     #[cfg(feature = "timescale")]
     trials.push(difference::trial(&server));
@@ -687,4 +691,140 @@ mod difference {
             },
         )
     }
+}
+
+/// The answer to a query, or the error's text.
+async fn ask(store: &ClickHouseStore, query: &str) -> Result<String, String> {
+    let client = store.client().clone().with_setting("http_max_tries", "1");
+    let rows = async { client.query_raw(query).fetch_bytes("TabSeparated")?.collect().await };
+    let rows = rows.await.map_err(|error: clickhouse::error::Error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&rows).into_owned())
+}
+
+/// Files of the machine, and what else SQL opens, are out of the development server's reach. A real server has
+/// `user_files_path` and grants for that.
+async fn confined(server: Server, spare: Spare) {
+    let store = ClickHouseStore::open(server.config("")).unwrap();
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "secret").unwrap();
+    std::fs::set_permissions(secret.path(), Permissions::from_mode(0o644)).unwrap();
+    let secret = secret.path().display().to_string();
+    let address = server.url().rsplit_once('@').unwrap().1;
+    for attempt in [
+        "SELECT * FROM file('/etc/passwd', 'LineAsString')",
+        "SELECT * FROM file('../../../../../../etc/passwd', 'LineAsString')",
+        "SELECT * FROM file('/proc/self/environ', 'LineAsString')",
+        &format!("SELECT * FROM file('{secret}', 'LineAsString')"),
+        "SELECT * FROM sqlite('/etc/passwd', 'x')",
+        "SELECT * FROM executable('cat /etc/passwd', 'LineAsString', 'a String')",
+        "SELECT * FROM executable('/bin/cat /etc/passwd', 'LineAsString', 'a String')",
+        "SELECT file('/etc/passwd')",
+        "CREATE DATABASE outside ENGINE = Filesystem('/etc')",
+        "BACKUP DATABASE qi TO File('/tmp/qi-backup')",
+        "BACKUP DATABASE qi TO Disk('default', 'qi-backup')",
+        &format!("SELECT * FROM url('http://{address}/ping', 'LineAsString')"),
+        &format!("SELECT * FROM remote('{address}', system.one)"),
+        &format!("SELECT * FROM s3('http://{address}/bucket/key', 'LineAsString')"),
+    ] {
+        let answer = ask(&store, attempt).await;
+        assert!(answer.is_err(), "{attempt}: {answer:?}");
+    }
+    // These are accepted, and find nothing.
+    for (create, read) in [
+        ("CREATE TABLE qi.outside (a String) ENGINE = File('LineAsString', '/etc/passwd')", "qi.outside"),
+        (
+            "CREATE DICTIONARY qi.words (a String, b String) PRIMARY KEY a SOURCE(FILE(path '/etc/passwd' \
+             format 'TabSeparated')) LAYOUT(COMPLEX_KEY_HASHED()) LIFETIME(1)",
+            "qi.words",
+        ),
+    ] {
+        let _ = ask(&store, create).await;
+        let answer = ask(&store, &format!("SELECT * FROM {read}")).await;
+        assert!(answer.is_err(), "{create}: {answer:?}");
+    }
+    // A file that is written lies in the server's folder.
+    let stray = format!("/tmp/{}", namespace());
+    let _ = ask(&store, &format!("INSERT INTO FUNCTION file('{stray}', 'CSV', 'a UInt8') VALUES (1)")).await;
+    assert!(!std::path::Path::new(&stray).exists());
+    // The process has no rights, and no group but its own.
+    let port = address.rsplit_once(':').unwrap().1;
+    let pid =
+        Command::new("pgrep").args(["-f", &format!("clickhouse-dev-server.py .* {port}$")]).output().unwrap();
+    let pid = String::from_utf8(pid.stdout).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+    let line = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(!line("Uid:").split_whitespace().any(|id| id == "0"), "{status}");
+    assert!(line("Groups:").split_whitespace().nth(1).is_none(), "{status}");
+    assert_eq!(line("CapEff:").trim_start_matches("CapEff:").trim(), "0000000000000000");
+    store.close().await.unwrap();
+    drop(spare);
+}
+
+/// The statements of a role in `docs/hardening.md`, in the form of the development server.
+fn granted(role: &str) -> Vec<String> {
+    let page = include_str!("../../docs/hardening.md");
+    let (_, block) = page.split_once("-- ClickHouse: ").expect("the page has the statements");
+    let of_role = format!(" TO {role};");
+    let grants = block.lines().filter(|line| line.starts_with("GRANT") && line.ends_with(&of_role));
+    grants.map(|line| line.trim_end_matches(&of_role).to_owned()).collect()
+}
+
+/// Starts the server again with these rights alone.
+async fn restart(spare: Spare, grants: &[String]) -> Spare {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // The development server takes the name of a database in the address for `USE`, which a real server does not.
+    std::fs::write(file.path(), format!("{}\nGRANT SHOW DATABASES ON default.*", grants.join("\n"))).unwrap();
+    let path = file.path().display().to_string();
+    spare.ordered("stop").await.ordered(format!("start {path}")).await
+}
+
+async fn grants(server: Server, spare: Spare) {
+    let migration = granted("qi_migration");
+    let runtime = granted("qi_runtime");
+    let reader = granted("qi_reader");
+    assert!(migration.len() > 1 && runtime.len() > 1 && reader.len() == 1, "the page has its grants");
+    let ages = |config: &mut ClickHouseConfig| config.retention.ticks_hours = FIFTY_YEARS;
+    let open = |change: &dyn Fn(&mut ClickHouseConfig)| {
+        let mut config = server.config("");
+        change(&mut config);
+        ClickHouseStore::open(config).unwrap()
+    };
+    // The owner makes the database and the schema, and changes an age later.
+    ask(&open(&|_| ()), "DROP DATABASE qi SYNC").await.unwrap();
+    let spare = restart(spare, &migration).await;
+    let store = open(&|_| ());
+    store.ensure_schema().await.unwrap();
+    open(&ages).ensure_schema().await.unwrap();
+    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    // The runtime writes, reads, deletes and purges. It changes no table.
+    let spare = restart(spare, &runtime).await;
+    let store = open(&ages);
+    assert!(store.ensure_schema().await.unwrap().applied.is_empty());
+    store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+    store.insert_ticks(&ticks("x:Z", 0, 10)).await.unwrap();
+    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    store.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+    assert_eq!((count(&store, "x:Y").await, count(&store, "x:Z").await), (0, 10));
+    store.purge_before(Dataset::Ticks, Timestamp::from_secs(2_000_000_000).unwrap()).await.unwrap();
+    assert_eq!(count(&store, "x:Z").await, 0);
+    for statement in [
+        "DROP TABLE qi.ticks SYNC",
+        "ALTER TABLE qi.ticks DROP COLUMN side",
+        "CREATE TABLE qi.x (a UInt8) ENGINE = Memory",
+    ] {
+        let answer = ask(&store, statement).await;
+        assert!(
+            answer.as_ref().is_err_and(|error| error.contains("ACCESS_DENIED")),
+            "{statement}: {answer:?}"
+        );
+    }
+    store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+    // A reader reads.
+    let spare = restart(spare, &reader).await;
+    let store = open(&ages);
+    assert_eq!(count(&store, "x:Y").await, 10);
+    let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    drop(spare);
 }

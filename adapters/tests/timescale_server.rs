@@ -38,6 +38,7 @@ fn main() {
         trials.push(trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes));
         trials.push(trial(&server, "a_changed_step_is_refused", changed_step));
         trials.push(trial(&server, "a_role_of_rows_needs_no_more_than_the_guide_grants", role_of_rows));
+        trials.push(trial(&server, "the_roles_of_the_hardening_page_are_enough", hardened));
         trials.push(trial(&server, "the_statements_of_the_guide_run", guide));
         trials.push(trial(&server, "close_waits_for_what_is_under_way", close_drains));
         trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
@@ -201,6 +202,83 @@ async fn role_of_rows(server: Server) {
 }
 
 /// The SQL on the page of this backend.
+/// A step of `docs/hardening.md` that begins with this comment, with other names for its roles and its schema.
+fn step(comment: &str, names: &str, schema: &str, database: &str) -> String {
+    let page = include_str!("../../docs/hardening.md");
+    let block =
+        page.split("```sql\n").find(|block| block.starts_with(comment)).expect("the page has the step");
+    let block = block.split("```").next().unwrap();
+    block
+        .replace("DATABASE qi", &format!("DATABASE {database}"))
+        .replace("SCHEMA qi", &format!("SCHEMA {schema}"))
+        .replace(" qi.", &format!(" {schema}."))
+        .replace("qi_", &format!("{names}_"))
+}
+
+async fn hardened(server: Server) {
+    let (names, schema) = (namespace(), namespace());
+    let (base, database) = server.url().rsplit_once('/').unwrap();
+    let address = base.rsplit_once('@').unwrap().1;
+    let url = |role: &str| format!("postgres://{names}_{role}:change-me@{address}/{database}");
+    let open = |role: &str| {
+        let mut config = server.config(&schema);
+        config.url = Some(url(role).into());
+        TimescaleStore::open(config).unwrap()
+    };
+    let step = |comment| step(comment, &names, &schema, database);
+    sql(server.url(), &step("-- PostgreSQL: as a superuser")).await;
+    let owner = open("migration");
+    owner.ensure_schema().await.unwrap();
+    sql(&url("migration"), &step("-- PostgreSQL: as qi_migration")).await;
+    let runtime = open("runtime");
+    assert!(runtime.ensure_schema().await.unwrap().applied.is_empty());
+    runtime.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
+    runtime.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
+    let reader = open("reader");
+    assert_eq!(count(&reader, "x:Y").await, 2_000);
+    let refused = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
+    // The migration role's tables of a later version are readable and writable without another grant.
+    sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
+    sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
+    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    runtime.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+    assert_eq!(count(&reader, "x:Y").await, 0);
+    // The runtime role changes no table, no record of the migrations and no other role.
+    let mut connection = PgConnection::connect(&url("runtime")).await.unwrap();
+    for statement in [
+        format!("DROP TABLE {schema}.ticks"),
+        format!("TRUNCATE {schema}.ticks"),
+        format!("ALTER TABLE {schema}.ticks DROP COLUMN side"),
+        format!("CREATE TABLE {schema}.mine (a int)"),
+        format!("DELETE FROM {schema}.qi_migrations"),
+        format!("UPDATE {schema}.instruments SET symbol = 'x'"),
+        "CREATE SCHEMA mine_too".to_owned(),
+        format!("SET ROLE {names}_migration"),
+        "SELECT pg_read_file('/etc/passwd')".to_owned(),
+        "COPY (SELECT 1) TO PROGRAM 'true'".to_owned(),
+    ] {
+        let done = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await;
+        let code =
+            done.map(drop).map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned());
+        assert_eq!(code, Err("42501".to_owned()), "{statement}");
+    }
+    connection.close().await.unwrap();
+    // A rotated password leaves open connections as they are, and refuses a new connection.
+    sql(server.url(), &format!("ALTER ROLE {names}_runtime PASSWORD 'changed'")).await;
+    assert_eq!(count(&runtime, "x:Y").await, 0);
+    let late = open("runtime");
+    let refused = late.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unauthorized, "store.timescale.login"));
+    late.close().await.unwrap();
+    for store in [owner, runtime, reader] {
+        store.close().await.unwrap();
+    }
+    drop_schema(server.url(), &schema).await;
+    let roles = ["migration", "runtime", "reader"].map(|role| format!("{names}_{role}")).join(", ");
+    sql(server.url(), &format!("DROP OWNED BY {roles}; DROP ROLE {roles}")).await;
+}
+
 fn blocks() -> Vec<String> {
     let page = include_str!("../../docs/backends/timescale.md");
     let blocks: Vec<_> =

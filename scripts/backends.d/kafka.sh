@@ -13,7 +13,10 @@ kafka="${dir:?}/redpanda"
 # What Kafka's own start script gives the JVM.
 kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35
     -XX:+ExplicitGCInvokesConcurrent -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true
-    "-Dlog4j2.configurationFile=$kafka/log4j2.xml" "-XX:ErrorFile=$kafka/java-error-%p.log")
+    "-Dlog4j2.configurationFile=$kafka/log4j2.xml")
+
+# Kafka runs as a user without rights.
+as_kafka=(setpriv --reuid=qi-kafka --regid=qi-kafka --clear-groups --no-new-privs --)
 
 # Halves the time of a start, and costs speed later: for servers that are started often, and for small programs.
 kafka_quick=(-XX:TieredStopAtLevel=1)
@@ -143,6 +146,19 @@ log.cleaner.dedupe.buffer.size=16777216
 CONF
     # Of a setting that stands there twice the last one counts.
     if [[ -n "${kafka_settings:-}" ]]; then cat "$kafka_settings" >>"$data/server.properties"; fi
+    # Kafka's user owns the log only, because root writes the files beside it.
+    mkdir -p "$data/log"
+    give qi-kafka "$data/log"
+    kafka_copy_files "$data"
+}
+
+# Kafka's user may not be able to read the files that the settings of a test name, so the server gets its own copies.
+kafka_copy_files() {
+    local data="$1" key file
+    while IFS='=' read -r key file; do
+        install -o qi-kafka -g qi-kafka -m 600 "$file" "$data/$key"
+        sed -i "s|^$key=.*|$key=$data/$key|" "$data/server.properties"
+    done < <(grep -E '^[a-z.]*ssl\.[a-z]+\.location=' "$data/server.properties" || true)
 }
 
 # kafka_format NAME CLUSTER_ID, once.
@@ -150,8 +166,8 @@ kafka_format() {
     local data
     data="$(data_of redpanda "$1")"
     if [[ -e "$data/.formatted" ]]; then return; fi
-    rm -rf "$data/log"
-    "$(java_program)" -Xmx128m "${kafka_jvm[@]}" "${kafka_quick[@]}" -cp "$kafka/libs/*" kafka.tools.StorageTool \
+    find "$data/log" -mindepth 1 -delete
+    "${as_kafka[@]}" "$(java_program)" -Xmx128m "${kafka_jvm[@]}" "${kafka_quick[@]}" -cp "$kafka/libs/*" kafka.tools.StorageTool \
         format -t "$2" -c "$data/server.properties" >"$kafka/$1.log" 2>&1 || {
         tail -n 20 "$kafka/$1.log" >&2
         say "kafka could not format $data/log"
@@ -168,8 +184,9 @@ kafka_launch() {
     local data options=(-Xmx384m "${kafka_jvm[@]}" "${kafka_quick[@]}")
     data="$(data_of redpanda "$1")"
     if [[ "$1" == main ]]; then options=(-Xmx768m "${kafka_jvm[@]}"); fi
+    options+=("-XX:ErrorFile=$data/log/java-error-%p.log")
     # The locks and the output of this script must not live on in the server.
-    setsid "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
+    setsid "${as_kafka[@]}" "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
         </dev/null >"$kafka/$1.log" 2>&1 8>&- 9>&- &
     echo "$!" >"$data.pid"
 }

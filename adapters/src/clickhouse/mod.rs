@@ -28,6 +28,10 @@ use qi_core::{Instrument, MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Re
 
 pub use crate::config::ClickHouseConfig;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use table::fuzz_row_binary;
+
 use client::Connections;
 use error::Cause;
 

@@ -385,3 +385,26 @@ impl Stored for MarketSnapshot {
         format!("scope = {}", literal(&scope.storage_text()))
     }
 }
+
+/// Decodes rows of each dataset from any bytes.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_row_binary(bytes: &[u8]) {
+    fn rows<R: Stored + PartialEq + std::fmt::Debug>(bytes: &[u8], series: &R::Series, names: usize) {
+        let mut reader = Reader::new(bytes);
+        while let Ok(record) = R::decode(&mut reader, series) {
+            let mut out = Writer::default();
+            record.encode(&mut out);
+            let mut again = Reader::new(&out.0);
+            for _ in 0..names {
+                assert!(again.text().is_ok(), "the names of the series come first");
+            }
+            assert_eq!(R::decode(&mut again, series).ok().as_ref(), Some(&record));
+            assert!(again.is_empty(), "{record:?}");
+        }
+    }
+    let Ok(instrument) = "x:Y".parse::<Instrument>() else { return };
+    rows::<PriceTick>(bytes, &instrument, 2);
+    rows::<Quote>(bytes, &instrument, 2);
+    rows::<Ohlcv>(bytes, &(instrument, Interval::M1), 3);
+    rows::<MarketSnapshot>(bytes, &Scope::Global, 1);
+}

@@ -7,6 +7,8 @@ use qi_core::{Error, ErrorKind, Result};
 use super::tree::{Node, Value};
 
 const PREFIX: &str = "QI__";
+/// The largest number of keys in a path. The tree is walked by recursion.
+const MAX_DEPTH: usize = 32;
 
 /// The variables of this process that are ours, and the names of those that are no text.
 pub(super) fn of_process() -> (Vec<(String, String)>, Vec<String>) {
@@ -39,6 +41,9 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken:
         let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
         if keys.iter().any(String::is_empty) {
             return Err(refuse(&name, "must be QI__ and a path of keys, joined by two underscores"));
+        }
+        if keys.len() > MAX_DEPTH {
+            return Err(refuse("QI__..", &format!("names {} keys, more than {MAX_DEPTH}", keys.len())));
         }
         set(root, &keys, &name, value)?;
     }

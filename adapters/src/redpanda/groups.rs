@@ -197,6 +197,13 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*head)
 }
 
+/// Decodes any bytes as a member's assignment.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_assignment(bytes: &[u8]) {
+    // A partition takes four bytes.
+    assert!(assignment(bytes).is_none_or(|found| found.len() <= bytes.len() / 4));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,6 +40,10 @@ use tokio::time::{Instant, timeout};
 
 pub use crate::config::RedpandaConfig;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use groups::fuzz_assignment;
+
 use admin::Office;
 use feed::{Feed, Plan, Standing};
 use link::{Inspector, Link};

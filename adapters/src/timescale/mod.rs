@@ -38,6 +38,10 @@ pub use crate::config::TimescaleConfig;
 pub use admin::ChunkInfo;
 pub use pg::Pg;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use numeric::fuzz_numeric;
+
 use connect::{Connections, Lease};
 use error::Cause;
 use names::Names;

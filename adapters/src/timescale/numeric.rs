@@ -120,7 +120,10 @@ impl<'a> Parts<'a> {
         if digits.len() != usize::from(count) * 2 {
             return Err(NumericError::Malformed);
         }
-        let parts = Self { negative, weight: weight.into(), digits };
+        // Leading zeros are no digits, whatever their weight.
+        let zeros = digits.chunks_exact(2).take_while(|pair| *pair == [0, 0]).count();
+        let weight = i32::from(weight) - i32::try_from(zeros).map_err(|_| NumericError::Malformed)?;
+        let parts = Self { negative, weight, digits: &digits[2 * zeros..] };
         if parts.digits().any(|digit| u64::from(digit) >= BASE) {
             return Err(NumericError::Malformed);
         }
@@ -187,6 +190,20 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
         }
     }
     ExactSum::from_units_text(&text).map_err(|_| NumericError::TooLarge)
+}
+
+/// Decodes any bytes as a decimal and as sums.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_numeric(bytes: &[u8]) {
+    let sums = (decode_sum::<18>(bytes), decode_sum::<36>(bytes).is_ok());
+    if let Ok(units) = decode(bytes) {
+        let mut out = Vec::new();
+        encode(units, &mut out);
+        assert_eq!(decode(&out), Ok(units));
+        let expected =
+            ExactSum::<18>::from_units_text(&units.to_string()).map_err(|_| NumericError::TooLarge);
+        assert_eq!(sums, (expected, true));
+    }
 }
 
 #[cfg(test)]
@@ -282,5 +299,9 @@ mod tests {
         let expected = format!("1{}1", "0".repeat(75));
         assert_eq!(decode_sum::<36>(&words(&form)), Ok(Sum36::from_units_text(&expected).unwrap()));
         assert_eq!(decode_sum::<36>(&words(&[0, 0, 0, 0])), Ok(Sum36::ZERO));
+        // Zero is zero at any weight.
+        for weight in [0x7FFF, 0x8000] {
+            assert_eq!(decode_sum::<36>(&words(&[1, weight, 0, 0, 0])), Ok(Sum36::ZERO));
+        }
     }
 }

@@ -1,0 +1,108 @@
+//! Fuzz targets, which are not part of the public interface. Each target takes any bytes. A target panics if decoding
+//! panics, or if an accepted value differs after encoding and decoding.
+//!
+//! `adapters/tests/fuzz.rs` runs the targets briefly, the crate `fuzz/` runs them under libFuzzer.
+
+#![allow(clippy::missing_panics_doc, reason = "a panic is the finding")]
+#![allow(clippy::unwrap_used, reason = "a panic is the finding")]
+
+use bytes::Bytes;
+use qi_core::bus::{HeaderName, Json, Payload, Received, TopicName, decode_message, encode_message, header};
+use qi_core::store::{Cursor, InstrumentDataset, InstrumentQuery, InstrumentSummary, Paged, RangeQuery};
+use qi_core::{
+    Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Scope, TimeRange, Timestamp,
+};
+
+#[cfg(feature = "clickhouse")]
+pub use crate::clickhouse::fuzz_row_binary as row_binary;
+#[cfg(feature = "redpanda")]
+pub use crate::redpanda::fuzz_assignment as group_assignment;
+#[cfg(feature = "timescale")]
+pub use crate::timescale::fuzz_numeric as numeric;
+
+/// Decodes a message of each record type. The first line is the value of a header that the first byte selects.
+pub fn codecs(bytes: &[u8]) {
+    let Some((selector, rest)) = bytes.split_first() else { return };
+    let mut message = Received::new(TopicName::new("t").unwrap(), 0, 0);
+    let names = [header::CONTENT_TYPE, header::TYPE, header::VERSION];
+    let payload = match names.get(usize::from(*selector)) {
+        Some(name) => {
+            let line = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+            let value = Bytes::copy_from_slice(&rest[..line]);
+            message.headers.push(HeaderName::new(*name).unwrap(), value);
+            rest.get(line + 1..)
+        }
+        None => Some(rest),
+    };
+    message.payload = payload.map(Bytes::copy_from_slice);
+    decode::<PriceTick>(&message);
+    decode::<Quote>(&message);
+    decode::<Ohlcv>(&message);
+    decode::<MarketSnapshot>(&message);
+}
+
+fn decode<T: Payload + PartialEq + std::fmt::Debug>(message: &Received) {
+    let record: T = match decode_message::<Json, T>(message) {
+        Ok(record) => record,
+        Err(error) => return drop(error.report()),
+    };
+    let encoded = encode_message::<Json, T>(&record, None).unwrap();
+    let mut again = Received::new(encoded.topic, 0, 0);
+    (again.payload, again.headers) = (encoded.payload, encoded.headers);
+    assert_eq!(decode_message::<Json, T>(&again).unwrap(), record);
+}
+
+/// Reads values of the domain from text.
+pub fn texts(bytes: &[u8]) {
+    fn same<T: std::str::FromStr + ToString + PartialEq + std::fmt::Debug>(text: &str) {
+        if let Ok(value) = text.parse::<T>() {
+            assert_eq!(value.to_string().parse::<T>().ok(), Some(value));
+        }
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    same::<Decimal>(text);
+    same::<Timestamp>(text);
+    same::<Instrument>(text);
+    same::<Interval>(text);
+    same::<Scope>(text);
+}
+
+/// Builds a configuration. TOML ends at the first NUL, then lines of `NAME=value` are the environment.
+pub fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (toml, variables) = text.split_once('\0').unwrap_or((text, ""));
+    let variables = variables.lines().filter_map(|line| line.split_once('='));
+    match crate::Config::builder().toml(toml).variables(variables).build() {
+        Ok(config) => drop(format!("{config:?}")),
+        Err(error) => drop(error.report()),
+    }
+}
+
+/// Opens a cursor of any text, and a cursor that names any place under a valid seal.
+pub fn cursors(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let ticks = RangeQuery::new("binance:BTC-USDT".parse().unwrap(), TimeRange::ALL);
+    open::<PriceTick, _>(text, &ticks, |cursor| ticks.clone().after(cursor));
+    let instruments = InstrumentQuery::new(InstrumentDataset::Ticks);
+    open::<InstrumentSummary, _>(text, &instruments, |cursor| instruments.clone().after(cursor));
+}
+
+fn open<T, Q: Paged<T>>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q) {
+    for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
+        let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
+        let query = after(cursor);
+        let Ok(anchor) = query.anchor() else { continue };
+        // The page of no records resumes at its own anchor.
+        let resume = query.page_of(Vec::new()).unwrap().resume;
+        assert_eq!(after(resume.to_string().parse().unwrap()).anchor().unwrap(), anchor);
+    }
+}
+
+/// Seals a place as the query would. The seal is a hash without a key (FNV-1a) that begins with the query's own hash.
+fn sealed(scope: &str, place: &str) -> String {
+    let digits: String = scope.chars().filter(char::is_ascii_digit).collect();
+    let seal = place.bytes().fold(digits.parse::<u64>().unwrap(), |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("1{seal:016x}{place}")
+}
