@@ -1,12 +1,13 @@
 //! `qi topics` and `qi lag`: what is on the bus, and how far groups are behind.
 
-use qi_core::bus::{GroupId, GroupQuery, GroupState, MessageBus};
+use qi_core::bus::{GroupId, GroupQuery, GroupState, MessageBus, PartitionInfo};
 use qi_core::{Result, Selection};
 use serde_json::Value;
 
-use crate::output::{Listing, text};
+use crate::output::{Listing, maybe, text};
 
-/// Every topic with its partitions, copies and messages.
+/// Returns every topic with its partitions, copies, messages and two of its settings. The settings of a topic that the
+/// principal may not read are `hidden`.
 ///
 /// # Errors
 /// Of the bus.
@@ -20,6 +21,8 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
         "messages",
         "low",
         "high",
+        "cleanup.policy",
+        "retention.ms",
     ]);
     for topic in bus.topics().await? {
         let partitions = &topic.partitions;
@@ -27,9 +30,13 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
         let behind: usize = partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
         let leaderless = partitions.iter().filter(|p| p.leader.is_none()).count();
         // An upper bound: offsets need not be dense.
-        let messages: u64 = partitions.iter().map(|p| p.high - p.low).sum();
-        let low: u64 = partitions.iter().map(|p| p.low).sum();
-        let high: u64 = partitions.iter().map(|p| p.high).sum();
+        let messages = total(partitions.iter().map(PartitionInfo::offsets));
+        let low = total(partitions.iter().map(|p| p.low));
+        let high = total(partitions.iter().map(|p| p.high));
+        let setting = |name| match &topic.settings {
+            Some(settings) => maybe(settings.get(name)),
+            None => text("hidden"),
+        };
         listing.push([
             text(&topic.name),
             partitions.len().into(),
@@ -39,13 +46,15 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
             messages.into(),
             low.into(),
             high.into(),
+            setting("cleanup.policy"),
+            setting("retention.ms"),
         ]);
     }
     Ok(listing)
 }
 
-/// How far groups are behind, a row for each partition, or one for each group and topic if they are added up. A
-/// partition without a commit has no lag.
+/// Returns the lag of groups, a row for each partition, or one for each group and topic if they are added up. A
+/// partition without a commit has no lag. A group that is hidden, or that cannot be described, has a row without members.
 ///
 /// # Errors
 /// Of the bus.
@@ -62,9 +71,15 @@ pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: boo
             GroupState::Empty => "empty",
             GroupState::Rebalancing => "rebalancing",
             GroupState::Stable => "stable",
+            GroupState::NotDescribed => "not described",
+            GroupState::Hidden => "hidden",
             _ => "unknown",
         };
-        let of_group = || [text(&group.id), text(state), group.members.len().into()];
+        let members = group.is_described().then_some(group.members.len());
+        let of_group = || [text(&group.id), text(state), members.map_or(Value::Null, Into::into)];
+        if !group.is_described() && group.partitions.is_empty() {
+            listing.push(of_group());
+        }
         if each_partition {
             for p in &group.partitions {
                 let [id, state, members] = of_group();
@@ -85,12 +100,17 @@ pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: boo
         for part in group.partitions.chunk_by(|one, other| one.partition.topic == other.partition.topic) {
             let [id, state, members] = of_group();
             let without = part.iter().filter(|p| p.committed.is_none()).count();
-            let lag: u64 = part.iter().filter_map(|p| p.lag).sum();
+            let lag = total(part.iter().filter_map(|p| p.lag));
             let topic = text(&part[0].partition.topic);
             listing.push([id, state, members, topic, part.len().into(), without.into(), lag.into()]);
         }
     }
     Ok(listing)
+}
+
+/// The sum of offsets, which another tenant can set to any number.
+fn total(offsets: impl Iterator<Item = u64>) -> u64 {
+    offsets.fold(0, u64::saturating_add)
 }
 
 fn or_null(number: Option<u64>) -> Value {
