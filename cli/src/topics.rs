@@ -1,6 +1,6 @@
 //! `qi topics` and `qi lag`: what is on the bus, and how far groups are behind.
 
-use qi_core::bus::{GroupId, GroupQuery, GroupState, MessageBus, PartitionInfo};
+use qi_core::bus::{GroupId, GroupInfo, GroupQuery, GroupState, MessageBus, PartitionInfo, TopicInfo};
 use qi_core::{Result, Selection};
 use serde_json::Value;
 
@@ -12,6 +12,10 @@ use crate::output::{Listing, maybe, text};
 /// # Errors
 /// Of the bus.
 pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
+    Ok(topic_rows(&bus.topics().await?))
+}
+
+fn topic_rows(topics: &[TopicInfo]) -> Listing {
     let mut listing = Listing::new([
         "topic",
         "partitions",
@@ -24,7 +28,7 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
         "cleanup.policy",
         "retention.ms",
     ]);
-    for topic in bus.topics().await? {
+    for topic in topics {
         let partitions = &topic.partitions;
         let replicas = partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(0);
         let behind: usize = partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
@@ -50,7 +54,7 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
             setting("retention.ms"),
         ]);
     }
-    Ok(listing)
+    listing
 }
 
 /// Returns the lag of groups, a row for each partition, or one for each group and topic if they are added up. A
@@ -60,13 +64,16 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
 /// Of the bus.
 pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: bool) -> Result<Listing> {
     let selection = if groups.is_empty() { Selection::All } else { Selection::these(groups)? };
-    let found = bus.groups(&GroupQuery::new(selection)).await?;
+    Ok(lag_rows(&bus.groups(&GroupQuery::new(selection)).await?, each_partition))
+}
+
+fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
     let mut listing = if each_partition {
         Listing::new(["group", "state", "members", "topic", "partition", "committed", "end", "lag"])
     } else {
         Listing::new(["group", "state", "members", "topic", "partitions", "without commit", "lag"])
     };
-    for group in &found {
+    for group in groups {
         let state = match group.state {
             GroupState::Empty => "empty",
             GroupState::Rebalancing => "rebalancing",
@@ -105,7 +112,7 @@ pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: boo
             listing.push([id, state, members, topic, part.len().into(), without.into(), lag.into()]);
         }
     }
-    Ok(listing)
+    listing
 }
 
 /// The sum of offsets, which another tenant can set to any number.
@@ -115,4 +122,54 @@ fn total(offsets: impl Iterator<Item = u64>) -> u64 {
 
 fn or_null(number: Option<u64>) -> Value {
     number.map_or(Value::Null, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::bus::{GroupPartition, TopicName, TopicPartition};
+
+    use super::*;
+
+    fn topic() -> TopicName {
+        TopicName::new("t").unwrap()
+    }
+
+    #[test]
+    fn offsets_of_two_answers_never_wrap() {
+        let partitions = vec![PartitionInfo::new(0, 9, 4), PartitionInfo::new(1, 2, 5)];
+        let listing = topic_rows(&[TopicInfo::new(topic(), partitions)]);
+        let row = &listing.rows()[0];
+        assert_eq!((&row[5], &row[6], &row[7]), (&3.into(), &11.into(), &9.into()));
+        let partitions = vec![PartitionInfo::new(0, 0, u64::MAX); 2];
+        let listing = topic_rows(&[TopicInfo::new(topic(), partitions)]);
+        assert_eq!(listing.rows()[0][5], u64::MAX);
+    }
+
+    #[test]
+    fn settings_are_shown_or_hidden() {
+        let info = TopicInfo::new(topic(), Vec::new());
+        let settings = [("cleanup.policy".to_owned(), "compact".to_owned())].into();
+        let listing = topic_rows(&[info.clone(), info.with_settings(settings)]);
+        assert_eq!(listing.rows()[0][8..], ["hidden", "hidden"]);
+        assert_eq!(listing.rows()[1][8..], [text("compact"), Value::Null]);
+    }
+
+    #[test]
+    fn groups_that_are_not_described_have_a_row() {
+        let row = GroupPartition::new(TopicPartition::new(topic(), 0), Some(4), 9);
+        let group = |id: &str, state, rows| GroupInfo::new(id.parse().unwrap(), state, Vec::new(), rows);
+        let groups = [
+            group("a", GroupState::Hidden, vec![]),
+            group("b", GroupState::NotDescribed, vec![row]),
+            group("c", GroupState::Empty, vec![]),
+        ];
+        for each_partition in [false, true] {
+            let listing = lag_rows(&groups, each_partition);
+            let rows = listing.rows();
+            assert_eq!(rows.len(), 2, "{rows:?}");
+            assert_eq!(rows[0][..4], [text("a"), text("hidden"), Value::Null, Value::Null]);
+            assert_eq!(rows[1][..4], [text("b"), text("not described"), Value::Null, text("t")]);
+            assert_eq!(rows[1].last(), Some(&5.into()));
+        }
+    }
 }
