@@ -18,6 +18,9 @@ use qi_core::bus::{
     TopicName, TopicPartition, TopicSpec, TopicState, partition_for_key,
 };
 use qi_core::{ErrorKind, Selection, Timestamp};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{BaseProducer, Producer as _};
+use rdkafka::{Offset, TopicPartitionList};
 use redpanda_rig::Brokers;
 use redpanda_rig::tools::{table, tool, tool_trial};
 use servers::{Spare, namespace, spare_trial};
@@ -35,6 +38,7 @@ fn main() {
         tool_trial(&brokers, "groups_are_as_kafkas_tools_see_them", groups),
         tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
         spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_not_described", consumer_protocol),
+        tool_trial(&brokers, "an_open_transaction_of_a_group_holds_up_no_question", open_transaction),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -508,6 +512,41 @@ async fn commits_set_there(brokers: Brokers) {
         let printed: BTreeSet<_> = printed.lines().filter(|line| line.starts_with("Offset:")).collect();
         assert_eq!(printed, BTreeSet::from(["Offset:9\t18", "Offset:9\t19"]));
         assert_same_group(&brokers, &group_of(&*bus, &group).await, "Empty").await;
+        delete_group(&brokers, &group).await;
+    })
+    .await;
+}
+
+async fn open_transaction(brokers: Brokers) {
+    with_topic(&brokers, 1, async |bus, topic| {
+        let group = GroupId::new(topic.as_str()).unwrap();
+        bus.send(&[Message::new(topic.clone(), "x"), Message::new(topic.clone(), "y")]).await.unwrap();
+        let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let upto: Positions = [(TopicPartition::new(topic.clone(), 0), 1)].into_iter().collect();
+        drain(&mut *sub, 2).await;
+        sub.commit(&upto).await.unwrap();
+        sub.close().await.unwrap();
+        let (mut client, name) = (brokers.client(), topic.clone());
+        let producer = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.set("group.id", name.as_str()).create().unwrap();
+            client.remove("group.id");
+            let producer: BaseProducer = client.set("transactional.id", name.as_str()).create().unwrap();
+            producer.init_transactions(20 * SECOND).unwrap();
+            producer.begin_transaction().unwrap();
+            let mut offsets = TopicPartitionList::new();
+            offsets.add_partition_offset(name.as_str(), 0, Offset::Offset(2)).unwrap();
+            let group = consumer.group_metadata().unwrap();
+            producer.send_offsets_to_transaction(&offsets, &group, 20 * SECOND).unwrap();
+            producer
+        });
+        let producer = producer.await.unwrap();
+        let committed = async || group_of(&*bus, &group).await.partitions[0].committed;
+        assert_eq!(committed().await, Some(1));
+        tokio::task::spawn_blocking(move || producer.commit_transaction(20 * SECOND).unwrap()).await.unwrap();
+        let deadline = tokio::time::Instant::now() + 20 * SECOND;
+        while committed().await != Some(2) {
+            assert!(tokio::time::Instant::now() < deadline, "the commit of the transaction is not seen");
+        }
         delete_group(&brokers, &group).await;
     })
     .await;
