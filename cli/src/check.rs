@@ -130,7 +130,8 @@ impl Findings {
         let mut wrong = Vec::new();
         for spec in &specs {
             match found.iter().find(|topic| topic.name == spec.name) {
-                None => wrong.push(format!("{} is missing; `qi migrate` makes it", spec.name)),
+                None => wrong
+                    .push(format!("{} is missing or may not be described; `qi migrate` makes it", spec.name)),
                 Some(topic) if topic.partitions.len() != spec.partitions as usize => {
                     let (has, wanted) = (topic.partitions.len(), spec.partitions);
                     wrong.push(format!("{} has {has} partitions, not {wanted}", spec.name));

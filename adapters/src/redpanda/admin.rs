@@ -175,17 +175,12 @@ impl Office<'_> {
                 Ok(answer) => answer,
                 // Deleted meanwhile.
                 Err(Code::UnknownTopicOrPartition) => continue,
-                Err(code) => {
-                    let error = error::by_code(code, operation).with_context("topic", name);
-                    if !matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) {
-                        return Err(error);
-                    }
-                    found.insert(name.clone(), None);
-                    continue;
-                }
+                Err(code) => return Err(error::by_code(code, operation).with_context("topic", name)),
             };
             let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
-            found.insert(name.clone(), Some(entries.collect()));
+            let entries: BTreeMap<_, _> = entries.collect();
+            // The driver drops the error of a topic whose settings may not be read. A topic always has settings.
+            found.insert(name.clone(), (!entries.is_empty()).then_some(entries));
         }
         Ok(found)
     }
