@@ -18,6 +18,9 @@ use qi_core::bus::{
     TopicName, TopicPartition, TopicSpec, TopicState, partition_for_key,
 };
 use qi_core::{ErrorKind, Selection, Timestamp};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{BaseProducer, Producer as _};
+use rdkafka::{Offset, TopicPartitionList};
 use redpanda_rig::Brokers;
 use redpanda_rig::tools::{table, tool, tool_trial};
 use servers::{Spare, namespace, spare_trial};
@@ -34,7 +37,8 @@ fn main() {
         tool_trial(&brokers, "a_topic_that_kafkas_tool_made_is_known_and_compared", topic_made_there),
         tool_trial(&brokers, "groups_are_as_kafkas_tools_see_them", groups),
         tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
-        spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_unsupported", consumer_protocol),
+        spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_not_described", consumer_protocol),
+        tool_trial(&brokers, "an_open_transaction_of_a_group_holds_up_no_question", open_transaction),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -301,7 +305,7 @@ async fn assert_same_topic(brokers: &Brokers, info: &TopicInfo) {
     let ours: BTreeMap<_, _> =
         partitions.map(|p| (p.id, (p.leader.unwrap(), p.replicas.clone(), p.in_sync.clone()))).collect();
     assert_eq!(ours, partitions_there(brokers, &info.name).await);
-    assert_eq!(info.settings, settings_there(brokers, &info.name).await);
+    assert_eq!(info.settings, Some(settings_there(brokers, &info.name).await));
     for (time, ours) in [("-2", edges(info, |p| p.low)), ("-1", edges(info, |p| p.high))] {
         assert_eq!(ours, offsets_there(brokers, &info.name, time).await, "offsets at {time}");
     }
@@ -332,7 +336,8 @@ async fn topics(brokers: Brokers) {
         ("max.message.bytes", "123456"),
         ("segment.bytes", "2097152"),
     ] {
-        assert_eq!(info.settings.get(name).map(String::as_str), Some(value));
+        let settings = info.settings.as_ref().unwrap();
+        assert_eq!(settings.get(name).map(String::as_str), Some(value));
     }
     assert_eq!(info.partitions.iter().map(|p| p.high).sum::<u64>(), 40);
     bus.delete_topics(std::slice::from_ref(&topic)).await.unwrap();
@@ -354,8 +359,11 @@ async fn topic_made_there(brokers: Brokers) {
     for spec in [day, two_days, more] {
         outcomes.push(bus.create_topics(&[spec]).await.unwrap().pop().unwrap().result);
     }
-    assert_eq!(outcomes[0].as_ref().unwrap(), &TopicState::Existed { differs: vec![] });
-    let TopicState::Existed { differs } = outcomes[1].as_ref().unwrap() else { panic!("{outcomes:?}") };
+    assert_eq!(
+        outcomes[0].as_ref().unwrap(),
+        &TopicState::Existed { differs: vec![], settings_hidden: false }
+    );
+    let TopicState::Existed { differs, .. } = outcomes[1].as_ref().unwrap() else { panic!("{outcomes:?}") };
     let differs: Vec<_> = differs.iter().map(|d| (&*d.name, &*d.wanted, &*d.found)).collect();
     assert_eq!(differs, [("retention.ms", "172800000", "86400000")]);
     assert_eq!(outcomes[2].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
@@ -509,6 +517,41 @@ async fn commits_set_there(brokers: Brokers) {
     .await;
 }
 
+async fn open_transaction(brokers: Brokers) {
+    with_topic(&brokers, 1, async |bus, topic| {
+        let group = GroupId::new(topic.as_str()).unwrap();
+        bus.send(&[Message::new(topic.clone(), "x"), Message::new(topic.clone(), "y")]).await.unwrap();
+        let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let upto: Positions = [(TopicPartition::new(topic.clone(), 0), 1)].into_iter().collect();
+        drain(&mut *sub, 2).await;
+        sub.commit(&upto).await.unwrap();
+        sub.close().await.unwrap();
+        let (mut client, name) = (brokers.client(), topic.clone());
+        let producer = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.set("group.id", name.as_str()).create().unwrap();
+            client.remove("group.id");
+            let producer: BaseProducer = client.set("transactional.id", name.as_str()).create().unwrap();
+            producer.init_transactions(20 * SECOND).unwrap();
+            producer.begin_transaction().unwrap();
+            let mut offsets = TopicPartitionList::new();
+            offsets.add_partition_offset(name.as_str(), 0, Offset::Offset(2)).unwrap();
+            let group = consumer.group_metadata().unwrap();
+            producer.send_offsets_to_transaction(&offsets, &group, 20 * SECOND).unwrap();
+            producer
+        });
+        let producer = producer.await.unwrap();
+        let committed = async || group_of(&*bus, &group).await.partitions[0].committed;
+        assert_eq!(committed().await, Some(1));
+        tokio::task::spawn_blocking(move || producer.commit_transaction(20 * SECOND).unwrap()).await.unwrap();
+        let deadline = tokio::time::Instant::now() + 20 * SECOND;
+        while committed().await != Some(2) {
+            assert!(tokio::time::Instant::now() < deadline, "the commit of the transaction is not seen");
+        }
+        delete_group(&brokers, &group).await;
+    })
+    .await;
+}
+
 async fn consumer_protocol(brokers: Brokers, spare: Spare) {
     with_topic(&brokers, 2, async |bus, topic| {
         let group = GroupId::new(topic.as_str()).unwrap();
@@ -530,29 +573,38 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
             let query = GroupQuery::one(silent.clone());
             let deadline = tokio::time::Instant::now() + 20 * SECOND;
             loop {
-                match bus.groups(&query).await {
-                    Err(error) => {
-                        break assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
-                    }
-                    Ok(none) => assert!(none.is_empty(), "{none:?}"),
+                if let Some(info) = bus.groups(&query).await.unwrap().pop() {
+                    assert_eq!(
+                        (info.state, info.partitions.len()),
+                        (GroupState::NotDescribed, 0),
+                        "{info:?}"
+                    );
+                    break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "a group with a member is called unknown");
                 tokio::time::sleep(SECOND / 5).await;
             }
         };
         tokio::join!(tool(&brokers, "consumer.ConsoleConsumer", &options, ""), asking);
+        // A group of the classic protocol beside it, and a share group.
+        let ours = GroupId::new(format!("{topic}-ours")).unwrap();
+        let mut sub = bus.subscribe(Subscribe::new(ours.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let options = format!("--topic {topic} --timeout-ms 5000 --group {topic}-share");
+        tool(&brokers, "consumer.ConsoleShareConsumer", &options, "").await;
         let one = GroupQuery::one(group.clone());
         let all = GroupQuery::new(Selection::All);
-        for query in [one, all] {
-            let error = bus.groups(&query).await.unwrap_err();
-            assert_eq!(
-                (error.kind(), error.code()),
-                (ErrorKind::Unsupported, "bus.redpanda.group.consumer_protocol"),
-                "{}",
-                error.report()
-            );
-            assert_eq!(error.context_value("group"), Some(group.as_str()));
+        for query in [&one, &one, &all] {
+            let found = bus.groups(query).await.unwrap();
+            let info = found.iter().find(|info| info.id == group).unwrap();
+            assert_eq!((info.state, info.members.len(), info.lag()), (GroupState::NotDescribed, 0, None));
+            let rows: Vec<_> = info.partitions.iter().map(|p| (p.committed == Some(p.end), p.lag)).collect();
+            assert_eq!(rows, [(true, Some(0)); 2], "{info:?}");
         }
+        let found = bus.groups(&all).await.unwrap();
+        let states: BTreeMap<_, _> = found.iter().map(|info| (info.id.as_str(), info.state)).collect();
+        assert_eq!(states.get(ours.as_str()), Some(&GroupState::Stable), "{states:?}");
+        assert_eq!(states.get(silent.as_str()), Some(&GroupState::NotDescribed), "{states:?}");
+        sub.close().await.unwrap();
     })
     .await;
     drop(spare);

@@ -1,9 +1,10 @@
 //! `qi check`: does each backend answer, in which version, how fast, and what is missing.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::{GroupQuery, TopicCatalogue};
+use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
 use qi_core::store::{DeleteQuery, InstrumentDataset, InstrumentQuery, LatestQuery};
 use qi_core::{
     Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection, TimeRange,
@@ -117,11 +118,7 @@ impl Findings {
         });
         self.note(target, "cluster", cluster.map_err(|e| e.report()));
         let groups = bus.groups(&GroupQuery::new(Selection::All)).await;
-        self.note(
-            target,
-            "groups",
-            groups.map(|all| Some(format!("{} groups", all.len()))).map_err(|e| e.report()),
-        );
+        self.note(target, "groups", groups.map(|all| Some(counted_groups(&all))).map_err(|e| e.report()));
         let found = match bus.topics().await {
             Ok(found) => found,
             Err(error) => return self.note(target, "topics", Err(error.report())),
@@ -133,7 +130,8 @@ impl Findings {
         let mut wrong = Vec::new();
         for spec in &specs {
             match found.iter().find(|topic| topic.name == spec.name) {
-                None => wrong.push(format!("{} is missing; `qi migrate` makes it", spec.name)),
+                None => wrong
+                    .push(format!("{} is missing or may not be described; `qi migrate` makes it", spec.name)),
                 Some(topic) if topic.partitions.len() != spec.partitions as usize => {
                     let (has, wanted) = (topic.partitions.len(), spec.partitions);
                     wrong.push(format!("{} has {has} partitions, not {wanted}", spec.name));
@@ -146,7 +144,11 @@ impl Findings {
                 }
             }
         }
-        let there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        let mut there = format!("{} of the catalogue, {} in all", specs.len() - wrong.len(), found.len());
+        let hidden = found.iter().filter(|topic| topic.settings.is_none()).count();
+        if hidden > 0 {
+            let _ = write!(there, ", settings of {hidden} hidden");
+        }
         self.note(target, "topics", Ok(Some(there)));
         for why in wrong {
             self.note(target, "topic", Err(why));
@@ -166,6 +168,18 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
     };
     let mine = DeleteQuery::Ticks(Selection::one(instrument), TimeRange::ALL);
     Ok((found, store.delete_range(&mine).await))
+}
+
+/// The number of groups, and of those that cannot be described. Such groups belong to others and are no fault here.
+fn counted_groups(groups: &[GroupInfo]) -> String {
+    let mut counted = format!("{} groups", groups.len());
+    for (state, word) in [(GroupState::NotDescribed, "not described"), (GroupState::Hidden, "hidden")] {
+        let count = groups.iter().filter(|group| group.state == state).count();
+        if count > 0 {
+            let _ = write!(counted, ", {count} {word}");
+        }
+    }
+    counted
 }
 
 /// Some pings, and the median of what they took in words.

@@ -1,16 +1,21 @@
 //! `qi topics` and `qi lag`: what is on the bus, and how far groups are behind.
 
-use qi_core::bus::{GroupId, GroupQuery, GroupState, MessageBus};
+use qi_core::bus::{GroupId, GroupInfo, GroupQuery, GroupState, MessageBus, PartitionInfo, TopicInfo};
 use qi_core::{Result, Selection};
 use serde_json::Value;
 
-use crate::output::{Listing, text};
+use crate::output::{Listing, maybe, text};
 
-/// Every topic with its partitions, copies and messages.
+/// Returns every topic with its partitions, copies, messages and two of its settings. The settings of a topic that the
+/// principal may not read are `hidden`.
 ///
 /// # Errors
 /// Of the bus.
 pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
+    Ok(topic_rows(&bus.topics().await?))
+}
+
+fn topic_rows(topics: &[TopicInfo]) -> Listing {
     let mut listing = Listing::new([
         "topic",
         "partitions",
@@ -20,16 +25,22 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
         "messages",
         "low",
         "high",
+        "cleanup.policy",
+        "retention.ms",
     ]);
-    for topic in bus.topics().await? {
+    for topic in topics {
         let partitions = &topic.partitions;
         let replicas = partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(0);
         let behind: usize = partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
         let leaderless = partitions.iter().filter(|p| p.leader.is_none()).count();
         // An upper bound: offsets need not be dense.
-        let messages: u64 = partitions.iter().map(|p| p.high - p.low).sum();
-        let low: u64 = partitions.iter().map(|p| p.low).sum();
-        let high: u64 = partitions.iter().map(|p| p.high).sum();
+        let messages = total(partitions.iter().map(PartitionInfo::offsets));
+        let low = total(partitions.iter().map(|p| p.low));
+        let high = total(partitions.iter().map(|p| p.high));
+        let setting = |name| match &topic.settings {
+            Some(settings) => maybe(settings.get(name)),
+            None => text("hidden"),
+        };
         listing.push([
             text(&topic.name),
             partitions.len().into(),
@@ -39,32 +50,43 @@ pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
             messages.into(),
             low.into(),
             high.into(),
+            setting("cleanup.policy"),
+            setting("retention.ms"),
         ]);
     }
-    Ok(listing)
+    listing
 }
 
-/// How far groups are behind, a row for each partition, or one for each group and topic if they are added up. A
-/// partition without a commit has no lag.
+/// Returns the lag of groups, a row for each partition, or one for each group and topic if they are added up. A
+/// partition without a commit has no lag. A group that is hidden, or that cannot be described, has a row without members.
 ///
 /// # Errors
 /// Of the bus.
 pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: bool) -> Result<Listing> {
     let selection = if groups.is_empty() { Selection::All } else { Selection::these(groups)? };
-    let found = bus.groups(&GroupQuery::new(selection)).await?;
+    Ok(lag_rows(&bus.groups(&GroupQuery::new(selection)).await?, each_partition))
+}
+
+fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
     let mut listing = if each_partition {
         Listing::new(["group", "state", "members", "topic", "partition", "committed", "end", "lag"])
     } else {
         Listing::new(["group", "state", "members", "topic", "partitions", "without commit", "lag"])
     };
-    for group in &found {
+    for group in groups {
         let state = match group.state {
             GroupState::Empty => "empty",
             GroupState::Rebalancing => "rebalancing",
             GroupState::Stable => "stable",
+            GroupState::NotDescribed => "not described",
+            GroupState::Hidden => "hidden",
             _ => "unknown",
         };
-        let of_group = || [text(&group.id), text(state), group.members.len().into()];
+        let members = group.is_described().then_some(group.members.len());
+        let of_group = || [text(&group.id), text(state), members.map_or(Value::Null, Into::into)];
+        if !group.is_described() && group.partitions.is_empty() {
+            listing.push(of_group());
+        }
         if each_partition {
             for p in &group.partitions {
                 let [id, state, members] = of_group();
@@ -85,14 +107,69 @@ pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: boo
         for part in group.partitions.chunk_by(|one, other| one.partition.topic == other.partition.topic) {
             let [id, state, members] = of_group();
             let without = part.iter().filter(|p| p.committed.is_none()).count();
-            let lag: u64 = part.iter().filter_map(|p| p.lag).sum();
+            let lag = total(part.iter().filter_map(|p| p.lag));
             let topic = text(&part[0].partition.topic);
             listing.push([id, state, members, topic, part.len().into(), without.into(), lag.into()]);
         }
     }
-    Ok(listing)
+    listing
+}
+
+/// The sum of offsets, which another tenant can set to any number.
+fn total(offsets: impl Iterator<Item = u64>) -> u64 {
+    offsets.fold(0, u64::saturating_add)
 }
 
 fn or_null(number: Option<u64>) -> Value {
     number.map_or(Value::Null, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::bus::{GroupPartition, TopicName, TopicPartition};
+
+    use super::*;
+
+    fn topic() -> TopicName {
+        TopicName::new("t").unwrap()
+    }
+
+    #[test]
+    fn offsets_of_two_answers_never_wrap() {
+        let partitions = vec![PartitionInfo::new(0, 9, 4), PartitionInfo::new(1, 2, 5)];
+        let listing = topic_rows(&[TopicInfo::new(topic(), partitions)]);
+        let row = &listing.rows()[0];
+        assert_eq!((&row[5], &row[6], &row[7]), (&3.into(), &11.into(), &9.into()));
+        let partitions = vec![PartitionInfo::new(0, 0, u64::MAX); 2];
+        let listing = topic_rows(&[TopicInfo::new(topic(), partitions)]);
+        assert_eq!(listing.rows()[0][5], u64::MAX);
+    }
+
+    #[test]
+    fn settings_are_shown_or_hidden() {
+        let info = TopicInfo::new(topic(), Vec::new());
+        let settings = [("cleanup.policy".to_owned(), "compact".to_owned())].into();
+        let listing = topic_rows(&[info.clone(), info.with_settings(settings)]);
+        assert_eq!(listing.rows()[0][8..], ["hidden", "hidden"]);
+        assert_eq!(listing.rows()[1][8..], [text("compact"), Value::Null]);
+    }
+
+    #[test]
+    fn groups_that_are_not_described_have_a_row() {
+        let row = GroupPartition::new(TopicPartition::new(topic(), 0), Some(4), 9);
+        let group = |id: &str, state, rows| GroupInfo::new(id.parse().unwrap(), state, Vec::new(), rows);
+        let groups = [
+            group("a", GroupState::Hidden, vec![]),
+            group("b", GroupState::NotDescribed, vec![row]),
+            group("c", GroupState::Empty, vec![]),
+        ];
+        for each_partition in [false, true] {
+            let listing = lag_rows(&groups, each_partition);
+            let rows = listing.rows();
+            assert_eq!(rows.len(), 2, "{rows:?}");
+            assert_eq!(rows[0][..4], [text("a"), text("hidden"), Value::Null, Value::Null]);
+            assert_eq!(rows[1][..4], [text("b"), text("not described"), Value::Null, text("t")]);
+            assert_eq!(rows[1].last(), Some(&5.into()));
+        }
+    }
 }

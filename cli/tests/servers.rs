@@ -39,6 +39,9 @@ fn main() -> ExitCode {
         let name = format!("redpanda_to_{to}::a_replay_stores_every_record_once");
         trials.push(presence::trial(name, backend, words, move || replay(to)));
     }
+    let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
+    let name = "redpanda::a_principal_with_few_rights_checks_lists_and_replays";
+    trials.push(presence::trial(name.to_owned(), "redpanda", words, few_rights));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -165,6 +168,158 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     } else {
         Err(format!("{stored} are stored").into())
     }
+}
+
+/// A broker by `scripts/backends`, which lets in a user with a password. Dropping it removes it.
+struct Guarded {
+    name: String,
+    /// The address of the administrator.
+    plain: String,
+    /// The address of the user.
+    guarded: String,
+}
+
+const PASSWORD: &str = "a-secret-of-this-test";
+
+impl Guarded {
+    /// None if this machine can start no broker.
+    fn start() -> Result<Option<Self>, Failed> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let folder = tempfile::tempdir()?;
+        let settings = folder.path().join("settings");
+        let text = format!(
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PASSWORD:SASL_PLAINTEXT\n\
+             sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.password.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_app=\"{PASSWORD}\";\n\
+             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:ANONYMOUS\n"
+        );
+        std::fs::write(&settings, text)?;
+        let mut broker = Self {
+            name: format!("cli-rights-{}", std::process::id()),
+            plain: String::new(),
+            guarded: format!("127.0.0.1:{port}"),
+        };
+        let listener = format!("PASSWORD://{}", broker.guarded);
+        let words = ["spare", "redpanda", &broker.name, "start", &listener, &settings.display().to_string()];
+        let out = script(&words)?;
+        if out.status.code() == Some(3) {
+            return Ok(None);
+        }
+        broker.plain = printed(&out)?.trim().to_owned();
+        Ok(Some(broker))
+    }
+
+    fn tool(&self, class: &str, words: &str) -> Result<String, Failed> {
+        let words = ["kafka-tool", class, "--bootstrap-server", &self.plain]
+            .into_iter()
+            .chain(words.split_whitespace())
+            .collect::<Vec<_>>();
+        printed(&script(&words)?)
+    }
+
+    fn qi(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+        let variables = [
+            ("BACKEND", "redpanda"),
+            ("REDPANDA__BROKERS", &self.guarded),
+            ("REDPANDA__SASL__MECHANISM", "plain"),
+            ("REDPANDA__SASL__USERNAME", "app"),
+            ("REDPANDA__SASL__PASSWORD", PASSWORD),
+        ];
+        for (key, value) in variables {
+            command.env(format!("QI__BUS__{key}"), value);
+        }
+        command.env_remove("RUST_LOG").env("QI__STORE__AUTO_SCHEMA", "true").args(arguments);
+        command
+    }
+
+    /// Runs `qi` until it says what is expected, because rights reach the broker after they were set.
+    fn expect(&self, arguments: &[&str], wanted: &[&str]) -> Result<(), Failed> {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let out = self.qi(arguments).output()?;
+            let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+            let missing = wanted.iter().find(|words| !said.contains(**words));
+            if out.status.code() == Some(0) && missing.is_none() {
+                return Ok(());
+            }
+            if std::time::Instant::now() >= deadline {
+                return Err(format!("{arguments:?}: {}, without {missing:?}: {said}", out.status).into());
+            }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = script(&["spare", "redpanda", &self.name, "remove"]);
+    }
+}
+
+fn script(words: &[&str]) -> Result<std::process::Output, Failed> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
+    Ok(Command::new(path).args(words).stdin(Stdio::null()).output()?)
+}
+
+fn printed(out: &std::process::Output) -> Result<String, Failed> {
+    if out.status.success() {
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&out.stderr).into_owned().into())
+    }
+}
+
+/// Every command that needs no right to create, on a cluster with topics and groups of others.
+fn few_rights() -> Result<Completion, Failed> {
+    let Some(broker) = Guarded::start()? else {
+        return presence::absent("redpanda", "this machine can start no broker".to_owned());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let variables = [("QI__BUS__BACKEND", "redpanda"), ("QI__BUS__REDPANDA__BROKERS", &broker.plain)];
+        let variables = variables.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = Config::builder().variables(variables.to_vec()).build()?;
+        let bus = config.open_bus().await?;
+        bus.create_catalogue(&config.catalogue()?).await?;
+        bus.create_topics(&[TopicSpec::new(TopicName::new("other-team")?, 1)?]).await?.remove(0).result?;
+        bus.send_records(&distinct(100)?, None).await?;
+        bus.close().await?;
+        Ok::<_, Failed>(())
+    })?;
+    let consume = "--topic crypto-prices --from-beginning --max-messages 1 --timeout-ms 15000 --group modern \
+                   --command-property group.protocol=consumer";
+    broker.tool("consumer.ConsoleConsumer", consume)?;
+    let allow = |what: &str| broker.tool("AclCommand", &format!("--add --allow-principal User:app {what}"));
+    allow(
+        "--resource-pattern-type prefixed --topic crypto- --topic market- --operation Describe \
+         --operation DescribeConfigs --operation Read --operation Write",
+    )?;
+    allow("--resource-pattern-type prefixed --group qi-reader- --operation Describe --operation Read")?;
+    let replay = ["replay", "--topic", "crypto-prices", "--since", "2000-01-01T00:00:00Z"];
+    broker.expect(&["migrate"], &["topic crypto-prices", "there"])?;
+    broker.expect(&replay, &["100 records stored"])?;
+    broker.expect(&["check"], &["0 groups", "8 of the catalogue, 8 in all"])?;
+    // A visible topic of others with hidden settings, and groups that are listed and may not be described.
+    allow("--topic other-team --operation Describe")?;
+    broker.expect(&["topics"], &["other-team", "hidden"])?;
+    allow("--cluster --operation Describe")?;
+    broker.expect(&["lag"], &["modern", "hidden"])?;
+    broker.expect(&["check"], &["1 hidden", "9 in all, settings of 1 hidden"])?;
+    broker.expect(&replay, &["100 records stored"])?;
+    // A group of the consumer protocol.
+    allow("--group modern --operation Describe")?;
+    broker.expect(&["lag"], &["modern", "not described", "crypto-prices"])?;
+    broker.expect(&["lag", "--group", "modern", "--partitions"], &["not described", "crypto-prices"])?;
+    broker.expect(&["check"], &["1 not described"])?;
+    // Settings that were visible and are not any more.
+    let remove = "--remove --force --allow-principal User:app --resource-pattern-type prefixed --topic crypto- \
+                  --operation DescribeConfigs";
+    broker.tool("AclCommand", remove)?;
+    broker.expect(&["migrate"], &["there; settings hidden"])?;
+    broker.expect(&replay, &["100 records stored"])?;
+    Ok(Completion::Completed)
 }
 
 fn copy(from: &str, to: &str) -> Result<Completion, Failed> {

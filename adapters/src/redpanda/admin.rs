@@ -8,7 +8,7 @@ use qi_core::bus::{
     BusStatus, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome, TopicPartition,
     TopicSpec, TopicState,
 };
-use qi_core::{Error, Result};
+use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -68,8 +68,21 @@ impl Office<'_> {
     pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         // One request may name a topic once.
         let mut first: HashMap<&TopicName, usize> = HashMap::new();
-        let asked: Vec<_> =
+        let mut asked: Vec<_> =
             specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
+        // Existing topics are not part of the request, because a principal without the right to create topics is
+        // refused for them, too.
+        let mut answered = HashMap::new();
+        for (at, spec) in &asked {
+            match self.compare(spec).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // The principal may create a topic that it may not describe.
+                Err(error) if error.kind() == ErrorKind::Unauthorized => {}
+                Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
+                answer => drop(answered.insert(*at, answer)),
+            }
+        }
+        asked.retain(|(at, _)| !answered.contains_key(at));
         let texts: Vec<_> = asked.iter().map(|(_, spec)| settings_of(spec)).collect();
         let new = asked.iter().zip(&texts).map(|((_, spec), settings)| new_topic(spec, settings));
         let new: Vec<_> = new.collect();
@@ -79,7 +92,6 @@ impl Office<'_> {
             let answers = self.admin.create_topics(&new, &self.options()).await;
             answers.map_err(|e| self.failed(e, "create_topics"))?
         };
-        let mut created = HashMap::new();
         for ((at, spec), answer) in asked.iter().zip(answers) {
             let answer = match answer {
                 Ok(_) => self.appears(&spec.name).await.map(|()| TopicState::Created),
@@ -88,11 +100,11 @@ impl Office<'_> {
                     Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
                 }
             };
-            created.insert(*at, answer);
+            answered.insert(*at, answer);
         }
         let mut outcomes = Vec::with_capacity(specs.len());
         for (at, spec) in specs.iter().enumerate() {
-            let result = match created.remove(&at) {
+            let result = match answered.remove(&at) {
                 Some(answer) => answer,
                 None => self.compare(spec).await,
             };
@@ -110,11 +122,12 @@ impl Office<'_> {
                 Ok(admin.inner().fetch_metadata(Some(name.as_str()), limit))
             });
             let led = found.await?.is_ok_and(|found| {
-                found.topics().iter().any(|found| {
-                    found.name() == topic.as_str()
-                        && found.error().is_none()
-                        && !found.partitions().is_empty()
-                        && found.partitions().iter().all(|p| p.leader() >= 0)
+                found.topics().iter().filter(|found| found.name() == topic.as_str()).any(|found| {
+                    let hidden =
+                        found.error().is_some_and(|e| Code::from(e) == Code::TopicAuthorizationFailed);
+                    let led =
+                        !found.partitions().is_empty() && found.partitions().iter().all(|p| p.leader() >= 0);
+                    hidden || (found.error().is_none() && led)
                 })
             });
             if led || Instant::now() >= deadline {
@@ -131,20 +144,25 @@ impl Office<'_> {
         if found != spec.partitions {
             return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
         }
-        let settings = self.settings("create_topics", std::slice::from_ref(&spec.name)).await?;
-        let settings = settings.get(&spec.name).cloned().unwrap_or_default();
+        let mut settings = self.settings("create_topics", std::slice::from_ref(&spec.name)).await?;
+        let settings = match settings.remove(&spec.name) {
+            Some(Some(settings)) => settings,
+            Some(None) => return Ok(TopicState::Existed { differs: Vec::new(), settings_hidden: true }),
+            None => return Err(error::unknown_topic(&spec.name, "create_topics")),
+        };
         let differs = settings_of(spec).into_iter().filter_map(|(name, wanted)| {
             let found = settings.get(&name).cloned().unwrap_or_default();
             (found != wanted).then_some(SettingDiff { name, wanted, found })
         });
-        Ok(TopicState::Existed { differs: differs.collect() })
+        Ok(TopicState::Existed { differs: differs.collect(), settings_hidden: false })
     }
 
+    /// The settings of topics, without the topics that do not exist. None for hidden settings.
     async fn settings(
         &self,
         operation: &'static str,
         names: &[TopicName],
-    ) -> Result<HashMap<TopicName, BTreeMap<String, String>>> {
+    ) -> Result<HashMap<TopicName, Option<BTreeMap<String, String>>>> {
         if names.is_empty() {
             return Ok(HashMap::new());
         }
@@ -160,7 +178,9 @@ impl Office<'_> {
                 Err(code) => return Err(error::by_code(code, operation).with_context("topic", name)),
             };
             let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
-            found.insert(name.clone(), entries.collect());
+            let entries: BTreeMap<_, _> = entries.collect();
+            // The driver drops the error of a topic whose settings may not be read. A topic always has settings.
+            found.insert(name.clone(), (!entries.is_empty()).then_some(entries));
         }
         Ok(found)
     }
@@ -213,6 +233,9 @@ impl Office<'_> {
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
+            if topic.error().map(Code::from) == Some(Code::TopicAuthorizationFailed) {
+                continue;
+            }
             let mut partitions: Vec<_> = topic.partitions().iter().filter_map(described_partition).collect();
             partitions.sort_unstable_by_key(|partition| partition.id);
             described.insert(name, partitions);
@@ -234,12 +257,17 @@ impl Office<'_> {
         // What was deleted meanwhile has no settings any more.
         let infos = described.into_iter().filter_map(|(name, partitions)| {
             let settings = settings.remove(&name)?;
-            Some(TopicInfo::new(name, partitions, settings))
+            let info = TopicInfo::new(name, partitions);
+            Some(match settings {
+                Some(settings) => info.with_settings(settings),
+                None => info,
+            })
         });
         Ok(infos.collect())
     }
 
-    /// The first and the next offset of every partition that has a leader; None for one that was deleted meanwhile.
+    /// The first and the next offset of every partition that has a leader. None for a partition that was deleted
+    /// meanwhile, or that the principal may not describe any more.
     async fn edges(
         &self,
         inspector: &Arc<Inspector>,
@@ -273,7 +301,9 @@ impl Office<'_> {
                 let high = high.remove(&partition).unwrap_or(Ok(0));
                 match low.and_then(|low| Ok((low, high?))) {
                     Ok(edges) => found.push((partition, Some(edges))),
-                    Err(error) if error::is_gone(&error) => found.push((partition, None)),
+                    Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
+                        found.push((partition, None));
+                    }
                     Err(error) => {
                         refused = Some(self.failed(error, "topics").with_context("partition", &partition));
                         open.push(partition);

@@ -155,6 +155,11 @@ pub(super) fn is_gone(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether the principal may not describe a topic.
+pub(super) fn is_hidden(error: &KafkaError) -> bool {
+    code_of(error) == Some(Code::TopicAuthorizationFailed)
+}
+
 /// A question that nobody answered: the brokers are away, whatever the client calls it.
 pub(super) fn asked(e: KafkaError, operation: &'static str) -> Error {
     let error = of(e, operation);
@@ -298,10 +303,4 @@ pub(super) fn no_messages() -> Error {
 pub(super) fn no_group() -> Error {
     error(ErrorKind::Unsupported, "bus.redpanda.commit.group", "commit")
         .with_message("a reader without a group has nothing to commit to")
-}
-
-pub(super) fn consumer_protocol(group: &str) -> Error {
-    error(ErrorKind::Unsupported, "bus.redpanda.group.consumer_protocol", "groups")
-        .with_message("the group uses the consumer protocol of KIP-848, which librdkafka cannot describe")
-        .with_context("group", group)
 }

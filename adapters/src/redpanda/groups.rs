@@ -1,12 +1,15 @@
 //! Groups as an operator sees them: members and their partitions, commits and lag.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use qi_core::bus::{GroupId, GroupInfo, GroupMember, GroupPartition, GroupState, TopicName, TopicPartition};
+use qi_core::bus::{
+    GroupId, GroupInfo, GroupMember, GroupPartition, GroupQuery, GroupState, TopicName, TopicPartition,
+};
 use qi_core::{Result, Selection};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaResult;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
 use super::link::{Inspector, Link};
 use super::offsets::{self, Place};
@@ -20,21 +23,55 @@ struct Listed {
     members: Vec<GroupMember>,
 }
 
+/// The clients that asked for a group last. They are kept, because a caller that waits for the lag of a group asks again
+/// soon.
+#[derive(Default)]
+pub(super) struct Kept(Mutex<Vec<(GroupId, Arc<Inspector>)>>);
+
+impl Kept {
+    /// The maximum number of clients.
+    const MOST: usize = 4;
+
+    /// Gives up the client of this group.
+    fn take(&self, group: &GroupId) -> Option<Arc<Inspector>> {
+        let mut kept = self.lock();
+        let at = kept.iter().position(|(of, _)| of == group)?;
+        Some(kept.remove(at).1)
+    }
+
+    fn keep(&self, group: &GroupId, client: Arc<Inspector>) {
+        let mut kept = self.lock();
+        let replaced =
+            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MOST).then_some(0));
+        let replaced = replaced.map(|at| kept.remove(at));
+        kept.push((group.clone(), client));
+        drop(kept);
+        // Ending a client joins its threads.
+        drop(replaced);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(GroupId, Arc<Inspector>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Describes groups. Everything in here blocks.
 pub(super) fn describe(
     config: &RedpandaConfig,
     inspector: &Inspector,
-    groups: &Selection<GroupId>,
+    kept: &Kept,
+    query: &GroupQuery,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
     let failed = |e| link::explain(inspector, error::asked(e, "groups"));
-    let all = all_partitions(inspector, limit).map_err(failed)?;
-    let wanted: BTreeSet<GroupId> = match groups {
+    let asked = partitions(inspector, &query.topics, limit)?;
+    let wanted: BTreeSet<GroupId> = match &query.groups {
         Selection::All => names(inspector, limit).map_err(failed)?,
         Selection::These(these) => these.iter().cloned().collect(),
     };
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let look = Look { config, inspector, all: &all, limit };
+    let kept = (wanted.len() <= Kept::MOST).then_some(kept);
+    let look = Look { config, inspector, kept, topics: &query.topics, asked: &asked, limit };
     // Each group is asked by a client of its own, most of whose time is waiting.
     let share = wanted.len().div_ceil(AT_ONCE).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
@@ -55,91 +92,157 @@ pub(super) fn describe(
 /// So often a group is looked at before it is said that it cannot be described.
 const ROUNDS: usize = 3;
 
-/// What one look at a group found.
-enum Seen {
-    Is(GroupInfo),
-    Nowhere,
-    /// It is there, and the brokers do not describe it.
-    Undescribed,
-}
-
 /// So many groups are asked for at once.
 const AT_ONCE: usize = 16;
+
+/// The commits of a group. None if the principal may not describe the group.
+type Commits = Option<BTreeMap<TopicPartition, u64>>;
 
 /// What every group is asked with.
 #[derive(Clone, Copy)]
 struct Look<'a> {
     config: &'a RedpandaConfig,
     inspector: &'a Inspector,
-    all: &'a [TopicPartition],
+    kept: Option<&'a Kept>,
+    topics: &'a Selection<TopicName>,
+    asked: &'a [TopicPartition],
     limit: Duration,
 }
 
 impl Look<'_> {
     /// One group, if there is such a group.
     fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
-        for _ in 0..ROUNDS {
-            match self.look(group)? {
-                Seen::Is(info) => return Ok(Some(info)),
-                Seen::Nowhere => return Ok(None),
-                // It may have been deleted between two questions, or made again.
-                Seen::Undescribed => {}
+        let failed = |e| link::explain(self.inspector, error::asked(e, "groups"));
+        for round in 1.. {
+            // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
+            // another's answer.
+            let Some(commits) = self.commits(group)? else {
+                return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
+            };
+            let listed = list(self.inspector, group, self.limit).map_err(failed)?;
+            // The brokers call a group dead that they cannot describe in this protocol, and list it all the same.
+            if let Some(listed) = listed.filter(|listed| !matches!(listed.state.as_str(), "Dead" | "")) {
+                let state = match listed.state.as_str() {
+                    "Stable" => GroupState::Stable,
+                    "Empty" => GroupState::Empty,
+                    _ => GroupState::Rebalancing,
+                };
+                if listed.members.is_empty() && commits.is_empty() {
+                    return Ok(None);
+                }
+                return self.info(group, state, listed.members, &commits).map(Some);
+            }
+            if commits.is_empty() && !names(self.inspector, self.limit).map_err(failed)?.contains(group) {
+                return Ok(None);
+            }
+            // It may have been deleted between two questions, or made again.
+            if round >= ROUNDS {
+                return self.info(group, GroupState::NotDescribed, Vec::new(), &commits).map(Some);
             }
         }
-        Err(error::consumer_protocol(group.as_str()))
+        Ok(None)
     }
 
-    fn look(self, group: &GroupId) -> Result<Seen> {
-        let Self { config, inspector, all, limit } = self;
-        let failed = |e| link::explain(inspector, error::asked(e, "groups"));
-        // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
-        // another's answer.
-        let asking: BaseConsumer<Link> = settings::inspector(config, Some(group.as_str()))
-            .create_with_context(Link::new("admin", ""))
-            .map_err(|e| error::of(e, "groups"))?;
-        let commits = offsets::committed(&asking, all, limit);
-        let commits = commits.map_err(|e| link::explain(&asking, error::asked(e, "groups")))?;
-        drop(asking);
-        let listed = list(inspector, group, limit).map_err(failed)?;
-        let Some(listed) = listed.filter(|listed| listed.state != "Dead") else {
-            // The brokers call a group that they cannot describe in this protocol dead, and list it all the same.
-            let there = !commits.is_empty() || names(inspector, limit).map_err(failed)?.contains(group);
-            return Ok(if there { Seen::Undescribed } else { Seen::Nowhere });
-        };
-        if listed.members.is_empty() && commits.is_empty() {
-            return Ok(Seen::Nowhere);
-        }
-        let state = match listed.state.as_str() {
-            "Stable" => GroupState::Stable,
-            "Empty" => GroupState::Empty,
-            _ => GroupState::Rebalancing,
-        };
-        let owned = listed.members.iter().flat_map(|member| &member.partitions).cloned();
-        let places: BTreeSet<_> = owned.chain(commits.keys().cloned()).collect();
+    /// A group with the ends of its partitions.
+    fn info(
+        self,
+        group: &GroupId,
+        state: GroupState,
+        members: Vec<GroupMember>,
+        commits: &BTreeMap<TopicPartition, u64>,
+    ) -> Result<GroupInfo> {
+        let failed = |e| link::explain(self.inspector, error::asked(e, "groups"));
+        let owned = members.iter().flat_map(|member| &member.partitions);
+        let owned = owned.filter(|partition| self.topics.contains(&partition.topic));
+        let places: BTreeSet<_> = owned.chain(commits.keys()).cloned().collect();
         let mut partitions = Vec::with_capacity(places.len());
-        for (place, end) in offsets::find_each(inspector, &places, Place::End, limit).map_err(failed)? {
+        let ends = offsets::find_each(self.inspector, &places, Place::End, self.limit);
+        for (place, end) in ends.map_err(failed)? {
             match end {
                 Ok(end) => {
                     let committed = commits.get(&place).copied();
                     partitions.push(GroupPartition::new(place, committed, end));
                 }
-                // The topic was deleted meanwhile.
-                Err(error) if error::is_gone(&error) => {}
+                // The topic was deleted meanwhile, or the principal may not describe it.
+                Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(Seen::Is(GroupInfo::new(group.clone(), state, listed.members, partitions)))
+        Ok(GroupInfo::new(group.clone(), state, members, partitions))
+    }
+
+    fn commits(self, group: &GroupId) -> Result<Commits> {
+        if let Some(kept) = self.kept.and_then(|kept| kept.take(group))
+            && let Ok(Some(commits)) = self.commits_by(&kept)
+        {
+            if let Some(clients) = self.kept {
+                clients.keep(group, kept);
+            }
+            return Ok(Some(commits));
+        }
+        let client = settings::inspector(self.config, Some(group.as_str()));
+        let client: Inspector =
+            client.create_with_context(Link::new("admin", "")).map_err(|e| error::of(e, "groups"))?;
+        let client = Arc::new(client);
+        let commits = self.commits_by(&client)?;
+        if let Some(kept) = self.kept.filter(|_| commits.is_some())
+            && link::serve(&client).is_ok()
+        {
+            kept.keep(group, client);
+        }
+        Ok(commits)
+    }
+
+    /// Asks by the group's own client. Without the right to look up the coordinator, librdkafka waits until the limit
+    /// and reports the reason as an event only. So the first attempts are short.
+    fn commits_by(self, client: &Inspector) -> Result<Commits> {
+        let mut shorter = [40, 10].into_iter();
+        loop {
+            let part = shorter.next();
+            let error = match offsets::committed(client, self.asked, self.limit / part.unwrap_or(1)) {
+                Ok(commits) => return Ok(Some(commits)),
+                Err(error) => error,
+            };
+            let code = error::code_of(&error);
+            if code.into_iter().chain(link::events(client)).any(|c| c == Code::GroupAuthorizationFailed) {
+                return Ok(None);
+            }
+            match code {
+                // A group of another kind, such as a share group, has no commits.
+                Some(Code::GroupIdNotFound) => return Ok(Some(BTreeMap::new())),
+                Some(Code::OperationTimedOut) if part.is_some() => {}
+                _ => return Err(link::explain(client, error::asked(error, "groups"))),
+            }
+        }
     }
 }
 
-/// Every partition of every topic: there is no question for "all commits of this group".
-fn all_partitions(inspector: &Inspector, limit: Duration) -> KafkaResult<Vec<TopicPartition>> {
-    let metadata = inspector.fetch_metadata(None, limit)?;
+/// The partitions of these topics: there is no question for "all commits of this group". A topic that does not exist
+/// has none.
+fn partitions(
+    inspector: &Inspector,
+    topics: &Selection<TopicName>,
+    limit: Duration,
+) -> Result<Vec<TopicPartition>> {
+    let names: Vec<Option<&TopicName>> = match topics {
+        Selection::All => vec![None],
+        Selection::These(these) => these.iter().map(Some).collect(),
+    };
     let mut all = Vec::new();
-    for topic in metadata.topics() {
-        let Ok(name) = TopicName::new(topic.name()) else { continue };
-        let numbers = topic.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok());
-        all.extend(numbers.map(|number| TopicPartition::new(name.clone(), number)));
+    for name in names {
+        let metadata = inspector.fetch_metadata(name.map(TopicName::as_str), limit);
+        let metadata = metadata.map_err(|e| link::explain(inspector, error::asked(e, "groups")))?;
+        for topic in metadata.topics() {
+            let Ok(found) = TopicName::new(topic.name()) else { continue };
+            if let (Some(name), Some(Code::TopicAuthorizationFailed)) = (name, topic.error().map(Code::from))
+            {
+                let refused = error::by_code(Code::TopicAuthorizationFailed, "groups");
+                return Err(refused.with_context("topic", name));
+            }
+            let numbers =
+                topic.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok());
+            all.extend(numbers.map(|number| TopicPartition::new(found.clone(), number)));
+        }
     }
     Ok(all)
 }

@@ -235,12 +235,24 @@ pub(super) fn explain(client: &Inspector, error: Error) -> Error {
 }
 
 fn take_events(client: &Inspector) {
+    drop(events(client));
+}
+
+/// Serves the events that wait, and returns the codes of those that are errors.
+pub(super) fn events(client: &Inspector) -> Vec<RDKafkaErrorCode> {
     // An answer of nothing may also be an event that was served, such as a line of the log.
     const NOTHING: usize = 100;
-    let mut nothing = 0;
+    let (mut nothing, mut codes) = (0, Vec::new());
     while nothing < NOTHING {
-        nothing = if client.poll(Duration::ZERO).is_some() { 0 } else { nothing + 1 };
+        match client.poll(Duration::ZERO) {
+            Some(event) => {
+                nothing = 0;
+                codes.extend(event.err().as_ref().and_then(error::code_of));
+            }
+            None => nothing += 1,
+        }
     }
+    codes
 }
 
 /// Serves the events of a client that only asks, as long as there is such a client: while the brokers are away they

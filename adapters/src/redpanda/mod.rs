@@ -94,6 +94,7 @@ pub struct RedpandaBus {
 struct Clients {
     admin: Option<Arc<AdminClient<Link>>>,
     inspector: Option<Arc<Inspector>>,
+    of_groups: Arc<groups::Kept>,
 }
 
 /// How far the end of a bus has come.
@@ -387,8 +388,8 @@ impl MessageBus for RedpandaBus {
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.enter("groups").await?;
         let (inspector, config) = (self.inspector("groups")?, self.config.clone());
-        let (groups, limit) = (query.groups.clone(), self.limit());
-        blocking("groups", move || groups::describe(&config, &inspector, &groups, limit)).await
+        let (query, limit, kept) = (query.clone(), self.limit(), self.clients().of_groups.clone());
+        blocking("groups", move || groups::describe(&config, &inspector, &kept, &query, limit)).await
     }
 
     async fn ping(&self) -> Result<BusStatus> {

@@ -61,8 +61,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     let list = list(partitions.iter().map(|partition| (*partition, asked)))?;
     let answers = match client.offsets_for_times(list, limit) {
         Ok(list) => read(&list),
-        // One partition that was deleted meanwhile can be the error of all; it is looked for.
-        Err(error) if super::error::is_gone(&error) => {
+        // One partition that was deleted meanwhile, or that is hidden, can be the error of all; it is looked for.
+        Err(error) if super::error::is_gone(&error) || super::error::is_hidden(&error) => {
             let (left, right) = partitions.split_at(partitions.len() / 2);
             if left.is_empty() {
                 return Ok(right
@@ -102,7 +102,7 @@ pub(super) fn find<'a, C: ConsumerContext>(
     found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
 }
 
-/// The commits of the client's group, where there are any. A partition that is gone has none.
+/// The commits of the client's group, where there are any. A partition that is gone or hidden has none.
 pub(super) fn committed<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -117,7 +117,7 @@ pub(super) fn committed<'a, C: ConsumerContext>(
         match answer {
             Ok(Offset::Offset(offset)) => drop(commits.insert(partition, offset.cast_unsigned())),
             Ok(_) => {}
-            Err(error) if super::error::is_gone(&error) => {}
+            Err(error) if super::error::is_gone(&error) || super::error::is_hidden(&error) => {}
             Err(error) => return Err(error),
         }
     }

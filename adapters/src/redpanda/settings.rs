@@ -165,7 +165,8 @@ pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientC
     let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
     if let Some(group) = group {
-        set.set("group.id", group);
+        // An offset that an open transaction will commit must not hold up the question.
+        set.set("group.id", group).set("isolation.level", "read_uncommitted");
     }
     finish(config, set)
 }

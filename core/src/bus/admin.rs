@@ -174,8 +174,10 @@ pub enum TopicState {
     Created,
     /// It was there, with the same number of partitions; its settings may differ and were left alone.
     Existed {
-        /// The settings that differ.
+        /// The settings that differ. Empty if they are hidden.
         differs: Vec<SettingDiff>,
+        /// Whether the principal may not read the topic's settings, so that nothing was compared.
+        settings_hidden: bool,
     },
     /// It is gone.
     Deleted,
@@ -209,6 +211,12 @@ pub struct PartitionInfo {
 }
 
 impl PartitionInfo {
+    /// Returns the number of offsets between `low` and `high`: an upper bound of the messages. It is 0 where retention
+    /// moved `low` past a `high` that was read before.
+    pub fn offsets(&self) -> u64 {
+        self.high.saturating_sub(self.low)
+    }
+
     /// Partition `id`, led and held by broker 0, from `low` to `high`.
     pub fn new(id: u32, low: u64, high: u64) -> Self {
         Self { id, leader: Some(0), replicas: vec![0], in_sync: vec![0], low, high }
@@ -223,29 +231,47 @@ pub struct TopicInfo {
     pub name: TopicName,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionInfo>,
-    /// Its settings by the broker's names.
-    pub settings: BTreeMap<String, String>,
+    /// The settings by the broker's names. None if they are hidden: the principal may not read them, or the broker
+    /// shows none.
+    pub settings: Option<BTreeMap<String, String>>,
 }
 
 impl TopicInfo {
-    /// A topic as it is, for those who implement a bus.
-    pub fn new(name: TopicName, partitions: Vec<PartitionInfo>, settings: BTreeMap<String, String>) -> Self {
-        Self { name, partitions, settings }
+    /// A topic as it is, for those who implement a bus. [`TopicInfo::settings`] is hidden until it is set.
+    pub fn new(name: TopicName, partitions: Vec<PartitionInfo>) -> Self {
+        Self { name, partitions, settings: None }
+    }
+
+    /// Sets the settings.
+    #[must_use]
+    pub fn with_settings(mut self, settings: BTreeMap<String, String>) -> Self {
+        self.settings = Some(settings);
+        self
     }
 }
 
-/// Which groups to describe.
+/// The groups to describe, and the topics to describe them on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupQuery {
     /// These, or all.
     pub groups: Selection<GroupId>,
+    /// The topics whose commits and lag are returned. Defaults to all topics.
+    pub topics: Selection<TopicName>,
 }
 
 impl GroupQuery {
-    /// These groups.
+    /// These groups, on all topics.
     pub fn new(groups: Selection<GroupId>) -> Self {
-        Self { groups }
+        Self { groups, topics: Selection::All }
+    }
+
+    /// Restricts commits and lag to these topics. A commit in another topic, for example in one that the group has
+    /// left, does not count. A group without members and without a commit in these topics is absent.
+    #[must_use]
+    pub fn with_topics(mut self, topics: Selection<TopicName>) -> Self {
+        self.topics = topics;
+        self
     }
 
     /// One group.
@@ -264,6 +290,12 @@ pub enum GroupState {
     Rebalancing,
     /// Every partition has its owner.
     Stable,
+    /// The group exists, and the client cannot describe its members, for example because it uses another group
+    /// protocol. [`GroupInfo::partitions`] holds the commits.
+    NotDescribed,
+    /// The principal may not describe the group. Neither members nor commits are known. A group that the query names
+    /// may not exist.
+    Hidden,
 }
 
 /// A member of a group.
@@ -331,8 +363,41 @@ impl GroupInfo {
         Self { id, state, members, partitions }
     }
 
-    /// The lag over all partitions; None if one of them has no commit.
+    /// Whether members and all partitions are known: the group is neither `NotDescribed` nor `Hidden`.
+    pub fn is_described(&self) -> bool {
+        !matches!(self.state, GroupState::NotDescribed | GroupState::Hidden)
+    }
+
+    /// The lag over all partitions. None if one of them has no commit, or if the group is not described: it may own
+    /// partitions that are not known.
     pub fn lag(&self) -> Option<u64> {
-        self.partitions.iter().map(|p| p.lag).sum()
+        let lag = self.partitions.iter().try_fold(0_u64, |sum, p| Some(sum.saturating_add(p.lag?)));
+        lag.filter(|_| self.is_described())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_of_two_answers_never_wrap() {
+        assert_eq!(PartitionInfo::new(0, 3, 10).offsets(), 7);
+        assert_eq!(PartitionInfo::new(0, 10, 3).offsets(), 0);
+        assert_eq!(PartitionInfo::new(0, u64::MAX, 0).offsets(), 0);
+    }
+
+    #[test]
+    fn lag_of_a_group_that_is_not_described_is_unknown() {
+        let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
+        let row = |committed| GroupPartition::new(partition.clone(), committed, u64::MAX);
+        let group = |state, partitions| {
+            GroupInfo::new(GroupId::new("g").unwrap(), state, Vec::new(), partitions).lag()
+        };
+        assert_eq!(group(GroupState::Empty, vec![row(Some(u64::MAX)), row(Some(u64::MAX - 3))]), Some(3));
+        assert_eq!(group(GroupState::Empty, vec![row(Some(0)), row(Some(0))]), Some(u64::MAX));
+        assert_eq!(group(GroupState::Empty, vec![row(Some(0)), row(None)]), None);
+        assert_eq!(group(GroupState::NotDescribed, vec![row(Some(u64::MAX))]), None);
+        assert_eq!(group(GroupState::Hidden, vec![]), None);
     }
 }

@@ -97,7 +97,8 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn read(&self, request: Read) -> Result<Box<dyn Subscription>>;
 
     /// Creates topics; one answer for each. The same number of partitions is `Existed`, another one a `Conflict`
-    /// that is not retryable.
+    /// that is not retryable. An existing topic is `Existed` for a principal that may not create topics, too; a missing
+    /// one is `Unauthorized` then.
     ///
     /// # Errors
     /// Only when nothing was tried.
@@ -109,11 +110,17 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// Only when nothing was tried.
     async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>>;
 
-    /// Every topic, in the order of the names.
+    /// Returns every topic that the principal may describe, in the order of the names. Settings that the principal may
+    /// not read are hidden.
     async fn topics(&self) -> Result<Vec<TopicInfo>>;
 
-    /// Groups with their members, commits and lag, in the order of the names. An unknown group is absent; a failed
-    /// look-up is an error.
+    /// Returns groups with their members, commits and lag, in the order of the names. An unknown group is absent; a
+    /// failed look-up is an error. A group that cannot be described, or that the principal may not describe, is
+    /// returned with that state and does not fail the others. Of topics that the principal may not describe nothing is
+    /// returned.
+    ///
+    /// # Errors
+    /// `Unauthorized` if the query names a topic that the principal may not describe.
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>>;
 
     /// Asks the brokers whether they answer.

@@ -195,7 +195,7 @@ async fn a_destination_is_created_once_and_never_changed_by_accident() {
     let spec = |partitions| TopicSpec::new(name.clone(), partitions).unwrap();
     assert_eq!(market.create_destination(spec(2)).await.unwrap(), TopicState::Created);
     let again = market.create_destination(spec(2)).await.unwrap();
-    assert_eq!(again, TopicState::Existed { differs: Vec::new() });
+    assert_eq!(again, TopicState::Existed { differs: Vec::new(), settings_hidden: false });
     let other = market.create_destination(spec(3)).await.unwrap_err();
     assert_eq!((other.kind(), other.retry().is_retryable()), (ErrorKind::Conflict, false));
 }

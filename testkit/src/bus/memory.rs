@@ -220,7 +220,7 @@ impl MessageBus for MemoryBus {
         self.enter("groups").await?;
         let mut state = self.log.lock();
         state.expire(&self.log.config, self.log.clock.now(), Instant::now());
-        Ok(state.describe_groups(&query.groups))
+        Ok(state.describe_groups(query))
     }
 
     async fn ping(&self) -> Result<BusStatus> {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use qi_core::bus::{
-    GroupId, GroupInfo, GroupMember, GroupPartition, GroupState, PartitionInfo, TopicInfo, TopicName,
-    TopicOutcome, TopicPartition, TopicSpec, TopicState,
+    GroupId, GroupInfo, GroupMember, GroupPartition, GroupQuery, GroupState, PartitionInfo, TopicInfo,
+    TopicName, TopicOutcome, TopicPartition, TopicSpec, TopicState,
 };
 use qi_core::{Clock, Selection, Timestamp};
 use tokio::sync::Notify;
@@ -82,7 +82,7 @@ impl State {
             Some(topic) if topic.partitions.len() != spec.partitions as usize => {
                 Err(error::partitions_differ(&spec.name, spec.partitions, topic.partitions.len()))
             }
-            Some(topic) => Ok(TopicState::Existed { differs: topic.differs(spec) }),
+            Some(topic) => Ok(TopicState::Existed { differs: topic.differs(spec), settings_hidden: false }),
             None => {
                 let id = self.next_id();
                 self.topics.insert(spec.name.clone(), Topic::new(id, spec, config));
@@ -127,20 +127,20 @@ impl State {
             .map(|(name, topic)| {
                 let partitions = topic.partitions.iter().zip(0..);
                 let infos = partitions.map(|(log, id)| PartitionInfo::new(id, log.start, log.end)).collect();
-                TopicInfo::new(name.clone(), infos, topic.settings())
+                TopicInfo::new(name.clone(), infos).with_settings(topic.settings())
             })
             .collect()
     }
 
-    pub(super) fn describe_groups(&self, wanted: &Selection<GroupId>) -> Vec<GroupInfo> {
-        self.groups
-            .iter()
-            .filter(|(id, _)| wanted.contains(id))
-            .map(|(id, group)| self.describe_group(id, group))
-            .collect()
+    pub(super) fn describe_groups(&self, query: &GroupQuery) -> Vec<GroupInfo> {
+        let known = |info: &GroupInfo| {
+            query.topics == Selection::All || !info.members.is_empty() || !info.partitions.is_empty()
+        };
+        let wanted = self.groups.iter().filter(|(id, _)| query.groups.contains(id));
+        wanted.map(|(id, group)| self.describe_group(id, group, &query.topics)).filter(known).collect()
     }
 
-    fn describe_group(&self, id: &GroupId, group: &Group) -> GroupInfo {
+    fn describe_group(&self, id: &GroupId, group: &Group, topics: &Selection<TopicName>) -> GroupInfo {
         let present: Vec<_> =
             group.members.iter().filter(|(_, member)| member.standing == Standing::In).collect();
         let state = if present.is_empty() {
@@ -160,6 +160,7 @@ impl State {
             })
             .collect();
         let mut known: Vec<&TopicPartition> = group.commits.keys().chain(group.owners.keys()).collect();
+        known.retain(|partition| topics.contains(&partition.topic));
         known.sort_unstable();
         known.dedup();
         let partitions = known

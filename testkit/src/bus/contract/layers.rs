@@ -114,6 +114,7 @@ const LOOK_AT_PLACES: &[&str] = &[
     "rebalance::third_joins_and_leaves_under_load",
     "admin::topics_are_described",
     "admin::groups_with_commits_and_lag",
+    "admin::lag_of_the_named_topics",
     "faults::receiving_while_brokers_are_away",
 ];
 

@@ -223,7 +223,7 @@ impl MessageBus for Broken {
         let mut outcomes = self.inner.create_topics(specs).await?;
         if self.is(Fault::AcceptsOtherPartitions) {
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.result.is_err()) {
-                outcome.result = Ok(TopicState::Existed { differs: Vec::new() });
+                outcome.result = Ok(TopicState::Existed { differs: Vec::new(), settings_hidden: false });
             }
         }
         Ok(outcomes)
@@ -238,6 +238,8 @@ impl MessageBus for Broken {
     }
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        let every_topic = GroupQuery::new(query.groups.clone());
+        let query = if self.is(Fault::IgnoresTopicsOfQuery) { &every_topic } else { query };
         let mut groups = self.inner.groups(query).await?;
         let stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for row in groups.iter_mut().flat_map(|group| &mut group.partitions) {

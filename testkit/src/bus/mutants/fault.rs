@@ -42,6 +42,7 @@ pub(super) enum Fault {
     RebalancesInSeek,
     LagOneOff,
     GroupLagOneOff,
+    IgnoresTopicsOfQuery,
     HidesResets,
     HidesResetsOfReaders,
     HidesPollLimit,

@@ -82,6 +82,7 @@ mutants! {
     RebalancesInSeek "gives_partitions_away_in_seek" => "rebalance::seek_gives_nothing_away",
     LagOneOff "counts_one_too_many_behind" => "positions::position_and_lag_at_each_step",
     GroupLagOneOff "counts_one_too_many_in_groups" => "admin::groups_with_commits_and_lag",
+    IgnoresTopicsOfQuery "counts_the_lag_of_topics_that_the_query_does_not_name" => "admin::lag_of_the_named_topics",
     HidesResets "hides_that_a_position_had_gone" => "positions::position_gone_is_answered_visibly",
     HidesResetsOfReaders "skips_silently_without_a_group" => "positions::position_gone_is_told_without_a_group",
     HidesPollLimit "hides_that_the_poll_limit_passed" => "groups::poll_limit_hands_over",

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use qi_core::bus::{GroupQuery, GroupState, MessageBusExt, Positions, TopicPartition, TopicSpec, TopicState};
+use qi_core::bus::{
+    GroupQuery, GroupState, MessageBusExt, Positions, Subscribe, TopicName, TopicPartition, TopicSpec,
+    TopicState,
+};
 use qi_core::{ErrorKind, RetryAdvice, Selection};
 use tokio::time::Instant;
 
@@ -15,6 +18,7 @@ chapter! { "admin":
     topics_are_described [Admin],
     delete_and_create_again [Admin],
     groups_with_commits_and_lag [Groups],
+    lag_of_the_named_topics [Groups],
     unknown_group_is_an_empty_list [Groups],
     ping_answers [],
     info_is_known_without_asking [],
@@ -39,7 +43,7 @@ async fn create_says_what_became_of_each(lab: &Lab) -> Verdict {
         "one answer for each"
     );
     ensure!(
-        matches!(&outcomes[0].result, Ok(TopicState::Existed { differs }) if differs.is_empty()),
+        matches!(&outcomes[0].result, Ok(TopicState::Existed { differs, .. }) if differs.is_empty()),
         "the same again: {:?}",
         outcomes[0]
     );
@@ -54,7 +58,7 @@ async fn create_says_what_became_of_each(lab: &Lab) -> Verdict {
     }
     let outcomes = bus.create_topics(&specs[3..]).await?;
     match &outcomes[0].result {
-        Ok(TopicState::Existed { differs }) => {
+        Ok(TopicState::Existed { differs, settings_hidden: false }) => {
             let retention = differs.iter().find(|diff| diff.name == "retention.ms");
             let values = retention.map(|diff| (diff.wanted.as_str(), diff.found.as_str()));
             ensure_eq!(values, Some(("86400000", "172800000")), "what differs");
@@ -79,7 +83,8 @@ async fn topics_are_described(lab: &Lab) -> Verdict {
         info.partitions.iter().all(|p| p.leader.is_some() && !p.replicas.is_empty()),
         "each has a leader"
     );
-    ensure_eq!(info.settings.get("max.message.bytes").map(String::as_str), Some("2097152"), "a setting");
+    let setting = info.settings.as_ref().and_then(|settings| settings.get("max.message.bytes"));
+    ensure_eq!(setting.map(String::as_str), Some("2097152"), "a setting");
     Ok(())
 }
 
@@ -149,6 +154,44 @@ async fn groups_with_commits_and_lag(lab: &Lab) -> Verdict {
     let all = bus.groups(&GroupQuery::new(Selection::All)).await?;
     ensure!(all.iter().any(|info| info.id == group), "it is among all groups");
     ensure!(all.is_sorted_by_key(|info| info.id.clone()), "in the order of the names");
+    Ok(())
+}
+
+async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let (left, kept) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 2).await?);
+    fill(&*bus, &left, 1, 10).await?;
+    fill(&*bus, &kept, 2, 5).await?;
+    let group = lab.group()?;
+    let timing = lab.timing();
+    let both = Subscribe::new(group.clone(), [left.clone(), kept.clone()])?;
+    let mut reader = bus.subscribe(both.with_limits(timing.session, timing.poll_limit)?).await?;
+    lab.drain(&mut *reader, 20).await?;
+    let at = |topic: &TopicName, p| TopicPartition::new(topic.clone(), p);
+    let done = [(at(&left, 0), 3), (at(&kept, 0), 5), (at(&kept, 1), 5)];
+    reader.commit(&done.into_iter().collect()).await?;
+    reader.close().await?;
+    let query = GroupQuery::one(group.clone());
+    let lag = async |query: &GroupQuery| {
+        let info = bus.groups(query).await?.pop();
+        let info = info.ok_or_else(|| Failure::new("the group is absent"))?;
+        let rows: Vec<_> = info.partitions.iter().map(|p| (p.partition.clone(), p.lag)).collect();
+        Ok::<_, Failure>((info.lag(), rows))
+    };
+    ensure_eq!(lag(&query).await?.0, Some(7), "the lag over all topics");
+    let named = query.clone().with_topics(Selection::one(kept.clone()));
+    let rows = vec![(at(&kept, 0), Some(0)), (at(&kept, 1), Some(0))];
+    ensure_eq!(lag(&named).await?, (Some(0), rows.clone()), "the lag over the named topic");
+    let with_unknown = Selection::these([kept.clone(), lab.fresh_name()?])?;
+    let asked = query.clone().with_topics(with_unknown);
+    ensure_eq!(lag(&asked).await?, (Some(0), rows), "the lag over that topic and an unknown one");
+    let elsewhere = query.with_topics(Selection::one(lab.fresh_name()?));
+    ensure!(bus.groups(&elsewhere).await?.is_empty(), "a group without a commit in the topic is absent");
+    // A member that owns other partitions.
+    let mut reader = bus.subscribe(lab.request(&group, &kept)?).await?;
+    let asked = GroupQuery::one(group.clone()).with_topics(Selection::one(left.clone()));
+    ensure_eq!(lag(&asked).await?, (Some(7), vec![(at(&left, 0), Some(7))]), "the topic that was left");
+    reader.close().await?;
     Ok(())
 }
 
