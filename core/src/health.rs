@@ -85,9 +85,8 @@ pub struct BackendHealth {
     pub round_trip_ms: Option<f64>,
     /// The server's version, where a store says it.
     pub version: Option<String>,
-    /// The code of the error of a backend that is not up. The server's text goes to the log only, because anybody may
-    /// read a probe.
-    pub code: Option<String>,
+    /// The code of the error if it is not up. The server's text goes to the log only, because anybody may read a probe.
+    pub error: Option<String>,
     /// The kind of that error.
     pub kind: Option<&'static str>,
 }
@@ -220,7 +219,7 @@ impl Backend {
             up: answer.is_ok(),
             round_trip_ms: None,
             version: None,
-            code: None,
+            error: None,
             kind: None,
         };
         match answer {
@@ -230,7 +229,7 @@ impl Backend {
             Err(error) => {
                 tracing::warn!(target: "qi_core::health", name = self.name, error = %error.report(), "backend is down");
                 let code = Some(error.code().to_owned());
-                BackendHealth { code, kind: Some(error.kind().as_str()), ..health }
+                BackendHealth { error: code, kind: Some(error.kind().as_str()), ..health }
             }
         }
     }
