@@ -13,7 +13,7 @@ use super::record::Record;
 use super::source::{Input, Source};
 use super::tally::Tally;
 
-/// How many records are published at once, without those that complete the timestamp of the last one.
+/// How many records are published at once.
 const BATCH: usize = 1_000;
 /// How many records are read at once at most.
 const MAX_BATCH: usize = 65_536;
@@ -65,14 +65,17 @@ struct Part<T> {
 }
 
 impl<T: Record> Part<T> {
-    /// Reads up to [`BATCH`] records and bad lines, and the records of the last timestamp that follow.
+    /// Reads up to [`BATCH`] records and bad lines; of a source without ids, up to the end of the last timestamp.
     fn read(mut self, source: &mut Source<T>, tally: &Tally, strict: bool) -> Result<Self> {
         self.records.extend(self.ahead.take());
         for read in 0..MAX_BATCH {
+            let full = self.records.len().max(read) >= BATCH;
+            if full && !self.ordinals {
+                break;
+            }
             match source.next() {
                 Some(Ok(record)) => {
-                    let same = self.records.last().is_some_and(|last| last.time() == record.time());
-                    if read >= BATCH && !(self.ordinals && same) {
+                    if full && self.records.last().is_some_and(|last| last.time() != record.time()) {
                         self.ahead = Some(record);
                         break;
                     }
@@ -83,9 +86,6 @@ impl<T: Record> Part<T> {
                     tally.bad_line(error.clone());
                     if strict {
                         return Err(error);
-                    }
-                    if read >= BATCH {
-                        break;
                     }
                 }
                 Some(Err(Input::Broken(error))) => return Err(error),
@@ -110,18 +110,16 @@ impl<T: Record> Feed<T> {
             {
                 return Ok(());
             }
-            let records = std::mem::take(&mut part.records);
-            if records.is_empty() {
-                continue;
+            for records in std::mem::take(&mut part.records).chunks(BATCH) {
+                let batch: Vec<Message> = records
+                    .iter()
+                    .map(|record| encode_message::<Json, T>(record, Some(&self.topic)))
+                    .collect::<Result<_>>()?;
+                if !self.deliver(cx, batch).await? {
+                    return Ok(());
+                }
+                self.tally.sent(records.iter().map(Record::instrument));
             }
-            let batch: Vec<Message> = records
-                .iter()
-                .map(|record| encode_message::<Json, T>(record, Some(&self.topic)))
-                .collect::<Result<_>>()?;
-            if !self.deliver(cx, batch).await? {
-                return Ok(());
-            }
-            self.tally.sent(records.iter().map(Record::instrument));
         }
         Ok(())
     }
