@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -214,14 +214,16 @@ impl Copy {
     /// Replaces the file as a whole, so that a kill, or a machine that goes down, leaves the old one or the new one.
     fn save(&self, progress: &Progress) -> Result<()> {
         let Some(path) = &self.plan.progress else { return Ok(()) };
-        let mut beside = path.clone().into_os_string();
-        beside.push(".part");
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
         let json = serde_json::to_vec_pretty(progress).map_err(|e| self.broken(e))?;
         let write = || {
-            let mut file = File::create(&beside)?;
+            // A random name that must be new: no link is followed, neither here nor at the path.
+            let mut file = tempfile::Builder::new().prefix(".progress-").tempfile_in(folder)?;
             file.write_all(&json)?;
-            file.sync_all()?;
-            std::fs::rename(&beside, path)
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            File::open(folder)?.sync_all()
         };
         write().map_err(|e| self.broken(e))
     }

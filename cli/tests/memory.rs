@@ -169,6 +169,18 @@ async fn progress_touches_no_file_of_another_name() {
 }
 
 #[tokio::test]
+async fn progress_follows_no_planted_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mine, path) = (folder.path().join("mine"), folder.path().join("copy.json"));
+    std::fs::write(&mine, "mine").unwrap();
+    std::os::unix::fs::symlink(&mine, folder.path().join("copy.json.part")).unwrap();
+    let plan = Plan { progress: Some(path.clone()), ..everything() };
+    assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
+    assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
+    assert!(std::fs::symlink_metadata(path).unwrap().is_file());
+}
+
+#[tokio::test]
 async fn a_progress_that_is_broken_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy.json");

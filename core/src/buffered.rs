@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use crate::bus::{Delivery, Message, MessageBus, PublishOptions};
+use crate::deadline::later;
 use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result};
 
 /// Where the batches go. There is one for each dataset over any store (`Arc<dyn PriceStore>` takes ticks, quotes,
@@ -308,9 +309,6 @@ enum EndedBy {
     Nothing,
 }
 
-/// A delay that no clock can hold waits this long: a year.
-const FAR: Duration = Duration::from_hours(24 * 365);
-
 impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
     /// Writes until it is told to close, or nobody is left who could add. Gives the first failure since the last
     /// flush.
@@ -341,8 +339,7 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
     /// A batch that begins with `first`: until it is full, has waited long enough, somebody asks for it, or
     /// somebody waits for its room.
     async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, EndedBy) {
-        let now = Instant::now();
-        let deadline = now.checked_add(self.config.max_delay).unwrap_or(now + FAR);
+        let deadline = later(self.config.max_delay);
         first.place = None;
         let mut bytes = first.bytes;
         let mut batch = vec![first];

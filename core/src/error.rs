@@ -22,11 +22,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::redact::{names_secret, tidy};
+
 /// The result of every operation of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The longest value that an error keeps of what it was given, in characters.
 pub const MAX_CONTEXT_CHARS: usize = 200;
+/// The longest text that [`Error::report`] returns, in bytes.
+pub const MAX_REPORT_BYTES: usize = 2048;
+/// The largest number of sources that a report and Debug show.
+const MAX_SOURCES: usize = 16;
 
 /// What happened, in terms a caller can act on. The table of `docs/errors.md` maps every backend's codes here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,7 +174,9 @@ type Source = Arc<dyn std::error::Error + Send + Sync + 'static>;
 /// What went wrong, where, and whether trying again can help. Cloning it costs one reference count.
 ///
 /// Display shows everything but the source, which [`std::error::Error::source`] gives; [`Error::report`] shows
-/// the whole chain. User names and passwords inside URLs are replaced before a value is kept.
+/// the chain of sources. Display, Debug and the report are bounded, and they hide credentials inside URLs and the
+/// values of keys that name a secret (`password = x`, `"token": "x"`). [`std::error::Error::source`] gives the source
+/// as it was made: do not show it.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -214,10 +222,14 @@ impl Error {
         value: impl fmt::Display,
         rule: impl fmt::Display,
     ) -> Self {
-        Self::new(ErrorKind::InvalidInput, code, "validate")
+        let error = Self::new(ErrorKind::InvalidInput, code, "validate")
             .with_message(format_args!("{field} {rule}"))
-            .with_context("field", field)
-            .with_context("value", value)
+            .with_context("field", field);
+        if names_secret(field) {
+            error.with_context("value", "***")
+        } else {
+            error.with_context("value", value)
+        }
     }
 
     /// Layer 2's own error, which trying again does not help.
@@ -360,16 +372,34 @@ impl Error {
         None
     }
 
-    /// Display of this error and of every source behind it, joined by `: `.
+    /// Returns Display of this error and of up to 16 sources, joined by `: `, in at most [`MAX_REPORT_BYTES`].
+    ///
+    /// Each source is bounded and redacted like a message.
     pub fn report(&self) -> String {
         let mut text = self.to_string();
-        let mut next = std::error::Error::source(self);
-        while let Some(error) = next {
+        for source in self.sources() {
+            if text.len() > MAX_REPORT_BYTES {
+                break;
+            }
             text.push_str(": ");
-            text.push_str(&error.to_string());
-            next = error.source();
+            text.push_str(&source);
+        }
+        if text.len() > MAX_REPORT_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_REPORT_BYTES - '…'.len_utf8()));
+            text.push('…');
         }
         text
+    }
+
+    /// The sources as they may be shown. An error of this type has bounded and redacted its own parts.
+    fn sources(&self) -> impl Iterator<Item = String> {
+        let first = std::error::Error::source(self);
+        std::iter::successors(first, |error| error.source()).take(MAX_SOURCES).map(|source| {
+            match source.downcast_ref::<Self>() {
+                Some(error) => error.to_string(),
+                None => tidy(&source.to_string()),
+            }
+        })
     }
 }
 
@@ -406,7 +436,7 @@ impl fmt::Debug for Error {
             .field("context", &e.context)
             .field("retry", &e.retry)
             .field("exhausted", &e.exhausted)
-            .field("source", &e.source)
+            .field("sources", &self.sources().collect::<Vec<_>>())
             .finish()
     }
 }
@@ -415,75 +445,6 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
     }
-}
-
-/// Cuts a value to a sane length, shows control characters escaped and hides credentials inside URLs.
-fn tidy(value: &str) -> String {
-    let mut out = String::with_capacity(value.len().min(MAX_CONTEXT_CHARS));
-    let hidden = hide_credentials(value);
-    let hidden = hide_pairs(&hidden);
-    for (n, c) in hidden.chars().enumerate() {
-        if n == MAX_CONTEXT_CHARS {
-            out.push('…');
-            break;
-        }
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-/// Whether a key speaks of something that nobody should read.
-fn names_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    ["password", "passwd", "secret", "token", "credential"].iter().any(|word| key.contains(word))
-}
-
-/// `host=h password=x` becomes `host=h password=***`: the form of connection strings.
-fn hide_pairs(text: &str) -> Cow<'_, str> {
-    if !text.contains('=') || !names_secret(text) {
-        return Cow::Borrowed(text);
-    }
-    let hide = |word: &str| match word.split_once('=') {
-        Some((key, value)) if names_secret(key) && !value.trim().is_empty() => {
-            let after = &value[value.trim_end().len()..];
-            format!("{key}=***{after}")
-        }
-        _ => word.to_owned(),
-    };
-    Cow::Owned(text.split_inclusive([' ', '&', ';', ',', '\n']).map(hide).collect())
-}
-
-/// `postgres://user:secret@host/db` becomes `postgres://***@host/db`, wherever it stands in the text.
-fn hide_credentials(text: &str) -> Cow<'_, str> {
-    if !text.contains("://") {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
-        out.push_str(before);
-        let end = after.find(|c: char| c == '/' || c == '?' || c.is_whitespace()).unwrap_or(after.len());
-        // A password may itself hold an `@` or a `/`; the last `@` before white space ends the credentials.
-        let word = after.find(char::is_whitespace).unwrap_or(after.len());
-        let credentials = after[..end].rfind('@').or_else(|| {
-            let colon = after[..end].find(':')?;
-            after[colon..word].rfind('@').map(|at| at + colon)
-        });
-        rest = match credentials {
-            Some(at) => {
-                out.push_str("***");
-                &after[at..]
-            }
-            None => after,
-        };
-    }
-    out.push_str(rest);
-    Cow::Owned(out)
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub struct BackendHealth {
     pub round_trip_ms: Option<f64>,
     /// The server's version, where a store says it.
     pub version: Option<String>,
-    /// Why it is not up. No secret stands in it.
+    /// The code of the error if it is not up. The server's text goes to the log only, because anybody may read a probe.
     pub error: Option<String>,
     /// The kind of that error.
     pub kind: Option<&'static str>,
@@ -227,7 +227,9 @@ impl Backend {
                 BackendHealth { round_trip_ms: Some(round_trip.as_secs_f64() * 1e3), version, ..health }
             }
             Err(error) => {
-                BackendHealth { error: Some(error.report()), kind: Some(error.kind().as_str()), ..health }
+                tracing::warn!(target: "qi_core::health", name = self.name, error = %error.report(), "backend is down");
+                let code = Some(error.code().to_owned());
+                BackendHealth { error: code, kind: Some(error.kind().as_str()), ..health }
             }
         }
     }

@@ -4,12 +4,14 @@ pub mod agent;
 mod backoff;
 mod buffered;
 pub mod bus;
+mod deadline;
 pub mod domain;
 pub mod error;
 pub mod health;
 pub mod layer;
 mod operation;
 mod ready;
+mod redact;
 pub mod store;
 pub mod telemetry;
 

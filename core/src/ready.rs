@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout_at};
 
+use crate::deadline::later;
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
 /// Pings until it answers, with pauses that grow from 50 ms to 1 s.
@@ -14,7 +15,7 @@ where
     F: Future<Output = Result<T>> + Send,
     T: Send,
 {
-    let deadline = Instant::now() + timeout;
+    let deadline = later(timeout);
     let mut pause = Duration::from_millis(50);
     let mut last: Option<Error> = None;
     loop {
@@ -26,7 +27,7 @@ where
                     RetryAdvice::Backoff => pause,
                     RetryAdvice::After(wait) => wait,
                 };
-                if Instant::now() + at_least >= deadline {
+                if later(at_least) >= deadline {
                     return Err(error);
                 }
                 last = Some(error);

@@ -89,7 +89,7 @@ fn an_empty_market_is_an_empty_table() {
 }
 
 #[test]
-fn an_export_replaces_neither_the_input_nor_a_link_and_is_there_without_records_too() {
+fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_is_there_without_records_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("in.csv"), "1600000000,10,1\n").unwrap();
@@ -120,10 +120,11 @@ fn an_export_replaces_neither_the_input_nor_a_link_and_is_there_without_records_
     assert_eq!(std::fs::read_to_string(path("in.csv")).unwrap(), "1600000000,10,1\n");
     assert_eq!(export("empty.csv", "out.csv").0, Some(0));
     assert_eq!(
-        std::fs::read_to_string(path("old.csv")).unwrap(),
+        std::fs::read_to_string(path("out.csv")).unwrap(),
         "open_time_us,open,high,low,close,volume,count\n"
     );
-    assert!(std::fs::symlink_metadata(path("out.csv")).unwrap().is_symlink());
+    assert!(std::fs::symlink_metadata(path("out.csv")).unwrap().is_file());
+    assert_eq!(std::fs::read_to_string(path("old.csv")).unwrap(), "old");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "nothing is left beside it");
 }
 

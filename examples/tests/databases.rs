@@ -64,6 +64,9 @@ fn main() -> ExitCode {
             let market = ["--instruments", "3", "--ticks", "20000", "--instrument", "sim:A0001-USDT"];
             it.compare(&market.map(str::to_owned))
         }));
+        let (name, it) =
+            (format!("{server}/a_second_split_over_files_is_stored_in_full_and_once"), target.clone());
+        trials.push(presence::trial(name, server, absent.clone(), move || it.split_second()));
         for (file, format, instrument) in FILES {
             let (path, it) = (folder.join(file), target.clone());
             let name = format!("{server}/{file}::bars_equal_those_of_memory");
@@ -89,18 +92,10 @@ struct Target {
 impl Target {
     fn compare(&self, input: &[String]) -> Result<Completion, Failed> {
         let folder = tempfile::tempdir()?;
-        let Server { name, config, changes, .. } = self.server;
-        let namespace = format!("p_{}_{name}_{}", std::process::id(), hash(input));
-        let config_file = format!("{}/config/{config}.toml", env!("CARGO_MANIFEST_DIR"));
-        let variable = |key: &str| format!("QI__STORE__{}__{key}", config.to_uppercase());
+        let namespace = self.namespace(input);
         for interval in ["1m", "1h"] {
             let (ours, memory) = (folder.path().join("ours.csv"), folder.path().join("memory.csv"));
-            let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-            command.args(["--config", &config_file]).env(variable("URL"), &self.url);
-            for (key, value) in changes {
-                command.env(variable(key), value.replace("NAME", &namespace));
-            }
-            let ran = run(&mut command, input, interval, &ours);
+            let ran = run(&mut self.pipeline(&namespace), input, interval, &ours);
             let ran = ran.and_then(|()| {
                 run(&mut Command::new(env!("CARGO_BIN_EXE_pipeline")), input, interval, &memory)
             });
@@ -116,6 +111,52 @@ impl Target {
             }
         }
         Ok(Completion::Completed)
+    }
+
+    /// Two files that share a second, each read twice, export what one file with all lines exports.
+    fn split_second(&self) -> Result<Completion, Failed> {
+        let folder = tempfile::tempdir()?;
+        let (ours, memory) = (folder.path().join("ours.csv"), folder.path().join("memory.csv"));
+        let first = "1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n";
+        let second = "1700000001,102,3\n1700000001,103,4\n1700000001,104,5\n1700000002,105,6\n";
+        let input = |content: &str| {
+            let path = folder.path().join("in.csv");
+            std::fs::write(&path, content)?;
+            let path = path.display().to_string();
+            let input = ["--input", &path, "--format", "kraken", "--instrument", "kraken:BCH-EUR"];
+            Ok::<_, std::io::Error>(input.map(str::to_owned))
+        };
+        let namespace = self.namespace(&["split".to_owned()]);
+        let ran = [first, second, second, first, second]
+            .iter()
+            .try_for_each(|content| run(&mut self.pipeline(&namespace), &input(content)?, "1s", &ours));
+        self.clean_up(&namespace)?;
+        ran?;
+        let input = input(&format!("{first}{second}"))?;
+        run(&mut Command::new(env!("CARGO_BIN_EXE_pipeline")), &input, "1s", &memory)?;
+        let (ours, memory) = (std::fs::read_to_string(&ours)?, std::fs::read_to_string(&memory)?);
+        if ours == memory {
+            Ok(Completion::Completed)
+        } else {
+            Err(format!("{ours}\ndiffers from\n{memory}").into())
+        }
+    }
+
+    fn namespace(&self, input: &[String]) -> String {
+        format!("p_{}_{}_{}", std::process::id(), self.server.name, hash(input))
+    }
+
+    /// The program on this server.
+    fn pipeline(&self, namespace: &str) -> Command {
+        let Server { config, changes, .. } = self.server;
+        let variable = |key: &str| format!("QI__STORE__{}__{key}", config.to_uppercase());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+        command.arg("--config").arg(format!("{}/config/{config}.toml", env!("CARGO_MANIFEST_DIR")));
+        command.env(variable("URL"), &self.url);
+        for (key, value) in changes {
+            command.env(variable(key), value.replace("NAME", namespace));
+        }
+        command
     }
 
     fn clean_up(&self, namespace: &str) -> Result<(), Failed> {

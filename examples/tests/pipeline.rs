@@ -306,3 +306,114 @@ async fn a_small_bus_makes_the_feed_wait_for_the_writer_and_loses_nothing() {
     let summary = job.run().await.unwrap();
     assert_eq!(summary.stored, by_key(market(9, 20_000)).len() as u64);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_export_follows_no_link_that_was_planted_under_a_name_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (victim, path) = (folder.path().join("victim"), folder.path().join("out.csv"));
+    std::fs::write(&victim, "mine").unwrap();
+    let planted = folder.path().join(format!("out.csv.{}.part", std::process::id()));
+    std::os::unix::fs::symlink(&victim, planted).unwrap();
+    let mut job = Job::new(memory_store(), memory_bus(), data(market(1, 100))).unwrap();
+    job.export = Some((path.clone(), "sim:A0001-USDT".parse().unwrap()));
+    job.run().await.unwrap();
+    assert_eq!(std::fs::read_to_string(victim).unwrap(), "mine");
+    assert!(std::fs::symlink_metadata(path).unwrap().is_file());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_input_of_bad_lines_alone_is_stopped() {
+    let stop = Stop::default();
+    let stopped = stop.gently.clone();
+    let lines = (0..).map(move |n: u32| {
+        if n == 10_000 {
+            stopped.cancel();
+        }
+        assert!(n < 1_000_000, "the input is read to its end");
+        Err(source::Input::BadLine(Error::other("bad")))
+    });
+    let mut job = Job::new(memory_store(), memory_bus(), Data::Ticks(Box::new(lines))).unwrap();
+    job.stop = stop;
+    assert!(job.run().await.unwrap().interrupted);
+}
+
+/// Stores files without ids one after another, and gives what is stored: seconds, numbers, prices and quantities.
+async fn store_files(store: &Arc<dyn PriceStore>, files: &[&str]) -> Vec<(i64, u64, String)> {
+    for content in files {
+        let (_file, data) = trades(content);
+        Job::new(store.clone(), memory_bus(), data).unwrap().run().await.unwrap();
+    }
+    let stored = contents(&**store).await.into_iter();
+    let row = |tick: PriceTick| {
+        let quantity = tick.quantity().unwrap();
+        (tick.ts().as_micros() / 1_000_000, tick.seq(), format!("{}x{quantity}", tick.price()))
+    };
+    stored.map(row).collect()
+}
+
+const A: &str = "1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n";
+const B: &str = "1700000001,103,4\n1700000001,104,5\n1700000001,105,6\n1700000002,106,7\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_second_that_is_split_over_files_is_stored_in_full_and_once() {
+    let at_once = store_files(&memory_store(), &[&format!("{A}{B}")]).await;
+    assert_eq!(at_once.len(), 7);
+    let whole = format!("{A}{B}");
+    for files in [
+        &[A, B][..],
+        &[A, A, B, B],
+        &[A, B, A, B, A],
+        &[A, B, &whole],
+        &[&whole, A, B],
+        // Three files within one second.
+        &[A, "1700000001,103,4\n", "1700000001,104,5\n", "1700000001,105,6\n1700000002,106,7\n"],
+        // A run that ended in the middle of the second, and one that ended after it.
+        &[A, "1700000001,103,4\n1700000001,104,5\n", B],
+        &["1700000000,100,1\n1700000001,101,2\n", A, B],
+    ] {
+        assert_eq!(store_files(&memory_store(), files).await, at_once, "{files:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_trades_on_both_sides_of_the_border_of_two_files_are_all_stored() {
+    let (a, b) = ("1700000000,100,1\n1700000001,5,1\n", "1700000001,5,1\n1700000001,5,1\n1700000002,6,1\n");
+    let stored = store_files(&memory_store(), &[a, b]).await;
+    assert_eq!(stored.len(), 5, "{stored:?}");
+    assert_eq!(store_files(&memory_store(), &[a, b, b, a, b]).await, stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_later_file_may_come_first_and_a_second_may_come_again_in_one_file() {
+    let stored = store_files(&memory_store(), &[B, A, B, A]).await;
+    assert_eq!(stored.len(), 7, "{stored:?}");
+    // The split second is not the first of the second file.
+    let unsorted =
+        "1700000002,106,7\n1700000001,103,4\n1700000002,107,8\n1700000001,104,5\n1700000001,105,6\n";
+    let stored = store_files(&memory_store(), &[A, unsorted]).await;
+    assert_eq!(stored.len(), 8, "{stored:?}");
+    assert_eq!(store_files(&memory_store(), &[A, unsorted, unsorted, A]).await, stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_second_of_many_pages_continues_and_is_recognised() {
+    let lines =
+        |from: u32, to: u32| (from..to).map(|n| format!("1700000001,{},1\n", n + 1)).collect::<String>();
+    let (a, b) = (lines(0, 2_500), format!("{}1700000002,9,1\n", lines(2_500, 4_999)));
+    let stored = store_files(&memory_store(), &[&a, &b]).await;
+    assert_eq!(stored.len(), 5_000);
+    assert_eq!(store_files(&memory_store(), &[&a, &b, &b, &a]).await, stored);
+    // A run that was killed within the second.
+    assert_eq!(store_files(&memory_store(), &[&lines(0, 1_000), &a, &b]).await, stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_over_equal_trades_that_is_killed_anywhere_stores_nothing_twice() {
+    let file: String = (0..30).map(|n| format!("{},5,1\n", 1_700_000_000 + n / 3)).collect();
+    let stored = store_files(&memory_store(), &[&file]).await;
+    assert_eq!(stored.len(), 30);
+    for killed_after in 4..30 {
+        let part: String = file.split_inclusive('\n').take(killed_after).collect();
+        assert_eq!(store_files(&memory_store(), &[&part, &file]).await, stored, "{killed_after}");
+    }
+}

@@ -1,6 +1,6 @@
 //! A clock for tests.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use qi_core::{Clock, Timestamp};
@@ -26,20 +26,28 @@ pub struct ManualClock {
     base: Timestamp,
     start: Instant,
     /// Microseconds.
-    ahead: AtomicU64,
+    ahead: AtomicI64,
 }
 
 impl ManualClock {
     /// A clock that shows `base` now. Make it inside the runtime whose time it is to follow.
     pub fn new(base: Timestamp) -> Self {
-        Self { base, start: Instant::now(), ahead: AtomicU64::new(0) }
+        Self { base, start: Instant::now(), ahead: AtomicI64::new(0) }
     }
 
     /// Moves this clock, and no sleep of tokio, by `by` (cut to microseconds).
     pub fn advance(&self, by: Duration) {
-        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
-        self.ahead.fetch_add(micros, Ordering::SeqCst);
+        self.ahead.fetch_add(micros(by), Ordering::SeqCst);
     }
+
+    /// Moves this clock, and no sleep of tokio, back by `by` (cut to microseconds), like a wall clock that is corrected.
+    pub fn set_back(&self, by: Duration) {
+        self.ahead.fetch_sub(micros(by), Ordering::SeqCst);
+    }
+}
+
+fn micros(by: Duration) -> i64 {
+    i64::try_from(by.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl Default for ManualClock {
@@ -52,7 +60,14 @@ impl Default for ManualClock {
 impl Clock for ManualClock {
     /// The base plus what has passed; the latest timestamp there is, beyond that.
     fn now(&self) -> Timestamp {
-        let ahead = Duration::from_micros(self.ahead.load(Ordering::SeqCst));
-        self.base.checked_add(self.start.elapsed().saturating_add(ahead)).unwrap_or(Timestamp::MAX)
+        let ahead = self.ahead.load(Ordering::SeqCst);
+        let moved = Duration::from_micros(ahead.unsigned_abs());
+        let now = self.start.elapsed();
+        if ahead < 0 {
+            let back = moved.saturating_sub(now);
+            let base = self.base.checked_sub(back).unwrap_or(Timestamp::MIN);
+            return base.checked_add(now.saturating_sub(moved)).unwrap_or(Timestamp::MAX);
+        }
+        self.base.checked_add(now.saturating_add(moved)).unwrap_or(Timestamp::MAX)
     }
 }

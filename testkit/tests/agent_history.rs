@@ -99,3 +99,23 @@ async fn records_are_stamped_by_the_runtimes_clock() {
         })
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn durations_follow_the_monotonic_clock_when_the_wall_clock_is_set_back() {
+    let (log, clock) = (TransitionLog::default(), std::sync::Arc::new(ManualClock::default()));
+    let (spec, _) = scripted("a", [Script::default().with_cleanup(Step::after(ms(700), Step::Ok))]);
+    let runtime = builder(&log).clock(clock.clone()).agent(spec).build().unwrap();
+    let report = runtime
+        .run_until(async {
+            sleep(ms(1_500)).await;
+            clock.set_back(std::time::Duration::from_hours(1));
+            tokio::spawn(async move {
+                sleep(ms(100)).await;
+                clock.set_back(std::time::Duration::from_hours(1));
+            });
+        })
+        .await;
+    assert_eq!(report.shutdown_took, ms(700));
+    let lasted = |from| log.of("a").iter().find(|t| t.from == from).unwrap().lasted;
+    assert_eq!((lasted(Running), lasted(qi_core::agent::AgentStatus::Stopping)), (ms(1_500), ms(700)));
+}

@@ -56,7 +56,7 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
         (&store["name"], &store["port"], &store["backend"], &store["up"], &store["kind"]),
         (&"prices".into(), &"store".into(), &"memory".into(), &false.into(), &"unavailable".into())
     );
-    assert!(store["error"].as_str().unwrap().contains("chaos.error"), "{json}");
+    assert_eq!(store["error"], "chaos.error", "a code, and no text of the server");
     assert_eq!((&json["backends"][1]["up"], &json["runtime"]["ready"]), (&true.into(), &true.into()));
 
     handle.shutdown();
@@ -114,4 +114,40 @@ async fn a_ping_that_nobody_waited_for_is_asked_anew() {
     assert!(timeout(Duration::from_millis(100), health.check()).await.is_err());
     sleep(Duration::from_millis(100)).await;
     assert!(health.check().await.ready, "the hang was the other one's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_shows_codes_of_agents_and_no_text() {
+    use qi_core::agent::{AgentRuntime, AgentSpec, RestartPolicy, agent_fn};
+    use qi_core::{Error, ErrorKind};
+    let failing = AgentSpec::new("failing", || {
+        agent_fn(|_cx| async {
+            let error = Error::new(ErrorKind::Unauthorized, "test.refused", "run");
+            Err::<(), _>(error.with_message("text of the server"))
+        })
+    });
+    let panicking = AgentSpec::new("panicking", || agent_fn(|_cx| async { panic!("text of the server") }));
+    let degraded = AgentSpec::new("degraded", || {
+        agent_fn(|cx| async move {
+            cx.degraded("text of the server");
+            cx.cancelled().await;
+            Ok(())
+        })
+    });
+    let runtime = AgentRuntime::builder()
+        .agent(failing.best_effort())
+        .agent(panicking.best_effort().restart(RestartPolicy::never()))
+        .agent(degraded);
+    let handle = runtime.build().unwrap().start();
+    sleep(Duration::from_secs(1)).await;
+    let health = Health::new();
+    health.watch(handle.clone());
+    let json = serde_json::to_value(health.check().await).unwrap();
+    assert!(!json.to_string().contains("text of the server"), "{json}");
+    let agents = &json["runtime"]["agents"];
+    assert_eq!(agents[0]["last_exit"], "test.refused");
+    assert_eq!(agents[1]["last_exit"], "agent.panicked");
+    assert_eq!(agents[2]["health"], "degraded");
+    handle.shutdown();
+    handle.ended().await;
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::status::cut;
+use crate::redact::tidy;
 
 /// Runs `work`, or gives the message of its panic.
 ///
@@ -18,8 +18,8 @@ pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 pub(super) fn message(payload: Box<dyn Any + Send>) -> String {
     let text = payload
         .downcast_ref::<&str>()
-        .map(|text| cut(text))
-        .or_else(|| payload.downcast_ref::<String>().map(|text| cut(text)))
+        .map(|text| tidy(text))
+        .or_else(|| payload.downcast_ref::<String>().map(|text| tidy(text)))
         .unwrap_or_else(|| "a payload that is no text".to_owned());
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::catch::{catch, lock};
 use super::context::Incarnation;
@@ -17,8 +18,9 @@ use super::observe::Observer;
 use super::restart::GiveUp;
 use super::status::{
     AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, Phase,
-    Transition, cut,
+    Transition,
 };
+use crate::redact::tidy;
 use crate::{Clock, Error, Timestamp};
 
 /// How many transitions the handle remembers of each agent.
@@ -33,7 +35,7 @@ pub(super) struct Env {
     /// From the first moment of the shutdown on, the limits of the shutdown hold.
     pub(super) shutting_down: AtomicBool,
     /// Set with the soft deadline: when the last cleanup must be done.
-    pub(super) final_at: OnceLock<tokio::time::Instant>,
+    pub(super) final_at: OnceLock<Instant>,
 }
 
 impl Env {
@@ -112,6 +114,8 @@ pub(super) struct Cell {
 
 struct State {
     snapshot: AgentSnapshot,
+    /// The time of the last transition, by the monotonic clock.
+    entered: Instant,
     history: VecDeque<Transition>,
     errors: VecDeque<ErrorRecord>,
     /// Made when the first watcher comes: most agents are never watched.
@@ -184,6 +188,7 @@ impl Cell {
             dependency_failed: OnceLock::new(),
             state: Mutex::new(State {
                 snapshot,
+                entered: Instant::now(),
                 history: VecDeque::new(),
                 errors: VecDeque::new(),
                 watch: None,
@@ -252,10 +257,11 @@ impl Cell {
         let at = self.env.clock.now();
         let transition = {
             let mut state = lock(&self.state);
-            let snapshot = &mut state.snapshot;
+            let State { snapshot, entered, .. } = &mut *state;
             let from = std::mem::replace(&mut snapshot.status, to);
             snapshot.seq += 1;
             snapshot.since = at;
+            let lasted = std::mem::replace(entered, Instant::now()).elapsed();
             if let Some(exit) = &change.exit {
                 snapshot.last_exit = Some(exit.clone());
             }
@@ -265,6 +271,7 @@ impl Cell {
                 at,
                 incarnation: snapshot.incarnation,
                 from,
+                lasted,
                 to,
                 exit: change.exit,
                 backoff: change.backoff,
@@ -308,7 +315,7 @@ impl Cell {
         if snapshot.incarnation == incarnation && !snapshot.status.is_terminal() && snapshot.health != health
         {
             snapshot.health = match health {
-                AgentHealth::Degraded(why) => AgentHealth::Degraded(cut(&why)),
+                AgentHealth::Degraded(why) => AgentHealth::Degraded(tidy(&why)),
                 other => other,
             };
             state.publish();

@@ -15,8 +15,8 @@ use tracing::Instrument;
 
 use super::catch::{lock, message};
 use super::cell::{Asked, Cell};
-use super::driver::later;
 use super::status::{AgentHealth, ExitReason, agent_error};
+use crate::deadline::later;
 use crate::{Clock, Error, ErrorKind, Result, Timestamp};
 
 /// What one incarnation of an agent is given. Cloning it costs one reference count, so sub-tasks can hold it.

@@ -20,13 +20,7 @@ use super::phase::{Ended, Hook};
 use super::restart::{Decision, GiveUp, RestartState};
 use super::spec::Maker;
 use super::status::{AgentStatus, BackoffStep, ExitReason, Phase};
-
-/// The moment `after` from now; one that tokio's clock cannot hold lies a year ahead.
-pub(super) fn later(after: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_hours(365 * 24);
-    let now = Instant::now();
-    now.checked_add(after.min(YEAR)).unwrap_or(now)
-}
+use crate::deadline::later;
 
 /// What the driver needs to run one agent.
 pub(super) struct Driver {

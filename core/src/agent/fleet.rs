@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::catch::lock;
@@ -15,7 +16,7 @@ use super::cell::{Asked, Cell, Env};
 use super::report::{AgentReport, EndedBy, Ending, RuntimeReport};
 use super::shutdown::Deadlines;
 use super::status::{AgentStatus, agent_error};
-use crate::{Clock, ErrorKind, Result, Timestamp};
+use crate::{ErrorKind, Result};
 
 /// One agent and its place among the others.
 pub(super) struct Member {
@@ -58,7 +59,7 @@ pub(super) struct Fleet {
 #[derive(Clone, Default)]
 struct Stage {
     launched: bool,
-    shutdown: Option<(EndedBy, Timestamp)>,
+    shutdown: Option<(EndedBy, Instant)>,
 }
 
 impl Fleet {
@@ -184,7 +185,7 @@ impl Fleet {
                 return;
             }
             tracing::info!(target: "qi_core::agent", %cause, "shutdown");
-            stage.shutdown = Some((cause, self.env.clock.now()));
+            stage.shutdown = Some((cause, Instant::now()));
             self.env.shutting_down.store(true, Ordering::SeqCst);
             if stage.launched {
                 self.deadlines.arm();
@@ -226,7 +227,7 @@ impl Fleet {
             Some((cause, began)) => (cause, Some(began)),
             None => (EndedBy::AllEnded, None),
         };
-        let shutdown_took = began.map_or(Duration::ZERO, |began| self.env.clock.now().since(began));
+        let shutdown_took = began.map_or(Duration::ZERO, |began| began.elapsed());
         let agents = self.members.iter().map(|member| agent_report(member, launched)).collect();
         RuntimeReport { ended_by, shutdown_took, agents }
     }

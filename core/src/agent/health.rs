@@ -49,7 +49,7 @@ pub struct AgentHealthReport {
     pub restarts: u32,
     /// When its status last changed, in microseconds since the epoch.
     pub since: Timestamp,
-    /// Why its last incarnation ended.
+    /// The code of the end of its last incarnation: see [`ExitReason::code`].
     pub last_exit: Option<String>,
     /// When the present incarnation last gave a heartbeat.
     pub last_heartbeat: Option<Timestamp>,
@@ -88,7 +88,7 @@ fn agent(member: &Member) -> AgentHealthReport {
         incarnation: snapshot.incarnation,
         restarts: snapshot.restarts,
         since: snapshot.since,
-        last_exit: snapshot.last_exit.map(|exit| exit.to_string()),
+        last_exit: snapshot.last_exit.map(|exit| exit.code()),
         last_heartbeat: snapshot.last_heartbeat,
     }
 }

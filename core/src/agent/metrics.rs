@@ -1,23 +1,20 @@
 //! What agents do, as metrics.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use metrics::{counter, gauge, histogram};
 
-use super::catch::lock;
 use super::fleet::Fleet;
 use super::observe::Observer;
 use super::report::RuntimeReport;
 use super::status::{AgentStatus, ErrorRecord, ForcedStop, Phase, Transition};
-use crate::Timestamp;
 use crate::telemetry::{
     AGENT_BACKOFF, AGENT_ERRORS, AGENT_FORCED, AGENT_HEARTBEAT_AGE, AGENT_PANICS, AGENT_PHASE,
     AGENT_RESTARTS, AGENT_TRANSITIONS, AGENT_UP, RUNTIME_LEAKED, RUNTIME_SHUTDOWN,
 };
 
 /// Counts and times what agents do, through the `metrics` facade: see [`crate::telemetry`] for the names. Durations
-/// are by the runtime's clock.
+/// are by the monotonic clock.
 ///
 /// ```
 /// use qi_core::agent::{AgentRuntime, AgentSpec, MetricsObserver, agent_fn};
@@ -30,17 +27,14 @@ use crate::telemetry::{
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct MetricsObserver {
-    /// When each agent last changed its status.
-    since: Mutex<HashMap<Arc<str>, Timestamp>>,
-}
+#[non_exhaustive]
+pub struct MetricsObserver {}
 
 impl Observer for MetricsObserver {
     fn on_transition(&self, transition: &Transition) {
-        let Transition { agent, seq: _, at, incarnation, from, to, exit: _, backoff, gave_up: _ } =
+        let Transition { agent, seq, at: _, incarnation, from, lasted, to, exit: _, backoff, gave_up: _ } =
             transition;
-        let since = lock(&self.since).insert(agent.clone(), *at);
-        if since.is_none() {
+        if *seq == 1 {
             begin_at_zero(agent);
         }
         counter!(AGENT_TRANSITIONS.name, "agent" => agent.clone(), "status" => to.as_str()).increment(1);
@@ -50,9 +44,8 @@ impl Observer for MetricsObserver {
             AgentStatus::Stopping => Some(Phase::Cleanup),
             AgentStatus::Created | AgentStatus::Backoff | AgentStatus::Stopped | AgentStatus::Failed => None,
         };
-        if let (Some(phase), Some(since)) = (phase, since) {
-            histogram!(AGENT_PHASE.name, "agent" => agent.clone(), "phase" => phase.as_str())
-                .record(at.since(since));
+        if let Some(phase) = phase {
+            histogram!(AGENT_PHASE.name, "agent" => agent.clone(), "phase" => phase.as_str()).record(*lasted);
         }
         if *to == AgentStatus::Initializing && *incarnation > 1 {
             counter!(AGENT_RESTARTS.name, "agent" => agent.clone()).increment(1);

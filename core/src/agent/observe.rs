@@ -50,7 +50,8 @@ pub struct TracingObserver;
 
 impl Observer for TracingObserver {
     fn on_transition(&self, transition: &Transition) {
-        let Transition { agent, seq, at: _, incarnation, from, to, exit, backoff, gave_up } = transition;
+        let Transition { agent, seq, at: _, incarnation, from, to, exit, backoff, gave_up, lasted: _ } =
+            transition;
         let exit = exit.as_deref();
         match to {
             AgentStatus::Backoff => {

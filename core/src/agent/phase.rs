@@ -14,9 +14,9 @@ use tokio::time::{Instant, Sleep};
 use super::catch::drop_caught;
 use super::cell::{Asked, Cell};
 use super::context::Incarnation;
-use super::driver::later;
 use super::status::{ExitReason, Phase};
 use crate::Result;
+use crate::deadline::later;
 
 /// How a hook ended.
 pub(super) struct Ended {

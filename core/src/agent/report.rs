@@ -108,7 +108,7 @@ impl AgentReport {
 pub struct RuntimeReport {
     /// What ended it.
     pub ended_by: EndedBy,
-    /// How long the shutdown took, by the runtime's clock; zero if there was none.
+    /// The duration of the shutdown, by the monotonic clock; zero if there was none.
     pub shutdown_took: Duration,
     /// What became of each agent, in the order in which they were added.
     pub agents: Vec<AgentReport>,

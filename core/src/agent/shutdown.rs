@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::catch::{catch, lock};
 use super::cell::Limits;
-use super::driver::later;
 use super::fleet::Fleet;
 use super::report::RuntimeReport;
+use crate::deadline::later;
 
 /// What the hard deadline calls with the report that it has closed.
 pub(super) type OnOverrun = Box<dyn FnOnce(&RuntimeReport) + Send>;

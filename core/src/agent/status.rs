@@ -67,8 +67,9 @@ pub enum AgentHealth {
     /// Nothing to report.
     #[default]
     Ok,
-    /// It works, but not as it should; the sentence is the agent's own.
-    Degraded(String),
+    /// It works, but not as it should; the sentence is the agent's own. Serde writes the status without it, because
+    /// anybody may read a probe.
+    Degraded(#[serde(skip_serializing)] String),
     /// Its watchdog has seen no heartbeat for longer than the limit.
     Stale,
 }
@@ -127,6 +128,14 @@ impl ExitReason {
     /// Whether this counts as a crash for `max_crashes`: a panic, a timeout, a missing heartbeat.
     pub const fn is_crash(&self) -> bool {
         matches!(self, Self::Panicked(_) | Self::TimedOut(_) | Self::Stale)
+    }
+
+    /// Returns a stable code: `completed`, `cancelled`, or that of the error.
+    pub fn code(&self) -> String {
+        match self {
+            Self::Cancelled => "cancelled".to_owned(),
+            other => other.to_error().map_or_else(|| "completed".to_owned(), |error| error.code().to_owned()),
+        }
     }
 
     /// This exit as an error, or None for the exits that are none (completed, cancelled).
@@ -214,6 +223,8 @@ pub struct Transition {
     pub incarnation: u32,
     /// The status before.
     pub from: AgentStatus,
+    /// The time that the agent spent in the status before, by the monotonic clock.
+    pub lasted: Duration,
     /// The status after.
     pub to: AgentStatus,
     /// Why the incarnation ended: with `Stopping` and everything after it.
@@ -263,16 +274,6 @@ pub struct ForcedStop {
     pub phase: Phase,
     /// How long it had been under way.
     pub took: Duration,
-}
-
-/// Cuts what an agent says to a length that a record can bear.
-pub(super) fn cut(text: &str) -> String {
-    let mut chars = text.chars();
-    let mut out: String = chars.by_ref().take(crate::error::MAX_CONTEXT_CHARS).collect();
-    if chars.next().is_some() {
-        out.push('…');
-    }
-    out
 }
 
 /// An error of the runtime about an agent, in one line.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::limit::FULL;
 use super::{Intercept, UNKNOWN};
 use crate::bus::{Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use crate::deadline::later;
 use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REFUSED, CIRCUIT_STATE};
 use crate::{Error, ErrorKind, Operation, Port, Result, RetryAdvice};
 
@@ -160,7 +161,7 @@ impl CircuitBreaker {
     }
 
     fn later(&self) -> Instant {
-        Instant::now() + self.policy.open_for
+        later(self.policy.open_for)
     }
 
     fn settle(&self, generation: u64, sign: Sign) {

@@ -1,28 +1,28 @@
-//! Bars as CSV: exact decimals, ascending. The file appears whole or not at all.
+//! Bars as CSV: exact decimals, ascending. The file appears complete or not at all.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use qi_core::{Error, Ohlcv, Result};
+use tempfile::NamedTempFile;
 
-/// A file that is written beside its place and moved there when it is whole.
+/// A file that is written under a random name in its folder, and renamed when it is complete and synced. A link at its
+/// path is replaced, and its target stays as it is.
 pub(super) struct Export {
     path: PathBuf,
-    beside: PathBuf,
-    out: BufWriter<File>,
+    out: BufWriter<NamedTempFile>,
 }
 
 impl Export {
-    /// Begins the file, beside the place where it is to stand.
+    /// Begins the file, in the folder of its path.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        // What a link points to is replaced, not the link.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}.part", std::process::id()));
-        let beside = PathBuf::from(beside);
-        let file = File::create(&beside).map_err(|e| failed(&path, e))?;
-        let mut export = Self { path, beside, out: BufWriter::new(file) };
+        let mut options = tempfile::Builder::new();
+        // As an ordinary new file: the umask of the process applies.
+        options.prefix(".export-").permissions(Permissions::from_mode(0o666));
+        let file = options.tempfile_in(folder(path)).map_err(|e| failed(path, e))?;
+        let mut export = Self { path: path.to_owned(), out: BufWriter::new(file) };
         export.line(format_args!("open_time_us,open,high,low,close,volume,count"))?;
         Ok(export)
     }
@@ -46,19 +46,23 @@ impl Export {
         ))
     }
 
-    pub(super) fn finish(mut self) -> Result<()> {
-        let moved = self.out.flush().and_then(|()| std::fs::rename(&self.beside, &self.path));
-        moved.map_err(|e| failed(&self.path, e))
+    pub(super) fn finish(self) -> Result<()> {
+        let Self { path, out } = self;
+        let finish = || {
+            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            // The name is durable with its folder.
+            File::open(folder(&path))?.sync_all()
+        };
+        finish().map_err(|e| failed(&path, e))
     }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
     Error::other(error).with_operation("export").with_context("file", path.display())
-}
-
-impl Drop for Export {
-    fn drop(&mut self) {
-        // Only an export that was not finished still has it.
-        let _ = std::fs::remove_file(&self.beside);
-    }
 }

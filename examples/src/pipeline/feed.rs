@@ -8,12 +8,15 @@ use qi_core::agent::{Agent, AgentContext};
 use qi_core::bus::{DeliveryState, Json, Message, MessageBus, PublishOptions, TopicName, encode_message};
 use qi_core::{Error, Result};
 
+use super::numbering::Numbering;
 use super::record::Record;
 use super::source::{Input, Source};
 use super::tally::Tally;
 
 /// How many records are published at once.
 const BATCH: usize = 1_000;
+/// How many records are read at once at most.
+const MAX_BATCH: usize = 65_536;
 /// How long to wait before what is not delivered is sent again; the bus's own retries lie inside of a publish.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -35,42 +38,110 @@ pub struct Feed<T> {
 #[async_trait]
 impl<T: Record> Agent for Feed<T> {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
-        loop {
-            let records = self.next_batch()?;
-            if records.is_empty() {
-                return Ok(());
+        self.publish(cx, None).await
+    }
+}
+
+/// A feed that numbers the trades of a source without ids after those in the store.
+pub(super) struct NumberedFeed<T> {
+    pub(super) feed: Feed<T>,
+    pub(super) numbering: Numbering,
+}
+
+#[async_trait]
+impl<T: Record> Agent for NumberedFeed<T> {
+    async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        self.feed.publish(cx, Some(&mut self.numbering)).await
+    }
+}
+
+/// The next part of a source.
+struct Part<T> {
+    records: Vec<T>,
+    /// The record after them, which was read to know that a timestamp is complete.
+    ahead: Option<T>,
+    ordinals: bool,
+    ended: bool,
+}
+
+impl<T: Record> Part<T> {
+    /// Reads up to [`BATCH`] records and bad lines; of a source without ids, up to the end of the last timestamp.
+    fn read(mut self, source: &mut Source<T>, tally: &Tally, strict: bool) -> Result<Self> {
+        self.records.extend(self.ahead.take());
+        for read in 0..MAX_BATCH {
+            let full = self.records.len().max(read) >= BATCH;
+            if full && !self.ordinals {
+                break;
             }
-            let batch: Vec<Message> = records
-                .iter()
-                .map(|record| encode_message::<Json, T>(record, Some(&self.topic)))
-                .collect::<Result<_>>()?;
-            if !self.deliver(cx, batch).await? {
-                return Ok(());
+            match source.next() {
+                Some(Ok(record)) => {
+                    if full && self.records.last().is_some_and(|last| last.time() != record.time()) {
+                        self.ahead = Some(record);
+                        break;
+                    }
+                    self.records.push(record);
+                }
+                Some(Err(Input::Ordinals)) => self.ordinals = true,
+                Some(Err(Input::BadLine(error))) => {
+                    tally.bad_line(error.clone());
+                    if strict {
+                        return Err(error);
+                    }
+                }
+                Some(Err(Input::Broken(error))) => return Err(error),
+                None => {
+                    self.ended = true;
+                    break;
+                }
             }
-            self.tally.sent(records.iter().map(Record::instrument));
-            // Parsing and encoding take no `.await`: others get their turn here.
-            tokio::task::yield_now().await;
         }
+        Ok(self)
     }
 }
 
 impl<T: Record> Feed<T> {
-    /// The next records. Reading 1,000 lines of a local file blocks for less than a millisecond.
-    fn next_batch(&mut self) -> Result<Vec<T>> {
-        let mut records = Vec::with_capacity(BATCH);
-        while records.len() < BATCH {
-            match self.source.next() {
-                Some(Ok(record)) => records.push(record),
-                Some(Err(Input::BadLine(error))) if !self.strict => self.tally.bad_line(error),
-                Some(Err(Input::BadLine(error))) => {
-                    self.tally.bad_line(error.clone());
-                    return Err(error);
+    async fn publish(&mut self, cx: &AgentContext, mut numbering: Option<&mut Numbering>) -> Result<()> {
+        let mut part = Part { records: Vec::new(), ahead: None, ordinals: false, ended: false };
+        while !part.ended {
+            let Some(read) = cx.until_cancelled(self.read(part)).await else { return Ok(()) };
+            part = read?;
+            if let Some(numbering) = numbering.as_deref_mut().filter(|_| part.ordinals)
+                && !number(cx, numbering, &mut part).await?
+            {
+                return Ok(());
+            }
+            for records in std::mem::take(&mut part.records).chunks(BATCH) {
+                let batch: Vec<Message> = records
+                    .iter()
+                    .map(|record| encode_message::<Json, T>(record, Some(&self.topic)))
+                    .collect::<Result<_>>()?;
+                if !self.deliver(cx, batch).await? {
+                    return Ok(());
                 }
-                Some(Err(Input::Broken(error))) => return Err(error),
-                None => break,
+                self.tally.sent(records.iter().map(Record::instrument));
             }
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// Reads on a thread for blocking work: a slow file, or one of bad lines, holds up no other task.
+    async fn read(&mut self, part: Part<T>) -> Result<Part<T>> {
+        let mut source = std::mem::replace(&mut self.source, Box::new(std::iter::empty()));
+        let (tally, strict) = (Arc::clone(&self.tally), self.strict);
+        let work = move || {
+            let part = part.read(&mut source, &tally, strict);
+            (source, part)
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok((source, part)) => {
+                self.source = source;
+                part
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => Err(Error::other(error)),
+            },
+        }
     }
 
     /// Sends until every message is acknowledged; false if the feed is to end before.
@@ -103,6 +174,25 @@ impl<T: Record> Feed<T> {
                 return Ok(false);
             }
             cx.healthy();
+        }
+    }
+}
+
+/// Numbers the records of a part; false if the feed is to end before. A store that is away is asked again.
+async fn number<T: Record>(cx: &AgentContext, numbering: &mut Numbering, part: &mut Part<T>) -> Result<bool> {
+    loop {
+        let numbered = T::number(numbering, &mut part.records, part.ahead.as_ref());
+        match cx.until_cancelled(numbered).await {
+            None => return Ok(false),
+            Some(Ok(())) => {
+                cx.healthy();
+                return Ok(true);
+            }
+            Some(Err(error)) if error.retry().is_retryable() => cx.degraded(error.code()),
+            Some(Err(error)) => return Err(error),
+        }
+        if cx.sleep(PAUSE).await.is_none() {
+            return Ok(false);
         }
     }
 }

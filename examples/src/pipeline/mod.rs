@@ -5,6 +5,7 @@
 
 mod export;
 mod feed;
+mod numbering;
 mod read_back;
 mod record;
 pub mod report;
@@ -25,12 +26,14 @@ use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result}
 use tokio_util::sync::CancellationToken;
 
 pub use feed::Feed;
+pub use numbering::Numbering;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
 pub use tally::Tally;
 pub use writer::Writer;
 
 use export::Export;
+use feed::NumberedFeed;
 use source::Source;
 
 /// What goes in.
@@ -191,7 +194,8 @@ impl Job {
             }
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
-        let feed = Feed { bus, topic, source, tally, strict };
+        let numbering = Numbering::new(self.store.clone(), bus.clone(), group.clone());
+        let feed = NumberedFeed { feed: Feed { bus, topic, source, tally, strict }, numbering };
         let mut runtime = AgentRuntime::builder()
             .agent(AgentSpec::new("writer", writer).init_timeout(JOIN_TIMEOUT))
             .agent(AgentSpec::once("feed", feed).after(["writer"]).finite())
@@ -235,6 +239,11 @@ async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, group: GroupId) {
     if ended.is_err() {
         return std::future::pending().await;
     }
+    caught_up(bus, group).await;
+}
+
+/// Returns once the group has read all that is on its topics.
+async fn caught_up(bus: &dyn MessageBus, group: GroupId) {
     let query = GroupQuery::one(group);
     loop {
         match bus.groups(&query).await {

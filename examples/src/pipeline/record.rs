@@ -3,12 +3,29 @@
 use futures::future::BoxFuture;
 use qi_core::bus::Payload;
 use qi_core::store::InsertReport;
-use qi_core::{Instrument, Ohlcv, PriceStore, PriceTick, Result};
+use qi_core::{Instrument, Ohlcv, PriceStore, PriceTick, Result, Timestamp};
+
+use super::numbering::Numbering;
 
 /// A record that travels on the bus and is stored.
 pub trait Record: Payload {
     /// What it is about.
     fn instrument(&self) -> &Instrument;
+
+    /// Its time.
+    fn time(&self) -> Timestamp;
+
+    /// Numbers the records of a source without ids; `following` is the record after them.
+    ///
+    /// # Errors
+    /// The store's.
+    fn number<'a>(
+        _numbering: &'a mut Numbering,
+        _batch: &'a mut [Self],
+        _following: Option<&'a Self>,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Stores a batch.
     ///
@@ -22,6 +39,18 @@ impl Record for PriceTick {
         self.instrument()
     }
 
+    fn time(&self) -> Timestamp {
+        self.ts()
+    }
+
+    fn number<'a>(
+        numbering: &'a mut Numbering,
+        batch: &'a mut [Self],
+        following: Option<&'a Self>,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(numbering.number(batch, following))
+    }
+
     fn insert<'a>(store: &'a dyn PriceStore, batch: &'a [Self]) -> BoxFuture<'a, Result<InsertReport>> {
         store.insert_ticks(batch)
     }
@@ -30,6 +59,10 @@ impl Record for PriceTick {
 impl Record for Ohlcv {
     fn instrument(&self) -> &Instrument {
         self.instrument()
+    }
+
+    fn time(&self) -> Timestamp {
+        self.open_time()
     }
 
     fn insert<'a>(store: &'a dyn PriceStore, batch: &'a [Self]) -> BoxFuture<'a, Result<InsertReport>> {

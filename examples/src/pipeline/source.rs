@@ -17,7 +17,8 @@ use qi_core::{
 pub enum Format {
     /// Trades with the header `trade_id,price,quantity,time_ms,buyer_maker`.
     Binance,
-    /// Trades without a header: `unix seconds,price,quantity`. Ties are numbered in the order of the file.
+    /// Trades without a header: `unix seconds,price,quantity`. The trades of one second are numbered in the order of the
+    /// file, after those of the second that the store already has from another file.
     Kraken,
     /// Trades with the header `price,quantity,time_s,side,order_type,trade_id`; times are cut to the microsecond.
     KrakenRest,
@@ -43,6 +44,8 @@ pub enum Input {
     BadLine(Error),
     /// The input cannot be read any further.
     Broken(Error),
+    /// The trades from here on have no ids: each `seq` is an ordinal among the trades of its timestamp in this source.
+    Ordinals,
 }
 
 /// Records, and what is wrong with some lines.
@@ -53,7 +56,7 @@ const MAX_LINE: u64 = 64 << 10;
 /// How much of a longer line is read past before the input counts as broken: what has no lines is no input.
 const MAX_SKIP: u64 = 16 << 20;
 /// How many distinct timestamps are remembered to number the ties of a file without trade ids.
-const MAX_TIES: usize = 65_536;
+pub(super) const MAX_TIES: usize = 65_536;
 /// How many bars are looked at to find the interval of a file of candles.
 const CANDLES_AHEAD: usize = 1_000;
 
@@ -68,7 +71,8 @@ pub fn trades(path: &Path, format: Format, instrument: &Instrument) -> Result<So
         Format::KrakenRest => Box::new(lines.records(move |fields| kraken_rest(&name, fields))),
         Format::Kraken => {
             let mut ties = Ties::default();
-            Box::new(lines.records(move |fields| kraken(&name, &mut ties, fields)))
+            let records = lines.records(move |fields| kraken(&name, &mut ties, fields));
+            Box::new(std::iter::once(Err(Input::Ordinals)).chain(records))
         }
         Format::Candles => {
             return Err(Error::invalid("pipeline.format", "format", "candles", "has bars, not trades"));
@@ -240,6 +244,7 @@ impl Lines {
                     Ok(None) => return None,
                     Err(Input::BadLine(error)) => return Some(Err(Input::BadLine(at(&self, error)))),
                     Err(Input::Broken(error)) => return Some(Err(Input::Broken(at(&self, error)))),
+                    Err(Input::Ordinals) => return Some(Err(Input::Ordinals)),
                 };
                 let content = text.trim_end_matches(['\r', '\n']);
                 let content = if self.line == 1 { content.trim_start_matches('\u{feff}') } else { content };
@@ -318,6 +323,7 @@ mod tests {
             match record {
                 Ok(tick) => ticks.push(tick),
                 Err(Input::BadLine(error) | Input::Broken(error)) => errors.push(error),
+                Err(Input::Ordinals) => {}
             }
         }
         (ticks, errors)

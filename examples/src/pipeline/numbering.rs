@@ -1,0 +1,208 @@
+//! Numbers of trades without ids, continued from the trades in the store.
+//!
+//! A source without ids numbers the trades of one timestamp from 0 in its own order. If the trades of one timestamp are
+//! split over two files, both files would use the same numbers, and the second file would overwrite trades of the first.
+//! So each timestamp that the store may already have is compared with the store before its trades are published:
+//!
+//! - Trades that the store has in the same order keep their stored numbers: the file is read again.
+//! - Other trades get the numbers after the highest stored one: the file continues the timestamp.
+//!
+//! A trade has no identity but its price and quantity, so equal trades leave a choice. Stored trades that equal the
+//! source's are those of an earlier run if one of these holds:
+//!
+//! 1. The timestamp before it in the source was stored too.
+//! 2. The trade after the timestamp is stored, or the source has this timestamp only, and all its trades are found.
+//! 3. The trades found are not all equal to each other.
+//!
+//! Otherwise they count as new trades, because a duplicate can be found later and a lost trade cannot. So a file that
+//! is read again, after any kill, stores nothing twice; with one exception: a run that was killed within the first
+//! timestamp of its file, after it had stored nothing but equal trades.
+//!
+//! Numbers follow the order of the runs, so the earlier file should be read first. Two runs at the same time over one
+//! instrument are not supported.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use qi_core::bus::{GroupId, MessageBus};
+use qi_core::store::RangeQuery;
+use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
+
+use super::caught_up;
+use super::source::MAX_TIES;
+
+/// The largest distance of two timestamps that one query covers.
+const MAX_GAP: Duration = Duration::from_hours(1);
+
+/// Numbers the trades of one instrument.
+pub struct Numbering {
+    store: Arc<dyn PriceStore>,
+    bus: Arc<dyn MessageBus>,
+    group: GroupId,
+    /// The time of the latest stored trade when the source began.
+    latest: Option<Option<Timestamp>>,
+    moments: BTreeMap<Timestamp, Moment>,
+    /// Whether the previous timestamp was stored; None before the first.
+    stored_before: Option<bool>,
+}
+
+impl fmt::Debug for Numbering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Numbering").field("latest", &self.latest).finish_non_exhaustive()
+    }
+}
+
+/// One timestamp: the trades that were stored before this run, and the next number.
+#[derive(Debug)]
+struct Moment {
+    stored: Vec<PriceTick>,
+    /// The stored trade that the next trade of the source must equal.
+    at: usize,
+    next: u64,
+}
+
+impl Moment {
+    fn number(&mut self, tick: &PriceTick) -> u64 {
+        match self.stored.get(self.at) {
+            Some(stored) if equal(stored, tick) => {
+                self.at += 1;
+                stored.seq()
+            }
+            _ => {
+                self.at = self.stored.len();
+                self.next += 1;
+                self.next - 1
+            }
+        }
+    }
+}
+
+fn equal(one: &PriceTick, other: &PriceTick) -> bool {
+    (one.price(), one.quantity()) == (other.price(), other.quantity())
+}
+
+impl Numbering {
+    /// Numbers after the trades in `store`, once `group` has stored all that is on `bus`.
+    pub(super) fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, group: GroupId) -> Self {
+        Self { store, bus, group, latest: None, moments: BTreeMap::new(), stored_before: None }
+    }
+
+    /// Numbers the next trades of the source; `following` is the trade after them. After an error the same call can be
+    /// made again.
+    pub(super) async fn number(
+        &mut self,
+        ticks: &mut [PriceTick],
+        following: Option<&PriceTick>,
+    ) -> Result<()> {
+        let Some(instrument) = ticks.first().map(|tick| tick.instrument().clone()) else { return Ok(()) };
+        let Some(latest) = self.latest(&instrument).await? else { return Ok(()) };
+        let wanted = ticks.iter().chain(following).map(PriceTick::ts).filter(|ts| *ts <= latest);
+        let wanted = wanted.filter(|ts| !self.moments.contains_key(ts)).collect();
+        let mut stored = self.stored(&instrument, &wanted).await?;
+        for (ts, places) in by_time(ticks) {
+            if ts > latest {
+                self.stored_before = Some(false);
+                continue;
+            }
+            if !self.moments.contains_key(&ts) {
+                let next = places.last().and_then(|last| ticks.get(last + 1)).or(following);
+                let passed = match next {
+                    Some(next) => {
+                        let there = self.moments.get(&next.ts()).map(|moment| &moment.stored);
+                        let there = there.or_else(|| stored.get(&next.ts()));
+                        there.is_some_and(|there| there.iter().any(|tick| equal(tick, next)))
+                    }
+                    None => self.stored_before.is_none(),
+                };
+                let own: Vec<&PriceTick> = places.iter().map(|place| &ticks[*place]).collect();
+                // Removed only now: the timestamp before may have had to look at it.
+                let found = stored.remove(&ts).unwrap_or_default();
+                let at = start(&own, &found, self.stored_before == Some(true), passed);
+                self.stored_before = Some(at < found.len());
+                let next = found.last().map_or(0, |last| last.seq() + 1);
+                self.moments.insert(ts, Moment { stored: found, at, next });
+            }
+            let Some(moment) = self.moments.get_mut(&ts) else { continue };
+            for place in places {
+                let tick = &ticks[place];
+                let seq = moment.number(tick);
+                if seq != tick.seq() {
+                    let numbered = PriceTick::new(instrument.clone(), ts, seq, tick.price())?;
+                    ticks[place] = numbered.with_quantity(tick.quantity()).with_side(tick.side());
+                }
+            }
+        }
+        // The source forgets as many, and refuses what comes after that.
+        while self.moments.len() > MAX_TIES {
+            self.moments.pop_first();
+        }
+        Ok(())
+    }
+
+    /// The time of the latest trade, once what an earlier run has left on the bus is stored.
+    async fn latest(&mut self, instrument: &Instrument) -> Result<Option<Timestamp>> {
+        if let Some(latest) = self.latest {
+            return Ok(latest);
+        }
+        caught_up(&*self.bus, self.group.clone()).await;
+        let latest = self.store.latest_tick(instrument).await?.map(|tick| tick.ts());
+        Ok(*self.latest.insert(latest))
+    }
+
+    /// The stored trades of these timestamps.
+    async fn stored(
+        &self,
+        instrument: &Instrument,
+        wanted: &BTreeSet<Timestamp>,
+    ) -> Result<BTreeMap<Timestamp, Vec<PriceTick>>> {
+        let mut ranges: Vec<(Timestamp, Timestamp)> = Vec::new();
+        for ts in wanted {
+            match ranges.last_mut() {
+                Some((_, last)) if ts.since(*last) <= MAX_GAP => *last = *ts,
+                _ => ranges.push((*ts, *ts)),
+            }
+        }
+        let mut found: BTreeMap<Timestamp, Vec<PriceTick>> = BTreeMap::new();
+        for (first, last) in ranges {
+            let end = last.checked_add(Duration::from_micros(1)).unwrap_or(Timestamp::MAX);
+            let query = RangeQuery::new(instrument.clone(), TimeRange::new(first, end)?);
+            let mut ticks = self.store.tick_stream(query);
+            while let Some(tick) = ticks.try_next().await? {
+                if wanted.contains(&tick.ts()) {
+                    found.entry(tick.ts()).or_default().push(tick);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The places of each timestamp, in the order in which the timestamps first occur.
+fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
+    let mut groups: Vec<(Timestamp, Vec<usize>)> = Vec::new();
+    let mut index = HashMap::new();
+    for (place, tick) in ticks.iter().enumerate() {
+        let group = *index.entry(tick.ts()).or_insert_with(|| {
+            groups.push((tick.ts(), Vec::new()));
+            groups.len() - 1
+        });
+        groups[group].1.push(place);
+    }
+    groups
+}
+
+/// The index of the stored trade that the source's first trade of a timestamp is; the number of stored trades if all
+/// of the source's are new. See the rules above.
+fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, passed: bool) -> usize {
+    let is_read_again = |from: &usize| {
+        let found = &stored[*from..stored.len().min(from + own.len())];
+        found.iter().zip(own).all(|(stored, own)| equal(stored, own))
+            && (stored_before
+                || (passed && found.len() == own.len())
+                || found.iter().any(|tick| !equal(tick, &found[0])))
+    };
+    (0..stored.len()).find(is_read_again).unwrap_or(stored.len())
+}
