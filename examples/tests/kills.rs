@@ -1,12 +1,15 @@
-//! The program on real brokers and databases that die, and die itself: what is stored in the end equals the input,
-//! each tick once, and the exported bars are the bytes of a quiet run in memory.
+//! Kills of the program, its broker and its database. At the end, the store holds each tick of the input once, and the
+//! exported bars are the bytes of an undisturbed run in memory. One message in a hundred is poison: each of these is
+//! in the dead letters.
 //!
-//! Every trial has a broker and a database of its own by `scripts/backends spare`. Where that cannot be, the trials
-//! are reported as ignored; `QI_REQUIRE_BACKENDS` makes that a failure.
+//! Every trial has its own broker and database from `scripts/backends spare`. Without them, the trials are shown as
+//! ignored; `QI_REQUIRE_BACKENDS` turns that into a failure.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+mod kills_rig;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -15,8 +18,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
+use kills_rig::{Poisoner, Sent};
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
+use qi_core::MessageBus;
+use qi_core::bus::{GroupQuery, Read, Received, SeekTo, TopicName, TopicPartition, header};
 use qi_core::store::RangeQuery;
 use qi_core::{PriceStoreExt, PriceTick, TimeRange, Timestamp};
 use qi_testkit::market::{Market, MarketConfig};
@@ -24,6 +30,9 @@ use qi_testkit::presence;
 
 const INSTRUMENTS: usize = 4;
 const EXPORTED: &str = "sim:A0002-USDT";
+/// The topic of the ticks, and the group of the program.
+const TOPIC: &str = "crypto-prices";
+const GROUP: &str = "pipeline-writer";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -32,7 +41,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for database in ["timescale", "clickhouse"] {
         for (name, run) in [
-            ("a_program_killed_at_twenty_moments_stores_each_tick_once", killed as fn(&Rig)),
+            ("twenty_kills_and_poison_lose_no_tick_and_no_dead_letter", killed as fn(&Rig)),
             ("a_program_outlives_its_broker_and_its_database", outlives as fn(&Rig)),
         ] {
             let trial = move || {
@@ -86,6 +95,7 @@ impl Drop for Spare {
 struct Rig {
     database: &'static str,
     broker: Spare,
+    brokers: String,
     store: Spare,
     variables: Vec<(String, String)>,
     folder: tempfile::TempDir,
@@ -95,12 +105,12 @@ impl Rig {
     fn new(database: &'static str) -> Result<Self, Failed> {
         let ((broker, brokers), (store, url)) = (Spare::start("redpanda"), Spare::start(database));
         let variables = vec![
-            ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers),
+            ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers.clone()),
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
             // Short, so that what a kill left behind is given up soon.
             ("QI__BUS__REDPANDA__REQUEST_TIMEOUT_MS".to_owned(), "3000".to_owned()),
         ];
-        Ok(Self { database, broker, store, variables, folder: tempfile::tempdir()? })
+        Ok(Self { database, broker, brokers, store, variables, folder: tempfile::tempdir()? })
     }
 
     fn config(&self) -> PathBuf {
@@ -140,6 +150,45 @@ impl Rig {
         }
     }
 
+    /// Runs a future with the configuration of the program.
+    fn block_on<T>(&self, work: impl AsyncFnOnce(Config) -> T) -> T {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let config = Config::builder().file(self.config()).variables(self.variables.clone()).build().unwrap();
+        runtime.block_on(work(config))
+    }
+
+    /// Every poison message is in the dead letters, nothing else is, copies name the same origin, and the group's lag
+    /// is 0.
+    fn compare_dead_letters(&self, sent: &Sent) {
+        let (letters, groups) = self.block_on(async |config| {
+            let bus = config.open_bus().await.unwrap();
+            let letters = messages(&*bus, &TopicName::new(format!("{TOPIC}.dlq")).unwrap()).await;
+            let groups = bus.groups(&GroupQuery::one(GROUP.parse().unwrap())).await.unwrap();
+            bus.close().await.unwrap();
+            (letters, groups)
+        });
+        let number = |letter: &Received, name: &str| -> u64 {
+            let value = letter.headers.get(name).unwrap_or_else(|| panic!("{name} is missing: {letter:?}"));
+            std::str::from_utf8(value).unwrap().parse().unwrap()
+        };
+        let mut origins = BTreeSet::new();
+        for letter in &letters {
+            assert_eq!(letter.headers.get(header::ORIGIN_TOPIC).unwrap(), TOPIC);
+            assert!(letter.headers.get(header::ERROR).is_some_and(|text| text.len() <= 1_024));
+            let partition = u32::try_from(number(letter, header::ORIGIN_PARTITION)).unwrap();
+            origins.insert((partition, number(letter, header::ORIGIN_OFFSET)));
+        }
+        println!("{} dead letters, {} of them copies", letters.len(), letters.len() - origins.len());
+        let missing: Vec<_> = sent.acknowledged.difference(&origins).collect();
+        assert!(missing.is_empty(), "not in the dead letters: {missing:?}");
+        // A message whose answer was lost with the broker may be in the log.
+        let others = origins.difference(&sent.acknowledged).count() as u64;
+        assert!(others <= sent.unknown, "{others} dead letters of messages that are no poison");
+        let lag: Vec<_> = groups.iter().map(qi_core::bus::GroupInfo::lag).collect();
+        assert_eq!(lag, [Some(0)]);
+    }
+
     /// What is stored equals the input, each tick once, and the bars are those of a quiet run.
     fn compare(&self, ticks: usize) {
         let quiet = self.folder.path().join("quiet.csv");
@@ -149,10 +198,7 @@ impl Rig {
             (std::fs::read_to_string(self.export()).unwrap(), std::fs::read_to_string(quiet).unwrap());
         assert!(quiet.lines().count() > 2, "no bars were exported");
         assert_eq!(ours, quiet, "the exported bars");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let config = Config::builder().file(self.config()).variables(self.variables.clone()).build().unwrap();
-        runtime.block_on(async {
+        self.block_on(async |config| {
             let store = config.open_store().await.unwrap();
             let mut wanted: BTreeMap<_, BTreeMap<_, PriceTick>> = BTreeMap::new();
             for tick in Market::new(MarketConfig::new(1, INSTRUMENTS).unwrap()).unwrap().take(ticks) {
@@ -170,6 +216,33 @@ impl Rig {
     }
 }
 
+/// Offsets of a topic by partition: the first, and the one after the last.
+async fn offsets(bus: &dyn MessageBus, topic: &str) -> Vec<(TopicPartition, u64, u64)> {
+    let topics = bus.topics().await.unwrap();
+    let topic = topics.into_iter().find(|found| found.name.as_str() == topic).unwrap();
+    let partitions = topic.partitions.iter();
+    partitions.map(|p| (TopicPartition::new(topic.name.clone(), p.id), p.low, p.high)).collect()
+}
+
+/// Every message of a topic.
+async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
+    let mut open = offsets(bus, topic.as_str()).await;
+    open.retain(|(_, low, high)| high > low);
+    let from = open.iter().map(|(partition, ..)| (partition.clone(), SeekTo::Earliest));
+    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut messages = Vec::new();
+    let deadline = Instant::now() + Duration::from_mins(2);
+    while !open.is_empty() {
+        assert!(Instant::now() < deadline, "{open:?} are left to read");
+        messages.extend(reader.recv(1_000, Duration::from_secs(1)).await.unwrap().into_messages());
+        for at in reader.assignment().await.unwrap().partitions {
+            open.retain(|(partition, _, high)| *partition != at.partition || at.position < *high);
+        }
+    }
+    reader.close().await.unwrap();
+    messages
+}
+
 /// The program over a simulated market.
 fn market(ticks: usize, export: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
@@ -178,14 +251,16 @@ fn market(ticks: usize, export: &Path) -> Command {
     command
 }
 
-/// The process is killed twenty times at random moments and started again; in between the broker and the database
-/// are killed, too.
+/// Kills the process twenty times at random moments and starts it again. Some rounds kill the broker or the database
+/// too. Poison messages of every kind arrive all the time.
 fn killed(rig: &Rig) {
     const TICKS: usize = 60_000;
     let mut random = fastrand::Rng::new();
     println!("seed {}", random.get_seed());
+    let poisoner = Poisoner::start(rig.brokers.clone());
     let (mut met, mut servers_met) = (0, 0);
     for round in 0..20 {
+        poisoner.send(10 * (round + 1));
         let mut child = rig.pipeline(TICKS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         sleep(Duration::from_millis(random.u64(50..2_000)));
         let alive = child.try_wait().unwrap().is_none();
@@ -207,8 +282,20 @@ fn killed(rig: &Rig) {
     // A kill that meets a program which has ended by itself proves nothing.
     assert!(met >= 15, "only {met} of 20 kills met a living program");
     assert!(servers_met >= 6, "only {servers_met} of 8 servers were killed under a living program");
+    let published: u64 = rig.block_on(async |config| {
+        let bus = config.open_bus().await.unwrap();
+        let offsets = offsets(&*bus, TOPIC).await;
+        bus.close().await.unwrap();
+        offsets.into_iter().map(|(_, low, high)| high - low).sum()
+    });
+    // The last run publishes the input once more.
+    poisoner.send((published + TICKS as u64) / 99 + 1);
+    let sent = poisoner.finish();
+    println!("{} messages, {} of them poison: {:?}", published, sent.acknowledged.len(), sent.by_kind);
+    assert!(sent.by_kind.iter().all(|messages| *messages > 0), "not every kind was sent: {:?}", sent.by_kind);
     rig.finish(TICKS, Duration::from_mins(4));
     rig.compare(TICKS);
+    rig.compare_dead_letters(&sent);
 }
 
 fn kill(child: &mut Child) {
