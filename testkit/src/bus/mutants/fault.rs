@@ -53,4 +53,7 @@ pub(super) enum Fault {
     IgnoresClosed,
     NeverLeaves,
     IgnoresBound,
+    OtherSizeCode,
+    HidesTooLarge,
+    DropsNamelessHeaders,
 }
