@@ -13,14 +13,14 @@ use bytes::Bytes;
 use libtest_mimic::Arguments;
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    CleanupPolicy, Delivery, GroupId, GroupInfo, GroupQuery, GroupState, HeaderName, Headers, Message,
-    MessageBus, MessageBusExt, Positions, Read, Received, SeekTo, Subscribe, Subscription, TopicInfo,
-    TopicName, TopicPartition, TopicSpec, TopicState, partition_for_key,
+    CleanupPolicy, DeadLetters, Delivery, GroupId, GroupInfo, GroupQuery, GroupState, HeaderName, Headers,
+    Message, MessageBus, MessageBusExt, Positions, Read, Received, SeekTo, Subscribe, Subscription,
+    TopicInfo, TopicName, TopicPartition, TopicSpec, TopicState, header, partition_for_key,
 };
-use qi_core::{ErrorKind, Selection, Timestamp};
+use qi_core::{ErrorKind, PriceTick, Selection, Timestamp};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::producer::{BaseProducer, Producer as _};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use redpanda_rig::Brokers;
 use redpanda_rig::tools::{table, tool, tool_trial};
 use servers::{Spare, namespace, spare_trial};
@@ -39,6 +39,7 @@ fn main() {
         tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
         spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_not_described", consumer_protocol),
         tool_trial(&brokers, "an_open_transaction_of_a_group_holds_up_no_question", open_transaction),
+        tool_trial(&brokers, "a_gzip_batch_of_zeros_becomes_a_truncated_dead_letter", gzip_of_zeros),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -197,6 +198,53 @@ async fn written_here(brokers: Brokers) {
         let printed: BTreeSet<_> =
             printed.lines().filter(|line| line.starts_with("CreateTime")).map(str::to_owned).collect();
         assert_eq!(printed, wanted);
+    })
+    .await;
+}
+
+/// Another client publishes a message whose payload is 32 MiB, and about 32 KiB in the log.
+async fn gzip_of_zeros(brokers: Brokers) {
+    const SIZE: usize = 32 << 20;
+    with_topic(&brokers, 1, async |bus, topic| {
+        let dead = DeadLetters::default().topic_for(&topic).unwrap();
+        let spec = TopicSpec::new(dead.clone(), 1).unwrap().with_max_message_bytes((2 << 20) + (64 << 10));
+        bus.create_topics(&[spec]).await.unwrap().pop().unwrap().result.unwrap();
+        let (addresses, name) = (brokers.addresses().to_owned(), topic.to_string());
+        let other_client = tokio::task::spawn_blocking(move || {
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", addresses)
+                .set("compression.type", "gzip")
+                .set("message.max.bytes", "100000000")
+                .create()
+                .unwrap();
+            let payload = vec![b'0'; SIZE];
+            producer.send(BaseRecord::<[u8], [u8]>::to(&name).payload(&payload)).map_err(|(e, _)| e).unwrap();
+            producer.flush(30 * SECOND).unwrap();
+        });
+        other_client.await.unwrap();
+        let time = Timestamp::from_secs(1_704_067_200).unwrap();
+        let tick = PriceTick::new("a:B".parse().unwrap(), time, 1, "1".parse().unwrap()).unwrap();
+        bus.send_records(std::slice::from_ref(&tick), Some(&topic)).await.unwrap();
+        let group = GroupId::new(topic.as_str()).unwrap();
+        let member = async || bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await;
+        let mut reader = member().await.unwrap();
+        let mut records = Vec::new();
+        while records.is_empty() {
+            let batch = reader.recv(10, 10 * SECOND).await.unwrap();
+            let decoded = batch.decode::<PriceTick>();
+            records.extend(decoded.records);
+            bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await.unwrap();
+            reader.commit(batch.positions()).await.unwrap();
+        }
+        assert_eq!(records, [tick]);
+        reader.close().await.unwrap();
+        assert!(member().await.unwrap().recv(1, 2 * SECOND).await.unwrap().is_empty());
+        let letter = all_of(&*bus, &dead, 1, 1).await.swap_remove(0);
+        let kept = letter.payload.as_ref().unwrap();
+        assert!((1 << 20..3 << 20).contains(&kept.len()), "{} bytes kept", kept.len());
+        let size = SIZE.to_string();
+        assert_eq!(letter.headers.get(header::TRUNCATED).map(|v| &v[..]), Some(size.as_bytes()));
+        bus.delete_topics(&[dead]).await.unwrap();
     })
     .await;
 }

@@ -179,6 +179,7 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     use qi_examples::pipeline::Writer;
     let (bus, plain, chaos) = (memory_bus(), memory_store(), Chaos::seeded(1));
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    plain.ensure_schema().await.unwrap();
     let (topic, group) = (TopicName::new("crypto-prices").unwrap(), GroupId::new("writer").unwrap());
     bus.publish_one(&Message::new(topic.clone(), "no record")).await.unwrap();
     bus.send_records(&market(7, 1).collect::<Vec<_>>(), None).await.unwrap();

