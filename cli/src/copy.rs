@@ -4,9 +4,7 @@
 //! file after every page; at the end both stores are read again and compared by count and checksum.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::{Listing, text};
-use crate::{Series, Summary};
+use crate::{Series, Summary, progress};
+
+/// The code of errors of the progress file.
+const CODE: &str = "copy.progress";
 
 /// What to copy.
 #[derive(Debug, Clone)]
@@ -199,40 +200,12 @@ impl Copy {
         let Plan { datasets, instruments, range, progress } = &self.plan;
         let (from, to) = (&self.from, &self.to);
         let plan = format!("{from} -> {to}: {datasets:?} of {instruments:?} in {range}");
-        let Some(path) = progress.as_ref().filter(|path| path.exists()) else {
-            return Ok(Progress { plan, series: BTreeMap::new() });
-        };
-        let text = std::fs::read_to_string(path).map_err(|e| self.broken(e))?;
-        let found: Progress = serde_json::from_str(&text).map_err(|e| self.broken(e))?;
-        if found.plan == plan {
-            return Ok(found);
-        }
-        let rule = format!("is of another copy ({}); this one is {plan}", found.plan);
-        Err(Error::invalid("copy.progress", "progress", path.display(), rule))
+        let found: Option<Progress> =
+            progress::load(progress.as_deref(), CODE, &plan, |found: &Progress| &found.plan)?;
+        Ok(found.unwrap_or(Progress { plan, series: BTreeMap::new() }))
     }
 
-    /// Replaces the file as a whole, so that a kill, or a machine that goes down, leaves the old one or the new one.
     fn save(&self, progress: &Progress) -> Result<()> {
-        let Some(path) = &self.plan.progress else { return Ok(()) };
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        let json = serde_json::to_vec_pretty(progress).map_err(|e| self.broken(e))?;
-        let write = || {
-            // A random name that must be new: no link is followed, neither here nor at the path.
-            let mut file = tempfile::Builder::new().prefix(".progress-").tempfile_in(folder)?;
-            file.write_all(&json)?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(|e| self.broken(e))
-    }
-
-    fn broken(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-        let path = self.plan.progress.as_ref().map(|path| path.display().to_string());
-        Error::new(ErrorKind::InvalidInput, "copy.progress", "copy")
-            .with_message("the file of the progress cannot be used")
-            .with_context("file", path.unwrap_or_default())
-            .with_source(source)
+        progress::save(self.plan.progress.as_deref(), CODE, progress)
     }
 }
