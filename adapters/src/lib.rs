@@ -8,6 +8,8 @@ pub mod config;
 pub mod fuzzing;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
+#[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
+mod plaintext;
 #[cfg(feature = "redpanda")]
 pub mod redpanda;
 #[cfg(feature = "timescale")]

@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{RangeQuery, StatsQuery};
-use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, TimeRange, Timestamp};
+use qi_adapters::config::clickhouse::Compression;
+use qi_core::store::{DeleteQuery, RangeQuery, StatsQuery};
+use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -238,4 +241,222 @@ async fn an_insert_that_is_refused_under_way_is_told_why() {
             error.report()
         );
     }
+}
+
+/// A server that answers a request with this head, and then sends this part again and again while the client reads.
+/// Gives the number of parts that were sent when the client went away.
+async fn endless(head: &str, part: Vec<u8>) -> (ClickHouseStore, tokio::sync::oneshot::Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (done, sent) = tokio::sync::oneshot::channel();
+    let head = head.to_owned();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut request = [0; 64 * 1024];
+        let _ = client.read(&mut request).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut parts = 0;
+        while client.write_all(&part).await.is_ok() {
+            parts += 1;
+        }
+        let _ = done.send(parts);
+    });
+    let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@127.0.0.1:{port}"));
+    config.compression = Compression::None;
+    (ClickHouseStore::open(config).unwrap(), sent)
+}
+
+/// A chunk of a chunked body.
+fn chunk(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
+}
+
+#[tokio::test]
+async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
+    const MIB: usize = 1024 * 1024;
+    let text = "Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) é".repeat(100_000);
+    let exception = "X-ClickHouse-Exception-Code: 60\r\n";
+    let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    let missing = (ErrorKind::SchemaMismatch, "store.clickhouse.no_table", false);
+    // Several MiB with a length, with and without the header of the code.
+    for headers in ["", exception] {
+        let error = read(Turn::Answer(answer("404 Not Found", headers, text.as_bytes()))).await;
+        assert_eq!(of(&error), missing, "{}", error.report());
+        let source = error.find_source::<clickhouse::error::Error>().unwrap().to_string();
+        assert!(
+            source.len() < 8 * 1024 && source.ends_with("(cut after 4096 bytes)"),
+            "{} bytes",
+            source.len()
+        );
+    }
+    // Without an end: the client reads a little and goes away.
+    let part = &text[..text.floor_char_boundary(64 * 1024)];
+    for (head, part) in [
+        (
+            format!("HTTP/1.1 404 Not Found\r\n{exception}Transfer-Encoding: chunked\r\n\r\n"),
+            chunk(part.as_bytes()),
+        ),
+        (
+            "HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            chunk(part.as_bytes()),
+        ),
+        (
+            "HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n".to_owned(),
+            part.as_bytes().to_vec(),
+        ),
+    ] {
+        let (store, sent) = endless(&head, part).await;
+        assert_eq!(of(&store.ticks(&query).await.unwrap_err()), missing);
+        assert!(sent.await.unwrap() * 64 * 1024 < 32 * MIB, "what fits into the buffers of the sockets");
+    }
+    // A page of a proxy.
+    let page = "<html>".repeat(MIB);
+    let error =
+        read(Turn::Answer(answer("502 Bad Gateway", "Content-Type: text/html\r\n", page.as_bytes()))).await;
+    assert_eq!(of(&error), (ErrorKind::Unavailable, "store.clickhouse.response", true));
+    assert!(error.find_source::<clickhouse::error::Error>().unwrap().to_string().len() < 8 * 1024);
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_an_error() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    let too_large = (ErrorKind::CorruptData, "store.clickhouse.answer_too_large", false);
+    let part = chunk(&row(1, false).repeat(10_000));
+    let (store, sent) = endless(head, part.clone()).await;
+    assert_eq!(of(&store.ticks(&query).await.unwrap_err()), too_large);
+    assert!(sent.await.unwrap() > 0);
+    // Of a statement that gives no rows, too.
+    let (store, _sent) = endless(head, part).await;
+    let error = store.delete_range(&DeleteQuery::Ticks(Selection::All, TimeRange::ALL)).await.unwrap_err();
+    assert_eq!(of(&error), too_large);
+}
+
+/// A server that answers statements by what they ask, and keeps the address and the text of each request.
+async fn scripted(
+    reply: impl Fn(&str, &str) -> Vec<u8> + Send + 'static,
+) -> (ClickHouseConfig, Arc<Mutex<Vec<(String, String)>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = ClickHouseConfig::from_url(format!("http://qi:qi@{}", listener.local_addr().unwrap()));
+    let log = Arc::<Mutex<Vec<(String, String)>>>::default();
+    let kept = log.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            let (address, body) = loop {
+                client.read_buf(&mut seen).await.unwrap();
+                let text = String::from_utf8_lossy(&seen).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let whole = match length {
+                    Some(length) => body.len() >= length.parse().unwrap(),
+                    None => seen.ends_with(b"\r\n0\r\n\r\n"),
+                };
+                if whole {
+                    break (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned());
+                }
+            };
+            let bytes = reply(&address, &body);
+            kept.lock().unwrap().push((address, body));
+            let _ = client.write_all(&bytes).await;
+        }
+    });
+    (config, log)
+}
+
+fn is_insert(address: &str) -> bool {
+    address.contains("query=INSERT")
+}
+
+#[tokio::test]
+async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
+    // The version of the server: whether it knows the setting.
+    let knows = Arc::new(AtomicBool::new(false));
+    // Replaced behind the back of an insert: between the question and the insert.
+    let upgrades = Arc::new(AtomicBool::new(false));
+    let (now, upgrade) = (knows.clone(), upgrades.clone());
+    let (config, log) = scripted(move |address, body| {
+        if body.contains("system.settings") {
+            let known = u64::from(now.load(Ordering::SeqCst));
+            if upgrade.swap(false, Ordering::SeqCst) {
+                now.fetch_xor(true, Ordering::SeqCst);
+            }
+            return answer("200 OK", "", &known.to_le_bytes());
+        }
+        if address.contains("deduplicate_insert=disable") && !now.load(Ordering::SeqCst) {
+            let text = b"Code: 115. DB::Exception: Setting deduplicate_insert is unknown. (UNKNOWN_SETTING)";
+            return answer("404 Not Found", "X-ClickHouse-Exception-Code: 115\r\n", text);
+        }
+        answer("200 OK", "", b"")
+    })
+    .await;
+    let store = ClickHouseStore::open(config).unwrap();
+    let last_insert = || {
+        let log = std::mem::take(&mut *log.lock().unwrap());
+        let (address, _) = log.into_iter().rfind(|(address, _)| is_insert(address)).unwrap();
+        address.contains("deduplicate_insert=disable")
+    };
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    assert!(!last_insert());
+    // A restart with another version, in both directions; each connection of this server is a new one.
+    for version in [true, false, true, false] {
+        knows.store(version, Ordering::SeqCst);
+        store.insert_ticks(&ticks(1)).await.unwrap();
+        assert_eq!(last_insert(), version);
+    }
+    for version in [true, false] {
+        upgrades.store(true, Ordering::SeqCst);
+        store.insert_ticks(&ticks(1)).await.unwrap();
+        assert_eq!(last_insert(), version, "the insert was sent again as the new version needs it");
+        assert_eq!(knows.load(Ordering::SeqCst), version);
+    }
+}
+
+#[tokio::test]
+async fn no_request_names_another_database_than_the_configured_one() {
+    let created = AtomicBool::new(false);
+    let (config, log) = scripted(move |address, body| {
+        if body.starts_with("CREATE DATABASE") {
+            created.store(true, Ordering::SeqCst);
+        } else if !address.contains("database=qi") || !created.load(Ordering::SeqCst) {
+            let text = b"Code: 81. DB::Exception: Database does not exist. (UNKNOWN_DATABASE)";
+            return answer("404 Not Found", "X-ClickHouse-Exception-Code: 81\r\n", text);
+        }
+        match body {
+            sql if sql.contains("system.settings") => answer("200 OK", "", &1_u64.to_le_bytes()),
+            sql if sql.contains("version()") => answer("200 OK", "", b"\x0626.9.1"),
+            _ => answer("200 OK", "", b""),
+        }
+    })
+    .await;
+    let store = ClickHouseStore::open(config).unwrap();
+    assert_eq!(store.ping().await.unwrap_err().kind(), ErrorKind::Config);
+    let report = store.ensure_schema().await.unwrap();
+    assert_eq!(report.applied[0], "database qi");
+    assert_eq!(store.ping().await.unwrap().version.as_deref(), Some("26.9.1"));
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    for (address, body) in log.lock().unwrap().iter() {
+        if body.starts_with("CREATE DATABASE") {
+            assert!(!address.contains("database="), "{address}");
+        } else {
+            assert!(address.contains("database=qi"), "{address}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn sequential_consistency_is_the_users_where_there_is_no_cluster() {
+    let (mut config, log) = scripted(|_, body| {
+        let answered: &[u8] = if body.contains("system.settings") { &[0; 8] } else { b"" };
+        answer("200 OK", "", answered)
+    })
+    .await;
+    config.settings.insert("select_sequential_consistency".to_owned(), "1".to_owned());
+    let store = ClickHouseStore::open(config).unwrap();
+    let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    assert!(store.ticks(&query).await.unwrap().items.is_empty());
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    let log = log.lock().unwrap();
+    assert!(log.iter().all(|(address, _)| address.contains("select_sequential_consistency=1")), "{log:?}");
 }

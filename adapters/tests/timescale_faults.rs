@@ -13,9 +13,10 @@ use futures::TryStreamExt;
 use futures::future::join_all;
 use libtest_mimic::Arguments;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_core::layer::{Layered, Retry, RetryPolicy};
 use qi_core::store::{RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
-use servers::{Spare, namespace, spare_trial, trial};
+use servers::{Spare, Tested as _, namespace, spare_trial, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
@@ -30,6 +31,7 @@ fn main() {
         trials.push(trial(&server, "a_read_only_server_is_unavailable", read_only));
         trials.push(trial(&server, "a_pool_without_a_free_slot_is_overloaded", pool_exhausted));
         trials.push(trial(&server, "terminated_connections_are_unavailable_and_pass", terminated));
+        trials.push(spare_trial(&server, "a_failover_closes_the_pooled_connections", failover));
         trials.push(spare_trial(&server, "a_server_killed_in_the_middle_of_a_copy", killed_in_copy));
         trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_passes_with_room", disk_full));
         trials.push(spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills));
@@ -201,6 +203,154 @@ async fn pool_exhausted(server: Server) {
         .await;
     })
     .await;
+}
+
+/// A proxy whose new connections lead to an address that can be changed. Established connections stay.
+#[derive(Clone)]
+struct Switch {
+    port: u16,
+    target: Arc<std::sync::Mutex<String>>,
+}
+
+impl Switch {
+    async fn new(target: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = Arc::new(std::sync::Mutex::new(target.to_owned()));
+        let current = target.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let target = current.lock().unwrap().clone();
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect(target).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        Self { port, target }
+    }
+
+    fn lead_to(&self, target: &str) {
+        target.clone_into(&mut self.target.lock().unwrap());
+    }
+}
+
+/// The `host:port` of a server's URL.
+fn authority(url: &str) -> String {
+    let rest = url.split_once('@').unwrap().1;
+    rest.split(['/', '?']).next().unwrap().to_owned()
+}
+
+/// Fills the pool with connections to the present server: inserts that wait for one lock.
+async fn warm(server: &Server, store: &Arc<dyn PriceStore>, name: &str, connections: usize) {
+    let mut inserts = Vec::new();
+    while_locked(server, "qi", async {
+        inserts.extend((0..connections).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.insert_ticks(&ticks("x:Y", 0, 1)).await })
+        }));
+        let mut root = PgConnection::connect(server.url()).await.unwrap();
+        let waiting = "SELECT count(*) FROM pg_stat_activity \
+                       WHERE application_name = $1 AND wait_event_type = 'Lock'";
+        let mut count = 0_i64;
+        while usize::try_from(count).unwrap() < connections {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            count = sqlx::query_scalar(waiting).bind(name).fetch_one(&mut root).await.unwrap();
+        }
+    })
+    .await;
+    for insert in inserts {
+        insert.await.unwrap().unwrap();
+    }
+}
+
+/// Makes a server read-only for the sessions that it has, as a demoted primary is, or writable again.
+async fn set_read_only(server: &Server, on: bool) {
+    let mut root = PgConnection::connect(server.url()).await.unwrap();
+    let alter = format!("ALTER SYSTEM SET default_transaction_read_only = {}", if on { "on" } else { "off" });
+    sqlx::query(AssertSqlSafe(alter)).execute(&mut root).await.unwrap();
+    sqlx::query("SELECT pg_reload_conf()").execute(&mut root).await.unwrap();
+    loop {
+        let now: String =
+            sqlx::query_scalar("SHOW default_transaction_read_only").fetch_one(&mut root).await.unwrap();
+        if now == if on { "on" } else { "off" } {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The ticks of the instrument that a server has itself.
+async fn count(server: &Server) -> u64 {
+    let store = TimescaleStore::open(server.config("qi")).unwrap();
+    let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
+    let count = store.stats(&query).await.unwrap().map_or(0, |stats| stats.count());
+    store.close().await.unwrap();
+    count
+}
+
+async fn failover(server: Server, first: Spare) {
+    const CONNECTIONS: usize = 6;
+    let kind = server.kind().to_owned();
+    let (second, url) = tokio::task::spawn_blocking(move || Spare::start(&kind).unwrap()).await.unwrap();
+    let servers = [server.clone(), server.clone().at(url)];
+    for server in &servers {
+        let store = TimescaleStore::open(server.config("qi")).unwrap();
+        store.ensure_schema().await.unwrap();
+        store.insert_ticks(&ticks("x:Y", 0, 1)).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let addresses = servers.each_ref().map(|server| authority(server.url()));
+    let switch = Switch::new(&addresses[0]).await;
+    let open = |name: &str| {
+        let mut config = server.config("qi");
+        config.host = Some("127.0.0.1".to_owned());
+        config.port = Some(switch.port);
+        config.application_name = Some(name.to_owned());
+        config.pool.max_connections = u32::try_from(CONNECTIONS).unwrap();
+        TimescaleStore::open(config).unwrap()
+    };
+    // Bare, and with the retries that every opened store has by default.
+    let bare: Arc<dyn PriceStore> = Arc::new(open("bare"));
+    let retries: Arc<dyn PriceStore> =
+        Arc::new(Layered::new(open("retries"), Retry::new(RetryPolicy::default()).unwrap()));
+    // The old primary stays up and read-only; its sessions live on.
+    for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
+        warm(&servers[0], store, name, CONNECTIONS).await;
+    }
+    set_read_only(&servers[0], true).await;
+    switch.lead_to(&addresses[1]);
+    let batches: Vec<_> = (1..=20).map(|n| ticks("x:Y", n * 10, 10)).collect();
+    let mut failed = 0;
+    for batch in &batches {
+        while let Err(error) = bare.insert_ticks(batch).await {
+            assert_eq!(error.code(), "store.timescale.read_only", "{}", error.report());
+            failed += 1;
+            assert!(failed <= 1, "only the first call meets the old primary");
+        }
+    }
+    assert_eq!(failed, 1, "the first call met the old primary");
+    for batch in &batches {
+        retries.insert_ticks(batch).await.unwrap();
+    }
+    let stored = [count(&servers[0]).await, count(&servers[1]).await];
+    assert_eq!(stored, [1, 201], "the new primary has every tick");
+    // The new primary dies, and the old one takes over.
+    for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
+        warm(&servers[1], store, name, CONNECTIONS).await;
+    }
+    set_read_only(&servers[0], false).await;
+    let second = second.ordered("kill").await;
+    switch.lead_to(&addresses[0]);
+    for store in [&bare, &retries] {
+        for batch in &batches {
+            store.insert_ticks(batch).await.unwrap();
+        }
+        store.close().await.unwrap();
+    }
+    assert_eq!(count(&servers[0]).await, 201);
+    drop((first, second));
 }
 
 async fn terminated(server: Server) {

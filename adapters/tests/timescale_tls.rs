@@ -120,6 +120,29 @@ async fn modes(server: Server, spare: Spare) {
     };
     assert_eq!(encrypted(&server, elsewhere(TlsMode::VerifyCa)).await.unwrap(), Some(true));
     refused(&server, elsewhere(TlsMode::VerifyFull)).await;
+    // The URL says the same as the section, and parts of both go together.
+    let url = |parameters: String| {
+        let separator = if server.url().contains('?') { '&' } else { '?' };
+        let url = format!("{}{separator}{parameters}", server.url());
+        move |config: &mut TimescaleConfig| config.url = Some(url.into())
+    };
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let change = url(format!("sslmode={mode}&sslrootcert={known}"));
+        assert_eq!(encrypted(&server, change).await.unwrap(), Some(true), "{mode}");
+        refused(&server, url(format!("sslmode={mode}&sslrootcert={unknown}"))).await;
+        refused(&server, |config| {
+            url(format!("sslmode={mode}"))(config);
+            config.tls.root_cert = Some(unknown.clone());
+        })
+        .await;
+    }
+    // Authorities that would be ignored are refused, and nothing is sent.
+    for mode in [None, Some(TlsMode::Prefer), Some(TlsMode::Disable)] {
+        let mut config = server.config("qi");
+        (config.tls.mode, config.tls.root_cert) = (mode, Some(known.clone()));
+        let error = TimescaleStore::open(config).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "store.timescale.config"));
+    }
     // A client that is known by its certificate alone.
     let (cert, key) = ours.sign(&[], "by_certificate");
     let (cert, key) = (file("client.pem", &cert), file("client.key", &key));

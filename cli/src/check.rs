@@ -7,8 +7,8 @@ use std::time::Duration;
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
 use qi_core::store::{DeleteQuery, InstrumentDataset, InstrumentQuery, LatestQuery};
 use qi_core::{
-    Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection, TimeRange,
-    Timestamp,
+    Clock as _, Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection,
+    SystemClock, TimeRange,
 };
 
 use crate::output::{Listing, maybe, text};
@@ -160,7 +160,8 @@ impl Findings {
 /// write is only perhaps done, must not leave it behind.
 async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Result<()>)> {
     let instrument: Instrument = PROBE.parse()?;
-    let tick = PriceTick::new(instrument.clone(), Timestamp::MIN, 0, "1".parse()?)?;
+    // The retention of a store may remove an old tick before it is read.
+    let tick = PriceTick::new(instrument.clone(), SystemClock.now(), 0, "1".parse()?)?;
     let found = match store.insert_ticks(std::slice::from_ref(&tick)).await {
         Ok(_) => store.latest_tick(&instrument).await.map(|found| found == Some(tick)),
         Err(error) if error.retry().is_retryable() => Err(error),

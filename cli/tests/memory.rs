@@ -21,7 +21,7 @@ use qi_core::{
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
-use qi_testkit::store::MemoryStore;
+use qi_testkit::store::{KeepConfig, MemoryStore, MemoryStoreConfig, RetentionConfig};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -246,6 +246,18 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
     let mut again = migrate::listing();
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
     assert!(again.render(Format::Csv).contains("topic crypto-prices,there\n"));
+}
+
+#[tokio::test]
+async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
+    let retention = RetentionConfig { ticks: KeepConfig::by_age_secs(86_400), ..RetentionConfig::default() };
+    let config = MemoryStoreConfig::default().with_retention(retention);
+    let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
+    store.ensure_schema().await.unwrap();
+    let mut findings = check::Findings::default();
+    findings.writing("store memory", &store).await;
+    assert!(findings.is_well(), "{}", findings.listing().render(Format::Table));
+    assert!(query::latest(&*store, vec![], 1).await.unwrap().rows().is_empty(), "the tick is still there");
 }
 
 #[tokio::test]

@@ -466,7 +466,10 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     if (sum("source"), sum("target")) != (ticks as u64, ticks as u64) || before >= ticks as u64 {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
-    let check = place.qi(&["check", "--write", "--store", to]).output()?;
+    // Under a TTL too, which removes an old tick as it is written.
+    let retention =
+        [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "24")];
+    let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
     if store.len() != 4 || store.iter().any(|line| line.contains("MISSING")) {

@@ -1,16 +1,18 @@
 //! Requests: how many at once, within what limits, and what becomes of their answers.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use clickhouse::{Client, Compression as Wire};
 use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use super::error::Cause;
 use super::rowbinary::{Malformed, Reader};
 use crate::config::clickhouse::{ClickHouseConfig, Compression};
+use crate::plaintext::{host_of, warn_of_password};
 
 /// The server as this store uses it.
 pub(super) struct Connections {
@@ -18,9 +20,13 @@ pub(super) struct Connections {
     pub(super) plain: Client,
     /// For `ensure_schema`, deletions and purges.
     pub(super) heavy: Client,
+    /// `heavy` without a database: for making the database.
+    pub(super) server: Client,
     insert: Client,
-    /// For inserts, when it is known what the server has to be told.
-    inserting: OnceCell<Client>,
+    /// The connections made so far.
+    made: Arc<AtomicU64>,
+    /// Whether the server knows `deduplicate_insert`, and the value of `made` before the question.
+    deduplicates: Mutex<Option<(u64, bool)>>,
     permits: Semaphore,
     most: usize,
     acquire_timeout: Duration,
@@ -33,9 +39,9 @@ impl Connections {
     pub(super) fn open(config: &ClickHouseConfig) -> Result<Self> {
         let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
         let Address { base, user, password } = Address::read(text)?;
-        let mut client = super::http::client(config.root_cert.as_deref())?
+        let made = Arc::<AtomicU64>::default();
+        let mut client = super::http::client(config.root_cert.as_deref(), made.clone())?
             .with_url(base.clone())
-            .with_database(&config.database)
             .with_product_info("qi", env!("CARGO_PKG_VERSION"))
             .with_compression(match config.compression {
                 Compression::Lz4 => Wire::Lz4,
@@ -45,6 +51,9 @@ impl Connections {
             client = client.with_user(user);
         }
         if let Some(password) = config.password.as_ref().map(|p| p.expose_secret().to_owned()).or(password) {
+            if let Some(host) = base.strip_prefix("http://") {
+                warn_of_password(super::BACKEND, std::iter::once(host_of(host)));
+            }
             client = client.with_password(password);
         }
         // A limit that is met is an error. A profile of the server may say `break`: half an answer, and no word of it.
@@ -61,12 +70,14 @@ impl Connections {
             // Seconds, with a fraction; 0 would be no limit at all.
             client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
         };
+        let server = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
+        let client = client.with_database(&config.database);
         // An answer comes when it is complete, so that a late error is an error and not a short page.
         let mut plain = limited(client.clone(), config.limits.statement_ms)
             .with_setting("wait_end_of_query", "1")
             // What was acknowledged is read, and not what was there when somebody asked before.
             .with_setting("use_query_cache", "0");
-        let heavy = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
+        let heavy = server.clone().with_database(&config.database);
         let mut insert = limited(client, config.limits.statement_ms)
             // The sum of a block that was deleted since would hide it when it is sent again. Since 26.2 this is not
             // enough: `inserting` adds the rest.
@@ -87,8 +98,10 @@ impl Connections {
         Ok(Self {
             plain,
             heavy,
+            server,
             insert,
-            inserting: OnceCell::new(),
+            made,
+            deduplicates: Mutex::default(),
             permits: Semaphore::new(config.pool.max_connections),
             most: config.pool.max_connections,
             acquire_timeout: Duration::from_millis(config.pool.acquire_timeout_ms),
@@ -97,22 +110,35 @@ impl Connections {
         })
     }
 
-    /// The client for inserts.
+    /// Returns whether the server knows the setting `deduplicate_insert`.
     ///
     /// `deduplicate_insert` stands above `insert_deduplicate` since version 26.2, and is on there unless it is told
     /// otherwise; an older server refuses the name. So the first insert asks, which also shows that a ClickHouse
-    /// answers: whoever says "200 OK" to an insert need not be one.
-    pub(super) async fn inserting(&self) -> Result<&Client, Cause> {
-        let ask = async || {
-            let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
-            let known = rows(&self.plain, sql, |row| Ok(row.u64()?)).await?;
-            match known[..] {
-                [0] => Ok(self.insert.clone()),
-                [1] => Ok(self.insert.clone().with_setting("deduplicate_insert", "disable")),
-                _ => Err(Malformed(format!("{known:?} is no number of settings")).into()),
-            }
+    /// answers: whoever says "200 OK" to an insert need not be one. A new connection may lead to another server or
+    /// version, so the answer holds until one is made.
+    pub(super) async fn deduplicates(&self) -> Result<bool, Cause> {
+        let mut answer = self.deduplicates.lock().await;
+        let made = self.made.load(Ordering::SeqCst);
+        if let Some((known, deduplicates)) = *answer
+            && known == made
+        {
+            return Ok(deduplicates);
+        }
+        let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
+        let known = rows(&self.plain, sql, |row| Ok(row.u64()?)).await?;
+        let deduplicates = match known[..] {
+            [0] => false,
+            [1] => true,
+            _ => return Err(Malformed(format!("{known:?} is no number of settings")).into()),
         };
-        self.inserting.get_or_try_init(ask).await
+        *answer = Some((made, deduplicates));
+        Ok(deduplicates)
+    }
+
+    /// The client for inserts into a server that knows `deduplicate_insert` or does not.
+    pub(super) fn inserting(&self, deduplicates: bool) -> Client {
+        let client = self.insert.clone();
+        if deduplicates { client.with_setting("deduplicate_insert", "disable") } else { client }
     }
 
     /// The server's address, without any secret.
@@ -150,11 +176,17 @@ impl Connections {
     }
 }
 
+/// The bytes of one answer that are kept at most. The largest page has 10,000 records of less than 1 KiB.
+const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
+
 /// Asks, and gives the rows as they came.
 pub(super) async fn ask(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
     let mut cursor = client.query_raw(sql).fetch_bytes("RowBinary")?;
     let mut rows = Vec::new();
     while let Some(part) = cursor.next().await? {
+        if rows.len() + part.len() > ANSWER_LIMIT {
+            return Err(Cause::TooLarge { limit: ANSWER_LIMIT });
+        }
         rows.extend_from_slice(&part);
     }
     Ok(rows)
@@ -177,7 +209,7 @@ pub(super) async fn rows<T>(
 
 /// Runs a statement that gives nothing.
 pub(super) async fn run(client: &Client, sql: &str) -> Result<(), Cause> {
-    Ok(client.query_raw(sql).execute().await?)
+    ask(client, sql).await.map(drop)
 }
 
 /// A URL taken apart: the credentials go into headers, because what is in an address is written to logs.

@@ -14,10 +14,12 @@ pub(super) enum Cause {
     Busy { most: usize },
     /// The store was closed.
     Closed,
-    /// Each time that it was read, something that was to be read had been deleted since.
+    /// The data or the server changed during each attempt: deletions under a read, or upgrades under a write.
     Changing,
     /// The schema is not this code's.
     Schema { rule: String },
+    /// An answer has more bytes than any answer to the request can have.
+    TooLarge { limit: usize },
     /// Bytes that are no rows, or rows that are no records.
     Corrupt(Box<dyn std::error::Error + Send + Sync>),
     /// An error of core, about a value.
@@ -87,6 +89,9 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (82, "DATABASE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.database_exists"),
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
+
+/// The bytes of a server's text that an error keeps at most.
+const TEXT_LIMIT: usize = 4 * 1024;
 
 /// Waiting does not empty a disk: never retried.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
@@ -164,7 +169,10 @@ impl Cause {
                 .with_message("as many requests as may be are under way")
                 .with_context("max_connections", most),
             Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing")
-                .with_message("deletions took away what was being read, again and again"),
+                .with_message("the data or the server changed during each attempt"),
+            Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
+                .with_message("the answer is longer than an answer to this request can be")
+                .with_context("limit_bytes", limit),
             Self::Schema { rule } => {
                 new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(rule)
             }
@@ -182,9 +190,20 @@ impl Cause {
                 if code == DISK_FULL {
                     error = error.with_retry(RetryAdvice::Never);
                 }
-                error.with_source(source)
+                error.with_source(bounded(source))
             }
         }
+    }
+}
+
+/// Cuts a long text of the server.
+fn bounded(error: clickhouse::error::Error) -> clickhouse::error::Error {
+    match error {
+        clickhouse::error::Error::BadResponse(text) if text.len() > TEXT_LIMIT => {
+            let kept = &text[..text.floor_char_boundary(TEXT_LIMIT)];
+            clickhouse::error::Error::BadResponse(format!("{kept}... (cut after {TEXT_LIMIT} bytes)"))
+        }
+        other => other,
     }
 }
 
@@ -320,6 +339,7 @@ mod tests {
         assert_eq!(of(Cause::Busy { most: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
         assert_eq!(of(Cause::Changing), (ErrorKind::Conflict, true));
+        assert_eq!(of(Cause::TooLarge { limit: 1 }), (ErrorKind::CorruptData, false));
         assert_eq!(of(Cause::Schema { rule: String::new() }), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(Malformed(String::new()).into()), (ErrorKind::CorruptData, false));
     }

@@ -5,6 +5,7 @@
 
 mod admin;
 mod bars;
+mod bounded;
 mod client;
 mod error;
 mod http;

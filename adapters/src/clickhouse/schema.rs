@@ -119,6 +119,9 @@ impl<'a> Place<'a> {
     }
 }
 
+/// The code of a server that has no such database.
+const NO_DATABASE: u16 = 81;
+
 /// The table that records the steps.
 const RECORD: &str = "qi_migrations";
 
@@ -131,20 +134,16 @@ pub(super) async fn ensure(
     let steps = steps(&place);
     let version = steps.iter().map(|step| step.version).max().unwrap_or(0);
     let mut applied = Vec::new();
-    // The client names the database with every request, which a server refuses if there is none.
-    let anywhere = client.clone().with_database("default");
-    let there = rows(
-        &anywhere,
-        &format!("SELECT count() FROM system.databases WHERE name = '{}'", config.database),
-        |row| Ok(row.u64()?),
-    )
-    .await?;
-    if there != [1] {
-        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
-        run(&anywhere, &create).await?;
-        applied.push(format!("database {}", config.database));
-    }
-    let done = recorded(connections, config).await?;
+    let done = match recorded(connections, config).await {
+        Err(cause) if cause.has_code(NO_DATABASE) => {
+            let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
+            // The server refuses a request that names a database which does not exist.
+            run(&connections.server, &create).await?;
+            applied.push(format!("database {}", config.database));
+            recorded(connections, config).await?
+        }
+        other => other?,
+    };
     if let Some(newer) = done.iter().find(|done| steps.iter().all(|step| step.version != **done)) {
         let rule = format!("the database has step {newer}, which this version of the library does not know");
         return Err(Cause::Schema { rule });

@@ -18,6 +18,12 @@ const SEND: usize = 256 * 1024;
 /// How long it may take to find out why a request was cut off.
 const REFUSAL: Duration = Duration::from_secs(5);
 
+/// How often a piece is sent while the server's version changes.
+const TRIES: usize = 3;
+
+/// The code of a server that does not know a setting.
+const UNKNOWN_SETTING: u16 = 115;
+
 /// A record of the batch, by its place in it, with the key by which rows are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
@@ -53,21 +59,38 @@ impl ClickHouseStore {
 
     /// One request. Dropped before its end it is aborted, and the server forgets what came of it.
     async fn send<R: Stored>(&self, batch: &[R], piece: &[Entry]) -> Result<(), Cause> {
-        match self.request(batch, piece).await {
-            // A server that refuses a request need not read all of it: it answers and goes away, and of that the
-            // client has only a connection that broke while it was sending.
-            Err(broken) if broken.is_network() => Err(self.refusal::<R>().await.unwrap_or(broken)),
-            result => result,
+        let connections = &self.inner.connections;
+        let mut deduplicates = connections.deduplicates().await?;
+        for _ in 0..TRIES {
+            match self.request(batch, piece, deduplicates).await {
+                // A server that refuses a request need not read all of it: it answers and goes away, and of that the
+                // client has only a connection that broke while it was sending.
+                Err(broken) if broken.is_network() => {
+                    return Err(self.refusal::<R>(deduplicates).await.unwrap_or(broken));
+                }
+                Err(cause) if !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
+                // The request may have met another version of the server than the one that was asked.
+                result => match connections.deduplicates().await? {
+                    now if now == deduplicates => return result,
+                    now => deduplicates = now,
+                },
+            }
         }
+        Err(Cause::Changing)
     }
 
     /// Why the server refuses inserts, if it does: the answer to one without any rows, which is read to its end.
-    async fn refusal<R: Stored>(&self) -> Option<Cause> {
-        let answer = tokio::time::timeout(REFUSAL, self.request::<R>(&[], &[])).await.ok()?;
+    async fn refusal<R: Stored>(&self, deduplicates: bool) -> Option<Cause> {
+        let answer = tokio::time::timeout(REFUSAL, self.request::<R>(&[], &[], deduplicates)).await.ok()?;
         answer.err().filter(Cause::is_answer)
     }
 
-    async fn request<R: Stored>(&self, batch: &[R], piece: &[Entry]) -> Result<(), Cause> {
+    async fn request<R: Stored>(
+        &self,
+        batch: &[R],
+        piece: &[Entry],
+        deduplicates: bool,
+    ) -> Result<(), Cause> {
         let columns: Vec<_> = R::TABLE.columns().collect();
         let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
         let sql = format!(
@@ -75,7 +98,7 @@ impl ClickHouseStore {
             self.table(R::TABLE.name),
             names.join(", ")
         );
-        let mut insert = self.inner.connections.inserting().await?.insert_formatted_with(sql);
+        let mut insert = self.inner.connections.inserting(deduplicates).insert_formatted_with(sql);
         let mut out = Writer(Vec::with_capacity(SEND + 1024));
         out.length(columns.len());
         for name in names {

@@ -42,7 +42,7 @@ pub struct ClickHouseConfig {
     pub max_batch: usize,
     /// How requests and answers are compressed.
     pub compression: Compression,
-    /// The file of certificate authorities that are trusted for `https` beside the public ones, PEM.
+    /// The file of certificate authorities that are trusted for `https`, PEM; else the public authorities are.
     pub root_cert: Option<String>,
     /// Requests at once.
     pub pool: PoolSection,
@@ -202,6 +202,10 @@ impl ClickHouseConfig {
             if !word {
                 return Err(RULES.refuse("settings", name, "must be the name of a setting"));
             }
+            if self.cluster.is_some() && CLUSTER_SETTINGS.contains(&name.as_str()) {
+                let rule = "is set by the adapter where `cluster` is given";
+                return Err(RULES.refuse("settings", name, rule));
+            }
             if OWN_SETTINGS.contains(&name.as_str()) {
                 return Err(RULES.refuse(
                     "settings",
@@ -232,8 +236,6 @@ const OWN_SETTINGS: &[&str] = &[
     "group_by_overflow_mode",
     "insert_deduplicate",
     "insert_deduplication_token",
-    "insert_quorum",
-    "insert_quorum_parallel",
     "limit",
     "max_execution_time",
     "max_partitions_per_insert_block",
@@ -244,7 +246,6 @@ const OWN_SETTINGS: &[&str] = &[
     "query_id",
     "read_overflow_mode",
     "result_overflow_mode",
-    "select_sequential_consistency",
     "session_id",
     "set_overflow_mode",
     "sort_overflow_mode",
@@ -253,6 +254,11 @@ const OWN_SETTINGS: &[&str] = &[
     "user",
     "wait_end_of_query",
 ];
+
+/// The settings that the adapter sets with `cluster`. Without `cluster` the user may set them: ClickHouse Cloud, and
+/// replicas that are made without `ON CLUSTER`, need them for reads of own writes.
+const CLUSTER_SETTINGS: &[&str] =
+    &["insert_quorum", "insert_quorum_parallel", "select_sequential_consistency"];
 
 /// Three weeks and a half.
 const MAX_MS: u64 = i32::MAX as u64;
@@ -279,6 +285,14 @@ mod tests {
         }
         let mut config = ClickHouseConfig::from_url("http://127.0.0.1:8123");
         config.settings.insert("max_threads".to_owned(), "1".to_owned());
+        for name in CLUSTER_SETTINGS {
+            config.settings.insert((*name).to_owned(), "1".to_owned());
+            let value = refused(|config| {
+                config.cluster = Some("main".to_owned());
+                config.settings.insert((*name).to_owned(), "1".to_owned());
+            });
+            assert_eq!(value, *name);
+        }
         config.validate().unwrap();
         assert!(OWN_SETTINGS.is_sorted(), "to be found by eye");
     }

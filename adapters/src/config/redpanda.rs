@@ -277,6 +277,12 @@ const DECIDED: &[(&str, &str)] = &[
     ("plugin.library.paths", "no library is loaded by configuration"),
 ];
 
+/// Properties that verify the brokers' certificates, and the values that do.
+const VERIFYING: &[(&str, &[&str])] = &[
+    ("enable.ssl.certificate.verification", &["true", "t", "1"]),
+    ("ssl.endpoint.identification.algorithm", &["https"]),
+];
+
 impl RedpandaConfig {
     /// These brokers, and the defaults for all else.
     pub fn from_brokers(brokers: impl Into<String>) -> Self {
@@ -322,12 +328,19 @@ impl RedpandaConfig {
             let rule = "`mechanism`, `username` and `password` are given together";
             return Err(RULES.refuse("sasl", "some of three", rule));
         }
-        for key in self.properties.keys() {
+        for (key, value) in &self.properties {
             // librdkafka takes a property of topics with this prefix, too.
             let name = key.strip_prefix("topic.").unwrap_or(key);
             if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
             {
                 return Err(RULES.refuse("properties", key, reason));
+            }
+            if let Some((_, safe)) = VERIFYING.iter().find(|(verifying, _)| verifying == key)
+                && !safe.iter().any(|safe| safe.eq_ignore_ascii_case(value.as_str()))
+            {
+                let rule = "certificates and host names of brokers are always verified; `tls.root_cert` names \
+                            the authority of the brokers";
+                return Err(RULES.refuse("properties", key, rule));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
             if name != key && !own {

@@ -130,7 +130,8 @@ impl Default for PoolSection {
 pub struct TlsSection {
     /// What is demanded; without it, what the URL's `sslmode` says, else `prefer`.
     pub mode: Option<TlsMode>,
-    /// The file of certificate authorities that are trusted beside the public ones, PEM.
+    /// The file of the only certificate authorities that are trusted, PEM; else the public authorities are. Needs
+    /// `require`, `verify-ca` or `verify-full`.
     pub root_cert: Option<String>,
     /// The file of the client's certificate, PEM.
     pub client_cert: Option<String>,

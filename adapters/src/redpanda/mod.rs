@@ -116,6 +116,7 @@ impl RedpandaBus {
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
         settings::check(&config)?;
+        settings::warn(&config);
         let config = Arc::new(config);
         Ok(Self {
             sender: Sender::new(config.clone()),

@@ -10,6 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::{BACKEND, error};
 use crate::config::{MessageCompression, Profile, RedpandaConfig};
+use crate::plaintext::{host_of, warn_of_password};
 
 /// librdkafka's numbers are i32.
 const MOST: u64 = i32::MAX as u64;
@@ -203,6 +204,14 @@ pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
             _ => error,
         }
     })
+}
+
+/// Warns of a password for brokers that are reached without encryption.
+pub(super) fn warn(config: &RedpandaConfig) {
+    if config.sasl.password.is_some() && !config.tls.enabled {
+        let brokers = config.brokers.as_deref().unwrap_or_default();
+        warn_of_password(BACKEND, brokers.split(',').map(host_of));
+    }
 }
 
 fn needs_tls(key: &str) -> Error {

@@ -87,14 +87,16 @@ impl TimescaleStore {
     /// Converts every chunk of a dataset to the columnstore that is not in it yet, and gives how many it
     /// converted. Reads and writes go on as before; converted chunks are many times smaller. Each chunk may take as
     /// long as heavy work may. A chunk that is busy is left, and is the error after the others are done: call again.
+    /// `close` ends a conversion: converted chunks stay converted.
     ///
     /// # Errors
-    /// `Unsupported` on an edition without columnstore.
+    /// `Unsupported` on an edition without columnstore, `Closed` after `close`.
     pub async fn convert_to_columnstore(&self, dataset: Dataset) -> Result<usize> {
-        const CALL: Operation = Operation::PurgeBefore;
-        self.enter(CALL)
-            .and(self.convert(dataset).await.map_err(|cause| cause.at(CALL)))
-            .map_err(|error| error.with_operation("convert_to_columnstore"))
+        self.inner
+            .connections
+            .until_closed(self.convert(dataset))
+            .await
+            .map_err(|cause| cause.at(Operation::PurgeBefore).with_operation("convert_to_columnstore"))
     }
 
     async fn convert(&self, dataset: Dataset) -> Result<usize, Cause> {
@@ -266,5 +268,53 @@ impl TimescaleStore {
         }
         let sql = format!("DELETE FROM {} WHERE {1} >= $1 AND {1} < $2", table.name, table.time());
         self.delete_parts(lease, dataset, TimeRange::before(cutoff), &sql, None).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use qi_core::{ErrorKind, PriceStore as _};
+
+    use super::*;
+    use crate::timescale::TimescaleConfig;
+
+    /// The end of a test that would wait for the server.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A store whose server accepts connections and never answers.
+    fn silent() -> (TimescaleStore, TcpListener) {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://qi:qi@{}/qi", server.local_addr().unwrap());
+        (TimescaleStore::open(TimescaleConfig::from_url(url)).unwrap(), server)
+    }
+
+    #[tokio::test]
+    async fn nothing_connects_after_close() {
+        let (store, server) = silent();
+        store.close().await.unwrap();
+        let converting = store.convert_to_columnstore(Dataset::Ticks);
+        let error =
+            tokio::time::timeout(LIMIT, converting).await.expect("no connection is made").unwrap_err();
+        assert_eq!((error.kind(), error.operation()), (ErrorKind::Closed, "convert_to_columnstore"));
+        assert_eq!(store.ensure_schema().await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(store.chunks(Dataset::Ticks).await.unwrap_err().kind(), ErrorKind::Closed);
+        server.set_nonblocking(true).unwrap();
+        assert_eq!(server.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn close_ends_a_conversion() {
+        let (store, server) = silent();
+        let converting = tokio::spawn({
+            let store = store.clone();
+            async move { store.convert_to_columnstore(Dataset::Ticks).await }
+        });
+        let _connection = tokio::task::spawn_blocking(move || server.accept().unwrap()).await.unwrap();
+        store.close().await.unwrap();
+        let ended = tokio::time::timeout(LIMIT, converting).await.expect("close ends the conversion");
+        assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     }
 }

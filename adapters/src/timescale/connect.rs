@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
@@ -12,7 +12,10 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
 
 use super::Memory;
 use super::error::Cause;
+#[cfg(unix)]
+use super::tunnel::{Route, Tunnel};
 use crate::config::{TimescaleConfig, TlsMode};
+use crate::plaintext::warn_of_password;
 
 /// What only the server knows. It is met when a connection is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,8 +31,14 @@ pub(super) struct Facts {
 /// The pool, and what is known of the server behind it.
 pub(super) struct Connections {
     pool: PgPool,
+    /// The server that was asked for.
     options: PgConnectOptions,
+    /// The server as the driver connects to it: `options`, or the tunnel.
+    driver: PgConnectOptions,
+    #[cfg(unix)]
+    tunnel: Option<Tunnel>,
     facts: Arc<RwLock<Facts>>,
+    suspects: Arc<Suspects>,
     /// What this store adds to the limit of the process.
     _limit: Share,
     acquire_timeout: Duration,
@@ -42,10 +51,22 @@ impl Connections {
     /// Whenever a connection is lent it says which schema it meets: in place of the pool's own ping, so at no cost.
     pub(super) fn open(config: &TimescaleConfig, memory: Arc<Memory>) -> Result<Self> {
         let options = connect_options(config)?;
+        let set = Effective::of(&options);
+        set.check(&options)?;
+        if set.password && !is_local(&options) && !encrypts(options.get_ssl_mode()) {
+            warn_of_password(super::BACKEND, std::iter::once(options.get_host()));
+        }
+        let mut driver = options.clone();
+        let tunnel = set.tunnel(&options)?;
+        if let Some(tunnel) = &tunnel {
+            driver = driver.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
+        }
         let pool = &config.pool;
         let acquire_timeout = Duration::from_millis(pool.acquire_timeout_ms);
         let facts = Arc::new(RwLock::new(Facts::default()));
         let (known, of_new) = (facts.clone(), memory.clone());
+        let suspects = Arc::<Suspects>::default();
+        let of_idle = suspects.clone();
         let pool = PgPoolOptions::new()
             .test_before_acquire(false)
             .max_connections(pool.max_connections)
@@ -62,18 +83,26 @@ impl Connections {
                     Ok(())
                 })
             })
-            .before_acquire(move |connection, _| {
+            .before_acquire(move |connection, idle| {
                 let memory = memory.clone();
+                let suspect = of_idle.include(idle.age);
                 Box::pin(async move {
+                    if suspect {
+                        return Ok(false);
+                    }
                     memory.met(incarnation(connection).await?);
                     Ok(true)
                 })
             })
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(driver.clone());
         Ok(Self {
             pool,
             options,
+            driver,
+            #[cfg(unix)]
+            tunnel,
             facts,
+            suspects,
             _limit: Share::of("qi_timescale_connections_limit", config.pool.max_connections),
             acquire_timeout,
             heavy_ms: config.limits.heavy_ms,
@@ -102,9 +131,34 @@ impl Connections {
     pub(super) async fn lease(&self) -> Result<Lease, Cause> {
         match self.pool.acquire().await {
             Ok(connection) => Ok(self.lend(connection)),
-            Err(sqlx::Error::PoolTimedOut) => Err(self.why_none_came().await),
-            Err(error) => Err(error.into()),
+            Err(sqlx::Error::PoolTimedOut) => {
+                if self.pool.num_idle() > 0 {
+                    // An idle connection did not answer; the others lead to the same server.
+                    self.suspects.mark();
+                }
+                Err(self.why_none_came().await)
+            }
+            Err(error) => Err(self.explain(error)),
         }
+    }
+
+    /// The error of a connection that was not made: of the tunnel, the driver sees only that the socket closes.
+    fn explain(&self, error: sqlx::Error) -> Cause {
+        #[cfg(unix)]
+        if let (sqlx::Error::Io(_), Some(tunnel)) = (&error, &self.tunnel)
+            && let Some(failure) = tunnel.failure()
+        {
+            return sqlx::Error::Io(failure).into();
+        }
+        error.into()
+    }
+
+    /// Runs work that uses no connection of the pool; `close` drops it.
+    pub(super) async fn until_closed<T>(
+        &self,
+        work: impl Future<Output = Result<T, Cause>>,
+    ) -> Result<T, Cause> {
+        self.pool.close_event().do_until(work).await?
     }
 
     /// Borrows one more connection for who holds one already: an idle one, or a new one where the pool has room.
@@ -123,7 +177,11 @@ impl Connections {
 
     fn lend(&self, connection: PoolConnection<Postgres>) -> Lease {
         metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
-        Lease { connection: Some(connection), _in_use: Share::of("qi_timescale_connections_in_use", 1) }
+        Lease {
+            connection: Some(connection),
+            suspects: self.suspects.clone(),
+            _in_use: Share::of("qi_timescale_connections_in_use", 1),
+        }
     }
 
     /// The driver hides refused connections behind the timeout of the pool. If slots are free, one direct
@@ -149,7 +207,7 @@ impl Connections {
 
     /// A connection beside the pool: for work that holds session locks, which end with the connection.
     pub(super) async fn direct(&self) -> Result<PgConnection, Cause> {
-        let mut connection = self.options.connect().await?;
+        let mut connection = self.driver.connect().await.map_err(|error| self.explain(error))?;
         let facts = ask(&mut connection).await?;
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = facts;
         Ok(connection)
@@ -241,8 +299,6 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         options = options.ssl_mode(match mode {
             TlsMode::Disable => PgSslMode::Disable,
             TlsMode::Prefer => PgSslMode::Prefer,
-            // As libpq does: who names an authority wants it asked. The driver alone would not.
-            TlsMode::Require if tls.root_cert.is_some() => PgSslMode::VerifyCa,
             TlsMode::Require => PgSslMode::Require,
             TlsMode::VerifyCa => PgSslMode::VerifyCa,
             TlsMode::VerifyFull => PgSslMode::VerifyFull,
@@ -279,6 +335,103 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         .log_statements(log::LevelFilter::Trace))
 }
 
+/// Returns whether a mode refuses a connection without encryption.
+fn encrypts(mode: PgSslMode) -> bool {
+    matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull)
+}
+
+/// Returns whether the server is reached by a Unix socket.
+fn is_local(options: &PgConnectOptions) -> bool {
+    options.get_socket().is_some() || options.get_host().starts_with('/')
+}
+
+/// The settings that the driver has from the configuration, the URL, the environment or a password file.
+struct Effective {
+    password: bool,
+    root_cert: Option<String>,
+    client: Option<(String, String)>,
+}
+
+impl Effective {
+    fn of(options: &PgConnectOptions) -> Self {
+        // Any user and host that a URL can hold.
+        let url = options.clone().username("user").host("host").to_url_lossy();
+        let parameter = |name: &str| {
+            let value = url.query_pairs().find(|(key, _)| key == name)?.1;
+            // The driver marks a file, but not a PEM.
+            Some(value.strip_prefix("file: ").unwrap_or(&value).to_owned())
+        };
+        Self {
+            password: url.password().is_some(),
+            root_cert: parameter("sslrootcert"),
+            client: parameter("sslcert").zip(parameter("sslkey")),
+        }
+    }
+
+    /// Refuses authorities that a mode without verification would ignore.
+    fn check(&self, options: &PgConnectOptions) -> Result<()> {
+        if self.root_cert.is_none() || encrypts(options.get_ssl_mode()) || is_local(options) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
+            .with_backend(super::BACKEND)
+            .with_message(
+                "the mode verifies no certificate; `root_cert` (in the URL `sslrootcert`, in the environment \
+                 PGSSLROOTCERT) needs `require`, `verify-ca` or `verify-full`",
+            )
+            .with_context("key", "store.timescale.tls.mode")
+            .with_context("value", format!("{:?}", options.get_ssl_mode()).to_lowercase()))
+    }
+
+    /// The tunnel that verifies the server by the authorities of a file. As in libpq, `require` with authorities is
+    /// `verify-ca`.
+    #[cfg(unix)]
+    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Tunnel>> {
+        let mode = options.get_ssl_mode();
+        let Some(root_cert) = self.root_cert.filter(|_| encrypts(mode) && !is_local(options)) else {
+            return Ok(None);
+        };
+        let route = Route {
+            host: options.get_host().to_owned(),
+            port: options.get_port(),
+            root_cert,
+            client: self.client,
+            verifies_host: matches!(mode, PgSslMode::VerifyFull),
+        };
+        let tunnel = Tunnel::open(route).map_err(|source| {
+            Error::new(ErrorKind::Config, "store.timescale.tunnel", "open")
+                .with_backend(super::BACKEND)
+                .with_message("`root_cert` needs a folder for temporary files; TMPDIR names one")
+                .with_context("folder", std::env::temp_dir().display())
+                .with_source(source)
+        })?;
+        Ok(Some(tunnel))
+    }
+
+    /// Refuses authorities of a file: the driver would trust the public authorities beside them.
+    #[cfg(not(unix))]
+    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Never>> {
+        if self.root_cert.is_none() || !encrypts(options.get_ssl_mode()) {
+            return Ok(None);
+        }
+        Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
+            .with_backend(super::BACKEND)
+            .with_message("`root_cert` needs Unix sockets: the driver would trust public authorities too")
+            .with_context("key", "store.timescale.tls.root_cert"))
+    }
+}
+
+/// A tunnel on a system without Unix sockets.
+#[cfg(not(unix))]
+enum Never {}
+
+#[cfg(not(unix))]
+impl Never {
+    fn folder(&self) -> &std::path::Path {
+        match *self {}
+    }
+}
+
 /// Why a URL was refused, as text: the driver's own error may hold parts of it.
 #[derive(Debug)]
 struct Unreadable(String);
@@ -311,17 +464,40 @@ impl Drop for Share {
     }
 }
 
+/// The connections that were made before a failover was noticed. The pool closes them instead of lending them.
+#[derive(Default)]
+struct Suspects(RwLock<Option<Instant>>);
+
+impl Suspects {
+    /// Makes every connection of this moment a suspect.
+    fn mark(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Returns whether a connection of this age is a suspect.
+    fn include(&self, age: Duration) -> bool {
+        let marked = *self.0.read().unwrap_or_else(PoisonError::into_inner);
+        marked.is_some_and(|marked| age >= marked.elapsed())
+    }
+}
+
 /// A borrowed connection. Given back by [`Lease::give_back`]; dropped without that, in the middle of something,
 /// it is closed, so that no half-done statement or transaction returns to the pool.
 pub(super) struct Lease {
     connection: Option<PoolConnection<Postgres>>,
+    suspects: Arc<Suspects>,
     _in_use: Share,
 }
 
 impl Lease {
-    /// Returns the connection to the pool.
-    pub(super) fn give_back(mut self) {
-        drop(self.connection.take());
+    /// Returns the connection to the pool. If the outcome shows that the connection is broken or that its server is
+    /// not the primary, the connection is closed, and every older connection with it: they lead to the same server.
+    pub(super) fn give_back<T>(mut self, outcome: &Result<T, Cause>) {
+        if outcome.as_ref().is_err_and(Cause::ends_connection) {
+            self.suspects.mark();
+        } else {
+            drop(self.connection.take());
+        }
     }
 }
 

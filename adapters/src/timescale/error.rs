@@ -132,7 +132,26 @@ fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     }
 }
 
+/// The states, or the beginnings of states, after which a connection is of no use: it is broken, or its server is
+/// shutting down or read-only.
+const ENDS: &[&str] = &["08", "25006", "25P03", "25P04", "57P"];
+
 impl Cause {
+    /// Returns whether the connection that returned this error must not be used again.
+    pub(super) fn ends_connection(&self) -> bool {
+        let Self::Sql(error) = self else { return false };
+        match error {
+            sqlx::Error::Database(error) => {
+                error.code().is_some_and(|state| ENDS.iter().any(|end| state.starts_with(end)))
+            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => true,
+            _ => false,
+        }
+    }
+
     /// The public error of `operation`, with the original as its source.
     pub(super) fn at(self, operation: Operation) -> Error {
         let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
@@ -304,6 +323,21 @@ mod tests {
         }
         let error = Cause::Sql(sqlx::Error::Database(Box::new(Dropped))).at(Operation::InsertTicks);
         assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Conflict, true));
+    }
+
+    #[test]
+    fn a_connection_error_and_read_only_end_the_connection() {
+        let state = |state| Cause::Sql(sqlx::Error::Database(Box::new(Answer(state))));
+        for ended in ["08006", "08P01", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"] {
+            assert!(state(ended).ends_connection(), "{ended}");
+        }
+        for kept in ["23505", "40P01", "42P01", "53300", "57014", "55P03", "25P02"] {
+            assert!(!state(kept).ends_connection(), "{kept}");
+        }
+        assert!(Cause::Sql(sqlx::Error::Io(io::ErrorKind::BrokenPipe.into())).ends_connection());
+        assert!(Cause::Sql(sqlx::Error::Protocol("unexpected message".into())).ends_connection());
+        assert!(!Cause::Sql(sqlx::Error::RowNotFound).ends_connection());
+        assert!(!Cause::NoAnswer.ends_connection());
     }
 
     #[test]

@@ -17,6 +17,8 @@ mod read;
 mod schema;
 mod sql;
 mod table;
+#[cfg(unix)]
+mod tunnel;
 mod window;
 mod write;
 
@@ -183,7 +185,7 @@ impl TimescaleStore {
         self.enter(operation)?;
         let mut lease = self.inner.connections.lease().await.map_err(|e| e.at(operation))?;
         let outcome = work(&mut lease).await;
-        lease.give_back();
+        lease.give_back(&outcome);
         outcome.map_err(|e| e.at(operation))
     }
 
@@ -236,9 +238,11 @@ impl PriceStore for TimescaleStore {
     }
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
-        const CALL: Operation = Operation::EnsureSchema;
-        self.enter(CALL)?;
-        schema::ensure(&self.inner.connections, &self.inner.config).await.map_err(|e| e.at(CALL))
+        let connections = &self.inner.connections;
+        connections
+            .until_closed(schema::ensure(connections, &self.inner.config))
+            .await
+            .map_err(|cause| cause.at(Operation::EnsureSchema))
     }
 
     async fn ping(&self) -> Result<StoreStatus> {

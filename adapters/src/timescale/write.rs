@@ -99,7 +99,7 @@ impl TimescaleStore {
         }
         let mut lease = self.inner.connections.lease().await.map_err(|e| e.at(operation))?;
         let outcome = self.insert_on(&mut lease, batch).await;
-        lease.give_back();
+        lease.give_back(&outcome);
         outcome.map_err(|e| e.at(operation))
     }
 
@@ -126,7 +126,7 @@ impl TimescaleStore {
             };
             let Some(mut other) = spare else { return Ok(()) };
             let outcome = job.lane(&mut other, &queue).await;
-            other.give_back();
+            other.give_back(&outcome);
             outcome
         }));
         let (first, rest) = futures::join!(first, others);

@@ -39,7 +39,7 @@ pub(crate) struct Spare {
 
 impl Spare {
     /// Starts one, and gives its address; or says why none can be had on this machine.
-    fn start(kind: &str) -> Result<(Self, String), String> {
+    pub(crate) fn start(kind: &str) -> Result<(Self, String), String> {
         let spare = Self { kind: kind.to_owned(), name: namespace() };
         let address = script(&["spare", kind, &spare.name, "start"], "")?;
         Ok((spare, address))

@@ -1,0 +1,61 @@
+//! The warning about a password that may cross a network without encryption.
+
+use std::net::IpAddr;
+
+/// Warns once if one of the hosts is not this machine. Called when a backend is opened.
+pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<Item = &'a str>) {
+    let remote: Vec<&str> = hosts.filter(|host| !is_loopback(host)).collect();
+    if !remote.is_empty() {
+        let hosts = remote.join(", ");
+        tracing::warn!(backend, hosts, "the password may be sent over a connection without encryption");
+    }
+}
+
+/// Returns the host of `host:port`, `[host]:port` or `host`, without brackets.
+#[cfg(any(feature = "clickhouse", feature = "redpanda"))]
+pub(crate) fn host_of(authority: &str) -> &str {
+    let authority = authority.trim();
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _)) => host,
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    }
+}
+
+/// Returns whether a host is this machine.
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_told_from_others() {
+        for host in ["localhost", "LocalHost.", "127.0.0.1", "127.9.8.7", "::1", "[::1]", "::ffff:127.0.0.1"]
+        {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in
+            ["db", "localhost.example.com", "10.0.0.1", "0.0.0.0", "128.0.0.1", "::2", "127.0.0.1.nip.io"]
+        {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[cfg(any(feature = "clickhouse", feature = "redpanda"))]
+    #[test]
+    fn an_authority_has_a_host() {
+        for (authority, host) in [
+            ("db:9092", "db"),
+            (" db:1 ", "db"),
+            ("db", "db"),
+            ("[::1]:9092", "::1"),
+            ("[fe80::1]", "fe80::1"),
+        ] {
+            assert_eq!(host_of(authority), host);
+        }
+    }
+}

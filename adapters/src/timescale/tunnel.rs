@@ -1,0 +1,261 @@
+//! TLS that trusts the authorities of one file only.
+//!
+//! The driver adds the public authorities to those of `root_cert`, so it accepts a certificate of any of them. With
+//! `root_cert`, the adapter therefore encrypts the connections itself: the driver connects to a Unix socket in a
+//! folder that only this user may enter, and each of its connections is carried over one connection with TLS.
+
+use std::fs::DirBuilder;
+use std::io::{self, Error, ErrorKind};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// The bytes that are copied at once in each direction.
+const BUFFER: usize = 64 * 1024;
+
+/// The server and how it proves its identity. Each PEM is text or the path of a file.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) root_cert: String,
+    pub(super) client: Option<(String, String)>,
+    /// Whether the certificate must name the host.
+    pub(super) verifies_host: bool,
+}
+
+/// A Unix socket that leads to the server. Dropping the tunnel removes the socket; connections end with the driver's.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    folder: PathBuf,
+    accepting: AbortHandle,
+    failure: Arc<Mutex<Option<Failure>>>,
+}
+
+/// The error of the last connection attempt.
+type Failure = (ErrorKind, String);
+
+impl Tunnel {
+    /// Opens the socket. Must be called inside a tokio runtime.
+    pub(super) fn open(route: Route) -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let name = format!(
+            "qi-tls-{}-{}-{:x}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed),
+            since.map_or(0, |since| since.subsec_nanos()),
+        );
+        let folder = std::env::temp_dir().join(name);
+        // Fails if the folder exists, so nobody else can own it.
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{}", route.port)));
+        let listener = listener.inspect_err(|_| drop(std::fs::remove_dir_all(&folder)))?;
+        let failure = Arc::<Mutex<Option<Failure>>>::default();
+        let accepting = tokio::spawn(accept(listener, Arc::new(route), failure.clone())).abort_handle();
+        Ok(Self { folder, accepting, failure })
+    }
+
+    /// The folder of the socket, as the driver takes it.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns why the server was not reached, for a driver that sees only a socket that closes.
+    pub(super) fn failure(&self) -> Option<Error> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().map(|(kind, text)| Error::new(*kind, text.clone()))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+async fn accept(listener: UnixListener, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
+    const RETRY_BACKOFF: Duration = Duration::from_millis(50);
+    loop {
+        match listener.accept().await {
+            Ok((driver, _)) => drop(tokio::spawn(carry(driver, route.clone(), failure.clone()))),
+            // Too many open files, for example.
+            Err(_) => tokio::time::sleep(RETRY_BACKOFF).await,
+        }
+    }
+}
+
+async fn carry(mut driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
+    let connected = route.connect().await;
+    *failure.lock().unwrap_or_else(PoisonError::into_inner) =
+        connected.as_ref().err().map(|error| (error.kind(), error.to_string()));
+    if let Ok(mut server) = connected {
+        // Both ends see a closed connection, whatever the reason.
+        let _ = tokio::io::copy_bidirectional_with_sizes(&mut driver, &mut server, BUFFER, BUFFER).await;
+    }
+}
+
+impl Route {
+    /// Connects as the chapter "SSL Session Encryption" of PostgreSQL's protocol says.
+    async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
+        const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+        let host = self.host.trim_matches(['[', ']']);
+        let mut server = TcpStream::connect((host, self.port)).await?;
+        server.set_nodelay(true)?;
+        server.write_all(&SSL_REQUEST).await?;
+        match server.read_u8().await? {
+            b'S' => {}
+            b'N' => return Err(invalid("the server does not support TLS")),
+            other => return Err(invalid(format!("unexpected answer to the request for TLS: {other:#04x}"))),
+        }
+        // The files are read for every connection, so that they can be replaced.
+        let config = self.tls()?;
+        let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
+        TlsConnector::from(Arc::new(config)).connect(name, server).await
+    }
+
+    fn tls(&self) -> io::Result<ClientConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(authorities(&self.root_cert)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+        let verifier = verifier.map_err(invalid)?;
+        let verifier: Arc<dyn ServerCertVerifier> =
+            if self.verifies_host { verifier } else { Arc::new(AnyHost(verifier)) };
+        let builder = ClientConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(invalid)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let Some((certificate, key)) = &self.client else { return Ok(builder.with_no_client_auth()) };
+        let key = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(invalid)?;
+        builder.with_client_auth_cert(certificates(certificate)?, key).map_err(invalid)
+    }
+}
+
+/// The authorities of a PEM, and no others.
+fn authorities(root_cert: &str) -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(root_cert)? {
+        roots.add(certificate).map_err(invalid)?;
+    }
+    if roots.is_empty() {
+        return Err(invalid("the file of authorities holds no certificate"));
+    }
+    Ok(roots)
+}
+
+fn certificates(text: &str) -> io::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(&pem(text)?).collect::<Result<_, _>>().map_err(invalid)
+}
+
+/// The bytes of a PEM that is given as text or as the path of a file.
+fn pem(text: &str) -> io::Result<Vec<u8>> {
+    if text.trim_start().starts_with("-----BEGIN") {
+        Ok(text.as_bytes().to_vec())
+    } else {
+        std::fs::read(text)
+    }
+}
+
+/// The kind by which a failure of TLS is told from one of the network.
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::InvalidData, error)
+}
+
+/// Accepts a certificate of a known authority for any host.
+#[derive(Debug)]
+struct AnyHost(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyHost {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_authorities_of_the_file_are_trusted() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        assert_eq!(authorities(&pem).unwrap().len(), 1);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pem.repeat(2)).unwrap();
+        assert_eq!(authorities(file.path().to_str().unwrap()).unwrap().len(), 2);
+        std::fs::write(file.path(), "").unwrap();
+        assert!(authorities(file.path().to_str().unwrap()).is_err());
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_this_users_and_goes_with_the_tunnel() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let route = Route {
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            root_cert: "/no/such/file".to_owned(),
+            client: None,
+            verifies_host: true,
+        };
+        let tunnel = Tunnel::open(route).unwrap();
+        let folder = tunnel.folder().to_owned();
+        assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        let mut driver = UnixStream::connect(folder.join(".s.PGSQL.1")).await.unwrap();
+        assert_eq!(driver.read(&mut [0]).await.unwrap(), 0, "nobody listens on port 1");
+        assert_eq!(tunnel.failure().unwrap().kind(), ErrorKind::ConnectionRefused);
+        drop(tunnel);
+        assert!(!folder.exists());
+    }
+}
