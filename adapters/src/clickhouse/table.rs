@@ -387,6 +387,9 @@ impl Stored for MarketSnapshot {
 }
 
 /// Decodes rows of each dataset from any bytes.
+///
+/// # Panics
+/// If an accepted row differs after encoding and decoding.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_row_binary(bytes: &[u8]) {
     fn rows<R: Stored + PartialEq + std::fmt::Debug>(bytes: &[u8], series: &R::Series, names: usize) {

@@ -301,6 +301,9 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 /// Decodes any bytes as a member's assignment.
+///
+/// # Panics
+/// If the decoder finds more partitions than the bytes can hold.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_assignment(bytes: &[u8]) {
     // A partition takes four bytes.

@@ -193,6 +193,9 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
 }
 
 /// Decodes any bytes as a decimal and as sums.
+///
+/// # Panics
+/// If an accepted decimal differs after encoding and decoding, or from the sum.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_numeric(bytes: &[u8]) {
     let sums = (decode_sum::<18>(bytes), decode_sum::<36>(bytes).is_ok());
