@@ -40,7 +40,7 @@ async fn with_authorizer(spare: Spare) -> (Spare, String) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     let folder = tempfile::tempdir().unwrap();
-    let users: String = USERS.iter().map(|user| format!(" user_{user}=\"{PASSWORD}\"")).collect();
+    let users = USERS.map(|user| format!(" user_{user}=\"{PASSWORD}\"")).concat();
     let settings = folder.path().join("settings");
     let text = format!(
         "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PASSWORD:SASL_PLAINTEXT\n\

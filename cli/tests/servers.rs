@@ -181,7 +181,7 @@ struct Guarded {
     /// The address of the administrator.
     plain: String,
     /// The address of the user.
-    guarded: String,
+    for_app: String,
 }
 
 const PASSWORD: &str = "a-secret-of-this-test";
@@ -204,15 +204,15 @@ impl Guarded {
         let mut broker = Self {
             name: format!("cli-rights-{}", std::process::id()),
             plain: String::new(),
-            guarded: format!("127.0.0.1:{port}"),
+            for_app: format!("127.0.0.1:{port}"),
         };
-        let listener = format!("PASSWORD://{}", broker.guarded);
+        let listener = format!("PASSWORD://{}", broker.for_app);
         let words = ["spare", "redpanda", &broker.name, "start", &listener, &settings.display().to_string()];
         let out = script(&words)?;
         if out.status.code() == Some(3) {
             return Ok(None);
         }
-        broker.plain = printed(&out)?.trim().to_owned();
+        printed(&out)?.trim().clone_into(&mut broker.plain);
         Ok(Some(broker))
     }
 
@@ -228,7 +228,7 @@ impl Guarded {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
         let variables = [
             ("BACKEND", "redpanda"),
-            ("REDPANDA__BROKERS", &self.guarded),
+            ("REDPANDA__BROKERS", &self.for_app),
             ("REDPANDA__SASL__MECHANISM", "plain"),
             ("REDPANDA__SASL__USERNAME", "app"),
             ("REDPANDA__SASL__PASSWORD", PASSWORD),
