@@ -44,6 +44,7 @@ async fn layers_take_the_longest_limits() {
         )
         .with_timeout(TimeoutPolicy::default().with_limit(MAX).with_heavy(MAX));
     let store = wrappers.around_store(failing).unwrap();
+    store.ensure_schema().await.unwrap();
     chaos.next(Operation::InsertTicks, Fault::Error);
     store.insert_ticks(&[tick()]).await.unwrap();
 }
@@ -51,7 +52,8 @@ async fn layers_take_the_longest_limits() {
 #[tokio::test(start_paused = true)]
 async fn a_buffer_takes_the_longest_delay_and_limits() {
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
-    let config = BufferedConfig { max_delay: MAX, ..BufferedConfig::default() };
+    store.ensure_schema().await.unwrap();
+    let config = BufferedConfig::default().with_max_delay(MAX);
     let buffer = Buffered::new(store, config).unwrap();
     let receipt = buffer.add(tick()).await.unwrap();
     buffer.flush(MAX).await.unwrap();
