@@ -15,13 +15,14 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice, Positions,
-    PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, Subscription, TopicName, TopicPartition, TopicSpec,
+    CleanupPolicy, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice,
+    Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, Subscription, TopicName,
+    TopicPartition, TopicSpec,
 };
 use qi_core::{Error, ErrorKind, Result, Selection};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
-use rdkafka::producer::{BaseRecord, Producer as _};
 use redpanda_rig::{Brokers, config, wire};
 use servers::{Spare, broken_trial, namespace, spare_trial, trial};
 use tokio::time::Instant;
@@ -53,6 +54,12 @@ fn main() {
         trial(&brokers, "a_stuck_static_member_is_passed_over_and_comes_back", |b| stuck(b, Some("one"))),
         trial(&brokers, "members_without_partitions_leave_in_the_middle_of_a_rebalance", idle_members),
         trial(&brokers, "transaction_markers_and_aborted_messages_leave_no_lag", markers),
+        trial(
+            &brokers,
+            "aborted_messages_before_an_open_transaction_leave_no_lag",
+            aborted_before_an_open_transaction,
+        ),
+        trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -70,12 +77,17 @@ fn spec(partitions: u32) -> TopicSpec {
     TopicSpec::new(TopicName::new(namespace()).unwrap(), partitions).unwrap()
 }
 
-/// Messages in a transaction of somebody else, which ends with a marker. An aborted one leaves nothing else.
-fn transact(brokers: &Brokers, topic: &TopicName, partition: i32, numbers: std::ops::Range<usize>, commits: bool) {
+/// Sends messages in a transaction of another program, which stays open.
+fn begin(
+    brokers: &Brokers,
+    topic: &TopicName,
+    partition: i32,
+    numbers: std::ops::Range<usize>,
+) -> BaseProducer {
     let mut config = rdkafka::ClientConfig::new();
     let addresses = brokers.config().brokers.unwrap();
     config.set("bootstrap.servers", addresses).set("transactional.id", namespace());
-    let producer: rdkafka::producer::BaseProducer = config.create().unwrap();
+    let producer: BaseProducer = config.create().unwrap();
     producer.init_transactions(30 * SECOND).unwrap();
     producer.begin_transaction().unwrap();
     for n in numbers {
@@ -84,6 +96,18 @@ fn transact(brokers: &Brokers, topic: &TopicName, partition: i32, numbers: std::
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
     producer.flush(30 * SECOND).unwrap();
+    producer
+}
+
+/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
+fn transact(
+    brokers: &Brokers,
+    topic: &TopicName,
+    partition: i32,
+    numbers: std::ops::Range<usize>,
+    commits: bool,
+) {
+    let producer = begin(brokers, topic, partition, numbers);
     if commits {
         producer.commit_transaction(30 * SECOND).unwrap();
     } else {
@@ -129,6 +153,56 @@ async fn markers(brokers: Brokers) {
     sub.close().await.unwrap();
 }
 
+async fn aborted_before_an_open_transaction(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let aborted = begin(&brokers, &topic, 0, 0..5);
+    let open_one = begin(&brokers, &topic, 0, 5..8);
+    aborted.abort_transaction(30 * SECOND).unwrap();
+    let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
+    // The log ends before the open transaction, and no marker is readable.
+    assert!(drain(&bus, &mut *sub, topic.as_str()).await.is_empty());
+    open_one.commit_transaction(30 * SECOND).unwrap();
+    let deadline = Instant::now() + 30 * SECOND;
+    let mut numbers = Vec::new();
+    while numbers.len() < 3 {
+        assert!(Instant::now() < deadline, "only {numbers:?} came");
+        numbers.extend(sub.recv(10, SECOND).await.unwrap().iter().map(number));
+    }
+    assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
+    sub.close().await.unwrap();
+}
+
+async fn compacted(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let settings =
+        [("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.01"), ("max.compaction.lag.ms", "100")];
+    let spec =
+        settings.into_iter().fold(spec(1).with_cleanup(CleanupPolicy::Compact), |spec, (name, value)| {
+            spec.with_setting(name, value)
+        });
+    let topic = create(&bus, spec).await;
+    for part in 0..20 {
+        // The last message of all is in a segment that is not compacted.
+        let batch: Vec<_> = (part * 10..part * 10 + 10)
+            .map(|n| Message::new(topic.clone(), n.to_string()).with_key(format!("k{}", n % 2)))
+            .collect();
+        bus.send(&batch).await.unwrap();
+        tokio::time::sleep(SECOND / 5).await;
+    }
+    let deadline = Instant::now() + 90 * SECOND;
+    let mut left = 200;
+    while left > 100 {
+        assert!(Instant::now() < deadline, "nothing was compacted");
+        tokio::time::sleep(SECOND).await;
+        left = all_of(&bus, &topic).await.len();
+    }
+    let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
+    let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
+    assert!(numbers.len() <= left && numbers.ends_with(&[198, 199]), "{numbers:?}");
+    sub.close().await.unwrap();
+}
+
 async fn markers_of_two_topics(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let (first, second) = (create(&bus, spec(2)).await, create(&bus, spec(2)).await);
@@ -163,7 +237,9 @@ async fn header_names(brokers: Brokers) {
     let address = addresses.split(',').next().unwrap().to_owned();
     bus.send(&[numbered(&topic, 0)]).await.unwrap();
     let name = topic.clone();
-    tokio::task::spawn_blocking(move || wire::produce_header(&address, name.as_str(), &[0xff, 0xfe])).await.unwrap();
+    tokio::task::spawn_blocking(move || wire::produce_header(&address, name.as_str(), &[0xff, 0xfe]))
+        .await
+        .unwrap();
     bus.send(&[numbered(&topic, 2)]).await.unwrap();
     let came = all_of(&bus, &topic).await;
     assert_eq!(came.len(), 3);

@@ -162,7 +162,9 @@ impl<P: Fn(u64)> Replay<'_, P> {
     }
 
     async fn drain(&mut self, reader: &mut dyn Subscription, mut ends: Ends) -> Result<()> {
-        let Some(assignment) = self.patiently(async || reader.assignment().await).await? else { return Ok(()) };
+        let Some(assignment) = self.patiently(async || reader.assignment().await).await? else {
+            return Ok(());
+        };
         let at = assignment.partitions.into_iter().map(|at| (at.partition, at.position));
         let mut positions: Positions = at.collect();
         let mut heard = Instant::now();

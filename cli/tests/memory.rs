@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
 use qi_core::bus::{
-    Batch, Message, MessageBusExt, PublishOptions, Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName,
+    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBusExt, PublishOptions,
+    PublishReport, Read, Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome,
     TopicSpec,
 };
 use qi_core::layer::{Intercept, Layered};
@@ -419,25 +421,53 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
     Ok(())
 }
 
-/// Partition 1 has no leader, for the first calls of `topics`.
+/// A bus whose partition 1 has no leader for the first calls of `topics`.
 #[derive(Debug)]
-struct Leaderless(AtomicUsize);
+struct Leaderless(MemoryBus, AtomicUsize);
 
-impl Intercept for Leaderless {
-    fn name(&self) -> &'static str {
-        "Leaderless"
+impl std::fmt::Display for Leaderless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
+}
 
-    fn topics<'a>(&'a self, inner: &'a dyn MessageBus) -> BoxFuture<'a, Result<Vec<TopicInfo>>> {
-        Box::pin(async move {
-            let mut topics = inner.topics().await?;
-            let gone = |calls: usize| calls.checked_sub(1);
-            if self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, gone).is_ok() {
-                let led = topics.iter_mut().flat_map(|topic| &mut topic.partitions).filter(|p| p.id == 1);
-                led.for_each(|partition| (partition.leader, partition.low, partition.high) = (None, 0, 0));
-            }
-            Ok(topics)
-        })
+#[async_trait]
+impl MessageBus for Leaderless {
+    fn info(&self) -> BusInfo {
+        self.0.info()
+    }
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        self.0.publish(batch, options).await
+    }
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.0.subscribe(request).await
+    }
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        self.0.read(request).await
+    }
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        self.0.create_topics(specs).await
+    }
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.0.delete_topics(names).await
+    }
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let mut topics = self.0.topics().await?;
+        let gone = |calls: usize| calls.checked_sub(1);
+        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, gone).is_ok() {
+            let led = topics.iter_mut().flat_map(|topic| &mut topic.partitions).filter(|p| p.id == 1);
+            led.for_each(|partition| (partition.leader, partition.low, partition.high) = (None, 0, 0));
+        }
+        Ok(topics)
+    }
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        self.0.groups(query).await
+    }
+    async fn ping(&self) -> Result<BusStatus> {
+        self.0.ping().await
+    }
+    async fn close(&self) -> Result<CloseReport> {
+        self.0.close().await
     }
 }
 
@@ -454,7 +484,7 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
         memory.send_records(&ticks(300, 8), None).await?;
         let missing = memory.topics().await?[0].partitions[1].high;
         assert!(missing > 0);
-        let bus = Layered::new(memory, Leaderless(AtomicUsize::new(calls)));
+        let bus = Leaderless(memory, AtomicUsize::new(calls));
         let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
         let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
         if calls == 10 {
@@ -493,7 +523,12 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
 
     let store = MemoryStore::default();
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic: topic.clone(), since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+    let plan = replay::Plan {
+        topic: topic.clone(),
+        since: Timestamp::MIN,
+        until: None,
+        wait: Duration::from_mins(1),
+    };
     let never = CancellationToken::new();
     for _ in 0..2 {
         let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;

@@ -555,7 +555,8 @@ mod tests {
         shelf.skip(&at(1), second, 0, 2);
         assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(1)].position), (0, 2));
         let batch = shelf.take(2).unwrap().unpack();
-        let places = |batch: &Batch| batch.positions().iter().map(|(p, at)| (p.partition, at)).collect::<Vec<_>>();
+        let places =
+            |batch: &Batch| batch.positions().iter().map(|(p, at)| (p.partition, at)).collect::<Vec<_>>();
         assert_eq!(places(&batch), [(0, 2), (1, 2)]);
         assert_eq!(places(&shelf.take(2).unwrap().unpack()), [(0, 5)], "the end behind the last message");
         assert!(!shelf.owned()[&at(0)].is_beyond(5));

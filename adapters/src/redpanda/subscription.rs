@@ -152,7 +152,9 @@ fn keep(
             _ if error::is_gone(&refused) => {
                 let ends = offsets::find_each(client, wanted.keys(), Place::End, feed.plan.limit);
                 let ends = ends.unwrap_or_default();
-                let gone = |p: &TopicPartition| ends.get(p).is_some_and(|end| matches!(end, Err(e) if error::is_gone(e)));
+                let gone = |p: &TopicPartition| {
+                    ends.get(p).is_some_and(|end| matches!(end, Err(e) if error::is_gone(e)))
+                };
                 let deleted: Vec<_> = wanted.keys().filter(|p| gone(p)).cloned().collect();
                 if deleted.is_empty() {
                     return Err(error::of(refused, "commit"));

@@ -23,10 +23,10 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, ClientContext};
 
+use super::error;
 use super::feed::Feed;
 use super::inbox::Client;
 use super::offsets::{self, Place};
-use super::error;
 
 /// A partition has been at its end for this long before the brokers are asked.
 const SETTLE: Duration = Duration::from_millis(200);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use qi_core::ErrorKind;
 use qi_core::bus::{
-    Batch, Message, MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscribe, TopicPartition, TopicSpec,
+    Batch, Message, MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscribe, TopicPartition,
+    TopicSpec,
 };
 use tokio::time::Instant;
 
