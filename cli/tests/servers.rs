@@ -18,7 +18,7 @@ use qi_core::bus::{
     TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::store::Dataset;
-use qi_core::{PriceStore, PriceTick, TimeRange};
+use qi_core::{ErrorKind, PriceStore, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -101,7 +101,16 @@ fn leaderless() -> Result<Completion, Failed> {
             outcome.result?;
         }
         let market = Market::new(MarketConfig::new(5, 60)?)?;
-        bus.send_records(&market.take(TICKS).collect::<Vec<_>>(), Some(&topic)).await?;
+        let ticks: Vec<_> = market.take(TICKS).collect();
+        // Not every broker knows of a new topic at once.
+        for attempt in 0.. {
+            match bus.send_records(&ticks, Some(&topic)).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && attempt < 20 => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                sent => break drop(sent?),
+            }
+        }
         Ok::<_, Failed>(bus)
     })?;
     let replay = |wait: &str, code: i32| -> Result<String, Failed> {
