@@ -15,13 +15,15 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice, Positions,
-    PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, TopicName, TopicPartition, TopicSpec,
+    CleanupPolicy, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice,
+    Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, Subscription, TopicName,
+    TopicPartition, TopicSpec,
 };
 use qi_core::{Error, ErrorKind, Result, Selection};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
-use redpanda_rig::{Brokers, config};
+use redpanda_rig::{Brokers, config, wire};
 use servers::{Spare, broken_trial, namespace, spare_trial, trial};
 use tokio::time::Instant;
 
@@ -51,6 +53,15 @@ fn main() {
         trial(&brokers, "a_stuck_reader_is_passed_over_and_comes_back", |b| stuck(b, None)),
         trial(&brokers, "a_stuck_static_member_is_passed_over_and_comes_back", |b| stuck(b, Some("one"))),
         trial(&brokers, "members_without_partitions_leave_in_the_middle_of_a_rebalance", idle_members),
+        trial(&brokers, "transaction_markers_and_aborted_messages_leave_no_lag", markers),
+        trial(
+            &brokers,
+            "aborted_messages_before_an_open_transaction_leave_no_lag",
+            aborted_before_an_open_transaction,
+        ),
+        trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
+        trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
+        trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -64,6 +75,176 @@ fn open(brokers: &Brokers, change: impl FnOnce(&mut RedpandaConfig)) -> Arc<Redp
 
 fn spec(partitions: u32) -> TopicSpec {
     TopicSpec::new(TopicName::new(namespace()).unwrap(), partitions).unwrap()
+}
+
+/// Sends messages in a transaction of another program, which stays open.
+fn begin(
+    brokers: &Brokers,
+    topic: &TopicName,
+    partition: i32,
+    numbers: std::ops::Range<usize>,
+) -> BaseProducer {
+    let mut config = rdkafka::ClientConfig::new();
+    let addresses = brokers.config().brokers.unwrap();
+    config.set("bootstrap.servers", addresses).set("transactional.id", namespace());
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(30 * SECOND).unwrap();
+    producer.begin_transaction().unwrap();
+    for n in numbers {
+        let (key, payload) = (format!("k{}", n % 16), n.to_string());
+        let record = BaseRecord::to(topic.as_str()).partition(partition).key(&key).payload(&payload);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    producer.flush(30 * SECOND).unwrap();
+    producer
+}
+
+/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
+fn transact(
+    brokers: &Brokers,
+    topic: &TopicName,
+    partition: i32,
+    numbers: std::ops::Range<usize>,
+    commits: bool,
+) {
+    let producer = begin(brokers, topic, partition, numbers);
+    if commits {
+        producer.commit_transaction(30 * SECOND).unwrap();
+    } else {
+        producer.abort_transaction(30 * SECOND).unwrap();
+    }
+}
+
+/// Reads and commits until the lag of the group is 0, and returns what came.
+async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<Received> {
+    let query = GroupQuery::one(GroupId::new(group).unwrap());
+    let deadline = Instant::now() + 60 * SECOND;
+    let mut all = Vec::new();
+    loop {
+        let batch = sub.recv(1_000, SECOND).await.unwrap();
+        sub.commit(batch.positions()).await.unwrap();
+        all.extend(batch.into_messages());
+        let groups = bus.groups(&query).await.unwrap();
+        if groups[0].lag() == Some(0) && sub.assignment().await.unwrap().lag() == 0 {
+            return all;
+        }
+        assert!(Instant::now() < deadline, "{} messages came: {groups:?}", all.len());
+    }
+}
+
+async fn markers(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(3)).await;
+    transact(&brokers, &topic, 0, 0..10, true);
+    transact(&brokers, &topic, 1, 0..10, false);
+    let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
+    let mut numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
+    assert_eq!(numbers, (0..10).collect::<Vec<_>>());
+    // And what comes behind the markers.
+    let behind: Vec<_> =
+        (0..3).map(|p| Message::new(topic.clone(), (10 + p).to_string()).with_partition(p)).collect();
+    bus.send(&behind).await.unwrap();
+    transact(&brokers, &topic, 2, 0..5, false);
+    numbers = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [10, 11, 12]);
+    // A reader without a group reaches the ends, too.
+    assert_eq!(all_of(&bus, &topic).await.len(), 13);
+    sub.close().await.unwrap();
+}
+
+async fn aborted_before_an_open_transaction(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let aborted = begin(&brokers, &topic, 0, 0..5);
+    let open_one = begin(&brokers, &topic, 0, 5..8);
+    aborted.abort_transaction(30 * SECOND).unwrap();
+    let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
+    // The log ends before the open transaction, and no marker is readable.
+    assert!(drain(&bus, &mut *sub, topic.as_str()).await.is_empty());
+    open_one.commit_transaction(30 * SECOND).unwrap();
+    let deadline = Instant::now() + 30 * SECOND;
+    let mut numbers = Vec::new();
+    while numbers.len() < 3 {
+        assert!(Instant::now() < deadline, "only {numbers:?} came");
+        numbers.extend(sub.recv(10, SECOND).await.unwrap().iter().map(number));
+    }
+    assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
+    sub.close().await.unwrap();
+}
+
+async fn compacted(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let settings =
+        [("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.01"), ("max.compaction.lag.ms", "100")];
+    let spec =
+        settings.into_iter().fold(spec(1).with_cleanup(CleanupPolicy::Compact), |spec, (name, value)| {
+            spec.with_setting(name, value)
+        });
+    let topic = create(&bus, spec).await;
+    for part in 0..20 {
+        // The last message of all is in a segment that is not compacted.
+        let batch: Vec<_> = (part * 10..part * 10 + 10)
+            .map(|n| Message::new(topic.clone(), n.to_string()).with_key(format!("k{}", n % 2)))
+            .collect();
+        bus.send(&batch).await.unwrap();
+        tokio::time::sleep(SECOND / 5).await;
+    }
+    let deadline = Instant::now() + 90 * SECOND;
+    let mut left = 200;
+    while left > 100 {
+        assert!(Instant::now() < deadline, "nothing was compacted");
+        tokio::time::sleep(SECOND).await;
+        left = all_of(&bus, &topic).await.len();
+    }
+    let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
+    let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
+    assert!(numbers.len() <= left && numbers.ends_with(&[198, 199]), "{numbers:?}");
+    sub.close().await.unwrap();
+}
+
+async fn markers_of_two_topics(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let (first, second) = (create(&bus, spec(2)).await, create(&bus, spec(2)).await);
+    let group = GroupId::new(first.as_str()).unwrap();
+    let request = Subscribe::new(group, [first.clone(), second.clone()]).unwrap();
+    let mut sub = bus.subscribe(request).await.unwrap();
+    let mut came = Vec::new();
+    for round in 0..6 {
+        // One topic ends with a marker while the other one gets messages in the partition with the same number.
+        let (marked, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
+        let numbers = round * 10..round * 10 + 5;
+        transact(&brokers, marked, 0, numbers.clone(), round % 3 != 0);
+        let batch: Vec<_> = (round * 10 + 5..round * 10 + 10)
+            .map(|n| Message::new(other.clone(), n.to_string()).with_partition(0))
+            .collect();
+        bus.send(&batch).await.unwrap();
+        if round % 2 == 1 {
+            came.extend(drain(&bus, &mut *sub, first.as_str()).await);
+        }
+    }
+    let mut numbers: Vec<_> = came.iter().map(number).collect();
+    numbers.sort_unstable();
+    let wanted: Vec<_> = (0..60).filter(|n| n % 10 >= 5 || (n / 10) % 3 != 0).collect();
+    assert_eq!(numbers, wanted);
+    sub.close().await.unwrap();
+}
+
+async fn header_names(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let addresses = brokers.config().brokers.unwrap();
+    let address = addresses.split(',').next().unwrap().to_owned();
+    bus.send(&[numbered(&topic, 0)]).await.unwrap();
+    let name = topic.clone();
+    tokio::task::spawn_blocking(move || wire::produce_header(&address, name.as_str(), &[0xff, 0xfe]))
+        .await
+        .unwrap();
+    bus.send(&[numbered(&topic, 2)]).await.unwrap();
+    let came = all_of(&bus, &topic).await;
+    assert_eq!(came.len(), 3);
+    assert_eq!(came.iter().map(|m| m.headers_unreadable).collect::<Vec<_>>(), [false, true, false]);
+    assert_eq!(came[1].headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(), ["good"]);
 }
 
 /// A member of the group that has its topic's name.

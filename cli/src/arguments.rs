@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use qi_cli::dlq::Selection;
@@ -257,4 +258,38 @@ pub(crate) struct ReplayArguments {
     /// Up to this message time, exclusive; else to the end that the topic has now.
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Timestamp>,
+    /// The longest wait for a partition that has no leader or gives nothing before its end, as 500ms, 60s or 5m. A
+    /// partition that is not read to its end is named, and the exit code is 1.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub(crate) wait: Duration,
+}
+
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("must be a number with the unit ms, s, m or h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "must begin with a number".to_owned())?;
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        for (text, seconds) in [("60s", 60), ("5m", 300), ("2h", 7_200), ("0s", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for text in ["", "60", "s", "-1s", "1.5s", "1d", "99999999999999999999s", "9999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }

@@ -249,8 +249,8 @@ async fn replay(
     arguments: ReplayArguments,
     stop: &Stop,
 ) -> Result<bool> {
-    let ReplayArguments { topic, since, until } = arguments;
-    let plan = replay::Plan { topic, since, until };
+    let ReplayArguments { topic, since, until, wait } = arguments;
+    let plan = replay::Plan { topic, since, until, wait };
     store.ensure_schema().await?;
     let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = stored.clone();
@@ -263,8 +263,8 @@ async fn replay(
         complain(error);
     }
     let replay::Replayed { stored, unreadable, unreached, interrupted, .. } = replayed;
-    for (partition, position, end) in &unreached {
-        say(format_args!("{partition} gave nothing for 30 s at offset {position}, before its end {end}"));
+    for unreached in &unreached {
+        say(format_args!("{unreached}"));
     }
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));

@@ -1,11 +1,12 @@
 //! `qi replay`: from a topic by time into a store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use qi_core::bus::{
-    Batch, Json, MessageBus, Payload, Read, Received, SeekTo, TopicName, TopicPartition, decode_message,
-    header,
+    Batch, Json, MessageBus, Notice, Payload, Positions, Read, Received, SeekTo, Subscription, TopicName,
+    TopicPartition, decode_message, header,
 };
 use qi_core::{
     Backoff, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result, TimeRange,
@@ -18,10 +19,8 @@ use tokio_util::sync::CancellationToken;
 const BATCH: usize = 10_000;
 /// How long one receive waits.
 const WAIT: Duration = Duration::from_millis(200);
-/// For how long the brokers may be away.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// After so long without a message the rest is taken for offsets that hold none.
-const QUIET: Duration = Duration::from_secs(30);
+/// The pause between two requests for the ends of partitions without a leader.
+const RECHECK: Duration = Duration::from_secs(1);
 /// How many errors of messages are kept to be shown.
 const SHOWN: usize = 10;
 
@@ -34,6 +33,28 @@ pub struct Plan {
     pub since: Timestamp,
     /// Up to this message time, exclusive; else up to the end that the topic has when it begins.
     pub until: Option<Timestamp>,
+    /// The longest wait for brokers that are away, and for a partition that has no leader or gives nothing before its
+    /// end.
+    pub wait: Duration,
+}
+
+/// A partition that was not read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreached {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The next offset to read. None if nothing was read, because the partition had no leader.
+    pub position: Option<u64>,
+    /// The end of the partition when the replay began. None if it is not known, because the partition had no leader.
+    pub end: Option<u64>,
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offset = |offset: Option<u64>| offset.map_or("unknown".to_owned(), |offset| offset.to_string());
+        let (position, end) = (offset(self.position), offset(self.end));
+        write!(f, "{}: not read to the end (position {position}, end {end})", self.partition)
+    }
 }
 
 /// What was replayed.
@@ -45,9 +66,8 @@ pub struct Replayed {
     pub unreadable: u64,
     /// What was wrong with the first of them.
     pub errors: Vec<Error>,
-    /// Partitions that gave nothing for 30 s before their end, with the position and that end. The offsets there may
-    /// hold no message, such as the marks of transactions.
-    pub unreached: Vec<(TopicPartition, u64, u64)>,
+    /// Partitions that were not read to their ends within [`Plan::wait`].
+    pub unreached: Vec<Unreached>,
     /// Whether it was stopped before the end.
     pub interrupted: bool,
 }
@@ -56,9 +76,11 @@ pub struct Replayed {
 /// without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
 /// records are written by key it can be repeated.
 ///
+/// A partition without a leader is waited for. One that was not read to its end is in [`Replayed::unreached`].
+///
 /// # Errors
-/// `NotFound` for an unknown topic; `InvalidInput` for an end before the beginning; of the bus, if it has been away for a
-/// minute, or the store.
+/// `NotFound` for an unknown topic; `InvalidInput` for an end before the beginning; of the bus, if it has been away for
+/// [`Plan::wait`], or the store.
 pub async fn run(
     bus: &dyn MessageBus,
     store: &dyn PriceStore,
@@ -67,89 +89,136 @@ pub async fn run(
     progress: impl Fn(u64),
 ) -> Result<Replayed> {
     TimeRange::new(plan.since, plan.until.unwrap_or(Timestamp::MAX))?;
-    let mut replayed = Replayed::default();
-    let mut ends = ends(bus, &plan.topic).await?;
-    if ends.is_empty() {
-        return Ok(replayed);
-    }
-    let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(plan.since)));
-    let mut reader = bus.read(Read::new(from)?).await?;
-    let mut heard = Instant::now();
-    let outcome = loop {
-        if stop.is_cancelled() {
-            replayed.interrupted = true;
-            break Ok(());
-        }
-        let batch = match patiently(stop, async || reader.recv(BATCH, WAIT).await).await {
-            Ok(Some(batch)) => batch,
-            Ok(None) => continue,
-            Err(error) => break Err(error),
-        };
-        if let Err(error) = keep(&batch, store, plan, &ends, &mut replayed).await {
-            break Err(error);
-        }
-        progress(replayed.stored);
-        // Positions, because offsets need not be dense.
-        let at = match patiently(stop, async || reader.assignment().await).await {
-            Ok(Some(assignment)) => assignment.partitions,
-            Ok(None) => continue,
-            Err(error) => break Err(error),
-        };
-        for at in &at {
-            if ends.get(&at.partition).is_some_and(|end| at.position >= *end) {
-                ends.remove(&at.partition);
+    let began = Instant::now();
+    let mut replay = Replay { bus, store, plan, stop, progress, replayed: Replayed::default() };
+    let mut done = BTreeSet::new();
+    loop {
+        let Some(ends) = replay.patiently(async || ends(bus, &plan.topic).await).await? else { break };
+        let (mut known, mut unknown) = (Ends::new(), Vec::new());
+        for (partition, end) in ends.into_iter().filter(|(partition, _)| !done.contains(partition)) {
+            match end {
+                Some(end) => drop(known.insert(partition, end)),
+                None => unknown.push(Unreached { partition, position: None, end: None }),
             }
         }
-        if ends.is_empty() {
-            break Ok(());
+        done.extend(known.keys().cloned());
+        // An empty partition has nothing to read.
+        known.retain(|_, end| *end > 0);
+        if !known.is_empty() {
+            replay.read(known).await?;
         }
-        if !batch.is_empty() {
-            heard = Instant::now();
-        } else if heard.elapsed() >= QUIET {
-            let rest = at.into_iter().filter_map(|at| {
-                let end = ends.remove(&at.partition)?;
-                Some((at.partition, at.position, end))
-            });
-            replayed.unreached = rest.collect();
-            break Ok(());
+        if unknown.is_empty() || replay.replayed.interrupted {
+            break;
         }
-    };
-    // What went wrong before says more than what goes wrong now.
-    let closed = reader.close().await;
-    outcome.and(closed)?;
-    Ok(replayed)
+        if began.elapsed() >= plan.wait {
+            replay.replayed.unreached.extend(unknown);
+            break;
+        }
+        stop.run_until_cancelled(tokio::time::sleep(RECHECK.min(plan.wait))).await;
+    }
+    Ok(replay.replayed)
 }
 
-/// Where each partition ends now. Empty ones are left out.
-async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicPartition, u64>> {
+/// The ends of partitions.
+type Ends = BTreeMap<TopicPartition, u64>;
+
+/// Where each partition of a topic ends now: 0 if it is empty, None if it has no leader, so that nobody knows.
+async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicPartition, Option<u64>>> {
     let found = bus.topics().await?.into_iter().find(|info| info.name == *topic).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "replay.topic", "replay")
             .with_message("no topic has this name")
             .with_context("topic", topic)
     })?;
-    let partitions = found.partitions.into_iter().filter(|p| p.high > p.low);
-    Ok(partitions.map(|p| (TopicPartition::new(topic.clone(), p.id), p.high)).collect())
+    let partitions = found.partitions.into_iter().map(|found| {
+        let end = if found.high > found.low { found.high } else { 0 };
+        (TopicPartition::new(topic.clone(), found.id), found.leader.map(|_| end))
+    });
+    Ok(partitions.collect())
 }
 
-/// What a reader answers, or None if it was stopped. Receives are not tried again by any wrapper, because the loop around
-/// them does it: this one, for a while.
-async fn patiently<T>(
-    stop: &CancellationToken,
-    mut ask: impl AsyncFnMut() -> Result<T>,
-) -> Result<Option<T>> {
-    let (since, backoff) = (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
-    for failures in 1.. {
-        let error = match stop.run_until_cancelled(ask()).await {
-            None => return Ok(None),
-            Some(Ok(answer)) => return Ok(Some(answer)),
-            Some(Err(error)) => error,
+/// A replay under way.
+struct Replay<'a, P> {
+    bus: &'a dyn MessageBus,
+    store: &'a dyn PriceStore,
+    plan: &'a Plan,
+    stop: &'a CancellationToken,
+    progress: P,
+    replayed: Replayed,
+}
+
+impl<P: Fn(u64)> Replay<'_, P> {
+    /// Reads partitions up to these ends.
+    async fn read(&mut self, ends: Ends) -> Result<()> {
+        let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(self.plan.since)));
+        let request = Read::new(from)?;
+        let bus = self.bus;
+        let Some(mut reader) = self.patiently(async || bus.read(request.clone()).await).await? else {
+            return Ok(());
         };
-        if !error.retry().is_retryable() || since.elapsed() >= PATIENCE {
-            return Err(error);
-        }
-        stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
+        let outcome = self.drain(&mut *reader, ends).await;
+        // What went wrong before says more than what goes wrong now.
+        let closed = reader.close().await;
+        outcome.and(closed)
     }
-    Ok(None)
+
+    async fn drain(&mut self, reader: &mut dyn Subscription, mut ends: Ends) -> Result<()> {
+        let Some(assignment) = self.patiently(async || reader.assignment().await).await? else {
+            return Ok(());
+        };
+        let at = assignment.partitions.into_iter().map(|at| (at.partition, at.position));
+        let mut positions: Positions = at.collect();
+        let mut heard = Instant::now();
+        loop {
+            ends.retain(|partition, end| positions.get(partition).is_none_or(|position| position < *end));
+            if ends.is_empty() {
+                return Ok(());
+            }
+            if heard.elapsed() >= self.plan.wait {
+                self.replayed.unreached.extend(ends.into_iter().map(|(partition, end)| {
+                    let position = positions.get(&partition);
+                    Unreached { partition, position, end: Some(end) }
+                }));
+                return Ok(());
+            }
+            let Some(batch) = self.patiently(async || reader.recv(BATCH, WAIT).await).await? else {
+                return Ok(());
+            };
+            keep(&batch, self.store, self.plan, &ends, &mut self.replayed).await?;
+            (self.progress)(self.replayed.stored);
+            // Positions, because offsets need not be dense. A partition that was read to its end gives no progress.
+            let moved = batch.positions().iter().map(|(partition, next)| (partition.clone(), next));
+            let reset = batch.notices().iter().filter_map(|notice| match notice {
+                Notice::Reset { partition, to, .. } => Some((partition.clone(), *to)),
+                _ => None,
+            });
+            for (partition, next) in reset.chain(moved) {
+                if ends.contains_key(&partition) && positions.get(&partition) != Some(next) {
+                    heard = Instant::now();
+                }
+                positions.set(partition, next);
+            }
+        }
+    }
+
+    /// What the bus answers, or None if the replay was stopped. Receives are not tried again by any wrapper, because the
+    /// loop around them does it: this one, for a while.
+    async fn patiently<T>(&mut self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<Option<T>> {
+        let (since, stop) = (Instant::now(), self.stop);
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        for failures in 1.. {
+            let error = match stop.run_until_cancelled(ask()).await {
+                None => break,
+                Some(Ok(answer)) => return Ok(Some(answer)),
+                Some(Err(error)) => error,
+            };
+            if !error.retry().is_retryable() || since.elapsed() >= self.plan.wait {
+                return Err(error);
+            }
+            stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
+        }
+        self.replayed.interrupted = true;
+        Ok(None)
+    }
 }
 
 /// Stores one batch.
@@ -157,7 +226,7 @@ async fn keep(
     batch: &Batch,
     store: &dyn PriceStore,
     plan: &Plan,
-    ends: &BTreeMap<TopicPartition, u64>,
+    ends: &Ends,
     replayed: &mut Replayed,
 ) -> Result<()> {
     let mut sorted = Sorted::default();

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
 use qi_core::bus::{
-    Batch, Message, MessageBusExt, PublishOptions, Subscribe, Subscription, TopicCatalogue, TopicName,
+    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBusExt, PublishOptions,
+    PublishReport, Read, Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome,
+    TopicSpec,
 };
 use qi_core::layer::{Intercept, Layered};
 use qi_core::store::{BarSource, Dataset};
@@ -359,7 +363,7 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     let bus = Layered::new(memory, chaos.clone());
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None };
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
     let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (3_000, false));
 
@@ -409,10 +413,89 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
     memory.send_records(&ticks(300, 1), None).await?;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None };
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
     let replayed = replay::run(&Layered::new(memory, Mute), &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (0, false));
-    let [(_, 0, 300)] = replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
+    let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
+    assert_eq!((unreached.position, unreached.end), (Some(0), Some(300)));
+    Ok(())
+}
+
+/// A bus whose partition 1 has no leader for the first calls of `topics`.
+#[derive(Debug)]
+struct Leaderless(MemoryBus, AtomicUsize);
+
+impl std::fmt::Display for Leaderless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl MessageBus for Leaderless {
+    fn info(&self) -> BusInfo {
+        self.0.info()
+    }
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        self.0.publish(batch, options).await
+    }
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.0.subscribe(request).await
+    }
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        self.0.read(request).await
+    }
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        self.0.create_topics(specs).await
+    }
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.0.delete_topics(names).await
+    }
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let mut topics = self.0.topics().await?;
+        let gone = |calls: usize| calls.checked_sub(1);
+        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, gone).is_ok() {
+            let led = topics.iter_mut().flat_map(|topic| &mut topic.partitions).filter(|p| p.id == 1);
+            led.for_each(|partition| (partition.leader, partition.low, partition.high) = (None, 0, 0));
+        }
+        Ok(topics)
+    }
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        self.0.groups(query).await
+    }
+    async fn ping(&self) -> Result<BusStatus> {
+        self.0.ping().await
+    }
+    async fn close(&self) -> Result<CloseReport> {
+        self.0.close().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Result<()> {
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    store.ensure_schema().await?;
+    for calls in [10, usize::MAX] {
+        let memory = MemoryBus::default();
+        let topic = TopicName::new("crypto-prices")?;
+        for outcome in memory.create_topics(&[TopicSpec::new(topic.clone(), 2)?]).await? {
+            outcome.result?;
+        }
+        memory.send_records(&ticks(300, 8), None).await?;
+        let missing = memory.topics().await?[0].partitions[1].high;
+        assert!(missing > 0);
+        let bus = Leaderless(memory, AtomicUsize::new(calls));
+        let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+        let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
+        if calls == 10 {
+            assert_eq!((replayed.stored, replayed.unreached), (300, vec![]));
+            continue;
+        }
+        assert_eq!(replayed.stored, 300 - missing);
+        let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
+        let words = "crypto-prices/1: not read to the end (position unknown, end unknown)";
+        assert_eq!(unreached.to_string(), words);
+    }
     Ok(())
 }
 
@@ -421,7 +504,8 @@ async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
     let bus = MemoryBus::default();
     let topic = a_topic(&bus).await;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
-    let plan = replay::Plan { topic, since: Timestamp::MAX_RECORD, until: Some(Timestamp::MIN) };
+    let (since, until) = (Timestamp::MAX_RECORD, Some(Timestamp::MIN));
+    let plan = replay::Plan { topic, since, until, wait: Duration::from_mins(1) };
     let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
@@ -439,7 +523,12 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
 
     let store = MemoryStore::default();
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic: topic.clone(), since: Timestamp::MIN, until: None };
+    let plan = replay::Plan {
+        topic: topic.clone(),
+        since: Timestamp::MIN,
+        until: None,
+        wait: Duration::from_mins(1),
+    };
     let never = CancellationToken::new();
     for _ in 0..2 {
         let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;

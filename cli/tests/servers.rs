@@ -18,7 +18,7 @@ use qi_core::bus::{
     TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::store::Dataset;
-use qi_core::{PriceStore, PriceTick, TimeRange};
+use qi_core::{ErrorKind, PriceStore, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -47,7 +47,120 @@ fn main() -> ExitCode {
     let words = url_of(BROKERS).is_none().then(|| format!("{BROKERS} is not set"));
     let name = "redpanda::a_principal_with_few_rights_checks_lists_and_replays";
     trials.push(presence::trial(name.to_owned(), "redpanda", words, few_rights));
+    let words = match (url_of(BROKERS), is_root()) {
+        (None, _) => Some(format!("{BROKERS} is not set")),
+        (_, false) => Some("brokers that are killed need root".to_owned()),
+        _ => None,
+    };
+    let name = "redpanda::a_replay_names_partitions_without_a_leader_and_waits_for_them";
+    trials.push(presence::trial(name.to_owned(), "redpanda", words, leaderless));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Whether the script can start servers of its own.
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n")
+}
+
+/// Three brokers of the trial's own.
+struct Cluster(String);
+
+impl Cluster {
+    fn order(&self, action: &[&str]) -> Result<String, Failed> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
+        let out = Command::new(script).args(["spare", "cluster", &self.0]).args(action).output()?;
+        if out.status.success() {
+            return Ok(String::from_utf8(out.stdout)?.trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&out.stderr).into_owned().into())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.order(&["remove"]);
+    }
+}
+
+/// One broker of three dies, and with it the only copy of some partitions.
+fn leaderless() -> Result<Completion, Failed> {
+    const TICKS: usize = 600;
+    let cluster = Cluster(format!("replay_{}", std::process::id()));
+    let brokers = cluster.order(&["start"])?;
+    let variables = [
+        ("QI__BUS__BACKEND".to_owned(), "redpanda".to_owned()),
+        ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let topic = TopicName::new("replayed")?;
+    let bus = runtime.block_on(async {
+        let bus = Config::builder().variables(variables.to_vec()).build()?.open_bus().await?;
+        let spec = TopicSpec::new(topic.clone(), 6)?.with_replication(1);
+        let spec = spec.with_setting("min.insync.replicas", "1");
+        for outcome in bus.create_topics(&[spec]).await? {
+            outcome.result?;
+        }
+        let market = Market::new(MarketConfig::new(5, 60)?)?;
+        let ticks: Vec<_> = market.take(TICKS).collect();
+        // Not every broker knows of a new topic at once.
+        for attempt in 0.. {
+            match bus.send_records(&ticks, Some(&topic)).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && attempt < 20 => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                sent => break drop(sent?),
+            }
+        }
+        Ok::<_, Failed>(bus)
+    })?;
+    let replay = |wait: &str, code: i32| -> Result<String, Failed> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+        command.env_remove("RUST_LOG").envs(variables.clone()).stdin(Stdio::null());
+        command.args(["replay", "--topic", "replayed", "--since", "2000-01-01T00:00:00Z", "--wait", wait]);
+        let out = command.output()?;
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        if out.status.code() == Some(code) { Ok(said) } else { Err(format!("{}: {said}", out.status).into()) }
+    };
+    let all = format!("{TICKS} records stored, 0 messages were none");
+    if !replay("60s", 0)?.contains(&all) {
+        return Err("a replay from all brokers is not complete".into());
+    }
+    cluster.order(&["kill", "2"])?;
+    let leaderless = runtime.block_on(async {
+        for _ in 0..120 {
+            if let Ok(topics) = bus.topics().await {
+                let found =
+                    topics.into_iter().filter(|info| info.name == topic).flat_map(|info| info.partitions);
+                let gone: Vec<_> = found.filter(|p| p.leader.is_none()).map(|p| p.id).collect();
+                if !gone.is_empty() {
+                    return Ok(gone);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Err(Failed::from("every partition has a leader"))
+    })?;
+    let said = replay("5s", 1)?;
+    for partition in &leaderless {
+        let words = format!("replayed/{partition}: not read to the end (position unknown, end unknown)");
+        if !said.contains(&words) {
+            return Err(format!("{words} is missing: {said}").into());
+        }
+    }
+    if said.contains(&all) || said.matches("not read to the end").count() != leaderless.len() {
+        return Err(said.into());
+    }
+    // The broker comes back while the replay waits.
+    let said = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| replay("3m", 0));
+        cluster.order(&["start", "2"])?;
+        waiting.join().unwrap()
+    })?;
+    if !said.contains(&all) {
+        return Err(said.into());
+    }
+    runtime.block_on(bus.close())?;
+    Ok(Completion::Completed)
 }
 
 fn url_of(variable: &str) -> Option<String> {

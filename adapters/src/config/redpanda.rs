@@ -48,6 +48,11 @@ pub struct RedpandaConfig {
     /// How often the client's statistics become metrics, in milliseconds. They also say whether a broker is
     /// connected.
     pub statistics_ms: u64,
+    /// Opens the bus in a program that is built with `panic = "abort"`. Defaults to false.
+    ///
+    /// The driver panics on a message whose header name is not UTF-8 text, and the adapter catches the panic. With
+    /// `panic = "abort"` such a message ends the process. So set this only if every producer of the cluster is trusted.
+    pub allow_panic_abort: bool,
     /// Encryption.
     pub tls: RedpandaTlsSection,
     /// Who asks.
@@ -72,6 +77,7 @@ impl Default for RedpandaConfig {
             commit_timeout_ms: 10_000,
             close_timeout_ms: 30_000,
             statistics_ms: 1_000,
+            allow_panic_abort: false,
             tls: RedpandaTlsSection::default(),
             sasl: SaslSection::default(),
             properties: BTreeMap::new(),
@@ -258,7 +264,7 @@ const DECIDED: &[(&str, &str)] = &[
     ("auto.commit.enable", "commits are explicit"),
     ("auto.commit.interval.ms", "commits are explicit"),
     ("enable.auto.offset.store", "commits are explicit"),
-    ("enable.partition.eof", "the adapter has no use for it"),
+    ("enable.partition.eof", "the adapter needs it"),
     ("enable.idempotence", "publishing is idempotent"),
     ("acks", "publishing is idempotent, which needs all"),
     ("request.required.acks", "publishing is idempotent, which needs all"),

@@ -279,13 +279,6 @@ pub(super) fn no_start(partition: &TopicPartition, operation: &'static str) -> E
         .with_context("partition", partition)
 }
 
-pub(super) fn unreadable(partition: &TopicPartition, offset: i64) -> Error {
-    error(ErrorKind::CorruptData, "bus.redpanda.message.header", "recv")
-        .with_message("a header of the message has a name that is empty, too long or no text; a seek beyond it skips it")
-        .with_context("partition", partition)
-        .with_context("offset", offset)
-}
-
 pub(super) fn not_owned(partition: &TopicPartition, operation: &'static str) -> Error {
     invalid("bus.redpanda.not_owned", operation, "partition", partition, "the partition is not assigned")
 }

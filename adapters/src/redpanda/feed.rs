@@ -4,6 +4,7 @@
 //! always polled would never pass the poll limit, and a reader that is stuck would keep its partitions for ever. When
 //! nobody has read for long the reader rests: it takes part no more, and the thread only hears what librdkafka says.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,8 @@ pub(super) struct Feed {
     pub(super) plan: Plan,
     pub(super) admin: Arc<AdminClient<Link>>,
     client: Mutex<Option<Arc<Client>>>,
+    /// The properties of `client`.
+    pub(super) config: rdkafka::ClientConfig,
     inbox: Arc<Inbox>,
     state: Mutex<State>,
     pub(super) bell: Arc<Bell>,
@@ -115,8 +118,8 @@ pub(super) struct State {
     pub(super) failure: Option<Error>,
     /// What every call says from now on.
     pub(super) fatal: Option<Error>,
-    /// A topic that is gone.
-    pub(super) missing: Option<TopicName>,
+    /// Topics that were deleted.
+    pub(super) missing: BTreeSet<TopicName>,
     pub(super) closing: bool,
     ended: bool,
 }
@@ -171,7 +174,7 @@ impl Feed {
             standing: Standing::Joining,
             failure: None,
             fatal: None,
-            missing: None,
+            missing: BTreeSet::new(),
             closing: false,
             ended: false,
         };
@@ -179,6 +182,7 @@ impl Feed {
             plan,
             admin,
             client: Mutex::new(Some(Arc::new(client))),
+            config: config.clone(),
             inbox,
             state: Mutex::new(state),
             bell,
@@ -345,12 +349,14 @@ impl Feed {
         if let Some(error) = told.or_else(|| state.shelf.failure()) {
             return Err(error);
         }
-        if let Some(topic) = &state.missing {
+        if state.missing.len() == self.plan.topics.len()
+            && let Some(topic) = state.missing.first()
+        {
             return Err(error::unknown_topic(topic, "recv"));
         }
         // What the assignment loses must not be handed out any more.
         if !self.inbox.is_due()
-            && let Some(parcel) = state.shelf.take(max)?
+            && let Some(parcel) = state.shelf.take(max)
         {
             state.call = Call::Served;
             drop(state);

@@ -3,15 +3,18 @@
 //! what bounds the rate, is spared that, and what a batch takes is allocated where it is freed.
 
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use qi_core::Timestamp;
 use qi_core::bus::{HeaderName, Headers, Received, TopicName, TopicPartition};
-use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _};
 
 /// What is larger has a piece of memory of its own, so that one small message which is kept does not keep it.
 const LARGE: usize = 16 << 10;
+/// The panics of the driver that one message may cause. Each is written to the standard error. The headers behind the
+/// last one are dropped.
+const MOST_PANICS: usize = 8;
 /// In place of a length: there is no key, or no payload.
 const ABSENT: u32 = u32::MAX;
 /// In place of a length: it has a piece of its own.
@@ -41,6 +44,7 @@ struct Head {
     key: u32,
     payload: u32,
     headers: bool,
+    headers_unreadable: bool,
 }
 
 /// What few messages have, in the order of the messages.
@@ -60,27 +64,22 @@ impl Copies {
         }
     }
 
-    /// Copies a message, and gives the size of its headers. None if the name of one is no text; then nothing is added.
-    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> Option<usize> {
-        let headers = match message.headers() {
-            None => None,
-            Some(found) => Some(headers(found)?),
-        };
-        let size = headers.as_ref().map_or(0, Headers::size);
-        self.add(message, headers);
-        Some(size)
-    }
-
-    fn add(&mut self, message: &BorrowedMessage<'_>, headers: Option<Headers>) {
+    /// Copies a message, and returns the weight of its headers.
+    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> usize {
+        let found = message.headers();
+        let (headers, headers_unreadable) = found.map(headers).unzip();
+        let weight = headers.as_ref().map_or(0, Headers::weight);
         let head = Head {
             offset: message.offset().cast_unsigned(),
             timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
             key: self.copy(message.key()),
             payload: self.copy(message.payload()),
             headers: headers.is_some(),
+            headers_unreadable: headers_unreadable.unwrap_or_default(),
         };
         self.heads.push(head);
         self.apart.headers.extend(headers);
+        weight
     }
 
     /// Copies a key or a payload, and gives its length or what stands for it.
@@ -133,10 +132,10 @@ impl Pack {
         self.heads.partition_point(|head| head.offset < offset)
     }
 
-    /// What it takes of the buffer: all bytes, and the messages that it becomes.
+    /// What it takes of the buffer: all bytes, the messages that it becomes, and the memory of each header.
     pub(super) fn weight(&self) -> usize {
         let large: usize = self.apart.large.iter().map(Bytes::len).sum();
-        let headers: usize = self.apart.headers.iter().map(Headers::size).sum();
+        let headers: usize = self.apart.headers.iter().map(Headers::weight).sum();
         self.bytes.len() + large + headers + self.heads.len() * size_of::<Received>()
     }
 
@@ -174,7 +173,7 @@ impl Pack {
         };
         messages.extend(heads.into_iter().map(|head| {
             let mut message = Received::new(topic.clone(), partition.partition, head.offset);
-            message.timestamp = head.timestamp;
+            (message.timestamp, message.headers_unreadable) = (head.timestamp, head.headers_unreadable);
             (message.key, message.payload) = (part(head.key), part(head.payload));
             if head.headers {
                 message.headers = headers.pop_front().unwrap_or_default();
@@ -192,7 +191,10 @@ impl Pack {
         let mut copies = Copies::with_capacity(0, 0);
         for (offset, length) in (offset..).zip(payloads) {
             let payload = copies.copy(Some(&vec![offset; *length]));
-            copies.heads.push(Head { offset: offset.into(), timestamp: None, key: ABSENT, payload, headers });
+            let (offset_, key) = (u64::from(offset), ABSENT);
+            let head =
+                Head { offset: offset_, timestamp: None, key, payload, headers, headers_unreadable: false };
+            copies.heads.push(head);
             if headers {
                 let header = (HeaderName::new("n").expect("a name"), Some(vec![offset].into()));
                 copies.apart.headers.push_back([header].into_iter().collect());
@@ -202,16 +204,25 @@ impl Pack {
     }
 }
 
-fn headers(headers: &BorrowedHeaders) -> Option<Headers> {
-    // The driver panics on a name that is no text.
-    std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let ours = headers.iter().map(|header| {
-            Some((HeaderName::new(header.key).ok()?, header.value.map(Bytes::copy_from_slice)))
-        });
-        ours.collect::<Option<Headers>>()
-    }))
-    .ok()
-    .flatten()
+/// The headers whose names are text, and whether there are others.
+fn headers(headers: &BorrowedHeaders) -> (Headers, bool) {
+    let readable = |header: Header<'_, &[u8]>| {
+        Some((HeaderName::new(header.key).ok()?, header.value.map(Bytes::copy_from_slice)))
+    };
+    // The driver panics on a name that is not UTF-8 text.
+    let all = || headers.iter().map(readable).collect::<Option<Headers>>();
+    if let Ok(Some(all)) = catch_unwind(AssertUnwindSafe(all)) {
+        return (all, false);
+    }
+    let (mut found, mut panics) = (Headers::new(), 0);
+    for at in 0..headers.count() {
+        match catch_unwind(AssertUnwindSafe(|| headers.try_get(at).and_then(readable))) {
+            Ok(header) => found.extend(&header.into_iter().collect()),
+            Err(_) if panics < MOST_PANICS => panics += 1,
+            Err(_) => break,
+        }
+    }
+    (found, true)
 }
 
 #[cfg(test)]

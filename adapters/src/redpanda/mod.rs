@@ -18,6 +18,7 @@ mod rest;
 mod settings;
 mod shelf;
 mod subscription;
+mod tails;
 mod ticket;
 mod topics;
 
@@ -116,6 +117,7 @@ impl RedpandaBus {
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
         settings::check(&config)?;
+        settings::check_panics(&config, cfg!(panic = "abort"))?;
         settings::warn(&config);
         let config = Arc::new(config);
         Ok(Self {

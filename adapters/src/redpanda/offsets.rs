@@ -131,11 +131,16 @@ pub(super) fn starts<'a, C: ConsumerContext>(
     otherwise: StartFrom,
     limit: Duration,
 ) -> KafkaResult<Option<BTreeMap<TopicPartition, u64>>> {
-    let place = match otherwise {
-        StartFrom::Earliest => Place::Beginning,
-        StartFrom::Latest => Place::End,
-        StartFrom::At(time) => Place::At(time),
-        StartFrom::Fail => return Ok(None),
-    };
+    let Some(place) = start(otherwise) else { return Ok(None) };
     find(client, partitions, place, limit).map(Some)
+}
+
+/// The place at which a partition without a valid commit begins. None where it is to fail.
+pub(super) fn start(otherwise: StartFrom) -> Option<Place> {
+    match otherwise {
+        StartFrom::Earliest => Some(Place::Beginning),
+        StartFrom::Latest => Some(Place::End),
+        StartFrom::At(time) => Some(Place::At(time)),
+        StartFrom::Fail => None,
+    }
 }

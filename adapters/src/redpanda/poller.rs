@@ -1,5 +1,6 @@
 //! The thread of a reader.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::feed::{BURST_BYTES, Feed, Room, Standing};
 use super::inbox::{Change, Client, acknowledge};
 use super::message::Copies;
 use super::shelf::{Owned, Run};
+use super::tails::Tails;
 use super::{error, offsets, rest};
 
 /// While nothing comes, librdkafka's own events are served this often.
@@ -24,8 +26,6 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 /// So many events may come one after another and look like nothing.
 const EVENTS: usize = 100;
-/// About what a message that cannot be read takes of the buffer: its error, and a run of its own.
-const BROKEN: usize = 1 << 10;
 /// So many messages are polled before they are put on the shelf.
 const BURST: usize = 1_000;
 /// A client that calls of dropped futures still use is waited for so long.
@@ -38,6 +38,9 @@ pub(super) struct Poller {
     served: u64,
     /// Positions may have gone.
     doubtful: bool,
+    /// Topics may be deleted.
+    topics_doubtful: bool,
+    tails: Arc<Tails>,
     resting: bool,
     looked: Instant,
 }
@@ -95,7 +98,18 @@ pub(super) fn start(feed: Arc<Feed>, client: Arc<Client>) -> std::io::Result<()>
 impl Poller {
     fn new(feed: Arc<Feed>, client: Arc<Client>) -> Self {
         let (stack, looked) = (Stack::default(), Instant::now());
-        Self { feed, client, stack, served: 0, doubtful: false, resting: false, looked }
+        let tails = Arc::default();
+        Self {
+            feed,
+            client,
+            stack,
+            served: 0,
+            doubtful: false,
+            topics_doubtful: false,
+            tails,
+            resting: false,
+            looked,
+        }
     }
 
     fn run(mut self) {
@@ -137,6 +151,10 @@ impl Poller {
             if self.doubtful {
                 self.doubtful = !self.reset();
             }
+            if std::mem::take(&mut self.topics_doubtful) {
+                self.look_for_topics();
+            }
+            self.tails.look(&self.feed, &self.client);
             if !more {
                 self.feed.bell.wait(IDLE);
             }
@@ -256,15 +274,11 @@ impl Poller {
     /// Adds a message to a run, and says what its headers take.
     fn add(&self, stack: &mut Stack, message: &BorrowedMessage<'_>) -> usize {
         let place = (message.topic_ptr(), message.partition());
-        if stack.open.as_ref().is_none_or(|open| open.place != place || open.broken.is_some()) {
+        if stack.open.as_ref().is_none_or(|open| open.place != place) {
             let Some((partition, key)) = self.owned(message) else { return 0 };
             stack.begin(place, partition, key);
         }
-        let Some(Open { copies, partition, broken, .. }) = &mut stack.open else { return 0 };
-        copies.push(message).unwrap_or_else(|| {
-            *broken = Some(error::unreadable(partition, message.offset()));
-            0
-        })
+        stack.open.as_mut().map_or(0, |open| open.copies.push(message))
     }
 
     /// A message's partition, if this reader owns it, and under which key.
@@ -281,6 +295,10 @@ impl Poller {
 
     /// What librdkafka says in place of a message.
     fn trouble(&mut self, error: &KafkaError) {
+        if let KafkaError::PartitionEOF(number) = error {
+            self.tails.reached(&self.feed, *number);
+            return;
+        }
         let Some(code) = error::code_of(error) else { return };
         match code {
             Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => self.doubtful = true,
@@ -289,7 +307,8 @@ impl Poller {
             | Code::UnknownTopicOrPartition
             | Code::UnknownPartition
             | Code::UnknownTopicId => {
-                self.look_for_topics();
+                self.topics_doubtful = true;
+                return;
             }
             Code::FencedInstanceId => self.feed.state().fatal = Some(error::by_code(code, "recv")),
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
@@ -374,15 +393,24 @@ impl Poller {
         let limit = self.feed.plan.limit;
         let committed = offsets::committed(&*self.client, partitions, limit)?;
         let fresh: Vec<_> = partitions.iter().filter(|p| !committed.contains_key(*p)).collect();
-        let found = offsets::starts(&*self.client, fresh.iter().copied(), self.feed.plan.otherwise, limit)?;
-        let fails = found.is_none();
-        let found = match found {
-            Some(found) => found,
-            None => offsets::find(&*self.client, fresh, offsets::Place::End, limit)?,
-        };
+        let place = offsets::start(self.feed.plan.otherwise);
+        let fails = place.is_none();
+        let place = place.unwrap_or(offsets::Place::End);
+        let mut found = offsets::find_each(&*self.client, fresh, place, limit)?;
+        let mut gone = Vec::new();
+        let mut starts = BTreeMap::new();
+        while let Some((partition, start)) = found.pop_first() {
+            match start {
+                Ok(start) => drop(starts.insert(partition, start)),
+                // Its topic was deleted. librdkafka waits for an answer for every partition.
+                Err(error) if error::is_gone(&error) => gone.push(partition),
+                Err(error) => return Err(error),
+            }
+        }
         let starts = partitions.iter().filter_map(|partition| {
-            let committed = committed.get(partition).copied();
-            let at = committed.or_else(|| found.get(partition).copied())?;
+            let gone = gone.contains(partition).then_some(0);
+            let committed = committed.get(partition).copied().or(gone);
+            let at = committed.or_else(|| starts.get(partition).copied())?;
             let fails = fails && committed.is_none();
             Some(Start { partition: partition.clone(), at, committed, fails })
         });
@@ -562,25 +590,30 @@ impl Poller {
         self.feed.changed.notify_waiters();
     }
 
-    /// Whether every topic is still there.
+    /// Looks for topics that were deleted.
     fn look_for_topics(&self) {
         for topic in &self.feed.plan.topics {
-            if self.is_missing(topic) {
-                tracing::warn!(%topic, "the topic is gone");
-                self.feed.state().missing = Some(topic.clone());
+            if !self.feed.state().missing.contains(topic) && self.is_missing(topic) {
+                tracing::warn!(%topic, "a topic of the subscription was deleted");
+                let mut state = self.feed.state();
+                state.missing.insert(topic.clone());
+                state.shelf.deleted(topic.clone());
+                drop(state);
                 self.feed.changed.notify_waiters();
-                return;
             }
         }
     }
 
     /// A topic that was gone may have been created again.
     fn look_for_the_missing(&mut self) {
+        if self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
         let missing = self.feed.state().missing.clone();
-        if let Some(topic) = missing.filter(|_| self.looked.elapsed() >= LOOK) {
-            self.looked = Instant::now();
+        for topic in missing {
             if !self.is_missing(&topic) {
-                self.feed.state().missing = None;
+                self.feed.state().missing.remove(&topic);
             }
         }
     }
@@ -627,7 +660,6 @@ struct Open {
     partition: TopicPartition,
     key: u64,
     copies: Copies,
-    broken: Option<Error>,
 }
 
 impl Stack {
@@ -635,15 +667,15 @@ impl Stack {
         self.close();
         // About as long as the one before.
         let copies = Copies::with_capacity(self.last.0.clamp(8, BURST), self.last.1);
-        self.open = Some(Open { place, partition, key, copies, broken: None });
+        self.open = Some(Open { place, partition, key, copies });
     }
 
     fn close(&mut self) {
-        if let Some(Open { partition, key, copies, broken, .. }) = self.open.take() {
+        if let Some(Open { partition, key, copies, .. }) = self.open.take() {
             let messages = copies.finish();
             self.last = (messages.len(), messages.shared());
-            let bytes = messages.weight() + if broken.is_some() { BROKEN } else { 0 };
-            self.ready.push(Run { partition, key, messages, broken, bytes });
+            let bytes = messages.weight();
+            self.ready.push(Run { partition, key, messages, bytes });
         }
     }
 
@@ -733,21 +765,6 @@ mod tests {
         poller.leave();
         assert!(buffered >= 40 * EACH, "{buffered} bytes came");
         assert!(most < BURST_BYTES + 2 * EACH, "{most} bytes at once");
-    }
-
-    #[test]
-    fn a_message_that_cannot_be_read_fills_the_buffer_too() {
-        let feed = nowhere();
-        let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
-        feed.state().shelf.gain(partition.clone(), 0, None);
-        let key = feed.state().shelf.owned()[&partition].key;
-        let mut stack = Stack::default();
-        for offset in 0..10 {
-            stack.begin((std::ptr::null_mut(), 0), partition.clone(), key);
-            stack.open.as_mut().unwrap().broken = Some(error::unreadable(&partition, offset));
-        }
-        stack.put(&feed);
-        assert_eq!(feed.state().shelf.buffered(), 10 * BROKEN);
     }
 
     #[test]

@@ -121,6 +121,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
     set.set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
+        // Offsets without a message at the end of a partition are looked for when this event comes.
+        .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
@@ -214,6 +216,20 @@ pub(super) fn warn(config: &RedpandaConfig) {
     }
 }
 
+/// Refuses to read from the brokers in a program that a panic of the driver would end.
+pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
+    if !abort || config.allow_panic_abort {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
+        .with_message(
+            "the program is built with panic = \"abort\": a message whose header name is not UTF-8 text would end the \
+             process; build with panic = \"unwind\", or set allow_panic_abort if all producers are trusted",
+        )
+        .with_backend(BACKEND)
+        .with_context("key", "bus.redpanda.allow_panic_abort"))
+}
+
 fn needs_tls(key: &str) -> Error {
     Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
         .with_message("this needs OpenSSL, which the feature `redpanda-tls` of qi-adapters builds in")
@@ -228,4 +244,20 @@ fn millis(duration: Duration) -> u64 {
 /// A time limit as librdkafka takes it.
 pub(super) fn limit(millis: u64) -> Duration {
     Duration::from_millis(millis.min(MOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {
+        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
+        assert!(check_panics(&config, false).is_ok());
+        let refused = check_panics(&config, true).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Config);
+        assert_eq!(refused.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
+        config.allow_panic_abort = true;
+        assert!(check_panics(&config, true).is_ok());
+    }
 }

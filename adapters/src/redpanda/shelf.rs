@@ -1,10 +1,10 @@
 //! What a reader has been given by librdkafka and not handed out yet, and what it owns. All of it is under one lock;
 //! nothing here talks to a broker.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use qi_core::bus::{Batch, Notice, Positions, TopicPartition};
-use qi_core::{Error, Result};
+use qi_core::Error;
+use qi_core::bus::{Batch, Notice, Positions, TopicName, TopicPartition};
 
 use super::message::Pack;
 
@@ -15,8 +15,6 @@ pub(super) struct Run {
     /// The ownership that they were fetched under.
     pub(super) key: u64,
     pub(super) messages: Pack,
-    /// What follows them and cannot be read.
-    pub(super) broken: Option<Error>,
     pub(super) bytes: usize,
 }
 
@@ -113,6 +111,8 @@ pub(super) struct Shelf {
     gained: Vec<TopicPartition>,
     lost: Vec<TopicPartition>,
     others: Vec<Notice>,
+    /// Partitions that moved over offsets without a message since the last batch.
+    skipped: BTreeSet<TopicPartition>,
 }
 
 impl Shelf {
@@ -161,7 +161,7 @@ impl Shelf {
             let kept = if ends { 0 } else { run.messages.count_before(to) };
             if kept < run.messages.len() || ends {
                 ends = true;
-                (run.messages, run.broken) = (run.messages.take(kept), None);
+                run.messages = run.messages.take(kept);
                 let bytes = run.messages.weight();
                 owned.bytes = owned.bytes.saturating_sub(run.bytes.saturating_sub(bytes));
                 run.bytes = bytes;
@@ -169,8 +169,8 @@ impl Shelf {
             !ends || kept > 0
         });
         // A run that was handed out to its end is still there until the next look.
-        let waits = |run: &Run| !run.messages.is_empty() || run.broken.is_some();
-        let buffered = self.runs.iter().any(|run| run.partition == *partition && waits(run));
+        let buffered = self.runs.iter().any(|run| run.partition == *partition && !run.messages.is_empty());
+        self.skipped.remove(partition);
         self.others.push(Notice::Reset { partition: partition.clone(), from: owned.fetched, to });
         owned.go_back(to);
         (owned.fetched, owned.floor) = (to, low);
@@ -195,6 +195,7 @@ impl Shelf {
         }
         let owned = &self.owned;
         self.runs.retain(|run| owned.contains_key(&run.partition));
+        self.skipped.retain(|partition| owned.contains_key(partition));
     }
 
     /// Marks that the assignment changed.
@@ -225,6 +226,7 @@ impl Shelf {
     /// Goes on elsewhere in a partition: what is buffered of it is dropped.
     pub(super) fn jump(&mut self, partition: &TopicPartition, to: u64) {
         self.runs.retain(|run| run.partition != *partition);
+        self.skipped.remove(partition);
         self.keys += 1;
         if let Some(owned) = self.owned.get_mut(partition) {
             (owned.key, owned.position, owned.fetched, owned.bytes) = (self.keys, to, to, 0);
@@ -263,10 +265,7 @@ impl Shelf {
     }
 
     /// Up to `max` messages, in the order in which they were fetched.
-    ///
-    /// # Errors
-    /// That of a message which cannot be read, once everything before it was handed out.
-    pub(super) fn take(&mut self, max: usize) -> Result<Option<Parcel>> {
+    pub(super) fn take(&mut self, max: usize) -> Option<Parcel> {
         let mut packs = Vec::new();
         let mut positions = Positions::new();
         let (mut at, mut room) = (0, max);
@@ -281,12 +280,7 @@ impl Shelf {
                 continue;
             }
             if run.messages.is_empty() {
-                match &run.broken {
-                    Some(error) if packs.is_empty() => return Err(error.clone()),
-                    // What follows it in its partition must not come before the error.
-                    Some(_) => break,
-                    None => drop(self.runs.remove(at)),
-                }
+                self.runs.remove(at);
                 continue;
             }
             let pack = run.messages.take(room);
@@ -303,14 +297,49 @@ impl Shelf {
             packs.push((run.partition.clone(), pack));
         }
         if packs.is_empty() {
-            return Ok(None);
+            return None;
         }
-        Ok(Some(Parcel { packs, positions, news: self.news() }))
+        self.add_skipped(&mut positions);
+        Some(Parcel { packs, positions, news: self.news() })
     }
 
     /// A batch without messages, with what there is to tell.
     pub(super) fn nothing(&mut self) -> Batch {
-        Batch::new(Vec::new(), Positions::new(), self.news())
+        let mut positions = Positions::new();
+        self.add_skipped(&mut positions);
+        Batch::new(Vec::new(), positions, self.news())
+    }
+
+    /// Moves a partition to `to`: the offsets from `from` on hold no message. Does nothing if librdkafka's next offset
+    /// is another one meanwhile.
+    pub(super) fn skip(&mut self, partition: &TopicPartition, key: u64, from: u64, to: u64) {
+        let Some(owned) = self.owned.get_mut(partition) else { return };
+        if (owned.key, owned.fetched) != (key, from) || to <= from {
+            return;
+        }
+        owned.fetched = to;
+        if owned.bytes == 0 {
+            owned.position = to;
+        }
+        self.skipped.insert(partition.clone());
+    }
+
+    /// Adds the positions of partitions that moved over offsets without a message, unless messages before wait.
+    fn add_skipped(&mut self, positions: &mut Positions) {
+        let owned = &self.owned;
+        self.skipped.retain(|partition| {
+            let Some(owned) = owned.get(partition) else { return false };
+            let waits = owned.bytes > 0 || owned.unsettled.is_some() || owned.failed.is_some();
+            if !waits {
+                positions.set(partition.clone(), owned.position);
+            }
+            waits
+        });
+    }
+
+    /// Tells that a topic was deleted.
+    pub(super) fn deleted(&mut self, topic: TopicName) {
+        self.others.push(Notice::TopicDeleted { topic });
     }
 
     /// The first partition that has failed and is not paused.
@@ -330,9 +359,6 @@ impl Shelf {
 
 #[cfg(test)]
 mod tests {
-    use qi_core::ErrorKind;
-    use qi_core::bus::TopicName;
-
     use super::*;
 
     fn at(partition: u32) -> TopicPartition {
@@ -344,7 +370,7 @@ mod tests {
         let lengths: Vec<_> = offsets.clone().map(|_| 1).collect();
         let messages = Pack::of(offsets.start, &lengths, false);
         let bytes = messages.weight();
-        Run { partition: at(partition), key, messages, broken: None, bytes }
+        Run { partition: at(partition), key, messages, bytes }
     }
 
     fn shelf(partitions: u32) -> Shelf {
@@ -357,7 +383,7 @@ mod tests {
     }
 
     fn take(shelf: &mut Shelf, max: usize) -> Vec<(u32, u64)> {
-        let batch = shelf.take(max).unwrap().map(Parcel::unpack).unwrap_or_default();
+        let batch = shelf.take(max).map(Parcel::unpack).unwrap_or_default();
         batch.iter().map(|m| (m.partition, m.offset)).collect()
     }
 
@@ -373,7 +399,7 @@ mod tests {
         assert_eq!(take(&mut shelf, 3), [(0, 3), (0, 4), (1, 0)]);
         assert_eq!((shelf.owned()[&at(1)].position, shelf.owned()[&at(1)].fetched), (1, 3));
         assert_eq!(take(&mut shelf, 10), [(1, 1), (1, 2)]);
-        assert_eq!((shelf.buffered(), shelf.take(1).unwrap().is_none()), (0, true));
+        assert_eq!((shelf.buffered(), shelf.take(1).is_none()), (0, true));
     }
 
     #[test]
@@ -399,7 +425,7 @@ mod tests {
         shelf.put(old);
         shelf.put(other);
         shelf.lose(&[at(1)]);
-        assert!(shelf.take(10).unwrap().is_none());
+        assert!(shelf.take(10).is_none());
         assert_eq!((shelf.owned()[&at(0)].position, shelf.buffered()), (7, 0));
         let news = shelf.nothing();
         assert_eq!(news.notices(), [Notice::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]);
@@ -413,7 +439,7 @@ mod tests {
         shelf.reset(&at(0), 9, 6, false);
         assert_eq!(take(&mut shelf, 2), [(0, 0), (0, 1)]);
         assert_eq!(shelf.owned()[&at(0)].position, 2);
-        let batch = shelf.take(2).unwrap().unwrap().unpack();
+        let batch = shelf.take(2).unwrap().unpack();
         assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
         assert_eq!(shelf.owned()[&at(0)].position, 9, "what comes next");
     }
@@ -519,16 +545,29 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error_at_its_place_until_a_jump() {
-        let mut shelf = shelf(1);
-        let mut broken = run(&shelf, 0, 0..1);
-        broken.broken = Some(Error::new(ErrorKind::CorruptData, "c", "recv"));
-        shelf.put(broken);
-        assert_eq!(take(&mut shelf, 10), [(0, 0)]);
-        for _ in 0..2 {
-            assert_eq!(shelf.take(10).unwrap_err().kind(), ErrorKind::CorruptData);
-        }
-        shelf.jump(&at(0), 2);
-        assert!(shelf.take(10).unwrap().is_none());
+    fn offsets_without_a_message_are_in_the_positions_once_what_is_before_was_taken() {
+        let mut shelf = shelf(2);
+        let run = run(&shelf, 0, 0..3);
+        shelf.put(run);
+        let key = |shelf: &Shelf, partition| shelf.owned()[&at(partition)].key;
+        let (first, second) = (key(&shelf, 0), key(&shelf, 1));
+        shelf.skip(&at(0), first, 3, 5);
+        shelf.skip(&at(1), second, 0, 2);
+        assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(1)].position), (0, 2));
+        let batch = shelf.take(2).unwrap().unpack();
+        let places =
+            |batch: &Batch| batch.positions().iter().map(|(p, at)| (p.partition, at)).collect::<Vec<_>>();
+        assert_eq!(places(&batch), [(0, 2), (1, 2)]);
+        assert_eq!(places(&shelf.take(2).unwrap().unpack()), [(0, 5)], "the end behind the last message");
+        assert!(!shelf.owned()[&at(0)].is_beyond(5));
+        assert!(places(&shelf.nothing()).is_empty(), "only once");
+        // An answer about another place or another ownership moves nothing.
+        shelf.skip(&at(0), first, 3, 9);
+        shelf.jump(&at(1), 0);
+        shelf.skip(&at(1), second, 0, 2);
+        assert_eq!((shelf.owned()[&at(0)].position, shelf.owned()[&at(1)].position), (5, 0));
+        shelf.skip(&at(0), first, 5, 6);
+        shelf.jump(&at(0), 1);
+        assert!(places(&shelf.nothing()).is_empty(), "a seek is not a position to commit");
     }
 }

@@ -148,6 +148,20 @@ fn keep(
                 | Code::NotCoordinator
                 | Code::WaitingForCoordinator,
             ) if std::time::Instant::now() < deadline => std::thread::sleep(AGAIN),
+            // Nothing can be stored for partitions of a topic that was deleted.
+            _ if error::is_gone(&refused) => {
+                let ends = offsets::find_each(client, wanted.keys(), Place::End, feed.plan.limit);
+                let ends = ends.unwrap_or_default();
+                let gone = |p: &TopicPartition| {
+                    ends.get(p).is_some_and(|end| matches!(end, Err(e) if error::is_gone(e)))
+                };
+                let deleted: Vec<_> = wanted.keys().filter(|p| gone(p)).cloned().collect();
+                if deleted.is_empty() {
+                    return Err(error::of(refused, "commit"));
+                }
+                wanted.retain(|partition, _| !deleted.contains(partition));
+                lost.extend(deleted);
+            }
             _ => return Err(feed.inbox().link.explain(error::of(refused, "commit"))),
         }
     }
@@ -246,8 +260,17 @@ impl Subscription for RedpandaSubscription {
         blocking("assignment", move || {
             let client = feed.client("assignment")?;
             let partitions: Vec<_> = feed.state().shelf.owned().keys().cloned().collect();
-            let ends = offsets::find(&*client, &partitions, Place::End, feed.plan.limit);
-            let ends = ends.map_err(|e| feed.inbox().link.explain(error::asked(e, "assignment")))?;
+            let failed = |e| feed.inbox().link.explain(error::asked(e, "assignment"));
+            let found = offsets::find_each(&*client, &partitions, Place::End, feed.plan.limit);
+            let mut ends = BTreeMap::new();
+            for (partition, end) in found.map_err(failed)? {
+                match end {
+                    Ok(end) => drop(ends.insert(partition, end)),
+                    // Nothing is left to read of a topic that was deleted.
+                    Err(error) if error::is_gone(&error) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
             let state = feed.state();
             let owned = state.shelf.owned().iter().map(|(partition, owned)| {
                 let end = ends.get(partition).copied().unwrap_or(owned.position);

@@ -16,14 +16,16 @@ pub struct Messages {
     batch: usize,
     ready: VecDeque<Received>,
     passed: Positions,
+    /// The positions of the batch that is being handed out.
+    behind: Positions,
     notices: Vec<Notice>,
 }
 
 impl Messages {
     /// Reads `subscription`, fetching up to `batch` messages at a time.
     pub fn new(subscription: Box<dyn Subscription>, batch: usize) -> Self {
-        let (ready, passed) = (VecDeque::new(), Positions::new());
-        Self { subscription, batch: batch.max(1), ready, passed, notices: Vec::new() }
+        let (ready, passed, behind) = (VecDeque::new(), Positions::new(), Positions::new());
+        Self { subscription, batch: batch.max(1), ready, passed, behind, notices: Vec::new() }
     }
 
     /// The next message, or None after `wait` without one.
@@ -34,11 +36,16 @@ impl Messages {
         if self.ready.is_empty() {
             let batch = self.subscription.recv(self.batch, wait).await?;
             self.notices.extend_from_slice(batch.notices());
+            self.behind = batch.positions().clone();
             self.ready.extend(batch.into_messages());
         }
         let message = self.ready.pop_front();
         if let Some(message) = &message {
             self.passed.pass(message);
+        }
+        if self.ready.is_empty() {
+            // Offsets without a message follow the last message.
+            self.passed.advance(&std::mem::take(&mut self.behind));
         }
         Ok(message)
     }

@@ -141,7 +141,8 @@ pub trait Subscription: Debug + Send {
     /// At least one and at most `max` messages, or an empty batch after `wait`.
     ///
     /// # Errors
-    /// `InvalidInput` for a `max` of 0; `NotFound` when a topic was deleted; `Unavailable` once `wait` has passed
+    /// `InvalidInput` for a `max` of 0; `NotFound` when the last topic of the subscription was deleted (a deleted topic
+    /// beside others is a [`Notice::TopicDeleted`](super::Notice), and the others go on); `Unavailable` once `wait` has passed
     /// with no broker connected (the position stays, and a later call goes on).
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
 

@@ -283,6 +283,12 @@ pub enum Notice {
     },
     /// `recv` was not called for longer than the poll limit, and the partitions went to others meanwhile.
     PollLimitPassed,
+    /// A topic of the subscription was deleted, and other topics of the subscription remain. Its partitions are lost.
+    /// If the topic is created again, it is read again.
+    TopicDeleted {
+        /// The topic's name.
+        topic: TopicName,
+    },
 }
 
 /// Messages in order, what to commit when all of them are processed, and what happened meanwhile.
@@ -366,7 +372,11 @@ impl Batch {
         self.messages
     }
 
-    /// What to commit when all messages are processed.
+    /// The offsets to commit when all messages are processed.
+    ///
+    /// A position may lie more than one offset behind the last message, and an empty batch may hold positions: the end
+    /// of a partition may hold offsets without a message, such as transaction markers, and the commit of these
+    /// positions moves the group past them. So commit the positions of an empty batch too.
     pub fn positions(&self) -> &Positions {
         &self.positions
     }

@@ -22,7 +22,7 @@ use qi_core::agent::{
 };
 use qi_core::bus::{GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
 use qi_core::health::Health;
-use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result};
+use qi_core::{Backoff, Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result, Selection};
 use tokio_util::sync::CancellationToken;
 
 pub use feed::Feed;
@@ -90,8 +90,8 @@ pub struct Stop {
 const GROUP: &str = "pipeline-writer";
 /// How long the writer may take to join its group: a backend may be away meanwhile.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
-/// How often the writer's lag is looked at once the feed has ended.
-const LAG_PAUSE: Duration = Duration::from_millis(20);
+/// The pauses between two requests for the writer's lag once the feed has ended. They double from the first to the last.
+const LAG_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
 impl Job {
     /// Ticks through `bus` into `store`, with everything else as it is by default.
@@ -194,7 +194,8 @@ impl Job {
             }
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
-        let numbering = Numbering::new(self.store.clone(), bus.clone(), group.clone());
+        let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
+        let numbering = Numbering::new(self.store.clone(), bus.clone(), query.clone());
         let feed = NumberedFeed { feed: Feed { bus, topic, source, tally, strict }, numbering };
         let mut runtime = AgentRuntime::builder()
             .agent(AgentSpec::new("writer", writer).init_timeout(JOIN_TIMEOUT))
@@ -223,7 +224,7 @@ impl Job {
             .run_until(async {
                 tokio::select! {
                     () = self.stop.gently.cancelled() => {}
-                    () = drained(&handle, &*self.bus, group) => {}
+                    () = drained(&handle, &*self.bus, &query) => {}
                 }
             })
             .await;
@@ -232,25 +233,26 @@ impl Job {
     }
 }
 
-/// Returns once the feed has ended and the writer has stored all of it. A look-up that fails is made again: if it
-/// cannot help, the writer fails for the same reason and ends the job.
-async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, group: GroupId) {
+/// Returns once the feed has ended and nothing is left to read on the writer's topic. What the group has committed in
+/// other topics does not count. A look-up that fails is made again: if it cannot help, the writer fails for the same
+/// reason and ends the job.
+async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
         return std::future::pending().await;
     }
-    caught_up(bus, group).await;
+    caught_up(bus, query).await;
 }
 
-/// Returns once the group has read all that is on its topics.
-async fn caught_up(bus: &dyn MessageBus, group: GroupId) {
-    let query = GroupQuery::one(group);
-    loop {
-        match bus.groups(&query).await {
+/// Returns once nothing is left to read on the topics of the query.
+async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
+    let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
+    for looks in 1.. {
+        match bus.groups(query).await {
             Ok(groups) if groups.first().and_then(qi_core::bus::GroupInfo::lag) == Some(0) => return,
             Ok(_) => {}
             Err(error) => tracing::warn!(error = %error.report(), "the writer's lag is not known"),
         }
-        tokio::time::sleep(LAG_PAUSE).await;
+        tokio::time::sleep(backoff.delay(looks, 0.0)).await;
     }
 }

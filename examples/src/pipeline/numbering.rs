@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use qi_core::bus::{GroupId, MessageBus};
+use qi_core::bus::{GroupQuery, MessageBus};
 use qi_core::store::RangeQuery;
 use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
 
@@ -41,7 +41,7 @@ const MAX_GAP: Duration = Duration::from_hours(1);
 pub struct Numbering {
     store: Arc<dyn PriceStore>,
     bus: Arc<dyn MessageBus>,
-    group: GroupId,
+    query: GroupQuery,
     /// The time of the latest stored trade when the source began.
     latest: Option<Option<Timestamp>>,
     moments: BTreeMap<Timestamp, Moment>,
@@ -85,9 +85,9 @@ fn equal(one: &PriceTick, other: &PriceTick) -> bool {
 }
 
 impl Numbering {
-    /// Numbers after the trades in `store`, once `group` has stored all that is on `bus`.
-    pub(super) fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, group: GroupId) -> Self {
-        Self { store, bus, group, latest: None, moments: BTreeMap::new(), stored_before: None }
+    /// Numbers after the trades in `store`, once the group of `query` has stored all that is on its topic.
+    pub(super) fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, query: GroupQuery) -> Self {
+        Self { store, bus, query, latest: None, moments: BTreeMap::new(), stored_before: None }
     }
 
     /// Numbers the next trades of the source; `following` is the trade after them. After an error the same call can be
@@ -147,7 +147,7 @@ impl Numbering {
         if let Some(latest) = self.latest {
             return Ok(latest);
         }
-        caught_up(&*self.bus, self.group.clone()).await;
+        caught_up(&*self.bus, &self.query).await;
         let latest = self.store.latest_tick(instrument).await?.map(|tick| tick.ts());
         Ok(*self.latest.insert(latest))
     }

@@ -53,6 +53,8 @@ pub(super) struct Pending {
     gained: BTreeSet<TopicPartition>,
     lost: BTreeSet<TopicPartition>,
     resets: BTreeMap<TopicPartition, (u64, u64)>,
+    /// Topics that were deleted, and whether a batch has said so.
+    deleted: BTreeMap<TopicName, bool>,
     poll_limit: bool,
 }
 
@@ -70,6 +72,18 @@ impl Pending {
         self.resets.entry(partition).and_modify(|known| known.1 = to).or_insert((from, to));
     }
 
+    /// Notes that a topic was deleted.
+    pub(super) fn delete(&mut self, topic: &TopicName) {
+        if !self.deleted.contains_key(topic) {
+            self.deleted.insert(topic.clone(), false);
+        }
+    }
+
+    /// Forgets deleted topics that were created again.
+    pub(super) fn forget_deleted(&mut self, topics: &Topics) {
+        self.deleted.retain(|topic, told| !*told || !topics.contains_key(topic));
+    }
+
     /// What `subscribe` returns is the first assignment, and no change that a batch has to tell.
     pub(super) fn forget_gains(&mut self) {
         self.gained.clear();
@@ -77,8 +91,15 @@ impl Pending {
 
     /// The notices, which are told once.
     pub(super) fn take(&mut self) -> Vec<Notice> {
-        let Self { gained, lost, resets, poll_limit } = std::mem::take(self);
+        let mut deleted = std::mem::take(&mut self.deleted);
+        let Self { gained, lost, resets, poll_limit, .. } = std::mem::take(self);
         let mut notices = Vec::new();
+        for (topic, told) in &mut deleted {
+            if !std::mem::replace(told, true) {
+                notices.push(Notice::TopicDeleted { topic: topic.clone() });
+            }
+        }
+        self.deleted = deleted;
         if poll_limit {
             notices.push(Notice::PollLimitPassed);
         }

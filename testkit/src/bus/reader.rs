@@ -27,6 +27,7 @@ struct Place {
     /// The topic's id: one of the same name that is created later is another topic.
     topic: u64,
     owned: Owned,
+    deleted: bool,
 }
 
 /// Reads partitions from anywhere and commits nothing.
@@ -57,7 +58,7 @@ impl MemoryReader {
                     .partition(partition.partition)
                     .ok_or_else(|| error::unknown_partition(&partition.topic, partition.partition, "read"))?;
                 let owned = Owned::new(Some(resolve(at, *to)));
-                places.insert(partition.clone(), Place { topic: topic.id, owned });
+                places.insert(partition.clone(), Place { topic: topic.id, owned, deleted: false });
             }
             for name in request.from.iter().map(|(partition, _)| &partition.topic) {
                 if let Some(topic) = state.topics.get_mut(name) {
@@ -94,11 +95,15 @@ impl MemoryReader {
         let State { topics, used, .. } = &mut *state;
         let time = self.log.clock.now();
         let mut filling = Filling::new(Limits { messages: max, bytes: self.max_bytes });
+        let mut left = false;
         for (partition, place) in &mut self.places {
-            let topic = topics
-                .get_mut(&partition.topic)
-                .filter(|topic| topic.id == place.topic)
-                .ok_or_else(|| error::unknown_topic(&partition.topic, "recv"))?;
+            let topic = topics.get_mut(&partition.topic).filter(|topic| topic.id == place.topic);
+            place.deleted = topic.is_none();
+            let Some(topic) = topic else {
+                self.pending.delete(&partition.topic);
+                continue;
+            };
+            left = true;
             *used -= topic.expire(time);
             // Without a group there is no `otherwise`: what has gone is answered by what is left.
             if let Some(log) = topic.partition(partition.partition)
@@ -107,6 +112,9 @@ impl MemoryReader {
                 self.pending.reset(partition.clone(), from, to);
                 place.owned.position = Some(to);
             }
+        }
+        if let Some((partition, _)) = self.places.first_key_value().filter(|_| !left) {
+            return Err(error::unknown_topic(&partition.topic, "recv"));
         }
         let count = self.places.len();
         for step in 0..count {
@@ -117,6 +125,7 @@ impl MemoryReader {
             if let Some((partition, place)) = self.places.iter_mut().nth(at)
                 && let Some(position) = place.owned.position
                 && !place.owned.paused
+                && !place.deleted
             {
                 place.owned.position = Some(filling.fill(topics, partition, position));
                 if filling.is_full() {

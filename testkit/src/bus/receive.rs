@@ -109,10 +109,16 @@ impl State {
         group.rejoin(seat.key, now, topics);
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
         member.last_poll = now;
-        for name in &member.request.topics {
-            let topic = topics.get_mut(name).ok_or_else(|| error::unknown_topic(name, "recv"))?;
-            *used -= topic.expire(time);
+        if !member.request.topics.iter().any(|name| topics.contains_key(name)) {
+            return Err(error::unknown_topic(&member.request.topics[0], "recv"));
         }
+        for name in &member.request.topics {
+            match topics.get_mut(name) {
+                Some(topic) => *used -= topic.expire(time),
+                None => member.pending.delete(name),
+            }
+        }
+        member.pending.forget_deleted(topics);
         group.settle(seat.key, topics);
         let event = group.next_event();
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;

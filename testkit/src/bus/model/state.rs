@@ -229,6 +229,8 @@ impl Group {
                         self.commits.insert(partition.clone(), start);
                     }
                 }
+                // The topic may exist again, and its partitions are compared elsewhere.
+                Notice::TopicDeleted { .. } => {}
                 other => {
                     return Err(Failure::new(format_args!(
                         "a notice that the model does not know: {other:?}"

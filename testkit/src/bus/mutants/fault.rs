@@ -36,6 +36,7 @@ pub(super) enum Fault {
     ExceedsMax,
     NeverWaits,
     SilentDeletion,
+    HidesDeletion,
     PausesAll,
     NeverPauses,
     SeeksOneFurther,

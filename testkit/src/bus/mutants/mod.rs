@@ -76,6 +76,7 @@ mutants! {
     ExceedsMax "hands_out_more_than_max" => "subscribe::recv_respects_max",
     NeverWaits "does_not_wait_in_recv" => "subscribe::recv_waits_as_long_as_told",
     SilentDeletion "keeps_silent_about_a_deleted_topic" => "subscribe::deleted_topic_is_not_found",
+    HidesDeletion "hides_that_one_of_its_topics_was_deleted" => "subscribe::deleted_topic_beside_another",
     PausesAll "pauses_every_partition" => "positions::pause_holds_back_and_blocks_no_other",
     NeverPauses "ignores_a_pause" => "positions::pause_holds_back_and_blocks_no_other",
     SeeksOneFurther "seeks_one_too_far" => "positions::seek_goes_where_it_is_told",

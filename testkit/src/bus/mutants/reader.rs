@@ -78,6 +78,7 @@ impl BrokenReader {
                 }
             }
             Fault::HidesResets => notices.retain(|notice| !matches!(notice, Notice::Reset { .. })),
+            Fault::HidesDeletion => notices.retain(|n| !matches!(n, Notice::TopicDeleted { .. })),
             Fault::HidesPollLimit => notices.retain(|notice| *notice != Notice::PollLimitPassed),
             Fault::HidesAssignments => notices.retain(|notice| !lost_or_gained(notice)),
             _ => {}

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use qi_core::ErrorKind;
-use qi_core::bus::{Message, MessageBusExt, Read, SeekTo, StartFrom, Subscribe, TopicPartition};
+use qi_core::bus::{
+    Batch, Message, MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscribe, TopicPartition,
+    TopicSpec,
+};
 use tokio::time::Instant;
 
 use super::chapter;
@@ -27,6 +30,7 @@ chapter! { "subscribe":
     small_buffer_delivers_everything [],
     unknown_topic_creates_nothing [Admin],
     deleted_topic_is_not_found [Admin],
+    deleted_topic_beside_another [Admin],
     reader_without_a_group [],
 }
 
@@ -299,6 +303,77 @@ async fn deleted_topic_is_not_found(lab: &Lab) -> Verdict {
             Ok(batch) => ensure!(batch.is_empty(), "messages of a topic that is gone"),
         }
         ensure!(Instant::now() < deadline, "nobody says that the topic is gone");
+    }
+}
+
+async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
+    let bus = lab.bus().await?;
+    let (kept, deleted) = (lab.topic(&*bus, 2).await?, lab.topic(&*bus, 2).await?);
+    fill(&*bus, &kept, 2, 2).await?;
+    fill(&*bus, &deleted, 2, 2).await?;
+    let request = Subscribe::new(lab.group()?, [kept.clone(), deleted.clone()])?;
+    let mut reader = bus.subscribe(request).await?;
+    let read = lab.drain(&mut *reader, 8).await?;
+    let mut positions = Positions::new();
+    read.iter().for_each(|message| positions.pass(message));
+    for outcome in bus.delete_topics(std::slice::from_ref(&deleted)).await? {
+        outcome.result?;
+    }
+    let told = |batch: &Batch| {
+        let notices = batch.notices().iter();
+        notices.filter(|n| matches!(n, Notice::TopicDeleted { topic } if *topic == deleted)).count()
+    };
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut notices = 0;
+    while notices == 0 {
+        ensure!(Instant::now() < deadline, "no notice of the deleted topic");
+        let batch = reader.recv(10, lab.timing().short).await?;
+        ensure!(batch.is_empty(), "messages of a topic that is gone");
+        notices += told(&batch);
+    }
+    // A commit of a batch from before stores what is left.
+    let committed = reader.commit(&positions).await?;
+    let stored: Vec<_> = committed.stored.iter().filter(|(p, _)| p.topic == kept).map(|(_, at)| at).collect();
+    ensure_eq!(stored, [2, 2], "the commit of the other topic");
+    bus.send(&[placed(&kept, 0, 2), placed(&kept, 1, 2)]).await?;
+    let mut came = Vec::new();
+    while came.len() < 2 {
+        ensure!(Instant::now() < deadline, "the other topic does not continue");
+        let batch = reader.recv(10, lab.timing().short).await?;
+        notices += told(&batch);
+        came.extend(batch.iter().map(text));
+    }
+    came.sort();
+    ensure_eq!(came, ["0#2", "1#2"], "messages of the other topic");
+    ensure_eq!(notices, 1, "notices of the deleted topic");
+    let lag = reader.assignment().await?.lag();
+    ensure_eq!(lag, 0, "the lag");
+    for outcome in bus.create_topics(&[TopicSpec::new(deleted.clone(), 2)?]).await? {
+        outcome.result?;
+    }
+    fill(&*bus, &deleted, 2, 1).await?;
+    let deadline = Instant::now() + lab.timing().eventually;
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        ensure!(Instant::now() < deadline, "the topic that was created again is not read");
+        let batch = reader.recv(10, lab.timing().short).await?;
+        again.extend(batch.iter().map(|message| (message.topic.clone(), text(message))));
+    }
+    again.sort();
+    let wanted = ["0#0", "1#0"].map(|text| (deleted.clone(), text.to_owned()));
+    ensure_eq!(again, wanted, "messages of the topic that was created again");
+    for outcome in bus.delete_topics(&[kept, deleted.clone()]).await? {
+        outcome.result?;
+    }
+    let deadline = Instant::now() + lab.timing().eventually;
+    loop {
+        match reader.recv(10, lab.timing().short).await {
+            Err(error) => {
+                ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind");
+                return Ok(());
+            }
+            Ok(_) => ensure!(Instant::now() < deadline, "no error though every topic is gone"),
+        }
     }
 }
 
