@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use qi_cli::dlq::Selection;
 use qi_cli::output::Format;
-use qi_core::bus::{GroupId, TopicName};
+use qi_core::bus::{DeadLetters, GroupId, TopicName};
 use qi_core::store::Dataset;
-use qi_core::{Instrument, Interval, Result, TimeRange, Timestamp};
+use qi_core::{Error, ErrorKind, Instrument, Interval, Result, TimeRange, Timestamp};
 
-/// Looks after the backends of qi: checks, migrates, shows, copies, replays.
+/// Looks after the backends of qi: checks, migrates, shows, copies, replays, redrives.
 #[derive(Debug, Parser)]
 #[command(name = "qi", version)]
 pub(crate) struct Options {
@@ -55,6 +56,106 @@ pub(crate) enum Command {
     Copy(CopyArguments),
     /// The records of a topic's messages into the store, by message time. Joins no group and commits nothing.
     Replay(ReplayArguments),
+    /// Dead letters: lists, shows and redrives messages that could not be decoded.
+    #[command(subcommand)]
+    Dlq(Dlq),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dlq {
+    /// The number of dead letters of each topic, origin and error code. Without a topic: of every topic whose name
+    /// ends with `.dlq`.
+    List {
+        #[command(flatten)]
+        source: Option<DeadLetterTopic>,
+        #[command(flatten)]
+        selection: DeadLetterSelection,
+    },
+    /// Single dead letters, oldest first. Control characters are escaped in every format.
+    Show {
+        #[command(flatten)]
+        source: DeadLetterTopic,
+        #[command(flatten)]
+        selection: DeadLetterSelection,
+        /// The largest number of dead letters.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        /// Newest first.
+        #[arg(long)]
+        newest: bool,
+        /// Shows key, payload, error and headers completely, in place of the first 1,024 bytes of each.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Publishes the messages of dead letters again, up to the end that the topic has now. Skips copies, truncated
+    /// messages and messages that were redriven too often. Delivery is at least once. Exit code 1 if a message fails
+    /// or a partition cannot be read.
+    Redrive(RedriveArguments),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct DeadLetterTopic {
+    /// The dead letter topic.
+    #[arg(value_name = "DEAD_LETTER_TOPIC")]
+    dead_letter_topic: Option<TopicName>,
+    /// The origin topic, in place of its dead letter topic `<ORIGIN>.dlq`.
+    #[arg(long, value_name = "ORIGIN")]
+    topic: Option<TopicName>,
+}
+
+impl DeadLetterTopic {
+    pub(crate) fn name(self) -> Result<TopicName> {
+        match (self.dead_letter_topic, self.topic) {
+            (Some(name), _) => Ok(name),
+            (None, Some(origin)) => DeadLetters::default().topic_for(&origin),
+            (None, None) => Err(Error::new(ErrorKind::Config, "dlq.topic", "dlq")
+                .with_message("a dead letter topic or --topic is required")),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeadLetterSelection {
+    /// Dead letters from this message time on, as 2024-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    since: Option<Timestamp>,
+    /// Dead letters up to this message time, exclusive.
+    #[arg(long, value_name = "TIME")]
+    until: Option<Timestamp>,
+    /// Only this error code, compared exactly. Can be repeated.
+    #[arg(long = "code", value_name = "CODE")]
+    codes: Vec<String>,
+    /// Only messages of this origin topic. Can be repeated.
+    #[arg(long = "origin", value_name = "TOPIC")]
+    origins: Vec<TopicName>,
+}
+
+impl From<DeadLetterSelection> for Selection {
+    fn from(arguments: DeadLetterSelection) -> Self {
+        let DeadLetterSelection { since, until, codes, origins } = arguments;
+        Self { since, until, codes: codes.into_iter().collect(), origins: origins.into_iter().collect() }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RedriveArguments {
+    #[command(flatten)]
+    pub(crate) source: DeadLetterTopic,
+    #[command(flatten)]
+    pub(crate) selection: DeadLetterSelection,
+    /// The target of every message, in place of its origin topic.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) to: Option<TopicName>,
+    /// Skips messages that were redriven this many times already.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) max_redrives: u32,
+    /// Keeps the progress in this file. The same command continues from there.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) progress: Option<PathBuf>,
+    /// Shows the same summary and publishes nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,8 +4,6 @@
 //! file after every page; at the end both stores are read again and compared by count and checksum.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::{Listing, text};
-use crate::{Series, Summary};
+use crate::{Series, Summary, progress};
+
+/// The code of errors of the progress file.
+const CODE: &str = "copy.progress";
 
 /// What to copy.
 #[derive(Debug, Clone)]
@@ -199,38 +200,11 @@ impl Copy {
         let Plan { datasets, instruments, range, progress } = &self.plan;
         let (from, to) = (&self.from, &self.to);
         let plan = format!("{from} -> {to}: {datasets:?} of {instruments:?} in {range}");
-        let Some(path) = progress.as_ref().filter(|path| path.exists()) else {
-            return Ok(Progress { plan, series: BTreeMap::new() });
-        };
-        let text = std::fs::read_to_string(path).map_err(|e| self.broken(e))?;
-        let found: Progress = serde_json::from_str(&text).map_err(|e| self.broken(e))?;
-        if found.plan == plan {
-            return Ok(found);
-        }
-        let rule = format!("is of another copy ({}); this one is {plan}", found.plan);
-        Err(Error::invalid("copy.progress", "progress", path.display(), rule))
+        let found: Option<Progress> = progress::load(progress.as_deref(), CODE, &plan, |found: &Progress| &found.plan)?;
+        Ok(found.unwrap_or(Progress { plan, series: BTreeMap::new() }))
     }
 
-    /// Replaces the file as a whole, so that a kill, or a machine that goes down, leaves the old one or the new one.
     fn save(&self, progress: &Progress) -> Result<()> {
-        let Some(path) = &self.plan.progress else { return Ok(()) };
-        let mut beside = path.clone().into_os_string();
-        beside.push(".part");
-        let json = serde_json::to_vec_pretty(progress).map_err(|e| self.broken(e))?;
-        let write = || {
-            let mut file = File::create(&beside)?;
-            file.write_all(&json)?;
-            file.sync_all()?;
-            std::fs::rename(&beside, path)
-        };
-        write().map_err(|e| self.broken(e))
-    }
-
-    fn broken(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-        let path = self.plan.progress.as_ref().map(|path| path.display().to_string());
-        Error::new(ErrorKind::InvalidInput, "copy.progress", "copy")
-            .with_message("the file of the progress cannot be used")
-            .with_context("file", path.unwrap_or_default())
-            .with_source(source)
+        progress::save(self.plan.progress.as_deref(), CODE, progress)
     }
 }

@@ -6,13 +6,16 @@
 //! - [`query`]: latest records, ticks, bars.
 //! - [`copy`]: from one store to another, with resume and proof.
 //! - [`replay`]: from a topic into a store, by time.
+//! - [`dlq`]: lists, shows and redrives dead letters.
 //!
 //! What a person sees goes through [`output`]: a table, CSV or JSON.
 
 pub mod check;
 pub mod copy;
+pub mod dlq;
 pub mod migrate;
 pub mod output;
+mod progress;
 pub mod query;
 pub mod replay;
 mod series;

@@ -15,13 +15,13 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use qi_adapters::Config;
 use qi_cli::output::{Format, Listing, printable};
-use qi_cli::{check, copy, migrate, query, replay, topics};
+use qi_cli::{check, copy, dlq, migrate, query, replay, topics};
 use qi_core::store::BarSource;
 use qi_core::{Error, PriceStore, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use arguments::{Asked, Command, CopyArguments, Options, Query, ReplayArguments};
+use arguments::{Asked, Command, CopyArguments, Dlq, Options, Query, RedriveArguments, ReplayArguments};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -61,14 +61,16 @@ async fn run(options: Options, config: &Config) -> ExitCode {
     tokio::pin!(work);
     let outcome = tokio::select! {
         outcome = &mut work => outcome,
-        // A copy and a replay end in order by themselves; everything else is dropped.
+        // A copy, a replay and the dead letter commands end in order; everything else is dropped.
         () = stop.overdue() => return ExitCode::from(stop.code()),
     };
     match outcome {
         Ok(_) if stop.code() > 0 => ExitCode::from(stop.code()),
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
-        Err(error) if error.kind() == qi_core::ErrorKind::Config => fail(&error, USAGE),
+        Err(error) if error.kind() == qi_core::ErrorKind::Config || error.code() == dlq::REFUSED_TARGET => {
+            fail(&error, USAGE)
+        }
         Err(error) => fail(&error, FAILED),
     }
 }
@@ -125,7 +127,75 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             let (bus, store) = (config.open_bus().await?, open_store().await?);
             replay(&*bus, &*store, arguments, stop).await
         }
+        Command::Dlq(command) => dead_letters(&*config.open_bus().await?, command, stop, format).await,
     }
+}
+
+async fn dead_letters(
+    bus: &dyn qi_core::MessageBus,
+    command: Dlq,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let (unread, well) = match command {
+        Dlq::List { source, selection } => {
+            let topic = source.map(arguments::DeadLetterTopic::name).transpose()?;
+            let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.gently).await?;
+            show(&listed.listing(), format)?;
+            (listed.unread, !listed.interrupted)
+        }
+        Dlq::Show { source, selection, limit, newest, full } => {
+            let view = dlq::View { limit, newest, full };
+            let shown = dlq::show(bus, &source.name()?, &selection.into(), view, &stop.gently).await?;
+            show(&shown.listing(format), format)?;
+            (shown.unread, !shown.interrupted)
+        }
+        Dlq::Redrive(arguments) => {
+            let redriven = redrive(bus, arguments, stop).await?;
+            show(&redriven.listing(), format)?;
+            let well = redriven.is_complete();
+            (redriven.unread, well)
+        }
+    };
+    for partition in &unread {
+        say(format_args!("{partition}"));
+    }
+    Ok(well && unread.is_empty())
+}
+
+async fn redrive(
+    bus: &dyn qi_core::MessageBus,
+    arguments: RedriveArguments,
+    stop: &Stop,
+) -> Result<dlq::Redriven> {
+    let RedriveArguments { source, selection, to, max_redrives, progress, dry_run } = arguments;
+    let (topic, has_progress) = (source.name()?, progress.is_some());
+    let plan = dlq::Plan { topic, to, selection: selection.into(), max_redrives, progress, dry_run };
+    let published = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = published.clone();
+    let bar = spinner("redriven", move || counter.load(Ordering::Relaxed));
+    let progress = |messages| published.store(messages, Ordering::Relaxed);
+    let redriven = dlq::redrive(bus, &plan, &stop.gently, progress).await;
+    bar.finish_and_clear();
+    let redriven = redriven?;
+    for failure in &redriven.counts.failures {
+        say(format_args!("failed: {}", printable(failure)));
+    }
+    if let Some(error) = &redriven.error {
+        complain(error);
+    }
+    if redriven.was_finished {
+        say(format_args!("an earlier run with this progress file has finished; nothing was published"));
+    } else if dry_run {
+        say(format_args!("dry run; nothing was published"));
+    } else if (redriven.interrupted || redriven.error.is_some()) && has_progress {
+        say(format_args!("stopped before the end; the same command continues"));
+    } else if redriven.interrupted {
+        say(format_args!(
+            "stopped before the end; without --progress the same command starts from the beginning"
+        ));
+    }
+    Ok(redriven)
 }
 
 async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {

@@ -1,0 +1,119 @@
+//! The number of dead letters of each topic, origin and error code.
+
+use std::collections::BTreeMap;
+
+use qi_core::bus::{MessageBus, TopicName};
+use qi_core::{Result, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::scan::Partitions;
+use super::{Letter, SEEN_ORIGINS, Seen, Selection, Unread, escaped, is_dead_letter_topic};
+use crate::output::{Listing, maybe, text};
+
+/// The largest number of rows. Further groups of a topic are counted in one row without origin and code: a producer
+/// can invent any number of codes.
+const MAX_GROUPS: usize = 10_000;
+/// The longest error code that is shown, in bytes.
+const CODE_BYTES: usize = 200;
+
+/// The dead letter topic, the origin topic and the error code.
+type Group = (TopicName, Option<TopicName>, Option<String>);
+
+/// The dead letters of one group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    letters: u64,
+    copies: u64,
+    first: Option<Timestamp>,
+    last: Option<Timestamp>,
+}
+
+/// The result of [`list()`].
+#[derive(Debug, Default)]
+pub struct Listed {
+    groups: BTreeMap<Group, Tally>,
+    /// The partitions that were not read up to their end.
+    pub unread: Vec<Unread>,
+    /// True if the command was stopped before the end.
+    pub interrupted: bool,
+}
+
+impl Listed {
+    /// Returns one row for each dead letter topic, origin topic and error code.
+    pub fn listing(&self) -> Listing {
+        let mut listing =
+            Listing::new(["dead letter topic", "origin topic", "code", "letters", "copies", "first", "last"]);
+        for ((topic, origin, code), tally) in &self.groups {
+            listing.push([
+                text(topic),
+                maybe(origin.as_ref()),
+                maybe(code.as_ref()),
+                tally.letters.into(),
+                tally.copies.into(),
+                maybe(tally.first),
+                maybe(tally.last),
+            ]);
+        }
+        listing
+    }
+}
+
+/// Counts the dead letters of one topic, or of every topic whose name ends with `.dlq`. Messages without an origin
+/// are counted in a row without origin topic. Commits nothing.
+///
+/// # Errors
+/// `NotFound` for an unknown topic; `InvalidInput` for a selection whose end is before its start; errors of the bus
+/// that last for a minute.
+pub async fn list(
+    bus: &dyn MessageBus,
+    topic: Option<&TopicName>,
+    selection: &Selection,
+    stop: &CancellationToken,
+) -> Result<Listed> {
+    selection.check()?;
+    let partitions = match topic {
+        Some(topic) => Partitions::of(bus, stop, topic).await?,
+        None => Partitions::find(bus, stop, is_dead_letter_topic).await?,
+    };
+    let (mut listed, mut seen) = (Listed::default(), Seen::new(SEEN_ORIGINS));
+    let mut scan = partitions.read(bus, stop, selection.start()).await?;
+    let outcome = loop {
+        match scan.next().await {
+            Ok(Some(messages)) => {
+                messages.iter().for_each(|message| listed.add(Letter(message), selection, &mut seen))
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    listed.interrupted = scan.interrupted || stop.is_cancelled();
+    listed.unread = [partitions.unread, std::mem::take(&mut scan.unread)].concat();
+    outcome.and(scan.close().await)?;
+    Ok(listed)
+}
+
+impl Listed {
+    fn add(&mut self, letter: Letter<'_>, selection: &Selection, seen: &mut Seen) {
+        if !selection.holds(letter) {
+            return;
+        }
+        let origin = letter.origin();
+        let copy = origin.as_ref().is_some_and(|origin| !seen.insert(origin));
+        let code = letter.code().map(|code| escaped(code.as_bytes(), CODE_BYTES));
+        let topic = letter.0.topic.clone();
+        let mut group = (topic, origin.map(|origin| origin.topic), code);
+        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
+            group = (group.0, None, None);
+        }
+        let tally = self.groups.entry(group).or_default();
+        if copy {
+            tally.copies += 1;
+        } else {
+            tally.letters += 1;
+        }
+        if let Some(time) = letter.0.timestamp {
+            tally.first = Some(tally.first.map_or(time, |first| first.min(time)));
+            tally.last = tally.last.max(Some(time));
+        }
+    }
+}

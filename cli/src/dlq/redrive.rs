@@ -1,0 +1,531 @@
+//! Publishes the messages of dead letters again.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qi_core::bus::{
+    DeliveryState, HeaderName, Message, MessageBus, Positions, PublishOptions, Received, SeekTo, TopicName,
+    TopicPartition, header,
+};
+use qi_core::{Backoff, Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::scan::{Partitions, Scan};
+use super::{Letter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, Unread, is_dead_letter_topic};
+use crate::output::{Listing, text};
+use crate::progress;
+use crate::replay::patiently;
+
+/// The code of the error for a target that would make a loop.
+pub const REFUSED_TARGET: &str = "dlq.target";
+const PROGRESS: &str = "dlq.progress";
+/// The time after its first failure for which a publish is repeated.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// The number of failed messages that are named.
+const NAMED: usize = 10;
+
+/// The headers of a dead letter that are not headers of its message.
+const ADDED: [&str; 9] = [
+    header::ORIGIN_TOPIC,
+    header::ORIGIN_PARTITION,
+    header::ORIGIN_OFFSET,
+    header::ORIGIN_TIMESTAMP,
+    header::ERROR_CODE,
+    header::ERROR,
+    header::TRUNCATED,
+    header::DIGEST,
+    header::REDRIVES,
+];
+
+/// The dead letters to redrive, and where to.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The dead letter topic.
+    pub topic: TopicName,
+    /// The target of every message. None is the origin topic of each message.
+    pub to: Option<TopicName>,
+    /// The dead letters of the topic to redrive.
+    pub selection: Selection,
+    /// The number of redrives after which a message is skipped.
+    pub max_redrives: u32,
+    /// The progress file. Without it every run starts at the beginning.
+    pub progress: Option<PathBuf>,
+    /// True to publish nothing and to leave the progress file as it is.
+    pub dry_run: bool,
+}
+
+impl Plan {
+    fn is_dead_letter_topic(&self, topic: &TopicName) -> bool {
+        *topic == self.topic || is_dead_letter_topic(topic)
+    }
+}
+
+/// The number of dead letters by result, over all runs of a progress file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// The published messages of each target topic.
+    pub redriven: BTreeMap<TopicName, u64>,
+    /// The messages that may be in the target topic more than once, because the outcome of a publish was unknown.
+    pub may_be_twice: u64,
+    /// Skipped: copies of a dead letter that was read before.
+    pub copies: u64,
+    /// Skipped: dead letters without the complete message.
+    pub truncated: u64,
+    /// Skipped: messages that were redriven `max_redrives` times already.
+    pub redriven_too_often: u64,
+    /// Skipped: messages without an origin, which have no target unless the plan names one.
+    pub foreign: u64,
+    /// Skipped: messages whose origin is a dead letter topic.
+    pub dead_letter_target: u64,
+    /// Messages that the bus rejects permanently.
+    pub failed: u64,
+    /// The first ten of these, with the reason.
+    pub failures: Vec<String>,
+}
+
+/// The result of [`redrive()`].
+#[derive(Debug, Default)]
+pub struct Redriven {
+    /// The number of dead letters by result.
+    pub counts: Counts,
+    /// The partitions that were not read up to their end.
+    pub unread: Vec<Unread>,
+    /// True if the command was stopped before the end.
+    pub interrupted: bool,
+    /// True if the progress file says that an earlier run has finished. This run then did nothing.
+    pub was_finished: bool,
+    /// The error that ended the run before the end.
+    pub error: Option<Error>,
+}
+
+impl Redriven {
+    /// Returns true if every selected dead letter was redriven or skipped.
+    pub fn is_complete(&self) -> bool {
+        self.counts.failed == 0 && self.unread.is_empty() && !self.interrupted && self.error.is_none()
+    }
+
+    /// Returns one row for each result.
+    pub fn listing(&self) -> Listing {
+        let mut listing = Listing::new(["result", "topic", "letters"]);
+        for (topic, number) in &self.counts.redriven {
+            listing.push([text("redriven"), text(topic), (*number).into()]);
+        }
+        for (result, number) in [
+            ("redriven, may be there twice", self.counts.may_be_twice),
+            ("skipped: copy", self.counts.copies),
+            ("skipped: truncated", self.counts.truncated),
+            ("skipped: redriven too often", self.counts.redriven_too_often),
+            ("skipped: no origin", self.counts.foreign),
+            ("skipped: origin is a dead letter topic", self.counts.dead_letter_target),
+            ("failed", self.counts.failed),
+        ] {
+            listing.push([text(result), serde_json::Value::Null, number.into()]);
+        }
+        listing
+    }
+}
+
+/// The content of a progress file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    plan: String,
+    partitions: BTreeMap<u32, PartitionProgress>,
+    counts: Counts,
+}
+
+/// The progress in one partition of the dead letter topic.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct PartitionProgress {
+    /// The next offset; None before the first message.
+    next: Option<u64>,
+    /// The end offset at the start of the first run. Later dead letters belong to another run: they may come from
+    /// messages that this run has published.
+    end: u64,
+    /// Offsets from `next` on that are processed. They lie behind a message whose publish did not succeed.
+    processed: BTreeSet<u64>,
+}
+
+/// Publishes the messages of the selected dead letters again, without the headers of the dead letter, to the origin
+/// topic or to the target of the plan. The header `qi-redrives` counts the redrives of a message. The key decides the
+/// partition, and the message time is the time of publishing.
+///
+/// Delivery is at least once: what was published after the last write of the progress file is published again by the
+/// next run. `progress` gets the number of published messages of this run.
+///
+/// # Errors
+/// `InvalidInput` with [`REFUSED_TARGET`] for a target that is a dead letter topic; `InvalidInput` for a progress file
+/// of another plan, or a selection whose end is before its start; `NotFound` for an unknown topic or target. An error
+/// after the first publish is in [`Redriven::error`].
+pub async fn redrive(
+    bus: &dyn MessageBus,
+    plan: &Plan,
+    stop: &CancellationToken,
+    progress: impl Fn(u64),
+) -> Result<Redriven> {
+    plan.selection.check()?;
+    if let Some(to) = plan.to.as_ref().filter(|to| plan.is_dead_letter_topic(to)) {
+        return Err(Error::invalid(REFUSED_TARGET, "to", to, "must not be a dead letter topic"));
+    }
+    let found = Partitions::of(bus, stop, &plan.topic).await?;
+    let status = patiently(stop, async || bus.ping().await).await?;
+    let Some(status) = status.filter(|_| !stop.is_cancelled()) else {
+        return Ok(Redriven { interrupted: true, ..Redriven::default() });
+    };
+    if let Some(to) = plan.to.as_ref().filter(|to| !found.topics.contains(*to)) {
+        return Err(no_topic(to));
+    }
+    let mut run = Run::load(bus, plan, stop, found, &status.cluster_id.unwrap_or_default())?;
+    let mut redriven = Redriven::default();
+    if run.was_started && run.is_finished() {
+        redriven.was_finished = true;
+    } else {
+        redriven.error = run.run(&mut redriven, progress).await.err();
+    }
+    redriven.unread.extend(run.found.unread);
+    redriven.counts = run.progress.counts;
+    Ok(redriven)
+}
+
+fn no_topic(topic: &TopicName) -> Error {
+    Error::new(ErrorKind::NotFound, "dlq.target.missing", "redrive")
+        .with_message("no topic has this name")
+        .with_context("topic", topic)
+}
+
+/// A message of the dead letter topic with the decision about it.
+struct Judged {
+    partition: u32,
+    offset: u64,
+    origin: Option<OriginKey>,
+    verdict: Verdict,
+}
+
+enum Verdict {
+    /// Not selected, or processed by an earlier run.
+    Ignored,
+    Foreign,
+    Copy,
+    Truncated,
+    RedrivenTooOften,
+    DeadLetterTarget,
+    Failed(Error),
+    Publish(Message),
+}
+
+/// The result of publishing one message.
+#[derive(Clone)]
+enum Outcome {
+    Published,
+    Failed(Error),
+    /// The message has to be published again.
+    Pending,
+}
+
+struct Run<'a> {
+    bus: &'a dyn MessageBus,
+    plan: &'a Plan,
+    stop: &'a CancellationToken,
+    found: Partitions,
+    was_started: bool,
+    progress: Progress,
+    seen: Seen,
+}
+
+impl<'a> Run<'a> {
+    fn load(
+        bus: &'a dyn MessageBus,
+        plan: &'a Plan,
+        stop: &'a CancellationToken,
+        mut found: Partitions,
+        cluster: &str,
+    ) -> Result<Self> {
+        let Plan { topic, to, selection, max_redrives, progress: path, .. } = plan;
+        let target = to.as_ref().map_or("the origin topics", |to| to.as_str());
+        let words =
+            format!("{bus} {cluster}: {topic} to {target}, {selection:?}, at most {max_redrives} redrives");
+        let loaded = progress::load(path.as_deref(), PROGRESS, &words, |found: &Progress| &found.plan)?;
+        let was_started = loaded.is_some();
+        let mut progress = loaded.unwrap_or(Progress { plan: words, ..Progress::default() });
+        for (partition, (low, high)) in &found.offsets {
+            let at = progress
+                .partitions
+                .entry(partition.partition)
+                .or_insert(PartitionProgress { end: *high, ..PartitionProgress::default() });
+            if at.end > *high {
+                let rule = format!(
+                    "has offset {} as the end of {partition}, which now ends at {high}: is it another topic of this name?",
+                    at.end
+                );
+                return Err(Error::invalid(
+                    PROGRESS,
+                    "progress",
+                    path.clone().unwrap_or_default().display(),
+                    rule,
+                ));
+            }
+            // Retention may have removed what an earlier run did not reach.
+            at.next = at.next.map(|next| next.max(*low));
+        }
+        let seen = Seen::new(SEEN_ORIGINS);
+        found.unread.retain(|unread| {
+            progress.partitions.get(&unread.partition.partition).is_none_or(|at| !at.is_finished())
+        });
+        Ok(Self { bus, plan, stop, found, was_started, progress, seen })
+    }
+
+    fn is_finished(&self) -> bool {
+        self.found.unread.is_empty() && self.progress.partitions.values().all(PartitionProgress::is_finished)
+    }
+
+    fn save(&self) -> Result<()> {
+        let path = self.plan.progress.as_deref().filter(|_| !self.plan.dry_run);
+        progress::save(path, PROGRESS, &self.progress)
+    }
+
+    async fn run(&mut self, redriven: &mut Redriven, progress: impl Fn(u64)) -> Result<()> {
+        // The ends must survive a kill, or the next run would include later dead letters.
+        self.save()?;
+        self.recall().await?;
+        let mut scan =
+            self.scan(|at, start| (at.next.map_or(start, SeekTo::Offset), at.next, at.end)).await?;
+        let mut published = 0;
+        let outcome = loop {
+            let messages = match scan.next().await {
+                Ok(messages) => messages,
+                Err(error) => break Err(error),
+            };
+            let is_last = messages.is_none();
+            match self.process(&messages.unwrap_or_default(), &scan.offsets, &mut published).await {
+                Ok(true) if !is_last => progress(published),
+                outcome => break outcome.map(|is_settled| redriven.interrupted |= !is_settled),
+            }
+        };
+        progress(published);
+        redriven.interrupted |= scan.interrupted;
+        redriven.unread.append(&mut scan.unread);
+        outcome.and(scan.close().await)
+    }
+
+    /// Opens a reader of the partitions that are not finished.
+    async fn scan(
+        &self,
+        part: impl Fn(&PartitionProgress, SeekTo) -> (SeekTo, Option<u64>, u64),
+    ) -> Result<Scan<'a>> {
+        let parts = self.found.offsets.iter().filter_map(|(partition, (low, _))| {
+            let at = self.progress.partitions.get(&partition.partition)?;
+            let (from, next, end) = part(at, self.plan.selection.start());
+            Some((partition.clone(), from, next.unwrap_or(*low), end))
+        });
+        Scan::open(self.bus, self.stop, parts).await
+    }
+
+    /// Reads the part that earlier runs have processed again, to recognise the copies of its dead letters.
+    async fn recall(&mut self) -> Result<()> {
+        if !self.was_started {
+            return Ok(());
+        }
+        let mut scan = self.scan(|at, start| (start, None, at.next.unwrap_or(0))).await?;
+        let outcome = loop {
+            match scan.next().await {
+                Ok(Some(messages)) => {
+                    for letter in
+                        messages.iter().map(Letter).filter(|letter| self.plan.selection.holds(*letter))
+                    {
+                        letter.origin().map(|origin| self.seen.insert(&origin));
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        outcome.and(scan.close().await)
+    }
+
+    /// Processes one batch and writes the progress file. Returns false if it was stopped before all messages were
+    /// published.
+    async fn process(
+        &mut self,
+        messages: &[Received],
+        offsets: &Positions,
+        published: &mut u64,
+    ) -> Result<bool> {
+        let judged = messages.iter().map(|message| self.judge(message)).collect::<Result<Vec<_>>>()?;
+        let to_publish: Vec<_> = judged
+            .iter()
+            .filter_map(|judged| match &judged.verdict {
+                Verdict::Publish(message) => Some(message),
+                _ => None,
+            })
+            .collect();
+        let (outcomes, doubtful, error) = self.publish(&to_publish).await;
+        let mut outcomes = outcomes.into_iter();
+        let (mut pending, mut pending_origins) = (BTreeSet::new(), HashSet::new());
+        let counts = &mut self.progress.counts;
+        for judged in &judged {
+            let at = (judged.partition, judged.offset);
+            match &judged.verdict {
+                Verdict::Ignored => {}
+                Verdict::Foreign => counts.foreign += 1,
+                // The first copy was not published, so the next run has to read this one too.
+                Verdict::Copy if judged.origin.is_some_and(|origin| pending_origins.contains(&origin)) => {
+                    pending.insert(at);
+                }
+                Verdict::Copy => counts.copies += 1,
+                Verdict::Truncated => counts.truncated += 1,
+                Verdict::RedrivenTooOften => counts.redriven_too_often += 1,
+                Verdict::DeadLetterTarget => counts.dead_letter_target += 1,
+                Verdict::Failed(error) => counts.fail(&self.plan.topic, at, error),
+                Verdict::Publish(message) => match outcomes.next() {
+                    Some(Outcome::Published) => {
+                        *published += 1;
+                        *counts.redriven.entry(message.topic.clone()).or_default() += 1;
+                    }
+                    Some(Outcome::Failed(error)) => counts.fail(&self.plan.topic, at, &error),
+                    Some(Outcome::Pending) | None => {
+                        pending.insert(at);
+                        pending_origins.extend(judged.origin);
+                    }
+                },
+            }
+        }
+        counts.may_be_twice += doubtful;
+        for (id, at) in &mut self.progress.partitions {
+            let partition = TopicPartition::new(self.plan.topic.clone(), *id);
+            let Some(read) = offsets.get(&partition) else { continue };
+            let first = pending.iter().find(|(partition, _)| partition == id).map(|(_, offset)| *offset);
+            let next = first.unwrap_or(read);
+            at.processed.extend(judged.iter().filter(|judged| judged.partition == *id).map(|j| j.offset));
+            at.processed.retain(|offset| *offset >= next && !pending.contains(&(*id, *offset)));
+            at.next = Some(next);
+        }
+        self.save()?;
+        match error {
+            Some(error) => Err(error),
+            None => Ok(pending.is_empty()),
+        }
+    }
+
+    fn judge(&mut self, message: &Received) -> Result<Judged> {
+        let letter = Letter(message);
+        let origin = letter.origin();
+        let key = origin.as_ref().map(|origin| self.seen.key(origin));
+        let verdict = self.verdict(letter, origin)?;
+        Ok(Judged { partition: message.partition, offset: message.offset, origin: key, verdict })
+    }
+
+    fn verdict(&mut self, letter: Letter<'_>, origin: Option<Origin>) -> Result<Verdict> {
+        if !self.plan.selection.holds(letter) {
+            return Ok(Verdict::Ignored);
+        }
+        let is_copy = origin.as_ref().is_some_and(|origin| !self.seen.insert(origin));
+        let at = self.progress.partitions.get(&letter.0.partition);
+        if at.is_some_and(|at| at.processed.contains(&letter.0.offset)) {
+            return Ok(Verdict::Ignored);
+        }
+        let Some(target) = self.plan.to.clone().or(origin.map(|origin| origin.topic)) else {
+            return Ok(Verdict::Foreign);
+        };
+        Ok(if is_copy {
+            Verdict::Copy
+        } else if letter.is_truncated() {
+            Verdict::Truncated
+        } else if letter.redrives() >= self.plan.max_redrives {
+            Verdict::RedrivenTooOften
+        } else if self.plan.is_dead_letter_topic(&target) {
+            Verdict::DeadLetterTarget
+        } else if !self.found.topics.contains(&target) {
+            Verdict::Failed(no_topic(&target))
+        } else {
+            Verdict::Publish(message(letter, target)?)
+        })
+    }
+
+    /// Publishes messages. Repeats those that the bus did not get, and those whose outcome is unknown, for a minute.
+    /// Returns the outcomes, the number of messages with an unknown outcome, and the error if messages are pending.
+    async fn publish(&self, messages: &[&Message]) -> (Vec<Outcome>, u64, Option<Error>) {
+        if self.plan.dry_run {
+            return (vec![Outcome::Published; messages.len()], 0, None);
+        }
+        let mut outcomes = vec![Outcome::Pending; messages.len()];
+        let mut doubtful = BTreeSet::new();
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut deadline = None;
+        for failures in 1.. {
+            let pending: Vec<usize> =
+                (0..messages.len()).filter(|at| matches!(outcomes[*at], Outcome::Pending)).collect();
+            if pending.is_empty() {
+                break;
+            }
+            let batch: Vec<Message> = pending.iter().map(|at| messages[*at].clone()).collect();
+            let mut last = None;
+            let mut is_fatal = false;
+            match self.bus.publish(&batch, PublishOptions::NONE).await {
+                Err(error) => {
+                    is_fatal = !error.retry().is_retryable();
+                    last = Some(error);
+                }
+                Ok(report) => {
+                    for (at, outcome) in pending.into_iter().zip(report.into_outcomes()) {
+                        match outcome {
+                            Ok(_) => outcomes[at] = Outcome::Published,
+                            Err(failure) if failure.state == DeliveryState::Unknown => {
+                                doubtful.insert(at);
+                                last = Some(failure.error);
+                            }
+                            Err(failure) if is_of_the_message(&failure.error) => {
+                                outcomes[at] = Outcome::Failed(failure.error);
+                            }
+                            Err(failure) => {
+                                is_fatal |= !failure.error.retry().is_retryable();
+                                last = Some(failure.error);
+                            }
+                        }
+                    }
+                }
+            }
+            let Some(error) = last else { break };
+            if is_fatal || Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
+                return (outcomes, doubtful.len() as u64, Some(error));
+            }
+            self.stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
+            if self.stop.is_cancelled() {
+                break;
+            }
+        }
+        (outcomes, doubtful.len() as u64, None)
+    }
+}
+
+impl PartitionProgress {
+    fn is_finished(&self) -> bool {
+        self.next.is_some_and(|next| next >= self.end)
+    }
+}
+
+impl Counts {
+    fn fail(&mut self, topic: &TopicName, (partition, offset): (u32, u64), error: &Error) {
+        self.failed += 1;
+        if self.failures.len() < NAMED {
+            self.failures.push(format!("{topic}/{partition} at offset {offset}: {}", error.report()));
+        }
+    }
+}
+
+/// Returns true for an error that other messages of the batch do not have.
+fn is_of_the_message(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound)
+}
+
+/// Returns the message of a dead letter.
+fn message(letter: Letter<'_>, target: TopicName) -> Result<Message> {
+    let mut message = Message::tombstone(target);
+    message.key.clone_from(&letter.0.key);
+    message.payload.clone_from(&letter.0.payload);
+    message.headers.clone_from(&letter.0.headers);
+    ADDED.iter().for_each(|name| message.headers.remove(name));
+    let redrives = letter.redrives().saturating_add(1).to_string();
+    Ok(message.with_header(HeaderName::new(header::REDRIVES)?, redrives))
+}

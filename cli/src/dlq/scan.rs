@@ -1,0 +1,197 @@
+//! Reads topics from given positions to the ends that they had at the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use qi_core::bus::{MessageBus, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition};
+use qi_core::{Error, ErrorKind, Result};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::replay::patiently;
+
+/// The largest number of messages of one receive.
+const BATCH: usize = 500;
+/// The longest wait of one receive.
+const WAIT: Duration = Duration::from_millis(200);
+/// The longest wait for a leader, and for the next message of a partition before its end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The interval between two requests for the leaders.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// A partition that was not read up to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The next offset and the end offset; None if the partition has no leader.
+    pub position: Option<(u64, u64)>,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (partition, seconds) = (&self.partition, PATIENCE.as_secs());
+        match self.position {
+            None => write!(f, "{partition} was not read: no leader for {seconds} s"),
+            Some((next, end)) => {
+                write!(f, "{partition} was read up to offset {next} of {end}: no message for {seconds} s")
+            }
+        }
+    }
+}
+
+/// The partitions of some topics.
+#[derive(Debug, Default)]
+pub(super) struct Partitions {
+    /// Every topic of the bus.
+    pub(super) topics: BTreeSet<TopicName>,
+    /// The first offset and the end offset of each partition.
+    pub(super) offsets: BTreeMap<TopicPartition, (u64, u64)>,
+    pub(super) unread: Vec<Unread>,
+}
+
+impl Partitions {
+    /// Finds the partitions of the topics that `wanted` selects. Waits up to 30 s for leaders. The end of a partition
+    /// is the one of the first answer in which it has a leader.
+    pub(super) async fn find(
+        bus: &dyn MessageBus,
+        stop: &CancellationToken,
+        wanted: impl Fn(&TopicName) -> bool,
+    ) -> Result<Self> {
+        let (mut found, since) = (Self::default(), Instant::now());
+        loop {
+            let Some(topics) = patiently(stop, async || bus.topics().await).await? else { return Ok(found) };
+            found.unread.clear();
+            for topic in topics {
+                for info in topic.partitions.iter().filter(|_| wanted(&topic.name)) {
+                    let partition = TopicPartition::new(topic.name.clone(), info.id);
+                    if info.leader.is_some() {
+                        found.offsets.entry(partition).or_insert((info.low, info.high));
+                    } else if !found.offsets.contains_key(&partition) {
+                        found.unread.push(Unread { partition, position: None });
+                    }
+                }
+                found.topics.insert(topic.name);
+            }
+            if found.unread.is_empty() || since.elapsed() >= PATIENCE {
+                return Ok(found);
+            }
+            stop.run_until_cancelled(tokio::time::sleep(RECHECK)).await;
+        }
+    }
+
+    /// Finds the partitions of one topic.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown topic.
+    pub(super) async fn of(
+        bus: &dyn MessageBus,
+        stop: &CancellationToken,
+        topic: &TopicName,
+    ) -> Result<Self> {
+        let found = Self::find(bus, stop, |name| name == topic).await?;
+        if found.topics.contains(topic) || stop.is_cancelled() {
+            return Ok(found);
+        }
+        Err(Error::new(ErrorKind::NotFound, "dlq.topic", "dlq")
+            .with_message("no topic has this name")
+            .with_context("topic", topic))
+    }
+
+    /// Reads every partition from `from` to its end.
+    pub(super) async fn read<'a>(
+        &self,
+        bus: &dyn MessageBus,
+        stop: &'a CancellationToken,
+        from: SeekTo,
+    ) -> Result<Scan<'a>> {
+        let parts = self.offsets.iter().map(|(partition, (low, end))| (partition.clone(), from, *low, *end));
+        Scan::open(bus, stop, parts).await
+    }
+}
+
+/// A reader of partitions up to fixed ends.
+#[derive(Debug)]
+pub(super) struct Scan<'a> {
+    /// None if there is nothing to read.
+    reader: Option<Box<dyn Subscription>>,
+    stop: &'a CancellationToken,
+    /// The ends of the partitions that are not read completely.
+    left: BTreeMap<TopicPartition, u64>,
+    /// The next offset of each partition, after the messages that `next` returned.
+    pub(super) offsets: Positions,
+    last_progress: Instant,
+    pub(super) unread: Vec<Unread>,
+    pub(super) interrupted: bool,
+}
+
+impl<'a> Scan<'a> {
+    /// Opens a reader. Each part is a partition, its start, its first offset and its end. Empty parts are skipped.
+    pub(super) async fn open(
+        bus: &dyn MessageBus,
+        stop: &'a CancellationToken,
+        parts: impl IntoIterator<Item = (TopicPartition, SeekTo, u64, u64)>,
+    ) -> Result<Self> {
+        let (mut from, mut left, mut offsets) = (Vec::new(), BTreeMap::new(), Positions::new());
+        for (partition, start, low, end) in parts {
+            if low < end {
+                from.push((partition.clone(), start));
+                left.insert(partition, end);
+            } else {
+                offsets.set(partition, end);
+            }
+        }
+        let reader = if from.is_empty() { None } else { Some(bus.read(Read::new(from)?).await?) };
+        let (last_progress, unread) = (Instant::now(), Vec::new());
+        Ok(Self { reader, stop, left, offsets, last_progress, unread, interrupted: false })
+    }
+
+    /// Returns the next messages, or None after the last one or after a stop.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Received>>> {
+        let Self { reader: Some(reader), stop, .. } = self else { return Ok(None) };
+        while !self.left.is_empty() {
+            if stop.is_cancelled() {
+                self.interrupted = true;
+                break;
+            }
+            let Some(batch) = patiently(stop, async || reader.recv(BATCH, WAIT).await).await? else {
+                continue;
+            };
+            // The positions also cover offsets without a message, such as transaction markers.
+            let Some(assignment) = patiently(stop, async || reader.assignment().await).await? else {
+                continue;
+            };
+            let mut messages = batch.into_messages();
+            messages.retain(|message| {
+                let partition = TopicPartition::new(message.topic.clone(), message.partition);
+                self.left.get(&partition).is_some_and(|end| message.offset < *end)
+            });
+            for at in assignment.partitions {
+                let Some(end) = self.left.get(&at.partition).copied() else { continue };
+                if at.position >= end {
+                    self.left.remove(&at.partition);
+                }
+                self.offsets.set(at.partition, at.position.min(end));
+            }
+            if !messages.is_empty() {
+                self.last_progress = Instant::now();
+                return Ok(Some(messages));
+            }
+            if self.last_progress.elapsed() >= PATIENCE {
+                for (partition, end) in std::mem::take(&mut self.left) {
+                    let position = Some((self.offsets.get(&partition).unwrap_or(0), end));
+                    self.unread.push(Unread { partition, position });
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn close(self) -> Result<()> {
+        match self.reader {
+            Some(mut reader) => reader.close().await,
+            None => Ok(()),
+        }
+    }
+}
