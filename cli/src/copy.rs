@@ -200,7 +200,8 @@ impl Copy {
         let Plan { datasets, instruments, range, progress } = &self.plan;
         let (from, to) = (&self.from, &self.to);
         let plan = format!("{from} -> {to}: {datasets:?} of {instruments:?} in {range}");
-        let found: Option<Progress> = progress::load(progress.as_deref(), CODE, &plan, |found: &Progress| &found.plan)?;
+        let found: Option<Progress> =
+            progress::load(progress.as_deref(), CODE, &plan, |found: &Progress| &found.plan)?;
         Ok(found.unwrap_or(Progress { plan, series: BTreeMap::new() }))
     }
 

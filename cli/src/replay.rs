@@ -133,7 +133,7 @@ async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicP
 
 /// What a reader answers, or None if it was stopped. Receives are not tried again by any wrapper, because the loop around
 /// them does it: this one, for a while.
-pub(crate) async fn patiently<T>(
+async fn patiently<T>(
     stop: &CancellationToken,
     mut ask: impl AsyncFnMut() -> Result<T>,
 ) -> Result<Option<T>> {

@@ -59,6 +59,9 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
         (vec!["copy", "--from", "memory", "--to", "memroy"], "did you mean `memory`"),
         (vec!["--store", "memroy", "query", "latest"], "did you mean `memory`"),
         (vec!["replay", "--topic", "a b", "--since", "2024-01-01T00:00:00Z"], "a b"),
+        (vec!["dlq", "show"], "--topic <ORIGIN>"),
+        (vec!["dlq", "redrive", "a.dlq", "--topic", "a"], "--topic <ORIGIN>"),
+        (vec!["dlq", "redrive", "a.dlq", "--to", "b.dlq"], "must not be a dead letter topic"),
     ] {
         let out = run(&arguments);
         assert_eq!(out.status.code(), Some(2), "{arguments:?}: {}", text(&out.stderr));
@@ -67,4 +70,16 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
     let same = run(&["copy", "--from", "memory", "--to", "memory"]);
     assert_eq!(same.status.code(), Some(1));
     assert!(text(&same.stderr).contains("another backend"));
+}
+
+#[test]
+fn dead_letter_commands_without_letters_and_topics_have_their_exit_codes() {
+    let list = run(&["dlq", "list", "--format", "csv"]);
+    assert_eq!(list.status.code(), Some(0), "{}", text(&list.stderr));
+    assert_eq!(text(&list.stdout), "dead letter topic,origin topic,code,letters,copies,first,last\n");
+    for command in ["list", "show", "redrive"] {
+        let out = run(&["dlq", command, "--topic", "absent"]);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+        assert!(text(&out.stderr).contains("absent.dlq"), "{}", text(&out.stderr));
+    }
 }

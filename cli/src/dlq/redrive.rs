@@ -5,19 +5,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::bus::{
-    DeliveryState, HeaderName, Message, MessageBus, Positions, PublishOptions, Received, SeekTo, TopicName,
-    TopicPartition, header,
+    DeliveryState, HeaderName, Message, MessageBus, Positions, PublishOptions, PublishReport, Received,
+    SeekTo, TopicName, TopicPartition, header,
 };
 use qi_core::{Backoff, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::scan::{Partitions, Scan};
+use super::scan::{Partitions, Scan, patiently};
 use super::{Letter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, Unread, is_dead_letter_topic};
 use crate::output::{Listing, text};
 use crate::progress;
-use crate::replay::patiently;
 
 /// The code of the error for a target that would make a loop.
 pub const REFUSED_TARGET: &str = "dlq.target";
@@ -28,7 +27,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const NAMED: usize = 10;
 
 /// The headers of a dead letter that are not headers of its message.
-const ADDED: [&str; 9] = [
+const ADDED: [&str; 10] = [
     header::ORIGIN_TOPIC,
     header::ORIGIN_PARTITION,
     header::ORIGIN_OFFSET,
@@ -36,6 +35,7 @@ const ADDED: [&str; 9] = [
     header::ERROR_CODE,
     header::ERROR,
     header::TRUNCATED,
+    header::TRUNCATED_HEADERS,
     header::DIGEST,
     header::REDRIVES,
 ];
@@ -243,9 +243,11 @@ impl<'a> Run<'a> {
         cluster: &str,
     ) -> Result<Self> {
         let Plan { topic, to, selection, max_redrives, progress: path, .. } = plan;
+        let backend = bus.info().backend;
         let target = to.as_ref().map_or("the origin topics", |to| to.as_str());
-        let words =
-            format!("{bus} {cluster}: {topic} to {target}, {selection:?}, at most {max_redrives} redrives");
+        let words = format!(
+            "{backend} {cluster}: {topic} to {target}, {selection:?}, at most {max_redrives} redrives"
+        );
         let loaded = progress::load(path.as_deref(), PROGRESS, &words, |found: &Progress| &found.plan)?;
         let was_started = loaded.is_some();
         let mut progress = loaded.unwrap_or(Progress { plan: words, ..Progress::default() });
@@ -450,43 +452,48 @@ impl<'a> Run<'a> {
             return (vec![Outcome::Published; messages.len()], 0, None);
         }
         let mut outcomes = vec![Outcome::Pending; messages.len()];
-        let mut doubtful = BTreeSet::new();
+        let (mut doubtful, mut alone) = (BTreeSet::new(), BTreeSet::new());
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut deadline = None;
         for failures in 1.. {
-            let pending: Vec<usize> =
-                (0..messages.len()).filter(|at| matches!(outcomes[*at], Outcome::Pending)).collect();
+            let (single, mut pending): (Vec<usize>, Vec<usize>) = (0..messages.len())
+                .filter(|at| matches!(outcomes[*at], Outcome::Pending))
+                .partition(|at| alone.contains(at));
+            if pending.is_empty() {
+                pending.extend(single.first());
+            }
             if pending.is_empty() {
                 break;
             }
             let batch: Vec<Message> = pending.iter().map(|at| messages[*at].clone()).collect();
-            let mut last = None;
-            let mut is_fatal = false;
-            match self.bus.publish(&batch, PublishOptions::NONE).await {
+            let (mut last, mut is_fatal) = (None, false);
+            let report = match self.bus.publish(&batch, PublishOptions::NONE).await {
+                Ok(report) => report,
                 Err(error) => {
                     is_fatal = !error.retry().is_retryable();
                     last = Some(error);
+                    PublishReport::default()
                 }
-                Ok(report) => {
-                    for (at, outcome) in pending.into_iter().zip(report.into_outcomes()) {
-                        match outcome {
-                            Ok(_) => outcomes[at] = Outcome::Published,
-                            Err(failure) if failure.state == DeliveryState::Unknown => {
-                                doubtful.insert(at);
-                                last = Some(failure.error);
-                            }
-                            Err(failure) if is_of_the_message(&failure.error) => {
-                                outcomes[at] = Outcome::Failed(failure.error);
-                            }
-                            Err(failure) => {
-                                is_fatal |= !failure.error.retry().is_retryable();
-                                last = Some(failure.error);
-                            }
-                        }
+            };
+            for (at, outcome) in pending.into_iter().zip(report.into_outcomes()) {
+                match outcome {
+                    Ok(_) => outcomes[at] = Outcome::Published,
+                    Err(failure) if failure.state == DeliveryState::Unknown => {
+                        doubtful.insert(at);
+                        last = Some(failure.error);
+                    }
+                    // A broker may have refused the batch of the message.
+                    Err(failure) if failure.is_too_large() && batch.len() > 1 => drop(alone.insert(at)),
+                    Err(failure) if is_of_the_message(&failure.error) => {
+                        outcomes[at] = Outcome::Failed(failure.error);
+                    }
+                    Err(failure) => {
+                        is_fatal |= !failure.error.retry().is_retryable();
+                        last = Some(failure.error);
                     }
                 }
             }
-            let Some(error) = last else { break };
+            let Some(error) = last else { continue };
             if is_fatal || Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
                 return (outcomes, doubtful.len() as u64, Some(error));
             }

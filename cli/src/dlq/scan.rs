@@ -5,11 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use qi_core::bus::{MessageBus, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition};
-use qi_core::{Error, ErrorKind, Result};
+use qi_core::{Backoff, Error, ErrorKind, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use crate::replay::patiently;
 
 /// The largest number of messages of one receive.
 const BATCH: usize = 500;
@@ -19,6 +17,8 @@ const WAIT: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The interval between two requests for the leaders.
 const RECHECK: Duration = Duration::from_secs(1);
+/// The longest time for which a failing call is repeated.
+const MAX_RETRY: Duration = Duration::from_mins(1);
 
 /// A partition that was not read up to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,4 +194,24 @@ impl<'a> Scan<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Repeats a call while its error is retryable, for a minute. Returns None after a stop.
+pub(super) async fn patiently<T>(
+    stop: &CancellationToken,
+    mut call: impl AsyncFnMut() -> Result<T>,
+) -> Result<Option<T>> {
+    let (since, backoff) = (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
+    for failures in 1.. {
+        let error = match stop.run_until_cancelled(call()).await {
+            None => break,
+            Some(Ok(answer)) => return Ok(Some(answer)),
+            Some(Err(error)) => error,
+        };
+        if !error.retry().is_retryable() || since.elapsed() >= MAX_RETRY {
+            return Err(error);
+        }
+        stop.run_until_cancelled(tokio::time::sleep(backoff.delay(failures, 0.0))).await;
+    }
+    Ok(None)
 }
