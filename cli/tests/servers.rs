@@ -1,5 +1,5 @@
 //! The program on real servers: a million ticks are copied both ways and killed twice on the way; a topic is replayed
-//! into each database.
+//! into each database; dead letters are redriven and stored.
 //!
 //! Servers are those of `scripts/backends`; absent ones are shown as ignored. `QI_COPY_TICKS` sets another number of
 //! ticks.
@@ -13,7 +13,10 @@ use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_cli::Series;
-use qi_core::bus::{Message, MessageBus, MessageBusExt, TopicName, TopicSpec};
+use qi_core::bus::{
+    DeadLetters, GroupId, HeaderName, Json, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
+    TopicName, TopicSpec, encode_message, header,
+};
 use qi_core::store::Dataset;
 use qi_core::{PriceStore, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
@@ -37,7 +40,9 @@ fn main() -> ExitCode {
             _ => (backend, words.clone()),
         };
         let name = format!("redpanda_to_{to}::a_replay_stores_every_record_once");
-        trials.push(presence::trial(name, backend, words, move || replay(to)));
+        trials.push(presence::trial(name, backend, words.clone(), move || replay(to)));
+        let name = format!("redpanda_to_{to}::dead_letters_are_redriven_and_stored_by_the_fixed_writer");
+        trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -165,6 +170,98 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     } else {
         Err(format!("{stored} are stored").into())
     }
+}
+
+/// Has a writer reject every tenth message because of its type, and stores these messages after a redrive.
+fn redrive(to: &str) -> Result<Completion, Failed> {
+    const TICKS: usize = 2_000;
+    let place = Place::new(&format!("redrive_{to}"));
+    let config = Config::builder().variables(place.variables.clone()).build()?;
+    let topic = TopicName::new(&place.name)?;
+    let letters = DeadLetters::default().topic_for(&topic)?;
+    let both = [topic.clone(), letters];
+    let bus = place.runtime.block_on(config.open_bus())?;
+    let outcome = place.runtime.block_on(async {
+        let store = config.open_store_as(to).await?;
+        store.ensure_schema().await?;
+        let specs = [TopicSpec::new(both[0].clone(), 3)?, TopicSpec::new(both[1].clone(), 2)?];
+        for outcome in bus.create_topics(&specs).await? {
+            outcome.result?;
+        }
+        let mut messages = Vec::new();
+        for (at, tick) in distinct(TICKS)?.iter().enumerate() {
+            let mut message = encode_message::<Json, _>(tick, Some(&topic))?;
+            if at % 10 == 0 {
+                message.headers.remove(header::TYPE);
+                message = message.with_header(HeaderName::new(header::TYPE)?, "trade");
+            }
+            messages.push(message);
+        }
+        bus.send(&messages).await?;
+        let group = GroupId::new(&place.name)?;
+        let mut reader = bus.subscribe(Subscribe::new(group, [topic.clone()])?).await?;
+        write(&*bus, &*store, &mut *reader, TICKS, false).await?;
+        let progress = tempfile::tempdir()?;
+        let file = progress.path().join("redrive.json").display().to_string();
+        let redrive =
+            ["dlq", "redrive", "--topic", &place.name, "--code", "bus.codec.header", "--progress", &file];
+        let list = ["dlq", "list", "--topic", &place.name, "--format", "csv"];
+        let row = format!("{},{topic},bus.codec.header,{},0,", both[1], TICKS / 10);
+        for (arguments, on_stdout, on_stderr) in [
+            (&list[..], row.as_str(), ""),
+            (&redrive[..], &(TICKS / 10).to_string(), ""),
+            (&redrive[..], "redriven", "has finished"),
+        ] {
+            let out = place.qi(arguments).output()?;
+            let (shown, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            if out.status.code() != Some(0) || !shown.contains(on_stdout) || !said.contains(on_stderr) {
+                return Err(Failed::from(format!("{arguments:?}: {}: {shown} {said}", out.status)));
+            }
+        }
+        write(&*bus, &*store, &mut *reader, TICKS / 10, true).await?;
+        reader.close().await?;
+        let mut stored = 0;
+        for series in Series::list(&*store, Dataset::Ticks, &BTreeSet::new()).await? {
+            stored += series.summary(&*store, TimeRange::ALL).await?.records;
+        }
+        if stored == TICKS as u64 {
+            Ok(Completion::Completed)
+        } else {
+            Err(format!("{stored} are stored").into())
+        }
+    });
+    place.runtime.block_on(async {
+        let _gone = bus.delete_topics(&both).await?;
+        bus.close().await?;
+        Ok::<_, Failed>(())
+    })?;
+    outcome
+}
+
+/// Processes messages as a writer does. The fixed writer ignores the type.
+async fn write(
+    bus: &dyn MessageBus,
+    store: &dyn PriceStore,
+    reader: &mut dyn Subscription,
+    messages: usize,
+    is_fixed: bool,
+) -> Result<(), Failed> {
+    let mut processed = 0;
+    while processed < messages {
+        let mut batch = reader.recv(1_000, Duration::from_secs(10)).await?;
+        if batch.is_empty() && batch.notices().is_empty() {
+            return Err(format!("{processed} of {messages} messages came").into());
+        }
+        if is_fixed {
+            batch.messages_mut().iter_mut().for_each(|message| message.headers.remove(header::TYPE));
+        }
+        let decoded = batch.decode::<PriceTick>();
+        store.insert_ticks(&decoded.records).await?;
+        bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
+        reader.commit(batch.positions()).await?;
+        processed += batch.len();
+    }
+    Ok(())
 }
 
 fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
