@@ -67,7 +67,7 @@ pub(crate) enum Dlq {
     /// ends with `.dlq`.
     List {
         #[command(flatten)]
-        source: Option<DeadLetterTopic>,
+        source: DeadLetterTopic,
         #[command(flatten)]
         selection: DeadLetterSelection,
     },
@@ -94,7 +94,7 @@ pub(crate) enum Dlq {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(crate) struct DeadLetterTopic {
     /// The dead letter topic.
     #[arg(value_name = "DEAD_LETTER_TOPIC")]
@@ -105,13 +105,18 @@ pub(crate) struct DeadLetterTopic {
 }
 
 impl DeadLetterTopic {
-    pub(crate) fn name(self) -> Result<TopicName> {
+    pub(crate) fn optional_name(self) -> Result<Option<TopicName>> {
         match (self.dead_letter_topic, self.topic) {
-            (Some(name), _) => Ok(name),
-            (None, Some(origin)) => DeadLetters::default().topic_for(&origin),
-            (None, None) => Err(Error::new(ErrorKind::Config, "dlq.topic", "dlq")
-                .with_message("a dead letter topic or --topic is required")),
+            (None, Some(origin)) => DeadLetters::default().topic_for(&origin).map(Some),
+            (name, _) => Ok(name),
         }
+    }
+
+    pub(crate) fn name(self) -> Result<TopicName> {
+        self.optional_name()?.ok_or_else(|| {
+            Error::new(ErrorKind::Config, "dlq.topic", "dlq")
+                .with_message("a dead letter topic or --topic is required")
+        })
     }
 }
 

@@ -139,7 +139,7 @@ async fn dead_letters(
 ) -> Result<bool> {
     let (unread, well) = match command {
         Dlq::List { source, selection } => {
-            let topic = source.map(arguments::DeadLetterTopic::name).transpose()?;
+            let topic = source.optional_name()?;
             let listed = dlq::list(bus, topic.as_ref(), &selection.into(), &stop.gently).await?;
             show(&listed.listing(), format)?;
             (listed.unread, !listed.interrupted)

@@ -59,7 +59,7 @@ fn wrong_usage_and_configuration_are_exit_code_2() {
         (vec!["copy", "--from", "memory", "--to", "memroy"], "did you mean `memory`"),
         (vec!["--store", "memroy", "query", "latest"], "did you mean `memory`"),
         (vec!["replay", "--topic", "a b", "--since", "2024-01-01T00:00:00Z"], "a b"),
-        (vec!["dlq", "show"], "--topic <ORIGIN>"),
+        (vec!["dlq", "show"], "a dead letter topic or --topic is required"),
         (vec!["dlq", "redrive", "a.dlq", "--topic", "a"], "--topic <ORIGIN>"),
         (vec!["dlq", "redrive", "a.dlq", "--to", "b.dlq"], "must not be a dead letter topic"),
     ] {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use qi_core::bus::{
 };
 use qi_core::layer::Layered;
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result, Timestamp};
-use qi_testkit::bus::MemoryBus;
+use qi_testkit::ManualClock;
+use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
 use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::MemoryStore;
@@ -40,7 +42,9 @@ fn time(seconds: i64) -> Timestamp {
 }
 
 async fn bus() -> MemoryBus {
-    let bus = MemoryBus::default();
+    // The retention of the topics must keep the dead letters.
+    let clock = ManualClock::new(time(100));
+    let bus = MemoryBus::new(MemoryBusConfig::default(), Arc::new(clock)).unwrap();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     bus
 }
