@@ -247,12 +247,12 @@ async fn an_insert_that_is_refused_under_way_is_told_why() {
 /// Gives the number of parts that were sent when the client went away.
 async fn endless(head: &str, part: Vec<u8>) -> (ClickHouseStore, tokio::sync::oneshot::Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let address = listener.local_addr().unwrap();
     let (done, sent) = tokio::sync::oneshot::channel();
     let head = head.to_owned();
     tokio::spawn(async move {
         let (mut client, _) = listener.accept().await.unwrap();
-        let mut request = [0; 64 * 1024];
+        let mut request = vec![0; 64 * 1024];
         let _ = client.read(&mut request).await.unwrap();
         client.write_all(head.as_bytes()).await.unwrap();
         let mut parts = 0;
@@ -261,7 +261,7 @@ async fn endless(head: &str, part: Vec<u8>) -> (ClickHouseStore, tokio::sync::on
         }
         let _ = done.send(parts);
     });
-    let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@127.0.0.1:{port}"));
+    let mut config = ClickHouseConfig::from_url(format!("http://qi:qi@{address}"));
     config.compression = Compression::None;
     (ClickHouseStore::open(config).unwrap(), sent)
 }
@@ -378,11 +378,11 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
     let (now, upgrade) = (knows.clone(), upgrades.clone());
     let (config, log) = scripted(move |address, body| {
         if body.contains("system.settings") {
-            let known = u64::from(now.load(Ordering::SeqCst));
+            let count = u64::from(now.load(Ordering::SeqCst));
             if upgrade.swap(false, Ordering::SeqCst) {
                 now.fetch_xor(true, Ordering::SeqCst);
             }
-            return answer("200 OK", "", &known.to_le_bytes());
+            return answer("200 OK", "", &count.to_le_bytes());
         }
         if address.contains("deduplicate_insert=disable") && !now.load(Ordering::SeqCst) {
             let text = b"Code: 115. DB::Exception: Setting deduplicate_insert is unknown. (UNKNOWN_SETTING)";
