@@ -120,6 +120,8 @@ impl<T: Record> Feed<T> {
                 }
                 self.tally.sent(records.iter().map(Record::instrument));
             }
+            // On a runtime with one thread, the future that runs it gets its turn only between tasks that yield.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

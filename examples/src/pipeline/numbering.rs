@@ -42,8 +42,8 @@ pub struct Numbering {
     store: Arc<dyn PriceStore>,
     bus: Arc<dyn MessageBus>,
     query: GroupQuery,
-    /// The time of the latest stored trade when the source began.
-    latest: Option<Option<Timestamp>>,
+    /// The time of the latest stored trade when the source began; `Timestamp::MIN` for an empty store.
+    latest: Option<Timestamp>,
     moments: BTreeMap<Timestamp, Moment>,
     /// Whether the previous timestamp was stored; None before the first.
     stored_before: Option<bool>,
@@ -98,7 +98,7 @@ impl Numbering {
         following: Option<&PriceTick>,
     ) -> Result<()> {
         let Some(instrument) = ticks.first().map(|tick| tick.instrument().clone()) else { return Ok(()) };
-        let Some(latest) = self.latest(&instrument).await? else { return Ok(()) };
+        let latest = self.latest(&instrument).await?;
         let wanted = ticks.iter().chain(following).map(PriceTick::ts).filter(|ts| *ts <= latest);
         let wanted = wanted.filter(|ts| !self.moments.contains_key(ts)).collect();
         let mut stored = self.stored(&instrument, &wanted).await?;
@@ -143,12 +143,12 @@ impl Numbering {
     }
 
     /// The time of the latest trade, once what an earlier run has left on the bus is stored.
-    async fn latest(&mut self, instrument: &Instrument) -> Result<Option<Timestamp>> {
+    async fn latest(&mut self, instrument: &Instrument) -> Result<Timestamp> {
         if let Some(latest) = self.latest {
             return Ok(latest);
         }
         caught_up(&*self.bus, &self.query).await;
-        let latest = self.store.latest_tick(instrument).await?.map(|tick| tick.ts());
+        let latest = self.store.latest_tick(instrument).await?.map_or(Timestamp::MIN, |tick| tick.ts());
         Ok(*self.latest.insert(latest))
     }
 
