@@ -1,5 +1,7 @@
 //! Dead letters: copies of messages that hold no record, with their origin and the reason.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -192,7 +194,11 @@ fn add(headers: &mut Headers, name: &str, value: String) -> Result<()> {
 
 /// SHA-256 in lower-case hexadecimal digits.
 pub(super) fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]
