@@ -65,7 +65,9 @@ impl<'a> Bench<'a> {
     async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
         let messages = self.lab.drain(member, count).await?;
         let mut positions = Positions::new();
-        messages.iter().for_each(|message| positions.pass(message));
+        for message in &messages {
+            positions.pass(message);
+        }
         Ok(Batch::new(messages, positions, Vec::new()))
     }
 
