@@ -16,10 +16,10 @@ chapter! { "dead_letters":
     json_of_other_spellings_is_decoded [],
     null_payload_is_rejected [],
     deeply_nested_json_is_rejected [],
-    string_of_a_mebibyte_in_a_number_is_rejected [],
+    string_of_a_mebibyte_in_a_number_is_rejected [Admin],
     payload_times_outside_the_domain_are_rejected [],
     header_names_empty_and_long_are_readable [],
-    hundred_thousand_headers_do_not_stop_the_group [],
+    hundred_thousand_headers_do_not_stop_the_group [Admin],
     letter_of_a_message_at_the_limit_is_whole [Admin],
     letter_above_the_limit_is_truncated [Admin],
     letter_with_too_many_headers_is_truncated [Admin],
@@ -65,7 +65,9 @@ impl<'a> Bench<'a> {
     async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
         let messages = self.lab.drain(member, count).await?;
         let mut positions = Positions::new();
-        messages.iter().for_each(|message| positions.pass(message));
+        for message in &messages {
+            positions.pass(message);
+        }
         Ok(Batch::new(messages, positions, Vec::new()))
     }
 

@@ -315,7 +315,9 @@ async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
     let mut reader = bus.subscribe(request).await?;
     let read = lab.drain(&mut *reader, 8).await?;
     let mut positions = Positions::new();
-    read.iter().for_each(|message| positions.pass(message));
+    for message in &read {
+        positions.pass(message);
+    }
     for outcome in bus.delete_topics(std::slice::from_ref(&deleted)).await? {
         outcome.result?;
     }
