@@ -108,7 +108,10 @@ fn leaderless() -> Result<Completion, Failed> {
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < 20 => {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
-                sent => break drop(sent?),
+                sent => {
+                    sent?;
+                    break;
+                }
             }
         }
         Ok::<_, Failed>(bus)
