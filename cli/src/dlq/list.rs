@@ -80,7 +80,9 @@ pub async fn list(
     let outcome = loop {
         match scan.next().await {
             Ok(Some(messages)) => {
-                messages.iter().for_each(|message| listed.add(Letter(message), selection, &mut seen))
+                for message in &messages {
+                    listed.add(Letter(message), selection, &mut seen);
+                }
             }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),

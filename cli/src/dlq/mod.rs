@@ -31,6 +31,7 @@ pub use show::{Shown, View, show};
 pub const SEEN_ORIGINS: usize = 1_000_000;
 
 /// Returns true for a name that ends with `.dlq`, as dead letter topics do by default.
+#[expect(clippy::case_sensitive_file_extension_comparisons, reason = "topic names are case-sensitive")]
 pub fn is_dead_letter_topic(topic: &TopicName) -> bool {
     topic.as_str().ends_with(".dlq")
 }

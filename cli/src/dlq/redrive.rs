@@ -532,7 +532,9 @@ fn message(letter: Letter<'_>, target: TopicName) -> Result<Message> {
     message.key.clone_from(&letter.0.key);
     message.payload.clone_from(&letter.0.payload);
     message.headers.clone_from(&letter.0.headers);
-    ADDED.iter().for_each(|name| message.headers.remove(name));
+    for name in ADDED {
+        message.headers.remove(name);
+    }
     let redrives = letter.redrives().saturating_add(1).to_string();
     Ok(message.with_header(HeaderName::new(header::REDRIVES)?, redrives))
 }
