@@ -35,6 +35,6 @@ async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
     let (bars, interval) = source::candles(file.path(), &"x:Y".parse().unwrap()).unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
     let job = Job::new(store, bus, Data::Bars(bars, interval)).unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(600), job.run()).await;
+    let ended = tokio::time::timeout(Duration::from_mins(10), job.run()).await;
     assert_eq!(ended.expect("it hangs").unwrap().stored, 2);
 }
