@@ -398,8 +398,10 @@ async fn the_later_file_may_come_first_and_a_second_may_come_again_in_one_file()
 
 #[tokio::test(start_paused = true)]
 async fn a_first_second_of_many_pages_continues_and_is_recognised() {
-    let lines =
-        |from: u32, to: u32| (from..to).map(|n| format!("1700000001,{},1\n", n + 1)).collect::<String>();
+    let lines = |from: u32, to: u32| {
+        let lines: Vec<_> = (from..to).map(|n| format!("1700000001,{},1\n", n + 1)).collect();
+        lines.concat()
+    };
     let (a, b) = (lines(0, 2_500), format!("{}1700000002,9,1\n", lines(2_500, 4_999)));
     let stored = store_files(&memory_store(), &[&a, &b]).await;
     assert_eq!(stored.len(), 5_000);
@@ -410,7 +412,8 @@ async fn a_first_second_of_many_pages_continues_and_is_recognised() {
 
 #[tokio::test(start_paused = true)]
 async fn a_run_over_equal_trades_that_is_killed_anywhere_stores_nothing_twice() {
-    let file: String = (0..30).map(|n| format!("{},5,1\n", 1_700_000_000 + n / 3)).collect();
+    let lines: Vec<_> = (0..30).map(|n| format!("{},5,1\n", 1_700_000_000 + n / 3)).collect();
+    let file = lines.concat();
     let stored = store_files(&memory_store(), &[&file]).await;
     assert_eq!(stored.len(), 30);
     for killed_after in 4..30 {

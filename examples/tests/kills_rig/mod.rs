@@ -214,17 +214,14 @@ impl Poisoner {
                 }
                 let partition = i32::try_from(next / batches.len()).unwrap() % PARTITIONS;
                 let kind = next % batches.len();
-                match produce(&broker, partition, &batches[kind]) {
-                    Ok(offset) => {
-                        sent.acknowledged.insert((partition.cast_unsigned(), offset));
-                        sent.by_kind[kind] += 1;
-                        next += 1;
-                    }
+                if let Ok(offset) = produce(&broker, partition, &batches[kind]) {
+                    sent.acknowledged.insert((partition.cast_unsigned(), offset));
+                    sent.by_kind[kind] += 1;
+                    next += 1;
+                } else {
                     // The broker is down or starts, or the topic is not there yet.
-                    Err(_) => {
-                        sent.unknown += 1;
-                        std::thread::sleep(Duration::from_millis(200));
-                    }
+                    sent.unknown += 1;
+                    std::thread::sleep(Duration::from_millis(200));
                 }
             }
         });
