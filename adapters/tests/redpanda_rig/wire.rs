@@ -139,7 +139,7 @@ fn readdress(frame: &mut [u8], ports: &[(u16, u16)]) {
 /// headers are text in the driver, so that the request is written here: `Produce` version 3.
 pub(crate) fn produce_header(address: &str, topic: &str, name: &[u8]) {
     fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
-        varint(out, bytes.len() as i64);
+        varint(out, i64::try_from(bytes.len()).unwrap());
         out.extend(bytes);
     }
     let mut record = vec![0, 0, 0];
@@ -185,10 +185,10 @@ pub(crate) fn produce_header(address: &str, topic: &str, name: &[u8]) {
 fn varint(out: &mut Vec<u8>, number: i64) {
     let mut rest = ((number << 1) ^ (number >> 63)).cast_unsigned();
     while rest > 0x7f {
-        out.push((rest & 0x7f) as u8 | 0x80);
+        out.push(rest.to_le_bytes()[0] | 0x80);
         rest >>= 7;
     }
-    out.push(rest as u8);
+    out.push(rest.to_le_bytes()[0]);
 }
 
 fn crc32c(bytes: &[u8]) -> u32 {
