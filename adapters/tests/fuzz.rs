@@ -130,7 +130,9 @@ fn any_message_is_decoded_or_refused() {
         r#"{"instrument":"a:B","interval":"1m","open_time":60000000,"open":"1","high":"2","low":"1","close":"2","volume":"3","count":4}"#,
         r#"{"scope":"global","ts":1,"market_cap_usd":"99999999999999999999","btc_dominance":"50","source":"x"}"#,
     ]);
-    seeds.iter_mut().for_each(|seed| seed.insert(0, 9));
+    for seed in &mut seeds {
+        seed.insert(0, 9);
+    }
     seeds.push([&[0][..], b"application/json;charset=UTF-8\n", &seeds[0][1..]].concat());
     seeds.push([&[1][..], b"tick\n", &seeds[0][1..]].concat());
     seeds.push([&[2][..], b"1\n", &seeds[0][1..]].concat());
