@@ -368,8 +368,7 @@ async fn a_second_that_is_split_over_files_is_stored_in_full_and_once() {
         &[&whole, A, B],
         // Three files within one second.
         &[A, "1700000001,103,4\n", "1700000001,104,5\n", "1700000001,105,6\n1700000002,106,7\n"],
-        // A run that ended in the middle of the second, and one that ended after it.
-        &[A, "1700000001,103,4\n1700000001,104,5\n", B],
+        // A run that was killed after the first timestamp of its file.
         &["1700000000,100,1\n1700000001,101,2\n", A, B],
     ] {
         assert_eq!(store_files(&memory_store(), files).await, at_once, "{files:?}");
@@ -406,8 +405,22 @@ async fn a_first_second_of_many_pages_continues_and_is_recognised() {
     let stored = store_files(&memory_store(), &[&a, &b]).await;
     assert_eq!(stored.len(), 5_000);
     assert_eq!(store_files(&memory_store(), &[&a, &b, &b, &a]).await, stored);
-    // A run that was killed within the second.
-    assert_eq!(store_files(&memory_store(), &[&lines(0, 1_000), &a, &b]).await, stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_sequences_on_both_sides_of_the_border_of_two_files_are_all_stored() {
+    let a = "1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n";
+    let b = "1700000001,101,2\n1700000001,102,3\n1700000002,106,7\n";
+    let stored = store_files(&memory_store(), &[a, b]).await;
+    assert_eq!(stored.len(), 6, "{stored:?}");
+    assert_eq!(store_files(&memory_store(), &[a, b, b, a]).await, stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_killed_within_the_first_second_of_its_file_loses_nothing() {
+    // The documented exception: the trades of the killed run are there twice.
+    let stored = store_files(&memory_store(), &[A, "1700000001,103,4\n1700000001,104,5\n", B]).await;
+    assert_eq!(stored.len(), 9, "{stored:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -333,9 +333,9 @@ impl<'a> Run<'a> {
         let outcome = loop {
             match scan.next().await {
                 Ok(Some(messages)) => {
-                    for letter in
-                        messages.iter().map(Letter).filter(|letter| self.plan.selection.holds(*letter))
-                    {
+                    let complete =
+                        |letter: &Letter<'_>| self.plan.selection.holds(*letter) && !letter.is_truncated();
+                    for letter in messages.iter().map(Letter).filter(complete) {
                         letter.origin().map(|origin| self.seen.insert(&origin));
                     }
                 }
@@ -422,7 +422,9 @@ impl<'a> Run<'a> {
         if !self.plan.selection.holds(letter) {
             return Ok(Verdict::Ignored);
         }
-        let is_copy = origin.as_ref().is_some_and(|origin| !self.seen.insert(origin));
+        // A complete copy of a truncated letter has to be published.
+        let is_truncated = letter.is_truncated();
+        let is_copy = !is_truncated && origin.as_ref().is_some_and(|origin| !self.seen.insert(origin));
         let at = self.progress.partitions.get(&letter.0.partition);
         if at.is_some_and(|at| at.processed.contains(&letter.0.offset)) {
             return Ok(Verdict::Ignored);
@@ -432,7 +434,7 @@ impl<'a> Run<'a> {
         };
         Ok(if is_copy {
             Verdict::Copy
-        } else if letter.is_truncated() {
+        } else if is_truncated {
             Verdict::Truncated
         } else if letter.redrives() >= self.plan.max_redrives {
             Verdict::RedrivenTooOften

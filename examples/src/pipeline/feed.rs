@@ -70,7 +70,7 @@ impl<T: Record> Part<T> {
         self.records.extend(self.ahead.take());
         for read in 0..MAX_BATCH {
             let full = self.records.len().max(read) >= BATCH;
-            if full && !self.ordinals {
+            if full && (!self.ordinals || self.records.is_empty()) {
                 break;
             }
             match source.next() {

@@ -13,6 +13,7 @@ pub mod source;
 mod tally;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,9 @@ use std::time::{Duration, Instant};
 use qi_core::agent::{
     AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
 };
-use qi_core::bus::{GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, TopicCatalogue, TopicName};
+use qi_core::bus::{
+    GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, TopicCatalogue, TopicName, TopicPartition,
+};
 use qi_core::health::Health;
 use qi_core::{Backoff, Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result, Selection};
 use tokio_util::sync::CancellationToken;
@@ -92,6 +95,8 @@ const GROUP: &str = "pipeline-writer";
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
 /// The pauses between two requests for the writer's lag once the feed has ended. They double from the first to the last.
 const LAG_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+/// The number of requests without an answer about the lag after which a warning is logged.
+const LOOKS_PER_WARNING: u32 = 30;
 
 impl Job {
     /// Ticks through `bus` into `store`, with everything else as it is by default.
@@ -244,14 +249,34 @@ async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuer
     caught_up(bus, query).await;
 }
 
-/// Returns once nothing is left to read on the topics of the query.
+/// Returns once the group has processed everything that was on the topics of the query at the first look. Messages that
+/// arrive later, from other producers, do not count.
 async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
     let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
+    let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for looks in 1.. {
-        match bus.groups(query).await {
-            Ok(groups) if groups.first().and_then(qi_core::bus::GroupInfo::lag) == Some(0) => return,
+        match bus.groups(query).await.as_deref() {
+            // A lag is known only if each partition has a commit.
+            Ok([group, ..]) if group.lag().is_some() => {
+                let each = || group.partitions.iter();
+                let ends = ends.get_or_insert_with(|| {
+                    each().map(|found| (found.partition.clone(), found.end)).collect()
+                });
+                let mut left = each().filter(|found| {
+                    let end = ends.get(&found.partition).copied().unwrap_or(found.end);
+                    found.committed.is_none_or(|next| next < end)
+                });
+                if left.next().is_none() {
+                    return;
+                }
+            }
+            Ok(_) if looks % LOOKS_PER_WARNING == 0 => {
+                tracing::warn!(?query, "the lag of the writer's group is not known");
+            }
             Ok(_) => {}
-            Err(error) => tracing::warn!(error = %error.report(), "the writer's lag is not known"),
+            Err(error) => {
+                tracing::warn!(error = %error.report(), "the lag of the writer's group is not known")
+            }
         }
         tokio::time::sleep(backoff.delay(looks, 0.0)).await;
     }

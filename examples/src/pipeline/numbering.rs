@@ -12,11 +12,10 @@
 //!
 //! 1. The timestamp before it in the source was stored too.
 //! 2. The trade after the timestamp is stored, or the source has this timestamp only, and all its trades are found.
-//! 3. The trades found are not all equal to each other.
 //!
 //! Otherwise they count as new trades, because a duplicate can be found later and a lost trade cannot. So a file that
 //! is read again, after any kill, stores nothing twice; with one exception: a run that was killed within the first
-//! timestamp of its file, after it had stored nothing but equal trades.
+//! timestamp of its file. Two files that are equal over complete timestamps are taken for one file that is read again.
 //!
 //! Numbers follow the order of the runs, so the earlier file should be read first. Two runs at the same time over one
 //! instrument are not supported.
@@ -200,9 +199,7 @@ fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, passed: 
     let is_read_again = |from: &usize| {
         let found = &stored[*from..stored.len().min(from + own.len())];
         found.iter().zip(own).all(|(stored, own)| equal(stored, own))
-            && (stored_before
-                || (passed && found.len() == own.len())
-                || found.iter().any(|tick| !equal(tick, &found[0])))
+            && (stored_before || (passed && found.len() == own.len()))
     };
     (0..stored.len()).find(is_read_again).unwrap_or(stored.len())
 }
