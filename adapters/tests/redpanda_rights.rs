@@ -184,8 +184,12 @@ async fn groups(brokers: Brokers, spare: Spare) {
         let group = GroupId::new(group).unwrap();
         let request = Subscribe::new(group, [name("seen"), name("secret")]).unwrap();
         let mut sub = root.subscribe(request).await.unwrap();
-        let batch = sub.recv(10, Duration::from_secs(10)).await.unwrap();
-        sub.commit(batch.positions()).await.unwrap();
+        let mut received = 0;
+        while received < 2 {
+            let batch = sub.recv(10, Duration::from_secs(10)).await.unwrap();
+            received += batch.len();
+            sub.commit(batch.positions()).await.unwrap();
+        }
         members.push(sub);
     }
     let options = "--topic seen --from-beginning --max-messages 1 --timeout-ms 15000 --group modern \
