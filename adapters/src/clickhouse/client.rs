@@ -126,7 +126,7 @@ impl Connections {
     /// version, so the answer holds until one is made. A proxy may change the server behind an open connection, so
     /// the answer also expires, and [`Connections::forget_deduplicates`] drops it.
     pub(super) async fn deduplicates(&self) -> Result<bool, Cause> {
-        const LIFETIME: Duration = Duration::from_secs(60);
+        const LIFETIME: Duration = Duration::from_mins(1);
         let mut answer = self.deduplicates.lock().await;
         let made = self.made.load(Ordering::SeqCst);
         if let Some(answer) = &*answer

@@ -18,7 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, ReadHalf, Ready, WriteHalf};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
@@ -174,7 +174,7 @@ async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStrea
 async fn closed(driver: &UnixStream) {
     const PERIOD: Duration = Duration::from_millis(500);
     // The runtime tells of a closed end only together with other events.
-    while !driver.ready(Interest::WRITABLE).await.is_ok_and(|ready| ready.is_write_closed()) {
+    while !driver.ready(Interest::WRITABLE).await.is_ok_and(Ready::is_write_closed) {
         tokio::time::sleep(PERIOD).await;
     }
 }
