@@ -332,7 +332,8 @@ async fn an_answer_without_an_end_is_an_error() {
     assert_eq!(of(&error), too_large);
 }
 
-/// A server that answers statements by what they ask, and keeps the address and the text of each request.
+/// A server that answers statements by what they ask, and keeps the address and the text of each request. It keeps a
+/// connection unless the answer closes it.
 async fn scripted(
     reply: impl Fn(&str, &str) -> Vec<u8> + Send + 'static,
 ) -> (ClickHouseConfig, Arc<Mutex<Vec<(String, String)>>>) {
@@ -341,8 +342,12 @@ async fn scripted(
     let log = Arc::<Mutex<Vec<(String, String)>>>::default();
     let kept = log.clone();
     tokio::spawn(async move {
+        let mut open = None;
         loop {
-            let (mut client, _) = listener.accept().await.unwrap();
+            let mut client = match open.take() {
+                Some(client) => client,
+                None => listener.accept().await.unwrap().0,
+            };
             let mut seen = Vec::new();
             let (address, body) = loop {
                 client.read_buf(&mut seen).await.unwrap();
@@ -360,6 +365,7 @@ async fn scripted(
             let bytes = reply(&address, &body);
             kept.lock().unwrap().push((address, body));
             let _ = client.write_all(&bytes).await;
+            open = Some(client).filter(|_| !String::from_utf8_lossy(&bytes).contains("Connection: close"));
         }
     });
     (config, log)
@@ -411,6 +417,37 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
         assert_eq!(last_insert(), version, "the insert was sent again as the new version needs it");
         assert_eq!(knows.load(Ordering::SeqCst), version);
     }
+}
+
+#[tokio::test]
+async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
+    let knows = Arc::new(AtomicBool::new(true));
+    let now = knows.clone();
+    let kept = |status: &str, headers: &str, body: &[u8]| {
+        let text = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+        [text.as_bytes(), body].concat()
+    };
+    let (config, log) = scripted(move |address, body| {
+        let knows = now.load(Ordering::SeqCst);
+        if body.contains("system.settings") {
+            return kept("200 OK", "", &u64::from(knows).to_le_bytes());
+        }
+        if address.contains("deduplicate_insert=disable") && !knows {
+            let text = b"Code: 115. DB::Exception: Setting deduplicate_insert is unknown. (UNKNOWN_SETTING)";
+            return kept("404 Not Found", "X-ClickHouse-Exception-Code: 115\r\n", text);
+        }
+        kept("200 OK", "", b"")
+    })
+    .await;
+    let store = ClickHouseStore::open(config).unwrap();
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    log.lock().unwrap().clear();
+    // A proxy leads the open connection to an older server.
+    knows.store(false, Ordering::SeqCst);
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    let log = log.lock().unwrap();
+    assert_eq!(log.iter().map(|(address, _)| is_insert(address)).collect::<Vec<_>>(), [true, false, true]);
+    assert!(!log.last().unwrap().0.contains("deduplicate_insert=disable"));
 }
 
 #[tokio::test]

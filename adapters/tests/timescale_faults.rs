@@ -309,6 +309,8 @@ async fn failover(server: Server, first: Spare) {
         config.port = Some(switch.port);
         config.application_name = Some(name.to_owned());
         config.pool.max_connections = u32::try_from(CONNECTIONS).unwrap();
+        // Several pieces, so that an insert borrows a second connection.
+        config.write.piece = 2;
         TimescaleStore::open(config).unwrap()
     };
     // Bare, and with the retries that every opened store has by default.

@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::{HealthReport, RuntimeHandle};
+use crate::error::MAX_CONTEXT_CHARS;
 use crate::{Error, ErrorKind, MessageBus, Port, PriceStore, Result};
 
 /// How long a backend has for its answer: less than the second that Kubernetes gives a probe unless told otherwise.
@@ -83,7 +84,8 @@ pub struct BackendHealth {
     pub up: bool,
     /// How long its answer took, in milliseconds.
     pub round_trip_ms: Option<f64>,
-    /// The server's version, where a store says it.
+    /// The server's version, where a store says it. It is the server's text, so a probe does not show it.
+    #[serde(skip_serializing)]
     pub version: Option<String>,
     /// The code of the error if it is not up. The server's text goes to the log only, because anybody may read a probe.
     pub error: Option<String>,
@@ -239,7 +241,8 @@ impl Backend {
             Ok(match &self.port {
                 Asked::Store(store) => {
                     let status = store.ping().await?;
-                    (status.round_trip, status.version)
+                    let version = status.version.map(|text| text.chars().take(MAX_CONTEXT_CHARS).collect());
+                    (status.round_trip, version)
                 }
                 Asked::Bus(bus) => (bus.ping().await?.round_trip, None),
             })

@@ -8,7 +8,7 @@ use crate::error::MAX_CONTEXT_CHARS;
 const MAX_SEARCHED_BYTES: usize = 8 << 10;
 const HIDDEN: &str = "***";
 /// Words that mark a key as secret, in lower case and without separators.
-const SECRETS: [&str; 11] = [
+const SECRETS: [&str; 12] = [
     "password",
     "passwd",
     "passphrase",
@@ -18,6 +18,7 @@ const SECRETS: [&str; 11] = [
     "credential",
     "apikey",
     "accesskey",
+    "clickhousekey",
     "privatekey",
     "authorization",
 ];
@@ -26,7 +27,8 @@ const SECRETS: [&str; 11] = [
 /// values of keys that name a secret.
 pub(crate) fn tidy(value: &str) -> String {
     let end = value.floor_char_boundary(MAX_SEARCHED_BYTES);
-    let hidden = hide_credentials(&value[..end], end < value.len());
+    let hidden = hide_pem(&value[..end]);
+    let hidden = hide_credentials(&hidden, end < value.len());
     let hidden = hide_values(&hidden);
     let mut out = String::with_capacity(hidden.len().min(MAX_CONTEXT_CHARS));
     for (n, c) in hidden.chars().enumerate() {
@@ -50,18 +52,27 @@ pub(crate) fn names_secret(key: &str) -> bool {
     key == "pass" || SECRETS.iter().any(|word| key.contains(word))
 }
 
+/// Hides a PEM and all that follows it.
+fn hide_pem(text: &str) -> Cow<'_, str> {
+    match text.find("-----BEGIN") {
+        Some(at) => Cow::Owned(format!("{}{HIDDEN}", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
+}
+
 /// Replaces the value of each key that names a secret: `password=x`, `password = 'a b'`, `password: x`,
-/// `"password":"x"` and the escaped form of JSON inside JSON.
+/// `--password x`, `"password":"x"`, `["password","x"]`, `"name":"password","value":"x"` and the escaped forms of JSON
+/// inside JSON.
 fn hide_values(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut shown = 0;
     let mut at = 0;
     while let Some(key) = next_key(text, at) {
         at = key.end;
-        if !names_secret(&text[key]) {
+        if !names_secret(&text[key.clone()]) {
             continue;
         }
-        let Some(value) = value_start(text, at) else { continue };
+        let Some(value) = value_start(text, key) else { continue };
         let (from, to) = secret(text, value);
         if from < to && from >= shown {
             out.push_str(&text[shown..from]);
@@ -95,8 +106,9 @@ fn next_key(text: &str, at: usize) -> Option<std::ops::Range<usize>> {
     Some(start..end)
 }
 
-/// The start of the value of a key that ends at `at`, if a separator or a quoted value follows.
-fn value_start(text: &str, at: usize) -> Option<usize> {
+/// The start of the value of a key, if a separator or a quoted value follows, or if the key is an option.
+fn value_start(text: &str, key: std::ops::Range<usize>) -> Option<usize> {
+    let at = key.end;
     let skip = |from: usize, wanted: fn(char) -> bool| {
         text[from..].find(|c| !wanted(c)).map_or(text.len(), |length| from + length)
     };
@@ -120,6 +132,22 @@ fn value_start(text: &str, at: usize) -> Option<usize> {
         }
         // `ALTER ROLE u PASSWORD 'x'`
         None if end == at && space > end && text[space..].starts_with(quotes) => Some(space),
+        // `--password x`
+        None if end == at && space > end && text[key.clone()].starts_with("--") => Some(space),
+        None if end > at && text[space..].starts_with(',') => {
+            let next = skip(space + 1, char::is_whitespace);
+            let name = skip(next, quotes);
+            // `"name":"password","value":"x"`
+            if name > next && text[name..].starts_with("value") {
+                let colon = skip(skip(name + "value".len(), quotes), char::is_whitespace);
+                if text[colon..].starts_with(':') {
+                    return Some(skip(colon + 1, char::is_whitespace));
+                }
+            }
+            // `["password","x"]`
+            let before = text[..key.start].trim_end_matches(quotes).trim_end();
+            before.ends_with(['[', '(']).then_some(next)
+        }
         None => None,
     }
 }
@@ -240,7 +268,7 @@ mod tests {
     use crate::{Error, ErrorKind};
 
     /// The ways in which a value can be written after a key, with `%` for the key and `@` for the value.
-    const FORMS: [&str; 12] = [
+    const FORMS: [&str; 17] = [
         "host=h %=@ user=u",
         "host=h % = @ user=u",
         "%: @",
@@ -253,8 +281,13 @@ mod tests {
         "{\"%\" : @ }",
         "['%': @]",
         "% :\n  @\n",
+        "run --% @ --other 1",
+        "{\"name\":\"%\",\"value\":@}",
+        "{\"name\": \"%\", \"value\": @, \"x\": 1}",
+        "[\"%\",@]",
+        "('%', @)",
     ];
-    const KEYS: [&str; 14] = [
+    const KEYS: [&str; 15] = [
         "password",
         "PASSWORD",
         "db_Password",
@@ -267,6 +300,7 @@ mod tests {
         "ssl.key.passphrase",
         "api_key",
         "X-API-Key",
+        "X-ClickHouse-Key",
         "apiKey",
         "secretAccessKey",
     ];
@@ -342,9 +376,20 @@ mod tests {
             ),
             ("field password must not be empty", "field password must not be empty"),
             ("pwd: a,b;c", "pwd: ***"),
+            ("X-ClickHouse-Key: x y", "X-ClickHouse-Key: *** y"),
+            ("qi --password x --host h", "qi --password *** --host h"),
+            ("{\"name\":\"password\",\"value\":\"x\"}", "{\"name\":\"password\",\"value\":\"***\"}"),
+            ("[\"password\", \"x\"]", "[\"password\", \"***\"]"),
+            ("one of `password`, `url`, `host`", "one of `password`, `url`, `host`"),
         ] {
             assert_eq!(hide_values(given), shown);
         }
+    }
+
+    #[test]
+    fn a_pem_is_hidden() {
+        let text = "key: -----BEGIN PRIVATE KEY-----\nMIIhunter2\n-----END PRIVATE KEY-----";
+        assert_eq!(tidy(text), "key: ***");
     }
 
     #[test]

@@ -57,6 +57,11 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
         (&"prices".into(), &"store".into(), &"memory".into(), &false.into(), &"unavailable".into())
     );
     assert_eq!(store["error"], "chaos.error", "a code, and no text of the server");
+    sleep(Duration::from_secs(1)).await;
+    let check = health.check().await;
+    assert!(check.backends[0].up && check.backends[0].version.is_some());
+    let json = serde_json::to_value(&check).unwrap();
+    assert_eq!(json["backends"][0].get("version"), None, "the version is text of the server");
     assert_eq!((&json["backends"][1]["up"], &json["runtime"]["ready"]), (&true.into(), &true.into()));
 
     handle.shutdown();

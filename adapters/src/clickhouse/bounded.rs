@@ -127,7 +127,13 @@ impl Collector {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
-                "connection" => continue,
+                // Of these only `close` matters to the client; the other options may frame the body.
+                "connection" => {
+                    if value.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")) {
+                        kept.push_str("connection: close\r\n");
+                    }
+                    continue;
+                }
                 "content-length" => {
                     if matches!(framing, Framing::Close) {
                         framing = Framing::Length(value.parse().ok()?);
@@ -335,6 +341,9 @@ mod tests {
                 assert_eq!(passed(response, size), (wanted.to_vec(), false));
             }
         }
+        let closing = b"HTTP/1.1 404 Not Found\r\nConnection: TE, Close\r\nContent-Length: 0\r\n\r\n";
+        let wanted = b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(passed(closing, 7), (wanted.to_vec(), false));
         let early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
         let (out, cut) = passed(early, 9);
         assert!(out.ends_with(b"content-length: 0\r\n\r\n") && !cut, "{}", String::from_utf8_lossy(&out));

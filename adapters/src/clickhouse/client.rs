@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clickhouse::{Client, Compression as Wire};
 use qi_core::{Error, ErrorKind, Result};
@@ -25,13 +25,21 @@ pub(super) struct Connections {
     insert: Client,
     /// The connections made so far.
     made: Arc<AtomicU64>,
-    /// Whether the server knows `deduplicate_insert`, and the value of `made` before the question.
-    deduplicates: Mutex<Option<(u64, bool)>>,
+    /// The last answer to whether the server knows `deduplicate_insert`.
+    deduplicates: Mutex<Option<Answer>>,
     permits: Semaphore,
     most: usize,
     acquire_timeout: Duration,
     address: String,
     version: RwLock<Option<String>>,
+}
+
+/// Whether the server knows `deduplicate_insert`.
+struct Answer {
+    /// The value of `made` before the question.
+    made: u64,
+    at: Instant,
+    deduplicates: bool,
 }
 
 impl Connections {
@@ -115,14 +123,17 @@ impl Connections {
     /// `deduplicate_insert` stands above `insert_deduplicate` since version 26.2, and is on there unless it is told
     /// otherwise; an older server refuses the name. So the first insert asks, which also shows that a ClickHouse
     /// answers: whoever says "200 OK" to an insert need not be one. A new connection may lead to another server or
-    /// version, so the answer holds until one is made.
+    /// version, so the answer holds until one is made. A proxy may change the server behind an open connection, so
+    /// the answer also expires, and [`Connections::forget_deduplicates`] drops it.
     pub(super) async fn deduplicates(&self) -> Result<bool, Cause> {
+        const LIFETIME: Duration = Duration::from_mins(1);
         let mut answer = self.deduplicates.lock().await;
         let made = self.made.load(Ordering::SeqCst);
-        if let Some((known, deduplicates)) = *answer
-            && known == made
+        if let Some(answer) = &*answer
+            && answer.made == made
+            && answer.at.elapsed() < LIFETIME
         {
-            return Ok(deduplicates);
+            return Ok(answer.deduplicates);
         }
         let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
         let known = rows(&self.plain, sql, |row| Ok(row.u64()?)).await?;
@@ -131,8 +142,13 @@ impl Connections {
             [1] => true,
             _ => return Err(Malformed(format!("{known:?} is no number of settings")).into()),
         };
-        *answer = Some((made, deduplicates));
+        *answer = Some(Answer { made, at: Instant::now(), deduplicates });
         Ok(deduplicates)
+    }
+
+    /// Makes the next insert ask again: a server refused a setting.
+    pub(super) async fn forget_deduplicates(&self) {
+        *self.deduplicates.lock().await = None;
     }
 
     /// The client for inserts into a server that knows `deduplicate_insert` or does not.

@@ -70,10 +70,15 @@ impl ClickHouseStore {
                 }
                 Err(cause) if !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
                 // The request may have met another version of the server than the one that was asked.
-                result => match connections.deduplicates().await? {
-                    now if now == deduplicates => return result,
-                    now => deduplicates = now,
-                },
+                result => {
+                    if result.is_err() {
+                        connections.forget_deduplicates().await;
+                    }
+                    match connections.deduplicates().await? {
+                        now if now == deduplicates => return result,
+                        now => deduplicates = now,
+                    }
+                }
             }
         }
         Err(Cause::Changing)

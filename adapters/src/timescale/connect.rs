@@ -165,10 +165,8 @@ impl Connections {
     /// Two that hold one may wait here for each other's, so this gives up after a while.
     pub(super) async fn lease_spare(&self) -> Option<Lease> {
         const PATIENCE: Duration = Duration::from_secs(2);
-        if let Some(connection) = self.pool.try_acquire() {
-            return Some(self.lend(connection));
-        }
-        if self.pool.size() >= self.pool.options().get_max_connections() {
+        // `try_acquire` would lend a connection that nothing asked: of a schema or server that is gone, maybe.
+        if self.pool.num_idle() == 0 && self.pool.size() >= self.pool.options().get_max_connections() {
             return None;
         }
         let connection = tokio::time::timeout(PATIENCE, self.pool.acquire()).await.ok()?.ok()?;

@@ -18,7 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, ReadHalf, Ready, WriteHalf};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,9 @@ use tokio_rustls::client::TlsStream;
 
 /// The bytes that are copied at once in each direction.
 const BUFFER: usize = 64 * 1024;
+
+/// The longest time until a connection to the server is encrypted.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// The server and how it proves its identity. Each PEM is text or the path of a file.
 #[derive(Debug, Clone)]
@@ -100,13 +103,79 @@ async fn accept(listener: UnixListener, route: Arc<Route>, failure: Arc<Mutex<Op
     }
 }
 
-async fn carry(mut driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
-    let connected = route.connect().await;
+/// Carries one connection of the driver. The first end that closes ends both.
+async fn carry(driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
+    let connected = tokio::select! {
+        connected = tokio::time::timeout(CONNECT, route.connect()) => connected,
+        // The driver gave up: nobody asks why.
+        () = closed(&driver) => return,
+    };
+    let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
     *failure.lock().unwrap_or_else(PoisonError::into_inner) =
         connected.as_ref().err().map(|error| (error.kind(), error.to_string()));
-    if let Ok(mut server) = connected {
-        // Both ends see a closed connection, whatever the reason.
-        let _ = tokio::io::copy_bidirectional_with_sizes(&mut driver, &mut server, BUFFER, BUFFER).await;
+    if let Ok(server) = connected {
+        let (mut from, mut to) = tokio::io::split(server);
+        let _ = tokio::select! {
+            ended = send(&driver, &mut to) => ended,
+            ended = receive(&mut from, &driver) => ended,
+        };
+    }
+}
+
+/// Copies what the driver sends, until it closes its end. A server that does not read does not delay that.
+async fn send(driver: &UnixStream, server: &mut WriteHalf<TlsStream<TcpStream>>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        driver.readable().await?;
+        let bytes = match driver.try_read(&mut buffer) {
+            Ok(count) => &buffer[..count],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        let write = async {
+            if bytes.is_empty() {
+                return server.shutdown().await;
+            }
+            server.write_all(bytes).await?;
+            server.flush().await
+        };
+        tokio::select! {
+            biased;
+            written = write => written?,
+            () = closed(driver) => return Ok(()),
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Copies what the server sends, until it closes its end.
+async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStream) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = server.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            driver.writable().await?;
+            match driver.try_write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Waits until the driver has closed its end, and reads nothing of what it sent before.
+async fn closed(driver: &UnixStream) {
+    const PERIOD: Duration = Duration::from_millis(500);
+    // The runtime tells of a closed end only together with other events.
+    while !driver.ready(Interest::WRITABLE).await.is_ok_and(Ready::is_write_closed) {
+        tokio::time::sleep(PERIOD).await;
     }
 }
 
@@ -223,6 +292,8 @@ impl ServerCertVerifier for AnyHost {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+
     use super::*;
 
     #[test]
@@ -257,5 +328,87 @@ mod tests {
         assert_eq!(tunnel.failure().unwrap().kind(), ErrorKind::ConnectionRefused);
         drop(tunnel);
         assert!(!folder.exists());
+    }
+
+    /// A connection that is carried to a listener, and its two ends.
+    async fn carried(root_cert: &str) -> (JoinHandle<()>, UnixStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let route = Route {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+            root_cert: root_cert.to_owned(),
+            client: None,
+            verifies_host: false,
+        };
+        let (driver, end) = UnixStream::pair().unwrap();
+        let carried = tokio::spawn(carry(end, Arc::new(route), Arc::default()));
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_exact(&mut [0; 8]).await.unwrap();
+        (carried, driver, server)
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_gives_up_ends_the_connection_to_a_silent_server() {
+        let (carried, mut driver, mut server) = carried("/no/such/file").await;
+        driver.write_all(b"startup").await.unwrap();
+        drop(driver);
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+        carried.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_given_up() {
+        let (carried, mut driver, _server) = carried("/no/such/file").await;
+        carried.await.unwrap();
+        assert_eq!(driver.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_first_end_that_closes_ends_both() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&key).unwrap();
+        let (pem, issuer) = (authority.pem(), rcgen::Issuer::new(params, key));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf.der().clone()], key)
+                .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        for driver_first in [true, false] {
+            let (carried, mut driver, mut server) = carried(&pem).await;
+            server.write_all(b"S").await.unwrap();
+            let mut server = acceptor.accept(server).await.unwrap();
+            let (sent, received) = (vec![7; 3 * BUFFER], &mut vec![0; 3 * BUFFER]);
+            let write = async {
+                driver.write_all(&sent).await.unwrap();
+                driver.read_exact(received).await.unwrap();
+            };
+            let echo = async {
+                let mut bytes = vec![0; 3 * BUFFER];
+                server.read_exact(&mut bytes).await.unwrap();
+                server.write_all(&bytes).await.unwrap();
+                server.flush().await.unwrap();
+            };
+            tokio::join!(write, echo);
+            assert_eq!(sent, *received);
+            // The other end is still open.
+            if driver_first {
+                drop(driver);
+                carried.await.unwrap();
+                assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+            } else {
+                drop(server);
+                carried.await.unwrap();
+                assert_eq!(driver.read(&mut [0]).await.unwrap(), 0);
+            }
+        }
     }
 }
