@@ -60,6 +60,8 @@ fn main() {
             aborted_before_an_open_transaction,
         ),
         trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
+        trial(&brokers, "a_zstd_batch_of_more_than_100_mb_is_read", large_zstd_batch),
+        trial(&brokers, "a_batch_beyond_the_limit_stops_its_reader_until_a_seek", batch_beyond_the_limit),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -97,6 +99,69 @@ fn begin(
     }
     producer.flush(30 * SECOND).unwrap();
     producer
+}
+
+/// Sends messages of 1 MB in one zstd batch, then a small message.
+fn send_zstd(brokers: &Brokers, topic: &TopicName, count: usize) {
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", brokers.config().brokers.unwrap()).set("compression.type", "zstd");
+    config.set("linger.ms", "2000").set("message.max.bytes", "1000000000").set("batch.size", "1000000000");
+    let producer: BaseProducer = config.create().unwrap();
+    let zeros = vec![0; 1_000_000];
+    for (payload, count) in [(&zeros[..], count), (&b"1"[..], 1)] {
+        for _ in 0..count {
+            let record = BaseRecord::<(), [u8]>::to(topic.as_str()).partition(0).payload(payload);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(60 * SECOND).unwrap();
+    }
+}
+
+async fn large_zstd_batch(brokers: Brokers) {
+    const MESSAGES: usize = 150;
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    send_zstd(&brokers, &topic, MESSAGES);
+    let from = [(TopicPartition::new(topic.clone(), 0), SeekTo::Earliest)];
+    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
+    let deadline = Instant::now() + 60 * SECOND;
+    let mut came = 0;
+    while came <= MESSAGES {
+        assert!(Instant::now() < deadline, "only {came} messages came");
+        came += reader.recv(10, SECOND).await.unwrap().len();
+    }
+    reader.close().await.unwrap();
+}
+
+async fn batch_beyond_the_limit(brokers: Brokers) {
+    let bus = open(&brokers, |config| {
+        config.properties.insert("receive.message.max.bytes".to_owned(), "2000000".into());
+        config.properties.insert("fetch.max.bytes".to_owned(), "1000000".into());
+    });
+    let topic = create(&bus, spec(1)).await;
+    send_zstd(&brokers, &topic, 10);
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let from = [(partition.clone(), SeekTo::Earliest)];
+    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
+    let deadline = Instant::now() + 30 * SECOND;
+    for _ in 0..2 {
+        // It is fetched again.
+        let error = loop {
+            assert!(Instant::now() < deadline, "no error came");
+            match reader.recv(10, SECOND).await {
+                Ok(batch) => assert!(batch.is_empty()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::CorruptData, "{error}");
+    }
+    reader.seek(&[(partition, SeekTo::Offset(10))]).await.unwrap();
+    let mut came = 0;
+    while came == 0 {
+        assert!(Instant::now() < deadline, "nothing came after the batch");
+        came += reader.recv(10, SECOND).await.map_or(0, |batch| batch.len());
+    }
+    reader.close().await.unwrap();
 }
 
 /// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.

@@ -127,6 +127,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
+        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
+        .set("receive.message.max.bytes", MOST.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
