@@ -56,10 +56,12 @@ fn main() {
         trial(&brokers, "transaction_markers_and_aborted_messages_leave_no_lag", markers),
         trial(
             &brokers,
-            "aborted_messages_before_an_open_transaction_leave_no_lag",
+            "aborted_messages_before_an_open_transaction_leave_a_lag_until_it_ends",
             aborted_before_an_open_transaction,
         ),
         trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
+        trial(&brokers, "a_zstd_batch_of_more_than_100_mb_is_read", large_zstd_batch),
+        trial(&brokers, "a_batch_beyond_the_limit_stops_its_reader_until_a_seek", batch_beyond_the_limit),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -97,6 +99,69 @@ fn begin(
     }
     producer.flush(30 * SECOND).unwrap();
     producer
+}
+
+/// Sends messages of 1 MB in one zstd batch, then a small message.
+fn send_zstd(brokers: &Brokers, topic: &TopicName, count: usize) {
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", brokers.config().brokers.unwrap()).set("compression.type", "zstd");
+    config.set("linger.ms", "2000").set("message.max.bytes", "1000000000").set("batch.size", "1000000000");
+    let producer: BaseProducer = config.create().unwrap();
+    let zeros = vec![0; 1_000_000];
+    for (payload, count) in [(&zeros[..], count), (&b"1"[..], 1)] {
+        for _ in 0..count {
+            let record = BaseRecord::<(), [u8]>::to(topic.as_str()).partition(0).payload(payload);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(60 * SECOND).unwrap();
+    }
+}
+
+async fn large_zstd_batch(brokers: Brokers) {
+    const MESSAGES: usize = 150;
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    send_zstd(&brokers, &topic, MESSAGES);
+    let from = [(TopicPartition::new(topic.clone(), 0), SeekTo::Earliest)];
+    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
+    let deadline = Instant::now() + 60 * SECOND;
+    let mut came = 0;
+    while came <= MESSAGES {
+        assert!(Instant::now() < deadline, "only {came} messages came");
+        came += reader.recv(10, SECOND).await.unwrap().len();
+    }
+    reader.close().await.unwrap();
+}
+
+async fn batch_beyond_the_limit(brokers: Brokers) {
+    let bus = open(&brokers, |config| {
+        config.properties.insert("receive.message.max.bytes".to_owned(), "2000000".into());
+        config.properties.insert("fetch.max.bytes".to_owned(), "1000000".into());
+    });
+    let topic = create(&bus, spec(1)).await;
+    send_zstd(&brokers, &topic, 10);
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let from = [(partition.clone(), SeekTo::Earliest)];
+    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
+    let deadline = Instant::now() + 30 * SECOND;
+    for _ in 0..2 {
+        // It is fetched again.
+        let error = loop {
+            assert!(Instant::now() < deadline, "no error came");
+            match reader.recv(10, SECOND).await {
+                Ok(batch) => assert!(batch.is_empty()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::CorruptData, "{error}");
+    }
+    reader.seek(&[(partition, SeekTo::Offset(10))]).await.unwrap();
+    let mut came = 0;
+    while came == 0 {
+        assert!(Instant::now() < deadline, "nothing came after the batch");
+        came += reader.recv(10, SECOND).await.map_or(0, |batch| batch.len());
+    }
+    reader.close().await.unwrap();
 }
 
 /// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
@@ -160,16 +225,27 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     let open_one = begin(&brokers, &topic, 0, 5..8);
     aborted.abort_transaction(30 * SECOND).unwrap();
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
-    // The log ends before the open transaction, and no marker is readable.
-    assert!(drain(&bus, &mut *sub, topic.as_str()).await.is_empty());
-    open_one.commit_transaction(30 * SECOND).unwrap();
-    let deadline = Instant::now() + 30 * SECOND;
-    let mut numbers = Vec::new();
-    while numbers.len() < 3 {
-        assert!(Instant::now() < deadline, "only {numbers:?} came");
-        numbers.extend(sub.recv(10, SECOND).await.unwrap().iter().map(number));
+    let query = GroupQuery::one(GroupId::new(topic.as_str()).unwrap());
+    // The reader passes the aborted messages. The open transaction counts in the lag and in the end of the log.
+    for _ in 0..4 {
+        let batch = sub.recv(10, SECOND).await.unwrap();
+        assert!(batch.is_empty());
+        sub.commit(batch.positions()).await.unwrap();
+        let lag = bus.groups(&query).await.unwrap()[0].lag();
+        assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
+        let listed = bus.topics().await.unwrap();
+        let high = listed.iter().find(|info| info.name == topic).unwrap().partitions[0].high;
+        assert!(high >= 8, "the end is {high}");
     }
+    open_one.commit_transaction(30 * SECOND).unwrap();
+    let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
+    // One that is aborted leaves no lag either.
+    let open_one = begin(&brokers, &topic, 0, 8..11);
+    let lag = bus.groups(&query).await.unwrap()[0].lag();
+    assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
+    open_one.abort_transaction(30 * SECOND).unwrap();
+    assert!(drain(&bus, &mut *sub, topic.as_str()).await.is_empty());
     sub.close().await.unwrap();
 }
 

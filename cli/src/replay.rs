@@ -185,13 +185,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
             };
             keep(&batch, self.store, self.plan, &ends, &mut self.replayed).await?;
             (self.progress)(self.replayed.stored);
-            // Positions, because offsets need not be dense. A partition that was read to its end gives no progress.
-            let moved = batch.positions().iter().map(|(partition, next)| (partition.clone(), next));
-            let reset = batch.notices().iter().filter_map(|notice| match notice {
-                Notice::Reset { partition, to, .. } => Some((partition.clone(), *to)),
-                _ => None,
-            });
-            for (partition, next) in reset.chain(moved) {
+            for (partition, next) in places(&batch) {
                 if ends.contains_key(&partition) && positions.get(&partition) != Some(next) {
                     heard = Instant::now();
                 }
@@ -219,6 +213,22 @@ impl<P: Fn(u64)> Replay<'_, P> {
         self.replayed.interrupted = true;
         Ok(None)
     }
+}
+
+/// Where partitions are after a batch. Positions, because offsets need not be dense; a partition that was read to its end
+/// gives no progress.
+fn places(batch: &Batch) -> BTreeMap<TopicPartition, u64> {
+    let resets = batch.notices().iter().filter_map(|notice| match notice {
+        Notice::Reset { partition, to, .. } => Some((partition.clone(), *to)),
+        _ => None,
+    });
+    let mut places: BTreeMap<_, _> = resets.collect();
+    // What is delivered from before a reset is below it, and what comes after is above.
+    for (partition, next) in batch.positions().iter() {
+        let place = places.entry(partition.clone()).or_insert(next);
+        *place = next.max(*place);
+    }
+    places
 }
 
 /// Stores one batch.
@@ -288,5 +298,21 @@ impl Sorted {
             store.insert_snapshots(&snapshots).await?;
         }
         Ok((ticks.len() + quotes.len() + bars.len() + snapshots.len()) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_moves_the_place_beyond_the_messages_before_it() {
+        let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
+        for (next, expected) in [(5, 9), (12, 12)] {
+            let positions = [(partition.clone(), next)].into_iter().collect();
+            let reset = Notice::Reset { partition: partition.clone(), from: 5, to: 9 };
+            let batch = Batch::new(Vec::new(), positions, vec![reset]);
+            assert_eq!(places(&batch), [(partition.clone(), expected)].into());
+        }
     }
 }

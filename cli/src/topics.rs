@@ -58,7 +58,7 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
 }
 
 /// Returns the lag of groups, a row for each partition, or one for each group and topic if they are added up. A
-/// partition without a commit has no lag. A group that is hidden, or that cannot be described, has a row without members.
+/// partition without a commit has no lag, nor has one whose end is unknown, because it has no leader. A group that is hidden, or that cannot be described, has a row without members.
 ///
 /// # Errors
 /// Of the bus.
@@ -98,7 +98,7 @@ fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
                     topic,
                     number,
                     or_null(p.committed),
-                    p.end.into(),
+                    or_null(p.end),
                     or_null(p.lag),
                 ]);
             }
@@ -107,9 +107,10 @@ fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
         for part in group.partitions.chunk_by(|one, other| one.partition.topic == other.partition.topic) {
             let [id, state, members] = of_group();
             let without = part.iter().filter(|p| p.committed.is_none()).count();
-            let lag = total(part.iter().filter_map(|p| p.lag));
+            let known = part.iter().all(|p| p.end.is_some());
+            let lag = or_null(known.then(|| total(part.iter().filter_map(|p| p.lag))));
             let topic = text(&part[0].partition.topic);
-            listing.push([id, state, members, topic, part.len().into(), without.into(), lag.into()]);
+            listing.push([id, state, members, topic, part.len().into(), without.into(), lag]);
         }
     }
     listing
@@ -152,6 +153,17 @@ mod tests {
         let listing = topic_rows(&[info.clone(), info.with_settings(settings)]);
         assert_eq!(listing.rows()[0][8..], ["hidden", "hidden"]);
         assert_eq!(listing.rows()[1][8..], [text("compact"), Value::Null]);
+    }
+
+    #[test]
+    fn lag_is_empty_while_an_end_is_unknown() {
+        let row = |number, end| GroupPartition::new(TopicPartition::new(topic(), number), Some(4), end);
+        let rows = vec![row(0, Some(9)), row(1, None)];
+        let groups = [GroupInfo::new("a".parse().unwrap(), GroupState::Empty, Vec::new(), rows)];
+        assert_eq!(lag_rows(&groups, false).rows()[0].last(), Some(&Value::Null));
+        let each = lag_rows(&groups, true);
+        assert_eq!(each.rows()[0].last(), Some(&5.into()));
+        assert_eq!(each.rows()[1][6..], [Value::Null, Value::Null]);
     }
 
     #[test]

@@ -155,6 +155,22 @@ pub(super) fn is_gone(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether a partition has no leader, or another one than the client knows.
+pub(super) fn is_leaderless(error: &KafkaError) -> bool {
+    matches!(
+        code_of(error),
+        Some(
+            Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::BrokerNotAvailable
+                | Code::ReplicaNotAvailable
+                | Code::FencedLeaderEpoch
+                | Code::UnknownLeaderEpoch
+                | Code::OffsetNotAvailable
+        )
+    )
+}
+
 /// Whether the principal may not describe a topic.
 pub(super) fn is_hidden(error: &KafkaError) -> bool {
     code_of(error) == Some(Code::TopicAuthorizationFailed)

@@ -163,6 +163,11 @@ impl Look<'_> {
                     let committed = commits.get(&place).copied();
                     partitions.push(GroupPartition::new(place, committed, end));
                 }
+                // The other partitions do not fail for this one.
+                Err(error) if error::is_leaderless(&error) => {
+                    let committed = commits.get(&place).copied();
+                    partitions.push(GroupPartition::new(place, committed, None));
+                }
                 // The topic was deleted meanwhile, or the principal may not describe it.
                 Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
                 Err(error) => return Err(failed(error)),

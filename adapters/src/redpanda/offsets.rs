@@ -1,13 +1,15 @@
 //! Questions about offsets, each one call for all partitions: the ends of logs, offsets by time, commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use qi_core::Timestamp;
 use qi_core::bus::{StartFrom, TopicPartition};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
+
+use super::error;
 
 /// Which offset of a partition is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +63,13 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     let list = list(partitions.iter().map(|partition| (*partition, asked)))?;
     let answers = match client.offsets_for_times(list, limit) {
         Ok(list) => read(&list),
-        // One partition that was deleted meanwhile, or that is hidden, can be the error of all; it is looked for.
-        Err(error) if super::error::is_gone(&error) || super::error::is_hidden(&error) => {
+        // librdkafka says so of partitions without leaders, too.
+        Err(error) if error::code_of(&error) == Some(Code::UnknownPartition) => {
+            return without_leaders(client, &partitions, limit);
+        }
+        // One partition that was deleted meanwhile, that is hidden, or that has no leader, can be the error of all; it is
+        // looked for.
+        Err(error) if error::is_gone(&error) || error::is_hidden(&error) || error::is_leaderless(&error) => {
             let (left, right) = partitions.split_at(partitions.len() / 2);
             if left.is_empty() {
                 return Ok(right
@@ -91,6 +98,29 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     Ok(offsets)
 }
 
+/// Why none of these partitions has a leader that librdkafka knows: it is there and has none, or it is gone or hidden.
+fn without_leaders<C: ConsumerContext, T>(
+    client: &BaseConsumer<C>,
+    partitions: &[&TopicPartition],
+    limit: Duration,
+) -> KafkaResult<Answers<T>> {
+    let mut answers = Answers::new();
+    let topics: BTreeSet<_> = partitions.iter().map(|partition| &partition.topic).collect();
+    for topic in topics {
+        let metadata = client.fetch_metadata(Some(topic.as_str()), limit)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic.as_str());
+        for partition in partitions.iter().filter(|partition| partition.topic == *topic) {
+            let id = partition.partition.cast_signed();
+            let is_there = found.is_some_and(|found| found.partitions().iter().any(|part| part.id() == id));
+            let refused = found.and_then(|found| found.error()).map(Code::from);
+            let code =
+                if is_there { Code::LeaderNotAvailable } else { refused.unwrap_or(Code::UnknownPartition) };
+            answers.insert((*partition).clone(), Err(KafkaError::OffsetFetch(code)));
+        }
+    }
+    Ok(answers)
+}
+
 /// One offset of each partition; the first error of a partition is the error of all.
 pub(super) fn find<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
@@ -117,7 +147,7 @@ pub(super) fn committed<'a, C: ConsumerContext>(
         match answer {
             Ok(Offset::Offset(offset)) => drop(commits.insert(partition, offset.cast_unsigned())),
             Ok(_) => {}
-            Err(error) if super::error::is_gone(&error) || super::error::is_hidden(&error) => {}
+            Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -142,5 +172,32 @@ pub(super) fn start(otherwise: StartFrom) -> Option<Place> {
         StartFrom::Latest => Some(Place::End),
         StartFrom::At(time) => Some(Place::At(time)),
         StartFrom::Fail => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::bus::TopicName;
+    use rdkafka::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_without_a_leader_fails_no_other_and_is_not_gone() {
+        let limit = Duration::from_secs(10);
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 2, 1).unwrap();
+        cluster.partition_leader("t", 1, None).unwrap();
+        let client: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+        let at = |number| TopicPartition::new(TopicName::new("t").unwrap(), number);
+        let leaderless = |found: &Answers<u64>| error::is_leaderless(found[&at(1)].as_ref().unwrap_err());
+        let found = find_each(&client, &[at(0), at(1)], Place::End, limit).unwrap();
+        assert_eq!(found[&at(0)], Ok(0));
+        assert!(leaderless(&found), "{found:?}");
+        let found = find_each(&client, &[at(1), at(7)], Place::End, limit).unwrap();
+        assert!(leaderless(&found), "{found:?}");
+        assert!(error::is_gone(found[&at(7)].as_ref().unwrap_err()), "{found:?}");
     }
 }

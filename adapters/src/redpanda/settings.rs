@@ -127,6 +127,8 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
+        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
+        .set("receive.message.max.bytes", MOST.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
@@ -163,15 +165,18 @@ pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> Clie
     finish(config, set)
 }
 
-/// What asks about a group and never joins it.
+/// The client that asks for ends, groups and commits, and never joins a group.
 pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
     let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
     if let Some(group) = group {
-        // An offset that an open transaction will commit must not hold up the question.
-        set.set("group.id", group).set("isolation.level", "read_uncommitted");
+        set.set("group.id", group);
     }
-    finish(config, set)
+    let mut set = finish(config, set);
+    // A property of the user does not change this. The end of a partition is the end of its log, not the first open
+    // transaction of any producer; and an offset that such a transaction will commit does not delay the answer.
+    set.set("isolation.level", "read_uncommitted");
+    set
 }
 
 /// Administration.
@@ -249,6 +254,15 @@ pub(super) fn limit(millis: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ends_are_those_of_the_log_whatever_the_properties_say() {
+        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
+        config.properties.insert("isolation.level".to_owned(), "read_committed".into());
+        for group in [None, Some("g")] {
+            assert_eq!(inspector(&config, group).get("isolation.level"), Some("read_uncommitted"));
+        }
+    }
 
     #[test]
     fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {

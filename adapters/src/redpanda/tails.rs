@@ -55,6 +55,8 @@ struct State {
     waiting: Waiting,
     due: Option<Instant>,
     looking: bool,
+    /// When the last look ended.
+    ended: Option<Instant>,
 }
 
 impl Tails {
@@ -70,7 +72,9 @@ impl Tails {
                 state.waiting.insert(partition.clone(), Tail { key: owned.key, fetched: owned.fetched });
             }
         }
-        state.due.get_or_insert_with(|| Instant::now() + SETTLE);
+        let settled = Instant::now() + SETTLE;
+        let due = state.ended.map_or(settled, |ended| settled.max(ended + PAUSE));
+        state.due.get_or_insert(due);
     }
 
     /// Begins to look, if it is time to. The thread that polls does not wait for the answers.
@@ -89,16 +93,14 @@ impl Tails {
         drop(state);
         let (tails, feed, client) = (self.clone(), feed.clone(), client.clone());
         let thread = std::thread::Builder::new().name("qi-redpanda-tail".to_owned());
+        let kept = waiting.clone();
         let looking = move || {
-            let unknown = answer(&feed, client, waiting).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the ends of partitions cannot be looked at");
-                Waiting::new()
-            });
+            let unknown = answer(&feed, client, waiting);
             tails.end(unknown);
         };
         if let Err(error) = thread.spawn(looking) {
             tracing::warn!(%error, "no thread for the ends of partitions");
-            self.end(Waiting::new());
+            self.end(kept);
         }
     }
 
@@ -108,8 +110,9 @@ impl Tails {
         for (partition, tail) in unknown {
             state.waiting.entry(partition).or_insert(tail);
         }
-        state.looking = false;
-        state.due = (!state.waiting.is_empty()).then(|| Instant::now() + PAUSE);
+        let now = Instant::now();
+        (state.looking, state.ended) = (false, Some(now));
+        state.due = (!state.waiting.is_empty()).then(|| now + PAUSE);
     }
 }
 
@@ -122,8 +125,9 @@ fn is_at(feed: &Feed, partition: &TopicPartition, tail: Tail) -> bool {
     })
 }
 
-/// Moves partitions over the offsets at their ends that hold no message, and returns those whose ends were not reached.
-fn answer(feed: &Feed, client: Arc<Client>, mut waiting: Waiting) -> KafkaResult<Waiting> {
+/// Moves partitions over the offsets at their ends that hold no message, and returns those whose ends were not reached,
+/// each with the offset that the probe reached.
+fn answer(feed: &Feed, client: Arc<Client>, mut waiting: Waiting) -> Waiting {
     // A partition without a leader can be the error of all. The probe then finds the ends itself.
     let ends = offsets::find_each(&*client, waiting.keys(), Place::End, feed.plan.limit).unwrap_or_default();
     drop(client);
@@ -133,9 +137,15 @@ fn answer(feed: &Feed, client: Arc<Client>, mut waiting: Waiting) -> KafkaResult
         None => true,
     });
     if waiting.is_empty() {
-        return Ok(waiting);
+        return waiting;
     }
-    let probe = Probe::start(&feed.config, &waiting)?;
+    let probe = match Probe::start(&feed.config, &waiting) {
+        Ok(probe) => probe,
+        Err(error) => {
+            tracing::warn!(%error, "the ends of partitions cannot be looked at");
+            return waiting;
+        }
+    };
     let deadline = Instant::now() + LIMIT;
     while !waiting.is_empty() && Instant::now() < deadline && !feed.state().closing {
         match probe.poll(STATISTICS) {
@@ -152,16 +162,17 @@ fn answer(feed: &Feed, client: Arc<Client>, mut waiting: Waiting) -> KafkaResult
             let place = (partition.topic.to_string(), partition.partition.cast_signed());
             let Some(Read { to, end: seen }) = read.get(&place).copied() else { return true };
             let end = ends.get(partition).and_then(|end| end.as_ref().ok()).copied();
-            if to < end.unwrap_or(seen) {
-                return true;
+            // A tail may take longer than one probe: the next one begins where this one ends.
+            if to > tail.fetched {
+                tracing::debug!(%partition, from = tail.fetched, to, "offsets without a message");
+                feed.state().shelf.skip(partition, tail.key, tail.fetched, to);
+                feed.changed.notify_waiters();
+                tail.fetched = to;
             }
-            tracing::debug!(%partition, from = tail.fetched, to, "offsets without a message");
-            feed.state().shelf.skip(partition, tail.key, tail.fetched, to);
-            feed.changed.notify_waiters();
-            false
+            to < end.unwrap_or(seen)
         });
     }
-    Ok(waiting)
+    waiting
 }
 
 /// How far a probe has read a partition of which nothing is queued.
@@ -214,3 +225,32 @@ impl ClientContext for Probe {
 }
 
 impl ConsumerContext for Probe {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redpanda::feed::nowhere;
+
+    #[test]
+    fn a_look_that_ended_is_followed_by_a_pause() {
+        let feed = nowhere();
+        let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+        feed.state().shelf.gain(partition, 0, None);
+        let tails = Tails::default();
+        tails.end(Waiting::new());
+        tails.reached(&feed, 0);
+        let state = tails.lock();
+        assert!(state.due >= state.ended.map(|ended| ended + PAUSE));
+    }
+
+    #[test]
+    fn partitions_wait_while_no_probe_can_be_made() {
+        let feed = nowhere();
+        let partition = TopicPartition::new(feed.plan.topics[0].clone(), 0);
+        let waiting = Waiting::from([(partition, Tail { key: 0, fetched: 3 })]);
+        let mut feed = Arc::into_inner(feed).unwrap();
+        feed.config.set("no.such.property", "1");
+        let client = feed.client("recv").unwrap();
+        assert_eq!(answer(&feed, client, waiting.clone()), waiting);
+    }
+}

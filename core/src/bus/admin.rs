@@ -325,16 +325,18 @@ pub struct GroupPartition {
     pub partition: TopicPartition,
     /// The group's commit, if it has one.
     pub committed: Option<u64>,
-    /// The offset that the next message gets.
-    pub end: u64,
-    /// The end minus the commit; None without a commit.
+    /// The offset that the next message gets. None while it is unknown, because the partition has no leader.
+    pub end: Option<u64>,
+    /// The end minus the commit; None without a commit or a known end.
     pub lag: Option<u64>,
 }
 
 impl GroupPartition {
     /// How far a group is, with the lag that follows.
-    pub fn new(partition: TopicPartition, committed: Option<u64>, end: u64) -> Self {
-        Self { partition, committed, end, lag: committed.map(|next| end.saturating_sub(next)) }
+    pub fn new(partition: TopicPartition, committed: Option<u64>, end: impl Into<Option<u64>>) -> Self {
+        let end = end.into();
+        let lag = committed.zip(end).map(|(next, end)| end.saturating_sub(next));
+        Self { partition, committed, end, lag }
     }
 }
 
@@ -368,7 +370,7 @@ impl GroupInfo {
         !matches!(self.state, GroupState::NotDescribed | GroupState::Hidden)
     }
 
-    /// The lag over all partitions. None if one of them has no commit, or if the group is not described: it may own
+    /// The lag over all partitions. None if one of them has no commit or no known end, or if the group is not described: it may own
     /// partitions that are not known.
     pub fn lag(&self) -> Option<u64> {
         let lag = self.partitions.iter().try_fold(0_u64, |sum, p| Some(sum.saturating_add(p.lag?)));
@@ -397,6 +399,8 @@ mod tests {
         assert_eq!(group(GroupState::Empty, vec![row(Some(u64::MAX)), row(Some(u64::MAX - 3))]), Some(3));
         assert_eq!(group(GroupState::Empty, vec![row(Some(0)), row(Some(0))]), Some(u64::MAX));
         assert_eq!(group(GroupState::Empty, vec![row(Some(0)), row(None)]), None);
+        let unknown = GroupPartition::new(partition.clone(), Some(0), None);
+        assert_eq!(group(GroupState::Empty, vec![row(Some(0)), unknown]), None);
         assert_eq!(group(GroupState::NotDescribed, vec![row(Some(u64::MAX))]), None);
         assert_eq!(group(GroupState::Hidden, vec![]), None);
     }
