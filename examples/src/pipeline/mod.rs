@@ -256,15 +256,15 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for looks in 1.. {
         match bus.groups(query).await.as_deref() {
-            // A lag is known only if each partition has a commit.
+            // A lag is known only if each partition has a commit and an end.
             Ok([group, ..]) if group.lag().is_some() => {
                 let each = || group.partitions.iter();
                 let ends = ends.get_or_insert_with(|| {
-                    each().map(|found| (found.partition.clone(), found.end)).collect()
+                    each().filter_map(|found| Some((found.partition.clone(), found.end?))).collect()
                 });
                 let mut left = each().filter(|found| {
-                    let end = ends.get(&found.partition).copied().unwrap_or(found.end);
-                    found.committed.is_none_or(|next| next < end)
+                    let end = ends.get(&found.partition).copied().or(found.end);
+                    found.committed < end
                 });
                 if left.next().is_none() {
                     return;
