@@ -543,8 +543,8 @@ async fn many_headers(lab: Lab) {
     assert!(weight <= BUFFER + (1 << 20) + 2 * came[0].headers.weight(), "{weight} bytes in one batch");
     let grown = resident().saturating_sub(before);
     println!("many headers: {grown} bytes more are resident");
-    // The other trials of this process need memory, too.
-    assert!(grown < 40 * BUFFER, "{grown} bytes more are resident");
+    // Three times the buffer, and what the other trials of this process need: the batch of zeros has 90 MB.
+    assert!(grown < 20 * BUFFER, "{grown} bytes more are resident");
 }
 
 async fn odd_messages(lab: Lab) {

@@ -112,7 +112,7 @@ fn without_leaders<C: ConsumerContext, T>(
         for partition in partitions.iter().filter(|partition| partition.topic == *topic) {
             let id = partition.partition.cast_signed();
             let is_there = found.is_some_and(|found| found.partitions().iter().any(|part| part.id() == id));
-            let refused = found.and_then(|found| found.error()).map(Code::from);
+            let refused = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
             let code =
                 if is_there { Code::LeaderNotAvailable } else { refused.unwrap_or(Code::UnknownPartition) };
             answers.insert((*partition).clone(), Err(KafkaError::OffsetFetch(code)));
