@@ -161,6 +161,23 @@ impl Rig {
         runtime.block_on(work(config))
     }
 
+    /// Publishes poison in transactions, whose markers end partitions. Returns the number of messages.
+    fn transactions(&self) -> u64 {
+        const MESSAGES: u64 = 100;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
+        let options = format!(
+            "--topic {TOPIC} --num-records {MESSAGES} --record-size 20 --throughput 200 \
+             --transactional-id other-team --transaction-duration-ms 100"
+        );
+        let out = Command::new(script)
+            .args(["kafka-tool", "ProducerPerformance", "--bootstrap-server", &self.brokers])
+            .args(options.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        MESSAGES
+    }
+
     /// Every poison message is in the dead letters, nothing else is, copies name the same origin, and the group's lag
     /// is 0.
     fn compare_dead_letters(&self, sent: &Sent) {
@@ -293,7 +310,8 @@ fn killed(rig: &Rig) {
     });
     // The last run publishes the input once more.
     poisoner.send((published + TICKS as u64) / 99 + 1);
-    let sent = poisoner.finish();
+    let mut sent = poisoner.finish();
+    sent.unknown += rig.transactions();
     println!("{} messages, {} of them poison: {:?}", published, sent.acknowledged.len(), sent.by_kind);
     assert!(sent.by_kind.iter().all(|messages| *messages > 0), "not every kind was sent: {:?}", sent.by_kind);
     rig.finish(TICKS, Duration::from_mins(4));
