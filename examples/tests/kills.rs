@@ -179,8 +179,8 @@ impl Rig {
     }
 
     /// Every poison message is in the dead letters, nothing else is, copies name the same origin, and the group's lag
-    /// is 0.
-    fn compare_dead_letters(&self, sent: &Sent) {
+    /// is 0. `committed` of them came in transactions.
+    fn compare_dead_letters(&self, sent: &Sent, committed: u64) {
         let (letters, groups) = self.block_on(async |config| {
             let bus = config.open_bus().await.unwrap();
             let letters = messages(&*bus, &TopicName::new(format!("{TOPIC}.dlq")).unwrap()).await;
@@ -205,6 +205,7 @@ impl Rig {
         // A message whose answer was lost with the broker may be in the log.
         let others = origins.difference(&sent.acknowledged).count() as u64;
         assert!(others <= sent.unknown, "{others} dead letters of messages that are no poison");
+        assert!(others >= committed, "{others} dead letters for {committed} messages in transactions");
         let lag: Vec<_> = groups.iter().map(qi_core::bus::GroupInfo::lag).collect();
         assert_eq!(lag, [Some(0)]);
     }
@@ -311,12 +312,13 @@ fn killed(rig: &Rig) {
     // The last run publishes the input once more.
     poisoner.send((published + TICKS as u64) / 99 + 1);
     let mut sent = poisoner.finish();
-    sent.unknown += rig.transactions();
+    let committed = rig.transactions();
+    sent.unknown += committed;
     println!("{} messages, {} of them poison: {:?}", published, sent.acknowledged.len(), sent.by_kind);
     assert!(sent.by_kind.iter().all(|messages| *messages > 0), "not every kind was sent: {:?}", sent.by_kind);
     rig.finish(TICKS, Duration::from_mins(4));
     rig.compare(TICKS);
-    rig.compare_dead_letters(&sent);
+    rig.compare_dead_letters(&sent, committed);
 }
 
 fn kill(child: &mut Child) {

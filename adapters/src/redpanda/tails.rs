@@ -133,7 +133,7 @@ fn answer(feed: &Feed, client: Arc<Client>, mut waiting: Waiting) -> Waiting {
     drop(client);
     waiting.retain(|partition, tail| match ends.get(partition) {
         Some(Ok(end)) => *end > tail.fetched,
-        Some(Err(error)) => !error::is_gone(error),
+        Some(Err(error)) => !(error::is_gone(error) || error::is_hidden(error)),
         None => true,
     });
     if waiting.is_empty() {

@@ -359,7 +359,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_is_given_up() {
         let (carried, mut driver, _server) = carried("/no/such/file").await;
-        carried.await.unwrap();
+        tokio::time::timeout(2 * CONNECT, carried).await.unwrap().unwrap();
         assert_eq!(driver.read(&mut [0]).await.unwrap(), 0);
     }
 

@@ -172,6 +172,9 @@ impl<'a> Scan<'a> {
                 if at.position >= end {
                     self.left.remove(&at.partition);
                 }
+                if self.offsets.get(&at.partition).is_some_and(|before| at.position > before) {
+                    self.last_progress = Instant::now();
+                }
                 self.offsets.set(at.partition, at.position.min(end));
             }
             if !messages.is_empty() {

@@ -263,11 +263,16 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
                     each().filter_map(|found| Some((found.partition.clone(), found.end?))).collect()
                 });
                 let mut left = each().filter(|found| {
-                    let end = ends.get(&found.partition).copied().or(found.end);
+                    // A topic that was deleted and created again ends before the end of the first look.
+                    let end =
+                        ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
                     found.committed < end
                 });
                 if left.next().is_none() {
                     return;
+                }
+                if looks % LOOKS_PER_WARNING == 0 {
+                    tracing::warn!(?query, lag = ?group.lag(), "records are left to read");
                 }
             }
             Ok(_) if looks % LOOKS_PER_WARNING == 0 => {
@@ -275,7 +280,7 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(error = %error.report(), "the lag of the writer's group is not known")
+                tracing::warn!(error = %error.report(), "the lag of the writer's group is not known");
             }
         }
         tokio::time::sleep(backoff.delay(looks, 0.0)).await;
