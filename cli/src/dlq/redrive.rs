@@ -26,20 +26,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The number of failed messages that are named.
 const NAMED: usize = 10;
 
-/// The headers of a dead letter that are not headers of its message.
-const ADDED: [&str; 10] = [
-    header::ORIGIN_TOPIC,
-    header::ORIGIN_PARTITION,
-    header::ORIGIN_OFFSET,
-    header::ORIGIN_TIMESTAMP,
-    header::ERROR_CODE,
-    header::ERROR,
-    header::TRUNCATED,
-    header::TRUNCATED_HEADERS,
-    header::DIGEST,
-    header::REDRIVES,
-];
-
 /// The dead letters to redrive, and where to.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -534,7 +520,7 @@ fn message(letter: Letter<'_>, target: TopicName) -> Result<Message> {
     message.key.clone_from(&letter.0.key);
     message.payload.clone_from(&letter.0.payload);
     message.headers.clone_from(&letter.0.headers);
-    for name in ADDED {
+    for name in header::OF_DEAD_LETTERS {
         message.headers.remove(name);
     }
     let redrives = letter.redrives().saturating_add(1).to_string();

@@ -41,6 +41,20 @@ pub mod header {
     /// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a
     /// redriven message keeps it.
     pub const REDRIVES: &str = "qi-redrives";
+    /// Every header that a dead letter sets. It keeps no such header of its message, and a redriven message has none of
+    /// the letter's.
+    pub const OF_DEAD_LETTERS: [&str; 10] = [
+        ORIGIN_TOPIC,
+        ORIGIN_PARTITION,
+        ORIGIN_OFFSET,
+        ORIGIN_TIMESTAMP,
+        ERROR_CODE,
+        ERROR,
+        TRUNCATED,
+        TRUNCATED_HEADERS,
+        DIGEST,
+        REDRIVES,
+    ];
 }
 
 /// A record that travels on the bus.

@@ -18,20 +18,6 @@ const MAX_HEADERS: usize = 99_000;
 /// The longest topic name that has room for `.dlq`.
 const MAX_ORIGIN_CHARS: usize = 245;
 
-/// The headers that a dead letter sets. It keeps no such header of its message.
-const OWN: [&str; 10] = [
-    header::ORIGIN_TOPIC,
-    header::ORIGIN_PARTITION,
-    header::ORIGIN_OFFSET,
-    header::ORIGIN_TIMESTAMP,
-    header::ERROR_CODE,
-    header::ERROR,
-    header::TRUNCATED,
-    header::TRUNCATED_HEADERS,
-    header::DIGEST,
-    header::REDRIVES,
-];
-
 /// A message that could not be decoded, with the reason.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -103,7 +89,8 @@ impl DeadLetters {
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);
         letter.key.clone_from(&message.key);
         letter.payload.clone_from(&message.payload);
-        let kept = message.headers.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+        let kept =
+            message.headers.iter().filter(|(name, _)| !header::OF_DEAD_LETTERS.contains(&name.as_str()));
         letter.headers = kept.map(|(name, value)| (name.clone(), value.cloned())).collect();
         let mut own = origin_and_error(message, error, max_bytes >= MIN_TEXT_BYTES)?;
         let headers = letter.headers.len();
@@ -254,7 +241,7 @@ mod tests {
     #[test]
     fn a_letter_of_a_redriven_message_replaces_the_headers_and_keeps_the_count() {
         let mut message = received(10, 0);
-        for name in OWN {
+        for name in header::OF_DEAD_LETTERS {
             message.headers.push(HeaderName::new(name).unwrap(), Bytes::from_static(b"7"));
         }
         let letter = DeadLetters::default().letter(&rejected(message.clone()), 1 << 20).unwrap();
