@@ -24,6 +24,8 @@ use super::{blocking, error, link, topics};
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
 /// How often it is looked whether a change has reached the brokers.
 const LOOK: Duration = Duration::from_millis(20);
+/// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
+const ANSWERS_PER_BROKER: usize = 5;
 
 /// The asking side of a bus.
 pub(super) struct Office<'a> {
@@ -113,15 +115,19 @@ impl Office<'_> {
         Ok(outcomes)
     }
 
-    /// Waits until a new topic can be used.
+    /// Waits until a new topic can be used. Each request goes to any broker, and not every broker knows a new topic at
+    /// once, so several successive answers have to name the topic.
     async fn appears(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
+        let mut successes = 0;
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
                 Ok(admin.inner().fetch_metadata(Some(name.as_str()), limit))
             });
-            let led = found.await?.is_ok_and(|found| {
+            let found = found.await?;
+            let brokers = found.as_ref().map_or(1, |found| found.brokers().len());
+            let led = found.is_ok_and(|found| {
                 found.topics().iter().filter(|found| found.name() == topic.as_str()).any(|found| {
                     let hidden =
                         found.error().is_some_and(|e| Code::from(e) == Code::TopicAuthorizationFailed);
@@ -130,11 +136,15 @@ impl Office<'_> {
                     hidden || (found.error().is_none() && led)
                 })
             });
-            if led || Instant::now() >= deadline {
+            successes = if led { successes + 1 } else { 0 };
+            let wanted = if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 };
+            if successes >= wanted || Instant::now() >= deadline {
                 // It is created in any case; who comes too early waits for a leader.
                 return Ok(());
             }
-            tokio::time::sleep(LOOK).await;
+            if !led {
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
 

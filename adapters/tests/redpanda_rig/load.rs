@@ -40,6 +40,8 @@ pub(crate) struct Counter {
     pub(crate) acknowledged: AtomicUsize,
     /// Answers that a message is not in the log.
     pub(crate) not_sent: AtomicUsize,
+    /// The number of acknowledged messages at which `send_all` waits until this is 0 again. 0 is no bound.
+    pub(crate) hold: AtomicUsize,
     /// How often a message was called unknown, and therefore sent again.
     unknown: std::sync::Mutex<BTreeMap<usize, usize>>,
 }
@@ -87,6 +89,11 @@ impl Counter {
             tokio::spawn(async move {
                 let numbers: Vec<_> = (0..count).filter(|n| n % TASKS == task).collect();
                 for batch in numbers.chunks(500) {
+                    while (1..=counter.acknowledged.load(Ordering::Relaxed))
+                        .contains(&counter.hold.load(Ordering::Relaxed))
+                    {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
                     counter.send(&bus, &topic, batch.to_vec()).await;
                 }
             })
