@@ -403,7 +403,7 @@ async fn killed_in_copy(server: Server, spare: Spare) {
         let (store, batch) = (store.clone(), batch.clone());
         async move { store.insert_ticks(&batch).await }
     });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
     let spare = spare.ordered("kill").await;
     expect(write.await.unwrap(), ErrorKind::Unavailable, true);
     expect(store.ping().await, ErrorKind::Unavailable, true);

@@ -104,6 +104,7 @@ const LOOK_AT_PLACES: &[&str] = &[
     "subscribe::at_a_time_begins_there",
     "subscribe::recv_respects_max",
     "subscribe::reader_without_a_group",
+    "subscribe::deleted_topic_beside_another",
     "positions::refused_commit_stores_nothing",
     "positions::position_and_lag_at_each_step",
     "positions::pause_holds_back_and_blocks_no_other",
