@@ -262,13 +262,13 @@ async fn replay(
     for error in &replayed.errors {
         complain(error);
     }
-    let replay::Replayed { stored, unreadable, unreached, interrupted, .. } = replayed;
-    for unreached in &unreached {
+    for unreached in &replayed.unreached {
         say(format_args!("{unreached}"));
     }
+    let replay::Replayed { stored, unreadable, interrupted, .. } = replayed;
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
-    Ok(unreadable == 0 && unreached.is_empty() && !interrupted)
+    Ok(replayed.is_complete())
 }
 
 /// The first SIGINT or SIGTERM stops in order, a second one, or ten seconds, at once.

@@ -72,6 +72,13 @@ pub struct Replayed {
     pub interrupted: bool,
 }
 
+impl Replayed {
+    /// Returns true if every message was read and stored.
+    pub fn is_complete(&self) -> bool {
+        self.unreadable == 0 && self.unreached.is_empty() && !self.interrupted
+    }
+}
+
 /// Stores the records of a topic's messages: ticks, quotes, bars and snapshots, as the header `qi-type` says; those
 /// without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
 /// records are written by key it can be repeated.

@@ -1,19 +1,20 @@
 //! The dead letter commands, on memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod leaderless;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use leaderless::Leaderless;
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, DeadLetters, GroupInfo, GroupQuery, HeaderName, Json, Message,
-    MessageBus, MessageBusExt, PartitionInfo, PublishOptions, PublishReport, Read, Received, RejectedMessage,
-    SeekTo, Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition,
-    TopicSpec, encode_message, header,
+    DeadLetters, HeaderName, Json, Message, MessageBus, MessageBusExt, Read, Received, RejectedMessage,
+    SeekTo, Subscribe, TopicCatalogue, TopicName, TopicPartition, TopicSpec, encode_message, header,
 };
 use qi_core::layer::Layered;
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result, Timestamp};
@@ -411,64 +412,20 @@ async fn a_topic_of_the_same_name_with_fewer_messages_is_refused() {
     assert_eq!(redrive(&bus, &plan).await.unwrap_err().code(), "dlq.progress");
 }
 
-/// A bus on which the first partition of each topic has no leader, for a number of requests.
-#[derive(Debug)]
-struct Leaderless(MemoryBus, AtomicU64);
-
-impl std::fmt::Display for Leaderless {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(&self.0, f)
-    }
-}
-
-#[async_trait::async_trait]
-impl MessageBus for Leaderless {
-    fn info(&self) -> BusInfo {
-        self.0.info()
-    }
-
-    async fn topics(&self) -> Result<Vec<TopicInfo>> {
-        let mut topics = self.0.topics().await?;
-        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            for topic in &mut topics {
-                topic.partitions[0] = PartitionInfo::new(0, 0, 0);
-                topic.partitions[0].leader = None;
-            }
-        }
-        Ok(topics)
-    }
-
-    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
-        self.0.publish(batch, options).await
-    }
-
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
-        self.0.subscribe(request).await
-    }
-
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
-        self.0.read(request).await
-    }
-
-    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
-        self.0.create_topics(specs).await
-    }
-
-    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
-        self.0.delete_topics(names).await
-    }
-
-    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
-        self.0.groups(query).await
-    }
-
-    async fn ping(&self) -> Result<BusStatus> {
-        self.0.ping().await
-    }
-
-    async fn close(&self) -> Result<CloseReport> {
-        self.0.close().await
-    }
+#[tokio::test]
+async fn an_equal_offset_of_a_topic_that_was_created_again_is_no_copy() {
+    let bus = bus().await;
+    let mut later = rejected(1, "a");
+    later.message.timestamp = Some(time(-50));
+    later.message.payload = Some("later".into());
+    let (first, later) = (letter(&rejected(1, "a"), 1), letter(&later, 2));
+    bus.send(&[first.clone(), later.clone(), later, first]).await.unwrap();
+    let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
+    let row = &listed.listing().rows()[0].clone();
+    assert_eq!((row[3].as_u64(), row[4].as_u64()), (Some(2), Some(2)), "letters and copies");
+    let redriven = redrive(&bus, &plan()).await.unwrap();
+    assert_eq!(numbers(&redriven), [("redriven".to_owned(), 2), ("skipped: copy".to_owned(), 2)]);
+    assert_eq!(payloads(&messages(&bus, &origin()).await), ["later", "payload 1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -476,7 +433,7 @@ async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let in_first = letter(&rejected(1, "a"), 1).with_partition(0);
     memory.send(&[in_first, letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
-    let away = Leaderless(memory.connect(), AtomicU64::new(u64::MAX));
+    let away = Leaderless::new(memory.connect(), 0, usize::MAX);
     let listed = dlq::list(&away, Some(&letters()), &Selection::default(), &never).await.unwrap();
     let unread: Vec<_> = listed.unread.iter().map(ToString::to_string).collect();
     assert_eq!(unread, ["crypto-prices.dlq/0 was not read: no leader for 30 s"]);
@@ -486,7 +443,7 @@ async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
     assert_eq!((number(&redriven, "redriven"), redriven.unread.len()), (1, 1));
     assert!(!redriven.is_complete());
 
-    let soon = Leaderless(memory.connect(), AtomicU64::new(5));
+    let soon = Leaderless::new(memory.connect(), 0, 5);
     let redriven = redrive(&soon, &plan).await.unwrap();
     assert!(redriven.is_complete() && !redriven.was_finished);
     assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1", "payload 2"]);

@@ -1,20 +1,21 @@
 //! What the commands do, on memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod leaderless;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::future::BoxFuture;
+use leaderless::Leaderless;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
 use qi_core::bus::{
-    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBusExt, PublishOptions,
-    PublishReport, Read, Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome,
-    TopicSpec,
+    Batch, Message, MessageBusExt, PublishOptions, Subscribe, Subscription, TopicCatalogue, TopicName,
+    TopicPartition, TopicSpec,
 };
 use qi_core::layer::{Intercept, Layered};
 use qi_core::store::{BarSource, Dataset};
@@ -421,54 +422,72 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
     Ok(())
 }
 
-/// A bus whose partition 1 has no leader for the first calls of `topics`.
+/// Delivers nothing of a partition from the second receive on, as one does whose leader is lost, up to the receive of
+/// this number.
 #[derive(Debug)]
-struct Leaderless(MemoryBus, AtomicUsize);
+struct LosesLeader {
+    partition: TopicPartition,
+    receives: AtomicUsize,
+    until: usize,
+}
 
-impl std::fmt::Display for Leaderless {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+impl Intercept for LosesLeader {
+    fn name(&self) -> &'static str {
+        "LosesLeader"
+    }
+
+    fn recv<'a>(
+        &'a self,
+        reader: &'a mut dyn Subscription,
+        max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            let lost = std::slice::from_ref(&self.partition);
+            match self.receives.fetch_add(1, Ordering::Relaxed) {
+                1 => reader.pause(lost).await?,
+                receive if receive == self.until => reader.resume(lost).await?,
+                _ => {}
+            }
+            reader.recv(max.min(100), wait).await
+        })
     }
 }
 
-#[async_trait]
-impl MessageBus for Leaderless {
-    fn info(&self) -> BusInfo {
-        self.0.info()
-    }
-    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
-        self.0.publish(batch, options).await
-    }
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
-        self.0.subscribe(request).await
-    }
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
-        self.0.read(request).await
-    }
-    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
-        self.0.create_topics(specs).await
-    }
-    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
-        self.0.delete_topics(names).await
-    }
-    async fn topics(&self) -> Result<Vec<TopicInfo>> {
-        let mut topics = self.0.topics().await?;
-        let gone = |calls: usize| calls.checked_sub(1);
-        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, gone).is_ok() {
-            let led = topics.iter_mut().flat_map(|topic| &mut topic.partitions).filter(|p| p.id == 1);
-            led.for_each(|partition| (partition.leader, partition.low, partition.high) = (None, 0, 0));
+#[tokio::test(start_paused = true)]
+async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_partition() -> Result<()> {
+    let (store, never) = (MemoryStore::default(), CancellationToken::new());
+    store.ensure_schema().await?;
+    let topic = TopicName::new("crypto-prices")?;
+    // The first receive reads a part of partition 0.
+    let partition = TopicPartition::new(topic.clone(), 0);
+    for until in [50, usize::MAX] {
+        let memory = MemoryBus::default();
+        memory.create_topics(&[TopicSpec::new(topic.clone(), 2)?]).await?;
+        memory.send_records(&ticks(2_000, 8), None).await?;
+        let end = memory.topics().await?[0].partitions[0].high;
+        let bus = Layered::new(
+            memory,
+            LosesLeader { partition: partition.clone(), receives: AtomicUsize::new(0), until },
+        );
+        let plan = replay::Plan {
+            topic: topic.clone(),
+            since: Timestamp::MIN,
+            until: None,
+            wait: Duration::from_mins(1),
+        };
+        let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
+        if until == 50 {
+            assert!(replayed.is_complete());
+            assert_eq!(replayed.stored, 2_000);
+            continue;
         }
-        Ok(topics)
+        let wanted = replay::Unreached { partition: partition.clone(), position: Some(100), end: Some(end) };
+        assert_eq!(replayed.unreached, [wanted]);
+        assert_eq!(replayed.stored, 2_000 - (end - 100), "the other partition is read to its end");
+        assert!(!replayed.is_complete());
     }
-    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
-        self.0.groups(query).await
-    }
-    async fn ping(&self) -> Result<BusStatus> {
-        self.0.ping().await
-    }
-    async fn close(&self) -> Result<CloseReport> {
-        self.0.close().await
-    }
+    Ok(())
 }
 
 #[tokio::test(start_paused = true)]
@@ -484,13 +503,15 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
         memory.send_records(&ticks(300, 8), None).await?;
         let missing = memory.topics().await?[0].partitions[1].high;
         assert!(missing > 0);
-        let bus = Leaderless(memory, AtomicUsize::new(calls));
+        let bus = Leaderless::new(memory, 1, calls);
         let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
         let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
         if calls == 10 {
+            assert!(replayed.is_complete());
             assert_eq!((replayed.stored, replayed.unreached), (300, vec![]));
             continue;
         }
+        assert!(!replayed.is_complete());
         assert_eq!(replayed.stored, 300 - missing);
         let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
         let words = "crypto-prices/1: not read to the end (position unknown, end unknown)";

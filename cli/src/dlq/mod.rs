@@ -4,8 +4,9 @@
 //! - [`show()`]: single dead letters, as text that is safe on a terminal.
 //! - [`redrive()`]: publishes the messages again.
 //!
-//! Two dead letters of the same origin (topic, partition, offset) are copies. The commands recognise a copy among the
-//! last [`SEEN_ORIGINS`] origins; this set takes about 50 MiB when it is full.
+//! Two dead letters of the same origin (topic, partition, offset, timestamp) are copies. The timestamp tells a topic
+//! from another one of the same name that was created later. The commands recognise a copy among the last
+//! [`SEEN_ORIGINS`] origins; this set takes about 50 MiB when it is full.
 
 mod list;
 mod redrive;
@@ -76,6 +77,7 @@ struct Origin {
     topic: TopicName,
     partition: u32,
     offset: u64,
+    timestamp: Option<Timestamp>,
 }
 
 /// A message of a dead letter topic.
@@ -91,17 +93,16 @@ impl<'a> Letter<'a> {
         self.text(name)?.parse().ok()
     }
 
-    /// Returns None for a foreign message: one of its three headers is missing or is not valid.
+    /// Returns None for a foreign message: the header of its topic, partition or offset is missing or not valid.
     fn origin(self) -> Option<Origin> {
         Some(Origin {
             topic: self.parse(header::ORIGIN_TOPIC)?,
             partition: self.parse(header::ORIGIN_PARTITION)?,
             offset: self.parse(header::ORIGIN_OFFSET)?,
+            timestamp: self
+                .parse(header::ORIGIN_TIMESTAMP)
+                .and_then(|micros| Timestamp::from_micros(micros).ok()),
         })
-    }
-
-    fn origin_timestamp(self) -> Option<Timestamp> {
-        Timestamp::from_micros(self.parse(header::ORIGIN_TIMESTAMP)?).ok()
     }
 
     fn code(self) -> Option<Cow<'a, str>> {
@@ -124,7 +125,7 @@ type OriginKey = (u64, u32, u64);
 #[derive(Debug)]
 struct Seen {
     limit: usize,
-    // Topic names are kept as hashes with a random key: a producer can invent any number of names.
+    // Topic names and timestamps are kept as hashes with a random key: a producer can invent any number of names.
     hasher: RandomState,
     keys: HashSet<OriginKey>,
     order: VecDeque<OriginKey>,
@@ -136,7 +137,7 @@ impl Seen {
     }
 
     fn key(&self, origin: &Origin) -> OriginKey {
-        (self.hasher.hash_one(&origin.topic), origin.partition, origin.offset)
+        (self.hasher.hash_one((&origin.topic, origin.timestamp)), origin.partition, origin.offset)
     }
 
     /// Returns false for an origin that is already in the set.
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_oldest_origin_is_forgotten_at_the_limit() {
-        let origin = |offset| Origin { topic: "a".parse().unwrap(), partition: 0, offset };
+        let origin = |offset| Origin { topic: "a".parse().unwrap(), partition: 0, offset, timestamp: None };
         let mut seen = Seen::new(2);
         assert!(seen.insert(&origin(1)) && seen.insert(&origin(2)) && !seen.insert(&origin(1)));
         assert!(seen.insert(&origin(3)) && seen.insert(&origin(1)), "1 was the oldest");

@@ -156,7 +156,7 @@ fn row(letter: Letter<'_>, limit: usize) -> Vec<Value> {
         maybe(origin.as_ref().map(|origin| &origin.topic)),
         origin.as_ref().map_or(Value::Null, |origin| origin.partition.into()),
         origin.as_ref().map_or(Value::Null, |origin| origin.offset.into()),
-        maybe(letter.origin_timestamp()),
+        maybe(origin.as_ref().and_then(|origin| origin.timestamp)),
         of_header(header::ERROR_CODE),
         of_header(header::ERROR),
         message.size().into(),

@@ -1,0 +1,85 @@
+//! A bus on which partitions have no leader.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use qi_core::Result;
+use qi_core::bus::{
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicSpec,
+};
+use qi_testkit::bus::MemoryBus;
+
+/// A bus on which one partition of each topic has no leader, for a number of requests for topics.
+#[derive(Debug)]
+pub(crate) struct Leaderless {
+    bus: MemoryBus,
+    partition: usize,
+    requests: AtomicUsize,
+}
+
+impl Leaderless {
+    pub(crate) fn new(bus: MemoryBus, partition: usize, requests: usize) -> Self {
+        Self { bus, partition, requests: AtomicUsize::new(requests) }
+    }
+}
+
+impl fmt::Display for Leaderless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bus.fmt(f)
+    }
+}
+
+#[async_trait]
+impl MessageBus for Leaderless {
+    fn info(&self) -> BusInfo {
+        self.bus.info()
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let mut topics = self.bus.topics().await?;
+        if self
+            .requests
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            for partition in topics.iter_mut().flat_map(|topic| topic.partitions.get_mut(self.partition)) {
+                (partition.leader, partition.low, partition.high) = (None, 0, 0);
+            }
+        }
+        Ok(topics)
+    }
+
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        self.bus.publish(batch, options).await
+    }
+
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.bus.subscribe(request).await
+    }
+
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        self.bus.read(request).await
+    }
+
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        self.bus.create_topics(specs).await
+    }
+
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.bus.delete_topics(names).await
+    }
+
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        self.bus.groups(query).await
+    }
+
+    async fn ping(&self) -> Result<BusStatus> {
+        self.bus.ping().await
+    }
+
+    async fn close(&self) -> Result<CloseReport> {
+        self.bus.close().await
+    }
+}
