@@ -93,6 +93,8 @@ metrics_table! {
         "Messages that recv gave out.";
     DEAD_LETTERS: Counter "qi_bus_dead_letters_total" in Count by ["topic", "code"],
         "Dead letters that the bus acknowledged, by the topic of the origin and the code of the error.";
+    DEAD_LETTERS_DROPPED: Counter "qi_bus_dead_letters_dropped_total" in Count by ["topic", "code"],
+        "Rejected messages without a dead letter, because the dead letter topic refuses the smallest letter as too large.";
     RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
         "Attempts after the first, by the error that made them necessary.";
     CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],

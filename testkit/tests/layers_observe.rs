@@ -90,6 +90,24 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
 }
 
 #[test]
+fn a_message_whose_smallest_dead_letter_is_refused_is_counted_as_dropped() {
+    let seen = measured(|| async {
+        let mut bus = MockBus::new();
+        bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
+        bus.expect_publish().returning(|batch, _| {
+            let too_large = || Error::new(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE, "publish");
+            Ok(PublishReport::new(batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect()))
+        });
+        let message = Received::new(TopicName::new("a").unwrap(), 0, 0);
+        let error = Error::new(ErrorKind::CorruptData, "test.code", "decode");
+        let rejected = [RejectedMessage::new(message, error)];
+        bus.send_dead_letters(&rejected, &DeadLetters::default()).await.unwrap();
+    });
+    assert_eq!(seen.counter("qi_bus_dead_letters_dropped_total{topic=a,code=test.code}"), 1);
+    assert_eq!(seen.counter("qi_bus_dead_letters_total{topic=a,code=test.code}"), 0);
+}
+
+#[test]
 fn messages_are_counted_by_what_became_of_them() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();

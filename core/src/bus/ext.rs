@@ -6,7 +6,7 @@ use super::{
     BusStatus, DeadLetters, Delivery, DeliveryError, Json, Message, MessageBus, Payload, PublishOptions,
     PublishReport, RejectedMessage, TopicCatalogue, TopicName, TopicOutcome, codec, dead_letter,
 };
-use crate::telemetry::DEAD_LETTERS;
+use crate::telemetry::{DEAD_LETTERS, DEAD_LETTERS_DROPPED, Metric};
 use crate::{Error, ErrorKind, Result};
 
 /// What is built from the port: sending that cannot fail unseen, typed records, dead letters.
@@ -55,7 +55,8 @@ pub trait MessageBusExt: MessageBus {
     /// headers.
     ///
     /// A letter that the bus refuses as too large is truncated in steps, at last to its headers. A topic that
-    /// refuses this, too, does not stop the group: the origin of the message is logged as an error.
+    /// refuses this, too, does not stop the group: the origin of the message is logged as an error, and the metric
+    /// `qi_bus_dead_letters_dropped_total` counts it.
     ///
     /// # Errors
     /// As [`MessageBusExt::send`], for example `NotFound` if the dead letter topic does not exist.
@@ -81,7 +82,12 @@ pub trait MessageBusExt: MessageBus {
                     }
                 }
                 if outcome.is_ok() {
-                    count(rejected);
+                    count(DEAD_LETTERS, rejected);
+                    tracing::warn!(
+                        origin = %origin(rejected),
+                        error = %dead_letter::error_text(&rejected.error),
+                        "message sent to the dead letters"
+                    );
                 }
                 answers.push(outcome);
             }
@@ -137,6 +143,7 @@ async fn send_truncated<B: MessageBus + ?Sized>(
         match report.into_outcomes().pop().ok_or_else(no_answer)? {
             Err(failure) if failure.is_too_large() => {
                 if limit == 0 {
+                    count(DEAD_LETTERS_DROPPED, rejected);
                     tracing::error!(
                         origin = %origin(rejected),
                         digest = rejected.message.payload.as_deref().map(dead_letter::digest),
@@ -155,14 +162,9 @@ async fn send_truncated<B: MessageBus + ?Sized>(
     }
 }
 
-fn count(rejected: &RejectedMessage) {
+fn count(metric: Metric, rejected: &RejectedMessage) {
     let (topic, code) = (rejected.message.topic.to_string(), rejected.error.code().to_owned());
-    metrics::counter!(DEAD_LETTERS.name, "topic" => topic, "code" => code).increment(1);
-    tracing::warn!(
-        origin = %origin(rejected),
-        error = %dead_letter::error_text(&rejected.error),
-        "message sent to the dead letters"
-    );
+    metrics::counter!(metric.name, "topic" => topic, "code" => code).increment(1);
 }
 
 fn origin(rejected: &RejectedMessage) -> String {
