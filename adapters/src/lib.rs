@@ -1,5 +1,7 @@
 //! The backends of `qi`, each behind a feature of its own, and the [configuration](config) that picks one.
 
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
+mod authorities;
 #[cfg(feature = "clickhouse")]
 pub mod clickhouse;
 pub mod config;

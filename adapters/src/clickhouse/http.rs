@@ -12,13 +12,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qi_core::{Error, ErrorKind, Result};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::bounded::Bounded;
+use crate::authorities::authorities;
 
 /// Below the 3 s after which the server closes a connection that is idle (`keep_alive_timeout`).
 const IDLE: Duration = Duration::from_secs(2);
@@ -74,31 +73,17 @@ pub(super) fn client(root_cert: Option<&str>, made: Arc<AtomicU64>) -> Result<Cl
     Ok(Client::with_http_client(client))
 }
 
-/// The authorities of the file; without a file, the public authorities.
-fn authorities(root_cert: Option<&str>) -> Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    if let Some(file) = root_cert {
-        let wrong = |source: Box<dyn std::error::Error + Send + Sync>| {
-            Error::new(ErrorKind::Config, "store.clickhouse.root_cert", "open")
-                .with_backend(super::BACKEND)
-                .with_message("the file of authorities cannot be read")
-                .with_context("key", "store.clickhouse.root_cert")
-                .with_context("value", file)
-                .with_source(Unreadable(source.to_string()))
-        };
-        let mut count = 0;
-        for certificate in CertificateDer::pem_file_iter(file).map_err(|e| wrong(e.into()))? {
-            let certificate = certificate.map_err(|e| wrong(e.into()))?;
-            roots.add(certificate).map_err(|e| wrong(e.into()))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(wrong("it holds no certificate".into()));
-        }
-    } else {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    Ok(roots)
+/// Returns the authorities of the file; without a file, the public authorities.
+fn roots(root_cert: Option<&str>) -> Result<RootCertStore> {
+    let Some(file) = root_cert else { return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()) };
+    std::fs::read(file).and_then(|pem| authorities(&pem)).map_err(|error| {
+        Error::new(ErrorKind::Config, "store.clickhouse.root_cert", "open")
+            .with_backend(super::BACKEND)
+            .with_message("the file of authorities cannot be read")
+            .with_context("key", "store.clickhouse.root_cert")
+            .with_context("value", file)
+            .with_source(error)
+    })
 }
 
 fn tls(root_cert: Option<&str>) -> Result<ClientConfig> {
@@ -110,22 +95,10 @@ fn tls(root_cert: Option<&str>) -> Result<ClientConfig> {
                 .with_backend(super::BACKEND)
                 .with_source(error)
         })?
-        .with_root_certificates(authorities(root_cert)?)
+        .with_root_certificates(roots(root_cert)?)
         .with_no_client_auth();
     Ok(config)
 }
-
-/// Why a file was refused, as text: of several types.
-#[derive(Debug)]
-struct Unreadable(String);
-
-impl std::fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unreadable {}
 
 #[cfg(test)]
 mod tests {
@@ -133,12 +106,9 @@ mod tests {
 
     #[test]
     fn only_the_authorities_of_the_file_are_trusted() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), params.self_signed(&key).unwrap().pem()).unwrap();
-        assert_eq!(authorities(file.path().to_str()).unwrap().len(), 1);
-        assert_eq!(authorities(None).unwrap().len(), webpki_roots::TLS_SERVER_ROOTS.len());
+        std::fs::write(file.path(), crate::authorities::tests::authority()).unwrap();
+        assert_eq!(roots(file.path().to_str()).unwrap().len(), 1);
+        assert_eq!(roots(None).unwrap().len(), webpki_roots::TLS_SERVER_ROOTS.len());
     }
 }

@@ -17,12 +17,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, ReadHalf, Ready, WriteHalf};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::authorities::{authorities, certificates};
 
 /// The bytes that are copied at once in each direction.
 const BUFFER: usize = 64 * 1024;
@@ -200,7 +202,7 @@ impl Route {
 
     fn tls(&self) -> io::Result<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = Arc::new(authorities(&self.root_cert)?);
+        let roots = Arc::new(authorities(&pem(&self.root_cert)?)?);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
         let verifier = verifier.map_err(invalid)?;
         let verifier: Arc<dyn ServerCertVerifier> =
@@ -212,24 +214,8 @@ impl Route {
             .with_custom_certificate_verifier(verifier);
         let Some((certificate, key)) = &self.client else { return Ok(builder.with_no_client_auth()) };
         let key = PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(invalid)?;
-        builder.with_client_auth_cert(certificates(certificate)?, key).map_err(invalid)
+        builder.with_client_auth_cert(certificates(&pem(certificate)?)?, key).map_err(invalid)
     }
-}
-
-/// The authorities of a PEM, and no others.
-fn authorities(root_cert: &str) -> io::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(root_cert)? {
-        roots.add(certificate).map_err(invalid)?;
-    }
-    if roots.is_empty() {
-        return Err(invalid("the file of authorities holds no certificate"));
-    }
-    Ok(roots)
-}
-
-fn certificates(text: &str) -> io::Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(&pem(text)?).collect::<Result<_, _>>().map_err(invalid)
 }
 
 /// The bytes of a PEM that is given as text or as the path of a file.
@@ -295,20 +281,6 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-
-    #[test]
-    fn only_the_authorities_of_the_file_are_trusted() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        assert_eq!(authorities(&pem).unwrap().len(), 1);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), pem.repeat(2)).unwrap();
-        assert_eq!(authorities(file.path().to_str().unwrap()).unwrap().len(), 2);
-        std::fs::write(file.path(), "").unwrap();
-        assert!(authorities(file.path().to_str().unwrap()).is_err());
-    }
 
     #[tokio::test]
     async fn the_socket_is_this_users_and_goes_with_the_tunnel() {
