@@ -173,6 +173,29 @@ async fn a_message_that_is_no_record_goes_to_the_dead_letters_and_the_rest_goes_
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_producer_on_the_topic_does_not_keep_the_job_from_its_end() {
+    use qi_core::bus::{MessageBusExt, TopicCatalogue};
+    let (bus, chaos) = (memory_bus(), Chaos::seeded(1));
+    bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    // Each insert takes long enough for new messages to arrive, so the lag is never 0.
+    let _slow = chaos.clone().on(Operation::InsertTicks, Rule::new(1.0, [Fault::Delay]));
+    let plain = memory_store();
+    let job = Job::new(Arc::new(Layered::new(plain.clone(), chaos)), bus.clone(), data(market(11, 3_000)));
+    let other = tokio::spawn(async move {
+        for tick in market(12, usize::MAX) {
+            bus.send_records(&[tick], None).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let run = tokio::time::timeout(Duration::from_mins(2), job.unwrap().run());
+    let summary = run.await.expect("the job ends").unwrap();
+    other.abort();
+    assert_eq!(summary.published, 3_000);
+    let stored = by_key(contents(&*plain).await.into_iter());
+    assert!(by_key(market(11, 3_000)).keys().all(|key| stored.contains_key(key)), "a record is missing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     use qi_core::agent::{Agent, AgentContext, ExitReason};
     use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, TopicCatalogue, TopicName};

@@ -286,3 +286,82 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
         tokio::time::sleep(backoff.delay(looks, 0.0)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qi_core::ErrorKind;
+    use qi_core::bus::{GroupInfo, GroupPartition, GroupState};
+    use qi_testkit::mock::MockBus;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// The commits and ends of all partitions at one look. None is an error.
+    type Look = Option<&'static [(Option<u64>, Option<u64>)]>;
+
+    /// Waits over these answers; the last one is repeated. Returns the number of requests, and how long it waited. None
+    /// after a day.
+    async fn wait_over(looks: &'static [Look]) -> Option<(usize, Duration)> {
+        let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (counted, mut bus) = (requests.clone(), MockBus::new());
+        bus.expect_groups().returning(move |query| {
+            let look = counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(looks.len() - 1);
+            let Some(offsets) = looks[look] else {
+                return Err(Error::new(ErrorKind::Unavailable, "test", "groups"));
+            };
+            let Selection::These(topics) = &query.topics else { panic!("the lag of every topic") };
+            let partition = |id| TopicPartition::new(topics[0].clone(), id);
+            let of = |(id, (committed, end)): (u32, &(Option<u64>, Option<u64>))| {
+                GroupPartition::new(partition(id), *committed, *end)
+            };
+            let partitions = (0..).zip(offsets).map(of).collect();
+            Ok(vec![GroupInfo::new(GroupId::new("g")?, GroupState::Stable, Vec::new(), partitions)])
+        });
+        let topic = TopicName::new("t").unwrap();
+        let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic));
+        let since = Instant::now();
+        tokio::time::timeout(Duration::from_hours(24), caught_up(&bus, &query)).await.ok()?;
+        Some((requests.load(std::sync::atomic::Ordering::SeqCst), since.elapsed()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_job_waits_for_what_was_there_at_the_first_look() {
+        // Another producer publishes faster than the writer stores.
+        let busy: &[Look] =
+            &[Some(&[(Some(5), Some(10))]), Some(&[(Some(9), Some(20))]), Some(&[(Some(10), Some(30))])];
+        assert_eq!(wait_over(busy).await.unwrap().0, 3);
+        // A topic that was deleted and created again has other offsets.
+        let again: &[Look] =
+            &[Some(&[(Some(5), Some(10))]), Some(&[(Some(1), Some(3))]), Some(&[(Some(3), Some(3))])];
+        assert_eq!(wait_over(again).await.unwrap().0, 3);
+        // A topic that was deleted.
+        assert_eq!(wait_over(&[Some(&[(Some(5), Some(10))]), Some(&[])]).await.unwrap().0, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_or_an_end_that_is_not_known_is_waited_for() {
+        let late: &[Look] = &[
+            None,
+            Some(&[(Some(3), Some(3)), (None, Some(3))]),
+            Some(&[(Some(3), Some(3)), (Some(0), None)]),
+            Some(&[(Some(3), Some(3)), (Some(3), Some(3))]),
+        ];
+        assert_eq!(wait_over(late).await.unwrap().0, 4);
+        assert!(wait_over(&[Some(&[(Some(3), Some(4))])]).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pauses_between_two_looks_grow_to_a_second() {
+        const BEHIND: Look = Some(&[(Some(0), Some(1))]);
+        const DONE: Look = Some(&[(Some(1), Some(1))]);
+        const LOOKS: [Look; 101] = {
+            let mut looks = [BEHIND; 101];
+            looks[100] = DONE;
+            looks
+        };
+        let (requests, waited) = wait_over(&LOOKS).await.unwrap();
+        assert_eq!(requests, 101);
+        // On paused time: 20 ms doubled up to 1 s.
+        assert!(waited > Duration::from_secs(90) && waited < Duration::from_secs(100), "{waited:?}");
+    }
+}
