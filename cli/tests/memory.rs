@@ -14,8 +14,9 @@ use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
 use qi_core::bus::{
-    Batch, Message, MessageBusExt, PublishOptions, Subscribe, Subscription, TopicCatalogue, TopicName,
-    TopicPartition, TopicSpec,
+    Batch, BusStatus, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
+    Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    TopicState,
 };
 use qi_core::layer::{Intercept, Layered};
 use qi_core::store::{BarSource, Dataset};
@@ -26,6 +27,7 @@ use qi_core::{
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
+use qi_testkit::mock::MockBus;
 use qi_testkit::store::{KeepConfig, MemoryStore, MemoryStoreConfig, RetentionConfig};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -298,6 +300,58 @@ async fn a_topic_with_other_partitions_is_found_by_both() {
     assert!(findings.listing().render(Format::Csv).contains("crypto-prices has 3 partitions, not 12"));
     let mut listing = migrate::listing();
     assert!(!migrate::bus("bus memory", &*bus, &catalogue, &mut listing).await.unwrap());
+}
+
+#[tokio::test]
+async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command() {
+    let catalogue = TopicCatalogue::standard().unwrap();
+    let specs = catalogue.specs().unwrap();
+    let mut bus = MockBus::new();
+    bus.expect_ping().returning(|| Ok(BusStatus::new(None, 1, Duration::from_millis(1))));
+    bus.expect_groups().returning(|_| {
+        let states =
+            [("a", GroupState::Hidden), ("b", GroupState::NotDescribed), ("c", GroupState::NotDescribed)];
+        let group = |(id, state): (&str, _)| GroupInfo::new(id.parse().unwrap(), state, vec![], vec![]);
+        Ok(states.map(group).into())
+    });
+    bus.expect_create_topics().returning(|specs| {
+        let existed = || Ok(TopicState::Existed { differs: vec![], settings_hidden: true });
+        Ok(specs.iter().map(|spec| TopicOutcome { topic: spec.name.clone(), result: existed() }).collect())
+    });
+    let partitions = |spec: &TopicSpec| (0..spec.partitions).map(|id| PartitionInfo::new(id, 0, 0)).collect();
+    let topics: Vec<_> =
+        specs.iter().map(|spec| TopicInfo::new(spec.name.clone(), partitions(spec))).collect();
+    let described = topics.clone();
+    bus.expect_topics().times(2).returning(move || Ok(described.clone()));
+    // Then one topic may not be described, and one partition has no leader.
+    bus.expect_topics().returning(move || {
+        let mut topics = topics.clone();
+        topics[0].partitions[3].leader = None;
+        topics.truncate(7);
+        Ok(topics)
+    });
+    let bus: Arc<dyn MessageBus> = Arc::new(bus);
+    let check = async || {
+        let mut findings = check::Findings::default();
+        findings.bus("bus mock", &bus, &catalogue).await;
+        (findings.is_well(), findings.listing().render(Format::Csv))
+    };
+    let (well, shown) = check().await;
+    assert!(well, "{shown}");
+    assert!(shown.contains("3 groups, 2 not described, 1 hidden"), "{shown}");
+    assert!(shown.contains("8 of the catalogue, 8 in all, settings of 8 hidden"), "{shown}");
+    let listed = topics::topics(&*bus).await.unwrap();
+    assert!(listed.rows().len() == 8 && listed.rows().iter().all(|row| row[9] == "hidden"));
+    let lag = topics::lag(&*bus, vec![], false).await.unwrap();
+    let states: Vec<_> = lag.rows().iter().map(|row| cell(row, 1)).collect();
+    assert_eq!(states, ["hidden", "not described", "not described"]);
+    let mut migrated = migrate::listing();
+    assert!(migrate::bus("bus mock", &*bus, &catalogue, &mut migrated).await.unwrap());
+    assert!(migrated.render(Format::Csv).contains("topic crypto-prices,there; settings hidden\n"));
+
+    let (well, shown) = check().await;
+    assert!(!well && shown.contains("market-analytics.dlq is missing or may not be described"), "{shown}");
+    assert!(shown.contains("crypto-ohlcv has 1 partitions without a leader"), "{shown}");
 }
 
 #[tokio::test]
