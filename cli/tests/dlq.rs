@@ -9,18 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use leaderless::Leaderless;
+use futures::future::BoxFuture;
+use leaderless::{Leaderless, LosesLeader};
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
-    DeadLetters, HeaderName, Json, Message, MessageBus, MessageBusExt, Read, Received, RejectedMessage,
-    SeekTo, Subscribe, TopicCatalogue, TopicName, TopicPartition, TopicSpec, encode_message, header,
+    DeadLetters, DeliveryError, HeaderName, Json, Message, MessageBus, MessageBusExt, PublishOptions,
+    PublishReport, Read, Received, RejectedMessage, SeekTo, Subscribe, TopicCatalogue, TopicName,
+    TopicPartition, TopicSpec, encode_message, header,
 };
-use qi_core::layer::Layered;
+use qi_core::layer::{Intercept, Layered};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result, Timestamp};
 use qi_testkit::ManualClock;
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
-use qi_testkit::chaos::{Chaos, Fault};
+use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::MemoryStore;
 use serde_json::Value;
@@ -159,6 +161,24 @@ async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
     let (since, until) = (Some(time(2)), Some(time(1)));
     let turned = Selection { since, until, ..Selection::default() };
     assert_eq!(dlq::list(&bus, None, &turned, &never).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn the_list_is_bounded_whatever_codes_a_producer_invents() {
+    let (bus, never) = (bus().await, CancellationToken::new());
+    let all: Vec<_> = (0..10_050)
+        .map(|n| {
+            let mut letter = letter(&rejected(n, "a"), 1);
+            letter.headers.remove(header::ERROR_CODE);
+            let code = format!("{n} {}", "x".repeat(if n == 0 { 10_000 } else { 1 }));
+            letter.with_header(HeaderName::new(header::ERROR_CODE).unwrap(), code)
+        })
+        .collect();
+    bus.send(&all).await.unwrap();
+    let listed = dlq::list(&bus, None, &Selection::default(), &never).await.unwrap().listing();
+    assert_eq!(listed.rows().len(), 10_001);
+    assert_eq!(listed.rows().iter().map(|row| row[3].as_u64().unwrap()).sum::<u64>(), 10_050);
+    assert!(listed.rows().iter().all(|row| row[2].as_str().is_none_or(|code| code.len() < 250)));
 }
 
 #[tokio::test]
@@ -317,6 +337,34 @@ async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
     assert!(!redriven.is_complete() && redriven.error.is_none());
     assert_eq!(payloads(&messages(&bus, &topic("small")).await), ["payload 2"]);
+
+    let refusing = Layered::new(bus.connect(), RefusesBatches);
+    let redriven = redrive(&refusing, &Plan { to: Some(topic("small")), ..plan() }).await.unwrap();
+    assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
+}
+
+/// Refuses each batch of several messages as too large.
+#[derive(Debug)]
+struct RefusesBatches;
+
+impl Intercept for RefusesBatches {
+    fn name(&self) -> &'static str {
+        "RefusesBatches"
+    }
+
+    fn publish<'a>(
+        &'a self,
+        bus: &'a dyn MessageBus,
+        batch: &'a [Message],
+        options: &'a PublishOptions,
+    ) -> BoxFuture<'a, Result<PublishReport>> {
+        if batch.len() == 1 {
+            return bus.publish(batch, options);
+        }
+        let too_large = || Error::new(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE, "publish");
+        let refused = batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect();
+        Box::pin(async move { Ok(PublishReport::new(refused)) })
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -336,6 +384,42 @@ async fn a_publish_that_fails_for_a_while_is_repeated_and_unknown_outcomes_are_c
     let twice = usize::try_from(redriven.counts.may_be_twice).unwrap();
     assert!(twice > 0);
     assert_eq!(messages(&memory, &origin()).await.len(), 50 + 50 + twice);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
+    for removed in [1, 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let (plan, _) = with_progress(&folder);
+        let (memory, chaos) = (bus().await, Chaos::seeded(1));
+        let copies = [1, 2].map(|seconds| letter(&rejected(1, "a"), seconds).with_partition(0));
+        memory.send(&copies).await.unwrap();
+        let away = chaos.clone().on(Operation::Publish, Rule::new(1.0, [Fault::Error]));
+        let bus = Layered::new(memory.connect(), chaos.clone());
+        let failed = redrive(&bus, &plan).await.unwrap();
+        assert!(failed.error.is_some() && numbers(&failed).is_empty());
+        // Retention removes the letter, or the copy too, before the bus is back.
+        memory.trim(&TopicPartition::new(letters(), 0), removed).unwrap();
+        away.enable(false);
+        let redriven = redrive(&bus, &plan).await.unwrap();
+        assert!(redriven.is_complete());
+        assert_eq!(number(&redriven, "redriven"), 2 - removed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_killed_before_its_first_publish_keeps_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, _) = with_progress(&folder);
+    let (memory, chaos) = (bus().await, Chaos::seeded(1));
+    memory.send(&[letter(&rejected(1, "a"), 1)]).await.unwrap();
+    chaos.next(Operation::Publish, Fault::Hang);
+    let bus = Layered::new(memory.connect(), chaos);
+    let killed = tokio::time::timeout(Duration::from_secs(1), redrive(&bus, &plan)).await;
+    assert!(killed.is_err());
+    memory.send(&[letter(&rejected(2, "a"), 1)]).await.unwrap();
+    assert_eq!(number(&redrive(&bus, &plan).await.unwrap(), "redriven"), 1);
+    assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1"]);
 }
 
 fn with_progress(folder: &tempfile::TempDir) -> (Plan, PathBuf) {
@@ -447,6 +531,22 @@ async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
     let redriven = redrive(&soon, &plan).await.unwrap();
     assert!(redriven.is_complete() && !redriven.was_finished);
     assert_eq!(payloads(&messages(&memory, &origin()).await), ["payload 1", "payload 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_lost_in_the_middle_is_waited_for_and_its_partition_is_named() {
+    let (memory, never) = (bus().await, CancellationToken::new());
+    let all: Vec<_> = (0..150).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
+    memory.send(&all).await.unwrap();
+    let lost =
+        |until| Layered::new(memory.connect(), LosesLeader::new(TopicPartition::new(letters(), 0), until));
+    let read = dlq::list(&lost(50), None, &Selection::default(), &never).await.unwrap();
+    assert!(read.unread.is_empty());
+    let redriven = redrive(&lost(usize::MAX), &plan()).await.unwrap();
+    let unread: Vec<_> = redriven.unread.iter().map(ToString::to_string).collect();
+    assert_eq!(unread, ["crypto-prices.dlq/0 was read up to offset 100 of 150: no message for 30 s"]);
+    assert_eq!(number(&redriven, "redriven"), 100);
+    assert!(!redriven.is_complete());
 }
 
 #[tokio::test]

@@ -5,11 +5,10 @@ mod leaderless;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use leaderless::Leaderless;
+use leaderless::{Leaderless, LosesLeader};
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
@@ -181,10 +180,13 @@ async fn progress_follows_no_planted_link() {
     let (mine, path) = (folder.path().join("mine"), folder.path().join("copy.json"));
     std::fs::write(&mine, "mine").unwrap();
     std::os::unix::fs::symlink(&mine, folder.path().join("copy.json.part")).unwrap();
+    // A link at the path, to a file that another user wants to be created.
+    let wanted = folder.path().join("wanted");
+    std::os::unix::fs::symlink(&wanted, &path).unwrap();
     let plan = Plan { progress: Some(path.clone()), ..everything() };
     assert!(Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap().is_equal());
     assert_eq!(std::fs::read_to_string(mine).unwrap(), "mine");
-    assert!(std::fs::symlink_metadata(path).unwrap().is_file());
+    assert!(!wanted.exists() && std::fs::symlink_metadata(path).unwrap().is_file());
 }
 
 #[tokio::test]
@@ -476,38 +478,6 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
     Ok(())
 }
 
-/// Delivers nothing of a partition from the second receive on, as one does whose leader is lost, up to the receive of
-/// this number.
-#[derive(Debug)]
-struct LosesLeader {
-    partition: TopicPartition,
-    receives: AtomicUsize,
-    until: usize,
-}
-
-impl Intercept for LosesLeader {
-    fn name(&self) -> &'static str {
-        "LosesLeader"
-    }
-
-    fn recv<'a>(
-        &'a self,
-        reader: &'a mut dyn Subscription,
-        max: usize,
-        wait: Duration,
-    ) -> BoxFuture<'a, Result<Batch>> {
-        Box::pin(async move {
-            let lost = std::slice::from_ref(&self.partition);
-            match self.receives.fetch_add(1, Ordering::Relaxed) {
-                1 => reader.pause(lost).await?,
-                receive if receive == self.until => reader.resume(lost).await?,
-                _ => {}
-            }
-            reader.recv(max.min(100), wait).await
-        })
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_partition() -> Result<()> {
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
@@ -520,10 +490,7 @@ async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_pa
         memory.create_topics(&[TopicSpec::new(topic.clone(), 2)?]).await?;
         memory.send_records(&ticks(2_000, 8), None).await?;
         let end = memory.topics().await?[0].partitions[0].high;
-        let bus = Layered::new(
-            memory,
-            LosesLeader { partition: partition.clone(), receives: AtomicUsize::new(0), until },
-        );
+        let bus = Layered::new(memory, LosesLeader::new(partition.clone(), until));
         let plan = replay::Plan {
             topic: topic.clone(),
             since: Timestamp::MIN,

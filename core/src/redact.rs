@@ -411,6 +411,11 @@ mod tests {
         }
         let report = error.report();
         assert!(report.len() <= crate::error::MAX_REPORT_BYTES && report.ends_with('…'), "{}", report.len());
+        let short = (0..50).fold(Error::other(std::io::Error::other("s")), |error, _| {
+            Error::new(ErrorKind::Internal, "c", "op").with_source(error)
+        });
+        assert_eq!(short.report().matches("[c]").count(), 17, "the error and 16 sources");
+        assert_eq!(format!("{short:?}").matches("[c]").count(), 16);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -196,6 +197,24 @@ async fn another_producer_on_the_topic_does_not_keep_the_job_from_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn lag_in_a_topic_that_the_group_has_left_does_not_keep_the_job_from_its_end() {
+    use qi_core::bus::{GroupId, GroupQuery, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+    let bus = memory_bus();
+    bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+    let (group, left) = (GroupId::new("pipeline-writer").unwrap(), TopicName::new("crypto-quotes").unwrap());
+    bus.send_records(&market(13, 100).collect::<Vec<_>>(), Some(&left)).await.unwrap();
+    let mut reader = bus.subscribe(Subscribe::new(group.clone(), [left]).unwrap()).await.unwrap();
+    let batch = reader.recv(10, Duration::from_secs(1)).await.unwrap();
+    reader.commit(batch.positions()).await.unwrap();
+    reader.close().await.unwrap();
+    let job = Job::new(memory_store(), bus.clone(), data(market(13, 100))).unwrap();
+    let run = tokio::time::timeout(Duration::from_hours(1), job.run());
+    assert_eq!(run.await.expect("the job ends").unwrap().published, 100);
+    let lag = bus.groups(&GroupQuery::one(group)).await.unwrap()[0].lag();
+    assert_eq!(lag, Some(100 - batch.len() as u64), "the lag of all topics");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     use qi_core::agent::{Agent, AgentContext, ExitReason};
     use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, TopicCatalogue, TopicName};
@@ -345,20 +364,44 @@ async fn an_export_follows_no_link_that_was_planted_under_a_name_beside_it() {
     assert!(std::fs::symlink_metadata(path).unwrap().is_file());
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_input_of_bad_lines_alone_is_stopped() {
-    let stop = Stop::default();
-    let stopped = stop.gently.clone();
-    let lines = (0..).map(move |n: u32| {
+#[test]
+fn an_input_of_bad_lines_alone_is_stopped() {
+    let (stop, read) = (Stop::default(), Arc::new(AtomicUsize::new(0)));
+    let (stopped, lines) = (stop.gently.clone(), read.clone());
+    let lines = (0..1_000_000).map(move |n| {
         if n == 10_000 {
             stopped.cancel();
         }
-        assert!(n < 1_000_000, "the input is read to its end");
+        lines.store(n, Ordering::Relaxed);
         Err(source::Input::BadLine(Error::other("bad")))
     });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let mut job = Job::new(memory_store(), memory_bus(), Data::Ticks(Box::new(lines))).unwrap();
     job.stop = stop;
-    assert!(job.run().await.unwrap().interrupted);
+    assert!(runtime.block_on(job.run()).unwrap().interrupted);
+    // Waits for the thread that reads.
+    drop(runtime);
+    assert!(read.load(Ordering::Relaxed) < 20_000, "the input is read after the stop");
+}
+
+#[tokio::test]
+async fn a_slow_input_does_not_hold_up_other_tasks() {
+    let wanted = Arc::new(tokio::sync::Notify::new());
+    let (other, (send, receive)) = (wanted.clone(), std::sync::mpsc::channel());
+    // Each record is read once another task of this thread has run.
+    let ticks = market(1, 10).inspect(move |_| {
+        wanted.notify_one();
+        receive.recv_timeout(Duration::from_secs(20)).expect("another task runs");
+    });
+    tokio::spawn(async move {
+        loop {
+            other.notified().await;
+            send.send(()).unwrap();
+        }
+    });
+    let summary = Job::new(memory_store(), memory_bus(), data(ticks)).unwrap().run().await.unwrap();
+    assert_eq!(summary.published, 10);
 }
 
 /// Stores files without ids one after another, and gives what is stored: seconds, numbers, prices and quantities.

@@ -2,18 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
 use qi_core::bus::{
-    CleanupPolicy, DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Messages, Notice,
-    PublishOptions, Read, SeekTo, Subscribe, TopicName, TopicPartition, TopicSpec,
+    Batch, CleanupPolicy, Committed, DeliveryState, GroupId, HeaderName, Message, MessageBus, MessageBusExt,
+    Messages, Notice, PublishOptions, Read, Received, SeekTo, Subscribe, TopicName, TopicPartition,
+    TopicSpec,
 };
 use qi_core::{Clock, ErrorKind, RetryAdvice, Timestamp};
 use qi_testkit::ManualClock;
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
+use qi_testkit::mock::MockReader;
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -399,4 +401,46 @@ fn a_bus_without_room_for_one_message_is_a_wrong_configuration() {
     let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
     let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
     assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::Config, Some("max_bytes")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_short_headers_fill_the_buffer_of_a_reader() {
+    let bus = MemoryBus::default();
+    bus.create_topics(&[TopicSpec::new(topic(), 1).unwrap()]).await.unwrap();
+    let mut message = Message::new(topic(), "x");
+    for _ in 0..1_000 {
+        message.headers.push(HeaderName::new("h").unwrap(), bytes::Bytes::new());
+    }
+    assert_eq!((message.size(), message.weight()), (1_001, 1_001 + 128 * 1_000));
+    bus.send(&vec![message; 10]).await.unwrap();
+    let mut reader = bus.subscribe(request("g").with_max_buffered_bytes(300_000)).await.unwrap();
+    let batch = reader.recv(10, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(batch.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_of_single_messages_covers_the_offsets_behind_the_last_one() {
+    let (committed, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let kept = committed.clone();
+    let mut subscription = MockReader::new();
+    subscription.expect_recv().returning(move |_, _| {
+        // Transaction markers follow the messages.
+        let positions = [(at(0), 5)].into_iter().collect();
+        let messages = match seen.fetch_add(1, Ordering::Relaxed) {
+            0 => vec![Received::new(topic(), 0, 0), Received::new(topic(), 0, 1)],
+            _ => vec![],
+        };
+        Ok(Batch::new(messages, positions, vec![]))
+    });
+    subscription.expect_commit().returning(move |positions| {
+        kept.lock().unwrap().push(positions.get(&at(0)));
+        Ok(Committed::new(positions.clone(), vec![]))
+    });
+    let mut messages = Messages::new(Box::new(subscription), 10);
+    for offset in [Some(0), Some(1), None] {
+        let message = messages.next(Duration::from_secs(1)).await.unwrap();
+        assert_eq!(message.map(|message| message.offset), offset);
+        messages.commit().await.unwrap();
+    }
+    assert_eq!(*committed.lock().unwrap(), [Some(1), Some(5), Some(5)]);
 }

@@ -1,14 +1,18 @@
-//! A bus on which partitions have no leader.
+//! Buses on which partitions have no leader.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use qi_core::Result;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
-    PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicSpec,
+    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition,
+    TopicSpec,
 };
+use qi_core::layer::Intercept;
 use qi_testkit::bus::MemoryBus;
 
 /// A bus on which one partition of each topic has no leader, for a number of requests for topics.
@@ -81,5 +85,43 @@ impl MessageBus for Leaderless {
 
     async fn close(&self) -> Result<CloseReport> {
         self.bus.close().await
+    }
+}
+
+/// Delivers nothing of a partition from the second receive on, as one does whose leader is lost, up to the receive of
+/// this number.
+#[derive(Debug)]
+pub(crate) struct LosesLeader {
+    partition: TopicPartition,
+    receives: AtomicUsize,
+    until: usize,
+}
+
+impl LosesLeader {
+    pub(crate) fn new(partition: TopicPartition, until: usize) -> Self {
+        Self { partition, receives: AtomicUsize::new(0), until }
+    }
+}
+
+impl Intercept for LosesLeader {
+    fn name(&self) -> &'static str {
+        "LosesLeader"
+    }
+
+    fn recv<'a>(
+        &'a self,
+        reader: &'a mut dyn Subscription,
+        max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            let lost = std::slice::from_ref(&self.partition);
+            match self.receives.fetch_add(1, Ordering::Relaxed) {
+                1 => reader.pause(lost).await?,
+                receive if receive == self.until => reader.resume(lost).await?,
+                _ => {}
+            }
+            reader.recv(max.min(100), wait).await
+        })
     }
 }

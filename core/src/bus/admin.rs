@@ -387,6 +387,8 @@ mod tests {
         assert_eq!(PartitionInfo::new(0, 3, 10).offsets(), 7);
         assert_eq!(PartitionInfo::new(0, 10, 3).offsets(), 0);
         assert_eq!(PartitionInfo::new(0, u64::MAX, 0).offsets(), 0);
+        let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
+        assert_eq!(GroupPartition::new(partition, Some(10), 3).lag, Some(0));
     }
 
     #[test]

@@ -109,4 +109,13 @@ mod tests {
         );
         assert!(specs[1].max_message_bytes > specs[0].max_message_bytes);
     }
+
+    #[test]
+    fn a_dead_letter_topic_is_not_compacted() {
+        let topic = TopicSpec::new(TopicName::new("t").unwrap(), 1).unwrap();
+        let topic = topic.with_cleanup(CleanupPolicy::Compact).with_setting("cleanup.policy", "compact");
+        let specs = TopicCatalogue([(topic.name.clone(), topic)].into()).specs().unwrap();
+        assert_eq!((specs[0].cleanup, specs[1].cleanup), (CleanupPolicy::Compact, CleanupPolicy::Delete));
+        assert!(specs[1].settings.is_empty());
+    }
 }
