@@ -445,9 +445,23 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
     // A proxy leads the open connection to an older server.
     knows.store(false, Ordering::SeqCst);
     store.insert_ticks(&ticks(1)).await.unwrap();
-    let log = log.lock().unwrap();
-    assert_eq!(log.iter().map(|(address, _)| is_insert(address)).collect::<Vec<_>>(), [true, false, true]);
-    assert!(!log.last().unwrap().0.contains("deduplicate_insert=disable"));
+    let requests = || std::mem::take(&mut *log.lock().unwrap());
+    let inserts =
+        |log: &[(String, String)]| log.iter().map(|(address, _)| is_insert(address)).collect::<Vec<_>>();
+    let seen = requests();
+    assert_eq!(inserts(&seen), [true, false, true]);
+    assert!(!seen[2].0.contains("deduplicate_insert=disable"));
+    // The proxy leads back to a newer server, which refuses nothing: the answer expires after a minute.
+    knows.store(true, Ordering::SeqCst);
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    assert_eq!(inserts(&requests()), [true]);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    store.insert_ticks(&ticks(1)).await.unwrap();
+    let seen = requests();
+    assert_eq!(inserts(&seen), [false, true]);
+    assert!(seen[1].0.contains("deduplicate_insert=disable"));
 }
 
 #[tokio::test]

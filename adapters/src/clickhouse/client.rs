@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clickhouse::{Client, Compression as Wire};
 use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use super::error::Cause;
 use super::rowbinary::{Malformed, Reader};
