@@ -20,10 +20,11 @@ use qi_core::bus::{
     TopicPartition, TopicSpec,
 };
 use qi_core::{Error, ErrorKind, Result, Selection};
+use qi_testkit::kafka::{self, RawMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
-use redpanda_rig::{Brokers, config, wire};
+use redpanda_rig::{Brokers, config};
 use servers::{Spare, broken_trial, namespace, spare_trial, trial};
 use tokio::time::Instant;
 
@@ -313,8 +314,11 @@ async fn header_names(brokers: Brokers) {
     let address = addresses.split(',').next().unwrap().to_owned();
     bus.send(&[numbered(&topic, 0)]).await.unwrap();
     let name = topic.clone();
-    tokio::task::spawn_blocking(move || wire::produce_header(&address, name.as_str(), &[0xff, 0xfe]))
+    let poison = RawMessage::new("1").with_header([0xff, 0xfe], "v").with_header("good", "w");
+    let batch = poison.encode().unwrap();
+    tokio::task::spawn_blocking(move || kafka::produce(&address, name.as_str(), 0, &batch))
         .await
+        .unwrap()
         .unwrap();
     bus.send(&[numbered(&topic, 2)]).await.unwrap();
     let came = all_of(&bus, &topic).await;

@@ -4,6 +4,8 @@ pub mod agent;
 pub mod bus;
 pub mod chaos;
 mod clock;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod market;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -1,7 +1,6 @@
 //! A wire between one client and the brokers that can be cut: a TCP proxy for each broker. Brokers tell their clients
 //! where they are, so the proxies put their own ports into the answers.
 
-use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -133,66 +132,4 @@ fn readdress(frame: &mut [u8], ports: &[(u16, u16)]) {
             }
         }
     }
-}
-
-/// Sends one message to partition 0 of a topic, with a header of this name and one with the name `good`. Names of
-/// headers are text in the driver, so that the request is written here: `Produce` version 3.
-pub(crate) fn produce_header(address: &str, topic: &str, name: &[u8]) {
-    fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
-        varint(out, i64::try_from(bytes.len()).unwrap());
-        out.extend(bytes);
-    }
-    let mut record = vec![0, 0, 0];
-    varint(&mut record, -1);
-    sized(&mut record, b"1");
-    varint(&mut record, 2);
-    for (name, value) in [(name, b"v"), (b"good".as_slice(), b"w")] {
-        sized(&mut record, name);
-        sized(&mut record, value);
-    }
-    let mut records = Vec::new();
-    sized(&mut records, &record);
-    let now = 1_700_000_000_000_i64.to_be_bytes();
-    let attributes = [0_u8; 2].iter().chain(&[0; 4]).chain(&now).chain(&now).copied();
-    let producer = [0xff_u8; 8 + 2 + 4].into_iter().chain(1_i32.to_be_bytes());
-    let checked: Vec<u8> = attributes.chain(producer).chain(records).collect();
-    let mut batch = vec![0_u8; 8];
-    batch.extend(u32::try_from(4 + 1 + 4 + checked.len()).unwrap().to_be_bytes());
-    batch.extend([0xff, 0xff, 0xff, 0xff, 2]);
-    batch.extend(crc32c(&checked).to_be_bytes());
-    batch.extend(checked);
-    let mut request = vec![0, 0, 0, 3, 0, 0, 0, 7, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-    request.extend(10_000_i32.to_be_bytes());
-    request.extend(1_i32.to_be_bytes());
-    request.extend(u16::try_from(topic.len()).unwrap().to_be_bytes());
-    request.extend(topic.as_bytes());
-    request.extend([0, 0, 0, 1, 0, 0, 0, 0]);
-    request.extend(u32::try_from(batch.len()).unwrap().to_be_bytes());
-    request.extend(batch);
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(&u32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
-    stream.write_all(&request).unwrap();
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).unwrap();
-    let mut answer = vec![0; u32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut answer).unwrap();
-    // Correlation, one topic with its name, one partition with its number, the error.
-    let at = 4 + 4 + 2 + topic.len() + 4 + 4;
-    assert_eq!(answer[at..at + 2], [0, 0], "the broker refused the message");
-}
-
-/// A number as the log has it: zigzag, seven bits in a byte.
-fn varint(out: &mut Vec<u8>, number: i64) {
-    let mut rest = ((number << 1) ^ (number >> 63)).cast_unsigned();
-    while rest > 0x7f {
-        out.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest.to_le_bytes()[0]);
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
-    })
 }

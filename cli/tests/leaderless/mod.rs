@@ -48,7 +48,7 @@ impl MessageBus for Leaderless {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
             .is_ok()
         {
-            for partition in topics.iter_mut().flat_map(|topic| topic.partitions.get_mut(self.partition)) {
+            for partition in topics.iter_mut().filter_map(|topic| topic.partitions.get_mut(self.partition)) {
                 (partition.leader, partition.low, partition.high) = (None, 0, 0);
             }
         }
