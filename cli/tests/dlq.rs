@@ -1,7 +1,7 @@
 //! The dead letter commands, on memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod leaderless;
+mod bus_rig;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bus_rig::{Leaderless, LosesLeader};
 use futures::future::BoxFuture;
-use leaderless::{Leaderless, LosesLeader};
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
@@ -547,6 +547,14 @@ async fn a_leader_that_is_lost_in_the_middle_is_waited_for_and_its_partition_is_
     assert_eq!(unread, ["crypto-prices.dlq/0 was read up to offset 100 of 150: no message for 30 s"]);
     assert_eq!(number(&redriven, "redriven"), 100);
     assert!(!redriven.is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn transaction_markers_at_the_end_of_a_partition_are_read() {
+    let bus = bus_rig::with_markers(&TopicPartition::new(letters(), 0), &["a".into(), "b".into()]);
+    let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
+    assert!(listed.unread.is_empty());
+    assert_eq!(listed.listing().rows()[0][3], 2);
 }
 
 #[tokio::test]

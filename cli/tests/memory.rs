@@ -1,14 +1,14 @@
 //! What the commands do, on memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod leaderless;
+mod bus_rig;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bus_rig::{Leaderless, LosesLeader};
 use futures::future::BoxFuture;
-use leaderless::{Leaderless, LosesLeader};
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{check, migrate, query, replay, topics};
@@ -538,6 +538,19 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
         let words = "crypto-prices/1: not read to the end (position unknown, end unknown)";
         assert_eq!(unreached.to_string(), words);
     }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
+    let (store, topic) = (MemoryStore::default(), TopicName::new("crypto-prices")?);
+    store.ensure_schema().await?;
+    let payloads: Vec<_> = ticks(2, 1).iter().map(|tick| serde_json::to_vec(tick).unwrap().into()).collect();
+    let bus = bus_rig::with_markers(&TopicPartition::new(topic.clone(), 0), &payloads);
+    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+    let replayed = replay::run(&bus, &store, &plan, &CancellationToken::new(), |_| {}).await?;
+    assert!(replayed.is_complete());
+    assert_eq!(replayed.stored, 2);
     Ok(())
 }
 

@@ -381,6 +381,7 @@ impl GroupInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::{AssignedPartition, Assignment};
 
     #[test]
     fn offsets_of_two_answers_never_wrap() {
@@ -388,7 +389,9 @@ mod tests {
         assert_eq!(PartitionInfo::new(0, 10, 3).offsets(), 0);
         assert_eq!(PartitionInfo::new(0, u64::MAX, 0).offsets(), 0);
         let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
-        assert_eq!(GroupPartition::new(partition, Some(10), 3).lag, Some(0));
+        assert_eq!(GroupPartition::new(partition.clone(), Some(10), 3).lag, Some(0));
+        let assigned = AssignedPartition::new(partition, 0, None, u64::MAX, false);
+        assert_eq!(Assignment::new(1, vec![assigned.clone(), assigned]).lag(), u64::MAX);
     }
 
     #[test]

@@ -475,6 +475,6 @@ impl Assignment {
 
     /// The end of the log minus the position, over all partitions.
     pub fn lag(&self) -> u64 {
-        self.partitions.iter().map(|p| p.lag).sum()
+        self.partitions.iter().fold(0, |sum, p| sum.saturating_add(p.lag))
     }
 }
