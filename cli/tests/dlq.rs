@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bus_rig::{Leaderless, LosesLeader};
+use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
 use futures::future::BoxFuture;
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
@@ -551,7 +551,10 @@ async fn a_leader_that_is_lost_in_the_middle_is_waited_for_and_its_partition_is_
 
 #[tokio::test(start_paused = true)]
 async fn transaction_markers_at_the_end_of_a_partition_are_read() {
-    let bus = bus_rig::with_markers(&TopicPartition::new(letters(), 0), &["a".into(), "b".into()]);
+    let memory = bus().await;
+    let all: Vec<_> = (0..5).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
+    memory.send(&all).await.unwrap();
+    let bus = Layered::new(memory, HoldsMarkers(2));
     let listed = dlq::list(&bus, None, &Selection::default(), &CancellationToken::new()).await.unwrap();
     assert!(listed.unread.is_empty());
     assert_eq!(listed.listing().rows()[0][3], 2);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_rig::{Leaderless, LosesLeader};
+use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
@@ -543,10 +543,12 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
 
 #[tokio::test(start_paused = true)]
 async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
-    let (store, topic) = (MemoryStore::default(), TopicName::new("crypto-prices")?);
+    let (memory, store, topic) =
+        (MemoryBus::default(), MemoryStore::default(), TopicName::new("crypto-prices")?);
     store.ensure_schema().await?;
-    let payloads: Vec<_> = ticks(2, 1).iter().map(|tick| serde_json::to_vec(tick).unwrap().into()).collect();
-    let bus = bus_rig::with_markers(&TopicPartition::new(topic.clone(), 0), &payloads);
+    memory.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await?;
+    memory.send_records(&ticks(5, 1), None).await?;
+    let bus = Layered::new(memory, HoldsMarkers(2));
     let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
     let replayed = replay::run(&bus, &store, &plan, &CancellationToken::new(), |_| {}).await?;
     assert!(replayed.is_complete());

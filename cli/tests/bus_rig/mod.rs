@@ -1,22 +1,19 @@
 //! Buses on which partitions have no leader, or end with transaction markers.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use qi_core::Result;
 use qi_core::bus::{
-    AssignedPartition, Assignment, Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message,
-    MessageBus, PartitionInfo, PublishOptions, PublishReport, Read, Received, Subscribe, Subscription,
-    TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition,
+    TopicSpec,
 };
 use qi_core::layer::Intercept;
 use qi_testkit::bus::MemoryBus;
-use qi_testkit::mock::{MockBus, MockReader};
 
 /// A bus on which one partition of each topic has no leader, for a number of requests for topics.
 #[derive(Debug)]
@@ -129,37 +126,25 @@ impl Intercept for LosesLeader {
     }
 }
 
-/// A bus with a partition that holds these messages and then three offsets of transaction markers.
-pub(crate) fn with_markers(partition: &TopicPartition, payloads: &[Bytes]) -> MockBus {
-    let end = payloads.len() as u64 + 3;
-    let messages: Vec<_> = (0..)
-        .zip(payloads)
-        .map(|(offset, payload)| {
-            let mut message = Received::new(partition.topic.clone(), partition.partition, offset);
-            message.payload = Some(payload.clone());
-            message
+/// Delivers each offset from this one on as a transaction marker: as a position without a message.
+#[derive(Debug)]
+pub(crate) struct HoldsMarkers(pub(crate) u64);
+
+impl Intercept for HoldsMarkers {
+    fn name(&self) -> &'static str {
+        "HoldsMarkers"
+    }
+
+    fn recv<'a>(
+        &'a self,
+        reader: &'a mut dyn Subscription,
+        max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            let mut batch = reader.recv(max, wait).await?;
+            batch.messages_mut().retain(|message| message.offset < self.0);
+            Ok(batch)
         })
-        .collect();
-    let (mut bus, partition) = (MockBus::new(), partition.clone());
-    let info = TopicInfo::new(partition.topic.clone(), vec![PartitionInfo::new(partition.partition, 0, end)]);
-    bus.expect_topics().returning(move || Ok(vec![info.clone()]));
-    bus.expect_read().returning(move |_| {
-        let position = Arc::new(AtomicU64::new(0));
-        let (mut reader, messages, reached) = (MockReader::new(), messages.clone(), position.clone());
-        let (of_batch, of_assignment) = (partition.clone(), partition.clone());
-        reader.expect_recv().returning(move |_, _| {
-            let first = reached.swap(end, Ordering::Relaxed) == 0;
-            let positions = [(of_batch.clone(), end)].into_iter().collect();
-            Ok(if first { Batch::new(messages.clone(), positions, vec![]) } else { Batch::default() })
-        });
-        reader.expect_assignment().returning(move || {
-            let position = position.load(Ordering::Relaxed);
-            let assigned =
-                AssignedPartition::new(of_assignment.clone(), position, None, end - position, false);
-            Ok(Assignment::new(1, vec![assigned]))
-        });
-        reader.expect_close().returning(|| Ok(()));
-        Ok(Box::new(reader))
-    });
-    bus
+    }
 }
