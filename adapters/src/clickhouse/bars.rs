@@ -121,7 +121,7 @@ impl ClickHouseStore {
                 values.quote_volume = Some(Quantity::new(turnover.total()?)?);
             }
             found.push(
-                Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::corrupt)?,
+                Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
             );
         }
         Ok(())
@@ -173,8 +173,8 @@ impl ClickHouseStore {
         else {
             return Ok(None);
         };
-        let time = |micros| Timestamp::from_micros(micros).map_err(Cause::corrupt);
-        let price = |units| qi_core::Price::from_units(units).map_err(Cause::corrupt);
+        let time = |micros| Timestamp::from_micros(micros).map_err(Cause::Corrupt);
+        let price = |units| qi_core::Price::from_units(units).map_err(Cause::Corrupt);
         let first = PricePoint { ts: time(first_ts)?, seq: first_seq, price: price(open)? };
         let last = PricePoint { ts: time(last_ts)?, seq: last_seq, price: price(close)? };
         let sums = sums.transpose()?;

@@ -175,7 +175,7 @@ impl Connections {
         match tokio::time::timeout(self.acquire_timeout, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Cause::Closed),
-            Err(_) => Err(Cause::Busy { most: self.most }),
+            Err(_) => Err(Cause::Busy { max_connections: self.most }),
         }
     }
 

@@ -73,7 +73,7 @@ impl Key for Instrument {
     }
     fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
         let (exchange, symbol) = (row.text()?, row.text()?);
-        format!("{exchange}:{symbol}").parse().map_err(Cause::corrupt)
+        format!("{exchange}:{symbol}").parse().map_err(Cause::Corrupt)
     }
     fn values(&self) -> String {
         format!("{}, {}", literal(self.exchange().as_str()), literal(self.symbol().as_str()))
@@ -93,7 +93,7 @@ impl Key for Scope {
         format!("scope = {}", literal(&self.storage_text()))
     }
     fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
-        Self::from_storage_text(row.text()?).map_err(Cause::corrupt)
+        Self::from_storage_text(row.text()?).map_err(Cause::Corrupt)
     }
     fn values(&self) -> String {
         literal(&self.storage_text())

@@ -94,6 +94,7 @@ impl OwnKeys for StoreSection {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
             "timescale" => section.read::<TimescaleConfig>().map(drop)?,
+            "postgres" => TimescaleConfig::from_postgres_section(section).map(drop)?,
             "clickhouse" => section.read::<ClickHouseConfig>().map(drop)?,
             _ => return Ok(false),
         }
@@ -115,7 +116,7 @@ impl OwnKeys for BusSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
-            "redpanda" => section.read::<RedpandaConfig>().map(drop)?,
+            "redpanda" | "kafka" => section.read::<RedpandaConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)

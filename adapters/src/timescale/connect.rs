@@ -52,12 +52,12 @@ impl Connections {
     pub(super) fn open(config: &TimescaleConfig, memory: Arc<Memory>) -> Result<Self> {
         let options = connect_options(config)?;
         let set = Effective::of(&options);
-        set.check(&options)?;
+        set.check(&options, config.section)?;
         if set.password && !is_local(&options) && !encrypts(options.get_ssl_mode()) {
             warn_of_password(super::BACKEND, std::iter::once(options.get_host()));
         }
         let mut driver = options.clone();
-        let tunnel = set.tunnel(&options)?;
+        let tunnel = set.tunnel(&options, config.section)?;
         if let Some(tunnel) = &tunnel {
             driver = driver.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
         }
@@ -256,7 +256,7 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         Error::new(ErrorKind::Config, "store.timescale.url", "open")
             .with_backend(super::BACKEND)
             .with_message("the URL of the server cannot be read")
-            .with_source(Unreadable(source.to_string()))
+            .with_source(InvalidUrl(source.to_string()))
     };
     let mut options = match &config.url {
         Some(url) => url.expose_secret().parse().map_err(wrong)?,
@@ -288,7 +288,7 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
             Error::new(ErrorKind::Config, "store.timescale.tls_file", "open")
                 .with_backend(super::BACKEND)
                 .with_message("a file of the TLS section cannot be read")
-                .with_context("key", format_args!("store.timescale.tls.{key}"))
+                .with_context("key", format_args!("{}.tls.{key}", config.section))
                 .with_context("value", file)
                 .with_source(source)
         })?;
@@ -367,7 +367,7 @@ impl Effective {
     }
 
     /// Refuses authorities that a mode without verification would ignore.
-    fn check(&self, options: &PgConnectOptions) -> Result<()> {
+    fn check(&self, options: &PgConnectOptions, section: &str) -> Result<()> {
         if self.root_cert.is_none() || encrypts(options.get_ssl_mode()) || is_local(options) {
             return Ok(());
         }
@@ -377,14 +377,14 @@ impl Effective {
                 "the mode verifies no certificate; `root_cert` (in the URL `sslrootcert`, in the environment \
                  PGSSLROOTCERT) needs `require`, `verify-ca` or `verify-full`",
             )
-            .with_context("key", "store.timescale.tls.mode")
+            .with_context("key", format_args!("{section}.tls.mode"))
             .with_context("value", format!("{:?}", options.get_ssl_mode()).to_lowercase()))
     }
 
     /// The tunnel that verifies the server by the authorities of a file. As in libpq, `require` with authorities is
     /// `verify-ca`.
     #[cfg(unix)]
-    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Tunnel>> {
+    fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Tunnel>> {
         let mode = options.get_ssl_mode();
         let Some(root_cert) = self.root_cert.filter(|_| encrypts(mode) && !is_local(options)) else {
             return Ok(None);
@@ -400,6 +400,7 @@ impl Effective {
             Error::new(ErrorKind::Config, "store.timescale.tunnel", "open")
                 .with_backend(super::BACKEND)
                 .with_message("`root_cert` needs a folder for temporary files; TMPDIR names one")
+                .with_context("key", format_args!("{section}.tls.root_cert"))
                 .with_context("folder", std::env::temp_dir().display())
                 .with_source(source)
         })?;
@@ -408,14 +409,14 @@ impl Effective {
 
     /// Refuses authorities of a file: the driver would trust the public authorities beside them.
     #[cfg(not(unix))]
-    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Never>> {
+    fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Never>> {
         if self.root_cert.is_none() || !encrypts(options.get_ssl_mode()) {
             return Ok(None);
         }
         Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
             .with_backend(super::BACKEND)
             .with_message("`root_cert` needs Unix sockets: the driver would trust public authorities too")
-            .with_context("key", "store.timescale.tls.root_cert"))
+            .with_context("key", format_args!("{section}.tls.root_cert")))
     }
 }
 
@@ -430,17 +431,10 @@ impl Never {
     }
 }
 
-/// Why a URL was refused, as text: the driver's own error may hold parts of it.
-#[derive(Debug)]
-struct Unreadable(String);
-
-impl std::fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unreadable {}
+/// The driver's message about an invalid URL. The driver's own error may contain parts of the URL.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InvalidUrl(String);
 
 /// A part of a gauge that all stores of the process add up to, for as long as it is held.
 struct Share {
