@@ -4,12 +4,12 @@ use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::{Anchor, BarQuery, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery};
 use qi_core::{BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Quantity, TimeRange, Timestamp};
 
-use super::ClickHouseStore;
-use super::client::rows;
+use super::connect::rows;
 use super::error::Cause;
 use super::read::{FINAL, within};
-use super::rowbinary::Reader;
+use super::store::ClickHouseStore;
 use super::table::{of_instrument, read_price, read_time};
+use super::wire::Reader;
 
 /// The Monday from which buckets are counted, in microseconds: the first time that a record can have.
 const MONDAY: i64 = 345_600_000_000;

@@ -3,7 +3,7 @@
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
 
 use super::BACKEND;
-use super::rowbinary::Malformed;
+use super::wire::Malformed;
 
 /// The cause of a failed call, before it has the name of its operation.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use qi_core::store::{Anchor, Order, Page, Paged};
 use qi_core::{Instrument, Interval, Scope, Selection, TimeRange, Timestamp};
 
-use super::ClickHouseStore;
-use super::client::rows;
+use super::connect::rows;
 use super::error::Cause;
-use super::rowbinary::Reader;
+use super::store::ClickHouseStore;
 use super::table::{Stored, Table, literal, of_instrument, read_time};
+use super::wire::Reader;
 
 /// Reads what is behind FINAL partition by partition: a key never leaves its partition, so that is safe.
 pub(super) const FINAL: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";

@@ -9,7 +9,7 @@ use qi_core::{
 };
 
 use super::error::Cause;
-use super::rowbinary::{Malformed, Reader, Writer};
+use super::wire::{Malformed, Reader, Writer};
 
 /// A column: its name, its type as the server writes it, and how it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

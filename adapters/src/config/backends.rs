@@ -5,47 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
-use serde::de::DeserializeOwned;
 
-use super::de;
 #[cfg(feature = "redpanda")]
 use super::redpanda::RedpandaConfig;
+use super::section::Section;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
-#[cfg(feature = "timescale")]
-use super::timescale::TimescaleConfig;
-use super::tree::{Node, Value, nearest};
+use super::tree::nearest;
 use super::wrappers::WrapperSections;
-
-/// The section of one backend.
-#[derive(Debug, Clone)]
-pub struct Section {
-    path: String,
-    node: Node,
-}
-
-impl Section {
-    pub(super) fn new(path: String, node: Node) -> Self {
-        Self { path, node }
-    }
-
-    pub(super) fn empty(path: String) -> Self {
-        Self { path, node: Node::empty("defaults") }
-    }
-
-    /// Reads the section into a struct of one's own. A key that the struct does not have is an error that names
-    /// the nearest one; a value of the environment becomes what the field asks for.
-    ///
-    /// # Errors
-    /// `Config` with the key and where it came from.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        de::read(&self.node, &self.path)
-    }
-
-    /// Returns whether the section has this key.
-    pub(super) fn has(&self, key: &str) -> bool {
-        matches!(&self.node.value, Value::Table(table) if table.contains_key(key))
-    }
-}
 
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
@@ -120,9 +86,9 @@ impl Backends {
             #[cfg(feature = "timescale")]
             "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
             #[cfg(feature = "timescale")]
-            "postgres" => Ok(Arc::new(crate::timescale::TimescaleStore::open(
-                TimescaleConfig::from_postgres_section(&section)?,
-            )?)),
+            "postgres" => {
+                Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::postgres(&section)?)?))
+            }
             #[cfg(feature = "clickhouse")]
             "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(section.read()?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),

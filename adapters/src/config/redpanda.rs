@@ -6,7 +6,7 @@ use qi_core::Result;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::rules::Rules;
+use crate::rules::Rules;
 
 /// Where the brokers are, and how they are used. Compiled always, so that one file can hold every backend.
 ///

@@ -20,6 +20,9 @@ pub(super) enum NumericError {
     TooLarge,
 }
 
+/// 2000-01-01, from which PostgreSQL counts, in microseconds of the Unix epoch.
+pub(super) const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
 /// The base of PostgreSQL's digits.
 const BASE: u64 = 10_000;
 /// The places of a decimal of the domain.

@@ -1,12 +1,13 @@
 //! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
 
 use qi_core::Result;
+#[cfg(feature = "timescale")]
+use qi_core::store::Dataset;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::Section;
-use super::rules::Rules;
+use crate::rules::Rules;
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
 ///
@@ -231,30 +232,40 @@ pub struct AgeSection {
     pub snapshots_hours: Option<u32>,
 }
 
+impl ChunksSection {
+    /// Returns the length of a dataset's chunk, in microseconds.
+    #[cfg(feature = "timescale")]
+    pub(super) fn micros(&self, dataset: Dataset) -> i64 {
+        let hours = match dataset {
+            Dataset::Ticks => self.ticks_hours,
+            Dataset::Quotes => self.quotes_hours,
+            Dataset::Bars => self.bars_hours,
+            Dataset::Snapshots => self.snapshots_hours,
+        };
+        i64::from(hours) * 3_600_000_000
+    }
+}
+
+impl AgeSection {
+    /// Returns the age of a dataset, in hours.
+    #[cfg(feature = "timescale")]
+    pub(super) fn hours(&self, dataset: Dataset) -> Option<u32> {
+        match dataset {
+            Dataset::Ticks => self.ticks_hours,
+            Dataset::Quotes => self.quotes_hours,
+            Dataset::Bars => self.bars_hours,
+            Dataset::Snapshots => self.snapshots_hours,
+        }
+    }
+}
+
 impl TimescaleConfig {
     /// The server at `url`, and the defaults for all else.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
     }
 
-    /// Reads `[store.postgres]`: the same keys, without hypertables.
-    ///
-    /// # Errors
-    /// `Config` for an unknown key, an invalid value, or a key that needs the extension.
-    pub(super) fn from_postgres_section(section: &Section) -> Result<Self> {
-        let config: Self = section.read()?;
-        let config = Self { section: "store.postgres", ..config };
-        for key in ["hypertables", "chunks", "columnstore", "retention"] {
-            let off = key == "hypertables" && config.hypertables == Hypertables::Off;
-            if section.has(key) && !off {
-                let rule = "needs the TimescaleDB extension: use the backend `timescale`";
-                return Err(config.rules().refuse(key, "present", rule));
-            }
-        }
-        Ok(Self { hypertables: Hypertables::Off, ..config })
-    }
-
-    fn rules(&self) -> Rules {
+    pub(crate) fn rules(&self) -> Rules {
         Rules { section: self.section, code: "store.timescale.config", backend: "timescale" }
     }
 
