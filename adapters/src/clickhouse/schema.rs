@@ -219,6 +219,7 @@ async fn retention(
 #[cfg(test)]
 mod tests {
     use qi_core::PriceTick;
+    use qi_core::store::Dataset;
 
     use super::super::table::Stored as _;
     use super::*;
