@@ -2,7 +2,6 @@
 
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod authorities;
-#[cfg(feature = "clickhouse")]
 pub mod clickhouse;
 pub mod config;
 #[cfg(feature = "fuzzing")]
@@ -14,7 +13,7 @@ pub mod opentelemetry;
 mod plaintext;
 #[cfg(feature = "redpanda")]
 pub mod redpanda;
-#[cfg(feature = "timescale")]
+mod rules;
 pub mod timescale;
 
 pub use config::{Backends, Config};

@@ -78,7 +78,7 @@ fn roots(root_cert: Option<&str>) -> Result<RootCertStore> {
     let Some(file) = root_cert else { return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()) };
     std::fs::read(file).and_then(|pem| authorities(&pem)).map_err(|error| {
         Error::new(ErrorKind::Config, "store.clickhouse.root_cert", "open")
-            .with_backend(super::BACKEND)
+            .with_backend(super::super::BACKEND)
             .with_message("the file of authorities cannot be read")
             .with_context("key", "store.clickhouse.root_cert")
             .with_context("value", file)
@@ -92,7 +92,7 @@ fn tls(root_cert: Option<&str>) -> Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(|error| {
             Error::new(ErrorKind::Internal, "store.clickhouse.tls", "open")
-                .with_backend(super::BACKEND)
+                .with_backend(super::super::BACKEND)
                 .with_source(error)
         })?
         .with_root_certificates(roots(root_cert)?)
