@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::future::{self, BoxFuture};
+use futures::future::BoxFuture;
 use qi_core::bus::{Batch, DeliveryError, Message, MessageBus, PublishOptions, PublishReport, Subscription};
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Call, Layer, Layered};
 use qi_core::{Error, ErrorKind, Operation, Result};
 
 /// A store whose calls go wrong on purpose.
@@ -178,50 +178,26 @@ fn failed(operation: Operation, fault: Fault) -> Error {
     Error::new(ErrorKind::Unavailable, code, operation).with_message(message)
 }
 
-impl Intercept for Chaos {
+impl Layer for Chaos {
     fn name(&self) -> &'static str {
         "Chaos"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        Call { operation, .. }: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             match self.draw(operation) {
-                None => attempt().await,
+                None => future.await,
                 Some((Fault::Error, _)) => Err(failed(operation, Fault::Error)),
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
-                    attempt().await
+                    future.await
                 }
-                Some((Fault::Cut, _)) => match attempt().await {
-                    Ok(_) => Err(failed(operation, Fault::Cut)),
-                    Err(error) => Err(error),
-                },
-            }
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            match self.draw(operation) {
-                None => attempt(subscription, arguments).await,
-                Some((Fault::Error, _)) => Err(failed(operation, Fault::Error)),
-                Some((Fault::Hang, _)) => future::pending().await,
-                Some((Fault::Delay, delay)) => {
-                    tokio::time::sleep(delay).await;
-                    attempt(subscription, arguments).await
-                }
-                Some((Fault::Cut, _)) => match attempt(subscription, arguments).await {
+                Some((Fault::Cut, _)) => match future.await {
                     Ok(_) => Err(failed(operation, Fault::Cut)),
                     Err(error) => Err(error),
                 },
@@ -238,7 +214,7 @@ impl Intercept for Chaos {
         Box::pin(async move {
             match self.draw(Operation::Publish) {
                 None => bus.publish(batch, options).await,
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
                     bus.publish(batch, options).await
@@ -268,7 +244,7 @@ impl Intercept for Chaos {
         Box::pin(async move {
             match self.draw(Operation::Recv) {
                 None => subscription.recv(max, wait).await,
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
                     subscription.recv(max, wait).await

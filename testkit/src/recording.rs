@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_core::bus::{Batch, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription};
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Call, Layer, Layered};
 use qi_core::{ErrorKind, Operation, Result};
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ pub type RecordingBus<B> = Layered<B, Recording>;
 /// One call that has ended. A call whose future was dropped is not among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Call {
+pub struct RecordedCall {
     /// What was called.
     pub operation: Operation,
     /// The kind of its error, if it failed.
@@ -56,7 +56,7 @@ pub struct Recording(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     capacity: usize,
-    calls: VecDeque<Call>,
+    calls: VecDeque<RecordedCall>,
     published: VecDeque<(Message, Outcome)>,
     forgotten: u64,
 }
@@ -73,7 +73,7 @@ impl Recording {
     }
 
     /// The calls that have ended, oldest first.
-    pub fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<RecordedCall> {
         self.state().calls.iter().cloned().collect()
     }
 
@@ -95,7 +95,7 @@ impl Recording {
     fn note<T>(&self, operation: Operation, since: Instant, result: &Result<T>) {
         let failed = result.as_ref().err().map(qi_core::Error::kind);
         let state = &mut *self.state();
-        state.calls.push_back(Call { operation, failed, took: since.elapsed() });
+        state.calls.push_back(RecordedCall { operation, failed, took: since.elapsed() });
         if state.calls.len() > state.capacity {
             state.calls.pop_front();
             state.forgotten += 1;
@@ -118,35 +118,20 @@ impl Recording {
     }
 }
 
-impl Intercept for Recording {
+impl Layer for Recording {
     fn name(&self) -> &'static str {
         "Recording"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let since = Instant::now();
-            let result = attempt().await;
-            self.note(operation, since, &result);
-            result
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            let since = Instant::now();
-            let result = attempt(subscription, arguments).await;
-            self.note(operation, since, &result);
+            let result = future.await;
+            self.note(call.operation, since, &result);
             result
         })
     }

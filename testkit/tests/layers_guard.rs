@@ -11,8 +11,8 @@ use qi_core::bus::{
     Subscribe, TopicName,
 };
 use qi_core::layer::{
-    CircuitBreaker, CircuitBreakerPolicy, CircuitState, Intercept, Layered, Limit, LimitPolicy, RetryPolicy,
-    TimeoutPolicy, Wrappers,
+    Call, CircuitBreaker, CircuitBreakerConfig, CircuitState, Layer, LayerStack, Layered, Limit, LimitConfig,
+    RetryConfig, TimeoutConfig,
 };
 use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice};
@@ -65,46 +65,46 @@ impl Slow {
     }
 }
 
-impl Intercept for Slow {
+impl Layer for Slow {
     fn name(&self) -> &'static str {
         "Slow"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        _: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
             self.most.fetch_max(now, Ordering::Relaxed);
             tokio::time::sleep(self.takes).await;
             self.now.fetch_sub(1, Ordering::Relaxed);
-            attempt().await
+            future.await
         })
     }
 }
 
-fn limited(policy: LimitPolicy, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
-    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(policy).unwrap())
+fn limited(config: LimitConfig, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
+    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(config))
 }
 
 // ---- limit ----
 
 #[tokio::test(start_paused = true)]
 async fn no_more_calls_are_under_way_than_may_and_all_have_their_turn() {
-    let store = limited(LimitPolicy::default().with_concurrency(3), ms(100));
+    let store = limited(LimitConfig::default().with_concurrency(3), ms(100));
     let since = Instant::now();
     let done = join_all((0..10).map(|_| store.insert_ticks(&[]))).await;
     assert!(done.iter().all(Result::is_ok));
     assert_eq!(store.inner().layer().most.load(Ordering::Relaxed), 3);
     assert_eq!(since.elapsed(), ms(400), "three at a time");
-    assert_eq!(store.layer().waiting(), 0);
+    assert_eq!(store.layer().queued(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_behind_too_many_is_overloaded_at_once_and_may_come_again() {
-    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(2), ms(100));
+    let store = limited(LimitConfig::default().with_concurrency(1).with_max_queued(2), ms(100));
     let since = Instant::now();
     let mut done = join_all((0..4).map(|_| store.insert_ticks(&[]))).await;
     assert_eq!(since.elapsed(), ms(300));
@@ -117,12 +117,12 @@ async fn a_call_behind_too_many_is_overloaded_at_once_and_may_come_again() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_begin_at_the_rate_and_a_pause_allows_a_burst() {
-    let even = limited(LimitPolicy::default().with_rate(10.0, 1), Duration::ZERO);
+    let even = limited(LimitConfig::default().with_rate(10.0, 1), Duration::ZERO);
     let since = Instant::now();
     join_all((0..11).map(|_| even.insert_ticks(&[]))).await;
     assert_eq!(since.elapsed(), ms(1_000));
 
-    let burst = limited(LimitPolicy::default().with_rate(10.0, 5), Duration::ZERO);
+    let burst = limited(LimitConfig::default().with_rate(10.0, 5), Duration::ZERO);
     for pause in [Duration::ZERO, Duration::from_secs(5)] {
         tokio::time::sleep(pause).await;
         let since = Instant::now();
@@ -137,7 +137,7 @@ async fn calls_begin_at_the_rate_and_a_pause_allows_a_burst() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_beyond_the_grain_of_the_timer_is_kept() {
-    let store = limited(LimitPolicy::default().with_rate(5_000.0, 1).with_waiting(10_000), Duration::ZERO);
+    let store = limited(LimitConfig::default().with_rate(5_000.0, 1).with_max_queued(10_000), Duration::ZERO);
     let since = Instant::now();
     join_all((0..5_000).map(|_| store.insert_ticks(&[]))).await;
     assert!((ms(950)..=ms(1_050)).contains(&since.elapsed()), "{:?}", since.elapsed());
@@ -145,11 +145,11 @@ async fn a_rate_beyond_the_grain_of_the_timer_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn callers_that_go_away_leave_no_debt() {
-    let store = limited(LimitPolicy::default().with_rate(1.0, 1).with_concurrency(4), Duration::ZERO);
+    let store = limited(LimitConfig::default().with_rate(1.0, 1).with_concurrency(4), Duration::ZERO);
     store.insert_ticks(&[]).await.unwrap();
     let gone = join_all((0..100).map(|_| timeout(ms(500), store.insert_ticks(&[])))).await;
     assert!(gone.iter().all(Result::is_err));
-    assert_eq!(store.layer().waiting(), 0);
+    assert_eq!(store.layer().queued(), 0);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(since.elapsed(), ms(500), "the next one has the turn that nobody took");
@@ -157,7 +157,8 @@ async fn callers_that_go_away_leave_no_debt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back() {
-    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(0), Duration::from_hours(1));
+    let store =
+        limited(LimitConfig::default().with_concurrency(1).with_max_queued(0), Duration::from_hours(1));
     let mut stuck = store.insert_ticks(&[]);
     assert!(timeout(ms(1), &mut stuck).await.is_err());
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.limit.full");
@@ -171,8 +172,8 @@ async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back()
         reader.expect_commit().returning(|_| Ok(qi_core::bus::Committed::default()));
         Ok(Box::new(reader))
     });
-    let never = LimitPolicy::default().with_rate(0.001, 1).with_waiting(0);
-    let bus = Layered::new(bus, Limit::new(never).unwrap());
+    let never = LimitConfig::default().with_rate(0.001, 1).with_max_queued(0);
+    let bus = Layered::new(bus, Limit::new(never));
     for _ in 0..3 {
         let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
         let mut reader = bus.subscribe(request).await.unwrap();
@@ -183,11 +184,10 @@ async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back()
 #[tokio::test(start_paused = true)]
 async fn in_the_stack_the_wait_for_a_permit_counts_as_time() {
     let slow = Layered::new(willing(), Slow::new(ms(700)));
-    let store = Wrappers::none()
-        .with_timeout(TimeoutPolicy::default().with_limit(Duration::from_secs(1)))
-        .with_limit(LimitPolicy::default().with_concurrency(1))
-        .around_store(slow)
-        .unwrap();
+    let store = LayerStack::none()
+        .with_timeout(TimeoutConfig::default().with_call(Duration::from_secs(1)))
+        .with_limit(LimitConfig::default().with_concurrency(1))
+        .wrap_store(slow);
     let done = join_all((0..2).map(|_| store.insert_ticks(&[]))).await;
     assert!(done[0].is_ok());
     assert_eq!(done[1].as_ref().unwrap_err().kind(), ErrorKind::Timeout);
@@ -197,9 +197,10 @@ async fn in_the_stack_the_wait_for_a_permit_counts_as_time() {
 // ---- circuit breaker ----
 
 fn breaker<P>(inner: P, failures: u32) -> Layered<P, CircuitBreaker> {
-    let policy =
-        CircuitBreakerPolicy::default().with_failures(failures).with_open_for(Duration::from_secs(4));
-    Layered::new(inner, CircuitBreaker::new(policy).unwrap())
+    let config = CircuitBreakerConfig::default()
+        .with_failure_threshold(failures)
+        .with_open_duration(Duration::from_secs(4));
+    Layered::new(inner, CircuitBreaker::new(config))
 }
 
 #[tokio::test(start_paused = true)]
@@ -325,19 +326,19 @@ async fn a_slow_look_that_succeeds_closes_the_circuit_though_others_look_too() {
 #[derive(Debug)]
 struct Takes(Vec<Duration>, AtomicU32);
 
-impl Intercept for Takes {
+impl Layer for Takes {
     fn name(&self) -> &'static str {
         "Takes"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        _: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let n = self.1.fetch_add(1, Ordering::Relaxed) as usize;
-            let answer = attempt().await;
+            let answer = future.await;
             tokio::time::sleep(self.0[n]).await;
             answer
         })
@@ -428,35 +429,59 @@ async fn a_publish_is_well_if_one_message_was_delivered() {
 async fn in_the_stack_a_retry_waits_as_long_as_the_open_circuit_says() {
     let (store, calls) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
     let backoff = Backoff::new(ms(10), ms(10)).with_jitter(0.0);
-    let store = Wrappers::default()
-        .with_retry(RetryPolicy::default().with_backoff(backoff))
-        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2).with_open_for(ms(500)))
-        .around_store(store)
-        .unwrap();
+    let store = LayerStack::default()
+        .with_retry(RetryConfig::default().with_backoff(backoff))
+        .with_circuit_breaker(
+            CircuitBreakerConfig::default().with_failure_threshold(2).with_open_duration(ms(500)),
+        )
+        .wrap_store(store);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 3);
     assert_eq!(since.elapsed(), ms(10 + 10 + 490), "one failure, the one that opens, one refusal, the look");
 }
 
-#[test]
-fn policies_that_are_not_valid_are_configuration_errors() {
-    let limit = LimitPolicy::default();
-    for policy in [
-        limit.with_concurrency(0),
-        limit.with_concurrency(usize::MAX),
-        limit.with_rate(0.0, 1),
-        limit.with_rate(f64::NAN, 1),
-        limit.with_rate(f64::INFINITY, 1),
-        limit.with_rate(-1.0, 1),
-        limit.with_rate(10.0, 0),
+#[tokio::test(start_paused = true)]
+async fn every_limit_config_makes_a_usable_layer() {
+    let limit = LimitConfig::default();
+    for (config, two_calls_take) in [
+        (limit.with_concurrency(0), ms(0)),
+        (limit.with_concurrency(usize::MAX), ms(0)),
+        (limit.with_rate(0.0, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(f64::NAN, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(-1.0, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(f64::INFINITY, 1), ms(0)),
+        (limit.with_rate(10.0, 0), ms(100)),
+        (limit.with_rate(10.0, u32::MAX), ms(0)),
     ] {
-        assert_eq!(Limit::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+        let store = limited(config, Duration::ZERO);
+        let since = Instant::now();
+        for _ in 0..2 {
+            store.insert_ticks(&[]).await.unwrap();
+        }
+        // Tokio's timer has a resolution of 1 ms.
+        assert!((two_calls_take..=two_calls_take + ms(5)).contains(&since.elapsed()), "{config:?}");
     }
-    let circuit = CircuitBreakerPolicy::default();
-    for policy in
-        [circuit.with_failures(0), circuit.with_open_for(Duration::ZERO), circuit.with_open_for(ms(5_001))]
-    {
-        assert_eq!(CircuitBreaker::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+    let store = limited(limit.with_concurrency(0), ms(100));
+    let since = Instant::now();
+    assert!(join_all((0..2).map(|_| store.insert_ticks(&[]))).await.iter().all(Result::is_ok));
+    assert_eq!(since.elapsed(), ms(200), "a concurrency of 0 counts as 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_circuit_breaker_config_makes_a_usable_layer() {
+    let circuit = CircuitBreakerConfig::default();
+    for (config, open) in [
+        (circuit.with_failure_threshold(0), Duration::from_secs(2)),
+        (circuit.with_failure_threshold(1).with_open_duration(Duration::ZERO), ms(1)),
+        (circuit.with_failure_threshold(1).with_open_duration(Duration::MAX), Duration::from_secs(5)),
+    ] {
+        let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+        let store = Layered::new(store, CircuitBreaker::new(config));
+        assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away");
+        let rejected = store.insert_ticks(&[]).await.unwrap_err();
+        assert_eq!(rejected.retry(), RetryAdvice::After(open), "{config:?}");
+        tokio::time::sleep(open).await;
+        store.insert_ticks(&[]).await.unwrap();
     }
 }

@@ -12,7 +12,7 @@ use qi_core::bus::{
     PublishOptions, PublishReport, Received, RejectedMessage, Subscribe, TopicName, TopicSpec,
 };
 use qi_core::layer::{
-    CircuitBreakerPolicy, Layered, LimitPolicy, Metered, Propagator, RetryPolicy, Traced, Wrappers,
+    CircuitBreakerConfig, LayerStack, Layered, LimitConfig, Metered, Propagator, RetryConfig, Traced,
 };
 use qi_core::store::{InsertReport, StoreInfo};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result};
@@ -139,12 +139,11 @@ fn the_guards_count_what_they_do() {
         store.expect_info().returning(|| StoreInfo::new("mock"));
         store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
-        let store = Wrappers::default()
-            .with_retry(RetryPolicy::default().with_attempts(2))
-            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2))
-            .with_limit(LimitPolicy::default().with_concurrency(1).with_waiting(0))
-            .around_store(ChaosStore::new(store, chaos.clone()))
-            .unwrap();
+        let store = LayerStack::default()
+            .with_retry(RetryConfig::default().with_max_attempts(2))
+            .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(2))
+            .with_limit(LimitConfig::default().with_concurrency(1).with_max_queued(0))
+            .wrap_store(ChaosStore::new(store, chaos.clone()));
         // One call that hangs keeps the only permit; two attempts of the other are turned away.
         chaos.next(Operation::InsertTicks, Fault::Hang);
         let mut stuck = store.insert_ticks(&[]);
@@ -176,12 +175,11 @@ fn gauges_come_down_and_times_are_those_that_passed() {
         store.expect_info().returning(|| StoreInfo::new("mock"));
         store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
-        let store = Wrappers::default()
-            .with_retry(RetryPolicy::default().with_attempts(1))
-            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(1))
-            .with_limit(LimitPolicy::default().with_concurrency(1))
-            .around_store(ChaosStore::new(store, chaos.clone()))
-            .unwrap();
+        let store = LayerStack::default()
+            .with_retry(RetryConfig::default().with_max_attempts(1))
+            .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(1))
+            .with_limit(LimitConfig::default().with_concurrency(1))
+            .wrap_store(ChaosStore::new(store, chaos.clone()));
         // One hangs until its limit, one behind it waits and is given up.
         chaos.next(Operation::InsertTicks, Fault::Hang);
         let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
@@ -228,7 +226,7 @@ fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
     let seen = measured(|| async {
         let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
         let chaos = chaos.on(Operation::EnsureSchema, Rule::never());
-        let store = Wrappers::default().around_store(ChaosStore::new(MemoryStore::default(), chaos)).unwrap();
+        let store = LayerStack::default().wrap_store(ChaosStore::new(MemoryStore::default(), chaos));
         store.ensure_schema().await.unwrap();
         for tick in ticks(calls) {
             let _ = store.insert_ticks(&[tick]).await;

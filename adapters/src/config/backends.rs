@@ -8,9 +8,9 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 use serde::de::DeserializeOwned;
 
 use super::de;
+use super::layers::LayerSections;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
 use super::tree::{Node, nearest};
-use super::wrappers::WrapperSections;
 
 /// The section of one backend.
 #[derive(Debug, Clone)]
@@ -192,7 +192,7 @@ fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
     if !fits
         || name.contains("__")
         || name == "backend"
-        || WrapperSections::KEYS.contains(&name)
+        || LayerSections::KEYS.contains(&name)
         || keys.contains(&name)
         || taken.iter().any(|t| t == name)
     {

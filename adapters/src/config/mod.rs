@@ -29,12 +29,12 @@ mod backends;
 pub mod clickhouse;
 mod de;
 mod environment;
+mod layers;
 mod redpanda;
 mod rules;
 mod sections;
 mod timescale;
 mod tree;
-mod wrappers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +45,9 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use backends::{Backends, BackendsBuilder, Section};
 pub use clickhouse::ClickHouseConfig;
+pub use layers::{
+    CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
+};
 pub use redpanda::{
     CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
@@ -53,9 +56,6 @@ pub use sections::TopicSection;
 pub use timescale::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,
-};
-pub use wrappers::{
-    CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };
 
 use sections::{BusSection, Port, StoreSection};
@@ -108,7 +108,7 @@ impl Config {
         Self::builder().file(path).environment().build()
     }
 
-    /// The store that the configuration names, with its wrappers. Without `auto_schema` nothing is sent; with it
+    /// The store that the configuration names, with its layers. Without `auto_schema` nothing is sent; with it
     /// the schema is ensured.
     ///
     /// # Errors
@@ -124,15 +124,14 @@ impl Config {
     /// As [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.backends.open_store(backend, &self.store)?;
-        let wrappers = self.store.wrappers()?.with_propagator(self.propagator.clone());
-        let store = wrappers.around_store(store)?;
+        let store = self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store);
         if self.store.known.auto_schema {
             store.ensure_schema().await?;
         }
         Ok(store)
     }
 
-    /// The bus that the configuration names, with its wrappers. Nothing is sent.
+    /// The bus that the configuration names, with its layers. Nothing is sent.
     ///
     /// # Errors
     /// As [`Config::open_store`].
@@ -148,7 +147,8 @@ impl Config {
     #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
     pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
         let bus = self.backends.open_bus(backend, &self.bus)?;
-        self.bus.wrappers()?.with_propagator(self.propagator.clone()).around_bus(bus)
+        self.bus.check_publish(bus.info().delivery_timeout)?;
+        Ok(self.bus.layers()?.with_propagator(self.propagator.clone()).wrap_bus(bus))
     }
 
     /// The word of the store's backend.
@@ -246,8 +246,8 @@ impl ConfigBuilder {
             propagator,
         };
         config.catalogue()?;
-        config.store.wrappers()?;
-        config.bus.wrappers()?;
+        config.store.layers()?;
+        config.bus.layers()?;
         Ok(config)
     }
 }
