@@ -105,7 +105,7 @@ impl Rules {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySection {
-    /// Whether the layer is used.
+    /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The maximum number of attempts, the first one included.
     pub attempts: u32,
@@ -162,7 +162,7 @@ impl RetrySection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimeoutSection {
-    /// Whether the layer is used.
+    /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The limit of ordinary calls, in milliseconds.
     pub limit_ms: u64,
@@ -198,7 +198,7 @@ impl TimeoutSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSection {
-    /// Whether the layer is used.
+    /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The maximum number of calls in progress.
     pub concurrency: usize,
@@ -240,7 +240,7 @@ impl LimitSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CircuitBreakerSection {
-    /// Whether the layer is used.
+    /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The number of consecutive failures that opens the circuit.
     pub failures: u32,
@@ -273,7 +273,7 @@ impl CircuitBreakerSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsSection {
-    /// Whether calls are counted and measured.
+    /// Enables the layer `Metered`. Defaults to true.
     pub enabled: bool,
 }
 
@@ -287,7 +287,7 @@ impl Default for MetricsSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TracingSection {
-    /// Whether every call has a span.
+    /// Enables the layer `Traced`. Defaults to true.
     pub enabled: bool,
 }
 

@@ -213,12 +213,12 @@ impl CircuitBreaker {
     }
 }
 
-/// What a result says about the backend's health.
+/// The evidence of a result about the backend's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Success,
     Failure,
-    /// Nothing: the error has another cause, or the call was dropped.
+    /// No evidence: the error has another cause, or the call was dropped.
     Neutral,
 }
 

@@ -13,7 +13,7 @@ use crate::{Operation, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Call {
-    /// The method.
+    /// The method that was called.
     pub operation: Operation,
     /// The number of records that an insert carries. None for other calls.
     pub records: Option<usize>,
@@ -86,7 +86,7 @@ pub struct Layered<P, L> {
 }
 
 impl<P, L: Layer> Layered<P, L> {
-    /// Wraps a port.
+    /// Applies a layer to a port.
     pub fn new(inner: P, layer: L) -> Self {
         Self { inner, layer: Arc::new(layer) }
     }

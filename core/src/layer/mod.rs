@@ -2,7 +2,7 @@
 //!
 //! A [`Layer`] sees every call of a port as a future and can delay, reject, limit or observe it. [`Layered`] applies a
 //! layer to a port and implements the same port, so layers nest and a layered port passes the same contract suite as
-//! the port inside. [`Retry`] is a port of its own, because only a retry repeats the call. [`LayerStack`] composes all
+//! the port inside. [`Retry`] implements the ports directly, because only a retry repeats the call. [`LayerStack`] composes all
 //! layers of this module in a fixed order.
 //!
 //! ```

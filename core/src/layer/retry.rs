@@ -86,7 +86,7 @@ pub struct Retry<P> {
 }
 
 impl<P> Retry<P> {
-    /// Wraps a port.
+    /// Adds retries to a port.
     pub fn new(inner: P, config: RetryConfig) -> Self {
         let rng = Arc::new(Mutex::new(config.seed.map_or_else(Rng::new, Rng::with_seed)));
         Self { inner, schedule: Schedule { config, rng, backend: UNKNOWN_BACKEND } }
@@ -227,7 +227,7 @@ impl Attempts<'_> {
         metrics::counter!(RETRIES.name, &labels).increment(1);
     }
 
-    /// Returns the indices to resend, and the longest delay that one of these messages requires. A message whose own
+    /// Returns the indices to resend, and the longest delay of these messages. A message whose own
     /// delay exceeds the remaining time holds back later messages with the same ordering key.
     fn plan_resend(
         &self,

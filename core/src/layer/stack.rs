@@ -24,9 +24,9 @@ use crate::{MessageBus, Port, PriceStore};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LayerStack {
-    /// Whether every call has a span.
+    /// Enables [`Traced`].
     pub tracing: bool,
-    /// Whether calls are counted and measured.
+    /// Enables [`Metered`].
     pub metrics: bool,
     /// The settings of [`Retry`]. None omits the layer.
     pub retry: Option<RetryConfig>,
@@ -98,14 +98,14 @@ impl LayerStack {
         }
     }
 
-    /// Sets whether every call has a span.
+    /// Enables or disables [`Traced`].
     #[must_use]
     pub fn with_tracing(mut self, tracing: bool) -> Self {
         self.tracing = tracing;
         self
     }
 
-    /// Sets whether calls are counted and measured.
+    /// Enables or disables [`Metered`].
     #[must_use]
     pub fn with_metrics(mut self, metrics: bool) -> Self {
         self.metrics = metrics;
@@ -147,12 +147,12 @@ impl LayerStack {
         self
     }
 
-    /// Wraps a store.
+    /// Wraps a store in the layers of this stack.
     pub fn wrap_store(&self, store: impl PriceStore) -> Arc<dyn PriceStore> {
         wrap!(self, store: PriceStore, Port::Store)
     }
 
-    /// Wraps a bus.
+    /// Wraps a bus in the layers of this stack.
     pub fn wrap_bus(&self, bus: impl MessageBus) -> Arc<dyn MessageBus> {
         wrap!(self, bus: MessageBus, Port::Bus)
     }
