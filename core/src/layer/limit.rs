@@ -186,9 +186,9 @@ const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 
 impl RateLimiter {
     fn new(rate: f64, burst: u32) -> Self {
-        // `max` before `min`, so that NaN becomes the lowest rate.
-        let interval =
-            Duration::from_secs_f64(1.0 / rate.max(LimitConfig::MIN_RATE).min(LimitConfig::MAX_RATE));
+        let (min, max) = (LimitConfig::MIN_RATE, LimitConfig::MAX_RATE);
+        let rate = if rate.is_nan() { min } else { rate.clamp(min, max) };
+        let interval = Duration::from_secs_f64(1.0 / rate);
         let slack = interval.saturating_mul(burst.saturating_sub(1));
         let slack = if interval < TIMER_RESOLUTION { slack.max(TIMER_RESOLUTION) } else { slack };
         Self { interval, slack, next: Mutex::new(None) }
