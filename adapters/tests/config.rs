@@ -26,7 +26,7 @@ fn refused(toml: &str, variables: impl IntoIterator<Item = (&'static str, &'stat
 }
 
 #[tokio::test]
-async fn nothing_at_all_is_memory_with_all_wrappers() {
+async fn nothing_at_all_is_memory_with_all_layers() {
     let config = build("", NONE).unwrap();
     let (store, bus) = (config.open_store().await.unwrap(), config.open_bus().await.unwrap());
     assert_eq!((store.info().backend, bus.info().backend), ("memory", "memory"));
@@ -252,13 +252,6 @@ fn a_value_that_does_not_fit_names_its_key_and_origin() {
         ("[store]\nbackend = 5", "store.backend"),
         ("store = 5", "store"),
         ("[store]\nmemory = 5", "store.memory"),
-        ("[store.retry]\nattempts = 0", "store.retry"),
-        ("[bus.timeout]\nlimit_ms = 0", "bus.timeout"),
-        ("[store.limit]\nconcurrency = 0", "store.limit"),
-        ("[store.limit]\nrate = 0.0", "store.limit"),
-        ("[store.limit]\nrate = 5\nburst = 0", "store.limit"),
-        ("[bus.circuit_breaker]\nfailures = 0", "bus.circuit_breaker"),
-        ("[bus.circuit_breaker]\nopen_ms = 5001", "bus.circuit_breaker"),
         ("[store.metrics]\nenabled = 1", "store.metrics.enabled"),
         ("[bus.topics.\"a b\"]\npartitions = 1", "bus.topics.a b"),
         ("[bus.topics.x]\npartitions = 0", "bus.topics.x"),
@@ -305,7 +298,7 @@ fn a_file_is_read_and_a_missing_one_is_said() {
 }
 
 #[tokio::test]
-async fn wrappers_are_configured_and_can_be_left_out() {
+async fn layers_are_configured_and_can_be_omitted() {
     let file = "
         [store.retry]
         enabled = false
@@ -342,10 +335,56 @@ async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
     free.instruments(&query).await.unwrap();
 }
 
+#[test]
+fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
+    let permits = "must lie from 1 to 2305843009213693951";
+    let rate = "must lie from 0.001 to 1000000 calls per second";
+    for (section, field, value, shown, rule) in [
+        ("retry", "attempts", "0", "0", "must be at least 1"),
+        ("retry", "max_ms", "99", "99", "must not be below min_ms"),
+        ("retry", "factor", "0.5", "0.5", "must be finite and at least 1"),
+        ("retry", "factor", "inf", "inf", "must be finite and at least 1"),
+        ("retry", "factor", "nan", "NaN", "must be finite and at least 1"),
+        ("retry", "jitter", "1.5", "1.5", "must lie from 0 to 1"),
+        ("retry", "jitter", "-0.1", "-0.1", "must lie from 0 to 1"),
+        ("retry", "jitter", "nan", "NaN", "must lie from 0 to 1"),
+        ("timeout", "limit_ms", "0", "0", "must be at least 1"),
+        ("timeout", "heavy_ms", "0", "0", "must be at least 1"),
+        ("timeout", "publish_ms", "0", "0", "must be at least 1"),
+        ("limit", "concurrency", "0", "0", permits),
+        ("limit", "concurrency", "9223372036854775807", "9223372036854775807", permits),
+        ("limit", "rate", "0.0", "0", rate),
+        ("limit", "rate", "-1", "-1", rate),
+        ("limit", "rate", "inf", "inf", rate),
+        ("limit", "rate", "nan", "NaN", rate),
+        ("limit", "burst", "0", "0", "must be at least 1"),
+        ("circuit_breaker", "failures", "0", "0", "must be at least 1"),
+        ("circuit_breaker", "open_ms", "0", "0", "must lie from 1 to 5000"),
+        ("circuit_breaker", "open_ms", "5001", "5001", "must lie from 1 to 5000"),
+    ] {
+        for port in ["store", "bus"] {
+            let file = format!("[{port}.{section}]\n{field} = {value}");
+            let error = refused(&file, NONE);
+            let key = format!("{port}.{section}.{field}");
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "config.value"), "{file}");
+            assert_eq!(error.context_value("key"), Some(&*key), "{file}");
+            assert_eq!((error.context_value("value"), error.message()), (Some(shown), Some(rule)), "{file}");
+            build(&format!("[{port}.{section}]\nenabled = false\n{field} = {value}"), NONE).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
-async fn a_time_limit_that_does_not_fit_the_bus_is_refused() {
-    let config = build("[bus.timeout]\npublish_ms = 1", NONE).unwrap();
-    assert_eq!(config.open_bus().await.unwrap_err().kind(), ErrorKind::Config);
+async fn a_publish_limit_below_twice_the_delivery_timeout_of_the_bus_is_refused() {
+    let memory = "[bus.memory]\ndelivery_timeout_ms = 1000\n[bus.timeout]\npublish_ms";
+    let error = build(&format!("{memory} = 1999"), NONE).unwrap().open_bus().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "config.value"));
+    assert_eq!(error.context_value("key"), Some("bus.timeout.publish_ms"));
+    assert_eq!(error.context_value("value"), Some("1999"));
+    assert_eq!(error.message(), Some("must be at least twice the delivery timeout of the bus, 2000 ms"));
+    for fits in ["2000", "1999\nenabled = false"] {
+        build(&format!("{memory} = {fits}"), NONE).unwrap().open_bus().await.unwrap();
+    }
 }
 
 #[test]

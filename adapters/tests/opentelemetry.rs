@@ -54,7 +54,7 @@ impl Program {
         let batch = reader.recv(1_000, Duration::from_secs(1)).await?;
         let work = async {
             for message in &batch {
-                assert!(message.headers.get("traceparent").is_none(), "it is the wrapper's business");
+                assert!(message.headers.get("traceparent").is_none(), "the layer removes it");
             }
             let decoded = batch.decode::<PriceTick>();
             self.store.insert_ticks(&decoded.records).await?;
@@ -243,7 +243,7 @@ async fn a_traceparent_that_is_none_begins_a_trace() {
     }
 }
 
-/// A bus of its own under the wrapper alone, and its topic.
+/// A bus of its own under the layer alone, and its topic.
 async fn traced(backend: &'static str) -> Result<(Layered<ChaosBus<MemoryBus>, Traced>, Chaos, TopicName)> {
     let (chaos, topic) = (Chaos::seeded(1), TopicName::new("crypto-prices")?);
     let w3c = Arc::new(OpenTelemetryPropagator::new(TraceContextPropagator::new())?);

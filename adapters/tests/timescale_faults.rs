@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 use futures::future::join_all;
 use libtest_mimic::Arguments;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_core::layer::{Layered, Retry, RetryPolicy};
+use qi_core::layer::{Retry, RetryConfig};
 use qi_core::store::{RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
 use servers::{Spare, Tested as _, namespace, spare_trial, trial};
@@ -315,8 +315,7 @@ async fn failover(server: Server, first: Spare) {
     };
     // Bare, and with the retries that every opened store has by default.
     let bare: Arc<dyn PriceStore> = Arc::new(open("bare"));
-    let retries: Arc<dyn PriceStore> =
-        Arc::new(Layered::new(open("retries"), Retry::new(RetryPolicy::default()).unwrap()));
+    let retries: Arc<dyn PriceStore> = Arc::new(Retry::new(open("retries"), RetryConfig::default()));
     // The old primary stays up and read-only; its sessions live on.
     for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
         warm(&servers[0], store, name, CONNECTIONS).await;

@@ -201,7 +201,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
         }
     }
 
-    /// What the bus answers, or None if the replay was stopped. Receives are not tried again by any wrapper, because the
+    /// What the bus answers, or None if the replay was stopped. Receives are not retried by any layer, because the
     /// loop around them does it: this one, for a while.
     async fn patiently<T>(&mut self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<Option<T>> {
         let (since, stop) = (Instant::now(), self.stop);

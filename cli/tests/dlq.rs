@@ -18,7 +18,7 @@ use qi_core::bus::{
     PublishReport, Read, Received, RejectedMessage, SeekTo, Subscribe, TopicCatalogue, TopicName,
     TopicPartition, TopicSpec, encode_message, header,
 };
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Layer, Layered};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result, Timestamp};
 use qi_testkit::ManualClock;
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
@@ -347,7 +347,7 @@ async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
 #[derive(Debug)]
 struct RefusesBatches;
 
-impl Intercept for RefusesBatches {
+impl Layer for RefusesBatches {
     fn name(&self) -> &'static str {
         "RefusesBatches"
     }

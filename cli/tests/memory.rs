@@ -17,7 +17,7 @@ use qi_core::bus::{
     Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
     TopicState,
 };
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Layer, Layered};
 use qi_core::store::{BarSource, Dataset};
 use qi_core::{
     BarValues, ErrorKind, Interval, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStore, PriceTick,
@@ -445,7 +445,7 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
 #[derive(Debug)]
 struct Mute;
 
-impl Intercept for Mute {
+impl Layer for Mute {
     fn name(&self) -> &'static str {
         "Mute"
     }

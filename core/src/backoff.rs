@@ -54,7 +54,7 @@ impl Backoff {
         }
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
         let grown = self.min.as_secs_f64() * 1e3 * self.factor.powi(exponent);
-        let millis = grown.min(self.max.as_secs_f64() * 1e3) * (1.0 - self.jitter * u);
+        let millis = grown.min(self.max.as_secs_f64() * 1e3) * (1.0 - self.jitter.clamp(0.0, 1.0) * u);
         // The cast saturates, and gives 0 for what is no number.
         #[expect(
             clippy::cast_possible_truncation,

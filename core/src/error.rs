@@ -22,13 +22,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::redact::MAX_CONTEXT_CHARS;
 use crate::redact::{names_secret, tidy};
 
 /// The result of every operation of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The longest value that an error keeps of what it was given, in characters.
-pub const MAX_CONTEXT_CHARS: usize = 200;
 /// The longest text that [`Error::report`] returns, in bytes.
 pub const MAX_REPORT_BYTES: usize = 2048;
 /// The largest number of sources that a report and Debug show.

@@ -134,7 +134,7 @@ impl Health {
         self
     }
 
-    /// How long a backend has for its answer, attempts of its wrappers included: 800 ms.
+    /// The time limit of a ping, including all attempts of the layers. Defaults to 800 ms.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

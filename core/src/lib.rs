@@ -1,4 +1,4 @@
-//! The ports of `qi` and what stands behind them: domain types, [`Error`], the agent runtime, wrappers.
+//! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 
 pub mod agent;
 mod backoff;
@@ -25,5 +25,5 @@ pub use domain::{
     SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, RetryAdvice};
-pub use operation::{Nature, Operation, Port};
+pub use operation::{Operation, OperationClass, Port};
 pub use store::{PriceStore, PriceStoreExt};

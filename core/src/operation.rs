@@ -1,10 +1,10 @@
-//! The operations of the ports by name: what wrappers, faults, metrics and errors speak of.
+//! The operations of the ports. Layers, faults, metrics and errors name a call by its operation.
 
 use std::borrow::Cow;
 use std::fmt;
 
 macro_rules! operations {
-    ($($port:ident { $($name:ident $text:literal $nature:ident),* $(,)? })*) => {
+    ($($port:ident { $($name:ident $text:literal $class:ident),* $(,)? })*) => {
         /// One method of `PriceStore`, `MessageBus` or `Subscription`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
@@ -16,30 +16,30 @@ macro_rules! operations {
             /// Every operation.
             pub const ALL: &'static [Self] = &[$($(Self::$name),*),*];
 
-            /// The name of the method.
+            /// Returns the name of the method.
             pub const fn as_str(self) -> &'static str {
                 match self { $($(Self::$name => $text),*),* }
             }
 
-            /// The port that it belongs to.
+            /// Returns the port of the method.
             pub const fn port(self) -> Port {
                 match self { $($(Self::$name => Port::$port),*),* }
             }
 
-            /// Its place in [`Operation::ALL`].
+            /// Returns the index in [`Operation::ALL`].
             pub(crate) const fn index(self) -> usize {
                 self as usize
             }
 
-            /// What it does to the backend.
-            pub const fn nature(self) -> Nature {
-                match self { $($(Self::$name => Nature::$nature),*),* }
+            /// Returns the effect on the backend.
+            pub const fn class(self) -> OperationClass {
+                match self { $($(Self::$name => OperationClass::$class),*),* }
             }
         }
     };
 }
 
-/// Which port an operation belongs to.
+/// The port of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Port {
     /// `PriceStore`
@@ -51,7 +51,7 @@ pub enum Port {
 }
 
 impl Port {
-    /// The name as it stands in metrics: `store`.
+    /// Returns the name in metrics, for example `store`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Store => "store",
@@ -61,22 +61,22 @@ impl Port {
     }
 }
 
-/// What an operation does to the backend, which decides its time limit and what a cut-off call may leave behind.
+/// The effect of an operation on the backend. It decides the time limit, and what a cancelled call may leave behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Nature {
+pub enum OperationClass {
     /// Changes nothing.
     Read,
     /// Changes a bounded batch.
     Write,
-    /// Changes a schema or an unbounded amount of data; may take minutes.
-    Heavy,
-    /// Begins or ends something, or moves a cursor.
-    Life,
+    /// Changes a schema or an unbounded amount of data. It may take minutes.
+    Bulk,
+    /// Opens or closes a port or a subscription, or moves a cursor.
+    Lifecycle,
 }
 
 operations! {
     Store {
-        EnsureSchema "ensure_schema" Heavy,
+        EnsureSchema "ensure_schema" Bulk,
         StorePing "ping" Read,
         InsertTicks "insert_ticks" Write,
         InsertQuotes "insert_quotes" Write,
@@ -93,39 +93,40 @@ operations! {
         DerivedBars "derived_bars" Read,
         Stats "stats" Read,
         Instruments "instruments" Read,
-        DeleteRange "delete_range" Heavy,
-        PurgeBefore "purge_before" Heavy,
-        StoreClose "close" Life,
+        DeleteRange "delete_range" Bulk,
+        PurgeBefore "purge_before" Bulk,
+        StoreClose "close" Lifecycle,
     }
     Bus {
         Publish "publish" Write,
-        Subscribe "subscribe" Life,
-        Read "read" Life,
+        Subscribe "subscribe" Lifecycle,
+        Read "read" Lifecycle,
         CreateTopics "create_topics" Write,
         DeleteTopics "delete_topics" Write,
         Topics "topics" Read,
         Groups "groups" Read,
         BusPing "ping" Read,
-        BusClose "close" Life,
+        BusClose "close" Lifecycle,
     }
     Subscription {
         Recv "recv" Read,
         Commit "commit" Write,
-        Seek "seek" Life,
-        Pause "pause" Life,
-        Resume "resume" Life,
+        Seek "seek" Lifecycle,
+        Pause "pause" Lifecycle,
+        Resume "resume" Lifecycle,
         Assignment "assignment" Read,
-        SubscriptionClose "close" Life,
+        SubscriptionClose "close" Lifecycle,
     }
 }
 
 impl Operation {
-    /// Whether it closes a store, a bus or a subscription: what wrappers that refuse or hold back let pass.
+    /// Returns whether the operation closes a store, a bus or a subscription. Layers that reject or delay calls let a
+    /// close pass.
     pub const fn is_close(self) -> bool {
         matches!(self, Self::StoreClose | Self::BusClose | Self::SubscriptionClose)
     }
 
-    /// Whether it asks a backend for a sign of life.
+    /// Returns whether the operation pings a backend.
     pub const fn is_ping(self) -> bool {
         matches!(self, Self::StorePing | Self::BusPing)
     }

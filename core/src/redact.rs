@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::error::MAX_CONTEXT_CHARS;
-
+/// The longest value that an error keeps of what it was given, in characters.
+pub const MAX_CONTEXT_CHARS: usize = 200;
 /// The longest text that is searched for secrets, in bytes. The rest of a longer text is dropped first.
 const MAX_SEARCHED_BYTES: usize = 8 << 10;
 const HIDDEN: &str = "***";

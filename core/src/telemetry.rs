@@ -1,4 +1,4 @@
-//! Every metric of this crate, in one table: what wrappers and agents count, in which unit, by which labels.
+//! Every metric of this crate, in one table: the metrics of layers and agents with unit and labels.
 //!
 //! They go through the facade of the `metrics` crate, so a program picks the exporter, and without one they cost
 //! next to nothing. Labels have few values: the port, the backend's word, the method, the kind of an error, the name

@@ -29,8 +29,8 @@ mod guides {
     struct Observability;
     #[doc = include_str!("../../docs/testing-your-layer-2.md")]
     struct TestingYourLayer2;
-    #[doc = include_str!("../../docs/wrappers.md")]
-    struct WrappersPage;
+    #[doc = include_str!("../../docs/layers.md")]
+    struct LayersPage;
     #[doc = include_str!("../../docs/writing-an-adapter.md")]
     struct WritingAnAdapter;
     #[doc = include_str!("../../README.md")]

@@ -38,7 +38,7 @@ const SECONDS: &[f64] = &[
 const RECORDS: &[f64] = &[1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0];
 
 /// Makes the Prometheus exporter the one that all metrics of this process go to. Before any backend is opened, since
-/// wrappers keep what they have found.
+/// layers keep the metrics that they registered.
 ///
 /// # Errors
 /// `Config` if the process has another exporter already.

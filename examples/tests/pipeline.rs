@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use qi_core::agent::AgentStatus;
-use qi_core::layer::{Layered, RetryPolicy, TimeoutPolicy, Wrappers};
+use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
 use qi_core::store::{InstrumentDataset, InstrumentQuery, RangeQuery};
 use qi_core::{
     Backoff, Error, ErrorKind, Instrument, Interval, MessageBus, Operation, PriceStore, PriceStoreExt,
@@ -98,20 +98,20 @@ async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_n
         let (of_store, of_bus) =
             (Chaos::seeded(seed).everywhere(rule()), Chaos::seeded(!seed).everywhere(rule()));
         let second = Duration::from_secs(1);
-        let wrappers = Wrappers::default()
+        let stack = LayerStack::default()
             .with_retry(
-                RetryPolicy::default()
-                    .with_attempts(20)
+                RetryConfig::default()
+                    .with_max_attempts(20)
                     .with_backoff(Backoff::new(Duration::from_millis(10), second))
-                    .with_budget(Duration::from_hours(1))
+                    .with_max_elapsed(Duration::from_hours(1))
                     .with_seed(seed),
             )
-            .with_timeout(TimeoutPolicy::default().with_limit(second).with_heavy(second));
+            .with_timeout(TimeoutConfig::default().with_call(second).with_bulk(second));
         let config = MemoryBusConfig { delivery_timeout_ms: 1_000, ..MemoryBusConfig::default() };
         let bus = MemoryBus::new(config, Arc::new(SystemClock)).unwrap();
         let plain = memory_store();
-        let store = wrappers.around_store(ChaosStore::new(plain.clone(), of_store.clone())).unwrap();
-        let bus = wrappers.around_bus(ChaosBus::new(bus, of_bus.clone())).unwrap();
+        let store = stack.wrap_store(ChaosStore::new(plain.clone(), of_store.clone()));
+        let bus = stack.wrap_bus(ChaosBus::new(bus, of_bus.clone()));
         let log = TransitionLog::default();
         let mut job = Job::new(store, bus, data(market(seed, TICKS))).unwrap();
         job.observer = Some(Box::new(log.clone()));
@@ -137,7 +137,7 @@ async fn a_store_that_is_away_for_longer_than_the_retries_means_a_restart_and_no
         chaos.next(Operation::InsertTicks, Fault::Error);
     }
     let plain = memory_store();
-    let store = Wrappers::default().around_store(Layered::new(plain.clone(), chaos.clone())).unwrap();
+    let store = LayerStack::default().wrap_store(Layered::new(plain.clone(), chaos.clone()));
     let log = TransitionLog::default();
     let mut job = Job::new(store, memory_bus(), data(market(4, 1_000))).unwrap();
     job.observer = Some(Box::new(log.clone()));

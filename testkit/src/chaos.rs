@@ -1,10 +1,10 @@
-//! Faults on purpose: errors, delays, hangs and answers that get lost, by operation and seed.
+//! Fault injection: errors, delays, hangs and lost responses, by operation and seed.
 //!
 //! ```
 //! use qi_core::Operation;
 //! use qi_testkit::chaos::{Chaos, Fault, Rule};
 //!
-//! // A third of all calls goes wrong in one of three ways; the next `ensure_schema` fails for certain.
+//! // A third of all calls has one of three faults. The next `ensure_schema` fails.
 //! let chaos = Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::Cut]));
 //! chaos.next(Operation::EnsureSchema, Fault::Error);
 //! ```
@@ -14,32 +14,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::future::{self, BoxFuture};
+use futures::future::BoxFuture;
 use qi_core::bus::{Batch, DeliveryError, Message, MessageBus, PublishOptions, PublishReport, Subscription};
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Call, Layer, Layered};
 use qi_core::{Error, ErrorKind, Operation, Result};
 
-/// A store whose calls go wrong on purpose.
+/// A store with injected faults.
 pub type ChaosStore<S> = Layered<S, Chaos>;
-/// A bus whose calls go wrong on purpose, on its subscriptions too.
+/// A bus with injected faults, also in its subscriptions.
 pub type ChaosBus<B> = Layered<B, Chaos>;
 
-/// What goes wrong with a call.
+/// The fault of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// It fails with `Unavailable` and does nothing. Of a publish, a part at the beginning may have been sent; the
-    /// rest is `NotSent`.
+    /// The call fails with `Unavailable` and is not executed. Of a publish, some messages at the beginning may be sent;
+    /// the rest is `NotSent`.
     Error,
-    /// It takes longer, up to [`Chaos::with_delay`].
+    /// The call starts later, by up to [`Chaos::with_delay`].
     Delay,
-    /// It never answers and does nothing.
+    /// The call never returns and is not executed.
     Hang,
-    /// It is done, and its answer gets lost: `Unavailable`, or `Unknown` for every message of a publish. A `recv`
-    /// is never cut, because the messages would be lost with the answer; it fails before it has received.
+    /// The call is executed and its response is lost: `Unavailable`, or `Unknown` for every message of a publish. A
+    /// `recv` fails before it receives, because a lost response would lose its messages.
     Cut,
 }
 
-/// How often which faults happen.
+/// The rate of faults and their kinds.
 #[derive(Debug, Clone)]
 pub struct Rule {
     rate: f64,
@@ -47,19 +47,19 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A share of calls, from 0 to 1, has one of these faults.
+    /// Creates a rule: a share of calls, from 0 to 1, has one of these faults.
     pub fn new(rate: f64, faults: impl IntoIterator<Item = Fault>) -> Self {
         Self { rate: rate.clamp(0.0, 1.0), faults: faults.into_iter().collect() }
     }
 
-    /// Nothing goes wrong.
+    /// Returns a rule without faults.
     pub fn never() -> Self {
         Self::new(0.0, [])
     }
 }
 
-/// Decides which calls go wrong, reproducibly for a seed and an order of calls. A clone shares everything, so that
-/// a test keeps one to plan faults and to count them.
+/// A layer that injects faults. The same seed and the same order of calls give the same faults. A clone shares its
+/// state, so a test keeps a clone to plan faults and to count them.
 #[derive(Debug, Clone)]
 pub struct Chaos(Arc<Mutex<State>>);
 
@@ -76,7 +76,7 @@ struct State {
 }
 
 impl Chaos {
-    /// No faults yet.
+    /// Creates a layer without faults.
     pub fn seeded(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             rng: Rng::with_seed(seed),
@@ -91,52 +91,52 @@ impl Chaos {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What a panicking test left behind is still a state.
+        // A panic of a test leaves a valid state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This rule for every operation without one of its own, except `close`.
+    /// Sets the rule of every operation that has no rule by [`Chaos::on`], except `close`.
     #[must_use]
     pub fn everywhere(self, rule: Rule) -> Self {
         self.state().everywhere = rule;
         self
     }
 
-    /// This rule for one operation.
+    /// Sets the rule of one operation.
     #[must_use]
     pub fn on(self, operation: Operation, rule: Rule) -> Self {
         self.state().on.insert(operation, rule);
         self
     }
 
-    /// The longest delay of [`Fault::Delay`]: 100 ms.
+    /// Sets the longest delay of [`Fault::Delay`]. Defaults to 100 ms.
     #[must_use]
     pub fn with_delay(self, delay: Duration) -> Self {
         self.state().delay = delay;
         self
     }
 
-    /// Plans a fault for the next call of an operation, behind those that are planned already.
+    /// Plans a fault for the next call of an operation. Faults that are already planned come first.
     pub fn next(&self, operation: Operation, fault: Fault) {
         self.state().planned.entry(operation).or_default().push_back(fault);
     }
 
-    /// Lets everything pass from now on, or stops doing so.
+    /// Enables or disables all faults.
     pub fn enable(&self, enabled: bool) {
         self.state().enabled = enabled;
     }
 
-    /// How many faults there were so far.
+    /// Returns the number of injected faults.
     pub fn injected(&self) -> u64 {
         self.state().injected.values().sum()
     }
 
-    /// How many faults of this kind this operation had so far.
+    /// Returns the number of injected faults of one kind in one operation.
     pub fn injected_on(&self, operation: Operation, fault: Fault) -> u64 {
         self.state().injected.get(&(operation, fault)).copied().unwrap_or(0)
     }
 
-    /// How many calls there were so far.
+    /// Returns the number of calls.
     pub fn calls(&self) -> u64 {
         self.state().calls
     }
@@ -164,7 +164,7 @@ impl Chaos {
         Some((fault, state.delay.mul_f64(state.rng.f64())))
     }
 
-    /// How much of a batch that fails is sent: anything but all of it.
+    /// Returns the number of messages that a failed publish sends, less than the batch.
     fn beginning(&self, len: usize) -> usize {
         if len == 0 { 0 } else { self.state().rng.usize(..len) }
     }
@@ -172,56 +172,32 @@ impl Chaos {
 
 fn failed(operation: Operation, fault: Fault) -> Error {
     let (code, message) = match fault {
-        Fault::Cut => ("chaos.cut", "the answer got lost"),
-        _ => ("chaos.error", "a fault on purpose"),
+        Fault::Cut => ("chaos.cut", "injected fault: response lost"),
+        _ => ("chaos.error", "injected fault"),
     };
     Error::new(ErrorKind::Unavailable, code, operation).with_message(message)
 }
 
-impl Intercept for Chaos {
+impl Layer for Chaos {
     fn name(&self) -> &'static str {
         "Chaos"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        Call { operation, .. }: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             match self.draw(operation) {
-                None => attempt().await,
+                None => future.await,
                 Some((Fault::Error, _)) => Err(failed(operation, Fault::Error)),
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
-                    attempt().await
+                    future.await
                 }
-                Some((Fault::Cut, _)) => match attempt().await {
-                    Ok(_) => Err(failed(operation, Fault::Cut)),
-                    Err(error) => Err(error),
-                },
-            }
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            match self.draw(operation) {
-                None => attempt(subscription, arguments).await,
-                Some((Fault::Error, _)) => Err(failed(operation, Fault::Error)),
-                Some((Fault::Hang, _)) => future::pending().await,
-                Some((Fault::Delay, delay)) => {
-                    tokio::time::sleep(delay).await;
-                    attempt(subscription, arguments).await
-                }
-                Some((Fault::Cut, _)) => match attempt(subscription, arguments).await {
+                Some((Fault::Cut, _)) => match future.await {
                     Ok(_) => Err(failed(operation, Fault::Cut)),
                     Err(error) => Err(error),
                 },
@@ -238,7 +214,7 @@ impl Intercept for Chaos {
         Box::pin(async move {
             match self.draw(Operation::Publish) {
                 None => bus.publish(batch, options).await,
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
                     bus.publish(batch, options).await
@@ -268,7 +244,7 @@ impl Intercept for Chaos {
         Box::pin(async move {
             match self.draw(Operation::Recv) {
                 None => subscription.recv(max, wait).await,
-                Some((Fault::Hang, _)) => future::pending().await,
+                Some((Fault::Hang, _)) => std::future::pending().await,
                 Some((Fault::Delay, delay)) => {
                     tokio::time::sleep(delay).await;
                     subscription.recv(max, wait).await

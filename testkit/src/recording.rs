@@ -1,4 +1,4 @@
-//! A wrapper that remembers what was called and what was published, for a test to look at.
+//! A layer that records calls and published messages for a test.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,37 +6,37 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_core::bus::{Batch, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription};
-use qi_core::layer::{Intercept, Layered};
+use qi_core::layer::{Call, Layer, Layered};
 use qi_core::{ErrorKind, Operation, Result};
 use tokio::time::Instant;
 
-/// A store that remembers its calls.
+/// A store that records its calls.
 pub type RecordingStore<S> = Layered<S, Recording>;
-/// A bus that remembers its calls, those of its subscriptions, and what was published.
+/// A bus that records its calls, the calls of its subscriptions, and the published messages.
 pub type RecordingBus<B> = Layered<B, Recording>;
 
-/// One call that has ended. A call whose future was dropped is not among them.
+/// A call that has ended. A call whose future was dropped is not recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Call {
-    /// What was called.
+pub struct RecordedCall {
+    /// The operation of the call.
     pub operation: Operation,
-    /// The kind of its error, if it failed.
+    /// The kind of the error, if the call failed.
     pub failed: Option<ErrorKind>,
-    /// How long it took, on tokio's clock.
+    /// The duration of the call on tokio's clock.
     pub took: Duration,
 }
 
-/// What became of a published message.
+/// The result of a published message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was acknowledged.
+    /// The broker acknowledged the message.
     Delivered,
-    /// It failed in this state.
+    /// The delivery failed in this state.
     Failed(DeliveryState),
 }
 
-/// Remembers the newest calls and messages, up to a bound. A clone shares everything.
+/// A layer that records the newest calls and messages, up to a capacity. A clone shares its state.
 ///
 /// ```
 /// # use qi_core::{Operation, PriceStore, Result};
@@ -56,13 +56,13 @@ pub struct Recording(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     capacity: usize,
-    calls: VecDeque<Call>,
+    calls: VecDeque<RecordedCall>,
     published: VecDeque<(Message, Outcome)>,
     forgotten: u64,
 }
 
 impl Recording {
-    /// Remembers the newest `capacity` calls and as many messages.
+    /// Creates a layer that keeps the newest `capacity` calls and the same number of messages.
     pub fn new(capacity: usize) -> Self {
         let (calls, published) = (VecDeque::new(), VecDeque::new());
         Self(Arc::new(Mutex::new(State { capacity: capacity.max(1), calls, published, forgotten: 0 })))
@@ -72,22 +72,22 @@ impl Recording {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The calls that have ended, oldest first.
-    pub fn calls(&self) -> Vec<Call> {
+    /// Returns the calls that have ended, oldest first.
+    pub fn calls(&self) -> Vec<RecordedCall> {
         self.state().calls.iter().cloned().collect()
     }
 
-    /// How many of the remembered calls were of this operation.
+    /// Returns the number of recorded calls of an operation.
     pub fn count(&self, operation: Operation) -> usize {
         self.state().calls.iter().filter(|call| call.operation == operation).count()
     }
 
-    /// The messages that were published, in order, and what became of them.
+    /// Returns the published messages in order, with their results.
     pub fn published(&self) -> Vec<(Message, Outcome)> {
         self.state().published.iter().cloned().collect()
     }
 
-    /// How many calls and messages were forgotten because there were more than the capacity.
+    /// Returns the number of calls and messages that were discarded at the capacity.
     pub fn forgotten(&self) -> u64 {
         self.state().forgotten
     }
@@ -95,7 +95,7 @@ impl Recording {
     fn note<T>(&self, operation: Operation, since: Instant, result: &Result<T>) {
         let failed = result.as_ref().err().map(qi_core::Error::kind);
         let state = &mut *self.state();
-        state.calls.push_back(Call { operation, failed, took: since.elapsed() });
+        state.calls.push_back(RecordedCall { operation, failed, took: since.elapsed() });
         if state.calls.len() > state.capacity {
             state.calls.pop_front();
             state.forgotten += 1;
@@ -118,35 +118,20 @@ impl Recording {
     }
 }
 
-impl Intercept for Recording {
+impl Layer for Recording {
     fn name(&self) -> &'static str {
         "Recording"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let since = Instant::now();
-            let result = attempt().await;
-            self.note(operation, since, &result);
-            result
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            let since = Instant::now();
-            let result = attempt(subscription, arguments).await;
-            self.note(operation, since, &result);
+            let result = future.await;
+            self.note(call.operation, since, &result);
             result
         })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use qi_core::agent::{AgentContext, AgentRuntime, AgentSpec, AgentStatus, Backoff, RestartPolicy, agent_fn};
 use qi_core::bus::{GroupId, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
 use qi_core::health::Health;
-use qi_core::layer::{Layered, RetryPolicy, TimeoutPolicy, Wrappers};
+use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
 use qi_core::{Buffered, BufferedConfig, Error, MessageBus, Operation, PriceStore, PriceStoreExt, PriceTick};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault};
@@ -36,14 +36,14 @@ async fn a_wait_for_a_backend_has_no_longest_timeout() {
 async fn layers_take_the_longest_limits() {
     let chaos = Chaos::seeded(1);
     let failing = Layered::new(MemoryStore::default(), chaos.clone());
-    let wrappers = Wrappers::default()
+    let stack = LayerStack::default()
         .with_retry(
-            RetryPolicy::default()
+            RetryConfig::default()
                 .with_backoff(Backoff::new(Duration::from_millis(1), MAX).with_factor(1.0))
-                .with_budget(MAX),
+                .with_max_elapsed(MAX),
         )
-        .with_timeout(TimeoutPolicy::default().with_limit(MAX).with_heavy(MAX));
-    let store = wrappers.around_store(failing).unwrap();
+        .with_timeout(TimeoutConfig::default().with_call(MAX).with_bulk(MAX));
+    let store = stack.wrap_store(failing);
     store.ensure_schema().await.unwrap();
     chaos.next(Operation::InsertTicks, Fault::Error);
     store.insert_ticks(&[tick()]).await.unwrap();

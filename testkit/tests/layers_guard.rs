@@ -1,4 +1,4 @@
-//! `Limit` and `CircuitBreaker`: what they hold back, what they refuse, and what passes all the same. On paused time.
+//! `Limit` and `CircuitBreaker`: queued, rejected and admitted calls. On paused time.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use qi_core::bus::{
     Subscribe, TopicName,
 };
 use qi_core::layer::{
-    CircuitBreaker, CircuitBreakerPolicy, CircuitState, Intercept, Layered, Limit, LimitPolicy, RetryPolicy,
-    TimeoutPolicy, Wrappers,
+    Call, CircuitBreaker, CircuitBreakerConfig, CircuitState, Layer, LayerStack, Layered, Limit, LimitConfig,
+    RetryConfig, TimeoutConfig,
 };
 use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice};
@@ -28,7 +28,7 @@ fn away() -> Error {
     Error::new(ErrorKind::Unavailable, "test.away", "insert_ticks")
 }
 
-/// A store that takes everything.
+/// Returns a store that accepts every call.
 fn willing() -> MockStore {
     let mut store = MockStore::new();
     store.expect_info().returning(|| StoreInfo::new("mock"));
@@ -38,7 +38,7 @@ fn willing() -> MockStore {
     store
 }
 
-/// A store that answers as the function says for the n-th insert, and how many it saw.
+/// Returns a store whose n-th insert has the result of `answer(n)`, and the number of inserts.
 fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore, Arc<AtomicU32>) {
     let calls = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&calls);
@@ -51,7 +51,7 @@ fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore,
     (store, calls)
 }
 
-/// Every call takes its time; how many were under way at most.
+/// A layer that delays every call and counts the calls in progress.
 #[derive(Debug)]
 struct Slow {
     takes: Duration,
@@ -65,46 +65,46 @@ impl Slow {
     }
 }
 
-impl Intercept for Slow {
+impl Layer for Slow {
     fn name(&self) -> &'static str {
         "Slow"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        _: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
             self.most.fetch_max(now, Ordering::Relaxed);
             tokio::time::sleep(self.takes).await;
             self.now.fetch_sub(1, Ordering::Relaxed);
-            attempt().await
+            future.await
         })
     }
 }
 
-fn limited(policy: LimitPolicy, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
-    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(policy).unwrap())
+fn limited(config: LimitConfig, takes: Duration) -> Layered<Layered<MockStore, Slow>, Limit> {
+    Layered::new(Layered::new(willing(), Slow::new(takes)), Limit::new(config))
 }
 
 // ---- limit ----
 
 #[tokio::test(start_paused = true)]
-async fn no_more_calls_are_under_way_than_may_and_all_have_their_turn() {
-    let store = limited(LimitPolicy::default().with_concurrency(3), ms(100));
+async fn concurrency_is_bounded_and_every_call_completes() {
+    let store = limited(LimitConfig::default().with_concurrency(3), ms(100));
     let since = Instant::now();
     let done = join_all((0..10).map(|_| store.insert_ticks(&[]))).await;
     assert!(done.iter().all(Result::is_ok));
     assert_eq!(store.inner().layer().most.load(Ordering::Relaxed), 3);
     assert_eq!(since.elapsed(), ms(400), "three at a time");
-    assert_eq!(store.layer().waiting(), 0);
+    assert_eq!(store.layer().queued(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_behind_too_many_is_overloaded_at_once_and_may_come_again() {
-    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(2), ms(100));
+async fn a_call_is_rejected_as_overloaded_if_the_queue_is_full() {
+    let store = limited(LimitConfig::default().with_concurrency(1).with_max_queued(2), ms(100));
     let since = Instant::now();
     let mut done = join_all((0..4).map(|_| store.insert_ticks(&[]))).await;
     assert_eq!(since.elapsed(), ms(300));
@@ -116,13 +116,13 @@ async fn a_call_behind_too_many_is_overloaded_at_once_and_may_come_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_begin_at_the_rate_and_a_pause_allows_a_burst() {
-    let even = limited(LimitPolicy::default().with_rate(10.0, 1), Duration::ZERO);
+async fn calls_start_at_the_rate_and_a_pause_allows_a_burst() {
+    let even = limited(LimitConfig::default().with_rate(10.0, 1), Duration::ZERO);
     let since = Instant::now();
     join_all((0..11).map(|_| even.insert_ticks(&[]))).await;
     assert_eq!(since.elapsed(), ms(1_000));
 
-    let burst = limited(LimitPolicy::default().with_rate(10.0, 5), Duration::ZERO);
+    let burst = limited(LimitConfig::default().with_rate(10.0, 5), Duration::ZERO);
     for pause in [Duration::ZERO, Duration::from_secs(5)] {
         tokio::time::sleep(pause).await;
         let since = Instant::now();
@@ -136,28 +136,29 @@ async fn calls_begin_at_the_rate_and_a_pause_allows_a_burst() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_beyond_the_grain_of_the_timer_is_kept() {
-    let store = limited(LimitPolicy::default().with_rate(5_000.0, 1).with_waiting(10_000), Duration::ZERO);
+async fn a_rate_above_the_timer_resolution_is_kept() {
+    let store = limited(LimitConfig::default().with_rate(5_000.0, 1).with_max_queued(10_000), Duration::ZERO);
     let since = Instant::now();
     join_all((0..5_000).map(|_| store.insert_ticks(&[]))).await;
     assert!((ms(950)..=ms(1_050)).contains(&since.elapsed()), "{:?}", since.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_go_away_leave_no_debt() {
-    let store = limited(LimitPolicy::default().with_rate(1.0, 1).with_concurrency(4), Duration::ZERO);
+async fn dropped_callers_consume_no_start() {
+    let store = limited(LimitConfig::default().with_rate(1.0, 1).with_concurrency(4), Duration::ZERO);
     store.insert_ticks(&[]).await.unwrap();
     let gone = join_all((0..100).map(|_| timeout(ms(500), store.insert_ticks(&[])))).await;
     assert!(gone.iter().all(Result::is_err));
-    assert_eq!(store.layer().waiting(), 0);
+    assert_eq!(store.layer().queued(), 0);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
-    assert_eq!(since.elapsed(), ms(500), "the next one has the turn that nobody took");
+    assert_eq!(since.elapsed(), ms(500), "the next call takes the unused start");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back() {
-    let store = limited(LimitPolicy::default().with_concurrency(1).with_waiting(0), Duration::from_hours(1));
+async fn ping_close_and_subscription_calls_bypass_the_limiter() {
+    let store =
+        limited(LimitConfig::default().with_concurrency(1).with_max_queued(0), Duration::from_hours(1));
     let mut stuck = store.insert_ticks(&[]);
     assert!(timeout(ms(1), &mut stuck).await.is_err());
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.limit.full");
@@ -171,8 +172,8 @@ async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back()
         reader.expect_commit().returning(|_| Ok(qi_core::bus::Committed::default()));
         Ok(Box::new(reader))
     });
-    let never = LimitPolicy::default().with_rate(0.001, 1).with_waiting(0);
-    let bus = Layered::new(bus, Limit::new(never).unwrap());
+    let never = LimitConfig::default().with_rate(0.001, 1).with_max_queued(0);
+    let bus = Layered::new(bus, Limit::new(never));
     for _ in 0..3 {
         let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
         let mut reader = bus.subscribe(request).await.unwrap();
@@ -181,13 +182,12 @@ async fn a_sign_of_life_a_close_and_what_a_subscription_does_are_not_held_back()
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_stack_the_wait_for_a_permit_counts_as_time() {
+async fn in_the_stack_the_wait_for_a_permit_counts_towards_the_time_limit() {
     let slow = Layered::new(willing(), Slow::new(ms(700)));
-    let store = Wrappers::none()
-        .with_timeout(TimeoutPolicy::default().with_limit(Duration::from_secs(1)))
-        .with_limit(LimitPolicy::default().with_concurrency(1))
-        .around_store(slow)
-        .unwrap();
+    let store = LayerStack::none()
+        .with_timeout(TimeoutConfig::default().with_call(Duration::from_secs(1)))
+        .with_limit(LimitConfig::default().with_concurrency(1))
+        .wrap_store(slow);
     let done = join_all((0..2).map(|_| store.insert_ticks(&[]))).await;
     assert!(done[0].is_ok());
     assert_eq!(done[1].as_ref().unwrap_err().kind(), ErrorKind::Timeout);
@@ -197,13 +197,14 @@ async fn in_the_stack_the_wait_for_a_permit_counts_as_time() {
 // ---- circuit breaker ----
 
 fn breaker<P>(inner: P, failures: u32) -> Layered<P, CircuitBreaker> {
-    let policy =
-        CircuitBreakerPolicy::default().with_failures(failures).with_open_for(Duration::from_secs(4));
-    Layered::new(inner, CircuitBreaker::new(policy).unwrap())
+    let config = CircuitBreakerConfig::default()
+        .with_failure_threshold(failures)
+        .with_open_duration(Duration::from_secs(4));
+    Layered::new(inner, CircuitBreaker::new(config))
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_failures_in_a_row_nothing_is_asked_until_one_attempt_may_look() {
+async fn consecutive_failures_open_the_circuit_until_a_probe_is_admitted() {
     let (store, calls) = answering(|n| if n < 4 { Err(away()) } else { Ok(()) });
     let store = breaker(store, 3);
     for _ in 0..3 {
@@ -214,11 +215,11 @@ async fn after_failures_in_a_row_nothing_is_asked_until_one_attempt_may_look() {
     let refused = store.insert_ticks(&[]).await.unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unavailable, "layer.circuit_breaker.open"));
     assert_eq!(refused.retry(), RetryAdvice::After(Duration::from_secs(3)));
-    assert_eq!(calls.load(Ordering::Relaxed), 3, "it was not asked");
+    assert_eq!(calls.load(Ordering::Relaxed), 3, "an open circuit does not call the store");
 
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away", "the look");
-    assert_eq!(store.layer().state(), CircuitState::Open, "one failure opens it again");
+    assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away", "the probe");
+    assert_eq!(store.layer().state(), CircuitState::Open, "a failed probe opens the circuit again");
     tokio::time::sleep(Duration::from_secs(4)).await;
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.layer().state(), CircuitState::Closed);
@@ -226,7 +227,7 @@ async fn after_failures_in_a_row_nothing_is_asked_until_one_attempt_may_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_begins_the_count_anew() {
+async fn a_success_resets_the_failure_count() {
     let (store, _) = answering(|n| if n % 3 == 2 { Ok(()) } else { Err(away()) });
     let store = breaker(store, 3);
     for _ in 0..30 {
@@ -236,7 +237,7 @@ async fn a_success_begins_the_count_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_a_backend_in_trouble_answers_counts() {
+async fn only_infrastructure_errors_are_failures() {
     let counted = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Overloaded];
     for kind in ErrorKind::ALL {
         let (store, _) = answering(move |_| Err(Error::new(kind, "test", "insert_ticks")));
@@ -255,7 +256,7 @@ async fn only_what_a_backend_in_trouble_answers_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_attempt_looks_and_those_beside_it_are_told_to_come_again() {
+async fn one_probe_is_admitted_and_other_calls_are_rejected_with_backoff() {
     let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
     let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
     let _ = store.insert_ticks(&[]).await;
@@ -271,7 +272,7 @@ async fn one_attempt_looks_and_those_beside_it_are_told_to_come_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_that_is_given_up_or_says_nothing_lets_the_next_one_look() {
+async fn a_dropped_or_neutral_probe_admits_the_next_probe() {
     let (store, _) = answering(|n| match n {
         0 => Err(away()),
         1 => Err(Error::new(ErrorKind::InvalidInput, "test", "insert_ticks")),
@@ -280,14 +281,14 @@ async fn a_look_that_is_given_up_or_says_nothing_lets_the_next_one_look() {
     let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert!(timeout(ms(10), store.insert_ticks(&[])).await.is_err(), "its caller goes away");
+    assert!(timeout(ms(10), store.insert_ticks(&[])).await.is_err(), "the caller drops the probe");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().kind(), ErrorKind::InvalidInput);
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.layer().state(), CircuitState::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_that_does_not_answer_keeps_the_others_out_no_longer_than_the_circuit_is_open() {
+async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
     let (store, calls) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
     let chaos = Chaos::seeded(1);
     let store = breaker(Layered::new(store, chaos.clone()), 1);
@@ -295,17 +296,17 @@ async fn a_look_that_does_not_answer_keeps_the_others_out_no_longer_than_the_cir
     tokio::time::sleep(Duration::from_secs(4)).await;
     chaos.next(Operation::InsertTicks, Fault::Hang);
     let mut stuck = store.insert_ticks(&[]);
-    assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "its caller still waits");
+    assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "the caller still waits");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.circuit_breaker.open");
     tokio::time::sleep(Duration::from_secs(1)).await;
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!((store.layer().state(), calls.load(Ordering::Relaxed)), (CircuitState::Closed, 2));
     drop(stuck);
-    assert_eq!(store.layer().state(), CircuitState::Closed, "the first look decides nothing any more");
+    assert_eq!(store.layer().state(), CircuitState::Closed, "the dropped probe is ignored");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_look_that_succeeds_closes_the_circuit_though_others_look_too() {
+async fn a_slow_successful_probe_closes_the_circuit_beside_other_probes() {
     let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
     let store = breaker(Layered::new(store, Slow::new(Duration::from_secs(6))), 1);
     let _ = store.insert_ticks(&[]).await;
@@ -318,26 +319,26 @@ async fn a_slow_look_that_succeeds_closes_the_circuit_though_others_look_too() {
     };
     let (first, state) = tokio::join!(store.insert_ticks(&[]), later);
     first.unwrap();
-    assert_eq!(state, CircuitState::Closed, "by the first answer");
+    assert_eq!(state, CircuitState::Closed, "by the first result");
 }
 
-/// The n-th call takes as long as is written.
+/// A layer that delays the n-th response by the n-th duration.
 #[derive(Debug)]
 struct Takes(Vec<Duration>, AtomicU32);
 
-impl Intercept for Takes {
+impl Layer for Takes {
     fn name(&self) -> &'static str {
         "Takes"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        _: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        _: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
             let n = self.1.fetch_add(1, Ordering::Relaxed) as usize;
-            let answer = attempt().await;
+            let answer = future.await;
             tokio::time::sleep(self.0[n]).await;
             answer
         })
@@ -345,13 +346,13 @@ impl Intercept for Takes {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_failure_from_before_does_not_speak_for_the_look() {
+async fn a_late_failure_of_an_earlier_generation_does_not_fail_the_probe() {
     let (store, _) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
     let takes = Takes(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
     let store = breaker(Layered::new(store, takes), 1);
     let mut early = store.insert_ticks(&[]);
     assert!(timeout(ms(1), &mut early).await.is_err());
-    assert!(store.insert_ticks(&[]).await.is_err(), "opens it");
+    assert!(store.insert_ticks(&[]).await.is_err(), "this failure opens the circuit");
     tokio::time::sleep(ms(4_000)).await;
     let (early, look) = tokio::join!(early, store.insert_ticks(&[]));
     assert!(early.is_err());
@@ -360,12 +361,12 @@ async fn a_late_failure_from_before_does_not_speak_for_the_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_from_before_the_circuit_opened_decide_nothing() {
+async fn attempts_from_before_the_circuit_opened_are_ignored() {
     let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
     let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
     let mut early = store.insert_ticks(&[]);
     assert!(timeout(ms(10), &mut early).await.is_err());
-    // The second one answers after the first one has opened the circuit.
+    // The second call returns after the first call has opened the circuit.
     let mut late = store.insert_ticks(&[]);
     assert!(timeout(ms(10), &mut late).await.is_err());
     assert!(early.await.is_err());
@@ -374,7 +375,7 @@ async fn attempts_from_before_the_circuit_opened_decide_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_circuit_lets_close_and_recv_pass() {
+async fn an_open_circuit_admits_close_and_recv() {
     let (store, _) = answering(|_| Err(away()));
     let store = breaker(store, 1);
     let _ = store.insert_ticks(&[]).await;
@@ -401,7 +402,7 @@ async fn an_open_circuit_lets_close_and_recv_pass() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_publish_is_well_if_one_message_was_delivered() {
+async fn a_publish_is_a_success_if_one_message_was_delivered() {
     let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
     let lost = || Err(DeliveryError::unknown(away()));
     let too_large =
@@ -425,38 +426,62 @@ async fn a_publish_is_well_if_one_message_was_delivered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_stack_a_retry_waits_as_long_as_the_open_circuit_says() {
+async fn in_the_stack_a_retry_waits_for_the_advice_of_the_open_circuit() {
     let (store, calls) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
     let backoff = Backoff::new(ms(10), ms(10)).with_jitter(0.0);
-    let store = Wrappers::default()
-        .with_retry(RetryPolicy::default().with_backoff(backoff))
-        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2).with_open_for(ms(500)))
-        .around_store(store)
-        .unwrap();
+    let store = LayerStack::default()
+        .with_retry(RetryConfig::default().with_backoff(backoff))
+        .with_circuit_breaker(
+            CircuitBreakerConfig::default().with_failure_threshold(2).with_open_duration(ms(500)),
+        )
+        .wrap_store(store);
     let since = Instant::now();
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 3);
-    assert_eq!(since.elapsed(), ms(10 + 10 + 490), "one failure, the one that opens, one refusal, the look");
+    assert_eq!(since.elapsed(), ms(10 + 10 + 490), "a failure, the opening failure, a rejection, the probe");
 }
 
-#[test]
-fn policies_that_are_not_valid_are_configuration_errors() {
-    let limit = LimitPolicy::default();
-    for policy in [
-        limit.with_concurrency(0),
-        limit.with_concurrency(usize::MAX),
-        limit.with_rate(0.0, 1),
-        limit.with_rate(f64::NAN, 1),
-        limit.with_rate(f64::INFINITY, 1),
-        limit.with_rate(-1.0, 1),
-        limit.with_rate(10.0, 0),
+#[tokio::test(start_paused = true)]
+async fn every_limit_config_makes_a_usable_layer() {
+    let limit = LimitConfig::default();
+    for (config, two_calls_take) in [
+        (limit.with_concurrency(0), ms(0)),
+        (limit.with_concurrency(usize::MAX), ms(0)),
+        (limit.with_rate(0.0, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(f64::NAN, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(-1.0, 1), Duration::from_secs(1_000)),
+        (limit.with_rate(f64::INFINITY, 1), ms(0)),
+        (limit.with_rate(10.0, 0), ms(100)),
+        (limit.with_rate(10.0, u32::MAX), ms(0)),
     ] {
-        assert_eq!(Limit::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+        let store = limited(config, Duration::ZERO);
+        let since = Instant::now();
+        for _ in 0..2 {
+            store.insert_ticks(&[]).await.unwrap();
+        }
+        // Tokio's timer has a resolution of 1 ms.
+        assert!((two_calls_take..=two_calls_take + ms(5)).contains(&since.elapsed()), "{config:?}");
     }
-    let circuit = CircuitBreakerPolicy::default();
-    for policy in
-        [circuit.with_failures(0), circuit.with_open_for(Duration::ZERO), circuit.with_open_for(ms(5_001))]
-    {
-        assert_eq!(CircuitBreaker::new(policy).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+    let store = limited(limit.with_concurrency(0), ms(100));
+    let since = Instant::now();
+    assert!(join_all((0..2).map(|_| store.insert_ticks(&[]))).await.iter().all(Result::is_ok));
+    assert_eq!(since.elapsed(), ms(200), "a concurrency of 0 counts as 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_circuit_breaker_config_makes_a_usable_layer() {
+    let circuit = CircuitBreakerConfig::default();
+    for (config, open) in [
+        (circuit.with_failure_threshold(0), Duration::from_secs(2)),
+        (circuit.with_failure_threshold(1).with_open_duration(Duration::ZERO), ms(1)),
+        (circuit.with_failure_threshold(1).with_open_duration(Duration::MAX), Duration::from_secs(5)),
+    ] {
+        let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
+        let store = Layered::new(store, CircuitBreaker::new(config));
+        assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "test.away");
+        let rejected = store.insert_ticks(&[]).await.unwrap_err();
+        assert_eq!(rejected.retry(), RetryAdvice::After(open), "{config:?}");
+        tokio::time::sleep(open).await;
+        store.insert_ticks(&[]).await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! `Metered` and `Traced`: what they count and show, and that nobody who is wrapped notices.
+//! `Metered` and `Traced`: metrics, spans and headers, and unchanged results.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod metrics_rig;
@@ -12,7 +12,7 @@ use qi_core::bus::{
     PublishOptions, PublishReport, Received, RejectedMessage, Subscribe, TopicName, TopicSpec,
 };
 use qi_core::layer::{
-    CircuitBreakerPolicy, Layered, LimitPolicy, Metered, Propagator, RetryPolicy, Traced, Wrappers,
+    CircuitBreakerConfig, LayerStack, Layered, LimitConfig, Metered, Propagator, RetryConfig, Traced,
 };
 use qi_core::store::{InsertReport, StoreInfo};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result};
@@ -32,7 +32,7 @@ fn away() -> Error {
 }
 
 #[test]
-fn calls_are_counted_timed_and_sorted_by_their_error() {
+fn calls_are_counted_and_measured_and_errors_counted_by_kind() {
     let seen = measured(|| async {
         let chaos = Chaos::seeded(1).with_delay(Duration::from_millis(40));
         let store = ChaosStore::new(MemoryStore::default(), chaos.clone());
@@ -108,7 +108,7 @@ fn a_message_whose_smallest_dead_letter_is_refused_is_counted_as_dropped() {
 }
 
 #[test]
-fn messages_are_counted_by_what_became_of_them() {
+fn messages_are_counted_by_delivery_state() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_publish().returning(|_, _| {
@@ -132,9 +132,9 @@ fn messages_are_counted_by_what_became_of_them() {
     assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish}"), [5.0]);
 }
 
-/// Prometheus sees no rise in a series that is new: what an alert asks for must be there at 0 before it happens.
+/// Prometheus computes no increase for a new series, so the counters of an alert must start at 0.
 #[test]
-fn fates_that_no_message_has_had_yet_are_there_at_zero() {
+fn counters_of_failed_messages_start_at_zero() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_publish().returning(|_, _| Ok(PublishReport::new(vec![])));
@@ -151,25 +151,24 @@ fn fates_that_no_message_has_had_yet_are_there_at_zero() {
 }
 
 #[test]
-fn the_guards_count_what_they_do() {
+fn limit_circuit_breaker_and_retry_count_their_decisions() {
     let seen = measured(|| async {
         let mut store = MockStore::new();
         store.expect_info().returning(|| StoreInfo::new("mock"));
         store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
-        let store = Wrappers::default()
-            .with_retry(RetryPolicy::default().with_attempts(2))
-            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(2))
-            .with_limit(LimitPolicy::default().with_concurrency(1).with_waiting(0))
-            .around_store(ChaosStore::new(store, chaos.clone()))
-            .unwrap();
-        // One call that hangs keeps the only permit; two attempts of the other are turned away.
+        let store = LayerStack::default()
+            .with_retry(RetryConfig::default().with_max_attempts(2))
+            .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(2))
+            .with_limit(LimitConfig::default().with_concurrency(1).with_max_queued(0))
+            .wrap_store(ChaosStore::new(store, chaos.clone()));
+        // A hanging call holds the only permit, and two attempts of another call are rejected.
         chaos.next(Operation::InsertTicks, Fault::Hang);
         let mut stuck = store.insert_ticks(&[]);
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut stuck).await.is_err());
         assert!(store.insert_ticks(&[]).await.is_err());
         drop(stuck);
-        // Two attempts that fail open the circuit, which then refuses two.
+        // Two failed attempts open the circuit, which then rejects two attempts.
         chaos.next(Operation::InsertTicks, Fault::Error);
         chaos.next(Operation::InsertTicks, Fault::Error);
         assert!(store.insert_ticks(&[]).await.is_err());
@@ -188,19 +187,18 @@ fn the_guards_count_what_they_do() {
 }
 
 #[test]
-fn gauges_come_down_and_times_are_those_that_passed() {
+fn gauges_return_to_zero_and_durations_are_exact() {
     let seen = measured(|| async {
         let mut store = MockStore::new();
         store.expect_info().returning(|| StoreInfo::new("mock"));
         store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
-        let store = Wrappers::default()
-            .with_retry(RetryPolicy::default().with_attempts(1))
-            .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(1))
-            .with_limit(LimitPolicy::default().with_concurrency(1))
-            .around_store(ChaosStore::new(store, chaos.clone()))
-            .unwrap();
-        // One hangs until its limit, one behind it waits and is given up.
+        let store = LayerStack::default()
+            .with_retry(RetryConfig::default().with_max_attempts(1))
+            .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(1))
+            .with_limit(LimitConfig::default().with_concurrency(1))
+            .wrap_store(ChaosStore::new(store, chaos.clone()));
+        // The first call hangs until its limit. The second call waits in the queue and is dropped.
         chaos.next(Operation::InsertTicks, Fault::Hang);
         let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
         let (stuck, given_up) = tokio::join!(store.insert_ticks(&[]), waiting);
@@ -218,7 +216,7 @@ fn gauges_come_down_and_times_are_those_that_passed() {
 }
 
 #[test]
-fn what_recv_gives_out_is_counted() {
+fn received_messages_are_counted() {
     let seen = measured(|| async {
         let bus = Layered::new(MemoryBus::default(), Metered::new("memory"));
         let topic = TopicName::new("t").unwrap();
@@ -241,12 +239,12 @@ fn what_recv_gives_out_is_counted() {
 }
 
 #[test]
-fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
+fn metrics_of_a_storm_add_up_with_few_labels() {
     let calls = 2_000;
     let seen = measured(|| async {
         let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
         let chaos = chaos.on(Operation::EnsureSchema, Rule::never());
-        let store = Wrappers::default().around_store(ChaosStore::new(MemoryStore::default(), chaos)).unwrap();
+        let store = LayerStack::default().wrap_store(ChaosStore::new(MemoryStore::default(), chaos));
         store.ensure_schema().await.unwrap();
         for tick in ticks(calls) {
             let _ = store.insert_ticks(&[tick]).await;
@@ -260,7 +258,7 @@ fn metrics_of_a_storm_add_up_and_their_labels_stay_few() {
 
 // ---- traces ----
 
-/// Stamps the messages of the n-th publish with n, and remembers what the batches came with.
+/// A propagator that adds n to the messages of the n-th publish and records the received contexts.
 #[derive(Debug)]
 struct Numbers {
     name: [HeaderName; 1],
@@ -292,8 +290,8 @@ impl Propagator for Numbers {
     }
 }
 
-/// While a process has one subscriber alone, a span that a thread without it meets first is off for good, on every
-/// thread. With this one, which is everybody's, it does not matter which test met it first.
+/// Installs a global subscriber. With a thread-local subscriber alone, a call site that another thread reaches first is
+/// disabled on every thread.
 fn spans_are_on() {
     let _set_before = tracing::subscriber::set_global_default(tracing_subscriber::registry());
 }
@@ -308,7 +306,7 @@ async fn a_traced_bus(numbers: &Arc<Numbers>) -> (impl MessageBus, TopicName) {
 
 #[tokio::test]
 async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> Result<()> {
-    // Without a subscriber there is no span, and so nothing to go on with.
+    // Without a subscriber there is no span to continue.
     spans_are_on();
     let numbers = Arc::new(Numbers::default());
     let (bus, topic) = a_traced_bus(&numbers).await;

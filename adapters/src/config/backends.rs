@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
+use super::layers::LayerSections;
 #[cfg(feature = "redpanda")]
 use super::redpanda::RedpandaConfig;
 use super::section::Section;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
 use super::tree::nearest;
-use super::wrappers::WrapperSections;
 
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
@@ -181,7 +181,7 @@ fn free(name: &str, keys: &[&str], taken: &[String]) -> Result<()> {
     if !fits
         || name.contains("__")
         || name == "backend"
-        || WrapperSections::KEYS.contains(&name)
+        || LayerSections::KEYS.contains(&name)
         || keys.contains(&name)
         || taken.iter().any(|t| t == name)
     {

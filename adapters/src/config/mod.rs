@@ -28,11 +28,11 @@
 mod backends;
 mod de;
 mod environment;
+mod layers;
 mod redpanda;
 mod section;
 mod sections;
 mod tree;
-mod wrappers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,15 +47,15 @@ pub use crate::timescale::config::{
     WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
+pub use layers::{
+    CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
+};
 pub use redpanda::{
     CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
 pub use section::Section;
 pub use sections::TopicSection;
-pub use wrappers::{
-    CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
-};
 
 use sections::{BusSection, Port, StoreSection};
 use tree::Node;
@@ -107,7 +107,7 @@ impl Config {
         Self::builder().file(path).environment().build()
     }
 
-    /// The store that the configuration names, with its wrappers. Without `auto_schema` nothing is sent; with it
+    /// The store that the configuration names, with its layers. Without `auto_schema` nothing is sent; with it
     /// the schema is ensured.
     ///
     /// # Errors
@@ -123,15 +123,14 @@ impl Config {
     /// As [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.backends.open_store(backend, &self.store)?;
-        let wrappers = self.store.wrappers()?.with_propagator(self.propagator.clone());
-        let store = wrappers.around_store(store)?;
+        let store = self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store);
         if self.store.known.auto_schema {
             store.ensure_schema().await?;
         }
         Ok(store)
     }
 
-    /// The bus that the configuration names, with its wrappers. Nothing is sent.
+    /// The bus that the configuration names, with its layers. Nothing is sent.
     ///
     /// # Errors
     /// As [`Config::open_store`].
@@ -147,7 +146,8 @@ impl Config {
     #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
     pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
         let bus = self.backends.open_bus(backend, &self.bus)?;
-        self.bus.wrappers()?.with_propagator(self.propagator.clone()).around_bus(bus)
+        self.bus.check_publish(bus.info().delivery_timeout)?;
+        Ok(self.bus.layers()?.with_propagator(self.propagator.clone()).wrap_bus(bus))
     }
 
     /// The word of the store's backend.
@@ -245,8 +245,8 @@ impl ConfigBuilder {
             propagator,
         };
         config.catalogue()?;
-        config.store.wrappers()?;
-        config.bus.wrappers()?;
+        config.store.layers()?;
+        config.bus.layers()?;
         Ok(config)
     }
 }

@@ -4,28 +4,28 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
-use qi_core::layer::Wrappers;
+use qi_core::layer::LayerStack;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::de;
+use super::layers::LayerSections;
 use super::redpanda::RedpandaConfig;
 use super::section::Section;
 use super::tree::{Node, Value, join, unknown_key};
-use super::wrappers::WrapperSections;
 use crate::clickhouse::ClickHouseConfig;
 use crate::timescale::TimescaleConfig;
 use crate::timescale::config::Hypertables;
 
-/// `[store]` or `[bus]`: the backend's word, the sections of all backends, the wrappers, and what is known of the
+/// `[store]` or `[bus]`: the backend's word, the sections of all backends, the layers, and what is known of the
 /// port alone.
 #[derive(Debug)]
 pub(super) struct Port<K> {
     pub(super) name: &'static str,
     pub(super) backend: String,
     pub(super) sections: BTreeMap<String, Section>,
-    wrappers: WrapperSections,
+    layers: LayerSections,
     pub(super) known: K,
 }
 
@@ -43,12 +43,12 @@ impl<K: OwnKeys> Port<K> {
         let mut own = Node::empty(&origin);
         let mut sections = BTreeMap::new();
         let mut backend = "memory".to_owned();
-        let mut wrappers = WrapperSections::default();
+        let mut layers = LayerSections::default();
         while let Some((key, node)) = table.pop_first() {
             let path = join(name, &key);
             match key.as_str() {
                 "backend" => backend = de::read(&node, &path)?,
-                other if WrapperSections::KEYS.contains(&other) => wrappers.read(other, &node, &path)?,
+                other if LayerSections::KEYS.contains(&other) => layers.read(other, &node, &path)?,
                 other if K::KEYS.contains(&other) => {
                     if let Value::Table(table) = &mut own.value {
                         table.insert(key, node);
@@ -60,7 +60,7 @@ impl<K: OwnKeys> Port<K> {
                     sections.insert(key, section);
                 }
                 other => {
-                    let known = std::iter::once("backend").chain(WrapperSections::KEYS.iter().copied());
+                    let known = std::iter::once("backend").chain(LayerSections::KEYS.iter().copied());
                     let known =
                         known.chain(K::KEYS.iter().copied()).chain(backends.iter().map(String::as_str));
                     return Err(unknown_key(name, other, node.origin(), known));
@@ -68,7 +68,7 @@ impl<K: OwnKeys> Port<K> {
             }
         }
         let known = de::read(&own, name)?;
-        Ok(Self { name, backend, sections, wrappers, known })
+        Ok(Self { name, backend, sections, layers, known })
     }
 
     /// The section of a backend; an absent one is empty.
@@ -76,8 +76,12 @@ impl<K: OwnKeys> Port<K> {
         self.sections.get(backend).cloned().unwrap_or_else(|| Section::empty(join(self.name, backend)))
     }
 
-    pub(super) fn wrappers(&self) -> Result<Wrappers> {
-        self.wrappers.wrappers(self.name)
+    pub(super) fn layers(&self) -> Result<LayerStack> {
+        self.layers.stack(self.name)
+    }
+
+    pub(super) fn check_publish(&self, delivery_timeout: Duration) -> Result<()> {
+        self.layers.check_publish(self.name, delivery_timeout)
     }
 }
 

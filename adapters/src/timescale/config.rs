@@ -158,7 +158,7 @@ pub enum TlsMode {
     VerifyFull,
 }
 
-/// `[store.timescale.limits]`: server-side limits, a little below those of the wrapper `Timeout` (30 s and
+/// `[store.timescale.limits]`: server-side limits, a little below the limits of the layer `Timeout` (30 s and
 /// 10 minutes), so that a call that was given up does not go on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

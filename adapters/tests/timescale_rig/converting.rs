@@ -1,14 +1,14 @@
-//! A wrapper that converts every chunk to the columnstore after each write.
+//! A layer that converts every chunk to the columnstore after each write.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_adapters::timescale::TimescaleStore;
-use qi_core::layer::Intercept;
+use qi_core::layer::{Call, Layer};
 use qi_core::store::Dataset;
 use qi_core::{Operation, Result, RetryAdvice};
 
-/// Converts after each write, in the store that it wraps.
+/// Converts after each write, in the wrapped store.
 #[derive(Debug)]
 pub(crate) struct Converting(pub(crate) TimescaleStore);
 
@@ -27,17 +27,17 @@ impl Converting {
     }
 }
 
-impl Intercept for Converting {
+impl Layer for Converting {
     fn name(&self) -> &'static str {
         "Converting"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
-        let dataset = match operation {
+        let dataset = match call.operation {
             Operation::InsertTicks => Some(Dataset::Ticks),
             Operation::InsertQuotes => Some(Dataset::Quotes),
             Operation::InsertBars => Some(Dataset::Bars),
@@ -45,7 +45,7 @@ impl Intercept for Converting {
             _ => None,
         };
         Box::pin(async move {
-            let answer = attempt().await?;
+            let answer = future.await?;
             if let Some(dataset) = dataset {
                 self.convert(dataset).await?;
             }

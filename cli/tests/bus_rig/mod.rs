@@ -12,7 +12,7 @@ use qi_core::bus::{
     PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition,
     TopicSpec,
 };
-use qi_core::layer::Intercept;
+use qi_core::layer::Layer;
 use qi_testkit::bus::MemoryBus;
 
 /// A bus on which one partition of each topic has no leader, for a number of requests for topics.
@@ -103,7 +103,7 @@ impl LosesLeader {
     }
 }
 
-impl Intercept for LosesLeader {
+impl Layer for LosesLeader {
     fn name(&self) -> &'static str {
         "LosesLeader"
     }
@@ -130,7 +130,7 @@ impl Intercept for LosesLeader {
 #[derive(Debug)]
 pub(crate) struct HoldsMarkers(pub(crate) u64);
 
-impl Intercept for HoldsMarkers {
+impl Layer for HoldsMarkers {
     fn name(&self) -> &'static str {
         "HoldsMarkers"
     }

@@ -1,11 +1,10 @@
 //! The ports themselves.
 
 use std::fmt::{Debug, Display};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::BoxFuture;
+use auto_impl::auto_impl;
 
 use super::{
     Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Headers, Message,
@@ -70,6 +69,7 @@ impl PublishOptions {
 /// }
 /// ```
 #[async_trait]
+#[auto_impl(Arc, Box)]
 pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     /// What is known of the bus without asking it.
     fn info(&self) -> BusInfo;
@@ -137,6 +137,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
 /// - Dropping a future of `recv` loses no message and commits nothing.
 /// - No error of a healthy cluster ends the loop around `recv`; what happened stands in `Batch::notices`.
 #[async_trait]
+#[auto_impl(Box)]
 pub trait Subscription: Debug + Send {
     /// At least one and at most `max` messages, or an empty batch after `wait`.
     ///
@@ -178,69 +179,3 @@ pub trait Subscription: Debug + Send {
     /// session passes, so that a quick restart moves none.
     async fn close(&mut self) -> Result<()>;
 }
-
-/// Forwards to the inner bus and hands on its boxed future as it is.
-macro_rules! forward {
-    ($($pointer:ident),*) => {$(
-        #[deny(clippy::missing_trait_methods)]
-        impl<B: MessageBus + ?Sized> MessageBus for $pointer<B> {
-            fn info(&self) -> BusInfo {
-                (**self).info()
-            }
-            fn publish<'a, 'b, 'c, 'f>(
-                &'a self,
-                batch: &'b [Message],
-                options: &'c PublishOptions,
-            ) -> BoxFuture<'f, Result<PublishReport>>
-            where
-                'a: 'f,
-                'b: 'f,
-                'c: 'f,
-                Self: 'f,
-            {
-                (**self).publish(batch, options)
-            }
-            fn subscribe<'a, 'f>(&'a self, request: Subscribe) -> BoxFuture<'f, Result<Box<dyn Subscription>>>
-            where
-                'a: 'f,
-                Self: 'f,
-            {
-                (**self).subscribe(request)
-            }
-            fn read<'a, 'f>(&'a self, request: Read) -> BoxFuture<'f, Result<Box<dyn Subscription>>>
-            where
-                'a: 'f,
-                Self: 'f,
-            {
-                (**self).read(request)
-            }
-            forward! {@ create_topics(specs: [TopicSpec]) -> Vec<TopicOutcome> }
-            forward! {@ delete_topics(names: [TopicName]) -> Vec<TopicOutcome> }
-            forward! {@ topics() -> Vec<TopicInfo> }
-            forward! {@ groups(query: GroupQuery) -> Vec<GroupInfo> }
-            forward! {@ ping() -> BusStatus }
-            forward! {@ close() -> CloseReport }
-        }
-    )*};
-    (@ $method:ident() -> $output:ty) => {
-        fn $method<'a, 'f>(&'a self) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            Self: 'f,
-        {
-            (**self).$method()
-        }
-    };
-    (@ $method:ident($argument:ident: $type:ty) -> $output:ty) => {
-        fn $method<'a, 'b, 'f>(&'a self, $argument: &'b $type) -> BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            'b: 'f,
-            Self: 'f,
-        {
-            (**self).$method($argument)
-        }
-    };
-}
-
-forward!(Arc, Box);

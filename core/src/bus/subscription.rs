@@ -306,7 +306,7 @@ impl Batch {
         Self { messages, positions, notices, span: None }
     }
 
-    /// With the span of its processing, for those who write a wrapper.
+    /// Sets the span of the processing, for authors of layers.
     #[must_use]
     pub fn with_span(mut self, span: Span) -> Self {
         self.span = Some(span);
@@ -315,7 +315,7 @@ impl Batch {
 
     /// The span of its processing, which goes on with the trace that the messages came with: what the consumer does
     /// inside it belongs to that trace. It ends when the batch and every clone of the span are dropped. Without the
-    /// wrapper `Traced` it is disabled, and being inside it changes nothing.
+    /// layer `Traced` it is disabled, and being inside it changes nothing.
     ///
     /// ```
     /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};

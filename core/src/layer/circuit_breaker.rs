@@ -1,4 +1,4 @@
-//! `CircuitBreaker`: spares a backend that does not answer, and its callers the wait.
+//! `CircuitBreaker`: rejects calls while the backend does not respond.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,74 +6,76 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::limit::FULL;
-use super::{Intercept, UNKNOWN};
-use crate::bus::{Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use super::limit::QUEUE_FULL;
+use super::{Call, Layer, UNKNOWN_BACKEND};
+use crate::bus::{DeliveryError, Message, MessageBus, PublishOptions, PublishReport};
 use crate::deadline::later;
 use crate::telemetry::{CIRCUIT_OPENED, CIRCUIT_REFUSED, CIRCUIT_STATE};
 use crate::{Error, ErrorKind, Operation, Port, Result, RetryAdvice};
 
-/// When a circuit opens, and for how long.
+/// The settings of [`CircuitBreaker`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct CircuitBreakerPolicy {
-    /// How many attempts in a row must fail, at least 1: 10.
-    pub failures: u32,
-    /// How long everything is refused before one attempt may look again, from 1 ms to
-    /// [`CircuitBreakerPolicy::LONGEST`]: 2 s.
-    pub open_for: Duration,
+pub struct CircuitBreakerConfig {
+    /// The number of consecutive failures that opens the circuit. 0 counts as 1. Defaults to 10.
+    pub failure_threshold: u32,
+    /// The time until an open circuit admits a probe. A value outside
+    /// [`CircuitBreakerConfig::MIN_OPEN_DURATION`] to [`CircuitBreakerConfig::MAX_OPEN_DURATION`] counts as the nearest
+    /// bound. Defaults to 2 s.
+    pub open_duration: Duration,
 }
 
-impl Default for CircuitBreakerPolicy {
+impl Default for CircuitBreakerConfig {
     fn default() -> Self {
-        Self { failures: 10, open_for: Duration::from_secs(2) }
+        Self { failure_threshold: 10, open_duration: Duration::from_secs(2) }
     }
 }
 
-impl CircuitBreakerPolicy {
-    /// The longest that a circuit may be open: 5 s. A backend that answers again is found out by then.
-    pub const LONGEST: Duration = Duration::from_secs(5);
+impl CircuitBreakerConfig {
+    /// The shortest open duration: 1 ms.
+    pub const MIN_OPEN_DURATION: Duration = Duration::from_millis(1);
+    /// The longest open duration: 5 s. It bounds the time until a recovered backend is noticed.
+    pub const MAX_OPEN_DURATION: Duration = Duration::from_secs(5);
 
-    /// With so many failures in a row.
+    /// Sets the number of consecutive failures that opens the circuit.
     #[must_use]
-    pub fn with_failures(mut self, failures: u32) -> Self {
-        self.failures = failures;
+    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
+        self.failure_threshold = failures;
         self
     }
 
-    /// With another time of being open.
+    /// Sets the time until an open circuit admits a probe.
     #[must_use]
-    pub fn with_open_for(mut self, open_for: Duration) -> Self {
-        self.open_for = open_for;
+    pub fn with_open_duration(mut self, open_duration: Duration) -> Self {
+        self.open_duration = open_duration;
         self
     }
 }
 
-/// What a circuit lets pass.
+/// The state of a circuit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CircuitState {
-    /// Everything.
+    /// Every call is admitted.
     Closed,
-    /// One attempt, which decides whether it closes or opens again; another one if it does not answer for as long as
-    /// the circuit was open.
+    /// One call is admitted as a probe. Its result closes or opens the circuit.
     HalfOpen,
-    /// Nothing.
+    /// Every call is rejected.
     Open,
 }
 
-/// Refuses attempts after too many failures in a row, for a while; then lets one through to look.
+/// A layer that rejects calls for a while after too many consecutive failures, then admits a probe.
 ///
-/// What counts is what a backend that is away or overwhelmed answers: `Unavailable`, `Timeout` and `Overloaded`, if
-/// trying again can help. Any success begins the count anew. Other errors (a wrong query, a conflict, a full queue of
-/// [`super::Limit`]) say nothing about it and leave the count alone. A publish counts as a success if one message was
-/// delivered.
+/// A failure is a retryable error of kind `Unavailable`, `Timeout` or `Overloaded`, except the full queue of
+/// [`super::Limit`]. A success resets the count. Other errors, such as an invalid query or a conflict, leave the count
+/// unchanged. A publish is a success if one message was delivered.
 ///
-/// A refusal is `Unavailable`, code `layer.circuit_breaker.open`, to be tried again `After` the rest of the time; one
-/// beside the attempt that looks says `Backoff`, until that has not answered for as long as the circuit was open: then
-/// the next one looks too. `recv` and every `close` pass, and count for nothing.
+/// A rejected call is `Unavailable`, code `layer.circuit_breaker.open`, with the advice `After` the rest of
+/// `open_duration`. During a probe, other calls are rejected with the advice `Backoff`. If a probe hangs, another probe
+/// is admitted after `open_duration`. `recv` and `close` are always admitted and not counted.
 #[derive(Debug)]
 pub struct CircuitBreaker {
-    policy: CircuitBreakerPolicy,
+    threshold: u32,
+    open_duration: Duration,
     circuit: Mutex<Circuit>,
     port: Port,
     backend: &'static str,
@@ -81,126 +83,123 @@ pub struct CircuitBreaker {
 
 #[derive(Debug)]
 struct Circuit {
-    now: Now,
-    /// Rises with every change, so that attempts which began before it decide nothing after it.
+    state: State,
+    /// The number of state changes. The result of a call that began in an earlier generation is ignored.
     generation: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Now {
+enum State {
     Closed { failures: u32 },
-    HalfOpen { next: Instant },
+    HalfOpen { next_probe: Instant },
     Open { until: Instant },
 }
 
 impl CircuitBreaker {
-    /// A closed circuit.
-    ///
-    /// # Errors
-    /// `Config` for no failures, or a time outside 1 ms to 5 s.
-    pub fn new(policy: CircuitBreakerPolicy) -> Result<Self> {
-        let CircuitBreakerPolicy { failures, open_for } = policy;
-        if failures == 0 {
-            return Err(config("failures", failures, "must be at least 1"));
+    /// Creates the layer with a closed circuit.
+    pub fn new(config: CircuitBreakerConfig) -> Self {
+        let CircuitBreakerConfig { failure_threshold, open_duration } = config;
+        let (min, max) = (CircuitBreakerConfig::MIN_OPEN_DURATION, CircuitBreakerConfig::MAX_OPEN_DURATION);
+        Self {
+            threshold: failure_threshold.max(1),
+            open_duration: open_duration.clamp(min, max),
+            circuit: Mutex::new(Circuit { state: State::Closed { failures: 0 }, generation: 0 }),
+            port: Port::Store,
+            backend: UNKNOWN_BACKEND,
         }
-        if !(Duration::from_millis(1)..=CircuitBreakerPolicy::LONGEST).contains(&open_for) {
-            return Err(config("open_for", format_args!("{open_for:?}"), "must lie from 1 ms to 5 s"));
-        }
-        let circuit = Mutex::new(Circuit { now: Now::Closed { failures: 0 }, generation: 0 });
-        Ok(Self { policy, circuit, port: Port::Store, backend: UNKNOWN })
     }
 
-    /// With the port and the backend's word for errors, logs and metrics.
+    /// Sets the port and the backend's name for errors, logs and metrics.
     #[must_use]
     pub fn for_backend(mut self, port: Port, backend: &'static str) -> Self {
         (self.port, self.backend) = (port, backend);
         self
     }
 
-    /// What it lets pass at this moment.
+    /// Returns the state of the circuit.
     pub fn state(&self) -> CircuitState {
-        match self.circuit().now {
-            Now::Closed { .. } => CircuitState::Closed,
-            Now::HalfOpen { .. } => CircuitState::HalfOpen,
-            Now::Open { .. } => CircuitState::Open,
+        match self.circuit().state {
+            State::Closed { .. } => CircuitState::Closed,
+            State::HalfOpen { .. } => CircuitState::HalfOpen,
+            State::Open { .. } => CircuitState::Open,
         }
     }
 
     fn circuit(&self) -> MutexGuard<'_, Circuit> {
-        // Nothing in here panics while it holds the lock half-way through a change.
+        // No code panics between two related changes, so a poisoned lock still guards a valid circuit.
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets an attempt pass, or says when to come again.
-    fn admit(&self, operation: Operation) -> Result<Ticket<'_>> {
+    /// Admits a call, or rejects it with the time of the next try.
+    fn admit(&self, operation: Operation) -> Result<Admission<'_>> {
         let mut circuit = self.circuit();
-        let advice = match circuit.now {
-            Now::Closed { .. } => return Ok(Ticket { breaker: self, generation: Some(circuit.generation) }),
-            Now::Open { until } => match until.checked_duration_since(Instant::now()) {
+        let advice = match circuit.state {
+            State::Closed { .. } => return Ok(Admission::new(self, &circuit)),
+            State::Open { until } => match until.checked_duration_since(Instant::now()) {
                 Some(left) if !left.is_zero() => RetryAdvice::After(left),
                 _ => {
-                    self.change(&mut circuit, Now::HalfOpen { next: self.later() });
-                    return Ok(Ticket { breaker: self, generation: Some(circuit.generation) });
+                    let next_probe = later(self.open_duration);
+                    self.change(&mut circuit, State::HalfOpen { next_probe });
+                    return Ok(Admission::new(self, &circuit));
                 }
             },
-            // The attempt that looks may hang, be a purge of ten minutes, or be polled by nobody: that says nothing of
-            // the backend. Another one looks beside it, in the same generation: whichever answers first decides.
-            Now::HalfOpen { next } if next <= Instant::now() => {
-                circuit.now = Now::HalfOpen { next: self.later() };
-                return Ok(Ticket { breaker: self, generation: Some(circuit.generation) });
+            // The probe may hang, be a purge of ten minutes, or have a caller that does not poll it. Another probe
+            // joins it in the same generation, and the first result decides.
+            State::HalfOpen { next_probe } if next_probe <= Instant::now() => {
+                circuit.state = State::HalfOpen { next_probe: later(self.open_duration) };
+                return Ok(Admission::new(self, &circuit));
             }
-            // Nobody knows how long the attempt that looks will take.
-            Now::HalfOpen { .. } => RetryAdvice::Backoff,
+            // The duration of the probe is unknown.
+            State::HalfOpen { .. } => RetryAdvice::Backoff,
         };
         drop(circuit);
         self.count(CIRCUIT_REFUSED.name);
+        let failures = self.threshold;
         Err(Error::new(ErrorKind::Unavailable, "layer.circuit_breaker.open", operation)
-            .with_message("too many attempts failed in a row; not asked")
+            .with_message(format_args!("circuit open after {failures} consecutive failures"))
             .with_backend(self.backend)
             .with_retry(advice))
     }
 
-    fn later(&self) -> Instant {
-        later(self.policy.open_for)
-    }
-
-    fn settle(&self, generation: u64, sign: Sign) {
+    fn settle(&self, generation: u64, outcome: Outcome) {
         let mut circuit = self.circuit();
         if circuit.generation != generation {
             return;
         }
-        match (circuit.now, sign) {
-            (Now::Closed { .. }, Sign::Well) => circuit.now = Now::Closed { failures: 0 },
-            (Now::Closed { failures }, Sign::Ill) if failures + 1 < self.policy.failures => {
-                circuit.now = Now::Closed { failures: failures + 1 };
+        match (circuit.state, outcome) {
+            (State::Closed { .. }, Outcome::Success) => circuit.state = State::Closed { failures: 0 },
+            (State::Closed { failures }, Outcome::Failure) if failures + 1 < self.threshold => {
+                circuit.state = State::Closed { failures: failures + 1 };
             }
-            (Now::Closed { .. }, Sign::None) | (Now::Open { .. }, _) => {}
-            (Now::Closed { .. } | Now::HalfOpen { .. }, Sign::Ill) => {
-                let until = self.later();
-                self.change(&mut circuit, Now::Open { until });
+            (State::Closed { .. }, Outcome::Neutral) | (State::Open { .. }, _) => {}
+            (State::Closed { .. } | State::HalfOpen { .. }, Outcome::Failure) => {
+                let until = later(self.open_duration);
+                self.change(&mut circuit, State::Open { until });
             }
-            (Now::HalfOpen { .. }, Sign::Well) => self.change(&mut circuit, Now::Closed { failures: 0 }),
-            // It found out nothing: the next one may look, at once.
-            (Now::HalfOpen { .. }, Sign::None) => {
-                self.change(&mut circuit, Now::Open { until: Instant::now() });
+            (State::HalfOpen { .. }, Outcome::Success) => {
+                self.change(&mut circuit, State::Closed { failures: 0 });
+            }
+            // The probe has no result. The next call may probe immediately.
+            (State::HalfOpen { .. }, Outcome::Neutral) => {
+                self.change(&mut circuit, State::Open { until: Instant::now() });
             }
         }
     }
 
-    fn change(&self, circuit: &mut Circuit, to: Now) {
-        let from = std::mem::replace(&mut circuit.now, to);
+    fn change(&self, circuit: &mut Circuit, to: State) {
+        let from = std::mem::replace(&mut circuit.state, to);
         circuit.generation += 1;
         let (port, backend) = (self.port.as_str(), self.backend);
         let state = match to {
-            Now::Closed { .. } => {
+            State::Closed { .. } => {
                 tracing::info!(target: "qi_core::layer", port, backend, "circuit closed");
                 0.0
             }
-            Now::HalfOpen { .. } => 1.0,
-            Now::Open { .. } => {
-                if matches!(from, Now::Closed { .. }) {
-                    let (failures, open_for) = (self.policy.failures, self.policy.open_for);
-                    tracing::warn!(target: "qi_core::layer", port, backend, failures, ?open_for, "circuit opened");
+            State::HalfOpen { .. } => 1.0,
+            State::Open { .. } => {
+                if matches!(from, State::Closed { .. }) {
+                    let (failures, open_duration) = (self.threshold, self.open_duration);
+                    tracing::warn!(target: "qi_core::layer", port, backend, failures, ?open_duration, "circuit opened");
                     self.count(CIRCUIT_OPENED.name);
                 }
                 2.0
@@ -214,106 +213,87 @@ impl CircuitBreaker {
     }
 }
 
-/// What an answer says about the backend.
+/// The evidence of a result about the backend's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sign {
-    Well,
-    Ill,
-    None,
+enum Outcome {
+    Success,
+    Failure,
+    /// No evidence: the error has another cause, or the call was dropped.
+    Neutral,
 }
 
-impl Sign {
-    fn of(error: &Error) -> Self {
+impl Outcome {
+    fn of_error(error: &Error) -> Self {
         let infrastructure =
             matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Overloaded);
-        if infrastructure && error.retry().is_retryable() && error.code() != FULL {
-            Self::Ill
+        if infrastructure && error.retry().is_retryable() && error.code() != QUEUE_FULL {
+            Self::Failure
         } else {
-            Self::None
+            Self::Neutral
         }
     }
 
     fn of_result<T>(result: &Result<T>) -> Self {
-        result.as_ref().map_or_else(Self::of, |_| Self::Well)
+        result.as_ref().map_or_else(Self::of_error, |_| Self::Success)
     }
 
-    fn of_report(result: &Result<PublishReport>) -> Self {
+    fn of_publish(result: &Result<PublishReport>) -> Self {
         let report = match result {
             Ok(report) => report.outcomes(),
-            Err(error) => return Self::of(error),
+            Err(error) => return Self::of_error(error),
         };
         if report.iter().any(Result::is_ok) {
-            return Self::Well;
+            return Self::Success;
         }
-        let ill = |failure: &crate::bus::DeliveryError| Self::of(&failure.error) == Self::Ill;
-        if report.iter().any(|outcome| outcome.as_ref().is_err_and(ill)) { Self::Ill } else { Self::None }
+        let failed = |failure: &DeliveryError| Self::of_error(&failure.error) == Self::Failure;
+        let any = report.iter().any(|outcome| outcome.as_ref().is_err_and(failed));
+        if any { Self::Failure } else { Self::Neutral }
     }
 }
 
-/// An attempt under way. One whose caller goes away says nothing, and lets the next one look.
-struct Ticket<'a> {
+/// An admitted call. Dropped without a result, it is neutral.
+struct Admission<'a> {
     breaker: &'a CircuitBreaker,
     generation: Option<u64>,
 }
 
-impl Ticket<'_> {
-    fn settle(mut self, sign: Sign) {
+impl<'a> Admission<'a> {
+    fn new(breaker: &'a CircuitBreaker, circuit: &Circuit) -> Self {
+        Self { breaker, generation: Some(circuit.generation) }
+    }
+
+    fn settle(mut self, outcome: Outcome) {
         if let Some(generation) = self.generation.take() {
-            self.breaker.settle(generation, sign);
+            self.breaker.settle(generation, outcome);
         }
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if let Some(generation) = self.generation {
-            self.breaker.settle(generation, Sign::None);
+            self.breaker.settle(generation, Outcome::Neutral);
         }
     }
 }
 
-fn config(field: &'static str, value: impl std::fmt::Display, rule: &str) -> Error {
-    Error::new(ErrorKind::Config, "layer.circuit_breaker.config", "circuit_breaker")
-        .with_message(format_args!("{field} {rule}"))
-        .with_context("field", field)
-        .with_context("value", value)
-}
-
-impl Intercept for CircuitBreaker {
+impl Layer for CircuitBreaker {
     fn name(&self) -> &'static str {
         "CircuitBreaker"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        Call { operation, .. }: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         if operation.is_close() {
-            return attempt();
+            return future;
         }
         Box::pin(async move {
-            let ticket = self.admit(operation)?;
-            let result = attempt().await;
-            ticket.settle(Sign::of_result(&result));
-            result
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        if operation.is_close() {
-            return attempt(subscription, arguments);
-        }
-        Box::pin(async move {
-            let ticket = self.admit(operation)?;
-            let result = attempt(subscription, arguments).await;
-            ticket.settle(Sign::of_result(&result));
+            let admission = self.admit(operation)?;
+            let result = future.await;
+            admission.settle(Outcome::of_result(&result));
             result
         })
     }
@@ -325,9 +305,9 @@ impl Intercept for CircuitBreaker {
         options: &'a PublishOptions,
     ) -> BoxFuture<'a, Result<PublishReport>> {
         Box::pin(async move {
-            let ticket = self.admit(Operation::Publish)?;
+            let admission = self.admit(Operation::Publish)?;
             let result = bus.publish(batch, options).await;
-            ticket.settle(Sign::of_report(&result));
+            admission.settle(Outcome::of_publish(&result));
             result
         })
     }

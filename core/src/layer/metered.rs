@@ -1,4 +1,4 @@
-//! `Metered`: counts and times every call.
+//! `Metered`: counts calls and measures their duration.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 
-use super::Intercept;
+use super::{Call, Layer};
 use crate::bus::{Batch, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription};
 use crate::telemetry::{
     BATCH_RECORDS, CALL_DURATION, CALL_ERRORS, CALLS, CALLS_DROPPED, CALLS_IN_FLIGHT, MESSAGES_DELIVERED,
@@ -15,16 +15,17 @@ use crate::telemetry::{
 };
 use crate::{Error, ErrorKind, Operation, Result};
 
-/// Counts and times calls through the `metrics` facade: see [`crate::telemetry`] for the names.
+/// A layer that counts calls and measures their duration through the `metrics` facade. [`crate::telemetry`] lists the
+/// names.
 ///
-/// What it needs for an operation is looked up at the first call of it and kept. An exporter that is installed later
-/// sees nothing of that operation, so a program installs it before it calls anything.
+/// The first call of an operation registers its metrics. Install the exporter before the first call: an exporter that is
+/// installed later does not see the metrics that are already registered.
 pub struct Metered {
     backend: &'static str,
     operations: Vec<OnceLock<Handles>>,
 }
 
-/// What is kept for one operation.
+/// The registered metrics of one operation.
 struct Handles {
     calls: Counter,
     duration: Histogram,
@@ -39,7 +40,7 @@ impl std::fmt::Debug for Metered {
 }
 
 impl Metered {
-    /// Counts the calls to the backend of this word.
+    /// Creates the layer with the backend's name for the metrics.
     pub fn new(backend: &'static str) -> Self {
         Self { backend, operations: Operation::ALL.iter().map(|_| OnceLock::new()).collect() }
     }
@@ -47,7 +48,7 @@ impl Metered {
     fn handles(&self, operation: Operation) -> &Handles {
         self.operations[operation.index()].get_or_init(|| {
             if operation == Operation::Publish {
-                self.begin_at_zero();
+                self.register_failure_counters();
             }
             let (port, backend) = (operation.port().as_str(), self.backend);
             let labels = [("port", port), ("backend", backend), ("operation", operation.as_str())];
@@ -60,9 +61,9 @@ impl Metered {
         })
     }
 
-    /// Shows the fates that no message has had yet. Prometheus sees no rise in a series that begins with 1, so that the
-    /// first message whose fate is unknown would go unnoticed.
-    fn begin_at_zero(&self) {
+    /// Starts the counters of failed messages at zero. Prometheus computes no increase for a series whose first value
+    /// is 1, so it would miss the first failed message.
+    fn register_failure_counters(&self) {
         for state in [DeliveryState::NotSent, DeliveryState::Unknown] {
             for kind in ErrorKind::ALL {
                 self.failed_messages(state, kind, 0);
@@ -75,8 +76,12 @@ impl Metered {
         metrics::counter!(MESSAGES_FAILED.name, &labels).increment(messages as u64);
     }
 
-    fn begin(&self, operation: Operation) -> Running<'_> {
+    fn begin(&self, call: Call) -> Running<'_> {
+        let operation = call.operation;
         let handles = self.handles(operation);
+        if let Some(records) = call.records {
+            handles.records.record(as_f64(records));
+        }
         handles.in_flight.increment(1.0);
         Running { metered: self, operation, handles, since: Instant::now(), ended: false }
     }
@@ -100,7 +105,7 @@ impl Metered {
     }
 }
 
-/// A call under way. Dropped before its end, its caller has gone.
+/// A call in progress. If its future is dropped, it is counted as dropped.
 struct Running<'a> {
     metered: &'a Metered,
     operation: Operation,
@@ -141,38 +146,19 @@ impl Drop for Running<'_> {
     }
 }
 
-impl Intercept for Metered {
+impl Layer for Metered {
     fn name(&self) -> &'static str {
         "Metered"
     }
 
-    fn records(&self, operation: Operation, records: usize) {
-        self.handles(operation).records.record(as_f64(records));
-    }
-
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
-            let running = self.begin(operation);
-            let result = attempt().await;
-            running.end(&result);
-            result
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            let running = self.begin(operation);
-            let result = attempt(subscription, arguments).await;
+            let running = self.begin(call);
+            let result = future.await;
             running.end(&result);
             result
         })
@@ -185,8 +171,7 @@ impl Intercept for Metered {
         options: &'a PublishOptions,
     ) -> BoxFuture<'a, Result<PublishReport>> {
         Box::pin(async move {
-            self.records(Operation::Publish, batch.len());
-            let running = self.begin(Operation::Publish);
+            let running = self.begin(Call::new(Operation::Publish).with_records(batch.len()));
             let result = bus.publish(batch, options).await;
             running.end(&result);
             if let Ok(report) = &result {
@@ -203,13 +188,13 @@ impl Intercept for Metered {
         wait: Duration,
     ) -> BoxFuture<'a, Result<Batch>> {
         Box::pin(async move {
-            let running = self.begin(Operation::Recv);
+            let running = self.begin(Call::new(Operation::Recv));
             let result = subscription.recv(max, wait).await;
             running.end(&result);
             if let Ok(batch) = &result
                 && !batch.is_empty()
             {
-                self.records(Operation::Recv, batch.len());
+                self.handles(Operation::Recv).records.record(as_f64(batch.len()));
                 metrics::counter!(MESSAGES_RECEIVED.name, "backend" => self.backend)
                     .increment(batch.len() as u64);
             }

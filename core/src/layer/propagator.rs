@@ -1,4 +1,4 @@
-//! Where a trace leaves the process, and where it comes in again.
+//! The port to a tracing system.
 
 use std::fmt::Debug;
 
@@ -6,25 +6,25 @@ use tracing::Span;
 
 use crate::bus::{HeaderName, Headers};
 
-/// Carries the context of a trace in the headers of messages. Core knows no tracing system; one for OpenTelemetry
-/// stands in `qi-adapters` behind the feature `opentelemetry`.
+/// Carries the context of a trace in the headers of messages. `qi-core` depends on no tracing system; `qi-adapters` has a
+/// propagator for OpenTelemetry behind the feature `opentelemetry`.
 ///
-/// Headers of the names in [`Propagator::headers`] belong to it: [`super::Traced`] removes them from what is
-/// received, so that a consumer sees the headers that the producer wrote.
+/// The headers named by [`Propagator::headers`] belong to the propagator. [`super::Traced`] removes them from received
+/// messages, so the consumer sees only the producer's headers.
 pub trait Propagator: Debug + Send + Sync + 'static {
-    /// The names of the headers that it writes: `traceparent`, `tracestate`. None, and nothing is touched.
+    /// Returns the names of the headers that the propagator writes, for example `traceparent`. If there are none,
+    /// received messages are not searched.
     fn headers(&self) -> &[HeaderName];
 
-    /// Adds the context of `span` to `headers`, or nothing if it has none.
+    /// Adds the context of `span` to `headers`, if the span has a context.
     fn inject(&self, span: &Span, headers: &mut Headers);
 
-    /// Makes `span` go on from where the messages come from. `contexts` are the different headers of this
-    /// propagator that the batch held, at least one: one is the parent, several are links. `span` has not been
-    /// entered yet.
+    /// Sets the origin of `span`: one context becomes its parent, several contexts become links. `contexts` holds the
+    /// different headers of this propagator in the batch, at least one. The span has not been entered yet.
     fn extract(&self, span: &Span, contexts: &[Headers]);
 }
 
-/// Carries nothing.
+/// A propagator that carries no context.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoPropagator;
 

@@ -1,89 +1,91 @@
-//! The wrappers in the one order.
+//! `LayerStack`: all layers in a fixed order.
 
 use std::sync::Arc;
 
 use super::{
-    CircuitBreaker, CircuitBreakerPolicy, Layered, Limit, LimitPolicy, Metered, NoPropagator, Propagator,
-    Retry, RetryPolicy, Timeout, TimeoutPolicy, Traced,
+    CircuitBreaker, CircuitBreakerConfig, Layered, Limit, LimitConfig, Metered, NoPropagator, Propagator,
+    Retry, RetryConfig, Timeout, TimeoutConfig, Traced,
 };
-use crate::{MessageBus, Port, PriceStore, Result};
+use crate::{MessageBus, Port, PriceStore};
 
-/// Which wrappers a port gets. They are composed in one order, whatever the order of the calls:
-/// `Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(inner))))))`. So the wait for a permit counts as time, every
-/// attempt has a limit of its own and is one that the circuit counts, and a span and a measurement cover all attempts.
+/// The layers of a port and their settings. The order is fixed:
+/// `Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(inner))))))`.
+///
+/// The wait for a permit of `Limit` counts towards the time limit. Each attempt has its own time limit and is counted by
+/// the circuit breaker. One span and one measurement cover all attempts of a call.
 ///
 /// ```
-/// use qi_core::layer::{LimitPolicy, Wrappers};
-/// # fn wrap(store: std::sync::Arc<dyn qi_core::PriceStore>) -> qi_core::Result<()> {
-/// let store = Wrappers::none().with_limit(LimitPolicy::default()).with_metrics(true).around_store(store)?;
+/// use qi_core::layer::{LayerStack, LimitConfig};
+/// # fn wrap(store: std::sync::Arc<dyn qi_core::PriceStore>) {
+/// let store = LayerStack::none().with_limit(LimitConfig::default()).with_metrics(true).wrap_store(store);
 /// assert!(store.to_string().starts_with("Metered(Limit("));
-/// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Wrappers {
-    /// Whether there is a span around every call.
+pub struct LayerStack {
+    /// Enables [`Traced`].
     pub tracing: bool,
-    /// Whether calls are counted and timed.
+    /// Enables [`Metered`].
     pub metrics: bool,
-    /// The attempts; None leaves the wrapper out.
-    pub retry: Option<RetryPolicy>,
-    /// When too many of them have failed; None leaves the wrapper out.
-    pub circuit_breaker: Option<CircuitBreakerPolicy>,
-    /// The time limit of each; None leaves the wrapper out.
-    pub timeout: Option<TimeoutPolicy>,
-    /// How many calls at once and in a second; None leaves the wrapper out.
-    pub limit: Option<LimitPolicy>,
-    /// What carries traces over the bus, if there is `tracing`: nothing, unless it is set.
+    /// The settings of [`Retry`]. None omits the layer.
+    pub retry: Option<RetryConfig>,
+    /// The settings of [`CircuitBreaker`]. None omits the layer.
+    pub circuit_breaker: Option<CircuitBreakerConfig>,
+    /// The settings of [`Timeout`]. None omits the layer.
+    pub timeout: Option<TimeoutConfig>,
+    /// The settings of [`Limit`]. None omits the layer.
+    pub limit: Option<LimitConfig>,
+    /// The propagator of [`Traced`]. Defaults to [`NoPropagator`].
     pub propagator: Arc<dyn Propagator>,
 }
 
-impl Default for Wrappers {
-    /// All of them, with their defaults.
+impl Default for LayerStack {
+    /// Returns all layers with their default settings.
     fn default() -> Self {
         Self {
             tracing: true,
             metrics: true,
-            retry: Some(RetryPolicy::default()),
-            circuit_breaker: Some(CircuitBreakerPolicy::default()),
-            timeout: Some(TimeoutPolicy::default()),
-            limit: Some(LimitPolicy::default()),
+            retry: Some(RetryConfig::default()),
+            circuit_breaker: Some(CircuitBreakerConfig::default()),
+            timeout: Some(TimeoutConfig::default()),
+            limit: Some(LimitConfig::default()),
             propagator: Arc::new(NoPropagator),
         }
     }
 }
 
-/// Puts one layer after the other around a port, from the inside out. `$around` is how one is put there.
-macro_rules! compose {
-    ($wrappers:ident, $inner:ident: $port:ident, $name:expr, $around:path) => {{
-        let Wrappers { tracing, metrics, retry, circuit_breaker, timeout, limit, propagator } = $wrappers;
+/// Wraps a port in the layers of a stack, from the innermost to the outermost.
+macro_rules! wrap {
+    ($stack:ident, $inner:ident: $port:ident, $kind:expr) => {{
+        let LayerStack { tracing, metrics, retry, circuit_breaker, timeout, limit, propagator } = $stack;
         let backend = $inner.info().backend;
         let mut port: Arc<dyn $port> = Arc::new($inner);
-        if let Some(policy) = *limit {
-            port = Arc::new($around(port, Limit::new(policy)?.for_backend(backend))?);
+        if let Some(config) = *limit {
+            port = Arc::new(Layered::new(port, Limit::new(config).for_backend(backend)));
         }
-        if let Some(policy) = *timeout {
-            port = Arc::new($around(port, Timeout::new(policy)?)?);
+        if let Some(config) = *timeout {
+            port = Arc::new(Layered::new(port, Timeout::new(config)));
         }
-        if let Some(policy) = *circuit_breaker {
-            port = Arc::new($around(port, CircuitBreaker::new(policy)?.for_backend($name, backend))?);
+        if let Some(config) = *circuit_breaker {
+            port = Arc::new(Layered::new(port, CircuitBreaker::new(config).for_backend($kind, backend)));
         }
-        if let Some(policy) = *retry {
-            port = Arc::new($around(port, Retry::new(policy)?.for_backend(backend))?);
+        if let Some(config) = *retry {
+            port = Arc::new(Retry::new(port, config).for_backend(backend));
         }
         if *metrics {
-            port = Arc::new($around(port, Metered::new(backend))?);
+            port = Arc::new(Layered::new(port, Metered::new(backend)));
         }
         if *tracing {
-            port = Arc::new($around(port, Traced::new(backend).with_propagator(propagator.clone()))?);
+            let traced = Traced::new(backend).with_propagator(Arc::clone(propagator));
+            port = Arc::new(Layered::new(port, traced));
         }
-        Ok(port)
+        port
     }};
 }
 
-impl Wrappers {
-    /// None at all.
+impl LayerStack {
+    /// Returns a stack without layers.
     pub fn none() -> Self {
         Self {
             tracing: false,
@@ -96,73 +98,62 @@ impl Wrappers {
         }
     }
 
-    /// With spans, or without.
+    /// Enables or disables [`Traced`].
     #[must_use]
     pub fn with_tracing(mut self, tracing: bool) -> Self {
         self.tracing = tracing;
         self
     }
 
-    /// With counts and times, or without.
+    /// Enables or disables [`Metered`].
     #[must_use]
     pub fn with_metrics(mut self, metrics: bool) -> Self {
         self.metrics = metrics;
         self
     }
 
-    /// With these attempts.
+    /// Adds [`Retry`] with these settings.
     #[must_use]
-    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = Some(policy);
+    pub fn with_retry(mut self, config: RetryConfig) -> Self {
+        self.retry = Some(config);
         self
     }
 
-    /// With this circuit.
+    /// Adds [`CircuitBreaker`] with these settings.
     #[must_use]
-    pub fn with_circuit_breaker(mut self, policy: CircuitBreakerPolicy) -> Self {
-        self.circuit_breaker = Some(policy);
+    pub fn with_circuit_breaker(mut self, config: CircuitBreakerConfig) -> Self {
+        self.circuit_breaker = Some(config);
         self
     }
 
-    /// With this time limit.
+    /// Adds [`Timeout`] with these settings.
     #[must_use]
-    pub fn with_timeout(mut self, policy: TimeoutPolicy) -> Self {
-        self.timeout = Some(policy);
+    pub fn with_timeout(mut self, config: TimeoutConfig) -> Self {
+        self.timeout = Some(config);
         self
     }
 
-    /// With these permits and this pace.
+    /// Adds [`Limit`] with these settings.
     #[must_use]
-    pub fn with_limit(mut self, policy: LimitPolicy) -> Self {
-        self.limit = Some(policy);
+    pub fn with_limit(mut self, config: LimitConfig) -> Self {
+        self.limit = Some(config);
         self
     }
 
-    /// With spans whose traces this one carries over the bus.
+    /// Sets the propagator of [`Traced`].
     #[must_use]
     pub fn with_propagator(mut self, propagator: Arc<dyn Propagator>) -> Self {
         self.propagator = propagator;
         self
     }
 
-    /// Wraps a store.
-    ///
-    /// # Errors
-    /// `Config` for a policy that is not valid.
-    pub fn around_store(&self, store: impl PriceStore) -> Result<Arc<dyn PriceStore>> {
-        compose!(self, store: PriceStore, Port::Store, around_store)
+    /// Wraps a store in the layers of this stack.
+    pub fn wrap_store(&self, store: impl PriceStore) -> Arc<dyn PriceStore> {
+        wrap!(self, store: PriceStore, Port::Store)
     }
 
-    /// Wraps a bus.
-    ///
-    /// # Errors
-    /// `Config` for a policy that is not valid or does not fit the bus.
-    pub fn around_bus(&self, bus: impl MessageBus) -> Result<Arc<dyn MessageBus>> {
-        compose!(self, bus: MessageBus, Port::Bus, Layered::around_bus)
+    /// Wraps a bus in the layers of this stack.
+    pub fn wrap_bus(&self, bus: impl MessageBus) -> Arc<dyn MessageBus> {
+        wrap!(self, bus: MessageBus, Port::Bus)
     }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the shape of `Layered::around_bus`")]
-fn around_store<S, X: super::Intercept>(store: S, layer: X) -> Result<Layered<S, X>> {
-    Ok(Layered::new(store, layer))
 }

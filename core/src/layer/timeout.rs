@@ -1,144 +1,102 @@
-//! `Timeout`: no attempt takes longer than its limit.
+//! `Timeout`: limits the time of every call.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::Intercept;
-use crate::bus::{Batch, BusInfo, Message, MessageBus, PublishOptions, PublishReport, Subscription};
-use crate::{Error, ErrorKind, Nature, Operation, Result};
+use super::{Call, Layer};
+use crate::bus::{Batch, Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use crate::{Error, ErrorKind, Operation, OperationClass, Result};
 
-/// How long a call may take.
+/// The time limits of [`Timeout`]. A limit of zero fails every call that has to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct TimeoutPolicy {
-    /// For an ordinary call: 30 s. A receive gets its `wait` on top.
-    pub limit: Duration,
-    /// For `ensure_schema`, `delete_range`, `purge_before` and every `close`: 10 minutes.
-    pub heavy: Duration,
-    /// For a publish: None is twice the bus's delivery timeout (once for the wait for space, once for the
-    /// delivery) and the ordinary limit. Less than twice is refused, because it would cut off what the bus still
-    /// answers.
+pub struct TimeoutConfig {
+    /// The limit of an ordinary call. A receive has this limit in addition to its `wait`. Defaults to 30 s.
+    pub call: Duration,
+    /// The limit of `ensure_schema`, `delete_range`, `purge_before` and `close`. Defaults to 10 minutes.
+    pub bulk: Duration,
+    /// The limit of a publish. Defaults to twice the delivery timeout of the bus plus `call`.
+    ///
+    /// A limit below twice the delivery timeout counts as twice the delivery timeout: the bus may wait once for buffer
+    /// space and once for delivery, and it reports every message until then.
     pub publish: Option<Duration>,
 }
 
-impl Default for TimeoutPolicy {
+impl Default for TimeoutConfig {
     fn default() -> Self {
-        Self { limit: Duration::from_secs(30), heavy: Duration::from_mins(10), publish: None }
+        Self { call: Duration::from_secs(30), bulk: Duration::from_mins(10), publish: None }
     }
 }
 
-impl TimeoutPolicy {
-    /// With another limit for ordinary calls.
+impl TimeoutConfig {
+    /// Sets the limit of ordinary calls.
     #[must_use]
-    pub fn with_limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+    pub fn with_call(mut self, limit: Duration) -> Self {
+        self.call = limit;
         self
     }
 
-    /// With another limit for heavy calls.
+    /// Sets the limit of bulk calls and of `close`.
     #[must_use]
-    pub fn with_heavy(mut self, heavy: Duration) -> Self {
-        self.heavy = heavy;
+    pub fn with_bulk(mut self, limit: Duration) -> Self {
+        self.bulk = limit;
         self
     }
 
-    /// With a fixed limit for a publish.
+    /// Sets the limit of a publish.
     #[must_use]
-    pub fn with_publish(mut self, publish: Duration) -> Self {
-        self.publish = Some(publish);
+    pub fn with_publish(mut self, limit: Duration) -> Self {
+        self.publish = Some(limit);
         self
     }
 }
 
-/// Ends an attempt that takes too long, with kind `Timeout`. What was asked may still happen: a store's write may
-/// land until the server's own limit, and every message of a publish that was cut off is unknown.
+/// A layer that ends a call after its time limit with kind `Timeout`.
+///
+/// The backend may still complete the call: a write may take effect until the server's own limit, and every message of
+/// a publish is `Unknown`.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeout {
-    policy: TimeoutPolicy,
+    config: TimeoutConfig,
 }
 
 impl Timeout {
-    /// A limit for every attempt.
-    ///
-    /// # Errors
-    /// `Config` for a limit of zero.
-    pub fn new(policy: TimeoutPolicy) -> Result<Self> {
-        let TimeoutPolicy { limit, heavy, publish } = policy;
-        for (field, limit) in [("limit", Some(limit)), ("heavy", Some(heavy)), ("publish", publish)] {
-            if limit.is_some_and(|limit| limit.is_zero()) {
-                return Err(config(field, "0").with_message("a time limit must be longer than zero"));
-            }
-        }
-        Ok(Self { policy })
+    /// Creates the layer.
+    pub fn new(config: TimeoutConfig) -> Self {
+        Self { config }
     }
 
     fn limit(&self, operation: Operation) -> Duration {
-        match (operation.nature(), operation) {
-            (Nature::Heavy, _)
-            | (_, Operation::StoreClose | Operation::BusClose | Operation::SubscriptionClose) => {
-                self.policy.heavy
-            }
-            _ => self.policy.limit,
+        if operation.class() == OperationClass::Bulk || operation.is_close() {
+            self.config.bulk
+        } else {
+            self.config.call
         }
     }
-
-    fn publish_limit(&self, info: &BusInfo) -> Duration {
-        self.policy.publish.unwrap_or(least_publish_limit(info).saturating_add(self.policy.limit))
-    }
-}
-
-/// Once for the wait for space, once for the delivery.
-fn least_publish_limit(info: &BusInfo) -> Duration {
-    info.delivery_timeout.saturating_mul(2)
-}
-
-fn config(field: &'static str, value: &str) -> Error {
-    Error::new(ErrorKind::Config, "layer.timeout.config", "timeout")
-        .with_context("field", field)
-        .with_context("value", value)
 }
 
 fn late(operation: Operation, limit: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "layer.timeout", operation)
-        .with_message("no answer in time")
+        .with_message("no response within the time limit")
         .with_context("limit_ms", limit.as_millis())
 }
 
-async fn limited<T>(operation: Operation, limit: Duration, attempt: BoxFuture<'_, Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| Err(late(operation, limit)))
+async fn limited<T>(operation: Operation, limit: Duration, future: BoxFuture<'_, Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| Err(late(operation, limit)))
 }
 
-impl Intercept for Timeout {
+impl Layer for Timeout {
     fn name(&self) -> &'static str {
         "Timeout"
     }
 
-    fn check_bus(&self, info: &BusInfo) -> Result<()> {
-        let (limit, least) = (self.publish_limit(info), least_publish_limit(info));
-        if limit >= least {
-            return Ok(());
-        }
-        Err(config("publish", &format!("{limit:?}"))
-            .with_message(format_args!("must be at least twice the delivery timeout, {least:?}")))
-    }
-
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        Call { operation, .. }: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(limited(operation, self.limit(operation), attempt()))
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(limited(operation, self.limit(operation), attempt(subscription, arguments)))
+        Box::pin(limited(operation, self.limit(operation), future))
     }
 
     fn publish<'a>(
@@ -148,11 +106,10 @@ impl Intercept for Timeout {
         options: &'a PublishOptions,
     ) -> BoxFuture<'a, Result<PublishReport>> {
         Box::pin(async move {
-            // What `check_bus` refuses holds where nobody asked it, too.
-            let info = bus.info();
-            let limit = self.publish_limit(&info).max(least_publish_limit(&info));
+            let least = bus.info().delivery_timeout.saturating_mul(2);
+            let limit = self.config.publish.unwrap_or(least.saturating_add(self.config.call)).max(least);
             match tokio::time::timeout(limit, bus.publish(batch, options)).await {
-                Ok(answer) => answer,
+                Ok(result) => result,
                 Err(_) => Ok(PublishReport::all_unknown(batch.len(), &late(Operation::Publish, limit))),
             }
         })
@@ -164,7 +121,7 @@ impl Intercept for Timeout {
         max: usize,
         wait: Duration,
     ) -> BoxFuture<'a, Result<Batch>> {
-        let limit = wait.saturating_add(self.policy.limit);
+        let limit = wait.saturating_add(self.config.call);
         Box::pin(limited(Operation::Recv, limit, subscription.recv(max, wait)))
     }
 }

@@ -1,4 +1,4 @@
-//! `Traced`: a span for every call, and traces that cross the bus.
+//! `Traced`: opens a span for every call and propagates traces through messages.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use futures::future::BoxFuture;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::{Intercept, NoPropagator, Propagator};
+use super::{Call, Layer, NoPropagator, Propagator};
 use crate::bus::{
     Batch, Headers, Message, MessageBus, PublishOptions, PublishReport, Subscription, TopicName,
 };
 use crate::{Error, Operation, Port, Result};
 
-/// How many different contexts of one batch are linked: a batch of a thousand traces is not one story.
+/// The maximum number of different contexts that the span of one batch links.
 const MAX_CONTEXTS: usize = 64;
 
-/// Opens a span around every call, level info, target `qi_core::layer`, with the field names of OpenTelemetry's
+/// A layer that opens a span for every call, level info, target `qi_core::layer`, with the field names of OpenTelemetry's
 /// conventions for databases and messaging.
 ///
-/// A publish hands its context to the [`Propagator`], which adds it to every message through
-/// [`PublishOptions`]. A `recv` that finds messages removes it and opens a span `process` that goes on with that
-/// trace, or links to all of them if there are several: [`Batch::span`] gives it to the consumer, and it ends with
-/// the batch. Waiting in `recv` opens none.
+/// For a publish, the [`Propagator`] adds the span's context to every message through [`PublishOptions`]. A `recv` that
+/// returns messages removes these headers and opens a span `process`. The messages' context becomes its parent; several
+/// contexts become links. [`Batch::span`] returns this span to the consumer, and the span ends with the batch. An idle
+/// `recv` opens no span.
 #[derive(Debug)]
 pub struct Traced {
     backend: &'static str,
@@ -31,12 +31,12 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Spans for the backend of this word; traces end at the bus.
+    /// Creates the layer with the backend's name for the spans. Without a propagator, traces end at the bus.
     pub fn new(backend: &'static str) -> Self {
         Self { backend, propagator: Arc::new(NoPropagator) }
     }
 
-    /// With traces that cross the bus.
+    /// Sets the propagator that carries traces through messages.
     #[must_use]
     pub fn with_propagator(mut self, propagator: Arc<dyn Propagator>) -> Self {
         self.propagator = propagator;
@@ -86,7 +86,7 @@ impl Traced {
         )
     }
 
-    /// What the consumer does with a batch: a root of its own, unless the messages say where they come from.
+    /// Opens the span of the consumer's work on a batch. It is a root span unless the messages carry a context.
     fn process_span(&self, batch: &Batch) -> Span {
         let topics = Topics::of(batch.iter().map(|message| &message.topic));
         tracing::info_span!(
@@ -105,7 +105,7 @@ impl Traced {
         )
     }
 
-    /// Takes the propagator's headers out of the messages, and gives the different ones, up to a bound.
+    /// Removes the propagator's headers from the messages and returns the different ones, at most [`MAX_CONTEXTS`].
     fn take_contexts(&self, batch: &mut Batch) -> Vec<Headers> {
         let names = self.propagator.headers();
         let mut contexts: Vec<Headers> = Vec::new();
@@ -114,7 +114,7 @@ impl Traced {
         }
         for message in batch.messages_mut() {
             let context = message.headers.split_off(names);
-            // Neighbours of one publish come one after the other.
+            // Messages of one publish are adjacent, so the search starts at the newest context.
             let known = context.is_empty() || contexts.iter().rev().any(|known| *known == context);
             if !known && contexts.len() < MAX_CONTEXTS {
                 contexts.push(context);
@@ -124,7 +124,7 @@ impl Traced {
     }
 }
 
-/// The word of OpenTelemetry's conventions for a backend, where it has one.
+/// Returns the backend's name in OpenTelemetry's conventions, if they have one.
 fn system(backend: &'static str) -> &'static str {
     match backend {
         "timescale" => "postgresql",
@@ -133,7 +133,7 @@ fn system(backend: &'static str) -> &'static str {
     }
 }
 
-/// `messaging.operation.type`, where the conventions have one.
+/// Returns `messaging.operation.type`, if the conventions have one for the operation.
 fn operation_type(operation: Operation) -> Option<&'static str> {
     match operation {
         Operation::Publish => Some("send"),
@@ -143,7 +143,7 @@ fn operation_type(operation: Operation) -> Option<&'static str> {
     }
 }
 
-/// The topics of a batch: a name if it is one.
+/// The topics of a batch, by name if there is one.
 enum Topics<'a> {
     None,
     One(&'a TopicName),
@@ -152,12 +152,12 @@ enum Topics<'a> {
 
 impl<'a> Topics<'a> {
     fn of(mut topics: impl Iterator<Item = &'a TopicName>) -> Self {
-        // Looking at a thousand messages is worth it only where somebody takes the span.
+        // Compares every message, so it runs only if a subscriber takes the span.
         if !tracing::span_enabled!(target: "qi_core::layer", tracing::Level::INFO) {
             return Self::None;
         }
         let Some(first) = topics.next() else { return Self::None };
-        // Mostly they are clones of one name.
+        // Names are usually clones, so the pointers are compared first.
         let same = |topic: &TopicName| std::ptr::eq(topic.as_str(), first.as_str()) || topic == first;
         if topics.all(same) { Self::One(first) } else { Self::Several }
     }
@@ -170,7 +170,7 @@ impl<'a> Topics<'a> {
     }
 }
 
-/// `publish crypto-prices`
+/// The name of a span, for example `publish crypto-prices`.
 struct Named<'a>(&'static str, &'a Topics<'a>);
 
 impl fmt::Display for Named<'_> {
@@ -182,52 +182,30 @@ impl fmt::Display for Named<'_> {
     }
 }
 
-fn note<T>(span: &Span, result: &Result<T>) {
-    if let Err(error) = result {
-        failed(span, error);
-    }
-}
-
 fn failed(span: &Span, error: &Error) {
     span.record("otel.status_code", "ERROR");
     span.record("error.type", error.code());
 }
 
-impl Intercept for Traced {
+impl Layer for Traced {
     fn name(&self) -> &'static str {
         "Traced"
     }
 
     fn call<'a, T: Send + 'a>(
         &'a self,
-        operation: Operation,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T>> + Send + Sync + 'a,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
-        let span = self.span(operation);
+        let span = self.span(call.operation);
         if span.is_disabled() {
-            return attempt();
+            return future;
         }
         Box::pin(async move {
-            let result = attempt().instrument(span.clone()).await;
-            note(&span, &result);
-            result
-        })
-    }
-
-    fn call_mut<'a, A: Sync + ?Sized, T: Send + 'a>(
-        &'a self,
-        operation: Operation,
-        subscription: &'a mut dyn Subscription,
-        arguments: &'a A,
-        attempt: for<'c> fn(&'c mut dyn Subscription, &'c A) -> BoxFuture<'c, Result<T>>,
-    ) -> BoxFuture<'a, Result<T>> {
-        let span = self.span(operation);
-        if span.is_disabled() {
-            return attempt(subscription, arguments);
-        }
-        Box::pin(async move {
-            let result = attempt(subscription, arguments).instrument(span.clone()).await;
-            note(&span, &result);
+            let result = future.instrument(span.clone()).await;
+            if let Err(error) = &result {
+                failed(&span, error);
+            }
             result
         })
     }

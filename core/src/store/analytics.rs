@@ -9,8 +9,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use super::{InstrumentDataset, InstrumentQuery, Order, PricePoint, PriceStore, StatsQuery};
 use crate::domain::Sum18;
 use crate::{
-    BarValues, Decimal, Error, ErrorKind, Instrument, Interval, Ohlcv, Price, Result, Selection, TimeRange,
-    Timestamp,
+    BarValues, Decimal, Error, Instrument, Interval, Ohlcv, Result, Selection, TimeRange, Timestamp,
 };
 
 /// Which bars an analysis reads.
@@ -78,16 +77,6 @@ pub struct Movers {
     pub gainers: Vec<(Instrument, Change)>,
     /// Those that fell, most first.
     pub losers: Vec<(Instrument, Change)>,
-}
-
-/// `close / open - 1`, rounded once.
-pub(super) fn ratio(open: Price, close: Price) -> Result<Decimal> {
-    let out = || Error::new(ErrorKind::OutOfRange, "store.change.overflow", "change");
-    // (close - open) / open is the same number, and is rounded once.
-    let difference = close.get().checked_sub(open.get()).ok_or_else(out)?;
-    difference
-        .checked_div(open.get())
-        .ok_or_else(|| out().with_context("open", open).with_context("close", close))
 }
 
 pub(super) async fn change(store: &(impl PriceStore + ?Sized), query: &StatsQuery) -> Result<Option<Change>> {

@@ -23,7 +23,7 @@ use crate::{
 /// has its own timeout and retry. A stream that failed has ended.
 pub trait PriceStoreExt: PriceStore {
     /// Writes one tick. For many records at once `insert_ticks` costs one round trip, for many single ones see
-    /// the `Buffered` wrapper.
+    /// [`crate::Buffered`].
     fn insert_tick(&self, tick: &PriceTick) -> impl Future<Output = Result<()>> + Send {
         async move { self.insert_ticks(std::slice::from_ref(tick)).await.map(drop) }
     }
@@ -236,7 +236,7 @@ pub trait PriceStoreExt: PriceStore {
 
 impl<S: PriceStore + ?Sized> PriceStoreExt for S {}
 
-/// Splits a long batch above the wrappers.
+/// Splits a long batch outside of the layers.
 async fn chunked<'a, S, T>(
     store: &'a S,
     records: &'a [T],

@@ -1,9 +1,9 @@
 //! The port itself.
 
 use std::fmt::{Debug, Display};
-use std::sync::Arc;
 
 use async_trait::async_trait;
+use auto_impl::auto_impl;
 
 use super::{
     BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
@@ -57,6 +57,7 @@ use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
 /// }
 /// ```
 #[async_trait]
+#[auto_impl(Arc, Box)]
 pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// What is known of the store without asking it.
     fn info(&self) -> StoreInfo;
@@ -124,75 +125,3 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Waits for what is under way, then releases everything. Idempotent.
     async fn close(&self) -> Result<()>;
 }
-
-/// Forwards to the inner store and hands on its boxed future as it is, so that an `Arc<dyn PriceStore>` costs one
-/// call.
-macro_rules! forward {
-    ($($pointer:ident),*) => {$(
-        #[deny(clippy::missing_trait_methods)]
-        impl<S: PriceStore + ?Sized> PriceStore for $pointer<S> {
-            fn info(&self) -> StoreInfo {
-                (**self).info()
-            }
-            forward! {@
-                ensure_schema() -> SchemaReport;
-                ping() -> StoreStatus;
-                insert_ticks(batch: &'b [PriceTick]) -> InsertReport;
-                insert_quotes(batch: &'b [Quote]) -> InsertReport;
-                insert_bars(batch: &'b [Ohlcv]) -> InsertReport;
-                insert_snapshots(batch: &'b [MarketSnapshot]) -> InsertReport;
-                ticks(query: &'b RangeQuery) -> Page<PriceTick>;
-                quotes(query: &'b RangeQuery) -> Page<Quote>;
-                bars(query: &'b BarQuery) -> Page<Ohlcv>;
-                snapshots(query: &'b SnapshotQuery) -> Page<MarketSnapshot>;
-                latest_ticks(query: &'b LatestQuery) -> Page<PriceTick>;
-                latest_quotes(query: &'b LatestQuery) -> Page<Quote>;
-                latest_bars(query: &'b LatestBarsQuery) -> Page<Ohlcv>;
-                latest_snapshots(query: &'b LatestQuery<Scope>) -> Page<MarketSnapshot>;
-                derived_bars(query: &'b BarQuery) -> Page<Ohlcv>;
-                stats(query: &'b StatsQuery) -> Option<RangeStats>;
-                instruments(query: &'b InstrumentQuery) -> Page<InstrumentSummary>;
-                delete_range(query: &'b DeleteQuery) -> ();
-                close() -> ();
-            }
-            fn purge_before<'a, 'f>(
-                &'a self,
-                dataset: Dataset,
-                cutoff: Timestamp,
-            ) -> futures::future::BoxFuture<'f, Result<()>>
-            where
-                'a: 'f,
-                Self: 'f,
-            {
-                (**self).purge_before(dataset, cutoff)
-            }
-        }
-    )*};
-    (@ $($method:ident($($argument:ident: &'b $type:ty)?) -> $output:ty;)*) => {$(
-        forward! {@@ $method($($argument: $type)?) -> $output }
-    )*};
-    (@@ $method:ident() -> $output:ty) => {
-        fn $method<'a, 'f>(&'a self) -> futures::future::BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            Self: 'f,
-        {
-            (**self).$method()
-        }
-    };
-    (@@ $method:ident($argument:ident: $type:ty) -> $output:ty) => {
-        fn $method<'a, 'b, 'f>(
-            &'a self,
-            $argument: &'b $type,
-        ) -> futures::future::BoxFuture<'f, Result<$output>>
-        where
-            'a: 'f,
-            'b: 'f,
-            Self: 'f,
-        {
-            (**self).$method($argument)
-        }
-    };
-}
-
-forward!(Arc, Box);

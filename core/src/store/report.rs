@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Sum18, Sum36};
-use crate::{Decimal, Error, Instrument, Price, PriceTick, Quantity, Result, Timestamp};
+use crate::{Decimal, Error, ErrorKind, Instrument, Price, PriceTick, Quantity, Result, Timestamp};
 
 /// What is known of a store without asking it. What only the server knows is None until a call has met it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,6 +247,12 @@ impl RangeStats {
     /// # Errors
     /// `OutOfRange` if it is 10²⁰ or more.
     pub fn change(&self) -> Result<Decimal> {
-        super::analytics::ratio(self.first.price, self.last.price)
+        let out = || Error::new(ErrorKind::OutOfRange, "store.change.overflow", "change");
+        let (open, close) = (self.first.price, self.last.price);
+        // (close - open) / open equals close / open - 1 and is rounded once.
+        let difference = close.get().checked_sub(open.get()).ok_or_else(out)?;
+        difference
+            .checked_div(open.get())
+            .ok_or_else(|| out().with_context("open", open).with_context("close", close))
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use qi_core::bus::{HeaderName, Headers, MessageBus};
 use qi_core::layer::{
-    CircuitBreaker, CircuitBreakerPolicy, Intercept, Layered, Limit, LimitPolicy, Metered, Propagator, Retry,
-    RetryPolicy, Timeout, TimeoutPolicy, Traced, Wrappers,
+    CircuitBreaker, CircuitBreakerConfig, Layer, LayerStack, Layered, Limit, LimitConfig, Metered,
+    Propagator, Retry, RetryConfig, Timeout, TimeoutConfig, Traced,
 };
 use qi_core::{Backoff, Operation, Result};
 
@@ -18,32 +18,31 @@ use crate::recording::{Recording, RecordingBus};
 impl Wrapping {
     /// `Retry` alone.
     pub const RETRY: Self =
-        Self { name: "retry", wrap: |bus| around(bus, valid(Retry::new(RetryPolicy::default()))) };
+        Self { name: "retry", wrap: |bus| Arc::new(Retry::new(bus, RetryConfig::default())) };
     /// `Timeout` alone.
     pub const TIMEOUT: Self =
-        Self { name: "timeout", wrap: |bus| around(bus, valid(Timeout::new(TimeoutPolicy::default()))) };
+        Self { name: "timeout", wrap: |bus| layered(bus, Timeout::new(TimeoutConfig::default())) };
     /// `Limit` alone.
     pub const LIMIT: Self =
-        Self { name: "limit", wrap: |bus| around(bus, valid(Limit::new(LimitPolicy::default()))) };
+        Self { name: "limit", wrap: |bus| layered(bus, Limit::new(LimitConfig::default())) };
     /// `CircuitBreaker` alone.
     pub const CIRCUIT_BREAKER: Self = Self {
         name: "circuit_breaker",
-        wrap: |bus| around(bus, valid(CircuitBreaker::new(CircuitBreakerPolicy::default()))),
+        wrap: |bus| layered(bus, CircuitBreaker::new(CircuitBreakerConfig::default())),
     };
     /// `Metered` alone.
-    pub const METERED: Self = Self { name: "metered", wrap: |bus| around(bus, Metered::new("contract")) };
+    pub const METERED: Self = Self { name: "metered", wrap: |bus| layered(bus, Metered::new("contract")) };
     /// `Traced` alone, with a header in every message that nobody may see.
     pub const TRACED: Self = Self {
         name: "traced",
-        wrap: |bus| around(bus, Traced::new("contract").with_propagator(Arc::new(Stamp::new()))),
+        wrap: |bus| layered(bus, Traced::new("contract").with_propagator(Arc::new(Stamp::new()))),
     };
-    /// All of core's wrappers in their order.
-    pub const FULL_STACK: Self =
-        Self { name: "full_stack", wrap: |bus| valid(Wrappers::default().around_bus(bus)) };
+    /// All layers of core in their order.
+    pub const FULL_STACK: Self = Self { name: "full_stack", wrap: |bus| LayerStack::default().wrap_bus(bus) };
     /// `Recording`, which remembers and changes nothing.
     pub const RECORDING: Self =
         Self { name: "recording", wrap: |bus| Arc::new(RecordingBus::new(bus, Recording::new(1_000))) };
-    /// All of core's wrappers over a bus of whose calls a third goes wrong: it fails, it hangs, or it is done and its
+    /// All layers of core over a bus of whose calls a third goes wrong: it fails, it hangs, or it is done and its
     /// answer gets lost. Nothing of that may be seen from outside. Spared are `recv`, because the loop around it is
     /// its retry, and losing an answer that says what that very call did: of topics that are created or deleted, and
     /// of messages, whose doubles are the business of the next two.
@@ -75,7 +74,7 @@ impl Wrapping {
         checks.contains(&check).then_some(why)
     }
 
-    /// Every wrapping: the pointers, each wrapper alone, and the stacks.
+    /// Every wrapping: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::BASIC.to_vec();
         all.extend([
@@ -149,18 +148,19 @@ fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn Message
         .on(Operation::CreateTopics, third(&[Fault::Error]))
         .on(Operation::DeleteTopics, third(&[Fault::Error]))
         .on(Operation::Recv, Rule::never());
-    let retry =
-        RetryPolicy::default().with_attempts(20).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
-    let wrappers = Wrappers::default()
+    let retry = RetryConfig::default()
+        .with_max_attempts(20)
+        .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
+    let stack = LayerStack::default()
         .with_retry(retry)
         // Only a backend that is away fails so often in a row.
-        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(100))
-        .with_timeout(TimeoutPolicy::default().with_limit(limit));
-    valid(wrappers.around_bus(ChaosBus::new(bus, chaos)))
+        .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
+        .with_timeout(TimeoutConfig::default().with_call(limit));
+    stack.wrap_bus(ChaosBus::new(bus, chaos))
 }
 
-fn around(bus: Arc<dyn MessageBus>, layer: impl Intercept) -> Arc<dyn MessageBus> {
-    Arc::new(valid(Layered::around_bus(bus, layer)))
+fn layered(bus: Arc<dyn MessageBus>, layer: impl Layer) -> Arc<dyn MessageBus> {
+    Arc::new(Layered::new(bus, layer))
 }
 
 /// Stamps every message with the same context.
@@ -188,5 +188,5 @@ impl Propagator for Stamp {
 }
 
 fn valid<T>(built: Result<T>) -> T {
-    built.expect("the policies of the suite are valid")
+    built.expect("the names of the suite are valid")
 }

@@ -11,7 +11,7 @@ use qi_core::bus::{
     Batch, Delivery, DeliveryError, DeliveryState, HeaderName, Message, MessageBus, PublishOptions,
     PublishReport, Subscription, TopicName,
 };
-use qi_core::layer::Intercept;
+use qi_core::layer::Layer;
 use tokio::time::Instant;
 
 /// Sends again what a cut or a time limit left unknown, as a caller must who wants it delivered, and hides the doubles
@@ -86,7 +86,7 @@ fn is_ours(outcome: &Result<Delivery, DeliveryError>) -> bool {
     matches!(error.code(), "chaos.cut" | "layer.timeout")
 }
 
-impl Intercept for Resend {
+impl Layer for Resend {
     fn name(&self) -> &'static str {
         "Resend"
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use qi_core::bus::{
     DeliveryState, GroupId, Message, MessageBus, PublishOptions, Subscribe, Subscription, TopicName,
 };
-use qi_core::layer::{CircuitBreakerPolicy, RetryPolicy, TimeoutPolicy, Wrappers};
+use qi_core::layer::{CircuitBreakerConfig, LayerStack, RetryConfig, TimeoutConfig};
 use qi_core::{Backoff, Operation};
 
 use super::{Verdict, ensure};
@@ -67,13 +67,14 @@ pub async fn storm(
     let chaos = Chaos::seeded(seed)
         .everywhere(third(&[Fault::Error, Fault::Hang, Fault::Cut]))
         .on(Operation::Subscribe, third(&[Fault::Error]));
-    let retry =
-        RetryPolicy::default().with_attempts(20).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
-    let stack = Wrappers::default()
-        .with_retry(retry.with_budget(Duration::from_hours(1)).with_seed(seed))
-        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(100))
-        .with_timeout(TimeoutPolicy::default().with_limit(limit))
-        .around_bus(ChaosBus::new(bus, chaos.clone()))?;
+    let retry = RetryConfig::default()
+        .with_max_attempts(20)
+        .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
+    let stack = LayerStack::default()
+        .with_retry(retry.with_max_elapsed(Duration::from_hours(1)).with_seed(seed))
+        .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
+        .with_timeout(TimeoutConfig::default().with_call(limit))
+        .wrap_bus(ChaosBus::new(bus, chaos.clone()));
 
     let mut unknown: HashMap<usize, u64> = HashMap::new();
     let all: Vec<usize> = (0..messages).collect();

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::layer::{
-    CircuitBreaker, CircuitBreakerPolicy, Layered, Limit, LimitPolicy, Metered, Retry, RetryPolicy, Timeout,
-    TimeoutPolicy, Traced, Wrappers,
+    CircuitBreaker, CircuitBreakerConfig, LayerStack, Layered, Limit, LimitConfig, Metered, Retry,
+    RetryConfig, Timeout, TimeoutConfig, Traced,
 };
 use qi_core::store::PriceStore;
-use qi_core::{Backoff, Operation, Result};
+use qi_core::{Backoff, Operation};
 
 use super::Wrapping;
 use crate::chaos::{Chaos, ChaosStore, Fault, Rule};
@@ -16,26 +16,22 @@ use crate::recording::{Recording, RecordingStore};
 
 impl Wrapping {
     /// `Retry` alone.
-    pub const RETRY: Self = Self {
-        name: "retry",
-        wrap: |store| Arc::new(Layered::new(store, valid(Retry::new(RetryPolicy::default())))),
-    };
+    pub const RETRY: Self =
+        Self { name: "retry", wrap: |store| Arc::new(Retry::new(store, RetryConfig::default())) };
     /// `Timeout` alone.
     pub const TIMEOUT: Self = Self {
         name: "timeout",
-        wrap: |store| Arc::new(Layered::new(store, valid(Timeout::new(TimeoutPolicy::default())))),
+        wrap: |store| Arc::new(Layered::new(store, Timeout::new(TimeoutConfig::default()))),
     };
     /// `Limit` alone.
     pub const LIMIT: Self = Self {
         name: "limit",
-        wrap: |store| Arc::new(Layered::new(store, valid(Limit::new(LimitPolicy::default())))),
+        wrap: |store| Arc::new(Layered::new(store, Limit::new(LimitConfig::default()))),
     };
     /// `CircuitBreaker` alone.
     pub const CIRCUIT_BREAKER: Self = Self {
         name: "circuit_breaker",
-        wrap: |store| {
-            Arc::new(Layered::new(store, valid(CircuitBreaker::new(CircuitBreakerPolicy::default()))))
-        },
+        wrap: |store| Arc::new(Layered::new(store, CircuitBreaker::new(CircuitBreakerConfig::default()))),
     };
     /// `Metered` alone.
     pub const METERED: Self =
@@ -43,18 +39,18 @@ impl Wrapping {
     /// `Traced` alone.
     pub const TRACED: Self =
         Self { name: "traced", wrap: |store| Arc::new(Layered::new(store, Traced::new("contract"))) };
-    /// All of core's wrappers in their order.
+    /// All layers of core in their order.
     pub const FULL_STACK: Self =
-        Self { name: "full_stack", wrap: |store| valid(Wrappers::default().around_store(store)) };
+        Self { name: "full_stack", wrap: |store| LayerStack::default().wrap_store(store) };
     /// `Recording`, which remembers and changes nothing.
     pub const RECORDING: Self =
         Self { name: "recording", wrap: |store| Arc::new(RecordingStore::new(store, Recording::new(1_000))) };
-    /// All of core's wrappers over a store of whose calls a third goes wrong: it fails, it hangs, or it is done and its
+    /// All layers of core over a store of whose calls a third goes wrong: it fails, it hangs, or it is done and its
     /// answer gets lost. Nothing of that may be seen from outside: writes are by key, so that what is done twice is
     /// there once. Only the answer of `ensure_schema`, which says what that very call did, is never lost.
     pub const FULL_STACK_OVER_CHAOS: Self = Self { name: "full_stack_over_chaos", wrap: over_chaos };
 
-    /// Every wrapping: the pointers, each wrapper alone, and the stacks.
+    /// Every wrapping: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::all();
         all.extend([
@@ -82,16 +78,13 @@ fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
         .on(Operation::EnsureSchema, third(vec![Fault::Error]))
         .on(Operation::DeleteRange, third(vec![Fault::Error, Fault::Cut]))
         .on(Operation::PurgeBefore, third(vec![Fault::Error, Fault::Cut]));
-    let retry =
-        RetryPolicy::default().with_attempts(20).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
-    let wrappers = Wrappers::default()
-        .with_retry(retry.with_budget(Duration::from_mins(5)))
+    let retry = RetryConfig::default()
+        .with_max_attempts(20)
+        .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
+    let stack = LayerStack::default()
+        .with_retry(retry.with_max_elapsed(Duration::from_mins(5)))
         // Only a backend that is away fails so often in a row.
-        .with_circuit_breaker(CircuitBreakerPolicy::default().with_failures(100))
-        .with_timeout(TimeoutPolicy::default().with_limit(Duration::from_millis(limit)));
-    valid(wrappers.around_store(ChaosStore::new(store, chaos)))
-}
-
-fn valid<T>(built: Result<T>) -> T {
-    built.expect("the policies of the suite are valid")
+        .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
+        .with_timeout(TimeoutConfig::default().with_call(Duration::from_millis(limit)));
+    stack.wrap_store(ChaosStore::new(store, chaos))
 }

@@ -9,7 +9,7 @@ use qi_core::store::PriceStore;
 use super::{CHECK_LIMIT, Case, Failure, Outcome, StoreCheck, StoreFactory, checks};
 use crate::presence;
 
-/// What stands around a store. A wrapper of core, a stack of them, or a mutant is one more value of this type.
+/// A function that wraps a store: a layer of core, a stack of layers, or a mutant.
 #[derive(Debug, Clone, Copy)]
 pub struct Wrapping {
     /// Its name in the trials.

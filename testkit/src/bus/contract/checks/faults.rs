@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qi_core::bus::{DeliveryState, MessageBusExt, Positions, PublishOptions, TopicPartition};
-use qi_core::layer::RetryPolicy;
+use qi_core::layer::RetryConfig;
 use qi_core::{ErrorKind, RetryAdvice};
 use tokio::time::Instant;
 
@@ -64,7 +64,7 @@ async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
     let report = client.bus.publish(&batch, PublishOptions::NONE).await?;
     // A `Retry` around it begins attempts for as long as its budget lasts, and an attempt is not cut off.
     let attempt = client.bus.info().delivery_timeout * 2 + lab.timing().short;
-    let limit = RetryPolicy::default().budget + attempt * 2;
+    let limit = RetryConfig::default().max_elapsed + attempt * 2;
     ensure!(began.elapsed() <= limit, "it took {:?} to give up", began.elapsed());
     client.wire.mend().await;
     let outcomes = report.into_outcomes();

@@ -1,7 +1,7 @@
-//! What the six wrappers cost a call: the full stack beside the bare memory backend, with an exporter for metrics
-//! that really counts, and once without and once with a subscriber that takes every span.
+//! The cost of the six layers per call: the full stack against the bare memory backend, with a metrics exporter.
+//! The benchmark runs once without a subscriber and once with a subscriber that takes every span.
 //!
-//! `cargo bench -p qi-benches --bench wrappers` prints interleaved pairs; in the environment `ROUNDS` sets how many.
+//! `cargo bench -p qi-benches --bench layers` prints interleaved pairs; in the environment `ROUNDS` sets how many.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 
 use std::hint::black_box;
@@ -11,14 +11,14 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::bus::{Message, MessageBus, MessageBusExt, PublishOptions, TopicName, TopicSpec};
-use qi_core::layer::Wrappers;
+use qi_core::layer::LayerStack;
 use qi_core::store::{PriceStore, RangeQuery};
 use qi_core::{Instrument, PriceTick, TimeRange, Timestamp};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::store::MemoryStore;
 use tokio::runtime::Runtime;
 
-/// What all six may cost a call.
+/// The maximum cost of all six layers per call.
 const GOAL: Duration = Duration::from_micros(2);
 
 fn main() {
@@ -38,7 +38,7 @@ fn measure(runtime: &Runtime, rounds: usize, spans: &str) {
 fn stores(runtime: &Runtime, rounds: usize, spans: &str) {
     let bare: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
     runtime.block_on(bare.ensure_schema()).expect("a schema");
-    let full = Wrappers::default().around_store(bare.clone()).expect("valid policies");
+    let full = LayerStack::default().wrap_store(bare.clone());
     let many = ticks(200_000);
     for (records, calls) in [(0, 20_000), (1, 20_000), (1_000, 200)] {
         let insert = |store: &Arc<dyn PriceStore>| {
@@ -65,10 +65,10 @@ fn stores(runtime: &Runtime, rounds: usize, spans: &str) {
         })
     };
     show(&format!("read 1000 ticks, {spans}"), 200, &ratio(rounds, || read(&full), || read(&bare)));
-    let new = |wrappers: &Wrappers| {
+    let new = |stack: &LayerStack| {
         let store = MemoryStore::default();
         runtime.block_on(store.ensure_schema()).expect("a schema");
-        let store = wrappers.around_store(store).expect("valid policies");
+        let store = stack.wrap_store(store);
         timed(|| {
             runtime.block_on(async {
                 for batch in many.chunks(1_000) {
@@ -78,13 +78,13 @@ fn stores(runtime: &Runtime, rounds: usize, spans: &str) {
             store
         })
     };
-    let measured = ratio(rounds, || new(&Wrappers::default()), || new(&Wrappers::none()));
+    let measured = ratio(rounds, || new(&LayerStack::default()), || new(&LayerStack::none()));
     show(&format!("insert 1000 new ticks, {spans}"), 200, &measured);
 }
 
 fn buses(runtime: &Runtime, rounds: usize, spans: &str) {
     let bare: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
-    let full = Wrappers::default().around_bus(bare.clone()).expect("valid policies");
+    let full = LayerStack::default().wrap_bus(bare.clone());
     let nothing = |bus: &Arc<dyn MessageBus>| {
         timed(|| {
             runtime.block_on(async {
@@ -100,11 +100,11 @@ fn buses(runtime: &Runtime, rounds: usize, spans: &str) {
     let topic = TopicName::new("t").expect("a valid name");
     let message = |n: usize| Message::new(topic.clone(), vec![0; 100]).with_key(format!("key {}", n % 100));
     let batch: Vec<_> = (0..1_000).map(message).collect();
-    let thousand = |wrappers: &Wrappers| {
+    let thousand = |stack: &LayerStack| {
         let bus = MemoryBus::default();
         let spec = TopicSpec::new(topic.clone(), 12).expect("valid");
         runtime.block_on(bus.create_topics(&[spec])).expect("a topic");
-        let bus = wrappers.around_bus(bus).expect("valid policies");
+        let bus = stack.wrap_bus(bus);
         timed(|| {
             runtime.block_on(async {
                 for _ in 0..200 {
@@ -114,7 +114,7 @@ fn buses(runtime: &Runtime, rounds: usize, spans: &str) {
             bus
         })
     };
-    let measured = ratio(rounds, || thousand(&Wrappers::default()), || thousand(&Wrappers::none()));
+    let measured = ratio(rounds, || thousand(&LayerStack::default()), || thousand(&LayerStack::none()));
     show(&format!("publish 1000 messages, {spans}"), 200, &measured);
 }
 

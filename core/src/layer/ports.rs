@@ -1,0 +1,192 @@
+//! The three ports, implemented for [`Layered`] and [`Retry`]. Each method is listed once.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::{Call, Layer, Layered, Retry};
+use crate::bus::{
+    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
+    MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
+    TopicName, TopicOutcome, TopicPartition, TopicSpec,
+};
+use crate::store::{
+    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
+    LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
+    StoreInfo, StoreStatus,
+};
+use crate::{MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Result, Scope, Timestamp};
+
+/// Writes methods of a port with the signatures that `async_trait` expects, so that a body can return an inner future
+/// without another box. `$body` is the macro that writes the bodies; `[mut]` is for methods with `&mut self`.
+macro_rules! methods {
+    ($body:ident $receiver:tt $(
+        $method:ident($($argument:tt)*) -> $output:ty = $operation:ident $([$records:expr])?;
+    )*) => {$(
+        methods! {@ $body $receiver $method ($($argument)*)
+            $output, Call::new(Operation::$operation)$(.with_records($records))? }
+    )*};
+    (@ $body:ident $receiver:tt $method:ident ($a:ident: &$A:ty) $($rest:tt)*) => {
+        methods! {@@ $body $receiver $method ['b] ($a: &'b $A) $($rest)* }
+    };
+    (@ $body:ident $receiver:tt $method:ident ($a:ident: &$A:ty, $b:ident: &$B:ty) $($rest:tt)*) => {
+        methods! {@@ $body $receiver $method ['b 'c] ($a: &'b $A, $b: &'c $B) $($rest)* }
+    };
+    (@ $body:ident $receiver:tt $method:ident ($($a:ident: $A:ty),*) $($rest:tt)*) => {
+        methods! {@@ $body $receiver $method [] ($($a: $A),*) $($rest)* }
+    };
+    (@@ $body:ident [$($mut:tt)?] $method:ident [$($lifetime:lifetime)*] ($($a:ident: $A:ty),*)
+        $output:ty, $call:expr) => {
+        fn $method<'a, $($lifetime,)* 'f>(&'a $($mut)? self, $($a: $A),*) -> BoxFuture<'f, Result<$output>>
+        where
+            'a: 'f,
+            $($lifetime: 'f,)*
+            Self: 'f,
+        {
+            $body!(self, $call, $method($($a),*))
+        }
+    };
+}
+
+macro_rules! price_store {
+    ($body:ident) => {
+        fn info(&self) -> StoreInfo {
+            self.inner.info()
+        }
+
+        methods! { $body []
+            ensure_schema() -> SchemaReport = EnsureSchema;
+            ping() -> StoreStatus = StorePing;
+            insert_ticks(batch: &[PriceTick]) -> InsertReport = InsertTicks[batch.len()];
+            insert_quotes(batch: &[Quote]) -> InsertReport = InsertQuotes[batch.len()];
+            insert_bars(batch: &[Ohlcv]) -> InsertReport = InsertBars[batch.len()];
+            insert_snapshots(batch: &[MarketSnapshot]) -> InsertReport = InsertSnapshots[batch.len()];
+            ticks(query: &RangeQuery) -> Page<PriceTick> = Ticks;
+            quotes(query: &RangeQuery) -> Page<Quote> = Quotes;
+            bars(query: &BarQuery) -> Page<Ohlcv> = Bars;
+            snapshots(query: &SnapshotQuery) -> Page<MarketSnapshot> = Snapshots;
+            latest_ticks(query: &LatestQuery) -> Page<PriceTick> = LatestTicks;
+            latest_quotes(query: &LatestQuery) -> Page<Quote> = LatestQuotes;
+            latest_bars(query: &LatestBarsQuery) -> Page<Ohlcv> = LatestBars;
+            latest_snapshots(query: &LatestQuery<Scope>) -> Page<MarketSnapshot> = LatestSnapshots;
+            derived_bars(query: &BarQuery) -> Page<Ohlcv> = DerivedBars;
+            stats(query: &StatsQuery) -> Option<RangeStats> = Stats;
+            instruments(query: &InstrumentQuery) -> Page<InstrumentSummary> = Instruments;
+            delete_range(query: &DeleteQuery) -> () = DeleteRange;
+            purge_before(dataset: Dataset, cutoff: Timestamp) -> () = PurgeBefore;
+            close() -> () = StoreClose;
+        }
+    };
+}
+
+macro_rules! message_bus {
+    ($body:ident) => {
+        fn info(&self) -> BusInfo {
+            self.inner.info()
+        }
+
+        methods! { $body []
+            publish(batch: &[Message], options: &PublishOptions) -> PublishReport = Publish;
+            subscribe(request: Subscribe) -> Box<dyn Subscription> = Subscribe;
+            read(request: Read) -> Box<dyn Subscription> = Read;
+            create_topics(specs: &[TopicSpec]) -> Vec<TopicOutcome> = CreateTopics;
+            delete_topics(names: &[TopicName]) -> Vec<TopicOutcome> = DeleteTopics;
+            topics() -> Vec<TopicInfo> = Topics;
+            groups(query: &GroupQuery) -> Vec<GroupInfo> = Groups;
+            ping() -> BusStatus = BusPing;
+            close() -> CloseReport = BusClose;
+        }
+    };
+}
+
+macro_rules! subscription {
+    ($body:ident) => {
+        methods! { $body [mut]
+            recv(max: usize, wait: Duration) -> Batch = Recv;
+            commit(upto: &Positions) -> Committed = Commit;
+            seek(to: &[(TopicPartition, SeekTo)]) -> () = Seek;
+            pause(partitions: &[TopicPartition]) -> () = Pause;
+            resume(partitions: &[TopicPartition]) -> () = Resume;
+            assignment() -> Assignment = Assignment;
+            close() -> () = SubscriptionClose;
+        }
+    };
+}
+
+/// Passes the call to the layer.
+macro_rules! layered {
+    ($self:ident, $call:expr, publish($batch:ident, $options:ident)) => {
+        $self.layer.publish(&$self.inner, $batch, $options)
+    };
+    ($self:ident, $call:expr, recv($max:ident, $wait:ident)) => {
+        $self.layer.recv(&mut $self.inner, $max, $wait)
+    };
+    ($self:ident, $call:expr, subscribe($request:ident)) => { layered!(@ $self, $call, subscribe, $request) };
+    ($self:ident, $call:expr, read($request:ident)) => { layered!(@ $self, $call, read, $request) };
+    (@ $self:ident, $call:expr, $open:ident, $request:ident) => {
+        Box::pin(async move {
+            let subscription = $self.layer.call($call, $self.inner.$open($request)).await?;
+            Ok($self.wrap(subscription))
+        })
+    };
+    ($self:ident, $call:expr, $method:ident($($argument:ident),*)) => {
+        $self.layer.call($call, $self.inner.$method($($argument),*))
+    };
+}
+
+/// Repeats the call until it succeeds or no attempt is left.
+macro_rules! retried {
+    ($self:ident, $call:expr, publish($batch:ident, $options:ident)) => {
+        Box::pin($self.publish_with_retry($batch, $options))
+    };
+    ($self:ident, $call:expr, recv($max:ident, $wait:ident)) => { $self.inner.recv($max, $wait) };
+    ($self:ident, $call:expr, subscribe($request:ident)) => { retried!(@ $self, $call, subscribe, $request) };
+    ($self:ident, $call:expr, read($request:ident)) => { retried!(@ $self, $call, read, $request) };
+    (@ $self:ident, $call:expr, $open:ident, $request:ident) => {
+        Box::pin(async move {
+            Ok($self.wrap(retried!(@@ $self, $call, $self.inner.$open($request.clone()))))
+        })
+    };
+    (@@ $self:ident, $call:expr, $attempt:expr) => {{
+        let mut attempts = $self.schedule.begin($call.operation);
+        loop {
+            match $attempt.await {
+                Ok(answer) => break answer,
+                Err(error) => attempts.failed(error).await?,
+            }
+        }
+    }};
+    ($self:ident, $call:expr, $method:ident($($argument:ident),*)) => {
+        Box::pin(async move { Ok(retried!(@@ $self, $call, $self.inner.$method($($argument),*))) })
+    };
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: PriceStore, L: Layer> PriceStore for Layered<S, L> {
+    price_store!(layered);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: PriceStore> PriceStore for Retry<S> {
+    price_store!(retried);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<B: MessageBus, L: Layer> MessageBus for Layered<B, L> {
+    message_bus!(layered);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<B: MessageBus> MessageBus for Retry<B> {
+    message_bus!(retried);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: Subscription, L: Layer> Subscription for Layered<S, L> {
+    subscription!(layered);
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: Subscription> Subscription for Retry<S> {
+    subscription!(retried);
+}
