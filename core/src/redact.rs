@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::error::MAX_CONTEXT_CHARS;
+/// The longest value that an error keeps, in characters.
+pub const MAX_CONTEXT_CHARS: usize = 200;
 
 /// The longest text that is searched for secrets, in bytes. The rest of a longer text is dropped first.
 const MAX_SEARCHED_BYTES: usize = 8 << 10;
@@ -315,7 +316,8 @@ mod tests {
             .with_message(text)
             .with_context("given", text)
             .with_source(std::io::Error::other(text.to_owned()));
-        let outer = Error::other(std::io::Error::other(error.clone())).with_message("outer");
+        let source = std::io::Error::other(error.clone());
+        let outer = Error::new(ErrorKind::Internal, "c", "op").with_message("outer").with_source(source);
         [
             error.to_string(),
             format!("{error:?} {error:#?}"),
@@ -404,7 +406,7 @@ mod tests {
         let mut error = Error::new(ErrorKind::Internal, "c", "op").with_message("first");
         for _ in 0..50 {
             let text = format!("password=hunter2 {}", "x".repeat(100_000));
-            error = Error::other(std::io::Error::other(text)).with_source(error);
+            error = Error::new(ErrorKind::Internal, "c", "op").with_message(text).with_source(error);
         }
         for n in 0..50 {
             error = error.with_context(format!("key{n}"), "y".repeat(1_000));

@@ -175,7 +175,7 @@ async fn a_message_that_is_no_record_goes_to_the_dead_letters_and_the_rest_goes_
 #[tokio::test(start_paused = true)]
 async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     use qi_core::agent::{Agent, AgentContext, ExitReason};
-    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, TopicCatalogue, TopicName};
+    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
     use qi_examples::pipeline::Writer;
     let (bus, plain, chaos) = (memory_bus(), memory_store(), Chaos::seeded(1));
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
@@ -184,8 +184,10 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     bus.publish_one(&Message::new(topic.clone(), "no record")).await.unwrap();
     bus.send_records(&market(7, 1).collect::<Vec<_>>(), None).await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(plain.clone(), chaos.clone()));
-    let writer =
-        || Writer::<PriceTick>::new(bus.clone(), store.clone(), topic.clone(), group.clone(), Arc::default());
+    let writer = || {
+        let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
+        Writer::<PriceTick>::open(bus.clone(), store.clone(), request, Arc::default())
+    };
     // Stored records, dead letters, and uncommitted messages.
     let counts = async || {
         let topics = bus.topics().await.unwrap();
@@ -197,14 +199,12 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     let cx = AgentContext::for_test();
     for _ in 0..3 {
         chaos.next(Operation::InsertTicks, Fault::Error);
-        let mut writer = writer();
-        writer.initialize(&cx).await.unwrap();
+        let mut writer = writer().await.unwrap();
         let error = writer.run(&cx).await.unwrap_err();
         writer.cleanup(&cx, &ExitReason::Error(error)).await.unwrap();
         assert_eq!(counts().await, (0, 0, Some(2)));
     }
-    let mut writer = writer();
-    writer.initialize(&cx).await.unwrap();
+    let mut writer = writer().await.unwrap();
     let _ = tokio::time::timeout(Duration::from_secs(10), writer.run(&cx)).await;
     assert_eq!(counts().await, (1, 1, Some(0)));
 }
@@ -331,7 +331,7 @@ async fn an_input_of_bad_lines_alone_is_stopped() {
             stopped.cancel();
         }
         assert!(n < 1_000_000, "the input is read to its end");
-        Err(source::Input::BadLine(Error::other("bad")))
+        Err(source::Input::BadLine(Error::invalid("test.bad", "line", "bad", "is bad")))
     });
     let mut job = Job::new(memory_store(), memory_bus(), Data::Ticks(Box::new(lines))).unwrap();
     job.stop = stop;
