@@ -33,7 +33,7 @@ struct IncarnationEnd {
     exit: Arc<ExitReason>,
     /// The time in status Running.
     ran_for: Duration,
-    /// Whether the agent completed or was cancelled but did not release everything, or panicked after a stop. If this
+    /// True if the agent completed or was cancelled but did not release everything, or panicked after a stop. If this
     /// is the end of the agent, it has failed.
     cleanup_failed: bool,
 }

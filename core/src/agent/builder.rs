@@ -22,10 +22,8 @@ pub struct AgentRuntimeBuilder {
     agents: Vec<AgentSpec>,
     observers: Vec<Arc<dyn Observer>>,
     clock: Arc<dyn Clock>,
-    seed: Option<u64>,
-    deadline: Duration,
+    config: SetConfig,
     reserve: Option<Duration>,
-    run_when_empty: bool,
     on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }
 
@@ -33,7 +31,7 @@ impl fmt::Debug for AgentRuntimeBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentRuntimeBuilder")
             .field("agents", &self.agents)
-            .field("deadline", &self.deadline)
+            .field("deadline", &self.config.deadline)
             .finish_non_exhaustive()
     }
 }
@@ -45,11 +43,14 @@ impl AgentRuntime {
             agents: Vec::new(),
             observers: vec![Arc::new(TracingObserver)],
             clock: Arc::new(SystemClock),
-            seed: None,
-            // Kubernetes kills after 30 s.
-            deadline: Duration::from_secs(25),
+            config: SetConfig {
+                // Kubernetes kills after 30 s.
+                deadline: Duration::from_secs(25),
+                reserve: Duration::ZERO,
+                seed: fastrand::u64(..),
+                run_when_empty: false,
+            },
             reserve: None,
-            run_when_empty: false,
             on_deadline_exceeded: None,
         }
     }
@@ -88,14 +89,14 @@ impl AgentRuntimeBuilder {
     /// random seed for each runtime.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
+        self.config.seed = seed;
         self
     }
 
     /// Sets the longest duration of a shutdown. Defaults to 25 s.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.config.deadline = deadline;
         self
     }
 
@@ -112,7 +113,7 @@ impl AgentRuntimeBuilder {
     /// with its last agent.
     #[must_use]
     pub fn run_when_empty(mut self) -> Self {
-        self.run_when_empty = true;
+        self.config.run_when_empty = true;
         self
     }
 
@@ -140,12 +141,10 @@ impl AgentRuntimeBuilder {
                 );
             });
         }
-        let Self { agents, observers, clock, seed, deadline, reserve, run_when_empty, on_deadline_exceeded } =
-            self;
-        let reserve = reserve.unwrap_or(MAX_DEFAULT_RESERVE.min(deadline / 10)).min(deadline);
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        let shared = Shared::new(clock, observers, deadline.saturating_sub(reserve));
-        let config = SetConfig { deadline, reserve, seed, run_when_empty };
+        let Self { agents, observers, clock, mut config, reserve, on_deadline_exceeded } = self;
+        let deadline = config.deadline;
+        config.reserve = reserve.unwrap_or(MAX_DEFAULT_RESERVE.min(deadline / 10)).min(deadline);
+        let shared = Shared::new(clock, observers, deadline.saturating_sub(config.reserve));
         let set = AgentSet::new(Arc::new(shared), config, on_deadline_exceeded);
         let order = start_order(&agents)?;
         let mut agents: Vec<Option<AgentSpec>> = agents.into_iter().map(Some).collect();

@@ -87,8 +87,8 @@ impl Children {
         .await
     }
 
-    /// Refuses further children, waits for those that are left until `until`, then aborts them. Returns the exits of
-    /// those that failed.
+    /// Refuses further children, waits for the remaining children until `until`, then aborts them. Returns the exits of
+    /// failed children.
     pub(super) async fn end(&self, state: &AgentState, until: Instant) -> Vec<ExitReason> {
         let tasks = {
             let mut set = lock(&self.set);

@@ -18,13 +18,13 @@ const DEAD_AFTER_LIMITS: u32 = 3;
 #[non_exhaustive]
 #[allow(clippy::struct_excessive_bools, reason = "each answers a separate probe")]
 pub struct HealthReport {
-    /// Whether every critical agent is ready and no shutdown has begun.
+    /// True if every critical agent is ready and no shutdown has begun.
     pub ready: bool,
-    /// Whether each critical agent has been Running once. Stays true when agents are added later.
+    /// True if each critical agent has been Running once. Stays true when agents are added later.
     pub started: bool,
-    /// Whether no agent with a watchdog has been silent for three times its limit.
+    /// True if no agent with a watchdog has been silent for three times its limit.
     pub live: bool,
-    /// Whether a shutdown has begun.
+    /// True if a shutdown has begun.
     pub shutting_down: bool,
     /// Each agent, in the order in which they were added.
     pub agents: Vec<AgentHealthReport>,
@@ -36,9 +36,9 @@ pub struct HealthReport {
 pub struct AgentHealthReport {
     /// The agent's name.
     pub name: String,
-    /// Whether a failure of the agent stops the runtime.
+    /// True if a failure of the agent stops the runtime.
     pub critical: bool,
-    /// Whether the agent is Running and Ok, or has run to completion.
+    /// True if the agent is Running and Ok, or has run to completion.
     pub ready: bool,
     /// The state of the agent. Serde writes its fields beside the others.
     #[serde(flatten)]

@@ -19,13 +19,13 @@ use crate::deadline::later;
 pub(super) struct HookEnd {
     /// `Completed` if the hook returned Ok before any stop.
     pub(super) exit: ExitReason,
-    /// Whether the hook had to be dropped after a stop, or timed out in `cleanup`.
+    /// True if the hook had to be dropped after a stop, or timed out in `cleanup`.
     pub(super) forced: bool,
     /// The end of the stop timeout, if the agent must stop.
     pub(super) stop_by: Option<Instant>,
-    /// Whether the hook or a child panicked after the stop.
+    /// True if the hook or a child panicked after the stop.
     pub(super) panicked_after_stop: bool,
-    /// Whether the drop of the hook panicked.
+    /// True if the drop of the hook panicked.
     pub(super) drop_panicked: bool,
 }
 

@@ -67,33 +67,26 @@ pub trait Agent: Send {
 // Written by hand, so that a boxed agent returns the inner future unchanged instead of boxing it again.
 #[deny(clippy::missing_trait_methods)]
 impl<T: Agent + ?Sized> Agent for Box<T> {
-    fn initialize<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn initialize<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         (**self).initialize(cx)
     }
 
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn run<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         (**self).run(cx)
     }
 
-    fn cleanup<'a, 'b, 'd, 'c>(
+    fn cleanup<'a: 'c, 'b: 'c, 'd: 'c, 'c>(
         &'a mut self,
         cx: &'b AgentContext,
         exit: &'d ExitReason,
     ) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
         Self: 'c,
     {
         (**self).cleanup(cx, exit)
@@ -136,10 +129,8 @@ where
     F: FnMut(AgentContext) -> Fut + Send,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn run<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         Box::pin((self.0)(cx.clone()))

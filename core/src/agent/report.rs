@@ -47,7 +47,7 @@ pub enum Termination {
     Forced,
     /// The agent had not ended when the report was closed.
     Leaked {
-        /// Whether the agent blocked its thread at that moment. Otherwise it is late, or waits for a thread that another
+        /// True if the agent blocked its thread at that moment. Otherwise it is late, or waits for a thread that another
         /// agent blocks.
         blocking: bool,
     },
@@ -59,7 +59,7 @@ pub enum Termination {
 pub struct AgentReport {
     /// The agent's name.
     pub name: Arc<str>,
-    /// Whether a failure of the agent stops the runtime.
+    /// True if a failure of the agent stops the runtime.
     pub critical: bool,
     /// The status when the report was closed.
     pub status: AgentStatus,

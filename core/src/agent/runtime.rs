@@ -10,7 +10,7 @@ use super::handle::RuntimeHandle;
 use super::report::{RuntimeReport, ShutdownCause};
 use super::set::{AgentSet, ShutdownOnDrop};
 
-/// Runs agents: starts them in the order of their dependencies, restarts those that fail, and stops all of them in
+/// Runs agents: starts them in the order of their dependencies, restarts agents that fail, and stops all agents in
 /// reverse order before a deadline.
 ///
 /// ```

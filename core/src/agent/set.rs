@@ -34,7 +34,7 @@ pub(super) type OnDeadlineExceeded = Box<dyn FnOnce(&RuntimeReport) + Send>;
 pub(super) struct AgentSet {
     pub(super) shared: Arc<Shared>,
     pub(super) report: SetOnce<RuntimeReport>,
-    /// Whether every critical agent has been Running once.
+    /// True once every critical agent has been Running once.
     pub(super) started: AtomicBool,
     config: SetConfig,
     on_deadline_exceeded: Mutex<Option<OnDeadlineExceeded>>,
@@ -67,7 +67,7 @@ struct Registry {
     /// The tokio runtime of the agents, from the start on.
     runtime: Option<Handle>,
     shutdown: Option<(ShutdownCause, Instant)>,
-    /// Whether the report is closed.
+    /// True if the report is closed.
     closed: bool,
     /// The agents in the order in which they were added.
     members: BTreeMap<u64, Member>,
@@ -184,14 +184,11 @@ impl AgentSet {
         let mut registry = lock(&self.registry);
         let id = registry.id(name)?;
         registry.check_open("remove", name)?;
-        let dependents: Vec<&str> = registry
-            .members
-            .values()
-            .filter(|member| member.alive && member.dependencies.contains(&id))
-            .map(|member| &*member.state.name)
-            .collect();
-        if !dependents.is_empty() {
-            let message = format!("agents depend on it: {}", dependents.join(", "));
+        if registry.members[&id].dependents > 0 {
+            let members = registry.members.values();
+            let dependents = members.filter(|member| member.dependencies.contains(&id));
+            let names: Vec<&str> = dependents.map(|member| &*member.state.name).collect();
+            let message = format!("agents depend on it: {}", names.join(", "));
             return Err(agent_error(ErrorKind::Conflict, "agent.dependents", "remove", name, message));
         }
         let has_task = registry.runtime.is_some();
@@ -216,7 +213,7 @@ impl AgentSet {
     /// Counts an agent that has ended. Its task calls this once.
     pub(super) fn ended(self: &Arc<Self>, id: u64, state: &AgentState) {
         // Before the agent is counted, so that a report that closes now has this cause.
-        if state.settings.critical && state.status() == AgentStatus::Failed {
+        if state.settings.critical && state.snapshot().status == AgentStatus::Failed {
             self.begin_shutdown(ShutdownCause::AgentFailed(state.name.clone()));
         }
         let mut registry = lock(&self.registry);
@@ -238,15 +235,12 @@ impl AgentSet {
     /// Starts the runtime and returns the agents whose tasks the caller must start.
     pub(super) fn start(self: &Arc<Self>, runtime: Handle) -> Vec<NewAgent> {
         let mut registry = lock(&self.registry);
-        registry.runtime = Some(runtime.clone());
+        registry.runtime = Some(runtime);
         let agents = registry.take_unstarted();
-        let shutting_down = registry.shutdown.is_some();
+        // A shutdown that was requested before the start counts from here.
+        self.arm_deadlines(&registry);
         let report = self.close_if_idle(&mut registry);
         drop(registry);
-        if shutting_down {
-            // A shutdown that was requested before the start counts from here.
-            self.arm_deadlines(&runtime);
-        }
         self.publish(report);
         agents
     }
@@ -275,13 +269,10 @@ impl AgentSet {
         self.shared.begin_shutdown(registry.longest());
         let leaves = registry.members.values().filter(|member| member.dependents == 0);
         let stops: Vec<CancellationToken> = leaves.map(|member| member.state.stop.clone()).collect();
-        let runtime = registry.runtime.clone();
+        self.arm_deadlines(&registry);
         let report = self.close_if_idle(&mut registry);
         drop(registry);
         tracing::info!(target: "qi_core::agent", %cause, "shutdown");
-        if let Some(runtime) = runtime {
-            self.arm_deadlines(&runtime);
-        }
         for stop in stops {
             stop.cancel();
         }
@@ -294,7 +285,9 @@ impl AgentSet {
         self.expire_now.cancel();
     }
 
-    fn arm_deadlines(self: &Arc<Self>, runtime: &Handle) {
+    /// Starts the deadlines of a runtime that has started and shuts down.
+    fn arm_deadlines(self: &Arc<Self>, registry: &Registry) {
+        let (Some(runtime), Some(_)) = (&registry.runtime, &registry.shutdown) else { return };
         let set = self.clone();
         self.hard_deadline.arm(self.config.deadline, move || set.expire_hard_deadline());
         runtime.spawn(keep_soft_deadline(self.clone()));

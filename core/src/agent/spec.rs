@@ -71,9 +71,9 @@ impl AgentSpec {
     /// Makes a spec whose `make` opens a new value for each incarnation: it may wait and fail. A value that exists is
     /// connected, so its resources are plain fields instead of `Option`s.
     ///
-    /// `make` belongs to the phase `initialize`: the init timeout bounds `make` and [`Agent::initialize`] together, an
-    /// error restarts the agent by its policy, and a stop drops the future after the stop timeout. There is nothing to
-    /// clean up then, so the future must own what it has opened so far.
+    /// `make` belongs to the phase `initialize`. The init timeout bounds `make` and [`Agent::initialize`] together. After an
+    /// error the restart policy decides. After a stop, the future is dropped at the stop timeout. Without a value there is
+    /// no cleanup, so the future must own everything that it has opened.
     ///
     /// ```
     /// use qi_core::{Result, ResultExt};

@@ -34,9 +34,9 @@ pub(super) struct AgentState {
     pub(super) started: SetOnce<bool>,
     /// Set when the agent has ended and the set of agents has counted it.
     pub(super) ended: SetOnce<()>,
-    /// Whether the last hook had to be dropped, or the last cleanup timed out.
+    /// True if the last hook had to be dropped, or the last cleanup timed out.
     pub(super) forced: AtomicBool,
-    /// Whether code of the agent holds a thread at this moment.
+    /// True while code of the agent holds a thread at this moment.
     blocking: AtomicBool,
     record: watch::Sender<Record>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Change {
     pub(super) exit: Option<Arc<ExitReason>>,
     pub(super) backoff: Option<BackoffStep>,
     pub(super) gave_up: Option<GiveUpReason>,
-    /// Whether the incarnation completed and released everything.
+    /// True if the incarnation completed and released everything.
     pub(super) completed: bool,
 }
 
@@ -239,10 +239,6 @@ impl AgentState {
             }
         }
         snapshot
-    }
-
-    pub(super) fn status(&self) -> AgentStatus {
-        self.record.borrow().snapshot.status
     }
 
     /// Returns whether the agent has been Running once.

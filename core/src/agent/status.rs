@@ -38,25 +38,6 @@ impl AgentStatus {
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
     }
-
-    /// Returns the stable lower-case name, which logs and metrics use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Initializing => "initializing",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Backoff => "backoff",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl fmt::Display for AgentStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// The health that a running agent reports through its context. It is independent of the status.
@@ -84,22 +65,34 @@ pub enum Phase {
     Cleanup,
 }
 
-impl Phase {
-    /// Returns the name of the hook.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Initialize => "initialize",
-            Self::Run => "run",
-            Self::Cleanup => "cleanup",
+/// Gives the variants of an enum their stable names.
+macro_rules! names {
+    ($type:ident { $($variant:ident => $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// Returns the stable lower-case name, which logs and metrics use.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
         }
-    }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+names!(AgentStatus {
+    Created => "created",
+    Initializing => "initializing",
+    Running => "running",
+    Stopping => "stopping",
+    Backoff => "backoff",
+    Stopped => "stopped",
+    Failed => "failed",
+});
+names!(Phase { Initialize => "initialize", Run => "run", Cleanup => "cleanup" });
 
 /// The reason for the end of an incarnation, or of an agent that was never started.
 #[derive(Debug, Clone)]
@@ -138,34 +131,27 @@ impl ExitReason {
 
     /// Returns the exit as an error, or None for `Completed` and `Cancelled`.
     pub fn to_error(&self) -> Option<Error> {
-        let new = |kind, code: &'static str, phase: Phase, message: fmt::Arguments<'_>| {
-            Some(Error::new(kind, code, phase.as_str()).with_message(message).with_retry(RetryAdvice::Never))
-        };
-        match self {
-            Self::Completed | Self::Cancelled => None,
-            Self::Error(error) => Some(error.clone()),
-            Self::Panicked(message) => {
-                new(ErrorKind::Application, "agent.panicked", Phase::Run, format_args!("panicked: {message}"))
+        let (kind, code, phase, message) = match self {
+            Self::Completed | Self::Cancelled => return None,
+            Self::Error(error) => return Some(error.clone()),
+            Self::Panicked(text) => {
+                (ErrorKind::Application, "agent.panicked", Phase::Run, format!("panicked: {text}"))
             }
             Self::TimedOut(phase) => {
-                new(ErrorKind::Timeout, "agent.timeout", *phase, format_args!("exceeded its limit"))
+                (ErrorKind::Timeout, "agent.timeout", *phase, "exceeded its limit".into())
             }
-            Self::Stale => {
-                new(ErrorKind::Timeout, "agent.stale", Phase::Run, format_args!("sent no heartbeat"))
+            Self::Stale => (ErrorKind::Timeout, "agent.stale", Phase::Run, "sent no heartbeat".into()),
+            Self::DependencyFailed(name) => {
+                let message = format!("{name} ended before it was ready");
+                (ErrorKind::Unavailable, "agent.dependency", Phase::Initialize, message)
             }
-            Self::DependencyFailed(name) => new(
-                ErrorKind::Unavailable,
-                "agent.dependency",
-                Phase::Initialize,
-                format_args!("{name} ended before it was ready"),
-            ),
-            Self::DriverAborted => new(
-                ErrorKind::Internal,
-                "agent.aborted",
-                Phase::Run,
-                format_args!("the tokio runtime dropped the agent"),
-            ),
-        }
+            Self::DriverAborted => {
+                let message = "the tokio runtime dropped the agent".into();
+                (ErrorKind::Internal, "agent.aborted", Phase::Run, message)
+            }
+        };
+        let error = Error::new(kind, code, phase.as_str()).with_message(message);
+        Some(error.with_retry(RetryAdvice::Never))
     }
 }
 
