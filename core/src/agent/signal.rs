@@ -20,7 +20,7 @@ impl AgentRuntime {
     /// # Errors
     /// `Internal` if the signal handlers cannot be installed; no agent was started then.
     pub async fn run_until_or_signal<F: Future>(self, until: F) -> Result<RuntimeReport> {
-        let mut next_signal = listen().map_err(|source| {
+        let mut signals = Signals::listen().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.signal", "run_with_signals")
                 .with_message("cannot listen to SIGINT and SIGTERM")
                 .with_source(source)
@@ -35,7 +35,7 @@ impl AgentRuntime {
             tokio::select! {
                 biased;
                 report = &mut run => return Ok(report),
-                cause = next_signal() => {
+                cause = signals.next() => {
                     if !std::mem::take(&mut first) {
                         set.expire_soft_deadline();
                     }
@@ -46,26 +46,39 @@ impl AgentRuntime {
     }
 }
 
-/// Installs the signal handlers and returns a function that waits for the next signal.
 #[cfg(unix)]
-fn listen() -> io::Result<impl AsyncFnMut() -> ShutdownCause> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move || {
-        tokio::select! {
-            biased;
-            _ = terminate.recv() => ShutdownCause::Terminate,
-            _ = interrupt.recv() => ShutdownCause::Interrupt,
-        }
-    })
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
-/// Installs the handler of Ctrl-C and returns a function that waits for the next one.
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> ShutdownCause {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => ShutdownCause::Terminate,
+            _ = self.interrupt.recv() => ShutdownCause::Interrupt,
+        }
+    }
+}
+
 #[cfg(windows)]
-fn listen() -> io::Result<impl AsyncFnMut() -> ShutdownCause> {
-    let mut pressed = tokio::signal::windows::ctrl_c()?;
-    Ok(async move || {
-        let _pressed = pressed.recv().await;
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self(tokio::signal::windows::ctrl_c()?))
+    }
+
+    async fn next(&mut self) -> ShutdownCause {
+        let _pressed = self.0.recv().await;
         ShutdownCause::Interrupt
-    })
+    }
 }
