@@ -509,15 +509,18 @@ async fn asynchronous_factory_gives_a_value_that_is_cleaned_up_or_nothing_to_cle
     }
 }
 
+/// A resource that records its drop.
+struct Open(Arc<Mutex<bool>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() = true;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn stop_during_an_asynchronous_factory_ends_it() {
     let dropped = Arc::new(Mutex::new(false));
-    struct Open(Arc<Mutex<bool>>);
-    impl Drop for Open {
-        fn drop(&mut self) {
-            *self.0.lock().unwrap() = true;
-        }
-    }
     for polite in [true, false] {
         let (log, slot) = (TransitionLog::default(), dropped.clone());
         *slot.lock().unwrap() = false;

@@ -52,7 +52,7 @@ impl AgentTask {
     fn end(&mut self, status: AgentStatus, change: Change) {
         self.ended = true;
         self.agent.state.to(status, change);
-        self.set.ended(self.agent.id, &self.agent.state);
+        self.set.ended(self.agent.id, &self.agent.state, status);
     }
 }
 
@@ -74,7 +74,7 @@ async fn drive(agent: &mut NewAgent) -> (AgentStatus, Change) {
     dependencies.clear();
     let mut restart = RestartState::new(*restart);
     let mut last_exit = None;
-    while !state.stop.is_cancelled() {
+    while !state.must_stop() {
         let IncarnationEnd { exit, ran_for, cleanup_failed } = incarnation(state, factory).await;
         let decision = restart.decide(&exit, ran_for, rng);
         let completed = matches!(*exit, ExitReason::Completed) && !cleanup_failed;
@@ -83,12 +83,12 @@ async fn drive(agent: &mut NewAgent) -> (AgentStatus, Change) {
             Decision::GiveUp(why) => {
                 return (AgentStatus::Failed, Change { gave_up: Some(why), ..change });
             }
-            Decision::RestartAfter(delay) if !state.stop.is_cancelled() => {
+            Decision::RestartAfter(delay) if !state.must_stop() => {
                 let backoff = Some(BackoffStep { attempt: restart.streak(), delay });
                 state.to(AgentStatus::Backoff, Change { backoff, ..change });
                 tokio::select! {
                     biased;
-                    () = state.stop.cancelled() => {}
+                    () = state.stop_requested() => {}
                     () = sleep_until(later(delay)) => {}
                 }
             }
@@ -121,10 +121,10 @@ async fn dependencies_started(
         started = started => {
             started?;
         }
-        () = state.stop.cancelled() => {}
+        () = state.stop_requested() => {}
     }
     // A stop wins over dependencies that have started.
-    if state.stop.is_cancelled() { Err(ExitReason::Cancelled) } else { Ok(()) }
+    if state.must_stop() { Err(ExitReason::Cancelled) } else { Ok(()) }
 }
 
 /// Drives one value, from Initializing to its drop in Stopping.
@@ -141,7 +141,7 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
         end = run_hook(incarnation, phase, init_by, || agent.get().initialize(&cx)).await;
         untidy |= end.drop_panicked;
         if matches!(end.exit, ExitReason::Completed) {
-            if state.stop.is_cancelled() {
+            if state.must_stop() {
                 end.exit = ExitReason::Cancelled;
             } else {
                 phase = Phase::Run;
@@ -188,16 +188,16 @@ async fn create(
         AgentFactory::Once(agent) => Ok(agent.take().expect("an agent with one value never restarts")),
         AgentFactory::New(make) => cx.0.state.enter(make),
         AgentFactory::Async(make) => {
-            let mut made = None;
+            let mut agent = None;
             let end = run_hook(&cx.0, Phase::Initialize, init_by, || {
-                let (future, made) = (make(cx.clone()), &mut made);
+                let (opened, agent) = (make(cx.clone()), &mut agent);
                 Box::pin(async move {
-                    *made = Some(DropCaught::new(future.await?));
+                    *agent = Some(DropCaught::new(opened.await?));
                     Ok(())
                 })
             })
             .await;
-            return (made, end);
+            return (agent, end);
         }
     };
     match made {

@@ -160,6 +160,9 @@ impl AgentRuntimeBuilder {
 
 /// Returns an order with dependencies before dependents. Unknown dependencies are left to the check of each agent.
 fn start_order(agents: &[AgentSpec]) -> Result<Vec<usize>> {
+    if agents.iter().all(|spec| spec.depends_on.is_empty()) {
+        return Ok((0..agents.len()).collect());
+    }
     let by_name: HashMap<&str, usize> =
         agents.iter().enumerate().map(|(index, spec)| (spec.name.as_str(), index)).collect();
     let dependencies: Vec<Vec<usize>> = agents

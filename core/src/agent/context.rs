@@ -41,8 +41,7 @@ impl fmt::Debug for AgentContext {
 impl AgentContext {
     /// Begins the next incarnation of the agent.
     pub(super) fn begin(state: &Arc<AgentState>) -> Self {
-        let (number, heartbeat) = state.begin();
-        let (token, state) = (state.stop.child_token(), state.clone());
+        let ((number, token, heartbeat), state) = (state.begin(), state.clone());
         Self(Arc::new(Incarnation { state, number, token, heartbeat, children: Children::default() }))
     }
 

@@ -87,13 +87,13 @@ impl RuntimeHandle {
     /// `Conflict` if agents depend on the agent; `Closed` during a shutdown and after the end of the runtime; `Timeout`
     /// if the agent has not ended at the deadline of a shutdown that began meanwhile.
     pub async fn remove(&self, agent: &str) -> Result<AgentReport> {
-        let state = self.set().begin_removal(agent)?;
+        let (state, removal) = self.set().begin_removal(agent)?;
         tokio::select! {
             biased;
-            _ = state.ended.wait() => {}
+            () = removal.cancelled() => {}
             _ = self.set().report.wait() => {}
         }
-        let report = state.report(state.ended.get().is_none());
+        let report = state.report(!removal.is_cancelled());
         report.leaked().map_or(Ok(report), Err)
     }
 
@@ -159,7 +159,7 @@ impl RuntimeHandle {
     /// Stops this agent permanently. Dependents that have started continue; dependents that still wait for the agent
     /// end as Stopped with `DependencyFailed`. A repeated call has no effect.
     pub fn stop(&self, agent: &str) -> Result<()> {
-        self.set().find(agent)?.stop.cancel();
+        self.set().find(agent)?.request_stop();
         Ok(())
     }
 

@@ -83,7 +83,7 @@ pub(super) async fn run_hook<'a>(
     make: impl FnOnce() -> BoxFuture<'a, Result<()>>,
 ) -> HookEnd {
     let state = &*incarnation.state;
-    let (stop, soft_deadline) = (&state.stop, &state.shared.soft_deadline);
+    let soft_deadline = &state.shared.soft_deadline;
     let span = tracing::info_span!(
         target: "qi_core::agent",
         parent: None,
@@ -97,7 +97,7 @@ pub(super) async fn run_hook<'a>(
     let mut future = match span.in_scope(|| state.enter(make)) {
         Ok(future) => DropCaught::new(future),
         Err(panic) => {
-            let panicked_after_stop = stop.is_cancelled();
+            let panicked_after_stop = state.must_stop();
             return HookEnd { panicked_after_stop, ..ExitReason::Panicked(panic).into() };
         }
     };
@@ -106,23 +106,23 @@ pub(super) async fn run_hook<'a>(
     let watchdog = state.settings.watchdog.filter(|_| phase == Phase::Run);
     let soft_deadline_applied = false;
     let mut limits = Limits { incarnation, phase, deadline, watchdog, stop_by: None, soft_deadline_applied };
-    // Timers and wakers are registered only for a hook that is not ready at once.
-    let mut registered = false;
+    // A hook that is usually ready at once is polled first, without the cost of timers and wakers.
+    let mut registered = phase == Phase::Run;
     let (exit, dropped) = loop {
-        if !cleanup && limits.stop_by.is_none() && stop.is_cancelled() {
+        if !cleanup && limits.stop_by.is_none() && state.must_stop() {
             limits.apply_stop_request();
         }
         let stopping = limits.stop_by.is_some();
         let alarm = limits.next_alarm();
         tokio::select! {
             biased;
-            () = sleep_until(alarm.unwrap_or(began)), if registered && alarm.is_some() => {
+            () = async { sleep_until(alarm.unwrap_or(began)).await }, if registered && alarm.is_some() => {
                 // A heartbeat may have moved the alarm.
                 if let Some(exit) = limits.expired(Instant::now().max(alarm.unwrap_or(began))) {
                     break (exit, true);
                 }
             }
-            () = stop.cancelled(), if registered && !cleanup && !stopping => {}
+            () = state.stop_requested(), if registered && !cleanup && !stopping => {}
             () = soft_deadline.cancelled(),
                 if registered && (cleanup || stopping) && !limits.soft_deadline_applied =>
             {
@@ -132,7 +132,7 @@ pub(super) async fn run_hook<'a>(
                 limits.soft_deadline_applied = true;
                 limits.bring_forward(state.shared.cleanup_by.get().copied());
             }
-            exit = incarnation.children.failed() => {
+            exit = incarnation.children.failed(), if registered => {
                 if !stopping {
                     break (exit, false);
                 }

@@ -86,7 +86,8 @@ struct Member {
     /// The longest time that this agent and its dependencies need to stop.
     time_to_stop: Duration,
     alive: bool,
-    removing: bool,
+    /// Cancelled at the end of the agent's removal.
+    removal: Option<CancellationToken>,
     /// Present until the start of the runtime.
     unstarted: Option<NewAgent>,
 }
@@ -149,8 +150,8 @@ impl AgentSet {
             Some(runtime) => (Some((runtime, agent)), None),
             None => (None, Some(agent)),
         };
-        let (dependents, alive, removing) = (0, true, false);
-        let member = Member { state, dependencies, dependents, time_to_stop, alive, removing, unstarted };
+        let (dependents, alive, removal) = (0, true, None);
+        let member = Member { state, dependencies, dependents, time_to_stop, alive, removal, unstarted };
         registry.members.insert(id, member);
         registry.ids.insert(name, id);
         registry.next_id = registry.next_id.max(id + 1);
@@ -179,8 +180,8 @@ impl AgentSet {
         }
     }
 
-    /// Stops an agent and forgets it when it has ended.
-    pub(super) fn begin_removal(&self, name: &str) -> Result<Arc<AgentState>> {
+    /// Stops an agent and forgets it when it has ended. Returns the token that is cancelled then.
+    pub(super) fn begin_removal(&self, name: &str) -> Result<(Arc<AgentState>, CancellationToken)> {
         let mut registry = lock(&self.registry);
         let id = registry.id(name)?;
         registry.check_open("remove", name)?;
@@ -194,41 +195,43 @@ impl AgentSet {
         let has_task = registry.runtime.is_some();
         let Some(member) = registry.members.get_mut(&id) else { return Err(unknown(name)) };
         let (state, unstarted) = (member.state.clone(), member.unstarted.take());
-        member.removing = true;
-        if !(has_task && member.alive) {
-            if member.alive {
-                registry.count_out(id);
-            }
-            let forgotten = registry.forget(id);
+        let removal = member.removal.get_or_insert_default().clone();
+        if has_task && member.alive {
             drop(registry);
-            let _panic = catch(|| drop((forgotten, unstarted)));
-            let _first = state.ended.set(());
-        } else {
-            drop(registry);
-            state.stop.cancel();
+            state.request_stop();
+            return Ok((state, removal));
         }
-        Ok(state)
+        if member.alive {
+            registry.count_out(id);
+        }
+        let forgotten = registry.forget(id);
+        drop(registry);
+        let _panic = catch(|| drop((forgotten, unstarted)));
+        removal.cancel();
+        Ok((state, removal))
     }
 
     /// Counts an agent that has ended. Its task calls this once.
-    pub(super) fn ended(self: &Arc<Self>, id: u64, state: &AgentState) {
+    pub(super) fn ended(self: &Arc<Self>, id: u64, state: &AgentState, status: AgentStatus) {
         // Before the agent is counted, so that a report that closes now has this cause.
-        if state.settings.critical && state.snapshot().status == AgentStatus::Failed {
+        if state.settings.critical && status == AgentStatus::Failed {
             self.begin_shutdown(ShutdownCause::AgentFailed(state.name.clone()));
         }
         let mut registry = lock(&self.registry);
         let stops = registry.count_out(id);
+        let removal = registry.members.get(&id).and_then(|member| member.removal.clone());
         // During a shutdown nothing is forgotten, so that the report names every agent.
-        let removing = registry.members.get(&id).is_some_and(|member| member.removing);
-        let forget = removing && registry.shutdown.is_none();
+        let forget = removal.is_some() && registry.shutdown.is_none();
         let forgotten = forget.then(|| registry.forget(id));
-        let report = self.close_if_idle(&mut registry);
+        let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
         drop(forgotten);
-        for stop in stops {
-            stop.cancel();
+        for agent in stops {
+            agent.request_stop();
         }
-        let _first = state.ended.set(());
+        if let Some(removal) = removal {
+            removal.cancel();
+        }
         self.publish(report);
     }
 
@@ -239,7 +242,7 @@ impl AgentSet {
         let agents = registry.take_unstarted();
         // A shutdown that was requested before the start counts from here.
         self.arm_deadlines(&registry);
-        let report = self.close_if_idle(&mut registry);
+        let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
         self.publish(report);
         agents
@@ -253,7 +256,7 @@ impl AgentSet {
         self.begin_shutdown(ShutdownCause::Dropped);
         let (report, unstarted) = {
             let mut registry = lock(&self.registry);
-            (self.close(&mut registry), registry.take_unstarted())
+            (registry.close(), registry.take_unstarted())
         };
         let _panic = catch(|| drop(unstarted));
         self.publish(report);
@@ -265,16 +268,17 @@ impl AgentSet {
         if registry.closed || registry.shutdown.is_some() {
             return;
         }
-        registry.shutdown = Some((cause.clone(), Instant::now()));
+        let text = cause.to_string();
+        registry.shutdown = Some((cause, Instant::now()));
         self.shared.begin_shutdown(registry.longest());
         let leaves = registry.members.values().filter(|member| member.dependents == 0);
-        let stops: Vec<CancellationToken> = leaves.map(|member| member.state.stop.clone()).collect();
+        let stops: Vec<_> = leaves.map(|member| member.state.clone()).collect();
         self.arm_deadlines(&registry);
-        let report = self.close_if_idle(&mut registry);
+        let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
-        tracing::info!(target: "qi_core::agent", %cause, "shutdown");
-        for stop in stops {
-            stop.cancel();
+        tracing::info!(target: "qi_core::agent", cause = text, "shutdown");
+        for agent in stops {
+            agent.request_stop();
         }
         self.publish(report);
     }
@@ -294,7 +298,7 @@ impl AgentSet {
     }
 
     fn expire_hard_deadline(&self) {
-        let Some(report) = self.close(&mut lock(&self.registry)) else { return };
+        let Some(report) = lock(&self.registry).close() else { return };
         self.publish(Some(report.clone()));
         tracing::error!(target: "qi_core::agent", %report, "hard deadline of the shutdown");
         if let Some(call) = lock(&self.on_deadline_exceeded).take()
@@ -302,27 +306,6 @@ impl AgentSet {
         {
             tracing::error!(target: "qi_core::agent", panic, "on_deadline_exceeded panicked");
         }
-    }
-
-    /// Closes the report if no agent is left that could change it.
-    fn close_if_idle(&self, registry: &mut Registry) -> Option<RuntimeReport> {
-        let may_end = !self.config.run_when_empty || registry.shutdown.is_some();
-        let idle = registry.runtime.is_some() && registry.alive == 0 && may_end;
-        if idle { self.close(registry) } else { None }
-    }
-
-    /// Writes the report, once. The caller must publish it.
-    fn close(&self, registry: &mut Registry) -> Option<RuntimeReport> {
-        if std::mem::replace(&mut registry.closed, true) {
-            return None;
-        }
-        let (cause, shutdown_took) = match &registry.shutdown {
-            Some((cause, began)) => (cause.clone(), began.elapsed()),
-            None => (ShutdownCause::AllEnded, Duration::ZERO),
-        };
-        let started = registry.runtime.is_some();
-        let agents = registry.members.values().map(|member| member.state.report(started)).collect();
-        Some(RuntimeReport { cause, shutdown_took, agents })
     }
 
     fn publish(&self, report: Option<RuntimeReport>) {
@@ -376,7 +359,7 @@ impl Registry {
                 return refuse(ErrorKind::Config, "agent.dependency.best_effort", message);
             }
             let completed = state.settings.run_to_completion && state.started.get() == Some(&true);
-            if !(completed || *alive && !state.stop.is_cancelled()) {
+            if !(completed || *alive && !state.must_stop()) {
                 let message = format!("depends on {dependency}, which has ended or is stopping");
                 return refuse(ErrorKind::Conflict, "agent.dependency.ended", message);
             }
@@ -387,8 +370,8 @@ impl Registry {
         Ok(dependencies)
     }
 
-    /// Counts an agent that has ended. Returns the tokens of the dependencies that must stop now.
-    fn count_out(&mut self, id: u64) -> Vec<CancellationToken> {
+    /// Counts an agent that has ended. Returns the dependencies that must stop now.
+    fn count_out(&mut self, id: u64) -> Vec<Arc<AgentState>> {
         let Some(member) = self.members.get_mut(&id) else { return Vec::new() };
         member.alive = false;
         self.alive -= 1;
@@ -398,7 +381,7 @@ impl Registry {
             let Some(member) = self.members.get_mut(&dependency) else { continue };
             member.dependents -= 1;
             if shutdown && member.dependents == 0 {
-                stops.push(member.state.stop.clone());
+                stops.push(member.state.clone());
             }
         }
         stops
@@ -411,6 +394,27 @@ impl Registry {
         let oldest = if self.removed.len() == MAX_REMOVED { self.removed.pop_front() } else { None };
         self.removed.push_back(state);
         oldest
+    }
+
+    /// Closes the report if no agent is left that could change it.
+    fn close_if_idle(&mut self, run_when_empty: bool) -> Option<RuntimeReport> {
+        let may_end = !run_when_empty || self.shutdown.is_some();
+        let idle = self.runtime.is_some() && self.alive == 0 && may_end;
+        if idle { self.close() } else { None }
+    }
+
+    /// Writes the report, once. The caller must publish it.
+    fn close(&mut self) -> Option<RuntimeReport> {
+        if std::mem::replace(&mut self.closed, true) {
+            return None;
+        }
+        let (cause, shutdown_took) = match &self.shutdown {
+            Some((cause, began)) => (cause.clone(), began.elapsed()),
+            None => (ShutdownCause::AllEnded, Duration::ZERO),
+        };
+        let started = self.runtime.is_some();
+        let agents = self.members.values().map(|member| member.state.report(started)).collect();
+        Some(RuntimeReport { cause, shutdown_took, agents })
     }
 
     fn take_unstarted(&mut self) -> Vec<NewAgent> {
@@ -439,7 +443,7 @@ async fn keep_soft_deadline(set: Arc<AgentSet>) {
     tracing::warn!(target: "qi_core::agent", "soft deadline of the shutdown: remaining hooks are dropped");
     set.shared.soft_deadline.cancel();
     for agent in set.agents() {
-        agent.stop.cancel();
+        agent.request_stop();
     }
 }
 

@@ -36,11 +36,13 @@ pub struct AgentSpec {
     pub(super) factory: AgentFactory,
 }
 
+type OpenFuture = BoxFuture<'static, Result<Box<dyn Agent>>>;
+
 /// The source of an agent's values.
 pub(super) enum AgentFactory {
     Once(Option<Box<dyn Agent>>),
     New(Box<dyn FnMut() -> Box<dyn Agent> + Send>),
-    Async(Box<dyn FnMut(AgentContext) -> BoxFuture<'static, Result<Box<dyn Agent>>> + Send>),
+    Async(Box<dyn FnMut(AgentContext) -> OpenFuture + Send>),
 }
 
 impl fmt::Debug for AgentFactory {
@@ -114,9 +116,9 @@ impl AgentSpec {
         F: FnMut(AgentContext) -> Fut + Send + 'static,
         Fut: Future<Output = Result<A>> + Send + 'static,
     {
-        let make = move |cx| -> BoxFuture<'static, Result<Box<dyn Agent>>> {
-            let made = make(cx);
-            Box::pin(async move { Ok(Box::new(made.await?) as Box<dyn Agent>) })
+        let make = move |cx| -> OpenFuture {
+            let opened = make(cx);
+            Box::pin(async move { Ok(Box::new(opened.await?) as Box<dyn Agent>) })
         };
         Self::with_factory(name, AgentFactory::Async(Box::new(make)), RestartPolicy::default())
     }

@@ -1,15 +1,15 @@
 //! The state of one agent: written by its task, read by contexts and handles.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{SetOnce, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::catch::catch;
+use super::catch::{catch, lock};
 use super::report::{AgentReport, Termination};
 use super::shared::{Limits, Settings, Shared};
 use super::status::{
@@ -28,17 +28,15 @@ pub(super) struct AgentState {
     pub(super) name: Arc<str>,
     pub(super) settings: Settings,
     pub(super) shared: Arc<Shared>,
-    /// Cancelled when the agent must end. The token of each incarnation is its child.
-    pub(super) stop: CancellationToken,
+    /// Set when the agent must end.
+    stop: SetOnce<()>,
     /// True once the dependents of the agent may start, false if the agent ended before that.
     pub(super) started: SetOnce<bool>,
-    /// Set when the agent has ended and the set of agents has counted it.
-    pub(super) ended: SetOnce<()>,
     /// True if the last hook had to be dropped, or the last cleanup timed out.
     pub(super) forced: AtomicBool,
     /// True while code of the agent holds a thread at this moment.
     blocking: AtomicBool,
-    record: watch::Sender<Record>,
+    record: Mutex<Record>,
 }
 
 struct Record {
@@ -49,7 +47,11 @@ struct Record {
     errors: VecDeque<ErrorRecord>,
     /// Present from Initializing until the incarnation ends.
     heartbeat: Option<Arc<Heartbeat>>,
+    /// The token of the current or last incarnation.
+    token: Option<CancellationToken>,
     has_run: bool,
+    /// Present once the agent has been watched. A watch of every agent would cost half of its start and stop.
+    watch: Option<watch::Sender<AgentSnapshot>>,
 }
 
 /// The parts of a transition beside the new status.
@@ -86,18 +88,19 @@ impl AgentState {
             history: VecDeque::new(),
             errors: VecDeque::new(),
             heartbeat: None,
+            token: None,
             has_run: false,
+            watch: None,
         };
         Self {
             name,
             settings,
             shared,
-            stop: CancellationToken::new(),
+            stop: SetOnce::new(),
             started: SetOnce::new(),
-            ended: SetOnce::new(),
             forced: AtomicBool::new(false),
             blocking: AtomicBool::new(false),
-            record: watch::Sender::new(record),
+            record: Mutex::new(record),
         }
     }
 
@@ -113,65 +116,81 @@ impl AgentState {
         result
     }
 
-    /// Changes the record, and wakes watchers if `change` returns true and there are any.
-    ///
-    /// A watcher reads the record before it waits, and it counts before it reads. So none misses a change.
-    fn update(&self, change: impl FnOnce(&mut Record) -> bool) {
-        self.record.send_if_modified(|record| change(record) && self.record.receiver_count() > 0);
+    /// Stops the agent. The token is cancelled here, so that a hook that never yields its thread can see the stop.
+    pub(super) fn request_stop(&self) {
+        let _first = self.stop.set(());
+        let token = lock(&self.record).token.clone();
+        if let Some(token) = token {
+            token.cancel();
+        }
     }
 
-    /// Begins the next incarnation: changes the status to Initializing and returns the incarnation's number.
-    pub(super) fn begin(&self) -> (u32, Arc<Heartbeat>) {
+    pub(super) fn must_stop(&self) -> bool {
+        self.stop.initialized()
+    }
+
+    /// Waits until the agent must end.
+    pub(super) async fn stop_requested(&self) {
+        self.stop.wait().await;
+    }
+
+    /// Begins the next incarnation, in status Initializing.
+    pub(super) fn begin(&self) -> (u32, CancellationToken, Arc<Heartbeat>) {
         let heartbeat = Arc::new(Heartbeat::new(self.shared.clock.now()));
-        let mut number = 0;
-        self.update(|record| {
+        let token = CancellationToken::new();
+        let number = {
+            let mut record = lock(&self.record);
+            record.heartbeat = Some(heartbeat.clone());
+            record.token = Some(token.clone());
             let snapshot = &mut record.snapshot;
-            number = snapshot.incarnation.saturating_add(1);
-            snapshot.incarnation = number;
-            snapshot.restarts = number - 1;
+            snapshot.restarts = snapshot.incarnation;
+            snapshot.incarnation = snapshot.incarnation.saturating_add(1);
             snapshot.health = AgentHealth::Ok;
             snapshot.last_heartbeat = None;
-            record.heartbeat = Some(heartbeat.clone());
-            false
-        });
+            snapshot.incarnation
+        };
+        // Either `request_stop` finds the token, or this finds the stop.
+        if self.must_stop() {
+            token.cancel();
+        }
         self.to(AgentStatus::Initializing, Change::default());
-        (number, heartbeat)
+        (number, token, heartbeat)
     }
 
     /// Changes the status. Only the task of the agent calls this.
     pub(super) fn to(&self, to: AgentStatus, change: Change) {
         let (at, now) = (self.shared.clock.now(), Instant::now());
         let transition = {
-            let Record { snapshot, entered, .. } = &*self.record.borrow();
-            Transition {
+            let record = &mut *lock(&self.record);
+            let entered = std::mem::replace(&mut record.entered, now);
+            let snapshot = &mut record.snapshot;
+            snapshot.seq += 1;
+            snapshot.since = at;
+            if let Some(exit) = &change.exit {
+                snapshot.last_exit = Some(exit.clone());
+            }
+            let transition = Transition {
                 agent: self.name.clone(),
-                seq: snapshot.seq + 1,
+                seq: snapshot.seq,
                 at,
                 incarnation: snapshot.incarnation,
-                from: snapshot.status,
-                lasted: now.saturating_duration_since(*entered),
+                from: std::mem::replace(&mut snapshot.status, to),
+                lasted: now.saturating_duration_since(entered),
                 to,
                 exit: change.exit,
                 backoff: change.backoff,
                 gave_up: change.gave_up,
-            }
-        };
-        self.update(|record| {
-            record.entered = now;
+            };
             record.has_run |= to == AgentStatus::Running;
-            let snapshot = &mut record.snapshot;
-            (snapshot.status, snapshot.seq, snapshot.since) = (to, transition.seq, at);
-            if let Some(exit) = &transition.exit {
-                snapshot.last_exit = Some(exit.clone());
-            }
             if (to == AgentStatus::Backoff || to.is_terminal())
                 && let Some(heartbeat) = record.heartbeat.take()
             {
                 snapshot.last_heartbeat = heartbeat.last();
             }
             push(&mut record.history, MAX_HISTORY, transition.clone());
-            true
-        });
+            record.publish();
+            transition
+        };
         self.shared.notify(|observer| observer.on_transition(&transition));
         let starts =
             if self.settings.run_to_completion { change.completed } else { to == AgentStatus::Running };
@@ -184,10 +203,7 @@ impl AgentState {
     pub(super) fn record(&self, phase: Phase, error: Error) {
         let (agent, at, incarnation) = self.origin();
         let record = ErrorRecord { agent, at, incarnation, phase, error };
-        self.update(|kept| {
-            push(&mut kept.errors, MAX_ERRORS, record.clone());
-            false
-        });
+        push(&mut lock(&self.record).errors, MAX_ERRORS, record.clone());
         self.shared.notify(|observer| observer.on_error(&record));
     }
 
@@ -207,7 +223,7 @@ impl AgentState {
     }
 
     fn origin(&self) -> (Arc<str>, Timestamp, u32) {
-        (self.name.clone(), self.shared.clock.now(), self.record.borrow().snapshot.incarnation)
+        (self.name.clone(), self.shared.clock.now(), lock(&self.record).snapshot.incarnation)
     }
 
     /// Sets the health that the agent reports. A context of an earlier incarnation has no effect.
@@ -216,19 +232,17 @@ impl AgentState {
             AgentHealth::Degraded(why) => AgentHealth::Degraded(tidy(&why)),
             other => other,
         };
-        self.update(|record| {
-            let snapshot = &mut record.snapshot;
-            let current = snapshot.incarnation == incarnation && !snapshot.status.is_terminal();
-            let changed = current && snapshot.health != health;
-            if changed {
-                snapshot.health = health;
-            }
-            changed
-        });
+        let mut record = lock(&self.record);
+        let snapshot = &mut record.snapshot;
+        let current = snapshot.incarnation == incarnation && !snapshot.status.is_terminal();
+        if current && snapshot.health != health {
+            snapshot.health = health;
+            record.publish();
+        }
     }
 
     pub(super) fn snapshot(&self) -> AgentSnapshot {
-        let record = self.record.borrow();
+        let record = lock(&self.record);
         let mut snapshot = record.snapshot.clone();
         if let Some(heartbeat) = &record.heartbeat {
             snapshot.last_heartbeat = heartbeat.last();
@@ -243,12 +257,12 @@ impl AgentState {
 
     /// Returns whether the agent has been Running once.
     pub(super) fn has_run(&self) -> bool {
-        self.record.borrow().has_run
+        lock(&self.record).has_run
     }
 
     /// Returns the time since the last heartbeat of a running agent that has a watchdog or has sent a heartbeat.
     pub(super) fn silence(&self) -> Option<Duration> {
-        let record = self.record.borrow();
+        let record = lock(&self.record);
         let heartbeat = record.heartbeat.as_ref().filter(|heartbeat| {
             record.snapshot.status == AgentStatus::Running
                 && (self.settings.watchdog.is_some() || heartbeat.last().is_some())
@@ -257,16 +271,16 @@ impl AgentState {
     }
 
     pub(super) fn history(&self) -> Vec<Transition> {
-        self.record.borrow().history.iter().cloned().collect()
+        lock(&self.record).history.iter().cloned().collect()
     }
 
     pub(super) fn errors(&self) -> Vec<ErrorRecord> {
-        self.record.borrow().errors.iter().cloned().collect()
+        lock(&self.record).errors.iter().cloned().collect()
     }
 
     /// Returns the agent's part of the report. An agent that was `launched` and has not ended is leaked.
     pub(super) fn report(&self, launched: bool) -> AgentReport {
-        let record = self.record.borrow();
+        let record = lock(&self.record);
         let AgentSnapshot { status, restarts, last_exit, .. } = record.snapshot.clone();
         let termination = if launched && !status.is_terminal() {
             Termination::Leaked { blocking: self.blocking.load(Ordering::Relaxed) }
@@ -281,9 +295,17 @@ impl AgentState {
     }
 
     pub(super) fn subscribe(&self) -> AgentWatch {
-        let mut receiver = self.record.subscribe();
-        let ended = receiver.borrow_and_update().snapshot.status.is_terminal();
-        AgentWatch { receiver, ended }
+        let Record { snapshot, watch, .. } = &mut *lock(&self.record);
+        let watch = watch.get_or_insert_with(|| watch::Sender::new(snapshot.clone()));
+        AgentWatch { receiver: watch.subscribe(), ended: snapshot.status.is_terminal() }
+    }
+}
+
+impl Record {
+    fn publish(&self) {
+        if let Some(watch) = &self.watch {
+            watch.send_replace(self.snapshot.clone());
+        }
     }
 }
 
@@ -343,22 +365,16 @@ impl Heartbeat {
 }
 
 /// Follows one agent. It shows the newest state and may skip some; see [`AgentSnapshot::seq`].
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct AgentWatch {
-    receiver: watch::Receiver<Record>,
+    receiver: watch::Receiver<AgentSnapshot>,
     ended: bool,
-}
-
-impl std::fmt::Debug for AgentWatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentWatch").field("current", &self.current()).finish_non_exhaustive()
-    }
 }
 
 impl AgentWatch {
     /// Returns the newest state.
     pub fn current(&self) -> AgentSnapshot {
-        self.receiver.borrow().snapshot.clone()
+        self.receiver.borrow().clone()
     }
 
     /// Waits for the next change of status or health, and returns None after the agent's end was returned. Dropping
@@ -369,7 +385,7 @@ impl AgentWatch {
             self.ended = true;
             return None;
         }
-        let snapshot = self.receiver.borrow_and_update().snapshot.clone();
+        let snapshot = self.receiver.borrow_and_update().clone();
         self.ended = snapshot.status.is_terminal();
         Some(snapshot)
     }

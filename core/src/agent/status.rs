@@ -155,6 +155,12 @@ impl ExitReason {
     }
 }
 
+impl Serialize for ExitReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.code())
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -199,14 +205,9 @@ pub struct AgentSnapshot {
     /// The time of the last transition. Serde writes microseconds since the epoch.
     pub since: Timestamp,
     /// The exit of the last incarnation. Serde writes its code.
-    #[serde(serialize_with = "exit_code")]
     pub last_exit: Option<Arc<ExitReason>>,
     /// The last heartbeat of the current incarnation.
     pub last_heartbeat: Option<Timestamp>,
-}
-
-fn exit_code<S: Serializer>(exit: &Option<Arc<ExitReason>>, serializer: S) -> Result<S::Ok, S::Error> {
-    exit.as_ref().map(|exit| exit.code()).serialize(serializer)
 }
 
 /// A change of status.

@@ -73,8 +73,8 @@ where
     let make = Arc::new(make);
     let mut trials = trials(time, &format!("{name}::plain"), &make);
     let boxed = Arc::new(move || {
-        let made = make();
-        async move { Ok(Box::new(made.await?) as Box<dyn Agent>) }
+        let opened = make();
+        async move { Ok(Box::new(opened.await?) as Box<dyn Agent>) }
     });
     trials.extend(self::trials(time, &format!("{name}::boxed"), &boxed));
     trials
