@@ -145,7 +145,7 @@ impl AgentRuntimeBuilder {
         let deadline = config.deadline;
         config.reserve = reserve.unwrap_or(MAX_DEFAULT_RESERVE.min(deadline / 10)).min(deadline);
         let shared = Shared::new(clock, observers, deadline.saturating_sub(config.reserve));
-        let set = AgentSet::new(Arc::new(shared), config, on_deadline_exceeded);
+        let set = AgentSet::new(Arc::new(shared), config, on_deadline_exceeded, agents.len());
         let order = start_order(&agents)?;
         let mut agents: Vec<Option<AgentSpec>> = agents.into_iter().map(Some).collect();
         for index in order {

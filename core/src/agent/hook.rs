@@ -106,11 +106,13 @@ pub(super) async fn run_hook<'a>(
     let watchdog = state.settings.watchdog.filter(|_| phase == Phase::Run);
     let soft_deadline_applied = false;
     let mut limits = Limits { incarnation, phase, deadline, watchdog, stop_by: None, soft_deadline_applied };
-    // A hook that is usually ready at once is polled first, without the cost of timers and wakers.
+    // A hook that is usually ready at once is polled first, without the cost of timers and wakers: `initialize` and
+    // `cleanup` at their start, `run` after a stop.
     let mut registered = phase == Phase::Run;
     let (exit, dropped) = loop {
         if !cleanup && limits.stop_by.is_none() && state.must_stop() {
             limits.apply_stop_request();
+            registered = false;
         }
         let stopping = limits.stop_by.is_some();
         let alarm = limits.next_alarm();

@@ -76,6 +76,8 @@ struct Registry {
     /// The number of agents that have not ended.
     alive: usize,
     removed: VecDeque<Arc<AgentState>>,
+    /// The agents that start with the runtime.
+    unstarted: Vec<NewAgent>,
 }
 
 struct Member {
@@ -88,8 +90,6 @@ struct Member {
     alive: bool,
     /// Cancelled at the end of the agent's removal.
     removal: Option<CancellationToken>,
-    /// Present until the start of the runtime.
-    unstarted: Option<NewAgent>,
 }
 
 impl AgentSet {
@@ -97,14 +97,16 @@ impl AgentSet {
         shared: Arc<Shared>,
         config: SetConfig,
         on_deadline_exceeded: Option<OnDeadlineExceeded>,
+        agents: usize,
     ) -> Self {
+        let (ids, unstarted) = (HashMap::with_capacity(agents), Vec::with_capacity(agents));
         Self {
             shared,
             report: SetOnce::new(),
             started: AtomicBool::new(false),
             config,
             on_deadline_exceeded: Mutex::new(on_deadline_exceeded),
-            registry: Mutex::default(),
+            registry: Mutex::new(Registry { ids, unstarted, ..Registry::default() }),
             hard_deadline: HardDeadline::default(),
             expire_now: CancellationToken::new(),
         }
@@ -146,12 +148,15 @@ impl AgentSet {
         }
         let time_to_stop = time_to_stop.saturating_add(self.shared.time_to_stop(limits));
         let agent = NewAgent { id, state: state.clone(), dependencies: states, factory, restart, rng };
-        let (started, unstarted) = match registry.runtime.clone() {
-            Some(runtime) => (Some((runtime, agent)), None),
-            None => (None, Some(agent)),
+        let started = match registry.runtime.clone() {
+            Some(runtime) => Some((runtime, agent)),
+            None => {
+                registry.unstarted.push(agent);
+                None
+            }
         };
         let (dependents, alive, removal) = (0, true, None);
-        let member = Member { state, dependencies, dependents, time_to_stop, alive, removal, unstarted };
+        let member = Member { state, dependencies, dependents, time_to_stop, alive, removal };
         registry.members.insert(id, member);
         registry.ids.insert(name, id);
         registry.next_id = registry.next_id.max(id + 1);
@@ -194,7 +199,7 @@ impl AgentSet {
         }
         let has_task = registry.runtime.is_some();
         let Some(member) = registry.members.get_mut(&id) else { return Err(unknown(name)) };
-        let (state, unstarted) = (member.state.clone(), member.unstarted.take());
+        let state = member.state.clone();
         let removal = member.removal.get_or_insert_default().clone();
         if has_task && member.alive {
             drop(registry);
@@ -204,6 +209,7 @@ impl AgentSet {
         if member.alive {
             registry.count_out(id);
         }
+        let unstarted = registry.unstarted.extract_if(.., |agent| agent.id == id).next();
         let forgotten = registry.forget(id);
         drop(registry);
         let _panic = catch(|| drop((forgotten, unstarted)));
@@ -239,7 +245,7 @@ impl AgentSet {
     pub(super) fn start(self: &Arc<Self>, runtime: Handle) -> Vec<NewAgent> {
         let mut registry = lock(&self.registry);
         registry.runtime = Some(runtime);
-        let agents = registry.take_unstarted();
+        let agents = std::mem::take(&mut registry.unstarted);
         // A shutdown that was requested before the start counts from here.
         self.arm_deadlines(&registry);
         let report = registry.close_if_idle(self.config.run_when_empty);
@@ -256,7 +262,7 @@ impl AgentSet {
         self.begin_shutdown(ShutdownCause::Dropped);
         let (report, unstarted) = {
             let mut registry = lock(&self.registry);
-            (registry.close(), registry.take_unstarted())
+            (registry.close(), std::mem::take(&mut registry.unstarted))
         };
         let _panic = catch(|| drop(unstarted));
         self.publish(report);
@@ -415,10 +421,6 @@ impl Registry {
         let started = self.runtime.is_some();
         let agents = self.members.values().map(|member| member.state.report(started)).collect();
         Some(RuntimeReport { cause, shutdown_took, agents })
-    }
-
-    fn take_unstarted(&mut self) -> Vec<NewAgent> {
-        self.members.values_mut().filter_map(|member| member.unstarted.take()).collect()
     }
 }
 
