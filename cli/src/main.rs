@@ -17,7 +17,7 @@ use qi_adapters::Config;
 use qi_cli::output::{Format, Listing, printable};
 use qi_cli::{check, copy, dlq, migrate, query, replay, topics};
 use qi_core::store::BarSource;
-use qi_core::{Error, PriceStore, Result};
+use qi_core::{Error, PriceStore, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -34,9 +34,10 @@ fn main() -> ExitCode {
         )
         .with_writer(io::stderr)
         .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime.permanent("cli.runtime", "start") {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&Error::other(error), FAILED),
+        Err(error) => return fail(&error, FAILED),
     };
     let code = runtime.block_on(async {
         let config = match &options.config {
@@ -281,7 +282,7 @@ struct Stop {
 
 impl Stop {
     fn listen(&self) -> Result<()> {
-        let on = |kind: SignalKind| signal(kind).map_err(Error::other);
+        let on = |kind: SignalKind| signal(kind).permanent("cli.signal", "listen");
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         let (gently, now, code) = (self.gently.clone(), self.now.clone(), self.code.clone());
         tokio::spawn(async move {
@@ -331,7 +332,7 @@ fn spinner(what: &'static str, count: impl Fn() -> u64 + Send + 'static) -> Prog
 }
 
 fn show(listing: &Listing, format: Format) -> Result<()> {
-    listing.write(format, &mut io::stdout().lock()).map_err(Error::other)
+    listing.write(format, &mut io::stdout().lock()).permanent("cli.output", "write")
 }
 
 fn say(what: std::fmt::Arguments<'_>) {

@@ -63,7 +63,7 @@ pub enum ErrorKind {
     CorruptData,
     /// The object was closed.
     Closed,
-    /// An error of Layer 2, made by [`Error::other`] or [`Error::other_retryable`].
+    /// An error of Layer 2: see [`ResultExt`].
     Application,
     /// A fault of this library.
     Internal,
@@ -231,16 +231,6 @@ impl Error {
         }
     }
 
-    /// Layer 2's own error, which trying again does not help.
-    pub fn other(source: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>) -> Self {
-        Self::new(ErrorKind::Application, "application", "application").with_boxed_source(source.into())
-    }
-
-    /// Layer 2's own error, which may pass: a restart policy or a retry wrapper tries again.
-    pub fn other_retryable(source: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>) -> Self {
-        Self::other(source).with_retry(RetryAdvice::Backoff)
-    }
-
     /// [`ErrorKind::Closed`]: `operation` was called after `close`.
     pub fn closed(code: impl Into<Cow<'static, str>>, operation: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Closed, code, operation).with_message("already closed")
@@ -272,10 +262,6 @@ impl Error {
     #[must_use]
     pub fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.edit(|e| e.source = Some(Arc::new(source)))
-    }
-
-    fn with_boxed_source(self, source: Box<dyn std::error::Error + Send + Sync + 'static>) -> Self {
-        self.edit(|e| e.source = Some(Arc::from(source)))
     }
 
     /// Replaces the advice that the kind gives.
@@ -358,7 +344,8 @@ impl Error {
     /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("halted") }
     /// # }
     /// impl std::error::Error for Halted {}
-    /// assert_eq!(Error::other(Halted).find_source::<Halted>(), Some(&Halted));
+    /// let error = Error::new(qi_core::ErrorKind::Application, "exchange.halted", "poll").with_source(Halted);
+    /// assert_eq!(error.find_source::<Halted>(), Some(&Halted));
     /// ```
     pub fn find_source<E: std::error::Error + 'static>(&self) -> Option<&E> {
         let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(self);
@@ -399,6 +386,56 @@ impl Error {
                 None => tidy(&source.to_string()),
             }
         })
+    }
+}
+
+/// Converts the errors of other libraries. The method states whether the same call can succeed later, and the code is the
+/// one that alerts match on.
+///
+/// The error has the kind [`ErrorKind::Application`] and keeps the original error as its source. An agent that returns a
+/// retryable error restarts, while a permanent error ends it.
+///
+/// ```
+/// use qi_core::{Result, ResultExt, RetryAdvice};
+///
+/// fn poll() -> Result<u64> {
+///     let text = std::fs::read_to_string("/no/such/file").retryable("feed.read", "poll")?;
+///     text.trim().parse().permanent("feed.parse", "poll")
+/// }
+/// let error = poll().unwrap_err();
+/// assert_eq!((error.code(), error.retry()), ("feed.read", RetryAdvice::Backoff));
+/// ```
+pub trait ResultExt<T> {
+    /// Converts the error into one that may disappear: the caller retries, and an agent restarts.
+    fn retryable(
+        self,
+        code: impl Into<Cow<'static, str>>,
+        operation: impl Into<Cow<'static, str>>,
+    ) -> Result<T>;
+
+    /// Converts the error into one that remains: nobody retries, and an agent fails.
+    fn permanent(
+        self,
+        code: impl Into<Cow<'static, str>>,
+        operation: impl Into<Cow<'static, str>>,
+    ) -> Result<T>;
+}
+
+impl<T, E: std::error::Error + Send + Sync + 'static> ResultExt<T> for std::result::Result<T, E> {
+    fn retryable(
+        self,
+        code: impl Into<Cow<'static, str>>,
+        operation: impl Into<Cow<'static, str>>,
+    ) -> Result<T> {
+        self.permanent(code, operation).map_err(|error| error.with_retry(RetryAdvice::Backoff))
+    }
+
+    fn permanent(
+        self,
+        code: impl Into<Cow<'static, str>>,
+        operation: impl Into<Cow<'static, str>>,
+    ) -> Result<T> {
+        self.map_err(|source| Error::new(ErrorKind::Application, code, operation).with_source(source))
     }
 }
 
@@ -487,10 +524,25 @@ mod tests {
     }
 
     #[test]
-    fn application_errors_say_what_their_maker_says() {
-        assert_eq!(Error::other("halted").retry(), RetryAdvice::Never);
-        assert_eq!(Error::other_retryable("busy").retry(), RetryAdvice::Backoff);
-        assert_eq!(Error::other("halted").kind(), ErrorKind::Application);
+    fn result_ext_states_the_retry_advice_and_keeps_the_source() {
+        let reset = || Err::<(), _>(std::io::Error::other("connection reset"));
+        let retryable = reset().retryable("feed.http", "poll").unwrap_err();
+        let permanent = reset().permanent("feed.http", "poll").unwrap_err();
+        assert_eq!((retryable.retry(), permanent.retry()), (RetryAdvice::Backoff, RetryAdvice::Never));
+        for error in [retryable, permanent] {
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Application, "feed.http"));
+            assert_eq!(error.report(), "poll: application [feed.http]: connection reset");
+            assert!(error.find_source::<std::io::Error>().is_some());
+        }
+        assert_eq!(Ok::<_, std::io::Error>(7).retryable("c", "op").unwrap(), 7);
+    }
+
+    #[test]
+    fn result_ext_states_the_retry_advice_of_an_error_of_this_type_too() {
+        let inner = Err::<(), _>(Error::new(ErrorKind::Config, "inner", "open"));
+        let error = inner.retryable("outer", "poll").unwrap_err();
+        assert_eq!((error.code(), error.retry()), ("outer", RetryAdvice::Backoff));
+        assert_eq!(error.find_source::<Error>().map(Error::code), Some("inner"));
     }
 
     #[test]

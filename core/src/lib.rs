@@ -24,6 +24,6 @@ pub use domain::{
     PriceTick, Quantity, Quote, QuoteValues, Scope, Selection, Side, SnapshotValues, Source, Symbol,
     SystemClock, TimeRange, Timestamp,
 };
-pub use error::{Error, ErrorKind, Result, RetryAdvice};
+pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use operation::{Operation, OperationClass, Port};
 pub use store::{PriceStore, PriceStoreExt};

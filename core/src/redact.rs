@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-/// The longest value that an error keeps of what it was given, in characters.
+/// The longest value that an error keeps, in characters.
 pub const MAX_CONTEXT_CHARS: usize = 200;
+
 /// The longest text that is searched for secrets, in bytes. The rest of a longer text is dropped first.
 const MAX_SEARCHED_BYTES: usize = 8 << 10;
 const HIDDEN: &str = "***";
@@ -315,7 +316,8 @@ mod tests {
             .with_message(text)
             .with_context("given", text)
             .with_source(std::io::Error::other(text.to_owned()));
-        let outer = Error::other(std::io::Error::other(error.clone())).with_message("outer");
+        let source = std::io::Error::other(error.clone());
+        let outer = Error::new(ErrorKind::Internal, "c", "op").with_message("outer").with_source(source);
         [
             error.to_string(),
             format!("{error:?} {error:#?}"),
@@ -404,16 +406,17 @@ mod tests {
         let mut error = Error::new(ErrorKind::Internal, "c", "op").with_message("first");
         for _ in 0..50 {
             let text = format!("password=hunter2 {}", "x".repeat(100_000));
-            error = Error::other(std::io::Error::other(text)).with_source(error);
+            error = Error::new(ErrorKind::Internal, "c", "op").with_message(text).with_source(error);
         }
         for n in 0..50 {
             error = error.with_context(format!("key{n}"), "y".repeat(1_000));
         }
         let report = error.report();
         assert!(report.len() <= crate::error::MAX_REPORT_BYTES && report.ends_with('…'), "{}", report.len());
-        let short = (0..50).fold(Error::other(std::io::Error::other("s")), |error, _| {
-            Error::new(ErrorKind::Internal, "c", "op").with_source(error)
-        });
+        let short = (0..50).fold(
+            Error::new(ErrorKind::Internal, "other", "op").with_source(std::io::Error::other("s")),
+            |error, _| Error::new(ErrorKind::Internal, "c", "op").with_source(error),
+        );
         assert_eq!(short.report().matches("[c]").count(), 17, "the error and 16 sources");
         assert_eq!(format!("{short:?}").matches("[c]").count(), 16);
     }

@@ -13,6 +13,8 @@ pub mod probes;
 /// The code on the pages of `docs/` is compiled, and run where it can be, so that it cannot drift from the library.
 #[cfg(doctest)]
 mod guides {
+    #[doc = include_str!("../../docs/agents.md")]
+    struct Agents;
     #[doc = include_str!("../../docs/architecture.md")]
     struct Architecture;
     #[doc = include_str!("../../docs/backends/clickhouse.md")]

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, run};
-use qi_core::bus::{GroupId, MessageBusExt, TopicCatalogue, TopicName};
+use qi_core::bus::{GroupId, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
 use qi_core::{MessageBus, PriceStore, PriceTick};
 use qi_examples::pipeline::{Feed, Writer};
-use qi_testkit::agent::agent_contract;
+use qi_testkit::agent::{Time, agent_contract, agent_contract_async};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
@@ -36,9 +36,10 @@ fn world() -> (Arc<dyn MessageBus>, Arc<dyn PriceStore>) {
 }
 
 fn main() -> ExitCode {
-    let mut trials = agent_contract("writer", || {
+    let mut trials = agent_contract_async(Time::Paused, "writer", || {
         let (bus, store) = world();
-        Writer::<PriceTick>::new(bus, store, topic(), GroupId::new("writer").unwrap(), Arc::default())
+        let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+        Writer::<PriceTick>::open(bus, store, request, Arc::default())
     });
     trials.extend(agent_contract("feed", || {
         let source = Box::new(market().take(5_000).map(Ok));

@@ -217,7 +217,7 @@ async fn lag_in_a_topic_that_the_group_has_left_does_not_keep_the_job_from_its_e
 #[tokio::test(start_paused = true)]
 async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     use qi_core::agent::{Agent, AgentContext, ExitReason};
-    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, TopicCatalogue, TopicName};
+    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
     use qi_examples::pipeline::Writer;
     let (bus, plain, chaos) = (memory_bus(), memory_store(), Chaos::seeded(1));
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
@@ -226,8 +226,10 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     bus.publish_one(&Message::new(topic.clone(), "no record")).await.unwrap();
     bus.send_records(&market(7, 1).collect::<Vec<_>>(), None).await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(plain.clone(), chaos.clone()));
-    let writer =
-        || Writer::<PriceTick>::new(bus.clone(), store.clone(), topic.clone(), group.clone(), Arc::default());
+    let writer = || {
+        let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
+        Writer::<PriceTick>::open(bus.clone(), store.clone(), request, Arc::default())
+    };
     // Stored records, dead letters, and uncommitted messages.
     let counts = async || {
         let topics = bus.topics().await.unwrap();
@@ -239,14 +241,12 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     let cx = AgentContext::for_test();
     for _ in 0..3 {
         chaos.next(Operation::InsertTicks, Fault::Error);
-        let mut writer = writer();
-        writer.initialize(&cx).await.unwrap();
+        let mut writer = writer().await.unwrap();
         let error = writer.run(&cx).await.unwrap_err();
         writer.cleanup(&cx, &ExitReason::Error(error)).await.unwrap();
         assert_eq!(counts().await, (0, 0, Some(2)));
     }
-    let mut writer = writer();
-    writer.initialize(&cx).await.unwrap();
+    let mut writer = writer().await.unwrap();
     let _ = tokio::time::timeout(Duration::from_secs(10), writer.run(&cx)).await;
     assert_eq!(counts().await, (1, 1, Some(0)));
 }
@@ -373,7 +373,7 @@ fn an_input_of_bad_lines_alone_is_stopped() {
             stopped.cancel();
         }
         lines.store(n, Ordering::Relaxed);
-        Err(source::Input::BadLine(Error::other("bad")))
+        Err(source::Input::BadLine(Error::invalid("test.bad", "line", "bad", "is bad")))
     });
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

@@ -9,23 +9,24 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use agent_rig::{ms, scripted};
-use qi_core::agent::{AgentRuntime, AgentStatus, EndedBy, Ending, RuntimeReport};
+use qi_core::agent::{AgentRuntime, AgentStatus, RuntimeReport, ShutdownCause, Termination};
 use qi_testkit::agent::{Script, Step};
 
 const DEADLINE: Duration = Duration::from_millis(700);
 const BLOCKED_FOR: Duration = Duration::from_secs(4);
 
 /// Runs `blocking` of the two workers' worth of agents that block, beside a quiet one, and gives what
-/// `on_overrun` was given, and when.
+/// `on_deadline_exceeded` was given, and when.
 fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     let (sender, receiver) = mpsc::channel();
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut builder =
-        AgentRuntime::builder().shutdown_deadline(DEADLINE).on_overrun(move |report: &RuntimeReport| {
+    let mut builder = AgentRuntime::builder().shutdown_deadline(DEADLINE).on_deadline_exceeded(
+        move |report: &RuntimeReport| {
             sender
                 .send((report.clone(), Instant::now(), std::thread::current().name().map(str::to_owned)))
                 .unwrap();
-        });
+        },
+    );
     for n in 0..blocking {
         let (spec, _) = scripted(&format!("blocks-{n}"), [Script::run(Step::Block(BLOCKED_FOR))]);
         builder = builder.agent(spec);
@@ -38,7 +39,7 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     let asked = Instant::now();
     handle.shutdown();
     let (report, when, thread) =
-        receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_overrun is called in time");
+        receiver.recv_timeout(DEADLINE + ms(1_500)).expect("on_deadline_exceeded is called in time");
     assert_eq!(thread.as_deref(), Some("qi-deadline"), "it is a thread of its own");
     tokio.shutdown_background();
     (report, when - asked)
@@ -48,10 +49,10 @@ fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
 fn one_of_two_blocked_threads_is_named_and_the_other_agents_end() {
     let (report, took) = overrun(1);
     assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
-    let leaked: Vec<_> = report.leaked().map(|a| (a.name.to_string(), a.ending)).collect();
-    assert_eq!(leaked, [("blocks-0".to_owned(), Ending::Leaked { blocking: true })]);
+    let leaked: Vec<_> = report.leaked().map(|a| (a.name.to_string(), a.termination)).collect();
+    assert_eq!(leaked, [("blocks-0".to_owned(), Termination::Leaked { blocking: true })]);
     assert_eq!(report.agent("quiet").unwrap().status, AgentStatus::Stopped);
-    assert_eq!(report.ended_by, EndedBy::Requested);
+    assert_eq!(report.cause, ShutdownCause::Requested);
     let error = report.result().unwrap_err();
     assert_eq!((error.code(), error.context_value("agent")), ("agent.leaked", Some("blocks-0")));
 }
@@ -61,9 +62,9 @@ fn two_of_two_blocked_threads_are_named_and_who_waits_behind_them_too() {
     let (report, took) = overrun(2);
     assert!(took >= DEADLINE && took < DEADLINE + ms(1_500), "{took:?}");
     for name in ["blocks-0", "blocks-1"] {
-        assert_eq!(report.agent(name).unwrap().ending, Ending::Leaked { blocking: true });
+        assert_eq!(report.agent(name).unwrap().termination, Termination::Leaked { blocking: true });
     }
-    assert_eq!(report.agent("quiet").unwrap().ending, Ending::Leaked { blocking: false });
+    assert_eq!(report.agent("quiet").unwrap().termination, Termination::Leaked { blocking: false });
     assert!(report.to_string().contains("leaked: blocks-0, blocks-1, quiet"), "{report}");
 }
 

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
-    Agent, AgentContext, AgentHealth, AgentSpec, EndedBy, Ending, ExitReason, Phase, RestartPolicy,
-    RuntimeHandle, agent_fn,
+    Agent, AgentContext, AgentHealth, AgentSpec, ExitReason, Phase, RestartPolicy, RuntimeHandle,
+    ShutdownCause, Termination, agent_fn,
 };
 use qi_core::{Error, ErrorKind, Result, RetryAdvice};
 use qi_testkit::agent::{Script, Step, TransitionLog};
@@ -32,8 +32,8 @@ async fn happy_path_is_exactly_this() {
     assert_eq!(history[2].at.since(history[1].at), ms(1_000), "it ran until the stop");
     assert_eq!(history[3].at, history[2].at, "and ended at once");
     let agent = life.report.agent("a").unwrap();
-    assert_eq!((agent.status, agent.ending, agent.restarts), (Stopped, Ending::Orderly, 0));
-    assert_eq!(life.report.ended_by, EndedBy::Requested);
+    assert_eq!((agent.status, agent.termination, agent.restarts), (Stopped, Termination::Orderly, 0));
+    assert_eq!(life.report.cause, ShutdownCause::Requested);
     life.report.result().unwrap();
     assert!(life.log.errors("a").is_empty());
 }
@@ -138,7 +138,7 @@ async fn panic_in_the_drop_of_a_hook_is_caught() {
 async fn error_that_cannot_pass_fails_without_backoff() {
     let life = live([Script::run(Step::Err(ErrorKind::Config))], LONG, |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed]);
-    assert_eq!(life.report.ended_by, EndedBy::AgentFailed("a".into()));
+    assert_eq!(life.report.cause, ShutdownCause::AgentFailed("a".into()));
     let error = life.report.result().unwrap_err();
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Config, RetryAdvice::Never));
     assert_eq!(error.context_value("agent"), Some("a"));
@@ -181,8 +181,8 @@ async fn completion_is_answered_by_the_mode() {
         let life = live([Script::run(Step::Ok), Script::default()], ms(1_000), |s| s.restart(policy)).await;
         assert_eq!(life.calls.count("Run#2"), usize::from(again), "{policy:?}");
         assert_eq!(life.statuses().last(), Some(&Stopped));
-        let ended_by = if again { EndedBy::Requested } else { EndedBy::AllEnded };
-        assert_eq!(life.report.ended_by, ended_by);
+        let cause = if again { ShutdownCause::Requested } else { ShutdownCause::AllEnded };
+        assert_eq!(life.report.cause, cause);
     }
 }
 
@@ -453,14 +453,14 @@ async fn run_that_is_always_ready_is_dropped_in_time() {
         let report = runtime.run_until(others_run).await;
         assert!(calls.is_clean() && calls.count("Init#1") == 1, "{calls:?}");
         assert_eq!(log.statuses("a").last(), Some(&Stopped));
-        assert_eq!(report.agent("a").unwrap().ending, Ending::Forced);
+        assert_eq!(report.agent("a").unwrap().termination, Termination::Forced);
     }
 }
 
 #[tokio::test]
 async fn run_that_is_always_ready_cannot_starve_its_deadline_on_real_time() {
     let life = live([Script::run(Step::Spin)], ms(20), |spec| spec.stop_timeout(ms(30))).await;
-    assert_eq!(life.report.agent("a").unwrap().ending, Ending::Forced);
+    assert_eq!(life.report.agent("a").unwrap().termination, Termination::Forced);
     let life = live([Script::initialize(Step::Spin)], Duration::from_secs(5), |spec| {
         spec.init_timeout(ms(30)).restart(RestartPolicy::never())
     })
@@ -563,9 +563,9 @@ async fn runtime_that_never_ran_is_over() {
     let runtime = builder(&log).agent(scripted("a", []).0).build().unwrap();
     let handle = runtime.handle();
     drop(runtime);
-    let report = handle.ended().await;
-    assert_eq!((report.ended_by, report.agents[0].status), (EndedBy::Dropped, Created));
-    assert_eq!(report.agents[0].ending, Ending::Orderly);
+    let report = handle.join().await;
+    assert_eq!((report.cause, report.agents[0].status), (ShutdownCause::Dropped, Created));
+    assert_eq!(report.agents[0].termination, Termination::Orderly);
 }
 
 #[tokio::test(start_paused = true)]

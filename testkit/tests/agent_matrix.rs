@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use agent_rig::{builder, ms, scripted};
 use qi_core::ErrorKind;
-use qi_core::agent::{AgentStatus, Backoff, Phase, RestartMode, RestartPolicy};
-use qi_testkit::agent::{Script, Step, TransitionLog, legal_history};
+use qi_core::agent::{AgentSpec, AgentStatus, Backoff, Phase, RestartMode, RestartPolicy};
+use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
 
 #[derive(Debug, Clone, Copy)]
 enum Stop {
@@ -49,7 +49,8 @@ fn stops() -> [Stop; 6] {
     ]
 }
 
-async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
+/// The agent `a` with a fault in one phase, and the log of its calls.
+fn faulty(phase: Phase, fault: &Step, mode: RestartMode) -> (AgentSpec, CallLog) {
     let script = match phase {
         Phase::Initialize => Script::initialize(fault.clone()),
         Phase::Run => Script::run(fault.clone()),
@@ -57,16 +58,16 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
             Script::run(Step::after(ms(700), Step::Err(ErrorKind::Timeout))).with_cleanup(fault.clone())
         }
     };
-    let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [script]);
     let mut policy = RestartPolicy::default().with_backoff(Backoff::new(ms(100), ms(400)));
     policy.mode = mode;
-    let spec = spec
-        .restart(policy)
-        .init_timeout(ms(800))
-        .stop_timeout(ms(500))
-        .cleanup_timeout(ms(600))
-        .watchdog(ms(5_000));
+    let spec = spec.restart(policy).init_timeout(ms(800)).stop_timeout(ms(500)).cleanup_timeout(ms(600));
+    (spec.watchdog(ms(5_000)), calls)
+}
+
+async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
+    let log = TransitionLog::default();
+    let (spec, calls) = faulty(phase, fault, mode);
     let deadline = ms(3_000);
     let runtime = builder(&log).agent(spec).shutdown_deadline(deadline).build().unwrap();
     let handle = runtime.handle();
@@ -87,7 +88,7 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
         }
         Stop::ByDrop(after) => {
             let _elapsed = tokio::time::timeout(after, runtime.run()).await;
-            handle.ended().await
+            handle.join().await
         }
         Stop::Now(after) => {
             runtime
@@ -112,10 +113,112 @@ async fn case(phase: Phase, fault: &Step, mode: RestartMode, stop: Stop) {
     assert_eq!(report.result().is_err(), end.status == AgentStatus::Failed);
 }
 
-#[test]
-fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
+/// A change of the agents while the runtime runs.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Removed(Duration),
+    RemovalDropped(Duration),
+    AddedAgain(Duration),
+    AddedInShutdown(Duration),
+}
+
+fn changes() -> [Change; 8] {
+    [
+        Change::Removed(Duration::ZERO),
+        Change::Removed(ms(1)),
+        Change::Removed(ms(900)),
+        Change::Removed(ms(2_100)),
+        Change::RemovalDropped(ms(900)),
+        Change::AddedAgain(ms(900)),
+        Change::AddedInShutdown(ms(1)),
+        Change::AddedInShutdown(ms(900)),
+    ]
+}
+
+fn is_closed<T: std::fmt::Debug>(result: qi_core::Result<T>) -> bool {
+    result.unwrap_err().kind() == ErrorKind::Closed
+}
+
+async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Change, critical: bool) {
+    let log = TransitionLog::default();
+    let handle = builder(&log).run_when_empty().shutdown_deadline(ms(3_000)).build().unwrap().start();
+    let (spec, first) = faulty(phase, fault, mode);
+    let mut all_calls = vec![first];
+    handle.spawn(if critical { spec } else { spec.best_effort() }).unwrap();
+    // A critical agent that fails begins the shutdown, which then refuses the change.
+    let ended = || critical && handle.health().shutting_down;
+    match change {
+        Change::Removed(after) => {
+            tokio::time::sleep(after).await;
+            let before = ended();
+            match handle.remove("a").await {
+                Ok(report) => {
+                    assert!(!before && report.status.is_terminal());
+                    assert_eq!(handle.names().is_empty(), !ended());
+                    if !ended() {
+                        let removed = handle.removed();
+                        legal_history(&removed[0].history).unwrap();
+                        assert_eq!(removed[0].history.len(), log.of("a").len().min(64));
+                    }
+                }
+                refused => assert!(before && is_closed(refused)),
+            }
+        }
+        Change::RemovalDropped(after) => {
+            tokio::time::sleep(after).await;
+            let _dropped = tokio::time::timeout(ms(1), handle.remove("a")).await;
+            tokio::time::sleep(ms(2_000)).await;
+            assert_eq!(handle.names().is_empty(), !ended());
+        }
+        Change::AddedAgain(after) => {
+            tokio::time::sleep(after).await;
+            let _refused_in_shutdown = handle.remove("a").await;
+            let (spec, calls) = faulty(phase, fault, mode);
+            let added = handle.spawn(spec.best_effort());
+            assert_eq!(added.is_err(), ended());
+            if added.is_ok() {
+                all_calls.push(calls);
+                assert_eq!(handle.snapshot("a").unwrap().seq, 0);
+                tokio::time::sleep(ms(1_300)).await;
+                assert!(handle.remove("a").await.unwrap().status.is_terminal());
+                assert!(handle.names().is_empty());
+                assert_eq!(handle.removed().len(), 2);
+            }
+        }
+        Change::AddedInShutdown(after) => {
+            tokio::time::sleep(after).await;
+            handle.shutdown();
+            let (spec, calls) = faulty(phase, fault, mode);
+            assert!(is_closed(handle.spawn(spec)));
+            let (other, other_calls) = scripted("other", [Script::default()]);
+            assert!(is_closed(handle.spawn(other)));
+            assert!(is_closed(handle.remove("a").await));
+            assert!(calls.calls().is_empty() && other_calls.calls().is_empty());
+        }
+    }
+    handle.shutdown();
+    let report = handle.join().await;
+    assert_eq!(report.leaked().count(), 0);
+    assert_eq!(report.agents.len(), handle.names().len());
+    let mut lives: Vec<Vec<_>> = Vec::new();
+    for transition in log.of("a") {
+        if transition.seq == 1 {
+            lives.push(Vec::new());
+        }
+        lives.last_mut().unwrap().push(transition);
+    }
+    assert_eq!(lives.len(), all_calls.len());
+    for (life, calls) in lives.iter().zip(all_calls) {
+        legal_history(life).unwrap();
+        assert!(calls.is_clean(), "{calls:?}");
+        assert_eq!(calls.count("Init#"), calls.count("Cleanup#"));
+        assert_eq!(calls.count("Drop#"), calls.count("Init#"), "no value is left over");
+    }
+}
+
+fn silence_scripted_panics() {
     std::panic::set_hook(Box::new(|info| {
-        // The scripted ones are meant, and there are thousands of them.
+        // The scripted panics are intended, and there are thousands.
         let text = info.payload().downcast_ref::<&str>().copied().unwrap_or_default();
         if !text.starts_with("scripted")
             && !info.location().is_some_and(|l| l.file().ends_with("scripted.rs"))
@@ -123,27 +226,58 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
             eprintln!("{info}");
         }
     }));
+}
+
+/// Runs a case on paused time and checks that no task is left over.
+fn run_case(name: &str, case: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(case);
+        // A task that has reported its end may still have to return.
+        runtime.block_on(async { tokio::time::sleep(ms(1)).await });
+        assert_eq!(runtime.metrics().num_alive_tasks(), 0, "tasks are left over");
+    }));
+    assert!(result.is_ok(), "{name}");
+}
+
+const PHASES: [Phase; 3] = [Phase::Initialize, Phase::Run, Phase::Cleanup];
+const MODES: [RestartMode; 3] = [RestartMode::Never, RestartMode::OnFailure, RestartMode::Always];
+
+#[test]
+fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
+    silence_scripted_panics();
     let mut cases = 0;
-    for phase in [Phase::Initialize, Phase::Run, Phase::Cleanup] {
+    for phase in PHASES {
         for (name, fault) in faults() {
-            for mode in [RestartMode::Never, RestartMode::OnFailure, RestartMode::Always] {
+            for mode in MODES {
                 for stop in stops() {
-                    let runtime = tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .start_paused(true)
-                        .build()
-                        .unwrap();
-                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        runtime.block_on(case(phase, &fault, mode, stop));
-                        // A task that has told its end may still have to return.
-                        runtime.block_on(async { tokio::time::sleep(ms(1)).await });
-                        assert_eq!(runtime.metrics().num_alive_tasks(), 0, "tasks are left over");
-                    }));
-                    assert!(result.is_ok(), "{name} in {phase}, {mode:?}, {stop:?}");
+                    let name = format!("{name} in {phase}, {mode:?}, {stop:?}");
+                    run_case(&name, case(phase, &fault, mode, stop));
                     cases += 1;
                 }
             }
         }
     }
     assert_eq!(cases, 3 * 13 * 3 * 6);
+}
+
+#[test]
+fn every_fault_in_every_phase_under_every_mode_at_every_change_of_the_agents() {
+    silence_scripted_panics();
+    let mut cases = 0;
+    for phase in PHASES {
+        for (name, fault) in faults() {
+            for mode in MODES {
+                for change in changes() {
+                    for critical in [true, false] {
+                        let name = format!("{name} in {phase}, {mode:?}, {change:?}, critical {critical}");
+                        run_case(&name, change_case(phase, &fault, mode, change, critical));
+                        cases += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 3 * 13 * 3 * 8 * 2);
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use qi_core::agent::{AgentRuntime, AgentSpec, Ending, agent_fn};
+use qi_core::agent::{AgentRuntime, AgentSpec, Termination, agent_fn};
 use qi_core::bus::{Message, MessageBus, MessageBusExt, TopicName, TopicSpec};
 use qi_core::store::{InstrumentDataset, InstrumentQuery};
 use qi_core::{PriceStore, Result};
@@ -45,7 +45,7 @@ async fn tight_loop<F: Future<Output = Result<()>> + Send>(
     let since = Instant::now();
     let report = runtime.run_until(tokio::time::sleep(STOP)).await;
     other.abort();
-    assert_eq!(report.agent("busy").unwrap().ending, Ending::Forced, "it never ended by itself");
+    assert_eq!(report.agent("busy").unwrap().termination, Termination::Forced, "it never ended by itself");
     assert!(since.elapsed() < 20 * STOP, "the stop was seen late: {:?}", since.elapsed());
     assert!(turns.load(Ordering::Relaxed) > 10, "the other task starved");
 }

@@ -137,7 +137,7 @@ fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
         let handle = runtime.build().unwrap().start();
         tokio::time::sleep(Duration::from_secs(1)).await;
         handle.shutdown();
-        handle.ended().await;
+        handle.join().await;
     });
     let keys = seen.keys();
     for series in [
@@ -179,7 +179,7 @@ fn the_age_of_heartbeats_is_measured_when_it_is_asked_for() {
         handle.measure_heartbeats();
         assert!(handle.health().ready);
         handle.shutdown();
-        handle.ended().await;
+        handle.join().await;
     });
     for (agent, age) in [("beats", 7.0), ("watched", 7.0), ("neither", 0.0)] {
         let seen = seen.gauge(&format!("qi_agent_heartbeat_age_seconds{{agent={agent}}}"));

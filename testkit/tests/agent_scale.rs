@@ -48,8 +48,11 @@ fn run_once(seed: u64) -> (Vec<String>, Vec<Vec<String>>) {
             let (spec, log) = scripted(&format!("agent-{n}"), scripts);
             calls.push(log);
             let spec = spec.best_effort().watchdog(ms(4_000)).restart(RestartPolicy::always());
-            let spec =
-                if n > 0 && rng.bool() { spec.after([format!("agent-{}", rng.usize(..n))]) } else { spec };
+            let spec = if n > 0 && rng.bool() {
+                spec.depends_on([format!("agent-{}", rng.usize(..n))])
+            } else {
+                spec
+            };
             builder = builder.agent(spec);
         }
         let report = builder.build().unwrap().run_until(sleep(ms(20_000))).await;
@@ -79,7 +82,7 @@ async fn chain_of_a_hundred_starts_forwards_and_stops_backwards() {
     // Added backwards, so that the order is the dependencies' and not the list's.
     for n in (0..100).rev() {
         let (spec, _) = scripted(&name(n), [Script::default()]);
-        builder = builder.agent(if n > 0 { spec.after([name(n - 1)]) } else { spec });
+        builder = builder.agent(if n > 0 { spec.depends_on([name(n - 1)]) } else { spec });
     }
     let report = builder.build().unwrap().run_until(sleep(ms(1_000))).await;
     report.result().unwrap();

@@ -11,15 +11,15 @@ use agent_rig::{builder, live, ms, scripted};
 use qi_core::ErrorKind;
 use qi_core::agent::AgentStatus::{Backoff, Created, Failed, Initializing, Running, Stopped, Stopping};
 use qi_core::agent::{
-    AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, EndedBy, Ending, ExitReason, Factory,
-    RestartPolicy, Transition, agent_fn,
+    AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, ExitReason, RestartPolicy, ShutdownCause,
+    Termination, Transition, agent_fn,
 };
 use qi_testkit::agent::{CallLog, Script, Step, TransitionLog, legal_history};
 use tokio::time::{Instant, sleep, timeout};
 
 const LONG: Duration = Duration::from_hours(1);
 
-fn waiting(name: &str) -> AgentSpec<Factory> {
+fn waiting(name: &str) -> AgentSpec {
     scripted(name, [Script::default()]).0
 }
 
@@ -53,7 +53,7 @@ async fn stop_during_cleanup_lets_it_finish() {
     let life = live([script], ms(100), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.report.shutdown_took, ms(800));
-    assert_eq!(life.report.agents[0].ending, Ending::Orderly);
+    assert_eq!(life.report.agents[0].termination, Termination::Orderly);
     assert_eq!(life.calls.count("Cleanup"), 1);
 }
 
@@ -117,7 +117,7 @@ async fn hook_left_at_the_soft_deadline_is_dropped_then() {
         scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
     let runtime = builder(&log)
         .agent(first.stop_timeout(ms(300)).cleanup_timeout(ms(100)))
-        .agent(second.after(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
+        .agent(second.depends_on(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
         .shutdown_deadline(ms(1_000))
         .build()
         .unwrap();
@@ -143,8 +143,8 @@ async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
     let deaf = || [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)];
     let runtime = builder(&log)
         .agent(scripted("one", deaf()).0)
-        .agent(scripted("two", deaf()).0.after(["one"]))
-        .agent(scripted("three", deaf()).0.after(["two"]))
+        .agent(scripted("two", deaf()).0.depends_on(["one"]))
+        .agent(scripted("three", deaf()).0.depends_on(["two"]))
         .shutdown_deadline(ms(10_500))
         .build()
         .unwrap();
@@ -177,9 +177,9 @@ async fn start_follows_dependencies_and_stop_goes_the_other_way() {
         scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::Hang)]).0
     };
     let runtime = builder(&log)
-        .agent(slow("feed", 10).after(["writer", "cache"]))
-        .agent(slow("writer", 300).after(["store"]))
-        .agent(slow("cache", 100).after(["store"]))
+        .agent(slow("feed", 10).depends_on(["writer", "cache"]))
+        .agent(slow("writer", 300).depends_on(["store"]))
+        .agent(slow("cache", 100).depends_on(["store"]))
         .agent(slow("store", 200))
         .build()
         .unwrap();
@@ -212,8 +212,8 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
     let (further, further_calls) = scripted("further", [Script::default()]);
     let runtime = builder(&log)
         .agent(broken)
-        .agent(dependent.after(["broken"]).best_effort())
-        .agent(further.after(["dependent"]).best_effort())
+        .agent(dependent.depends_on(["broken"]).best_effort())
+        .agent(further.depends_on(["dependent"]).best_effort())
         .agent(waiting("other"))
         .build()
         .unwrap();
@@ -226,15 +226,15 @@ async fn dependency_that_fails_before_it_is_ready_leaves_its_dependents_unstarte
     assert!(matches!(&*exit, ExitReason::DependencyFailed(name) if &**name == "dependent"));
     assert!(calls.calls().is_empty() && further_calls.calls().is_empty());
     assert_eq!(log.statuses("other").last(), Some(&Stopped));
-    assert_eq!(report.ended_by, EndedBy::Requested, "best effort leaves the others alone");
+    assert_eq!(report.cause, ShutdownCause::Requested, "best effort leaves the others alone");
     report.result().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn finite_dependency_counts_when_it_has_completed() {
     let log = TransitionLog::default();
-    let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.finite();
-    let runtime = builder(&log).agent(waiting("serve").after(["load"])).agent(load).build().unwrap();
+    let load = scripted("load", [Script::run(Step::after(ms(400), Step::Ok))]).0.run_to_completion();
+    let runtime = builder(&log).agent(waiting("serve").depends_on(["load"])).agent(load).build().unwrap();
     let handle = runtime.handle();
     let report = runtime.run_until(async {
         sleep(ms(300)).await;
@@ -250,8 +250,8 @@ async fn finite_dependency_counts_when_it_has_completed() {
 #[tokio::test(start_paused = true)]
 async fn finite_dependency_that_fails_once_counts_when_it_has_completed_after_all() {
     let log = TransitionLog::default();
-    let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.finite();
-    let runtime = builder(&log).agent(load).agent(waiting("serve").after(["load"])).build().unwrap();
+    let load = scripted("load", [Script::run(Step::Panic), Script::run(Step::Ok)]).0.run_to_completion();
+    let runtime = builder(&log).agent(load).agent(waiting("serve").depends_on(["load"])).build().unwrap();
     runtime.run_until(sleep(ms(5_000))).await.result().unwrap();
     assert_eq!(log.statuses("serve"), [Created, Initializing, Running, Stopping, Stopped]);
 }
@@ -260,7 +260,7 @@ async fn finite_dependency_that_fails_once_counts_when_it_has_completed_after_al
 async fn restart_of_a_dependency_does_not_touch_its_dependents() {
     let log = TransitionLog::default();
     let flaky = scripted("flaky", [Script::run(Step::after(ms(300), Step::Panic)), Script::default()]).0;
-    let runtime = builder(&log).agent(flaky).agent(waiting("steady").after(["flaky"])).build().unwrap();
+    let runtime = builder(&log).agent(flaky).agent(waiting("steady").depends_on(["flaky"])).build().unwrap();
     let report = runtime.run_until(sleep(ms(5_000))).await;
     report.result().unwrap();
     assert_eq!(report.agent("flaky").unwrap().restarts, 1);
@@ -272,7 +272,7 @@ async fn stop_wins_over_waiting_for_dependencies() {
     let log = TransitionLog::default();
     let slow = scripted("slow", [Script::initialize(Step::Hang)]).0;
     let (dependent, calls) = scripted("dependent", [Script::default()]);
-    let runtime = builder(&log).agent(slow).agent(dependent.after(["slow"])).build().unwrap();
+    let runtime = builder(&log).agent(slow).agent(dependent.depends_on(["slow"])).build().unwrap();
     runtime.run_until(sleep(ms(100))).await.result().unwrap();
     assert_eq!(log.statuses("dependent"), [Created, Stopped]);
     assert!(matches!(log.of("dependent")[0].exit.as_deref(), Some(ExitReason::Cancelled)));
@@ -284,9 +284,9 @@ async fn stopping_one_agent_leaves_those_that_run_and_refuses_those_that_wait() 
     let log = TransitionLog::default();
     let runtime = builder(&log)
         .agent(waiting("base"))
-        .agent(waiting("top").after(["base"]))
+        .agent(waiting("top").depends_on(["base"]))
         .agent(scripted("slow", [Script::initialize(Step::Hang)]).0)
-        .agent(waiting("late").after(["slow"]))
+        .agent(waiting("late").depends_on(["slow"]))
         .build()
         .unwrap();
     let handle = runtime.handle();
@@ -327,7 +327,7 @@ async fn asking_twice_and_after_the_end_changes_nothing() {
     handle.stop("a").unwrap();
     sleep(ms(100)).await;
     assert_eq!(handle.snapshot("a").unwrap().seq, seq);
-    assert_eq!(handle.ended().await.ended_by, report.ended_by);
+    assert_eq!(handle.join().await.cause, report.cause);
 }
 
 #[tokio::test(start_paused = true)]
@@ -337,13 +337,13 @@ async fn shutdown_before_the_start_starts_nothing() {
     let runtime = builder(&log).agent(spec).build().unwrap();
     runtime.handle().shutdown();
     let report = runtime.run().await;
-    assert_eq!((report.ended_by, log.statuses("a")), (EndedBy::Requested, vec![Created, Stopped]));
+    assert_eq!((report.cause, log.statuses("a")), (ShutdownCause::Requested, vec![Created, Stopped]));
     assert!(calls.calls().is_empty());
 }
 
 async fn still_cleans_up(calls: CallLog, log: TransitionLog, handle: qi_core::agent::RuntimeHandle) {
-    let report = timeout(Duration::from_secs(25), handle.ended()).await.unwrap();
-    assert_eq!(report.ended_by, EndedBy::Dropped);
+    let report = timeout(Duration::from_secs(25), handle.join()).await.unwrap();
+    assert_eq!(report.cause, ShutdownCause::Dropped);
     assert_eq!(calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
     legal_history(&log.of("a")).unwrap();
 }
@@ -380,9 +380,9 @@ async fn runtime_ends_when_all_agents_have_ended_by_themselves() {
     let runtime = builder(&log).agent(work("a", 100)).agent(work("b", 900)).build().unwrap();
     let begun = Instant::now();
     let report = runtime.run_until(sleep(LONG)).await;
-    assert_eq!((report.ended_by, begun.elapsed()), (EndedBy::AllEnded, ms(900)));
+    assert_eq!((report.cause, begun.elapsed()), (ShutdownCause::AllEnded, ms(900)));
     let empty = AgentRuntime::builder().build().unwrap().run().await;
-    assert_eq!((empty.ended_by, empty.agents.len()), (EndedBy::AllEnded, 0));
+    assert_eq!((empty.cause, empty.agents.len()), (ShutdownCause::AllEnded, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -392,12 +392,12 @@ async fn failure_of_a_critical_agent_stops_all_in_order() {
         scripted("fails", [Script::run(Step::after(ms(200), Step::Err(ErrorKind::SchemaMismatch)))]).0;
     let runtime = builder(&log)
         .agent(waiting("base"))
-        .agent(waiting("top").after(["base"]))
+        .agent(waiting("top").depends_on(["base"]))
         .agent(fails)
         .build()
         .unwrap();
     let report = runtime.run_until(sleep(LONG)).await;
-    assert_eq!(report.ended_by, EndedBy::AgentFailed("fails".into()));
+    assert_eq!(report.cause, ShutdownCause::AgentFailed("fails".into()));
     assert_eq!(order_of(&log, Stopped), ["top", "base"]);
     let error = report.result().unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::SchemaMismatch, "agent.failed"));
@@ -416,7 +416,7 @@ async fn failure_of_a_best_effort_agent_leaves_the_others_alone() {
         assert!(handle.health().ready);
     });
     let report = report.await;
-    assert_eq!(report.ended_by, EndedBy::Requested);
+    assert_eq!(report.cause, ShutdownCause::Requested);
     report.result().unwrap();
     assert_eq!(log.statuses("fails").last(), Some(&Failed));
 }
@@ -428,7 +428,7 @@ async fn crash_loop_gives_up_and_then_stops_all() {
     let runtime = builder(&log).agent(crashes).agent(waiting("a")).build().unwrap();
     let report = runtime.run_until(sleep(LONG)).await;
     assert_eq!(report.agent("crashes").unwrap().restarts, 4, "the fifth crash is the last");
-    assert_eq!(report.ended_by, EndedBy::AgentFailed("crashes".into()));
+    assert_eq!(report.cause, ShutdownCause::AgentFailed("crashes".into()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -449,7 +449,7 @@ async fn outage_of_a_server_never_ends_an_agent() {
 #[test]
 fn build_refuses_what_cannot_be_meant_and_names_it() {
     let spec = |name: &str| AgentSpec::new(name, || agent_fn(|_cx| async { Ok(()) }));
-    let refused = |specs: Vec<AgentSpec<Factory>>, words: &[&str]| {
+    let refused = |specs: Vec<AgentSpec>, words: &[&str]| {
         let runtime = specs.into_iter().fold(AgentRuntime::builder(), AgentRuntimeBuilder::agent).build();
         let error = runtime.unwrap_err();
         let text = error.to_string();
@@ -457,14 +457,19 @@ fn build_refuses_what_cannot_be_meant_and_names_it() {
     };
     refused(vec![spec("a"), spec("")], &["number 2", "no name"]);
     refused(vec![spec("twin"), spec("twin")], &["two agents", "twin"]);
-    refused(vec![spec("a").after(["ghost"])], &["agent=a", "ghost"]);
-    refused(vec![spec("a").after(["a"])], &["a after a"]);
+    refused(vec![spec("a").depends_on(["ghost"])], &["agent=a", "ghost"]);
+    refused(vec![spec("a").depends_on(["a"])], &["a depends on a"]);
     refused(
-        vec![spec("x"), spec("a").after(["b", "x"]), spec("b").after(["c"]), spec("c").after(["a"])],
-        &["circular", "a after b after c after a"],
+        vec![
+            spec("x"),
+            spec("a").depends_on(["b", "x"]),
+            spec("b").depends_on(["c"]),
+            spec("c").depends_on(["a"]),
+        ],
+        &["circular", "a depends on b depends on c depends on a"],
     );
     refused(
-        vec![spec("weak").best_effort(), spec("strong").after(["weak"])],
+        vec![spec("weak").best_effort(), spec("strong").depends_on(["weak"])],
         &["strong", "weak", "best effort"],
     );
     let policy = RestartPolicy::default();
@@ -502,8 +507,12 @@ async fn driver_that_is_aborted_shows_failed() {
                     }
                 })
             });
-            let handle =
-                builder(&inner_log).agent(spec).agent(waiting("b").after(["a"])).build().unwrap().start();
+            let handle = builder(&inner_log)
+                .agent(spec)
+                .agent(waiting("b").depends_on(["a"]))
+                .build()
+                .unwrap()
+                .start();
             handle.wait_for("b", |s| s.status == Running).await.unwrap();
             *slot.lock().unwrap() = Some(handle);
         });
@@ -517,7 +526,7 @@ async fn driver_that_is_aborted_shows_failed() {
         assert!(matches!(snapshot.last_exit.as_deref(), Some(ExitReason::DriverAborted)));
         legal_history(&log.of(agent)).unwrap();
     }
-    assert!(handle.ended().await.result().is_err());
+    assert!(handle.join().await.result().is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_rig::{ms, scripted};
-use qi_core::agent::{AgentRuntime, AgentStatus, Ending};
+use qi_core::agent::{AgentRuntime, AgentStatus, Termination};
 use qi_testkit::agent::{Script, Step};
 
 const SCRIPT: &str = "QI_TEST_SIGNAL_CHILD";
@@ -32,8 +32,8 @@ fn child() {
         println!("\nthe agent is up");
         let report = report.await.unwrap().unwrap();
         let agent = report.agent("a").unwrap();
-        let ending = if agent.ending == Ending::Forced { "forced" } else { "orderly" };
-        println!("\nended by {}, {ending}, {}, clean {}", report.ended_by, agent.status, calls.is_clean());
+        let ending = if agent.termination == Termination::Forced { "forced" } else { "orderly" };
+        println!("\nended by {}, {ending}, {}, clean {}", report.cause, agent.status, calls.is_clean());
     });
 }
 

@@ -8,7 +8,9 @@ use qi_core::agent::{AgentContext, AgentRuntime, AgentSpec, AgentStatus, Backoff
 use qi_core::bus::{GroupId, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
 use qi_core::health::Health;
 use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
-use qi_core::{Buffered, BufferedConfig, Error, MessageBus, Operation, PriceStore, PriceStoreExt, PriceTick};
+use qi_core::{
+    Buffered, BufferedConfig, Error, ErrorKind, MessageBus, Operation, PriceStore, PriceStoreExt, PriceTick,
+};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::market::{Market, MarketConfig};
@@ -84,7 +86,7 @@ async fn a_subscription_waits_for_a_message_without_a_limit() {
 async fn agents_take_the_longest_limits() {
     let run = |cx: AgentContext| async move {
         if cx.incarnation() == 1 {
-            return Err(Error::other_retryable("once"));
+            return Err(Error::new(ErrorKind::Unavailable, "test.once", "run"));
         }
         cx.sleep(MAX).await;
         Ok(())

@@ -65,7 +65,7 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
     assert_eq!((&json["backends"][1]["up"], &json["runtime"]["ready"]), (&true.into(), &true.into()));
 
     handle.shutdown();
-    handle.ended().await;
+    handle.join().await;
     assert!(!health.check().await.ready, "it takes no more work");
 }
 
@@ -154,5 +154,5 @@ async fn a_probe_shows_codes_of_agents_and_no_text() {
     assert_eq!(agents[1]["last_exit"], "agent.panicked");
     assert_eq!(agents[2]["health"], "degraded");
     handle.shutdown();
-    handle.ended().await;
+    handle.join().await;
 }

@@ -11,7 +11,9 @@ use qi_core::bus::{
     BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport, Read,
     Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec, TopicState,
 };
-use qi_core::{Clock as _, Error, ErrorKind, MessageBus, Result, Subscription, SystemClock, Timestamp};
+use qi_core::{
+    Clock as _, Error, ErrorKind, MessageBus, Result, ResultExt as _, Subscription, SystemClock, Timestamp,
+};
 use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -142,7 +144,7 @@ impl BusFactory for MockFactory {
     }
 
     async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
-        let mock = tokio::task::spawn_blocking(|| Mock::start(2)).await.map_err(Error::other)?;
+        let mock = tokio::task::spawn_blocking(|| Mock::start(2)).await.permanent("test.rig", "rig")?;
         Ok(Box::new(MockEnv(mock)))
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::TopicPartition;
-use qi_core::{Clock as _, Error, MessageBus, Result, SystemClock, Timestamp};
+use qi_core::{Clock as _, MessageBus, Result, ResultExt as _, SystemClock, Timestamp};
 use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -159,7 +159,12 @@ impl BusFactory for Brokers {
         let ports = tokio::task::spawn_blocking(move || brokers.traits().ports.clone()).await;
         let keeper = RedpandaBus::open(self.config())?;
         let prefix = namespace();
-        Ok(Box::new(Env { brokers: self.clone(), ports: ports.map_err(Error::other)?, keeper, prefix }))
+        Ok(Box::new(Env {
+            brokers: self.clone(),
+            ports: ports.permanent("test.rig", "rig")?,
+            keeper,
+            prefix,
+        }))
     }
 }
 
@@ -176,7 +181,7 @@ impl Env {
     async fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
         let (wire, addresses): (Arc<dyn Wire>, _) = match &self.ports {
             Some(ports) => {
-                let (proxies, addresses) = Proxies::of(ports).await.map_err(Error::other)?;
+                let (proxies, addresses) = Proxies::of(ports).await.permanent("test.rig", "rig")?;
                 (Arc::new(proxies), addresses)
             }
             None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
@@ -199,7 +204,7 @@ impl Env {
 
     /// Groups outlive their topics.
     async fn delete_groups(&self) -> Result<()> {
-        let client: BaseConsumer = self.brokers.client().create().map_err(Error::other)?;
+        let client: BaseConsumer = self.brokers.client().create().permanent("test.rig", "rig")?;
         let prefix = self.prefix.clone();
         let names = tokio::task::spawn_blocking(move || {
             let list = client.fetch_group_list(None, Duration::from_secs(10))?;
@@ -207,13 +212,13 @@ impl Env {
             let ours = names.filter(|name| name.starts_with(&prefix)).map(str::to_owned);
             Ok::<_, rdkafka::error::KafkaError>(ours.collect::<Vec<_>>())
         });
-        let names = names.await.map_err(Error::other)?.map_err(Error::other)?;
+        let names = names.await.permanent("test.rig", "rig")?.permanent("test.rig", "rig")?;
         let ours: Vec<_> = names.iter().map(String::as_str).collect();
         let admin: AdminClient<DefaultClientContext> =
-            self.brokers.client().create().map_err(Error::other)?;
+            self.brokers.client().create().permanent("test.rig", "rig")?;
         if !ours.is_empty() {
             // One whose member has not left yet stays behind.
-            let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.map_err(Error::other)?;
+            let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.permanent("test.rig", "rig")?;
         }
         Ok(())
     }
@@ -235,16 +240,16 @@ impl BusEnv for Env {
 
     async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> =
-            self.brokers.client().create().map_err(Error::other)?;
+            self.brokers.client().create().permanent("test.rig", "rig")?;
         let mut list = TopicPartitionList::new();
         let at = Offset::Offset(offset.cast_signed());
         list.add_partition_offset(partition.topic.as_str(), partition.partition.cast_signed(), at)
-            .map_err(Error::other)?;
-        let done = admin.delete_records(&list, &AdminOptions::new()).await.map_err(Error::other)?;
+            .permanent("test.rig", "rig")?;
+        let done = admin.delete_records(&list, &AdminOptions::new()).await.permanent("test.rig", "rig")?;
         done.elements()
             .iter()
             .try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)
-            .map_err(Error::other)
+            .permanent("test.rig", "rig")
     }
 
     fn now(&self) -> Timestamp {

@@ -1,195 +1,174 @@
-//! From specs to a runtime: the settings, and the checks that refuse what cannot be meant.
+//! The builder of a runtime: its settings, and the start order of its agents.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastrand::Rng;
-
-use super::cell::{Cell, Env, Limits};
-use super::fleet::{Fleet, Member};
 use super::observe::{Observer, TracingObserver};
 use super::report::RuntimeReport;
 use super::runtime::AgentRuntime;
-use super::shutdown::{self, DEFAULT_DEADLINE, Deadlines, OnOverrun, default_reserve};
-use super::spec::{AgentSpec, Common, Maker, Source};
+use super::set::{AgentSet, OnDeadlineExceeded, SetConfig};
+use super::shared::Shared;
+use super::spec::AgentSpec;
 use super::status::agent_error;
-use crate::{Clock, Error, ErrorKind, Result, SystemClock};
+use crate::{Clock, ErrorKind, Result, SystemClock};
 
-/// Collects agents and settings; [`AgentRuntimeBuilder::build`] checks them.
+/// The longest default of the cleanup reserve.
+const MAX_DEFAULT_RESERVE: Duration = Duration::from_millis(500);
+
+/// Collects agents and settings. [`AgentRuntimeBuilder::build`] checks them.
 pub struct AgentRuntimeBuilder {
-    agents: Vec<(Common, Maker)>,
+    agents: Vec<AgentSpec>,
     observers: Vec<Arc<dyn Observer>>,
     clock: Arc<dyn Clock>,
-    seed: Option<u64>,
-    deadline: Duration,
+    config: SetConfig,
     reserve: Option<Duration>,
-    on_overrun: Option<OnOverrun>,
+    on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }
 
 impl fmt::Debug for AgentRuntimeBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentRuntimeBuilder")
-            .field("agents", &self.agents.iter().map(|(common, _)| &common.name).collect::<Vec<_>>())
-            .field("deadline", &self.deadline)
+            .field("agents", &self.agents)
+            .field("deadline", &self.config.deadline)
             .finish_non_exhaustive()
     }
 }
 
-impl AgentRuntimeBuilder {
-    pub(super) fn new() -> Self {
-        Self {
+impl AgentRuntime {
+    /// Returns a builder without agents and with the default settings.
+    pub fn builder() -> AgentRuntimeBuilder {
+        AgentRuntimeBuilder {
             agents: Vec::new(),
-            observers: Vec::new(),
+            observers: vec![Arc::new(TracingObserver)],
             clock: Arc::new(SystemClock),
-            seed: None,
-            deadline: DEFAULT_DEADLINE,
+            config: SetConfig {
+                // Kubernetes kills after 30 s.
+                deadline: Duration::from_secs(25),
+                reserve: Duration::ZERO,
+                seed: fastrand::u64(..),
+                run_when_empty: false,
+            },
             reserve: None,
-            on_overrun: None,
+            on_deadline_exceeded: None,
         }
     }
+}
 
+impl AgentRuntimeBuilder {
     /// Adds an agent.
     #[must_use]
-    pub fn agent<S: Source>(mut self, spec: AgentSpec<S>) -> Self {
-        self.agents.push(spec.into_parts());
+    pub fn agent(mut self, spec: AgentSpec) -> Self {
+        self.agents.push(spec);
         self
     }
 
-    /// Adds one who is told of every transition and error. The log ([`TracingObserver`]) is always there.
+    /// Adds several agents.
+    #[must_use]
+    pub fn agents(mut self, specs: impl IntoIterator<Item = AgentSpec>) -> Self {
+        self.agents.extend(specs);
+        self
+    }
+
+    /// Adds an observer of every transition and error. [`TracingObserver`] is always present.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Arc::new(observer));
         self
     }
 
-    /// Sets the clock that stamps records: the system's.
+    /// Sets the clock that stamps records. Defaults to the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// Sets the seed of the jitter of restarts, which together with an agent's name gives its delays. Without it
-    /// each runtime has another one.
+    /// Sets the seed of the restart jitter. The seed and an agent's name determine the agent's delays. Defaults to a
+    /// random seed for each runtime.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
+        self.config.seed = seed;
         self
     }
 
-    /// Sets how long a shutdown may take in all: 25 s.
+    /// Sets the longest duration of a shutdown. Defaults to 25 s.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.config.deadline = deadline;
         self
     }
 
-    /// Sets the part of the deadline that is kept for cleanups: 500 ms, or a tenth of a deadline below 5 s.
+    /// Sets the part of the deadline that is reserved for cleanups. Defaults to 500 ms, or to a tenth of a deadline
+    /// below 5 s.
     #[must_use]
     pub fn cleanup_reserve(mut self, reserve: Duration) -> Self {
         self.reserve = Some(reserve);
         self
     }
 
-    /// Sets what happens if agents are left at the deadline. It is called once, with the report, on a thread of
-    /// its own, because agents may block every thread of the runtime; a program logs the report and exits here.
+    /// Keeps the runtime running while it has no agent that has not ended, for a runtime whose agents are all added by
+    /// [`RuntimeHandle::spawn`](super::RuntimeHandle::spawn). It then ends only by a shutdown. By default a runtime ends
+    /// with its last agent.
     #[must_use]
-    pub fn on_overrun(mut self, call: impl FnOnce(&RuntimeReport) + Send + 'static) -> Self {
-        self.on_overrun = Some(Box::new(call));
+    pub fn run_when_empty(mut self) -> Self {
+        self.config.run_when_empty = true;
+        self
+    }
+
+    /// Sets the callback for agents that have not ended at the deadline. It is called once, with the report, on a
+    /// separate thread, because agents may block every thread of the tokio runtime. A program logs the report and
+    /// exits here.
+    #[must_use]
+    pub fn on_deadline_exceeded(mut self, call: impl FnOnce(&RuntimeReport) + Send + 'static) -> Self {
+        self.on_deadline_exceeded = Some(Box::new(call));
         self
     }
 
     /// Checks the agents and their settings.
     ///
     /// # Errors
-    /// `Config`, naming the agents: an empty or repeated name, an unknown or circular dependency, a critical
-    /// agent after a best-effort one, a restart policy that cannot be meant.
+    /// `Config`, with the agent's name: an empty or repeated name, an unknown or circular dependency, a critical agent
+    /// that depends on a best-effort agent, an invalid restart policy.
     pub fn build(self) -> Result<AgentRuntime> {
-        let Self { agents, mut observers, clock, seed, deadline, reserve, on_overrun } = self;
-        let by_name = names(&agents)?;
-        let dependencies = dependencies(&agents, &by_name)?;
-        let order = order(&agents, &dependencies)?;
         if cfg!(panic = "abort") {
             static ONCE: std::sync::Once = std::sync::Once::new();
             ONCE.call_once(|| {
                 tracing::warn!(
                     target: "qi_core::agent",
-                    "built with panic = \"abort\": a panic of an agent ends the process, without any cleanup"
+                    "built with panic = \"abort\": a panic of an agent ends the process without any cleanup"
                 );
             });
         }
-        let limits: Vec<Limits> = agents.iter().map(|(common, _)| common.limits).collect();
-        let reserve = reserve.unwrap_or_else(|| default_reserve(deadline)).min(deadline);
-        let scale = shutdown::scale(&limits, &dependencies, &order, deadline, reserve);
-        observers.insert(0, Arc::new(TracingObserver));
-        let now = clock.now();
-        let env = Arc::new(Env::new(clock, observers));
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        let mut members = Vec::with_capacity(agents.len());
-        let mut makers = Vec::with_capacity(agents.len());
-        let mut keys: Vec<Arc<str>> = vec!["".into(); agents.len()];
-        for (name, index) in &by_name {
-            keys[*index] = name.clone();
-        }
-        for (((common, maker), name), dependencies) in agents.into_iter().zip(keys).zip(dependencies) {
-            let Common { name: _, after: _, finite, critical, limits, watchdog, max_children } = common;
-            makers.push((maker, Rng::with_seed(seed ^ hash(&name))));
-            let limits = (limits, limits.at_most(deadline.saturating_sub(reserve)).scaled(scale));
-            let cell = Cell::new(name, env.clone(), limits, watchdog, max_children, now);
-            members.push(Member::new(Arc::new(cell), finite, critical, dependencies));
-        }
-        let deadlines = Deadlines::new(deadline, reserve, on_overrun);
-        let fleet = Arc::new(Fleet::new(env, members, by_name, deadlines));
-        fleet.deadlines.belong_to(&fleet);
-        Ok(AgentRuntime::new(fleet, makers))
-    }
-}
-
-/// Which names there are; each once.
-fn names(agents: &[(Common, Maker)]) -> Result<HashMap<Arc<str>, usize>> {
-    let mut by_name = HashMap::with_capacity(agents.len());
-    for (index, (common, maker)) in agents.iter().enumerate() {
-        let name = common.name.as_str();
-        if name.is_empty() {
-            return Err(refuse("agent.name", name, format_args!("agent number {} has no name", index + 1)));
-        }
-        maker.policy().check().map_err(|error| error.with_context("agent", name))?;
-        if by_name.insert(Arc::from(name), index).is_some() {
-            return Err(refuse("agent.name", name, "two agents have this name"));
-        }
-    }
-    Ok(by_name)
-}
-
-/// The dependencies of each agent, by index, each once.
-fn dependencies(agents: &[(Common, Maker)], by_name: &HashMap<Arc<str>, usize>) -> Result<Vec<Vec<usize>>> {
-    agents
-        .iter()
-        .map(|(common, _)| {
-            let mut seen = HashSet::new();
-            let mut found = Vec::with_capacity(common.after.len());
-            for dependency in &common.after {
-                let Some(&index) = by_name.get(dependency.as_str()) else {
-                    let message = format!("depends on {dependency}, which does not exist");
-                    return Err(refuse("agent.dependency.unknown", &common.name, message));
-                };
-                if common.critical && !agents[index].0.critical {
-                    let message = format!("is critical and depends on {dependency}, which is best effort");
-                    return Err(refuse("agent.dependency.best_effort", &common.name, message));
-                }
-                if seen.insert(index) {
-                    found.push(index);
-                }
+        let Self { agents, observers, clock, mut config, reserve, on_deadline_exceeded } = self;
+        let deadline = config.deadline;
+        config.reserve = reserve.unwrap_or(MAX_DEFAULT_RESERVE.min(deadline / 10)).min(deadline);
+        let shared = Shared::new(clock, observers, deadline.saturating_sub(config.reserve));
+        let set = AgentSet::new(Arc::new(shared), config, on_deadline_exceeded, agents.len());
+        let order = start_order(&agents)?;
+        let mut agents: Vec<Option<AgentSpec>> = agents.into_iter().map(Some).collect();
+        for index in order {
+            if let Some(spec) = agents[index].take() {
+                set.add(Some(index as u64), spec)?;
             }
-            Ok(found)
-        })
-        .collect()
+        }
+        set.check_time_to_stop();
+        Ok(AgentRuntime::new(Arc::new(set)))
+    }
 }
 
-/// An order with dependencies before dependents.
-fn order(agents: &[(Common, Maker)], dependencies: &[Vec<usize>]) -> Result<Vec<usize>> {
+/// Returns an order with dependencies before dependents. Unknown dependencies are left to the check of each agent.
+fn start_order(agents: &[AgentSpec]) -> Result<Vec<usize>> {
+    if agents.iter().all(|spec| spec.depends_on.is_empty()) {
+        return Ok((0..agents.len()).collect());
+    }
+    let by_name: HashMap<&str, usize> =
+        agents.iter().enumerate().map(|(index, spec)| (spec.name.as_str(), index)).collect();
+    let dependencies: Vec<Vec<usize>> = agents
+        .iter()
+        .map(|spec| spec.depends_on.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect())
+        .collect();
     let mut missing: Vec<usize> = dependencies.iter().map(Vec::len).collect();
     let mut dependents = vec![Vec::new(); agents.len()];
     for (index, own) in dependencies.iter().enumerate() {
@@ -197,10 +176,10 @@ fn order(agents: &[(Common, Maker)], dependencies: &[Vec<usize>]) -> Result<Vec<
             dependents[dependency].push(index);
         }
     }
-    let mut order: Vec<usize> = (0..agents.len()).filter(|index| missing[*index] == 0).collect();
-    let mut at = 0;
-    while let Some(&index) = order.get(at) {
-        at += 1;
+    let mut order: Vec<usize> = (0..agents.len()).filter(|&index| missing[index] == 0).collect();
+    let mut next = 0;
+    while let Some(&index) = order.get(next) {
+        next += 1;
         for &dependent in &dependents[index] {
             missing[dependent] -= 1;
             if missing[dependent] == 0 {
@@ -208,29 +187,18 @@ fn order(agents: &[(Common, Maker)], dependencies: &[Vec<usize>]) -> Result<Vec<
             }
         }
     }
-    let Some(start) = missing.iter().position(|left| *left > 0) else { return Ok(order) };
-    // Whoever is left over has a dependency that is left over: following those must come back to itself.
+    let Some(start) = missing.iter().position(|&left| left > 0) else { return Ok(order) };
+    // Each remaining agent has a remaining dependency, so a path along them reaches a cycle.
     let mut path = vec![start];
     loop {
         let last = path[path.len() - 1];
-        let next = dependencies[last].iter().copied().find(|index| missing[*index] > 0).unwrap_or(last);
-        if let Some(from) = path.iter().position(|index| *index == next) {
-            let mut circle: Vec<&str> =
-                path[from..].iter().map(|index| agents[*index].0.name.as_str()).collect();
-            circle.push(circle[0]);
-            let message = format!("circular dependency: {}", circle.join(" after "));
-            return Err(refuse("agent.dependency.circular", circle[0], message));
+        let next = dependencies[last].iter().copied().find(|&index| missing[index] > 0).unwrap_or(last);
+        if let Some(from) = path.iter().position(|&index| index == next) {
+            let cycle = path[from..].iter().chain([&next]).map(|&index| agents[index].name.as_str());
+            let message = format!("circular dependency: {}", cycle.collect::<Vec<_>>().join(" depends on "));
+            let code = "agent.dependency.circular";
+            return Err(agent_error(ErrorKind::Config, code, "build", &agents[next].name, message));
         }
         path.push(next);
     }
-}
-
-fn refuse(code: &'static str, agent: &str, message: impl fmt::Display) -> Error {
-    agent_error(ErrorKind::Config, code, "build", agent, message)
-}
-
-/// FNV-1a: the same on every machine and in every version.
-fn hash(name: &str) -> u64 {
-    name.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,4 +1,4 @@
-//! Panics of other people's code: caught, read, and never let through.
+//! Panics of foreign code: caught, turned into text, never propagated.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,33 +6,54 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::redact::tidy;
 
-/// Runs `work`, or gives the message of its panic.
+/// Runs `work` and returns its value, or the message of its panic.
 ///
-/// What `work` borrows may be half changed after a panic. The driver copes: it drops a hook that panicked, and
-/// `cleanup` is documented to meet a half-done value.
+/// A panic may leave a half-changed value behind. The runtime then drops the hook, and `cleanup` is documented to
+/// receive such a value.
 pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(message)
+    catch_unwind(AssertUnwindSafe(work)).map_err(panic_message)
 }
 
-/// The text of a panic's payload. A payload may be any type, even one whose drop panics.
-pub(super) fn message(payload: Box<dyn Any + Send>) -> String {
+/// Returns the text of a panic payload. The payload may have any type, even one whose drop panics.
+pub(super) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| tidy(text))
         .or_else(|| payload.downcast_ref::<String>().map(|text| tidy(text)))
-        .unwrap_or_else(|| "a payload that is no text".to_owned());
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(again);
+        .unwrap_or_else(|| "payload without a text".to_owned());
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
     }
     text
 }
 
-/// A lock whose data is whole even if a holder panicked: nothing of ours panics between two writes.
+/// Locks a mutex whose data stays consistent after a panic, because no holder runs foreign code.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops `value`, or gives the message of the panic of its drop.
-pub(super) fn drop_caught<T>(value: T) -> Option<String> {
-    catch(|| drop(value)).err()
+/// A value of foreign code. If it is dropped with the task that owns it, a panic of its drop is caught.
+pub(super) struct DropCaught<T>(Option<T>);
+
+impl<T> DropCaught<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    pub(super) fn get(&mut self) -> &mut T {
+        self.0.as_mut().expect("the value is present until it is dropped")
+    }
+
+    /// Drops the value here, with its panic.
+    pub(super) fn drop_now(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl<T> Drop for DropCaught<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take() {
+            let _panic = catch(|| drop(value));
+        }
+    }
 }

@@ -1,29 +1,30 @@
-//! Ready, started, live: answered from memory alone, for probes and dashboards.
+//! The health of a runtime, for probes and dashboards.
 
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use super::fleet::{Fleet, Member};
-use super::status::{AgentHealth, AgentStatus, ExitReason};
-use crate::Timestamp;
+use super::set::AgentSet;
+use super::state::AgentState;
+use super::status::{AgentHealth, AgentSnapshot, AgentStatus, ExitReason};
 
-/// A runtime that is silent for so many times its watchdog's limit is not alive: the watchdog itself, which
-/// bites at once the limit, cannot run.
+/// The number of watchdog limits after which a silent agent makes the runtime not live. The watchdog expires after one
+/// limit, so after three the watchdog itself cannot run.
 const DEAD_AFTER_LIMITS: u32 = 3;
 
-/// The health of a runtime. It never asks a backend: an outage of a database must not make a process be killed.
+/// The health of a runtime. It never depends on a backend: an outage of a database must not cause a restart of the
+/// process.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
-#[allow(clippy::struct_excessive_bools, reason = "each answers a probe of its own")]
+#[allow(clippy::struct_excessive_bools, reason = "each answers a separate probe")]
 pub struct HealthReport {
-    /// Every critical agent is Running and Ok (or finite and completed), and no shutdown is under way.
+    /// True if every critical agent is ready and no shutdown has begun.
     pub ready: bool,
-    /// Each critical agent has been so once.
+    /// True if each critical agent has been Running once. Stays true when agents are added later.
     pub started: bool,
-    /// No agent with a watchdog has been silent for three times its limit.
+    /// True if no agent with a watchdog has been silent for three times its limit.
     pub live: bool,
-    /// A shutdown is under way or over.
+    /// True if a shutdown has begun.
     pub shutting_down: bool,
     /// Each agent, in the order in which they were added.
     pub agents: Vec<AgentHealthReport>,
@@ -33,62 +34,47 @@ pub struct HealthReport {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct AgentHealthReport {
-    /// Its name.
+    /// The agent's name.
     pub name: String,
-    /// Whether its failure stops the runtime.
+    /// True if a failure of the agent stops the runtime.
     pub critical: bool,
-    /// Where it is in its life.
-    pub status: AgentStatus,
-    /// What it says of itself.
-    pub health: AgentHealth,
-    /// Whether it is Running and Ok, or finite and completed.
+    /// True if the agent is Running and Ok, or has run to completion.
     pub ready: bool,
-    /// The number of its present or last incarnation.
-    pub incarnation: u32,
-    /// How often it was restarted.
-    pub restarts: u32,
-    /// When its status last changed, in microseconds since the epoch.
-    pub since: Timestamp,
-    /// The code of the end of its last incarnation: see [`ExitReason::code`].
-    pub last_exit: Option<String>,
-    /// When the present incarnation last gave a heartbeat.
-    pub last_heartbeat: Option<Timestamp>,
+    /// The state of the agent. Serde writes its fields beside the others.
+    #[serde(flatten)]
+    pub snapshot: AgentSnapshot,
 }
 
-pub(super) fn report(fleet: &Fleet) -> HealthReport {
-    let shutting_down = fleet.is_shutting_down();
-    let agents: Vec<AgentHealthReport> = fleet.members.iter().map(agent).collect();
-    let critical = || fleet.members.iter().zip(&agents).filter(|(member, _)| member.critical);
+pub(super) fn report(set: &AgentSet) -> HealthReport {
+    let (states, shutting_down) = (set.agents(), set.shared.is_shutting_down());
+    let agents: Vec<AgentHealthReport> = states.iter().map(|state| agent(state)).collect();
+    let has_run = |state: &AgentState| !state.settings.critical || state.has_run();
+    let is_live = |state: &AgentState| {
+        let silence = state.settings.watchdog.zip(state.silence());
+        silence.is_none_or(|(limit, silence)| silence < limit.saturating_mul(DEAD_AFTER_LIMITS))
+    };
+    if states.iter().all(|state| has_run(state)) {
+        set.started.store(true, Ordering::Relaxed);
+    }
     HealthReport {
-        ready: !shutting_down && critical().all(|(_, agent)| agent.ready),
-        started: critical().all(|(member, _)| member.cell.ready_once.load(Ordering::SeqCst)),
-        live: fleet.members.iter().all(|member| {
-            member
-                .cell
-                .silence()
-                .is_none_or(|(silent, limit)| silent < limit.saturating_mul(DEAD_AFTER_LIMITS))
-        }),
+        ready: !shutting_down && agents.iter().all(|agent| agent.ready || !agent.critical),
+        started: set.started.load(Ordering::Relaxed),
+        live: states.iter().all(|state| is_live(state)),
         shutting_down,
         agents,
     }
 }
 
-fn agent(member: &Member) -> AgentHealthReport {
-    let snapshot = member.cell.snapshot();
-    let completed = member.finite
-        && snapshot.status == AgentStatus::Stopped
-        && matches!(snapshot.last_exit.as_deref(), Some(ExitReason::Completed));
-    let running = snapshot.status == AgentStatus::Running && snapshot.health == AgentHealth::Ok;
-    AgentHealthReport {
-        name: member.cell.name.to_string(),
-        critical: member.critical,
-        status: snapshot.status,
-        health: snapshot.health,
-        ready: running || completed,
-        incarnation: snapshot.incarnation,
-        restarts: snapshot.restarts,
-        since: snapshot.since,
-        last_exit: snapshot.last_exit.map(|exit| exit.code()),
-        last_heartbeat: snapshot.last_heartbeat,
-    }
+fn agent(state: &AgentState) -> AgentHealthReport {
+    let snapshot = state.snapshot();
+    let ready = match snapshot.status {
+        AgentStatus::Running => snapshot.health == AgentHealth::Ok,
+        AgentStatus::Stopped => {
+            state.settings.run_to_completion
+                && matches!(snapshot.last_exit.as_deref(), Some(ExitReason::Completed))
+        }
+        _ => false,
+    };
+    let (name, critical) = (state.name.to_string(), state.settings.critical);
+    AgentHealthReport { name, critical, ready, snapshot }
 }

@@ -1,20 +1,19 @@
-//! What agents do, as metrics.
+//! The metrics of agents.
 
 use std::sync::Arc;
 
 use metrics::{counter, gauge, histogram};
 
-use super::fleet::Fleet;
 use super::observe::Observer;
 use super::report::RuntimeReport;
 use super::status::{AgentStatus, ErrorRecord, ForcedStop, Phase, Transition};
 use crate::telemetry::{
-    AGENT_BACKOFF, AGENT_ERRORS, AGENT_FORCED, AGENT_HEARTBEAT_AGE, AGENT_PANICS, AGENT_PHASE,
-    AGENT_RESTARTS, AGENT_TRANSITIONS, AGENT_UP, RUNTIME_LEAKED, RUNTIME_SHUTDOWN,
+    AGENT_BACKOFF, AGENT_ERRORS, AGENT_FORCED, AGENT_PANICS, AGENT_PHASE, AGENT_RESTARTS, AGENT_TRANSITIONS,
+    AGENT_UP, RUNTIME_LEAKED, RUNTIME_SHUTDOWN,
 };
 
-/// Counts and times what agents do, through the `metrics` facade: see [`crate::telemetry`] for the names. Durations
-/// are by the monotonic clock.
+/// Counts and times the events of agents through the `metrics` facade. [`crate::telemetry`] lists the names. Durations
+/// follow the monotonic clock.
 ///
 /// ```
 /// use qi_core::agent::{AgentRuntime, AgentSpec, MetricsObserver, agent_fn};
@@ -77,8 +76,8 @@ impl Observer for MetricsObserver {
     }
 }
 
-/// Shows what has not happened yet. Prometheus sees no rise in a series that begins with 1, so that the first panic
-/// would go unnoticed.
+/// Creates the counters of an agent at 0. Prometheus sees no increase in a series that begins at 1, so an alert would miss
+/// the first panic.
 fn begin_at_zero(agent: &Arc<str>) {
     for status in [
         AgentStatus::Initializing,
@@ -95,13 +94,5 @@ fn begin_at_zero(agent: &Arc<str>) {
         for metric in [AGENT_PANICS, AGENT_FORCED] {
             counter!(metric.name, "agent" => agent.clone(), "phase" => phase.as_str()).increment(0);
         }
-    }
-}
-
-/// An agent that is not running is not silent: its age is 0.
-pub(super) fn measure_heartbeats(fleet: &Fleet) {
-    for member in &fleet.members {
-        let age = member.cell.heartbeat_age().unwrap_or_default();
-        gauge!(AGENT_HEARTBEAT_AGE.name, "agent" => member.cell.name.clone()).set(age.as_secs_f64());
     }
 }

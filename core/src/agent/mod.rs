@@ -1,10 +1,10 @@
 //! The port that Layer 2 implements, and the runtime that drives it.
 //!
-//! An [`Agent`] is a long-running piece of work with a lifecycle; an [`AgentSpec`] names it and says how it is
-//! supervised; an [`AgentRuntime`] runs many of them, restarts those that fail, and ends all of them by a
-//! deadline. The contract stands in `docs/agents.md`; in one sentence: whatever happens to an agent, `cleanup`
-//! is called exactly once on every value whose `initialize` was called, its history is visible without a gap,
-//! and the runtime ends by its deadline and names who made it late.
+//! An [`Agent`] is a long-running task with a lifecycle. An [`AgentSpec`] names it and sets its supervision. An
+//! [`AgentRuntime`] runs many agents, restarts agents that fail, and ends all agents before a deadline. Agents can be
+//! added and removed while it runs. `docs/agents.md` is the contract. In short: `cleanup` is called exactly once on every
+//! value whose `initialize` was called. The history of an agent has no gaps. The runtime ends by its deadline and names
+//! the agents that are late.
 //!
 //! ```
 //! use qi_core::agent::{AgentRuntime, AgentSpec, agent_fn};
@@ -26,39 +26,43 @@
 //! # }
 //! ```
 
+mod agent_task;
 mod builder;
 mod catch;
-mod cell;
+mod children;
 mod context;
-mod driver;
-mod fleet;
+mod handle;
+mod hard_deadline;
 mod health;
+mod hook;
 mod metrics;
 mod observe;
-mod phase;
 mod port;
 mod report;
 mod restart;
 mod runtime;
-mod shutdown;
+mod set;
+mod shared;
 #[cfg(feature = "signal")]
 mod signal;
 mod spec;
+mod state;
 mod status;
 
 pub use crate::backoff::Backoff;
 pub use builder::AgentRuntimeBuilder;
-pub use cell::AgentWatch;
 pub use context::AgentContext;
+pub use handle::RuntimeHandle;
 pub use health::{AgentHealthReport, HealthReport};
 pub use metrics::MetricsObserver;
 pub use observe::{Observer, TracingObserver};
 pub use port::{Agent, AgentFn, agent_fn};
-pub use report::{AgentReport, EndedBy, Ending, RuntimeReport};
-pub use restart::{Decision, GiveUp, RestartMode, RestartPolicy, RestartState};
-pub use runtime::{AgentRuntime, RuntimeHandle};
-pub use spec::{AgentSpec, Factory, Once, Source};
+pub use report::{AgentReport, RemovedAgent, RuntimeReport, ShutdownCause, Termination};
+pub use restart::{Decision, RestartMode, RestartPolicy, RestartState};
+pub use runtime::AgentRuntime;
+pub use spec::AgentSpec;
+pub use state::AgentWatch;
 pub use status::{
-    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, Phase,
-    Transition,
+    AgentHealth, AgentSnapshot, AgentStatus, BackoffStep, ErrorRecord, ExitReason, ForcedStop, GiveUpReason,
+    Phase, Transition,
 };

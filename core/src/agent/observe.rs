@@ -1,26 +1,26 @@
-//! Who is told of what happens: the observers, first of all the log.
+//! Observers of agents, among them the log.
 
 use std::time::Duration;
 
 use super::report::RuntimeReport;
 use super::status::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Transition};
 
-/// Is told of every transition, every error and every forced stop, in order, by the task that drives the agent; and
-/// at last of the end of the runtime.
+/// Observes every transition, every error and every forced stop, and at last the end of the runtime.
 ///
-/// It is called outside every lock and must not block. A panic in it is caught and logged.
+/// The agent's task calls the methods in order and outside every lock. They must not block. A panic is caught and
+/// logged.
 pub trait Observer: Send + Sync {
-    /// An agent changed its status.
+    /// Observes a change of status.
     fn on_transition(&self, _transition: &Transition) {}
 
-    /// Something went wrong in an agent.
+    /// Observes an error in an agent.
     fn on_error(&self, _error: &ErrorRecord) {}
 
-    /// A hook had to be dropped: at its stop timeout, at the soft deadline, or a cleanup that did not end.
+    /// Observes a hook that was dropped: at its stop timeout, at the soft deadline, or at the cleanup timeout.
     fn on_forced_stop(&self, _forced: &ForcedStop) {}
 
-    /// The report is closed: every agent has ended, or the deadline has come. What late agents do after it is told as
-    /// before.
+    /// Observes the closed report: every agent has ended, or the deadline has passed. Events of late agents still
+    /// follow.
     fn on_end(&self, _report: &RuntimeReport) {}
 }
 
@@ -44,7 +44,7 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
 }
 
 /// Logs through `tracing`, target `qi_core::agent`: info for each transition, warn with delay and attempt for
-/// Backoff and for forced stops, error with its whole chain for Failed. Every runtime has it.
+/// Backoff and for forced stops, error with its complete chain for Failed. Every runtime has this observer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TracingObserver;
 
@@ -85,7 +85,7 @@ impl Observer for TracingObserver {
         let ForcedStop { agent, at: _, incarnation, phase, took } = forced;
         tracing::warn!(
             target: "qi_core::agent",
-            %agent, incarnation, %phase, ?took, "hook dropped: its time was up"
+            %agent, incarnation, %phase, ?took, "hook aborted: deadline exceeded"
         );
     }
 }

@@ -1,27 +1,29 @@
-//! The port itself, the box that forwards it, and the function that is an agent.
+//! The port [`Agent`], its implementation for boxes, and agents made from a function.
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 
-use super::{AgentContext, ExitReason};
+use super::context::AgentContext;
+use super::status::ExitReason;
 use crate::Result;
 
-/// A long-running piece of work with a lifecycle.
+/// A long-running task with a lifecycle of three hooks.
 ///
-/// # What the runtime guarantees
-/// - `initialize`, then `run`, then `cleanup`, each at most once on one value; `cleanup` exactly once on every
-///   value whose `initialize` was called, whatever happened in between (an error, a panic, a hang, a stop).
-/// - A restart is a new value from the factory of the spec. Nothing is carried over.
-/// - A stop is seen through [`AgentContext::cancelled`]. A hook that is still there after the agent's stop
-///   timeout is dropped at its next `.await`.
+/// # Guarantees of the runtime
+/// - `initialize`, then `run`, then `cleanup`, each at most once on one value. `cleanup` is called exactly once on every
+///   value whose `initialize` was called, even after an error, a panic, a hang or a stop.
+/// - A restart uses a new value from the factory of the spec. Nothing is carried over.
+/// - A stop is visible through [`AgentContext::cancelled`]. A hook that is still pending after the agent's stop timeout
+///   is dropped at its next `.await`.
 ///
-/// # What varies
-/// The name, the limits and the restart policy belong to the [`super::AgentSpec`], so that one type can run many
-/// times. Store, bus and other dependencies are fields of the implementing struct.
+/// # Settings
+/// The name, the limits and the restart policy belong to the [`super::AgentSpec`], so that one type can run many times.
+/// Store, bus and other dependencies are fields of the implementing struct. A resource that the agent opens (a
+/// connection, a subscription) can be a plain field too: see [`super::AgentSpec::new_async`].
 ///
-/// # What an implementation owes
-/// It may be dropped at any `.await` of `initialize` and `run` and must then be fit for `cleanup`; it must not
-/// block its thread; its `Drop` must not block.
+/// # Duties of an implementation
+/// `initialize` and `run` may be dropped at any `.await`, and the value must then be ready for `cleanup`. Hooks must not
+/// block their thread, and `Drop` must not block.
 ///
 /// ```
 /// use qi_core::{Result, agent::{Agent, AgentContext, ExitReason}};
@@ -45,60 +47,53 @@ use crate::Result;
 /// ```
 #[async_trait]
 pub trait Agent: Send {
-    /// Acquires what `run` needs. May be dropped at any `.await`.
+    /// Acquires the resources of `run`. May be dropped at any `.await`.
     async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
         Ok(())
     }
 
-    /// Works until done or until [`AgentContext::cancelled`]. May be dropped at any `.await` once the stop
-    /// timeout has passed.
+    /// Works until it is done or until [`AgentContext::cancelled`]. May be dropped at any `.await` once the stop timeout
+    /// has passed.
     async fn run(&mut self, cx: &AgentContext) -> Result<()>;
 
-    /// Releases everything. `exit` says why. Must cope with a half-done `initialize` or `run`.
+    /// Releases all resources. `exit` is the reason. Must accept a value with a half-done `initialize` or `run`.
     ///
-    /// The context is cancelled by now, whatever the exit: wait with plain futures, under the cleanup timeout.
+    /// The context is cancelled at this point, so wait with plain futures. The cleanup timeout applies.
     async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
         Ok(())
     }
 }
 
-// Written by hand so that a boxed agent hands on the inner future as it is instead of boxing it again.
+// Written by hand, so that a boxed agent returns the inner future unchanged instead of boxing it again.
 #[deny(clippy::missing_trait_methods)]
 impl<T: Agent + ?Sized> Agent for Box<T> {
-    fn initialize<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn initialize<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         (**self).initialize(cx)
     }
 
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn run<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         (**self).run(cx)
     }
 
-    fn cleanup<'a, 'b, 'd, 'c>(
+    fn cleanup<'a: 'c, 'b: 'c, 'd: 'c, 'c>(
         &'a mut self,
         cx: &'b AgentContext,
         exit: &'d ExitReason,
     ) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
         Self: 'c,
     {
         (**self).cleanup(cx, exit)
     }
 }
 
-/// An agent that is one function of its context: for tests and for tiny agents.
+/// Makes an agent from a function of its context, for tests and small agents.
 ///
 /// The function is called once per incarnation, with the context by value.
 ///
@@ -120,7 +115,7 @@ where
     AgentFn(run)
 }
 
-/// What [`agent_fn`] makes.
+/// The agent that [`agent_fn`] returns.
 pub struct AgentFn<F>(F);
 
 impl<F> std::fmt::Debug for AgentFn<F> {
@@ -134,10 +129,8 @@ where
     F: FnMut(AgentContext) -> Fut + Send,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
-    fn run<'a, 'b, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
+    fn run<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
     where
-        'a: 'c,
-        'b: 'c,
         Self: 'c,
     {
         Box::pin((self.0)(cx.clone()))

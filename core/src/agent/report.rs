@@ -1,23 +1,23 @@
-//! How a runtime ended, and what became of each agent.
+//! The report of a runtime and of each agent.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::status::{AgentStatus, ErrorRecord, ExitReason, agent_error};
+use super::status::{AgentStatus, ErrorRecord, ExitReason, Transition, agent_error};
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
-/// What ended a runtime.
+/// The cause of a runtime's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum EndedBy {
-    /// All agents ended by themselves.
+pub enum ShutdownCause {
+    /// All agents ended without a shutdown.
     AllEnded,
-    /// The future of `run_until` was ready, or a handle asked for the shutdown.
+    /// The future of `run_until` was ready, or a handle requested the shutdown.
     Requested,
-    /// The process was asked to end by SIGINT.
+    /// The process received SIGINT.
     Interrupt,
-    /// The process was asked to end by SIGTERM.
+    /// The process received SIGTERM.
     Terminate,
     /// This critical agent failed.
     AgentFailed(Arc<str>),
@@ -25,7 +25,7 @@ pub enum EndedBy {
     Dropped,
 }
 
-impl fmt::Display for EndedBy {
+impl fmt::Display for ShutdownCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AllEnded => f.write_str("all agents ended"),
@@ -33,59 +33,57 @@ impl fmt::Display for EndedBy {
             Self::Interrupt => f.write_str("SIGINT"),
             Self::Terminate => f.write_str("SIGTERM"),
             Self::AgentFailed(name) => write!(f, "agent {name} failed"),
-            Self::Dropped => f.write_str("nobody waits for it any more"),
+            Self::Dropped => f.write_str("runtime handle dropped"),
         }
     }
 }
 
-/// In what manner an agent ended.
+/// The manner of an agent's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// Its hooks ended by themselves.
+pub enum Termination {
+    /// The hooks of the last incarnation ended without being dropped.
     Orderly,
-    /// A hook had to be dropped at the stop timeout or the soft deadline, or `cleanup` ran out of time.
+    /// A hook was dropped at the stop timeout or the soft deadline, or `cleanup` timed out.
     Forced,
-    /// It had not ended when the report was closed.
+    /// The agent had not ended when the report was closed.
     Leaked {
-        /// Its hook was being polled at that moment: it blocks its thread. Otherwise it is late, or waits behind
-        /// a thread that another one blocks.
+        /// True if the agent blocked its thread at that moment. Otherwise it is late, or waits for a thread that another
+        /// agent blocks.
         blocking: bool,
     },
 }
 
-/// What became of one agent.
+/// The end of one agent.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AgentReport {
-    /// Its name.
+    /// The agent's name.
     pub name: Arc<str>,
-    /// Whether its failure stops the runtime.
+    /// True if a failure of the agent stops the runtime.
     pub critical: bool,
-    /// Its status when the report was closed.
+    /// The status when the report was closed.
     pub status: AgentStatus,
-    /// In what manner it ended.
-    pub ending: Ending,
-    /// How often it was restarted.
+    /// The manner of the end.
+    pub termination: Termination,
+    /// The number of restarts.
     pub restarts: u32,
-    /// Why its last incarnation ended.
+    /// The exit of the last incarnation.
     pub last_exit: Option<Arc<ExitReason>>,
-    /// The last thing that went wrong in it.
+    /// The last error.
     pub last_error: Option<ErrorRecord>,
 }
 
 impl AgentReport {
+    /// Returns an error if the agent had not ended.
+    pub(super) fn leaked(&self) -> Option<Error> {
+        let message = format_args!("had not ended by the deadline, status {}", self.status);
+        matches!(self.termination, Termination::Leaked { .. })
+            .then(|| agent_error(ErrorKind::Timeout, "agent.leaked", "shutdown", &self.name, message))
+    }
+
     fn error(&self) -> Option<Error> {
-        if matches!(self.ending, Ending::Leaked { .. }) {
-            return Some(agent_error(
-                ErrorKind::Timeout,
-                "agent.leaked",
-                "shutdown",
-                &self.name,
-                format_args!("had not ended by the deadline, status {}", self.status),
-            ));
-        }
         if !(self.critical && self.status == AgentStatus::Failed) {
-            return None;
+            return self.leaked();
         }
         let cause = match self.last_exit.as_deref() {
             Some(ExitReason::Completed | ExitReason::Cancelled) | None => {
@@ -102,47 +100,59 @@ impl AgentReport {
     }
 }
 
-/// How a runtime ended.
+/// A removed agent.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RemovedAgent {
+    /// The end of the agent.
+    pub report: AgentReport,
+    /// The last 64 transitions, oldest first.
+    pub history: Vec<Transition>,
+    /// The last 16 errors, oldest first.
+    pub errors: Vec<ErrorRecord>,
+}
+
+/// The end of a runtime.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RuntimeReport {
-    /// What ended it.
-    pub ended_by: EndedBy,
+    /// The cause of the end.
+    pub cause: ShutdownCause,
     /// The duration of the shutdown, by the monotonic clock; zero if there was none.
     pub shutdown_took: Duration,
-    /// What became of each agent, in the order in which they were added.
+    /// The end of each agent that was not removed, in the order in which they were added.
     pub agents: Vec<AgentReport>,
 }
 
 impl RuntimeReport {
-    /// The agent of this name.
+    /// Returns the report of the agent with this name.
     pub fn agent(&self, name: &str) -> Option<&AgentReport> {
         self.agents.iter().find(|agent| &*agent.name == name)
     }
 
-    /// The agents that ended Failed.
+    /// Returns the agents that ended as Failed.
     pub fn failed(&self) -> impl Iterator<Item = &AgentReport> {
         self.agents.iter().filter(|agent| agent.status == AgentStatus::Failed)
     }
 
-    /// The agents that did not end by themselves in time.
+    /// Returns the agents with a hook that was dropped.
     pub fn forced(&self) -> impl Iterator<Item = &AgentReport> {
-        self.agents.iter().filter(|agent| agent.ending == Ending::Forced)
+        self.agents.iter().filter(|agent| agent.termination == Termination::Forced)
     }
 
-    /// The agents that had not ended when the report was closed.
+    /// Returns the agents that had not ended when the report was closed.
     pub fn leaked(&self) -> impl Iterator<Item = &AgentReport> {
-        self.agents.iter().filter(|agent| matches!(agent.ending, Ending::Leaked { .. }))
+        self.agents.iter().filter(|agent| matches!(agent.termination, Termination::Leaked { .. }))
     }
 
-    /// Ok if no critical agent failed and every agent had ended by the deadline.
+    /// Returns Ok if no critical agent failed and every agent ended before the deadline.
     ///
     /// # Errors
-    /// The first of those failures (the agent that stopped the runtime comes first), with what caused it as the
-    /// source. Its advice is never to retry: the restart policy has spoken.
+    /// The first of those failures (the agent that stopped the runtime comes first), with its cause as the source. The
+    /// error is not retryable, because the restart policy has decided already.
     pub fn result(&self) -> Result<()> {
-        let first = match &self.ended_by {
-            EndedBy::AgentFailed(name) => self.agent(name).and_then(AgentReport::error),
+        let first = match &self.cause {
+            ShutdownCause::AgentFailed(name) => self.agent(name).and_then(AgentReport::error),
             _ => None,
         };
         match first.or_else(|| self.agents.iter().find_map(AgentReport::error)) {
@@ -154,8 +164,8 @@ impl RuntimeReport {
 
 impl fmt::Display for RuntimeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ended_by, shutdown_took, agents } = self;
-        write!(f, "{ended_by}; {} agents, shutdown {shutdown_took:?}", agents.len())?;
+        let Self { cause, shutdown_took, agents } = self;
+        write!(f, "{cause}; {} agents, shutdown {shutdown_took:?}", agents.len())?;
         let mut list = |what: &str, found: &mut dyn Iterator<Item = &AgentReport>| {
             let names: Vec<&str> = found.map(|agent| &*agent.name).collect();
             if names.is_empty() { Ok(()) } else { write!(f, "; {what}: {}", names.join(", ")) }

@@ -1,39 +1,39 @@
-//! Whether and when an agent that ended is started again: a pure function of its exits.
+//! The restart decision: a pure function of an agent's exits.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::status::ExitReason;
+use super::status::{ExitReason, GiveUpReason};
 use crate::{Backoff, Error, Result, RetryAdvice};
 
-/// After which exits an agent is started again.
+/// The exits after which an agent restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RestartMode {
-    /// Never: every failure is the end.
+    /// No restart: every failure is final.
     Never,
-    /// After a failure that may pass: a retryable error, or a crash.
+    /// A restart after a retryable error and after a crash.
     #[default]
     OnFailure,
-    /// After such a failure, and after it has completed.
+    /// A restart after a retryable error, after a crash, and after completion.
     Always,
 }
 
-/// What a failure of an agent leads to.
+/// The consequence of an agent's failure.
 ///
-/// A *streak* of failures ends when the agent has been Running for `stable_after`. Crashes (a panic, a timeout,
-/// a missing heartbeat) are counted within a streak, and at the `max_crashes`-th the runtime gives up.
-/// Retryable errors go on for ever, because an outage of a server is no fault of the agent.
+/// A *streak* of failures ends when the agent has been Running for `stable_after`. Crashes (a panic, a timeout, a missing
+/// heartbeat) are counted within a streak. The agent fails at crash number `max_crashes`. Retryable errors have no
+/// limit, because a server outage does not point at the agent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct RestartPolicy {
-    /// After which exits it is started again. `OnFailure`.
+    /// The exits after which the agent restarts. Defaults to `OnFailure`.
     pub mode: RestartMode,
-    /// How long to wait before that.
+    /// The delays before restarts.
     pub backoff: Backoff,
-    /// How many crashes in one streak are the end: 5. None is for ever; 0 counts as 1.
+    /// The number of crashes in one streak at which the agent fails. None means no limit; 0 counts as 1. Defaults to 5.
     pub max_crashes: Option<u32>,
-    /// How long it must have been Running for a streak to end: 60 s.
+    /// The time in status Running that ends a streak. Defaults to 60 s.
     pub stable_after: Duration,
 }
 
@@ -49,31 +49,31 @@ impl Default for RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// Every failure is the end.
+    /// Returns a policy that never restarts.
     pub fn never() -> Self {
         Self { mode: RestartMode::Never, ..Self::default() }
     }
 
-    /// Started again after it has completed, too.
+    /// Returns a policy that restarts after completion too.
     pub fn always() -> Self {
         Self { mode: RestartMode::Always, ..Self::default() }
     }
 
-    /// Sets the delays.
+    /// Sets the delays before restarts.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets how many crashes in one streak are the end; None is for ever.
+    /// Sets the number of crashes in one streak at which the agent fails. None means no limit.
     #[must_use]
     pub fn with_max_crashes(mut self, crashes: impl Into<Option<u32>>) -> Self {
         self.max_crashes = crashes.into();
         self
     }
 
-    /// Sets how long it must have been Running for a streak to end.
+    /// Sets the time in status Running that ends a streak.
     #[must_use]
     pub fn with_stable_after(mut self, stable_after: Duration) -> Self {
         self.stable_after = stable_after;
@@ -88,33 +88,22 @@ impl RestartPolicy {
     }
 }
 
-/// What follows an exit.
+/// The decision after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// It ended as it should: Stopped.
+    /// The agent ends as Stopped.
     Done,
-    /// The next incarnation, after this delay.
+    /// The next incarnation starts after this delay.
     RestartAfter(Duration),
-    /// Failed.
-    GiveUp(GiveUp),
+    /// The agent ends as Failed.
+    GiveUp(GiveUpReason),
 }
 
-/// Why a failed agent is not started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GiveUp {
-    /// Its policy is never to restart.
-    PolicyNever,
-    /// Its error says that trying again cannot help.
-    NotRetryable,
-    /// So many crashes in one streak.
-    TooManyCrashes(u32),
-}
-
-/// A policy and the present streak. Pure: the same exits and the same generator give the same decisions.
+/// A policy and the current streak. The same exits and the same generator give the same decisions.
 ///
 /// ```
 /// use std::time::Duration;
-/// use qi_core::agent::{Decision, ExitReason, GiveUp, RestartPolicy, RestartState};
+/// use qi_core::agent::{Decision, ExitReason, GiveUpReason, RestartPolicy, RestartState};
 ///
 /// let mut state = RestartState::new(RestartPolicy::default().with_max_crashes(2));
 /// let mut rng = fastrand::Rng::with_seed(1);
@@ -122,7 +111,7 @@ pub enum GiveUp {
 /// assert!(matches!(state.decide(&panicked, Duration::ZERO, &mut rng), Decision::RestartAfter(_)));
 /// assert_eq!(
 ///     state.decide(&panicked, Duration::ZERO, &mut rng),
-///     Decision::GiveUp(GiveUp::TooManyCrashes(2)),
+///     Decision::GiveUp(GiveUpReason::TooManyCrashes(2)),
 /// );
 /// ```
 #[derive(Debug, Clone)]
@@ -133,19 +122,19 @@ pub struct RestartState {
 }
 
 impl RestartState {
-    /// The start: no streak.
+    /// Returns the initial state, without a streak.
     pub fn new(policy: RestartPolicy) -> Self {
         Self { policy, streak: 0, crashes: 0 }
     }
 
-    /// How many restarts the present streak has had.
+    /// Returns the number of restarts in the current streak.
     pub fn streak(&self) -> u32 {
         self.streak
     }
 
-    /// What follows `exit`, after the agent has been Running for `ran_for` (zero if it never was).
+    /// Decides about `exit` of an agent that was Running for `ran_for` (zero if it never was).
     pub fn decide(&mut self, exit: &ExitReason, ran_for: Duration, rng: &mut Rng) -> Decision {
-        // Time counts from Running: a slow start is not health. Only a run that lasted ends a streak.
+        // The time counts from Running, so that a slow start does not end a streak.
         if ran_for >= self.policy.stable_after {
             (self.streak, self.crashes) = (0, 0);
         }
@@ -155,9 +144,11 @@ impl RestartState {
             }
             ExitReason::Completed if self.policy.mode == RestartMode::Always => Duration::ZERO,
             ExitReason::Completed => return Decision::Done,
-            _ if self.policy.mode == RestartMode::Never => return Decision::GiveUp(GiveUp::PolicyNever),
+            _ if self.policy.mode == RestartMode::Never => {
+                return Decision::GiveUp(GiveUpReason::PolicyNever);
+            }
             ExitReason::Error(error) => match error.retry() {
-                RetryAdvice::Never => return Decision::GiveUp(GiveUp::NotRetryable),
+                RetryAdvice::Never => return Decision::GiveUp(GiveUpReason::NotRetryable),
                 RetryAdvice::Backoff => Duration::ZERO,
                 RetryAdvice::After(delay) => delay,
             },
@@ -165,7 +156,7 @@ impl RestartState {
                 self.crashes = self.crashes.saturating_add(1);
                 match self.policy.max_crashes {
                     Some(max) if self.crashes >= max => {
-                        return Decision::GiveUp(GiveUp::TooManyCrashes(self.crashes));
+                        return Decision::GiveUp(GiveUpReason::TooManyCrashes(self.crashes));
                     }
                     _ => Duration::ZERO,
                 }
@@ -182,7 +173,8 @@ mod tests {
     use proptest::prelude::{Just, Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
     use super::{
-        Backoff, Decision, Duration, Error, ExitReason, GiveUp, RestartPolicy, RestartState, RetryAdvice,
+        Backoff, Decision, Duration, Error, ExitReason, GiveUpReason, RestartPolicy, RestartState,
+        RetryAdvice,
     };
     use crate::ErrorKind;
     use crate::agent::Phase;
@@ -245,7 +237,7 @@ mod tests {
             let decisions = delays(policy, 7, &exits);
             let end = decisions.iter().position(|d| matches!(d, Decision::GiveUp(_))).unwrap();
             prop_assert_eq!(end + 1, max as usize);
-            prop_assert_eq!(decisions[end], Decision::GiveUp(GiveUp::TooManyCrashes(max)));
+            prop_assert_eq!(decisions[end], Decision::GiveUp(GiveUpReason::TooManyCrashes(max)));
         }
 
         #[test]
@@ -287,9 +279,12 @@ mod tests {
         let never = ExitReason::Error(Error::new(ErrorKind::Config, "test", "run"));
         assert_eq!(
             delays(RestartPolicy::default(), 1, std::slice::from_ref(&never)),
-            [Decision::GiveUp(GiveUp::NotRetryable)]
+            [Decision::GiveUp(GiveUpReason::NotRetryable)]
         );
-        assert_eq!(delays(RestartPolicy::always(), 1, &[never]), [Decision::GiveUp(GiveUp::NotRetryable)]);
+        assert_eq!(
+            delays(RestartPolicy::always(), 1, &[never]),
+            [Decision::GiveUp(GiveUpReason::NotRetryable)]
+        );
         let pause = Duration::from_secs(90);
         let after = ExitReason::Error(
             Error::new(ErrorKind::Overloaded, "t", "run").with_retry(RetryAdvice::After(pause)),
@@ -315,7 +310,7 @@ mod tests {
         ] {
             assert_eq!([never, failure, always].map(|p| restarts(p, &exit)), expected, "{exit}");
         }
-        assert_eq!(delays(never, 1, &[retryable()]), [Decision::GiveUp(GiveUp::PolicyNever)]);
+        assert_eq!(delays(never, 1, &[retryable()]), [Decision::GiveUp(GiveUpReason::PolicyNever)]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! SIGINT and SIGTERM end the runtime in order; the second one makes it hurry.
+//! SIGINT and SIGTERM begin the shutdown; the second signal expires the soft deadline.
 
 use std::io;
 
-use super::report::{EndedBy, RuntimeReport};
+use super::report::{RuntimeReport, ShutdownCause};
 use super::runtime::AgentRuntime;
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
@@ -13,12 +13,12 @@ impl AgentRuntime {
         self.run_until_or_signal(std::future::pending::<()>()).await
     }
 
-    /// As [`AgentRuntime::run_until`]; the first SIGINT or SIGTERM begins the shutdown as well, and the second
-    /// one makes its soft deadline now. The report says what ended it; the process is never ended from here.
-    /// The signals' default action stays off for the rest of the process's life, as is tokio's way.
+    /// Runs as [`AgentRuntime::run_until`] does. The first SIGINT or SIGTERM begins the shutdown too, and the second
+    /// moves its soft deadline to now. The report has the cause; this method never ends the process. As always with
+    /// tokio, the default action of both signals stays disabled until the process ends.
     ///
     /// # Errors
-    /// `Internal` if the signals cannot be listened to; nothing was started then.
+    /// `Internal` if the signal handlers cannot be installed; no agent was started then.
     pub async fn run_until_or_signal<F: Future>(self, until: F) -> Result<RuntimeReport> {
         let mut signals = Signals::listen().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.signal", "run_with_signals")
@@ -27,7 +27,7 @@ impl AgentRuntime {
                 .with_retry(RetryAdvice::Never)
         })?;
         let handle = self.handle();
-        let fleet = handle.fleet().clone();
+        let set = handle.set().clone();
         let run = self.run_until(until);
         tokio::pin!(run);
         let mut first = true;
@@ -37,9 +37,9 @@ impl AgentRuntime {
                 report = &mut run => return Ok(report),
                 cause = signals.next() => {
                     if !std::mem::take(&mut first) {
-                        fleet.deadlines.hurry();
+                        set.expire_soft_deadline();
                     }
-                    fleet.begin_shutdown(cause);
+                    set.begin_shutdown(cause);
                 }
             }
         }
@@ -59,11 +59,11 @@ impl Signals {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) -> EndedBy {
+    async fn next(&mut self) -> ShutdownCause {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => EndedBy::Terminate,
-            _ = self.interrupt.recv() => EndedBy::Interrupt,
+            _ = self.terminate.recv() => ShutdownCause::Terminate,
+            _ = self.interrupt.recv() => ShutdownCause::Interrupt,
         }
     }
 }
@@ -77,8 +77,8 @@ impl Signals {
         Ok(Self(tokio::signal::windows::ctrl_c()?))
     }
 
-    async fn next(&mut self) -> EndedBy {
+    async fn next(&mut self) -> ShutdownCause {
         let _pressed = self.0.recv().await;
-        EndedBy::Interrupt
+        ShutdownCause::Interrupt
     }
 }

@@ -1,242 +1,208 @@
-//! What the runtime is told of an agent: its name, where its values come from, its limits.
+//! The description of an agent: its name, its factory, its limits.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::Agent;
-use super::cell::Limits;
-use super::restart::RestartPolicy;
+use futures::future::BoxFuture;
 
-pub(super) const DEFAULT_LIMITS: Limits = Limits {
-    initialize: Duration::from_secs(30),
-    stop: Duration::from_secs(5),
-    cleanup: Duration::from_secs(2),
-};
-pub(super) const DEFAULT_MAX_CHILDREN: usize = 1_024;
+use super::context::AgentContext;
+use super::port::Agent;
+use super::restart::{RestartMode, RestartPolicy};
+use super::shared::Settings;
+use crate::{Error, Result};
 
-/// An agent as the runtime is told of it: a name, a source of values, limits. The defaults stand with each
-/// setter.
+/// The description of an agent: its name, its factory, its limits. Each setter states the default.
 ///
-/// `AgentSpec<Factory>` makes a new value for each incarnation; `AgentSpec<Once>` has one value and no restart
-/// policy, by type.
+/// There are three kinds of factory, all in one type: [`AgentSpec::new`] makes a value for each incarnation,
+/// [`AgentSpec::new_async`] opens it, and [`AgentSpec::once`] takes an existing value.
 ///
 /// ```
 /// use std::time::Duration;
 /// use qi_core::agent::{AgentSpec, RestartPolicy, agent_fn};
 ///
 /// let feed = AgentSpec::new("feed", || agent_fn(|_cx| async { Ok(()) }))
-///     .after(["writer"])
+///     .depends_on(["writer"])
 ///     .restart(RestartPolicy::default().with_max_crashes(3))
-///     .watchdog(Duration::from_secs(10))
-///     .finite();
+///     .watchdog(Duration::from_secs(10));
+/// let import = AgentSpec::once("import", agent_fn(|_cx| async { Ok(()) })).run_to_completion();
+/// let specs = vec![feed, import];
 /// ```
-pub struct AgentSpec<S> {
-    pub(super) common: Common,
-    source: S,
-}
-
-pub(super) struct Common {
+#[derive(Debug)]
+pub struct AgentSpec {
     pub(super) name: String,
-    pub(super) after: Vec<String>,
-    pub(super) finite: bool,
-    pub(super) critical: bool,
-    pub(super) limits: Limits,
-    pub(super) watchdog: Option<Duration>,
-    pub(super) max_children: usize,
+    pub(super) depends_on: Vec<String>,
+    pub(super) settings: Settings,
+    pub(super) restart: RestartPolicy,
+    pub(super) factory: AgentFactory,
 }
 
-impl Common {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            after: Vec::new(),
-            finite: false,
-            critical: true,
-            limits: DEFAULT_LIMITS,
-            watchdog: None,
-            max_children: DEFAULT_MAX_CHILDREN,
-        }
-    }
+type OpenFuture = BoxFuture<'static, Result<Box<dyn Agent>>>;
+
+/// The source of an agent's values.
+pub(super) enum AgentFactory {
+    Once(Option<Box<dyn Agent>>),
+    New(Box<dyn FnMut() -> Box<dyn Agent> + Send>),
+    Async(Box<dyn FnMut(AgentContext) -> OpenFuture + Send>),
 }
 
-/// Makes a new value for each incarnation; see [`AgentSpec::new`].
-pub struct Factory {
-    make: Box<dyn FnMut() -> Box<dyn Agent> + Send>,
-    policy: RestartPolicy,
-}
-
-/// Has one value and never restarts; see [`AgentSpec::once`].
-pub struct Once(Box<dyn Agent>);
-
-impl fmt::Debug for Factory {
+impl fmt::Debug for AgentFactory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Factory").field("policy", &self.policy).finish_non_exhaustive()
+        f.write_str(match self {
+            Self::Once(_) => "Once",
+            Self::New(_) => "New",
+            Self::Async(_) => "Async",
+        })
     }
 }
 
-impl fmt::Debug for Once {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Once")
+impl AgentSpec {
+    fn with_factory(name: impl Into<String>, factory: AgentFactory, restart: RestartPolicy) -> Self {
+        Self { name: name.into(), depends_on: Vec::new(), settings: Settings::default(), restart, factory }
     }
-}
 
-impl<S: fmt::Debug> fmt::Debug for AgentSpec<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { common, source } = self;
-        let Common { name, after, finite, critical, limits, watchdog, max_children } = common;
-        f.debug_struct("AgentSpec")
-            .field("name", name)
-            .field("source", source)
-            .field("after", after)
-            .field("finite", finite)
-            .field("critical", critical)
-            .field("limits", limits)
-            .field("watchdog", watchdog)
-            .field("max_children", max_children)
-            .finish()
-    }
-}
-
-impl AgentSpec<Factory> {
-    /// An agent of which `make` gives a new value for each incarnation. It restarts by
-    /// [`RestartPolicy::default`] unless [`AgentSpec::restart`] says otherwise.
+    /// Makes a spec whose `make` returns a new value for each incarnation.
     pub fn new<A, F>(name: impl Into<String>, mut make: F) -> Self
     where
         A: Agent + 'static,
         F: FnMut() -> A + Send + 'static,
     {
         let make = Box::new(move || Box::new(make()) as Box<dyn Agent>);
-        Self { common: Common::new(name.into()), source: Factory { make, policy: RestartPolicy::default() } }
+        Self::with_factory(name, AgentFactory::New(make), RestartPolicy::default())
     }
 
-    /// Sets what a failure leads to.
+    /// Makes a spec whose `make` opens a new value for each incarnation: it may wait and fail. A value that exists is
+    /// connected, so its resources are plain fields instead of `Option`s.
+    ///
+    /// `make` belongs to the phase `initialize`. The init timeout bounds `make` and [`Agent::initialize`] together. After an
+    /// error the restart policy decides. After a stop, the future is dropped at the stop timeout. Without a value there is
+    /// no cleanup, so the future must own everything that it has opened.
+    ///
+    /// ```
+    /// use qi_core::{Result, ResultExt};
+    /// use qi_core::agent::{Agent, AgentContext, AgentSpec, ExitReason};
+    /// # struct Socket;
+    /// # impl Socket {
+    /// #     async fn connect(_: &str) -> std::io::Result<Self> { Ok(Self) }
+    /// #     async fn next(&mut self) -> std::io::Result<u64> { Ok(1) }
+    /// #     async fn close(&mut self) -> std::io::Result<()> { Ok(()) }
+    /// # }
+    ///
+    /// struct Feed {
+    ///     socket: Socket,
+    /// }
+    ///
+    /// #[async_trait::async_trait]
+    /// impl Agent for Feed {
+    ///     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+    ///         while let Some(next) = cx.until_cancelled(self.socket.next()).await {
+    ///             let _value = next.retryable("feed.read", "run")?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    ///
+    ///     async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
+    ///         self.socket.close().await.permanent("feed.close", "cleanup")
+    ///     }
+    /// }
+    ///
+    /// let spec = AgentSpec::new_async("feed", |_cx| async {
+    ///     let socket = Socket::connect("wss://ws.kraken.com").await.retryable("feed.connect", "initialize")?;
+    ///     Ok(Feed { socket })
+    /// });
+    /// ```
+    pub fn new_async<A, F, Fut>(name: impl Into<String>, mut make: F) -> Self
+    where
+        A: Agent + 'static,
+        F: FnMut(AgentContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<A>> + Send + 'static,
+    {
+        let make = move |cx| -> OpenFuture {
+            let opened = make(cx);
+            Box::pin(async move { Ok(Box::new(opened.await?) as Box<dyn Agent>) })
+        };
+        Self::with_factory(name, AgentFactory::Async(Box::new(make)), RestartPolicy::default())
+    }
+
+    /// Makes a spec with this one value. The agent never restarts: every failure is final.
+    pub fn once(name: impl Into<String>, agent: impl Agent + 'static) -> Self {
+        Self::with_factory(name, AgentFactory::Once(Some(Box::new(agent))), RestartPolicy::never())
+    }
+
+    /// Sets the consequence of a failure. Defaults to [`RestartPolicy::default`].
     #[must_use]
     pub fn restart(mut self, policy: RestartPolicy) -> Self {
-        self.source.policy = policy;
+        self.restart = policy;
         self
     }
-}
 
-impl AgentSpec<Once> {
-    /// An agent with this one value: every failure is the end.
-    pub fn once(name: impl Into<String>, agent: impl Agent + 'static) -> Self {
-        Self { common: Common::new(name.into()), source: Once(Box::new(agent)) }
-    }
-}
-
-impl<S: Source> AgentSpec<S> {
-    /// Starts it when each of these has been Running once (or, if finite, has completed), and stops it before
-    /// they are stopped. Restarts of a dependency do not touch it.
+    /// Starts the agent when each of these agents has been Running once, or has completed if it runs to completion.
+    /// Stops the agent before they are stopped. Restarts of a dependency do not affect the agent.
     #[must_use]
-    pub fn after<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.common.after.extend(names.into_iter().map(Into::into));
+    pub fn depends_on<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.depends_on.extend(names.into_iter().map(Into::into));
         self
     }
 
-    /// Says that it completes: its dependents wait for that, and it then counts as ready.
+    /// Marks an agent that completes: its dependents wait for its completion, and it then counts as ready.
     #[must_use]
-    pub fn finite(mut self) -> Self {
-        self.common.finite = true;
+    pub fn run_to_completion(mut self) -> Self {
+        self.settings.run_to_completion = true;
         self
     }
 
-    /// Lets the others go on if it fails, and readiness without it. By default an agent is critical: its failure
-    /// stops the whole runtime in order.
+    /// Limits a failure to this agent: the others continue, and readiness ignores it. By default an agent is critical,
+    /// and its failure begins the shutdown of the runtime.
     #[must_use]
     pub fn best_effort(mut self) -> Self {
-        self.common.critical = false;
+        self.settings.critical = false;
         self
     }
 
-    /// Sets how long `initialize` may take: 30 s.
+    /// Sets the limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. Defaults to 30 s.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
-        self.common.limits.initialize = limit;
+        self.settings.limits.initialize = limit;
         self
     }
 
-    /// Sets how long a hook may go on after a stop before it is dropped: 5 s.
+    /// Sets the time after a stop at which a pending hook is dropped. Defaults to 5 s.
     #[must_use]
     pub fn stop_timeout(mut self, limit: Duration) -> Self {
-        self.common.limits.stop = limit;
+        self.settings.limits.stop = limit;
         self
     }
 
-    /// Sets how long `cleanup` may take: 2 s.
+    /// Sets the limit of `cleanup`. Defaults to 2 s.
     #[must_use]
     pub fn cleanup_timeout(mut self, limit: Duration) -> Self {
-        self.common.limits.cleanup = limit;
+        self.settings.limits.cleanup = limit;
         self
     }
 
-    /// Drops `run` if it gives no [`heartbeat`](super::AgentContext::heartbeat) for this long: an ordinary
-    /// restart follows. Off by default.
+    /// Drops `run` after this time without a [`heartbeat`](AgentContext::heartbeat); the restart policy decides what
+    /// follows. Off by default.
     #[must_use]
     pub fn watchdog(mut self, limit: Duration) -> Self {
-        self.common.watchdog = Some(limit);
+        self.settings.watchdog = Some(limit);
         self
     }
 
-    /// Sets how many children it may have at a time: 1,024.
+    /// Sets the largest number of concurrent children. Defaults to 1,024.
     #[must_use]
     pub fn max_children(mut self, limit: usize) -> Self {
-        self.common.max_children = limit;
+        self.settings.max_children = limit;
         self
     }
 
-    pub(super) fn into_parts(self) -> (Common, Maker) {
-        (self.common, self.source.into_maker().0)
-    }
-}
-
-/// Where the values of an agent come from: [`Factory`] or [`Once`].
-pub trait Source: sealed::Sealed {}
-
-impl Source for Factory {}
-impl Source for Once {}
-
-mod sealed {
-    /// Keeps [`super::Source`] to this module.
-    pub trait Sealed {
-        /// Takes the source as the driver needs it.
-        fn into_maker(self) -> MakerOf;
-    }
-
-    /// A [`super::Maker`] in a public coat.
-    #[allow(missing_debug_implementations)]
-    pub struct MakerOf(pub(in crate::agent) super::Maker);
-}
-
-impl sealed::Sealed for Factory {
-    fn into_maker(self) -> sealed::MakerOf {
-        sealed::MakerOf(Maker::Factory(self.make, self.policy))
-    }
-}
-
-impl sealed::Sealed for Once {
-    fn into_maker(self) -> sealed::MakerOf {
-        sealed::MakerOf(Maker::Once(Some(self.0)))
-    }
-}
-
-/// A [`Source`] as the driver sees it.
-pub(super) enum Maker {
-    Factory(Box<dyn FnMut() -> Box<dyn Agent> + Send>, RestartPolicy),
-    Once(Option<Box<dyn Agent>>),
-}
-
-impl Maker {
-    pub(super) fn policy(&self) -> RestartPolicy {
-        match self {
-            Self::Factory(_, policy) => *policy,
-            Self::Once(_) => RestartPolicy::never(),
+    pub(super) fn check(&self) -> Result<()> {
+        if matches!(self.factory, AgentFactory::Once(_)) && self.restart.mode != RestartMode::Never {
+            return Err(Error::invalid(
+                "agent.restart",
+                "restart",
+                format_args!("{:?}", self.restart.mode),
+                "must be never for an agent made by AgentSpec::once",
+            ));
         }
-    }
-
-    pub(super) fn make(&mut self) -> Box<dyn Agent> {
-        match self {
-            Self::Factory(make, _) => make(),
-            Self::Once(agent) => agent.take().expect("an agent without a factory is never restarted"),
-        }
+        self.restart.check()
     }
 }

@@ -1,16 +1,15 @@
-//! What can be seen of an agent: its status, its health, why it ended, and the records of its history.
+//! The visible state of an agent: status, health, exit, and the records of its history.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::restart::GiveUp;
 use crate::{Error, ErrorKind, RetryAdvice, Timestamp};
 
-/// Where an agent is in its life. Only the runtime changes it.
+/// The stage of an agent's lifecycle. Only the runtime changes it.
 ///
 /// The legal histories are `Created (Initializing Running? Stopping Backoff)*` and then `Stopped`, or
 /// `Initializing Running? Stopping` and `Stopped` or `Failed`. From anywhere `Failed` may follow with
@@ -18,59 +17,39 @@ use crate::{Error, ErrorKind, RetryAdvice, Timestamp};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentStatus {
-    /// Not started: it waits for the runtime or for its dependencies.
+    /// The agent waits for the start of the runtime or for its dependencies.
     Created,
-    /// A new value is being made, or its `initialize` is under way.
+    /// The factory or `initialize` is in progress.
     Initializing,
-    /// `run` is under way.
+    /// `run` is in progress.
     Running,
-    /// Children are being ended, or `cleanup` is under way.
+    /// The end of the children or `cleanup` is in progress.
     Stopping,
-    /// It failed and waits for its next incarnation.
+    /// The agent failed and waits for its next incarnation.
     Backoff,
-    /// It ended as it should.
+    /// The agent completed or was stopped.
     Stopped,
-    /// It ended and will not be restarted.
+    /// The agent failed and does not restart.
     Failed,
 }
 
 impl AgentStatus {
-    /// Whether nothing follows any more.
+    /// Returns whether this is a final status.
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
     }
-
-    /// The stable lower-case name, as it stands in logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Initializing => "initializing",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Backoff => "backoff",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        }
-    }
 }
 
-impl fmt::Display for AgentStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// How well an agent does while it runs. It is no status: the agent writes it, through its context.
+/// The health that a running agent reports through its context. It is independent of the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentHealth {
-    /// Nothing to report.
+    /// The agent works normally.
     #[default]
     Ok,
-    /// It works, but not as it should; the sentence is the agent's own. Serde writes the status without it, because
-    /// anybody may read a probe.
+    /// The agent works with a problem, which it describes. Serde omits the description, because probes may be public.
     Degraded(#[serde(skip_serializing)] String),
-    /// Its watchdog has seen no heartbeat for longer than the limit.
+    /// The last heartbeat is older than the watchdog's limit.
     Stale,
 }
 
@@ -86,51 +65,63 @@ pub enum Phase {
     Cleanup,
 }
 
-impl Phase {
-    /// The name of the hook.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Initialize => "initialize",
-            Self::Run => "run",
-            Self::Cleanup => "cleanup",
+/// Gives the variants of an enum their stable names.
+macro_rules! names {
+    ($type:ident { $($variant:ident => $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// Returns the stable lower-case name, which logs and metrics use.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
         }
-    }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+names!(AgentStatus {
+    Created => "created",
+    Initializing => "initializing",
+    Running => "running",
+    Stopping => "stopping",
+    Backoff => "backoff",
+    Stopped => "stopped",
+    Failed => "failed",
+});
+names!(Phase { Initialize => "initialize", Run => "run", Cleanup => "cleanup" });
 
-/// Why an incarnation, or an agent that was never started, ended.
+/// The reason for the end of an incarnation, or of an agent that was never started.
 #[derive(Debug, Clone)]
 pub enum ExitReason {
-    /// `run` returned Ok without having been asked to stop.
+    /// `run` returned Ok before any stop.
     Completed,
-    /// It was asked to stop. An error that it returns after that is recorded and does not replace this.
+    /// The agent was stopped. A later error of the agent is recorded and does not replace this exit.
     Cancelled,
-    /// A hook or a child returned an error.
+    /// The factory, a hook or a child returned an error.
     Error(Error),
-    /// The factory, a hook or a child panicked, with this message.
+    /// The factory, a hook or a child panicked with this message.
     Panicked(String),
-    /// The hook took longer than its limit.
+    /// The hook exceeded its limit.
     TimedOut(Phase),
-    /// `run` gave no heartbeat for longer than its watchdog allows.
+    /// `run` sent no heartbeat within the watchdog's limit.
     Stale,
-    /// It was never started, because the agent of this name ended without having been ready.
+    /// The agent was never started, because this dependency ended before it counted as started.
     DependencyFailed(Arc<str>),
-    /// Its driving task was dropped: the tokio runtime ended before the agent did.
+    /// The agent's task was dropped, because the tokio runtime ended before the agent.
     DriverAborted,
 }
 
 impl ExitReason {
-    /// Whether this counts as a crash for `max_crashes`: a panic, a timeout, a missing heartbeat.
+    /// Returns whether this is a crash in the sense of `max_crashes`: a panic, a timeout, a missing heartbeat.
     pub const fn is_crash(&self) -> bool {
         matches!(self, Self::Panicked(_) | Self::TimedOut(_) | Self::Stale)
     }
 
-    /// Returns a stable code: `completed`, `cancelled`, or that of the error.
+    /// Returns a stable code: `completed`, `cancelled`, or the code of the error.
     pub fn code(&self) -> String {
         match self {
             Self::Cancelled => "cancelled".to_owned(),
@@ -138,36 +129,35 @@ impl ExitReason {
         }
     }
 
-    /// This exit as an error, or None for the exits that are none (completed, cancelled).
+    /// Returns the exit as an error, or None for `Completed` and `Cancelled`.
     pub fn to_error(&self) -> Option<Error> {
-        let new = |kind, code: &'static str, phase: Phase, message: fmt::Arguments<'_>| {
-            Some(Error::new(kind, code, phase.as_str()).with_message(message).with_retry(RetryAdvice::Never))
-        };
-        match self {
-            Self::Completed | Self::Cancelled => None,
-            Self::Error(error) => Some(error.clone()),
-            Self::Panicked(message) => {
-                new(ErrorKind::Application, "agent.panicked", Phase::Run, format_args!("panicked: {message}"))
+        let (kind, code, phase, message) = match self {
+            Self::Completed | Self::Cancelled => return None,
+            Self::Error(error) => return Some(error.clone()),
+            Self::Panicked(text) => {
+                (ErrorKind::Application, "agent.panicked", Phase::Run, format!("panicked: {text}"))
             }
             Self::TimedOut(phase) => {
-                new(ErrorKind::Timeout, "agent.timeout", *phase, format_args!("took longer than its limit"))
+                (ErrorKind::Timeout, "agent.timeout", *phase, "exceeded its limit".into())
             }
-            Self::Stale => {
-                new(ErrorKind::Timeout, "agent.stale", Phase::Run, format_args!("gave no heartbeat"))
+            Self::Stale => (ErrorKind::Timeout, "agent.stale", Phase::Run, "sent no heartbeat".into()),
+            Self::DependencyFailed(name) => {
+                let message = format!("{name} ended before it was ready");
+                (ErrorKind::Unavailable, "agent.dependency", Phase::Initialize, message)
             }
-            Self::DependencyFailed(name) => new(
-                ErrorKind::Unavailable,
-                "agent.dependency",
-                Phase::Initialize,
-                format_args!("{name} ended before it was ready"),
-            ),
-            Self::DriverAborted => new(
-                ErrorKind::Internal,
-                "agent.aborted",
-                Phase::Run,
-                format_args!("the tokio runtime dropped the agent"),
-            ),
-        }
+            Self::DriverAborted => {
+                let message = "the tokio runtime dropped the agent".into();
+                (ErrorKind::Internal, "agent.aborted", Phase::Run, message)
+            }
+        };
+        let error = Error::new(kind, code, phase.as_str()).with_message(message);
+        Some(error.with_retry(RetryAdvice::Never))
+    }
+}
+
+impl Serialize for ExitReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.code())
     }
 }
 
@@ -186,97 +176,108 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// What an agent is at one moment.
-#[derive(Debug, Clone)]
+/// The reason why a failed agent does not restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GiveUpReason {
+    /// The policy never restarts.
+    PolicyNever,
+    /// The error is not retryable.
+    NotRetryable,
+    /// The streak reached this number of crashes.
+    TooManyCrashes(u32),
+}
+
+/// The state of an agent at one moment.
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct AgentSnapshot {
-    /// Where it is in its life.
+    /// The stage of the lifecycle.
     pub status: AgentStatus,
-    /// What it says of itself while it runs.
+    /// The health that the agent reports.
     pub health: AgentHealth,
-    /// The number of the present or last incarnation: 0 before the first.
+    /// The number of the current or last incarnation, 0 before the first.
     pub incarnation: u32,
-    /// How often it was restarted.
+    /// The number of restarts.
     pub restarts: u32,
-    /// The number of its last transition: 0 before the first. A jump by more than one shows a watcher that it
-    /// skipped some; they stand in the history.
+    /// The number of the last transition, 0 before the first. If a watcher sees a jump by more than one, the history
+    /// has the transitions in between.
     pub seq: u64,
-    /// When the status last changed.
+    /// The time of the last transition. Serde writes microseconds since the epoch.
     pub since: Timestamp,
-    /// Why the last incarnation ended.
+    /// The exit of the last incarnation. Serde writes its code.
     pub last_exit: Option<Arc<ExitReason>>,
-    /// When the present incarnation last called `heartbeat`, to the millisecond.
+    /// The last heartbeat of the current incarnation.
     pub last_heartbeat: Option<Timestamp>,
 }
 
-/// One change of status.
+/// A change of status.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Transition {
-    /// Whose.
+    /// The agent's name.
     pub agent: Arc<str>,
-    /// 1, 2, .. without a gap.
+    /// The number of the transition: 1, 2, .. without a gap.
     pub seq: u64,
-    /// When.
+    /// The time of the transition.
     pub at: Timestamp,
-    /// The incarnation that it belongs to: 0 before the first.
+    /// The number of the incarnation, 0 before the first.
     pub incarnation: u32,
-    /// The status before.
+    /// The previous status.
     pub from: AgentStatus,
-    /// The time that the agent spent in the status before, by the monotonic clock.
+    /// The time in the previous status, by the monotonic clock.
     pub lasted: Duration,
-    /// The status after.
+    /// The new status.
     pub to: AgentStatus,
-    /// Why the incarnation ended: with `Stopping` and everything after it.
+    /// The exit of the incarnation: present with `Stopping` and all later statuses.
     pub exit: Option<Arc<ExitReason>>,
-    /// The restart that follows: with `Backoff` only.
+    /// The next restart: present with `Backoff` only.
     pub backoff: Option<BackoffStep>,
-    /// Why the restart policy gave up: with `Failed`, unless cleanup or the driver failed.
-    pub gave_up: Option<GiveUp>,
+    /// The decision of the restart policy: present with `Failed`, unless cleanup or the agent's task failed.
+    pub gave_up: Option<GiveUpReason>,
 }
 
-/// The restart that an agent in `Backoff` waits for.
+/// The restart for which an agent in `Backoff` waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackoffStep {
-    /// The how many-th restart of the present streak of failures.
+    /// The restart number within the current failure streak, starting at 1.
     pub attempt: u32,
-    /// How long it waits, in whole milliseconds.
+    /// The delay, in whole milliseconds.
     pub delay: Duration,
 }
 
-/// Something that went wrong in an agent, whether or not it ended the incarnation.
+/// An error in an agent. It may or may not have ended the incarnation.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ErrorRecord {
-    /// Whose.
+    /// The agent's name.
     pub agent: Arc<str>,
-    /// When.
+    /// The time of the error.
     pub at: Timestamp,
-    /// The incarnation that it belongs to.
+    /// The number of the incarnation.
     pub incarnation: u32,
-    /// The hook that was under way.
+    /// The hook that was in progress.
     pub phase: Phase,
-    /// What went wrong. A panic has the code `agent.panicked`, a timeout `agent.timeout`.
+    /// The error. A panic has the code `agent.panicked`, a timeout `agent.timeout`.
     pub error: Error,
 }
 
-/// A hook that did not end when it had to, and was dropped.
+/// A hook that exceeded its limit after a stop, or a cleanup that exceeded its limit. The hook was dropped.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ForcedStop {
-    /// Whose.
+    /// The agent's name.
     pub agent: Arc<str>,
-    /// When.
+    /// The time of the drop.
     pub at: Timestamp,
-    /// The incarnation that it belongs to.
+    /// The number of the incarnation.
     pub incarnation: u32,
     /// The hook.
     pub phase: Phase,
-    /// How long it had been under way.
+    /// The duration of the hook until the drop.
     pub took: Duration,
 }
 
-/// An error of the runtime about an agent, in one line.
+/// Makes an error of the runtime about an agent.
 pub(super) fn agent_error(
     kind: ErrorKind,
     code: impl Into<Cow<'static, str>>,

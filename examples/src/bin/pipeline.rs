@@ -17,7 +17,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
 use qi_core::bus::MemberId;
 use qi_core::health::Health;
-use qi_core::{Error, ErrorKind, Instrument, Interval, Result};
+use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
 use qi_examples::pipeline::source::{self, Format};
 use qi_examples::pipeline::{Data, Job, Stop, Summary, Tally};
 use qi_examples::probes;
@@ -76,9 +76,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime.permanent("pipeline.runtime", "start") {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&Error::other(error), FAILED),
+        Err(error) => return fail(&error, FAILED),
     };
     let code = runtime.block_on(async {
         // Before anything else, so that a signal ends the job in order from now on.
@@ -121,8 +122,8 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
     match result {
         Err(error) => fail(&error, FAILED),
         Ok(summary) => {
-            if let Err(error) = show(&summary, json) {
-                return fail(&Error::other(error), FAILED);
+            if let Err(error) = show(&summary, json).permanent("pipeline.output", "write") {
+                return fail(&error, FAILED);
             }
             match signalled.load(Ordering::Relaxed) {
                 0 => ExitCode::SUCCESS,
@@ -135,7 +136,7 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
 
 /// The first SIGINT or SIGTERM stops gently, a second one at once. The number of the first is kept.
 fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
-    let on = |kind: SignalKind| signal(kind).map_err(Error::other);
+    let on = |kind: SignalKind| signal(kind).permanent("pipeline.signal", "listen");
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
     let first = Arc::new(AtomicI32::new(0));
     let (kept, stop) = (Arc::clone(&first), stop.clone());
@@ -218,7 +219,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
     job.member = options.member;
     job.tally = Arc::clone(tally);
     job.stop = stop.clone();
-    job.on_overrun = Some(Box::new(|report| {
+    job.on_deadline_exceeded = Some(Box::new(|report| {
         let late: Vec<_> = report.leaked().map(|agent| agent.name.to_string()).collect();
         let _ = writeln!(std::io::stderr(), "pipeline: did not end in time: {}", late.join(", "));
         std::process::exit(i32::from(FAILED));

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use qi_core::{Error, Ohlcv, Result};
+use qi_core::{Error, ErrorKind, Ohlcv, Result};
 use tempfile::NamedTempFile;
 
 /// A file that is written under a random name in its folder, and renamed when it is complete and synced. A link at its
@@ -64,5 +64,7 @@ fn folder(path: &Path) -> &Path {
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::other(error).with_operation("export").with_context("file", path.display())
+    Error::new(ErrorKind::Application, "pipeline.export", "export")
+        .with_context("file", path.display())
+        .with_source(error)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext};
 use qi_core::bus::{DeliveryState, Json, Message, MessageBus, PublishOptions, TopicName, encode_message};
-use qi_core::{Error, Result};
+use qi_core::{Error, Result, ResultExt as _};
 
 use super::numbering::Numbering;
 use super::record::Record;
@@ -141,7 +141,7 @@ impl<T: Record> Feed<T> {
             }
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => Err(Error::other(error)),
+                Err(error) => Err(error).permanent("pipeline.feed", "read"),
             },
         }
     }

@@ -22,7 +22,8 @@ use qi_core::agent::{
     AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
 };
 use qi_core::bus::{
-    GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, TopicCatalogue, TopicName, TopicPartition,
+    GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, Subscribe, TopicCatalogue, TopicName,
+    TopicPartition,
 };
 use qi_core::health::Health;
 use qi_core::{Backoff, Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result, Selection};
@@ -74,11 +75,11 @@ pub struct Job {
     /// Is given the agents to watch, as soon as there are some.
     pub health: Option<Arc<Health>>,
     /// Called if an agent does not end by the deadline: a binary exits there.
-    pub on_overrun: Option<OnOverrun>,
+    pub on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }
 
 /// Called with the report of a runtime that did not end in time.
-pub type OnOverrun = Box<dyn FnOnce(&RuntimeReport) + Send>;
+pub type OnDeadlineExceeded = Box<dyn FnOnce(&RuntimeReport) + Send>;
 
 /// Two ways to stop a job.
 #[derive(Debug, Clone, Default)]
@@ -117,7 +118,7 @@ impl Job {
             stop: Stop::default(),
             observer: None,
             health: None,
-            on_overrun: None,
+            on_deadline_exceeded: None,
         })
     }
 
@@ -192,25 +193,24 @@ impl Job {
         let (topic, group) = (TopicName::new(T::TOPIC)?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
-            let (topic, group, member) = (topic.clone(), group.clone(), self.member.clone());
-            move || {
-                let (bus, store, tally) = (bus.clone(), store.clone(), tally.clone());
-                Writer::<T>::new(bus, store, topic.clone(), group.clone(), tally).as_member(member.clone())
-            }
+            let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
+            // After a kill, the next writer with this static member name continues without waiting for the session.
+            request.member.clone_from(&self.member);
+            move |_cx| Writer::<T>::open(bus.clone(), store.clone(), request.clone(), tally.clone())
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
         let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
         let numbering = Numbering::new(self.store.clone(), bus.clone(), query.clone());
         let feed = NumberedFeed { feed: Feed { bus, topic, source, tally, strict }, numbering };
         let mut runtime = AgentRuntime::builder()
-            .agent(AgentSpec::new("writer", writer).init_timeout(JOIN_TIMEOUT))
-            .agent(AgentSpec::once("feed", feed).after(["writer"]).finite())
+            .agent(AgentSpec::new_async("writer", writer).init_timeout(JOIN_TIMEOUT))
+            .agent(AgentSpec::once("feed", feed).depends_on(["writer"]).run_to_completion())
             .observer(MetricsObserver::default());
         if let Some(observer) = self.observer.take() {
             runtime = runtime.observer(observer);
         }
-        if let Some(call) = self.on_overrun.take() {
-            runtime = runtime.on_overrun(call);
+        if let Some(call) = self.on_deadline_exceeded.take() {
+            runtime = runtime.on_deadline_exceeded(call);
         }
         let runtime = runtime.build()?;
         let handle = runtime.handle();

@@ -53,23 +53,38 @@ where
     agent_contract_on(Time::Paused, name, make)
 }
 
-/// [`agent_contract`] on the time of your choice.
+/// Returns the checks of [`agent_contract`] for the given time.
 pub fn agent_contract_on<A, F>(time: Time, name: &str, make: F) -> Vec<Trial>
 where
     A: Agent + 'static,
     F: Fn() -> A + Send + Sync + 'static,
 {
+    agent_contract_async(time, name, move || std::future::ready(Ok(make())))
+}
+
+/// Returns the checks of [`agent_contract`] for an agent that `make` opens, as in
+/// [`AgentSpec::new_async`](qi_core::agent::AgentSpec::new_async).
+pub fn agent_contract_async<A, F, Fut>(time: Time, name: &str, make: F) -> Vec<Trial>
+where
+    A: Agent + 'static,
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = qi_core::Result<A>> + Send + 'static,
+{
     let make = Arc::new(make);
     let mut trials = trials(time, &format!("{name}::plain"), &make);
-    let boxed = Arc::new(move || Box::new(make()) as Box<dyn Agent>);
+    let boxed = Arc::new(move || {
+        let opened = make();
+        async move { Ok(Box::new(opened.await?) as Box<dyn Agent>) }
+    });
     trials.extend(self::trials(time, &format!("{name}::boxed"), &boxed));
     trials
 }
 
-fn trials<A, F>(time: Time, prefix: &str, make: &Arc<F>) -> Vec<Trial>
+fn trials<A, F, Fut>(time: Time, prefix: &str, make: &Arc<F>) -> Vec<Trial>
 where
     A: Agent + 'static,
-    F: Fn() -> A + Send + Sync + 'static,
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = qi_core::Result<A>> + Send + 'static,
 {
     macro_rules! list {
         ($($check:ident),+ $(,)?) => {
@@ -112,10 +127,21 @@ async fn initialized<A: Agent>(agent: &mut A, cx: &AgentContext) -> Result<(), F
     Ok(())
 }
 
-async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> A>(
-    make: &F,
+/// Makes an agent for a check.
+trait Make<A> {
+    async fn make(&self) -> qi_core::Result<A>;
+}
+
+impl<A, F: Fn() -> Fut, Fut: Future<Output = qi_core::Result<A>>> Make<A> for F {
+    async fn make(&self) -> qi_core::Result<A> {
+        self().await
+    }
+}
+
+async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, M: Make<A>>(
+    make: &M,
 ) -> Result<(), Failed> {
-    let (mut agent, cx) = (make(), AgentContext::for_test());
+    let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
     initialized(&mut agent, &cx).await?;
     let stop = cx.cancel_token();
     let run = async {
@@ -134,11 +160,11 @@ async fn run_ends_within_the_stop_timeout_after_the_cancel<A: Agent, F: Fn() -> 
     cleaned(&mut agent, &cx, &ExitReason::Cancelled).await
 }
 
-async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(
-    make: &F,
+async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>>(
+    make: &M,
 ) -> Result<(), Failed> {
     for polls in 0..POLLS {
-        let (mut agent, cx) = (make(), AgentContext::for_test());
+        let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
         let polled = drop_at_poll(agent.initialize(&cx), polls, PATIENCE).await;
         cleaned(&mut agent, &cx, &ExitReason::Cancelled)
             .await
@@ -152,9 +178,9 @@ async fn initialize_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() ->
     Ok(())
 }
 
-async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, M: Make<A>>(make: &M) -> Result<(), Failed> {
     for polls in 0..POLLS {
-        let (mut agent, cx) = (make(), AgentContext::for_test());
+        let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
         initialized(&mut agent, &cx).await?;
         let polled = drop_at_poll(agent.run(&cx), polls, PATIENCE).await;
         cleaned(&mut agent, &cx, &ExitReason::Cancelled)
@@ -169,20 +195,20 @@ async fn run_dropped_at_every_poll_can_be_cleaned_up<A: Agent, F: Fn() -> A>(mak
     Ok(())
 }
 
-async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
-    let (mut agent, cx) = (make(), AgentContext::for_test());
+async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, M: Make<A>>(make: &M) -> Result<(), Failed> {
+    let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
     let exit = ExitReason::Error(Error::new(ErrorKind::Unavailable, "contract", "initialize"));
     cleaned(&mut agent, &cx, &exit).await
 }
 
-async fn a_second_incarnation_works<A: Agent + 'static, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
     // One value is run and cleaned up, then another one goes through a whole life under the runtime.
-    let (mut first, cx) = (make(), AgentContext::for_test());
+    let (mut first, cx) = (make.make().await?, AgentContext::for_test());
     initialized(&mut first, &cx).await?;
     drop_at_poll(first.run(&cx), 2, PATIENCE).await;
     cleaned(&mut first, &cx, &ExitReason::Stale).await?;
     drop(first);
-    let second = AgentSpec::once("second", make());
+    let second = AgentSpec::once("second", make.make().await?);
     let runtime = AgentRuntime::builder().agent(second).build()?;
     let handle = runtime.handle();
     let report = runtime
@@ -200,9 +226,9 @@ async fn a_second_incarnation_works<A: Agent + 'static, F: Fn() -> A>(make: &F) 
     }
 }
 
-async fn the_future_moves_between_threads<A: Agent + 'static, F: Fn() -> A>(make: &F) -> Result<(), Failed> {
+async fn the_future_moves_between_threads<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
     // To compile is the check: a task must be Send. That it ends as well shows that the value bears it.
-    let (mut agent, cx) = (make(), AgentContext::for_test());
+    let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
     let stop = cx.cancel_token();
     let task = tokio::spawn(async move {
         // An error after the cancel is no failure: the runtime records it and keeps the exit Cancelled.

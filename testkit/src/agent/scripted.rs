@@ -51,7 +51,15 @@ impl Step {
         Self::Child(Box::new(step))
     }
 
-    fn perform(self, cx: AgentContext, may_stop: bool) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
+    /// Takes the step, for an agent that is not a [`ScriptedAgent`] or for an asynchronous factory.
+    ///
+    /// # Errors
+    /// The error of the script.
+    pub async fn perform(self, cx: &AgentContext) -> Result<()> {
+        self.take(cx.clone(), true).await
+    }
+
+    fn take(self, cx: AgentContext, may_stop: bool) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
         Box::pin(async move {
             match self {
                 Self::Ok => Ok(()),
@@ -76,11 +84,11 @@ impl Step {
                 }
                 Self::After(delay, step) => {
                     tokio::time::sleep(delay).await;
-                    step.perform(cx, may_stop).await
+                    step.take(cx, may_stop).await
                 }
                 Self::Child(step) => {
                     let child = cx.clone();
-                    cx.spawn("scripted", async move { step.perform(child, true).await })?;
+                    cx.spawn("scripted", async move { step.take(child, true).await })?;
                     cx.cancelled().await;
                     Ok(())
                 }
@@ -301,19 +309,19 @@ impl Scripts {
 impl Agent for ScriptedAgent {
     async fn initialize(&mut self, cx: &AgentContext) -> Result<()> {
         self.log.add(format!("Init#{}", self.number));
-        self.script.initialize.clone().perform(cx.clone(), true).await
+        self.script.initialize.clone().take(cx.clone(), true).await
     }
 
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
         self.log.add(format!("Run#{}", self.number));
-        self.script.run.clone().perform(cx.clone(), true).await
+        self.script.run.clone().take(cx.clone(), true).await
     }
 
     async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()> {
         let exit = format!("{exit:?}");
         let name = exit.split(['(', ' ']).next().unwrap_or_default();
         self.log.add(format!("Cleanup#{}({name})", self.number));
-        self.script.cleanup.clone().perform(cx.clone(), false).await
+        self.script.cleanup.clone().take(cx.clone(), false).await
     }
 }
 

@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use qi_core::agent::{
-    Agent, AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, Backoff, Factory, RestartPolicy,
-    RuntimeHandle, RuntimeReport,
+    Agent, AgentRuntime, AgentRuntimeBuilder, AgentSpec, AgentStatus, Backoff, RestartPolicy, RuntimeHandle,
+    RuntimeReport,
 };
 use qi_testkit::ManualClock;
 use qi_testkit::agent::{CallLog, Script, ScriptedAgent, TransitionLog, legal_history};
@@ -26,7 +26,7 @@ pub fn builder(log: &TransitionLog) -> AgentRuntimeBuilder {
 }
 
 /// A spec that follows these scripts, and their log.
-pub fn scripted(name: &str, scripts: impl IntoIterator<Item = Script>) -> (AgentSpec<Factory>, CallLog) {
+pub fn scripted(name: &str, scripts: impl IntoIterator<Item = Script>) -> (AgentSpec, CallLog) {
     let scripts = ScriptedAgent::script(scripts);
     (AgentSpec::new(name, scripts.factory()), scripts.log())
 }
@@ -62,7 +62,7 @@ impl Life {
 pub async fn live(
     scripts: impl IntoIterator<Item = Script>,
     run_for: Duration,
-    change: impl FnOnce(AgentSpec<Factory>) -> AgentSpec<Factory>,
+    change: impl FnOnce(AgentSpec) -> AgentSpec,
 ) -> Life {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", scripts);

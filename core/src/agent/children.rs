@@ -1,0 +1,134 @@
+//! The child tasks of one incarnation.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::task::AtomicWaker;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
+
+use super::catch::{lock, panic_message};
+use super::state::AgentState;
+use super::status::{ExitReason, agent_error};
+use crate::deadline::later;
+use crate::{Error, ErrorKind, Result};
+
+/// The time that aborted children have to end. Only a child that blocks its thread needs longer.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same after the soft deadline.
+const LAST_ABORT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A child returns its exit if it failed.
+type Tasks = JoinSet<Option<ExitReason>>;
+
+#[derive(Default)]
+pub(super) struct Children {
+    /// Wakes the agent's task for a child that it has never polled.
+    waker: AtomicWaker,
+    set: Mutex<ChildSet>,
+}
+
+#[derive(Default)]
+struct ChildSet {
+    closed: bool,
+    tasks: Option<Tasks>,
+}
+
+impl Children {
+    pub(super) fn spawn(
+        &self,
+        state: &AgentState,
+        label: &str,
+        future: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<()> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|source| {
+            Error::new(ErrorKind::Internal, "agent.child.runtime", "spawn").with_source(source)
+        })?;
+        let refuse = |kind, code, why: &str| Err(agent_error(kind, code, "spawn", &state.name, why));
+        let mut set = lock(&self.set);
+        if set.closed {
+            return refuse(ErrorKind::Closed, "agent.child.closed", "the incarnation has ended");
+        }
+        let tasks = set.tasks.get_or_insert_with(JoinSet::new);
+        if tasks.len() >= state.settings.max_children {
+            return refuse(ErrorKind::Overloaded, "agent.child.limit", "child task limit reached");
+        }
+        let label = label.to_owned();
+        let task = async move {
+            match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(ExitReason::Error(error.with_context("child", label))),
+                Err(panic) => Some(ExitReason::Panicked(format!("child {label}: {}", panic_message(panic)))),
+            }
+        };
+        tasks.spawn_on(task.in_current_span(), &runtime);
+        drop(set);
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Waits for the next child that fails.
+    pub(super) async fn failed(&self) -> ExitReason {
+        std::future::poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            let mut set = lock(&self.set);
+            let Some(tasks) = set.tasks.as_mut() else { return Poll::Pending };
+            while let Poll::Ready(Some(joined)) = tasks.poll_join_next(cx) {
+                if let Some(exit) = failure(joined) {
+                    return Poll::Ready(exit);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Refuses further children, waits for the remaining children until `until`, then aborts them. Returns the exits of
+    /// failed children.
+    pub(super) async fn end(&self, state: &AgentState, until: Instant) -> Vec<ExitReason> {
+        let tasks = {
+            let mut set = lock(&self.set);
+            set.closed = true;
+            set.tasks.take()
+        };
+        let (mut failed, Some(mut tasks)) = (Vec::new(), tasks) else { return Vec::new() };
+        let soft_deadline = &state.shared.soft_deadline;
+        tokio::select! {
+            biased;
+            () = sleep_until(until) => {}
+            () = soft_deadline.cancelled() => {}
+            () = join_all(&mut tasks, &mut failed) => return failed,
+        }
+        tasks.abort_all();
+        let limit = if soft_deadline.is_cancelled() { LAST_ABORT_TIMEOUT } else { ABORT_TIMEOUT };
+        tokio::select! {
+            biased;
+            () = sleep_until(later(limit)) => {}
+            () = join_all(&mut tasks, &mut failed) => return failed,
+        }
+        // Waiting without a limit would block the cleanup of the agent and the end of the runtime.
+        let message = format!("{} child tasks block their threads and were detached", tasks.len());
+        let leaked = agent_error(ErrorKind::Timeout, "agent.child.leaked", "stop", &state.name, message);
+        failed.push(ExitReason::Error(leaked));
+        tasks.detach_all();
+        failed
+    }
+}
+
+async fn join_all(tasks: &mut Tasks, failed: &mut Vec<ExitReason>) {
+    while let Some(joined) = tasks.join_next().await {
+        failed.extend(failure(joined));
+    }
+}
+
+fn failure(joined: Result<Option<ExitReason>, JoinError>) -> Option<ExitReason> {
+    match joined {
+        Ok(exit) => exit,
+        Err(error) if error.is_panic() => Some(ExitReason::Panicked(panic_message(error.into_panic()))),
+        Err(_aborted) => None,
+    }
+}

@@ -1,0 +1,47 @@
+//! The hard deadline of a shutdown. A plain thread keeps it, because agents may block every thread of the tokio
+//! runtime.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::catch::lock;
+
+/// The channel to the thread, while it waits. A message brings the deadline forward.
+#[derive(Default)]
+pub(super) struct HardDeadline(Mutex<Option<Sender<Option<Instant>>>>);
+
+impl HardDeadline {
+    /// Starts the thread that calls `expire` after this time.
+    pub(super) fn arm(&self, after: Duration, expire: impl FnOnce() + Send + 'static) {
+        let (sender, receiver) = channel();
+        *lock(&self.0) = Some(sender);
+        // None is a deadline beyond the range of the clock.
+        let mut deadline = Instant::now().checked_add(after);
+        let wait = move || {
+            loop {
+                let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                match receiver.recv_timeout(left) {
+                    Ok(earlier) => deadline = deadline.into_iter().chain(earlier).min(),
+                    Err(RecvTimeoutError::Timeout) => return expire(),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("qi-deadline".to_owned()).spawn(wait) {
+            tracing::error!(target: "qi_core::agent", %error, "no thread for the hard deadline");
+        }
+    }
+
+    /// Moves the deadline to this time from now, unless it is earlier.
+    pub(super) fn bring_forward(&self, after: Duration) {
+        if let Some(thread) = &*lock(&self.0) {
+            let _ended = thread.send(Instant::now().checked_add(after));
+        }
+    }
+
+    /// Ends the thread.
+    pub(super) fn disarm(&self) {
+        *lock(&self.0) = None;
+    }
+}
