@@ -282,7 +282,7 @@ impl Error {
         self.edit(|e| e.backend = Some(backend.into()))
     }
 
-    /// Marks that a retry wrapper spent its attempts on this call, so that another one around it does not
+    /// Marks that a retry layer spent its attempts on this call, so that another one around it does not
     /// multiply them. Nothing else changes: [`Error::retry`] still says what it said.
     #[must_use]
     pub fn with_exhausted(self, attempts: u32) -> Self {
@@ -329,7 +329,7 @@ impl Error {
         self.0.retry
     }
 
-    /// How many attempts a retry wrapper made, if it has spent them all.
+    /// How many attempts a retry layer made, if it has spent them all.
     pub fn exhausted(&self) -> Option<u32> {
         self.0.exhausted
     }

@@ -99,6 +99,9 @@ impl Crate {
                     folders.push((path, module));
                     continue;
                 }
+                if path.extension().is_none_or(|extension| extension != "rs") {
+                    continue;
+                }
                 match name.as_str() {
                     "tests" => continue,
                     "lib" | "mod" => {}
