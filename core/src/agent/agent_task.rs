@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, sleep_until};
 
 use super::catch::DropCaught;
+use super::children::end_children;
 use super::context::AgentContext;
 use super::hook::{HookEnd, run_hook};
 use super::port::Agent;
@@ -44,9 +45,12 @@ impl AgentTask {
     }
 
     /// Drives the agent to its end.
-    pub(super) async fn run(mut self) {
-        let (status, change) = drive(&mut self.agent).await;
-        self.end(status, change);
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` stores its arguments twice")]
+    pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            let (status, change) = drive(&mut self.agent).await;
+            self.end(status, change);
+        }
     }
 
     fn end(&mut self, status: AgentStatus, change: Change) {
@@ -130,15 +134,14 @@ async fn dependencies_started(
 /// Drives one value, from Initializing to its drop in Stopping.
 async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> IncarnationEnd {
     let cx = AgentContext::begin(state);
-    let incarnation = &*cx.0;
     state.forced.store(false, Ordering::Relaxed);
-    let init_by = Some(later(state.limits().initialize));
+    let init = (Instant::now(), Some(state.limits().initialize));
     let mut phase = Phase::Initialize;
     let mut ran_for = Duration::ZERO;
-    let (mut agent, mut end) = create(&cx, factory, init_by).await;
+    let (mut agent, mut end) = create(&cx, factory, init).await;
     let mut untidy = end.drop_panicked;
     if let Some(agent) = &mut agent {
-        end = run_hook(incarnation, phase, init_by, || agent.get().initialize(&cx)).await;
+        end = run_hook(&cx, phase, init, || agent.get().initialize(&cx)).await;
         untidy |= end.drop_panicked;
         if matches!(end.exit, ExitReason::Completed) {
             if state.must_stop() {
@@ -146,11 +149,11 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
             } else {
                 phase = Phase::Run;
                 let running = Instant::now();
-                incarnation.heartbeat.begin_run();
+                cx.incarnation.begin_run(running);
                 state.to(AgentStatus::Running, Change::default());
                 // Lets dependents start even if `run` never yields its thread.
                 tokio::task::yield_now().await;
-                end = run_hook(incarnation, phase, None, || agent.get().run(&cx)).await;
+                end = run_hook(&cx, phase, (running, None), || agent.get().run(&cx)).await;
                 untidy |= end.drop_panicked;
                 ran_for = running.elapsed();
             }
@@ -161,12 +164,16 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
     state.forced.store(end.forced, Ordering::Relaxed);
     state.to(AgentStatus::Stopping, Change::exit(&exit));
 
-    incarnation.token.cancel();
-    // The hook and its children share one stop timeout.
-    let stop_by = end.stop_by.unwrap_or_else(|| later(state.limits().stop));
-    for failed in Box::pin(incarnation.children.end(state, stop_by)).await {
-        untidy |= failed.is_crash();
-        state.record_exit(phase, &failed);
+    cx.incarnation.token.cancel();
+    if let Some(children) = cx.incarnation.children.close() {
+        // The hook and its children share one stop timeout.
+        let stop_by = end.stop_by.unwrap_or_else(|| later(state.limits().stop));
+        for failed in
+            Box::pin(end_children(&state.name, children, stop_by, &state.shared.soft_deadline)).await
+        {
+            untidy |= failed.is_crash();
+            state.record_exit(phase, &failed);
+        }
     }
     if let Some(agent) = agent {
         untidy |= !clean_up(&cx, agent, &exit).await;
@@ -182,14 +189,14 @@ type Value = DropCaught<Box<dyn Agent>>;
 async fn create(
     cx: &AgentContext,
     factory: &mut AgentFactory,
-    init_by: Option<Instant>,
+    init: (Instant, Option<Duration>),
 ) -> (Option<Value>, HookEnd) {
     let made = match factory {
         AgentFactory::Once(agent) => Ok(agent.take().expect("an agent with one value never restarts")),
-        AgentFactory::New(make) => cx.0.state.enter(make),
+        AgentFactory::New(make) => cx.state.enter(make),
         AgentFactory::Async(make) => {
             let mut agent = None;
-            let end = run_hook(&cx.0, Phase::Initialize, init_by, || {
+            let end = run_hook(cx, Phase::Initialize, init, || {
                 let (opened, agent) = (make(cx.clone()), &mut agent);
                 Box::pin(async move {
                     *agent = Some(DropCaught::new(opened.await?));
@@ -208,9 +215,9 @@ async fn create(
 
 /// Calls `cleanup`, drops the value, and returns whether both succeeded.
 async fn clean_up(cx: &AgentContext, mut agent: Value, exit: &ExitReason) -> bool {
-    let state = &cx.0.state;
-    let cleanup_by = Some(later(state.limits().cleanup));
-    let end = run_hook(&cx.0, Phase::Cleanup, cleanup_by, || agent.get().cleanup(cx, exit)).await;
+    let state = &cx.state;
+    let cleanup = (Instant::now(), Some(state.limits().cleanup));
+    let end = run_hook(cx, Phase::Cleanup, cleanup, || agent.get().cleanup(cx, exit)).await;
     if end.forced {
         state.forced.store(true, Ordering::Relaxed);
     }

@@ -9,10 +9,10 @@ use futures::FutureExt;
 use futures::task::AtomicWaker;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::catch::{lock, panic_message};
-use super::state::AgentState;
 use super::status::{ExitReason, agent_error};
 use crate::deadline::later;
 use crate::{Error, ErrorKind, Result};
@@ -23,7 +23,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 const LAST_ABORT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A child returns its exit if it failed.
-type Tasks = JoinSet<Option<ExitReason>>;
+pub(super) type Tasks = JoinSet<Option<ExitReason>>;
 
 #[derive(Default)]
 pub(super) struct Children {
@@ -41,20 +41,21 @@ struct ChildSet {
 impl Children {
     pub(super) fn spawn(
         &self,
-        state: &AgentState,
+        agent: &str,
+        max: usize,
         label: &str,
         future: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.child.runtime", "spawn").with_source(source)
         })?;
-        let refuse = |kind, code, why: &str| Err(agent_error(kind, code, "spawn", &state.name, why));
+        let refuse = |kind, code, why: &str| Err(agent_error(kind, code, "spawn", agent, why));
         let mut set = lock(&self.set);
         if set.closed {
             return refuse(ErrorKind::Closed, "agent.child.closed", "the incarnation has ended");
         }
         let tasks = set.tasks.get_or_insert_with(JoinSet::new);
-        if tasks.len() >= state.settings.max_children {
+        if tasks.len() >= max {
             return refuse(ErrorKind::Overloaded, "agent.child.limit", "child task limit reached");
         }
         let label = label.to_owned();
@@ -87,36 +88,41 @@ impl Children {
         .await
     }
 
-    /// Refuses further children, waits for the remaining children until `until`, then aborts them. Returns the exits of
-    /// failed children.
-    pub(super) async fn end(&self, state: &AgentState, until: Instant) -> Vec<ExitReason> {
-        let tasks = {
-            let mut set = lock(&self.set);
-            set.closed = true;
-            set.tasks.take()
-        };
-        let (mut failed, Some(mut tasks)) = (Vec::new(), tasks) else { return Vec::new() };
-        let soft_deadline = &state.shared.soft_deadline;
-        tokio::select! {
-            biased;
-            () = sleep_until(until) => {}
-            () = soft_deadline.cancelled() => {}
-            () = join_all(&mut tasks, &mut failed) => return failed,
-        }
-        tasks.abort_all();
-        let limit = if soft_deadline.is_cancelled() { LAST_ABORT_TIMEOUT } else { ABORT_TIMEOUT };
-        tokio::select! {
-            biased;
-            () = sleep_until(later(limit)) => {}
-            () = join_all(&mut tasks, &mut failed) => return failed,
-        }
-        // Waiting without a limit would block the cleanup of the agent and the end of the runtime.
-        let message = format!("{} child tasks block their threads and were detached", tasks.len());
-        let leaked = agent_error(ErrorKind::Timeout, "agent.child.leaked", "stop", &state.name, message);
-        failed.push(ExitReason::Error(leaked));
-        tasks.detach_all();
-        failed
+    /// Refuses further children and returns the remaining children.
+    pub(super) fn close(&self) -> Option<Tasks> {
+        let mut set = lock(&self.set);
+        set.closed = true;
+        set.tasks.take()
     }
+}
+
+/// Waits for the children until `until`, then aborts them. Returns the exits of failed children.
+pub(super) async fn end_children(
+    agent: &str,
+    mut tasks: Tasks,
+    until: Instant,
+    soft_deadline: &CancellationToken,
+) -> Vec<ExitReason> {
+    let mut failed = Vec::new();
+    tokio::select! {
+        biased;
+        () = sleep_until(until) => {}
+        () = soft_deadline.cancelled() => {}
+        () = join_all(&mut tasks, &mut failed) => return failed,
+    }
+    tasks.abort_all();
+    let limit = if soft_deadline.is_cancelled() { LAST_ABORT_TIMEOUT } else { ABORT_TIMEOUT };
+    tokio::select! {
+        biased;
+        () = sleep_until(later(limit)) => {}
+        () = join_all(&mut tasks, &mut failed) => return failed,
+    }
+    // Waiting without a limit would block the cleanup of the agent and the end of the runtime.
+    let message = format!("{} child tasks block their threads and were detached", tasks.len());
+    let leaked = agent_error(ErrorKind::Timeout, "agent.child.leaked", "stop", agent, message);
+    failed.push(ExitReason::Error(leaked));
+    tasks.detach_all();
+    failed
 }
 
 async fn join_all(tasks: &mut Tasks, failed: &mut Vec<ExitReason>) {

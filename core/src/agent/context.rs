@@ -6,26 +6,20 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::children::Children;
-use super::state::{AgentState, Heartbeat};
+use super::incarnation::Incarnation;
+use super::state::AgentState;
 use super::status::AgentHealth;
 use crate::deadline::later;
 use crate::{Result, Timestamp};
 
-/// The context of one incarnation of an agent. Cloning it costs one reference count, so sub-tasks can hold it.
+/// The context of one incarnation of an agent. Cloning it costs two reference counts, so sub-tasks can hold it.
 ///
 /// A clone that outlives its incarnation is harmless: it is cancelled, and its heartbeat and its health have no
 /// effect.
 #[derive(Clone)]
-pub struct AgentContext(pub(super) Arc<Incarnation>);
-
-pub(super) struct Incarnation {
+pub struct AgentContext {
     pub(super) state: Arc<AgentState>,
-    pub(super) number: u32,
-    /// Cancelled by a stop of the agent, and at the end of `run`.
-    pub(super) token: CancellationToken,
-    pub(super) heartbeat: Arc<Heartbeat>,
-    pub(super) children: Children,
+    pub(super) incarnation: Arc<Incarnation>,
 }
 
 impl fmt::Debug for AgentContext {
@@ -41,28 +35,27 @@ impl fmt::Debug for AgentContext {
 impl AgentContext {
     /// Begins the next incarnation of the agent.
     pub(super) fn begin(state: &Arc<AgentState>) -> Self {
-        let ((number, token, heartbeat), state) = (state.begin(), state.clone());
-        Self(Arc::new(Incarnation { state, number, token, heartbeat, children: Children::default() }))
+        Self { incarnation: state.begin(), state: state.clone() }
     }
 
     /// Returns the name of the agent's spec.
     pub fn name(&self) -> &str {
-        &self.0.state.name
+        &self.state.name
     }
 
     /// Returns the number of the incarnation: 1 for the first value, one more after each restart.
     pub fn incarnation(&self) -> u32 {
-        self.0.number
+        self.incarnation.number
     }
 
     /// Returns whether the agent must stop.
     pub fn is_cancelled(&self) -> bool {
-        self.0.token.is_cancelled()
+        self.incarnation.token.is_cancelled()
     }
 
     /// Waits until the agent must stop.
     pub async fn cancelled(&self) {
-        self.0.token.cancelled().await;
+        self.incarnation.token.cancelled().await;
     }
 
     /// Returns the result of `future`, or None if the agent must stop first; `future` is then dropped. A stop wins
@@ -70,7 +63,7 @@ impl AgentContext {
     pub async fn until_cancelled<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = self.0.token.cancelled() => None,
+            () = self.incarnation.token.cancelled() => None,
             value = future => Some(value),
         }
     }
@@ -91,28 +84,28 @@ impl AgentContext {
 
     /// Returns the token behind [`AgentContext::cancelled`], for code that accepts a token.
     pub fn cancel_token(&self) -> CancellationToken {
-        self.0.token.clone()
+        self.incarnation.token.clone()
     }
 
     /// Returns the current time of the runtime's clock. Use it for timestamps only; waiting follows tokio's clock.
     pub fn now(&self) -> Timestamp {
-        self.0.state.shared.clock.now()
+        self.state.shared.clock.now()
     }
 
     /// Records for the watchdog that `run` makes progress. Costs one relaxed store.
     pub fn heartbeat(&self) {
-        self.0.heartbeat.beat();
+        self.incarnation.beat();
     }
 
     /// Reports the agent as degraded. `why` is cut to 200 characters. The agent is not ready until
     /// [`AgentContext::healthy`] or its next incarnation.
     pub fn degraded(&self, why: impl fmt::Display) {
-        self.0.state.set_health(self.0.number, AgentHealth::Degraded(why.to_string()));
+        self.state.set_health(self.incarnation.number, AgentHealth::Degraded(why.to_string()));
     }
 
     /// Reports the agent as healthy again.
     pub fn healthy(&self) {
-        self.0.state.set_health(self.0.number, AgentHealth::Ok);
+        self.state.set_health(self.incarnation.number, AgentHealth::Ok);
     }
 
     /// Starts a task that belongs to this incarnation. Its error or panic ends the hook with that exit. When `run` has
@@ -140,7 +133,8 @@ impl AgentContext {
         label: &str,
         future: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
-        self.0.children.spawn(&self.0.state, label, future)
+        let AgentState { name, settings, .. } = &*self.state;
+        self.incarnation.children.spawn(name, settings.max_children, label, future)
     }
 
     /// Returns a context without a runtime: first incarnation, named `test`, cancelled by `cancel_token().cancel()`.

@@ -10,10 +10,10 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
 use super::catch::DropCaught;
-use super::context::Incarnation;
+use super::context::AgentContext;
 use super::status::{ExitReason, Phase};
 use crate::Result;
-use crate::deadline::later;
+use crate::deadline::{later, later_than};
 
 /// The end of a hook.
 pub(super) struct HookEnd {
@@ -37,7 +37,7 @@ impl From<ExitReason> for HookEnd {
 
 /// The limits of a hook, which a stop and the soft deadline bring forward.
 struct Limits<'a> {
-    incarnation: &'a Incarnation,
+    cx: &'a AgentContext,
     phase: Phase,
     deadline: Option<Instant>,
     watchdog: Option<Duration>,
@@ -53,12 +53,12 @@ impl Limits<'_> {
     fn apply_stop_request(&mut self) {
         // The stop timeout bounds the hook from now on, so no heartbeat is required.
         self.watchdog = None;
-        self.stop_by = Some(later(self.incarnation.state.limits().stop));
+        self.stop_by = Some(later(self.cx.state.limits().stop));
         self.bring_forward(self.stop_by);
     }
 
     fn watchdog_expires_at(&self) -> Option<Instant> {
-        self.incarnation.heartbeat.expires_at(self.watchdog?)
+        self.cx.incarnation.expires_at(self.watchdog?)
     }
 
     fn next_alarm(&self) -> Option<Instant> {
@@ -75,14 +75,14 @@ impl Limits<'_> {
     }
 }
 
-/// Calls a hook, drives it to its end and drops it.
+/// Calls a hook, drives it to its end and drops it. The limit counts from `began`.
 pub(super) async fn run_hook<'a>(
-    incarnation: &'a Incarnation,
+    cx: &'a AgentContext,
     phase: Phase,
-    deadline: Option<Instant>,
+    (began, limit): (Instant, Option<Duration>),
     make: impl FnOnce() -> BoxFuture<'a, Result<()>>,
 ) -> HookEnd {
-    let state = &*incarnation.state;
+    let (state, incarnation) = (&*cx.state, &*cx.incarnation);
     let soft_deadline = &state.shared.soft_deadline;
     let span = tracing::info_span!(
         target: "qi_core::agent",
@@ -92,7 +92,6 @@ pub(super) async fn run_hook<'a>(
         incarnation = incarnation.number,
         %phase
     );
-    let began = Instant::now();
     // A hand-written hook may panic before it returns its future.
     let mut future = match span.in_scope(|| state.enter(make)) {
         Ok(future) => DropCaught::new(future),
@@ -103,9 +102,10 @@ pub(super) async fn run_hook<'a>(
     };
     let cleanup = phase == Phase::Cleanup;
     let mut panicked_after_stop = false;
+    let deadline = limit.map(|limit| later_than(began, limit));
     let watchdog = state.settings.watchdog.filter(|_| phase == Phase::Run);
     let soft_deadline_applied = false;
-    let mut limits = Limits { incarnation, phase, deadline, watchdog, stop_by: None, soft_deadline_applied };
+    let mut limits = Limits { cx, phase, deadline, watchdog, stop_by: None, soft_deadline_applied };
     // A hook that is usually ready at once is polled first, without the cost of timers and wakers: `initialize` and
     // `cleanup` at their start, `run` after a stop.
     let mut registered = phase == Phase::Run;
@@ -144,8 +144,8 @@ pub(super) async fn run_hook<'a>(
                     state.record(phase, error);
                 }
             }
-            polled = std::future::poll_fn(|cx| {
-                match span.in_scope(|| state.enter(|| future.get().as_mut().poll(cx))) {
+            polled = std::future::poll_fn(|task| {
+                match span.in_scope(|| state.enter(|| future.get().as_mut().poll(task))) {
                     Ok(polled) => polled.map(Ok),
                     Err(panic) => Poll::Ready(Err(panic)),
                 }

@@ -35,6 +35,7 @@ mod handle;
 mod hard_deadline;
 mod health;
 mod hook;
+mod incarnation;
 mod metrics;
 mod observe;
 mod port;

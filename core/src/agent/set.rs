@@ -75,6 +75,8 @@ struct Registry {
     next_id: u64,
     /// The number of agents that have not ended.
     alive: usize,
+    /// The longest time that a dependency path needs to stop.
+    longest: Duration,
     removed: VecDeque<Arc<AgentState>>,
     /// The agents that start with the runtime.
     unstarted: Vec<NewAgent>,
@@ -148,19 +150,19 @@ impl AgentSet {
         }
         let time_to_stop = time_to_stop.saturating_add(self.shared.time_to_stop(limits));
         let agent = NewAgent { id, state: state.clone(), dependencies: states, factory, restart, rng };
-        let started = match registry.runtime.clone() {
-            Some(runtime) => Some((runtime, agent)),
-            None => {
-                registry.unstarted.push(agent);
-                None
-            }
-        };
+        let mut started = None;
+        if let Some(runtime) = registry.runtime.clone() {
+            started = Some((runtime, agent));
+        } else {
+            registry.unstarted.push(agent);
+        }
         let (dependents, alive, removal) = (0, true, None);
         let member = Member { state, dependencies, dependents, time_to_stop, alive, removal };
         registry.members.insert(id, member);
         registry.ids.insert(name, id);
         registry.next_id = registry.next_id.max(id + 1);
         registry.alive += 1;
+        registry.longest = registry.longest.max(time_to_stop);
         drop(registry);
         if started.is_some() {
             self.warn_of(time_to_stop);
@@ -170,7 +172,7 @@ impl AgentSet {
 
     /// Logs a warning if the longest dependency path cannot stop before the soft deadline.
     pub(super) fn check_time_to_stop(&self) {
-        let longest = lock(&self.registry).longest();
+        let longest = lock(&self.registry).longest;
         self.warn_of(longest);
     }
 
@@ -224,8 +226,7 @@ impl AgentSet {
             self.begin_shutdown(ShutdownCause::AgentFailed(state.name.clone()));
         }
         let mut registry = lock(&self.registry);
-        let stops = registry.count_out(id);
-        let removal = registry.members.get(&id).and_then(|member| member.removal.clone());
+        let (stops, removal) = registry.count_out(id);
         // During a shutdown nothing is forgotten, so that the report names every agent.
         let forget = removal.is_some() && registry.shutdown.is_none();
         let forgotten = forget.then(|| registry.forget(id));
@@ -276,7 +277,7 @@ impl AgentSet {
         }
         let text = cause.to_string();
         registry.shutdown = Some((cause, Instant::now()));
-        self.shared.begin_shutdown(registry.longest());
+        self.shared.begin_shutdown(registry.longest);
         let leaves = registry.members.values().filter(|member| member.dependents == 0);
         let stops: Vec<_> = leaves.map(|member| member.state.clone()).collect();
         self.arm_deadlines(&registry);
@@ -327,10 +328,6 @@ impl Registry {
         self.ids.get(name).copied().ok_or_else(|| unknown(name))
     }
 
-    fn longest(&self) -> Duration {
-        self.members.values().map(|member| member.time_to_stop).max().unwrap_or_default()
-    }
-
     fn check_open(&self, operation: &'static str, name: &str) -> Result<()> {
         if !self.closed && self.shutdown.is_none() {
             return Ok(());
@@ -376,12 +373,13 @@ impl Registry {
         Ok(dependencies)
     }
 
-    /// Counts an agent that has ended. Returns the dependencies that must stop now.
-    fn count_out(&mut self, id: u64) -> Vec<Arc<AgentState>> {
-        let Some(member) = self.members.get_mut(&id) else { return Vec::new() };
+    /// Counts an agent that has ended. Returns the dependencies that must stop now, and the token of its removal.
+    fn count_out(&mut self, id: u64) -> (Vec<Arc<AgentState>>, Option<CancellationToken>) {
+        let Some(member) = self.members.get_mut(&id) else { return (Vec::new(), None) };
         member.alive = false;
         self.alive -= 1;
         let (dependencies, shutdown) = (std::mem::take(&mut member.dependencies), self.shutdown.is_some());
+        let removal = member.removal.clone();
         let mut stops = Vec::new();
         for dependency in dependencies {
             let Some(member) = self.members.get_mut(&dependency) else { continue };
@@ -390,12 +388,15 @@ impl Registry {
                 stops.push(member.state.clone());
             }
         }
-        stops
+        (stops, removal)
     }
 
     /// Forgets an agent and keeps its history. Returns the state of the oldest removed agent if its place is needed.
     fn forget(&mut self, id: u64) -> Option<Arc<AgentState>> {
-        let Member { state, .. } = self.members.remove(&id)?;
+        let Member { state, time_to_stop, .. } = self.members.remove(&id)?;
+        if time_to_stop == self.longest {
+            self.longest = self.members.values().map(|member| member.time_to_stop).max().unwrap_or_default();
+        }
         self.ids.remove(&state.name);
         let oldest = if self.removed.len() == MAX_REMOVED { self.removed.pop_front() } else { None };
         self.removed.push_back(state);

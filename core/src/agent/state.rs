@@ -1,15 +1,15 @@
 //! The state of one agent: written by its task, read by contexts and handles.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{SetOnce, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::catch::{catch, lock};
+use super::incarnation::Incarnation;
 use super::report::{AgentReport, Termination};
 use super::shared::{Limits, Settings, Shared};
 use super::status::{
@@ -46,11 +46,9 @@ struct Record {
     history: VecDeque<Transition>,
     errors: VecDeque<ErrorRecord>,
     /// Present from Initializing until the incarnation ends.
-    heartbeat: Option<Arc<Heartbeat>>,
-    /// The token of the current or last incarnation.
-    token: Option<CancellationToken>,
+    incarnation: Option<Arc<Incarnation>>,
     has_run: bool,
-    /// Present once the agent has been watched. A watch of every agent would cost half of its start and stop.
+    /// Present once the agent has been watched: a watch of every agent makes start and stop measurably slower.
     watch: Option<watch::Sender<AgentSnapshot>>,
 }
 
@@ -87,8 +85,7 @@ impl AgentState {
             entered: Instant::now(),
             history: VecDeque::new(),
             errors: VecDeque::new(),
-            heartbeat: None,
-            token: None,
+            incarnation: None,
             has_run: false,
             watch: None,
         };
@@ -119,9 +116,9 @@ impl AgentState {
     /// Stops the agent. The token is cancelled here, so that a hook that never yields its thread can see the stop.
     pub(super) fn request_stop(&self) {
         let _first = self.stop.set(());
-        let token = lock(&self.record).token.clone();
-        if let Some(token) = token {
-            token.cancel();
+        let incarnation = lock(&self.record).incarnation.clone();
+        if let Some(incarnation) = incarnation {
+            incarnation.token.cancel();
         }
     }
 
@@ -135,26 +132,22 @@ impl AgentState {
     }
 
     /// Begins the next incarnation, in status Initializing.
-    pub(super) fn begin(&self) -> (u32, CancellationToken, Arc<Heartbeat>) {
-        let heartbeat = Arc::new(Heartbeat::new(self.shared.clock.now()));
-        let token = CancellationToken::new();
-        let number = {
-            let mut record = lock(&self.record);
-            record.heartbeat = Some(heartbeat.clone());
-            record.token = Some(token.clone());
-            let snapshot = &mut record.snapshot;
+    pub(super) fn begin(&self) -> Arc<Incarnation> {
+        let incarnation = {
+            let Record { snapshot, incarnation, .. } = &mut *lock(&self.record);
             snapshot.restarts = snapshot.incarnation;
             snapshot.incarnation = snapshot.incarnation.saturating_add(1);
             snapshot.health = AgentHealth::Ok;
             snapshot.last_heartbeat = None;
-            snapshot.incarnation
+            let next = Incarnation::new(snapshot.incarnation, self.shared.clock.now());
+            incarnation.insert(Arc::new(next)).clone()
         };
         // Either `request_stop` finds the token, or this finds the stop.
         if self.must_stop() {
-            token.cancel();
+            incarnation.token.cancel();
         }
         self.to(AgentStatus::Initializing, Change::default());
-        (number, token, heartbeat)
+        incarnation
     }
 
     /// Changes the status. Only the task of the agent calls this.
@@ -183,9 +176,9 @@ impl AgentState {
             };
             record.has_run |= to == AgentStatus::Running;
             if (to == AgentStatus::Backoff || to.is_terminal())
-                && let Some(heartbeat) = record.heartbeat.take()
+                && let Some(incarnation) = record.incarnation.take()
             {
-                snapshot.last_heartbeat = heartbeat.last();
+                snapshot.last_heartbeat = incarnation.last_heartbeat();
             }
             push(&mut record.history, MAX_HISTORY, transition.clone());
             record.publish();
@@ -244,10 +237,10 @@ impl AgentState {
     pub(super) fn snapshot(&self) -> AgentSnapshot {
         let record = lock(&self.record);
         let mut snapshot = record.snapshot.clone();
-        if let Some(heartbeat) = &record.heartbeat {
-            snapshot.last_heartbeat = heartbeat.last();
+        if let Some(incarnation) = &record.incarnation {
+            snapshot.last_heartbeat = incarnation.last_heartbeat();
             if snapshot.status == AgentStatus::Running
-                && self.settings.watchdog.is_some_and(|limit| heartbeat.silence() > limit)
+                && self.settings.watchdog.is_some_and(|limit| incarnation.silence() > limit)
             {
                 snapshot.health = AgentHealth::Stale;
             }
@@ -263,11 +256,11 @@ impl AgentState {
     /// Returns the time since the last heartbeat of a running agent that has a watchdog or has sent a heartbeat.
     pub(super) fn silence(&self) -> Option<Duration> {
         let record = lock(&self.record);
-        let heartbeat = record.heartbeat.as_ref().filter(|heartbeat| {
+        let incarnation = record.incarnation.as_ref().filter(|incarnation| {
             record.snapshot.status == AgentStatus::Running
-                && (self.settings.watchdog.is_some() || heartbeat.last().is_some())
+                && (self.settings.watchdog.is_some() || incarnation.last_heartbeat().is_some())
         })?;
-        Some(heartbeat.silence())
+        Some(incarnation.silence())
     }
 
     pub(super) fn history(&self) -> Vec<Transition> {
@@ -314,54 +307,6 @@ fn push<T>(ring: &mut VecDeque<T>, limit: usize, item: T) {
         ring.pop_front();
     }
     ring.push_back(item);
-}
-
-/// The heartbeats of one incarnation.
-pub(super) struct Heartbeat {
-    born: Instant,
-    born_at: Timestamp,
-    /// Microseconds from `born` to the last heartbeat, plus one; 0 for none.
-    last: AtomicU64,
-    /// Microseconds from `born` to the start of `run`.
-    run_from: AtomicU64,
-}
-
-impl Heartbeat {
-    pub(super) fn new(born_at: Timestamp) -> Self {
-        Self { born: Instant::now(), born_at, last: AtomicU64::new(0), run_from: AtomicU64::new(0) }
-    }
-
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn beat(&self) {
-        self.last.store(self.elapsed().saturating_add(1), Ordering::Relaxed);
-    }
-
-    pub(super) fn begin_run(&self) {
-        self.run_from.store(self.elapsed(), Ordering::Relaxed);
-    }
-
-    /// Returns the time from which silence counts: the last heartbeat, or the start of `run`.
-    fn silent_from(&self) -> Duration {
-        let last = self.last.load(Ordering::Relaxed).saturating_sub(1);
-        Duration::from_micros(last.max(self.run_from.load(Ordering::Relaxed)))
-    }
-
-    pub(super) fn silence(&self) -> Duration {
-        Duration::from_micros(self.elapsed()).saturating_sub(self.silent_from())
-    }
-
-    /// Returns the time at which a watchdog of `limit` expires without another heartbeat.
-    pub(super) fn expires_at(&self, limit: Duration) -> Option<Instant> {
-        self.born.checked_add(self.silent_from())?.checked_add(limit)
-    }
-
-    fn last(&self) -> Option<Timestamp> {
-        let micros = self.last.load(Ordering::Relaxed).checked_sub(1)?;
-        self.born_at.checked_add(Duration::from_micros(micros))
-    }
 }
 
 /// Follows one agent. It shows the newest state and may skip some; see [`AgentSnapshot::seq`].

@@ -27,7 +27,7 @@ pub struct Writer<T> {
 }
 
 impl<T: Record> Writer<T> {
-    /// Subscribes on `bus`, for an agent that writes to `store` and counts in `tally`.
+    /// Subscribes on `bus` and returns the writer to `store`. `tally` counts its records.
     ///
     /// # Errors
     /// The errors of [`MessageBus::subscribe`].

@@ -1,4 +1,4 @@
-//! What every agent owes to the runtime, as one list of checks.
+//! The contract suite: the checks that every agent passes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,17 @@ use tokio::time::timeout;
 
 use super::poll::{Polled, drop_at_poll};
 
-/// What a run may take after the cancel: the runtime's default stop timeout.
+/// The time that `run` has after the cancel: the runtime's default stop timeout.
 const STOP: Duration = Duration::from_secs(5);
 /// The runtime's default cleanup timeout.
 const CLEANUP: Duration = Duration::from_secs(2);
-/// How long a hook has to come to its next awaits: what it waits for after that does not happen here.
+/// The time that a hook has to reach its next awaits. A hook that is pending after it waits for an event that does not
+/// occur in the check.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many polls are tried at most.
+/// The largest number of polls at which a hook is dropped.
 const POLLS: usize = 64;
 
-/// Which time the checks run on.
+/// The clock of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Time {
     /// tokio's paused clock, one thread: for agents over memory.
@@ -202,7 +203,7 @@ async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, M: Make<A>>(make: &
 }
 
 async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
-    // One value is run and cleaned up, then another one goes through a whole life under the runtime.
+    // The first value is run and cleaned up. The second value has a complete lifecycle under the runtime.
     let (mut first, cx) = (make.make().await?, AgentContext::for_test());
     initialized(&mut first, &cx).await?;
     drop_at_poll(first.run(&cx), 2, PATIENCE).await;

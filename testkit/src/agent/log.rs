@@ -1,10 +1,10 @@
-//! What happened, as observers see it, and whether it was legal.
+//! A log of all events of agents, and checks that a history is legal.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qi_core::agent::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Observer, RuntimeReport, Transition};
 
-/// How many records of each sort a log keeps: more is a test that has gone wrong.
+/// The largest number of records of each kind. A test with more records is faulty.
 const LIMIT: usize = 1_000_000;
 
 /// An observer that keeps everything, up to a million records. Clones share it.
@@ -108,7 +108,7 @@ impl Observer for TransitionLog {
     }
 }
 
-/// Whether these statuses, from Created to the end, are a history that an agent may have:
+/// Returns whether these statuses, from Created to the end, are a legal history:
 /// `C (I R? P B)* (S | I R? P (S|F))`. A driver that was aborted is the one exception, for
 /// [`legal_history`] to know.
 ///
@@ -140,7 +140,7 @@ pub fn legal(statuses: &[AgentStatus]) -> bool {
 /// aborted), numbers without a gap, times that do not go back, an exit with every end.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// A description of the violation.
 pub fn legal_history(history: &[Transition]) -> Result<(), String> {
     let mut statuses = vec![AgentStatus::Created];
     for (n, t) in history.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What tests of agents stand on: agents that follow a script, a log of what was called, a log of every
-//! transition, a check that a history is legal, and the contract suite that every agent passes.
+//! Tools for tests of agents: scripted agents, a log of their calls, a log of every transition, a check that a history is
+//! legal, and the contract suite.
 
 #[cfg(feature = "contract")]
 mod contract;

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-/// What became of a future under [`drop_at_poll`].
+/// The end of a future under [`drop_at_poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled<T> {
     /// It was ready before that poll.
@@ -17,8 +17,8 @@ pub enum Polled<T> {
 
 /// Polls `future` up to `polls` times, waiting in between until it is woken, then drops it.
 ///
-/// A future that does not come to so many polls within `patience` (tokio time) is dropped as well: it waits for
-/// something that does not happen in the test, and a higher number of polls would show nothing new.
+/// A future that does not reach this number of polls within `patience` (tokio time) is dropped too. It waits for an event
+/// that does not occur in the test, so a higher number of polls gives no new result.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Agents that do what a script says, and a log of what was asked of them.
+//! Agents that follow a script, and a log of their calls.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,10 +10,10 @@ use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::{Error, ErrorKind, Result};
 
-/// How many calls a log keeps.
+/// The largest number of calls in a log.
 const LIMIT: usize = 1_000_000;
 
-/// What one hook of one incarnation does.
+/// The behaviour of one hook of one incarnation.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Returns Ok at once.
@@ -24,11 +24,11 @@ pub enum Step {
     Panic,
     /// Panics with a payload that is no text, and whose drop panics too.
     PanicOddly,
-    /// Never ends, does not heed a stop, and panics when it is dropped.
+    /// Never ends, ignores a stop, and panics when it is dropped.
     PanicOnDrop,
     /// Waits for the stop, then returns Ok. In `cleanup`, where the stop has been, it is as `HangDeaf`.
     Hang,
-    /// Never ends and does not heed a stop.
+    /// Never ends and ignores a stop.
     HangDeaf,
     /// Is ready again and again and never ends: it only gives way to tokio's budget.
     Spin,
@@ -106,7 +106,7 @@ impl Drop for PanicsWhenDropped {
     }
 }
 
-/// What one incarnation does: Ok in `initialize`, waits for the stop in `run`, Ok in `cleanup`, unless set
+/// The behaviour of one incarnation: Ok in `initialize`, waits for the stop in `run`, Ok in `cleanup`, unless set
 /// otherwise.
 #[derive(Debug, Clone)]
 pub struct Script {
@@ -203,12 +203,12 @@ impl CallLog {
         self.lock().clone()
     }
 
-    /// How many calls begin with this text.
+    /// Returns the number of calls that begin with this text.
     pub fn count(&self, beginning: &str) -> usize {
         self.lock().iter().filter(|call| call.starts_with(beginning)).count()
     }
 
-    /// Whether every value whose `initialize` was called had its `cleanup` exactly once, after everything else
+    /// Returns whether every value whose `initialize` was called had its `cleanup` exactly once, after everything else
     /// and before its drop.
     pub fn is_clean(&self) -> bool {
         let calls = self.lock();
