@@ -15,10 +15,11 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
-use super::link::{Inspector, Link};
-use super::offsets::{self, Place};
-use super::publish::Sender;
-use super::{blocking, error, link, topics};
+use super::connect::blocking;
+use super::connect::{KafkaContext, QueryClient};
+use super::metadata::TopicMetadataCache;
+use super::offsets::{self, OffsetSpec};
+use super::{connect, error, metadata};
 
 /// The brokers' own topics, which nobody publishes to.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
@@ -28,12 +29,12 @@ const LOOK: Duration = Duration::from_millis(20);
 const ANSWERS_PER_BROKER: usize = 5;
 
 /// The asking side of a bus.
-pub(super) struct Office<'a> {
-    pub(super) admin: &'a Arc<AdminClient<Link>>,
+pub(super) struct AdminOperations<'a> {
+    pub(super) admin: &'a Arc<AdminClient<KafkaContext>>,
     pub(super) limit: Duration,
 }
 
-impl Office<'_> {
+impl AdminOperations<'_> {
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
     }
@@ -52,10 +53,10 @@ impl Office<'_> {
 
     /// The same, by the client that asks for offsets: it would not believe in a partition that was added since it last
     /// looked.
-    async fn known_to(&self, inspector: &Arc<Inspector>) -> Result<Metadata> {
-        let (client, limit) = (inspector.clone(), self.limit);
+    async fn known_to(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
+        let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
-        found.map_err(|e| link::explain(inspector, error::asked(e, "topics")))
+        found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusStatus> {
@@ -150,7 +151,7 @@ impl Office<'_> {
 
     /// How an existing topic differs from what was asked for.
     async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
-        let found = topics::partitions(self.admin, &spec.name, self.limit, "create_topics").await?;
+        let found = metadata::partitions(self.admin, &spec.name, self.limit, "create_topics").await?;
         if found != spec.partitions {
             return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
         }
@@ -195,7 +196,11 @@ impl Office<'_> {
         Ok(found)
     }
 
-    pub(super) async fn delete(&self, names: &[TopicName], sender: &Sender) -> Result<Vec<TopicOutcome>> {
+    pub(super) async fn delete(
+        &self,
+        names: &[TopicName],
+        cache: &TopicMetadataCache,
+    ) -> Result<Vec<TopicOutcome>> {
         let mut asked: Vec<&str> = names.iter().map(TopicName::as_str).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -206,7 +211,7 @@ impl Office<'_> {
         let answers = answers.map_err(|e| self.failed(e, "delete_topics"))?;
         let mut outcomes = HashMap::new();
         for (name, answer) in asked.iter().zip(answers) {
-            sender.topics().forget(name);
+            cache.forget(name);
             outcomes.insert(*name, answer.map(drop).map_err(|(_, code)| code));
         }
         let mut answered = Vec::with_capacity(names.len());
@@ -230,7 +235,7 @@ impl Office<'_> {
     async fn disappears(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         while Instant::now() < deadline {
-            match topics::partitions(self.admin, topic, self.limit, "delete_topics").await {
+            match metadata::partitions(self.admin, topic, self.limit, "delete_topics").await {
                 Ok(_) => tokio::time::sleep(LOOK).await,
                 Err(_) => break,
             }
@@ -238,8 +243,8 @@ impl Office<'_> {
         Ok(())
     }
 
-    pub(super) async fn topics(&self, inspector: &Arc<Inspector>) -> Result<Vec<TopicInfo>> {
-        let metadata = self.known_to(inspector).await?;
+    pub(super) async fn topics(&self, query_client: &Arc<QueryClient>) -> Result<Vec<TopicInfo>> {
+        let metadata = self.known_to(query_client).await?;
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
@@ -253,7 +258,7 @@ impl Office<'_> {
         drop(metadata);
         let names: Vec<_> = described.keys().cloned().collect();
         let mut settings = self.settings("topics", &names).await?;
-        for (partition, edges) in self.edges(inspector, &described).await? {
+        for (partition, edges) in self.edges(query_client, &described).await? {
             match edges {
                 Some((low, high)) => {
                     let here = described.get_mut(&partition.topic).into_iter().flatten();
@@ -280,7 +285,7 @@ impl Office<'_> {
     /// meanwhile, or that the principal may not describe any more.
     async fn edges(
         &self,
-        inspector: &Arc<Inspector>,
+        query_client: &Arc<QueryClient>,
         topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
     ) -> Result<Vec<(TopicPartition, Option<(u64, u64)>)>> {
         let led = topics.iter().flat_map(|(name, partitions)| {
@@ -291,10 +296,12 @@ impl Office<'_> {
         let mut found = Vec::with_capacity(open.len());
         let deadline = Instant::now() + self.limit;
         loop {
-            let (client, limit, asked) = (inspector.clone(), self.limit, open.clone());
+            let (client, limit, asked) = (query_client.clone(), self.limit, open.clone());
             let edges = blocking("topics", move || {
-                let low = offsets::find_each(&*client, &asked, Place::Beginning, limit);
-                Ok(low.and_then(|low| Ok((low, offsets::find_each(&*client, &asked, Place::End, limit)?))))
+                let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, limit);
+                Ok(low.and_then(|low| {
+                    Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, limit)?))
+                }))
             });
             let (low, mut high) = match edges.await?.map_err(|e| self.failed(e, "topics")) {
                 Ok(edges) => edges,

@@ -6,7 +6,8 @@ use qi_core::bus::{DeliveryError, DeliveryState, TopicName, TopicPartition};
 use qi_core::{Error, ErrorKind, RetryAdvice};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use super::BACKEND;
+/// The backend name in errors and metrics.
+pub(super) const BACKEND: &str = "redpanda";
 
 /// Codes of brokers (0 and above) and of librdkafka itself (below 0), as librdkafka's `rdkafka.h` lists them. What is
 /// not here is `Internal`.

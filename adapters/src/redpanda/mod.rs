@@ -4,27 +4,18 @@
 //! client has and why, and what the brokers really do, stands in `docs/backends/redpanda.md`.
 
 mod admin;
+mod config;
+mod connect;
+mod consumer;
 mod error;
-mod feed;
 mod groups;
-mod inbox;
-mod link;
-mod message;
+mod metadata;
 mod offsets;
-mod poller;
 mod producer;
-mod publish;
-mod rest;
-mod settings;
-mod shelf;
-mod subscription;
-mod tails;
-mod ticket;
-mod topics;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,8 +25,8 @@ use qi_core::bus::{
     PublishReport, Read, StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome,
     TopicPartition, TopicSpec,
 };
+use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
-use rdkafka::consumer::Consumer as _;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -45,18 +36,16 @@ pub use crate::config::RedpandaConfig;
 #[doc(hidden)]
 pub use groups::fuzz_assignment;
 
-use admin::Office;
-use feed::{Feed, Plan, Standing};
-use link::{Inspector, Link};
-use publish::Sender;
-use subscription::RedpandaSubscription;
+use admin::AdminOperations;
+use connect::{KafkaContext, QueryClient, blocking};
+use consumer::{ConsumerHandle, ConsumerSettings, RedpandaSubscription, Start};
+use error::BACKEND;
+use producer::Publisher;
 
-const BACKEND: &str = "redpanda";
-/// Joining a group may take as long as its other members take to notice, which is the poll limit; who joins is told
-/// after this that it did not work.
-const JOIN: Duration = Duration::from_mins(5);
-/// Subscriptions that end with their bus have so long.
-const LEAVE: Duration = Duration::from_secs(10);
+/// The maximum time for the first assignment. A group waits for its other members, up to their maximum poll interval.
+const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
+/// The maximum time for which `close` waits for the consumers of the bus.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A message bus on Redpanda or Apache Kafka. Share it in an `Arc`.
 ///
@@ -81,9 +70,9 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// ```
 pub struct RedpandaBus {
     config: Arc<RedpandaConfig>,
-    sender: Sender,
+    publisher: Publisher,
     clients: Mutex<Clients>,
-    feeds: Mutex<Vec<Weak<Feed>>>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
     phase: AtomicU8,
     /// Calls of `publish` under way.
     publishing: AtomicUsize,
@@ -93,8 +82,8 @@ pub struct RedpandaBus {
 /// Clients that ask, each made by the first question.
 #[derive(Default)]
 struct Clients {
-    admin: Option<Arc<AdminClient<Link>>>,
-    inspector: Option<Arc<Inspector>>,
+    admin: Option<Arc<AdminClient<KafkaContext>>>,
+    query_client: Option<Arc<QueryClient>>,
     of_groups: Arc<groups::Kept>,
 }
 
@@ -116,15 +105,15 @@ impl RedpandaBus {
     /// not compiled in.
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
-        settings::check(&config)?;
-        settings::check_panics(&config, cfg!(panic = "abort"))?;
-        settings::warn(&config);
+        config::check(&config)?;
+        config::check_panics(&config, cfg!(panic = "abort"))?;
+        config::warn(&config);
         let config = Arc::new(config);
         Ok(Self {
-            sender: Sender::new(config.clone()),
+            publisher: Publisher::new(config.clone()),
             config,
             clients: Mutex::default(),
-            feeds: Mutex::default(),
+            consumers: Mutex::default(),
             phase: AtomicU8::new(Phase::Open as u8),
             publishing: AtomicUsize::new(0),
             quiet: Notify::new(),
@@ -139,8 +128,8 @@ impl RedpandaBus {
         self.administration("admin")
     }
 
-    fn administration(&self, operation: &'static str) -> Result<Arc<AdminClient<Link>>> {
-        let ear = self.inspector(operation)?;
+    fn administration(&self, operation: &'static str) -> Result<Arc<AdminClient<KafkaContext>>> {
+        let auth_errors = self.query_client(operation)?;
         let mut clients = self.clients();
         if let Some(admin) = &clients.admin {
             return Ok(admin.clone());
@@ -148,25 +137,26 @@ impl RedpandaBus {
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let link = Link::new("admin", "").hearing_by(ear);
-        let admin = settings::admin(&self.config).create_with_context(link);
-        let admin: AdminClient<Link> = admin.map_err(|e| error::of(e, operation))?;
+        let link = KafkaContext::new("admin", "").with_auth_errors_of(auth_errors);
+        let admin = config::admin(&self.config).create_with_context(link);
+        let admin: AdminClient<KafkaContext> = admin.map_err(|e| error::of(e, operation))?;
         Ok(clients.admin.insert(Arc::new(admin)).clone())
     }
 
-    fn inspector(&self, operation: &'static str) -> Result<Arc<Inspector>> {
+    fn query_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
         let mut clients = self.clients();
-        if let Some(inspector) = &clients.inspector {
-            return Ok(inspector.clone());
+        if let Some(query_client) = &clients.query_client {
+            return Ok(query_client.clone());
         }
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let inspector = settings::inspector(&self.config, None).create_with_context(Link::new("admin", ""));
-        let inspector: Inspector = inspector.map_err(|e| error::of(e, operation))?;
-        let inspector = Arc::new(inspector);
-        link::serve(&inspector).map_err(|e| error::internal(operation, e))?;
-        Ok(clients.inspector.insert(inspector).clone())
+        let query_client =
+            config::query_client(&self.config, None).create_with_context(KafkaContext::new("admin", ""));
+        let query_client: QueryClient = query_client.map_err(|e| error::of(e, operation))?;
+        let query_client = Arc::new(query_client);
+        connect::serve(&query_client).map_err(|e| error::internal(operation, e))?;
+        Ok(clients.query_client.insert(query_client).clone())
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -174,7 +164,7 @@ impl RedpandaBus {
     }
 
     fn limit(&self) -> Duration {
-        settings::limit(self.config.request_timeout_ms)
+        config::limit(self.config.request_timeout_ms)
     }
 
     fn phase(&self) -> Phase {
@@ -194,22 +184,57 @@ impl RedpandaBus {
     /// Every topic of a reader must be there.
     async fn partitions(
         &self,
-        admin: &Arc<AdminClient<Link>>,
+        admin: &Arc<AdminClient<KafkaContext>>,
         topic: &TopicName,
         operation: &'static str,
     ) -> Result<u32> {
-        let found = topics::partitions(admin, topic, self.limit(), operation).await;
+        let found = metadata::partitions(admin, topic, self.limit(), operation).await;
         found.map_err(|e| admin.inner().context().explain(e))
     }
 
-    /// Keeps a reader, so that the bus can end it; one that comes while the bus ends is refused.
-    fn keep(&self, feed: &Arc<Feed>, operation: &'static str) -> Result<()> {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the settings of a reader without a group.
+    fn settings(&self, max_buffered_bytes: usize) -> ConsumerSettings {
+        ConsumerSettings {
+            topics: Vec::new(),
+            offset_reset: StartFrom::Earliest,
+            max_poll_interval: None,
+            max_buffered_bytes,
+            request_timeout: self.limit(),
+            commit_timeout: config::limit(self.config.commit_timeout_ms),
+        }
+    }
+
+    /// Starts a consumer, and waits for its first assignment.
+    async fn consume(
+        &self,
+        settings: ConsumerSettings,
+        client_config: ClientConfig,
+        group: &str,
+        start: Start,
+        operation: &'static str,
+    ) -> Result<Box<dyn Subscription>> {
+        let (admin, context) = (self.administration(operation)?, KafkaContext::new("consumer", group));
+        let (consumer, joined) = consumer::start(settings, admin, client_config, context, start)?;
+        let mut subscription = RedpandaSubscription::new(consumer.clone());
+        self.keep(consumer, operation)?;
+        let refused = match timeout(JOIN_TIMEOUT, joined).await {
+            Ok(Ok(Ok(()))) => return Ok(Box::new(subscription)),
+            Ok(Ok(Err(refused))) => refused.with_operation(operation),
+            Ok(Err(_)) => error::closed(operation),
+            Err(_) => error::late(operation, "the group assigned nothing in time"),
+        };
+        subscription.close().await?;
+        Err(refused)
+    }
+
+    /// Keeps a consumer, so that `close` of the bus closes it. Fails if the bus is closed.
+    fn keep(&self, consumer: ConsumerHandle, operation: &'static str) -> Result<()> {
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        feeds.retain(|feed| feed.strong_count() > 0);
-        feeds.push(Arc::downgrade(feed));
+        consumers.retain_mut(|consumer| !consumer.has_ended());
+        consumers.push(consumer);
         Ok(())
     }
 
@@ -223,18 +248,7 @@ impl RedpandaBus {
             }
             quiet.await;
         }
-        self.sender.drained().await;
-    }
-}
-
-/// Runs what blocks off the async threads.
-async fn blocking<T: Send + 'static>(
-    operation: &'static str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(failed) => Err(error::internal(operation, failed)),
+        self.publisher.drained().await;
     }
 }
 
@@ -257,7 +271,7 @@ impl fmt::Debug for RedpandaBus {
 #[async_trait]
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
-        let delivery = settings::limit(self.config.delivery_timeout_ms);
+        let delivery = config::limit(self.config.delivery_timeout_ms);
         BusInfo::new(BACKEND, delivery, self.config.max_message_bytes)
     }
 
@@ -272,7 +286,7 @@ impl MessageBus for RedpandaBus {
             return Ok(PublishReport::default());
         }
         let admin = self.administration("publish")?;
-        Ok(self.sender.publish(&admin, batch, options).await)
+        Ok(self.publisher.publish(&admin, batch, options).await)
     }
 
     async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
@@ -281,34 +295,15 @@ impl MessageBus for RedpandaBus {
         for topic in &request.topics {
             self.partitions(&admin, topic, "subscribe").await?;
         }
-        let config = settings::member(&self.config, &request);
-        let plan = Plan {
+        let client_config = config::member(&self.config, &request);
+        let settings = ConsumerSettings {
             topics: request.topics.clone(),
-            otherwise: request.otherwise,
-            poll_limit: Some(request.poll_limit),
-            max_buffered_bytes: request.max_buffered_bytes,
-            limit: self.limit(),
-            commit_limit: settings::limit(self.config.commit_timeout_ms),
+            offset_reset: request.otherwise,
+            max_poll_interval: Some(request.poll_limit),
+            ..self.settings(request.max_buffered_bytes)
         };
-        let link = Link::new("consumer", request.group.as_str());
-        let feed = Feed::new(plan, admin, &config, link).map_err(|e| error::of(e, "subscribe"))?;
-        let mut subscription = RedpandaSubscription::new(feed.clone());
-        self.keep(&feed, "subscribe")?;
-        let client = feed.client("subscribe")?;
-        let names: Vec<_> = request.topics.iter().map(TopicName::as_str).collect();
-        client.subscribe(&names).map_err(|e| error::of(e, "subscribe"))?;
-        poller::start(feed.clone(), client).map_err(|e| error::internal("subscribe", e))?;
-        match timeout(JOIN, joined(&feed)).await {
-            Ok(Ok(())) => Ok(Box::new(subscription)),
-            Ok(Err(refused)) => {
-                subscription.close().await?;
-                Err(refused.with_operation("subscribe"))
-            }
-            Err(_) => {
-                subscription.close().await?;
-                Err(error::late("subscribe", "the group gave no assignment in time"))
-            }
-        }
+        let group = request.group.as_str();
+        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
     }
 
     async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
@@ -327,78 +322,41 @@ impl MessageBus for RedpandaBus {
                 return Err(error::unknown_partition(topic, partition.partition, "read"));
             }
         }
-        let plan = Plan {
-            topics,
-            otherwise: StartFrom::Earliest,
-            poll_limit: None,
-            max_buffered_bytes: request.max_buffered_bytes,
-            limit: self.limit(),
-            commit_limit: settings::limit(self.config.commit_timeout_ms),
-        };
-        let config = settings::reader(&self.config, request.max_buffered_bytes);
-        let feed =
-            Feed::new(plan, admin, &config, Link::new("consumer", "")).map_err(|e| error::of(e, "read"))?;
-        let subscription = RedpandaSubscription::new(feed.clone());
-        self.keep(&feed, "read")?;
-        let opened = blocking("read", move || {
-            let client = feed.client("read")?;
-            let starts = subscription::resolve(&client, &request.from, feed.plan.limit)?;
-            let list =
-                offsets::list(starts.iter().map(|(partition, start)| (partition, offsets::offset(*start))));
-            list.and_then(|list| client.assign(&list)).map_err(|e| error::of(e, "read"))?;
-            {
-                let mut state = feed.state();
-                for (partition, start) in starts {
-                    state.shelf.gain(partition, start, None);
-                }
-                state.shelf.forget_gains();
-                state.shelf.turn();
-                state.standing = Standing::In;
-            }
-            poller::start(feed.clone(), client).map_err(|e| error::internal("read", e))
-        })
-        .await;
-        if let Err(error) = opened {
-            // Ending a client blocks.
-            blocking("read", move || {
-                drop(subscription);
-                Ok(())
-            })
-            .await?;
-            return Err(error);
-        }
-        Ok(Box::new(subscription))
+        let buffer = request.max_buffered_bytes;
+        let client_config = config::reader(&self.config, buffer);
+        let settings = ConsumerSettings { topics, ..self.settings(buffer) };
+        self.consume(settings, client_config, "", Start::Assign(request.from), "read").await
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         self.enter("create_topics").await?;
         let admin = self.administration("create_topics")?;
-        Office { admin: &admin, limit: self.limit() }.create(specs).await
+        AdminOperations { admin: &admin, limit: self.limit() }.create(specs).await
     }
 
     async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
         self.enter("delete_topics").await?;
         let admin = self.administration("delete_topics")?;
-        Office { admin: &admin, limit: self.limit() }.delete(names, &self.sender).await
+        AdminOperations { admin: &admin, limit: self.limit() }.delete(names, self.publisher.topics()).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>> {
         self.enter("topics").await?;
-        let (admin, inspector) = (self.administration("topics")?, self.inspector("topics")?);
-        Office { admin: &admin, limit: self.limit() }.topics(&inspector).await
+        let (admin, query_client) = (self.administration("topics")?, self.query_client("topics")?);
+        AdminOperations { admin: &admin, limit: self.limit() }.topics(&query_client).await
     }
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.enter("groups").await?;
-        let (inspector, config) = (self.inspector("groups")?, self.config.clone());
+        let (query_client, config) = (self.query_client("groups")?, self.config.clone());
         let (query, limit, kept) = (query.clone(), self.limit(), self.clients().of_groups.clone());
-        blocking("groups", move || groups::describe(&config, &inspector, &kept, &query, limit)).await
+        blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, limit)).await
     }
 
     async fn ping(&self) -> Result<BusStatus> {
         self.enter("ping").await?;
         let admin = self.administration("ping")?;
-        Office { admin: &admin, limit: self.limit() }.ping().await
+        AdminOperations { admin: &admin, limit: self.limit() }.ping().await
     }
 
     async fn close(&self) -> Result<CloseReport> {
@@ -406,22 +364,17 @@ impl MessageBus for RedpandaBus {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
         // A second close finds another phase and leaves it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
-        let drain = settings::limit(self.config.close_timeout_ms);
+        let drain = config::limit(self.config.close_timeout_ms);
         let _ = timeout(drain, self.drained()).await;
-        let unknown = self.sender.in_flight();
+        let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
-        self.sender.end();
-        let feeds: Vec<_> = {
-            let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-            feeds.drain(..).filter_map(|feed| feed.upgrade()).collect()
-        };
-        for feed in &feeds {
-            feed.begin_end();
-        }
-        let deadline = Instant::now() + LEAVE;
-        for feed in feeds {
-            if !feed.ended(deadline.saturating_duration_since(Instant::now())).await {
-                tracing::warn!("leaving a group goes on behind the close of the bus");
+        self.publisher.end();
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        consumers.iter().for_each(ConsumerHandle::close);
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        for consumer in consumers {
+            if !consumer.closed(deadline.saturating_duration_since(Instant::now())).await {
+                tracing::warn!("the bus is closed, and a consumer still leaves its group");
             }
         }
         let clients = std::mem::take(&mut *self.clients());
@@ -432,28 +385,6 @@ impl MessageBus for RedpandaBus {
         })
         .await?;
         Ok(CloseReport::new(unknown))
-    }
-}
-
-/// Waits for the first assignment, or for why there is none.
-async fn joined(feed: &Feed) -> Result<()> {
-    loop {
-        let changed = feed.changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        {
-            let mut state = feed.state();
-            if state.closing {
-                return Err(error::closed("subscribe"));
-            }
-            if let Some(refused) = state.fatal.clone().or_else(|| state.failure.take()) {
-                return Err(refused);
-            }
-            if state.standing != Standing::Joining {
-                return state.shelf.failure().map_or(Ok(()), Err);
-            }
-        }
-        changed.await;
     }
 }
 
@@ -477,13 +408,16 @@ impl Drop for UnderWay<'_> {
 
 impl Drop for RedpandaBus {
     fn drop(&mut self) {
-        let lost = self.sender.in_flight();
+        let lost = self.publisher.in_flight();
         if lost > 0 {
             tracing::warn!(lost, "a bus was dropped without close while messages had no answer");
         }
-        self.sender.end();
-        let feeds = std::mem::take(self.feeds.get_mut().unwrap_or_else(PoisonError::into_inner));
-        feeds.iter().filter_map(Weak::upgrade).for_each(|feed| feed.begin_end());
+        self.publisher.end();
+        self.consumers
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(ConsumerHandle::close);
         let clients = std::mem::take(self.clients.get_mut().unwrap_or_else(PoisonError::into_inner));
         // Ending a client joins its threads, which must not hold up whoever drops the bus.
         let ending = std::thread::Builder::new().name("qi-redpanda-end".to_owned());

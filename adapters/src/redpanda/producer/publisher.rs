@@ -15,24 +15,24 @@ use rdkafka::producer::BaseRecord;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::link::Link;
-use super::producer::{Lane, State};
-use super::ticket::{Desk, weight};
-use super::topics::{self, Facts, Topics};
-use super::{error, settings};
+use super::client::{ProducerHandle, State};
+use super::in_flight::{InFlightTable, weight};
 use crate::config::RedpandaConfig;
+use crate::redpanda::connect::KafkaContext;
+use crate::redpanda::metadata::{self, TopicMetadata, TopicMetadataCache};
+use crate::redpanda::{config, error};
 
 /// So many messages are handed over before other tasks get their turn.
 const TURN: usize = 512;
 
 /// The sending side of a bus.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(in crate::redpanda) struct Publisher {
     config: Arc<RedpandaConfig>,
-    desk: Arc<Desk>,
-    topics: Arc<Topics>,
+    in_flight_table: Arc<InFlightTable>,
+    topics: Arc<TopicMetadataCache>,
     /// Producers by the size of their batches: one, unless a topic allows only small ones.
-    lanes: Mutex<HashMap<usize, Arc<Lane>>>,
+    producers: Mutex<HashMap<usize, Arc<ProducerHandle>>>,
     ended: AtomicBool,
 }
 
@@ -42,7 +42,7 @@ type Way = std::result::Result<usize, DeliveryError>;
 /// What one call knows of a topic.
 struct Known {
     topic: TopicName,
-    facts: Result<Facts>,
+    facts: Result<TopicMetadata>,
     /// It was looked up by this call.
     anew: bool,
 }
@@ -56,41 +56,41 @@ impl Known {
 
 /// What is to be looked up before a call can be judged.
 #[derive(Debug)]
-enum Doubt<'a> {
+enum StaleMetadata<'a> {
     New(&'a TopicName),
     /// The place among the known ones.
     Old(usize),
 }
 
-impl Sender {
-    pub(super) fn new(config: Arc<RedpandaConfig>) -> Self {
-        let desk = Arc::new(Desk::new(config.buffer_bytes));
-        let lanes = Mutex::default();
-        Self { config, desk, topics: Arc::default(), lanes, ended: AtomicBool::new(false) }
+impl Publisher {
+    pub(in crate::redpanda) fn new(config: Arc<RedpandaConfig>) -> Self {
+        let in_flight_table = Arc::new(InFlightTable::new(config.buffer_bytes));
+        let producers = Mutex::default();
+        Self { config, in_flight_table, topics: Arc::default(), producers, ended: AtomicBool::new(false) }
     }
 
-    pub(super) fn topics(&self) -> &Topics {
+    pub(in crate::redpanda) fn topics(&self) -> &TopicMetadataCache {
         &self.topics
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        self.desk.in_flight()
+    pub(in crate::redpanda) fn in_flight(&self) -> usize {
+        self.in_flight_table.in_flight()
     }
 
-    pub(super) async fn drained(&self) {
-        self.desk.drained().await;
+    pub(in crate::redpanda) async fn drained(&self) {
+        self.in_flight_table.drained().await;
     }
 
     /// Gives up every producer; what has no answer becomes unknown.
-    pub(super) fn end(&self) {
+    pub(in crate::redpanda) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        self.desk.space().close();
+        self.in_flight_table.space().close();
         self.lock().clear();
     }
 
-    pub(super) async fn publish(
+    pub(in crate::redpanda) async fn publish(
         &self,
-        admin: &Arc<AdminClient<Link>>,
+        admin: &Arc<AdminClient<KafkaContext>>,
         batch: &[Message],
         options: &PublishOptions,
     ) -> PublishReport {
@@ -100,31 +100,31 @@ impl Sender {
         let most = self.config.buffer_bytes;
         let weights: Vec<_> =
             batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
-        let (slot, ticket) = self.desk.open(weights);
+        let (slot, pending) = self.in_flight_table.open(weights);
         // Whatever was not handed over when this future is dropped is answered as not sent.
-        let mut rest = Rest { desk: &self.desk, slot, next: 0, len: batch.len() };
+        let mut rest = Rest { in_flight_table: &self.in_flight_table, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
-        let (mut lane, mut first) = (None, None);
-        let mut turn = self.turn(ticket.weights(0, TURN));
+        let (mut producer, mut first) = (None, None);
+        let mut turn = self.turn(pending.weights(0, TURN));
         for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
             if index > 0 && index.is_multiple_of(TURN) {
                 drop(turn);
                 tokio::task::yield_now().await;
-                turn = self.turn(ticket.weights(index, TURN));
+                turn = self.turn(pending.weights(index, TURN));
             }
             let handed = match way {
                 Ok(batch_bytes) => {
                     let first = *first.get_or_insert(index);
                     let place =
-                        Place { batch_bytes, slot, first, index, weight: ticket.weight(index), deadline };
-                    self.hand_over(&mut lane, &mut turn, place, message, &options.headers).await
+                        Place { batch_bytes, slot, first, index, weight: pending.weight(index), deadline };
+                    self.hand_over(&mut producer, &mut turn, place, message, &options.headers).await
                 }
                 Err(failure) => Err(Stop::This(failure)),
             };
             match handed {
                 Ok(()) => {}
                 Err(Stop::This(failure)) => {
-                    self.desk.answer(slot, index, Err(failure));
+                    self.in_flight_table.answer(slot, index, Err(failure));
                 }
                 Err(Stop::Rest(failure)) => {
                     rest.fail(&failure);
@@ -137,19 +137,19 @@ impl Sender {
         drop(turn);
         // librdkafka answers within the delivery timeout; if it does not, nothing is known.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
-        let _ = tokio::time::timeout(limit, ticket.done()).await;
-        ticket.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
+        let _ = tokio::time::timeout(limit, pending.done()).await;
+        pending.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
     }
 
     fn delivery_timeout(&self) -> Duration {
-        settings::limit(self.config.delivery_timeout_ms)
+        config::limit(self.config.delivery_timeout_ms)
     }
 
     /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same facts,
     /// so that one producer takes them and their order holds.
     async fn ways(
         &self,
-        admin: &Arc<AdminClient<Link>>,
+        admin: &Arc<AdminClient<KafkaContext>>,
         batch: &[Message],
         options: &PublishOptions,
     ) -> Vec<Way> {
@@ -157,14 +157,14 @@ impl Sender {
         loop {
             match self.judge(&known, batch, options) {
                 Ok(ways) => return ways,
-                Err(Doubt::New(topic)) => {
+                Err(StaleMetadata::New(topic)) => {
                     let (anew, facts) = match self.topics.known(topic) {
                         Some(facts) => (false, Ok(facts)),
                         None => (true, self.look_up(admin, topic).await),
                     };
                     known.push(Known { topic: topic.clone(), facts, anew });
                 }
-                Err(Doubt::Old(at)) => {
+                Err(StaleMetadata::Old(at)) => {
                     let facts = self.look_up(admin, &known[at].topic).await;
                     (known[at].facts, known[at].anew) = (facts, true);
                 }
@@ -178,24 +178,28 @@ impl Sender {
         known: &[Known],
         batch: &'a [Message],
         options: &PublishOptions,
-    ) -> std::result::Result<Vec<Way>, Doubt<'a>> {
+    ) -> std::result::Result<Vec<Way>, StaleMetadata<'a>> {
         let mut ways = Vec::with_capacity(batch.len());
         for message in batch {
             // Messages of one topic mostly come together.
             let at = known.iter().rposition(|known| known.topic == message.topic);
-            let at = at.ok_or(Doubt::New(&message.topic))?;
+            let at = at.ok_or(StaleMetadata::New(&message.topic))?;
             let way = self.way(&known[at].facts, message, options);
             if way.is_err() && known[at].is_doubtful() {
-                return Err(Doubt::Old(at));
+                return Err(StaleMetadata::Old(at));
             }
             ways.push(way);
         }
         Ok(ways)
     }
 
-    async fn look_up(&self, admin: &Arc<AdminClient<Link>>, topic: &TopicName) -> Result<Facts> {
-        let limit = settings::limit(self.config.request_timeout_ms);
-        let facts = topics::look_up(admin, topic, limit, "publish").await;
+    async fn look_up(
+        &self,
+        admin: &Arc<AdminClient<KafkaContext>>,
+        topic: &TopicName,
+    ) -> Result<TopicMetadata> {
+        let limit = config::limit(self.config.request_timeout_ms);
+        let facts = metadata::look_up(admin, topic, limit, "publish").await;
         match &facts {
             Ok(facts) => self.topics.keep(topic, *facts),
             Err(_) => self.topics.forget(topic.as_str()),
@@ -203,7 +207,7 @@ impl Sender {
         facts
     }
 
-    fn way(&self, facts: &Result<Facts>, message: &Message, options: &PublishOptions) -> Way {
+    fn way(&self, facts: &Result<TopicMetadata>, message: &Message, options: &PublishOptions) -> Way {
         let refuse = |error: Error| Err(DeliveryError::not_sent(error));
         let facts = match facts {
             Ok(facts) => facts,
@@ -220,13 +224,13 @@ impl Sender {
         if encoded > facts.max_message_bytes {
             return refuse(error::too_large(encoded, facts.max_message_bytes));
         }
-        Ok(topics::batch_bytes(facts.max_message_bytes))
+        Ok(metadata::batch_bytes(facts.max_message_bytes))
     }
 
     /// Waits for space and hands a message to librdkafka, which answers for it from then on.
     async fn hand_over(
         &self,
-        lane: &mut Option<(usize, Arc<Lane>)>,
+        producer: &mut Option<(usize, Arc<ProducerHandle>)>,
         turn: &mut Turn<'_>,
         place: Place,
         message: &Message,
@@ -240,24 +244,24 @@ impl Sender {
             Some(space) => space,
             None => self.take_space(&place, turn).await.map_err(Stop::Rest)?,
         };
-        let mut record = record(message, added, Desk::name(place.slot, place.index));
+        let mut record = record(message, added, InFlightTable::name(place.slot, place.index));
         let mut told = false;
         loop {
-            let used = match lane {
+            let used = match producer {
                 Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
                 _ => {
-                    let found = self.lane(place.batch_bytes, place.deadline).await.map_err(Stop::Rest)?;
+                    let found = self.producer(place.batch_bytes, place.deadline).await.map_err(Stop::Rest)?;
                     turn.now = SystemClock.now();
-                    &mut lane.insert((place.batch_bytes, found)).1
+                    &mut producer.insert((place.batch_bytes, found)).1
                 }
             };
             record.timestamp = Some(message.timestamp.unwrap_or(turn.now).as_millis_floor());
-            self.desk.hand_over();
+            self.in_flight_table.hand_over();
             let Err((refused, back)) = used.producer().send(record) else {
                 space.forget();
                 return Ok(());
             };
-            self.desk.take_back();
+            self.in_flight_table.take_back();
             record = back;
             // It never left: whatever the reason, it is not in the log.
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
@@ -269,7 +273,7 @@ impl Sender {
                 // The topic has this partition, of which the producer has not heard yet.
                 RDKafkaErrorCode::UnknownPartition if !told => {
                     told = true;
-                    used.look_at(&message.topic, settings::limit(self.config.request_timeout_ms)).await;
+                    used.look_at(&message.topic, config::limit(self.config.request_timeout_ms)).await;
                     turn.now = SystemClock.now();
                     continue;
                 }
@@ -277,7 +281,7 @@ impl Sender {
                     used.die();
                     // Before anything was handed over the next producer can take all of it.
                     if place.index == place.first {
-                        *lane = None;
+                        *producer = None;
                         continue;
                     }
                     let reason = used.reason().unwrap_or_else(error::rebuilding);
@@ -292,7 +296,7 @@ impl Sender {
     /// Begins a turn: it takes the space for its messages at once, if there is so much.
     fn turn(&self, weights: &[usize]) -> Turn<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
-        let space = space.and_then(|weight| self.desk.space().try_acquire_many(weight).ok());
+        let space = space.and_then(|weight| self.in_flight_table.space().try_acquire_many(weight).ok());
         Turn { now: SystemClock.now(), space }
     }
 
@@ -302,7 +306,7 @@ impl Sender {
         turn: &mut Turn<'_>,
     ) -> std::result::Result<SemaphorePermit<'a>, DeliveryError> {
         let weight = u32::try_from(place.weight).unwrap_or(u32::MAX);
-        let space = self.desk.space();
+        let space = self.in_flight_table.space();
         if let Ok(permit) = space.try_acquire_many(weight) {
             return Ok(permit);
         }
@@ -316,26 +320,31 @@ impl Sender {
     }
 
     /// The producer for batches of this size; one that met a fatal error is replaced, at most once a second.
-    async fn lane(
+    async fn producer(
         &self,
         batch_bytes: usize,
         deadline: Instant,
-    ) -> std::result::Result<Arc<Lane>, DeliveryError> {
+    ) -> std::result::Result<Arc<ProducerHandle>, DeliveryError> {
         loop {
             let (left, reason) = {
-                let mut lanes = self.lock();
+                let mut producers = self.lock();
                 if self.ended.load(Ordering::SeqCst) {
                     return Err(DeliveryError::not_sent(error::closed("publish")));
                 }
-                let found = lanes.get(&batch_bytes);
-                match found.map(|lane| (lane, lane.state())) {
-                    Some((lane, State::Alive)) => return Ok(lane.clone()),
+                let found = producers.get(&batch_bytes);
+                match found.map(|producer| (producer, producer.state())) {
+                    Some((producer, State::Alive)) => return Ok(producer.clone()),
                     Some((_, State::Dead(left, reason))) if !left.is_zero() => (left, reason),
                     _ => {
-                        let lane = Lane::build(&self.config, batch_bytes, &self.desk, &self.topics);
-                        let lane = Arc::new(lane.map_err(DeliveryError::not_sent)?);
-                        lanes.insert(batch_bytes, lane.clone());
-                        return Ok(lane);
+                        let producer = ProducerHandle::build(
+                            &self.config,
+                            batch_bytes,
+                            &self.in_flight_table,
+                            &self.topics,
+                        );
+                        let producer = Arc::new(producer.map_err(DeliveryError::not_sent)?);
+                        producers.insert(batch_bytes, producer.clone());
+                        return Ok(producer);
                     }
                 }
             };
@@ -346,8 +355,8 @@ impl Sender {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Arc<Lane>>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Arc<ProducerHandle>>> {
+        self.producers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -378,7 +387,7 @@ enum Stop {
 
 /// The messages of a call that were not handed over.
 struct Rest<'a> {
-    desk: &'a Desk,
+    in_flight_table: &'a InFlightTable,
     slot: usize,
     next: usize,
     len: usize,
@@ -387,7 +396,7 @@ struct Rest<'a> {
 impl Rest<'_> {
     fn fail(&mut self, failure: &DeliveryError) {
         for index in self.next..self.len {
-            self.desk.answer(self.slot, index, Err(failure.clone()));
+            self.in_flight_table.answer(self.slot, index, Err(failure.clone()));
         }
         self.next = self.len;
     }
@@ -428,20 +437,20 @@ mod tests {
 
     use super::*;
 
-    fn facts(max_message_bytes: usize, age: Duration) -> Facts {
+    fn facts(max_message_bytes: usize, age: Duration) -> TopicMetadata {
         let at = std::time::Instant::now().checked_sub(age).unwrap();
-        Facts { partitions: 1, max_message_bytes, at }
+        TopicMetadata { partitions: 1, max_message_bytes, at }
     }
 
     #[test]
     fn a_turn_takes_its_space_at_once_or_not_at_all() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
-        let sender = Sender::new(Arc::new(config));
-        let left = || sender.desk.space().available_permits();
-        let mut turn = sender.turn(&[300, 400]);
+        let publisher = Publisher::new(Arc::new(config));
+        let left = || publisher.in_flight_table.space().available_permits();
+        let mut turn = publisher.turn(&[300, 400]);
         assert_eq!(left(), 300);
-        assert!(sender.turn(&[100, 201]).space.is_none());
+        assert!(publisher.turn(&[100, 201]).space.is_none());
         assert_eq!(left(), 300);
         turn.space.as_mut().unwrap().split(400).unwrap().forget();
         drop(turn);
@@ -452,9 +461,9 @@ mod tests {
     async fn who_waited_for_space_has_the_time_after_it() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
-        let sender = Sender::new(Arc::new(config));
-        let taken = sender.turn(&[800]);
-        let mut turn = sender.turn(&[300, 300]);
+        let publisher = Publisher::new(Arc::new(config));
+        let taken = publisher.turn(&[800]);
+        let mut turn = publisher.turn(&[300, 300]);
         let began = turn.now;
         let deadline = Instant::now() + Duration::from_secs(5);
         let place = Place { batch_bytes: 1 << 20, slot: 0, first: 0, index: 0, weight: 300, deadline };
@@ -463,25 +472,27 @@ mod tests {
             tokio::time::sleep(wait).await;
             drop(taken);
         };
-        let (space, ()) = tokio::join!(sender.take_space(&place, &mut turn), free);
+        let (space, ()) = tokio::join!(publisher.take_space(&place, &mut turn), free);
         let waited = turn.now.as_millis_floor() - began.as_millis_floor();
         assert!(waited >= 40, "{waited} ms");
         drop(space.unwrap());
-        assert_eq!(sender.desk.space().available_permits(), 1_000);
+        assert_eq!(publisher.in_flight_table.space().available_permits(), 1_000);
     }
 
     #[tokio::test]
     async fn a_turn_that_has_its_space_notices_the_end() {
-        let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
+        let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
-        let (slot, _ticket) = sender.desk.open(vec![300]);
-        let mut turn = sender.turn(&[300]);
-        sender.end();
+        let (slot, _pending) = publisher.in_flight_table.open(vec![300]);
+        let mut turn = publisher.turn(&[300]);
+        publisher.end();
         let deadline = Instant::now() + Duration::from_secs(5);
         let place = Place { batch_bytes: 1 << 20, slot, first: 0, index: 0, weight: 300, deadline };
-        let lane = Lane::build(&sender.config, 1 << 20, &sender.desk, &sender.topics).unwrap();
-        let mut lane = Some((1 << 20, Arc::new(lane)));
-        let handed = sender.hand_over(&mut lane, &mut turn, place, &message, &Headers::new()).await;
+        let producer =
+            ProducerHandle::build(&publisher.config, 1 << 20, &publisher.in_flight_table, &publisher.topics)
+                .unwrap();
+        let mut producer = Some((1 << 20, Arc::new(producer)));
+        let handed = publisher.hand_over(&mut producer, &mut turn, place, &message, &Headers::new()).await;
         let Err(Stop::Rest(failure)) = handed else { panic!("it was handed over") };
         assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
     }
@@ -495,11 +506,11 @@ mod tests {
         for buffer_bytes in [64 << 20, 200_000, 1_000] {
             let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
             config.buffer_bytes = buffer_bytes;
-            let admin = settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
-            let (admin, sender) = (Arc::new(admin), Sender::new(Arc::new(config)));
+            let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
+            let (admin, publisher) = (Arc::new(admin), Publisher::new(Arc::new(config)));
             // The mock would be asked for settings until the request timeout has passed.
             let at = std::time::Instant::now() + Duration::from_hours(1);
-            sender.topics.keep(&topic, Facts { at, ..facts(1_000_000, Duration::ZERO) });
+            publisher.topics.keep(&topic, TopicMetadata { at, ..facts(1_000_000, Duration::ZERO) });
             let call = async |len: usize| {
                 // The first of every turn goes nowhere.
                 let message = |n: usize| {
@@ -507,7 +518,7 @@ mod tests {
                     Message::new(topic.clone(), n.to_string()).with_partition(partition)
                 };
                 let batch: Vec<_> = (0..len).map(message).collect();
-                let report = sender.publish(&admin, &batch, PublishOptions::NONE).await;
+                let report = publisher.publish(&admin, &batch, PublishOptions::NONE).await;
                 let mut last = None;
                 for (n, outcome) in report.into_outcomes().into_iter().enumerate() {
                     match outcome {
@@ -521,16 +532,16 @@ mod tests {
             };
             let lengths = if buffer_bytes > 1_000 { &[1, 511, 512, 513, 1_024, 1_025][..] } else { &[3, 9] };
             futures::future::join_all(lengths.iter().map(|len| call(*len))).await;
-            sender.drained().await;
-            assert_eq!(sender.desk.space().available_permits(), buffer_bytes);
+            publisher.drained().await;
+            assert_eq!(publisher.in_flight_table.space().available_permits(), buffer_bytes);
             // A call that is given up in the middle keeps nothing either.
             let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * TURN)).await;
-            sender.drained().await;
-            assert_eq!(sender.desk.space().available_permits(), buffer_bytes);
+            publisher.drained().await;
+            assert_eq!(publisher.in_flight_table.space().available_permits(), buffer_bytes);
             // One that the end meets is answered to the last message.
             let batch = vec![Message::new(topic.clone(), "x"); 2 * TURN];
-            let publish = sender.publish(&admin, &batch, PublishOptions::NONE);
-            let (report, ()) = tokio::join!(publish, async { sender.end() });
+            let publish = publisher.publish(&admin, &batch, PublishOptions::NONE);
+            let (report, ()) = tokio::join!(publish, async { publisher.end() });
             let outcomes = report.into_outcomes();
             assert_eq!(outcomes.len(), 2 * TURN);
             let closed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
@@ -549,36 +560,36 @@ mod tests {
     #[tokio::test]
     async fn what_was_not_sent_holds_no_space_while_the_rest_is_waited_for() {
         let config = Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1"));
-        let admin = settings::admin(&config).create_with_context(Link::new("admin", "")).unwrap();
-        let (admin, sender) = (Arc::new(admin), Sender::new(config));
+        let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
+        let (admin, publisher) = (Arc::new(admin), Publisher::new(config));
         let topic = TopicName::new("t").unwrap();
-        sender.topics.keep(&topic, facts(1_000_000, Duration::ZERO));
+        publisher.topics.keep(&topic, facts(1_000_000, Duration::ZERO));
         let batch =
             [0, 1].map(|partition| Message::new(topic.clone(), vec![0; 1_000]).with_partition(partition));
-        let publish = sender.publish(&admin, &batch, PublishOptions::NONE);
+        let publish = publisher.publish(&admin, &batch, PublishOptions::NONE);
         tokio::pin!(publish);
         assert!(futures::poll!(publish).is_pending());
-        assert_eq!(sender.in_flight(), 1);
-        let held = sender.config.buffer_bytes - sender.desk.space().available_permits();
+        assert_eq!(publisher.in_flight(), 1);
+        let held = publisher.config.buffer_bytes - publisher.in_flight_table.space().available_permits();
         assert_eq!(held, weight(1_000), "the second one went nowhere");
     }
 
     #[test]
     fn all_messages_of_a_topic_in_a_call_have_the_same_producer() {
-        let sender = Sender::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
+        let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
         let (topic, other) = (TopicName::new("one").unwrap(), TopicName::new("two").unwrap());
         let message = |topic: &TopicName, size: usize| Message::new(topic.clone(), vec![0; size]);
         let batch =
             [message(&topic, 10), message(&other, 10), message(&topic, 1_100_000), message(&topic, 10)];
-        let judge = |known: &[Known]| sender.judge(known, &batch, PublishOptions::NONE);
+        let judge = |known: &[Known]| publisher.judge(known, &batch, PublishOptions::NONE);
         let known = |topic: &TopicName, facts, anew| Known { topic: topic.clone(), facts: Ok(facts), anew };
         let (old, new) = (Duration::from_mins(1), Duration::ZERO);
-        assert!(matches!(judge(&[]), Err(Doubt::New(asked)) if *asked == topic));
+        assert!(matches!(judge(&[]), Err(StaleMetadata::New(asked)) if *asked == topic));
         let mut all = vec![known(&topic, facts(1_000_000, old), false)];
-        assert!(matches!(judge(&all), Err(Doubt::New(asked)) if *asked == other));
+        assert!(matches!(judge(&all), Err(StaleMetadata::New(asked)) if *asked == other));
         all.push(known(&other, facts(1_000_000, old), false));
         // The third message is refused by facts that are old. The first one must not go by them either.
-        assert!(matches!(judge(&all), Err(Doubt::Old(0))));
+        assert!(matches!(judge(&all), Err(StaleMetadata::Old(0))));
         all[0] = known(&topic, facts(10_000, new), true);
         let ways: Vec<_> = judge(&all).unwrap().into_iter().map(Result::ok).collect();
         assert_eq!(ways, [Some(8_192), Some(524_288), None, Some(8_192)]);

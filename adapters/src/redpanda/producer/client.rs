@@ -16,22 +16,22 @@ use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfi
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaTopic;
 
-use super::link::Link;
-use super::ticket::Desk;
-use super::topics::Topics;
-use super::{error, settings};
+use super::in_flight::InFlightTable;
 use crate::config::RedpandaConfig;
+use crate::redpanda::connect::{self, KafkaContext};
+use crate::redpanda::metadata::TopicMetadataCache;
+use crate::redpanda::{config, error};
 
 /// After a fatal error the next producer is built no earlier than this.
-const REBUILD: Duration = Duration::from_secs(1);
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
 /// Where the brokers refuse this client, trying again soon would be no use.
-const REFUSED: Duration = Duration::from_secs(30);
+const REJECTED_PAUSE: Duration = Duration::from_secs(30);
 
 /// What the thread of a producer does with its answers.
 pub(super) struct Deliveries {
-    link: Link,
-    desk: Arc<Desk>,
-    topics: Arc<Topics>,
+    link: KafkaContext,
+    in_flight_table: Arc<InFlightTable>,
+    topics: Arc<TopicMetadataCache>,
     /// Messages that librdkafka gave up. What that means is known when the fatal error is.
     given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
     /// It was let in once: what waits now may have been sent before.
@@ -43,10 +43,10 @@ pub(super) struct Deliveries {
 }
 
 impl Deliveries {
-    fn new(desk: Arc<Desk>, topics: Arc<Topics>) -> Self {
+    fn new(in_flight_table: Arc<InFlightTable>, topics: Arc<TopicMetadataCache>) -> Self {
         Self {
-            link: Link::new("producer", ""),
-            desk,
+            link: KafkaContext::new("producer", ""),
+            in_flight_table,
             topics,
             given_up: Mutex::default(),
             let_in: AtomicBool::new(false),
@@ -94,7 +94,7 @@ impl Deliveries {
                 Some(refused) => DeliveryError::not_sent(refused.clone()),
                 None => error::delivery(code),
             };
-            self.desk.answered(name, Err(failure));
+            self.in_flight_table.answered(name, Err(failure));
         }
     }
 }
@@ -146,12 +146,12 @@ impl ProducerContext for Deliveries {
                 Err(failure)
             }
         };
-        self.desk.answered(name, outcome);
+        self.in_flight_table.answered(name, outcome);
     }
 }
 
 /// A producer in use.
-pub(super) struct Lane {
+pub(super) struct ProducerHandle {
     producer: Arc<BaseProducer<Deliveries>>,
     built: Instant,
     dead: Arc<AtomicBool>,
@@ -165,26 +165,29 @@ pub(super) enum State {
     Dead(Duration, Error),
 }
 
-impl fmt::Debug for Lane {
+impl fmt::Debug for ProducerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("built", &self.built).field("dead", &self.dead).finish_non_exhaustive()
+        f.debug_struct("ProducerHandle")
+            .field("built", &self.built)
+            .field("dead", &self.dead)
+            .finish_non_exhaustive()
     }
 }
 
-impl Lane {
+impl ProducerHandle {
     /// Builds a producer, which connects, and starts its thread.
     pub(super) fn build(
         config: &RedpandaConfig,
         batch_bytes: usize,
-        desk: &Arc<Desk>,
-        topics: &Arc<Topics>,
+        in_flight_table: &Arc<InFlightTable>,
+        topics: &Arc<TopicMetadataCache>,
     ) -> Result<Self> {
-        let context = Deliveries::new(desk.clone(), topics.clone());
-        let producer = settings::producer(config, batch_bytes).create_with_context(context);
+        let context = Deliveries::new(in_flight_table.clone(), topics.clone());
+        let producer = config::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<Deliveries>> =
             Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
         let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let lane = Self {
+        let handle = Self {
             producer: producer.clone(),
             built: Instant::now(),
             dead: dead.clone(),
@@ -192,7 +195,7 @@ impl Lane {
         };
         let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
         thread.spawn(move || serve(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
-        Ok(lane)
+        Ok(handle)
     }
 
     pub(super) fn producer(&self) -> &BaseProducer<Deliveries> {
@@ -202,7 +205,7 @@ impl Lane {
     /// Looks at a topic anew; by itself a producer does so every five minutes.
     pub(super) async fn look_at(&self, topic: &TopicName, limit: Duration) {
         let (producer, topic) = (self.producer.clone(), topic.clone());
-        let looked = super::blocking("publish", move || {
+        let looked = connect::blocking("publish", move || {
             let found = producer.client().fetch_metadata(Some(topic.as_str()), limit);
             found.map(drop).map_err(|e| error::of(e, "publish"))
         });
@@ -226,12 +229,12 @@ impl Lane {
             return State::Alive;
         }
         let reason = self.reason().unwrap_or_else(error::rebuilding);
-        let pause = if reason.kind() == ErrorKind::Unauthorized { REFUSED } else { REBUILD };
+        let pause = if reason.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
         State::Dead(pause.saturating_sub(self.built.elapsed()), reason)
     }
 }
 
-impl Drop for Lane {
+impl Drop for ProducerHandle {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
     }

@@ -11,7 +11,7 @@ pub(super) type Outcome = Result<Delivery, DeliveryError>;
 
 /// The answers of one call.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct PendingPublish {
     outcomes: Mutex<Vec<Option<Outcome>>>,
     /// What each message takes of the buffer.
     weights: Vec<usize>,
@@ -20,7 +20,7 @@ pub(super) struct Ticket {
     done: Notify,
 }
 
-impl Ticket {
+impl PendingPublish {
     fn new(weights: Vec<usize>) -> Self {
         Self {
             outcomes: Mutex::new(weights.iter().map(|_| None).collect()),
@@ -76,21 +76,21 @@ impl Ticket {
 
 /// Every call that is under way, and the space that its messages take. Producers come and go; this stays.
 #[derive(Debug)]
-pub(super) struct Desk {
-    tickets: Mutex<Slab<Arc<Ticket>>>,
+pub(super) struct InFlightTable {
+    calls: Mutex<Slab<Arc<PendingPublish>>>,
     space: Semaphore,
     /// Messages that were handed to librdkafka and have no answer.
     in_flight: AtomicUsize,
     quiet: Notify,
 }
 
-/// What names a message to librdkafka: the slot of its ticket and its index in it.
+/// What names a message to librdkafka: the slot of its pending and its index in it.
 const INDEX_BITS: u32 = usize::BITS / 2;
 
-impl Desk {
+impl InFlightTable {
     pub(super) fn new(buffer_bytes: usize) -> Self {
         Self {
-            tickets: Mutex::default(),
+            calls: Mutex::default(),
             space: Semaphore::new(buffer_bytes.min(Semaphore::MAX_PERMITS)),
             in_flight: AtomicUsize::new(0),
             quiet: Notify::new(),
@@ -101,14 +101,14 @@ impl Desk {
         &self.space
     }
 
-    /// Opens a ticket for messages that take so much.
-    pub(super) fn open(&self, weights: Vec<usize>) -> (usize, Arc<Ticket>) {
-        let ticket = Arc::new(Ticket::new(weights));
-        let slot = self.tickets.lock().unwrap_or_else(PoisonError::into_inner).insert(ticket.clone());
-        (slot, ticket)
+    /// Opens a pending for messages that take so much.
+    pub(super) fn open(&self, weights: Vec<usize>) -> (usize, Arc<PendingPublish>) {
+        let pending = Arc::new(PendingPublish::new(weights));
+        let slot = self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(pending.clone());
+        (slot, pending)
     }
 
-    /// A number that names message `index` of the ticket in `slot`.
+    /// A number that names message `index` of the pending in `slot`.
     pub(super) fn name(slot: usize, index: usize) -> usize {
         (slot << INDEX_BITS) | index
     }
@@ -134,11 +134,11 @@ impl Desk {
 
     /// The answer for a message that was not handed over, or for one that was. With the last one the slot is free.
     pub(super) fn answer(&self, slot: usize, index: usize, outcome: Outcome) -> usize {
-        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ticket) = tickets.get(slot) else { return 0 };
-        let weight = ticket.weight(index);
-        if ticket.answer(index, outcome) {
-            tickets.remove(slot);
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pending) = calls.get(slot) else { return 0 };
+        let weight = pending.weight(index);
+        if pending.answer(index, outcome) {
+            calls.remove(slot);
         }
         weight
     }
@@ -179,36 +179,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_ticket_is_done_with_its_last_answer_and_its_slot_is_free() {
-        let desk = Desk::new(1_000);
-        let (slot, ticket) = desk.open(vec![1; 2]);
-        desk.answer(slot, 1, Ok(delivery(1)));
-        assert!(futures::FutureExt::now_or_never(ticket.done()).is_none());
-        desk.answer(slot, 1, Ok(delivery(7)));
+        let in_flight_table = InFlightTable::new(1_000);
+        let (slot, pending) = in_flight_table.open(vec![1; 2]);
+        in_flight_table.answer(slot, 1, Ok(delivery(1)));
+        assert!(futures::FutureExt::now_or_never(pending.done()).is_none());
+        in_flight_table.answer(slot, 1, Ok(delivery(7)));
         assert!(
-            futures::FutureExt::now_or_never(ticket.done()).is_none(),
+            futures::FutureExt::now_or_never(pending.done()).is_none(),
             "the same message twice is one answer"
         );
-        desk.answer(slot, 0, Ok(delivery(0)));
-        ticket.done().await;
+        in_flight_table.answer(slot, 0, Ok(delivery(0)));
+        pending.done().await;
         let missing = DeliveryError::unknown(Error::new(ErrorKind::Timeout, "c", "publish"));
         let offsets: Vec<_> =
-            ticket.report(&missing).into_outcomes().into_iter().map(|o| o.map(|d| d.offset).ok()).collect();
+            pending.report(&missing).into_outcomes().into_iter().map(|o| o.map(|d| d.offset).ok()).collect();
         assert_eq!(offsets, [Some(0), Some(1)]);
-        assert_eq!(desk.open(vec![1]).0, slot);
+        assert_eq!(in_flight_table.open(vec![1]).0, slot);
     }
 
     #[tokio::test]
     async fn names_hold_slot_and_index_and_give_the_space_back() {
-        let desk = Desk::new(1_000);
-        desk.open(vec![1]);
-        let (slot, ticket) = desk.open(vec![200; 3]);
-        desk.space().try_acquire_many(600).unwrap().forget();
+        let in_flight_table = InFlightTable::new(1_000);
+        in_flight_table.open(vec![1]);
+        let (slot, pending) = in_flight_table.open(vec![200; 3]);
+        in_flight_table.space().try_acquire_many(600).unwrap().forget();
         for index in 0..3 {
-            desk.hand_over();
-            desk.answered(Desk::name(slot, index), Ok(delivery(index as u64)));
+            in_flight_table.hand_over();
+            in_flight_table.answered(InFlightTable::name(slot, index), Ok(delivery(index as u64)));
         }
-        ticket.done().await;
-        assert_eq!((desk.space().available_permits(), desk.in_flight()), (1_000, 0));
-        desk.drained().await;
+        pending.done().await;
+        assert_eq!((in_flight_table.space().available_permits(), in_flight_table.in_flight()), (1_000, 0));
+        in_flight_table.drained().await;
     }
 }

@@ -8,7 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use secrecy::ExposeSecret;
 
-use super::{BACKEND, error};
+use super::error::{self, BACKEND};
 use crate::config::{MessageCompression, Profile, RedpandaConfig};
 use crate::plaintext::{host_of, warn_of_password};
 
@@ -166,7 +166,7 @@ pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> Clie
 }
 
 /// The client that asks for ends, groups and commits, and never joins a group.
-pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
+pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
     let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
     if let Some(group) = group {
@@ -260,7 +260,7 @@ mod tests {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         config.properties.insert("isolation.level".to_owned(), "read_committed".into());
         for group in [None, Some("g")] {
-            assert_eq!(inspector(&config, group).get("isolation.level"), Some("read_uncommitted"));
+            assert_eq!(query_client(&config, group).get("isolation.level"), Some("read_uncommitted"));
         }
     }
 

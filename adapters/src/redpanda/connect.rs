@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
-use qi_core::{Error, ErrorKind};
+use qi_core::{Error, ErrorKind, Result};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -33,7 +33,7 @@ use super::error;
 
 /// One client's report.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct KafkaContext {
     role: &'static str,
     /// The group of a member; empty for all others.
     group: String,
@@ -41,15 +41,15 @@ pub(super) struct Link {
     /// Why the brokers do not let this client in, while they do not.
     refused: Mutex<Option<(RDKafkaErrorCode, String)>>,
     told: Mutex<Told>,
-    ear: Option<Ear>,
+    auth_errors: Option<AuthErrors>,
 }
 
 /// Who hears why the brokers refuse this process, for a client whose own events nobody can serve.
-struct Ear(Arc<Inspector>);
+struct AuthErrors(Arc<QueryClient>);
 
-impl fmt::Debug for Ear {
+impl fmt::Debug for AuthErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Ear").field(self.0.context()).finish()
+        f.debug_tuple("AuthErrors").field(self.0.context()).finish()
     }
 }
 
@@ -65,17 +65,17 @@ struct Told {
     lagging: BTreeSet<(String, i32)>,
 }
 
-impl Link {
+impl KafkaContext {
     pub(super) fn new(role: &'static str, group: &str) -> Self {
         // Until it is known better: a client that has just begun is not called unavailable.
         let connected = AtomicBool::new(true);
         let (refused, told) = (Mutex::default(), Mutex::default());
-        Self { role, group: group.to_owned(), connected, refused, told, ear: None }
+        Self { role, group: group.to_owned(), connected, refused, told, auth_errors: None }
     }
 
     /// For a client of administration: the driver serves only the answers to its questions.
-    pub(super) fn hearing_by(mut self, ear: Arc<Inspector>) -> Self {
-        self.ear = Some(Ear(ear));
+    pub(super) fn with_auth_errors_of(mut self, auth_errors: Arc<QueryClient>) -> Self {
+        self.auth_errors = Some(AuthErrors(auth_errors));
         self
     }
 
@@ -90,8 +90,8 @@ impl Link {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;
         }
-        if let Some(Ear(ear)) = &self.ear {
-            return explain(ear, error);
+        if let Some(AuthErrors(auth_errors)) = &self.auth_errors {
+            return explain(auth_errors, error);
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match &*refused {
@@ -164,7 +164,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for KafkaContext {
     fn drop(&mut self) {
         let mut told = std::mem::take(self.told.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.queued(&mut told, 0, 0);
@@ -177,7 +177,7 @@ fn float(count: u64) -> f64 {
     count as f64
 }
 
-impl ClientContext for Link {
+impl ClientContext for KafkaContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let (client, group) = (self.role, self.group.as_str());
         match level {
@@ -222,24 +222,35 @@ impl ClientContext for Link {
     }
 }
 
+/// Runs a blocking call off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(failed) => Err(error::internal(operation, failed)),
+    }
+}
+
 /// A client that only asks.
-impl ConsumerContext for Link {}
+impl ConsumerContext for KafkaContext {}
 
 /// A consumer that asks about groups and offsets and reads nothing.
-pub(super) type Inspector = BaseConsumer<Link>;
+pub(super) type QueryClient = BaseConsumer<KafkaContext>;
 
-/// The same as [`Link::explain`], for a client that only asks: its events may wait for somebody who comes for them.
-pub(super) fn explain(client: &Inspector, error: Error) -> Error {
+/// The same as [`KafkaContext::explain`], for a client that only asks: its events may wait for somebody who comes for them.
+pub(super) fn explain(client: &QueryClient, error: Error) -> Error {
     take_events(client);
     client.context().explain(error)
 }
 
-fn take_events(client: &Inspector) {
+fn take_events(client: &QueryClient) {
     drop(events(client));
 }
 
 /// Serves the events that wait, and returns the codes of those that are errors.
-pub(super) fn events(client: &Inspector) -> Vec<RDKafkaErrorCode> {
+pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     // An answer of nothing may also be an event that was served, such as a line of the log.
     const NOTHING: usize = 100;
     let (mut nothing, mut codes) = (0, Vec::new());
@@ -257,7 +268,7 @@ pub(super) fn events(client: &Inspector) -> Vec<RDKafkaErrorCode> {
 
 /// Serves the events of a client that only asks, as long as there is such a client: while the brokers are away they
 /// would pile up in it.
-pub(super) fn serve(client: &Arc<Inspector>) -> std::io::Result<()> {
+pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
     const PAUSE: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);
     let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());
