@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use qi_core::Error;
-use qi_core::bus::{Notice, TopicName, TopicPartition};
+use qi_core::bus::{Notice, TopicPartition};
 
 /// The state of one assigned partition.
 #[derive(Debug)]
@@ -74,42 +74,24 @@ impl PartitionState {
 /// The assigned partitions, and the events of the next batch.
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
-    partitions: BTreeMap<TopicPartition, PartitionState>,
-    epoch: u64,
+    pub(super) partitions: BTreeMap<TopicPartition, PartitionState>,
+    /// The number of changes.
+    pub(super) epoch: u64,
     generations: u64,
+    /// The events of the next batch.
+    pub(super) events: Vec<Notice>,
     gained: Vec<TopicPartition>,
     lost: Vec<TopicPartition>,
-    events: Vec<Notice>,
 }
 
 impl Assignment {
-    pub(super) fn partitions(&self) -> &BTreeMap<TopicPartition, PartitionState> {
-        &self.partitions
-    }
-
-    pub(super) fn get(&self, partition: &TopicPartition) -> Option<&PartitionState> {
-        self.partitions.get(partition)
-    }
-
-    pub(super) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut PartitionState> {
-        self.partitions.get_mut(partition)
-    }
-
     /// Returns the partition if it still has this generation.
     pub(super) fn current(
         &mut self,
         partition: &TopicPartition,
         generation: u64,
     ) -> Option<&mut PartitionState> {
-        self.get_mut(partition).filter(|state| state.generation == generation)
-    }
-
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut PartitionState> {
-        self.partitions.values_mut()
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
+        self.partitions.get_mut(partition).filter(|state| state.generation == generation)
     }
 
     /// Adds a partition that begins at `start`.
@@ -154,13 +136,8 @@ impl Assignment {
         if !self.partitions.is_empty() {
             let all: Vec<_> = self.partitions.keys().cloned().collect();
             self.lose(&all);
-            self.next_epoch();
+            self.epoch += 1;
         }
-    }
-
-    /// Notes that the assignment changed.
-    pub(super) fn next_epoch(&mut self) {
-        self.epoch += 1;
     }
 
     /// Removes the event of the first assignment, which is the result of `subscribe`.
@@ -171,7 +148,7 @@ impl Assignment {
     /// Sets the position and the fetch offset of a partition after a seek.
     pub(super) fn seek(&mut self, partition: &TopicPartition, to: u64) {
         let generation = self.next_generation();
-        if let Some(state) = self.get_mut(partition) {
+        if let Some(state) = self.partitions.get_mut(partition) {
             (state.generation, state.position, state.fetch_offset) = (generation, to, to);
             (state.buffered_bytes, state.truncated_from, state.failed) = (0, 0, None);
         }
@@ -179,7 +156,7 @@ impl Assignment {
 
     /// Notes whether librdkafka fetches from the fetch offset.
     pub(super) fn sought(&mut self, partition: &TopicPartition, done: bool) {
-        if let Some(state) = self.get_mut(partition) {
+        if let Some(state) = self.partitions.get_mut(partition) {
             state.needs_reassign = !done;
         }
     }
@@ -196,14 +173,6 @@ impl Assignment {
         self.partitions.values().filter(|state| !state.paused).find_map(|state| state.failed.clone())
     }
 
-    pub(super) fn add_event(&mut self, event: Notice) {
-        self.events.push(event);
-    }
-
-    pub(super) fn topic_deleted(&mut self, topic: TopicName) {
-        self.add_event(Notice::TopicDeleted { topic });
-    }
-
     /// Takes the events of the next batch.
     pub(super) fn take_events(&mut self) -> Vec<Notice> {
         let mut events = std::mem::take(&mut self.events);
@@ -212,10 +181,5 @@ impl Assignment {
             events.push(Notice::AssignmentChanged { gained, lost });
         }
         events
-    }
-
-    /// Puts back the events of a batch that no caller received.
-    pub(super) fn put_back_events(&mut self, events: Vec<Notice>) {
-        self.events.splice(..0, events);
     }
 }

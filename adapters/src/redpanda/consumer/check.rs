@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// A request to the brokers of which one runs at a time.
 #[derive(Debug, Default)]
 pub(super) struct Check {
-    due: Option<Instant>,
+    pub(super) due: Option<Instant>,
     running: bool,
 }
 
@@ -26,10 +26,5 @@ impl Check {
 
     pub(super) fn finish(&mut self) {
         self.running = false;
-    }
-
-    /// Returns the time at which the check is to run, unless it runs.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.due.filter(|_| !self.running)
     }
 }

@@ -51,7 +51,7 @@ pub(super) type Tails = BTreeMap<TopicPartition, Tail>;
 #[derive(Debug, Default)]
 pub(super) struct EndProbe {
     tails: Tails,
-    pub(super) check: Check,
+    check: Check,
     /// The end of the last probe.
     ended: Option<Instant>,
 }
@@ -59,7 +59,7 @@ pub(super) struct EndProbe {
 impl EndProbe {
     /// Notes that librdkafka reached the end of a partition with this number, of any topic.
     pub(super) fn reached(&mut self, assignment: &Assignment, number: i32) {
-        for (partition, state) in assignment.partitions() {
+        for (partition, state) in &assignment.partitions {
             if partition.partition.cast_signed() == number {
                 let tail = Tail { generation: state.generation, fetch_offset: state.fetch_offset };
                 self.tails.insert(partition.clone(), tail);
@@ -76,7 +76,7 @@ impl EndProbe {
         }
         let mut tails = std::mem::take(&mut self.tails);
         tails.retain(|partition, tail| {
-            assignment.get(partition).is_some_and(|state| {
+            assignment.partitions.get(partition).is_some_and(|state| {
                 (state.generation, state.fetch_offset) == (tail.generation, tail.fetch_offset)
                     && !state.needs_reassign
                     && state.failed.is_none()
@@ -224,7 +224,7 @@ mod tests {
         probe.finish(Tails::new());
         let ended = probe.ended.unwrap();
         probe.reached(&assignment, 0);
-        assert!(probe.check.due().unwrap() >= ended + PROBE_PAUSE);
+        assert!(probe.check.due.unwrap() >= ended + PROBE_PAUSE);
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl FetchBuffer {
     /// the messages before it.
     fn finish(&mut self, assignment: &mut Assignment, polled: &mut PolledBatch) {
         self.skipped.retain(|partition| {
-            let Some(state) = assignment.get(partition) else { return false };
+            let Some(state) = assignment.partitions.get(partition) else { return false };
             let waits = state.buffered_bytes > 0 || state.pending_commit.is_some() || state.failed.is_some();
             if !waits {
                 polled.offsets.set(partition.clone(), state.position);
@@ -114,13 +114,13 @@ impl FetchBuffer {
             }
         }
         self.skipped.extend(polled.skipped);
-        assignment.put_back_events(polled.events);
+        assignment.events.splice(..0, polled.events);
     }
 
     /// Drops the messages of partitions that are not assigned any more.
     pub(super) fn drop_lost(&mut self, assignment: &Assignment) {
-        self.batches.retain(|batch| assignment.get(&batch.partition).is_some());
-        self.skipped.retain(|partition| assignment.get(partition).is_some());
+        self.batches.retain(|batch| assignment.partitions.get(&batch.partition).is_some());
+        self.skipped.retain(|partition| assignment.partitions.get(partition).is_some());
     }
 
     /// Continues at another offset. Buffered messages of the partition are dropped.
@@ -140,7 +140,7 @@ impl FetchBuffer {
         log_start: u64,
         commit: bool,
     ) {
-        let Some(state) = assignment.get_mut(partition) else { return };
+        let Some(state) = assignment.partitions.get_mut(partition) else { return };
         // Buffered messages from there on are fetched again, or the log does not have them any more: a commit of them
         // would skip the messages that have their offsets now.
         let mut ends = false;
@@ -167,7 +167,7 @@ impl FetchBuffer {
             state.pending_commit = Some(to);
         }
         self.skipped.remove(partition);
-        assignment.add_event(Notice::Reset { partition: partition.clone(), from, to });
+        assignment.events.push(Notice::Reset { partition: partition.clone(), from, to });
     }
 
     /// Moves a partition to `to`, because the offsets from `from` on hold no message. Does nothing if the fetch offset or
@@ -217,7 +217,7 @@ mod tests {
         }
 
         fn state(&mut self, partition: u32) -> &mut crate::redpanda::consumer::assignment::PartitionState {
-            self.assignment.get_mut(&at(partition)).unwrap()
+            self.assignment.partitions.get_mut(&at(partition)).unwrap()
         }
 
         fn position(&mut self, partition: u32) -> u64 {

@@ -16,9 +16,10 @@ use crate::redpanda::offsets;
 
 /// A change of the assignment. librdkafka waits until it is acknowledged.
 #[derive(Debug, Clone)]
-pub(super) enum Rebalance {
-    Assign(Vec<TopicPartition>),
-    Revoke(Vec<TopicPartition>),
+pub(super) struct Rebalance {
+    pub(super) partitions: Vec<TopicPartition>,
+    /// Partitions are assigned, not revoked.
+    pub(super) assigns: bool,
 }
 
 /// The context of a consumer's client.
@@ -40,26 +41,22 @@ impl RebalanceContext {
 
 /// Acknowledges an event that nobody carries out.
 pub(super) fn dismiss(client: &Client, event: &Rebalance) {
-    let (partitions, gain) = match event {
-        Rebalance::Assign(partitions) => (partitions, true),
-        Rebalance::Revoke(partitions) => (partitions, false),
-    };
-    let list = offsets::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+    let list = offsets::list(event.partitions.iter().map(|partition| (partition, Offset::Invalid)));
     // A refusal is logged, and no caller waits for it.
-    let _ = list.and_then(|list| acknowledge(client, &list, gain));
+    let _ = list.and_then(|list| acknowledge(client, &list, event.assigns));
 }
 
 /// Applies to librdkafka's assignment the change that it asked for.
-pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, gain: bool) -> KafkaResult<()> {
+pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, assigns: bool) -> KafkaResult<()> {
     let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
-    let done = match (gain, cooperative) {
+    let done = match (assigns, cooperative) {
         (true, true) => client.incremental_assign(change),
         (true, false) => client.assign(change),
         (false, true) => client.incremental_unassign(change),
         (false, false) => client.unassign(),
     };
     if let Err(error) = &done {
-        tracing::warn!(%error, gain, "librdkafka rejected a change of the assignment that it had asked for");
+        tracing::warn!(%error, assigns, "librdkafka rejected a change of the assignment that it had asked for");
     }
     done
 }
@@ -80,13 +77,12 @@ impl ClientContext for RebalanceContext {
 
 impl ConsumerContext for RebalanceContext {
     fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let gain = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let assigns = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         // A copy: a list of the driver that stays alive blocks the drop of its client.
         let partitions = offsets::partitions(list);
-        tracing::debug!(?partitions, gain, "the assignment is to change");
-        let event = if gain { Rebalance::Assign(partitions) } else { Rebalance::Revoke(partitions) };
-        if self.events.send(event).is_err() {
-            let _ = acknowledge(client, list, gain);
+        tracing::debug!(?partitions, assigns, "the assignment is to change");
+        if self.events.send(Rebalance { partitions, assigns }).is_err() {
+            let _ = acknowledge(client, list, assigns);
         }
     }
 }

@@ -48,25 +48,16 @@ struct Record {
 /// A record batch under construction.
 #[derive(Debug)]
 pub(super) struct RecordBatchBuilder {
-    partition: TopicPartition,
-    generation: u64,
-    records: Vec<Record>,
+    batch: RecordBatch,
     bytes: Vec<u8>,
-    large: VecDeque<Bytes>,
-    headers: VecDeque<Headers>,
 }
 
 impl RecordBatchBuilder {
     /// Creates a builder with room for this number of messages and bytes.
     pub(super) fn new(partition: TopicPartition, generation: u64, messages: usize, bytes: usize) -> Self {
-        Self {
-            partition,
-            generation,
-            records: Vec::with_capacity(messages),
-            bytes: Vec::with_capacity(bytes),
-            large: VecDeque::new(),
-            headers: VecDeque::new(),
-        }
+        let (records, large, headers) = (Vec::with_capacity(messages), VecDeque::new(), VecDeque::new());
+        let batch = RecordBatch { partition, generation, records, bytes: Bytes::new(), large, headers };
+        Self { batch, bytes: Vec::with_capacity(bytes) }
     }
 
     /// Copies a message, and returns the weight of its headers.
@@ -82,8 +73,8 @@ impl RecordBatchBuilder {
             headers: headers.is_some(),
             headers_unreadable: headers_unreadable.unwrap_or_default(),
         };
-        self.records.push(record);
-        self.headers.extend(headers);
+        self.batch.records.push(record);
+        self.batch.headers.extend(headers);
         weight
     }
 
@@ -96,7 +87,7 @@ impl RecordBatchBuilder {
                 length
             }
             _ => {
-                self.large.push_back(Bytes::copy_from_slice(bytes));
+                self.batch.large.push_back(Bytes::copy_from_slice(bytes));
                 SEPARATE
             }
         }
@@ -107,11 +98,11 @@ impl RecordBatchBuilder {
         if self.bytes.capacity() / 2 > self.bytes.len() {
             self.bytes.shrink_to_fit();
         }
-        if self.records.capacity() / 2 > self.records.len() {
-            self.records.shrink_to_fit();
+        let records = &mut self.batch.records;
+        if records.capacity() / 2 > records.len() {
+            records.shrink_to_fit();
         }
-        let Self { partition, generation, records, bytes, large, headers } = self;
-        RecordBatch { partition, generation, records, bytes: Bytes::from(bytes), large, headers }
+        RecordBatch { bytes: Bytes::from(self.bytes), ..self.batch }
     }
 }
 
@@ -207,10 +198,10 @@ impl RecordBatch {
             let payload = builder.copy(Some(&vec![byte; *length]));
             let (offset, key) = (u64::from(byte), ABSENT);
             let record = Record { offset, timestamp: None, key, payload, headers, headers_unreadable: false };
-            builder.records.push(record);
+            builder.batch.records.push(record);
             if headers {
                 let header = (HeaderName::new("n").expect("a name"), Some(vec![byte].into()));
-                builder.headers.push_back([header].into_iter().collect());
+                builder.batch.headers.push_back([header].into_iter().collect());
             }
         }
         builder.finish()

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::fetch_buffer::PolledBatch;
-use super::thread::{Command, ConsumerHandle};
+use super::thread::ConsumerHandle;
 use crate::redpanda::error;
 
 /// The maximum time for which `close` waits. The consumer thread continues to leave its group.
@@ -26,15 +26,13 @@ impl RedpandaSubscription {
         Self { consumer }
     }
 
-    async fn set_paused(
-        &self,
-        partitions: &[TopicPartition],
-        paused: bool,
-        operation: &'static str,
-    ) -> Result<()> {
+    async fn set_paused(&self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
         let partitions = partitions.to_vec();
-        let command = |reply| Command::SetPaused { partitions, paused, reply };
-        self.consumer.call(operation, command).await
+        let operation = if paused { "pause" } else { "resume" };
+        let call = self.consumer.call(operation, move |thread, reply| {
+            drop(reply.send(thread.set_paused(&partitions, paused, operation)));
+        });
+        call.await
     }
 }
 
@@ -48,7 +46,7 @@ impl Drop for PendingReply<'_> {
     fn drop(&mut self) {
         self.reply.close();
         if let Ok(result) = self.reply.try_recv() {
-            self.consumer.send(Command::PutBack(result));
+            self.consumer.send(|thread| thread.put_back(result));
         }
     }
 }
@@ -64,41 +62,37 @@ impl Subscription for RedpandaSubscription {
         }
         let (reply, receiver) = oneshot::channel();
         let mut pending = PendingReply { consumer: &self.consumer, reply: receiver };
-        self.consumer.send(Command::Recv { max, wait, reply });
+        self.consumer.send(move |thread| thread.begin_recv(max, wait, reply));
         let polled = self.consumer.reply(&mut pending.reply, "recv").await?;
         Ok(polled.into_batch())
     }
 
     async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
         self.consumer.check("commit")?;
-        if !self.consumer.has_group() {
+        if !self.consumer.settings.has_group() {
             return Err(error::no_group());
         }
         let offsets = upto.clone();
-        let answer = self.consumer.call("commit", |reply| Command::Commit { offsets, reply });
+        let answer = self.consumer.call("commit", |thread, reply| thread.commit(offsets, reply));
         let late = |_| error::late("commit", "the brokers did not answer within the commit timeout");
-        timeout(self.consumer.commit_timeout(), answer).await.map_err(late)?
+        timeout(self.consumer.settings.commit_timeout, answer).await.map_err(late)?
     }
 
     async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()> {
-        self.consumer.check("seek")?;
         let to = to.to_vec();
-        self.consumer.call("seek", |reply| Command::Seek { to, reply }).await
+        self.consumer.call("seek", |thread, reply| thread.seek(to, reply)).await
     }
 
     async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        self.consumer.check("pause")?;
-        self.set_paused(partitions, true, "pause").await
+        self.set_paused(partitions, true).await
     }
 
     async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        self.consumer.check("resume")?;
-        self.set_paused(partitions, false, "resume").await
+        self.set_paused(partitions, false).await
     }
 
     async fn assignment(&mut self) -> Result<Assignment> {
-        self.consumer.check("assignment")?;
-        self.consumer.call("assignment", |reply| Command::Assignment { reply }).await
+        self.consumer.call("assignment", |thread, reply| thread.describe(reply)).await
     }
 
     async fn close(&mut self) -> Result<()> {

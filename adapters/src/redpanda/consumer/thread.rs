@@ -5,25 +5,24 @@
 //! consumer that nobody reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
 
 mod commit;
+mod handle;
 mod reassign;
 mod recovery;
 mod suspend;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use qi_core::bus::{AssignedPartition, Committed, Positions, SeekTo, StartFrom, TopicName, TopicPartition};
-use qi_core::{Error, ErrorKind, Result, bus};
-use rdkafka::ClientConfig;
-use rdkafka::Offset;
+use qi_core::bus::{self, AssignedPartition, Positions, SeekTo, StartFrom, TopicName, TopicPartition};
+use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaTopic;
+use rdkafka::{ClientConfig, Offset};
 use tokio::sync::{oneshot, watch};
 
 use super::assignment::Assignment;
@@ -36,10 +35,11 @@ use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 use commit::Commits;
+pub(in crate::redpanda) use handle::{ConsumerHandle, Start, start};
 use reassign::Rebalancing;
 
 /// The interval in which librdkafka's events are served while nothing arrives.
-const EVENT_POLL_INTERVAL: Duration = Duration::from_millis(200);
+const EVENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause before a failed request is repeated.
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 /// The interval in which deleted topics are looked up, and in which a suspended consumer is served.
@@ -83,7 +83,7 @@ pub(in crate::redpanda) struct ConsumerSettings {
 }
 
 impl ConsumerSettings {
-    fn has_group(&self) -> bool {
+    pub(super) fn has_group(&self) -> bool {
         self.max_poll_interval.is_some()
     }
 
@@ -116,15 +116,6 @@ enum BufferLevel {
     KeepaliveDue,
 }
 
-/// The source of a consumer's partitions.
-#[derive(Debug)]
-pub(in crate::redpanda) enum Start {
-    /// The group assigns partitions of the topics.
-    Subscribe,
-    /// The caller names the partitions.
-    Assign(Vec<(TopicPartition, SeekTo)>),
-}
-
 /// The membership of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Membership {
@@ -137,146 +128,9 @@ enum Membership {
     },
 }
 
-/// The phase of a consumer thread. The thread has ended when the sender is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Running,
-    Closing,
-}
-
-type Reply<T> = oneshot::Sender<Result<T>>;
-/// The result of a request, which the thread applies to its state.
-type Answer = Box<dyn FnOnce(&mut ConsumerThread) + Send>;
-
-/// A command to the consumer thread.
-pub(super) enum Command {
-    Recv {
-        max: usize,
-        wait: Duration,
-        reply: Reply<PolledBatch>,
-    },
-    /// The reply to a `recv` that was dropped.
-    PutBack(Result<PolledBatch>),
-    Commit {
-        offsets: Positions,
-        reply: Reply<Committed>,
-    },
-    Seek {
-        to: Vec<(TopicPartition, SeekTo)>,
-        reply: Reply<()>,
-    },
-    SetPaused {
-        partitions: Vec<TopicPartition>,
-        paused: bool,
-        reply: Reply<()>,
-    },
-    Assignment {
-        reply: Reply<bus::Assignment>,
-    },
-    Close,
-    /// librdkafka's queue is not empty any more.
-    Wake,
-    Answer(Answer),
-}
-
-/// A handle to a consumer thread.
-#[derive(Clone)]
-pub(in crate::redpanda) struct ConsumerHandle {
-    commands: Sender<Command>,
-    phase: watch::Receiver<Phase>,
-    settings: Arc<ConsumerSettings>,
-}
-
-impl fmt::Debug for ConsumerHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsumerHandle").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-impl ConsumerHandle {
-    pub(super) fn has_group(&self) -> bool {
-        self.settings.has_group()
-    }
-
-    pub(super) fn commit_timeout(&self) -> Duration {
-        self.settings.commit_timeout
-    }
-
-    /// Returns an error if the consumer is closed.
-    pub(super) fn check(&self, operation: &'static str) -> Result<()> {
-        if *self.phase.borrow() == Phase::Running { Ok(()) } else { Err(error::closed(operation)) }
-    }
-
-    /// Sends a command. A command to a thread that has ended is dropped.
-    pub(super) fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-    }
-
-    /// Waits for a reply.
-    pub(super) async fn reply<T>(
-        &self,
-        answer: &mut oneshot::Receiver<Result<T>>,
-        operation: &'static str,
-    ) -> Result<T> {
-        match answer.await {
-            Ok(result) => result,
-            Err(_) => {
-                self.check(operation)?;
-                Err(error::internal(operation, "the consumer thread panicked"))
-            }
-        }
-    }
-
-    /// Sends a command and waits for its reply.
-    pub(super) async fn call<T>(
-        &self,
-        operation: &'static str,
-        command: impl FnOnce(Reply<T>) -> Command,
-    ) -> Result<T> {
-        let (reply, mut answer) = oneshot::channel();
-        self.send(command(reply));
-        self.reply(&mut answer, operation).await
-    }
-
-    /// Begins to close the consumer. Waiting calls return.
-    pub(in crate::redpanda) fn close(&self) {
-        self.send(Command::Close);
-    }
-
-    /// Waits until the consumer has left its group. False if the limit passed before.
-    pub(in crate::redpanda) async fn closed(&self, limit: Duration) -> bool {
-        let mut phase = self.phase.clone();
-        tokio::time::timeout(limit, async { while phase.changed().await.is_ok() {} }).await.is_ok()
-    }
-
-    /// Returns whether the thread has ended.
-    pub(in crate::redpanda) fn has_ended(&mut self) -> bool {
-        self.phase.borrow_and_update();
-        self.phase.has_changed().is_err()
-    }
-}
-
-/// Starts a consumer. The receiver gets the result of the first assignment.
-pub(in crate::redpanda) fn start(
-    settings: ConsumerSettings,
-    admin: Arc<AdminClient<KafkaContext>>,
-    client_config: ClientConfig,
-    context: KafkaContext,
-    start: Start,
-) -> Result<(ConsumerHandle, oneshot::Receiver<Result<()>>)> {
-    let operation = if settings.has_group() { "subscribe" } else { "read" };
-    let (mut thread, handle) =
-        ConsumerThread::new(settings, admin, client_config, context).map_err(|e| error::of(e, operation))?;
-    let (joined, result) = oneshot::channel();
-    thread.joined = Some(joined);
-    match start {
-        Start::Subscribe => thread.subscribe().map_err(|e| error::of(e, operation))?,
-        Start::Assign(from) => thread.assign(from),
-    }
-    let builder = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
-    builder.spawn(move || thread.run()).map_err(|e| error::internal(operation, e))?;
-    Ok((handle, result))
-}
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+/// A call, or the answer of a request, which the thread applies to its state.
+pub(super) type Command = Box<dyn FnOnce(&mut ConsumerThread) + Send>;
 
 /// A `recv` that waits for its reply.
 struct PendingRecv {
@@ -290,7 +144,7 @@ struct PendingRecv {
 pub(super) struct ConsumerThread {
     commands: Receiver<Command>,
     rebalances: Receiver<Rebalance>,
-    /// For the answers of requests.
+    /// The sender of `commands`, for the answers of requests.
     answers: Sender<Command>,
     recv: Option<PendingRecv>,
     joined: Option<Reply<()>>,
@@ -300,7 +154,8 @@ pub(super) struct ConsumerThread {
     client_config: ClientConfig,
     admin: Arc<AdminClient<KafkaContext>>,
     settings: Arc<ConsumerSettings>,
-    phase: watch::Sender<Phase>,
+    /// Whether the consumer closes. The thread has ended when the sender is dropped.
+    closing: watch::Sender<bool>,
     membership: Membership,
     assignment: Assignment,
     buffer: FetchBuffer,
@@ -313,7 +168,7 @@ pub(super) struct ConsumerThread {
     /// The error of every call from now on.
     fatal: Option<Error>,
     /// Answers that take effect inside `recv`.
-    deferred: VecDeque<Answer>,
+    deferred: VecDeque<Command>,
     rebalancing: Rebalancing,
     /// Offsets may not exist any more.
     offset_check: Check,
@@ -325,99 +180,71 @@ pub(super) struct ConsumerThread {
     last_batch: (usize, usize),
 }
 
-/// The record batch that is being copied.
-struct OpenBatch {
-    /// The topic's handle is compared and never dereferenced.
-    source: (*mut RDKafkaTopic, i32),
-    builder: RecordBatchBuilder,
-}
+/// The record batch that is being copied, and its source. The topic's handle is compared and never dereferenced.
+type OpenBatch = ((*mut RDKafkaTopic, i32), RecordBatchBuilder);
 
 impl ConsumerThread {
     fn new(
-        settings: ConsumerSettings,
+        settings: Arc<ConsumerSettings>,
         admin: Arc<AdminClient<KafkaContext>>,
         client_config: ClientConfig,
         context: KafkaContext,
-    ) -> std::result::Result<(Self, ConsumerHandle), KafkaError> {
-        let (answers, commands) = mpsc::channel();
+    ) -> KafkaResult<Self> {
+        let (answers, commands) = mpsc::channel::<Command>();
         let (context, rebalances) = RebalanceContext::new(context);
         let mut client: Client = client_config.create_with_context(context)?;
         let wake = answers.clone();
-        client.set_nonempty_callback(move || drop(wake.send(Command::Wake)));
-        let (phase, phase_receiver) = watch::channel(Phase::Running);
-        let settings = Arc::new(settings);
-        let handle =
-            ConsumerHandle { commands: answers.clone(), phase: phase_receiver, settings: settings.clone() };
-        let now = Instant::now();
-        let thread = Self {
+        client.set_nonempty_callback(move || drop(wake.send(Box::new(|_| {}))));
+        Ok(Self {
             commands,
             rebalances,
             answers,
+            recv: None,
+            joined: None,
+            commits: Commits::default(),
             client: Arc::new(client),
             client_config,
             admin,
             settings,
-            phase,
+            closing: watch::Sender::new(false),
             membership: Membership::Joining,
-            joined: None,
             assignment: Assignment::default(),
             buffer: FetchBuffer::default(),
-            recv: None,
             recv_began: false,
-            last_recv: now,
-            last_poll: now,
+            last_recv: Instant::now(),
+            last_poll: Instant::now(),
             failure: None,
             fatal: None,
             deferred: VecDeque::new(),
             rebalancing: Rebalancing::default(),
-            commits: Commits::default(),
             offset_check: Check::default(),
             topic_check: Check::default(),
             deleted: BTreeSet::new(),
             end_probe: EndProbe::default(),
             last_batch: (0, 0),
-        };
-        Ok((thread, handle))
+        })
     }
 
     fn run(mut self) {
-        while self.serve_commands() {
-            let wait = self.step();
+        let mut wait = Duration::ZERO;
+        while !*self.closing.borrow() {
             if !wait.is_zero()
                 && let Ok(command) = self.commands.recv_timeout(wait)
-                && !self.serve(command)
             {
-                break;
+                command(&mut self);
             }
+            self.serve_commands();
+            wait = self.step();
         }
         self.leave();
     }
 
-    /// Serves the waiting commands. False if the consumer closes.
-    fn serve_commands(&mut self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            if !self.serve(command) {
-                return false;
-            }
+    fn serve_commands(&mut self) {
+        while !*self.closing.borrow()
+            && let Ok(command) = self.commands.try_recv()
+        {
+            command(self);
         }
-        true
-    }
-
-    fn serve(&mut self, command: Command) -> bool {
-        match command {
-            Command::Close => return false,
-            Command::Wake => {}
-            Command::Answer(apply) => apply(self),
-            Command::PutBack(result) => self.put_back(result),
-            Command::Recv { max, wait, reply } => self.begin_recv(max, wait, reply),
-            Command::Commit { offsets, reply } => self.begin_commit(&offsets, reply),
-            Command::Seek { to, reply } => self.seek(to, reply),
-            Command::SetPaused { partitions, paused, reply } => {
-                let _ = reply.send(self.set_paused(&partitions, paused));
-            }
-            Command::Assignment { reply } => self.describe(reply),
-        }
-        true
     }
 
     /// Does what is to be done now, and returns how long the thread may wait for a command.
@@ -494,14 +321,10 @@ impl ConsumerThread {
         self.settings.max_poll_interval.is_some_and(|limit| self.since_poll() >= limit)
     }
 
-    /// Shortens a wait to the next deadline.
+    /// Shortens a wait to the deadline of the waiting `recv`.
     fn until_deadline(&self, wait: Duration) -> Duration {
-        let checks = [&self.offset_check, &self.topic_check, &self.end_probe.check, &self.commits.starts];
-        let now = Instant::now();
-        let due = checks.into_iter().chain([&self.rebalancing.attempt]).filter_map(Check::due);
-        let next =
-            due.chain(self.recv.as_ref().map(|recv| self.recv_until(recv))).filter(|due| *due > now).min();
-        next.map_or(wait, |next| wait.min(next - now))
+        let until = self.recv.as_ref().map(|recv| self.recv_until(recv));
+        until.map_or(wait, |until| wait.min(until.saturating_duration_since(Instant::now())))
     }
 
     /// Runs a request on a thread of its own. Its answer is a command to this thread.
@@ -515,7 +338,7 @@ impl ConsumerThread {
             let result = request(&client);
             // The client ends when no request uses it.
             drop(client);
-            let _ = answers.send(Command::Answer(Box::new(move |thread| answer(thread, result))));
+            let _ = answers.send(Box::new(move |thread| answer(thread, result)));
         };
         if let Err(error) = std::thread::Builder::new().name("qi-redpanda-ask".to_owned()).spawn(work) {
             self.fatal = Some(error::internal("recv", error));
@@ -541,14 +364,14 @@ impl ConsumerThread {
             return Err(fatal.clone());
         }
         for partition in partitions {
-            if self.assignment.get(partition).is_none() || self.is_overdue() {
+            if self.assignment.partitions.get(partition).is_none() || self.is_overdue() {
                 return Err(error::not_owned(partition, operation));
             }
         }
         Ok(())
     }
 
-    fn begin_recv(&mut self, max: usize, wait: Duration, reply: Reply<PolledBatch>) {
+    pub(super) fn begin_recv(&mut self, max: usize, wait: Duration, reply: Reply<PolledBatch>) {
         if self.is_overdue() {
             self.suspend();
         }
@@ -566,7 +389,7 @@ impl ConsumerThread {
     fn recv_until(&self, recv: &PendingRecv) -> Instant {
         let changing = self.rebalancing.is_pending()
             || matches!(self.membership, Membership::Suspended { .. })
-            || self.assignment.partitions().values().any(|state| state.needs_reassign);
+            || self.assignment.partitions.values().any(|state| state.needs_reassign);
         if changing { recv.deadline.max(recv.began + MIN_CHANGE_WAIT) } else { recv.deadline }
     }
 
@@ -610,7 +433,7 @@ impl ConsumerThread {
     }
 
     /// Takes back the result of a `recv` that was dropped.
-    fn put_back(&mut self, result: Result<PolledBatch>) {
+    pub(super) fn put_back(&mut self, result: Result<PolledBatch>) {
         match result {
             Ok(polled) => self.buffer.put_back(&mut self.assignment, polled),
             // Other errors persist without this.
@@ -674,19 +497,18 @@ impl ConsumerThread {
     /// Copies a message, and returns the weight of its headers.
     fn add(&mut self, open: &mut Option<OpenBatch>, message: &BorrowedMessage<'_>) -> usize {
         let source = (message.topic_ptr(), message.partition());
-        if open.as_ref().is_none_or(|open| open.source != source) {
+        if open.as_ref().is_none_or(|(open, _)| *open != source) {
             self.finish_batch(open);
             let Some((partition, generation)) = self.assigned(message) else { return 0 };
             // About as long as the last one.
             let (messages, bytes) = (self.last_batch.0.clamp(8, MAX_POLL_RECORDS), self.last_batch.1);
-            let builder = RecordBatchBuilder::new(partition, generation, messages, bytes);
-            *open = Some(OpenBatch { source, builder });
+            *open = Some((source, RecordBatchBuilder::new(partition, generation, messages, bytes)));
         }
-        open.as_mut().map_or(0, |open| open.builder.push(message))
+        open.as_mut().map_or(0, |(_, builder)| builder.push(message))
     }
 
     fn finish_batch(&mut self, open: &mut Option<OpenBatch>) {
-        if let Some(OpenBatch { builder, .. }) = open.take() {
+        if let Some((_, builder)) = open.take() {
             let batch = builder.finish();
             self.last_batch = (batch.len(), batch.shared_bytes());
             self.buffer.push(&mut self.assignment, batch);
@@ -699,16 +521,15 @@ impl ConsumerThread {
         let name = message.topic();
         let topic = self.settings.topics.iter().find(|topic| topic.as_str() == name)?;
         let partition = TopicPartition::new(topic.clone(), number);
-        let generation = self.assignment.get(&partition).filter(|state| !state.needs_reassign)?.generation;
+        let generation =
+            self.assignment.partitions.get(&partition).filter(|state| !state.needs_reassign)?.generation;
         Some((partition, generation))
     }
 
     /// Polls although the buffer has no room. Fetched messages are dropped before, and messages that arrive are fetched
     /// again when there is room.
     fn keepalive(&mut self) {
-        let places: Vec<_> =
-            self.fetch_offsets().map(|(partition, offset, _)| (partition.clone(), offset)).collect();
-        for (partition, offset) in places {
+        for (partition, offset, _) in self.fetch_offsets() {
             self.seek_client(&partition, offset);
         }
         let client = self.client.clone();
@@ -730,9 +551,9 @@ impl ConsumerThread {
     }
 
     /// Returns the fetch offset and the generation of each partition that has not failed.
-    fn fetch_offsets(&self) -> impl Iterator<Item = (&TopicPartition, u64, u64)> {
-        let valid = self.assignment.partitions().iter().filter(|(_, state)| state.failed.is_none());
-        valid.map(|(partition, state)| (partition, state.fetch_offset, state.generation))
+    fn fetch_offsets(&self) -> Vec<(TopicPartition, u64, u64)> {
+        let valid = self.assignment.partitions.iter().filter(|(_, state)| state.failed.is_none());
+        valid.map(|(partition, state)| (partition.clone(), state.fetch_offset, state.generation)).collect()
     }
 
     /// Makes librdkafka fetch from another offset. If it does not fetch the partition, the partition is assigned again.
@@ -745,7 +566,7 @@ impl ConsumerThread {
         self.assignment.sought(partition, done);
     }
 
-    fn seek(&mut self, to: Vec<(TopicPartition, SeekTo)>, reply: Reply<()>) {
+    pub(super) fn seek(&mut self, to: Vec<(TopicPartition, SeekTo)>, reply: Reply<()>) {
         if let Err(error) = self.check_assigned(to.iter().map(|(partition, _)| partition), "seek") {
             let _ = reply.send(Err(error));
             return;
@@ -766,28 +587,32 @@ impl ConsumerThread {
         });
     }
 
-    fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
-        let operation = if paused { "pause" } else { "resume" };
+    pub(super) fn set_paused(
+        &mut self,
+        partitions: &[TopicPartition],
+        paused: bool,
+        operation: &'static str,
+    ) -> Result<()> {
         self.check_assigned(partitions, operation)?;
         let list = offsets::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
         let done =
             list.and_then(|list| if paused { self.client.pause(&list) } else { self.client.resume(&list) });
         done.map_err(|e| error::of(e, operation))?;
         for partition in partitions {
-            if let Some(state) = self.assignment.get_mut(partition) {
+            if let Some(state) = self.assignment.partitions.get_mut(partition) {
                 state.paused = paused;
             }
         }
         Ok(())
     }
 
-    fn describe(&mut self, reply: Reply<bus::Assignment>) {
+    pub(super) fn describe(&mut self, reply: Reply<bus::Assignment>) {
         if let Some(fatal) = &self.fatal {
             let _ = reply.send(Err(fatal.clone()));
             return;
         }
         let limit = self.settings.request_timeout;
-        let partitions: Vec<_> = self.assignment.partitions().keys().cloned().collect();
+        let partitions: Vec<_> = self.assignment.partitions.keys().cloned().collect();
         let ends = move |client: &Client| {
             let failed = |e| client.context().connection.explain(error::asked(e, "assignment"));
             let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
@@ -804,7 +629,7 @@ impl ConsumerThread {
         };
         self.request(ends, move |thread, ends: Result<Positions>| {
             let described = ends.map(|ends| {
-                let partitions = thread.assignment.partitions().iter().map(|(partition, state)| {
+                let partitions = thread.assignment.partitions.iter().map(|(partition, state)| {
                     let end = ends.get(partition).unwrap_or(state.position);
                     let lag = end.saturating_sub(state.position);
                     AssignedPartition::new(
@@ -815,7 +640,7 @@ impl ConsumerThread {
                         state.paused,
                     )
                 });
-                bus::Assignment::new(thread.assignment.epoch(), partitions.collect())
+                bus::Assignment::new(thread.assignment.epoch, partitions.collect())
             });
             let _ = reply.send(described);
         });
@@ -825,16 +650,15 @@ impl ConsumerThread {
     fn probe_ends(&mut self) {
         let Some(tails) = self.end_probe.start(&self.assignment) else { return };
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
-        let (phase, answers) = (self.phase.subscribe(), self.answers.clone());
+        let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
         let probe = move |client: &Client| {
-            let is_closing = || *phase.borrow() == Phase::Closing;
+            let is_closing = || *closing.borrow();
             end_probe::probe(client, &config, tails, limit, is_closing, |partition, generation, from, to| {
                 let partition = partition.clone();
                 let skip = move |thread: &mut Self| {
                     thread.buffer.skip(&mut thread.assignment, &partition, generation, from, to);
                 };
-                let defer = move |thread: &mut Self| thread.deferred.push_back(Box::new(skip));
-                let _ = answers.send(Command::Answer(Box::new(defer)));
+                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
             })
         };
         self.request(probe, |thread, unknown| thread.end_probe.finish(unknown));
@@ -842,10 +666,9 @@ impl ConsumerThread {
 
     /// Leaves the group.
     fn leave(mut self) {
-        let _ = self.phase.send(Phase::Closing);
         self.take_rebalances();
         self.dismiss_rebalances();
-        let Self { commands, rebalances, client, recv, joined, commits, phase, .. } = self;
+        let Self { commands, rebalances, client, recv, joined, commits, closing, .. } = self;
         // Calls that wait, or come from now on, return. Later events are acknowledged at once.
         drop((commands, rebalances, recv, joined, commits));
         let deadline = Instant::now() + CLIENT_DROP_TIMEOUT;
@@ -853,7 +676,7 @@ impl ConsumerThread {
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(client);
-        drop(phase);
+        drop(closing);
     }
 }
 

@@ -1,12 +1,11 @@
 //! Commits. One is in flight at a time, and partitions are revoked only when none is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use qi_core::Result;
 use qi_core::bus::{Committed, Positions, TopicPartition};
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
 use super::{Check, Client, ConsumerThread, RETRY_BACKOFF, Reply, error, offsets};
 use crate::redpanda::offsets::OffsetSpec;
@@ -18,9 +17,9 @@ const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
 #[derive(Default)]
 pub(super) struct Commits {
     waiting: VecDeque<PendingCommit>,
-    in_flight: bool,
+    pub(super) in_flight: bool,
     /// The commit of start offsets.
-    pub(super) starts: Check,
+    starts: Check,
     /// The commit of start offsets was tried since the last assignment.
     pub(super) starts_tried: bool,
 }
@@ -28,143 +27,73 @@ pub(super) struct Commits {
 /// A call of `commit`.
 struct PendingCommit {
     offsets: Positions,
-    lost: Vec<TopicPartition>,
     deadline: Instant,
     reply: Reply<Committed>,
 }
 
-impl Commits {
-    pub(super) fn is_in_flight(&self) -> bool {
-        self.in_flight
-    }
-}
-
-fn store(client: &Client, offsets: &[(TopicPartition, u64)]) -> KafkaResult<()> {
-    let list = offsets::list(offsets.iter().map(|(partition, next)| (partition, offsets::offset(*next))))?;
-    client.commit(&list, CommitMode::Sync)
-}
-
 impl ConsumerThread {
-    pub(super) fn begin_commit(&mut self, offsets: &Positions, reply: Reply<Committed>) {
+    pub(in crate::redpanda::consumer) fn commit(&mut self, offsets: Positions, reply: Reply<Committed>) {
         let deadline = Instant::now() + self.settings.commit_timeout;
-        let mut commit = PendingCommit { offsets: Positions::new(), lost: Vec::new(), deadline, reply };
-        if let Some(fatal) = &self.fatal {
-            let _ = commit.reply.send(Err(fatal.clone()));
-            return;
+        let beyond = |(partition, next): (&TopicPartition, u64)| {
+            let state = self.assignment.partitions.get(partition).filter(|_| !self.is_overdue())?;
+            let beyond = state.is_beyond_position(next);
+            beyond.then(|| error::beyond_position(partition, next, state.position))
+        };
+        let refused = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
+        match refused {
+            Some(refused) => drop(reply.send(Err(refused))),
+            None => self.commits.waiting.push_back(PendingCommit { offsets, deadline, reply }),
         }
-        let overdue = self.is_overdue();
-        for (partition, next) in offsets.iter() {
-            match self.assignment.get(partition).filter(|_| !overdue) {
-                Some(state) if state.is_beyond_position(next) => {
-                    let refused = error::beyond_position(partition, next, state.position);
-                    let _ = commit.reply.send(Err(refused));
-                    return;
-                }
-                Some(_) => commit.offsets.set(partition.clone(), next),
-                None => commit.lost.push(partition.clone()),
-            }
-        }
-        self.commits.waiting.push_back(commit);
         self.next_commit();
     }
 
-    /// Sends the next commit if none is in flight.
+    /// Sends the next commit if none is in flight: the partitions that are still assigned, with valid offsets.
     fn next_commit(&mut self) {
-        while !self.commits.in_flight
-            && let Some(commit) = self.commits.waiting.pop_front()
-        {
-            // The caller gave it up before it was sent.
-            if !commit.reply.is_closed() {
-                self.send_commit(commit, Duration::ZERO);
-            }
+        if self.commits.in_flight {
+            return;
         }
-    }
-
-    /// Sends a commit of the partitions that are still assigned.
-    fn send_commit(&mut self, mut commit: PendingCommit, delay: Duration) {
-        let overdue = self.is_overdue();
-        let mut assigned = Vec::with_capacity(commit.offsets.len());
-        for (partition, next) in std::mem::take(&mut commit.offsets).iter() {
-            match self.assignment.get(partition).filter(|_| !overdue) {
-                Some(state) => assigned.push((partition.clone(), state.commit_offset(next))),
-                None => commit.lost.push(partition.clone()),
+        let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
+            return;
+        };
+        // Nothing is stored if the caller dropped the call before.
+        let skip = self.is_overdue() || reply.is_closed();
+        let (mut assigned, mut lost) = (Positions::new(), Vec::new());
+        for (partition, next) in offsets.iter() {
+            match self.assignment.partitions.get(partition).filter(|_| !skip) {
+                Some(state) => assigned.set(partition.clone(), state.commit_offset(next)),
+                None => lost.push(partition.clone()),
             }
         }
         if assigned.is_empty() {
-            return self.finish_commit(commit, Ok(()));
+            let _ = reply.send(Ok(Committed::new(assigned, lost)));
+            return self.next_commit();
         }
-        commit.offsets = assigned.iter().cloned().collect();
+        if let Some(limit) = self.settings.max_poll_interval {
+            // Others own the partitions from then on.
+            deadline = deadline.min(self.last_poll + limit);
+        }
         self.commits.in_flight = true;
-        let send = move |client: &Client| {
-            std::thread::sleep(delay);
-            store(client, &assigned)
-        };
-        self.request(send, |thread, result| thread.commit_answered(commit, result));
-    }
-
-    fn commit_answered(&mut self, mut commit: PendingCommit, result: KafkaResult<()>) {
-        let Err(refused) = result else { return self.finish_commit(commit, Ok(())) };
-        match error::code_of(&refused) {
-            // The broker does not know this member any more: others have its partitions.
-            Some(Code::UnknownMemberId | Code::AssignmentLost) => {
-                let offsets = std::mem::take(&mut commit.offsets);
-                commit.lost.extend(offsets.iter().map(|(partition, _)| partition.clone()));
-                self.finish_commit(commit, Ok(()));
-            }
-            Some(
-                Code::RebalanceInProgress
-                | Code::IllegalGeneration
-                | Code::CoordinatorLoadInProgress
-                | Code::CoordinatorNotAvailable
-                | Code::NotCoordinator
-                | Code::WaitingForCoordinator,
-            ) if Instant::now() < commit.deadline => self.send_commit(commit, COMMIT_RETRY_BACKOFF),
-            _ if error::is_gone(&refused) => self.commit_without_deleted(commit, refused),
-            _ => self.finish_commit(commit, Err(refused)),
-        }
-    }
-
-    /// Repeats a commit without the partitions of deleted topics.
-    fn commit_without_deleted(&mut self, mut commit: PendingCommit, refused: KafkaError) {
         let limit = self.settings.request_timeout;
-        let asked: Vec<_> = commit.offsets.iter().map(|(partition, _)| partition.clone()).collect();
-        let ends = move |client: &Client| {
-            offsets::find_each(client, &asked, OffsetSpec::Latest, limit).unwrap_or_default()
+        let store = move |client: &Client| {
+            let result = store_with_retries(client, &mut assigned, &mut lost, deadline, limit);
+            result.map(|()| Committed::new(assigned, lost))
         };
-        self.request(ends, move |thread, ends: BTreeMap<_, _>| {
-            let is_gone = |partition| matches!(ends.get(partition), Some(Err(e)) if error::is_gone(e));
-            let (gone, left): (Vec<_>, Vec<_>) =
-                commit.offsets.iter().partition(|(partition, _)| is_gone(*partition));
-            if gone.is_empty() {
-                return thread.finish_commit(commit, Err(refused));
-            }
-            commit.lost.extend(gone.into_iter().map(|(partition, _)| partition.clone()));
-            commit.offsets = left.into_iter().map(|(partition, next)| (partition.clone(), next)).collect();
-            thread.send_commit(commit, Duration::ZERO);
-        });
-    }
-
-    fn finish_commit(&mut self, commit: PendingCommit, result: KafkaResult<()>) {
-        let PendingCommit { offsets, lost, reply, .. } = commit;
-        let result: Result<Committed> = match result {
-            Ok(()) => {
-                for (partition, next) in offsets.iter() {
-                    if let Some(state) = self.assignment.get_mut(partition) {
-                        state.commit_stored(next);
-                    }
+        self.request(store, move |thread, result| {
+            for (partition, next) in result.iter().flat_map(|committed| committed.stored.iter()) {
+                if let Some(state) = thread.assignment.partitions.get_mut(partition) {
+                    state.commit_stored(next);
                 }
-                Ok(Committed::new(offsets, lost))
             }
-            Err(error) => Err(self.client.context().connection.explain(error::of(error, "commit"))),
-        };
-        let _ = reply.send(result);
-        self.commits.in_flight = false;
-        self.next_commit();
+            let failed = |e| thread.client.context().connection.explain(error::of(e, "commit"));
+            let _ = reply.send(result.map_err(failed));
+            thread.commits.in_flight = false;
+            thread.next_commit();
+        });
     }
 
     /// Commits start offsets before their first messages are handed out, so that a takeover begins there, too.
     pub(super) fn commit_starts(&mut self) {
-        let pending = self.assignment.partitions().iter();
+        let pending = self.assignment.partitions.iter();
         let starts: Vec<_> = pending
             .filter_map(|(partition, state)| {
                 Some((partition.clone(), state.generation, state.pending_commit?))
@@ -179,26 +108,76 @@ impl ConsumerThread {
             return;
         }
         self.commits.in_flight = true;
-        let offsets: Vec<_> =
+        let offsets: Positions =
             starts.iter().map(|(partition, _, start)| (partition.clone(), *start)).collect();
-        let send = move |client: &Client| store(client, &offsets);
-        self.request(send, move |thread, result| {
-            thread.commits.starts.finish();
-            (thread.commits.in_flight, thread.commits.starts_tried) = (false, true);
-            match result {
-                Ok(()) => {
+        self.request(
+            move |client| store(client, &offsets),
+            move |thread, result| {
+                thread.commits.starts.finish();
+                (thread.commits.in_flight, thread.commits.starts_tried) = (false, true);
+                if let Err(error) = result {
+                    thread.request_failed(error);
+                    thread.commits.starts.request(RETRY_BACKOFF);
+                } else {
                     for (partition, generation, start) in starts {
                         if let Some(state) = thread.assignment.current(&partition, generation) {
                             (state.committed, state.pending_commit) = (Some(start), None);
                         }
                     }
                 }
-                Err(error) => {
-                    thread.request_failed(error);
-                    thread.commits.starts.request(RETRY_BACKOFF);
-                }
-            }
-            thread.next_commit();
-        });
+                thread.next_commit();
+            },
+        );
     }
+}
+
+fn store(client: &Client, offsets: &Positions) -> KafkaResult<()> {
+    let list = offsets::list(offsets.iter().map(|(partition, next)| (partition, offsets::offset(next))))?;
+    client.commit(&list, CommitMode::Sync)
+}
+
+/// Stores offsets, and repeats a commit that a rebalance rejected. Moves partitions that are lost to `lost`.
+fn store_with_retries(
+    client: &Client,
+    offsets: &mut Positions,
+    lost: &mut Vec<TopicPartition>,
+    deadline: Instant,
+    limit: Duration,
+) -> KafkaResult<()> {
+    while !offsets.is_empty() {
+        let Err(refused) = store(client, offsets) else { break };
+        let ends = match error::code_of(&refused) {
+            // The broker does not know this member any more: others have its partitions.
+            Some(Code::UnknownMemberId | Code::AssignmentLost) => None,
+            Some(
+                Code::RebalanceInProgress
+                | Code::IllegalGeneration
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::WaitingForCoordinator,
+            ) if Instant::now() < deadline => {
+                std::thread::sleep(COMMIT_RETRY_BACKOFF);
+                continue;
+            }
+            // Nothing can be stored for partitions of a topic that was deleted.
+            _ if error::is_gone(&refused) => {
+                let partitions = offsets.iter().map(|(partition, _)| partition);
+                Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())
+            }
+            _ => return Err(refused),
+        };
+        let is_lost = |partition: &TopicPartition| match &ends {
+            None => true,
+            Some(ends) => matches!(ends.get(partition), Some(Err(error)) if error::is_gone(error)),
+        };
+        let before = lost.len();
+        lost.extend(offsets.iter().map(|(partition, _)| partition).filter(|p| is_lost(p)).cloned());
+        if lost.len() == before {
+            return Err(refused);
+        }
+        let left = offsets.iter().filter(|(partition, _)| !is_lost(partition));
+        *offsets = left.map(|(partition, next)| (partition.clone(), next)).collect();
+    }
+    Ok(())
 }

@@ -40,7 +40,7 @@ impl Rebalancing {
     }
 
     pub(super) fn is_revoking(&self) -> bool {
-        self.events.iter().any(|event| matches!(event, Rebalance::Revoke(_)))
+        self.events.iter().any(|event| !event.assigns)
     }
 
     pub(super) fn add(&mut self, event: Rebalance) {
@@ -114,7 +114,7 @@ impl ConsumerThread {
 
     /// Notes the first assignment, which is the result of `subscribe` or `read`.
     fn begin_membership(&mut self) {
-        self.assignment.next_epoch();
+        self.assignment.epoch += 1;
         self.commits.starts_tried = false;
         if self.membership == Membership::Joining {
             self.membership = Membership::Active;
@@ -144,17 +144,17 @@ impl ConsumerThread {
     pub(super) fn rebalance(&mut self) {
         while let Some(event) = self.rebalancing.events.front().cloned() {
             // A commit in flight ends before others own its partitions.
-            if matches!(event, Rebalance::Revoke(_)) && self.commits.is_in_flight() {
+            if !event.assigns && self.commits.in_flight {
                 return;
             }
             self.rebalancing.attempt.request(Duration::ZERO);
             if !self.rebalancing.attempt.start() {
                 return;
             }
-            let done = match (event, self.rebalancing.starts.take()) {
-                (Rebalance::Revoke(partitions), _) => self.revoke(&partitions),
-                (Rebalance::Assign(partitions), None) => return self.find_starts(partitions),
-                (Rebalance::Assign(_), Some(starts)) => self.take_over(&starts),
+            let done = match self.rebalancing.starts.take() {
+                _ if !event.assigns => self.revoke(&event.partitions),
+                None => return self.find_starts(event.partitions),
+                Some(starts) => self.take_over(&starts),
             };
             if let Err(error) = done {
                 self.retry_rebalance(error);
@@ -172,7 +172,7 @@ impl ConsumerThread {
 
     fn revoke(&mut self, partitions: &[TopicPartition]) -> KafkaResult<()> {
         self.assignment.lose(partitions);
-        self.assignment.next_epoch();
+        self.assignment.epoch += 1;
         self.buffer.drop_lost(&self.assignment);
         let list = offsets::list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
         acknowledge(&self.client, &list, false)
@@ -206,7 +206,7 @@ impl ConsumerThread {
         acknowledge(&self.client, &offsets::list(list)?, true)?;
         for StartOffset { partition, offset, committed, fails } in starts {
             self.assignment.gain(partition.clone(), *offset, *committed);
-            if let Some(state) = self.assignment.get_mut(partition) {
+            if let Some(state) = self.assignment.partitions.get_mut(partition) {
                 state.pending_commit = (committed.is_none() && !fails).then_some(*offset);
                 state.failed = fails.then(|| error::no_start(partition, "recv"));
             }
@@ -218,7 +218,7 @@ impl ConsumerThread {
     /// Assigns partitions again in which librdkafka could not seek. They leave its assignment for a moment. librdkafka
     /// takes that for an acknowledgement if it waits for one, so it happens inside `recv` only, and after all events.
     pub(super) fn reassign(&mut self) {
-        let states = self.assignment.partitions().iter();
+        let states = self.assignment.partitions.iter();
         let stuck: Vec<_> = states
             .filter(|(_, state)| state.needs_reassign && state.failed.is_none())
             .map(|(partition, state)| (partition.clone(), state.fetch_offset))
@@ -228,7 +228,7 @@ impl ConsumerThread {
                 return;
             }
             self.seek_client(&partition, offset);
-            if self.assignment.get(&partition).is_none_or(|state| !state.needs_reassign) {
+            if self.assignment.partitions.get(&partition).is_none_or(|state| !state.needs_reassign) {
                 continue;
             }
             let assigned = offsets::list([(&partition, offsets::offset(offset))]).and_then(|list| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qi_core::ErrorKind;
-use qi_core::bus::{StartFrom, TopicName, TopicPartition};
+use qi_core::bus::{Notice, StartFrom, TopicName, TopicPartition};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
@@ -12,12 +12,8 @@ use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offs
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::offsets::OffsetSpec;
 
-/// The fetch offset of a partition.
-struct FetchOffset {
-    partition: TopicPartition,
-    generation: u64,
-    offset: u64,
-}
+/// A partition with its fetch offset and generation.
+type FetchOffset = (TopicPartition, u64, u64);
 
 /// The state of a fetch offset in the log.
 enum OffsetState {
@@ -44,7 +40,7 @@ impl ConsumerThread {
                 self.offset_check.request(Duration::ZERO);
             }
             Code::PollExceeded => {
-                if !self.assignment.partitions().is_empty() {
+                if !self.assignment.partitions.is_empty() {
                     self.lose_by_poll_interval();
                 }
             }
@@ -77,14 +73,7 @@ impl ConsumerThread {
         if !self.offset_check.start() {
             return;
         }
-        let fetched: Vec<_> = self
-            .fetch_offsets()
-            .map(|(partition, offset, generation)| FetchOffset {
-                partition: partition.clone(),
-                generation,
-                offset,
-            })
-            .collect();
+        let fetched = self.fetch_offsets();
         let (offset_reset, limit) = (self.settings.offset_reset, self.settings.request_timeout);
         let find = move |client: &Client| offset_states(client, fetched, offset_reset, limit);
         self.request(find, |thread, found| {
@@ -99,7 +88,7 @@ impl ConsumerThread {
         if !all {
             self.offset_check.request(RETRY_BACKOFF);
         }
-        for (FetchOffset { partition, generation, offset }, now) in found {
+        for ((partition, offset, generation), now) in found {
             let state = self.assignment.current(&partition, generation);
             // A seek may have changed the offset.
             let Some(state) = state.filter(|state| state.fetch_offset == offset) else { continue };
@@ -151,7 +140,7 @@ impl ConsumerThread {
                 Some(true) => drop(self.deleted.remove(&topic)),
                 Some(false) if self.deleted.insert(topic.clone()) => {
                     tracing::warn!(%topic, "a topic of the subscription was deleted");
-                    self.assignment.topic_deleted(topic);
+                    self.assignment.events.push(Notice::TopicDeleted { topic });
                 }
                 Some(false) | None => {}
             }
@@ -173,12 +162,12 @@ fn offset_states(
     offset_reset: StartFrom,
     limit: Duration,
 ) -> KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)> {
-    let partitions = || fetched.iter().map(|fetched| &fetched.partition);
+    let partitions = || fetched.iter().map(|(partition, ..)| partition);
     let low = offsets::find_each(client, partitions(), OffsetSpec::Earliest, limit)?;
     let high = offsets::find_each(client, partitions(), OffsetSpec::Latest, limit)?;
     let (mut found, mut all) = (Vec::with_capacity(fetched.len()), true);
     for fetched in fetched {
-        let partition = &fetched.partition;
+        let (partition, offset, _) = &fetched;
         let (low, high) = match (low.get(partition), high.get(partition)) {
             (Some(Ok(low)), Some(Ok(high))) => (*low, *high),
             // The check of topics finds a deleted topic.
@@ -188,20 +177,19 @@ fn offset_states(
                 continue;
             }
         };
-        let state = if (low..=high).contains(&fetched.offset) {
+        let state = if (low..=high).contains(offset) {
             OffsetState::Valid
         } else {
-            let to = match offsets::reset_spec(offset_reset) {
-                None => None,
-                Some(spec) => match offsets::find(client, [partition], spec, limit) {
-                    Ok(found) if found.contains_key(partition) => found.get(partition).copied(),
-                    Ok(_) | Err(_) => {
-                        all = false;
-                        continue;
-                    }
-                },
-            };
-            OffsetState::OutOfRange { to, low, high }
+            let reset = offsets::reset_spec(offset_reset);
+            let to = reset.map(|spec| offsets::find(client, [partition], spec, limit)).transpose();
+            match to.map(|to| to.map(|found| found.get(partition).copied())) {
+                Ok(None) => OffsetState::OutOfRange { to: None, low, high },
+                Ok(Some(Some(to))) => OffsetState::OutOfRange { to: Some(to), low, high },
+                Ok(Some(None)) | Err(_) => {
+                    all = false;
+                    continue;
+                }
+            }
         };
         found.push((fetched, state));
     }

@@ -34,7 +34,7 @@ impl ConsumerThread {
     pub(super) fn lose_by_poll_interval(&mut self) {
         self.assignment.lose_all();
         self.buffer.drop_lost(&self.assignment);
-        self.assignment.add_event(Notice::PollLimitPassed);
+        self.assignment.events.push(Notice::PollLimitPassed);
     }
 
     /// Serves a suspended consumer, resumes it if a `recv` waits or ended less than a second ago, and returns how long the
@@ -42,7 +42,7 @@ impl ConsumerThread {
     pub(super) fn step_suspended(&mut self) -> Duration {
         if self.membership == (Membership::Suspended { left: false }) {
             // A commit in flight ends before others own its partitions.
-            if self.commits.is_in_flight() {
+            if self.commits.in_flight {
                 return RETRY_BACKOFF;
             }
             self.membership = Membership::Suspended { left: true };
@@ -99,10 +99,10 @@ impl ConsumerThread {
         if self.settings.has_group() {
             self.subscribe()?;
         } else {
-            let partitions = self.assignment.partitions().iter();
+            let partitions = self.assignment.partitions.iter();
             let list = partitions.map(|(partition, state)| (partition, offsets::offset(state.fetch_offset)));
             self.client.assign(&offsets::list(list)?)?;
-            self.assignment.values_mut().for_each(|state| state.needs_reassign = false);
+            self.assignment.partitions.values_mut().for_each(|state| state.needs_reassign = false);
         }
         (self.membership, self.last_poll) = (Membership::Active, std::time::Instant::now());
         Ok(())

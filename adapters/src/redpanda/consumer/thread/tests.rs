@@ -27,7 +27,10 @@ fn member(brokers: &str) -> (ConsumerThread, ConsumerHandle) {
     };
     let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
     let client_config = config::member(&config, &request);
-    ConsumerThread::new(settings, Arc::new(admin), client_config, KafkaContext::new("consumer", "g")).unwrap()
+    let context = KafkaContext::new("consumer", "g");
+    let thread = ConsumerThread::new(Arc::new(settings), Arc::new(admin), client_config, context).unwrap();
+    let handle = ConsumerHandle::new(&thread);
+    (thread, handle)
 }
 
 fn cluster() -> MockCluster<'static, DefaultProducerContext> {
@@ -45,7 +48,7 @@ fn start_offset(offset: u64, committed: Option<u64>) -> StartOffset {
 }
 
 fn push(thread: &mut ConsumerThread, offsets: std::ops::Range<u8>) {
-    let generation = thread.assignment.get(&partition()).unwrap().generation;
+    let generation = thread.assignment.partitions.get(&partition()).unwrap().generation;
     let lengths: Vec<_> = offsets.clone().map(|_| 1).collect();
     let batch = RecordBatch::of(partition(), generation, offsets.start, &lengths, false);
     thread.buffer.push(&mut thread.assignment, batch);
@@ -58,7 +61,7 @@ fn reply<T>(thread: &mut ConsumerThread, mut reply: oneshot::Receiver<Result<T>>
             return result;
         }
         let command = thread.commands.recv_timeout(Duration::from_secs(30)).unwrap();
-        thread.serve(command);
+        command(thread);
     }
 }
 
@@ -115,9 +118,9 @@ fn partitions_that_librdkafka_rejects_are_not_assigned() {
     let (mut thread, _handle) = member(NOWHERE);
     // It rejects a partition that is named twice.
     assert!(thread.take_over(&[start_offset(3, None), start_offset(3, None)]).is_err());
-    assert!(thread.assignment.partitions().is_empty());
+    assert!(thread.assignment.partitions.is_empty());
     thread.take_over(&[start_offset(3, None)]).unwrap();
-    let state = thread.assignment.get(&partition()).unwrap();
+    let state = thread.assignment.partitions.get(&partition()).unwrap();
     assert_eq!((state.position, state.committed, state.pending_commit), (3, None, Some(3)));
 }
 
@@ -150,7 +153,7 @@ fn a_seek_or_a_pause_after_a_loss_is_refused() {
     thread.lose_by_poll_interval();
     let refused = reply(&mut thread, sought).unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
-    let refused = thread.set_paused(&[partition()], true).unwrap_err();
+    let refused = thread.set_paused(&[partition()], true, "pause").unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
 }
 
@@ -164,20 +167,20 @@ async fn a_reply_to_a_dropped_recv_is_returned_by_the_next_one() {
     for answered in [false, true] {
         let mut recv = subscription.recv(3, Duration::from_secs(9));
         assert!(futures::poll!(&mut recv).is_pending());
-        assert!(thread.serve_commands());
+        thread.serve_commands();
         if answered {
             thread.reply_recv();
-            assert_eq!(thread.assignment.get(&partition()).unwrap().position, 3);
+            assert_eq!(thread.assignment.partitions.get(&partition()).unwrap().position, 3);
         }
         drop(recv);
-        assert!(thread.serve_commands());
+        thread.serve_commands();
         thread.reply_recv();
         assert!(thread.recv.is_none());
-        assert_eq!(thread.assignment.get(&partition()).unwrap().position, 0, "{answered}");
+        assert_eq!(thread.assignment.partitions.get(&partition()).unwrap().position, 0, "{answered}");
     }
     let mut recv = subscription.recv(9, Duration::from_secs(9));
     assert!(futures::poll!(&mut recv).is_pending());
-    assert!(thread.serve_commands());
+    thread.serve_commands();
     thread.reply_recv();
     let batch = recv.await.unwrap();
     assert_eq!(batch.iter().map(|m| m.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
@@ -194,17 +197,17 @@ fn a_revocation_waits_for_the_commit_in_flight() {
     push(&mut thread, 0..5);
     thread.buffer.take(&mut thread.assignment, 5).unwrap();
     let (sender, committed) = oneshot::channel();
-    thread.begin_commit(&[(partition(), 5)].into_iter().collect(), sender);
-    assert!(thread.commits.is_in_flight());
-    thread.rebalancing.add(Rebalance::Revoke(vec![partition()]));
+    thread.commit([(partition(), 5)].into_iter().collect(), sender);
+    assert!(thread.commits.in_flight);
+    thread.rebalancing.add(Rebalance { partitions: vec![partition()], assigns: false });
     thread.rebalance();
-    assert!(thread.assignment.get(&partition()).is_some(), "others would own it too soon");
+    assert!(thread.assignment.partitions.get(&partition()).is_some(), "others would own it too soon");
     let _ = reply(&mut thread, committed);
-    assert!(!thread.commits.is_in_flight());
+    assert!(!thread.commits.in_flight);
     thread.rebalance();
-    assert!(thread.assignment.get(&partition()).is_none());
+    assert!(thread.assignment.partitions.get(&partition()).is_none());
     let (sender, committed) = oneshot::channel();
-    thread.begin_commit(&[(partition(), 5)].into_iter().collect(), sender);
+    thread.commit([(partition(), 5)].into_iter().collect(), sender);
     assert_eq!(reply(&mut thread, committed).unwrap().lost, [partition()]);
     thread.leave();
 }
