@@ -24,7 +24,7 @@ use super::{connect, error, metadata};
 /// The brokers' own topics, which nobody publishes to.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
 /// How often it is looked whether a change has reached the brokers.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
 const ANSWERS_PER_BROKER: usize = 5;
 
@@ -53,7 +53,7 @@ impl AdminOperations<'_> {
 
     /// The same, by the client that asks for offsets: it would not believe in a partition that was added since it last
     /// looked.
-    async fn known_to(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
+    async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
         found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
@@ -97,7 +97,7 @@ impl AdminOperations<'_> {
         };
         for ((at, spec), answer) in asked.iter().zip(answers) {
             let answer = match answer {
-                Ok(_) => self.appears(&spec.name).await.map(|()| TopicState::Created),
+                Ok(_) => self.wait_until_created(&spec.name).await.map(|()| TopicState::Created),
                 Err((_, Code::TopicAlreadyExists)) => self.compare(spec).await,
                 Err((_, code)) => {
                     Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
@@ -118,7 +118,7 @@ impl AdminOperations<'_> {
 
     /// Waits until a new topic can be used. Each request goes to any broker, and not every broker knows a new topic at
     /// once, so several successive answers have to name the topic.
-    async fn appears(&self, topic: &TopicName) -> Result<()> {
+    async fn wait_until_created(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         let mut successes = 0;
         loop {
@@ -144,14 +144,14 @@ impl AdminOperations<'_> {
                 return Ok(());
             }
             if !led {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
     }
 
     /// How an existing topic differs from what was asked for.
     async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
-        let found = metadata::partitions(self.admin, &spec.name, self.limit, "create_topics").await?;
+        let found = metadata::partition_count(self.admin, &spec.name, self.limit, "create_topics").await?;
         if found != spec.partitions {
             return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
         }
@@ -211,7 +211,7 @@ impl AdminOperations<'_> {
         let answers = answers.map_err(|e| self.failed(e, "delete_topics"))?;
         let mut outcomes = HashMap::new();
         for (name, answer) in asked.iter().zip(answers) {
-            cache.forget(name);
+            cache.remove(name);
             outcomes.insert(*name, answer.map(drop).map_err(|(_, code)| code));
         }
         let mut answered = Vec::with_capacity(names.len());
@@ -219,7 +219,7 @@ impl AdminOperations<'_> {
             // Of a repeated name the second one finds nothing.
             let result = match outcomes.insert(name.as_str(), Err(Code::UnknownTopicOrPartition)) {
                 Some(Ok(())) => {
-                    self.disappears(name).await?;
+                    self.wait_until_deleted(name).await?;
                     Ok(TopicState::Deleted)
                 }
                 Some(Err(Code::UnknownTopicOrPartition)) | None => {
@@ -232,11 +232,11 @@ impl AdminOperations<'_> {
         Ok(answered)
     }
 
-    async fn disappears(&self, topic: &TopicName) -> Result<()> {
+    async fn wait_until_deleted(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         while Instant::now() < deadline {
-            match metadata::partitions(self.admin, topic, self.limit, "delete_topics").await {
-                Ok(_) => tokio::time::sleep(LOOK).await,
+            match metadata::partition_count(self.admin, topic, self.limit, "delete_topics").await {
+                Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(_) => break,
             }
         }
@@ -244,7 +244,7 @@ impl AdminOperations<'_> {
     }
 
     pub(super) async fn topics(&self, query_client: &Arc<QueryClient>) -> Result<Vec<TopicInfo>> {
-        let metadata = self.known_to(query_client).await?;
+        let metadata = self.metadata_of(query_client).await?;
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
@@ -258,8 +258,8 @@ impl AdminOperations<'_> {
         drop(metadata);
         let names: Vec<_> = described.keys().cloned().collect();
         let mut settings = self.settings("topics", &names).await?;
-        for (partition, edges) in self.edges(query_client, &described).await? {
-            match edges {
+        for (partition, watermarks) in self.watermarks(query_client, &described).await? {
+            match watermarks {
                 Some((low, high)) => {
                     let here = described.get_mut(&partition.topic).into_iter().flatten();
                     for info in here.filter(|info| info.id == partition.partition) {
@@ -283,7 +283,7 @@ impl AdminOperations<'_> {
 
     /// The first and the next offset of every partition that has a leader. None for a partition that was deleted
     /// meanwhile, or that the principal may not describe any more.
-    async fn edges(
+    async fn watermarks(
         &self,
         query_client: &Arc<QueryClient>,
         topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
@@ -297,17 +297,17 @@ impl AdminOperations<'_> {
         let deadline = Instant::now() + self.limit;
         loop {
             let (client, limit, asked) = (query_client.clone(), self.limit, open.clone());
-            let edges = blocking("topics", move || {
+            let watermarks = blocking("topics", move || {
                 let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, limit);
                 Ok(low.and_then(|low| {
                     Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, limit)?))
                 }))
             });
-            let (low, mut high) = match edges.await?.map_err(|e| self.failed(e, "topics")) {
-                Ok(edges) => edges,
+            let (low, mut high) = match watermarks.await?.map_err(|e| self.failed(e, "topics")) {
+                Ok(watermarks) => watermarks,
                 // The error of one partition can be that of all.
                 Err(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -317,7 +317,7 @@ impl AdminOperations<'_> {
             for (partition, low) in low {
                 let high = high.remove(&partition).unwrap_or(Ok(0));
                 match low.and_then(|low| Ok((low, high?))) {
-                    Ok(edges) => found.push((partition, Some(edges))),
+                    Ok(watermarks) => found.push((partition, Some(watermarks))),
                     Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
                         found.push((partition, None));
                     }
@@ -331,7 +331,7 @@ impl AdminOperations<'_> {
                 None => return Ok(found),
                 // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
                 Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     let there = self.metadata("topics").await?;
                     let (left, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
                         there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())

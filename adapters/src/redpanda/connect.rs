@@ -39,8 +39,8 @@ pub(super) struct KafkaContext {
     group: String,
     connected: AtomicBool,
     /// Why the brokers do not let this client in, while they do not.
-    refused: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    told: Mutex<Told>,
+    auth_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    reported: Mutex<Reported>,
     auth_errors: Option<AuthErrors>,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Debug for AuthErrors {
 
 /// What the metrics have from this client so far.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     sent: u64,
     received: u64,
     retries: u64,
@@ -69,8 +69,8 @@ impl KafkaContext {
     pub(super) fn new(role: &'static str, group: &str) -> Self {
         // Until it is known better: a client that has just begun is not called unavailable.
         let connected = AtomicBool::new(true);
-        let (refused, told) = (Mutex::default(), Mutex::default());
-        Self { role, group: group.to_owned(), connected, refused, told, auth_errors: None }
+        let (auth_error, reported) = (Mutex::default(), Mutex::default());
+        Self { role, group: group.to_owned(), connected, auth_error, reported, auth_errors: None }
     }
 
     /// For a client of administration: the driver serves only the answers to its questions.
@@ -84,7 +84,7 @@ impl KafkaContext {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The error of a call that nobody answered: the login that was refused, or the certificate that was not trusted,
+    /// The error of a call that nobody answered: the login that was auth_error, or the certificate that was not trusted,
     /// where that is the reason.
     pub(super) fn explain(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
@@ -93,8 +93,8 @@ impl KafkaContext {
         if let Some(AuthErrors(auth_errors)) = &self.auth_errors {
             return explain(auth_errors, error);
         }
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*refused {
+        let auth_error = self.auth_error.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*auth_error {
             Some((code, reason)) => error::by_code(*code, "connect")
                 .with_message(reason)
                 .with_operation(error.operation().to_owned()),
@@ -103,7 +103,7 @@ impl KafkaContext {
     }
 
     fn measure(&self, now: &Statistics) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
         let (mut retries, mut errors) = (0, 0);
         for broker in now.brokers.values() {
@@ -114,28 +114,28 @@ impl KafkaContext {
                     .record(float(trip.avg.unsigned_abs()) / 1e6);
             }
         }
-        let risen = |name: &'static str, before: &mut u64, now: u64| {
+        let add = |name: &'static str, before: &mut u64, now: u64| {
             counter!(name, &labels).increment(now.saturating_sub(*before));
             *before = now;
         };
-        risen("qi_redpanda_sent_messages_total", &mut told.sent, now.txmsgs.unsigned_abs());
-        risen("qi_redpanda_received_messages_total", &mut told.received, now.rxmsgs.unsigned_abs());
-        risen("qi_redpanda_request_retries_total", &mut told.retries, retries);
-        risen("qi_redpanda_request_errors_total", &mut told.errors, errors);
+        add("qi_redpanda_sent_messages_total", &mut reported.sent, now.txmsgs.unsigned_abs());
+        add("qi_redpanda_received_messages_total", &mut reported.received, now.rxmsgs.unsigned_abs());
+        add("qi_redpanda_request_retries_total", &mut reported.retries, retries);
+        add("qi_redpanda_request_errors_total", &mut reported.errors, errors);
         let fetched = now.topics.values().flat_map(|topic| topic.partitions.values());
         let fetched: u64 = fetched.map(|partition| partition.fetchq_cnt.unsigned_abs()).sum();
-        self.queued(&mut told, now.msg_cnt + fetched, now.msg_size);
-        self.lag(&mut told, now);
+        self.queued(&mut reported, now.msg_cnt + fetched, now.msg_size);
+        self.lag(&mut reported, now);
     }
 
-    fn queued(&self, told: &mut Told, messages: u64, bytes: u64) {
+    fn queued(&self, reported: &mut Reported, messages: u64, bytes: u64) {
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
-        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(told.queued));
-        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(told.queued_bytes));
-        (told.queued, told.queued_bytes) = (messages, bytes);
+        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(reported.queued));
+        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(reported.queued_bytes));
+        (reported.queued, reported.queued_bytes) = (messages, bytes);
     }
 
-    fn lag(&self, told: &mut Told, now: &Statistics) {
+    fn lag(&self, reported: &mut Reported, now: &Statistics) {
         if self.group.is_empty() {
             return;
         }
@@ -148,10 +148,10 @@ impl KafkaContext {
             }
         }
         // What went to another member has no lag here.
-        for (topic, partition) in told.lagging.difference(&lagging) {
+        for (topic, partition) in reported.lagging.difference(&lagging) {
             self.set_lag(topic, *partition, 0);
         }
-        told.lagging = lagging;
+        reported.lagging = lagging;
     }
 
     fn set_lag(&self, topic: &str, partition: i32, lag: u64) {
@@ -166,9 +166,9 @@ impl KafkaContext {
 
 impl Drop for KafkaContext {
     fn drop(&mut self) {
-        let mut told = std::mem::take(self.told.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.queued(&mut told, 0, 0);
-        self.lag(&mut told, &Statistics::default());
+        let mut reported = std::mem::take(self.reported.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.queued(&mut reported, 0, 0);
+        self.lag(&mut reported, &Statistics::default());
     }
 }
 
@@ -203,7 +203,7 @@ impl ClientContext for KafkaContext {
         let up = statistics.brokers.values().any(|broker| broker.state == "UP");
         self.connected.store(up, Ordering::Relaxed);
         if up {
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.auth_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         self.measure(&statistics);
     }
@@ -212,7 +212,7 @@ impl ClientContext for KafkaContext {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => self.connected.store(false, Ordering::Relaxed),
             Some(code @ (RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) => {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                *self.auth_error.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some((code, reason.to_owned()));
             }
             _ => {}

@@ -16,23 +16,23 @@ use super::offsets::{self, OffsetSpec};
 use super::{config, connect, error};
 use crate::config::RedpandaConfig;
 
-/// What the brokers say of a group.
+/// The description of a group by its coordinator.
 #[derive(Debug)]
-struct Listed {
+struct ListedGroup {
     state: String,
     members: Vec<GroupMember>,
 }
 
-/// The clients that asked for a group last. They are kept, because a caller that waits for the lag of a group asks again
-/// soon.
+/// The query clients of the last groups. They are kept, because a caller that waits for the lag of a group repeats its
+/// query soon.
 #[derive(Default)]
-pub(super) struct Kept(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
+pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
-impl Kept {
+impl GroupClients {
     /// The maximum number of clients.
-    const MOST: usize = 4;
+    const MAX_CLIENTS: usize = 4;
 
-    /// Gives up the client of this group.
+    /// Removes the client of this group.
     fn take(&self, group: &GroupId) -> Option<Arc<QueryClient>> {
         let mut kept = self.lock();
         let at = kept.iter().position(|(of, _)| of == group)?;
@@ -42,11 +42,11 @@ impl Kept {
     fn keep(&self, group: &GroupId, client: Arc<QueryClient>) {
         let mut kept = self.lock();
         let replaced =
-            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MOST).then_some(0));
+            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MAX_CLIENTS).then_some(0));
         let replaced = replaced.map(|at| kept.remove(at));
         kept.push((group.clone(), client));
         drop(kept);
-        // Ending a client joins its threads.
+        // The drop of a client joins its threads.
         drop(replaced);
     }
 
@@ -55,11 +55,11 @@ impl Kept {
     }
 }
 
-/// Describes groups. Everything in here blocks.
+/// Describes groups. Blocks.
 pub(super) fn describe(
     config: &RedpandaConfig,
     query_client: &QueryClient,
-    kept: &Kept,
+    kept: &GroupClients,
     query: &GroupQuery,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
@@ -70,52 +70,54 @@ pub(super) fn describe(
         Selection::These(these) => these.iter().cloned().collect(),
     };
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = (wanted.len() <= Kept::MOST).then_some(kept);
-    let look = Look { config, query_client, kept, topics: &query.topics, asked: &asked, limit };
-    // Each group is asked by a client of its own, most of whose time is waiting.
-    let share = wanted.len().div_ceil(AT_ONCE).max(1);
+    let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
+    let request = DescribeRequest { config, query_client, kept, topics: &query.topics, asked: &asked, limit };
+    // Each group has a client of its own, which mostly waits.
+    let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
         let shares: Vec<_> = wanted
             .chunks(share)
             .map(|groups| {
-                scope.spawn(move || groups.iter().filter_map(|group| look.at(group).transpose()).collect())
+                scope.spawn(move || {
+                    groups.iter().filter_map(|group| request.describe(group).transpose()).collect()
+                })
             })
             .collect();
         let ended = shares.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended
-            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a look-up panicked"))))
+            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a request-up panicked"))))
             .collect()
     });
     Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// So often a group is looked at before it is said that it cannot be described.
-const ROUNDS: usize = 3;
+/// The number of attempts after which a group counts as not describable.
+const MAX_ATTEMPTS: usize = 3;
 
-/// So many groups are asked for at once.
-const AT_ONCE: usize = 16;
+/// The maximum number of groups that are described concurrently.
+const MAX_CONCURRENT: usize = 16;
 
 /// The commits of a group. None if the principal may not describe the group.
 type Commits = Option<BTreeMap<TopicPartition, u64>>;
 
-/// What every group is asked with.
+/// The common part of the queries for groups.
 #[derive(Clone, Copy)]
-struct Look<'a> {
+struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
     query_client: &'a QueryClient,
-    kept: Option<&'a Kept>,
+    kept: Option<&'a GroupClients>,
     topics: &'a Selection<TopicName>,
     asked: &'a [TopicPartition],
     limit: Duration,
 }
 
-impl Look<'_> {
-    /// One group, if there is such a group.
-    fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
+impl DescribeRequest<'_> {
+    /// Describes one group. None if there is no such group.
+    fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
         let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
         for round in 1.. {
-            // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
-            // another's answer.
+            // The coordinator of the group comes first: the list of groups hides a broker that does not answer behind the
+            // answer of another broker.
             let Some(commits) = self.commits(group)? else {
                 return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
             };
@@ -135,15 +137,15 @@ impl Look<'_> {
             if commits.is_empty() && !names(self.query_client, self.limit).map_err(failed)?.contains(group) {
                 return Ok(None);
             }
-            // It may have been deleted between two questions, or made again.
-            if round >= ROUNDS {
+            // The group may have been deleted, or created again, between two requests.
+            if round >= MAX_ATTEMPTS {
                 return self.info(group, GroupState::NotDescribed, Vec::new(), &commits).map(Some);
             }
         }
         Ok(None)
     }
 
-    /// A group with the ends of its partitions.
+    /// Returns a group with the ends of its partitions.
     fn info(
         self,
         group: &GroupId,
@@ -198,7 +200,7 @@ impl Look<'_> {
         Ok(commits)
     }
 
-    /// Asks by the group's own client. Without the right to look up the coordinator, librdkafka waits until the limit
+    /// Asks by the group's own client. Without the right to request up the coordinator, librdkafka waits until the limit
     /// and reports the reason as an event only. So the first attempts are short.
     fn commits_by(self, client: &QueryClient) -> Result<Commits> {
         let mut shorter = [40, 10].into_iter();
@@ -259,10 +261,10 @@ fn names(query_client: &QueryClient, limit: Duration) -> KafkaResult<BTreeSet<Gr
     Ok(consumers.filter_map(|group| GroupId::new(group.name()).ok()).collect())
 }
 
-fn list(query_client: &QueryClient, group: &GroupId, limit: Duration) -> KafkaResult<Option<Listed>> {
+fn list(query_client: &QueryClient, group: &GroupId, limit: Duration) -> KafkaResult<Option<ListedGroup>> {
     let list = query_client.fetch_group_list(Some(group.as_str()), limit)?;
     let found = list.groups().iter().find(|found| found.name() == group.as_str());
-    Ok(found.map(|found| Listed {
+    Ok(found.map(|found| ListedGroup {
         state: found.state().to_owned(),
         members: found
             .members()

@@ -15,7 +15,7 @@ use super::{config, error};
 
 /// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
-/// What is refused by facts that are this old is looked up again first.
+/// What is refused by metadata that are this old is looked up again first.
 const METADATA_TTL: Duration = Duration::from_secs(1);
 
 /// What a topic allows.
@@ -38,17 +38,17 @@ impl TopicMetadata {
 pub(super) struct TopicMetadataCache(Mutex<HashMap<TopicName, TopicMetadata>>);
 
 impl TopicMetadataCache {
-    pub(super) fn known(&self, topic: &TopicName) -> Option<TopicMetadata> {
+    pub(super) fn get(&self, topic: &TopicName) -> Option<TopicMetadata> {
         self.lock().get(topic).copied()
     }
 
     /// Forgets a topic that a broker speaks of otherwise.
-    pub(super) fn forget(&self, topic: &str) {
-        self.lock().retain(|known, _| known.as_str() != topic);
+    pub(super) fn remove(&self, topic: &str) {
+        self.lock().retain(|get, _| get.as_str() != topic);
     }
 
-    pub(super) fn keep(&self, topic: &TopicName, facts: TopicMetadata) {
-        self.lock().insert(topic.clone(), facts);
+    pub(super) fn insert(&self, topic: &TopicName, metadata: TopicMetadata) {
+        self.lock().insert(topic.clone(), metadata);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, TopicMetadata>> {
@@ -63,13 +63,13 @@ pub(super) async fn look_up(
     limit: Duration,
     operation: &'static str,
 ) -> Result<TopicMetadata> {
-    let partitions = partitions(admin, topic, limit, operation).await?;
+    let partitions = partition_count(admin, topic, limit, operation).await?;
     let max_message_bytes = max_message_bytes(admin, topic, limit, operation).await?;
     Ok(TopicMetadata { partitions, max_message_bytes, at: Instant::now() })
 }
 
 /// How many partitions a topic has.
-pub(super) async fn partitions(
+pub(super) async fn partition_count(
     admin: &std::sync::Arc<AdminClient<KafkaContext>>,
     topic: &TopicName,
     limit: Duration,

@@ -76,7 +76,7 @@ pub struct RedpandaBus {
     phase: AtomicU8,
     /// Calls of `publish` under way.
     publishing: AtomicUsize,
-    quiet: Notify,
+    published: Notify,
 }
 
 /// Clients that ask, each made by the first question.
@@ -84,7 +84,7 @@ pub struct RedpandaBus {
 struct Clients {
     admin: Option<Arc<AdminClient<KafkaContext>>>,
     query_client: Option<Arc<QueryClient>>,
-    of_groups: Arc<groups::Kept>,
+    group_clients: Arc<groups::GroupClients>,
 }
 
 /// How far the end of a bus has come.
@@ -116,19 +116,19 @@ impl RedpandaBus {
             consumers: Mutex::default(),
             phase: AtomicU8::new(Phase::Open as u8),
             publishing: AtomicUsize::new(0),
-            quiet: Notify::new(),
+            published: Notify::new(),
         })
     }
 
-    /// The driver's client for administration, for what the port leaves out. It connects with the first call.
+    /// The driver's client for admin_client, for what the port leaves out. It connects with the first call.
     ///
     /// # Errors
     /// `Config` for settings that librdkafka does not accept together.
     pub fn admin(&self) -> Result<Arc<AdminClient<impl rdkafka::ClientContext + use<>>>> {
-        self.administration("admin")
+        self.admin_client("admin")
     }
 
-    fn administration(&self, operation: &'static str) -> Result<Arc<AdminClient<KafkaContext>>> {
+    fn admin_client(&self, operation: &'static str) -> Result<Arc<AdminClient<KafkaContext>>> {
         let auth_errors = self.query_client(operation)?;
         let mut clients = self.clients();
         if let Some(admin) = &clients.admin {
@@ -163,7 +163,7 @@ impl RedpandaBus {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limit(&self) -> Duration {
+    fn request_timeout(&self) -> Duration {
         config::limit(self.config.request_timeout_ms)
     }
 
@@ -188,7 +188,7 @@ impl RedpandaBus {
         topic: &TopicName,
         operation: &'static str,
     ) -> Result<u32> {
-        let found = metadata::partitions(admin, topic, self.limit(), operation).await;
+        let found = metadata::partition_count(admin, topic, self.request_timeout(), operation).await;
         found.map_err(|e| admin.inner().context().explain(e))
     }
 
@@ -199,7 +199,7 @@ impl RedpandaBus {
             offset_reset: StartFrom::Earliest,
             max_poll_interval: None,
             max_buffered_bytes,
-            request_timeout: self.limit(),
+            request_timeout: self.request_timeout(),
             commit_timeout: config::limit(self.config.commit_timeout_ms),
         }
     }
@@ -213,7 +213,7 @@ impl RedpandaBus {
         start: Start,
         operation: &'static str,
     ) -> Result<Box<dyn Subscription>> {
-        let (admin, context) = (self.administration(operation)?, KafkaContext::new("consumer", group));
+        let (admin, context) = (self.admin_client(operation)?, KafkaContext::new("consumer", group));
         let (consumer, joined) = consumer::start(settings, admin, client_config, context, start)?;
         let mut subscription = RedpandaSubscription::new(consumer.clone());
         self.keep(consumer, operation)?;
@@ -240,13 +240,13 @@ impl RedpandaBus {
 
     async fn drained(&self) {
         loop {
-            let quiet = self.quiet.notified();
-            tokio::pin!(quiet);
-            quiet.as_mut().enable();
+            let published = self.published.notified();
+            tokio::pin!(published);
+            published.as_mut().enable();
             if self.publishing.load(Ordering::SeqCst) == 0 {
                 break;
             }
-            quiet.await;
+            published.await;
         }
         self.publisher.drained().await;
     }
@@ -278,20 +278,20 @@ impl MessageBus for RedpandaBus {
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         tokio::task::coop::consume_budget().await;
         // Counted first: `close` then either sees this call and waits for it, or this call sees `close`.
-        let _under_way = UnderWay::new(self);
+        let _guard = PublishGuard::new(self);
         if self.phase() != Phase::Open {
             return Err(error::closed("publish"));
         }
         if batch.is_empty() {
             return Ok(PublishReport::default());
         }
-        let admin = self.administration("publish")?;
+        let admin = self.admin_client("publish")?;
         Ok(self.publisher.publish(&admin, batch, options).await)
     }
 
     async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
         self.enter("subscribe").await?;
-        let admin = self.administration("subscribe")?;
+        let admin = self.admin_client("subscribe")?;
         for topic in &request.topics {
             self.partitions(&admin, topic, "subscribe").await?;
         }
@@ -308,7 +308,7 @@ impl MessageBus for RedpandaBus {
 
     async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
         self.enter("read").await?;
-        let admin = self.administration("read")?;
+        let admin = self.admin_client("read")?;
         let mut topics: Vec<TopicName> = Vec::new();
         for (partition, _) in &request.from {
             if topics.last() != Some(&partition.topic) {
@@ -330,33 +330,37 @@ impl MessageBus for RedpandaBus {
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         self.enter("create_topics").await?;
-        let admin = self.administration("create_topics")?;
-        AdminOperations { admin: &admin, limit: self.limit() }.create(specs).await
+        let admin = self.admin_client("create_topics")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.create(specs).await
     }
 
     async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
         self.enter("delete_topics").await?;
-        let admin = self.administration("delete_topics")?;
-        AdminOperations { admin: &admin, limit: self.limit() }.delete(names, self.publisher.topics()).await
+        let admin = self.admin_client("delete_topics")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }
+            .delete(names, self.publisher.topics())
+            .await
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>> {
         self.enter("topics").await?;
-        let (admin, query_client) = (self.administration("topics")?, self.query_client("topics")?);
-        AdminOperations { admin: &admin, limit: self.limit() }.topics(&query_client).await
+        let (admin, query_client) = (self.admin_client("topics")?, self.query_client("topics")?);
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.topics(&query_client).await
     }
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.enter("groups").await?;
         let (query_client, config) = (self.query_client("groups")?, self.config.clone());
-        let (query, limit, kept) = (query.clone(), self.limit(), self.clients().of_groups.clone());
-        blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, limit)).await
+        let (query, request_timeout, kept) =
+            (query.clone(), self.request_timeout(), self.clients().group_clients.clone());
+        blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, request_timeout))
+            .await
     }
 
     async fn ping(&self) -> Result<BusStatus> {
         self.enter("ping").await?;
-        let admin = self.administration("ping")?;
-        AdminOperations { admin: &admin, limit: self.limit() }.ping().await
+        let admin = self.admin_client("ping")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.ping().await
     }
 
     async fn close(&self) -> Result<CloseReport> {
@@ -368,7 +372,7 @@ impl MessageBus for RedpandaBus {
         let _ = timeout(drain, self.drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
-        self.publisher.end();
+        self.publisher.close();
         let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
         consumers.iter().for_each(ConsumerHandle::close);
         let deadline = Instant::now() + LEAVE_TIMEOUT;
@@ -389,19 +393,19 @@ impl MessageBus for RedpandaBus {
 }
 
 /// Counts a publish while it is under way, dropped or not.
-struct UnderWay<'a>(&'a RedpandaBus);
+struct PublishGuard<'a>(&'a RedpandaBus);
 
-impl<'a> UnderWay<'a> {
+impl<'a> PublishGuard<'a> {
     fn new(bus: &'a RedpandaBus) -> Self {
         bus.publishing.fetch_add(1, Ordering::SeqCst);
         Self(bus)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for PublishGuard<'_> {
     fn drop(&mut self) {
         if self.0.publishing.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.quiet.notify_waiters();
+            self.0.published.notify_waiters();
         }
     }
 }
@@ -412,7 +416,7 @@ impl Drop for RedpandaBus {
         if lost > 0 {
             tracing::warn!(lost, "a bus was dropped without close while messages had no answer");
         }
-        self.publisher.end();
+        self.publisher.close();
         self.consumers
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)

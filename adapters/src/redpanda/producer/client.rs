@@ -28,97 +28,99 @@ const REBUILD_PAUSE: Duration = Duration::from_secs(1);
 const REJECTED_PAUSE: Duration = Duration::from_secs(30);
 
 /// What the thread of a producer does with its answers.
-pub(super) struct Deliveries {
-    link: KafkaContext,
-    in_flight_table: Arc<InFlightTable>,
-    topics: Arc<TopicMetadataCache>,
+pub(super) struct DeliveryContext {
+    connection: KafkaContext,
+    in_flight: Arc<InFlightTable>,
+    metadata: Arc<TopicMetadataCache>,
     /// Messages that librdkafka gave up. What that means is known when the fatal error is.
-    given_up: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
+    purged_messages: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
     /// It was let in once: what waits now may have been sent before.
-    let_in: AtomicBool,
-    /// Topics that took a message from this producer.
-    written: Mutex<HashSet<String>>,
+    was_authorized: AtomicBool,
+    /// Topics that acknowledged a message from this producer.
+    acknowledged_topics: Mutex<HashSet<String>>,
     /// The last one of them. The handle is compared and never looked into.
     last: AtomicPtr<RDKafkaTopic>,
 }
 
-impl Deliveries {
-    fn new(in_flight_table: Arc<InFlightTable>, topics: Arc<TopicMetadataCache>) -> Self {
+impl DeliveryContext {
+    fn new(in_flight: Arc<InFlightTable>, metadata: Arc<TopicMetadataCache>) -> Self {
         Self {
-            link: KafkaContext::new("producer", ""),
-            in_flight_table,
-            topics,
-            given_up: Mutex::default(),
-            let_in: AtomicBool::new(false),
-            written: Mutex::default(),
+            connection: KafkaContext::new("producer", ""),
+            in_flight,
+            metadata,
+            purged_messages: Mutex::default(),
+            was_authorized: AtomicBool::new(false),
+            acknowledged_topics: Mutex::default(),
             last: AtomicPtr::default(),
         }
     }
 
-    /// Notes that a topic took a message.
-    fn took(&self, message: &BorrowedMessage<'_>) {
+    /// Notes that a topic acknowledged a message.
+    fn acknowledged(&self, message: &BorrowedMessage<'_>) {
         // Once for each message, which mostly come topic by topic.
         let handle = message.topic_ptr();
         if self.last.load(Ordering::Relaxed) == handle {
             return;
         }
         self.last.store(handle, Ordering::Relaxed);
-        self.let_in.store(true, Ordering::Relaxed);
-        let mut written = self.written();
-        if !written.contains(message.topic()) {
-            written.insert(message.topic().to_owned());
+        self.was_authorized.store(true, Ordering::Relaxed);
+        let mut acknowledged_topics = self.acknowledged_topics();
+        if !acknowledged_topics.contains(message.topic()) {
+            acknowledged_topics.insert(message.topic().to_owned());
         }
     }
 
-    /// Whether the refusal may have met a repetition of what the log has. The right was there before, so it was taken
+    /// Whether the rejection may have met a repetition of what the log has. The right was there before, so it was taken
     /// away, and librdkafka does not say whether it had sent the message once already.
-    fn is_doubtful(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
+    fn may_be_stored(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
         let rights =
             [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
-        rights.contains(&code) && self.written().contains(topic)
+        rights.contains(&code) && self.acknowledged_topics().contains(topic)
     }
 
-    fn written(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn acknowledged_topics(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.acknowledged_topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers for what was given up, with the reason for which the brokers do not let this producer in, if they do
+    /// Answers for what was given up, with the fatal_error for which the brokers do not let this producer in, if they do
     /// not.
-    fn settle(&self, refused: Option<&Error>) {
-        let given_up = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
-        for (name, code) in given_up {
-            let doubtful = code == RDKafkaErrorCode::PurgeInflight || self.let_in.load(Ordering::Relaxed);
+    fn complete_purged(&self, refused: Option<&Error>) {
+        let purged_messages =
+            std::mem::take(&mut *self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner));
+        for (opaque, code) in purged_messages {
+            let doubtful =
+                code == RDKafkaErrorCode::PurgeInflight || self.was_authorized.load(Ordering::Relaxed);
             let failure = match refused {
                 // A producer that was never let in has sent nothing of what still waits.
                 Some(refused) if doubtful => DeliveryError::unknown(refused.clone()),
                 Some(refused) => DeliveryError::not_sent(refused.clone()),
                 None => error::delivery(code),
             };
-            self.in_flight_table.answered(name, Err(failure));
+            self.in_flight.complete(opaque, Err(failure));
         }
     }
 }
 
-impl ClientContext for Deliveries {
+impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.link.log(level, facility, message);
+        self.connection.log(level, facility, message);
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.link.stats(statistics);
+        self.connection.stats(statistics);
     }
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.link.error(error, reason);
+    fn error(&self, error: KafkaError, fatal_error: &str) {
+        self.connection.error(error, fatal_error);
     }
 }
 
-impl ProducerContext for Deliveries {
+impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, name: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         if let Ok(message) = result {
-            self.took(message);
+            self.acknowledged(message);
         }
         let outcome = match result {
             Ok(message) => Ok(Delivery {
@@ -132,34 +134,34 @@ impl ProducerContext for Deliveries {
                     code,
                     RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal
                 ) {
-                    self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push((name, code));
+                    self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner).push((opaque, code));
                     return;
                 }
                 let mut failure = error::delivery(code);
                 if failure.state == DeliveryState::NotSent {
                     // Whatever was known of this topic, a broker knows better.
-                    self.topics.forget(message.topic());
-                    if self.is_doubtful(code, message.topic()) {
+                    self.metadata.remove(message.topic());
+                    if self.may_be_stored(code, message.topic()) {
                         failure.state = DeliveryState::Unknown;
                     }
                 }
                 Err(failure)
             }
         };
-        self.in_flight_table.answered(name, outcome);
+        self.in_flight.complete(opaque, outcome);
     }
 }
 
 /// A producer in use.
 pub(super) struct ProducerHandle {
-    producer: Arc<BaseProducer<Deliveries>>,
+    producer: Arc<BaseProducer<DeliveryContext>>,
     built: Instant,
     dead: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
 
 /// Whether a producer can be used.
-pub(super) enum State {
+pub(super) enum ProducerState {
     Alive,
     /// It met a fatal error, and is to be replaced after this time.
     Dead(Duration, Error),
@@ -179,12 +181,12 @@ impl ProducerHandle {
     pub(super) fn build(
         config: &RedpandaConfig,
         batch_bytes: usize,
-        in_flight_table: &Arc<InFlightTable>,
-        topics: &Arc<TopicMetadataCache>,
+        in_flight: &Arc<InFlightTable>,
+        metadata: &Arc<TopicMetadataCache>,
     ) -> Result<Self> {
-        let context = Deliveries::new(in_flight_table.clone(), topics.clone());
+        let context = DeliveryContext::new(in_flight.clone(), metadata.clone());
         let producer = config::producer(config, batch_bytes).create_with_context(context);
-        let producer: Arc<BaseProducer<Deliveries>> =
+        let producer: Arc<BaseProducer<DeliveryContext>> =
             Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
         let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let handle = Self {
@@ -194,16 +196,16 @@ impl ProducerHandle {
             stop: stop.clone(),
         };
         let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
-        thread.spawn(move || serve(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
+        thread.spawn(move || run(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
         Ok(handle)
     }
 
-    pub(super) fn producer(&self) -> &BaseProducer<Deliveries> {
+    pub(super) fn producer(&self) -> &BaseProducer<DeliveryContext> {
         &self.producer
     }
 
     /// Looks at a topic anew; by itself a producer does so every five minutes.
-    pub(super) async fn look_at(&self, topic: &TopicName, limit: Duration) {
+    pub(super) async fn refresh_metadata(&self, topic: &TopicName, limit: Duration) {
         let (producer, topic) = (self.producer.clone(), topic.clone());
         let looked = connect::blocking("publish", move || {
             let found = producer.client().fetch_metadata(Some(topic.as_str()), limit);
@@ -215,22 +217,23 @@ impl ProducerHandle {
     }
 
     /// It met a fatal error: nobody publishes by it any more.
-    pub(super) fn die(&self) {
+    pub(super) fn fail(&self) {
         self.dead.store(true, Ordering::Release);
     }
 
     /// The fatal error that it met; only one that refuses this client matters to a caller.
-    pub(super) fn reason(&self) -> Option<Error> {
-        refusal(self.producer.client().fatal_error())
+    pub(super) fn fatal_error(&self) -> Option<Error> {
+        rejection(self.producer.client().fatal_error())
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> ProducerState {
         if !self.dead.load(Ordering::Acquire) {
-            return State::Alive;
+            return ProducerState::Alive;
         }
-        let reason = self.reason().unwrap_or_else(error::rebuilding);
-        let pause = if reason.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
-        State::Dead(pause.saturating_sub(self.built.elapsed()), reason)
+        let fatal_error = self.fatal_error().unwrap_or_else(error::rebuilding);
+        let pause =
+            if fatal_error.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
+        ProducerState::Dead(pause.saturating_sub(self.built.elapsed()), fatal_error)
     }
 }
 
@@ -241,26 +244,26 @@ impl Drop for ProducerHandle {
 }
 
 /// A fatal error, if it says that the brokers do not let the client in.
-fn refusal(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
-    let (code, reason) = fatal?;
-    let error = error::by_code(code, "publish").with_message(reason);
+fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
+    let (code, fatal_error) = fatal?;
+    let error = error::by_code(code, "publish").with_message(fatal_error);
     (error.kind() == ErrorKind::Unauthorized).then_some(error)
 }
 
 /// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
 /// so that nothing is left without an answer.
-fn serve(producer: &Arc<BaseProducer<Deliveries>>, dead: &AtomicBool, stop: &AtomicBool) {
+fn run(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {
         producer.poll(Duration::from_millis(50));
         let fatal = producer.client().fatal_error();
-        if let Some((code, reason)) = &fatal
+        if let Some((code, fatal_error)) = &fatal
             && !purged
         {
-            tracing::error!(%code, reason, "the producer met a fatal error and is given up");
+            tracing::error!(%code, fatal_error, "the producer met a fatal error and is given up");
             dead.store(true, Ordering::Release);
         }
-        producer.context().settle(refusal(fatal).as_ref());
+        producer.context().complete_purged(rejection(fatal).as_ref());
         let over = stop.load(Ordering::Acquire);
         if !purged && (over || dead.load(Ordering::Acquire)) {
             producer.purge(PurgeConfig::default().queue().inflight());

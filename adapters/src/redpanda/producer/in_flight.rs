@@ -1,4 +1,4 @@
-//! One call of `publish` while its messages are on their way: a place for every answer, one completion for all.
+//! The messages of `publish` calls that have no outcome yet.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +9,13 @@ use tokio::sync::{Notify, Semaphore};
 
 pub(super) type Outcome = Result<Delivery, DeliveryError>;
 
-/// The answers of one call.
+/// A call of `publish` that waits for the outcomes of its messages.
 #[derive(Debug)]
 pub(super) struct PendingPublish {
     outcomes: Mutex<Vec<Option<Outcome>>>,
-    /// What each message takes of the buffer.
+    /// The share of the buffer for each message.
     weights: Vec<usize>,
-    /// Messages without an answer.
+    /// The number of messages without an outcome.
     open: AtomicUsize,
     done: Notify,
 }
@@ -30,8 +30,8 @@ impl PendingPublish {
         }
     }
 
-    /// Answers for one message, and says whether all are answered now.
-    fn answer(&self, index: usize, outcome: Outcome) -> bool {
+    /// Sets the outcome of a message, and returns whether all messages have one now.
+    fn set_outcome(&self, index: usize, outcome: Outcome) -> bool {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcomes.get_mut(index) {
             Some(place @ None) => *place = Some(outcome),
@@ -45,12 +45,12 @@ impl PendingPublish {
         last
     }
 
-    /// What a message takes of the buffer.
+    /// Returns the share of the buffer for a message.
     pub(super) fn weight(&self, index: usize) -> usize {
         self.weights.get(index).copied().unwrap_or_default()
     }
 
-    /// What at most `count` messages from `index` on take of the buffer.
+    /// Returns the shares of at most `count` messages from `index` on.
     pub(super) fn weights(&self, index: usize, count: usize) -> &[usize] {
         let rest = self.weights.get(index..).unwrap_or_default();
         &rest[..count.min(rest.len())]
@@ -62,7 +62,7 @@ impl PendingPublish {
         }
     }
 
-    /// The answers; `missing` for the messages that have none.
+    /// Returns the outcomes. `missing` replaces those that are not known.
     pub(super) fn report(&self, missing: &DeliveryError) -> PublishReport {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         PublishReport::new(
@@ -74,70 +74,70 @@ impl PendingPublish {
     }
 }
 
-/// Every call that is under way, and the space that its messages take. Producers come and go; this stays.
+/// The calls of `publish` in flight, and the buffer of their messages. It outlives the producers.
 #[derive(Debug)]
 pub(super) struct InFlightTable {
     calls: Mutex<Slab<Arc<PendingPublish>>>,
-    space: Semaphore,
-    /// Messages that were handed to librdkafka and have no answer.
+    permits: Semaphore,
+    /// The number of messages that librdkafka has and that have no outcome.
     in_flight: AtomicUsize,
-    quiet: Notify,
+    idle: Notify,
 }
 
-/// What names a message to librdkafka: the slot of its pending and its index in it.
+/// The number of bits for the index of a message in its call. The slot of the call has the other bits.
 const INDEX_BITS: u32 = usize::BITS / 2;
 
 impl InFlightTable {
     pub(super) fn new(buffer_bytes: usize) -> Self {
         Self {
             calls: Mutex::default(),
-            space: Semaphore::new(buffer_bytes.min(Semaphore::MAX_PERMITS)),
+            permits: Semaphore::new(buffer_bytes.min(Semaphore::MAX_PERMITS)),
             in_flight: AtomicUsize::new(0),
-            quiet: Notify::new(),
+            idle: Notify::new(),
         }
     }
 
-    pub(super) fn space(&self) -> &Semaphore {
-        &self.space
+    pub(super) fn permits(&self) -> &Semaphore {
+        &self.permits
     }
 
-    /// Opens a pending for messages that take so much.
-    pub(super) fn open(&self, weights: Vec<usize>) -> (usize, Arc<PendingPublish>) {
+    /// Adds a call whose messages have these shares of the buffer.
+    pub(super) fn register(&self, weights: Vec<usize>) -> (usize, Arc<PendingPublish>) {
         let pending = Arc::new(PendingPublish::new(weights));
         let slot = self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(pending.clone());
         (slot, pending)
     }
 
-    /// A number that names message `index` of the pending in `slot`.
-    pub(super) fn name(slot: usize, index: usize) -> usize {
+    /// Returns the opaque value of a message.
+    pub(super) fn opaque(slot: usize, index: usize) -> usize {
         (slot << INDEX_BITS) | index
     }
 
-    /// Counts a message that is about to be handed to librdkafka; its space was acquired before.
-    pub(super) fn hand_over(&self) {
+    /// Counts a message that librdkafka is about to get. Its permits were acquired before.
+    pub(super) fn add(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The answer for a message that was handed over, and its space back.
-    pub(super) fn answered(&self, name: usize, outcome: Outcome) {
-        let weight = self.answer(name >> INDEX_BITS, name & ((1 << INDEX_BITS) - 1), outcome);
-        self.space.add_permits(weight);
-        self.take_back();
+    /// Sets the outcome of a message in flight, and releases its permits.
+    pub(super) fn complete(&self, opaque: usize, outcome: Outcome) {
+        let weight = self.set_outcome(opaque >> INDEX_BITS, opaque & ((1 << INDEX_BITS) - 1), outcome);
+        self.permits.add_permits(weight);
+        self.remove();
     }
 
-    /// A message that was counted is not, or no more, in flight.
-    pub(super) fn take_back(&self) {
+    /// Counts a message that is not in flight any more.
+    pub(super) fn remove(&self) {
         if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.quiet.notify_waiters();
+            self.idle.notify_waiters();
         }
     }
 
-    /// The answer for a message that was not handed over, or for one that was. With the last one the slot is free.
-    pub(super) fn answer(&self, slot: usize, index: usize, outcome: Outcome) -> usize {
+    /// Sets the outcome of a message. The last outcome frees the slot of the call.
+    pub(super) fn set_outcome(&self, slot: usize, index: usize, outcome: Outcome) -> usize {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(pending) = calls.get(slot) else { return 0 };
         let weight = pending.weight(index);
-        if pending.answer(index, outcome) {
+        if pending.set_outcome(index, outcome) {
             calls.remove(slot);
         }
         weight
@@ -147,24 +147,24 @@ impl InFlightTable {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until nothing is in flight.
+    /// Waits until no message is in flight.
     pub(super) async fn drained(&self) {
         loop {
-            let quiet = self.quiet.notified();
-            tokio::pin!(quiet);
-            quiet.as_mut().enable();
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
             if self.in_flight() == 0 {
                 return;
             }
-            quiet.await;
+            idle.await;
         }
     }
 }
 
-/// What a message takes of the buffer: itself, and what librdkafka keeps about it.
+/// Returns the share of the buffer for a message of this size, with librdkafka's own data about it.
 pub(super) fn weight(size: usize) -> usize {
-    const EACH: usize = 256;
-    size + EACH
+    const OVERHEAD: usize = 256;
+    size + OVERHEAD
 }
 
 #[cfg(test)]
@@ -178,37 +178,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ticket_is_done_with_its_last_answer_and_its_slot_is_free() {
-        let in_flight_table = InFlightTable::new(1_000);
-        let (slot, pending) = in_flight_table.open(vec![1; 2]);
-        in_flight_table.answer(slot, 1, Ok(delivery(1)));
+    async fn a_call_ends_with_its_last_outcome_and_frees_its_slot() {
+        let table = InFlightTable::new(1_000);
+        let (slot, pending) = table.register(vec![1; 2]);
+        table.set_outcome(slot, 1, Ok(delivery(1)));
         assert!(futures::FutureExt::now_or_never(pending.done()).is_none());
-        in_flight_table.answer(slot, 1, Ok(delivery(7)));
+        table.set_outcome(slot, 1, Ok(delivery(7)));
         assert!(
             futures::FutureExt::now_or_never(pending.done()).is_none(),
-            "the same message twice is one answer"
+            "two outcomes of one message count once"
         );
-        in_flight_table.answer(slot, 0, Ok(delivery(0)));
+        table.set_outcome(slot, 0, Ok(delivery(0)));
         pending.done().await;
         let missing = DeliveryError::unknown(Error::new(ErrorKind::Timeout, "c", "publish"));
         let offsets: Vec<_> =
             pending.report(&missing).into_outcomes().into_iter().map(|o| o.map(|d| d.offset).ok()).collect();
         assert_eq!(offsets, [Some(0), Some(1)]);
-        assert_eq!(in_flight_table.open(vec![1]).0, slot);
+        assert_eq!(table.register(vec![1]).0, slot);
     }
 
     #[tokio::test]
-    async fn names_hold_slot_and_index_and_give_the_space_back() {
-        let in_flight_table = InFlightTable::new(1_000);
-        in_flight_table.open(vec![1]);
-        let (slot, pending) = in_flight_table.open(vec![200; 3]);
-        in_flight_table.space().try_acquire_many(600).unwrap().forget();
+    async fn an_opaque_value_has_slot_and_index() {
+        let table = InFlightTable::new(1_000);
+        table.register(vec![1]);
+        let (slot, pending) = table.register(vec![200; 3]);
+        table.permits().try_acquire_many(600).unwrap().forget();
         for index in 0..3 {
-            in_flight_table.hand_over();
-            in_flight_table.answered(InFlightTable::name(slot, index), Ok(delivery(index as u64)));
+            table.add();
+            table.complete(InFlightTable::opaque(slot, index), Ok(delivery(index as u64)));
         }
         pending.done().await;
-        assert_eq!((in_flight_table.space().available_permits(), in_flight_table.in_flight()), (1_000, 0));
-        in_flight_table.drained().await;
+        assert_eq!((table.permits().available_permits(), table.in_flight()), (1_000, 0));
+        table.drained().await;
     }
 }

@@ -1,4 +1,4 @@
-//! Publishing: what can be refused is refused alone, the rest waits for space and is handed to librdkafka in order,
+//! Publishing: what can be refused is refused alone, the unsent waits for space and is sent to librdkafka in order,
 //! and one completion answers for the batch.
 
 use std::collections::HashMap;
@@ -15,58 +15,59 @@ use rdkafka::producer::BaseRecord;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{ProducerHandle, State};
+use super::client::{ProducerHandle, ProducerState};
 use super::in_flight::{InFlightTable, weight};
 use crate::config::RedpandaConfig;
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::metadata::{self, TopicMetadata, TopicMetadataCache};
 use crate::redpanda::{config, error};
 
-/// So many messages are handed over before other tasks get their turn.
-const TURN: usize = 512;
+/// So many messages are sent over before other tasks get their chunk.
+const CHUNK_MESSAGES: usize = 512;
 
 /// The sending side of a bus.
 #[derive(Debug)]
 pub(in crate::redpanda) struct Publisher {
     config: Arc<RedpandaConfig>,
-    in_flight_table: Arc<InFlightTable>,
+    in_flight: Arc<InFlightTable>,
     topics: Arc<TopicMetadataCache>,
     /// Producers by the size of their batches: one, unless a topic allows only small ones.
     producers: Mutex<HashMap<usize, Arc<ProducerHandle>>>,
-    ended: AtomicBool,
+    closed: AtomicBool,
 }
 
 /// Where a message goes, or why it does not.
-type Way = std::result::Result<usize, DeliveryError>;
+type Route = std::result::Result<usize, DeliveryError>;
 
 /// What one call knows of a topic.
-struct Known {
+struct KnownTopic {
     topic: TopicName,
-    facts: Result<TopicMetadata>,
+    metadata: Result<TopicMetadata>,
     /// It was looked up by this call.
-    anew: bool,
+    looked_up: bool,
 }
 
-impl Known {
+impl KnownTopic {
     /// What it refuses may be allowed by now.
-    fn is_doubtful(&self) -> bool {
-        !self.anew && self.facts.as_ref().is_ok_and(|facts| !facts.is_fresh())
+    fn may_be_stale(&self) -> bool {
+        !self.looked_up && self.metadata.as_ref().is_ok_and(|metadata| !metadata.is_fresh())
     }
 }
 
 /// What is to be looked up before a call can be judged.
 #[derive(Debug)]
 enum StaleMetadata<'a> {
-    New(&'a TopicName),
-    /// The place among the known ones.
-    Old(usize),
+    /// No metadata of this topic is known.
+    Missing(&'a TopicName),
+    /// The metadata with this index may be stale.
+    Expired(usize),
 }
 
 impl Publisher {
     pub(in crate::redpanda) fn new(config: Arc<RedpandaConfig>) -> Self {
-        let in_flight_table = Arc::new(InFlightTable::new(config.buffer_bytes));
+        let in_flight = Arc::new(InFlightTable::new(config.buffer_bytes));
         let producers = Mutex::default();
-        Self { config, in_flight_table, topics: Arc::default(), producers, ended: AtomicBool::new(false) }
+        Self { config, in_flight, topics: Arc::default(), producers, closed: AtomicBool::new(false) }
     }
 
     pub(in crate::redpanda) fn topics(&self) -> &TopicMetadataCache {
@@ -74,17 +75,17 @@ impl Publisher {
     }
 
     pub(in crate::redpanda) fn in_flight(&self) -> usize {
-        self.in_flight_table.in_flight()
+        self.in_flight.in_flight()
     }
 
     pub(in crate::redpanda) async fn drained(&self) {
-        self.in_flight_table.drained().await;
+        self.in_flight.drained().await;
     }
 
     /// Gives up every producer; what has no answer becomes unknown.
-    pub(in crate::redpanda) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-        self.in_flight_table.space().close();
+    pub(in crate::redpanda) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.in_flight.permits().close();
         self.lock().clear();
     }
 
@@ -94,47 +95,47 @@ impl Publisher {
         batch: &[Message],
         options: &PublishOptions,
     ) -> PublishReport {
-        let ways = self.ways(admin, batch, options).await;
+        let routes = self.routes(admin, batch, options).await;
         let added = options.headers.weight();
         // A message with many short headers may weigh more than the buffer holds. It then takes all of it.
         let most = self.config.buffer_bytes;
         let weights: Vec<_> =
             batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
-        let (slot, pending) = self.in_flight_table.open(weights);
-        // Whatever was not handed over when this future is dropped is answered as not sent.
-        let mut rest = Rest { in_flight_table: &self.in_flight_table, slot, next: 0, len: batch.len() };
+        let (slot, pending) = self.in_flight.register(weights);
+        // Whatever was not sent over when this future is dropped is answered as not sent.
+        let mut unsent = Unsent { in_flight: &self.in_flight, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
         let (mut producer, mut first) = (None, None);
-        let mut turn = self.turn(pending.weights(0, TURN));
-        for (index, (message, way)) in batch.iter().zip(ways).enumerate() {
-            if index > 0 && index.is_multiple_of(TURN) {
-                drop(turn);
+        let mut chunk = self.chunk(pending.weights(0, CHUNK_MESSAGES));
+        for (index, (message, route)) in batch.iter().zip(routes).enumerate() {
+            if index > 0 && index.is_multiple_of(CHUNK_MESSAGES) {
+                drop(chunk);
                 tokio::task::yield_now().await;
-                turn = self.turn(pending.weights(index, TURN));
+                chunk = self.chunk(pending.weights(index, CHUNK_MESSAGES));
             }
-            let handed = match way {
+            let sent = match route {
                 Ok(batch_bytes) => {
                     let first = *first.get_or_insert(index);
-                    let place =
-                        Place { batch_bytes, slot, first, index, weight: pending.weight(index), deadline };
-                    self.hand_over(&mut producer, &mut turn, place, message, &options.headers).await
+                    let outgoing =
+                        Outgoing { batch_bytes, slot, first, index, weight: pending.weight(index), deadline };
+                    self.send(&mut producer, &mut chunk, outgoing, message, &options.headers).await
                 }
-                Err(failure) => Err(Stop::This(failure)),
+                Err(failure) => Err(Refusal::Message(failure)),
             };
-            match handed {
+            match sent {
                 Ok(()) => {}
-                Err(Stop::This(failure)) => {
-                    self.in_flight_table.answer(slot, index, Err(failure));
+                Err(Refusal::Message(failure)) => {
+                    self.in_flight.set_outcome(slot, index, Err(failure));
                 }
-                Err(Stop::Rest(failure)) => {
-                    rest.fail(&failure);
+                Err(Refusal::Call(failure)) => {
+                    unsent.fail(&failure);
                     break;
                 }
             }
-            rest.next = index + 1;
+            unsent.next = index + 1;
         }
-        rest.next = batch.len();
-        drop(turn);
+        unsent.next = batch.len();
+        drop(chunk);
         // librdkafka answers within the delivery timeout; if it does not, nothing is known.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
         let _ = tokio::time::timeout(limit, pending.done()).await;
@@ -145,52 +146,52 @@ impl Publisher {
         config::limit(self.config.delivery_timeout_ms)
     }
 
-    /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same facts,
+    /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same metadata,
     /// so that one producer takes them and their order holds.
-    async fn ways(
+    async fn routes(
         &self,
         admin: &Arc<AdminClient<KafkaContext>>,
         batch: &[Message],
         options: &PublishOptions,
-    ) -> Vec<Way> {
-        let mut known: Vec<Known> = Vec::new();
+    ) -> Vec<Route> {
+        let mut known: Vec<KnownTopic> = Vec::new();
         loop {
-            match self.judge(&known, batch, options) {
-                Ok(ways) => return ways,
-                Err(StaleMetadata::New(topic)) => {
-                    let (anew, facts) = match self.topics.known(topic) {
-                        Some(facts) => (false, Ok(facts)),
+            match self.route_all(&known, batch, options) {
+                Ok(routes) => return routes,
+                Err(StaleMetadata::Missing(topic)) => {
+                    let (looked_up, metadata) = match self.topics.get(topic) {
+                        Some(metadata) => (false, Ok(metadata)),
                         None => (true, self.look_up(admin, topic).await),
                     };
-                    known.push(Known { topic: topic.clone(), facts, anew });
+                    known.push(KnownTopic { topic: topic.clone(), metadata, looked_up });
                 }
-                Err(StaleMetadata::Old(at)) => {
-                    let facts = self.look_up(admin, &known[at].topic).await;
-                    (known[at].facts, known[at].anew) = (facts, true);
+                Err(StaleMetadata::Expired(at)) => {
+                    let metadata = self.look_up(admin, &known[at].topic).await;
+                    (known[at].metadata, known[at].looked_up) = (metadata, true);
                 }
             }
         }
     }
 
     /// Judges every message by what is known, or says what is to be looked up first.
-    fn judge<'a>(
+    fn route_all<'a>(
         &self,
-        known: &[Known],
+        known: &[KnownTopic],
         batch: &'a [Message],
         options: &PublishOptions,
-    ) -> std::result::Result<Vec<Way>, StaleMetadata<'a>> {
-        let mut ways = Vec::with_capacity(batch.len());
+    ) -> std::result::Result<Vec<Route>, StaleMetadata<'a>> {
+        let mut routes = Vec::with_capacity(batch.len());
         for message in batch {
             // Messages of one topic mostly come together.
             let at = known.iter().rposition(|known| known.topic == message.topic);
-            let at = at.ok_or(StaleMetadata::New(&message.topic))?;
-            let way = self.way(&known[at].facts, message, options);
-            if way.is_err() && known[at].is_doubtful() {
-                return Err(StaleMetadata::Old(at));
+            let at = at.ok_or(StaleMetadata::Missing(&message.topic))?;
+            let route = self.route(&known[at].metadata, message, options);
+            if route.is_err() && known[at].may_be_stale() {
+                return Err(StaleMetadata::Expired(at));
             }
-            ways.push(way);
+            routes.push(route);
         }
-        Ok(ways)
+        Ok(routes)
     }
 
     async fn look_up(
@@ -199,21 +200,21 @@ impl Publisher {
         topic: &TopicName,
     ) -> Result<TopicMetadata> {
         let limit = config::limit(self.config.request_timeout_ms);
-        let facts = metadata::look_up(admin, topic, limit, "publish").await;
-        match &facts {
-            Ok(facts) => self.topics.keep(topic, *facts),
-            Err(_) => self.topics.forget(topic.as_str()),
+        let metadata = metadata::look_up(admin, topic, limit, "publish").await;
+        match &metadata {
+            Ok(metadata) => self.topics.insert(topic, *metadata),
+            Err(_) => self.topics.remove(topic.as_str()),
         }
-        facts
+        metadata
     }
 
-    fn way(&self, facts: &Result<TopicMetadata>, message: &Message, options: &PublishOptions) -> Way {
+    fn route(&self, metadata: &Result<TopicMetadata>, message: &Message, options: &PublishOptions) -> Route {
         let refuse = |error: Error| Err(DeliveryError::not_sent(error));
-        let facts = match facts {
-            Ok(facts) => facts,
+        let metadata = match metadata {
+            Ok(metadata) => metadata,
             Err(error) => return refuse(error.clone()),
         };
-        if let Some(partition) = message.partition.filter(|partition| *partition >= facts.partitions) {
+        if let Some(partition) = message.partition.filter(|partition| *partition >= metadata.partitions) {
             return refuse(error::unknown_partition(&message.topic, partition, "publish"));
         }
         let size = message.size() + options.headers.size();
@@ -221,97 +222,101 @@ impl Publisher {
             return refuse(error::too_large(size, self.config.max_message_bytes));
         }
         let encoded = size + framing(message.headers.len() + options.headers.len());
-        if encoded > facts.max_message_bytes {
-            return refuse(error::too_large(encoded, facts.max_message_bytes));
+        if encoded > metadata.max_message_bytes {
+            return refuse(error::too_large(encoded, metadata.max_message_bytes));
         }
-        Ok(metadata::batch_bytes(facts.max_message_bytes))
+        Ok(metadata::batch_bytes(metadata.max_message_bytes))
     }
 
     /// Waits for space and hands a message to librdkafka, which answers for it from then on.
-    async fn hand_over(
+    async fn send(
         &self,
         producer: &mut Option<(usize, Arc<ProducerHandle>)>,
-        turn: &mut Turn<'_>,
-        place: Place,
+        chunk: &mut Chunk<'_>,
+        outgoing: Outgoing,
         message: &Message,
         added: &Headers,
-    ) -> std::result::Result<(), Stop> {
+    ) -> std::result::Result<(), Refusal> {
         // Given back by itself, whatever happens, unless librdkafka has the message.
-        let space = match turn.space.as_mut().and_then(|space| space.split(place.weight)) {
-            Some(_) if self.ended.load(Ordering::Acquire) => {
-                return Err(Stop::Rest(DeliveryError::not_sent(error::closed("publish"))));
+        let space = match chunk.space.as_mut().and_then(|space| space.split(outgoing.weight)) {
+            Some(_) if self.closed.load(Ordering::Acquire) => {
+                return Err(Refusal::Call(DeliveryError::not_sent(error::closed("publish"))));
             }
             Some(space) => space,
-            None => self.take_space(&place, turn).await.map_err(Stop::Rest)?,
+            None => self.acquire(&outgoing, chunk).await.map_err(Refusal::Call)?,
         };
-        let mut record = record(message, added, InFlightTable::name(place.slot, place.index));
-        let mut told = false;
+        let mut record = record(message, added, InFlightTable::opaque(outgoing.slot, outgoing.index));
+        let mut refreshed = false;
         loop {
             let used = match producer {
-                Some((batch_bytes, used)) if *batch_bytes == place.batch_bytes => used,
+                Some((batch_bytes, used)) if *batch_bytes == outgoing.batch_bytes => used,
                 _ => {
-                    let found = self.producer(place.batch_bytes, place.deadline).await.map_err(Stop::Rest)?;
-                    turn.now = SystemClock.now();
-                    &mut producer.insert((place.batch_bytes, found)).1
+                    let found = self
+                        .producer(outgoing.batch_bytes, outgoing.deadline)
+                        .await
+                        .map_err(Refusal::Call)?;
+                    chunk.now = SystemClock.now();
+                    &mut producer.insert((outgoing.batch_bytes, found)).1
                 }
             };
-            record.timestamp = Some(message.timestamp.unwrap_or(turn.now).as_millis_floor());
-            self.in_flight_table.hand_over();
+            record.timestamp = Some(message.timestamp.unwrap_or(chunk.now).as_millis_floor());
+            self.in_flight.add();
             let Err((refused, back)) = used.producer().send(record) else {
                 space.forget();
                 return Ok(());
             };
-            self.in_flight_table.take_back();
+            self.in_flight.remove();
             record = back;
             // It never left: whatever the reason, it is not in the log.
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
-                RDKafkaErrorCode::QueueFull if Instant::now() < place.deadline => {
+                RDKafkaErrorCode::QueueFull if Instant::now() < outgoing.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
-                    turn.now = SystemClock.now();
+                    chunk.now = SystemClock.now();
                     continue;
                 }
                 // The topic has this partition, of which the producer has not heard yet.
-                RDKafkaErrorCode::UnknownPartition if !told => {
-                    told = true;
-                    used.look_at(&message.topic, config::limit(self.config.request_timeout_ms)).await;
-                    turn.now = SystemClock.now();
+                RDKafkaErrorCode::UnknownPartition if !refreshed => {
+                    refreshed = true;
+                    used.refresh_metadata(&message.topic, config::limit(self.config.request_timeout_ms))
+                        .await;
+                    chunk.now = SystemClock.now();
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {
-                    used.die();
-                    // Before anything was handed over the next producer can take all of it.
-                    if place.index == place.first {
+                    used.fail();
+                    // Before anything was sent over the next producer can take all of it.
+                    if outgoing.index == outgoing.first {
                         *producer = None;
                         continue;
                     }
-                    let reason = used.reason().unwrap_or_else(error::rebuilding);
-                    Stop::Rest(DeliveryError::not_sent(reason))
+                    let reason = used.fatal_error().unwrap_or_else(error::rebuilding);
+                    Refusal::Call(DeliveryError::not_sent(reason))
                 }
-                code => Stop::This(DeliveryError::not_sent(error::delivery(code).error)),
+                code => Refusal::Message(DeliveryError::not_sent(error::delivery(code).error)),
             };
             return Err(failure);
         }
     }
 
-    /// Begins a turn: it takes the space for its messages at once, if there is so much.
-    fn turn(&self, weights: &[usize]) -> Turn<'_> {
+    /// Begins a chunk: it takes the space for its messages at once, if there is so much.
+    fn chunk(&self, weights: &[usize]) -> Chunk<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
-        let space = space.and_then(|weight| self.in_flight_table.space().try_acquire_many(weight).ok());
-        Turn { now: SystemClock.now(), space }
+        let space = space.and_then(|weight| self.in_flight.permits().try_acquire_many(weight).ok());
+        Chunk { now: SystemClock.now(), space }
     }
 
-    async fn take_space<'a>(
+    async fn acquire<'a>(
         &'a self,
-        place: &Place,
-        turn: &mut Turn<'_>,
+        outgoing: &Outgoing,
+        chunk: &mut Chunk<'_>,
     ) -> std::result::Result<SemaphorePermit<'a>, DeliveryError> {
-        let weight = u32::try_from(place.weight).unwrap_or(u32::MAX);
-        let space = self.in_flight_table.space();
+        let weight = u32::try_from(outgoing.weight).unwrap_or(u32::MAX);
+        let space = self.in_flight.permits();
         if let Ok(permit) = space.try_acquire_many(weight) {
             return Ok(permit);
         }
-        let taken = timeout_at(place.deadline, space.acquire_many(weight)).await;
-        turn.now = SystemClock.now();
+        let taken = timeout_at(outgoing.deadline, space.acquire_many(weight)).await;
+        chunk.now = SystemClock.now();
         match taken {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(DeliveryError::not_sent(error::closed("publish"))),
@@ -328,20 +333,16 @@ impl Publisher {
         loop {
             let (left, reason) = {
                 let mut producers = self.lock();
-                if self.ended.load(Ordering::SeqCst) {
+                if self.closed.load(Ordering::SeqCst) {
                     return Err(DeliveryError::not_sent(error::closed("publish")));
                 }
                 let found = producers.get(&batch_bytes);
                 match found.map(|producer| (producer, producer.state())) {
-                    Some((producer, State::Alive)) => return Ok(producer.clone()),
-                    Some((_, State::Dead(left, reason))) if !left.is_zero() => (left, reason),
+                    Some((producer, ProducerState::Alive)) => return Ok(producer.clone()),
+                    Some((_, ProducerState::Dead(left, reason))) if !left.is_zero() => (left, reason),
                     _ => {
-                        let producer = ProducerHandle::build(
-                            &self.config,
-                            batch_bytes,
-                            &self.in_flight_table,
-                            &self.topics,
-                        );
+                        let producer =
+                            ProducerHandle::build(&self.config, batch_bytes, &self.in_flight, &self.topics);
                         let producer = Arc::new(producer.map_err(DeliveryError::not_sent)?);
                         producers.insert(batch_bytes, producer.clone());
                         return Ok(producer);
@@ -361,18 +362,18 @@ impl Publisher {
 }
 
 /// Where a message stands in its batch, and what it needs.
-struct Place {
+struct Outgoing {
     batch_bytes: usize,
     slot: usize,
-    /// The first message of the call that was to be handed over.
+    /// The first message of the call that was to be sent over.
     first: usize,
     index: usize,
     weight: usize,
     deadline: Instant,
 }
 
-/// What the messages of a turn share.
-struct Turn<'a> {
+/// What the messages of a chunk share.
+struct Chunk<'a> {
     /// The time of those that name none. librdkafka would look at the clock for each.
     now: Timestamp,
     /// What is left of the space for them; None if there was too little, and each waits for its own.
@@ -380,29 +381,29 @@ struct Turn<'a> {
 }
 
 /// How much of a batch is not sent.
-enum Stop {
-    This(DeliveryError),
-    Rest(DeliveryError),
+enum Refusal {
+    Message(DeliveryError),
+    Call(DeliveryError),
 }
 
-/// The messages of a call that were not handed over.
-struct Rest<'a> {
-    in_flight_table: &'a InFlightTable,
+/// The messages of a call that were not sent over.
+struct Unsent<'a> {
+    in_flight: &'a InFlightTable,
     slot: usize,
     next: usize,
     len: usize,
 }
 
-impl Rest<'_> {
+impl Unsent<'_> {
     fn fail(&mut self, failure: &DeliveryError) {
         for index in self.next..self.len {
-            self.in_flight_table.answer(self.slot, index, Err(failure.clone()));
+            self.in_flight.set_outcome(self.slot, index, Err(failure.clone()));
         }
         self.next = self.len;
     }
 }
 
-impl Drop for Rest<'_> {
+impl Drop for Unsent<'_> {
     fn drop(&mut self) {
         if self.next < self.len {
             self.fail(&DeliveryError::not_sent(error::dropped()));
@@ -437,7 +438,7 @@ mod tests {
 
     use super::*;
 
-    fn facts(max_message_bytes: usize, age: Duration) -> TopicMetadata {
+    fn metadata(max_message_bytes: usize, age: Duration) -> TopicMetadata {
         let at = std::time::Instant::now().checked_sub(age).unwrap();
         TopicMetadata { partitions: 1, max_message_bytes, at }
     }
@@ -447,13 +448,13 @@ mod tests {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
-        let left = || publisher.in_flight_table.space().available_permits();
-        let mut turn = publisher.turn(&[300, 400]);
+        let left = || publisher.in_flight.permits().available_permits();
+        let mut chunk = publisher.chunk(&[300, 400]);
         assert_eq!(left(), 300);
-        assert!(publisher.turn(&[100, 201]).space.is_none());
+        assert!(publisher.chunk(&[100, 201]).space.is_none());
         assert_eq!(left(), 300);
-        turn.space.as_mut().unwrap().split(400).unwrap().forget();
-        drop(turn);
+        chunk.space.as_mut().unwrap().split(400).unwrap().forget();
+        drop(chunk);
         assert_eq!(left(), 600, "what no message took is given back");
     }
 
@@ -462,38 +463,38 @@ mod tests {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
-        let taken = publisher.turn(&[800]);
-        let mut turn = publisher.turn(&[300, 300]);
-        let began = turn.now;
+        let taken = publisher.chunk(&[800]);
+        let mut chunk = publisher.chunk(&[300, 300]);
+        let began = chunk.now;
         let deadline = Instant::now() + Duration::from_secs(5);
-        let place = Place { batch_bytes: 1 << 20, slot: 0, first: 0, index: 0, weight: 300, deadline };
+        let outgoing = Outgoing { batch_bytes: 1 << 20, slot: 0, first: 0, index: 0, weight: 300, deadline };
         let wait = Duration::from_millis(50);
         let free = async {
             tokio::time::sleep(wait).await;
             drop(taken);
         };
-        let (space, ()) = tokio::join!(publisher.take_space(&place, &mut turn), free);
-        let waited = turn.now.as_millis_floor() - began.as_millis_floor();
+        let (space, ()) = tokio::join!(publisher.acquire(&outgoing, &mut chunk), free);
+        let waited = chunk.now.as_millis_floor() - began.as_millis_floor();
         assert!(waited >= 40, "{waited} ms");
         drop(space.unwrap());
-        assert_eq!(publisher.in_flight_table.space().available_permits(), 1_000);
+        assert_eq!(publisher.in_flight.permits().available_permits(), 1_000);
     }
 
     #[tokio::test]
     async fn a_turn_that_has_its_space_notices_the_end() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
-        let (slot, _pending) = publisher.in_flight_table.open(vec![300]);
-        let mut turn = publisher.turn(&[300]);
-        publisher.end();
+        let (slot, _pending) = publisher.in_flight.register(vec![300]);
+        let mut chunk = publisher.chunk(&[300]);
+        publisher.close();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let place = Place { batch_bytes: 1 << 20, slot, first: 0, index: 0, weight: 300, deadline };
+        let outgoing = Outgoing { batch_bytes: 1 << 20, slot, first: 0, index: 0, weight: 300, deadline };
         let producer =
-            ProducerHandle::build(&publisher.config, 1 << 20, &publisher.in_flight_table, &publisher.topics)
+            ProducerHandle::build(&publisher.config, 1 << 20, &publisher.in_flight, &publisher.topics)
                 .unwrap();
         let mut producer = Some((1 << 20, Arc::new(producer)));
-        let handed = publisher.hand_over(&mut producer, &mut turn, place, &message, &Headers::new()).await;
-        let Err(Stop::Rest(failure)) = handed else { panic!("it was handed over") };
+        let sent = publisher.send(&mut producer, &mut chunk, outgoing, &message, &Headers::new()).await;
+        let Err(Refusal::Call(failure)) = sent else { panic!("it was sent over") };
         assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
     }
 
@@ -502,7 +503,7 @@ mod tests {
         let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let topic = TopicName::new("t").unwrap();
-        // Every turn has its space at once, or some have to wait for each message.
+        // Every chunk has its space at once, or some have to wait for each message.
         for buffer_bytes in [64 << 20, 200_000, 1_000] {
             let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
             config.buffer_bytes = buffer_bytes;
@@ -510,11 +511,11 @@ mod tests {
             let (admin, publisher) = (Arc::new(admin), Publisher::new(Arc::new(config)));
             // The mock would be asked for settings until the request timeout has passed.
             let at = std::time::Instant::now() + Duration::from_hours(1);
-            publisher.topics.keep(&topic, TopicMetadata { at, ..facts(1_000_000, Duration::ZERO) });
+            publisher.topics.insert(&topic, TopicMetadata { at, ..metadata(1_000_000, Duration::ZERO) });
             let call = async |len: usize| {
-                // The first of every turn goes nowhere.
+                // The first of every chunk goes nowhere.
                 let message = |n: usize| {
-                    let partition = u32::from(n.is_multiple_of(TURN));
+                    let partition = u32::from(n.is_multiple_of(CHUNK_MESSAGES));
                     Message::new(topic.clone(), n.to_string()).with_partition(partition)
                 };
                 let batch: Vec<_> = (0..len).map(message).collect();
@@ -526,26 +527,28 @@ mod tests {
                             assert!(last < Some(delivery.offset), "{n} of {len}");
                             last = Some(delivery.offset);
                         }
-                        Err(failure) => assert!(n.is_multiple_of(TURN), "{n} of {len}: {}", failure.error),
+                        Err(failure) => {
+                            assert!(n.is_multiple_of(CHUNK_MESSAGES), "{n} of {len}: {}", failure.error)
+                        }
                     }
                 }
             };
             let lengths = if buffer_bytes > 1_000 { &[1, 511, 512, 513, 1_024, 1_025][..] } else { &[3, 9] };
             futures::future::join_all(lengths.iter().map(|len| call(*len))).await;
             publisher.drained().await;
-            assert_eq!(publisher.in_flight_table.space().available_permits(), buffer_bytes);
+            assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
             // A call that is given up in the middle keeps nothing either.
-            let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * TURN)).await;
+            let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * CHUNK_MESSAGES)).await;
             publisher.drained().await;
-            assert_eq!(publisher.in_flight_table.space().available_permits(), buffer_bytes);
-            // One that the end meets is answered to the last message.
-            let batch = vec![Message::new(topic.clone(), "x"); 2 * TURN];
+            assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
+            // One that the close meets is answered to the last message.
+            let batch = vec![Message::new(topic.clone(), "x"); 2 * CHUNK_MESSAGES];
             let publish = publisher.publish(&admin, &batch, PublishOptions::NONE);
-            let (report, ()) = tokio::join!(publish, async { publisher.end() });
+            let (report, ()) = tokio::join!(publish, async { publisher.close() });
             let outcomes = report.into_outcomes();
-            assert_eq!(outcomes.len(), 2 * TURN);
+            assert_eq!(outcomes.len(), 2 * CHUNK_MESSAGES);
             let closed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-            assert!(closed.clone().count() >= TURN);
+            assert!(closed.clone().count() >= CHUNK_MESSAGES);
             for failure in closed {
                 assert_eq!(
                     (failure.state, failure.error.kind()),
@@ -563,14 +566,14 @@ mod tests {
         let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
         let (admin, publisher) = (Arc::new(admin), Publisher::new(config));
         let topic = TopicName::new("t").unwrap();
-        publisher.topics.keep(&topic, facts(1_000_000, Duration::ZERO));
+        publisher.topics.insert(&topic, metadata(1_000_000, Duration::ZERO));
         let batch =
             [0, 1].map(|partition| Message::new(topic.clone(), vec![0; 1_000]).with_partition(partition));
         let publish = publisher.publish(&admin, &batch, PublishOptions::NONE);
         tokio::pin!(publish);
         assert!(futures::poll!(publish).is_pending());
         assert_eq!(publisher.in_flight(), 1);
-        let held = publisher.config.buffer_bytes - publisher.in_flight_table.space().available_permits();
+        let held = publisher.config.buffer_bytes - publisher.in_flight.permits().available_permits();
         assert_eq!(held, weight(1_000), "the second one went nowhere");
     }
 
@@ -581,20 +584,24 @@ mod tests {
         let message = |topic: &TopicName, size: usize| Message::new(topic.clone(), vec![0; size]);
         let batch =
             [message(&topic, 10), message(&other, 10), message(&topic, 1_100_000), message(&topic, 10)];
-        let judge = |known: &[Known]| publisher.judge(known, &batch, PublishOptions::NONE);
-        let known = |topic: &TopicName, facts, anew| Known { topic: topic.clone(), facts: Ok(facts), anew };
+        let route_all = |known: &[KnownTopic]| publisher.route_all(known, &batch, PublishOptions::NONE);
+        let known = |topic: &TopicName, metadata, looked_up| KnownTopic {
+            topic: topic.clone(),
+            metadata: Ok(metadata),
+            looked_up,
+        };
         let (old, new) = (Duration::from_mins(1), Duration::ZERO);
-        assert!(matches!(judge(&[]), Err(StaleMetadata::New(asked)) if *asked == topic));
-        let mut all = vec![known(&topic, facts(1_000_000, old), false)];
-        assert!(matches!(judge(&all), Err(StaleMetadata::New(asked)) if *asked == other));
-        all.push(known(&other, facts(1_000_000, old), false));
-        // The third message is refused by facts that are old. The first one must not go by them either.
-        assert!(matches!(judge(&all), Err(StaleMetadata::Old(0))));
-        all[0] = known(&topic, facts(10_000, new), true);
-        let ways: Vec<_> = judge(&all).unwrap().into_iter().map(Result::ok).collect();
-        assert_eq!(ways, [Some(8_192), Some(524_288), None, Some(8_192)]);
+        assert!(matches!(route_all(&[]), Err(StaleMetadata::Missing(asked)) if *asked == topic));
+        let mut all = vec![known(&topic, metadata(1_000_000, old), false)];
+        assert!(matches!(route_all(&all), Err(StaleMetadata::Missing(asked)) if *asked == other));
+        all.push(known(&other, metadata(1_000_000, old), false));
+        // The third message is refused by metadata that are old. The first one must not go by them either.
+        assert!(matches!(route_all(&all), Err(StaleMetadata::Expired(0))));
+        all[0] = known(&topic, metadata(10_000, new), true);
+        let routes: Vec<_> = route_all(&all).unwrap().into_iter().map(Result::ok).collect();
+        assert_eq!(routes, [Some(8_192), Some(524_288), None, Some(8_192)]);
         // Looking up took its time: what this call asked for is not asked for again.
-        all[0] = known(&topic, facts(10_000, old), true);
-        assert!(judge(&all).is_ok());
+        all[0] = known(&topic, metadata(10_000, old), true);
+        assert!(route_all(&all).is_ok());
     }
 }
