@@ -1,6 +1,5 @@
 //! The backends of `qi`, each behind a feature of its own, and the [configuration](config) that picks one.
 
-#[cfg(feature = "clickhouse")]
 pub mod clickhouse;
 pub mod config;
 #[cfg(feature = "fuzzing")]
@@ -12,7 +11,7 @@ pub mod opentelemetry;
 mod plaintext;
 #[cfg(feature = "redpanda")]
 pub mod redpanda;
-#[cfg(feature = "timescale")]
+mod rules;
 pub mod timescale;
 
 pub use config::{Backends, Config};

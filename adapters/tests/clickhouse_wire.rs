@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use qi_adapters::clickhouse::config::Compression;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_adapters::config::clickhouse::Compression;
 use qi_core::store::{DeleteQuery, RangeQuery, StatsQuery};
 use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -74,7 +74,9 @@ async fn a_backend_that_cannot_be_opened_says_why() {
         let config = Config::builder().variables([("QI__STORE__BACKEND", word)]).build().unwrap();
         config.open_store().await.unwrap_err()
     };
-    for word in ["timescale", "clickhouse"] {
+    for (word, feature) in
+        [("timescale", "timescale"), ("postgres", "timescale"), ("clickhouse", "clickhouse")]
+    {
         let error = open(word).await;
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(
@@ -85,7 +87,7 @@ async fn a_backend_that_cannot_be_opened_says_why() {
         );
         if error.code() == "config.backend.not_compiled" {
             assert!(
-                error.message().unwrap().contains(&format!("feature `{word}` of qi-adapters")),
+                error.message().unwrap().contains(&format!("feature `{feature}` of qi-adapters")),
                 "{error}"
             );
         }
@@ -93,10 +95,12 @@ async fn a_backend_that_cannot_be_opened_says_why() {
     let unknown = open("memroy").await;
     assert_eq!(unknown.code(), "config.backend.unknown");
     assert!(unknown.message().unwrap().contains("did you mean `memory`"), "{unknown}");
-    let bus = Config::builder().variables([("QI__BUS__BACKEND", "redpanda")]).build().unwrap();
-    let error = bus.open_bus().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(["config.backend.not_compiled", "bus.redpanda.config"].contains(&error.code()), "{error}");
+    for word in ["redpanda", "kafka"] {
+        let bus = Config::builder().variables([("QI__BUS__BACKEND", word)]).build().unwrap();
+        let error = bus.open_bus().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(["config.backend.not_compiled", "bus.redpanda.config"].contains(&error.code()), "{error}");
+    }
 }
 
 #[test]
@@ -446,6 +450,36 @@ mod timescale {
     }
 
     #[tokio::test]
+    async fn postgres_is_the_adapter_without_the_extension() {
+        let file = "[store]\nbackend = \"postgres\"\n[store.postgres]\nurl = \"postgres://a:first@one:1/x\"\n\
+                    hypertables = \"off\"\n[store.timescale]\nurl = \"postgres://b:first@other:1/x\"";
+        let variables = [("QI__STORE__POSTGRES__HOST", "two")];
+        let store = build(file, variables).unwrap().open_store().await.unwrap();
+        assert!(store.to_string().ends_with("Limit(timescale(two:1/x, schema qi)))))))"), "{store}");
+        let shown = format!("{store:?}");
+        assert!(shown.contains("hypertables: Off") && !shown.contains("first"), "{shown}");
+        for (section, key) in [
+            ("", "store.postgres.url"),
+            ("host = \"h\"\npool.max_connections = 0", "store.postgres.pool.max_connections"),
+            (
+                "host = \"h\"\ntls.client_cert = \"none.pem\"\ntls.client_key = \"none.pem\"",
+                "store.postgres.tls.client_cert",
+            ),
+            ("host = \"h\"\nhypertables = \"on\"", "store.postgres.hypertables"),
+            ("host = \"h\"\nchunks.ticks_hours = 24", "store.postgres.chunks"),
+            ("host = \"h\"\ncolumnstore.ticks_hours = 24", "store.postgres.columnstore"),
+            ("host = \"h\"\nretention.ticks_hours = 24", "store.postgres.retention"),
+        ] {
+            let file = format!("[store]\nbackend = \"postgres\"\n[store.postgres]\n{section}");
+            let opened = async { build(&file, NONE)?.open_store().await };
+            let error = opened.await.expect_err(section);
+            assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(key)), "{error}");
+        }
+        let error = build("[store.postgres]\nurk = \"x\"", NONE).unwrap_err();
+        assert!(error.to_string().contains("store.postgres.url"), "{error}");
+    }
+
+    #[tokio::test]
     async fn fields_replace_parts_of_the_url_and_the_environment_replaces_fields() {
         let file = "[store]\nbackend = \"timescale\"\n[store.timescale]\n\
                     url = \"postgres://a:first@one:1/x\"\nport = 2\nretention.ticks_hours = 48";
@@ -567,6 +601,20 @@ mod redpanda {
         assert!(shown.contains("redpanda") && !shown.contains("hunter"), "{shown}");
         assert_eq!(bus.info().delivery_timeout, std::time::Duration::from_mins(2));
         bus.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn kafka_is_the_same_adapter_with_a_section_of_its_own() {
+        let file = "[bus]\nbackend = \"kafka\"\n[bus.kafka]\nbrokers = \"one:1\"\n[bus.redpanda]\nbrokers = \"two:2\"";
+        let bus = build(file, NONE).unwrap().open_bus().await.unwrap();
+        assert_eq!(bus.info().backend, "redpanda");
+        bus.close().await.unwrap();
+        let file = "[bus]\nbackend = \"kafka\"\n[bus.redpanda]\nbrokers = \"two:2\"";
+        let error = build(file, NONE).unwrap().open_bus().await.unwrap_err();
+        assert_eq!(error.context_value("key"), Some("bus.kafka.brokers"), "{error}");
+        let error =
+            build(file, [("QI__BUS__KAFKA__BROKERS", "three")]).unwrap().open_bus().await.unwrap_err();
+        assert_eq!(error.context_value("value"), Some("three"), "{error}");
     }
 
     #[tokio::test]

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use qi_core::store::{Anchor, Dataset, DeleteQuery, InstrumentQuery, InstrumentSummary, Page, Paged};
 use qi_core::{Instrument, Scope, Selection, TimeRange, Timestamp};
 
-use super::ClickHouseStore;
-use super::client::{rows, run};
+use super::connect::{rows, run};
 use super::error::Cause;
 use super::read::{Key, at, within};
 use super::schema::Place;
+use super::store::ClickHouseStore;
 use super::table::{literal, read_time, table_of};
 
 /// A deletion is done when it is done everywhere, and takes no row that comes after it.

@@ -4,12 +4,12 @@ use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::{Anchor, BarQuery, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery};
 use qi_core::{BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Quantity, TimeRange, Timestamp};
 
-use super::ClickHouseStore;
-use super::client::rows;
+use super::connect::rows;
 use super::error::Cause;
 use super::read::{FINAL, within};
-use super::rowbinary::Reader;
+use super::store::ClickHouseStore;
 use super::table::{of_instrument, read_price, read_time};
+use super::wire::Reader;
 
 /// The Monday from which buckets are counted, in microseconds: the first time that a record can have.
 const MONDAY: i64 = 345_600_000_000;
@@ -121,7 +121,7 @@ impl ClickHouseStore {
                 values.quote_volume = Some(Quantity::new(turnover.total()?)?);
             }
             found.push(
-                Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::corrupt)?,
+                Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
             );
         }
         Ok(())
@@ -173,8 +173,8 @@ impl ClickHouseStore {
         else {
             return Ok(None);
         };
-        let time = |micros| Timestamp::from_micros(micros).map_err(Cause::corrupt);
-        let price = |units| qi_core::Price::from_units(units).map_err(Cause::corrupt);
+        let time = |micros| Timestamp::from_micros(micros).map_err(Cause::Corrupt);
+        let price = |units| qi_core::Price::from_units(units).map_err(Cause::Corrupt);
         let first = PricePoint { ts: time(first_ts)?, seq: first_seq, price: price(open)? };
         let last = PricePoint { ts: time(last_ts)?, seq: last_seq, price: price(close)? };
         let sums = sums.transpose()?;

@@ -3,45 +3,38 @@
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
 
 use super::BACKEND;
-use super::rowbinary::Malformed;
+use super::wire::Malformed;
 
-/// Why a call failed, before it has the name of its operation.
-#[derive(Debug)]
+/// The cause of a failed call, before it has the name of its operation.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
-    /// The client's error, which holds what the server said.
-    Client(clickhouse::error::Error),
-    /// No permit came within the acquire timeout.
-    Busy { most: usize },
-    /// The store was closed.
+    /// An error of the client. It holds the server's response.
+    #[error(transparent)]
+    Client(#[from] clickhouse::error::Error),
+    /// No permit within the acquire timeout.
+    #[error("{max_connections} requests are in flight, the maximum")]
+    Busy { max_connections: usize },
+    /// A call after `close`.
+    #[error("the store is closed")]
     Closed,
-    /// The data or the server changed during each attempt: deletions under a read, or upgrades under a write.
+    /// Deletions during a read, or upgrades during a write, in each attempt.
+    #[error("the data or the server changed during each attempt")]
     Changing,
-    /// The schema is not this code's.
+    /// A schema of another program.
+    #[error("{rule}")]
     Schema { rule: String },
-    /// An answer has more bytes than any answer to the request can have.
+    /// A response that is longer than a correct response to the request can be.
+    #[error("the response is longer than {limit} bytes, the maximum for this request")]
     TooLarge { limit: usize },
-    /// Bytes that are no rows, or rows that are no records.
-    Corrupt(Box<dyn std::error::Error + Send + Sync>),
-    /// An error of core, about a value.
-    Core(Error),
-}
-
-impl From<clickhouse::error::Error> for Cause {
-    fn from(error: clickhouse::error::Error) -> Self {
-        Self::Client(error)
-    }
-}
-
-impl From<Malformed> for Cause {
-    fn from(error: Malformed) -> Self {
-        Self::Corrupt(Box::new(error))
-    }
-}
-
-impl From<Error> for Cause {
-    fn from(error: Error) -> Self {
-        Self::Core(error)
-    }
+    /// Bytes that are not rows.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// A row that is not a valid record.
+    #[error(transparent)]
+    Corrupt(Error),
+    /// An error of the core library about a value.
+    #[error(transparent)]
+    Core(#[from] Error),
 }
 
 /// The server's codes with their names, as `errorCodeToName` gives them.
@@ -139,11 +132,6 @@ fn by_client(error: &clickhouse::error::Error) -> (ErrorKind, &'static str) {
 }
 
 impl Cause {
-    /// A stored value that the domain cannot hold.
-    pub(super) fn corrupt(error: Error) -> Self {
-        Self::Corrupt(Box::new(error))
-    }
-
     /// Whether the connection failed, whatever the server would have said.
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::Network(_)))
@@ -165,19 +153,21 @@ impl Cause {
         match self {
             Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
             Self::Closed => Error::closed("store.clickhouse.closed", operation).with_backend(BACKEND),
-            Self::Busy { most } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
-                .with_message("as many requests as may be are under way")
-                .with_context("max_connections", most),
-            Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing")
-                .with_message("the data or the server changed during each attempt"),
+            Self::Busy { max_connections } => new(ErrorKind::Overloaded, "store.clickhouse.pool")
+                .with_message(self)
+                .with_context("max_connections", max_connections),
+            Self::Changing => new(ErrorKind::Conflict, "store.clickhouse.changing").with_message(self),
             Self::TooLarge { limit } => new(ErrorKind::CorruptData, "store.clickhouse.answer_too_large")
-                .with_message("the answer is longer than an answer to this request can be")
+                .with_message(self)
                 .with_context("limit_bytes", limit),
-            Self::Schema { rule } => {
-                new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(rule)
+            Self::Schema { .. } => {
+                new(ErrorKind::SchemaMismatch, "store.clickhouse.schema").with_message(self)
+            }
+            Self::Malformed(source) => {
+                new(ErrorKind::CorruptData, "store.clickhouse.value").with_source(source)
             }
             Self::Corrupt(source) => {
-                new(ErrorKind::CorruptData, "store.clickhouse.value").with_source(Boxed(source))
+                new(ErrorKind::CorruptData, "store.clickhouse.value").with_source(source)
             }
             Self::Client(source) => {
                 let (kind, code) = by_client(&source);
@@ -204,22 +194,6 @@ fn bounded(error: clickhouse::error::Error) -> clickhouse::error::Error {
             clickhouse::error::Error::BadResponse(format!("{kept}... (cut after {TEXT_LIMIT} bytes)"))
         }
         other => other,
-    }
-}
-
-/// An error of one of several types, as a source.
-#[derive(Debug)]
-struct Boxed(Box<dyn std::error::Error + Send + Sync>);
-
-impl std::fmt::Display for Boxed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Boxed {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
     }
 }
 
@@ -336,7 +310,7 @@ mod tests {
             let error = cause.at(Operation::Ticks);
             (error.kind(), error.retry().is_retryable())
         };
-        assert_eq!(of(Cause::Busy { most: 8 }), (ErrorKind::Overloaded, true));
+        assert_eq!(of(Cause::Busy { max_connections: 8 }), (ErrorKind::Overloaded, true));
         assert_eq!(of(Cause::Closed), (ErrorKind::Closed, false));
         assert_eq!(of(Cause::Changing), (ErrorKind::Conflict, true));
         assert_eq!(of(Cause::TooLarge { limit: 1 }), (ErrorKind::CorruptData, false));

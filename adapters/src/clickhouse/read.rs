@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use qi_core::store::{Anchor, Order, Page, Paged};
 use qi_core::{Instrument, Interval, Scope, Selection, TimeRange, Timestamp};
 
-use super::ClickHouseStore;
-use super::client::rows;
+use super::connect::rows;
 use super::error::Cause;
-use super::rowbinary::Reader;
+use super::store::ClickHouseStore;
 use super::table::{Stored, Table, literal, of_instrument, read_time};
+use super::wire::Reader;
 
 /// Reads what is behind FINAL partition by partition: a key never leaves its partition, so that is safe.
 pub(super) const FINAL: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
@@ -73,7 +73,7 @@ impl Key for Instrument {
     }
     fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
         let (exchange, symbol) = (row.text()?, row.text()?);
-        format!("{exchange}:{symbol}").parse().map_err(Cause::corrupt)
+        format!("{exchange}:{symbol}").parse().map_err(Cause::Corrupt)
     }
     fn values(&self) -> String {
         format!("{}, {}", literal(self.exchange().as_str()), literal(self.symbol().as_str()))
@@ -93,7 +93,7 @@ impl Key for Scope {
         format!("scope = {}", literal(&self.storage_text()))
     }
     fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
-        Self::from_storage_text(row.text()?).map_err(Cause::corrupt)
+        Self::from_storage_text(row.text()?).map_err(Cause::Corrupt)
     }
     fn values(&self) -> String {
         literal(&self.storage_text())

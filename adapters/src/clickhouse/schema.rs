@@ -1,12 +1,12 @@
 //! The schema: made by steps that are safe to run from many processes at once, recorded when they are done.
 
-use qi_core::store::{Dataset, SchemaReport};
+use qi_core::store::SchemaReport;
 
-use super::client::{Connections, rows, run};
+use super::config::ClickHouseConfig;
+use super::connect::{Connections, rows, run};
 use super::error::Cause;
-use super::rowbinary::Reader;
 use super::table::{TABLES, Table};
-use crate::config::clickhouse::{ClickHouseConfig, RetentionSection};
+use super::wire::Reader;
 
 /// A step: statements that can be repeated.
 struct Step {
@@ -200,7 +200,7 @@ async fn retention(
     config: &ClickHouseConfig,
     table: &Table,
 ) -> Result<Option<String>, Cause> {
-    let Some(hours) = age_of(&config.retention, table.dataset) else { return Ok(None) };
+    let Some(hours) = config.retention.hours(table.dataset) else { return Ok(None) };
     let place = Place::of(config);
     let name = place.local(table.name);
     let ttl = expiry(table, hours);
@@ -216,19 +216,10 @@ async fn retention(
     Ok(Some(format!("retention of {} after {hours} h", table.name)))
 }
 
-/// The age of a dataset in the section, in hours.
-pub(super) fn age_of(section: &RetentionSection, dataset: Dataset) -> Option<u32> {
-    match dataset {
-        Dataset::Ticks => section.ticks_hours,
-        Dataset::Quotes => section.quotes_hours,
-        Dataset::Bars => section.bars_hours,
-        Dataset::Snapshots => section.snapshots_hours,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use qi_core::PriceTick;
+    use qi_core::store::Dataset;
 
     use super::super::table::Stored as _;
     use super::*;

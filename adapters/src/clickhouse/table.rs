@@ -9,7 +9,7 @@ use qi_core::{
 };
 
 use super::error::Cause;
-use super::rowbinary::{Malformed, Reader, Writer};
+use super::wire::{Malformed, Reader, Writer};
 
 /// A column: its name, its type as the server writes it, and how it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,23 +137,23 @@ pub(super) fn of_instrument(instrument: &Instrument) -> String {
 }
 
 pub(super) fn read_time(row: &mut Reader<'_>) -> Result<Timestamp, Cause> {
-    Timestamp::from_micros(row.i64()?).map_err(Cause::corrupt)
+    Timestamp::from_micros(row.i64()?).map_err(Cause::Corrupt)
 }
 
 pub(super) fn read_decimal(row: &mut Reader<'_>) -> Result<Decimal, Cause> {
-    Decimal::from_units(row.i128()?).map_err(Cause::corrupt)
+    Decimal::from_units(row.i128()?).map_err(Cause::Corrupt)
 }
 
 pub(super) fn read_price(row: &mut Reader<'_>) -> Result<Price, Cause> {
-    Price::new(read_decimal(row)?).map_err(Cause::corrupt)
+    Price::new(read_decimal(row)?).map_err(Cause::Corrupt)
 }
 
 fn read_quantity(row: &mut Reader<'_>) -> Result<Quantity, Cause> {
-    Quantity::new(read_decimal(row)?).map_err(Cause::corrupt)
+    Quantity::new(read_decimal(row)?).map_err(Cause::Corrupt)
 }
 
 fn read_percent(row: &mut Reader<'_>) -> Result<Percent, Cause> {
-    Percent::new(read_decimal(row)?).map_err(Cause::corrupt)
+    Percent::new(read_decimal(row)?).map_err(Cause::Corrupt)
 }
 
 fn read_counter(row: &mut Reader<'_>) -> Result<u64, Cause> {
@@ -208,7 +208,7 @@ impl Stored for PriceTick {
             Some(SELL) => Some(Side::Sell),
             Some(other) => return Err(Malformed(format!("side {other} is neither 1 nor 2")).into()),
         };
-        let tick = Self::new(instrument.clone(), ts, seq, price).map_err(Cause::corrupt)?;
+        let tick = Self::new(instrument.clone(), ts, seq, price).map_err(Cause::Corrupt)?;
         Ok(tick.with_quantity(quantity).with_side(side))
     }
     fn condition(instrument: &Instrument) -> String {
@@ -252,7 +252,7 @@ impl Stored for Quote {
             ask_price: row.option(read_price)?,
             ask_size: row.option(read_quantity)?,
         };
-        Self::new(instrument.clone(), ts, seq, values).map_err(Cause::corrupt)
+        Self::new(instrument.clone(), ts, seq, values).map_err(Cause::Corrupt)
     }
     fn condition(instrument: &Instrument) -> String {
         of_instrument(instrument)
@@ -308,7 +308,7 @@ impl Stored for Ohlcv {
             quote_volume: row.option(read_quantity)?,
             count: row.option(read_counter)?,
         };
-        Self::new(series.0.clone(), series.1, open_time, values).map_err(Cause::corrupt)
+        Self::new(series.0.clone(), series.1, open_time, values).map_err(Cause::Corrupt)
     }
     fn condition(series: &(Instrument, Interval)) -> String {
         format!("{} AND interval = {}", of_instrument(&series.0), literal(series.1.as_str()))
@@ -377,9 +377,9 @@ impl Stored for MarketSnapshot {
             markets: row.option(read_counter)?,
             change_24h: row.option(read_percent)?,
             change_7d: row.option(read_percent)?,
-            source: row.option(|row| Source::new(row.text()?).map_err(Cause::corrupt))?,
+            source: row.option(|row| Source::new(row.text()?).map_err(Cause::Corrupt))?,
         };
-        Self::new(scope.clone(), ts, values).map_err(Cause::corrupt)
+        Self::new(scope.clone(), ts, values).map_err(Cause::Corrupt)
     }
     fn condition(scope: &Scope) -> String {
         format!("scope = {}", literal(&scope.storage_text()))

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use qi_core::Operation;
 use qi_core::store::InsertReport;
 
-use super::ClickHouseStore;
 use super::error::Cause;
-use super::rowbinary::Writer;
+use super::store::ClickHouseStore;
 use super::table::Stored;
+use super::wire::Writer;
 
 /// What is sent at once, in bytes.
 const SEND: usize = 256 * 1024;

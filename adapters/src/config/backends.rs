@@ -5,38 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
-use serde::de::DeserializeOwned;
 
-use super::de;
+#[cfg(feature = "redpanda")]
+use super::redpanda::RedpandaConfig;
+use super::section::Section;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
-use super::tree::{Node, nearest};
+use super::tree::nearest;
 use super::wrappers::WrapperSections;
-
-/// The section of one backend.
-#[derive(Debug, Clone)]
-pub struct Section {
-    path: String,
-    node: Node,
-}
-
-impl Section {
-    pub(super) fn new(path: String, node: Node) -> Self {
-        Self { path, node }
-    }
-
-    pub(super) fn empty(path: String) -> Self {
-        Self { path, node: Node::empty("defaults") }
-    }
-
-    /// Reads the section into a struct of one's own. A key that the struct does not have is an error that names
-    /// the nearest one; a value of the environment becomes what the field asks for.
-    ///
-    /// # Errors
-    /// `Config` with the key and where it came from.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        de::read(&self.node, &self.path)
-    }
-}
 
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
@@ -77,9 +52,14 @@ impl fmt::Debug for Backends {
     }
 }
 
-/// The library's own words, and the feature that each one needs.
-const STORES: &[&str] = &["memory", "timescale", "clickhouse"];
-const BUSES: &[&str] = &["memory", "redpanda"];
+/// The names of the library's own backends, each with the feature that it needs.
+const STORES: &[(&str, &str)] = &[
+    ("memory", "memory"),
+    ("timescale", "timescale"),
+    ("postgres", "timescale"),
+    ("clickhouse", "clickhouse"),
+];
+const BUSES: &[(&str, &str)] = &[("memory", "memory"), ("redpanda", "redpanda"), ("kafka", "redpanda")];
 
 impl Backends {
     /// The library's own.
@@ -88,11 +68,11 @@ impl Backends {
     }
 
     pub(super) fn store_names(&self) -> Vec<String> {
-        STORES.iter().map(ToString::to_string).chain(self.stores.keys().cloned()).collect()
+        STORES.iter().map(|(name, _)| (*name).to_owned()).chain(self.stores.keys().cloned()).collect()
     }
 
     pub(super) fn bus_names(&self) -> Vec<String> {
-        BUSES.iter().map(ToString::to_string).chain(self.buses.keys().cloned()).collect()
+        BUSES.iter().map(|(name, _)| (*name).to_owned()).chain(self.buses.keys().cloned()).collect()
     }
 
     pub(super) fn open_store(&self, backend: &str, port: &Port<StoreSection>) -> Result<Arc<dyn PriceStore>> {
@@ -105,6 +85,10 @@ impl Backends {
             "memory" => Ok(Arc::new(qi_testkit::store::MemoryStore::new(section.read()?)?)),
             #[cfg(feature = "timescale")]
             "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
+            #[cfg(feature = "timescale")]
+            "postgres" => {
+                Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::postgres(&section)?)?))
+            }
             #[cfg(feature = "clickhouse")]
             "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(section.read()?)?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),
@@ -124,16 +108,21 @@ impl Backends {
             )?)),
             #[cfg(feature = "redpanda")]
             "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(section.read()?)?)),
+            #[cfg(feature = "redpanda")]
+            "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
+                section: "bus.kafka",
+                ..section.read()?
+            })?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),
         }
     }
 }
 
-/// Why a backend cannot be opened: it is not compiled in, or nobody knows it.
-fn cannot_open(port: &str, backend: &str, own: &[&str], names: &[String]) -> Error {
-    let (code, message) = if own.contains(&backend) {
+/// The error for a backend that is not compiled in or not known.
+fn cannot_open(port: &str, backend: &str, own: &[(&str, &str)], names: &[String]) -> Error {
+    let (code, message) = if let Some((_, feature)) = own.iter().find(|(name, _)| *name == backend) {
         let message =
-            format!("{backend} is not compiled in; the feature `{backend}` of qi-adapters turns it on");
+            format!("{backend} is not compiled in; the feature `{feature}` of qi-adapters enables it");
         ("config.backend.not_compiled", message)
     } else {
         let message = match nearest(backend, names.iter().map(String::as_str)) {

@@ -16,16 +16,10 @@ pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str) -> Res
     T::deserialize(Reader { node, path: path.to_owned() }).map_err(|e| e.0)
 }
 
-#[derive(Debug)]
-pub(super) struct Failure(Error);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Failure {}
+/// An error of the configuration, in the form that serde needs.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct Failure(#[from] Error);
 
 impl de::Error for Failure {
     fn custom<T: fmt::Display>(message: T) -> Self {

@@ -26,13 +26,11 @@
 //! ```
 
 mod backends;
-pub mod clickhouse;
 mod de;
 mod environment;
 mod redpanda;
-mod rules;
+mod section;
 mod sections;
-mod timescale;
 mod tree;
 mod wrappers;
 
@@ -43,17 +41,18 @@ use qi_core::bus::TopicCatalogue;
 use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
-pub use backends::{Backends, BackendsBuilder, Section};
-pub use clickhouse::ClickHouseConfig;
+pub use crate::clickhouse::ClickHouseConfig;
+pub use crate::timescale::config::{
+    AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
+    WriteSection,
+};
+pub use backends::{Backends, BackendsBuilder};
 pub use redpanda::{
     CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
+pub use section::Section;
 pub use sections::TopicSection;
-pub use timescale::{
-    AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
-    WriteSection,
-};
 pub use wrappers::{
     CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };

@@ -1,4 +1,4 @@
-//! `[bus.redpanda]`.
+//! `[bus.redpanda]` and `[bus.kafka]`.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,7 @@ use qi_core::Result;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::rules::Rules;
-
-const RULES: Rules = Rules { section: "bus.redpanda", code: "bus.redpanda.config", backend: "redpanda" };
+use crate::rules::Rules;
 
 /// Where the brokers are, and how they are used. Compiled always, so that one file can hold every backend.
 ///
@@ -60,6 +58,9 @@ pub struct RedpandaConfig {
     /// Any other property of librdkafka. An unknown one is refused before anything is connected, and so is one that
     /// a key of this section or the contract decides.
     pub properties: BTreeMap<String, PropertyValue>,
+    /// The section of the configuration, for errors: `bus.redpanda` or `bus.kafka`.
+    #[serde(skip)]
+    pub(crate) section: &'static str,
 }
 
 impl Default for RedpandaConfig {
@@ -81,6 +82,7 @@ impl Default for RedpandaConfig {
             tls: RedpandaTlsSection::default(),
             sasl: SaslSection::default(),
             properties: BTreeMap::new(),
+            section: "bus.redpanda",
         }
     }
 }
@@ -295,30 +297,35 @@ impl RedpandaConfig {
         Self { brokers: Some(brokers.into()), ..Self::default() }
     }
 
+    fn rules(&self) -> Rules {
+        Rules { section: self.section, code: "bus.redpanda.config", backend: "redpanda" }
+    }
+
     /// Checks every bound.
     ///
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        check_brokers(self.brokers.as_deref())?;
+        let rules = self.rules();
+        check_brokers(&rules, self.brokers.as_deref())?;
         if self.client_id.is_empty()
             || self.client_id.len() > 249
             || self.client_id.chars().any(char::is_control)
         {
-            return Err(RULES.refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
+            return Err(rules.refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
         }
-        RULES.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
+        rules.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
         let least = 2 * self.max_message_bytes as u64;
-        RULES.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
-        RULES.within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
-        RULES.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
-        RULES.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
-        RULES.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
+        rules.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
+        rules.within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
+        rules.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
+        rules.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
+        rules.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
         // librdkafka looks once a second whether it is time.
-        RULES.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
+        rules.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
-            return Err(RULES.refuse(
+            return Err(rules.refuse(
                 "tls",
                 "one of two",
                 "`client_cert` and `client_key` are given together",
@@ -326,31 +333,31 @@ impl RedpandaConfig {
         }
         let files = tls.root_cert.is_some() || tls.client_cert.is_some();
         if files && !tls.enabled {
-            return Err(RULES.refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
+            return Err(rules.refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
         }
         let sasl = &self.sasl;
         let given = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
         if given.contains(&true) && given.contains(&false) {
             let rule = "`mechanism`, `username` and `password` are given together";
-            return Err(RULES.refuse("sasl", "some of three", rule));
+            return Err(rules.refuse("sasl", "some of three", rule));
         }
         for (key, value) in &self.properties {
             // librdkafka takes a property of topics with this prefix, too.
             let name = key.strip_prefix("topic.").unwrap_or(key);
             if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
             {
-                return Err(RULES.refuse("properties", key, reason));
+                return Err(rules.refuse("properties", key, reason));
             }
             if let Some((_, safe)) = VERIFYING.iter().find(|(verifying, _)| verifying == key)
                 && !safe.iter().any(|safe| safe.eq_ignore_ascii_case(value.as_str()))
             {
                 let rule = "certificates and host names of brokers are always verified; `tls.root_cert` names \
                             the authority of the brokers";
-                return Err(RULES.refuse("properties", key, rule));
+                return Err(rules.refuse("properties", key, rule));
             }
             let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
             if name != key && !own {
-                return Err(RULES.refuse(
+                return Err(rules.refuse(
                     "properties",
                     key,
                     "a property of topics is written without `topic.`",
@@ -362,9 +369,9 @@ impl RedpandaConfig {
 }
 
 /// `host:port` with commas between; a scheme in front, as in a URL, would be taken for a part of the host.
-fn check_brokers(brokers: Option<&str>) -> Result<()> {
+fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
     let Some(brokers) = brokers else {
-        return Err(RULES.refuse(
+        return Err(rules.refuse(
             "brokers",
             "none",
             "the brokers must be given, as `host:port` with commas between",
@@ -375,7 +382,7 @@ fn check_brokers(brokers: Option<&str>) -> Result<()> {
         let names_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
         let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
         if !names_host || !bracketed || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            return Err(RULES.refuse("brokers", broker, "must be `host:port` with commas between"));
+            return Err(rules.refuse("brokers", broker, "must be `host:port` with commas between"));
         }
     }
     Ok(())

@@ -9,12 +9,14 @@ use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::clickhouse::ClickHouseConfig;
+use super::de;
 use super::redpanda::RedpandaConfig;
-use super::timescale::TimescaleConfig;
+use super::section::Section;
 use super::tree::{Node, Value, join, unknown_key};
 use super::wrappers::WrapperSections;
-use super::{Section, de};
+use crate::clickhouse::ClickHouseConfig;
+use crate::timescale::TimescaleConfig;
+use crate::timescale::config::Hypertables;
 
 /// `[store]` or `[bus]`: the backend's word, the sections of all backends, the wrappers, and what is known of the
 /// port alone.
@@ -94,11 +96,30 @@ impl OwnKeys for StoreSection {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
             "timescale" => section.read::<TimescaleConfig>().map(drop)?,
+            "postgres" => postgres(section).map(drop)?,
             "clickhouse" => section.read::<ClickHouseConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)
     }
+}
+
+/// Reads `[store.postgres]`: the keys of `[store.timescale]` without those that need the extension.
+///
+/// # Errors
+/// `Config` for an unknown key, an invalid value, or a key that needs the extension.
+pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
+    let mut config: TimescaleConfig = section.read()?;
+    config.section = "store.postgres";
+    for key in ["hypertables", "chunks", "columnstore", "retention"] {
+        let off = key == "hypertables" && config.hypertables == Hypertables::Off;
+        if section.has(key) && !off {
+            let rule = "needs the TimescaleDB extension: use the backend `timescale`";
+            return Err(config.rules().refuse(key, "present", rule));
+        }
+    }
+    config.hypertables = Hypertables::Off;
+    Ok(config)
 }
 
 /// What `[bus]` has beside its backends.
@@ -115,7 +136,7 @@ impl OwnKeys for BusSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => section.read::<qi_testkit::bus::MemoryBusConfig>().map(drop)?,
-            "redpanda" => section.read::<RedpandaConfig>().map(drop)?,
+            "redpanda" | "kafka" => section.read::<RedpandaConfig>().map(drop)?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -7,14 +7,13 @@ use qi_core::{Instrument, Operation, Result, Scope, Selection, TimeRange, Timest
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use super::TimescaleStore;
-use super::connect::Lease;
+use super::connect::PooledConnection;
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
-use super::pg::Pg;
 use super::policy;
 use super::read::Keys;
-use super::schema;
+use super::store::TimescaleStore;
 use super::table::table_of;
+use super::types::Pg;
 
 /// How many chunks one statement deletes from, and how many are dropped at once.
 const AT_ONCE: i64 = 50;
@@ -46,7 +45,7 @@ impl TimescaleStore {
     }
 
     async fn chunk_list(&self, lease: &mut PgConnection, dataset: Dataset) -> Result<Vec<ChunkInfo>, Cause> {
-        if !self.inner.memory.chunks.are_hypertables() {
+        if !self.inner.cache.chunks.are_hypertables() {
             return Ok(Vec::new());
         }
         let table = table_of(dataset);
@@ -61,7 +60,7 @@ impl TimescaleStore {
              LEFT JOIN {}.chunks_detailed_size($1::regclass) s \
              ON s.chunk_schema = c.chunk_schema AND s.chunk_name = c.chunk_name \
              WHERE c.hypertable_schema = $2 AND c.hypertable_name = $3 ORDER BY c.range_start",
-            schema::extension(lease).await?
+            policy::extension(lease).await?
         )))
         .bind(&relation)
         .bind(&self.inner.config.schema)
@@ -104,7 +103,7 @@ impl TimescaleStore {
         let mut connection = self.inner.connections.direct().await?;
         self.inner.connections.allow_heavy_session(&mut connection).await?;
         policy::community(&mut connection, "columnstore").await?;
-        let extension = schema::extension(&mut connection).await?;
+        let extension = policy::extension(&mut connection).await?;
         policy::enable_columnstore(&mut connection, &self.inner.config, table_of(dataset)).await?;
         let (mut converted, mut busy) = (0, None);
         for chunk in self.chunk_list(&mut connection, dataset).await? {
@@ -127,7 +126,7 @@ impl TimescaleStore {
 
     pub(super) async fn instrument_page(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         query: &InstrumentQuery,
     ) -> Result<Page<InstrumentSummary>, Cause> {
         let mut after = match query.anchor()? {
@@ -140,7 +139,7 @@ impl TimescaleStore {
             let asked = most - found.len();
             let limit = i64::try_from(asked).unwrap_or(i64::MAX);
             let names =
-                self.inner.memory.names.list(lease, after.as_ref(), query.exchange.as_ref(), limit).await?;
+                self.inner.cache.ids.list(lease, after.as_ref(), query.exchange.as_ref(), limit).await?;
             let keys = Keys::Ids(names.iter().map(|(_, id)| *id).collect());
             let edges = self.edges(lease, query.dataset.into(), &keys).await?;
             let last = names.len() < asked;
@@ -157,7 +156,11 @@ impl TimescaleStore {
         Ok(query.page_of(found)?)
     }
 
-    pub(super) async fn delete(&self, lease: &mut Lease, query: &DeleteQuery) -> Result<(), Cause> {
+    pub(super) async fn delete(
+        &self,
+        lease: &mut PooledConnection,
+        query: &DeleteQuery,
+    ) -> Result<(), Cause> {
         let (dataset, range, interval) = match query {
             DeleteQuery::Ticks(_, range) => (Dataset::Ticks, *range, None),
             DeleteQuery::Quotes(_, range) => (Dataset::Quotes, *range, None),
@@ -192,11 +195,11 @@ impl TimescaleStore {
     /// The ids of a selection; None for all.
     async fn selected(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         selection: &Selection<Instrument>,
     ) -> Result<Option<Keys>, Cause> {
         let Selection::These(instruments) = selection else { return Ok(None) };
-        let met = self.inner.memory.names.find_all(lease, instruments).await?;
+        let met = self.inner.cache.ids.find_all(lease, instruments).await?;
         Ok(Some(Keys::Ids(met.into_iter().map(|(_, id)| id).collect())))
     }
 
@@ -204,13 +207,13 @@ impl TimescaleStore {
     /// always safe.
     async fn delete_parts(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         dataset: Dataset,
         range: TimeRange,
         sql: &str,
         keys: Option<&Keys>,
     ) -> Result<(), Cause> {
-        let chunks = &self.inner.memory.chunks;
+        let chunks = &self.inner.cache.chunks;
         let mut rest = range;
         loop {
             let part = chunks.part(lease, dataset, rest, Order::Ascending, AT_ONCE).await?;
@@ -236,15 +239,15 @@ impl TimescaleStore {
     /// Drops the chunks that lie before the cutoff, and deletes what the last one holds before it.
     pub(super) async fn purge(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         dataset: Dataset,
         cutoff: Timestamp,
     ) -> Result<(), Cause> {
-        let (table, chunks) = (table_of(dataset), &self.inner.memory.chunks);
+        let (table, chunks) = (table_of(dataset), &self.inner.cache.chunks);
         if chunks.are_hypertables() {
             let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
             sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;
-            let extension = schema::extension(lease).await?;
+            let extension = policy::extension(lease).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
                 // Few at a time, oldest first: dropping takes locks too.

@@ -10,12 +10,12 @@ use qi_core::{
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 
-use super::TimescaleStore;
-use super::connect::Lease;
+use super::chunks::ChunkScan;
+use super::connect::PooledConnection;
 use super::error::Cause;
-use super::numeric;
-use super::pg::Pg;
-use super::window::Walk;
+use super::store::TimescaleStore;
+use super::types::Pg;
+use super::wire;
 
 // Buckets are counted from a Monday, in integers. The first and the last price come from one ordered array.
 macro_rules! buckets {
@@ -58,7 +58,7 @@ impl TimescaleStore {
     /// asking for the next tick, so that no page reads the whole range.
     pub(super) async fn derived_page(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         id: i32,
         query: &BarQuery,
     ) -> Result<Page<Ohlcv>, Cause> {
@@ -117,7 +117,7 @@ impl TimescaleStore {
     /// The next window of `rest`: at most `count` buckets long, of whole buckets, in few chunks.
     async fn window(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         rest: TimeRange,
         order: Order,
         interval: Interval,
@@ -129,7 +129,7 @@ impl TimescaleStore {
             Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
             Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
         };
-        let part = self.inner.memory.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
+        let part = self.inner.cache.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
         // Cut between buckets, and never shorter than one.
         let one = interval.as_micros();
         Ok(match order {
@@ -148,15 +148,15 @@ impl TimescaleStore {
     /// What is left of `rest` from the next tick on, in whole buckets.
     async fn jump(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         id: i32,
         rest: TimeRange,
         order: Order,
         interval: Interval,
     ) -> Result<Option<TimeRange>, Cause> {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
-        let mut walk = Walk::new(rest, order);
-        while let Some(part) = walk.next(lease, &self.inner.memory.chunks, Dataset::Ticks).await? {
+        let mut walk = ChunkScan::new(rest, order);
+        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(statement)
                 .bind(id)
                 .bind(Pg(part.start()))
@@ -180,7 +180,7 @@ impl TimescaleStore {
     /// Figures over a range, all of one snapshot.
     pub(super) async fn stats_of(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
@@ -199,8 +199,8 @@ impl TimescaleStore {
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Figures> = None;
-        let mut walk = Walk::new(query.range, Order::Ascending);
-        while let Some(part) = walk.next(connection, &self.inner.memory.chunks, Dataset::Ticks).await? {
+        let mut walk = ChunkScan::new(query.range, Order::Ascending);
+        while let Some(part) = walk.next(connection, &self.inner.cache.chunks, Dataset::Ticks).await? {
             let row = sqlx::query(STATS)
                 .bind(id)
                 .bind(Pg(part.start()))
@@ -326,15 +326,15 @@ fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
     let bytes = |value: sqlx::postgres::PgValueRef<'_>| {
         value.as_bytes().map(<[u8]>::to_vec).map_err(sqlx::Error::Decode)
     };
-    let volume = numeric::decode_sum::<18>(&bytes(volume)?).map_err(beyond)?;
-    let turnover = numeric::decode_sum::<36>(&bytes(turnover)?).map_err(beyond)?;
+    let volume = wire::decode_sum::<18>(&bytes(volume)?).map_err(beyond)?;
+    let turnover = wire::decode_sum::<36>(&bytes(turnover)?).map_err(beyond)?;
     Ok(Some((volume, turnover)))
 }
 
 /// A sum that not even 256 bits hold is out of range like any other; what is no sum at all is corrupt.
-fn beyond(error: numeric::NumericError) -> Cause {
+fn beyond(error: wire::NumericError) -> Cause {
     match error {
-        numeric::NumericError::TooLarge => Cause::Core(
+        wire::NumericError::TooLarge => Cause::Core(
             Error::new(ErrorKind::OutOfRange, "store.timescale.sum", Operation::DerivedBars)
                 .with_message("a sum is 1e20 or more"),
         ),

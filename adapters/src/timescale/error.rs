@@ -5,33 +5,27 @@ use sqlx::migrate::MigrateError;
 
 use super::BACKEND;
 
-/// Why a call failed, before it has the name of its operation.
-#[derive(Debug)]
+/// The cause of a failed call, before it has the name of its operation.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
-    /// The driver's or the server's error.
-    Sql(sqlx::Error),
-    /// Every connection of the pool is in use.
+    /// An error of the driver or the server.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// No connection within the acquire timeout, because the pool is exhausted.
+    #[error("all {in_use} connections of the pool are in use")]
     PoolBusy { in_use: u32 },
-    /// No connection came within the acquire timeout, though the pool has room.
+    /// No connection within the acquire timeout, although the pool is not exhausted.
+    #[error("no connection was made within the acquire timeout")]
     NoAnswer,
-    /// The schema is not this code's.
+    /// A schema of another program.
+    #[error("{rule}")]
     Schema { rule: String },
-    /// What the configuration asks for, the server's edition cannot do.
+    /// A setting that needs another edition of the server.
+    #[error("{rule}")]
     Edition { rule: String },
-    /// An error of core, about a value.
-    Core(Error),
-}
-
-impl From<sqlx::Error> for Cause {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<Error> for Cause {
-    fn from(error: Error) -> Self {
-        Self::Core(error)
-    }
+    /// An error of the core library about a value.
+    #[error(transparent)]
+    Core(#[from] Error),
 }
 
 impl From<MigrateError> for Cause {
@@ -158,16 +152,13 @@ impl Cause {
         match self {
             Self::Core(error) => error.with_operation(operation).with_backend(BACKEND),
             Self::PoolBusy { in_use } => new(ErrorKind::Overloaded, "store.timescale.pool")
-                .with_message("every connection of the pool is in use")
+                .with_message(self)
                 .with_context("in_use", in_use),
-            Self::NoAnswer => new(ErrorKind::Unavailable, "store.timescale.no_answer")
-                .with_message("no connection was made within the acquire timeout"),
-            Self::Schema { rule } => {
-                new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(rule)
+            Self::NoAnswer => new(ErrorKind::Unavailable, "store.timescale.no_answer").with_message(self),
+            Self::Schema { .. } => {
+                new(ErrorKind::SchemaMismatch, "store.timescale.schema").with_message(self)
             }
-            Self::Edition { rule } => {
-                new(ErrorKind::Unsupported, "store.timescale.edition").with_message(rule)
-            }
+            Self::Edition { .. } => new(ErrorKind::Unsupported, "store.timescale.edition").with_message(self),
             Self::Sql(sqlx::Error::PoolClosed) => {
                 Error::closed("store.timescale.closed", operation).with_backend(BACKEND)
             }
@@ -189,28 +180,30 @@ impl Cause {
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
-    use std::fmt;
     use std::io;
 
     use super::*;
 
-    #[derive(Debug)]
-    struct Answer(&'static str);
+    /// An error of the server.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{message}")]
+    struct Answer {
+        state: &'static str,
+        message: &'static str,
+    }
 
-    impl fmt::Display for Answer {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
+    impl Answer {
+        fn sql(state: &'static str, message: &'static str) -> sqlx::Error {
+            sqlx::Error::Database(Box::new(Self { state, message }))
         }
     }
 
-    impl std::error::Error for Answer {}
-
     impl sqlx::error::DatabaseError for Answer {
         fn message(&self) -> &str {
-            self.0
+            self.message
         }
         fn code(&self) -> Option<Cow<'_, str>> {
-            Some(Cow::Borrowed(self.0))
+            Some(Cow::Borrowed(self.state))
         }
         fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
             self
@@ -227,7 +220,7 @@ mod tests {
     }
 
     fn answer(state: &'static str) -> Error {
-        Cause::Sql(sqlx::Error::Database(Box::new(Answer(state)))).at(Operation::InsertTicks)
+        Cause::Sql(Answer::sql(state, "")).at(Operation::InsertTicks)
     }
 
     /// The table of the design page, row by row, with the codes of PostgreSQL's own list.
@@ -293,41 +286,14 @@ mod tests {
 
     #[test]
     fn a_chunk_that_was_dropped_under_a_statement_is_a_conflict() {
-        #[derive(Debug)]
-        struct Dropped;
-        impl fmt::Display for Dropped {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("could not open relation with OID 4711")
-            }
-        }
-        impl std::error::Error for Dropped {}
-        impl sqlx::error::DatabaseError for Dropped {
-            fn message(&self) -> &'static str {
-                "could not open relation with OID 4711"
-            }
-            fn code(&self) -> Option<Cow<'_, str>> {
-                Some(Cow::Borrowed("XX000"))
-            }
-            fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-                self
-            }
-            fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
-                self
-            }
-            fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
-                self
-            }
-            fn kind(&self) -> sqlx::error::ErrorKind {
-                sqlx::error::ErrorKind::Other
-            }
-        }
-        let error = Cause::Sql(sqlx::Error::Database(Box::new(Dropped))).at(Operation::InsertTicks);
+        let dropped = Answer::sql("XX000", "could not open relation with OID 4711");
+        let error = Cause::Sql(dropped).at(Operation::InsertTicks);
         assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Conflict, true));
     }
 
     #[test]
     fn a_connection_error_and_read_only_end_the_connection() {
-        let state = |state| Cause::Sql(sqlx::Error::Database(Box::new(Answer(state))));
+        let state = |state| Cause::Sql(Answer::sql(state, ""));
         for ended in ["08006", "08P01", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"] {
             assert!(state(ended).ends_connection(), "{ended}");
         }
@@ -352,7 +318,7 @@ mod tests {
         assert_eq!(of(Cause::Edition { rule: String::new() }), (ErrorKind::Unsupported, false));
         assert_eq!(of(MigrateError::VersionMissing(9).into()), (ErrorKind::SchemaMismatch, false));
         assert_eq!(of(MigrateError::VersionMismatch(1).into()), (ErrorKind::SchemaMismatch, false));
-        let inner = sqlx::Error::Database(Box::new(Answer("40P01")));
+        let inner = Answer::sql("40P01", "");
         assert_eq!(of(MigrateError::ExecuteMigration(inner, 1).into()), (ErrorKind::Conflict, true));
     }
 

@@ -3,21 +3,20 @@
 use qi_core::store::Dataset;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::config::TimescaleConfig;
 use super::error::Cause;
-use super::schema::age_of;
 use super::table::{Table, names, table_of};
-use crate::config::TimescaleConfig;
 
 /// Gives every dataset the policies of the configuration. What was set by hand elsewhere stays.
 pub(super) async fn apply(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
 ) -> Result<Vec<String>, Cause> {
-    let extension = super::schema::extension(connection).await?;
+    let extension = extension(connection).await?;
     let mut applied = Vec::new();
     for dataset in Dataset::ALL {
         let table = table_of(dataset);
-        if let Some(hours) = age_of(&config.columnstore, dataset) {
+        if let Some(hours) = config.columnstore.hours(dataset) {
             community(connection, "columnstore").await?;
             enable_columnstore(connection, config, table).await?;
             if policy_hours(connection, config, table, "policy_compression").await? != Some(hours.into()) {
@@ -40,7 +39,7 @@ pub(super) async fn apply(
                 applied.push(format!("columnstore policy of {} after {hours} h", table.name));
             }
         }
-        if let Some(hours) = age_of(&config.retention, dataset) {
+        if let Some(hours) = config.retention.hours(dataset) {
             community(connection, "retention").await?;
             if policy_hours(connection, config, table, "policy_retention").await? != Some(hours.into()) {
                 let relation = relation(config, table);
@@ -63,6 +62,16 @@ pub(super) async fn apply(
         }
     }
     Ok(applied)
+}
+
+/// The schema of the extension's functions, quoted.
+pub(super) async fn extension(connection: &mut PgConnection) -> Result<String, Cause> {
+    Ok(sqlx::query_scalar(
+        "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+         WHERE e.extname = 'timescaledb'",
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 /// Refuses an edition that has no policies. The license setting decides; distributions' names do not tell.

@@ -9,13 +9,13 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
 
-use super::TimescaleStore;
-use super::connect::Lease;
+use super::chunks::ChunkScan;
+use super::connect::PooledConnection;
 use super::error::Cause;
-use super::pg::Pg;
 use super::sql;
+use super::store::TimescaleStore;
 use super::table::{SeriesKey, Stored};
-use super::window::Walk;
+use super::types::Pg;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -77,7 +77,7 @@ impl TimescaleStore {
     /// A page of one series in a range. The range is read in parts that touch few chunks each.
     pub(super) async fn page<R: Stored>(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         series: &R::Series,
         key: SeriesKey<'_>,
         range: TimeRange,
@@ -94,8 +94,8 @@ impl TimescaleStore {
         };
         let (range, place) = resume(range, order, &anchor)?;
         let mut found = Vec::with_capacity(most.min(10_001));
-        let mut walk = Walk::new(range, order);
-        while let Some(part) = walk.next(lease, &self.inner.memory.chunks, dataset).await? {
+        let mut walk = ChunkScan::new(range, order);
+        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, dataset).await? {
             let mut statement = sqlx::query(statement.as_str())
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
@@ -119,7 +119,7 @@ impl TimescaleStore {
     /// is theirs, and `lag` how long after its time a record is known.
     pub(super) async fn latest_page<K: Key, R: Stored>(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         selection: &Selection<K>,
         as_of: Option<Timestamp>,
         interval: Option<Interval>,
@@ -161,13 +161,13 @@ impl TimescaleStore {
     /// first, and further back only for what was not found.
     async fn latest_rows(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         dataset: Dataset,
         keys: &Keys,
         until: Timestamp,
         interval: Option<Interval>,
     ) -> Result<HashMap<usize, PgRow>, Cause> {
-        let chunks = &self.inner.memory.chunks;
+        let chunks = &self.inner.cache.chunks;
         let mut found = HashMap::new();
         if keys.len() == 0 {
             return Ok(found);
@@ -178,7 +178,7 @@ impl TimescaleStore {
         let recent = chunks.recent(lease, dataset, until).await?.min(end);
         let mut missing: Vec<usize> = (0..keys.len()).collect();
         let mut part = Some(TimeRange::new(recent, end)?);
-        let mut older = Walk::new(TimeRange::before(recent), Order::Descending);
+        let mut older = ChunkScan::new(TimeRange::before(recent), Order::Descending);
         while let Some(window) = part {
             let statement = sqlx::query(sql::of(dataset).latest.as_str());
             let mut statement =
@@ -203,7 +203,7 @@ impl TimescaleStore {
     /// The first and the last time of each key, by its place; a key without a record is absent.
     pub(super) async fn edges(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         dataset: Dataset,
         keys: &Keys,
     ) -> Result<HashMap<usize, (Timestamp, Timestamp)>, Cause> {
@@ -218,20 +218,20 @@ impl TimescaleStore {
 
     async fn edge(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         dataset: Dataset,
         keys: &Keys,
         order: Order,
     ) -> Result<HashMap<usize, Timestamp>, Cause> {
         let mut found: HashMap<usize, Timestamp> = HashMap::new();
         let mut missing: Vec<usize> = (0..keys.len()).collect();
-        let mut walk = Walk::new(TimeRange::ALL, order);
+        let mut walk = ChunkScan::new(TimeRange::ALL, order);
         let statement = match order {
             Order::Ascending => &sql::of(dataset).first_time,
             Order::Descending => &sql::of(dataset).last_time,
         };
         while !missing.is_empty()
-            && let Some(part) = walk.next(lease, &self.inner.memory.chunks, dataset).await?
+            && let Some(part) = walk.next(lease, &self.inner.cache.chunks, dataset).await?
         {
             let query = keys.only(&missing).bind(sqlx::query(statement.as_str()));
             let mut query = query.bind(Pg(part.start())).bind(Pg(part.end()));
@@ -321,7 +321,7 @@ impl Candidates<Instrument> for TimescaleStore {
         after: Option<&Instrument>,
         asked: usize,
     ) -> Result<(Keys, Vec<Instrument>, bool), Cause> {
-        let names = &self.inner.memory.names;
+        let names = &self.inner.cache.ids;
         let (met, last) = match selection {
             Selection::All => {
                 let most = i64::try_from(asked).unwrap_or(i64::MAX);

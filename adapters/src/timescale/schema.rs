@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 
-use qi_core::store::{Dataset, SchemaReport};
+use qi_core::store::SchemaReport;
 use sqlx::migrate::{Migrate, Migration, MigrationType};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
 
-use super::connect::{Connections, Facts};
+use super::config::{Hypertables, TimescaleConfig};
+use super::connect::{Connections, ServerInfo};
 use super::error::Cause;
+use super::policy;
 use super::table::{TABLES, Table};
-use crate::config::{AgeSection, Hypertables, TimescaleConfig};
 
 /// The table that records the steps.
 const RECORD: &str = "qi_migrations";
@@ -82,7 +83,7 @@ async fn ensure_on(
     }
     transaction.commit().await?;
     if config.hypertables == Hypertables::On {
-        applied.extend(super::policy::apply(connection, config).await?);
+        applied.extend(policy::apply(connection, config).await?);
     }
     Ok(SchemaReport::new(version, applied))
 }
@@ -146,22 +147,12 @@ async fn create_extension(connection: &mut PgConnection) -> Result<Option<String
     Ok(Some("extension timescaledb".to_owned()))
 }
 
-/// The schema of the extension's functions, quoted.
-pub(super) async fn extension(connection: &mut PgConnection) -> Result<String, Cause> {
-    Ok(sqlx::query_scalar(
-        "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
-         WHERE e.extname = 'timescaledb'",
-    )
-    .fetch_one(connection)
-    .await?)
-}
-
 /// Makes the tables hypertables, and gives them the configured chunk intervals.
 async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
-    let extension = extension(connection).await?;
+    let extension = policy::extension(connection).await?;
     let mut applied = Vec::new();
     for table in TABLES {
-        let micros = chunk_micros(config, table.dataset);
+        let micros = config.chunks.micros(table.dataset);
         let current: Option<Option<i64>> = sqlx::query_scalar(
             "SELECT (extract(epoch FROM time_interval) * 1000000)::bigint \
              FROM timescaledb_information.dimensions \
@@ -203,28 +194,6 @@ async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) ->
     Ok(applied)
 }
 
-/// How much time a chunk covers, in microseconds.
-pub(super) fn chunk_micros(config: &TimescaleConfig, dataset: Dataset) -> i64 {
-    let chunks = &config.chunks;
-    let hours = match dataset {
-        Dataset::Ticks => chunks.ticks_hours,
-        Dataset::Quotes => chunks.quotes_hours,
-        Dataset::Bars => chunks.bars_hours,
-        Dataset::Snapshots => chunks.snapshots_hours,
-    };
-    i64::from(hours) * 3_600_000_000
-}
-
-/// The age of a dataset in a section, in hours.
-pub(super) fn age_of(section: &AgeSection, dataset: Dataset) -> Option<u32> {
-    match dataset {
-        Dataset::Ticks => section.ticks_hours,
-        Dataset::Quotes => section.quotes_hours,
-        Dataset::Bars => section.bars_hours,
-        Dataset::Snapshots => section.snapshots_hours,
-    }
-}
-
 /// The columns of a table as the database has them, in order, with their types.
 pub(super) async fn columns(
     connection: &mut PgConnection,
@@ -243,7 +212,7 @@ pub(super) async fn columns(
 }
 
 /// The server's edition in a word.
-pub(super) fn edition(facts: &Facts) -> Option<String> {
+pub(super) fn edition(facts: &ServerInfo) -> Option<String> {
     match (&facts.extension, facts.license.as_deref()) {
         (None, _) if facts.server.is_empty() => None,
         (None, _) => Some("postgresql".to_owned()),

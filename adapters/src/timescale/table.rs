@@ -9,8 +9,8 @@ use qi_core::{
 use sqlx::postgres::PgRow;
 use sqlx::{Row, Type, ValueRef};
 
-use super::numeric;
-use super::pg::Pg;
+use super::types::Pg;
+use super::wire::{self, PG_EPOCH_MICROS};
 
 /// A column and its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +185,7 @@ pub(super) trait Fields {
         let Some(value) = value else { return out.extend_from_slice(&NULL) };
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
-        numeric::encode(value.units(), out);
+        wire::encode(value.units(), out);
         let len = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
         out[start..start + 4].copy_from_slice(&len.to_be_bytes());
     }
@@ -204,9 +204,6 @@ pub(super) trait Fields {
 
 /// The length that stands for NULL: -1.
 const NULL: [u8; 4] = (-1_i32).to_be_bytes();
-
-/// 2000-01-01, from which PostgreSQL counts, in microseconds of the Unix epoch.
-pub(super) const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// A record that has a table.
 pub(super) trait Stored: Record {

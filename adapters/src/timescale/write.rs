@@ -1,7 +1,5 @@
 //! Writing: COPY where everything seems new, a merge that reads first where it is not.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use futures::future::join_all;
 use qi_core::store::InsertReport;
 use qi_core::{Operation, Scope};
@@ -12,51 +10,13 @@ use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, Type};
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
-use super::TimescaleStore;
-use super::connect::Lease;
+use super::chunks::WRITE_CHUNKS;
+use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
 use super::sql;
-use super::table::{Column, ColumnType, Fields, PG_EPOCH_MICROS, Stored, WriteKey};
-use super::window::WRITE_CHUNKS;
-
-/// Whether COPY is worth trying: a store that meets its own records again and again stops for a while.
-#[derive(Debug, Default)]
-pub(super) struct Optimism {
-    /// How many collisions in a row there were.
-    streak: AtomicU32,
-    /// How many pieces are merged before COPY is tried again.
-    pause: AtomicU32,
-}
-
-impl Optimism {
-    /// The longest pause, in pieces.
-    const LONGEST: u32 = 256;
-
-    fn tries_copy(&self) -> bool {
-        self.pause.load(Ordering::Relaxed) == 0
-    }
-
-    fn collided(&self) {
-        let streak = self.streak.fetch_add(1, Ordering::Relaxed).min(16) + 1;
-        self.pause.store((1 << streak).min(Self::LONGEST), Ordering::Relaxed);
-    }
-
-    /// A piece was merged, of which `written` of `rows` were new or differed.
-    fn merged(&self, rows: u64, written: u64) {
-        if written == rows {
-            // Not one was there: the replay is over.
-            self.all_new();
-        } else {
-            // Another task may have taken the last one; a pause has no need to be exact.
-            let _ = self.pause.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        }
-    }
-
-    fn all_new(&self) {
-        self.streak.store(0, Ordering::Relaxed);
-        self.pause.store(0, Ordering::Relaxed);
-    }
-}
+use super::store::TimescaleStore;
+use super::table::{Column, ColumnType, Fields, Stored, WriteKey};
+use super::wire::PG_EPOCH_MICROS;
 
 /// Which way a piece went: the label of the metric and the field of the span.
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +63,13 @@ impl TimescaleStore {
         outcome.map_err(|e| e.at(operation))
     }
 
-    async fn insert_on<R: Stored>(&self, lease: &mut Lease, batch: &[R]) -> Result<InsertReport, Cause> {
+    async fn insert_on<R: Stored>(
+        &self,
+        lease: &mut PooledConnection,
+        batch: &[R],
+    ) -> Result<InsertReport, Cause> {
         let ids = self.series_ids(lease, batch).await?;
-        let chunk_length = self.inner.memory.chunks.least(lease, R::TABLE.dataset).await?;
+        let chunk_length = self.inner.cache.chunks.least(lease, R::TABLE.dataset).await?;
         let entries = self.entries(batch, &ids, chunk_length);
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let job = Job { store: self, batch, ids: &ids };
@@ -148,7 +112,7 @@ impl TimescaleStore {
             let rank = |scope| i32::try_from(scopes.partition_point(|s| *s < scope)).unwrap_or(i32::MAX);
             return Ok(all.into_iter().map(rank).collect());
         }
-        self.inner.memory.names.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
+        self.inner.cache.ids.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
     }
 
     /// The records in the order of their keys, each key once: its last record.
@@ -156,7 +120,7 @@ impl TimescaleStore {
         let mut entries = Vec::with_capacity(batch.len());
         for (at, (record, id)) in batch.iter().zip(ids).enumerate() {
             let (interval, ts, seq) = record.tail();
-            let chunk = self.inner.memory.chunks.number(chunk_length, ts);
+            let chunk = self.inner.cache.chunks.number(chunk_length, ts);
             let key = WriteKey { chunk, series: *id, interval, ts, seq };
             // A batch has at most 1,000,000 records.
             entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
@@ -202,7 +166,7 @@ impl<'a, R: Stored> Job<'a, R> {
     /// Writes pieces until none is left, or one fails.
     async fn lane(
         &self,
-        lease: &mut Lease,
+        lease: &mut PooledConnection,
         queue: &std::sync::Mutex<std::vec::IntoIter<&'a [Entry]>>,
     ) -> Result<(), Cause> {
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
@@ -231,33 +195,33 @@ impl<'a, R: Stored> Job<'a, R> {
         Ok(())
     }
 
-    async fn write(&self, lease: &mut Lease, piece: &[Entry]) -> Result<Way, Cause> {
+    async fn write(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Way, Cause> {
         let inner = &self.store.inner;
-        let optimism = &inner.optimism[R::TABLE.dataset as usize];
+        let backoff = &inner.copy_backoff[R::TABLE.dataset as usize];
         if piece.len() < inner.config.write.copy_from {
             self.merge(lease, piece).await?;
             return Ok(Way::Merge);
         }
-        if optimism.tries_copy() {
+        if backoff.allows_copy() {
             // COPY that fails leaves dead rows behind. Most replays are seen by a look at three rows.
             if self.probe(lease, piece).await? {
-                optimism.collided();
+                backoff.collided();
                 self.merge(lease, piece).await?;
                 return Ok(Way::Merge);
             }
             match self.copy(lease, piece).await {
                 Ok(()) => {
-                    optimism.all_new();
+                    backoff.reset();
                     return Ok(Way::Copy);
                 }
-                Err(error) if has_state(&error, UNIQUE_VIOLATION) => optimism.collided(),
+                Err(error) if has_state(&error, UNIQUE_VIOLATION) => backoff.collided(),
                 Err(error) => return Err(error.into()),
             }
             self.merge(lease, piece).await?;
             return Ok(Way::CopyThenMerge);
         }
         let written = self.merge(lease, piece).await?;
-        optimism.merged(piece.len() as u64, written);
+        backoff.merged(piece.len() as u64, written);
         Ok(Way::Merge)
     }
 
@@ -267,7 +231,7 @@ impl<'a, R: Stored> Job<'a, R> {
     }
 
     /// One COPY, one transaction: all of the piece or nothing.
-    async fn copy(&self, lease: &mut Lease, piece: &[Entry]) -> Result<(), sqlx::Error> {
+    async fn copy(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<(), sqlx::Error> {
         /// The buffer is sent when it is as full as this, in bytes.
         const SEND: usize = 256 * 1024;
         let columns = i16::try_from(R::TABLE.columns().count()).unwrap_or(i16::MAX);
@@ -289,7 +253,7 @@ impl<'a, R: Stored> Job<'a, R> {
     }
 
     /// Whether the first, the middle or the last row is there already.
-    async fn probe(&self, lease: &mut Lease, piece: &[Entry]) -> Result<bool, Cause> {
+    async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<bool, Cause> {
         let entries = [0, piece.len() / 2, piece.len() - 1].map(|at| piece[at]);
         let found = self.arrays(&sql::of(R::TABLE.dataset).probe, &entries, R::TABLE.key().count());
         let row = found.fetch_one(&mut **lease).await?;
@@ -298,11 +262,11 @@ impl<'a, R: Stored> Job<'a, R> {
 
     /// One statement that reads what is there and writes only what is new or differs. Gives how many rows it
     /// wrote.
-    async fn merge(&self, lease: &mut Lease, piece: &[Entry]) -> Result<u64, Cause> {
+    async fn merge(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<u64, Cause> {
         /// From how many rows on a transaction, with its three round trips, is cheaper than `ChunkAppend`.
         const MANY: usize = 200;
         let (statements, count) = (sql::of(R::TABLE.dataset), R::TABLE.columns().count());
-        if piece.len() < MANY || !self.store.inner.memory.chunks.are_hypertables() {
+        if piece.len() < MANY || !self.store.inner.cache.chunks.are_hypertables() {
             let merge = self.arrays(&statements.merge, piece, count);
             return Ok(merge.execute(&mut **lease).await?.rows_affected());
         }
@@ -327,7 +291,11 @@ impl<'a, R: Stored> Job<'a, R> {
     }
 
     /// Whether some of the piece's times lie in a chunk that is in the columnstore: never, on an edition without.
-    async fn touches_columnstore(&self, lease: &mut Lease, piece: &[Entry]) -> Result<bool, Cause> {
+    async fn touches_columnstore(
+        &self,
+        lease: &mut PooledConnection,
+        piece: &[Entry],
+    ) -> Result<bool, Cause> {
         let inner = &self.store.inner;
         if inner.connections.facts().license.as_deref() != Some("timescale") {
             return Ok(false);
@@ -471,27 +439,5 @@ mod tests {
         assert_eq!(sizes(cut(&rows[..1], 1)), [1]);
         let days: Vec<_> = (0..120).map(|n| entry(n, 0)).collect();
         assert_eq!(sizes(cut(&days, 1_000)), [50, 50, 20]);
-    }
-
-    #[test]
-    fn a_store_that_collides_stops_trying_and_begins_again() {
-        let optimism = Optimism::default();
-        assert!(optimism.tries_copy());
-        optimism.collided();
-        assert!(!optimism.tries_copy());
-        optimism.merged(10, 0);
-        optimism.merged(10, 3);
-        assert!(optimism.tries_copy(), "after the pause it is tried again");
-        for _ in 0..20 {
-            optimism.collided();
-        }
-        for _ in 0..Optimism::LONGEST {
-            assert!(!optimism.tries_copy());
-            optimism.merged(10, 0);
-        }
-        assert!(optimism.tries_copy());
-        optimism.collided();
-        optimism.merged(10, 10);
-        assert!(optimism.tries_copy(), "a piece that was new in full ends the pause");
     }
 }

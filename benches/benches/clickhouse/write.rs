@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use qi_adapters::config::clickhouse::Compression;
+use qi_adapters::clickhouse::config::Compression;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::{PriceTick, Side};
 

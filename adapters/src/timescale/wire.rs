@@ -1,35 +1,27 @@
 //! Decimals as PostgreSQL's binary numeric: digits of base 10,000 with the weight of the first one, a sign and
 //! a display scale. Source of the form: `numeric_send` and `numeric_recv` in PostgreSQL's `numeric.c`.
 
-use std::fmt;
-
 use qi_core::domain::ExactSum;
 
-/// Why bytes are no decimal of the domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The reason that a `numeric` is not a decimal of the domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NumericError {
-    /// They are not a numeric at all.
+    /// Bytes that are not a binary `numeric`.
+    #[error("not a binary numeric")]
     Malformed,
     /// NaN or an infinity.
+    #[error("NaN or infinity")]
     NotFinite,
-    /// More decimal places than 18.
+    /// More than 18 decimal places.
+    #[error("more than 18 decimal places")]
     TooFine,
-    /// 10²⁰ or more.
+    /// A magnitude of 10²⁰ or more.
+    #[error("1e20 or more")]
     TooLarge,
 }
 
-impl fmt::Display for NumericError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Malformed => "the bytes are no binary numeric",
-            Self::NotFinite => "NaN and infinities are no decimals",
-            Self::TooFine => "more than 18 decimal places",
-            Self::TooLarge => "1e20 or more",
-        })
-    }
-}
-
-impl std::error::Error for NumericError {}
+/// 2000-01-01, from which PostgreSQL counts, in microseconds of the Unix epoch.
+pub(super) const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// The base of PostgreSQL's digits.
 const BASE: u64 = 10_000;
@@ -174,7 +166,7 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
     }
     text.push('0');
     for digit in parts.digits() {
-        let _ = fmt::Write::write_fmt(&mut text, format_args!("{digit:04}"));
+        let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{digit:04}"));
     }
     // The text counts units of 10^(4 × (weight - count + 1)); it becomes one of 10^-PLACES.
     let shift = if count == 0 { 0 } else { 4 * (parts.weight - count + 1) + places };

@@ -8,11 +8,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::error::Cause;
-use super::pg::Pg;
+use super::types::Pg;
 
 /// The ids of instruments. They are never changed or removed by this library, so what was met once stays true.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(super) struct InstrumentIds {
     ids: RwLock<HashMap<Instrument, i32>>,
 }
 
@@ -36,7 +36,7 @@ const LIST: &str = "SELECT id, exchange, symbol FROM instruments \
     WHERE (exchange, symbol) > ($1, $2) AND ($3::text IS NULL OR exchange = $3) \
     ORDER BY exchange, symbol LIMIT $4";
 
-impl Names {
+impl InstrumentIds {
     /// Forgets everything: another schema is there now.
     pub(super) fn forget_all(&self) {
         self.ids.write().unwrap_or_else(PoisonError::into_inner).clear();

@@ -10,8 +10,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Encode, FromRow, Postgres, Row, Type};
 
-use super::numeric;
-use super::table::PG_EPOCH_MICROS;
+use super::wire::{self, PG_EPOCH_MICROS};
 
 /// A value or a record of the domain, as sqlx binds and reads it.
 ///
@@ -60,13 +59,13 @@ macro_rules! numerics {
         }
         impl Encode<'_, Postgres> for Pg<$name> {
             fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-                numeric::encode(self.0.units(), buffer);
+                wire::encode(self.0.units(), buffer);
                 Ok(IsNull::No)
             }
         }
         impl<'r> Decode<'r, Postgres> for Pg<$name> {
             fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-                let $units = numeric::decode(binary(&value)?)?;
+                let $units = wire::decode(binary(&value)?)?;
                 Ok(Self($make?))
             }
         }

@@ -9,9 +9,9 @@ use qi_core::store::{Dataset, Order};
 use qi_core::{TimeRange, Timestamp};
 use sqlx::{PgConnection, Row};
 
+use super::config::{Hypertables, TimescaleConfig};
 use super::error::Cause;
 use super::table::table_of;
-use crate::config::{Hypertables, TimescaleConfig};
 
 /// What is known of the chunks of the four tables.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Chunks {
         Self {
             schema: config.schema.clone(),
             hypertables: config.hypertables == Hypertables::On,
-            micros: Dataset::ALL.map(|dataset| super::schema::chunk_micros(config, dataset)),
+            micros: Dataset::ALL.map(|dataset| config.chunks.micros(dataset)),
             least: std::array::from_fn(|_| AtomicI64::new(0)),
             newest: std::array::from_fn(|_| Mutex::new(None)),
         }
@@ -184,13 +184,13 @@ impl Chunks {
 }
 
 /// Goes through a range in parts that touch few chunks each.
-pub(super) struct Walk {
+pub(super) struct ChunkScan {
     rest: TimeRange,
     order: Order,
     most: i64,
 }
 
-impl Walk {
+impl ChunkScan {
     pub(super) fn new(range: TimeRange, order: Order) -> Self {
         Self { rest: range, order, most: FIRST }
     }

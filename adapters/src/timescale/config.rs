@@ -1,14 +1,13 @@
 //! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
 
 use qi_core::Result;
+#[cfg(feature = "timescale")]
+use qi_core::store::Dataset;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::rules::Rules;
-
-const RULES: Rules =
-    Rules { section: "store.timescale", code: "store.timescale.config", backend: "timescale" };
+use crate::rules::Rules;
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
 ///
@@ -60,6 +59,9 @@ pub struct TimescaleConfig {
     pub columnstore: AgeSection,
     /// After what time chunks are dropped; Community edition.
     pub retention: AgeSection,
+    /// The section of the configuration, for errors: `store.timescale` or `store.postgres`.
+    #[serde(skip)]
+    pub(crate) section: &'static str,
 }
 
 impl Default for TimescaleConfig {
@@ -82,6 +84,7 @@ impl Default for TimescaleConfig {
             chunks: ChunksSection::default(),
             columnstore: AgeSection::default(),
             retention: AgeSection::default(),
+            section: "store.timescale",
         }
     }
 }
@@ -229,10 +232,41 @@ pub struct AgeSection {
     pub snapshots_hours: Option<u32>,
 }
 
+impl ChunksSection {
+    /// Returns the length of a dataset's chunk, in microseconds.
+    #[cfg(feature = "timescale")]
+    pub(super) fn micros(&self, dataset: Dataset) -> i64 {
+        let hours = match dataset {
+            Dataset::Ticks => self.ticks_hours,
+            Dataset::Quotes => self.quotes_hours,
+            Dataset::Bars => self.bars_hours,
+            Dataset::Snapshots => self.snapshots_hours,
+        };
+        i64::from(hours) * 3_600_000_000
+    }
+}
+
+impl AgeSection {
+    /// Returns the age of a dataset, in hours.
+    #[cfg(feature = "timescale")]
+    pub(super) fn hours(&self, dataset: Dataset) -> Option<u32> {
+        match dataset {
+            Dataset::Ticks => self.ticks_hours,
+            Dataset::Quotes => self.quotes_hours,
+            Dataset::Bars => self.bars_hours,
+            Dataset::Snapshots => self.snapshots_hours,
+        }
+    }
+}
+
 impl TimescaleConfig {
     /// The server at `url`, and the defaults for all else.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        Rules { section: self.section, code: "store.timescale.config", backend: "timescale" }
     }
 
     /// Checks every bound.
@@ -240,14 +274,15 @@ impl TimescaleConfig {
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
+        let rules = self.rules();
         let Self {
             url, host, schema, max_batch, pool, limits, write, chunks, columnstore, retention, ..
         } = self;
         if url.is_none() && host.is_none() {
-            return Err(RULES.refuse("url", "none", "the server's `url` or its `host` must be given"));
+            return Err(rules.refuse("url", "none", "the server's `url` or its `host` must be given"));
         }
         if let Some(url) = url {
-            check_url(url.expose_secret())?;
+            check_url(&rules, url.expose_secret())?;
         }
         let first = schema.bytes().next().unwrap_or(b'0');
         let fits = schema.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
@@ -257,34 +292,34 @@ impl TimescaleConfig {
         if !fits || first.is_ascii_digit() || schema.len() > 63 || of_the_server {
             let rule = "must be lower-case letters, digits and underscores, begin with no digit, be none of the \
                         server's own (information_schema, pg_.., timescaledb_..), and have at most 63 characters";
-            return Err(RULES.refuse("schema", schema, rule));
+            return Err(rules.refuse("schema", schema, rule));
         }
         if self.tls.client_cert.is_some() != self.tls.client_key.is_some() {
-            return Err(RULES.refuse(
+            return Err(rules.refuse(
                 "tls",
                 "one of two",
                 "`client_cert` and `client_key` are given together",
             ));
         }
-        RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        RULES.within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
-        RULES.within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
-        RULES.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
-        RULES.within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
-        RULES.within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
-        RULES.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
-        RULES.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
-        RULES.within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
-        RULES.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
-        RULES.within("write.piece", write.piece as u64, 1, 100_000)?;
-        RULES.within("write.connections", write.connections as u64, 1, 64)?;
+        rules.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
+        rules.within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
+        rules.within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
+        rules.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
+        rules.within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
+        rules.within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
+        rules.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
+        rules.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        rules.within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
+        rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
+        rules.within("write.piece", write.piece as u64, 1, 100_000)?;
+        rules.within("write.connections", write.connections as u64, 1, 64)?;
         for (key, hours) in [
             ("chunks.ticks_hours", chunks.ticks_hours),
             ("chunks.quotes_hours", chunks.quotes_hours),
             ("chunks.bars_hours", chunks.bars_hours),
             ("chunks.snapshots_hours", chunks.snapshots_hours),
         ] {
-            RULES.within(key, hours.into(), 1, MAX_HOURS)?;
+            rules.within(key, hours.into(), 1, MAX_HOURS)?;
         }
         let ages = |section: &AgeSection| {
             let AgeSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *section;
@@ -292,10 +327,10 @@ impl TimescaleConfig {
         };
         for (key, ages) in [("columnstore", ages(columnstore)), ("retention", ages(retention))] {
             for hours in ages.into_iter().flatten() {
-                RULES.within(key, hours.into(), 1, MAX_HOURS)?;
+                rules.within(key, hours.into(), 1, MAX_HOURS)?;
             }
             if ages.iter().any(Option::is_some) && self.hypertables == Hypertables::Off {
-                return Err(RULES.refuse(key, "", "needs hypertables = \"on\""));
+                return Err(rules.refuse(key, "", "needs hypertables = \"on\""));
             }
         }
         Ok(())
@@ -327,9 +362,9 @@ const URL_PARAMETERS: &[&str] = &[
 
 /// Refuses another scheme and unknown parameters. A name is shown if it is nearly a known one; anything else may be
 /// a part of a password with a `?` or `&` in it, and is not shown.
-fn check_url(url: &str) -> Result<()> {
+fn check_url(rules: &Rules, url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(RULES.refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
+        return Err(rules.refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
     }
     let parameters = url.split_once('?').map_or("", |(_, rest)| rest);
     let parameters = parameters.split_once('#').map_or(parameters, |(parameters, _)| parameters);
@@ -343,7 +378,7 @@ fn check_url(url: &str) -> Result<()> {
             );
             let near = |known: &&str| strsim::damerau_levenshtein(known, name) <= 2;
             let shown = if URL_PARAMETERS.iter().any(near) { name } else { "not shown" };
-            return Err(RULES.refuse("url", shown, rule));
+            return Err(rules.refuse("url", shown, rule));
         }
     }
     Ok(())

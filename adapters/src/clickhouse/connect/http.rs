@@ -80,7 +80,7 @@ fn authorities(root_cert: Option<&str>) -> Result<RootCertStore> {
     if let Some(file) = root_cert {
         let wrong = |source: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Config, "store.clickhouse.root_cert", "open")
-                .with_backend(super::BACKEND)
+                .with_backend(super::super::BACKEND)
                 .with_message("the file of authorities cannot be read")
                 .with_context("key", "store.clickhouse.root_cert")
                 .with_context("value", file)
@@ -107,7 +107,7 @@ fn tls(root_cert: Option<&str>) -> Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(|error| {
             Error::new(ErrorKind::Internal, "store.clickhouse.tls", "open")
-                .with_backend(super::BACKEND)
+                .with_backend(super::super::BACKEND)
                 .with_source(error)
         })?
         .with_root_certificates(authorities(root_cert)?)

@@ -1,5 +1,8 @@
 //! Connections: how they are made, lent and given back.
 
+#[cfg(unix)]
+mod tunnel;
+
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -10,16 +13,16 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row};
 
-use super::Memory;
+use super::cache::SchemaCache;
+use super::config::{TimescaleConfig, TlsMode};
 use super::error::Cause;
-#[cfg(unix)]
-use super::tunnel::{Route, Tunnel};
-use crate::config::{TimescaleConfig, TlsMode};
 use crate::plaintext::warn_of_password;
+#[cfg(unix)]
+use tunnel::{Route, Tunnel};
 
 /// What only the server knows. It is met when a connection is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct ServerInfo {
     /// `17.5`
     pub(super) server: String,
     /// `2.19.3`, where the extension is created.
@@ -37,7 +40,7 @@ pub(super) struct Connections {
     driver: PgConnectOptions,
     #[cfg(unix)]
     tunnel: Option<Tunnel>,
-    facts: Arc<RwLock<Facts>>,
+    facts: Arc<RwLock<ServerInfo>>,
     suspects: Arc<Suspects>,
     /// What this store adds to the limit of the process.
     _limit: Share,
@@ -49,22 +52,22 @@ impl Connections {
     /// A pool that has no connection yet. Must be called inside a tokio runtime.
     ///
     /// Whenever a connection is lent it says which schema it meets: in place of the pool's own ping, so at no cost.
-    pub(super) fn open(config: &TimescaleConfig, memory: Arc<Memory>) -> Result<Self> {
+    pub(super) fn open(config: &TimescaleConfig, cache: Arc<SchemaCache>) -> Result<Self> {
         let options = connect_options(config)?;
         let set = Effective::of(&options);
-        set.check(&options)?;
+        set.check(&options, config.section)?;
         if set.password && !is_local(&options) && !encrypts(options.get_ssl_mode()) {
             warn_of_password(super::BACKEND, std::iter::once(options.get_host()));
         }
         let mut driver = options.clone();
-        let tunnel = set.tunnel(&options)?;
+        let tunnel = set.tunnel(&options, config.section)?;
         if let Some(tunnel) = &tunnel {
             driver = driver.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
         }
         let pool = &config.pool;
         let acquire_timeout = Duration::from_millis(pool.acquire_timeout_ms);
-        let facts = Arc::new(RwLock::new(Facts::default()));
-        let (known, of_new) = (facts.clone(), memory.clone());
+        let facts = Arc::new(RwLock::new(ServerInfo::default()));
+        let (known, of_new) = (facts.clone(), cache.clone());
         let suspects = Arc::<Suspects>::default();
         let of_idle = suspects.clone();
         let pool = PgPoolOptions::new()
@@ -75,22 +78,22 @@ impl Connections {
             .idle_timeout(Duration::from_millis(pool.idle_timeout_ms))
             .max_lifetime(Duration::from_millis(pool.max_lifetime_ms))
             .after_connect(move |connection, _| {
-                let (known, memory) = (known.clone(), of_new.clone());
+                let (known, cache) = (known.clone(), of_new.clone());
                 Box::pin(async move {
                     let facts = ask(connection).await?;
                     *known.write().unwrap_or_else(PoisonError::into_inner) = facts;
-                    memory.met(incarnation(connection).await?);
+                    cache.met(incarnation(connection).await?);
                     Ok(())
                 })
             })
             .before_acquire(move |connection, idle| {
-                let memory = memory.clone();
+                let cache = cache.clone();
                 let suspect = of_idle.include(idle.age);
                 Box::pin(async move {
                     if suspect {
                         return Ok(false);
                     }
-                    memory.met(incarnation(connection).await?);
+                    cache.met(incarnation(connection).await?);
                     Ok(true)
                 })
             })
@@ -113,7 +116,7 @@ impl Connections {
         &self.pool
     }
 
-    pub(super) fn facts(&self) -> Facts {
+    pub(super) fn facts(&self) -> ServerInfo {
         self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -128,7 +131,7 @@ impl Connections {
     }
 
     /// Borrows a connection, waiting up to the acquire timeout.
-    pub(super) async fn lease(&self) -> Result<Lease, Cause> {
+    pub(super) async fn lease(&self) -> Result<PooledConnection, Cause> {
         match self.pool.acquire().await {
             Ok(connection) => Ok(self.lend(connection)),
             Err(sqlx::Error::PoolTimedOut) => {
@@ -163,7 +166,7 @@ impl Connections {
 
     /// Borrows one more connection for who holds one already: an idle one, or a new one where the pool has room.
     /// Two that hold one may wait here for each other's, so this gives up after a while.
-    pub(super) async fn lease_spare(&self) -> Option<Lease> {
+    pub(super) async fn lease_spare(&self) -> Option<PooledConnection> {
         const PATIENCE: Duration = Duration::from_secs(2);
         // `try_acquire` would lend a connection that nothing asked: of a schema or server that is gone, maybe.
         if self.pool.num_idle() == 0 && self.pool.size() >= self.pool.options().get_max_connections() {
@@ -173,9 +176,9 @@ impl Connections {
         Some(self.lend(connection))
     }
 
-    fn lend(&self, connection: PoolConnection<Postgres>) -> Lease {
+    fn lend(&self, connection: PoolConnection<Postgres>) -> PooledConnection {
         metrics::gauge!("qi_timescale_connections_open").set(f64::from(self.pool.size()));
-        Lease {
+        PooledConnection {
             connection: Some(connection),
             suspects: self.suspects.clone(),
             _in_use: Share::of("qi_timescale_connections_in_use", 1),
@@ -240,7 +243,7 @@ async fn incarnation(connection: &mut PgConnection) -> Result<i64, sqlx::Error> 
 }
 
 /// What a new connection asks the server once.
-async fn ask(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+async fn ask(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
     let row = sqlx::query(
         "SELECT current_setting('server_version'), \
                 (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
@@ -248,7 +251,7 @@ async fn ask(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     )
     .fetch_one(connection)
     .await?;
-    Ok(Facts { server: row.try_get(0)?, extension: row.try_get(1)?, license: row.try_get(2)? })
+    Ok(ServerInfo { server: row.try_get(0)?, extension: row.try_get(1)?, license: row.try_get(2)? })
 }
 
 fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
@@ -256,7 +259,7 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         Error::new(ErrorKind::Config, "store.timescale.url", "open")
             .with_backend(super::BACKEND)
             .with_message("the URL of the server cannot be read")
-            .with_source(Unreadable(source.to_string()))
+            .with_source(InvalidUrl(source.to_string()))
     };
     let mut options = match &config.url {
         Some(url) => url.expose_secret().parse().map_err(wrong)?,
@@ -288,7 +291,7 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
             Error::new(ErrorKind::Config, "store.timescale.tls_file", "open")
                 .with_backend(super::BACKEND)
                 .with_message("a file of the TLS section cannot be read")
-                .with_context("key", format_args!("store.timescale.tls.{key}"))
+                .with_context("key", format_args!("{}.tls.{key}", config.section))
                 .with_context("value", file)
                 .with_source(source)
         })?;
@@ -367,7 +370,7 @@ impl Effective {
     }
 
     /// Refuses authorities that a mode without verification would ignore.
-    fn check(&self, options: &PgConnectOptions) -> Result<()> {
+    fn check(&self, options: &PgConnectOptions, section: &str) -> Result<()> {
         if self.root_cert.is_none() || encrypts(options.get_ssl_mode()) || is_local(options) {
             return Ok(());
         }
@@ -377,14 +380,14 @@ impl Effective {
                 "the mode verifies no certificate; `root_cert` (in the URL `sslrootcert`, in the environment \
                  PGSSLROOTCERT) needs `require`, `verify-ca` or `verify-full`",
             )
-            .with_context("key", "store.timescale.tls.mode")
+            .with_context("key", format_args!("{section}.tls.mode"))
             .with_context("value", format!("{:?}", options.get_ssl_mode()).to_lowercase()))
     }
 
     /// The tunnel that verifies the server by the authorities of a file. As in libpq, `require` with authorities is
     /// `verify-ca`.
     #[cfg(unix)]
-    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Tunnel>> {
+    fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Tunnel>> {
         let mode = options.get_ssl_mode();
         let Some(root_cert) = self.root_cert.filter(|_| encrypts(mode) && !is_local(options)) else {
             return Ok(None);
@@ -400,6 +403,7 @@ impl Effective {
             Error::new(ErrorKind::Config, "store.timescale.tunnel", "open")
                 .with_backend(super::BACKEND)
                 .with_message("`root_cert` needs a folder for temporary files; TMPDIR names one")
+                .with_context("key", format_args!("{section}.tls.root_cert"))
                 .with_context("folder", std::env::temp_dir().display())
                 .with_source(source)
         })?;
@@ -408,14 +412,14 @@ impl Effective {
 
     /// Refuses authorities of a file: the driver would trust the public authorities beside them.
     #[cfg(not(unix))]
-    fn tunnel(self, options: &PgConnectOptions) -> Result<Option<Never>> {
+    fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Never>> {
         if self.root_cert.is_none() || !encrypts(options.get_ssl_mode()) {
             return Ok(None);
         }
         Err(Error::new(ErrorKind::Config, "store.timescale.config", "open")
             .with_backend(super::BACKEND)
             .with_message("`root_cert` needs Unix sockets: the driver would trust public authorities too")
-            .with_context("key", "store.timescale.tls.root_cert"))
+            .with_context("key", format_args!("{section}.tls.root_cert")))
     }
 }
 
@@ -430,17 +434,10 @@ impl Never {
     }
 }
 
-/// Why a URL was refused, as text: the driver's own error may hold parts of it.
-#[derive(Debug)]
-struct Unreadable(String);
-
-impl std::fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unreadable {}
+/// The driver's message about an invalid URL. The driver's own error may contain parts of the URL.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InvalidUrl(String);
 
 /// A part of a gauge that all stores of the process add up to, for as long as it is held.
 struct Share {
@@ -479,15 +476,15 @@ impl Suspects {
     }
 }
 
-/// A borrowed connection. Given back by [`Lease::give_back`]; dropped without that, in the middle of something,
+/// A borrowed connection. Given back by [`PooledConnection::give_back`]; dropped without that, in the middle of something,
 /// it is closed, so that no half-done statement or transaction returns to the pool.
-pub(super) struct Lease {
+pub(super) struct PooledConnection {
     connection: Option<PoolConnection<Postgres>>,
     suspects: Arc<Suspects>,
     _in_use: Share,
 }
 
-impl Lease {
+impl PooledConnection {
     /// Returns the connection to the pool. If the outcome shows that the connection is broken or that its server is
     /// not the primary, the connection is closed, and every older connection with it: they lead to the same server.
     pub(super) fn give_back<T>(mut self, outcome: &Result<T, Cause>) {
@@ -499,14 +496,14 @@ impl Lease {
     }
 }
 
-impl Deref for Lease {
+impl Deref for PooledConnection {
     type Target = PgConnection;
     fn deref(&self) -> &PgConnection {
         self.connection.as_ref().expect(LENT)
     }
 }
 
-impl DerefMut for Lease {
+impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
         self.connection.as_mut().expect(LENT)
     }
@@ -514,7 +511,7 @@ impl DerefMut for Lease {
 
 const LENT: &str = "the connection is there until it is given back";
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         if let Some(mut connection) = self.connection.take() {
             connection.close_on_drop();

@@ -1,5 +1,8 @@
 //! Requests: how many at once, within what limits, and what becomes of their answers.
 
+mod bounded;
+mod http;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -9,9 +12,9 @@ use qi_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
+use super::config::{ClickHouseConfig, Compression};
 use super::error::Cause;
-use super::rowbinary::{Malformed, Reader};
-use crate::config::clickhouse::{ClickHouseConfig, Compression};
+use super::wire::{Malformed, Reader};
 use crate::plaintext::{host_of, warn_of_password};
 
 /// The server as this store uses it.
@@ -48,7 +51,7 @@ impl Connections {
         let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
         let Address { base, user, password } = Address::read(text)?;
         let made = Arc::<AtomicU64>::default();
-        let mut client = super::http::client(config.root_cert.as_deref(), made.clone())?
+        let mut client = http::client(config.root_cert.as_deref(), made.clone())?
             .with_url(base.clone())
             .with_product_info("qi", env!("CARGO_PKG_VERSION"))
             .with_compression(match config.compression {
@@ -175,7 +178,7 @@ impl Connections {
         match tokio::time::timeout(self.acquire_timeout, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Cause::Closed),
-            Err(_) => Err(Cause::Busy { most: self.most }),
+            Err(_) => Err(Cause::Busy { max_connections: self.most }),
         }
     }
 

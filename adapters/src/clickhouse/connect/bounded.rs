@@ -2,7 +2,7 @@
 //!
 //! The driver collects the body of an error response without a limit and offers no hook for it. So the connection
 //! collects that body up to [`LIMIT`] and hands over a response of that length. Every other response passes
-//! unchanged; [`super::client::ask`] bounds it.
+//! unchanged; [`super::ask`] bounds it.
 
 use std::io;
 use std::pin::Pin;

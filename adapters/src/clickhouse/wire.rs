@@ -1,21 +1,12 @@
 //! `RowBinary`, the form of rows that goes over the wire in both directions. Source: `RowBinary` in
 //! ClickHouse's documentation of formats. Decimals and times are the integers of the domain itself, little-endian.
 
-use std::fmt;
-
 use qi_core::{Decimal, Timestamp};
 
-/// Why bytes are no rows of what was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A response that does not contain rows of the requested columns.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed response: {0}")]
 pub(super) struct Malformed(pub(super) String);
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the answer is not what was asked for: {}", self.0)
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// Rows under way to the server.
 #[derive(Debug, Default)]

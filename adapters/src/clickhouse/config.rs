@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use qi_core::Result;
+#[cfg(feature = "clickhouse")]
+use qi_core::store::Dataset;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::rules::Rules;
+use crate::rules::Rules;
 
 const RULES: Rules =
     Rules { section: "store.clickhouse", code: "store.clickhouse.config", backend: "clickhouse" };
@@ -148,6 +150,19 @@ pub struct RetentionSection {
     pub bars_hours: Option<u32>,
     /// The age of snapshots, in hours.
     pub snapshots_hours: Option<u32>,
+}
+
+impl RetentionSection {
+    /// Returns the age of a dataset, in hours.
+    #[cfg(feature = "clickhouse")]
+    pub(super) fn hours(&self, dataset: Dataset) -> Option<u32> {
+        match dataset {
+            Dataset::Ticks => self.ticks_hours,
+            Dataset::Quotes => self.quotes_hours,
+            Dataset::Bars => self.bars_hours,
+            Dataset::Snapshots => self.snapshots_hours,
+        }
+    }
 }
 
 impl ClickHouseConfig {
