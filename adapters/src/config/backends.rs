@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
-#[cfg(feature = "redpanda")]
-use super::redpanda::RedpandaConfig;
 use super::section::Section;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
 use super::tree::nearest;
 use super::wrappers::WrapperSections;
+#[cfg(feature = "redpanda")]
+use crate::redpanda::RedpandaConfig;
 
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;

@@ -28,7 +28,6 @@
 mod backends;
 mod de;
 mod environment;
-mod redpanda;
 mod section;
 mod sections;
 mod tree;
@@ -42,15 +41,15 @@ use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
+pub use crate::redpanda::config::{
+    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
+    SaslSection,
+};
 pub use crate::timescale::config::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
-pub use redpanda::{
-    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
-    SaslSection,
-};
 pub use section::Section;
 pub use sections::TopicSection;
 pub use wrappers::{

@@ -1,277 +1,392 @@
-//! From the configuration to librdkafka's properties. Why each has its value stands in `docs/backends/redpanda.md`.
+//! `[bus.redpanda]` and `[bus.kafka]`.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use qi_core::bus::Subscribe;
-use qi_core::{Error, ErrorKind, Result};
-use rdkafka::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
-use secrecy::ExposeSecret;
+use qi_core::Result;
+use secrecy::SecretString;
+use serde::Deserialize;
 
-use super::error::{self, BACKEND};
-use crate::config::{MessageCompression, Profile, RedpandaConfig};
-use crate::plaintext::{host_of, warn_of_password};
+use crate::rules::Rules;
 
-/// librdkafka's numbers are i32.
-const MOST: u64 = i32::MAX as u64;
-
-/// What every client has.
-fn common(config: &RedpandaConfig) -> ClientConfig {
-    let mut set = ClientConfig::new();
-    set.set_log_level(RDKafkaLogLevel::Info)
-        .set("bootstrap.servers", config.brokers.as_deref().unwrap_or_default())
-        .set("client.id", &config.client_id)
-        .set("client.software.name", "qi")
-        .set("client.software.version", env!("CARGO_PKG_VERSION"))
-        .set("allow.auto.create.topics", "false")
-        .set("statistics.interval.ms", config.statistics_ms.to_string())
-        // An answer that is this late does not come; the connection is made anew.
-        .set("socket.timeout.ms", config.request_timeout_ms.to_string())
-        .set(
-            "socket.connection.setup.timeout.ms",
-            config.request_timeout_ms.clamp(1_000, 300_000).to_string(),
-        )
-        .set("api.version.request.timeout.ms", config.request_timeout_ms.clamp(10, 300_000).to_string())
-        .set("socket.nagle.disable", "true")
-        .set("socket.keepalive.enable", "true")
-        .set("reconnect.backoff.ms", "50")
-        .set("reconnect.backoff.max.ms", "1000")
-        .set("topic.metadata.propagation.max.ms", "5000");
-    security(config, &mut set);
-    set
+/// Where the brokers are, and how they are used. Compiled always, so that one file can hold every backend.
+///
+/// ```
+/// use qi_adapters::config::{Profile, RedpandaConfig};
+/// let config = RedpandaConfig::from_brokers("127.0.0.1:9092");
+/// assert_eq!((config.profile, config.delivery_timeout_ms), (Profile::Balanced, 120_000));
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RedpandaConfig {
+    /// The brokers to begin with, as `host:port`, separated by commas; they name the others.
+    pub brokers: Option<String>,
+    /// The name of this client in the brokers' logs and quotas.
+    pub client_id: String,
+    /// What the settings below are tuned for.
+    pub profile: Profile,
+    /// How typed records are written. There is one word so far.
+    pub codec: CodecWord,
+    /// How batches of messages are compressed; by default what the profile says.
+    pub compression: Option<MessageCompression>,
+    /// The largest message that is taken, in bytes: key, payload and headers. A topic may allow less. Defaults to
+    /// 4 MiB: more than the 2 MiB and 64 KiB of the largest dead letter topic in the catalogue.
+    pub max_message_bytes: usize,
+    /// How many bytes may wait for their acknowledgement before `publish` waits for space.
+    pub buffer_bytes: usize,
+    /// How long a message may take from the client's buffer to its acknowledgement, in milliseconds; and how long
+    /// `publish` waits for space.
+    pub delivery_timeout_ms: u64,
+    /// How long a question to the brokers may take, in milliseconds: look-ups, administration, `ping`.
+    pub request_timeout_ms: u64,
+    /// How long a commit may take, repetitions included, in milliseconds.
+    pub commit_timeout_ms: u64,
+    /// How long `close` drains, in milliseconds.
+    pub close_timeout_ms: u64,
+    /// How often the client's statistics become metrics, in milliseconds. They also say whether a broker is
+    /// connected.
+    pub statistics_ms: u64,
+    /// Opens the bus in a program that is built with `panic = "abort"`. Defaults to false.
+    ///
+    /// The driver panics on a message whose header name is not UTF-8 text, and the adapter catches the panic. With
+    /// `panic = "abort"` such a message ends the process. So set this only if every producer of the cluster is trusted.
+    pub allow_panic_abort: bool,
+    /// Encryption.
+    pub tls: RedpandaTlsSection,
+    /// Who asks.
+    pub sasl: SaslSection,
+    /// Any other property of librdkafka. An unknown one is refused before anything is connected, and so is one that
+    /// a key of this section or the contract decides.
+    pub properties: BTreeMap<String, PropertyValue>,
+    /// The section of the configuration, for errors: `bus.redpanda` or `bus.kafka`.
+    #[serde(skip)]
+    pub(crate) section: &'static str,
 }
 
-fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
-    let (tls, sasl) = (&config.tls, &config.sasl);
-    let protocol = match (tls.enabled, sasl.mechanism.is_some()) {
-        (false, false) => "plaintext",
-        (true, false) => "ssl",
-        (false, true) => "sasl_plaintext",
-        (true, true) => "sasl_ssl",
-    };
-    set.set("security.protocol", protocol);
-    for (property, value) in [
-        ("ssl.ca.location", &tls.root_cert),
-        ("ssl.certificate.location", &tls.client_cert),
-        ("ssl.key.location", &tls.client_key),
-        ("sasl.username", &sasl.username),
-    ] {
-        if let Some(value) = value {
-            set.set(property, value);
+impl Default for RedpandaConfig {
+    fn default() -> Self {
+        Self {
+            brokers: None,
+            client_id: "qi".to_owned(),
+            profile: Profile::Balanced,
+            codec: CodecWord::Json,
+            compression: None,
+            max_message_bytes: 4 << 20,
+            buffer_bytes: 64 << 20,
+            delivery_timeout_ms: 120_000,
+            request_timeout_ms: 10_000,
+            commit_timeout_ms: 10_000,
+            close_timeout_ms: 30_000,
+            statistics_ms: 1_000,
+            allow_panic_abort: false,
+            tls: RedpandaTlsSection::default(),
+            sasl: SaslSection::default(),
+            properties: BTreeMap::new(),
+            section: "bus.redpanda",
         }
     }
-    if let Some(mechanism) = sasl.mechanism {
-        set.set("sasl.mechanisms", mechanism.as_str());
-    }
-    for (property, secret) in
-        [("ssl.key.password", &tls.client_key_password), ("sasl.password", &sasl.password)]
-    {
-        if let Some(secret) = secret {
-            set.set(property, secret.expose_secret());
+}
+
+/// What the client is tuned for. The settings of each stand in `docs/backends/redpanda.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Batches of 2 ms, compressed.
+    Balanced,
+    /// Nothing waits for company, and nothing is compressed.
+    LowLatency,
+    /// Batches of 20 ms, compressed, and fetches that wait for some data.
+    HighThroughput,
+}
+
+/// How typed records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CodecWord {
+    /// JSON, as `qi_core::bus::Json` has it.
+    Json,
+}
+
+/// How batches of messages are compressed on the wire and in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageCompression {
+    /// Not at all.
+    None,
+    /// LZ4: little work.
+    Lz4,
+    /// Zstandard: the least bytes.
+    Zstd,
+    /// Snappy.
+    Snappy,
+    /// Gzip, for brokers and readers that know nothing else.
+    Gzip,
+}
+
+impl MessageCompression {
+    /// The broker's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+            Self::Snappy => "snappy",
+            Self::Gzip => "gzip",
         }
     }
 }
 
-/// The user's own properties come last: what they may not change was refused before.
-fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
-    for (property, value) in &config.properties {
-        set.set(property, value.as_str());
+/// `[bus.redpanda.tls]`: needs the feature `redpanda-tls`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedpandaTlsSection {
+    /// Whether connections are encrypted.
+    pub enabled: bool,
+    /// The file of certificate authorities that are trusted, PEM; else those of the system.
+    pub root_cert: Option<String>,
+    /// The file of the client's certificate, PEM.
+    pub client_cert: Option<String>,
+    /// The file of the client's key, PEM.
+    pub client_key: Option<String>,
+    /// The password of that key; never shown.
+    pub client_key_password: Option<SecretString>,
+}
+
+/// `[bus.redpanda.sasl]`: a user and a password. SCRAM needs the feature `redpanda-tls`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SaslSection {
+    /// How the password is proven; without it nobody logs in.
+    pub mechanism: Option<SaslMechanism>,
+    /// The user.
+    pub username: Option<String>,
+    /// Their password; never shown.
+    pub password: Option<SecretString>,
+}
+
+/// How a password is proven to a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SaslMechanism {
+    /// It is sent as it is: for encrypted connections.
+    Plain,
+    /// A challenge with SHA-256.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    /// A challenge with SHA-512.
+    #[serde(rename = "scram-sha-512")]
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    /// The broker's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
     }
-    set
 }
 
-/// The producer whose batches have at most so many bytes.
-pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientConfig {
-    let mut set = common(config);
-    let (linger_ms, compression) = match config.profile {
-        Profile::Balanced => ("2", MessageCompression::Lz4),
-        Profile::LowLatency => ("0", MessageCompression::None),
-        Profile::HighThroughput => ("20", MessageCompression::Lz4),
-    };
-    set.set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("linger.ms", linger_ms)
-        .set("compression.type", config.compression.unwrap_or(compression).as_str())
-        .set("batch.size", batch_bytes.to_string())
-        .set("batch.num.messages", "1000000")
-        .set("message.max.bytes", (config.max_message_bytes + OVERHEAD).to_string())
-        .set("message.timeout.ms", config.delivery_timeout_ms.to_string())
-        // The adapter waits for space by itself; librdkafka would refuse.
-        .set("queue.buffering.max.messages", "0")
-        .set("queue.buffering.max.kbytes", "2147483647")
-        .set("partitioner", "murmur2_random")
-        .set("sticky.partitioning.linger.ms", "10");
-    finish(config, set)
-}
+/// The value of a property: text, a number or a boolean, all of which librdkafka takes as text. It may be a secret
+/// and is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Scalar")]
+pub struct PropertyValue(String);
 
-/// Room for what the protocol adds to a message.
-pub(super) const OVERHEAD: usize = 512;
-
-/// What reads: members and readers alike.
-fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
-    let mut set = common(config);
-    let (wait_ms, min_bytes) = match config.profile {
-        Profile::Balanced => ("100", "1"),
-        Profile::LowLatency => ("10", "1"),
-        Profile::HighThroughput => ("100", "65536"),
-    };
-    // Half of what may be buffered waits in librdkafka, half on the shelf. A fetch is a part of that, so that the next
-    // one comes while the one before is read; it brings at least one message, whatever its size.
-    let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
-    let fetched = (queued / 2).clamp(1_024, 100_000_000);
-    set.set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // Offsets without a message at the end of a partition are looked for when this event comes.
-        .set("enable.partition.eof", "true")
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
-        .set("fetch.max.bytes", fetched.to_string())
-        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
-        .set("receive.message.max.bytes", MOST.to_string())
-        .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
-        .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
-        .set("queued.min.messages", "1000000")
-        .set("fetch.wait.max.ms", wait_ms)
-        .set("fetch.min.bytes", min_bytes)
-        .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.error.backoff.ms", "100")
-        // A deleted topic, or one with more partitions, is noticed by this.
-        .set("topic.metadata.refresh.interval.ms", "30000");
-    set
-}
-
-/// A member of a group.
-pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConfig {
-    let mut set = consumer(config, request.max_buffered_bytes);
-    let session = millis(request.session_timeout).clamp(1, 3_600_000);
-    // A third of the session at most, as the protocol's guides say, so that one lost heartbeat is no death.
-    let heartbeat = (session / 3).clamp(1, 500);
-    set.set("group.id", request.group.as_str())
-        .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("session.timeout.ms", session.to_string())
-        .set("heartbeat.interval.ms", heartbeat.to_string())
-        .set("max.poll.interval.ms", millis(request.poll_limit).clamp(session, 86_400_000).to_string());
-    if let Some(member) = &request.member {
-        set.set("group.instance.id", member.as_str());
+impl PropertyValue {
+    /// The value as librdkafka takes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
-    finish(config, set)
 }
 
-/// A reader without a group. librdkafka wants a group's name for it all the same; nothing is ever committed.
-pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
-    let mut set = consumer(config, max_buffered_bytes);
-    set.set("group.id", format!("qi-reader-{:016x}", fastrand::u64(..)));
-    finish(config, set)
-}
-
-/// The client that asks for ends, groups and commits, and never joins a group.
-pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
-    let mut set = quiet(config);
-    set.set("enable.auto.commit", "false");
-    if let Some(group) = group {
-        set.set("group.id", group);
+impl std::fmt::Debug for PropertyValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
     }
-    let mut set = finish(config, set);
-    // A property of the user does not change this. The end of a partition is the end of its log, not the first open
-    // transaction of any producer; and an offset that such a transaction will commit does not delay the answer.
-    set.set("isolation.level", "read_uncommitted");
-    set
 }
 
-/// Administration.
-pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
-    finish(config, quiet(config))
-}
-
-/// What only asks: nobody serves its events between two questions, and statistics would pile up in it.
-fn quiet(config: &RedpandaConfig) -> ClientConfig {
-    let mut set = common(config);
-    set.set("statistics.interval.ms", "0");
-    set
-}
-
-/// Refuses a property that librdkafka does not know, or a value that it does not take, without connecting.
-pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
-    if config.tls.enabled && !cfg!(feature = "redpanda-tls") {
-        return Err(needs_tls("tls.enabled"));
+impl<T: Into<String>> From<T> for PropertyValue {
+    fn from(text: T) -> Self {
+        Self(text.into())
     }
-    let scram = config.sasl.mechanism.filter(|mechanism| *mechanism != crate::config::SaslMechanism::Plain);
-    if scram.is_some() && !cfg!(feature = "redpanda-tls") {
-        return Err(needs_tls("sasl.mechanism"));
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Flag(bool),
+    Number(i64),
+    Real(f64),
+}
+
+impl From<Scalar> for PropertyValue {
+    fn from(scalar: Scalar) -> Self {
+        Self(match scalar {
+            Scalar::Text(text) => text,
+            Scalar::Flag(flag) => flag.to_string(),
+            Scalar::Number(number) => number.to_string(),
+            Scalar::Real(number) => number.to_string(),
+        })
     }
-    let probe = finish(config, common(config));
-    probe.create_native_config().map(drop).map_err(|e| {
-        let error = error::of(e, "open");
-        match error.context_value("property") {
-            Some(property) if config.properties.contains_key(property) => {
-                let key = format!("bus.redpanda.properties.{property}");
-                error.with_context("key", key)
+}
+
+/// Properties that a key of the section or the contract decides, and where.
+const DECIDED: &[(&str, &str)] = &[
+    ("bootstrap.servers", "the key `brokers` sets it"),
+    ("metadata.broker.list", "the key `brokers` sets it"),
+    ("client.id", "the key `client_id` sets it"),
+    ("compression.codec", "the key `compression` sets it"),
+    ("compression.type", "the key `compression` sets it"),
+    ("message.max.bytes", "the key `max_message_bytes` sets it"),
+    ("message.timeout.ms", "the key `delivery_timeout_ms` sets it"),
+    ("delivery.timeout.ms", "the key `delivery_timeout_ms` sets it"),
+    ("queue.buffering.max.kbytes", "the key `buffer_bytes` sets it"),
+    ("queue.buffering.max.messages", "the key `buffer_bytes` sets it"),
+    ("statistics.interval.ms", "the key `statistics_ms` sets it"),
+    ("security.protocol", "`tls` and `sasl` set it"),
+    ("sasl.mechanism", "`sasl.mechanism` sets it"),
+    ("sasl.mechanisms", "`sasl.mechanism` sets it"),
+    ("sasl.username", "`sasl.username` sets it"),
+    ("sasl.password", "`sasl.password` sets it"),
+    ("ssl.ca.location", "`tls.root_cert` sets it"),
+    ("ssl.certificate.location", "`tls.client_cert` sets it"),
+    ("ssl.key.location", "`tls.client_key` sets it"),
+    ("ssl.key.password", "`tls.client_key_password` sets it"),
+    ("group.id", "each subscription sets it"),
+    ("group.instance.id", "each subscription sets it"),
+    ("group.protocol", "the adapter needs the classic one"),
+    ("session.timeout.ms", "each subscription sets it"),
+    ("max.poll.interval.ms", "each subscription sets it"),
+    ("auto.offset.reset", "each subscription sets it"),
+    ("enable.auto.commit", "commits are explicit"),
+    ("auto.commit.enable", "commits are explicit"),
+    ("auto.commit.interval.ms", "commits are explicit"),
+    ("enable.auto.offset.store", "commits are explicit"),
+    ("enable.partition.eof", "the adapter needs it"),
+    ("enable.idempotence", "publishing is idempotent"),
+    ("acks", "publishing is idempotent, which needs all"),
+    ("request.required.acks", "publishing is idempotent, which needs all"),
+    ("transactional.id", "there are no transactions on the port"),
+    ("partitioner", "keys map as in Java"),
+    ("allow.auto.create.topics", "nothing is created by accident"),
+    ("delivery.report.only.error", "a publish answers for every message"),
+    ("produce.offset.report", "a publish answers with offsets"),
+    ("partition.assignment.strategy", "the adapter needs cooperative-sticky"),
+    ("queue.buffering.max.ms", "it is another name of `linger.ms`"),
+    ("fetch.message.max.bytes", "it is another name of `max.partition.fetch.bytes`"),
+    ("ssl.engine.location", "no library is loaded by configuration"),
+    ("ssl.providers", "no library is loaded by configuration"),
+    ("test.mock.num.brokers", "it would replace the brokers by a mock"),
+    ("log.queue", "the driver sets it"),
+    ("plugin.library.paths", "no library is loaded by configuration"),
+];
+
+/// Properties that verify the brokers' certificates, and the values that do.
+const VERIFYING: &[(&str, &[&str])] = &[
+    ("enable.ssl.certificate.verification", &["true", "t", "1"]),
+    ("ssl.endpoint.identification.algorithm", &["https"]),
+];
+
+impl RedpandaConfig {
+    /// These brokers, and the defaults for all else.
+    pub fn from_brokers(brokers: impl Into<String>) -> Self {
+        Self { brokers: Some(brokers.into()), ..Self::default() }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules { section: self.section, code: "bus.redpanda.config", backend: "redpanda" }
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// `Config` with the key and its value.
+    pub fn validate(&self) -> Result<()> {
+        let rules = self.rules();
+        check_brokers(&rules, self.brokers.as_deref())?;
+        if self.client_id.is_empty()
+            || self.client_id.len() > 249
+            || self.client_id.chars().any(char::is_control)
+        {
+            return Err(rules.refuse("client_id", &self.client_id, "must be 1 to 249 printable characters"));
+        }
+        rules.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
+        let least = 2 * self.max_message_bytes as u64;
+        rules.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
+        rules.within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
+        rules.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
+        rules.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
+        rules.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
+        // librdkafka looks once a second whether it is time.
+        rules.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
+        let tls = &self.tls;
+        if tls.client_cert.is_some() != tls.client_key.is_some() {
+            return Err(rules.refuse(
+                "tls",
+                "one of two",
+                "`client_cert` and `client_key` are given together",
+            ));
+        }
+        let files = tls.root_cert.is_some() || tls.client_cert.is_some();
+        if files && !tls.enabled {
+            return Err(rules.refuse("tls.enabled", false, "files are named, and nothing is encrypted"));
+        }
+        let sasl = &self.sasl;
+        let given = [sasl.mechanism.is_some(), sasl.username.is_some(), sasl.password.is_some()];
+        if given.contains(&true) && given.contains(&false) {
+            let rule = "`mechanism`, `username` and `password` are given together";
+            return Err(rules.refuse("sasl", "some of three", rule));
+        }
+        for (key, value) in &self.properties {
+            // librdkafka takes a property of topics with this prefix, too.
+            let name = key.strip_prefix("topic.").unwrap_or(key);
+            if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
+            {
+                return Err(rules.refuse("properties", key, reason));
             }
-            _ => error,
+            if let Some((_, safe)) = VERIFYING.iter().find(|(verifying, _)| verifying == key)
+                && !safe.iter().any(|safe| safe.eq_ignore_ascii_case(value.as_str()))
+            {
+                let rule = "certificates and host names of brokers are always verified; `tls.root_cert` names \
+                            the authority of the brokers";
+                return Err(rules.refuse("properties", key, rule));
+            }
+            let own = key.starts_with("topic.metadata.") || key == "topic.blacklist";
+            if name != key && !own {
+                return Err(rules.refuse(
+                    "properties",
+                    key,
+                    "a property of topics is written without `topic.`",
+                ));
+            }
         }
-    })
-}
-
-/// Warns of a password for brokers that are reached without encryption.
-pub(super) fn warn(config: &RedpandaConfig) {
-    if config.sasl.password.is_some() && !config.tls.enabled {
-        let brokers = config.brokers.as_deref().unwrap_or_default();
-        warn_of_password(BACKEND, brokers.split(',').map(host_of));
+        Ok(())
     }
 }
 
-/// Refuses to read from the brokers in a program that a panic of the driver would end.
-pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
-    if !abort || config.allow_panic_abort {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
-        .with_message(
-            "the program is built with panic = \"abort\": a message whose header name is not UTF-8 text would end the \
-             process; build with panic = \"unwind\", or set allow_panic_abort if all producers are trusted",
-        )
-        .with_backend(BACKEND)
-        .with_context("key", "bus.redpanda.allow_panic_abort"))
-}
-
-fn needs_tls(key: &str) -> Error {
-    Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
-        .with_message("this needs OpenSSL, which the feature `redpanda-tls` of qi-adapters builds in")
-        .with_backend(BACKEND)
-        .with_context("key", format_args!("bus.redpanda.{key}"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(MOST).min(MOST)
-}
-
-/// A time limit as librdkafka takes it.
-pub(super) fn limit(millis: u64) -> Duration {
-    Duration::from_millis(millis.min(MOST))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ends_are_those_of_the_log_whatever_the_properties_say() {
-        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
-        config.properties.insert("isolation.level".to_owned(), "read_committed".into());
-        for group in [None, Some("g")] {
-            assert_eq!(query_client(&config, group).get("isolation.level"), Some("read_uncommitted"));
+/// `host:port` with commas between; a scheme in front, as in a URL, would be taken for a part of the host.
+fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
+    let Some(brokers) = brokers else {
+        return Err(rules.refuse(
+            "brokers",
+            "none",
+            "the brokers must be given, as `host:port` with commas between",
+        ));
+    };
+    for broker in brokers.split(',').map(str::trim) {
+        let (host, port) = broker.rsplit_once(':').unwrap_or((broker, ""));
+        let names_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
+        let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+        if !names_host || !bracketed || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return Err(rules.refuse("brokers", broker, "must be `host:port` with commas between"));
         }
     }
-
-    #[test]
-    fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {
-        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
-        assert!(check_panics(&config, false).is_ok());
-        let refused = check_panics(&config, true).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Config);
-        assert_eq!(refused.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
-        config.allow_panic_abort = true;
-        assert!(check_panics(&config, true).is_ok());
-    }
+    Ok(())
 }
+
+/// librdkafka's own limit for its timeouts: an i32 of milliseconds.
+const MAX_MS: u64 = i32::MAX as u64;

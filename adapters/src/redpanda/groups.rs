@@ -13,8 +13,8 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
 use super::connect::{KafkaContext, QueryClient};
 use super::offsets::{self, OffsetSpec};
-use super::{config, connect, error};
-use crate::config::RedpandaConfig;
+use super::{client_config, connect, error};
+use crate::redpanda::config::RedpandaConfig;
 
 /// The description of a group by its coordinator.
 #[derive(Debug)]
@@ -187,7 +187,7 @@ impl DescribeRequest<'_> {
             }
             return Ok(Some(commits));
         }
-        let client = config::query_client(self.config, Some(group.as_str()));
+        let client = client_config::query_client(self.config, Some(group.as_str()));
         let client: QueryClient =
             client.create_with_context(KafkaContext::new("admin", "")).map_err(|e| error::of(e, "groups"))?;
         let client = Arc::new(client);

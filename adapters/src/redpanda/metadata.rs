@@ -11,7 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::connect::KafkaContext;
-use super::{config, error};
+use super::{client_config, error};
 
 /// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
@@ -126,7 +126,7 @@ async fn max_message_bytes(
 /// batch as a whole. Few sizes, so that few producers are needed.
 pub(super) fn batch_bytes(max_message_bytes: usize) -> usize {
     const MOST: usize = 1_000_000;
-    let room = max_message_bytes.saturating_sub(config::OVERHEAD).clamp(1, MOST);
+    let room = max_message_bytes.saturating_sub(client_config::OVERHEAD).clamp(1, MOST);
     if room == MOST { MOST } else { 1 << room.ilog2() }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     fn batches_stay_below_the_limit_of_their_topic() {
         for limit in [700, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
             let batch = batch_bytes(limit);
-            assert!(batch + config::OVERHEAD <= limit, "{batch} for {limit}");
+            assert!(batch + client_config::OVERHEAD <= limit, "{batch} for {limit}");
             assert!(batch >= limit / 8 || batch == 1_000_000, "{batch} for {limit}");
         }
     }

@@ -17,10 +17,10 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaTopic;
 
 use super::in_flight::InFlightTable;
-use crate::config::RedpandaConfig;
+use crate::redpanda::config::RedpandaConfig;
 use crate::redpanda::connect::{self, KafkaContext};
 use crate::redpanda::metadata::TopicMetadataCache;
-use crate::redpanda::{config, error};
+use crate::redpanda::{client_config, error};
 
 /// After a fatal error the next producer is built no earlier than this.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
@@ -185,7 +185,7 @@ impl ProducerHandle {
         metadata: &Arc<TopicMetadataCache>,
     ) -> Result<Self> {
         let context = DeliveryContext::new(in_flight.clone(), metadata.clone());
-        let producer = config::producer(config, batch_bytes).create_with_context(context);
+        let producer = client_config::producer(config, batch_bytes).create_with_context(context);
         let producer: Arc<BaseProducer<DeliveryContext>> =
             Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
         let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));

@@ -17,10 +17,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::client::{ProducerHandle, ProducerState};
 use super::in_flight::{InFlightTable, weight};
-use crate::config::RedpandaConfig;
+use crate::redpanda::config::RedpandaConfig;
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::metadata::{self, TopicMetadata, TopicMetadataCache};
-use crate::redpanda::{config, error};
+use crate::redpanda::{client_config, error};
 
 /// So many messages are sent over before other tasks get their chunk.
 const CHUNK_MESSAGES: usize = 512;
@@ -143,7 +143,7 @@ impl Publisher {
     }
 
     fn delivery_timeout(&self) -> Duration {
-        config::limit(self.config.delivery_timeout_ms)
+        client_config::limit(self.config.delivery_timeout_ms)
     }
 
     /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same metadata,
@@ -199,7 +199,7 @@ impl Publisher {
         admin: &Arc<AdminClient<KafkaContext>>,
         topic: &TopicName,
     ) -> Result<TopicMetadata> {
-        let limit = config::limit(self.config.request_timeout_ms);
+        let limit = client_config::limit(self.config.request_timeout_ms);
         let metadata = metadata::look_up(admin, topic, limit, "publish").await;
         match &metadata {
             Ok(metadata) => self.topics.insert(topic, *metadata),
@@ -277,8 +277,11 @@ impl Publisher {
                 // The topic has this partition, of which the producer has not heard yet.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
-                    used.refresh_metadata(&message.topic, config::limit(self.config.request_timeout_ms))
-                        .await;
+                    used.refresh_metadata(
+                        &message.topic,
+                        client_config::limit(self.config.request_timeout_ms),
+                    )
+                    .await;
                     chunk.now = SystemClock.now();
                     continue;
                 }
@@ -507,7 +510,8 @@ mod tests {
         for buffer_bytes in [64 << 20, 200_000, 1_000] {
             let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
             config.buffer_bytes = buffer_bytes;
-            let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
+            let admin =
+                client_config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
             let (admin, publisher) = (Arc::new(admin), Publisher::new(Arc::new(config)));
             // The mock would be asked for settings until the request timeout has passed.
             let at = std::time::Instant::now() + Duration::from_hours(1);
@@ -563,7 +567,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_not_sent_holds_no_space_while_the_rest_is_waited_for() {
         let config = Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1"));
-        let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
+        let admin =
+            client_config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
         let (admin, publisher) = (Arc::new(admin), Publisher::new(config));
         let topic = TopicName::new("t").unwrap();
         publisher.topics.insert(&topic, metadata(1_000_000, Duration::ZERO));

@@ -5,8 +5,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Produc
 
 use super::reassign::StartOffset;
 use super::*;
-use crate::config::RedpandaConfig;
-use crate::redpanda::config;
+use crate::redpanda::client_config;
+use crate::redpanda::config::RedpandaConfig;
 use crate::redpanda::consumer::RedpandaSubscription;
 use crate::redpanda::consumer::record_batch::RecordBatch;
 
@@ -25,8 +25,8 @@ fn member(brokers: &str) -> (ConsumerThread, ConsumerHandle) {
         request_timeout: Duration::from_millis(100),
         commit_timeout: Duration::from_millis(100),
     };
-    let admin = config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
-    let client_config = config::member(&config, &request);
+    let admin = client_config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
+    let client_config = client_config::member(&config, &request);
     let context = KafkaContext::new("consumer", "g");
     let thread = ConsumerThread::new(Arc::new(settings), Arc::new(admin), client_config, context).unwrap();
     let handle = ConsumerHandle::new(&thread);

@@ -1,0 +1,277 @@
+//! From the configuration to librdkafka's properties. Why each has its value stands in `docs/backends/redpanda.md`.
+
+use std::time::Duration;
+
+use qi_core::bus::Subscribe;
+use qi_core::{Error, ErrorKind, Result};
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use secrecy::ExposeSecret;
+
+use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
+use super::error::{self, BACKEND};
+use crate::plaintext::{host_of, warn_of_password};
+
+/// librdkafka's numbers are i32.
+const MOST: u64 = i32::MAX as u64;
+
+/// What every client has.
+fn common(config: &RedpandaConfig) -> ClientConfig {
+    let mut set = ClientConfig::new();
+    set.set_log_level(RDKafkaLogLevel::Info)
+        .set("bootstrap.servers", config.brokers.as_deref().unwrap_or_default())
+        .set("client.id", &config.client_id)
+        .set("client.software.name", "qi")
+        .set("client.software.version", env!("CARGO_PKG_VERSION"))
+        .set("allow.auto.create.topics", "false")
+        .set("statistics.interval.ms", config.statistics_ms.to_string())
+        // An answer that is this late does not come; the connection is made anew.
+        .set("socket.timeout.ms", config.request_timeout_ms.to_string())
+        .set(
+            "socket.connection.setup.timeout.ms",
+            config.request_timeout_ms.clamp(1_000, 300_000).to_string(),
+        )
+        .set("api.version.request.timeout.ms", config.request_timeout_ms.clamp(10, 300_000).to_string())
+        .set("socket.nagle.disable", "true")
+        .set("socket.keepalive.enable", "true")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("topic.metadata.propagation.max.ms", "5000");
+    security(config, &mut set);
+    set
+}
+
+fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
+    let (tls, sasl) = (&config.tls, &config.sasl);
+    let protocol = match (tls.enabled, sasl.mechanism.is_some()) {
+        (false, false) => "plaintext",
+        (true, false) => "ssl",
+        (false, true) => "sasl_plaintext",
+        (true, true) => "sasl_ssl",
+    };
+    set.set("security.protocol", protocol);
+    for (property, value) in [
+        ("ssl.ca.location", &tls.root_cert),
+        ("ssl.certificate.location", &tls.client_cert),
+        ("ssl.key.location", &tls.client_key),
+        ("sasl.username", &sasl.username),
+    ] {
+        if let Some(value) = value {
+            set.set(property, value);
+        }
+    }
+    if let Some(mechanism) = sasl.mechanism {
+        set.set("sasl.mechanisms", mechanism.as_str());
+    }
+    for (property, secret) in
+        [("ssl.key.password", &tls.client_key_password), ("sasl.password", &sasl.password)]
+    {
+        if let Some(secret) = secret {
+            set.set(property, secret.expose_secret());
+        }
+    }
+}
+
+/// The user's own properties come last: what they may not change was refused before.
+fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
+    for (property, value) in &config.properties {
+        set.set(property, value.as_str());
+    }
+    set
+}
+
+/// The producer whose batches have at most so many bytes.
+pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientConfig {
+    let mut set = common(config);
+    let (linger_ms, compression) = match config.profile {
+        Profile::Balanced => ("2", MessageCompression::Lz4),
+        Profile::LowLatency => ("0", MessageCompression::None),
+        Profile::HighThroughput => ("20", MessageCompression::Lz4),
+    };
+    set.set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", linger_ms)
+        .set("compression.type", config.compression.unwrap_or(compression).as_str())
+        .set("batch.size", batch_bytes.to_string())
+        .set("batch.num.messages", "1000000")
+        .set("message.max.bytes", (config.max_message_bytes + OVERHEAD).to_string())
+        .set("message.timeout.ms", config.delivery_timeout_ms.to_string())
+        // The adapter waits for space by itself; librdkafka would refuse.
+        .set("queue.buffering.max.messages", "0")
+        .set("queue.buffering.max.kbytes", "2147483647")
+        .set("partitioner", "murmur2_random")
+        .set("sticky.partitioning.linger.ms", "10");
+    finish(config, set)
+}
+
+/// Room for what the protocol adds to a message.
+pub(super) const OVERHEAD: usize = 512;
+
+/// What reads: members and readers alike.
+fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
+    let mut set = common(config);
+    let (wait_ms, min_bytes) = match config.profile {
+        Profile::Balanced => ("100", "1"),
+        Profile::LowLatency => ("10", "1"),
+        Profile::HighThroughput => ("100", "65536"),
+    };
+    // Half of what may be buffered waits in librdkafka, half on the shelf. A fetch is a part of that, so that the next
+    // one comes while the one before is read; it brings at least one message, whatever its size.
+    let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
+    let fetched = (queued / 2).clamp(1_024, 100_000_000);
+    set.set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Offsets without a message at the end of a partition are looked for when this event comes.
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
+        .set("fetch.max.bytes", fetched.to_string())
+        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
+        .set("receive.message.max.bytes", MOST.to_string())
+        .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
+        .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
+        .set("queued.min.messages", "1000000")
+        .set("fetch.wait.max.ms", wait_ms)
+        .set("fetch.min.bytes", min_bytes)
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "100")
+        // A deleted topic, or one with more partitions, is noticed by this.
+        .set("topic.metadata.refresh.interval.ms", "30000");
+    set
+}
+
+/// A member of a group.
+pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConfig {
+    let mut set = consumer(config, request.max_buffered_bytes);
+    let session = millis(request.session_timeout).clamp(1, 3_600_000);
+    // A third of the session at most, as the protocol's guides say, so that one lost heartbeat is no death.
+    let heartbeat = (session / 3).clamp(1, 500);
+    set.set("group.id", request.group.as_str())
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", session.to_string())
+        .set("heartbeat.interval.ms", heartbeat.to_string())
+        .set("max.poll.interval.ms", millis(request.poll_limit).clamp(session, 86_400_000).to_string());
+    if let Some(member) = &request.member {
+        set.set("group.instance.id", member.as_str());
+    }
+    finish(config, set)
+}
+
+/// A reader without a group. librdkafka wants a group's name for it all the same; nothing is ever committed.
+pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
+    let mut set = consumer(config, max_buffered_bytes);
+    set.set("group.id", format!("qi-reader-{:016x}", fastrand::u64(..)));
+    finish(config, set)
+}
+
+/// The client that asks for ends, groups and commits, and never joins a group.
+pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
+    let mut set = quiet(config);
+    set.set("enable.auto.commit", "false");
+    if let Some(group) = group {
+        set.set("group.id", group);
+    }
+    let mut set = finish(config, set);
+    // A property of the user does not change this. The end of a partition is the end of its log, not the first open
+    // transaction of any producer; and an offset that such a transaction will commit does not delay the answer.
+    set.set("isolation.level", "read_uncommitted");
+    set
+}
+
+/// Administration.
+pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
+    finish(config, quiet(config))
+}
+
+/// What only asks: nobody serves its events between two questions, and statistics would pile up in it.
+fn quiet(config: &RedpandaConfig) -> ClientConfig {
+    let mut set = common(config);
+    set.set("statistics.interval.ms", "0");
+    set
+}
+
+/// Refuses a property that librdkafka does not know, or a value that it does not take, without connecting.
+pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
+    if config.tls.enabled && !cfg!(feature = "redpanda-tls") {
+        return Err(needs_tls(config, "tls.enabled"));
+    }
+    let scram = config.sasl.mechanism.filter(|mechanism| *mechanism != SaslMechanism::Plain);
+    if scram.is_some() && !cfg!(feature = "redpanda-tls") {
+        return Err(needs_tls(config, "sasl.mechanism"));
+    }
+    let probe = finish(config, common(config));
+    probe.create_native_config().map(drop).map_err(|e| {
+        let error = error::of(e, "open");
+        match error.context_value("property") {
+            Some(property) if config.properties.contains_key(property) => {
+                let key = format!("{}.properties.{property}", config.section);
+                error.with_context("key", key)
+            }
+            _ => error,
+        }
+    })
+}
+
+/// Warns of a password for brokers that are reached without encryption.
+pub(super) fn warn(config: &RedpandaConfig) {
+    if config.sasl.password.is_some() && !config.tls.enabled {
+        let brokers = config.brokers.as_deref().unwrap_or_default();
+        warn_of_password(BACKEND, brokers.split(',').map(host_of));
+    }
+}
+
+/// Refuses to read from the brokers in a program that a panic of the driver would end.
+pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
+    if !abort || config.allow_panic_abort {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
+        .with_message(
+            "the program is built with panic = \"abort\": a message whose header name is not UTF-8 text would end the \
+             process; build with panic = \"unwind\", or set allow_panic_abort if all producers are trusted",
+        )
+        .with_backend(BACKEND)
+        .with_context("key", format_args!("{}.allow_panic_abort", config.section)))
+}
+
+fn needs_tls(config: &RedpandaConfig, key: &str) -> Error {
+    Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
+        .with_message("this needs OpenSSL, which the feature `redpanda-tls` of qi-adapters builds in")
+        .with_backend(BACKEND)
+        .with_context("key", format_args!("{}.{key}", config.section))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(MOST).min(MOST)
+}
+
+/// A time limit as librdkafka takes it.
+pub(super) fn limit(millis: u64) -> Duration {
+    Duration::from_millis(millis.min(MOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_those_of_the_log_whatever_the_properties_say() {
+        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
+        config.properties.insert("isolation.level".to_owned(), "read_committed".into());
+        for group in [None, Some("g")] {
+            assert_eq!(query_client(&config, group).get("isolation.level"), Some("read_uncommitted"));
+        }
+    }
+
+    #[test]
+    fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {
+        let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
+        assert!(check_panics(&config, false).is_ok());
+        let refused = check_panics(&config, true).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Config);
+        assert_eq!(refused.context_value("key"), Some("bus.redpanda.allow_panic_abort"));
+        config.allow_panic_abort = true;
+        assert!(check_panics(&config, true).is_ok());
+    }
+}
