@@ -1,4 +1,4 @@
-//! A producer of librdkafka with the thread that serves it. One that met a fatal error is given up as a whole.
+//! A producer of librdkafka and the thread that polls it. A producer with a fatal error is dropped and replaced.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -22,23 +22,23 @@ use crate::redpanda::connect::{self, KafkaContext};
 use crate::redpanda::metadata::TopicMetadataCache;
 use crate::redpanda::{client_config, error};
 
-/// After a fatal error the next producer is built no earlier than this.
+/// The minimum age of a producer before it is replaced after a fatal error.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
-/// Where the brokers refuse this client, trying again soon would be no use.
+/// The same if the brokers rejected the client.
 const REJECTED_PAUSE: Duration = Duration::from_secs(30);
 
-/// What the thread of a producer does with its answers.
+/// The context of a producer's client.
 pub(super) struct DeliveryContext {
     connection: KafkaContext,
     in_flight: Arc<InFlightTable>,
     metadata: Arc<TopicMetadataCache>,
-    /// Messages that librdkafka gave up. What that means is known when the fatal error is.
+    /// Purged messages. Their outcome depends on the fatal error.
     purged_messages: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
-    /// It was let in once: what waits now may have been sent before.
+    /// The brokers accepted the client once, so a waiting message may have been sent before.
     was_authorized: AtomicBool,
     /// Topics that acknowledged a message from this producer.
     acknowledged_topics: Mutex<HashSet<String>>,
-    /// The last one of them. The handle is compared and never looked into.
+    /// The handle of the last topic. It is compared and never dereferenced.
     last: AtomicPtr<RDKafkaTopic>,
 }
 
@@ -57,7 +57,7 @@ impl DeliveryContext {
 
     /// Notes that a topic acknowledged a message.
     fn acknowledged(&self, message: &BorrowedMessage<'_>) {
-        // Once for each message, which mostly come topic by topic.
+        // Called once for each message. Consecutive messages mostly have the same topic.
         let handle = message.topic_ptr();
         if self.last.load(Ordering::Relaxed) == handle {
             return;
@@ -70,8 +70,8 @@ impl DeliveryContext {
         }
     }
 
-    /// Whether the rejection may have met a repetition of what the log has. The right was there before, so it was taken
-    /// away, and librdkafka does not say whether it had sent the message once already.
+    /// Returns whether a rejected message may be in the log. The client had the right before and lost it, and librdkafka
+    /// does not tell whether the rejected request was a retry.
     fn may_be_stored(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
         let rights =
             [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
@@ -82,17 +82,16 @@ impl DeliveryContext {
         self.acknowledged_topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers for what was given up, with the fatal_error for which the brokers do not let this producer in, if they do
-    /// not.
+    /// Sets the outcomes of purged messages. `refused` is the error if the brokers rejected the client.
     fn complete_purged(&self, refused: Option<&Error>) {
         let purged_messages =
             std::mem::take(&mut *self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner));
         for (opaque, code) in purged_messages {
-            let doubtful =
+            let maybe_sent =
                 code == RDKafkaErrorCode::PurgeInflight || self.was_authorized.load(Ordering::Relaxed);
             let failure = match refused {
-                // A producer that was never let in has sent nothing of what still waits.
-                Some(refused) if doubtful => DeliveryError::unknown(refused.clone()),
+                // A producer that was never accepted has sent no message.
+                Some(refused) if maybe_sent => DeliveryError::unknown(refused.clone()),
                 Some(refused) => DeliveryError::not_sent(refused.clone()),
                 None => error::delivery(code),
             };
@@ -110,8 +109,8 @@ impl ClientContext for DeliveryContext {
         self.connection.stats(statistics);
     }
 
-    fn error(&self, error: KafkaError, fatal_error: &str) {
-        self.connection.error(error, fatal_error);
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.connection.error(error, reason);
     }
 }
 
@@ -160,7 +159,7 @@ pub(super) struct ProducerHandle {
     stop: Arc<AtomicBool>,
 }
 
-/// Whether a producer can be used.
+/// The state of a producer.
 pub(super) enum ProducerState {
     Alive,
     /// It met a fatal error, and is to be replaced after this time.

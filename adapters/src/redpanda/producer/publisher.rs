@@ -22,7 +22,7 @@ use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::metadata::{self, TopicMetadata, TopicMetadataCache};
 use crate::redpanda::{client_config, error};
 
-/// So many messages are sent over before other tasks get their chunk.
+/// The number of messages after which a call yields to other tasks.
 const CHUNK_MESSAGES: usize = 512;
 
 /// The sending side of a bus.
@@ -36,25 +36,25 @@ pub(in crate::redpanda) struct Publisher {
     closed: AtomicBool,
 }
 
-/// Where a message goes, or why it does not.
+/// The batch size of a message's producer, or the reason why the message is rejected.
 type Route = std::result::Result<usize, DeliveryError>;
 
-/// What one call knows of a topic.
+/// The metadata of a topic in one call.
 struct KnownTopic {
     topic: TopicName,
     metadata: Result<TopicMetadata>,
-    /// It was looked up by this call.
+    /// The call itself looked it up.
     looked_up: bool,
 }
 
 impl KnownTopic {
-    /// What it refuses may be allowed by now.
+    /// Returns whether a rejection by this metadata may be wrong by now.
     fn may_be_stale(&self) -> bool {
         !self.looked_up && self.metadata.as_ref().is_ok_and(|metadata| !metadata.is_fresh())
     }
 }
 
-/// What is to be looked up before a call can be judged.
+/// Metadata that has to be looked up before a call is routed.
 #[derive(Debug)]
 enum StaleMetadata<'a> {
     /// No metadata of this topic is known.
@@ -82,7 +82,7 @@ impl Publisher {
         self.in_flight.drained().await;
     }
 
-    /// Gives up every producer; what has no answer becomes unknown.
+    /// Drops all producers. Messages without an outcome become unknown.
     pub(in crate::redpanda) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.in_flight.permits().close();
@@ -102,7 +102,7 @@ impl Publisher {
         let weights: Vec<_> =
             batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
         let (slot, pending) = self.in_flight.register(weights);
-        // Whatever was not sent over when this future is dropped is answered as not sent.
+        // If this future is dropped, the other messages are reported as not sent.
         let mut unsent = Unsent { in_flight: &self.in_flight, slot, next: 0, len: batch.len() };
         let deadline = Instant::now() + self.delivery_timeout();
         let (mut producer, mut first) = (None, None);
@@ -136,7 +136,7 @@ impl Publisher {
         }
         unsent.next = batch.len();
         drop(chunk);
-        // librdkafka answers within the delivery timeout; if it does not, nothing is known.
+        // librdkafka reports an outcome within the delivery timeout. Otherwise, the outcome is unknown.
         let limit = self.delivery_timeout() + Duration::from_secs(10);
         let _ = tokio::time::timeout(limit, pending.done()).await;
         pending.report(&DeliveryError::unknown(error::late("publish", "librdkafka gave no answer in time")))
@@ -146,8 +146,8 @@ impl Publisher {
         client_config::limit(self.config.delivery_timeout_ms)
     }
 
-    /// What becomes of each message as far as the client can see. All messages of a topic are judged by the same metadata,
-    /// so that one producer takes them and their order holds.
+    /// Routes every message. All messages of a topic in a call are routed by the same metadata, so that one producer sends
+    /// them and their order is kept.
     async fn routes(
         &self,
         admin: &Arc<AdminClient<KafkaContext>>,
@@ -173,7 +173,7 @@ impl Publisher {
         }
     }
 
-    /// Judges every message by what is known, or says what is to be looked up first.
+    /// Routes every message by the known metadata. An error names metadata to look up first.
     fn route_all<'a>(
         &self,
         known: &[KnownTopic],
@@ -228,7 +228,7 @@ impl Publisher {
         Ok(metadata::batch_bytes(metadata.max_message_bytes))
     }
 
-    /// Waits for space and hands a message to librdkafka, which answers for it from then on.
+    /// Waits for space and gives a message to librdkafka, which reports its outcome.
     async fn send(
         &self,
         producer: &mut Option<(usize, Arc<ProducerHandle>)>,
@@ -237,7 +237,7 @@ impl Publisher {
         message: &Message,
         added: &Headers,
     ) -> std::result::Result<(), Refusal> {
-        // Given back by itself, whatever happens, unless librdkafka has the message.
+        // Released on drop, unless librdkafka has the message.
         let space = match chunk.space.as_mut().and_then(|space| space.split(outgoing.weight)) {
             Some(_) if self.closed.load(Ordering::Acquire) => {
                 return Err(Refusal::Call(DeliveryError::not_sent(error::closed("publish"))));
@@ -267,14 +267,14 @@ impl Publisher {
             };
             self.in_flight.remove();
             record = back;
-            // It never left: whatever the reason, it is not in the log.
+            // The message was never sent, so it is not in the log.
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < outgoing.deadline => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     chunk.now = SystemClock.now();
                     continue;
                 }
-                // The topic has this partition, of which the producer has not heard yet.
+                // The topic has this partition, and the producer's metadata is older.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
                     used.refresh_metadata(
@@ -287,7 +287,7 @@ impl Publisher {
                 }
                 RDKafkaErrorCode::Fatal => {
                     used.fail();
-                    // Before anything was sent over the next producer can take all of it.
+                    // If no message of the call was sent, the next producer can send all of them.
                     if outgoing.index == outgoing.first {
                         *producer = None;
                         continue;
@@ -301,7 +301,7 @@ impl Publisher {
         }
     }
 
-    /// Begins a chunk: it takes the space for its messages at once, if there is so much.
+    /// Begins a chunk. Reserves the space of all its messages if there is enough.
     fn chunk(&self, weights: &[usize]) -> Chunk<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
         let space = space.and_then(|weight| self.in_flight.permits().try_acquire_many(weight).ok());
@@ -327,7 +327,7 @@ impl Publisher {
         }
     }
 
-    /// The producer for batches of this size; one that met a fatal error is replaced, at most once a second.
+    /// Returns the producer for batches of this size. A producer with a fatal error is replaced, at most once a second.
     async fn producer(
         &self,
         batch_bytes: usize,
@@ -364,32 +364,32 @@ impl Publisher {
     }
 }
 
-/// Where a message stands in its batch, and what it needs.
+/// A message to send.
 struct Outgoing {
     batch_bytes: usize,
     slot: usize,
-    /// The first message of the call that was to be sent over.
+    /// The index of the call's first message that was routed.
     first: usize,
     index: usize,
     weight: usize,
     deadline: Instant,
 }
 
-/// What the messages of a chunk share.
+/// Consecutive messages of a call between two yields.
 struct Chunk<'a> {
-    /// The time of those that name none. librdkafka would look at the clock for each.
+    /// The timestamp of messages without one. librdkafka would read the clock for each message.
     now: Timestamp,
-    /// What is left of the space for them; None if there was too little, and each waits for its own.
+    /// The reserved space that is left. None if there was too little; then each message waits for its space.
     space: Option<SemaphorePermit<'a>>,
 }
 
-/// How much of a batch is not sent.
+/// A rejection of one message, or of the call's remaining messages.
 enum Refusal {
     Message(DeliveryError),
     Call(DeliveryError),
 }
 
-/// The messages of a call that were not sent over.
+/// The messages of a call that were not sent.
 struct Unsent<'a> {
     in_flight: &'a InFlightTable,
     slot: usize,
@@ -414,7 +414,7 @@ impl Drop for Unsent<'_> {
     }
 }
 
-/// What the protocol adds to a message that is alone in its batch, at most: the head of the batch and every length.
+/// Returns the maximum overhead of the protocol for a message that is alone in its batch.
 fn framing(headers: usize) -> usize {
     100 + 10 * headers
 }
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_takes_its_space_at_once_or_not_at_all() {
+    fn a_chunk_reserves_all_its_space_or_none() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waited_for_space_has_the_time_after_it() {
+    async fn a_message_that_waited_for_space_has_the_time_after_the_wait() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_that_has_its_space_notices_the_end() {
+    async fn a_chunk_with_reserved_space_notices_the_close() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
         let (slot, _pending) = publisher.in_flight.register(vec![300]);
@@ -497,7 +497,7 @@ mod tests {
                 .unwrap();
         let mut producer = Some((1 << 20, Arc::new(producer)));
         let sent = publisher.send(&mut producer, &mut chunk, outgoing, &message, &Headers::new()).await;
-        let Err(Refusal::Call(failure)) = sent else { panic!("it was sent over") };
+        let Err(Refusal::Call(failure)) = sent else { panic!("it was sent") };
         assert_eq!((failure.state, failure.error.kind()), (DeliveryState::NotSent, ErrorKind::Closed));
     }
 
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_not_sent_holds_no_space_while_the_rest_is_waited_for() {
+    async fn a_rejected_message_holds_no_space() {
         let config = Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1"));
         let admin =
             client_config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
