@@ -116,11 +116,10 @@ impl AdminOperations<'_> {
         Ok(outcomes)
     }
 
-    /// Waits until a new topic can be used. Each request goes to any broker, and not every broker knows a new topic at
-    /// once, so several successive answers have to name the topic.
+    /// Waits until a new topic can be used, at most until the request timeout. The topic is created in any case.
     async fn wait_until_created(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
-        let mut successes = 0;
+        let mut answers = SuccessiveAnswers::default();
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
@@ -128,7 +127,7 @@ impl AdminOperations<'_> {
             });
             let found = found.await?;
             let brokers = found.as_ref().map_or(1, |found| found.brokers().len());
-            let led = found.is_ok_and(|found| {
+            let is_known = found.is_ok_and(|found| {
                 found.topics().iter().filter(|found| found.name() == topic.as_str()).any(|found| {
                     let hidden =
                         found.error().is_some_and(|e| Code::from(e) == Code::TopicAuthorizationFailed);
@@ -137,13 +136,10 @@ impl AdminOperations<'_> {
                     hidden || (found.error().is_none() && led)
                 })
             });
-            successes = if led { successes + 1 } else { 0 };
-            let wanted = if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 };
-            if successes >= wanted || Instant::now() >= deadline {
-                // It is created in any case; who comes too early waits for a leader.
+            if answers.are_enough(is_known, brokers) || Instant::now() >= deadline {
                 return Ok(());
             }
-            if !led {
+            if !is_known {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
@@ -345,6 +341,19 @@ impl AdminOperations<'_> {
     }
 }
 
+/// The number of successive answers that name a new topic. Each request goes to any broker, and not every broker knows a
+/// new topic at once.
+#[derive(Default)]
+struct SuccessiveAnswers(usize);
+
+impl SuccessiveAnswers {
+    /// Adds an answer, and returns whether all brokers are taken to know the topic.
+    fn are_enough(&mut self, is_known: bool, brokers: usize) -> bool {
+        self.0 = if is_known { self.0 + 1 } else { 0 };
+        self.0 >= if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 }
+    }
+}
+
 fn described_partition(partition: &rdkafka::metadata::MetadataPartition) -> Option<PartitionInfo> {
     let mut info = PartitionInfo::new(u32::try_from(partition.id()).ok()?, 0, 0);
     info.leader = (partition.leader() >= 0).then_some(partition.leader());
@@ -376,4 +385,18 @@ fn new_topic<'a>(spec: &'a TopicSpec, settings: &'a BTreeMap<String, String>) ->
     let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
     let new = NewTopic::new(spec.name.as_str(), partitions, TopicReplication::Fixed(copies));
     settings.iter().fold(new, |new, (name, value)| new.set(name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_known_after_successive_answers_of_all_brokers() {
+        for (brokers, unknown_at, wanted) in [(1, 0, 1), (1, 1, 2), (3, 0, 15), (3, 4, 19), (20, 1, 51)] {
+            let mut answers = SuccessiveAnswers::default();
+            let first = (1..).find(|answer| answers.are_enough(*answer != unknown_at, brokers));
+            assert_eq!(first, Some(wanted), "{brokers} brokers");
+        }
+    }
 }
