@@ -209,6 +209,8 @@ impl ConsumerContext for ProbeContext {}
 #[cfg(test)]
 mod tests {
     use qi_core::bus::TopicName;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
     use super::*;
 
@@ -237,5 +239,26 @@ mod tests {
         let limit = Duration::from_millis(100);
         let skip = |_: &TopicPartition, _, _, _| panic!("nothing was read");
         assert_eq!(probe(&client, &config, tails.clone(), limit, || false, skip), tails);
+    }
+
+    #[test]
+    fn a_probe_moves_no_position_over_a_message() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers()).set("auto.offset.reset", "error");
+        let producer: BaseProducer = config.create().unwrap();
+        for _ in 0..3 {
+            producer.send(BaseRecord::<(), str>::to("t").partition(0).payload("x")).unwrap();
+        }
+        producer.flush(Duration::from_secs(10)).unwrap();
+        config.set("group.id", "g");
+        let client: BaseConsumer = config.create().unwrap();
+        for fetch_offset in 0..3 {
+            let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset })]);
+            let skip = |_: &TopicPartition, _, from, to| panic!("skipped the messages from {from} to {to}");
+            let unknown = probe(&client, &config, tails, Duration::from_secs(10), || false, skip);
+            assert!(unknown.is_empty(), "the consumer gets the message, too");
+        }
     }
 }
