@@ -23,7 +23,7 @@ use super::{connect, error, metadata};
 
 /// The brokers' own topics, which nobody publishes to.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
-/// How often it is looked whether a change has reached the brokers.
+/// The interval between two look-ups of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
 const ANSWERS_PER_BROKER: usize = 5;
@@ -145,7 +145,7 @@ impl AdminOperations<'_> {
         }
     }
 
-    /// How an existing topic differs from what was asked for.
+    /// Compares an existing topic with its specification.
     async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
         let found = metadata::partition_count(self.admin, &spec.name, self.limit, "create_topics").await?;
         if found != spec.partitions {
@@ -395,7 +395,7 @@ mod tests {
     fn a_topic_is_known_after_successive_answers_of_all_brokers() {
         for (brokers, unknown_at, wanted) in [(1, 0, 1), (1, 1, 2), (3, 0, 15), (3, 4, 19), (20, 1, 51)] {
             let mut answers = SuccessiveAnswers::default();
-            let first = (1..).find(|answer| answers.are_enough(*answer != unknown_at, brokers));
+            let first = (1..99).find(|answer| answers.are_enough(*answer != unknown_at, brokers));
             assert_eq!(first, Some(wanted), "{brokers} brokers");
         }
     }

@@ -62,20 +62,20 @@ pub struct RedpandaBus {
     published: Notify,
 }
 
-/// Clients that ask, each made by the first question.
+/// The clients for requests. The first request creates its client.
 #[derive(Default)]
 struct Clients {
     admin: Option<Arc<AdminClient<KafkaContext>>>,
     query_client: Option<Arc<QueryClient>>,
-    group_clients: Arc<groups::GroupClients>,
+    of_groups: Arc<groups::GroupClients>,
 }
 
-/// How far the end of a bus has come.
+/// The phase of a bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
     Open,
-    /// It takes no new messages and drains.
+    /// New messages are rejected, and messages in flight are awaited.
     Closing,
     Closed,
 }
@@ -103,7 +103,8 @@ impl RedpandaBus {
         })
     }
 
-    /// The driver's client for admin_client, for what the port leaves out. It connects with the first call.
+    /// Returns the driver's client for administration, for calls that the port does not have. It connects with the first
+    /// call.
     ///
     /// # Errors
     /// `Config` for settings that librdkafka does not accept together.
@@ -158,7 +159,7 @@ impl RedpandaBus {
         }
     }
 
-    /// What every call begins with: a share of tokio's budget, and a look whether anybody may call at all.
+    /// Begins a call. Consumes a share of tokio's budget, and fails if the bus is closed.
     async fn enter(&self, operation: &'static str) -> Result<()> {
         tokio::task::coop::consume_budget().await;
         if self.phase() == Phase::Open { Ok(()) } else { Err(error::closed(operation)) }
@@ -335,7 +336,7 @@ impl MessageBus for RedpandaBus {
         self.enter("groups").await?;
         let (query_client, config) = (self.query_client("groups")?, self.config.clone());
         let (query, request_timeout, kept) =
-            (query.clone(), self.request_timeout(), self.clients().group_clients.clone());
+            (query.clone(), self.request_timeout(), self.clients().of_groups.clone());
         blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, request_timeout))
             .await
     }

@@ -1,4 +1,4 @@
-//! From the configuration to librdkafka's properties. Why each has its value stands in `docs/backends/redpanda.md`.
+//! The properties of librdkafka's clients. `docs/backends/redpanda.md` gives the reason for each.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::plaintext::{host_of, warn_of_password};
 /// librdkafka's numbers are i32.
 const MOST: u64 = i32::MAX as u64;
 
-/// What every client has.
+/// Returns the properties of every client.
 fn common(config: &RedpandaConfig) -> ClientConfig {
     let mut set = ClientConfig::new();
     set.set_log_level(RDKafkaLogLevel::Info)
@@ -80,7 +80,7 @@ fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
     set
 }
 
-/// The producer whose batches have at most so many bytes.
+/// Returns the properties of a producer with this maximum batch size.
 pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientConfig {
     let mut set = common(config);
     let (linger_ms, compression) = match config.profile {
@@ -107,7 +107,7 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// Room for what the protocol adds to a message.
 pub(super) const OVERHEAD: usize = 512;
 
-/// What reads: members and readers alike.
+/// Returns the properties of members and readers.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut set = common(config);
     let (wait_ms, min_bytes) = match config.profile {
@@ -115,7 +115,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         Profile::LowLatency => ("10", "1"),
         Profile::HighThroughput => ("100", "65536"),
     };
-    // Half of what may be buffered waits in librdkafka, half on the shelf. A fetch is a part of that, so that the next
+    // Half of what may be buffered waits in librdkafka, half in the fetch buffer. A fetch is a part of that, so that the next
     // one comes while the one before is read; it brings at least one message, whatever its size.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
@@ -179,12 +179,12 @@ pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> Clie
     set
 }
 
-/// Administration.
+/// Returns the properties of the client for administration.
 pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
     finish(config, quiet(config))
 }
 
-/// What only asks: nobody serves its events between two questions, and statistics would pile up in it.
+/// Returns the properties of a client for requests. Its events are not served between requests, so it has no statistics.
 fn quiet(config: &RedpandaConfig) -> ClientConfig {
     let mut set = common(config);
     set.set("statistics.interval.ms", "0");

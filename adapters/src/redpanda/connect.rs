@@ -1,4 +1,4 @@
-//! What every client of librdkafka reports: its log through `tracing`, its statistics as metrics, and whether a
+//! The reports of every client of librdkafka: its log through `tracing`, its statistics as metrics, and whether a
 //! broker is connected.
 //!
 //! | metric | kind | labels | what |
@@ -44,7 +44,7 @@ pub(super) struct KafkaContext {
     auth_errors: Option<AuthErrors>,
 }
 
-/// Who hears why the brokers refuse this process, for a client whose own events nobody can serve.
+/// The source of authentication errors for a client whose own events are not served.
 struct AuthErrors(Arc<QueryClient>);
 
 impl fmt::Debug for AuthErrors {
@@ -53,7 +53,7 @@ impl fmt::Debug for AuthErrors {
     }
 }
 
-/// What the metrics have from this client so far.
+/// The values of this client that the metrics have.
 #[derive(Debug, Default)]
 struct Reported {
     sent: u64,
@@ -79,12 +79,12 @@ impl KafkaContext {
         self
     }
 
-    /// Whether a broker was connected when that was last heard of.
+    /// Returns whether a broker was connected by the last statistics.
     pub(super) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The error of a call that nobody answered: the login that was auth_error, or the certificate that was not trusted,
+    /// The error of a call that nobody answered: the login that was refused, or the certificate that was not trusted,
     /// where that is the reason.
     pub(super) fn explain(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {

@@ -1,4 +1,4 @@
-//! What librdkafka and the brokers say, and what it means to a caller: one table.
+//! The errors of librdkafka and the brokers, mapped to `qi_core::Error` by one table.
 
 use std::fmt::Display;
 
@@ -143,7 +143,7 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
     }
 }
 
-/// Whether it speaks of a topic or partition that is not there.
+/// Returns whether a topic or partition does not exist.
 pub(super) fn is_gone(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
@@ -156,7 +156,7 @@ pub(super) fn is_gone(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether a partition has no leader, or another one than the client knows.
+/// Returns whether a partition has no leader, or another leader than the client knows.
 pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
@@ -172,7 +172,7 @@ pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether the principal may not describe a topic.
+/// Returns whether the principal may not describe a topic.
 pub(super) fn is_hidden(error: &KafkaError) -> bool {
     code_of(error) == Some(Code::TopicAuthorizationFailed)
 }

@@ -1,5 +1,5 @@
-//! What the client knows of the topics it publishes to: looked up before the first message, because librdkafka would
-//! take half a minute to say that a topic does not exist.
+//! The metadata of topics for publishing. It is looked up before the first message, because librdkafka needs half a minute
+//! to report an unknown topic.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,15 +15,15 @@ use super::{client_config, error};
 
 /// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
-/// What is refused by metadata that are this old is looked up again first.
+/// The age from which metadata is looked up again before it rejects a message.
 const METADATA_TTL: Duration = Duration::from_secs(1);
 
-/// What a topic allows.
+/// The limits of a topic.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TopicMetadata {
     pub(super) partitions: u32,
     pub(super) max_message_bytes: usize,
-    /// When it was looked up.
+    /// The time of the look-up.
     pub(super) at: Instant,
 }
 
@@ -33,7 +33,7 @@ impl TopicMetadata {
     }
 }
 
-/// TopicMetadata by topic. It holds as many as the client publishes to.
+/// The metadata of the topics that the client publishes to.
 #[derive(Debug, Default)]
 pub(super) struct TopicMetadataCache(Mutex<HashMap<TopicName, TopicMetadata>>);
 
@@ -42,7 +42,7 @@ impl TopicMetadataCache {
         self.lock().get(topic).copied()
     }
 
-    /// Forgets a topic that a broker speaks of otherwise.
+    /// Removes a topic whose metadata a broker contradicts.
     pub(super) fn remove(&self, topic: &str) {
         self.lock().retain(|get, _| get.as_str() != topic);
     }
@@ -56,7 +56,7 @@ impl TopicMetadataCache {
     }
 }
 
-/// Asks the brokers.
+/// Requests the metadata of a topic.
 pub(super) async fn look_up(
     admin: &std::sync::Arc<AdminClient<KafkaContext>>,
     topic: &TopicName,
@@ -68,7 +68,7 @@ pub(super) async fn look_up(
     Ok(TopicMetadata { partitions, max_message_bytes, at: Instant::now() })
 }
 
-/// How many partitions a topic has.
+/// Returns the number of partitions of a topic.
 pub(super) async fn partition_count(
     admin: &std::sync::Arc<AdminClient<KafkaContext>>,
     topic: &TopicName,

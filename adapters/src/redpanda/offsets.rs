@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::error;
 
-/// Which offset of a partition is asked for.
+/// The offset to look up.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum OffsetSpec {
     Earliest,
@@ -44,7 +44,7 @@ pub(super) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     partitions.collect()
 }
 
-/// What the brokers answered for each partition.
+/// The answer of the brokers for each partition.
 type Answers<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
 
 fn read(list: &TopicPartitionList) -> Answers<Offset> {

@@ -119,8 +119,8 @@ impl FetchBuffer {
 
     /// Drops the messages of partitions that are not assigned any more.
     pub(super) fn drop_lost(&mut self, assignment: &Assignment) {
-        self.batches.retain(|batch| assignment.partitions.get(&batch.partition).is_some());
-        self.skipped.retain(|partition| assignment.partitions.get(partition).is_some());
+        self.batches.retain(|batch| assignment.partitions.contains_key(&batch.partition));
+        self.skipped.retain(|partition| assignment.partitions.contains_key(partition));
     }
 
     /// Continues at another offset. Buffered messages of the partition are dropped.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::fetch_buffer::PolledBatch;
-use super::thread::ConsumerHandle;
+use super::thread::{ConsumerHandle, ConsumerThread};
 use crate::redpanda::error;
 
 /// The maximum time for which `close` waits. The consumer thread continues to leave its group.
@@ -92,7 +92,7 @@ impl Subscription for RedpandaSubscription {
     }
 
     async fn assignment(&mut self) -> Result<Assignment> {
-        self.consumer.call("assignment", |thread, reply| thread.describe(reply)).await
+        self.consumer.call("assignment", ConsumerThread::describe).await
     }
 
     async fn close(&mut self) -> Result<()> {

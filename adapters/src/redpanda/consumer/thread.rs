@@ -364,7 +364,7 @@ impl ConsumerThread {
             return Err(fatal.clone());
         }
         for partition in partitions {
-            if self.assignment.partitions.get(partition).is_none() || self.is_overdue() {
+            if !self.assignment.partitions.contains_key(partition) || self.is_overdue() {
                 return Err(error::not_owned(partition, operation));
             }
         }

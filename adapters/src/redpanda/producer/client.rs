@@ -138,7 +138,7 @@ impl ProducerContext for DeliveryContext {
                 }
                 let mut failure = error::delivery(code);
                 if failure.state == DeliveryState::NotSent {
-                    // Whatever was known of this topic, a broker knows better.
+                    // The broker contradicts the cached metadata.
                     self.metadata.remove(message.topic());
                     if self.may_be_stored(code, message.topic()) {
                         failure.state = DeliveryState::Unknown;
@@ -203,7 +203,7 @@ impl ProducerHandle {
         &self.producer
     }
 
-    /// Looks at a topic anew; by itself a producer does so every five minutes.
+    /// Refreshes the metadata of a topic. A producer does so every five minutes.
     pub(super) async fn refresh_metadata(&self, topic: &TopicName, limit: Duration) {
         let (producer, topic) = (self.producer.clone(), topic.clone());
         let looked = connect::blocking("publish", move || {
@@ -211,16 +211,16 @@ impl ProducerHandle {
             found.map(drop).map_err(|e| error::of(e, "publish"))
         });
         if let Err(error) = looked.await {
-            tracing::debug!(%error, "the producer could not look at a topic anew");
+            tracing::debug!(%error, "the producer could not refresh the metadata of a topic");
         }
     }
 
-    /// It met a fatal error: nobody publishes by it any more.
+    /// Marks the producer as failed, so that no call uses it.
     pub(super) fn fail(&self) {
         self.dead.store(true, Ordering::Release);
     }
 
-    /// The fatal error that it met; only one that refuses this client matters to a caller.
+    /// Returns the fatal error if the brokers rejected the client.
     pub(super) fn fatal_error(&self) -> Option<Error> {
         rejection(self.producer.client().fatal_error())
     }
@@ -242,7 +242,7 @@ impl Drop for ProducerHandle {
     }
 }
 
-/// A fatal error, if it says that the brokers do not let the client in.
+/// Returns a fatal error if the brokers rejected the client.
 fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
     let (code, fatal_error) = fatal?;
     let error = error::by_code(code, "publish").with_message(fatal_error);

@@ -1,5 +1,5 @@
-//! Publishing: what can be refused is refused alone, the unsent waits for space and is sent to librdkafka in order,
-//! and one completion answers for the batch.
+//! Publishing. Messages that the client can reject are rejected alone. The others wait for space in the buffer, in order,
+//! and one completion reports the outcomes of the call.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -506,7 +506,7 @@ mod tests {
         let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let topic = TopicName::new("t").unwrap();
-        // Every chunk has its space at once, or some have to wait for each message.
+        // Every chunk reserves its space, or some wait for the space of each message.
         for buffer_bytes in [64 << 20, 200_000, 1_000] {
             let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
             config.buffer_bytes = buffer_bytes;
@@ -517,7 +517,7 @@ mod tests {
             let at = std::time::Instant::now() + Duration::from_hours(1);
             publisher.topics.insert(&topic, TopicMetadata { at, ..metadata(1_000_000, Duration::ZERO) });
             let call = async |len: usize| {
-                // The first of every chunk goes nowhere.
+                // The first message of every chunk has a partition that does not exist.
                 let message = |n: usize| {
                     let partition = u32::from(n.is_multiple_of(CHUNK_MESSAGES));
                     Message::new(topic.clone(), n.to_string()).with_partition(partition)
@@ -532,7 +532,7 @@ mod tests {
                             last = Some(delivery.offset);
                         }
                         Err(failure) => {
-                            assert!(n.is_multiple_of(CHUNK_MESSAGES), "{n} of {len}: {}", failure.error)
+                            assert!(n.is_multiple_of(CHUNK_MESSAGES), "{n} of {len}: {}", failure.error);
                         }
                     }
                 }
@@ -600,7 +600,7 @@ mod tests {
         let mut all = vec![known(&topic, metadata(1_000_000, old), false)];
         assert!(matches!(route_all(&all), Err(StaleMetadata::Missing(asked)) if *asked == other));
         all.push(known(&other, metadata(1_000_000, old), false));
-        // The third message is refused by metadata that are old. The first one must not go by them either.
+        // Old metadata rejects the third message. It must not route the first message either.
         assert!(matches!(route_all(&all), Err(StaleMetadata::Expired(0))));
         all[0] = known(&topic, metadata(10_000, new), true);
         let routes: Vec<_> = route_all(&all).unwrap().into_iter().map(Result::ok).collect();
