@@ -141,7 +141,7 @@ struct PendingRecv {
 }
 
 /// The owner of a consumer's state.
-pub(super) struct ConsumerThread {
+pub(in crate::redpanda) struct ConsumerThread {
     commands: Receiver<Command>,
     rebalances: Receiver<Rebalance>,
     /// The sender of `commands`, for the answers of requests.

@@ -32,7 +32,7 @@ struct PendingCommit {
 }
 
 impl ConsumerThread {
-    pub(in crate::redpanda::consumer) fn commit(&mut self, offsets: Positions, reply: Reply<Committed>) {
+    pub(in crate::redpanda) fn commit(&mut self, offsets: Positions, reply: Reply<Committed>) {
         let deadline = Instant::now() + self.settings.commit_timeout;
         let beyond = |(partition, next): (&TopicPartition, u64)| {
             let state = self.assignment.partitions.get(partition).filter(|_| !self.is_overdue())?;

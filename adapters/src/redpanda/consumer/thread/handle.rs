@@ -29,7 +29,7 @@ pub(in crate::redpanda) enum Start {
 pub(in crate::redpanda) struct ConsumerHandle {
     commands: Sender<Command>,
     closing: watch::Receiver<bool>,
-    pub(in crate::redpanda::consumer) settings: Arc<ConsumerSettings>,
+    pub(in crate::redpanda) settings: Arc<ConsumerSettings>,
 }
 
 impl fmt::Debug for ConsumerHandle {
@@ -45,20 +45,17 @@ impl ConsumerHandle {
     }
 
     /// Returns an error if the consumer is closed.
-    pub(in crate::redpanda::consumer) fn check(&self, operation: &'static str) -> Result<()> {
+    pub(in crate::redpanda) fn check(&self, operation: &'static str) -> Result<()> {
         if *self.closing.borrow() { Err(error::closed(operation)) } else { Ok(()) }
     }
 
     /// Sends a command. A command to a thread that has ended is dropped.
-    pub(in crate::redpanda::consumer) fn send(
-        &self,
-        command: impl FnOnce(&mut ConsumerThread) + Send + 'static,
-    ) {
+    pub(in crate::redpanda) fn send(&self, command: impl FnOnce(&mut ConsumerThread) + Send + 'static) {
         let _ = self.commands.send(Box::new(command));
     }
 
     /// Waits for the reply to a command.
-    pub(in crate::redpanda::consumer) async fn reply<T>(
+    pub(in crate::redpanda) async fn reply<T>(
         &self,
         reply: &mut oneshot::Receiver<Result<T>>,
         operation: &'static str,
@@ -73,7 +70,7 @@ impl ConsumerHandle {
     }
 
     /// Sends a command and waits for its reply.
-    pub(in crate::redpanda::consumer) async fn call<T: Send + 'static>(
+    pub(in crate::redpanda) async fn call<T: Send + 'static>(
         &self,
         operation: &'static str,
         command: impl FnOnce(&mut ConsumerThread, Reply<T>) + Send + 'static,
