@@ -11,7 +11,6 @@ pub mod fuzzing;
 pub mod opentelemetry;
 #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]
 mod plaintext;
-#[cfg(feature = "redpanda")]
 pub mod redpanda;
 mod rules;
 pub mod timescale;

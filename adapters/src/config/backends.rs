@@ -7,11 +7,11 @@ use std::sync::Arc;
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 use super::layers::LayerSections;
-#[cfg(feature = "redpanda")]
-use super::redpanda::RedpandaConfig;
 use super::section::Section;
 use super::sections::{BusSection, OwnKeys, Port, StoreSection};
 use super::tree::nearest;
+#[cfg(feature = "redpanda")]
+use crate::redpanda::RedpandaConfig;
 
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;

@@ -29,7 +29,6 @@ mod backends;
 mod de;
 mod environment;
 mod layers;
-mod redpanda;
 mod section;
 mod sections;
 mod tree;
@@ -42,6 +41,10 @@ use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
+pub use crate::redpanda::config::{
+    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
+    SaslSection,
+};
 pub use crate::timescale::config::{
     AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
     WriteSection,
@@ -49,10 +52,6 @@ pub use crate::timescale::config::{
 pub use backends::{Backends, BackendsBuilder};
 pub use layers::{
     CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
-};
-pub use redpanda::{
-    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
-    SaslSection,
 };
 pub use section::Section;
 pub use sections::TopicSection;

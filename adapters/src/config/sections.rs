@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 
 use super::de;
 use super::layers::LayerSections;
-use super::redpanda::RedpandaConfig;
 use super::section::Section;
 use super::tree::{Node, Value, join, unknown_key};
 use crate::clickhouse::ClickHouseConfig;
+use crate::redpanda::RedpandaConfig;
 use crate::timescale::TimescaleConfig;
 use crate::timescale::config::Hypertables;
 

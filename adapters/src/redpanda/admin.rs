@@ -15,25 +15,26 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
-use super::link::{Inspector, Link};
-use super::offsets::{self, Place};
-use super::publish::Sender;
-use super::{blocking, error, link, topics};
+use super::connect::blocking;
+use super::connect::{KafkaContext, QueryClient};
+use super::metadata::TopicMetadataCache;
+use super::offsets::{self, OffsetSpec};
+use super::{connect, error, metadata};
 
 /// The brokers' own topics, which nobody publishes to.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
-/// How often it is looked whether a change has reached the brokers.
-const LOOK: Duration = Duration::from_millis(20);
+/// The interval between two look-ups of a change.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
 const ANSWERS_PER_BROKER: usize = 5;
 
 /// The asking side of a bus.
-pub(super) struct Office<'a> {
-    pub(super) admin: &'a Arc<AdminClient<Link>>,
+pub(super) struct AdminOperations<'a> {
+    pub(super) admin: &'a Arc<AdminClient<KafkaContext>>,
     pub(super) limit: Duration,
 }
 
-impl Office<'_> {
+impl AdminOperations<'_> {
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
     }
@@ -52,10 +53,10 @@ impl Office<'_> {
 
     /// The same, by the client that asks for offsets: it would not believe in a partition that was added since it last
     /// looked.
-    async fn known_to(&self, inspector: &Arc<Inspector>) -> Result<Metadata> {
-        let (client, limit) = (inspector.clone(), self.limit);
+    async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
+        let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
-        found.map_err(|e| link::explain(inspector, error::asked(e, "topics")))
+        found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
     }
 
     pub(super) async fn ping(&self) -> Result<BusStatus> {
@@ -96,7 +97,7 @@ impl Office<'_> {
         };
         for ((at, spec), answer) in asked.iter().zip(answers) {
             let answer = match answer {
-                Ok(_) => self.appears(&spec.name).await.map(|()| TopicState::Created),
+                Ok(_) => self.wait_until_created(&spec.name).await.map(|()| TopicState::Created),
                 Err((_, Code::TopicAlreadyExists)) => self.compare(spec).await,
                 Err((_, code)) => {
                     Err(error::by_code(code, "create_topics").with_context("topic", &spec.name))
@@ -115,11 +116,10 @@ impl Office<'_> {
         Ok(outcomes)
     }
 
-    /// Waits until a new topic can be used. Each request goes to any broker, and not every broker knows a new topic at
-    /// once, so several successive answers have to name the topic.
-    async fn appears(&self, topic: &TopicName) -> Result<()> {
+    /// Waits until a new topic can be used, at most until the request timeout. The topic is created in any case.
+    async fn wait_until_created(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
-        let mut successes = 0;
+        let mut answers = SuccessiveAnswers::default();
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
@@ -127,7 +127,7 @@ impl Office<'_> {
             });
             let found = found.await?;
             let brokers = found.as_ref().map_or(1, |found| found.brokers().len());
-            let led = found.is_ok_and(|found| {
+            let is_known = found.is_ok_and(|found| {
                 found.topics().iter().filter(|found| found.name() == topic.as_str()).any(|found| {
                     let hidden =
                         found.error().is_some_and(|e| Code::from(e) == Code::TopicAuthorizationFailed);
@@ -136,21 +136,18 @@ impl Office<'_> {
                     hidden || (found.error().is_none() && led)
                 })
             });
-            successes = if led { successes + 1 } else { 0 };
-            let wanted = if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 };
-            if successes >= wanted || Instant::now() >= deadline {
-                // It is created in any case; who comes too early waits for a leader.
+            if answers.are_enough(is_known, brokers) || Instant::now() >= deadline {
                 return Ok(());
             }
-            if !led {
-                tokio::time::sleep(LOOK).await;
+            if !is_known {
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
     }
 
-    /// How an existing topic differs from what was asked for.
+    /// Compares an existing topic with its specification.
     async fn compare(&self, spec: &TopicSpec) -> Result<TopicState> {
-        let found = topics::partitions(self.admin, &spec.name, self.limit, "create_topics").await?;
+        let found = metadata::partition_count(self.admin, &spec.name, self.limit, "create_topics").await?;
         if found != spec.partitions {
             return Err(error::partitions_differ(&spec.name, spec.partitions, found as usize));
         }
@@ -195,7 +192,11 @@ impl Office<'_> {
         Ok(found)
     }
 
-    pub(super) async fn delete(&self, names: &[TopicName], sender: &Sender) -> Result<Vec<TopicOutcome>> {
+    pub(super) async fn delete(
+        &self,
+        names: &[TopicName],
+        cache: &TopicMetadataCache,
+    ) -> Result<Vec<TopicOutcome>> {
         let mut asked: Vec<&str> = names.iter().map(TopicName::as_str).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -206,7 +207,7 @@ impl Office<'_> {
         let answers = answers.map_err(|e| self.failed(e, "delete_topics"))?;
         let mut outcomes = HashMap::new();
         for (name, answer) in asked.iter().zip(answers) {
-            sender.topics().forget(name);
+            cache.remove(name);
             outcomes.insert(*name, answer.map(drop).map_err(|(_, code)| code));
         }
         let mut answered = Vec::with_capacity(names.len());
@@ -214,7 +215,7 @@ impl Office<'_> {
             // Of a repeated name the second one finds nothing.
             let result = match outcomes.insert(name.as_str(), Err(Code::UnknownTopicOrPartition)) {
                 Some(Ok(())) => {
-                    self.disappears(name).await?;
+                    self.wait_until_deleted(name).await?;
                     Ok(TopicState::Deleted)
                 }
                 Some(Err(Code::UnknownTopicOrPartition)) | None => {
@@ -227,19 +228,19 @@ impl Office<'_> {
         Ok(answered)
     }
 
-    async fn disappears(&self, topic: &TopicName) -> Result<()> {
+    async fn wait_until_deleted(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         while Instant::now() < deadline {
-            match topics::partitions(self.admin, topic, self.limit, "delete_topics").await {
-                Ok(_) => tokio::time::sleep(LOOK).await,
+            match metadata::partition_count(self.admin, topic, self.limit, "delete_topics").await {
+                Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(_) => break,
             }
         }
         Ok(())
     }
 
-    pub(super) async fn topics(&self, inspector: &Arc<Inspector>) -> Result<Vec<TopicInfo>> {
-        let metadata = self.known_to(inspector).await?;
+    pub(super) async fn topics(&self, query_client: &Arc<QueryClient>) -> Result<Vec<TopicInfo>> {
+        let metadata = self.metadata_of(query_client).await?;
         let mut described: BTreeMap<TopicName, Vec<PartitionInfo>> = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| !INTERNAL.contains(&topic.name())) {
             let Ok(name) = TopicName::new(topic.name()) else { continue };
@@ -253,8 +254,8 @@ impl Office<'_> {
         drop(metadata);
         let names: Vec<_> = described.keys().cloned().collect();
         let mut settings = self.settings("topics", &names).await?;
-        for (partition, edges) in self.edges(inspector, &described).await? {
-            match edges {
+        for (partition, watermarks) in self.watermarks(query_client, &described).await? {
+            match watermarks {
                 Some((low, high)) => {
                     let here = described.get_mut(&partition.topic).into_iter().flatten();
                     for info in here.filter(|info| info.id == partition.partition) {
@@ -278,9 +279,9 @@ impl Office<'_> {
 
     /// The first and the next offset of every partition that has a leader. None for a partition that was deleted
     /// meanwhile, or that the principal may not describe any more.
-    async fn edges(
+    async fn watermarks(
         &self,
-        inspector: &Arc<Inspector>,
+        query_client: &Arc<QueryClient>,
         topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
     ) -> Result<Vec<(TopicPartition, Option<(u64, u64)>)>> {
         let led = topics.iter().flat_map(|(name, partitions)| {
@@ -291,16 +292,18 @@ impl Office<'_> {
         let mut found = Vec::with_capacity(open.len());
         let deadline = Instant::now() + self.limit;
         loop {
-            let (client, limit, asked) = (inspector.clone(), self.limit, open.clone());
-            let edges = blocking("topics", move || {
-                let low = offsets::find_each(&*client, &asked, Place::Beginning, limit);
-                Ok(low.and_then(|low| Ok((low, offsets::find_each(&*client, &asked, Place::End, limit)?))))
+            let (client, limit, asked) = (query_client.clone(), self.limit, open.clone());
+            let watermarks = blocking("topics", move || {
+                let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, limit);
+                Ok(low.and_then(|low| {
+                    Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, limit)?))
+                }))
             });
-            let (low, mut high) = match edges.await?.map_err(|e| self.failed(e, "topics")) {
-                Ok(edges) => edges,
+            let (low, mut high) = match watermarks.await?.map_err(|e| self.failed(e, "topics")) {
+                Ok(watermarks) => watermarks,
                 // The error of one partition can be that of all.
                 Err(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -310,7 +313,7 @@ impl Office<'_> {
             for (partition, low) in low {
                 let high = high.remove(&partition).unwrap_or(Ok(0));
                 match low.and_then(|low| Ok((low, high?))) {
-                    Ok(edges) => found.push((partition, Some(edges))),
+                    Ok(watermarks) => found.push((partition, Some(watermarks))),
                     Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
                         found.push((partition, None));
                     }
@@ -324,7 +327,7 @@ impl Office<'_> {
                 None => return Ok(found),
                 // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
                 Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     let there = self.metadata("topics").await?;
                     let (left, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
                         there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
@@ -335,6 +338,19 @@ impl Office<'_> {
                 Some(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The number of successive answers that name a new topic. Each request goes to any broker, and not every broker knows a
+/// new topic at once.
+#[derive(Default)]
+struct SuccessiveAnswers(usize);
+
+impl SuccessiveAnswers {
+    /// Adds an answer, and returns whether all brokers are taken to know the topic.
+    fn are_enough(&mut self, is_known: bool, brokers: usize) -> bool {
+        self.0 = if is_known { self.0 + 1 } else { 0 };
+        self.0 >= if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 }
     }
 }
 
@@ -369,4 +385,18 @@ fn new_topic<'a>(spec: &'a TopicSpec, settings: &'a BTreeMap<String, String>) ->
     let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
     let new = NewTopic::new(spec.name.as_str(), partitions, TopicReplication::Fixed(copies));
     settings.iter().fold(new, |new, (name, value)| new.set(name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_known_after_successive_answers_of_all_brokers() {
+        for (brokers, unknown_at, wanted) in [(1, 0, 1), (1, 1, 2), (3, 0, 15), (3, 4, 19), (20, 1, 51)] {
+            let mut answers = SuccessiveAnswers::default();
+            let first = (1..99).find(|answer| answers.are_enough(*answer != unknown_at, brokers));
+            assert_eq!(first, Some(wanted), "{brokers} brokers");
+        }
+    }
 }

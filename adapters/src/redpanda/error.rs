@@ -1,4 +1,4 @@
-//! What librdkafka and the brokers say, and what it means to a caller: one table.
+//! The errors of librdkafka and the brokers, mapped to `qi_core::Error` by one table.
 
 use std::fmt::Display;
 
@@ -6,7 +6,8 @@ use qi_core::bus::{DeliveryError, DeliveryState, TopicName, TopicPartition};
 use qi_core::{Error, ErrorKind, RetryAdvice};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use super::BACKEND;
+/// The backend name in errors and metrics.
+pub(super) const BACKEND: &str = "redpanda";
 
 /// Codes of brokers (0 and above) and of librdkafka itself (below 0), as librdkafka's `rdkafka.h` lists them. What is
 /// not here is `Internal`.
@@ -142,7 +143,7 @@ pub(super) fn of(error: KafkaError, operation: &'static str) -> Error {
     }
 }
 
-/// Whether it speaks of a topic or partition that is not there.
+/// Returns whether a topic or partition does not exist.
 pub(super) fn is_gone(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
@@ -155,7 +156,7 @@ pub(super) fn is_gone(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether a partition has no leader, or another one than the client knows.
+/// Returns whether a partition has no leader, or another leader than the client knows.
 pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     matches!(
         code_of(error),
@@ -171,7 +172,7 @@ pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether the principal may not describe a topic.
+/// Returns whether the principal may not describe a topic.
 pub(super) fn is_hidden(error: &KafkaError) -> bool {
     code_of(error) == Some(Code::TopicAuthorizationFailed)
 }

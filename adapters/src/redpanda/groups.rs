@@ -11,115 +11,117 @@ use qi_core::{Result, Selection};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
-use super::link::{Inspector, Link};
-use super::offsets::{self, Place};
-use super::{error, link, settings};
-use crate::config::RedpandaConfig;
+use super::connect::{KafkaContext, QueryClient};
+use super::offsets::{self, OffsetSpec};
+use super::{client_config, connect, error};
+use crate::redpanda::config::RedpandaConfig;
 
-/// What the brokers say of a group.
+/// The description of a group by its coordinator.
 #[derive(Debug)]
-struct Listed {
+struct ListedGroup {
     state: String,
     members: Vec<GroupMember>,
 }
 
-/// The clients that asked for a group last. They are kept, because a caller that waits for the lag of a group asks again
-/// soon.
+/// The query clients of the last groups. They are kept, because a caller that waits for the lag of a group repeats its
+/// query soon.
 #[derive(Default)]
-pub(super) struct Kept(Mutex<Vec<(GroupId, Arc<Inspector>)>>);
+pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
-impl Kept {
+impl GroupClients {
     /// The maximum number of clients.
-    const MOST: usize = 4;
+    const MAX_CLIENTS: usize = 4;
 
-    /// Gives up the client of this group.
-    fn take(&self, group: &GroupId) -> Option<Arc<Inspector>> {
+    /// Removes the client of this group.
+    fn take(&self, group: &GroupId) -> Option<Arc<QueryClient>> {
         let mut kept = self.lock();
         let at = kept.iter().position(|(of, _)| of == group)?;
         Some(kept.remove(at).1)
     }
 
-    fn keep(&self, group: &GroupId, client: Arc<Inspector>) {
+    fn keep(&self, group: &GroupId, client: Arc<QueryClient>) {
         let mut kept = self.lock();
         let replaced =
-            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MOST).then_some(0));
+            kept.iter().position(|(of, _)| of == group).or((kept.len() >= Self::MAX_CLIENTS).then_some(0));
         let replaced = replaced.map(|at| kept.remove(at));
         kept.push((group.clone(), client));
         drop(kept);
-        // Ending a client joins its threads.
+        // The drop of a client joins its threads.
         drop(replaced);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(GroupId, Arc<Inspector>)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(GroupId, Arc<QueryClient>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Describes groups. Everything in here blocks.
+/// Describes groups. Blocks.
 pub(super) fn describe(
     config: &RedpandaConfig,
-    inspector: &Inspector,
-    kept: &Kept,
+    query_client: &QueryClient,
+    kept: &GroupClients,
     query: &GroupQuery,
     limit: Duration,
 ) -> Result<Vec<GroupInfo>> {
-    let failed = |e| link::explain(inspector, error::asked(e, "groups"));
-    let asked = partitions(inspector, &query.topics, limit)?;
+    let failed = |e| connect::explain(query_client, error::asked(e, "groups"));
+    let asked = partitions(query_client, &query.topics, limit)?;
     let wanted: BTreeSet<GroupId> = match &query.groups {
-        Selection::All => names(inspector, limit).map_err(failed)?,
+        Selection::All => names(query_client, limit).map_err(failed)?,
         Selection::These(these) => these.iter().cloned().collect(),
     };
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = (wanted.len() <= Kept::MOST).then_some(kept);
-    let look = Look { config, inspector, kept, topics: &query.topics, asked: &asked, limit };
-    // Each group is asked by a client of its own, most of whose time is waiting.
-    let share = wanted.len().div_ceil(AT_ONCE).max(1);
+    let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
+    let request = DescribeRequest { config, query_client, kept, topics: &query.topics, asked: &asked, limit };
+    // Each group has a client of its own, which mostly waits.
+    let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
         let shares: Vec<_> = wanted
             .chunks(share)
             .map(|groups| {
-                scope.spawn(move || groups.iter().filter_map(|group| look.at(group).transpose()).collect())
+                scope.spawn(move || {
+                    groups.iter().filter_map(|group| request.describe(group).transpose()).collect()
+                })
             })
             .collect();
         let ended = shares.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended
-            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a look-up panicked"))))
+            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a request-up panicked"))))
             .collect()
     });
     Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// So often a group is looked at before it is said that it cannot be described.
-const ROUNDS: usize = 3;
+/// The number of attempts after which a group counts as not describable.
+const MAX_ATTEMPTS: usize = 3;
 
-/// So many groups are asked for at once.
-const AT_ONCE: usize = 16;
+/// The maximum number of groups that are described concurrently.
+const MAX_CONCURRENT: usize = 16;
 
 /// The commits of a group. None if the principal may not describe the group.
 type Commits = Option<BTreeMap<TopicPartition, u64>>;
 
-/// What every group is asked with.
+/// The common part of the queries for groups.
 #[derive(Clone, Copy)]
-struct Look<'a> {
+struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
-    inspector: &'a Inspector,
-    kept: Option<&'a Kept>,
+    query_client: &'a QueryClient,
+    kept: Option<&'a GroupClients>,
     topics: &'a Selection<TopicName>,
     asked: &'a [TopicPartition],
     limit: Duration,
 }
 
-impl Look<'_> {
-    /// One group, if there is such a group.
-    fn at(self, group: &GroupId) -> Result<Option<GroupInfo>> {
-        let failed = |e| link::explain(self.inspector, error::asked(e, "groups"));
+impl DescribeRequest<'_> {
+    /// Describes one group. None if there is no such group.
+    fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
+        let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
         for round in 1.. {
-            // The group's own coordinator is asked first: the list of groups hides a broker that does not answer behind
-            // another's answer.
+            // The coordinator of the group comes first: the list of groups hides a broker that does not answer behind the
+            // answer of another broker.
             let Some(commits) = self.commits(group)? else {
                 return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
             };
-            let listed = list(self.inspector, group, self.limit).map_err(failed)?;
+            let listed = list(self.query_client, group, self.limit).map_err(failed)?;
             // The brokers call a group dead that they cannot describe in this protocol, and list it all the same.
             if let Some(listed) = listed.filter(|listed| !matches!(listed.state.as_str(), "Dead" | "")) {
                 let state = match listed.state.as_str() {
@@ -132,18 +134,18 @@ impl Look<'_> {
                 }
                 return self.info(group, state, listed.members, &commits).map(Some);
             }
-            if commits.is_empty() && !names(self.inspector, self.limit).map_err(failed)?.contains(group) {
+            if commits.is_empty() && !names(self.query_client, self.limit).map_err(failed)?.contains(group) {
                 return Ok(None);
             }
-            // It may have been deleted between two questions, or made again.
-            if round >= ROUNDS {
+            // The group may have been deleted, or created again, between two requests.
+            if round >= MAX_ATTEMPTS {
                 return self.info(group, GroupState::NotDescribed, Vec::new(), &commits).map(Some);
             }
         }
         Ok(None)
     }
 
-    /// A group with the ends of its partitions.
+    /// Returns a group with the ends of its partitions.
     fn info(
         self,
         group: &GroupId,
@@ -151,12 +153,12 @@ impl Look<'_> {
         members: Vec<GroupMember>,
         commits: &BTreeMap<TopicPartition, u64>,
     ) -> Result<GroupInfo> {
-        let failed = |e| link::explain(self.inspector, error::asked(e, "groups"));
+        let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
         let owned = members.iter().flat_map(|member| &member.partitions);
         let owned = owned.filter(|partition| self.topics.contains(&partition.topic));
         let places: BTreeSet<_> = owned.chain(commits.keys()).cloned().collect();
         let mut partitions = Vec::with_capacity(places.len());
-        let ends = offsets::find_each(self.inspector, &places, Place::End, self.limit);
+        let ends = offsets::find_each(self.query_client, &places, OffsetSpec::Latest, self.limit);
         for (place, end) in ends.map_err(failed)? {
             match end {
                 Ok(end) => {
@@ -185,22 +187,22 @@ impl Look<'_> {
             }
             return Ok(Some(commits));
         }
-        let client = settings::inspector(self.config, Some(group.as_str()));
-        let client: Inspector =
-            client.create_with_context(Link::new("admin", "")).map_err(|e| error::of(e, "groups"))?;
+        let client = client_config::query_client(self.config, Some(group.as_str()));
+        let client: QueryClient =
+            client.create_with_context(KafkaContext::new("admin", "")).map_err(|e| error::of(e, "groups"))?;
         let client = Arc::new(client);
         let commits = self.commits_by(&client)?;
         if let Some(kept) = self.kept.filter(|_| commits.is_some())
-            && link::serve(&client).is_ok()
+            && connect::serve(&client).is_ok()
         {
             kept.keep(group, client);
         }
         Ok(commits)
     }
 
-    /// Asks by the group's own client. Without the right to look up the coordinator, librdkafka waits until the limit
+    /// Asks by the group's own client. Without the right to request up the coordinator, librdkafka waits until the limit
     /// and reports the reason as an event only. So the first attempts are short.
-    fn commits_by(self, client: &Inspector) -> Result<Commits> {
+    fn commits_by(self, client: &QueryClient) -> Result<Commits> {
         let mut shorter = [40, 10].into_iter();
         loop {
             let part = shorter.next();
@@ -209,14 +211,14 @@ impl Look<'_> {
                 Err(error) => error,
             };
             let code = error::code_of(&error);
-            if code.into_iter().chain(link::events(client)).any(|c| c == Code::GroupAuthorizationFailed) {
+            if code.into_iter().chain(connect::events(client)).any(|c| c == Code::GroupAuthorizationFailed) {
                 return Ok(None);
             }
             match code {
                 // A group of another kind, such as a share group, has no commits.
                 Some(Code::GroupIdNotFound) => return Ok(Some(BTreeMap::new())),
                 Some(Code::OperationTimedOut) if part.is_some() => {}
-                _ => return Err(link::explain(client, error::asked(error, "groups"))),
+                _ => return Err(connect::explain(client, error::asked(error, "groups"))),
             }
         }
     }
@@ -225,7 +227,7 @@ impl Look<'_> {
 /// The partitions of these topics: there is no question for "all commits of this group". A topic that does not exist
 /// has none.
 fn partitions(
-    inspector: &Inspector,
+    query_client: &QueryClient,
     topics: &Selection<TopicName>,
     limit: Duration,
 ) -> Result<Vec<TopicPartition>> {
@@ -235,8 +237,8 @@ fn partitions(
     };
     let mut all = Vec::new();
     for name in names {
-        let metadata = inspector.fetch_metadata(name.map(TopicName::as_str), limit);
-        let metadata = metadata.map_err(|e| link::explain(inspector, error::asked(e, "groups")))?;
+        let metadata = query_client.fetch_metadata(name.map(TopicName::as_str), limit);
+        let metadata = metadata.map_err(|e| connect::explain(query_client, error::asked(e, "groups")))?;
         for topic in metadata.topics() {
             let Ok(found) = TopicName::new(topic.name()) else { continue };
             if let (Some(name), Some(Code::TopicAuthorizationFailed)) = (name, topic.error().map(Code::from))
@@ -253,16 +255,16 @@ fn partitions(
 }
 
 /// The names of all groups of consumers.
-fn names(inspector: &Inspector, limit: Duration) -> KafkaResult<BTreeSet<GroupId>> {
-    let list = inspector.fetch_group_list(None, limit)?;
+fn names(query_client: &QueryClient, limit: Duration) -> KafkaResult<BTreeSet<GroupId>> {
+    let list = query_client.fetch_group_list(None, limit)?;
     let consumers = list.groups().iter().filter(|group| matches!(group.protocol_type(), "consumer" | ""));
     Ok(consumers.filter_map(|group| GroupId::new(group.name()).ok()).collect())
 }
 
-fn list(inspector: &Inspector, group: &GroupId, limit: Duration) -> KafkaResult<Option<Listed>> {
-    let list = inspector.fetch_group_list(Some(group.as_str()), limit)?;
+fn list(query_client: &QueryClient, group: &GroupId, limit: Duration) -> KafkaResult<Option<ListedGroup>> {
+    let list = query_client.fetch_group_list(Some(group.as_str()), limit)?;
     let found = list.groups().iter().find(|found| found.name() == group.as_str());
-    Ok(found.map(|found| Listed {
+    Ok(found.map(|found| ListedGroup {
         state: found.state().to_owned(),
         members: found
             .members()

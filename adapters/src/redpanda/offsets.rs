@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use qi_core::Timestamp;
-use qi_core::bus::{StartFrom, TopicPartition};
+use qi_core::bus::{StartFrom, TopicName, TopicPartition};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::error;
 
-/// Which offset of a partition is asked for.
+/// The offset to look up.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
-    Beginning,
-    End,
+pub(super) enum OffsetSpec {
+    Earliest,
+    Latest,
     At(Timestamp),
 }
 
@@ -34,27 +34,37 @@ pub(super) fn offset(offset: u64) -> Offset {
     Offset::Offset(offset.cast_signed())
 }
 
-/// What the brokers answered for each partition.
+/// Returns the partitions of a list.
+pub(super) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    let elements = list.elements();
+    let partitions = elements.iter().filter_map(|element| {
+        let topic = TopicName::new(element.topic()).ok()?;
+        Some(TopicPartition::new(topic, u32::try_from(element.partition()).ok()?))
+    });
+    partitions.collect()
+}
+
+/// The answer of the brokers for each partition.
 type Answers<T> = BTreeMap<TopicPartition, KafkaResult<T>>;
 
 fn read(list: &TopicPartitionList) -> Answers<Offset> {
     let elements = list.elements();
     let answers = elements.iter().map(|element| element.error().map(|()| element.offset()));
-    super::inbox::partitions(list).into_iter().zip(answers).collect()
+    partitions(list).into_iter().zip(answers).collect()
 }
 
 /// One offset of each partition, or why there is none. The end where there is no message of that time or later.
 pub(super) fn find_each<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
-    place: Place,
+    spec: OffsetSpec,
     limit: Duration,
 ) -> KafkaResult<Answers<u64>> {
-    let asked = match place {
-        Place::Beginning => Offset::Beginning,
-        Place::End => Offset::End,
+    let asked = match spec {
+        OffsetSpec::Earliest => Offset::Beginning,
+        OffsetSpec::Latest => Offset::End,
         // Messages were cut to the millisecond, too.
-        Place::At(time) => Offset::Offset(time.as_millis_floor()),
+        OffsetSpec::At(time) => Offset::Offset(time.as_millis_floor()),
     };
     let partitions: Vec<_> = partitions.into_iter().collect();
     if partitions.is_empty() {
@@ -77,8 +87,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
                     .map(|partition| ((*partition).clone(), Err(error.clone())))
                     .collect());
             }
-            let mut offsets = find_each(client, left.iter().copied(), place, limit)?;
-            offsets.extend(find_each(client, right.iter().copied(), place, limit)?);
+            let mut offsets = find_each(client, left.iter().copied(), spec, limit)?;
+            offsets.extend(find_each(client, right.iter().copied(), spec, limit)?);
             return Ok(offsets);
         }
         Err(error) => return Err(error),
@@ -92,8 +102,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
             Err(error) => drop(offsets.insert(partition, Err(error))),
         }
     }
-    if !beyond.is_empty() && matches!(place, Place::At(_)) {
-        offsets.extend(find_each(client, &beyond, Place::End, limit)?);
+    if !beyond.is_empty() && matches!(spec, OffsetSpec::At(_)) {
+        offsets.extend(find_each(client, &beyond, OffsetSpec::Latest, limit)?);
     }
     Ok(offsets)
 }
@@ -125,10 +135,10 @@ fn without_leaders<C: ConsumerContext, T>(
 pub(super) fn find<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
-    place: Place,
+    spec: OffsetSpec,
     limit: Duration,
 ) -> KafkaResult<BTreeMap<TopicPartition, u64>> {
-    let found = find_each(client, partitions, place, limit)?;
+    let found = find_each(client, partitions, spec, limit)?;
     found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
 }
 
@@ -154,23 +164,12 @@ pub(super) fn committed<'a, C: ConsumerContext>(
     Ok(commits)
 }
 
-/// Where partitions without a valid commit begin. None where it is to fail.
-pub(super) fn starts<'a, C: ConsumerContext>(
-    client: &BaseConsumer<C>,
-    partitions: impl IntoIterator<Item = &'a TopicPartition>,
-    otherwise: StartFrom,
-    limit: Duration,
-) -> KafkaResult<Option<BTreeMap<TopicPartition, u64>>> {
-    let Some(place) = start(otherwise) else { return Ok(None) };
-    find(client, partitions, place, limit).map(Some)
-}
-
-/// The place at which a partition without a valid commit begins. None where it is to fail.
-pub(super) fn start(otherwise: StartFrom) -> Option<Place> {
-    match otherwise {
-        StartFrom::Earliest => Some(Place::Beginning),
-        StartFrom::Latest => Some(Place::End),
-        StartFrom::At(time) => Some(Place::At(time)),
+/// Returns the start of a partition without a valid commit. None if the policy is an error.
+pub(super) fn reset_spec(offset_reset: StartFrom) -> Option<OffsetSpec> {
+    match offset_reset {
+        StartFrom::Earliest => Some(OffsetSpec::Earliest),
+        StartFrom::Latest => Some(OffsetSpec::Latest),
+        StartFrom::At(time) => Some(OffsetSpec::At(time)),
         StartFrom::Fail => None,
     }
 }
@@ -193,10 +192,10 @@ mod tests {
             ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
         let at = |number| TopicPartition::new(TopicName::new("t").unwrap(), number);
         let leaderless = |found: &Answers<u64>| error::is_leaderless(found[&at(1)].as_ref().unwrap_err());
-        let found = find_each(&client, &[at(0), at(1)], Place::End, limit).unwrap();
+        let found = find_each(&client, &[at(0), at(1)], OffsetSpec::Latest, limit).unwrap();
         assert_eq!(found[&at(0)], Ok(0));
         assert!(leaderless(&found), "{found:?}");
-        let found = find_each(&client, &[at(1), at(7)], Place::End, limit).unwrap();
+        let found = find_each(&client, &[at(1), at(7)], OffsetSpec::Latest, limit).unwrap();
         assert!(leaderless(&found), "{found:?}");
         assert!(error::is_gone(found[&at(7)].as_ref().unwrap_err()), "{found:?}");
     }

@@ -1,5 +1,5 @@
-//! What the client knows of the topics it publishes to: looked up before the first message, because librdkafka would
-//! take half a minute to say that a topic does not exist.
+//! The metadata of topics for publishing. It is looked up before the first message, because librdkafka needs half a minute
+//! to report an unknown topic.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,73 +10,73 @@ use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::link::Link;
-use super::{error, settings};
+use super::connect::KafkaContext;
+use super::{client_config, error};
 
 /// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
-/// What is refused by facts that are this old is looked up again first.
-const FRESH: Duration = Duration::from_secs(1);
+/// The age from which metadata is looked up again before it rejects a message.
+const METADATA_TTL: Duration = Duration::from_secs(1);
 
-/// What a topic allows.
+/// The limits of a topic.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Facts {
+pub(super) struct TopicMetadata {
     pub(super) partitions: u32,
     pub(super) max_message_bytes: usize,
-    /// When it was looked up.
+    /// The time of the look-up.
     pub(super) at: Instant,
 }
 
-impl Facts {
+impl TopicMetadata {
     pub(super) fn is_fresh(&self) -> bool {
-        self.at.elapsed() < FRESH
+        self.at.elapsed() < METADATA_TTL
     }
 }
 
-/// Facts by topic. It holds as many as the client publishes to.
+/// The metadata of the topics that the client publishes to.
 #[derive(Debug, Default)]
-pub(super) struct Topics(Mutex<HashMap<TopicName, Facts>>);
+pub(super) struct TopicMetadataCache(Mutex<HashMap<TopicName, TopicMetadata>>);
 
-impl Topics {
-    pub(super) fn known(&self, topic: &TopicName) -> Option<Facts> {
+impl TopicMetadataCache {
+    pub(super) fn get(&self, topic: &TopicName) -> Option<TopicMetadata> {
         self.lock().get(topic).copied()
     }
 
-    /// Forgets a topic that a broker speaks of otherwise.
-    pub(super) fn forget(&self, topic: &str) {
-        self.lock().retain(|known, _| known.as_str() != topic);
+    /// Removes a topic whose metadata a broker contradicts.
+    pub(super) fn remove(&self, topic: &str) {
+        self.lock().retain(|get, _| get.as_str() != topic);
     }
 
-    pub(super) fn keep(&self, topic: &TopicName, facts: Facts) {
-        self.lock().insert(topic.clone(), facts);
+    pub(super) fn insert(&self, topic: &TopicName, metadata: TopicMetadata) {
+        self.lock().insert(topic.clone(), metadata);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, Facts>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, TopicMetadata>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks the brokers.
+/// Requests the metadata of a topic.
 pub(super) async fn look_up(
-    admin: &std::sync::Arc<AdminClient<Link>>,
+    admin: &std::sync::Arc<AdminClient<KafkaContext>>,
     topic: &TopicName,
     limit: Duration,
     operation: &'static str,
-) -> Result<Facts> {
-    let partitions = partitions(admin, topic, limit, operation).await?;
+) -> Result<TopicMetadata> {
+    let partitions = partition_count(admin, topic, limit, operation).await?;
     let max_message_bytes = max_message_bytes(admin, topic, limit, operation).await?;
-    Ok(Facts { partitions, max_message_bytes, at: Instant::now() })
+    Ok(TopicMetadata { partitions, max_message_bytes, at: Instant::now() })
 }
 
-/// How many partitions a topic has.
-pub(super) async fn partitions(
-    admin: &std::sync::Arc<AdminClient<Link>>,
+/// Returns the number of partitions of a topic.
+pub(super) async fn partition_count(
+    admin: &std::sync::Arc<AdminClient<KafkaContext>>,
     topic: &TopicName,
     limit: Duration,
     operation: &'static str,
 ) -> Result<u32> {
     let (admin, name) = (admin.clone(), topic.clone());
-    super::blocking(operation, move || {
+    super::connect::blocking(operation, move || {
         let metadata = admin.inner().fetch_metadata(Some(name.as_str()), limit);
         let metadata = metadata
             .map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
@@ -95,7 +95,7 @@ fn named(error: Error, topic: &TopicName) -> Error {
 }
 
 async fn max_message_bytes(
-    admin: &AdminClient<Link>,
+    admin: &AdminClient<KafkaContext>,
     topic: &TopicName,
     limit: Duration,
     operation: &'static str,
@@ -126,7 +126,7 @@ async fn max_message_bytes(
 /// batch as a whole. Few sizes, so that few producers are needed.
 pub(super) fn batch_bytes(max_message_bytes: usize) -> usize {
     const MOST: usize = 1_000_000;
-    let room = max_message_bytes.saturating_sub(settings::OVERHEAD).clamp(1, MOST);
+    let room = max_message_bytes.saturating_sub(client_config::OVERHEAD).clamp(1, MOST);
     if room == MOST { MOST } else { 1 << room.ilog2() }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     fn batches_stay_below_the_limit_of_their_topic() {
         for limit in [700, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
             let batch = batch_bytes(limit);
-            assert!(batch + settings::OVERHEAD <= limit, "{batch} for {limit}");
+            assert!(batch + client_config::OVERHEAD <= limit, "{batch} for {limit}");
             assert!(batch >= limit / 8 || batch == 1_000_000, "{batch} for {limit}");
         }
     }

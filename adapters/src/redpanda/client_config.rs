@@ -1,4 +1,4 @@
-//! From the configuration to librdkafka's properties. Why each has its value stands in `docs/backends/redpanda.md`.
+//! The properties of librdkafka's clients. `docs/backends/redpanda.md` gives the reason for each.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use secrecy::ExposeSecret;
 
-use super::{BACKEND, error};
-use crate::config::{MessageCompression, Profile, RedpandaConfig};
+use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
+use super::error::{self, BACKEND};
 use crate::plaintext::{host_of, warn_of_password};
 
 /// librdkafka's numbers are i32.
 const MOST: u64 = i32::MAX as u64;
 
-/// What every client has.
+/// Returns the properties of every client.
 fn common(config: &RedpandaConfig) -> ClientConfig {
     let mut set = ClientConfig::new();
     set.set_log_level(RDKafkaLogLevel::Info)
@@ -80,7 +80,7 @@ fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
     set
 }
 
-/// The producer whose batches have at most so many bytes.
+/// Returns the properties of a producer with this maximum batch size.
 pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientConfig {
     let mut set = common(config);
     let (linger_ms, compression) = match config.profile {
@@ -107,7 +107,7 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// Room for what the protocol adds to a message.
 pub(super) const OVERHEAD: usize = 512;
 
-/// What reads: members and readers alike.
+/// Returns the properties of members and readers.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut set = common(config);
     let (wait_ms, min_bytes) = match config.profile {
@@ -115,7 +115,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         Profile::LowLatency => ("10", "1"),
         Profile::HighThroughput => ("100", "65536"),
     };
-    // Half of what may be buffered waits in librdkafka, half on the shelf. A fetch is a part of that, so that the next
+    // Half of what may be buffered waits in librdkafka, half in the fetch buffer. A fetch is a part of that, so that the next
     // one comes while the one before is read; it brings at least one message, whatever its size.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
@@ -166,7 +166,7 @@ pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> Clie
 }
 
 /// The client that asks for ends, groups and commits, and never joins a group.
-pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
+pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
     let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
     if let Some(group) = group {
@@ -179,12 +179,12 @@ pub(super) fn inspector(config: &RedpandaConfig, group: Option<&str>) -> ClientC
     set
 }
 
-/// Administration.
+/// Returns the properties of the client for administration.
 pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
     finish(config, quiet(config))
 }
 
-/// What only asks: nobody serves its events between two questions, and statistics would pile up in it.
+/// Returns the properties of a client for requests. Its events are not served between requests, so it has no statistics.
 fn quiet(config: &RedpandaConfig) -> ClientConfig {
     let mut set = common(config);
     set.set("statistics.interval.ms", "0");
@@ -194,18 +194,18 @@ fn quiet(config: &RedpandaConfig) -> ClientConfig {
 /// Refuses a property that librdkafka does not know, or a value that it does not take, without connecting.
 pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     if config.tls.enabled && !cfg!(feature = "redpanda-tls") {
-        return Err(needs_tls("tls.enabled"));
+        return Err(needs_tls(config, "tls.enabled"));
     }
-    let scram = config.sasl.mechanism.filter(|mechanism| *mechanism != crate::config::SaslMechanism::Plain);
+    let scram = config.sasl.mechanism.filter(|mechanism| *mechanism != SaslMechanism::Plain);
     if scram.is_some() && !cfg!(feature = "redpanda-tls") {
-        return Err(needs_tls("sasl.mechanism"));
+        return Err(needs_tls(config, "sasl.mechanism"));
     }
     let probe = finish(config, common(config));
     probe.create_native_config().map(drop).map_err(|e| {
         let error = error::of(e, "open");
         match error.context_value("property") {
             Some(property) if config.properties.contains_key(property) => {
-                let key = format!("bus.redpanda.properties.{property}");
+                let key = format!("{}.properties.{property}", config.section);
                 error.with_context("key", key)
             }
             _ => error,
@@ -232,14 +232,14 @@ pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
              process; build with panic = \"unwind\", or set allow_panic_abort if all producers are trusted",
         )
         .with_backend(BACKEND)
-        .with_context("key", "bus.redpanda.allow_panic_abort"))
+        .with_context("key", format_args!("{}.allow_panic_abort", config.section)))
 }
 
-fn needs_tls(key: &str) -> Error {
+fn needs_tls(config: &RedpandaConfig, key: &str) -> Error {
     Error::new(ErrorKind::Config, "bus.redpanda.config", "open")
         .with_message("this needs OpenSSL, which the feature `redpanda-tls` of qi-adapters builds in")
         .with_backend(BACKEND)
-        .with_context("key", format_args!("bus.redpanda.{key}"))
+        .with_context("key", format_args!("{}.{key}", config.section))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -260,7 +260,7 @@ mod tests {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         config.properties.insert("isolation.level".to_owned(), "read_committed".into());
         for group in [None, Some("g")] {
-            assert_eq!(inspector(&config, group).get("isolation.level"), Some("read_uncommitted"));
+            assert_eq!(query_client(&config, group).get("isolation.level"), Some("read_uncommitted"));
         }
     }
 

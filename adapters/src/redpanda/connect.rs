@@ -1,4 +1,4 @@
-//! What every client of librdkafka reports: its log through `tracing`, its statistics as metrics, and whether a
+//! The reports of every client of librdkafka: its log through `tracing`, its statistics as metrics, and whether a
 //! broker is connected.
 //!
 //! | metric | kind | labels | what |
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
-use qi_core::{Error, ErrorKind};
+use qi_core::{Error, ErrorKind, Result};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -33,29 +33,29 @@ use super::error;
 
 /// One client's report.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct KafkaContext {
     role: &'static str,
     /// The group of a member; empty for all others.
     group: String,
     connected: AtomicBool,
     /// Why the brokers do not let this client in, while they do not.
-    refused: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    told: Mutex<Told>,
-    ear: Option<Ear>,
+    auth_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    reported: Mutex<Reported>,
+    auth_errors: Option<AuthErrors>,
 }
 
-/// Who hears why the brokers refuse this process, for a client whose own events nobody can serve.
-struct Ear(Arc<Inspector>);
+/// The source of authentication errors for a client whose own events are not served.
+struct AuthErrors(Arc<QueryClient>);
 
-impl fmt::Debug for Ear {
+impl fmt::Debug for AuthErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Ear").field(self.0.context()).finish()
+        f.debug_tuple("AuthErrors").field(self.0.context()).finish()
     }
 }
 
-/// What the metrics have from this client so far.
+/// The values of this client that the metrics have.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     sent: u64,
     received: u64,
     retries: u64,
@@ -65,21 +65,21 @@ struct Told {
     lagging: BTreeSet<(String, i32)>,
 }
 
-impl Link {
+impl KafkaContext {
     pub(super) fn new(role: &'static str, group: &str) -> Self {
         // Until it is known better: a client that has just begun is not called unavailable.
         let connected = AtomicBool::new(true);
-        let (refused, told) = (Mutex::default(), Mutex::default());
-        Self { role, group: group.to_owned(), connected, refused, told, ear: None }
+        let (auth_error, reported) = (Mutex::default(), Mutex::default());
+        Self { role, group: group.to_owned(), connected, auth_error, reported, auth_errors: None }
     }
 
     /// For a client of administration: the driver serves only the answers to its questions.
-    pub(super) fn hearing_by(mut self, ear: Arc<Inspector>) -> Self {
-        self.ear = Some(Ear(ear));
+    pub(super) fn with_auth_errors_of(mut self, auth_errors: Arc<QueryClient>) -> Self {
+        self.auth_errors = Some(AuthErrors(auth_errors));
         self
     }
 
-    /// Whether a broker was connected when that was last heard of.
+    /// Returns whether a broker was connected by the last statistics.
     pub(super) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
@@ -90,11 +90,11 @@ impl Link {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;
         }
-        if let Some(Ear(ear)) = &self.ear {
-            return explain(ear, error);
+        if let Some(AuthErrors(auth_errors)) = &self.auth_errors {
+            return explain(auth_errors, error);
         }
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*refused {
+        let auth_error = self.auth_error.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*auth_error {
             Some((code, reason)) => error::by_code(*code, "connect")
                 .with_message(reason)
                 .with_operation(error.operation().to_owned()),
@@ -103,7 +103,7 @@ impl Link {
     }
 
     fn measure(&self, now: &Statistics) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
         let (mut retries, mut errors) = (0, 0);
         for broker in now.brokers.values() {
@@ -114,28 +114,28 @@ impl Link {
                     .record(float(trip.avg.unsigned_abs()) / 1e6);
             }
         }
-        let risen = |name: &'static str, before: &mut u64, now: u64| {
+        let add = |name: &'static str, before: &mut u64, now: u64| {
             counter!(name, &labels).increment(now.saturating_sub(*before));
             *before = now;
         };
-        risen("qi_redpanda_sent_messages_total", &mut told.sent, now.txmsgs.unsigned_abs());
-        risen("qi_redpanda_received_messages_total", &mut told.received, now.rxmsgs.unsigned_abs());
-        risen("qi_redpanda_request_retries_total", &mut told.retries, retries);
-        risen("qi_redpanda_request_errors_total", &mut told.errors, errors);
+        add("qi_redpanda_sent_messages_total", &mut reported.sent, now.txmsgs.unsigned_abs());
+        add("qi_redpanda_received_messages_total", &mut reported.received, now.rxmsgs.unsigned_abs());
+        add("qi_redpanda_request_retries_total", &mut reported.retries, retries);
+        add("qi_redpanda_request_errors_total", &mut reported.errors, errors);
         let fetched = now.topics.values().flat_map(|topic| topic.partitions.values());
         let fetched: u64 = fetched.map(|partition| partition.fetchq_cnt.unsigned_abs()).sum();
-        self.queued(&mut told, now.msg_cnt + fetched, now.msg_size);
-        self.lag(&mut told, now);
+        self.queued(&mut reported, now.msg_cnt + fetched, now.msg_size);
+        self.lag(&mut reported, now);
     }
 
-    fn queued(&self, told: &mut Told, messages: u64, bytes: u64) {
+    fn queued(&self, reported: &mut Reported, messages: u64, bytes: u64) {
         let labels = [("client", self.role.to_owned()), ("group", self.group.clone())];
-        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(told.queued));
-        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(told.queued_bytes));
-        (told.queued, told.queued_bytes) = (messages, bytes);
+        gauge!("qi_redpanda_queued_messages", &labels).increment(float(messages) - float(reported.queued));
+        gauge!("qi_redpanda_queued_bytes", &labels).increment(float(bytes) - float(reported.queued_bytes));
+        (reported.queued, reported.queued_bytes) = (messages, bytes);
     }
 
-    fn lag(&self, told: &mut Told, now: &Statistics) {
+    fn lag(&self, reported: &mut Reported, now: &Statistics) {
         if self.group.is_empty() {
             return;
         }
@@ -148,10 +148,10 @@ impl Link {
             }
         }
         // What went to another member has no lag here.
-        for (topic, partition) in told.lagging.difference(&lagging) {
+        for (topic, partition) in reported.lagging.difference(&lagging) {
             self.set_lag(topic, *partition, 0);
         }
-        told.lagging = lagging;
+        reported.lagging = lagging;
     }
 
     fn set_lag(&self, topic: &str, partition: i32, lag: u64) {
@@ -164,11 +164,11 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for KafkaContext {
     fn drop(&mut self) {
-        let mut told = std::mem::take(self.told.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.queued(&mut told, 0, 0);
-        self.lag(&mut told, &Statistics::default());
+        let mut reported = std::mem::take(self.reported.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.queued(&mut reported, 0, 0);
+        self.lag(&mut reported, &Statistics::default());
     }
 }
 
@@ -177,7 +177,7 @@ fn float(count: u64) -> f64 {
     count as f64
 }
 
-impl ClientContext for Link {
+impl ClientContext for KafkaContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let (client, group) = (self.role, self.group.as_str());
         match level {
@@ -203,7 +203,7 @@ impl ClientContext for Link {
         let up = statistics.brokers.values().any(|broker| broker.state == "UP");
         self.connected.store(up, Ordering::Relaxed);
         if up {
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.auth_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         self.measure(&statistics);
     }
@@ -212,7 +212,7 @@ impl ClientContext for Link {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => self.connected.store(false, Ordering::Relaxed),
             Some(code @ (RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) => {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                *self.auth_error.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some((code, reason.to_owned()));
             }
             _ => {}
@@ -222,24 +222,35 @@ impl ClientContext for Link {
     }
 }
 
+/// Runs a blocking call off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(failed) => Err(error::internal(operation, failed)),
+    }
+}
+
 /// A client that only asks.
-impl ConsumerContext for Link {}
+impl ConsumerContext for KafkaContext {}
 
 /// A consumer that asks about groups and offsets and reads nothing.
-pub(super) type Inspector = BaseConsumer<Link>;
+pub(super) type QueryClient = BaseConsumer<KafkaContext>;
 
-/// The same as [`Link::explain`], for a client that only asks: its events may wait for somebody who comes for them.
-pub(super) fn explain(client: &Inspector, error: Error) -> Error {
+/// The same as [`KafkaContext::explain`], for a client that only asks: its events may wait for somebody who comes for them.
+pub(super) fn explain(client: &QueryClient, error: Error) -> Error {
     take_events(client);
     client.context().explain(error)
 }
 
-fn take_events(client: &Inspector) {
+fn take_events(client: &QueryClient) {
     drop(events(client));
 }
 
 /// Serves the events that wait, and returns the codes of those that are errors.
-pub(super) fn events(client: &Inspector) -> Vec<RDKafkaErrorCode> {
+pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     // An answer of nothing may also be an event that was served, such as a line of the log.
     const NOTHING: usize = 100;
     let (mut nothing, mut codes) = (0, Vec::new());
@@ -257,7 +268,7 @@ pub(super) fn events(client: &Inspector) -> Vec<RDKafkaErrorCode> {
 
 /// Serves the events of a client that only asks, as long as there is such a client: while the brokers are away they
 /// would pile up in it.
-pub(super) fn serve(client: &Arc<Inspector>) -> std::io::Result<()> {
+pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
     const PAUSE: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);
     let thread = std::thread::Builder::new().name("qi-redpanda-ask".to_owned());

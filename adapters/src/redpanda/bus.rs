@@ -1,0 +1,416 @@
+//! `MessageBus` over the Kafka protocol.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use qi_core::Result;
+use qi_core::bus::{
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, Read, StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome,
+    TopicPartition, TopicSpec,
+};
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::admin::AdminOperations;
+use super::config::RedpandaConfig;
+use super::connect::{self, KafkaContext, QueryClient, blocking};
+use super::consumer::{self, ConsumerHandle, ConsumerSettings, RedpandaSubscription, Start};
+use super::error::{self, BACKEND};
+use super::producer::Publisher;
+use super::{client_config, groups, metadata};
+
+/// The maximum time for the first assignment. A group waits for its other members, up to their maximum poll interval.
+const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
+/// The maximum time for which `close` waits for the consumers of the bus.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A message bus on Redpanda or Apache Kafka. Share it in an `Arc`.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> qi_core::Result<()> {
+/// let bus = RedpandaBus::open(RedpandaConfig::from_brokers("127.0.0.1:59092"))?;
+/// let topic = TopicName::new("crypto-prices")?;
+/// bus.create_topics(&[TopicSpec::new(topic.clone(), 12)?]).await?;
+/// bus.publish_one(&Message::new(topic.clone(), "1.5").with_key("binance:BTC-USDT")).await?;
+///
+/// let mut sub = bus.subscribe(Subscribe::new(GroupId::new("writer")?, [topic])?).await?;
+/// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
+/// sub.commit(batch.positions()).await?;
+/// bus.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct RedpandaBus {
+    config: Arc<RedpandaConfig>,
+    publisher: Publisher,
+    clients: Mutex<Clients>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
+    phase: AtomicU8,
+    /// Calls of `publish` under way.
+    publishing: AtomicUsize,
+    published: Notify,
+}
+
+/// The clients for requests. The first request creates its client.
+#[derive(Default)]
+struct Clients {
+    admin: Option<Arc<AdminClient<KafkaContext>>>,
+    query_client: Option<Arc<QueryClient>>,
+    of_groups: Arc<groups::GroupClients>,
+}
+
+/// The phase of a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    Open,
+    /// New messages are rejected, and messages in flight are awaited.
+    Closing,
+    Closed,
+}
+
+impl RedpandaBus {
+    /// A bus of this configuration. Nothing is sent; the first call meets the brokers.
+    ///
+    /// # Errors
+    /// `Config` for a bound that is out of range, a property that librdkafka does not know, or encryption that was
+    /// not compiled in.
+    pub fn open(config: RedpandaConfig) -> Result<Self> {
+        config.validate()?;
+        client_config::check(&config)?;
+        client_config::check_panics(&config, cfg!(panic = "abort"))?;
+        client_config::warn(&config);
+        let config = Arc::new(config);
+        Ok(Self {
+            publisher: Publisher::new(config.clone()),
+            config,
+            clients: Mutex::default(),
+            consumers: Mutex::default(),
+            phase: AtomicU8::new(Phase::Open as u8),
+            publishing: AtomicUsize::new(0),
+            published: Notify::new(),
+        })
+    }
+
+    /// Returns the driver's client for administration, for calls that the port does not have. It connects with the first
+    /// call.
+    ///
+    /// # Errors
+    /// `Config` for settings that librdkafka does not accept together.
+    pub fn admin(&self) -> Result<Arc<AdminClient<impl rdkafka::ClientContext + use<>>>> {
+        self.admin_client("admin")
+    }
+
+    fn admin_client(&self, operation: &'static str) -> Result<Arc<AdminClient<KafkaContext>>> {
+        let auth_errors = self.query_client(operation)?;
+        let mut clients = self.clients();
+        if let Some(admin) = &clients.admin {
+            return Ok(admin.clone());
+        }
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
+        }
+        let link = KafkaContext::new("admin", "").with_auth_errors_of(auth_errors);
+        let admin = client_config::admin(&self.config).create_with_context(link);
+        let admin: AdminClient<KafkaContext> = admin.map_err(|e| error::of(e, operation))?;
+        Ok(clients.admin.insert(Arc::new(admin)).clone())
+    }
+
+    fn query_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
+        let mut clients = self.clients();
+        if let Some(query_client) = &clients.query_client {
+            return Ok(query_client.clone());
+        }
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
+        }
+        let query_client = client_config::query_client(&self.config, None)
+            .create_with_context(KafkaContext::new("admin", ""));
+        let query_client: QueryClient = query_client.map_err(|e| error::of(e, operation))?;
+        let query_client = Arc::new(query_client);
+        connect::serve(&query_client).map_err(|e| error::internal(operation, e))?;
+        Ok(clients.query_client.insert(query_client).clone())
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        client_config::limit(self.config.request_timeout_ms)
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::SeqCst) {
+            0 => Phase::Open,
+            1 => Phase::Closing,
+            _ => Phase::Closed,
+        }
+    }
+
+    /// Begins a call. Consumes a share of tokio's budget, and fails if the bus is closed.
+    async fn enter(&self, operation: &'static str) -> Result<()> {
+        tokio::task::coop::consume_budget().await;
+        if self.phase() == Phase::Open { Ok(()) } else { Err(error::closed(operation)) }
+    }
+
+    /// Every topic of a reader must be there.
+    async fn partitions(
+        &self,
+        admin: &Arc<AdminClient<KafkaContext>>,
+        topic: &TopicName,
+        operation: &'static str,
+    ) -> Result<u32> {
+        let found = metadata::partition_count(admin, topic, self.request_timeout(), operation).await;
+        found.map_err(|e| admin.inner().context().explain(e))
+    }
+
+    /// Returns the settings of a reader without a group.
+    fn settings(&self, max_buffered_bytes: usize) -> ConsumerSettings {
+        ConsumerSettings {
+            topics: Vec::new(),
+            offset_reset: StartFrom::Earliest,
+            max_poll_interval: None,
+            max_buffered_bytes,
+            request_timeout: self.request_timeout(),
+            commit_timeout: client_config::limit(self.config.commit_timeout_ms),
+        }
+    }
+
+    /// Starts a consumer, and waits for its first assignment.
+    async fn consume(
+        &self,
+        settings: ConsumerSettings,
+        client_config: ClientConfig,
+        group: &str,
+        start: Start,
+        operation: &'static str,
+    ) -> Result<Box<dyn Subscription>> {
+        let (admin, context) = (self.admin_client(operation)?, KafkaContext::new("consumer", group));
+        let (consumer, joined) = consumer::start(settings, admin, client_config, context, start)?;
+        let mut subscription = RedpandaSubscription::new(consumer.clone());
+        self.keep(consumer, operation)?;
+        let refused = match timeout(JOIN_TIMEOUT, joined).await {
+            Ok(Ok(Ok(()))) => return Ok(Box::new(subscription)),
+            Ok(Ok(Err(refused))) => refused.with_operation(operation),
+            Ok(Err(_)) => error::closed(operation),
+            Err(_) => error::late(operation, "the group assigned nothing in time"),
+        };
+        subscription.close().await?;
+        Err(refused)
+    }
+
+    /// Keeps a consumer, so that `close` of the bus closes it. Fails if the bus is closed.
+    fn keep(&self, consumer: ConsumerHandle, operation: &'static str) -> Result<()> {
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.phase() == Phase::Closed {
+            return Err(error::closed(operation));
+        }
+        consumers.retain_mut(|consumer| !consumer.has_ended());
+        consumers.push(consumer);
+        Ok(())
+    }
+
+    async fn drained(&self) {
+        loop {
+            let published = self.published.notified();
+            tokio::pin!(published);
+            published.as_mut().enable();
+            if self.publishing.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            published.await;
+        }
+        self.publisher.drained().await;
+    }
+}
+
+impl fmt::Display for RedpandaBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(BACKEND)
+    }
+}
+
+impl fmt::Debug for RedpandaBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedpandaBus")
+            .field("config", &self.config)
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl MessageBus for RedpandaBus {
+    fn info(&self) -> BusInfo {
+        let delivery = client_config::limit(self.config.delivery_timeout_ms);
+        BusInfo::new(BACKEND, delivery, self.config.max_message_bytes)
+    }
+
+    async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
+        tokio::task::coop::consume_budget().await;
+        // Counted first: `close` then either sees this call and waits for it, or this call sees `close`.
+        let _guard = PublishGuard::new(self);
+        if self.phase() != Phase::Open {
+            return Err(error::closed("publish"));
+        }
+        if batch.is_empty() {
+            return Ok(PublishReport::default());
+        }
+        let admin = self.admin_client("publish")?;
+        Ok(self.publisher.publish(&admin, batch, options).await)
+    }
+
+    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.enter("subscribe").await?;
+        let admin = self.admin_client("subscribe")?;
+        for topic in &request.topics {
+            self.partitions(&admin, topic, "subscribe").await?;
+        }
+        let client_config = client_config::member(&self.config, &request);
+        let settings = ConsumerSettings {
+            topics: request.topics.clone(),
+            offset_reset: request.otherwise,
+            max_poll_interval: Some(request.poll_limit),
+            ..self.settings(request.max_buffered_bytes)
+        };
+        let group = request.group.as_str();
+        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
+    }
+
+    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+        self.enter("read").await?;
+        let admin = self.admin_client("read")?;
+        let mut topics: Vec<TopicName> = Vec::new();
+        for (partition, _) in &request.from {
+            if topics.last() != Some(&partition.topic) {
+                topics.push(partition.topic.clone());
+            }
+        }
+        for topic in &topics {
+            let count = self.partitions(&admin, topic, "read").await?;
+            let unknown = |(p, _): &&(TopicPartition, _)| p.topic == *topic && p.partition >= count;
+            if let Some((partition, _)) = request.from.iter().find(unknown) {
+                return Err(error::unknown_partition(topic, partition.partition, "read"));
+            }
+        }
+        let buffer = request.max_buffered_bytes;
+        let client_config = client_config::reader(&self.config, buffer);
+        let settings = ConsumerSettings { topics, ..self.settings(buffer) };
+        self.consume(settings, client_config, "", Start::Assign(request.from), "read").await
+    }
+
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
+        self.enter("create_topics").await?;
+        let admin = self.admin_client("create_topics")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.create(specs).await
+    }
+
+    async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>> {
+        self.enter("delete_topics").await?;
+        let admin = self.admin_client("delete_topics")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }
+            .delete(names, self.publisher.topics())
+            .await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        self.enter("topics").await?;
+        let (admin, query_client) = (self.admin_client("topics")?, self.query_client("topics")?);
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.topics(&query_client).await
+    }
+
+    async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
+        self.enter("groups").await?;
+        let (query_client, config) = (self.query_client("groups")?, self.config.clone());
+        let (query, request_timeout, kept) =
+            (query.clone(), self.request_timeout(), self.clients().of_groups.clone());
+        blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, request_timeout))
+            .await
+    }
+
+    async fn ping(&self) -> Result<BusStatus> {
+        self.enter("ping").await?;
+        let admin = self.admin_client("ping")?;
+        AdminOperations { admin: &admin, limit: self.request_timeout() }.ping().await
+    }
+
+    async fn close(&self) -> Result<CloseReport> {
+        tokio::task::coop::consume_budget().await;
+        let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
+        // A second close finds another phase and leaves it.
+        let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
+        let drain = client_config::limit(self.config.close_timeout_ms);
+        let _ = timeout(drain, self.drained()).await;
+        let unknown = self.publisher.in_flight();
+        self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
+        self.publisher.close();
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        consumers.iter().for_each(ConsumerHandle::close);
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        for consumer in consumers {
+            if !consumer.closed(deadline.saturating_duration_since(Instant::now())).await {
+                tracing::warn!("the bus is closed, and a consumer still leaves its group");
+            }
+        }
+        let clients = std::mem::take(&mut *self.clients());
+        // Ending a client joins its threads.
+        blocking("close", move || {
+            drop(clients);
+            Ok(())
+        })
+        .await?;
+        Ok(CloseReport::new(unknown))
+    }
+}
+
+/// Counts a publish while it is under way, dropped or not.
+struct PublishGuard<'a>(&'a RedpandaBus);
+
+impl<'a> PublishGuard<'a> {
+    fn new(bus: &'a RedpandaBus) -> Self {
+        bus.publishing.fetch_add(1, Ordering::SeqCst);
+        Self(bus)
+    }
+}
+
+impl Drop for PublishGuard<'_> {
+    fn drop(&mut self) {
+        if self.0.publishing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.published.notify_waiters();
+        }
+    }
+}
+
+impl Drop for RedpandaBus {
+    fn drop(&mut self) {
+        let lost = self.publisher.in_flight();
+        if lost > 0 {
+            tracing::warn!(lost, "a bus was dropped without close while messages had no answer");
+        }
+        self.publisher.close();
+        self.consumers
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(ConsumerHandle::close);
+        let clients = std::mem::take(self.clients.get_mut().unwrap_or_else(PoisonError::into_inner));
+        // Ending a client joins its threads, which must not hold up whoever drops the bus.
+        let ending = std::thread::Builder::new().name("qi-redpanda-end".to_owned());
+        if ending.spawn(move || drop(clients)).is_err() {
+            tracing::warn!("no thread could be had to end the clients of a bus");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Offsets without a message at the end of a partition: transaction markers, aborted transactions, and gaps from
+//! compaction. librdkafka returns no message there, so without this module the position would stay before them, and the
+//! lag would never be 0.
+//!
+//! The event for the end of a partition is the trigger. It contains only the number of the partition, neither its topic
+//! nor an offset, so it moves no position. A client of its own, the probe, reads from the position. Its statistics contain
+//! the topic and the partition, and prove that a partition holds no message before an offset:
+//!
+//! - The probe begins at the position and never seeks, so `next_offset` is the offset up to which the log was read without
+//!   a gap.
+//! - librdkafka puts messages on the queue before it raises `next_offset`. It reads `next_offset` before it counts the
+//!   queue. So if the queue is empty (`fetchq_cnt`), the probe's poll has returned every message before `next_offset`.
+//! - The thread that polls is the thread that receives the statistics, and it has received no message.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::TopicPartition;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaResult;
+use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
+use rdkafka::{ClientConfig, ClientContext};
+
+use super::assignment::Assignment;
+use super::check::Check;
+use crate::redpanda::error;
+use crate::redpanda::offsets::{self, OffsetSpec};
+
+/// The time that a partition is at its end before it is probed.
+const SETTLE_TIME: Duration = Duration::from_millis(200);
+/// The pause between two probes of a consumer.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// The maximum duration of a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval of a probe's statistics.
+const STATISTICS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The fetch offset of a partition when librdkafka reached its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tail {
+    generation: u64,
+    fetch_offset: u64,
+}
+
+/// Partitions to probe.
+pub(super) type Tails = BTreeMap<TopicPartition, Tail>;
+
+/// The partitions of a consumer that reached their ends.
+#[derive(Debug, Default)]
+pub(super) struct EndProbe {
+    tails: Tails,
+    check: Check,
+    /// The end of the last probe.
+    ended: Option<Instant>,
+}
+
+impl EndProbe {
+    /// Notes that librdkafka reached the end of a partition with this number, of any topic.
+    pub(super) fn reached(&mut self, assignment: &Assignment, number: i32) {
+        for (partition, state) in &assignment.partitions {
+            if partition.partition.cast_signed() == number {
+                let tail = Tail { generation: state.generation, fetch_offset: state.fetch_offset };
+                self.tails.insert(partition.clone(), tail);
+            }
+        }
+        let pause = self.ended.map_or(Duration::ZERO, |ended| PROBE_PAUSE.saturating_sub(ended.elapsed()));
+        self.check.request(pause.max(SETTLE_TIME));
+    }
+
+    /// Returns the partitions to probe now, which are still at their ends. None if no probe is due.
+    pub(super) fn start(&mut self, assignment: &Assignment) -> Option<Tails> {
+        if !self.check.start() {
+            return None;
+        }
+        let mut tails = std::mem::take(&mut self.tails);
+        tails.retain(|partition, tail| {
+            assignment.partitions.get(partition).is_some_and(|state| {
+                (state.generation, state.fetch_offset) == (tail.generation, tail.fetch_offset)
+                    && !state.needs_reassign
+                    && state.failed.is_none()
+            })
+        });
+        if tails.is_empty() {
+            self.check.finish();
+            return None;
+        }
+        Some(tails)
+    }
+
+    /// Ends a probe. Partitions whose ends are still unknown are probed again.
+    pub(super) fn finish(&mut self, unknown: Tails) {
+        for (partition, tail) in unknown {
+            self.tails.entry(partition).or_insert(tail);
+        }
+        self.check.finish();
+        self.ended = Some(Instant::now());
+        if !self.tails.is_empty() {
+            self.check.request(PROBE_PAUSE);
+        }
+    }
+}
+
+/// Reads the ends of partitions. `skip` gets the partition, its generation, and the range of offsets without a message.
+/// Returns the partitions whose ends were not reached, each with the offset that the probe reached.
+pub(super) fn probe<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    config: &ClientConfig,
+    mut tails: Tails,
+    limit: Duration,
+    is_closing: impl Fn() -> bool,
+    skip: impl Fn(&TopicPartition, u64, u64, u64),
+) -> Tails {
+    // A partition without a leader can be the error of all. The probe then finds the ends itself.
+    let ends = offsets::find_each(client, tails.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
+    tails.retain(|partition, tail| match ends.get(partition) {
+        Some(Ok(end)) => *end > tail.fetch_offset,
+        Some(Err(error)) => !(error::is_gone(error) || error::is_hidden(error)),
+        None => true,
+    });
+    if tails.is_empty() {
+        return tails;
+    }
+    let reader = match ProbeContext::start(config, &tails) {
+        Ok(reader) => reader,
+        Err(error) => {
+            tracing::warn!(%error, "the ends of partitions cannot be probed");
+            return tails;
+        }
+    };
+    let deadline = Instant::now() + PROBE_TIMEOUT;
+    while !tails.is_empty() && Instant::now() < deadline && !is_closing() {
+        match reader.poll(STATISTICS_INTERVAL) {
+            // The consumer receives this message, too.
+            Some(Ok(message)) => tails.retain(|partition, _| {
+                partition.topic.as_str() != message.topic()
+                    || partition.partition.cast_signed() != message.partition()
+            }),
+            Some(Err(error)) => tracing::debug!(%error, "a probe continues after an error"),
+            None => {}
+        }
+        let read = std::mem::take(&mut *reader.context().lock());
+        tails.retain(|partition, tail| {
+            let place = (partition.topic.to_string(), partition.partition.cast_signed());
+            let Some(Read { to, end: seen }) = read.get(&place).copied() else { return true };
+            let end = ends.get(partition).and_then(|end| end.as_ref().ok()).copied();
+            // A long tail takes several probes, each of which begins where the last one ended.
+            if to > tail.fetch_offset {
+                tracing::debug!(%partition, from = tail.fetch_offset, to, "offsets without a message");
+                skip(partition, tail.generation, tail.fetch_offset, to);
+                tail.fetch_offset = to;
+            }
+            to < end.unwrap_or(seen)
+        });
+    }
+    tails
+}
+
+/// The progress of a probe in a partition of which no message is queued.
+#[derive(Debug, Clone, Copy)]
+struct Read {
+    to: u64,
+    /// The end of the partition in the last response.
+    end: u64,
+}
+
+/// The context of a probe's client.
+#[derive(Debug, Default)]
+struct ProbeContext(Mutex<BTreeMap<(String, i32), Read>>);
+
+impl ProbeContext {
+    /// Starts a client that reads these partitions.
+    fn start(config: &ClientConfig, tails: &Tails) -> KafkaResult<BaseConsumer<Self>> {
+        let mut config = config.clone();
+        config
+            .remove("group.instance.id")
+            .set("enable.partition.eof", "false")
+            .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
+            .set("queued.max.messages.kbytes", "1024")
+            .set("max.partition.fetch.bytes", "1024");
+        let reader: BaseConsumer<Self> = config.create_with_context(Self::default())?;
+        let places = tails.iter().map(|(partition, tail)| (partition, offsets::offset(tail.fetch_offset)));
+        reader.assign(&offsets::list(places)?)?;
+        Ok(reader)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, i32), Read>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for ProbeContext {
+    fn stats(&self, statistics: Statistics) {
+        let mut read = self.lock();
+        for topic in statistics.topics.into_values() {
+            for partition in topic.partitions.into_values() {
+                let offsets = (u64::try_from(partition.next_offset), u64::try_from(partition.ls_offset));
+                if let (0, (Ok(to), Ok(end))) = (partition.fetchq_cnt, offsets) {
+                    read.insert((topic.topic.clone(), partition.partition), Read { to, end });
+                }
+            }
+        }
+    }
+}
+
+impl ConsumerContext for ProbeContext {}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::bus::TopicName;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+    use super::*;
+
+    fn partition() -> TopicPartition {
+        TopicPartition::new(TopicName::new("t").unwrap(), 0)
+    }
+
+    #[test]
+    fn a_probe_is_followed_by_a_pause() {
+        let mut assignment = Assignment::default();
+        assignment.gain(partition(), 0, None);
+        let mut probe = EndProbe::default();
+        probe.finish(Tails::new());
+        let ended = probe.ended.unwrap();
+        probe.reached(&assignment, 0);
+        assert!(probe.check.due.unwrap() >= ended + PROBE_PAUSE);
+    }
+
+    #[test]
+    fn partitions_wait_while_no_probe_can_be_created() {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "g");
+        let client: BaseConsumer = config.create().unwrap();
+        config.set("no.such.property", "1");
+        let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset: 3 })]);
+        let limit = Duration::from_millis(100);
+        let skip = |_: &TopicPartition, _, _, _| panic!("nothing was read");
+        assert_eq!(probe(&client, &config, tails.clone(), limit, || false, skip), tails);
+    }
+
+    #[test]
+    fn a_probe_moves_no_position_over_a_message() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers()).set("auto.offset.reset", "error");
+        let producer: BaseProducer = config.create().unwrap();
+        for _ in 0..3 {
+            producer.send(BaseRecord::<(), str>::to("t").partition(0).payload("x")).unwrap();
+        }
+        producer.flush(Duration::from_secs(10)).unwrap();
+        config.set("group.id", "g");
+        let client: BaseConsumer = config.create().unwrap();
+        for fetch_offset in 0..3 {
+            let tails = Tails::from([(partition(), Tail { generation: 0, fetch_offset })]);
+            let skip = |_: &TopicPartition, _, from, to| panic!("skipped the messages from {from} to {to}");
+            let unknown = probe(&client, &config, tails, Duration::from_secs(10), || false, skip);
+            assert!(unknown.is_empty(), "the consumer gets the message, too");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Consumers: members of groups, and readers without a group.
+//!
+//! One thread owns everything that a consumer knows: its assignment, its fetch buffer and its client. The calls of a
+//! subscription are commands to this thread, each with a reply. The thread never waits for a broker. Requests that do
+//! run on threads of their own and send their answers as commands.
+
+mod assignment;
+mod check;
+mod end_probe;
+mod fetch_buffer;
+mod rebalance;
+mod record_batch;
+mod subscription;
+mod thread;
+
+pub(super) use subscription::RedpandaSubscription;
+pub(super) use thread::{ConsumerHandle, ConsumerSettings, Start, start};

@@ -1,0 +1,88 @@
+//! Rebalance events of librdkafka. They arrive in the middle of a poll and wait in a queue until the consumer thread
+//! carries them out, inside `recv` only.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use qi_core::bus::TopicPartition;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use crate::redpanda::connect::KafkaContext;
+use crate::redpanda::offsets;
+
+/// A change of the assignment. librdkafka waits until it is acknowledged.
+#[derive(Debug, Clone)]
+pub(super) struct Rebalance {
+    pub(super) partitions: Vec<TopicPartition>,
+    /// Partitions are assigned, not revoked.
+    pub(super) assigns: bool,
+}
+
+/// The context of a consumer's client.
+#[derive(Debug)]
+pub(super) struct RebalanceContext {
+    pub(super) connection: KafkaContext,
+    events: Sender<Rebalance>,
+}
+
+pub(super) type Client = BaseConsumer<RebalanceContext>;
+
+impl RebalanceContext {
+    /// Creates a context, and the queue of its rebalance events. If the queue is dropped, events are acknowledged at once.
+    pub(super) fn new(connection: KafkaContext) -> (Self, Receiver<Rebalance>) {
+        let (events, queue) = mpsc::channel();
+        (Self { connection, events }, queue)
+    }
+}
+
+/// Acknowledges an event that nobody carries out.
+pub(super) fn dismiss(client: &Client, event: &Rebalance) {
+    let list = offsets::list(event.partitions.iter().map(|partition| (partition, Offset::Invalid)));
+    // A refusal is logged, and no caller waits for it.
+    let _ = list.and_then(|list| acknowledge(client, &list, event.assigns));
+}
+
+/// Applies to librdkafka's assignment the change that it asked for.
+pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, assigns: bool) -> KafkaResult<()> {
+    let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
+    let done = match (assigns, cooperative) {
+        (true, true) => client.incremental_assign(change),
+        (true, false) => client.assign(change),
+        (false, true) => client.incremental_unassign(change),
+        (false, false) => client.unassign(),
+    };
+    if let Err(error) = &done {
+        tracing::warn!(%error, assigns, "librdkafka rejected a change of the assignment that it had asked for");
+    }
+    done
+}
+
+impl ClientContext for RebalanceContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.connection.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.connection.stats(statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.connection.error(error, reason);
+    }
+}
+
+impl ConsumerContext for RebalanceContext {
+    fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let assigns = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        // A copy: a list of the driver that stays alive blocks the drop of its client.
+        let partitions = offsets::partitions(list);
+        tracing::debug!(?partitions, assigns, "the assignment is to change");
+        if self.events.send(Rebalance { partitions, assigns }).is_err() {
+            let _ = acknowledge(client, list, assigns);
+        }
+    }
+}

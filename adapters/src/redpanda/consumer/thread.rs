@@ -1,0 +1,709 @@
+//! The consumer thread.
+//!
+//! The thread polls only while the fetch buffer has room and a `recv` is waiting or ended less than a second ago. A thread
+//! that always polled would never exceed the maximum poll interval, and a stuck reader would keep its partitions. A
+//! consumer that nobody reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
+
+mod commit;
+mod handle;
+mod reassign;
+mod recovery;
+mod suspend;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{self, AssignedPartition, Positions, SeekTo, StartFrom, TopicName, TopicPartition};
+use qi_core::{Error, ErrorKind, Result};
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::types::RDKafkaTopic;
+use rdkafka::{ClientConfig, Offset};
+use tokio::sync::{oneshot, watch};
+
+use super::assignment::Assignment;
+use super::check::Check;
+use super::end_probe::{self, EndProbe};
+use super::fetch_buffer::{FetchBuffer, PolledBatch};
+use super::rebalance::{Client, Rebalance, RebalanceContext};
+use super::record_batch::RecordBatchBuilder;
+use crate::redpanda::connect::KafkaContext;
+use crate::redpanda::error;
+use crate::redpanda::offsets::{self, OffsetSpec};
+use commit::Commits;
+pub(in crate::redpanda) use handle::{ConsumerHandle, Start, start};
+use reassign::Rebalancing;
+
+/// The interval in which librdkafka's events are served while nothing arrives.
+const EVENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The pause before a failed request is repeated.
+const RETRY_BACKOFF: Duration = Duration::from_millis(100);
+/// The interval in which deleted topics are looked up, and in which a suspended consumer is served.
+const METADATA_RECHECK: Duration = Duration::from_secs(1);
+/// The number of successive empty polls after which librdkafka's queue counts as empty. A poll that served an event is
+/// empty, too.
+const MAX_EMPTY_POLLS: usize = 10;
+/// The same for a consumer that is suspended or has no room. Its queue may hold many events.
+const MAX_EMPTY_POLLS_SUSPENDED: usize = 100;
+/// The maximum number of messages that are polled before a waiting `recv` is served.
+const MAX_POLL_RECORDS: usize = 1_000;
+/// The number of polled bytes after which a waiting `recv` is served. The buffer may exceed its half by this number.
+const MAX_POLL_BYTES: usize = 1 << 20;
+/// The time after a `recv` in which the next one is expected, and messages are fetched ahead.
+const PREFETCH_WINDOW: Duration = Duration::from_secs(1);
+/// The interval in which a thread without room polls, and more often if the maximum poll interval is short.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The time after which a reader without a group is suspended. A member is suspended after its maximum poll interval.
+const READER_IDLE: Duration = Duration::from_secs(30);
+/// The minimum time for which `recv` waits for a change of the assignment, even if its `wait` is shorter.
+const MIN_CHANGE_WAIT: Duration = Duration::from_millis(500);
+/// A wait that ends, even for `Duration::MAX`.
+const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
+/// The limit of calls that only change librdkafka's own state.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum time for which the client waits for requests in flight before it is dropped.
+const CLIENT_DROP_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// The settings of a consumer.
+#[derive(Debug)]
+pub(in crate::redpanda) struct ConsumerSettings {
+    pub(in crate::redpanda) topics: Vec<TopicName>,
+    /// The start of a partition without a valid commit.
+    pub(in crate::redpanda) offset_reset: StartFrom,
+    /// None for a reader without a group.
+    pub(in crate::redpanda) max_poll_interval: Option<Duration>,
+    pub(in crate::redpanda) max_buffered_bytes: usize,
+    /// The limit of one request to the brokers.
+    pub(in crate::redpanda) request_timeout: Duration,
+    pub(in crate::redpanda) commit_timeout: Duration,
+}
+
+impl ConsumerSettings {
+    pub(super) fn has_group(&self) -> bool {
+        self.max_poll_interval.is_some()
+    }
+
+    /// Returns the time without a poll after which the consumer is suspended.
+    fn max_idle(&self) -> Duration {
+        self.max_poll_interval.unwrap_or(READER_IDLE)
+    }
+
+    fn buffer_level(&self, buffered_bytes: usize, since_poll: Duration) -> BufferLevel {
+        // The other half waits in librdkafka.
+        let half = (self.max_buffered_bytes / 2).max(1);
+        match buffered_bytes {
+            bytes if bytes < half => BufferLevel::Free,
+            bytes if bytes < half.saturating_add(MAX_POLL_BYTES) => BufferLevel::AlmostFull,
+            _ if since_poll < KEEPALIVE_INTERVAL.min(self.max_idle() / 4) => BufferLevel::Full,
+            _ => BufferLevel::KeepaliveDue,
+        }
+    }
+}
+
+/// The room of the fetch buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BufferLevel {
+    Free,
+    /// Room for one message for each `recv`, whose poll counts for the maximum poll interval.
+    AlmostFull,
+    /// No room: buffered messages are not taken, or arriving messages are larger than those that are taken.
+    Full,
+    /// No room, and a poll is necessary for the maximum poll interval.
+    KeepaliveDue,
+}
+
+/// The membership of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Membership {
+    /// The first assignment was not carried out yet.
+    Joining,
+    Active,
+    /// Nobody reads the consumer. `left` once librdkafka was asked to leave the group. The next `recv` resumes.
+    Suspended {
+        left: bool,
+    },
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+/// A call, or the answer of a request, which the thread applies to its state.
+pub(super) type Command = Box<dyn FnOnce(&mut ConsumerThread) + Send>;
+
+/// A `recv` that waits for its reply.
+struct PendingRecv {
+    max: usize,
+    began: Instant,
+    deadline: Instant,
+    reply: Reply<PolledBatch>,
+}
+
+/// The owner of a consumer's state.
+pub(in crate::redpanda) struct ConsumerThread {
+    commands: Receiver<Command>,
+    rebalances: Receiver<Rebalance>,
+    /// The sender of `commands`, for the answers of requests.
+    answers: Sender<Command>,
+    recv: Option<PendingRecv>,
+    joined: Option<Reply<()>>,
+    commits: Commits,
+    /// Dropped after the replies, because it may block.
+    client: Arc<Client>,
+    client_config: ClientConfig,
+    admin: Arc<AdminClient<KafkaContext>>,
+    settings: Arc<ConsumerSettings>,
+    /// Whether the consumer closes. The thread has ended when the sender is dropped.
+    closing: watch::Sender<bool>,
+    membership: Membership,
+    assignment: Assignment,
+    buffer: FetchBuffer,
+    /// A `recv` began since the last poll.
+    recv_began: bool,
+    last_recv: Instant,
+    last_poll: Instant,
+    /// The error that the next `recv` returns once.
+    failure: Option<Error>,
+    /// The error of every call from now on.
+    fatal: Option<Error>,
+    /// Answers that take effect inside `recv`.
+    deferred: VecDeque<Command>,
+    rebalancing: Rebalancing,
+    /// Offsets may not exist any more.
+    offset_check: Check,
+    /// Topics may be deleted, or created again.
+    topic_check: Check,
+    deleted: BTreeSet<TopicName>,
+    end_probe: EndProbe,
+    /// The messages and bytes of the last record batch.
+    last_batch: (usize, usize),
+}
+
+/// The record batch that is being copied, and its source. The topic's handle is compared and never dereferenced.
+type OpenBatch = ((*mut RDKafkaTopic, i32), RecordBatchBuilder);
+
+impl ConsumerThread {
+    fn new(
+        settings: Arc<ConsumerSettings>,
+        admin: Arc<AdminClient<KafkaContext>>,
+        client_config: ClientConfig,
+        context: KafkaContext,
+    ) -> KafkaResult<Self> {
+        let (answers, commands) = mpsc::channel::<Command>();
+        let (context, rebalances) = RebalanceContext::new(context);
+        let mut client: Client = client_config.create_with_context(context)?;
+        let wake = answers.clone();
+        client.set_nonempty_callback(move || drop(wake.send(Box::new(|_| {}))));
+        Ok(Self {
+            commands,
+            rebalances,
+            answers,
+            recv: None,
+            joined: None,
+            commits: Commits::default(),
+            client: Arc::new(client),
+            client_config,
+            admin,
+            settings,
+            closing: watch::Sender::new(false),
+            membership: Membership::Joining,
+            assignment: Assignment::default(),
+            buffer: FetchBuffer::default(),
+            recv_began: false,
+            last_recv: Instant::now(),
+            last_poll: Instant::now(),
+            failure: None,
+            fatal: None,
+            deferred: VecDeque::new(),
+            rebalancing: Rebalancing::default(),
+            offset_check: Check::default(),
+            topic_check: Check::default(),
+            deleted: BTreeSet::new(),
+            end_probe: EndProbe::default(),
+            last_batch: (0, 0),
+        })
+    }
+
+    fn run(mut self) {
+        let mut wait = Duration::ZERO;
+        while !*self.closing.borrow() {
+            if !wait.is_zero()
+                && let Ok(command) = self.commands.recv_timeout(wait)
+            {
+                command(&mut self);
+            }
+            self.serve_commands();
+            wait = self.step();
+        }
+        self.leave();
+    }
+
+    fn serve_commands(&mut self) {
+        while !*self.closing.borrow()
+            && let Ok(command) = self.commands.try_recv()
+        {
+            command(self);
+        }
+    }
+
+    /// Does what is to be done now, and returns how long the thread may wait for a command.
+    fn step(&mut self) -> Duration {
+        if self.recv.as_ref().is_some_and(|recv| recv.reply.is_closed()) {
+            self.end_recv();
+        }
+        let open = self.is_open();
+        if !open && self.since_poll() >= self.settings.max_idle() {
+            self.suspend();
+        }
+        if matches!(self.membership, Membership::Suspended { .. }) {
+            let wait = self.step_suspended();
+            self.reply_recv();
+            return self.until_deadline(wait);
+        }
+        self.take_rebalances();
+        if open {
+            while let Some(apply) = self.deferred.pop_front() {
+                apply(self);
+            }
+            self.rebalance();
+            self.commit_starts();
+            self.complete_join();
+        }
+        self.reply_recv();
+        if !self.is_expecting() {
+            return self.settings.max_idle().saturating_sub(self.since_poll());
+        }
+        let may_poll =
+            if self.is_open() { !self.rebalancing.is_revoking() } else { !self.rebalancing.is_pending() };
+        if !may_poll {
+            // The next `recv` carries the change out; until then nothing more is fetched.
+            return self.until_deadline(EVENT_POLL_INTERVAL);
+        }
+        let level = self.settings.buffer_level(self.assignment.buffered_bytes(), self.since_poll());
+        if self.is_open() && level == BufferLevel::Free {
+            self.reassign();
+        }
+        let most = match level {
+            BufferLevel::Free => MAX_POLL_RECORDS,
+            BufferLevel::AlmostFull => usize::from(self.recv_began),
+            BufferLevel::Full => 0,
+            BufferLevel::KeepaliveDue => {
+                self.keepalive();
+                0
+            }
+        };
+        self.recv_began = false;
+        let more = most > 0 && self.poll(most);
+        self.reply_recv();
+        self.check_offsets();
+        self.check_topics();
+        self.probe_ends();
+        if more { Duration::ZERO } else { self.until_deadline(EVENT_POLL_INTERVAL) }
+    }
+
+    /// Returns whether the assignment may change: a `recv` waits, or the first assignment does.
+    fn is_open(&self) -> bool {
+        self.recv.is_some() || self.joined.is_some()
+    }
+
+    /// Returns whether messages are fetched.
+    fn is_expecting(&self) -> bool {
+        self.is_open() || self.last_recv.elapsed() < PREFETCH_WINDOW
+    }
+
+    fn since_poll(&self) -> Duration {
+        self.last_poll.elapsed()
+    }
+
+    /// Returns whether the maximum poll interval has passed, so that others may own the partitions.
+    fn is_overdue(&self) -> bool {
+        self.settings.max_poll_interval.is_some_and(|limit| self.since_poll() >= limit)
+    }
+
+    /// Shortens a wait to the deadline of the waiting `recv`.
+    fn until_deadline(&self, wait: Duration) -> Duration {
+        let until = self.recv.as_ref().map(|recv| self.recv_until(recv));
+        until.map_or(wait, |until| wait.min(until.saturating_duration_since(Instant::now())))
+    }
+
+    /// Runs a request on a thread of its own. Its answer is a command to this thread.
+    fn request<T: Send + 'static>(
+        &mut self,
+        request: impl FnOnce(&Client) -> T + Send + 'static,
+        answer: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        let (client, answers) = (self.client.clone(), self.answers.clone());
+        let work = move || {
+            let result = request(&client);
+            // The client ends when no request uses it.
+            drop(client);
+            let _ = answers.send(Box::new(move |thread| answer(thread, result)));
+        };
+        if let Err(error) = std::thread::Builder::new().name("qi-redpanda-ask".to_owned()).spawn(work) {
+            self.fatal = Some(error::internal("recv", error));
+        }
+    }
+
+    /// Keeps an error for the next `recv`, unless the request is repeated.
+    fn request_failed(&mut self, error: KafkaError) {
+        let error = error::of(error, "recv");
+        tracing::debug!(%error, "a request of the consumer failed");
+        if !error.retry().is_retryable() {
+            self.failure = Some(error);
+        }
+    }
+
+    /// Returns the error of a call that names a partition which is not assigned.
+    fn check_assigned<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = &'a TopicPartition>,
+        operation: &'static str,
+    ) -> Result<()> {
+        if let Some(fatal) = &self.fatal {
+            return Err(fatal.clone());
+        }
+        for partition in partitions {
+            if !self.assignment.partitions.contains_key(partition) || self.is_overdue() {
+                return Err(error::not_owned(partition, operation));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_recv(&mut self, max: usize, wait: Duration, reply: Reply<PolledBatch>) {
+        if self.is_overdue() {
+            self.suspend();
+        }
+        let began = Instant::now();
+        self.recv = Some(PendingRecv { max, began, deadline: began + wait.min(MAX_WAIT), reply });
+        self.recv_began = true;
+    }
+
+    fn end_recv(&mut self) -> Option<PendingRecv> {
+        self.last_recv = Instant::now();
+        self.recv.take()
+    }
+
+    /// Returns when a `recv` is answered at the latest. It waits for changes that are carried out inside `recv`.
+    fn recv_until(&self, recv: &PendingRecv) -> Instant {
+        let changing = self.rebalancing.is_pending()
+            || matches!(self.membership, Membership::Suspended { .. })
+            || self.assignment.partitions.values().any(|state| state.needs_reassign);
+        if changing { recv.deadline.max(recv.began + MIN_CHANGE_WAIT) } else { recv.deadline }
+    }
+
+    /// Answers the waiting `recv` if there is something to return.
+    fn reply_recv(&mut self) {
+        let Some(recv) = &self.recv else { return };
+        let (max, last) = (recv.max, Instant::now() >= self.recv_until(recv));
+        if let Some(result) = self.recv_result(max, last)
+            && let Some(recv) = self.end_recv()
+            && let Err(result) = recv.reply.send(result)
+        {
+            self.put_back(result);
+        }
+    }
+
+    /// Returns the result of a `recv`, with `last` in any case.
+    fn recv_result(&mut self, max: usize, last: bool) -> Option<Result<PolledBatch>> {
+        let error = self.fatal.clone().or_else(|| self.failure.take());
+        if let Some(error) = error.or_else(|| self.assignment.failure()) {
+            return Some(Err(error));
+        }
+        if self.deleted.len() == self.settings.topics.len()
+            && let Some(topic) = self.deleted.first()
+        {
+            return Some(Err(error::unknown_topic(topic, "recv")));
+        }
+        // Messages of partitions that are to be revoked must not be handed out.
+        if !self.rebalancing.is_revoking()
+            && let Some(polled) = self.buffer.take(&mut self.assignment, max)
+        {
+            return Some(Ok(polled));
+        }
+        if !last {
+            return None;
+        }
+        let connection = &self.client.context().connection;
+        if !connection.is_connected() {
+            return Some(Err(connection.explain(error::unavailable("recv"))));
+        }
+        Some(Ok(self.buffer.take_none(&mut self.assignment)))
+    }
+
+    /// Takes back the result of a `recv` that was dropped.
+    pub(super) fn put_back(&mut self, result: Result<PolledBatch>) {
+        match result {
+            Ok(polled) => self.buffer.put_back(&mut self.assignment, polled),
+            // Other errors persist without this.
+            Err(error) if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
+                self.failure = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Answers `subscribe` or `read` after the first assignment, or with the reason why there is none.
+    fn complete_join(&mut self) {
+        if self.joined.is_none() {
+            return;
+        }
+        let error = self.fatal.clone().or_else(|| self.failure.take());
+        let result = match error.or_else(|| self.assignment.failure()) {
+            Some(error) => Err(error),
+            None if self.membership == Membership::Joining || !self.commits.starts_tried => return,
+            None => Ok(()),
+        };
+        if let Some(joined) = self.joined.take() {
+            let _ = joined.send(result);
+        }
+        self.last_recv = Instant::now();
+    }
+
+    /// Polls librdkafka's queue. Returns whether there may be more.
+    fn poll(&mut self, most: usize) -> bool {
+        let client = self.client.clone();
+        let mut open = None;
+        // Freed together, after they were copied. The thread that fetches allocated them. If each message were freed as it
+        // comes, both threads would contend at every message, which costs a quarter of their rate.
+        let mut spent = Vec::with_capacity(most);
+        let (mut bytes, mut empty) = (0, 0);
+        let more = loop {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    empty = 0;
+                    bytes += message.key_len() + message.payload_len() + self.add(&mut open, &message);
+                    spent.push(message);
+                }
+                Some(Err(error)) => {
+                    self.finish_batch(&mut open);
+                    self.handle_error(&error);
+                }
+                // What arrived is handed out first; the next call polls again.
+                None if self.take_rebalances() || !spent.is_empty() => break true,
+                None if empty >= MAX_EMPTY_POLLS => break false,
+                None => empty += 1,
+            }
+            if spent.len() >= most || bytes >= MAX_POLL_BYTES {
+                break most > 1;
+            }
+        };
+        self.finish_batch(&mut open);
+        self.last_poll = Instant::now();
+        more
+    }
+
+    /// Copies a message, and returns the weight of its headers.
+    fn add(&mut self, open: &mut Option<OpenBatch>, message: &BorrowedMessage<'_>) -> usize {
+        let source = (message.topic_ptr(), message.partition());
+        if open.as_ref().is_none_or(|(open, _)| *open != source) {
+            self.finish_batch(open);
+            let Some((partition, generation)) = self.assigned(message) else { return 0 };
+            // About as long as the last one.
+            let (messages, bytes) = (self.last_batch.0.clamp(8, MAX_POLL_RECORDS), self.last_batch.1);
+            *open = Some((source, RecordBatchBuilder::new(partition, generation, messages, bytes)));
+        }
+        open.as_mut().map_or(0, |(_, builder)| builder.push(message))
+    }
+
+    fn finish_batch(&mut self, open: &mut Option<OpenBatch>) {
+        if let Some((_, builder)) = open.take() {
+            let batch = builder.finish();
+            self.last_batch = (batch.len(), batch.shared_bytes());
+            self.buffer.push(&mut self.assignment, batch);
+        }
+    }
+
+    /// Returns the partition and the generation of a message whose partition is assigned.
+    fn assigned(&self, message: &BorrowedMessage<'_>) -> Option<(TopicPartition, u64)> {
+        let number = u32::try_from(message.partition()).ok()?;
+        let name = message.topic();
+        let topic = self.settings.topics.iter().find(|topic| topic.as_str() == name)?;
+        let partition = TopicPartition::new(topic.clone(), number);
+        let generation =
+            self.assignment.partitions.get(&partition).filter(|state| !state.needs_reassign)?.generation;
+        Some((partition, generation))
+    }
+
+    /// Polls although the buffer has no room. Fetched messages are dropped before, and messages that arrive are fetched
+    /// again when there is room.
+    fn keepalive(&mut self) {
+        for (partition, offset, _) in self.fetch_offsets() {
+            self.seek_client(&partition, offset);
+        }
+        let client = self.client.clone();
+        for _ in 0..MAX_EMPTY_POLLS_SUSPENDED {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    if let Some((partition, _)) = self.assigned(&message) {
+                        self.assignment.sought(&partition, false);
+                    }
+                }
+                Some(Err(error)) => self.handle_error(&error),
+                None => {}
+            }
+            if self.take_rebalances() {
+                break;
+            }
+        }
+        self.last_poll = Instant::now();
+    }
+
+    /// Returns the fetch offset and the generation of each partition that has not failed.
+    fn fetch_offsets(&self) -> Vec<(TopicPartition, u64, u64)> {
+        let valid = self.assignment.partitions.iter().filter(|(_, state)| state.failed.is_none());
+        valid.map(|(partition, state)| (partition.clone(), state.fetch_offset, state.generation)).collect()
+    }
+
+    /// Makes librdkafka fetch from another offset. If it does not fetch the partition, the partition is assigned again.
+    fn seek_client(&mut self, partition: &TopicPartition, to: u64) {
+        // A suspended consumer begins there when it resumes.
+        let done = matches!(self.membership, Membership::Suspended { .. }) || {
+            let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
+            self.client.seek(topic, number, offsets::offset(to), LOCAL_TIMEOUT).is_ok()
+        };
+        self.assignment.sought(partition, done);
+    }
+
+    pub(super) fn seek(&mut self, to: Vec<(TopicPartition, SeekTo)>, reply: Reply<()>) {
+        if let Err(error) = self.check_assigned(to.iter().map(|(partition, _)| partition), "seek") {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let limit = self.settings.request_timeout;
+        let resolve = move |client: &Client| resolve(client, &to, limit, "seek");
+        self.request(resolve, move |thread, found| {
+            let sought = found.and_then(|found| {
+                // The maximum poll interval may have passed during the request.
+                thread.check_assigned(found.iter().map(|(partition, _)| partition), "seek")?;
+                for (partition, offset) in found {
+                    thread.buffer.seek(&mut thread.assignment, &partition, offset);
+                    thread.seek_client(&partition, offset);
+                }
+                Ok(())
+            });
+            let _ = reply.send(sought);
+        });
+    }
+
+    pub(super) fn set_paused(
+        &mut self,
+        partitions: &[TopicPartition],
+        paused: bool,
+        operation: &'static str,
+    ) -> Result<()> {
+        self.check_assigned(partitions, operation)?;
+        let list = offsets::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+        let done =
+            list.and_then(|list| if paused { self.client.pause(&list) } else { self.client.resume(&list) });
+        done.map_err(|e| error::of(e, operation))?;
+        for partition in partitions {
+            if let Some(state) = self.assignment.partitions.get_mut(partition) {
+                state.paused = paused;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn describe(&mut self, reply: Reply<bus::Assignment>) {
+        if let Some(fatal) = &self.fatal {
+            let _ = reply.send(Err(fatal.clone()));
+            return;
+        }
+        let limit = self.settings.request_timeout;
+        let partitions: Vec<_> = self.assignment.partitions.keys().cloned().collect();
+        let ends = move |client: &Client| {
+            let failed = |e| client.context().connection.explain(error::asked(e, "assignment"));
+            let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
+            let mut ends = Positions::new();
+            for (partition, end) in found {
+                match end {
+                    Ok(end) => ends.set(partition, end),
+                    // A deleted topic has no messages to read.
+                    Err(error) if error::is_gone(&error) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+            Ok(ends)
+        };
+        self.request(ends, move |thread, ends: Result<Positions>| {
+            let described = ends.map(|ends| {
+                let partitions = thread.assignment.partitions.iter().map(|(partition, state)| {
+                    let end = ends.get(partition).unwrap_or(state.position);
+                    let lag = end.saturating_sub(state.position);
+                    AssignedPartition::new(
+                        partition.clone(),
+                        state.position,
+                        state.committed,
+                        lag,
+                        state.paused,
+                    )
+                });
+                bus::Assignment::new(thread.assignment.epoch, partitions.collect())
+            });
+            let _ = reply.send(described);
+        });
+    }
+
+    /// Looks for offsets without a message at the ends of partitions.
+    fn probe_ends(&mut self) {
+        let Some(tails) = self.end_probe.start(&self.assignment) else { return };
+        let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
+        let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
+        let probe = move |client: &Client| {
+            let is_closing = || *closing.borrow();
+            end_probe::probe(client, &config, tails, limit, is_closing, |partition, generation, from, to| {
+                let partition = partition.clone();
+                let skip = move |thread: &mut Self| {
+                    thread.buffer.skip(&mut thread.assignment, &partition, generation, from, to);
+                };
+                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
+            })
+        };
+        self.request(probe, |thread, unknown| thread.end_probe.finish(unknown));
+    }
+
+    /// Leaves the group.
+    fn leave(mut self) {
+        self.take_rebalances();
+        self.dismiss_rebalances();
+        let Self { commands, rebalances, client, recv, joined, commits, closing, .. } = self;
+        // Calls that wait, or come from now on, return. Later events are acknowledged at once.
+        drop((commands, rebalances, recv, joined, commits));
+        let deadline = Instant::now() + CLIENT_DROP_TIMEOUT;
+        while Arc::strong_count(&client) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(client);
+        drop(closing);
+    }
+}
+
+/// Returns the offsets that a caller names.
+fn resolve(
+    client: &Client,
+    to: &[(TopicPartition, SeekTo)],
+    limit: Duration,
+    operation: &'static str,
+) -> Result<Vec<(TopicPartition, u64)>> {
+    let mut found = Vec::with_capacity(to.len());
+    for (partition, place) in to {
+        let spec = match place {
+            SeekTo::Offset(offset) => {
+                found.push((partition.clone(), *offset));
+                continue;
+            }
+            SeekTo::At(time) => OffsetSpec::At(*time),
+            SeekTo::Earliest => OffsetSpec::Earliest,
+            SeekTo::Latest => OffsetSpec::Latest,
+        };
+        let offsets = offsets::find(client, [partition], spec, limit)
+            .map_err(|e| client.context().connection.explain(error::asked(e, operation)))?;
+        found.extend(offsets);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! Commits. One is in flight at a time, and partitions are revoked only when none is.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{Committed, Positions, TopicPartition};
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
+
+use super::{Check, Client, ConsumerThread, RETRY_BACKOFF, Reply, error, offsets};
+use crate::redpanda::offsets::OffsetSpec;
+
+/// The pause before a commit that a rebalance rejected is repeated.
+const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
+
+/// The commits of a consumer.
+#[derive(Default)]
+pub(super) struct Commits {
+    waiting: VecDeque<PendingCommit>,
+    pub(super) in_flight: bool,
+    /// The commit of start offsets.
+    starts: Check,
+    /// The commit of start offsets was tried since the last assignment.
+    pub(super) starts_tried: bool,
+}
+
+/// A call of `commit`.
+struct PendingCommit {
+    offsets: Positions,
+    deadline: Instant,
+    reply: Reply<Committed>,
+}
+
+impl ConsumerThread {
+    pub(in crate::redpanda) fn commit(&mut self, offsets: Positions, reply: Reply<Committed>) {
+        let deadline = Instant::now() + self.settings.commit_timeout;
+        let beyond = |(partition, next): (&TopicPartition, u64)| {
+            let state = self.assignment.partitions.get(partition).filter(|_| !self.is_overdue())?;
+            let beyond = state.is_beyond_position(next);
+            beyond.then(|| error::beyond_position(partition, next, state.position))
+        };
+        let refused = self.fatal.clone().or_else(|| offsets.iter().find_map(beyond));
+        match refused {
+            Some(refused) => drop(reply.send(Err(refused))),
+            None => self.commits.waiting.push_back(PendingCommit { offsets, deadline, reply }),
+        }
+        self.next_commit();
+    }
+
+    /// Sends the next commit if none is in flight: the partitions that are still assigned, with valid offsets.
+    fn next_commit(&mut self) {
+        if self.commits.in_flight {
+            return;
+        }
+        let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
+            return;
+        };
+        // Nothing is stored if the caller dropped the call before.
+        let skip = self.is_overdue() || reply.is_closed();
+        let (mut assigned, mut lost) = (Positions::new(), Vec::new());
+        for (partition, next) in offsets.iter() {
+            match self.assignment.partitions.get(partition).filter(|_| !skip) {
+                Some(state) => assigned.set(partition.clone(), state.commit_offset(next)),
+                None => lost.push(partition.clone()),
+            }
+        }
+        if assigned.is_empty() {
+            let _ = reply.send(Ok(Committed::new(assigned, lost)));
+            return self.next_commit();
+        }
+        if let Some(limit) = self.settings.max_poll_interval {
+            // Others own the partitions from then on.
+            deadline = deadline.min(self.last_poll + limit);
+        }
+        self.commits.in_flight = true;
+        let limit = self.settings.request_timeout;
+        let store = move |client: &Client| {
+            let result = store_with_retries(client, &mut assigned, &mut lost, deadline, limit);
+            result.map(|()| Committed::new(assigned, lost))
+        };
+        self.request(store, move |thread, result| {
+            for (partition, next) in result.iter().flat_map(|committed| committed.stored.iter()) {
+                if let Some(state) = thread.assignment.partitions.get_mut(partition) {
+                    state.commit_stored(next);
+                }
+            }
+            let failed = |e| thread.client.context().connection.explain(error::of(e, "commit"));
+            let _ = reply.send(result.map_err(failed));
+            thread.commits.in_flight = false;
+            thread.next_commit();
+        });
+    }
+
+    /// Commits start offsets before their first messages are handed out, so that a takeover begins there, too.
+    pub(super) fn commit_starts(&mut self) {
+        let pending = self.assignment.partitions.iter();
+        let starts: Vec<_> = pending
+            .filter_map(|(partition, state)| {
+                Some((partition.clone(), state.generation, state.pending_commit?))
+            })
+            .collect();
+        if starts.is_empty() {
+            self.commits.starts_tried = true;
+            return;
+        }
+        self.commits.starts.request(Duration::ZERO);
+        if self.commits.in_flight || !self.commits.starts.start() {
+            return;
+        }
+        self.commits.in_flight = true;
+        let offsets: Positions =
+            starts.iter().map(|(partition, _, start)| (partition.clone(), *start)).collect();
+        self.request(
+            move |client| store(client, &offsets),
+            move |thread, result| {
+                thread.commits.starts.finish();
+                (thread.commits.in_flight, thread.commits.starts_tried) = (false, true);
+                if let Err(error) = result {
+                    thread.request_failed(error);
+                    thread.commits.starts.request(RETRY_BACKOFF);
+                } else {
+                    for (partition, generation, start) in starts {
+                        if let Some(state) = thread.assignment.current(&partition, generation) {
+                            (state.committed, state.pending_commit) = (Some(start), None);
+                        }
+                    }
+                }
+                thread.next_commit();
+            },
+        );
+    }
+}
+
+fn store(client: &Client, offsets: &Positions) -> KafkaResult<()> {
+    let list = offsets::list(offsets.iter().map(|(partition, next)| (partition, offsets::offset(next))))?;
+    client.commit(&list, CommitMode::Sync)
+}
+
+/// Stores offsets, and repeats a commit that a rebalance rejected. Moves partitions that are lost to `lost`.
+fn store_with_retries(
+    client: &Client,
+    offsets: &mut Positions,
+    lost: &mut Vec<TopicPartition>,
+    deadline: Instant,
+    limit: Duration,
+) -> KafkaResult<()> {
+    while !offsets.is_empty() {
+        let Err(refused) = store(client, offsets) else { break };
+        let ends = match error::code_of(&refused) {
+            // The broker does not know this member any more: others have its partitions.
+            Some(Code::UnknownMemberId | Code::AssignmentLost) => None,
+            Some(
+                Code::RebalanceInProgress
+                | Code::IllegalGeneration
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::WaitingForCoordinator,
+            ) if Instant::now() < deadline => {
+                std::thread::sleep(COMMIT_RETRY_BACKOFF);
+                continue;
+            }
+            // Nothing can be stored for partitions of a topic that was deleted.
+            _ if error::is_gone(&refused) => {
+                let partitions = offsets.iter().map(|(partition, _)| partition);
+                Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())
+            }
+            _ => return Err(refused),
+        };
+        let is_lost = |partition: &TopicPartition| match &ends {
+            None => true,
+            Some(ends) => matches!(ends.get(partition), Some(Err(error)) if error::is_gone(error)),
+        };
+        let before = lost.len();
+        lost.extend(offsets.iter().map(|(partition, _)| partition).filter(|p| is_lost(p)).cloned());
+        if lost.len() == before {
+            return Err(refused);
+        }
+        let left = offsets.iter().filter(|(partition, _)| !is_lost(partition));
+        *offsets = left.map(|(partition, next)| (partition.clone(), next)).collect();
+    }
+    Ok(())
+}

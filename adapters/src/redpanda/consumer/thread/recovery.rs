@@ -1,0 +1,197 @@
+//! Errors of librdkafka: offsets that do not exist any more, and deleted topics.
+
+use std::time::Duration;
+
+use qi_core::ErrorKind;
+use qi_core::bus::{Notice, StartFrom, TopicName, TopicPartition};
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+
+use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets};
+use crate::redpanda::connect::KafkaContext;
+use crate::redpanda::offsets::OffsetSpec;
+
+/// A partition with its fetch offset and generation.
+type FetchOffset = (TopicPartition, u64, u64);
+
+/// The state of a fetch offset in the log.
+enum OffsetState {
+    Valid,
+    /// The offset does not exist. The log has the offsets from `low` to `high`. `to` is the offset of the reset policy,
+    /// and None if the policy is an error.
+    OutOfRange {
+        to: Option<u64>,
+        low: u64,
+        high: u64,
+    },
+}
+
+impl ConsumerThread {
+    /// Handles an error that librdkafka returned in place of a message.
+    pub(super) fn handle_error(&mut self, error: &KafkaError) {
+        if let KafkaError::PartitionEOF(number) = error {
+            self.end_probe.reached(&self.assignment, *number);
+            return;
+        }
+        let Some(code) = error::code_of(error) else { return };
+        match code {
+            Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => {
+                self.offset_check.request(Duration::ZERO);
+            }
+            Code::PollExceeded => {
+                if !self.assignment.partitions.is_empty() {
+                    self.lose_by_poll_interval();
+                }
+            }
+            Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::UnknownTopicId => self.topic_check.request(Duration::ZERO),
+            Code::FencedInstanceId => self.fatal = Some(error::by_code(code, "recv")),
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
+                let reason = self.client.client().fatal_error();
+                self.fatal = Some(reason.map_or_else(
+                    || error::by_code(code, "recv"),
+                    |(code, reason)| error::by_code(code, "recv").with_message(reason),
+                ));
+            }
+            _ => {
+                let found = error::by_code(code, "recv");
+                // librdkafka repeats what may pass. `recv` returns an error once its wait has passed.
+                if found.retry().is_retryable() || found.kind() == ErrorKind::Internal {
+                    tracing::debug!(%code, "librdkafka continues after an error");
+                } else {
+                    self.failure = Some(found);
+                }
+            }
+        }
+    }
+
+    /// Looks for fetch offsets that do not exist any more.
+    pub(super) fn check_offsets(&mut self) {
+        if !self.offset_check.start() {
+            return;
+        }
+        let fetched = self.fetch_offsets();
+        let (offset_reset, limit) = (self.settings.offset_reset, self.settings.request_timeout);
+        let find = move |client: &Client| offset_states(client, fetched, offset_reset, limit);
+        self.request(find, |thread, found| {
+            thread.deferred.push_back(Box::new(move |thread| thread.reset_offsets(found)));
+        });
+    }
+
+    /// Resets offsets that do not exist any more.
+    fn reset_offsets(&mut self, found: KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)>) {
+        self.offset_check.finish();
+        let (found, all) = found.unwrap_or_default();
+        if !all {
+            self.offset_check.request(RETRY_BACKOFF);
+        }
+        for ((partition, offset, generation), now) in found {
+            let state = self.assignment.current(&partition, generation);
+            // A seek may have changed the offset.
+            let Some(state) = state.filter(|state| state.fetch_offset == offset) else { continue };
+            match now {
+                // librdkafka may have stopped here nevertheless: the log was truncated, and has grown again.
+                OffsetState::Valid => self.seek_client(&partition, offset),
+                OffsetState::OutOfRange { to: Some(to), low, high } => {
+                    tracing::warn!(%partition, from = offset, to, "the offset does not exist any more");
+                    let commit = state.pending_commit.or(state.committed);
+                    let invalid = commit.is_none_or(|commit| !(low..=high).contains(&commit));
+                    let commit = invalid && self.settings.has_group();
+                    self.buffer.reset(&mut self.assignment, &partition, to, low, commit);
+                    self.seek_client(&partition, to);
+                }
+                OffsetState::OutOfRange { to: None, low, high } => {
+                    state.truncate(high);
+                    (state.failed, state.log_start) = (Some(error::no_start(&partition, "recv")), low);
+                }
+            }
+        }
+    }
+
+    /// Looks for topics that were deleted, or created again.
+    pub(super) fn check_topics(&mut self) {
+        if !self.deleted.is_empty() {
+            self.topic_check.request(METADATA_RECHECK);
+        }
+        if !self.topic_check.start() {
+            return;
+        }
+        let (admin, topics) = (self.admin.clone(), self.settings.topics.clone());
+        let limit = self.settings.request_timeout;
+        let find = move |_: &Client| -> Vec<(TopicName, Option<bool>)> {
+            let exists = |topic: TopicName| {
+                let exists = topic_exists(&admin, &topic, limit);
+                (topic, exists)
+            };
+            topics.into_iter().map(exists).collect()
+        };
+        self.request(find, |thread, topics| {
+            thread.topic_check.finish();
+            thread.deferred.push_back(Box::new(move |thread| thread.apply_topics(topics)));
+        });
+    }
+
+    fn apply_topics(&mut self, topics: Vec<(TopicName, Option<bool>)>) {
+        for (topic, exists) in topics {
+            match exists {
+                Some(true) => drop(self.deleted.remove(&topic)),
+                Some(false) if self.deleted.insert(topic.clone()) => {
+                    tracing::warn!(%topic, "a topic of the subscription was deleted");
+                    self.assignment.events.push(Notice::TopicDeleted { topic });
+                }
+                Some(false) | None => {}
+            }
+        }
+    }
+}
+
+/// Returns whether a topic exists. None if the brokers did not answer.
+fn topic_exists(admin: &AdminClient<KafkaContext>, topic: &TopicName, limit: Duration) -> Option<bool> {
+    let found = admin.inner().fetch_metadata(Some(topic.as_str()), limit).ok()?;
+    let unknown = |code: Code| matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition);
+    Some(!found.topics().iter().any(|found| found.error().is_some_and(|code| unknown(code.into()))))
+}
+
+/// Returns the state of fetch offsets, and whether all of them are known.
+fn offset_states(
+    client: &Client,
+    fetched: Vec<FetchOffset>,
+    offset_reset: StartFrom,
+    limit: Duration,
+) -> KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)> {
+    let partitions = || fetched.iter().map(|(partition, ..)| partition);
+    let low = offsets::find_each(client, partitions(), OffsetSpec::Earliest, limit)?;
+    let high = offsets::find_each(client, partitions(), OffsetSpec::Latest, limit)?;
+    let (mut found, mut all) = (Vec::with_capacity(fetched.len()), true);
+    for fetched in fetched {
+        let (partition, offset, _) = &fetched;
+        let (low, high) = match (low.get(partition), high.get(partition)) {
+            (Some(Ok(low)), Some(Ok(high))) => (*low, *high),
+            // The check of topics finds a deleted topic.
+            (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_gone(error) => continue,
+            _ => {
+                all = false;
+                continue;
+            }
+        };
+        let state = if (low..=high).contains(offset) {
+            OffsetState::Valid
+        } else {
+            let reset = offsets::reset_spec(offset_reset);
+            let to = reset.map(|spec| offsets::find(client, [partition], spec, limit)).transpose();
+            match to.map(|to| to.map(|found| found.get(partition).copied())) {
+                Ok(None) => OffsetState::OutOfRange { to: None, low, high },
+                Ok(Some(Some(to))) => OffsetState::OutOfRange { to: Some(to), low, high },
+                Ok(Some(None)) | Err(_) => {
+                    all = false;
+                    continue;
+                }
+            }
+        };
+        found.push((fetched, state));
+    }
+    Ok((found, all))
+}

@@ -1,0 +1,110 @@
+//! Consumers that nobody reads.
+//!
+//! A member leaves its group, because its maximum poll interval has passed and others are to have its partitions. A
+//! reader without a group keeps its positions, and librdkafka fetches nothing for it. The events of librdkafka are still
+//! served, because its log and its statistics would fill memory. A poll counts as participation, so a member has to leave
+//! before.
+
+use std::time::Duration;
+
+use qi_core::bus::Notice;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaResult;
+
+use super::{
+    ConsumerThread, MAX_EMPTY_POLLS_SUSPENDED, MAX_POLL_RECORDS, METADATA_RECHECK, Membership, RETRY_BACKOFF,
+    offsets,
+};
+
+impl ConsumerThread {
+    /// Suspends the consumer, because nobody has read for too long.
+    pub(super) fn suspend(&mut self) {
+        if matches!(self.membership, Membership::Suspended { .. }) {
+            return;
+        }
+        self.membership = Membership::Suspended { left: false };
+        if let Some(limit) = self.settings.max_poll_interval {
+            tracing::warn!(?limit, "recv was not called within the maximum poll interval");
+            self.lose_by_poll_interval();
+        }
+    }
+
+    /// Removes all partitions: others own them, because the maximum poll interval has passed.
+    pub(super) fn lose_by_poll_interval(&mut self) {
+        self.assignment.lose_all();
+        self.buffer.drop_lost(&self.assignment);
+        self.assignment.events.push(Notice::PollLimitPassed);
+    }
+
+    /// Serves a suspended consumer, resumes it if a `recv` waits or ended less than a second ago, and returns how long the
+    /// thread may wait.
+    pub(super) fn step_suspended(&mut self) -> Duration {
+        if self.membership == (Membership::Suspended { left: false }) {
+            // A commit in flight ends before others own its partitions.
+            if self.commits.in_flight {
+                return RETRY_BACKOFF;
+            }
+            self.membership = Membership::Suspended { left: true };
+            if self.settings.has_group() {
+                self.client.unsubscribe();
+            } else if let Err(error) = self.client.unassign() {
+                tracing::warn!(%error, "a suspended reader continues to fetch");
+            }
+        }
+        self.serve_events();
+        if !self.has_left() {
+            return RETRY_BACKOFF;
+        }
+        if !self.is_expecting() {
+            return METADATA_RECHECK;
+        }
+        match self.resume() {
+            Ok(()) => Duration::ZERO,
+            Err(error) => {
+                self.request_failed(error);
+                RETRY_BACKOFF
+            }
+        }
+    }
+
+    /// Serves librdkafka's events. Rebalance events are acknowledged at once, and messages are dropped.
+    fn serve_events(&mut self) {
+        self.take_rebalances();
+        self.dismiss_rebalances();
+        let client = self.client.clone();
+        let mut empty = 0;
+        for _ in 0..MAX_POLL_RECORDS {
+            match client.poll(Duration::ZERO) {
+                Some(Ok(_)) => empty = 0,
+                Some(Err(error)) => self.handle_error(&error),
+                None => empty += 1,
+            }
+            if empty > MAX_EMPTY_POLLS_SUSPENDED {
+                break;
+            }
+        }
+        self.take_rebalances();
+        self.dismiss_rebalances();
+    }
+
+    /// Returns whether librdkafka has left the group. In the middle of a rebalance it waits for its end, and a
+    /// subscription before that would be forgotten. It has no subscription at once, but keeps its partitions until then.
+    fn has_left(&self) -> bool {
+        let none = |topics: KafkaResult<TopicPartitionList>| topics.is_ok_and(|topics| topics.count() == 0);
+        !self.settings.has_group() || none(self.client.subscription()) && none(self.client.assignment())
+    }
+
+    fn resume(&mut self) -> KafkaResult<()> {
+        if self.settings.has_group() {
+            self.subscribe()?;
+        } else {
+            let partitions = self.assignment.partitions.iter();
+            let list = partitions.map(|(partition, state)| (partition, offsets::offset(state.fetch_offset)));
+            self.client.assign(&offsets::list(list)?)?;
+            self.assignment.partitions.values_mut().for_each(|state| state.needs_reassign = false);
+        }
+        (self.membership, self.last_poll) = (Membership::Active, std::time::Instant::now());
+        Ok(())
+    }
+}

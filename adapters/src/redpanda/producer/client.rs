@@ -1,0 +1,274 @@
+//! A producer of librdkafka and the thread that polls it. A producer with a fatal error is dropped and replaced.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use qi_core::bus::{Delivery, DeliveryError, DeliveryState, TopicName};
+use qi_core::{Error, ErrorKind, Result, Timestamp};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Message as _};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaTopic;
+
+use super::in_flight::InFlightTable;
+use crate::redpanda::config::RedpandaConfig;
+use crate::redpanda::connect::{self, KafkaContext};
+use crate::redpanda::metadata::TopicMetadataCache;
+use crate::redpanda::{client_config, error};
+
+/// The minimum age of a producer before it is replaced after a fatal error.
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+/// The same if the brokers rejected the client.
+const REJECTED_PAUSE: Duration = Duration::from_secs(30);
+
+/// The context of a producer's client.
+pub(super) struct DeliveryContext {
+    connection: KafkaContext,
+    in_flight: Arc<InFlightTable>,
+    metadata: Arc<TopicMetadataCache>,
+    /// Purged messages. Their outcome depends on the fatal error.
+    purged_messages: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
+    /// The brokers accepted the client once, so a waiting message may have been sent before.
+    was_authorized: AtomicBool,
+    /// Topics that acknowledged a message from this producer.
+    acknowledged_topics: Mutex<HashSet<String>>,
+    /// The handle of the last topic. It is compared and never dereferenced.
+    last: AtomicPtr<RDKafkaTopic>,
+}
+
+impl DeliveryContext {
+    fn new(in_flight: Arc<InFlightTable>, metadata: Arc<TopicMetadataCache>) -> Self {
+        Self {
+            connection: KafkaContext::new("producer", ""),
+            in_flight,
+            metadata,
+            purged_messages: Mutex::default(),
+            was_authorized: AtomicBool::new(false),
+            acknowledged_topics: Mutex::default(),
+            last: AtomicPtr::default(),
+        }
+    }
+
+    /// Notes that a topic acknowledged a message.
+    fn acknowledged(&self, message: &BorrowedMessage<'_>) {
+        // Called once for each message. Consecutive messages mostly have the same topic.
+        let handle = message.topic_ptr();
+        if self.last.load(Ordering::Relaxed) == handle {
+            return;
+        }
+        self.last.store(handle, Ordering::Relaxed);
+        self.was_authorized.store(true, Ordering::Relaxed);
+        let mut acknowledged_topics = self.acknowledged_topics();
+        if !acknowledged_topics.contains(message.topic()) {
+            acknowledged_topics.insert(message.topic().to_owned());
+        }
+    }
+
+    /// Returns whether a rejected message may be in the log. The client had the right before and lost it, and librdkafka
+    /// does not tell whether the rejected request was a retry.
+    fn may_be_stored(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
+        let rights =
+            [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
+        rights.contains(&code) && self.acknowledged_topics().contains(topic)
+    }
+
+    fn acknowledged_topics(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.acknowledged_topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the outcomes of purged messages. `refused` is the error if the brokers rejected the client.
+    fn complete_purged(&self, refused: Option<&Error>) {
+        let purged_messages =
+            std::mem::take(&mut *self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner));
+        for (opaque, code) in purged_messages {
+            let maybe_sent =
+                code == RDKafkaErrorCode::PurgeInflight || self.was_authorized.load(Ordering::Relaxed);
+            let failure = match refused {
+                // A producer that was never accepted has sent no message.
+                Some(refused) if maybe_sent => DeliveryError::unknown(refused.clone()),
+                Some(refused) => DeliveryError::not_sent(refused.clone()),
+                None => error::delivery(code),
+            };
+            self.in_flight.complete(opaque, Err(failure));
+        }
+    }
+}
+
+impl ClientContext for DeliveryContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.connection.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.connection.stats(statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.connection.error(error, reason);
+    }
+}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        if let Ok(message) = result {
+            self.acknowledged(message);
+        }
+        let outcome = match result {
+            Ok(message) => Ok(Delivery {
+                partition: message.partition().cast_unsigned(),
+                offset: message.offset().cast_unsigned(),
+                timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
+            }),
+            Err((error, message)) => {
+                let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown);
+                if matches!(
+                    code,
+                    RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal
+                ) {
+                    self.purged_messages.lock().unwrap_or_else(PoisonError::into_inner).push((opaque, code));
+                    return;
+                }
+                let mut failure = error::delivery(code);
+                if failure.state == DeliveryState::NotSent {
+                    // The broker contradicts the cached metadata.
+                    self.metadata.remove(message.topic());
+                    if self.may_be_stored(code, message.topic()) {
+                        failure.state = DeliveryState::Unknown;
+                    }
+                }
+                Err(failure)
+            }
+        };
+        self.in_flight.complete(opaque, outcome);
+    }
+}
+
+/// A producer in use.
+pub(super) struct ProducerHandle {
+    producer: Arc<BaseProducer<DeliveryContext>>,
+    built: Instant,
+    dead: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+/// The state of a producer.
+pub(super) enum ProducerState {
+    Alive,
+    /// It met a fatal error, and is to be replaced after this time.
+    Dead(Duration, Error),
+}
+
+impl fmt::Debug for ProducerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProducerHandle")
+            .field("built", &self.built)
+            .field("dead", &self.dead)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProducerHandle {
+    /// Builds a producer, which connects, and starts its thread.
+    pub(super) fn build(
+        config: &RedpandaConfig,
+        batch_bytes: usize,
+        in_flight: &Arc<InFlightTable>,
+        metadata: &Arc<TopicMetadataCache>,
+    ) -> Result<Self> {
+        let context = DeliveryContext::new(in_flight.clone(), metadata.clone());
+        let producer = client_config::producer(config, batch_bytes).create_with_context(context);
+        let producer: Arc<BaseProducer<DeliveryContext>> =
+            Arc::new(producer.map_err(|e| error::of(e, "publish"))?);
+        let (dead, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let handle = Self {
+            producer: producer.clone(),
+            built: Instant::now(),
+            dead: dead.clone(),
+            stop: stop.clone(),
+        };
+        let thread = std::thread::Builder::new().name("qi-redpanda-send".to_owned());
+        thread.spawn(move || run(&producer, &dead, &stop)).map_err(|e| error::internal("publish", e))?;
+        Ok(handle)
+    }
+
+    pub(super) fn producer(&self) -> &BaseProducer<DeliveryContext> {
+        &self.producer
+    }
+
+    /// Refreshes the metadata of a topic. A producer does so every five minutes.
+    pub(super) async fn refresh_metadata(&self, topic: &TopicName, limit: Duration) {
+        let (producer, topic) = (self.producer.clone(), topic.clone());
+        let looked = connect::blocking("publish", move || {
+            let found = producer.client().fetch_metadata(Some(topic.as_str()), limit);
+            found.map(drop).map_err(|e| error::of(e, "publish"))
+        });
+        if let Err(error) = looked.await {
+            tracing::debug!(%error, "the producer could not refresh the metadata of a topic");
+        }
+    }
+
+    /// Marks the producer as failed, so that no call uses it.
+    pub(super) fn fail(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// Returns the fatal error if the brokers rejected the client.
+    pub(super) fn fatal_error(&self) -> Option<Error> {
+        rejection(self.producer.client().fatal_error())
+    }
+
+    pub(super) fn state(&self) -> ProducerState {
+        if !self.dead.load(Ordering::Acquire) {
+            return ProducerState::Alive;
+        }
+        let fatal_error = self.fatal_error().unwrap_or_else(error::rebuilding);
+        let pause =
+            if fatal_error.kind() == ErrorKind::Unauthorized { REJECTED_PAUSE } else { REBUILD_PAUSE };
+        ProducerState::Dead(pause.saturating_sub(self.built.elapsed()), fatal_error)
+    }
+}
+
+impl Drop for ProducerHandle {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// Returns a fatal error if the brokers rejected the client.
+fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
+    let (code, fatal_error) = fatal?;
+    let error = error::by_code(code, "publish").with_message(fatal_error);
+    (error.kind() == ErrorKind::Unauthorized).then_some(error)
+}
+
+/// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
+/// so that nothing is left without an answer.
+fn run(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
+    let mut purged = false;
+    loop {
+        producer.poll(Duration::from_millis(50));
+        let fatal = producer.client().fatal_error();
+        if let Some((code, fatal_error)) = &fatal
+            && !purged
+        {
+            tracing::error!(%code, fatal_error, "the producer met a fatal error and is given up");
+            dead.store(true, Ordering::Release);
+        }
+        producer.context().complete_purged(rejection(fatal).as_ref());
+        let over = stop.load(Ordering::Acquire);
+        if !purged && (over || dead.load(Ordering::Acquire)) {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            purged = true;
+        } else if over && producer.in_flight_count() == 0 && Arc::strong_count(producer) == 1 {
+            return;
+        }
+    }
+}

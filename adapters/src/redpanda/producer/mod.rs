@@ -1,0 +1,7 @@
+//! Publishing.
+
+mod client;
+mod in_flight;
+mod publisher;
+
+pub(super) use publisher::Publisher;
