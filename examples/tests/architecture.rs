@@ -183,34 +183,35 @@ fn top_level(graph: &Graph) -> BTreeMap<String, BTreeSet<String>> {
     top
 }
 
-/// A module that imports itself over others, with the way.
+/// Walks the imports of a module in depth. Returns true if the walk meets a module of its own path, which then is a
+/// cycle.
+fn walk<N: Ord + Clone>(
+    graph: &BTreeMap<N, BTreeSet<N>>,
+    node: &N,
+    path: &mut Vec<N>,
+    finished: &mut BTreeSet<N>,
+) -> bool {
+    if let Some(at) = path.iter().position(|earlier| earlier == node) {
+        path.drain(..at);
+        return true;
+    }
+    if finished.contains(node) {
+        return false;
+    }
+    path.push(node.clone());
+    if graph.get(node).into_iter().flatten().any(|next| walk(graph, next, path, finished)) {
+        return true;
+    }
+    finished.extend(path.pop());
+    false
+}
+
+/// A cycle of imports.
 fn cycle<N: Ord + Clone>(graph: &BTreeMap<N, BTreeSet<N>>) -> Option<Vec<N>> {
     let mut finished = BTreeSet::new();
-    fn visit<N: Ord + Clone>(
-        graph: &BTreeMap<N, BTreeSet<N>>,
-        node: &N,
-        way: &mut Vec<N>,
-        finished: &mut BTreeSet<N>,
-    ) -> bool {
-        if let Some(at) = way.iter().position(|earlier| earlier == node) {
-            way.drain(..at);
-            return true;
-        }
-        if finished.contains(node) {
-            return false;
-        }
-        way.push(node.clone());
-        for next in graph.get(node).into_iter().flatten() {
-            if visit(graph, next, way, finished) {
-                return true;
-            }
-        }
-        finished.insert(way.pop().unwrap());
-        false
-    }
     graph.keys().find_map(|node| {
-        let mut way = Vec::new();
-        visit(graph, node, &mut way, &mut finished).then_some(way)
+        let mut path = Vec::new();
+        walk(graph, node, &mut path, &mut finished).then_some(path)
     })
 }
 
