@@ -1,4 +1,4 @@
-//! A [`PriceStore`] on ClickHouse.
+//! A [`PriceStore`](qi_core::PriceStore) on ClickHouse.
 //!
 //! [`ClickHouseStore::open`] takes a [`ClickHouseConfig`] and does no I/O; `ensure_schema` creates the tables. The
 //! statements of each operation, and advice for the server, are in `docs/backends/clickhouse.md`.

@@ -1,4 +1,4 @@
-//! A [`PriceStore`] on TimescaleDB, or on plain PostgreSQL.
+//! A [`PriceStore`](qi_core::PriceStore) on TimescaleDB, or on plain PostgreSQL.
 //!
 //! [`TimescaleStore::open`] takes a [`TimescaleConfig`] and does no I/O; `ensure_schema` creates the tables. The
 //! statements of each operation, and advice for the server, are in `docs/backends/timescale.md`.
