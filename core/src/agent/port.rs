@@ -1,6 +1,7 @@
 //! The port [`Agent`], its implementation for boxes, and agents made from a function.
 
 use async_trait::async_trait;
+use auto_impl::auto_impl;
 use futures::future::BoxFuture;
 
 use super::context::AgentContext;
@@ -46,6 +47,7 @@ use crate::Result;
 /// }
 /// ```
 #[async_trait]
+#[auto_impl(Box)]
 pub trait Agent: Send {
     /// Acquires the resources of `run`. May be dropped at any `.await`.
     async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
@@ -61,35 +63,6 @@ pub trait Agent: Send {
     /// The context is cancelled at this point, so wait with plain futures. The cleanup timeout applies.
     async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
         Ok(())
-    }
-}
-
-// Written by hand, so that a boxed agent returns the inner future unchanged instead of boxing it again.
-#[deny(clippy::missing_trait_methods)]
-impl<T: Agent + ?Sized> Agent for Box<T> {
-    fn initialize<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
-    where
-        Self: 'c,
-    {
-        (**self).initialize(cx)
-    }
-
-    fn run<'a: 'c, 'b: 'c, 'c>(&'a mut self, cx: &'b AgentContext) -> BoxFuture<'c, Result<()>>
-    where
-        Self: 'c,
-    {
-        (**self).run(cx)
-    }
-
-    fn cleanup<'a: 'c, 'b: 'c, 'd: 'c, 'c>(
-        &'a mut self,
-        cx: &'b AgentContext,
-        exit: &'d ExitReason,
-    ) -> BoxFuture<'c, Result<()>>
-    where
-        Self: 'c,
-    {
-        (**self).cleanup(cx, exit)
     }
 }
 
