@@ -50,7 +50,8 @@ use crate::Result;
 #[auto_impl(Box)]
 pub trait Agent: Send {
     /// Acquires the resources of `run`. May be dropped at any `.await`.
-    async fn initialize(&mut self, _cx: &AgentContext) -> Result<()> {
+    async fn initialize(&mut self, cx: &AgentContext) -> Result<()> {
+        let _ = cx;
         Ok(())
     }
 
@@ -61,7 +62,8 @@ pub trait Agent: Send {
     /// Releases all resources. `exit` is the reason. Must accept a value with a half-done `initialize` or `run`.
     ///
     /// The context is cancelled at this point, so wait with plain futures. The cleanup timeout applies.
-    async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
+    async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()> {
+        let _ = (cx, exit);
         Ok(())
     }
 }
