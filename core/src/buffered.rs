@@ -13,10 +13,9 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::bus::{Delivery, Message, MessageBus, PublishOptions};
 use crate::deadline::later;
-use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result};
+use crate::{Error, ErrorKind, PriceStore, PriceStoreExt, Record, Result};
 
-/// Where the batches go. There is one for each dataset over any store (`Arc<dyn PriceStore>` takes ticks, quotes,
-/// bars and snapshots), and one for messages over any bus.
+/// Where the batches go. There is one for records over any store, and one for messages over any bus.
 #[async_trait]
 pub trait Sink<R>: Send + Sync + 'static {
     /// What is answered for one record.
@@ -35,26 +34,15 @@ pub trait Sink<R>: Send + Sync + 'static {
     }
 }
 
-macro_rules! store_sink {
-    ($($record:ty => $insert:ident),*) => {$(
-        #[async_trait]
-        impl Sink<$record> for Arc<dyn PriceStore> {
-            type Answer = ();
+#[async_trait]
+impl<R: Record> Sink<R> for Arc<dyn PriceStore> {
+    type Answer = ();
 
-            async fn write(&self, batch: &[$record]) -> Result<Vec<Result<()>>> {
-                self.$insert(batch).await?;
-                Ok(batch.iter().map(|_| Ok(())).collect())
-            }
-        }
-    )*};
+    async fn write(&self, batch: &[R]) -> Result<Vec<Result<()>>> {
+        self.insert_records(batch).await?;
+        Ok(batch.iter().map(|_| Ok(())).collect())
+    }
 }
-
-store_sink!(
-    PriceTick => insert_ticks,
-    Quote => insert_quotes,
-    Ohlcv => insert_bars,
-    MarketSnapshot => insert_snapshots
-);
 
 #[async_trait]
 impl Sink<Message> for Arc<dyn MessageBus> {

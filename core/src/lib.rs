@@ -1,5 +1,8 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 
+// The derive macros name this crate by its name.
+extern crate self as qi_core;
+
 pub mod agent;
 mod backoff;
 mod buffered;
@@ -11,6 +14,7 @@ pub mod health;
 pub mod layer;
 mod operation;
 mod ready;
+pub mod record;
 mod redact;
 pub mod store;
 pub mod telemetry;
@@ -26,4 +30,5 @@ pub use domain::{
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use operation::{Operation, OperationClass, Port};
+pub use record::Record;
 pub use store::{PriceStore, PriceStoreExt};

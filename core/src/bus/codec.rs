@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{HeaderName, Message, Received, TopicName};
-use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
+use crate::record::{Record, Series};
+use crate::{Error, ErrorKind, Result};
 
 /// The names of the headers that typed messages carry.
 pub mod header {
@@ -70,35 +71,14 @@ pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn message_key(&self) -> Bytes;
 }
 
-impl Payload for PriceTick {
-    const TYPE: &'static str = "tick";
-    const TOPIC: &'static str = "crypto-prices";
-    fn message_key(&self) -> Bytes {
-        self.instrument().to_string().into()
-    }
-}
+impl<R: Record + Serialize + DeserializeOwned> Payload for R {
+    const TYPE: &'static str = R::DATASET.message();
+    const VERSION: u16 = R::DATASET.version();
+    const TOPIC: &'static str = R::DATASET.topic();
 
-impl Payload for Quote {
-    const TYPE: &'static str = "quote";
-    const TOPIC: &'static str = "crypto-quotes";
+    /// The series, without its interval.
     fn message_key(&self) -> Bytes {
-        self.instrument().to_string().into()
-    }
-}
-
-impl Payload for Ohlcv {
-    const TYPE: &'static str = "bar";
-    const TOPIC: &'static str = "crypto-ohlcv";
-    fn message_key(&self) -> Bytes {
-        self.instrument().to_string().into()
-    }
-}
-
-impl Payload for MarketSnapshot {
-    const TYPE: &'static str = "snapshot";
-    const TOPIC: &'static str = "market-analytics";
-    fn message_key(&self) -> Bytes {
-        self.scope().to_string().into()
+        self.series().message_key().into()
     }
 }
 
@@ -236,7 +216,10 @@ fn corrupt(code: &'static str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BarValues, Interval, QuoteValues, Scope, SnapshotValues, Timestamp};
+    use crate::{
+        BarValues, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, QuoteValues, Scope, SnapshotValues,
+        Timestamp,
+    };
 
     fn received(message: &Message) -> Received {
         let mut received = Received::new(message.topic.clone(), 3, 17);

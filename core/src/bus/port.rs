@@ -57,7 +57,7 @@ impl PublishOptions {
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
-/// # use qi_core::{PriceStore, PriceTick, Result};
+/// # use qi_core::{PriceStore, PriceStoreExt, PriceTick, Result};
 /// # use std::time::Duration;
 /// async fn write(bus: &dyn MessageBus, sub: &mut dyn Subscription, store: &dyn PriceStore) -> Result<()> {
 ///     let batch = sub.recv(1_000, Duration::from_secs(1)).await?;

@@ -319,7 +319,7 @@ impl Batch {
     ///
     /// ```
     /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
-    /// # use qi_core::{PriceStore, PriceTick, Result};
+    /// # use qi_core::{PriceStore, PriceStoreExt, PriceTick, Result};
     /// # use std::time::Duration;
     /// use tracing::Instrument;
     ///

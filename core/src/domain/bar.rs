@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Instrument, Interval, Price, PriceTick, Quantity, Sum18, Sum36, Timestamp, counter};
+use super::{Instrument, Interval, Price, PriceTick, Quantity, Sum18, Sum36, Timestamp};
+use crate::record::{Columns, Record};
 use crate::{Error, Result};
 
 /// The figures of a bar. Prices and `quote_volume` in the quote currency, `volume` in the base currency; None is
 /// unknown (candle feeds often carry no count).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Columns)]
 pub struct BarValues {
     /// The first price.
     pub open: Price,
@@ -44,30 +45,17 @@ impl BarValues {
 }
 
 /// One bar of an instrument. Key: (instrument, interval, `open_time`); it covers `[open_time, close_time)`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "RawBar")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
+#[record(name = "bars", message = "bar", topic = "crypto-ohlcv", validate = Self::holds_together)]
 pub struct Ohlcv {
+    #[series]
     instrument: Instrument,
+    #[interval]
     interval: Interval,
+    #[time]
     open_time: Timestamp,
-    #[serde(flatten)]
+    #[flatten]
     values: BarValues,
-}
-
-#[derive(Deserialize)]
-struct RawBar {
-    instrument: Instrument,
-    interval: Interval,
-    open_time: Timestamp,
-    #[serde(flatten)]
-    values: BarValues,
-}
-
-impl TryFrom<RawBar> for Ohlcv {
-    type Error = Error;
-    fn try_from(raw: RawBar) -> Result<Self> {
-        Self::new(raw.instrument, raw.interval, raw.open_time, raw.values)
-    }
 }
 
 impl Ohlcv {
@@ -82,12 +70,18 @@ impl Ohlcv {
         open_time: Timestamp,
         values: BarValues,
     ) -> Result<Self> {
-        let open_time = open_time.for_record("open_time")?;
+        let bar = Self { instrument, interval, open_time, values };
+        bar.validate()?;
+        Ok(bar)
+    }
+
+    fn holds_together(&self) -> Result<()> {
+        let (interval, open_time) = (self.interval, self.open_time);
         if interval.floor(open_time) != open_time {
             let rule = format!("must be aligned to {interval}");
             return Err(Error::invalid("domain.bar.alignment", "open_time", open_time, rule));
         }
-        let BarValues { open, high, low, close, volume: _, quote_volume: _, count } = values;
+        let BarValues { open, high, low, close, .. } = self.values;
         for (field, price) in [("open", open), ("close", close), ("low", low)] {
             if price > high {
                 let rule = format!("must not be above high {high}");
@@ -104,8 +98,7 @@ impl Ohlcv {
                 ));
             }
         }
-        count.map(|count| counter("count", count)).transpose()?;
-        Ok(Self { instrument, interval, open_time, values })
+        Ok(())
     }
 
     /// What was traded.

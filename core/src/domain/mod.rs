@@ -31,7 +31,7 @@ use crate::{Error, Result};
 pub const MAX_COUNTER: u64 = i64::MAX.unsigned_abs();
 
 /// Checks a counter of a record.
-fn counter(field: &'static str, value: u64) -> Result<u64> {
+pub(crate) fn counter(field: &'static str, value: u64) -> Result<u64> {
     if value <= MAX_COUNTER {
         Ok(value)
     } else {

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Instrument, Price, Quantity, Timestamp, counter};
+use super::{Instrument, Price, Quantity, Timestamp};
+use crate::record::{Columns, Record};
 use crate::{Error, Result};
 
 /// The sides of a [`Quote`]. Prices in the quote currency, sizes in the base currency; None is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub struct QuoteValues {
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -21,30 +22,17 @@ pub struct QuoteValues {
 
 /// The best bid and ask of an instrument at a moment. Key: (instrument, ts, seq). At least one price is known;
 /// a crossed book (bid above ask) is kept as it was seen.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "RawQuote")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
+#[record(name = "quotes", message = "quote", topic = "crypto-quotes", validate = Self::has_a_price)]
 pub struct Quote {
+    #[series]
     instrument: Instrument,
+    #[time]
     ts: Timestamp,
+    #[seq]
     seq: u64,
-    #[serde(flatten)]
+    #[flatten]
     values: QuoteValues,
-}
-
-#[derive(Deserialize)]
-struct RawQuote {
-    instrument: Instrument,
-    ts: Timestamp,
-    seq: u64,
-    #[serde(flatten)]
-    values: QuoteValues,
-}
-
-impl TryFrom<RawQuote> for Quote {
-    type Error = Error;
-    fn try_from(raw: RawQuote) -> Result<Self> {
-        Self::new(raw.instrument, raw.ts, raw.seq, raw.values)
-    }
 }
 
 impl Quote {
@@ -54,16 +42,17 @@ impl Quote {
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`super::MAX_COUNTER`], or no
     /// price at all.
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, values: QuoteValues) -> Result<Self> {
-        let (ts, seq) = (ts.for_record("ts")?, counter("seq", seq)?);
-        if values.bid_price.is_none() && values.ask_price.is_none() {
-            return Err(Error::invalid(
-                "domain.quote.empty",
-                "bid_price, ask_price",
-                "none",
-                "must not both be unknown",
-            ));
+        let quote = Self { instrument, ts, seq, values };
+        quote.validate()?;
+        Ok(quote)
+    }
+
+    fn has_a_price(&self) -> Result<()> {
+        if self.values.bid_price.is_some() || self.values.ask_price.is_some() {
+            return Ok(());
         }
-        Ok(Self { instrument, ts, seq, values })
+        let rule = "must not both be unknown";
+        Err(Error::invalid("domain.quote.empty", "bid_price, ask_price", "none", rule))
     }
 
     /// What is quoted.

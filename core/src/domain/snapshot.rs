@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Decimal, Exchange, Percent, Quantity, Source, Symbol, Timestamp, counter};
+use super::{Decimal, Exchange, Percent, Quantity, Source, Symbol, Timestamp};
+use crate::record::{Columns, Record};
 use crate::{Error, Result};
 
 /// What a snapshot is about. Displayed and serialised as `global`, `exchange:kraken`, `asset:BTC`.
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for Scope {
 }
 
 /// The figures of a [`MarketSnapshot`]; None is unknown.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[serde(default)]
 pub struct SnapshotValues {
     /// Market capitalisation in USD.
@@ -132,28 +133,15 @@ pub struct SnapshotValues {
 }
 
 /// What an aggregator said about a market at a moment. Key: (scope, ts). At least one figure is known.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "RawSnapshot")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
+#[record(name = "snapshots", message = "snapshot", topic = "market-analytics", validate = Self::has_figures)]
 pub struct MarketSnapshot {
+    #[series]
     scope: Scope,
+    #[time]
     ts: Timestamp,
-    #[serde(flatten)]
+    #[flatten]
     values: SnapshotValues,
-}
-
-#[derive(Deserialize)]
-struct RawSnapshot {
-    scope: Scope,
-    ts: Timestamp,
-    #[serde(flatten)]
-    values: SnapshotValues,
-}
-
-impl TryFrom<RawSnapshot> for MarketSnapshot {
-    type Error = Error;
-    fn try_from(raw: RawSnapshot) -> Result<Self> {
-        Self::new(raw.scope, raw.ts, raw.values)
-    }
 }
 
 impl MarketSnapshot {
@@ -163,7 +151,12 @@ impl MarketSnapshot {
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a dominance outside 0 to 100, a count above
     /// [`super::MAX_COUNTER`], or no figure at all.
     pub fn new(scope: Scope, ts: Timestamp, values: SnapshotValues) -> Result<Self> {
-        let ts = ts.for_record("ts")?;
+        let snapshot = Self { scope, ts, values };
+        snapshot.validate()?;
+        Ok(snapshot)
+    }
+
+    fn has_figures(&self) -> Result<()> {
         let SnapshotValues {
             market_cap_usd,
             volume_24h_usd,
@@ -174,7 +167,7 @@ impl MarketSnapshot {
             change_24h,
             change_7d,
             source: _,
-        } = &values;
+        } = &self.values;
         for (field, share) in [("btc_dominance", btc_dominance), ("eth_dominance", eth_dominance)] {
             if let Some(share) = share
                 && !(Decimal::ZERO..=Decimal::from_int(100)).contains(&share.get())
@@ -186,9 +179,6 @@ impl MarketSnapshot {
                     "must lie from 0 to 100",
                 ));
             }
-        }
-        for (field, count) in [("active_currencies", active_currencies), ("markets", markets)] {
-            count.map(|count| counter(field, count)).transpose()?;
         }
         let known = [
             market_cap_usd.is_some(),
@@ -208,7 +198,7 @@ impl MarketSnapshot {
                 "must have at least one figure",
             ));
         }
-        Ok(Self { scope, ts, values })
+        Ok(())
     }
 
     /// What it is about.

@@ -35,13 +35,18 @@ where
 macro_rules! text_name {
     ($(#[$doc:meta])* $name:ident, $code:literal, $field:literal, $rule:literal, |$text:ident| $holds:expr) => {
         $(#[$doc])*
+        ///
+        #[doc = concat!("It `", $rule, "`.")]
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(std::sync::Arc<str>);
 
-        impl $name {
-            /// Checks the name. Nothing is folded: another case is another name.
-            ///
-            #[doc = concat!("It `", $rule, "`.")]
+        $crate::domain::text_name!(
+            @impl [] [$name], $code, $field, $rule, concat!("a ", $field), |$text| $holds);
+    };
+    (@impl [$($generics:tt)*] [$name:ty], $code:literal, $field:literal, $rule:expr, $expecting:expr,
+        |$text:ident| $holds:expr) => {
+        impl<$($generics)*> $name {
+            /// Checks the text. Nothing is folded: another case is another text.
             ///
             /// # Errors
             /// `InvalidInput` with field and value.
@@ -54,40 +59,40 @@ macro_rules! text_name {
                 }
             }
 
-            /// The text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
         }
 
-        impl std::str::FromStr for $name {
+        impl<$($generics)*> std::str::FromStr for $name {
             type Err = $crate::Error;
             fn from_str(text: &str) -> $crate::Result<Self> {
                 Self::new(text)
             }
         }
 
-        impl std::fmt::Display for $name {
+        impl<$($generics)*> std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(&self.0)
             }
         }
 
-        impl std::fmt::Debug for $name {
+        impl<$($generics)*> std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 std::fmt::Debug::fmt(&*self.0, f)
             }
         }
 
-        impl serde::Serialize for $name {
+        impl<$($generics)*> serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(&self.0)
             }
         }
 
-        impl<'de> serde::Deserialize<'de> for $name {
+        impl<'de, $($generics)*> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::domain::from_text(deserializer, concat!("a ", $field))
+                $crate::domain::from_text(deserializer, $expecting)
             }
         }
     };

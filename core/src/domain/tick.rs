@@ -5,11 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Instrument, Price, Quantity, Timestamp, counter};
+use super::{Instrument, Price, Quantity, Timestamp};
+use crate::record::{Enumeration, Record};
 use crate::{Error, Result};
 
 /// The side of the taker of a trade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Enumeration)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     /// The taker bought.
@@ -56,35 +57,18 @@ impl FromStr for Side {
 /// assert_eq!(tick.price().to_string(), "39432.48");
 /// # Ok::<(), qi_core::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "RawTick")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
+#[record(name = "ticks", message = "tick", topic = "crypto-prices")]
 pub struct PriceTick {
+    #[series]
     instrument: Instrument,
+    #[time]
     ts: Timestamp,
-    seq: u64,
-    price: Price,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    quantity: Option<Quantity>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    side: Option<Side>,
-}
-
-#[derive(Deserialize)]
-struct RawTick {
-    instrument: Instrument,
-    ts: Timestamp,
+    #[seq]
     seq: u64,
     price: Price,
     quantity: Option<Quantity>,
     side: Option<Side>,
-}
-
-impl TryFrom<RawTick> for PriceTick {
-    type Error = Error;
-    fn try_from(raw: RawTick) -> Result<Self> {
-        let RawTick { instrument, ts, seq, price, quantity, side } = raw;
-        Ok(Self { quantity, side, ..Self::new(instrument, ts, seq, price)? })
-    }
 }
 
 impl PriceTick {
@@ -96,8 +80,9 @@ impl PriceTick {
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`super::MAX_COUNTER`].
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, price: Price) -> Result<Self> {
-        let (ts, seq) = (ts.for_record("ts")?, counter("seq", seq)?);
-        Ok(Self { instrument, ts, seq, price, quantity: None, side: None })
+        let tick = Self { instrument, ts, seq, price, quantity: None, side: None };
+        tick.validate()?;
+        Ok(tick)
     }
 
     /// With the traded amount of the base currency. None (unknown) is not zero.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 
 use crate::bus::{Batch, Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use crate::record::Dataset;
 use crate::{Operation, Result};
 
 /// A call of a port, as a [`Layer`] sees it.
@@ -15,6 +16,8 @@ use crate::{Operation, Result};
 pub struct Call {
     /// The method that was called.
     pub operation: Operation,
+    /// The dataset of a store's call. None for calls without one.
+    pub dataset: Option<Dataset>,
     /// The number of records that an insert carries. None for other calls.
     pub records: Option<usize>,
 }
@@ -22,7 +25,14 @@ pub struct Call {
 impl Call {
     /// Creates a call without records.
     pub fn new(operation: Operation) -> Self {
-        Self { operation, records: None }
+        Self { operation, dataset: None, records: None }
+    }
+
+    /// Sets the dataset.
+    #[must_use]
+    pub fn with_dataset(mut self, dataset: Dataset) -> Self {
+        self.dataset = Some(dataset);
+        self
     }
 
     /// Sets the number of records.

@@ -10,21 +10,21 @@ use crate::bus::{
     MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
     TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
+use crate::record::{Dataset, Records};
 use crate::store::{
-    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
-    LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
-    StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
 };
-use crate::{MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Result, Scope, Timestamp};
+use crate::{Ohlcv, Operation, Result, Timestamp};
 
 /// Writes methods of a port with the signatures that `async_trait` expects, so that a body can return an inner future
 /// without another box. `$body` is the macro that writes the bodies; `[mut]` is for methods with `&mut self`.
 macro_rules! methods {
     ($body:ident $receiver:tt $(
-        $method:ident($($argument:tt)*) -> $output:ty = $operation:ident $([$records:expr])?;
+        $method:ident($($argument:tt)*) -> $output:ty = $operation:ident $([$dataset:expr $(, $records:expr)?])?;
     )*) => {$(
         methods! {@ $body $receiver $method ($($argument)*)
-            $output, Call::new(Operation::$operation)$(.with_records($records))? }
+            $output, Call::new(Operation::$operation)$(.with_dataset($dataset)$(.with_records($records))?)? }
     )*};
     (@ $body:ident $receiver:tt $method:ident ($a:ident: &$A:ty) $($rest:tt)*) => {
         methods! {@@ $body $receiver $method ['b] ($a: &'b $A) $($rest)* }
@@ -56,24 +56,16 @@ macro_rules! price_store {
 
         methods! { $body []
             ensure_schema() -> SchemaReport = EnsureSchema;
+            plan_schema() -> Vec<String> = PlanSchema;
             ping() -> StoreStatus = StorePing;
-            insert_ticks(batch: &[PriceTick]) -> InsertReport = InsertTicks[batch.len()];
-            insert_quotes(batch: &[Quote]) -> InsertReport = InsertQuotes[batch.len()];
-            insert_bars(batch: &[Ohlcv]) -> InsertReport = InsertBars[batch.len()];
-            insert_snapshots(batch: &[MarketSnapshot]) -> InsertReport = InsertSnapshots[batch.len()];
-            ticks(query: &RangeQuery) -> Page<PriceTick> = Ticks;
-            quotes(query: &RangeQuery) -> Page<Quote> = Quotes;
-            bars(query: &BarQuery) -> Page<Ohlcv> = Bars;
-            snapshots(query: &SnapshotQuery) -> Page<MarketSnapshot> = Snapshots;
-            latest_ticks(query: &LatestQuery) -> Page<PriceTick> = LatestTicks;
-            latest_quotes(query: &LatestQuery) -> Page<Quote> = LatestQuotes;
-            latest_bars(query: &LatestBarsQuery) -> Page<Ohlcv> = LatestBars;
-            latest_snapshots(query: &LatestQuery<Scope>) -> Page<MarketSnapshot> = LatestSnapshots;
+            insert(batch: &dyn Records) -> InsertReport = Insert[batch.dataset(), batch.len()];
+            range(request: &RangeRequest) -> RecordPage = Range[request.dataset];
+            latest(request: &LatestRequest) -> RecordPage = Latest[request.dataset];
             derived_bars(query: &BarQuery) -> Page<Ohlcv> = DerivedBars;
             stats(query: &StatsQuery) -> Option<RangeStats> = Stats;
-            instruments(query: &InstrumentQuery) -> Page<InstrumentSummary> = Instruments;
-            delete_range(query: &DeleteQuery) -> () = DeleteRange;
-            purge_before(dataset: Dataset, cutoff: Timestamp) -> () = PurgeBefore;
+            series(request: &SeriesRequest) -> Page<SeriesSummary> = Series[request.dataset];
+            delete_range(query: &DeleteQuery) -> () = DeleteRange[query.dataset];
+            purge_before(dataset: Dataset, cutoff: Timestamp) -> () = PurgeBefore[dataset];
             close() -> () = StoreClose;
         }
     };

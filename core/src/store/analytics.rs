@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 
-use super::{InstrumentDataset, InstrumentQuery, Order, PricePoint, PriceStore, StatsQuery};
+use super::{Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
 use crate::domain::Sum18;
 use crate::{
     BarValues, Decimal, Error, Instrument, Interval, Ohlcv, Result, Selection, TimeRange, Timestamp,
@@ -230,11 +230,11 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
             }
         }
         Selection::All => {
-            let mut page = InstrumentQuery::new(InstrumentDataset::Ticks);
+            let mut page = SeriesRequest::new(<crate::PriceTick as crate::Record>::DATASET);
             loop {
-                let found = store.instruments(&page).await?;
+                let found = store.series(&page).await?;
                 for summary in &found.items {
-                    rank.look_at(store, &summary.instrument, *range).await?;
+                    rank.look_at(store, &summary.clone().of_instrument()?.instrument, *range).await?;
                 }
                 let Some(next) = found.next else { break };
                 page = page.after(next);

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Instrument, Result, Scope, Timestamp};
+use crate::record::Owner;
+use crate::{Error, Result, Timestamp};
 
 /// Where a page ended. It is text that can be stored and sent, belongs to one query (its dataset, keys, interval,
 /// range and order, not its limit) and is refused by every other one. It works on every backend, so a reader may
@@ -18,14 +19,12 @@ pub struct Cursor(String);
 pub enum Anchor {
     /// Before the first record.
     Start,
-    /// After the tick or quote at this place.
+    /// After the record at this place, of a dataset with sequence numbers.
     Place(Timestamp, u64),
-    /// After the bar or snapshot at this time.
+    /// After the record at this time.
     Time(Timestamp),
-    /// After this instrument.
-    Instrument(Instrument),
-    /// After this scope.
-    Scope(Scope),
+    /// After this owner.
+    Owner(Owner),
 }
 
 /// The identity of a query: all that a cursor is bound to, hashed.
@@ -50,8 +49,8 @@ impl QueryScope {
             Anchor::Start => "s".to_owned(),
             Anchor::Place(ts, seq) => format!("p{}.{seq}", ts.as_micros()),
             Anchor::Time(ts) => format!("t{}", ts.as_micros()),
-            Anchor::Instrument(instrument) => format!("i{instrument}"),
-            Anchor::Scope(scope) => format!("c{scope}"),
+            Anchor::Owner(Owner::Instrument(instrument)) => format!("i{instrument}"),
+            Anchor::Owner(Owner::Name(name)) => format!("n{name}"),
         };
         let seal = self.seal(&place);
         Cursor(format!("{VERSION}{seal:016x}{place}"))
@@ -90,8 +89,8 @@ fn parse_anchor(place: &str) -> Option<Anchor> {
             Some(Anchor::Place(time(ts)?, seq.parse().ok()?))
         }
         "t" => time(rest).map(Anchor::Time),
-        "i" => rest.parse().ok().map(Anchor::Instrument),
-        "c" => rest.parse().ok().map(Anchor::Scope),
+        "i" => rest.parse().ok().map(|instrument| Anchor::Owner(Owner::Instrument(instrument))),
+        "n" => Some(Anchor::Owner(Owner::Name(rest.into()))),
         _ => None,
     }
 }
@@ -129,9 +128,9 @@ impl fmt::Debug for Cursor {
 impl FromStr for Cursor {
     type Err = Error;
 
-    /// Takes any text of at most 160 bytes; whether it is a cursor of the query is checked where it is used.
+    /// Takes any text of at most 320 bytes; whether it is a cursor of the query is checked where it is used.
     fn from_str(text: &str) -> Result<Self> {
-        if text.len() > 160 {
+        if text.len() > 320 {
             return Err(Error::invalid("store.cursor", "cursor", text, "must be one that a page gave"));
         }
         Ok(Self(text.to_owned()))
@@ -160,9 +159,9 @@ mod tests {
             Anchor::Start,
             Anchor::Place(t, u64::MAX),
             Anchor::Time(Timestamp::MAX),
-            Anchor::Instrument("okx:BTC:PERP/X.1".parse().unwrap()),
-            Anchor::Scope(Scope::Global),
-            Anchor::Scope("asset:BTC".parse().unwrap()),
+            Anchor::Owner(Owner::Instrument("okx:BTC:PERP/X.1".parse().unwrap())),
+            Anchor::Owner(Owner::Name("".into())),
+            Anchor::Owner(Owner::Name("asset:BTC".into())),
         ]
     }
 
@@ -190,6 +189,6 @@ mod tests {
         for bad in ["", "1", "é", "1é23456789012345678", &good[..16], &"9".repeat(160)] {
             assert!(own.open(&bad.parse().unwrap()).is_err(), "{bad}");
         }
-        assert!("1".repeat(161).parse::<Cursor>().is_err());
+        assert!("1".repeat(321).parse::<Cursor>().is_err());
     }
 }

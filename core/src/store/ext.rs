@@ -7,9 +7,11 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
 use super::analytics::{self, BarSource, Change, FilledBar, Movers, MoversQuery};
 use super::{
-    BarQuery, Cursor, InsertReport, LatestBarsQuery, LatestQuery, Page, PriceStore, RangeQuery,
-    SnapshotQuery, StatsQuery, StoreStatus,
+    BarQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, LatestRequest,
+    Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesSummary, SnapshotQuery, StatsQuery,
+    StoreStatus,
 };
+use crate::record::{Record, Series, Slice};
 use crate::{
     Decimal, Error, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope,
     Selection, TimeRange, Timestamp,
@@ -22,65 +24,131 @@ use crate::{
 /// Streams ask page by page: no connection is held while the caller is busy, memory is one page, and every page
 /// has its own timeout and retry. A stream that failed has ended.
 pub trait PriceStoreExt: PriceStore {
-    /// Writes one tick. For many records at once `insert_ticks` costs one round trip, for many single ones see
+    /// Writes records; see the contract of [`PriceStore`].
+    ///
+    /// # Errors
+    /// `InvalidInput` for a record that is not valid, with its index; the store's error.
+    fn insert_records<R: Record>(&self, batch: &[R]) -> impl Future<Output = Result<InsertReport>> + Send {
+        async move { self.insert(&Slice::new(batch)?).await }
+    }
+
+    /// Writes one record. For many records at once `insert_records` costs one round trip, for many single ones see
     /// [`crate::Buffered`].
-    fn insert_tick(&self, tick: &PriceTick) -> impl Future<Output = Result<()>> + Send {
-        async move { self.insert_ticks(std::slice::from_ref(tick)).await.map(drop) }
+    fn insert_record<R: Record>(&self, record: &R) -> impl Future<Output = Result<()>> + Send {
+        async move { self.insert_records(std::slice::from_ref(record)).await.map(drop) }
     }
 
-    /// Writes one quote.
-    fn insert_quote(&self, quote: &Quote) -> impl Future<Output = Result<()>> + Send {
-        async move { self.insert_quotes(std::slice::from_ref(quote)).await.map(drop) }
-    }
-
-    /// Writes one bar.
-    fn insert_bar(&self, bar: &Ohlcv) -> impl Future<Output = Result<()>> + Send {
-        async move { self.insert_bars(std::slice::from_ref(bar)).await.map(drop) }
-    }
-
-    /// Writes one snapshot.
-    fn insert_snapshot(&self, snapshot: &MarketSnapshot) -> impl Future<Output = Result<()>> + Send {
-        async move { self.insert_snapshots(std::slice::from_ref(snapshot)).await.map(drop) }
-    }
-
-    /// Writes ticks of any number, `chunk` at a time, each with its own timeout and retry. After an error the
-    /// chunks before it are stored; sending all again is safe.
+    /// Writes records of any number, `chunk` at a time, each with its own timeout and retry. After an error the chunks
+    /// before it are stored; sending all again is safe.
     ///
     /// # Errors
     /// `InvalidInput` for a chunk of 0 or above the store's `max_batch`; else the first chunk's error.
+    fn insert_records_chunked<R: Record>(
+        &self,
+        records: &[R],
+        chunk: usize,
+    ) -> impl Future<Output = Result<InsertReport>> + Send {
+        async move {
+            let most = self.info().max_batch;
+            if !(1..=most).contains(&chunk) {
+                let rule = format!("must lie from 1 to {most}");
+                return Err(Error::new(ErrorKind::InvalidInput, "store.batch.chunk", "insert_chunked")
+                    .with_message(rule)
+                    .with_context("field", "chunk")
+                    .with_context("value", chunk));
+            }
+            let mut report = InsertReport::default();
+            for part in records.chunks(chunk) {
+                report = report.plus(self.insert_records(part).await?);
+            }
+            Ok(report)
+        }
+    }
+
+    /// The records of one series in a range.
+    fn range_of<R: Record>(
+        &self,
+        query: &RangeQuery<R::Series>,
+    ) -> impl Future<Output = Result<Page<R>>> + Send {
+        let request = query.request::<R>();
+        async move { self.range(&request).await?.typed() }
+    }
+
+    /// The records of a query as a stream, page after page.
+    fn range_stream<R: Record>(&self, query: &RangeQuery<R::Series>) -> BoxStream<'_, Result<R>> {
+        range_pages(self, query.request::<R>())
+    }
+
+    /// The latest record of each selected owner, in the order of the owners.
+    fn latest_of<R: Record>(
+        &self,
+        query: &LatestQuery<<R::Series as Series>::Owner>,
+    ) -> impl Future<Output = Result<Page<R>>> + Send {
+        let request = query.request::<R>();
+        async move { self.latest(&request?).await?.typed() }
+    }
+
+    /// The latest record of each selected owner as a stream, page after page, in the order of the owners.
+    fn latest_stream<R: Record>(
+        &self,
+        query: &LatestQuery<<R::Series as Series>::Owner>,
+    ) -> BoxStream<'_, Result<R>> {
+        latest_pages(self, query.request::<R>())
+    }
+
+    /// The instruments that have at least one record in a dataset.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a dataset whose records do not belong to instruments.
+    fn instruments(
+        &self,
+        query: &InstrumentQuery,
+    ) -> impl Future<Output = Result<Page<InstrumentSummary>>> + Send {
+        let request = query.request();
+        async move {
+            let Page { items, next, resume } = self.series(&request?).await?;
+            let items = items.into_iter().map(SeriesSummary::of_instrument).collect::<Result<_>>()?;
+            Ok(Page { items, next, resume })
+        }
+    }
+
+    /// Writes ticks.
+    fn insert_ticks(&self, batch: &[PriceTick]) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records(batch)
+    }
+
+    /// Writes one tick.
+    fn insert_tick(&self, tick: &PriceTick) -> impl Future<Output = Result<()>> + Send {
+        self.insert_record(tick)
+    }
+
+    /// Writes ticks of any number; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_ticks_chunked(
         &self,
         ticks: &[PriceTick],
         chunk: usize,
     ) -> impl Future<Output = Result<InsertReport>> + Send {
-        async move { chunked(self, ticks, chunk, |store, part| store.insert_ticks(part)).await }
+        self.insert_records_chunked(ticks, chunk)
     }
 
-    /// Writes quotes of any number; see [`PriceStoreExt::insert_ticks_chunked`].
-    fn insert_quotes_chunked(
-        &self,
-        quotes: &[Quote],
-        chunk: usize,
-    ) -> impl Future<Output = Result<InsertReport>> + Send {
-        async move { chunked(self, quotes, chunk, |store, part| store.insert_quotes(part)).await }
+    /// Ticks of an instrument in a range, by (ts, seq).
+    fn ticks(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
+        self.range_of(query)
     }
 
-    /// Writes bars of any number; see [`PriceStoreExt::insert_ticks_chunked`].
-    fn insert_bars_chunked(
-        &self,
-        bars: &[Ohlcv],
-        chunk: usize,
-    ) -> impl Future<Output = Result<InsertReport>> + Send {
-        async move { chunked(self, bars, chunk, |store, part| store.insert_bars(part)).await }
+    /// The ticks of a query as a stream, page after page.
+    fn tick_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<PriceTick>> {
+        range_pages(self, query.request::<PriceTick>())
     }
 
-    /// Writes snapshots of any number; see [`PriceStoreExt::insert_ticks_chunked`].
-    fn insert_snapshots_chunked(
-        &self,
-        snapshots: &[MarketSnapshot],
-        chunk: usize,
-    ) -> impl Future<Output = Result<InsertReport>> + Send {
-        async move { chunked(self, snapshots, chunk, |store, part| store.insert_snapshots(part)).await }
+    /// The latest tick of each selected instrument, in the order of the instruments.
+    fn latest_ticks(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
+        self.latest_of(query)
+    }
+
+    /// The latest tick of each selected instrument as a stream, page after page, in the order of the instruments.
+    fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
+        latest_pages(self, query.request::<PriceTick>())
     }
 
     /// The latest tick of one instrument.
@@ -89,10 +157,99 @@ pub trait PriceStoreExt: PriceStore {
         async move { Ok(self.latest_ticks(&query).await?.items.pop()) }
     }
 
+    /// Writes quotes.
+    fn insert_quotes(&self, batch: &[Quote]) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records(batch)
+    }
+
+    /// Writes one quote.
+    fn insert_quote(&self, quote: &Quote) -> impl Future<Output = Result<()>> + Send {
+        self.insert_record(quote)
+    }
+
+    /// Writes quotes of any number; see [`PriceStoreExt::insert_records_chunked`].
+    fn insert_quotes_chunked(
+        &self,
+        quotes: &[Quote],
+        chunk: usize,
+    ) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records_chunked(quotes, chunk)
+    }
+
+    /// Quotes of an instrument in a range, by (ts, seq).
+    fn quotes(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
+        self.range_of(query)
+    }
+
+    /// The quotes of a query as a stream, page after page.
+    fn quote_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<Quote>> {
+        range_pages(self, query.request::<Quote>())
+    }
+
+    /// The latest quote of each selected instrument, in the order of the instruments.
+    fn latest_quotes(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
+        self.latest_of(query)
+    }
+
+    /// The latest quote of each selected instrument as a stream, page after page, in the order of the instruments.
+    fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
+        latest_pages(self, query.request::<Quote>())
+    }
+
     /// The latest quote of one instrument.
     fn latest_quote(&self, instrument: &Instrument) -> impl Future<Output = Result<Option<Quote>>> + Send {
         let query = LatestQuery::new(Selection::one(instrument.clone()));
         async move { Ok(self.latest_quotes(&query).await?.items.pop()) }
+    }
+
+    /// Writes bars.
+    fn insert_bars(&self, batch: &[Ohlcv]) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records(batch)
+    }
+
+    /// Writes one bar.
+    fn insert_bar(&self, bar: &Ohlcv) -> impl Future<Output = Result<()>> + Send {
+        self.insert_record(bar)
+    }
+
+    /// Writes bars of any number; see [`PriceStoreExt::insert_records_chunked`].
+    fn insert_bars_chunked(
+        &self,
+        bars: &[Ohlcv],
+        chunk: usize,
+    ) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records_chunked(bars, chunk)
+    }
+
+    /// Stored bars of an instrument that open in a range, by open time.
+    fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
+        let request = query.request();
+        async move { self.range(&request).await?.typed() }
+    }
+
+    /// The stored or derived bars of a query as a stream, page after page.
+    fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Ohlcv>> {
+        match source {
+            BarSource::Stored => range_pages(self, query.request()),
+            BarSource::Derived => pages(Ok(query), move |query| {
+                Box::pin(async move {
+                    let page = self.derived_bars(&query).await?;
+                    let rest = page.next.map(|cursor| query.after(cursor));
+                    Ok((page.items, rest))
+                })
+            }),
+        }
+    }
+
+    /// The latest stored bar of each selected instrument, in the order of the instruments.
+    fn latest_bars(&self, query: &LatestBarsQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
+        let request = query.request();
+        async move { self.latest(&request?).await?.typed() }
+    }
+
+    /// The latest stored bar of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
+    fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Ohlcv>> {
+        latest_pages(self, query.request())
     }
 
     /// The latest stored bar of one instrument.
@@ -105,50 +262,55 @@ pub trait PriceStoreExt: PriceStore {
         async move { Ok(self.latest_bars(&query).await?.items.pop()) }
     }
 
-    /// The latest snapshot of one scope.
-    fn latest_snapshot(&self, scope: &Scope) -> impl Future<Output = Result<Option<MarketSnapshot>>> + Send {
-        let query = LatestQuery::new(Selection::one(scope.clone()));
-        async move { Ok(self.latest_snapshots(&query).await?.items.pop()) }
+    /// Writes snapshots.
+    fn insert_snapshots(
+        &self,
+        batch: &[MarketSnapshot],
+    ) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records(batch)
     }
 
-    /// The ticks of a query as a stream, page after page.
-    fn tick_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<PriceTick>> {
-        pages(self, query, |store, query| store.ticks(query), RangeQuery::after)
+    /// Writes one snapshot.
+    fn insert_snapshot(&self, snapshot: &MarketSnapshot) -> impl Future<Output = Result<()>> + Send {
+        self.insert_record(snapshot)
     }
 
-    /// The quotes of a query as a stream, page after page.
-    fn quote_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<Quote>> {
-        pages(self, query, |store, query| store.quotes(query), RangeQuery::after)
+    /// Writes snapshots of any number; see [`PriceStoreExt::insert_records_chunked`].
+    fn insert_snapshots_chunked(
+        &self,
+        snapshots: &[MarketSnapshot],
+        chunk: usize,
+    ) -> impl Future<Output = Result<InsertReport>> + Send {
+        self.insert_records_chunked(snapshots, chunk)
     }
 
-    /// The stored or derived bars of a query as a stream, page after page.
-    fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Ohlcv>> {
-        match source {
-            BarSource::Stored => pages(self, query, |store, query| store.bars(query), BarQuery::after),
-            BarSource::Derived => {
-                pages(self, query, |store, query| store.derived_bars(query), BarQuery::after)
-            }
-        }
+    /// Snapshots of a scope in a range, by time.
+    fn snapshots(&self, query: &SnapshotQuery) -> impl Future<Output = Result<Page<MarketSnapshot>>> + Send {
+        self.range_of(query)
     }
 
     /// The snapshots of a query as a stream, page after page.
     fn snapshot_stream(&self, query: SnapshotQuery) -> BoxStream<'_, Result<MarketSnapshot>> {
-        pages(self, query, |store, query| store.snapshots(query), SnapshotQuery::after)
+        range_pages(self, query.request::<MarketSnapshot>())
     }
 
-    /// The latest tick of each selected instrument as a stream, page after page, in the order of the instruments.
-    fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
-        pages(self, query, |store, query| store.latest_ticks(query), LatestQuery::after)
+    /// The latest snapshot of each selected scope, in the order of the scopes.
+    fn latest_snapshots(
+        &self,
+        query: &LatestQuery<Scope>,
+    ) -> impl Future<Output = Result<Page<MarketSnapshot>>> + Send {
+        self.latest_of(query)
     }
 
-    /// The latest quote of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
-    fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
-        pages(self, query, |store, query| store.latest_quotes(query), LatestQuery::after)
+    /// The latest snapshot of each selected scope as a stream, page after page, in the order of the scopes.
+    fn latest_snapshot_stream(&self, query: LatestQuery<Scope>) -> BoxStream<'_, Result<MarketSnapshot>> {
+        latest_pages(self, query.request::<MarketSnapshot>())
     }
 
-    /// The latest stored bar of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
-    fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Ohlcv>> {
-        pages(self, query, |store, query| store.latest_bars(query), LatestBarsQuery::after)
+    /// The latest snapshot of one scope.
+    fn latest_snapshot(&self, scope: &Scope) -> impl Future<Output = Result<Option<MarketSnapshot>>> + Send {
+        let query = LatestQuery::new(Selection::one(scope.clone()));
+        async move { Ok(self.latest_snapshots(&query).await?.items.pop()) }
     }
 
     /// The bars of a query, oldest first, with a flat bar in every empty bucket between two of them. Buckets
@@ -236,50 +398,40 @@ pub trait PriceStoreExt: PriceStore {
 
 impl<S: PriceStore + ?Sized> PriceStoreExt for S {}
 
-/// Splits a long batch outside of the layers.
-async fn chunked<'a, S, T>(
-    store: &'a S,
-    records: &'a [T],
-    chunk: usize,
-    insert: impl Fn(&'a S, &'a [T]) -> BoxFuture<'a, Result<InsertReport>> + Send,
-) -> Result<InsertReport>
-where
-    S: PriceStore + ?Sized,
-    T: Sync,
-{
-    let most = store.info().max_batch;
-    if !(1..=most).contains(&chunk) {
-        let rule = format!("must lie from 1 to {most}");
-        return Err(Error::new(ErrorKind::InvalidInput, "store.batch.chunk", "insert_chunked")
-            .with_message(rule)
-            .with_context("field", "chunk")
-            .with_context("value", chunk));
-    }
-    let mut report = InsertReport::default();
-    for part in records.chunks(chunk) {
-        report = report.plus(insert(store, part).await?);
-    }
-    Ok(report)
-}
-
 /// The keyset loop: asks for a page, hands out its items, goes on after its cursor.
-fn pages<'a, S, Q, T>(
-    store: &'a S,
-    query: Q,
-    ask: impl for<'c> Fn(&'c S, &'c Q) -> BoxFuture<'c, Result<Page<T>>> + Copy + Send + 'a,
-    after: fn(Q, Cursor) -> Q,
-) -> BoxStream<'a, Result<T>>
-where
-    S: PriceStore + ?Sized,
-    Q: Send + Sync + 'a,
-    T: Send + 'a,
-{
+fn pages<'a, Q: Send + 'a, T: Send + 'a>(
+    query: Result<Q>,
+    ask: impl Fn(Q) -> BoxFuture<'a, Result<(Vec<T>, Option<Q>)>> + Copy + Send + 'a,
+) -> BoxStream<'a, Result<T>> {
     stream::try_unfold(Some(query), move |query| async move {
         let Some(query) = query else { return Ok(None) };
-        let page = ask(store, &query).await?;
-        let rest = page.next.map(|cursor| after(query, cursor));
-        Ok::<_, Error>(Some((stream::iter(page.items.into_iter().map(Ok)), rest)))
+        let (items, rest) = ask(query?).await?;
+        Ok::<_, Error>(Some((stream::iter(items.into_iter().map(Ok)), rest.map(Ok))))
     })
     .try_flatten()
     .boxed()
+}
+
+fn range_pages<R: Record>(
+    store: &(impl PriceStore + ?Sized),
+    request: RangeRequest,
+) -> BoxStream<'_, Result<R>> {
+    pages(Ok(request), move |request| {
+        Box::pin(async move {
+            let RecordPage { records, next, resume: _ } = store.range(&request).await?;
+            Ok((records.into_vec()?, next.map(|cursor| request.after(cursor))))
+        })
+    })
+}
+
+fn latest_pages<R: Record>(
+    store: &(impl PriceStore + ?Sized),
+    request: Result<LatestRequest>,
+) -> BoxStream<'_, Result<R>> {
+    pages(request, move |request| {
+        Box::pin(async move {
+            let RecordPage { records, next, resume: _ } = store.latest(&request).await?;
+            Ok((records.into_vec()?, next.map(|cursor| request.after(cursor))))
+        })
+    })
 }

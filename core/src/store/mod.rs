@@ -5,7 +5,6 @@
 
 mod analytics;
 mod cursor;
-mod dataset;
 mod ext;
 mod page;
 mod port;
@@ -14,14 +13,14 @@ mod report;
 
 pub use analytics::{BarSource, Change, FilledBar, Movers, MoversQuery};
 pub use cursor::{Anchor, Cursor, QueryScope};
-pub use dataset::{Dataset, Record};
 pub use ext::PriceStoreExt;
-pub use page::{MAX_PAGE, Page, PageRequest};
+pub use page::{MAX_PAGE, Page, PageRequest, RecordPage};
 pub use port::PriceStore;
 pub use query::{
-    BarQuery, DeleteQuery, Derived, InstrumentDataset, InstrumentQuery, LatestBarsQuery, LatestQuery, Order,
-    Paged, RangeQuery, SnapshotQuery, StatsQuery,
+    BarQuery, DeleteQuery, Derived, InstrumentQuery, LatestBarsQuery, LatestQuery, LatestRequest, Order,
+    Paged, RangeQuery, RangeRequest, SeriesRequest, SnapshotQuery, StatsQuery,
 };
 pub use report::{
-    InsertReport, InstrumentSummary, PricePoint, RangeStats, Retention, SchemaReport, StoreInfo, StoreStatus,
+    InsertReport, InstrumentSummary, PricePoint, RangeStats, Retention, SchemaReport, SeriesSummary,
+    StoreInfo, StoreStatus,
 };

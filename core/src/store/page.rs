@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
+use crate::record::{Record, RecordVec};
 use crate::{Error, Result};
 
 /// The most items that a page may be asked for.
@@ -76,4 +77,26 @@ pub struct Page<T> {
     /// Where to ask again for what may have come since, in the query's order after the last item. It is always
     /// there, and does not pass a derived bar that the end of the range still cuts.
     pub resume: Cursor,
+}
+
+/// A page of records without their type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordPage {
+    /// The records, in the query's order.
+    pub records: RecordVec,
+    /// As [`Page::next`].
+    pub next: Option<Cursor>,
+    /// As [`Page::resume`].
+    pub resume: Cursor,
+}
+
+impl RecordPage {
+    /// Returns the page with its type.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the records are of another type.
+    pub fn typed<R: Record>(self) -> Result<Page<R>> {
+        let Self { records, next, resume } = self;
+        Ok(Page { items: records.into_vec()?, next, resume })
+    }
 }

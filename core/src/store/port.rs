@@ -6,15 +6,17 @@ use async_trait::async_trait;
 use auto_impl::auto_impl;
 
 use super::{
-    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
-    LatestQuery, Page, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery, StoreInfo,
-    StoreStatus,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, RangeRequest, RangeStats, RecordPage,
+    SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
 };
-use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
+use crate::record::{Dataset, Records};
+use crate::{Ohlcv, Result, Timestamp};
 
-/// Price storage: four datasets, written in batches by key, read in pages.
+/// Price storage: datasets of records, written in batches by key, read in pages.
 ///
-/// Conveniences (single records, streams, analytics) are in [`super::PriceStoreExt`], for every implementation.
+/// The port handles records without their type, so a store keeps the records of every dataset that the program
+/// registers. Callers use the typed methods of [`super::PriceStoreExt`], which every store has: `insert_ticks`, `ticks`,
+/// `insert::<R>`, streams, analytics.
 ///
 /// # What every store guarantees
 /// - **Idempotent by key.** A write that begins after another was acknowledged wins; of two overlapping ones
@@ -28,7 +30,8 @@ use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
 ///   empty page, None, or absent.
 /// - **Exact values.** What comes back is what was written; sums are exact and rounded once, half away from zero,
 ///   at 18 places; a sum of 10²⁰ or more is `OutOfRange`.
-/// - **Nothing before [`PriceStore::ensure_schema`]**: every other data call is `SchemaMismatch`.
+/// - **Nothing before [`PriceStore::ensure_schema`]**: every other data call is `SchemaMismatch`. So is a call for a
+///   dataset that the store was not opened with.
 /// - **Dropping a future** leaves the store usable. What it was writing is unknown, and may still land until the
 ///   server-side limit.
 /// - **After [`PriceStore::close`]** every call is `Closed`.
@@ -62,42 +65,35 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// What is known of the store without asking it.
     fn info(&self) -> StoreInfo;
 
-    /// Creates what is missing, and changes nothing else: idempotent, safe to run from many processes at once,
-    /// never destructive.
+    /// Creates the missing tables of the store's datasets, and adds optional columns that were declared since. It changes
+    /// nothing else: idempotent, safe to run from many processes and by two versions of a program at once, never
+    /// destructive.
+    ///
+    /// A program whose columns are the first columns of the stored dataset is an older version of it, and may go on.
     ///
     /// # Errors
-    /// `SchemaMismatch` if the schema is newer than this code.
+    /// `SchemaMismatch` if the schema is newer than this code, or a stored dataset differs from its declaration in
+    /// another way. The message says what differs and what to do.
     async fn ensure_schema(&self) -> Result<SchemaReport>;
+
+    /// Returns the statements that [`PriceStore::ensure_schema`] would run now, and changes nothing. Empty: the schema
+    /// is complete.
+    ///
+    /// # Errors
+    /// As [`PriceStore::ensure_schema`].
+    async fn plan_schema(&self) -> Result<Vec<String>>;
 
     /// Asks the server whether it answers.
     async fn ping(&self) -> Result<StoreStatus>;
 
-    /// Writes ticks; see the contract above. An empty batch is Ok without I/O.
-    async fn insert_ticks(&self, batch: &[PriceTick]) -> Result<InsertReport>;
-    /// Writes quotes; see the contract above.
-    async fn insert_quotes(&self, batch: &[Quote]) -> Result<InsertReport>;
-    /// Writes bars; see the contract above. They are data of their own, apart from derived ones.
-    async fn insert_bars(&self, batch: &[Ohlcv]) -> Result<InsertReport>;
-    /// Writes snapshots; see the contract above.
-    async fn insert_snapshots(&self, batch: &[MarketSnapshot]) -> Result<InsertReport>;
+    /// Writes records; see the contract above. An empty batch is Ok without I/O.
+    async fn insert(&self, batch: &dyn Records) -> Result<InsertReport>;
 
-    /// Ticks of an instrument in a range, by (ts, seq).
-    async fn ticks(&self, query: &RangeQuery) -> Result<Page<PriceTick>>;
-    /// Quotes of an instrument in a range, by (ts, seq).
-    async fn quotes(&self, query: &RangeQuery) -> Result<Page<Quote>>;
-    /// Stored bars of an instrument that open in a range, by open time.
-    async fn bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
-    /// Snapshots of a scope in a range, by time.
-    async fn snapshots(&self, query: &SnapshotQuery) -> Result<Page<MarketSnapshot>>;
+    /// Records of one series in a range, by (time, seq).
+    async fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
 
-    /// The latest tick of each selected instrument, in the order of the instruments.
-    async fn latest_ticks(&self, query: &LatestQuery) -> Result<Page<PriceTick>>;
-    /// The latest quote of each selected instrument, in the order of the instruments.
-    async fn latest_quotes(&self, query: &LatestQuery) -> Result<Page<Quote>>;
-    /// The latest stored bar of each selected instrument, in the order of the instruments.
-    async fn latest_bars(&self, query: &LatestBarsQuery) -> Result<Page<Ohlcv>>;
-    /// The latest snapshot of each selected scope, in the order of the scopes.
-    async fn latest_snapshots(&self, query: &LatestQuery<Scope>) -> Result<Page<MarketSnapshot>>;
+    /// The latest record of each selected owner, in the order of the owners.
+    async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
     /// Bars computed from the ticks, at every call anew: late and corrected ticks change them at once. Each is
     /// computed from its whole bucket; an empty bucket has none.
@@ -112,8 +108,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// `OutOfRange` if a volume is 10²⁰ or more.
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
 
-    /// The instruments that have at least one record in a dataset.
-    async fn instruments(&self, query: &InstrumentQuery) -> Result<Page<InstrumentSummary>>;
+    /// The owners that have at least one record in a dataset, in order.
+    async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
 
     /// Removes the records of a range. They are invisible afterwards; the same batch inserted again is visible
     /// again. Repeating it is Ok.

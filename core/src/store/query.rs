@@ -1,14 +1,15 @@
 //! What can be asked of a store.
 //!
-//! Every query is a plain value with a `page`; [`Paged`] is how an adapter reads the cursor of one and builds the
-//! page of its answer.
+//! Callers write typed queries: [`RangeQuery`], [`LatestQuery`] and their relatives. The port takes requests, which name
+//! a dataset and have no types: [`RangeRequest`], [`LatestRequest`]. [`super::PriceStoreExt`] makes one of the other.
 
 use serde::{Deserialize, Serialize};
 
 use super::cursor::{Anchor, Cursor, QueryScope};
-use super::{Dataset, Page, PageRequest};
+use super::{Page, PageRequest, RecordPage, SeriesSummary};
+use crate::record::{Dataset, Owner, Record, RecordVec, Series, SeriesKey, SeriesType};
 use crate::{
-    Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Selection,
+    Error, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Selection,
     TimeRange, Timestamp,
 };
 
@@ -51,12 +52,12 @@ macro_rules! setters {
     };
 }
 
-/// Ticks or quotes of one instrument in a range.
+/// Records of one series in a range. The series is an instrument, unless the dataset has others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct RangeQuery {
+pub struct RangeQuery<S = Instrument> {
     /// Of what.
-    pub instrument: Instrument,
+    pub series: S,
     /// When.
     pub range: TimeRange,
     /// Oldest or newest first, by (ts, seq).
@@ -65,10 +66,13 @@ pub struct RangeQuery {
     pub page: PageRequest,
 }
 
-impl RangeQuery {
-    /// All of `instrument` in `range`, oldest first, in pages of 1,000.
-    pub fn new(instrument: Instrument, range: TimeRange) -> Self {
-        Self { instrument, range, order: Order::Ascending, page: PageRequest::default() }
+/// Snapshots of one scope in a range.
+pub type SnapshotQuery = RangeQuery<Scope>;
+
+impl<S> RangeQuery<S> {
+    /// All of `series` in `range`, oldest first, in pages of 1,000.
+    pub fn new(series: S, range: TimeRange) -> Self {
+        Self { series, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
     /// Newest first.
@@ -77,8 +81,23 @@ impl RangeQuery {
         self.order = Order::Descending;
         self
     }
+
+    /// Returns the request for the records `R`.
+    pub fn request<R: Record<Series = S>>(&self) -> RangeRequest
+    where
+        S: Series,
+    {
+        let Self { series, range, order, page } = self;
+        RangeRequest {
+            dataset: R::DATASET,
+            series: series.key(),
+            range: *range,
+            order: *order,
+            page: page.clone(),
+        }
+    }
 }
-setters!(RangeQuery);
+setters!(RangeQuery<S>, S);
 
 /// Bars of one instrument and interval whose open time lies in a range: stored ones, or ones derived from ticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,54 +127,42 @@ impl BarQuery {
         self.order = Order::Descending;
         self
     }
+
+    /// Returns the request for stored bars.
+    pub fn request(&self) -> RangeRequest {
+        let Self { instrument, interval, range, order, page } = self;
+        let series = (instrument.clone(), *interval).key();
+        RangeRequest { dataset: Ohlcv::DATASET, series, range: *range, order: *order, page: page.clone() }
+    }
 }
 setters!(BarQuery);
 
-/// Snapshots of one scope in a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SnapshotQuery {
-    /// Of what.
-    pub scope: Scope,
-    /// When.
-    pub range: TimeRange,
-    /// Oldest or newest first.
-    pub order: Order,
-    /// Which part of the answer.
-    pub page: PageRequest,
-}
-
-impl SnapshotQuery {
-    /// All of `scope` in `range`, oldest first, in pages of 1,000.
-    pub fn new(scope: Scope, range: TimeRange) -> Self {
-        Self { scope, range, order: Order::Ascending, page: PageRequest::default() }
-    }
-
-    /// Newest first.
-    #[must_use]
-    pub fn descending(mut self) -> Self {
-        self.order = Order::Descending;
-        self
-    }
-}
-setters!(SnapshotQuery);
-
-/// The latest record of each selected key, in the order of the keys. A key without a record is absent.
+/// The latest record of each selected owner, in the order of the owners. An owner without a record is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestQuery<K = Instrument> {
-    /// Of which keys.
+    /// Of which owners: instruments, or the names of the dataset.
     pub selection: Selection<K>,
-    /// As it was known at this moment, inclusive: the latest with ts <= `as_of`. None is without a limit.
+    /// The interval, of a dataset whose series have one.
+    pub interval: Option<Interval>,
+    /// As it was known at this moment, inclusive: the latest with ts <= `as_of`, of bars with close time <= `as_of`,
+    /// because an open time would look ahead. None is without a limit.
     pub as_of: Option<Timestamp>,
     /// Which part of the answer.
     pub page: PageRequest,
 }
 
 impl<K> LatestQuery<K> {
-    /// The latest of these keys, in pages of 1,000.
+    /// The latest of these owners, in pages of 1,000.
     pub fn new(selection: Selection<K>) -> Self {
-        Self { selection, as_of: None, page: PageRequest::default() }
+        Self { selection, interval: None, as_of: None, page: PageRequest::default() }
+    }
+
+    /// Of this interval.
+    #[must_use]
+    pub fn of_interval(mut self, interval: Interval) -> Self {
+        self.interval = Some(interval);
+        self
     }
 
     /// As it was known at `time`, inclusive.
@@ -164,8 +171,51 @@ impl<K> LatestQuery<K> {
         self.as_of = Some(time);
         self
     }
+
+    /// Returns the request for the records `R`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the dataset has intervals and the query has none, or the other way round.
+    pub fn request<R: Record>(&self) -> Result<LatestRequest>
+    where
+        R::Series: Series<Owner = K>,
+    {
+        let Self { selection, interval, as_of, page } = self;
+        check_interval(R::DATASET, *interval)?;
+        let selection = owners::<R>(selection);
+        Ok(LatestRequest {
+            dataset: R::DATASET,
+            selection,
+            interval: *interval,
+            as_of: *as_of,
+            page: page.clone(),
+        })
+    }
 }
 setters!(LatestQuery<K>, K);
+
+fn check_interval(dataset: Dataset, interval: Option<Interval>) -> Result<()> {
+    if dataset.interval().is_some() == interval.is_some() {
+        return Ok(());
+    }
+    let rule = if interval.is_none() {
+        "must be given for this dataset"
+    } else {
+        "must not be given for this dataset"
+    };
+    let value = interval.map_or("none", Interval::as_str);
+    Err(Error::invalid("store.query.interval", "interval", value, rule).with_context("dataset", dataset))
+}
+
+fn owners<R: Record>(selection: &Selection<<R::Series as Series>::Owner>) -> Selection<Owner> {
+    match selection {
+        Selection::All => Selection::All,
+        // Owners order as their keys, so the list stays sorted.
+        Selection::These(keys) => {
+            Selection::these(keys.iter().map(R::Series::owner_key)).unwrap_or(Selection::All)
+        }
+    }
+}
 
 /// The latest stored bar of each selected instrument at one interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +244,15 @@ impl LatestBarsQuery {
         self.as_of = Some(time);
         self
     }
+
+    /// Returns the request.
+    ///
+    /// # Errors
+    /// Never: bars have intervals.
+    pub fn request(&self) -> Result<LatestRequest> {
+        let Self { interval, selection, as_of, page } = self.clone();
+        LatestQuery { selection, interval: Some(interval), as_of, page }.request::<Ohlcv>()
+    }
 }
 setters!(LatestBarsQuery);
 
@@ -214,34 +273,12 @@ impl StatsQuery {
     }
 }
 
-/// The datasets whose records belong to instruments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InstrumentDataset {
-    /// Ticks.
-    Ticks,
-    /// Quotes.
-    Quotes,
-    /// Stored bars, of every interval.
-    Bars,
-}
-
-impl From<InstrumentDataset> for Dataset {
-    fn from(dataset: InstrumentDataset) -> Self {
-        match dataset {
-            InstrumentDataset::Ticks => Self::Ticks,
-            InstrumentDataset::Quotes => Self::Quotes,
-            InstrumentDataset::Bars => Self::Bars,
-        }
-    }
-}
-
 /// The instruments that have at least one record in a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstrumentQuery {
     /// In which dataset.
-    pub dataset: InstrumentDataset,
+    pub dataset: Dataset,
     /// Only those of this exchange.
     pub exchange: Option<Exchange>,
     /// Which part of the answer.
@@ -250,7 +287,7 @@ pub struct InstrumentQuery {
 
 impl InstrumentQuery {
     /// Every instrument of `dataset`, in pages of 1,000.
-    pub fn new(dataset: InstrumentDataset) -> Self {
+    pub fn new(dataset: Dataset) -> Self {
         Self { dataset, exchange: None, page: PageRequest::default() }
     }
 
@@ -260,52 +297,236 @@ impl InstrumentQuery {
         self.exchange = Some(exchange);
         self
     }
+
+    /// Returns the request.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a dataset whose records do not belong to instruments.
+    pub fn request(&self) -> Result<SeriesRequest> {
+        let Self { dataset, exchange, page } = self.clone();
+        if dataset.series() != SeriesType::Instrument {
+            let rule = "must be a dataset of instruments";
+            return Err(Error::invalid("store.query.instruments", "dataset", dataset, rule));
+        }
+        Ok(SeriesRequest { dataset, exchange, page })
+    }
 }
 setters!(InstrumentQuery);
 
 /// What to delete. The time of a record is its `ts`, of a bar its open time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum DeleteQuery {
-    /// Ticks of these instruments.
-    Ticks(Selection<Instrument>, TimeRange),
-    /// Quotes of these instruments.
-    Quotes(Selection<Instrument>, TimeRange),
-    /// Stored bars of this interval and these instruments.
-    Bars(Interval, Selection<Instrument>, TimeRange),
-    /// Snapshots of these scopes.
-    Snapshots(Selection<Scope>, TimeRange),
+pub struct DeleteQuery {
+    /// In which dataset.
+    pub dataset: Dataset,
+    /// Of which owners.
+    pub selection: Selection<Owner>,
+    /// The interval, of a dataset whose series have one.
+    pub interval: Option<Interval>,
+    /// When.
+    pub range: TimeRange,
 }
 
-/// What an adapter needs of a paged query: where to go on, and the page of an answer.
-///
-/// `T` is the record that is asked for. One query type can serve two datasets ([`RangeQuery`] serves ticks and
-/// quotes), and a cursor of one is refused by the other. An adapter asks its backend for one record more than
-/// the limit, and hands all of them to [`Paged::page_of`]:
-///
-/// ```
-/// # use qi_core::{PriceTick, Result, TimeRange};
-/// # use qi_core::store::{Page, Paged, RangeQuery};
-/// fn answer(query: &RangeQuery, found: Vec<PriceTick>) -> Result<Page<PriceTick>> {
-///     let _after = Paged::<PriceTick>::anchor(query)?; // before any I/O
-///     query.page_of(found)
-/// }
-/// ```
-pub trait Paged<T> {
+impl DeleteQuery {
+    /// The records `R` of these owners. A dataset of bars needs [`DeleteQuery::bars`].
+    pub fn of<R: Record>(selection: &Selection<<R::Series as Series>::Owner>, range: TimeRange) -> Self {
+        Self { dataset: R::DATASET, selection: owners::<R>(selection), interval: None, range }
+    }
+
+    /// Of this interval.
+    #[must_use]
+    pub fn of_interval(mut self, interval: Interval) -> Self {
+        self.interval = Some(interval);
+        self
+    }
+
+    /// Ticks of these instruments.
+    #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
+    pub fn ticks(selection: Selection<Instrument>, range: TimeRange) -> Self {
+        Self::of::<PriceTick>(&selection, range)
+    }
+
+    /// Quotes of these instruments.
+    #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
+    pub fn quotes(selection: Selection<Instrument>, range: TimeRange) -> Self {
+        Self::of::<Quote>(&selection, range)
+    }
+
+    /// Stored bars of this interval and these instruments.
+    #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
+    pub fn bars(interval: Interval, selection: Selection<Instrument>, range: TimeRange) -> Self {
+        Self::of::<Ohlcv>(&selection, range).of_interval(interval)
+    }
+
+    /// Snapshots of these scopes.
+    #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
+    pub fn snapshots(selection: Selection<Scope>, range: TimeRange) -> Self {
+        Self::of::<MarketSnapshot>(&selection, range)
+    }
+
+    /// Checks that the interval is given where the dataset has one. Adapters call it before any I/O.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the dataset.
+    pub fn check(&self) -> Result<()> {
+        check_interval(self.dataset, self.interval)
+    }
+}
+
+/// Asks for the records of one series in a range: what [`super::PriceStore::range`] takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RangeRequest {
+    /// In which dataset.
+    pub dataset: Dataset,
+    /// Of which series.
+    pub series: SeriesKey,
+    /// When.
+    pub range: TimeRange,
+    /// Oldest or newest first, by (time, seq).
+    pub order: Order,
+    /// Which part of the answer.
+    pub page: PageRequest,
+}
+
+impl RangeRequest {
+    /// All of `series` in `range`, oldest first, in pages of 1,000.
+    pub fn new(dataset: Dataset, series: SeriesKey, range: TimeRange) -> Self {
+        Self { dataset, series, range, order: Order::Ascending, page: PageRequest::default() }
+    }
+
+    /// Newest first.
+    #[must_use]
+    pub fn descending(mut self) -> Self {
+        self.order = Order::Descending;
+        self
+    }
+
+    /// Builds the page of `found`: what the backend found after the anchor, in the query's order, up to the limit and
+    /// one more if there is more.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn page_of(&self, mut found: RecordVec) -> Result<RecordPage> {
+        let (more, count) = cut(self, found.len());
+        found.truncate(count);
+        let records = found.as_records();
+        let last = count.checked_sub(1).map(|last| {
+            let (time, seq) = records.place(last);
+            if self.dataset.seq().is_some() { Anchor::Place(time, seq) } else { Anchor::Time(time) }
+        });
+        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        Ok(RecordPage { records: found, next, resume })
+    }
+}
+setters!(RangeRequest);
+
+/// Asks for the latest record of each selected owner: what [`super::PriceStore::latest`] takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LatestRequest {
+    /// In which dataset.
+    pub dataset: Dataset,
+    /// Of which owners.
+    pub selection: Selection<Owner>,
+    /// The interval, of a dataset whose series have one.
+    pub interval: Option<Interval>,
+    /// As it was known at this moment, inclusive.
+    pub as_of: Option<Timestamp>,
+    /// Which part of the answer.
+    pub page: PageRequest,
+}
+
+impl LatestRequest {
+    /// The latest of these owners, in pages of 1,000.
+    pub fn new(dataset: Dataset, selection: Selection<Owner>) -> Self {
+        Self { dataset, selection, interval: None, as_of: None, page: PageRequest::default() }
+    }
+
+    /// Of this interval.
+    #[must_use]
+    pub fn of_interval(mut self, interval: Interval) -> Self {
+        self.interval = Some(interval);
+        self
+    }
+
+    /// Checks the cursor, and that the interval is given where the dataset has one. Adapters call it before any I/O.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the dataset.
+    pub fn check(&self) -> Result<()> {
+        check_interval(self.dataset, self.interval)?;
+        self.anchor().map(drop)
+    }
+
+    /// Returns the series of an owner.
+    pub fn series(&self, owner: Owner) -> SeriesKey {
+        SeriesKey { owner, interval: self.interval }
+    }
+
+    /// Returns the latest time of a record that `as_of` lets through, None if it lets none through.
+    pub fn until(&self) -> Option<Timestamp> {
+        match (self.as_of, self.interval) {
+            (Some(time), Some(interval)) => time.checked_sub(interval.duration()),
+            (Some(time), None) => Some(time.min(Timestamp::MAX_RECORD)),
+            (None, _) => Some(Timestamp::MAX_RECORD),
+        }
+    }
+
+    /// Builds the page of `found`; see [`RangeRequest::page_of`].
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn page_of(&self, mut found: RecordVec) -> Result<RecordPage> {
+        let (more, count) = cut(self, found.len());
+        found.truncate(count);
+        let records = found.as_records();
+        let last = count.checked_sub(1).map(|last| Anchor::Owner(records.series(last).owner.to_owned()));
+        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        Ok(RecordPage { records: found, next, resume })
+    }
+}
+setters!(LatestRequest);
+
+/// Asks for the owners that have at least one record in a dataset: what [`super::PriceStore::series`] takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SeriesRequest {
+    /// In which dataset.
+    pub dataset: Dataset,
+    /// Only instruments of this exchange.
+    pub exchange: Option<Exchange>,
+    /// Which part of the answer.
+    pub page: PageRequest,
+}
+
+impl SeriesRequest {
+    /// Every owner of `dataset`, in pages of 1,000.
+    pub fn new(dataset: Dataset) -> Self {
+        Self { dataset, exchange: None, page: PageRequest::default() }
+    }
+
+    /// Builds the page of `found`; see [`RangeRequest::page_of`].
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn page_of(&self, mut found: Vec<SeriesSummary>) -> Result<Page<SeriesSummary>> {
+        let (more, count) = cut(self, found.len());
+        found.truncate(count);
+        let last = found.last().map(|summary| Anchor::Owner(summary.owner.clone()));
+        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        Ok(Page { items: found, next, resume })
+    }
+}
+setters!(SeriesRequest);
+
+/// A query that is answered in pages: what a cursor of it is bound to, and where to go on.
+pub trait Paged {
     /// All that a cursor of this query is bound to.
     fn scope(&self) -> QueryScope;
 
     /// The page that is asked for.
     fn request(&self) -> &PageRequest;
-
-    /// The anchor of a record: where a page goes on after it.
-    fn anchor_of(&self, item: &T) -> Anchor;
-
-    /// Whether the cursor that [`Page::resume`] gives may pass this record.
-    fn may_pass(&self, item: &T) -> bool {
-        let _ = item;
-        true
-    }
 
     /// Where to go on.
     ///
@@ -314,61 +535,53 @@ pub trait Paged<T> {
     fn anchor(&self) -> Result<Anchor> {
         self.request().cursor().map_or(Ok(Anchor::Start), |cursor| self.scope().open(cursor))
     }
-
-    /// The page of `found`, which holds what the backend found after the anchor, in the query's order: up to the
-    /// limit, and one more if there is more.
-    ///
-    /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
-    fn page_of(&self, mut found: Vec<T>) -> Result<Page<T>> {
-        let (scope, before) = (self.scope(), self.anchor()?);
-        let more = found.len() > self.request().limit();
-        found.truncate(self.request().limit());
-        let after_last = found.last().map_or_else(|| before.clone(), |item| self.anchor_of(item));
-        let next = more.then(|| scope.cursor(&after_last));
-        // The first record that may still change stops it, whatever comes behind.
-        let passed = found.iter().take_while(|item| self.may_pass(item)).last();
-        let resume = scope.cursor(&passed.map_or(before, |item| self.anchor_of(item)));
-        Ok(Page { items: found, next, resume })
-    }
 }
 
-impl Paged<PriceTick> for RangeQuery {
+/// Whether there is more than the page takes, and how many it takes.
+fn cut(query: &impl Paged, found: usize) -> (bool, usize) {
+    let limit = query.request().limit();
+    (found > limit, found.min(limit))
+}
+
+/// The cursor of the next page after `last`, and the one to resume with after `passed`.
+fn cursors(
+    query: &impl Paged,
+    more: bool,
+    last: Option<Anchor>,
+    passed: Option<Anchor>,
+) -> Result<(Option<Cursor>, Cursor)> {
+    let (scope, before) = (query.scope(), query.anchor()?);
+    let next = more.then(|| scope.cursor(last.as_ref().unwrap_or(&before)));
+    Ok((next, scope.cursor(passed.as_ref().unwrap_or(&before))))
+}
+
+impl Paged for RangeRequest {
     fn scope(&self) -> QueryScope {
-        let Self { instrument, range, order, page: _ } = self;
-        QueryScope::of(format_args!("ticks|{instrument}|{range}|{order:?}"))
+        let Self { dataset, series, range, order, page: _ } = self;
+        QueryScope::of(format_args!("{dataset}|{series}|{range}|{order:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
     }
-    fn anchor_of(&self, tick: &PriceTick) -> Anchor {
-        Anchor::Place(tick.ts(), tick.seq())
-    }
 }
 
-impl Paged<Quote> for RangeQuery {
+impl Paged for LatestRequest {
     fn scope(&self) -> QueryScope {
-        let Self { instrument, range, order, page: _ } = self;
-        QueryScope::of(format_args!("quotes|{instrument}|{range}|{order:?}"))
+        let Self { dataset, selection, interval, as_of, page: _ } = self;
+        QueryScope::of(format_args!("latest_{dataset}|{interval:?}|{selection:?}|{as_of:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
     }
-    fn anchor_of(&self, quote: &Quote) -> Anchor {
-        Anchor::Place(quote.ts(), quote.seq())
-    }
 }
 
-impl Paged<Ohlcv> for BarQuery {
+impl Paged for SeriesRequest {
     fn scope(&self) -> QueryScope {
-        let Self { instrument, interval, range, order, page: _ } = self;
-        QueryScope::of(format_args!("bars|{instrument}|{interval}|{range}|{order:?}"))
+        let Self { dataset, exchange, page: _ } = self;
+        QueryScope::of(format_args!("series|{dataset}|{exchange:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
-    }
-    fn anchor_of(&self, bar: &Ohlcv) -> Anchor {
-        Anchor::Time(bar.open_time())
     }
 }
 
@@ -376,7 +589,7 @@ impl Paged<Ohlcv> for BarQuery {
 #[derive(Debug, Clone, Copy)]
 pub struct Derived<'a>(pub &'a BarQuery);
 
-impl Paged<Ohlcv> for Derived<'_> {
+impl Paged for Derived<'_> {
     fn scope(&self) -> QueryScope {
         let BarQuery { instrument, interval, range, order, page: _ } = self.0;
         QueryScope::of(format_args!("derived|{instrument}|{interval}|{range}|{order:?}"))
@@ -384,90 +597,22 @@ impl Paged<Ohlcv> for Derived<'_> {
     fn request(&self) -> &PageRequest {
         &self.0.page
     }
-    fn anchor_of(&self, bar: &Ohlcv) -> Anchor {
-        Anchor::Time(bar.open_time())
-    }
-    /// A bar that the end of the range cuts may still grow.
-    fn may_pass(&self, bar: &Ohlcv) -> bool {
-        bar.close_time() <= self.0.range.end()
-    }
 }
 
-impl Paged<MarketSnapshot> for SnapshotQuery {
-    fn scope(&self) -> QueryScope {
-        let Self { scope, range, order, page: _ } = self;
-        QueryScope::of(format_args!("snapshots|{scope}|{range}|{order:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, snapshot: &MarketSnapshot) -> Anchor {
-        Anchor::Time(snapshot.ts())
-    }
-}
-
-impl Paged<PriceTick> for LatestQuery {
-    fn scope(&self) -> QueryScope {
-        let Self { selection, as_of, page: _ } = self;
-        QueryScope::of(format_args!("latest_ticks|{selection:?}|{as_of:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, tick: &PriceTick) -> Anchor {
-        Anchor::Instrument(tick.instrument().clone())
-    }
-}
-
-impl Paged<Quote> for LatestQuery {
-    fn scope(&self) -> QueryScope {
-        let Self { selection, as_of, page: _ } = self;
-        QueryScope::of(format_args!("latest_quotes|{selection:?}|{as_of:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, quote: &Quote) -> Anchor {
-        Anchor::Instrument(quote.instrument().clone())
-    }
-}
-
-impl Paged<Ohlcv> for LatestBarsQuery {
-    fn scope(&self) -> QueryScope {
-        let Self { interval, selection, as_of, page: _ } = self;
-        QueryScope::of(format_args!("latest_bars|{interval}|{selection:?}|{as_of:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, bar: &Ohlcv) -> Anchor {
-        Anchor::Instrument(bar.instrument().clone())
-    }
-}
-
-impl Paged<MarketSnapshot> for LatestQuery<Scope> {
-    fn scope(&self) -> QueryScope {
-        let Self { selection, as_of, page: _ } = self;
-        QueryScope::of(format_args!("latest_snapshots|{selection:?}|{as_of:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, snapshot: &MarketSnapshot) -> Anchor {
-        Anchor::Scope(snapshot.scope().clone())
-    }
-}
-
-impl Paged<super::InstrumentSummary> for InstrumentQuery {
-    fn scope(&self) -> QueryScope {
-        let Self { dataset, exchange, page: _ } = self;
-        QueryScope::of(format_args!("instruments|{dataset:?}|{exchange:?}"))
-    }
-    fn request(&self) -> &PageRequest {
-        &self.page
-    }
-    fn anchor_of(&self, summary: &super::InstrumentSummary) -> Anchor {
-        Anchor::Instrument(summary.instrument.clone())
+impl Derived<'_> {
+    /// Builds the page of `found`; see [`RangeRequest::page_of`]. The cursor to resume with does not pass a bar that the
+    /// end of the range cuts, because it may still grow.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn page_of(&self, mut found: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
+        let (more, count) = cut(self, found.len());
+        found.truncate(count);
+        let anchor = |bar: &Ohlcv| Anchor::Time(bar.open_time());
+        // The first bar that may still change stops it, whatever comes behind.
+        let passed = found.iter().take_while(|bar| bar.close_time() <= self.0.range.end()).last();
+        let (next, resume) = cursors(self, more, found.last().map(anchor), passed.map(anchor))?;
+        Ok(Page { items: found, next, resume })
     }
 }
 
@@ -475,6 +620,10 @@ impl Paged<super::InstrumentSummary> for InstrumentQuery {
 mod tests {
     use super::*;
     use crate::BarValues;
+
+    fn stored(query: &BarQuery, bars: Vec<Ohlcv>) -> RecordPage {
+        query.request().page_of(RecordVec::from_vec(bars)).unwrap()
+    }
 
     fn bar(hour: i64) -> Ohlcv {
         let open = Timestamp::from_secs(1_600_000_000 / 3_600 * 3_600 + hour * 3_600).unwrap();
@@ -502,8 +651,11 @@ mod tests {
         assert_eq!(Derived(&resumed).anchor().unwrap(), Anchor::Time(bars[1].open_time()));
         assert_eq!(page.next, None);
         // The stored ones of the same query are data of their own, and all of them are passed.
-        let page = ascending.page_of(bars.clone()).unwrap();
-        assert_eq!(ascending.clone().after(page.resume).anchor().unwrap(), Anchor::Time(bars[2].open_time()));
+        let page = stored(&ascending, bars.clone());
+        assert_eq!(
+            ascending.clone().after(page.resume).request().anchor().unwrap(),
+            Anchor::Time(bars[2].open_time())
+        );
 
         let descending = ascending.descending();
         bars.reverse();
@@ -520,12 +672,15 @@ mod tests {
     fn an_empty_page_resumes_where_it_began() {
         let bars = [bar(0), bar(1)];
         let first = query(&bars);
-        let page = first.page_of(Vec::new()).unwrap();
-        assert_eq!(first.clone().after(page.resume).anchor().unwrap(), Anchor::Start);
-        let page = first.clone().with_limit(1).unwrap().page_of(bars.to_vec()).unwrap();
-        assert_eq!((page.items.len(), page.next.is_some()), (1, true));
+        let page = stored(&first, Vec::new());
+        assert_eq!(first.clone().after(page.resume).request().anchor().unwrap(), Anchor::Start);
+        let page = stored(&first.clone().with_limit(1).unwrap(), bars.to_vec());
+        assert_eq!((page.records.len(), page.next.is_some()), (1, true));
         let second = first.after(page.next.unwrap());
-        let empty = second.page_of(Vec::new()).unwrap();
-        assert_eq!(second.clone().after(empty.resume).anchor().unwrap(), Anchor::Time(bars[0].open_time()));
+        let empty = stored(&second, Vec::new());
+        assert_eq!(
+            second.clone().after(empty.resume).request().anchor().unwrap(),
+            Anchor::Time(bars[0].open_time())
+        );
     }
 }

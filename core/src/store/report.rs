@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Sum18, Sum36};
+use crate::record::{Dataset, Owner};
 use crate::{Decimal, Error, ErrorKind, Instrument, Price, PriceTick, Quantity, Result, Timestamp};
 
 /// What is known of a store without asking it. What only the server knows is None until a call has met it.
@@ -50,9 +51,9 @@ impl StoreInfo {
 #[non_exhaustive]
 pub enum Retention {
     /// Records whose time is older than this, of one dataset.
-    Age(super::Dataset, Duration),
+    Age(Dataset, Duration),
     /// All but the newest so many records of each series, of one dataset.
-    RowsPerSeries(super::Dataset, usize),
+    RowsPerSeries(Dataset, usize),
 }
 
 /// What `ensure_schema` did.
@@ -111,6 +112,34 @@ impl InsertReport {
         Self {
             received: self.received + other.received,
             duplicates_in_batch: self.duplicates_in_batch + other.duplicates_in_batch,
+        }
+    }
+}
+
+/// An owner that has records, and from when to when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeriesSummary {
+    /// Which.
+    pub owner: Owner,
+    /// The time of its first record; of bars the open time.
+    pub first: Timestamp,
+    /// The time of its last record; of bars the open time.
+    pub last: Timestamp,
+}
+
+impl SeriesSummary {
+    /// Returns the summary of an instrument.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an owner that is no instrument.
+    pub fn of_instrument(self) -> Result<InstrumentSummary> {
+        match self.owner {
+            Owner::Instrument(instrument) => {
+                Ok(InstrumentSummary { instrument, first: self.first, last: self.last })
+            }
+            Owner::Name(name) => {
+                Err(Error::invalid("store.series.owner", "owner", name, "must be an instrument"))
+            }
         }
     }
 }

@@ -1,0 +1,280 @@
+//! The types of columns, and how their values are written and read.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Column, ColumnType, FieldReader, FieldWriter};
+use crate::domain::{counter, text_name};
+use crate::{
+    Decimal, Error, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Source, Symbol, Timestamp,
+};
+
+/// A type that a column can have. `Option` of such a type is an optional column.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a column of a record",
+    label = "not a column type",
+    note = "column types are `Price`, `Quantity`, `Percent`, `Decimal`, `u64`, `i64`, `bool`, `Timestamp`, `Interval`, \
+            `Text`, `Source`, `Symbol`, `Exchange`, `Levels`, enums with `#[derive(Enumeration)]`, and `Option` of these"
+)]
+pub trait ColumnValue: Sized {
+    /// The type of the column.
+    const TYPE: ColumnType;
+    /// Whether the value may be absent.
+    const OPTIONAL: bool = false;
+
+    /// Writes the value.
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// The reader's error; `InvalidInput` for a value outside the type.
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self>;
+
+    /// Returns whether the value is absent.
+    fn is_absent(&self) -> bool {
+        false
+    }
+
+    /// Checks that stores can hold the value.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field and the value.
+    fn check(&self, field: &'static str) -> Result<()> {
+        let _ = field;
+        Ok(())
+    }
+}
+
+/// A struct whose fields are columns of the record that contains it. Implement it with `#[derive(Columns)]`, and mark the
+/// field of the record with `#[flatten]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no columns",
+    note = "add `#[derive(Columns)]` to the struct"
+)]
+pub trait Columns: Sized {
+    /// The columns in the declared order.
+    const COLUMNS: &'static [Column];
+
+    /// Writes the values in the declared order.
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
+
+    /// Reads the values in the declared order.
+    ///
+    /// # Errors
+    /// As [`ColumnValue::read`].
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self>;
+
+    /// Checks that stores can hold the values.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field and the value.
+    fn check(&self) -> Result<()>;
+}
+
+/// An enum without fields, stored by the position of its variant. Implement it with `#[derive(Enumeration)]`.
+pub trait Enumeration: Copy + 'static {
+    /// The names of the variants in the declared order.
+    const NAMES: &'static [&'static str];
+
+    /// Returns the position of the variant, from 1.
+    fn code(self) -> u8;
+
+    /// Returns the variant at a position, from 1.
+    fn from_code(code: u8) -> Option<Self>;
+}
+
+impl<T: ColumnValue> ColumnValue for Option<T> {
+    const TYPE: ColumnType = {
+        assert!(!T::OPTIONAL, "a column is optional once");
+        T::TYPE
+    };
+    const OPTIONAL: bool = true;
+
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W) {
+        out.presence(self.is_some());
+        if let Some(value) = self {
+            value.write(out);
+        }
+    }
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self> {
+        if fields.presence()? { T::read(fields).map(Some) } else { Ok(None) }
+    }
+    fn is_absent(&self) -> bool {
+        self.is_none()
+    }
+    fn check(&self, field: &'static str) -> Result<()> {
+        self.as_ref().map_or(Ok(()), |value| value.check(field))
+    }
+}
+
+macro_rules! values {
+    ($($name:ty, $ty:expr, $method:ident, |$value:ident| $write:expr, |$read:ident| $make:expr;)*) => {$(
+        impl ColumnValue for $name {
+            const TYPE: ColumnType = $ty;
+
+            fn write<W: FieldWriter + ?Sized>(&self, out: &mut W) {
+                let $value = self;
+                out.$method($write);
+            }
+            fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self> {
+                let $read = fields.$method()?;
+                $make
+            }
+        }
+    )*};
+}
+
+values! {
+    Decimal, ColumnType::Decimal, decimal, |v| *v, |v| Ok(v);
+    Price, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
+    Quantity, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
+    Percent, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
+    i64, ColumnType::Integer, integer, |v| *v, |v| Ok(v);
+    bool, ColumnType::Boolean, boolean, |v| *v, |v| Ok(v);
+    Timestamp, ColumnType::Timestamp, time, |v| *v, |v| Ok(v);
+    Interval, ColumnType::Interval, interval, |v| *v, |v| Ok(v);
+    Source, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
+    Symbol, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
+    Exchange, ColumnType::Text { max: 32 }, text, |v| v.as_str(), |v| Self::new(v);
+    Scope, ColumnType::Text { max: 80 }, text, |v| &v.storage_text(), |v| Self::from_storage_text(&v);
+}
+
+impl ColumnValue for u64 {
+    const TYPE: ColumnType = ColumnType::Counter;
+
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W) {
+        out.counter(*self);
+    }
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self> {
+        fields.counter()
+    }
+    fn check(&self, field: &'static str) -> Result<()> {
+        counter(field, *self).map(drop)
+    }
+}
+
+/// UTF-8 text of at most `MAX` bytes, without NUL. Cloning it costs a reference count.
+///
+/// ```
+/// use qi_core::record::Text;
+/// let note: Text<32> = "rebalanced".parse()?;
+/// assert_eq!(note.as_str(), "rebalanced");
+/// assert!("far too long for thirty-two bytes".parse::<Text<32>>().is_err());
+/// # Ok::<(), qi_core::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Text<const MAX: usize>(std::sync::Arc<str>);
+
+text_name!(@impl [const MAX: usize] [Text<MAX>], "record.text", "text",
+    format_args!("must be at most {MAX} bytes without NUL"), "a text",
+    |text| text.len() <= MAX && !text.contains('\0'));
+
+impl<const MAX: usize> ColumnValue for Text<MAX> {
+    const TYPE: ColumnType = ColumnType::Text { max: MAX };
+
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W) {
+        out.text(self.as_str());
+    }
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self> {
+        Self::new(fields.text()?)
+    }
+}
+
+/// A level of an order book: a price in the quote currency and a quantity in the base currency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level {
+    /// The price.
+    pub price: Price,
+    /// The quantity.
+    pub quantity: Quantity,
+}
+
+/// As `[price, quantity]`.
+impl Serialize for Level {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.price, self.quantity).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (price, quantity) = Deserialize::deserialize(deserializer)?;
+        Ok(Self { price, quantity })
+    }
+}
+
+/// At most `MAX` levels of an order book, in the order of the source.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Levels<const MAX: usize>(Vec<Level>);
+
+impl<const MAX: usize> Levels<MAX> {
+    /// Checks the number of levels.
+    ///
+    /// # Errors
+    /// `InvalidInput` for more than `MAX` levels.
+    pub fn new(levels: Vec<Level>) -> Result<Self> {
+        if levels.len() <= MAX {
+            return Ok(Self(levels));
+        }
+        let rule = format_args!("must have at most {MAX} levels");
+        Err(Error::invalid("record.levels", "levels", levels.len(), rule))
+    }
+
+    /// Returns the levels.
+    pub fn as_slice(&self) -> &[Level] {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> fmt::Debug for Levels<MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|level| (level.price, level.quantity))).finish()
+    }
+}
+
+impl<const MAX: usize> Serialize for Levels<MAX> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, const MAX: usize> Deserialize<'de> for Levels<MAX> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<const MAX: usize>;
+
+        impl<'de, const MAX: usize> serde::de::Visitor<'de> for Visitor<MAX> {
+            type Value = Levels<MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX} levels as [price, quantity]")
+            }
+
+            // It stops at the bound, whatever follows in the input.
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut levels = Vec::new();
+                while let Some(level) = seq.next_element()? {
+                    if levels.len() == MAX {
+                        return Err(serde::de::Error::invalid_length(MAX + 1, &self));
+                    }
+                    levels.push(level);
+                }
+                Ok(Levels(levels))
+            }
+        }
+
+        deserializer.deserialize_seq(Visitor)
+    }
+}
+
+impl<const MAX: usize> ColumnValue for Levels<MAX> {
+    const TYPE: ColumnType = ColumnType::Levels { max: MAX };
+
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W) {
+        out.levels(&self.0);
+    }
+    fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self> {
+        Self::new(fields.levels()?)
+    }
+}

@@ -1,0 +1,313 @@
+//! The description of a dataset.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use serde::{Serialize, Serializer};
+
+use super::RecordVec;
+use super::row::RowVec;
+use crate::{Error, Interval, Result, Timestamp};
+
+/// The description of a dataset: a `Copy` handle to a static [`Description`].
+///
+/// `PriceTick::DATASET` is the dataset of a declared record. [`Dataset::declare`] makes one at run time.
+#[derive(Clone, Copy)]
+pub struct Dataset(&'static Description);
+
+/// The parts of a dataset's description.
+#[derive(Clone)]
+pub struct Description {
+    /// The name, for example `ticks`: the name of the table.
+    pub name: &'static str,
+    /// The version of the message format.
+    pub version: u16,
+    /// The name of one record in message headers, for example `tick`.
+    pub message: &'static str,
+    /// The default topic, for example `crypto-prices`.
+    pub topic: &'static str,
+    /// What a series is.
+    pub series: SeriesType,
+    /// The column with the interval, if it is part of the series.
+    pub interval: Option<&'static str>,
+    /// The time column.
+    pub time: &'static str,
+    /// The column with the sequence number, if the key has one.
+    pub seq: Option<&'static str>,
+    /// The columns beside the key, in the declared order.
+    pub values: &'static [Column],
+    /// Makes an empty vector of records. [`Dataset::declare`] replaces it.
+    pub new_vec: fn(Dataset) -> RecordVec,
+}
+
+/// What a series of a dataset is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SeriesType {
+    /// An instrument.
+    Instrument,
+    /// A name: the column and its longest text in bytes.
+    Name {
+        /// The column.
+        column: &'static str,
+        /// The longest text in bytes.
+        max: usize,
+    },
+}
+
+impl SeriesType {
+    /// Returns the type of a series `S`, from [`super::Series::MAX_NAME`] and the name of its field.
+    #[must_use]
+    pub const fn of(max: Option<usize>, column: &'static str) -> Self {
+        match max {
+            None => Self::Instrument,
+            Some(max) => Self::Name { column, max },
+        }
+    }
+}
+
+/// A value column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Column {
+    /// The name.
+    pub name: &'static str,
+    /// The type.
+    pub ty: ColumnType,
+    /// Whether the value may be absent.
+    pub optional: bool,
+}
+
+impl Column {
+    pub(super) const EMPTY: Self = Self { name: "", ty: ColumnType::Boolean, optional: false };
+}
+
+/// The type of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ColumnType {
+    /// An exact decimal with 20 digits before and 18 after the point.
+    Decimal,
+    /// A number from 0 to 2⁶³ - 1.
+    Counter,
+    /// A number of 64 bits with a sign.
+    Integer,
+    /// A boolean.
+    Boolean,
+    /// UTF-8 text without NUL.
+    Text {
+        /// The longest text in bytes.
+        max: usize,
+    },
+    /// One of these names. Stores keep the position, from 1.
+    Enumeration(&'static [&'static str]),
+    /// A time with microseconds.
+    Timestamp,
+    /// The interval of a bar.
+    Interval,
+    /// A list of levels of an order book. It is never absent; an empty list is.
+    Levels {
+        /// The largest number of levels.
+        max: usize,
+    },
+}
+
+impl fmt::Debug for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Description").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Dataset {
+    /// Makes the handle of a description. `#[derive(Record)]` calls it.
+    #[doc(hidden)]
+    pub const fn from_static(description: &'static Description) -> Self {
+        Self(description)
+    }
+
+    /// Declares a dataset at run time. Its records are [`super::Row`]s. The description stays in memory until the
+    /// process ends, so a program declares its datasets once, at the start.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is not `[a-z][a-z0-9_]{0,39}`, a repeated or reserved column name, more than 100
+    /// columns, or a bound that is out of range.
+    pub fn declare(description: Description) -> Result<Self> {
+        let dataset = Self(Box::leak(Box::new(Description { new_vec: RowVec::empty, ..description })));
+        dataset.check()?;
+        Ok(dataset)
+    }
+
+    /// Checks the names and bounds of the description. [`super::Datasets`] calls it for every registered dataset.
+    pub(super) fn check(self) -> Result<()> {
+        let refuse = |field: &str, value: &dyn fmt::Display, rule: &str| {
+            let error = Error::invalid("record.dataset", "dataset", value, rule);
+            Err(error.with_context("dataset", self.0.name).with_context("part", field))
+        };
+        let named = |text: &str| {
+            (1..=40).contains(&text.len())
+                && text.starts_with(|c: char| c.is_ascii_lowercase())
+                && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+        };
+        const NAME: &str = "must match [a-z][a-z0-9_]{0,39}";
+        if !named(self.0.name) {
+            return refuse("name", &self.0.name, NAME);
+        }
+        if self.0.values.len() > 100 {
+            return refuse("columns", &self.0.values.len(), "must have at most 100 columns");
+        }
+        // Adapters put these columns in place of the instrument.
+        let mut names = vec!["instrument", "instrument_id", "exchange", "symbol"];
+        if let SeriesType::Name { column, max } = self.0.series {
+            if !(1..=256).contains(&max) {
+                return refuse(column, &max, "must hold from 1 to 256 bytes");
+            }
+            names.clear();
+            names.push(column);
+        }
+        let keys = [self.0.interval, Some(self.0.time), self.0.seq].into_iter().flatten();
+        for name in keys.chain(self.0.values.iter().map(|column| column.name)) {
+            if !named(name) {
+                return refuse("column", &name, NAME);
+            }
+            if names.contains(&name) {
+                return refuse("column", &name, "must have a name that no other column has");
+            }
+            names.push(name);
+        }
+        for Column { name, ty, optional } in self.0.values {
+            match ty {
+                ColumnType::Text { max } if !(1..=4_096).contains(max) => {
+                    return refuse(name, max, "must hold from 1 to 4096 bytes");
+                }
+                ColumnType::Levels { max } if !(1..=1_000).contains(max) => {
+                    return refuse(name, max, "must hold from 1 to 1000 levels");
+                }
+                ColumnType::Levels { .. } if *optional => {
+                    return refuse(name, name, "must not be optional: an empty list has no levels");
+                }
+                ColumnType::Enumeration(labels) if !(1..=100).contains(&labels.len()) => {
+                    return refuse(name, &labels.len(), "must have from 1 to 100 names");
+                }
+                ColumnType::Enumeration(labels) => {
+                    for (at, label) in labels.iter().enumerate() {
+                        if !named(label) || labels[..at].contains(label) {
+                            return refuse(
+                                name,
+                                label,
+                                "must be different names that match [a-z][a-z0-9_]{0,39}",
+                            );
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the name: `ticks`.
+    pub const fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// Returns the version of the message format.
+    pub const fn version(self) -> u16 {
+        self.0.version
+    }
+
+    /// Returns the name of one record in message headers: `tick`.
+    pub const fn message(self) -> &'static str {
+        self.0.message
+    }
+
+    /// Returns the default topic.
+    pub const fn topic(self) -> &'static str {
+        self.0.topic
+    }
+
+    /// Returns what a series is.
+    pub const fn series(self) -> SeriesType {
+        self.0.series
+    }
+
+    /// Returns the column with the interval, if it is part of the series.
+    pub const fn interval(self) -> Option<&'static str> {
+        self.0.interval
+    }
+
+    /// Returns the time column.
+    pub const fn time(self) -> &'static str {
+        self.0.time
+    }
+
+    /// Returns the column with the sequence number, if the key has one.
+    pub const fn seq(self) -> Option<&'static str> {
+        self.0.seq
+    }
+
+    /// Returns the value columns in the declared order.
+    pub const fn values(self) -> &'static [Column] {
+        self.0.values
+    }
+
+    /// Returns an empty vector for records of this dataset.
+    pub fn new_vec(self) -> RecordVec {
+        (self.0.new_vec)(self)
+    }
+
+    /// Returns the time from which an `as_of` query sees a record: its time, or its close time if the series has an
+    /// interval.
+    pub fn known_at(self, time: Timestamp, interval: Option<Interval>) -> Timestamp {
+        interval.map_or(time, |interval| time.checked_add(interval.duration()).unwrap_or(Timestamp::MAX))
+    }
+}
+
+impl PartialEq for Dataset {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Dataset {}
+
+impl Ord for Dataset {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if std::ptr::eq(self.0, other.0) { Ordering::Equal } else { compare(self.0, other.0) }
+    }
+}
+
+fn compare(one: &Description, other: &Description) -> Ordering {
+    let key = |d: &Description| {
+        (d.name, d.version, d.message, d.topic, d.series, d.interval, d.time, d.seq, d.values)
+    };
+    key(one).cmp(&key(other))
+}
+
+impl PartialOrd for Dataset {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for Dataset {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.hash(state);
+    }
+}
+
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dataset({})", self.0.name)
+    }
+}
+
+impl fmt::Display for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.0.name)
+    }
+}
+
+impl Serialize for Dataset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.name)
+    }
+}

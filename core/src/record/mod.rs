@@ -1,0 +1,135 @@
+//! Records and datasets: what a store keeps and a bus carries, declared once.
+//!
+//! A [`Record`] is a struct with `#[derive(Record)]`. The derive macro makes the [`Dataset`] that describes it: its
+//! name, its version, its key and its columns. Stores, buses and tools work on this description, so they handle the
+//! records of every team the same way. `docs/your-own-records.md` goes from a struct to a stored table.
+//!
+//! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *place* in it
+//! (a time and a sequence number). Series and place are the key.
+//!
+//! Adapters see records without their type: a batch is `&dyn` [`Records`], and the answer to a query is a
+//! [`RecordVec`].
+
+mod column;
+mod dataset;
+mod datasets;
+mod fields;
+mod records;
+mod row;
+mod series;
+
+use std::fmt::Debug;
+
+pub use column::{ColumnValue, Columns, Enumeration, Level, Levels, Text};
+pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};
+pub use datasets::Datasets;
+pub use fields::{FieldReader, FieldWriter};
+pub use qi_derive::{Columns, Enumeration, Record};
+pub use records::{RecordVec, Records, Slice};
+pub use row::{Row, Value};
+pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};
+
+use crate::{Result, Timestamp};
+
+/// The position of a record in its series: the time, then the sequence number. A record without a sequence number has 0.
+pub type Place = (Timestamp, u64);
+
+/// A struct that a store can keep. Implement it with `#[derive(Record)]`.
+///
+/// The macro also implements serde's `Serialize` and `Deserialize`, which write the fields in the declared order, leave
+/// out absent ones, and check every record that they read.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a record",
+    note = "add `#[derive(Record)]` and `#[record(name = \"...\")]` to the struct"
+)]
+pub trait Record: Clone + PartialEq + Debug + Send + Sync + 'static {
+    /// The series that the record belongs to: [`crate::Instrument`], an instrument with an interval, or a name.
+    type Series: Series;
+
+    /// The description of the dataset.
+    const DATASET: Dataset;
+
+    /// Returns the series.
+    fn series(&self) -> Self::Series;
+
+    /// Returns the series without a copy.
+    fn series_ref(&self) -> SeriesRef<'_>;
+
+    /// Returns the place in the series.
+    fn place(&self) -> Place;
+
+    /// Writes the value columns in the declared order.
+    fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
+
+    /// Reads the value columns in the declared order and checks the record.
+    ///
+    /// # Errors
+    /// The reader's error; `InvalidInput` for a record that [`Record::validate`] rejects.
+    fn read<F: FieldReader + ?Sized>(series: Self::Series, place: Place, fields: &mut F) -> Result<Self>;
+
+    /// Checks the record's own rules, and that stores can hold its time and its sequence number.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field and the value.
+    fn validate(&self) -> Result<()>;
+
+    /// Returns the time that ranges, purges and retention use.
+    fn time(&self) -> Timestamp {
+        self.place().0
+    }
+
+    /// Returns the time from which an `as_of` query sees the record: the close time of a bar, else [`Record::time`].
+    fn known_at(&self) -> Timestamp {
+        Self::DATASET.known_at(self.time(), self.series_ref().interval)
+    }
+}
+
+/// The parts that `#[derive(Record)]` uses. Not for direct use.
+#[doc(hidden)]
+pub mod macros {
+    pub use serde;
+
+    use super::{Column, ColumnValue, Enumeration};
+    use crate::{Error, ErrorKind, Result, Timestamp};
+
+    /// Returns whether the value of an optional column is absent.
+    #[must_use]
+    pub fn is_absent<T: ColumnValue>(value: &&T) -> bool {
+        value.is_absent()
+    }
+
+    /// Returns the variant at a position.
+    pub fn enumeration<T: Enumeration>(code: u8) -> Result<T> {
+        T::from_code(code).ok_or_else(|| {
+            Error::new(ErrorKind::CorruptData, "record.enumeration", "read")
+                .with_message(format_args!("must be the position of one of {}", T::NAMES.join(", ")))
+                .with_context("value", code)
+        })
+    }
+
+    /// Joins column lists at compile time. `N` is the sum of the lengths.
+    #[must_use]
+    pub const fn concat<const N: usize>(lists: &[&[Column]]) -> [Column; N] {
+        let mut all = [Column::EMPTY; N];
+        let (mut at, mut list) = (0, 0);
+        while list < lists.len() {
+            let mut column = 0;
+            while column < lists[list].len() {
+                all[at] = lists[list][column];
+                at += 1;
+                column += 1;
+            }
+            list += 1;
+        }
+        all
+    }
+
+    /// Checks the key of a record.
+    pub fn check_place(time: (&'static str, Timestamp), seq: Option<(&'static str, u64)>) -> Result<()> {
+        time.1.for_record(time.0)?;
+        if let Some((field, seq)) = seq {
+            crate::domain::counter(field, seq)?;
+        }
+        Ok(())
+    }
+}

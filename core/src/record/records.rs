@@ -1,0 +1,293 @@
+//! Records without their type.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::ops::Range;
+
+use super::{Dataset, FieldReader, FieldWriter, Place, Record, Series, SeriesKey, SeriesRef};
+use crate::{Error, ErrorKind, Result};
+
+/// Records of one dataset without their type: what a store writes.
+///
+/// [`Slice`] makes it out of typed records. [`RecordVec`] has it too, so a page that was read can be written elsewhere.
+pub trait Records: Debug + Send + Sync {
+    /// Returns the dataset.
+    fn dataset(&self) -> Dataset;
+
+    /// Returns the number of records.
+    fn len(&self) -> usize;
+
+    /// Returns whether there are no records.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the series of a record.
+    fn series(&self, at: usize) -> SeriesRef<'_>;
+
+    /// Returns the place of a record.
+    fn place(&self, at: usize) -> Place;
+
+    /// Writes the value columns of a record.
+    fn write(&self, at: usize, out: &mut dyn FieldWriter);
+
+    /// Appends the places of all records.
+    fn places(&self, out: &mut Vec<Place>) {
+        out.extend((0..self.len()).map(|at| self.place(at)));
+    }
+
+    /// Copies the records at these indices into a vector of the same dataset, in place of its records in `into`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a vector of another dataset.
+    fn copy_to(
+        &self,
+        at: &mut dyn Iterator<Item = usize>,
+        out: &mut RecordVec,
+        into: Range<usize>,
+    ) -> Result<()>;
+}
+
+/// Typed records as [`Records`].
+#[derive(Debug, Clone, Copy)]
+pub struct Slice<'a, R>(&'a [R]);
+
+impl<'a, R: Record> Slice<'a, R> {
+    /// Checks the records, so that a store gets no invalid one.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field, the value and the index of the first invalid record.
+    pub fn new(records: &'a [R]) -> Result<Self> {
+        for (at, record) in records.iter().enumerate() {
+            record.validate().map_err(|error| error.with_context("record", at))?;
+        }
+        Ok(Self(records))
+    }
+}
+
+macro_rules! as_records {
+    ($($impl:tt)*) => {
+        $($impl)* {
+            fn dataset(&self) -> Dataset {
+                R::DATASET
+            }
+            fn len(&self) -> usize {
+                self.0.len()
+            }
+            fn series(&self, at: usize) -> SeriesRef<'_> {
+                self.0[at].series_ref()
+            }
+            fn place(&self, at: usize) -> Place {
+                self.0[at].place()
+            }
+            fn write(&self, at: usize, out: &mut dyn FieldWriter) {
+                self.0[at].write(out);
+            }
+            fn places(&self, out: &mut Vec<Place>) {
+                out.extend(self.0.iter().map(Record::place));
+            }
+            fn copy_to(
+                &self,
+                at: &mut dyn Iterator<Item = usize>,
+                out: &mut RecordVec,
+                into: Range<usize>,
+            ) -> Result<()> {
+                let out = out.typed_mut::<R>()?;
+                let copies = at.map(|at| self.0[at].clone());
+                if into.start == out.len() {
+                    out.extend(copies);
+                } else {
+                    out.splice(into, copies);
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+as_records!(impl<R: Record> Records for Slice<'_, R>);
+
+/// A vector of records of one dataset without their type: what a store reads.
+#[derive(Debug)]
+pub struct RecordVec(Box<dyn ErasedVec>);
+
+/// What a vector can do beyond [`Records`].
+pub(super) trait ErasedVec: Records {
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    fn as_records(&self) -> &dyn Records;
+    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()>;
+    fn reserve(&mut self, additional: usize);
+    fn remove(&mut self, range: Range<usize>);
+    fn split_off(&mut self, at: usize) -> Box<dyn ErasedVec>;
+    fn same(&self, other: &dyn ErasedVec) -> bool;
+}
+
+/// A vector of typed records.
+#[derive(Debug)]
+struct Typed<R>(Vec<R>);
+
+as_records!(impl<R: Record> Records for Typed<R>);
+
+impl<R: Record> ErasedVec for Typed<R> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+    fn as_records(&self) -> &dyn Records {
+        self
+    }
+    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
+        self.0.push(R::read(R::Series::from_key(series)?, place, fields)?);
+        Ok(())
+    }
+    fn reserve(&mut self, additional: usize) {
+        self.0.reserve(additional);
+    }
+    fn remove(&mut self, range: Range<usize>) {
+        self.0.drain(range);
+    }
+    fn split_off(&mut self, at: usize) -> Box<dyn ErasedVec> {
+        Box::new(Self(self.0.split_off(at)))
+    }
+    fn same(&self, other: &dyn ErasedVec) -> bool {
+        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.0 == other.0)
+    }
+}
+
+impl RecordVec {
+    /// Makes an empty vector of typed records. `#[derive(Record)]` registers it as [`Dataset::new_vec`].
+    #[doc(hidden)]
+    pub fn of<R: Record>(_: Dataset) -> Self {
+        Self(Box::new(Typed::<R>(Vec::new())))
+    }
+
+    pub(super) fn new(records: Box<dyn ErasedVec>) -> Self {
+        Self(records)
+    }
+
+    pub(super) fn erased_mut<T: 'static>(&mut self, dataset: Dataset) -> Result<&mut T> {
+        let found = self.0.dataset();
+        self.0.as_any_mut().downcast_mut().ok_or_else(|| other_dataset(found, dataset))
+    }
+
+    fn typed_mut<R: Record>(&mut self) -> Result<&mut Vec<R>> {
+        Ok(&mut self.erased_mut::<Typed<R>>(R::DATASET)?.0)
+    }
+
+    /// Returns the records with their type.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they are of another type.
+    pub fn as_slice<R: Record>(&self) -> Result<&[R]> {
+        let typed = self.0.as_any().downcast_ref::<Typed<R>>();
+        typed.map(|typed| &*typed.0).ok_or_else(|| other_dataset(self.0.dataset(), R::DATASET))
+    }
+
+    /// Returns the records with their type.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they are of another type.
+    pub fn into_vec<R: Record>(self) -> Result<Vec<R>> {
+        let found = self.0.dataset();
+        match self.0.into_any().downcast::<Typed<R>>() {
+            Ok(typed) => Ok(typed.0),
+            Err(_) => Err(other_dataset(found, R::DATASET)),
+        }
+    }
+
+    /// Makes a vector of typed records.
+    pub fn from_vec<R: Record>(records: Vec<R>) -> Self {
+        Self(Box::new(Typed(records)))
+    }
+
+    /// Returns the records for a store.
+    pub fn as_records(&self) -> &dyn Records {
+        self.0.as_records()
+    }
+
+    /// Returns the number of records.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are no records.
+    pub fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    /// Reads a record and appends it.
+    ///
+    /// # Errors
+    /// The reader's error; `InvalidInput` for values that make no valid record, or a series of another type.
+    pub fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
+        self.0.push(series, place, fields)
+    }
+
+    /// Makes room for more records.
+    pub fn reserve(&mut self, additional: usize) {
+        self.0.reserve(additional);
+    }
+
+    /// Removes the records in a range of indices.
+    ///
+    /// # Panics
+    /// If the range ends after the last record.
+    pub fn remove(&mut self, range: Range<usize>) {
+        self.0.remove(range);
+    }
+
+    /// Removes all records from an index on.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len() {
+            self.0.remove(len..self.len());
+        }
+    }
+
+    /// Moves the records from an index on into a new vector.
+    ///
+    /// # Panics
+    /// If the index is after the last record.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        Self(self.0.split_off(at))
+    }
+
+    /// Appends a copy of a record of the same dataset.
+    ///
+    /// # Errors
+    /// `InvalidInput` for records of another dataset.
+    pub fn push_copy(&mut self, records: &dyn Records, at: usize) -> Result<()> {
+        let end = self.len();
+        records.copy_to(&mut std::iter::once(at), self, end..end)
+    }
+}
+
+impl PartialEq for RecordVec {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same(&*other.0)
+    }
+}
+
+impl Clone for RecordVec {
+    fn clone(&self) -> Self {
+        let mut copy = self.0.dataset().new_vec();
+        copy.reserve(self.len());
+        // A dataset makes vectors of its own records.
+        let _ = self.as_records().copy_to(&mut (0..self.len()), &mut copy, 0..0);
+        copy
+    }
+}
+
+fn other_dataset(found: Dataset, wanted: Dataset) -> Error {
+    Error::new(ErrorKind::InvalidInput, "record.dataset.other", "records")
+        .with_message(format_args!("the records must be of the dataset {wanted}"))
+        .with_context("field", "dataset")
+        .with_context("value", found)
+}

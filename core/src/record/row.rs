@@ -1,0 +1,292 @@
+//! Records of datasets that are declared at run time.
+
+use std::any::Any;
+use std::ops::Range;
+
+use super::dataset::Column;
+use super::records::ErasedVec;
+use super::{
+    ColumnType, Dataset, FieldReader, FieldWriter, Level, Place, RecordVec, Records, SeriesKey, SeriesRef,
+    SeriesType,
+};
+use crate::{Decimal, Error, Interval, Result, Timestamp};
+
+/// A record of a dataset that was declared at run time, see [`Dataset::declare`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    dataset: Dataset,
+    series: SeriesKey,
+    place: Place,
+    values: Vec<Value>,
+}
+
+/// The value of a column.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the names are those of `ColumnType`")]
+pub enum Value {
+    /// The value of an optional column is absent.
+    Absent,
+    Decimal(Decimal),
+    Counter(u64),
+    Integer(i64),
+    Boolean(bool),
+    Text(String),
+    /// The position of the name, from 1.
+    Enumeration(u8),
+    Timestamp(Timestamp),
+    Interval(Interval),
+    Levels(Vec<Level>),
+}
+
+impl Value {
+    fn fits(&self, column: &Column) -> bool {
+        match (self, column.ty) {
+            (Self::Absent, _) => column.optional,
+            (Self::Counter(value), ColumnType::Counter) => *value <= crate::domain::MAX_COUNTER,
+            (Self::Text(text), ColumnType::Text { max }) => text.len() <= max && !text.contains('\0'),
+            (Self::Enumeration(code), ColumnType::Enumeration(names)) => {
+                (1..=names.len()).contains(&(*code).into())
+            }
+            (Self::Levels(levels), ColumnType::Levels { max }) => levels.len() <= max,
+            (Self::Decimal(_), ColumnType::Decimal)
+            | (Self::Integer(_), ColumnType::Integer)
+            | (Self::Boolean(_), ColumnType::Boolean)
+            | (Self::Timestamp(_), ColumnType::Timestamp)
+            | (Self::Interval(_), ColumnType::Interval) => true,
+            _ => false,
+        }
+    }
+
+    fn write(&self, column: &Column, out: &mut dyn FieldWriter) {
+        if column.optional {
+            out.presence(*self != Self::Absent);
+        }
+        match self {
+            Self::Absent => {}
+            Self::Decimal(value) => out.decimal(*value),
+            Self::Counter(value) => out.counter(*value),
+            Self::Integer(value) => out.integer(*value),
+            Self::Boolean(value) => out.boolean(*value),
+            Self::Text(value) => out.text(value),
+            Self::Enumeration(value) => out.code(*value),
+            Self::Timestamp(value) => out.time(*value),
+            Self::Interval(value) => out.interval(*value),
+            Self::Levels(value) => out.levels(value),
+        }
+    }
+
+    fn read(column: &Column, fields: &mut dyn FieldReader) -> Result<Self> {
+        if column.optional && !fields.presence()? {
+            return Ok(Self::Absent);
+        }
+        Ok(match column.ty {
+            ColumnType::Decimal => Self::Decimal(fields.decimal()?),
+            ColumnType::Counter => Self::Counter(fields.counter()?),
+            ColumnType::Integer => Self::Integer(fields.integer()?),
+            ColumnType::Boolean => Self::Boolean(fields.boolean()?),
+            ColumnType::Text { .. } => Self::Text(fields.text()?.into_owned()),
+            ColumnType::Enumeration(_) => Self::Enumeration(fields.code()?),
+            ColumnType::Timestamp => Self::Timestamp(fields.time()?),
+            ColumnType::Interval => Self::Interval(fields.interval()?),
+            ColumnType::Levels { .. } => Self::Levels(fields.levels()?),
+        })
+    }
+}
+
+impl Row {
+    /// Makes a record.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a series, a place or a value that the dataset does not have.
+    pub fn new(dataset: Dataset, series: SeriesKey, place: Place, values: Vec<Value>) -> Result<Self> {
+        let refuse = |field: &'static str, value: &dyn std::fmt::Debug| {
+            let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
+            Err(error.with_context("dataset", dataset))
+        };
+        let owner_fits = match (&series.owner, dataset.series()) {
+            (super::Owner::Instrument(_), SeriesType::Instrument) => true,
+            (super::Owner::Name(name), SeriesType::Name { max, .. }) => {
+                name.len() <= max && !name.contains('\0')
+            }
+            _ => false,
+        };
+        if !owner_fits || series.interval.is_some() != dataset.interval().is_some() {
+            return refuse("series", &series);
+        }
+        if dataset.seq().is_none() && place.1 != 0 {
+            return refuse("seq", &place.1);
+        }
+        super::macros::check_place((dataset.time(), place.0), dataset.seq().map(|seq| (seq, place.1)))?;
+        if values.len() != dataset.values().len() {
+            return refuse("values", &values.len());
+        }
+        for (value, column) in values.iter().zip(dataset.values()) {
+            if !value.fits(column) {
+                return refuse(column.name, value);
+            }
+        }
+        Ok(Self { dataset, series, place, values })
+    }
+
+    /// Returns the dataset.
+    pub fn dataset(&self) -> Dataset {
+        self.dataset
+    }
+
+    /// Returns the series.
+    pub fn series(&self) -> &SeriesKey {
+        &self.series
+    }
+
+    /// Returns the place in the series.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Returns the values in the order of the columns.
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// Makes a vector for a store out of rows of one dataset.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a row of another dataset.
+    pub fn collect(dataset: Dataset, rows: Vec<Self>) -> Result<RecordVec> {
+        match rows.iter().find(|row| row.dataset != dataset) {
+            Some(other) => {
+                Err(Error::invalid("record.row", "dataset", other.dataset, format_args!("must be {dataset}")))
+            }
+            None => Ok(RecordVec::new(Box::new(RowVec { dataset, rows }))),
+        }
+    }
+
+    /// Copies records of any dataset as rows.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a value that does not fit its column.
+    pub fn copy_of(records: &dyn Records) -> Result<Vec<Self>> {
+        let dataset = records.dataset();
+        (0..records.len())
+            .map(|at| {
+                let mut values = Values(Vec::with_capacity(dataset.values().len()));
+                records.write(at, &mut values);
+                Self::new(dataset, records.series(at).to_owned(), records.place(at), values.0)
+            })
+            .collect()
+    }
+}
+
+/// Collects values. A value follows its presence.
+struct Values(Vec<Value>);
+
+impl FieldWriter for Values {
+    fn presence(&mut self, present: bool) {
+        if !present {
+            self.0.push(Value::Absent);
+        }
+    }
+    fn decimal(&mut self, value: Decimal) {
+        self.0.push(Value::Decimal(value));
+    }
+    fn counter(&mut self, value: u64) {
+        self.0.push(Value::Counter(value));
+    }
+    fn integer(&mut self, value: i64) {
+        self.0.push(Value::Integer(value));
+    }
+    fn boolean(&mut self, value: bool) {
+        self.0.push(Value::Boolean(value));
+    }
+    fn text(&mut self, value: &str) {
+        self.0.push(Value::Text(value.to_owned()));
+    }
+    fn code(&mut self, value: u8) {
+        self.0.push(Value::Enumeration(value));
+    }
+    fn time(&mut self, value: Timestamp) {
+        self.0.push(Value::Timestamp(value));
+    }
+    fn interval(&mut self, value: Interval) {
+        self.0.push(Value::Interval(value));
+    }
+    fn levels(&mut self, value: &[Level]) {
+        self.0.push(Value::Levels(value.to_vec()));
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RowVec {
+    dataset: Dataset,
+    rows: Vec<Row>,
+}
+
+impl RowVec {
+    pub(super) fn empty(dataset: Dataset) -> RecordVec {
+        RecordVec::new(Box::new(Self { dataset, rows: Vec::new() }))
+    }
+}
+
+impl Records for RowVec {
+    fn dataset(&self) -> Dataset {
+        self.dataset
+    }
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+    fn series(&self, at: usize) -> SeriesRef<'_> {
+        self.rows[at].series.as_ref()
+    }
+    fn place(&self, at: usize) -> Place {
+        self.rows[at].place
+    }
+    fn write(&self, at: usize, out: &mut dyn FieldWriter) {
+        for (value, column) in self.rows[at].values.iter().zip(self.dataset.values()) {
+            value.write(column, out);
+        }
+    }
+    fn copy_to(
+        &self,
+        at: &mut dyn Iterator<Item = usize>,
+        out: &mut RecordVec,
+        into: Range<usize>,
+    ) -> Result<()> {
+        let out = out.erased_mut::<Self>(self.dataset)?;
+        out.rows.splice(into, at.map(|at| self.rows[at].clone()));
+        Ok(())
+    }
+}
+
+impl ErasedVec for RowVec {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+    fn as_records(&self) -> &dyn Records {
+        self
+    }
+    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
+        let columns = self.dataset.values();
+        let values = columns.iter().map(|column| Value::read(column, fields)).collect::<Result<_>>()?;
+        self.rows.push(Row::new(self.dataset, series.clone(), place, values)?);
+        Ok(())
+    }
+    fn reserve(&mut self, additional: usize) {
+        self.rows.reserve(additional);
+    }
+    fn remove(&mut self, range: Range<usize>) {
+        self.rows.drain(range);
+    }
+    fn split_off(&mut self, at: usize) -> Box<dyn ErasedVec> {
+        Box::new(Self { dataset: self.dataset, rows: self.rows.split_off(at) })
+    }
+    fn same(&self, other: &dyn ErasedVec) -> bool {
+        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.rows == other.rows)
+    }
+}

@@ -1,0 +1,232 @@
+//! What records belong to.
+
+use std::borrow::Cow;
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use crate::{Error, Exchange, Instrument, Interval, Result, Scope, Source, Symbol};
+
+/// The owner of a series without its type: an instrument or a name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// An instrument.
+    Instrument(Instrument),
+    /// A name, as stores keep it. Names order as their bytes.
+    Name(Arc<str>),
+}
+
+/// A borrowed [`Owner`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OwnerRef<'a> {
+    /// An instrument.
+    Instrument(&'a Instrument),
+    /// A name, as stores keep it.
+    Name(Cow<'a, str>),
+}
+
+impl OwnerRef<'_> {
+    /// Returns an owned copy.
+    pub fn to_owned(&self) -> Owner {
+        match self {
+            Self::Instrument(instrument) => Owner::Instrument(Instrument::clone(instrument)),
+            Self::Name(name) => Owner::Name(Arc::from(&**name)),
+        }
+    }
+}
+
+impl Owner {
+    /// Returns the instrument, if the owner is one.
+    pub fn instrument(&self) -> Option<&Instrument> {
+        match self {
+            Self::Instrument(instrument) => Some(instrument),
+            Self::Name(_) => None,
+        }
+    }
+
+    /// Returns the name, if the owner is one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Instrument(_) => None,
+            Self::Name(name) => Some(name),
+        }
+    }
+
+    /// Returns a borrowed copy.
+    pub fn as_ref(&self) -> OwnerRef<'_> {
+        match self {
+            Self::Instrument(instrument) => OwnerRef::Instrument(instrument),
+            Self::Name(name) => OwnerRef::Name(Cow::Borrowed(name)),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instrument(instrument) => fmt::Display::fmt(instrument, f),
+            Self::Name(name) => f.pad(name),
+        }
+    }
+}
+
+impl Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A series without its type. Series order by the owner, then by the interval.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SeriesKey {
+    /// The owner.
+    pub owner: Owner,
+    /// The interval, if it is part of the series.
+    pub interval: Option<Interval>,
+}
+
+/// A borrowed [`SeriesKey`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeriesRef<'a> {
+    /// The owner.
+    pub owner: OwnerRef<'a>,
+    /// The interval, if it is part of the series.
+    pub interval: Option<Interval>,
+}
+
+impl SeriesRef<'_> {
+    /// Returns an owned copy.
+    pub fn to_owned(&self) -> SeriesKey {
+        SeriesKey { owner: self.owner.to_owned(), interval: self.interval }
+    }
+}
+
+impl SeriesKey {
+    /// Returns a borrowed copy.
+    pub fn as_ref(&self) -> SeriesRef<'_> {
+        SeriesRef { owner: self.owner.as_ref(), interval: self.interval }
+    }
+}
+
+impl fmt::Display for SeriesKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.interval {
+            None => fmt::Display::fmt(&self.owner, f),
+            Some(interval) => write!(f, "{}|{interval}", self.owner),
+        }
+    }
+}
+
+/// The type of a series: [`Instrument`], `(Instrument, Interval)`, or a name.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the series of a record",
+    note = "a series is an `Instrument`, a `Scope`, a `Symbol`, an `Exchange`, a `Source` or a `Text`"
+)]
+pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
+    /// The owner: the series without its interval.
+    type Owner: Ord + Clone + Debug + Send + Sync + 'static;
+
+    /// The longest name in bytes. None: the owner is an instrument.
+    const MAX_NAME: Option<usize>;
+
+    /// Returns the series without its type.
+    fn as_ref(&self) -> SeriesRef<'_>;
+
+    /// Returns an owned copy of the series without its type.
+    fn key(&self) -> SeriesKey {
+        self.as_ref().to_owned()
+    }
+
+    /// Returns the series of a key.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the key is of another type.
+    fn from_key(key: &SeriesKey) -> Result<Self>;
+
+    /// Returns an owner without its type.
+    fn owner_key(owner: &Self::Owner) -> Owner;
+
+    /// Returns the key of messages about the series. Messages with the same key keep their order.
+    fn message_key(&self) -> String;
+}
+
+fn refuse<T>(key: &SeriesKey, wanted: &str) -> Result<T> {
+    Err(Error::invalid("record.series", "series", key, format_args!("must be {wanted}")))
+}
+
+impl Series for Instrument {
+    type Owner = Self;
+
+    const MAX_NAME: Option<usize> = None;
+
+    fn as_ref(&self) -> SeriesRef<'_> {
+        SeriesRef { owner: OwnerRef::Instrument(self), interval: None }
+    }
+    fn from_key(key: &SeriesKey) -> Result<Self> {
+        match key {
+            SeriesKey { owner: Owner::Instrument(instrument), interval: None } => Ok(instrument.clone()),
+            _ => refuse(key, "an instrument"),
+        }
+    }
+    fn owner_key(owner: &Self) -> Owner {
+        Owner::Instrument(owner.clone())
+    }
+    fn message_key(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl<S: Series<Owner = S>> Series for (S, Interval) {
+    type Owner = S;
+
+    const MAX_NAME: Option<usize> = S::MAX_NAME;
+
+    fn as_ref(&self) -> SeriesRef<'_> {
+        SeriesRef { interval: Some(self.1), ..self.0.as_ref() }
+    }
+    fn from_key(key: &SeriesKey) -> Result<Self> {
+        let Some(interval) = key.interval else { return refuse(key, "a series with an interval") };
+        Ok((S::from_key(&SeriesKey { owner: key.owner.clone(), interval: None })?, interval))
+    }
+    fn owner_key(owner: &S) -> Owner {
+        S::owner_key(owner)
+    }
+    fn message_key(&self) -> String {
+        self.0.message_key()
+    }
+}
+
+/// Series that are names: the longest text, the stored text, and how it is read.
+macro_rules! names {
+    ($([$($generics:tt)*] $name:ty, $max:expr, |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
+        impl<$($generics)*> Series for $name {
+            type Owner = Self;
+
+            const MAX_NAME: Option<usize> = Some($max);
+
+            fn as_ref(&self) -> SeriesRef<'_> {
+                let $value = self;
+                SeriesRef { owner: OwnerRef::Name($write.into()), interval: None }
+            }
+            fn from_key(key: &SeriesKey) -> Result<Self> {
+                match key {
+                    SeriesKey { owner: Owner::Name($text), interval: None } => $read,
+                    _ => refuse(key, "a name"),
+                }
+            }
+            fn owner_key($value: &Self) -> Owner {
+                Owner::Name(Arc::from(&*$write))
+            }
+            fn message_key(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+
+names! {
+    [] Scope, 80, |scope| scope.storage_text(), |text| Self::from_storage_text(text);
+    [] Symbol, 64, |value| value.as_str(), |text| Self::new(text);
+    [] Exchange, 32, |value| value.as_str(), |text| Self::new(text);
+    [] Source, 64, |value| value.as_str(), |text| Self::new(text);
+    [const MAX: usize] super::Text<MAX>, MAX, |value| value.as_str(), |text| Self::new(text);
+}

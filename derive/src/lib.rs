@@ -1,0 +1,82 @@
+//! The derive macros of `qi-core`, which re-exports them. Depend on `qi-core`, not on this crate.
+
+mod columns;
+mod enumeration;
+mod record;
+
+use proc_macro::TokenStream;
+
+/// Declares a record: a struct that stores keep and buses carry.
+///
+/// ```ignore
+/// #[derive(Debug, Clone, PartialEq, Record)]
+/// #[record(name = "funding_rates", version = 1)]
+/// pub struct FundingRate {
+///     #[series]
+///     instrument: Instrument,
+///     #[time]
+///     ts: Timestamp,
+///     rate: Percent,
+///     next_funding: Option<Timestamp>,
+/// }
+/// ```
+///
+/// The attributes of the struct, in `#[record(...)]`:
+///
+/// | attribute | meaning | default |
+/// | --- | --- | --- |
+/// | `name = "..."` | the name of the dataset and of its table | required |
+/// | `version = 1` | the version of the message format | 1 |
+/// | `message = "..."` | the name of one record in message headers | `name` |
+/// | `topic = "..."` | the default topic | `name` with `-` for `_` |
+/// | `validate = path` | a function `fn(&Self) -> Result<()>` with the record's own rules | none |
+///
+/// The attributes of the fields:
+///
+/// | attribute | meaning |
+/// | --- | --- |
+/// | `#[series]` | the owner of the series: an `Instrument`, a `Scope` or another name. Required, once |
+/// | `#[interval]` | the interval of a bar, part of the series |
+/// | `#[time]` | the time of the record, a `Timestamp`. Required, once |
+/// | `#[seq]` | the sequence number among records of one time, a `u64` |
+/// | `#[flatten]` | a struct with `#[derive(Columns)]`, whose fields are columns |
+///
+/// Every other field is a column, and the field's name is its name.
+#[proc_macro_derive(Record, attributes(record, series, interval, time, seq, flatten))]
+pub fn record(input: TokenStream) -> TokenStream {
+    expand(input, record::expand)
+}
+
+/// Implements `Columns` for a struct that a record contains with `#[flatten]`. Every field is a column.
+#[proc_macro_derive(Columns)]
+pub fn columns(input: TokenStream) -> TokenStream {
+    expand(input, columns::expand)
+}
+
+/// Makes an enum without fields a column type. The names of the variants are stored messages' and tables' names, in
+/// `snake_case`; stores keep the position of the variant, so new variants are added at the end.
+#[proc_macro_derive(Enumeration)]
+pub fn enumeration(input: TokenStream) -> TokenStream {
+    expand(input, enumeration::expand)
+}
+
+fn expand(
+    input: TokenStream,
+    expand: fn(&syn::DeriveInput) -> syn::Result<proc_macro2::TokenStream>,
+) -> TokenStream {
+    let input = syn::parse_macro_input!(input as syn::DeriveInput);
+    expand(&input).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// Returns the named fields of a struct without generics.
+fn named_fields(input: &syn::DeriveInput, what: &str) -> syn::Result<Vec<syn::Field>> {
+    if !input.generics.params.is_empty() {
+        return Err(syn::Error::new_spanned(&input.generics, format!("{what} has no generic parameters")));
+    }
+    match &input.data {
+        syn::Data::Struct(syn::DataStruct { fields: syn::Fields::Named(fields), .. }) => {
+            Ok(fields.named.iter().cloned().collect())
+        }
+        _ => Err(syn::Error::new_spanned(&input.ident, format!("{what} is a struct with named fields"))),
+    }
+}
