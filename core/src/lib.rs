@@ -24,9 +24,9 @@ pub use backoff::Backoff;
 pub use buffered::{Buffered, BufferedConfig, Receipt, Sink};
 pub use bus::{MessageBus, MessageBusExt, Subscription};
 pub use domain::{
-    BarValues, Clock, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price,
-    PriceTick, Quantity, Quote, QuoteValues, Scope, Selection, Side, SnapshotValues, Source, Symbol,
-    SystemClock, TimeRange, Timestamp,
+    BarValues, BookSnapshot, Clock, Decimal, Exchange, FundingRate, Instrument, Interval, Liquidation,
+    MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, Percent, Price, PriceTick, Quantity, Quote, QuoteValues,
+    Scope, Selection, Side, SnapshotValues, Source, Symbol, SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use operation::{Operation, OperationClass, Port};

@@ -71,7 +71,7 @@ pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn message_key(&self) -> Bytes;
 }
 
-impl<R: Record + Serialize + DeserializeOwned> Payload for R {
+impl<R: Record> Payload for R {
     const TYPE: &'static str = R::DATASET.message();
     const VERSION: u16 = R::DATASET.version();
     const TOPIC: &'static str = R::DATASET.topic();
@@ -115,14 +115,17 @@ impl Codec for Json {
     }
 
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-        serde_json::from_slice(bytes).map_err(|e| {
-            // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
-            corrupt("bus.codec.json")
-                .with_message(&e)
-                .with_context("line", e.line())
-                .with_context("column", e.column())
-        })
+        serde_json::from_slice(bytes).map_err(|error| json_error(&error))
     }
+}
+
+/// The error of JSON that is no valid record.
+pub(crate) fn json_error(error: &serde_json::Error) -> Error {
+    // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
+    corrupt("bus.codec.json")
+        .with_message(error)
+        .with_context("line", error.line())
+        .with_context("column", error.column())
 }
 
 /// The message of a record, keyed, on `topic` or its default topic. Its time is that of publishing: retention by

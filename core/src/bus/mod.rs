@@ -22,6 +22,7 @@ pub use admin::{
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;
+pub(crate) use codec::json_error;
 pub use codec::{Codec, Json, Payload, decode_message, encode_message, header};
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;

@@ -1,10 +1,12 @@
-//! What the platform speaks of: moments, exact numbers, names, and the records of the four datasets.
+//! What the platform speaks of: moments, exact numbers, names, and the records of the built-in datasets.
 //!
 //! No type here can hold an invalid value: every constructor and every deserialisation validates, and a
 //! rejection names the field and the value.
 
 mod bar;
+mod book;
 mod decimal;
+mod derivatives;
 mod interval;
 mod name;
 mod quote;
@@ -15,7 +17,9 @@ mod tick;
 mod time;
 
 pub use bar::{BarBuilder, BarValues, Ohlcv, coarsen};
+pub use book::BookSnapshot;
 pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
+pub use derivatives::{FundingRate, Liquidation, MarkPrice, OpenInterest};
 pub use interval::Interval;
 pub use name::{Exchange, Instrument, Source, Symbol};
 pub use quote::{Quote, QuoteValues};

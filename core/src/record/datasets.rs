@@ -1,7 +1,10 @@
 //! The datasets of a program.
 
 use super::{Dataset, Record};
-use crate::{Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
+use crate::{
+    BookSnapshot, Error, ErrorKind, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest,
+    PriceTick, Quote, Result,
+};
 
 /// The datasets that a program stores, each name once. A store creates the tables of these datasets and refuses others.
 ///
@@ -23,7 +26,17 @@ impl Default for Datasets {
 impl Datasets {
     /// The datasets of this library.
     pub fn standard() -> Self {
-        Self(vec![PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
+        Self(vec![
+            PriceTick::DATASET,
+            Quote::DATASET,
+            Ohlcv::DATASET,
+            MarketSnapshot::DATASET,
+            FundingRate::DATASET,
+            OpenInterest::DATASET,
+            Liquidation::DATASET,
+            MarkPrice::DATASET,
+            BookSnapshot::DATASET,
+        ])
     }
 
     /// Adds the dataset of a declared record.

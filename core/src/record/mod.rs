@@ -20,6 +20,9 @@ mod series;
 
 use std::fmt::Debug;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 pub use column::{ColumnValue, Columns, Enumeration, Level, Levels, Text};
 pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};
 pub use datasets::Datasets;
@@ -42,7 +45,7 @@ pub type Place = (Timestamp, u64);
     message = "`{Self}` is not a record",
     note = "add `#[derive(Record)]` and `#[record(name = \"...\")]` to the struct"
 )]
-pub trait Record: Clone + PartialEq + Debug + Send + Sync + 'static {
+pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The series that the record belongs to: [`crate::Instrument`], an instrument with an interval, or a name.
     type Series: Series;
 

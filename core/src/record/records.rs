@@ -31,6 +31,9 @@ pub trait Records: Debug + Send + Sync {
     /// Writes the value columns of a record.
     fn write(&self, at: usize, out: &mut dyn FieldWriter);
 
+    /// Appends a record as JSON, in the form that messages have.
+    fn write_json(&self, at: usize, out: &mut Vec<u8>);
+
     /// Appends the places of all records.
     fn places(&self, out: &mut Vec<Place>) {
         out.extend((0..self.len()).map(|at| self.place(at)));
@@ -83,6 +86,10 @@ macro_rules! as_records {
             fn write(&self, at: usize, out: &mut dyn FieldWriter) {
                 self.0[at].write(out);
             }
+            fn write_json(&self, at: usize, out: &mut Vec<u8>) {
+                // Writing into memory does not fail, and every record has a JSON form.
+                let _ = serde_json::to_writer(out, &self.0[at]);
+            }
             fn places(&self, out: &mut Vec<Place>) {
                 out.extend(self.0.iter().map(Record::place));
             }
@@ -118,6 +125,7 @@ pub(super) trait ErasedVec: Records {
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
     fn as_records(&self) -> &dyn Records;
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()>;
+    fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()>;
     fn reserve(&mut self, additional: usize);
     fn remove(&mut self, range: Range<usize>);
     fn split_off(&mut self, at: usize) -> Box<dyn ErasedVec>;
@@ -145,6 +153,10 @@ impl<R: Record> ErasedVec for Typed<R> {
     }
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
         self.0.push(R::read(R::Series::from_key(series)?, place, fields)?);
+        Ok(())
+    }
+    fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
+        self.0.push(serde_json::from_slice(json)?);
         Ok(())
     }
     fn reserve(&mut self, additional: usize) {
@@ -228,6 +240,14 @@ impl RecordVec {
     /// The reader's error; `InvalidInput` for values that make no valid record, or a series of another type.
     pub fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
         self.0.push(series, place, fields)
+    }
+
+    /// Reads a record from JSON, checks it and appends it.
+    ///
+    /// # Errors
+    /// `CorruptData` with the line and the column of the fault.
+    pub fn push_json(&mut self, json: &[u8]) -> Result<()> {
+        self.0.push_json(json).map_err(|error| crate::bus::json_error(&error))
     }
 
     /// Makes room for more records.

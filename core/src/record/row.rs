@@ -3,6 +3,9 @@
 use std::any::Any;
 use std::ops::Range;
 
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+
 use super::dataset::Column;
 use super::records::ErasedVec;
 use super::{
@@ -216,6 +219,88 @@ impl FieldWriter for Values {
     }
 }
 
+/// As the records of a declared struct: the key, then the values that are present.
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let series = match self.dataset.series() {
+            SeriesType::Instrument => "instrument",
+            SeriesType::Name { column, .. } => column,
+        };
+        map.serialize_entry(series, &self.series.owner.to_string())?;
+        if let (Some(column), Some(interval)) = (self.dataset.interval(), self.series.interval) {
+            map.serialize_entry(column, &interval)?;
+        }
+        map.serialize_entry(self.dataset.time(), &self.place.0)?;
+        if let Some(seq) = self.dataset.seq() {
+            map.serialize_entry(seq, &self.place.1)?;
+        }
+        for (column, value) in self.dataset.values().iter().zip(&self.values) {
+            match value {
+                Value::Absent => {}
+                Value::Decimal(value) => map.serialize_entry(column.name, value)?,
+                Value::Counter(value) => map.serialize_entry(column.name, value)?,
+                Value::Integer(value) => map.serialize_entry(column.name, value)?,
+                Value::Boolean(value) => map.serialize_entry(column.name, value)?,
+                Value::Text(value) => map.serialize_entry(column.name, value)?,
+                Value::Enumeration(code) => {
+                    let name = match column.ty {
+                        ColumnType::Enumeration(names) => names.get(usize::from(*code).wrapping_sub(1)),
+                        _ => None,
+                    };
+                    map.serialize_entry(column.name, &name)?;
+                }
+                Value::Timestamp(value) => map.serialize_entry(column.name, value)?,
+                Value::Interval(value) => map.serialize_entry(column.name, value)?,
+                Value::Levels(value) => map.serialize_entry(column.name, value)?,
+            }
+        }
+        map.end()
+    }
+}
+
+impl Row {
+    /// Reads what `Serialize` writes. Fields that the dataset does not have are passed over.
+    fn from_json(dataset: Dataset, json: &[u8]) -> serde_json::Result<Self> {
+        use serde_json::from_value;
+
+        let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json)?;
+        let mut take = |column: &str| fields.remove(column).unwrap_or_default();
+        let owner = match dataset.series() {
+            SeriesType::Instrument => super::Owner::Instrument(from_value(take("instrument"))?),
+            SeriesType::Name { column, .. } => super::Owner::Name(from_value::<String>(take(column))?.into()),
+        };
+        let interval = dataset.interval().map(|column| from_value(take(column))).transpose()?;
+        let time = from_value(take(dataset.time()))?;
+        let seq = dataset.seq().map(|column| from_value(take(column))).transpose()?;
+        let values = dataset.values().iter().map(|column| {
+            let value = take(column.name);
+            if column.optional && value.is_null() {
+                return Ok(Value::Absent);
+            }
+            Ok(match column.ty {
+                ColumnType::Decimal => Value::Decimal(from_value(value)?),
+                ColumnType::Counter => Value::Counter(from_value(value)?),
+                ColumnType::Integer => Value::Integer(from_value(value)?),
+                ColumnType::Boolean => Value::Boolean(from_value(value)?),
+                ColumnType::Text { .. } => Value::Text(from_value(value)?),
+                ColumnType::Enumeration(names) => {
+                    let name: String = from_value(value)?;
+                    let at = names.iter().position(|known| *known == name);
+                    // A dataset has at most 100 names; 0 is none of them.
+                    Value::Enumeration(at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0))
+                }
+                ColumnType::Timestamp => Value::Timestamp(from_value(value)?),
+                ColumnType::Interval => Value::Interval(from_value(value)?),
+                ColumnType::Levels { .. } => Value::Levels(from_value(value)?),
+            })
+        });
+        let values = values.collect::<serde_json::Result<_>>()?;
+        let series = SeriesKey { owner, interval };
+        Self::new(dataset, series, (time, seq.unwrap_or(0)), values).map_err(serde::de::Error::custom)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct RowVec {
     dataset: Dataset,
@@ -246,6 +331,10 @@ impl Records for RowVec {
             value.write(column, out);
         }
     }
+    fn write_json(&self, at: usize, out: &mut Vec<u8>) {
+        // Writing into memory does not fail, and every row has a JSON form.
+        let _ = serde_json::to_writer(out, &self.rows[at]);
+    }
     fn copy_to(
         &self,
         at: &mut dyn Iterator<Item = usize>,
@@ -275,6 +364,10 @@ impl ErasedVec for RowVec {
         let columns = self.dataset.values();
         let values = columns.iter().map(|column| Value::read(column, fields)).collect::<Result<_>>()?;
         self.rows.push(Row::new(self.dataset, series.clone(), place, values)?);
+        Ok(())
+    }
+    fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
+        self.rows.push(Row::from_json(self.dataset, json)?);
         Ok(())
     }
     fn reserve(&mut self, additional: usize) {
