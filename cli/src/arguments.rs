@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use qi_cli::dlq::Selection;
 use qi_cli::output::Format;
 use qi_core::bus::{DeadLetters, GroupId, TopicName};
-use qi_core::store::Dataset;
+use qi_core::record::{Dataset, Datasets};
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, TimeRange, Timestamp};
 
 /// Looks after the backends of qi: checks, migrates, shows, copies, replays, redrives.
@@ -37,7 +37,11 @@ pub(crate) enum Command {
         write: bool,
     },
     /// Makes the schema of the store and the topics of the catalogue. It can be repeated.
-    Migrate,
+    Migrate {
+        /// Shows the statements and the topics that are missing, and changes nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Every topic, with partitions, copies and messages.
     Topics,
     /// How far consumer groups are behind.
@@ -166,11 +170,17 @@ pub(crate) struct RedriveArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Query {
-    /// The latest tick of each instrument.
+    /// The latest record of each series of a dataset.
     Latest {
-        /// Only these instruments; all if there are none.
-        #[arg(value_name = "EXCHANGE:SYMBOL")]
-        instruments: Vec<Instrument>,
+        /// Only these instruments or names; all if there are none.
+        #[arg(value_name = "SERIES")]
+        series: Vec<String>,
+        /// The dataset.
+        #[arg(long, default_value = "ticks", value_parser = dataset)]
+        dataset: Dataset,
+        /// The interval, for bars.
+        #[arg(long)]
+        interval: Option<Interval>,
         /// How many rows at most.
         #[arg(long, default_value_t = 100)]
         limit: usize,
@@ -179,6 +189,20 @@ pub(crate) enum Query {
     Ticks {
         #[command(flatten)]
         asked: Asked,
+    },
+    /// The records of one series of a dataset.
+    Records {
+        /// The dataset.
+        #[arg(value_parser = dataset)]
+        dataset: Dataset,
+        /// The instrument or the name.
+        #[arg(value_name = "SERIES")]
+        series: String,
+        /// The interval, for bars.
+        #[arg(long)]
+        interval: Option<Interval>,
+        #[command(flatten)]
+        part: Part,
     },
     /// The bars of an instrument, derived from its ticks.
     Bars {
@@ -199,6 +223,13 @@ pub(crate) struct Asked {
     /// The instrument.
     #[arg(value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Instrument,
+    #[command(flatten)]
+    pub(crate) part: Part,
+}
+
+/// When, and how much.
+#[derive(Debug, Args)]
+pub(crate) struct Part {
     #[command(flatten)]
     pub(crate) times: Times,
     /// Newest first.
@@ -234,8 +265,8 @@ pub(crate) struct CopyArguments {
     /// The backend to write; its schema is made if it is missing.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) to: String,
-    /// Which datasets.
-    #[arg(long = "dataset", value_name = "DATASET", default_values_t = Dataset::ALL)]
+    /// Which datasets; all if there are none.
+    #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
     /// Only these instruments; all if there are none.
     #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
@@ -262,6 +293,14 @@ pub(crate) struct ReplayArguments {
     /// partition that is not read to its end is named, and the exit code is 1.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     pub(crate) wait: Duration,
+}
+
+fn dataset(text: &str) -> std::result::Result<Dataset, String> {
+    let datasets = Datasets::standard();
+    datasets.get(text).ok_or_else(|| {
+        let names: Vec<_> = datasets.iter().map(Dataset::name).collect();
+        format!("must be one of {}", names.join(", "))
+    })
 }
 
 fn duration(text: &str) -> std::result::Result<Duration, String> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
-use qi_core::store::{DeleteQuery, InstrumentDataset, InstrumentQuery, LatestQuery};
+use qi_core::record::Datasets;
+use qi_core::store::{DeleteQuery, SeriesRequest};
 use qi_core::{
     Clock as _, Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection,
     SystemClock, TimeRange,
@@ -63,7 +64,7 @@ impl Findings {
     }
 
     /// Looks at a store: it answers, has its schema, and may be read. Nothing is written. False if it does not answer.
-    pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>) -> bool {
+    pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
         self.note(target, "answers", pings.map_err(|e| e.report()));
@@ -76,14 +77,12 @@ impl Findings {
         self.note(target, "version", Ok((!version.is_empty()).then(|| version.join(", "))));
 
         let mut found = Vec::new();
-        for dataset in [InstrumentDataset::Ticks, InstrumentDataset::Quotes, InstrumentDataset::Bars] {
-            let page = InstrumentQuery::new(dataset).with_limit(1);
-            found.push(match page {
-                Ok(query) => store.instruments(&query).await.map(drop),
+        for dataset in datasets.iter() {
+            found.push(match SeriesRequest::new(dataset).with_limit(1) {
+                Ok(request) => store.series(&request).await.map(drop),
                 Err(error) => Err(error),
             });
         }
-        found.push(store.latest_snapshots(&LatestQuery::new(Selection::All)).await.map(drop));
         let failed = found.into_iter().find_map(Result::err);
         let hint = |error: Error| match error.kind() {
             qi_core::ErrorKind::SchemaMismatch => format!("{}; `qi migrate` makes it", error.report()),
@@ -167,7 +166,7 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
         Err(error) if error.retry().is_retryable() => Err(error),
         Err(error) => return Err(error),
     };
-    let mine = DeleteQuery::Ticks(Selection::one(instrument), TimeRange::ALL);
+    let mine = DeleteQuery::ticks(Selection::one(instrument), TimeRange::ALL);
     Ok((found, store.delete_range(&mine).await))
 }
 

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qi_core::store::{Cursor, Dataset, PriceStore};
+use qi_core::record::Dataset;
+use qi_core::store::{Cursor, PriceStore, RecordPage};
 use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ const CODE: &str = "copy.progress";
 pub struct Plan {
     /// Which datasets, in this order.
     pub datasets: Vec<Dataset>,
-    /// Only these instruments; all if there are none. Snapshots belong to none and are copied as a whole.
+    /// Only these instruments; all if there are none. Datasets of names are copied as a whole.
     pub instruments: BTreeSet<Instrument>,
     /// Which times; of bars the open time.
     pub range: TimeRange,
@@ -153,7 +154,7 @@ impl Copy {
 
     /// A name that nothing has is a mistake, not an empty copy.
     fn check_instruments(&self, all: &[Series]) -> Result<()> {
-        let there: BTreeSet<_> = all.iter().filter_map(Series::instrument).collect();
+        let there: BTreeSet<_> = all.iter().filter_map(|series| series.key.owner.instrument()).collect();
         match self.plan.instruments.iter().find(|instrument| !there.contains(instrument)) {
             None => Ok(()),
             Some(missing) => Err(Error::new(ErrorKind::NotFound, "copy.instrument", "copy")
@@ -175,14 +176,18 @@ impl Copy {
             if self.stop.is_cancelled() {
                 return Ok(false);
             }
-            let (records, next) = page;
+            let RecordPage { records, next, resume: _ } = page;
+            let insert = async {
+                // Nothing is asked of the store for no records.
+                if records.is_empty() { Ok(()) } else { self.to.insert(records.as_records()).await.map(drop) }
+            };
             let following = async {
                 match &next {
                     Some(cursor) => series.page(&*self.from, range, Some(cursor.clone())).await.map(Some),
                     None => Ok(None),
                 }
             };
-            let ((), following) = tokio::try_join!(records.insert(&*self.to), following)?;
+            let ((), following) = tokio::try_join!(insert, following)?;
             self.copied.fetch_add(records.len() as u64, Ordering::Relaxed);
             place.records += records.len() as u64;
             place.complete = next.is_none();

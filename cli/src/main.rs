@@ -15,13 +15,16 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use qi_adapters::Config;
 use qi_cli::output::{Format, Listing, printable};
-use qi_cli::{check, copy, dlq, migrate, query, replay, topics};
-use qi_core::store::BarSource;
-use qi_core::{Error, PriceStore, Result, ResultExt as _};
+use qi_cli::{Series, check, copy, dlq, migrate, query, replay, topics};
+use qi_core::record::{Datasets, Owner, SeriesKey};
+use qi_core::store::BarQuery;
+use qi_core::{Error, Ohlcv, PriceStore, PriceTick, Record as _, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use arguments::{Asked, Command, CopyArguments, Dlq, Options, Query, RedriveArguments, ReplayArguments};
+use arguments::{
+    Asked, Command, CopyArguments, Dlq, Options, Part, Query, RedriveArguments, ReplayArguments,
+};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -87,7 +90,7 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             match open_store().await {
                 Ok(store) => {
                     let name = format!("store {store_word}");
-                    let answers = findings.store(&name, &store).await;
+                    let answers = findings.store(&name, &store, &Datasets::standard()).await;
                     if write && answers {
                         findings.writing(&name, &store).await;
                     }
@@ -102,12 +105,19 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             show(&findings.listing(), format)?;
             Ok(findings.is_well())
         }
-        Command::Migrate => {
+        Command::Migrate { dry_run } => {
             let mut listing = migrate::listing();
-            migrate::store(&format!("store {store_word}"), &*open_store().await?, &mut listing).await?;
+            let (store_name, store) = (format!("store {store_word}"), open_store().await?);
             let (bus, catalogue) = (config.open_bus().await?, config.catalogue()?);
-            let name = format!("bus {}", config.bus_backend());
-            let well = migrate::bus(&name, &*bus, &catalogue, &mut listing).await?;
+            let bus_name = format!("bus {}", config.bus_backend());
+            let well = if dry_run {
+                migrate::plan_store(&store_name, &*store, &mut listing).await?;
+                migrate::plan_bus(&bus_name, &*bus, &catalogue, &mut listing).await?;
+                true
+            } else {
+                migrate::store(&store_name, &*store, &mut listing).await?;
+                migrate::bus(&bus_name, &*bus, &catalogue, &mut listing).await?
+            };
             show(&listing, format)?;
             Ok(well)
         }
@@ -200,16 +210,28 @@ async fn redrive(
 }
 
 async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
+    let range = |dataset, owner, interval, Part { times, newest, limit }: Part| async move {
+        let series = Series { dataset, key: SeriesKey { owner, interval } };
+        query::records(store, series, times.range()?, newest, limit).await
+    };
     match query {
-        Query::Latest { instruments, limit } => query::latest(store, instruments, limit).await,
-        Query::Ticks { asked } => {
-            let Asked { instrument, times, newest, limit } = asked;
-            query::ticks(store, instrument, times.range()?, newest, limit).await
+        Query::Latest { series, dataset, interval, limit } => {
+            let owners = series.iter().map(|name| query::owner(dataset, name)).collect::<Result<_>>()?;
+            query::latest(store, dataset, owners, interval, limit).await
         }
-        Query::Bars { asked, interval, stored } => {
-            let Asked { instrument, times, newest, limit } = asked;
-            let source = if stored { BarSource::Stored } else { BarSource::Derived };
-            query::bars(store, (instrument, interval), times.range()?, source, newest, limit).await
+        Query::Records { dataset, series, interval, part } => {
+            range(dataset, query::owner(dataset, &series)?, interval, part).await
+        }
+        Query::Ticks { asked: Asked { instrument, part } } => {
+            range(PriceTick::DATASET, Owner::Instrument(instrument), None, part).await
+        }
+        Query::Bars { asked: Asked { instrument, part }, interval, stored: true } => {
+            range(Ohlcv::DATASET, Owner::Instrument(instrument), Some(interval), part).await
+        }
+        Query::Bars { asked: Asked { instrument, part }, interval, stored: false } => {
+            let Part { times, newest, limit } = part;
+            let query = BarQuery::new(instrument, interval, times.range()?);
+            query::derived_bars(store, query, newest, limit).await
         }
     }
 }
@@ -219,6 +241,7 @@ async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Fo
     if from == to {
         return Err(Error::invalid("copy.to", "to", to, "must be another backend than --from"));
     }
+    let datasets = if datasets.is_empty() { Datasets::standard().iter().collect() } else { datasets };
     let (source, target) = (config.open_store_as(&from).await?, config.open_store_as(&to).await?);
     let plan = copy::Plan {
         datasets,
@@ -251,7 +274,7 @@ async fn replay(
     stop: &Stop,
 ) -> Result<bool> {
     let ReplayArguments { topic, since, until, wait } = arguments;
-    let plan = replay::Plan { topic, since, until, wait };
+    let plan = replay::Plan { topic, datasets: Datasets::standard(), since, until, wait };
     store.ensure_schema().await?;
     let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = stored.clone();

@@ -23,6 +23,36 @@ pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) 
     Ok(())
 }
 
+/// Lists the statements that [`store`] would run now, and changes nothing.
+///
+/// # Errors
+/// Of the store.
+pub async fn plan_store(target: &str, store: &dyn PriceStore, listing: &mut Listing) -> Result<()> {
+    for statement in store.plan_schema().await? {
+        listing.push([text(target), text(statement), text("would run")]);
+    }
+    Ok(())
+}
+
+/// Lists the topics that [`bus`] would create now, and changes nothing.
+///
+/// # Errors
+/// Of the bus.
+pub async fn plan_bus(
+    target: &str,
+    bus: &dyn MessageBus,
+    catalogue: &TopicCatalogue,
+    listing: &mut Listing,
+) -> Result<()> {
+    let found = bus.topics().await?;
+    for spec in catalogue.specs()? {
+        if !found.iter().any(|topic| topic.name == spec.name) {
+            listing.push([text(target), text(format!("topic {}", spec.name)), text("would create")]);
+        }
+    }
+    Ok(())
+}
+
 /// Creates the topics that are missing. What is there is left as it is; settings that differ are shown. True if
 /// every topic is now there with its partitions.
 ///

@@ -28,13 +28,13 @@ pub struct Listing {
 
 impl Listing {
     /// No rows yet.
-    pub fn new(headers: impl Into<Vec<&'static str>>) -> Self {
-        Self { headers: headers.into(), rows: Vec::new() }
+    pub fn new(headers: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { headers: headers.into_iter().collect(), rows: Vec::new() }
     }
 
     /// One more row, with a cell for every header.
-    pub fn push(&mut self, cells: impl Into<Vec<Value>>) {
-        let mut cells = cells.into();
+    pub fn push(&mut self, cells: impl IntoIterator<Item = Value>) {
+        let mut cells: Vec<Value> = cells.into_iter().collect();
         cells.resize(self.headers.len(), Value::Null);
         self.rows.push(cells);
     }

@@ -1,96 +1,150 @@
-//! `qi query`: latest records, ticks and bars.
+//! `qi query`: latest records, ranges of records, bars.
 
 use futures::TryStreamExt;
-use futures::stream::{BoxStream, StreamExt};
-use qi_core::store::{BarQuery, BarSource, LatestQuery, MAX_PAGE, PriceStore, PriceStoreExt, RangeQuery};
-use qi_core::{Instrument, Interval, Ohlcv, PriceTick, Result, Selection, TimeRange};
+use futures::stream::StreamExt;
+use qi_core::record::{Column, Dataset, Owner, Records, Row, SeriesType, Value};
+use qi_core::store::{
+    BarQuery, BarSource, Cursor, LatestRequest, MAX_PAGE, PriceStore, PriceStoreExt, RangeRequest, RecordPage,
+};
+use qi_core::{Error, Interval, Ohlcv, Result, Selection, TimeRange};
 
-use crate::output::{Listing, maybe, text};
+use crate::Series;
+use crate::output::{Listing, text};
 
-/// The latest tick of each of these instruments, or of all if none are named.
+/// Reads the owner of a series: an instrument, or a name of the dataset.
 ///
 /// # Errors
-/// Of the store.
-pub async fn latest(store: &dyn PriceStore, instruments: Vec<Instrument>, limit: usize) -> Result<Listing> {
-    let selection = if instruments.is_empty() { Selection::All } else { Selection::these(instruments)? };
-    let query = LatestQuery::new(selection).with_limit(limit.clamp(1, MAX_PAGE))?;
-    ticks_of(store.latest_tick_stream(query), limit).await
+/// `InvalidInput` for a text that is no instrument, if the dataset belongs to instruments.
+pub fn owner(dataset: Dataset, name: &str) -> Result<Owner> {
+    match dataset.series() {
+        SeriesType::Instrument => name.parse().map(Owner::Instrument),
+        // The stored name of the whole market is empty.
+        SeriesType::Name { .. } if name == "global" => Ok(Owner::Name("".into())),
+        SeriesType::Name { max, .. } if name.len() <= max => Ok(Owner::Name(name.into())),
+        SeriesType::Name { max, .. } => {
+            Err(Error::invalid("query.series", "series", name, format_args!("must be at most {max} bytes")))
+        }
+    }
 }
 
-/// The ticks of an instrument in a range: the first ones, or the newest ones first.
+/// The latest record of each of these owners, or of all if none are named.
+///
+/// # Errors
+/// Of the store; `InvalidInput` for an interval that the dataset does not have, or lacks.
+pub async fn latest(
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    owners: Vec<Owner>,
+    interval: Option<Interval>,
+    limit: usize,
+) -> Result<Listing> {
+    let selection = if owners.is_empty() { Selection::All } else { Selection::these(owners)? };
+    let mut request = LatestRequest::new(dataset, selection).with_limit(limit.clamp(1, MAX_PAGE))?;
+    request.interval = interval;
+    let ask = async |after: Option<Cursor>| {
+        store.latest(&after.into_iter().fold(request.clone(), LatestRequest::after)).await
+    };
+    pages(dataset, limit, ask).await
+}
+
+/// The records of a series in a range: the first ones, or the newest ones first.
 ///
 /// # Errors
 /// Of the store.
-pub async fn ticks(
+pub async fn records(
     store: &dyn PriceStore,
-    instrument: Instrument,
+    series: Series,
     range: TimeRange,
     newest: bool,
     limit: usize,
 ) -> Result<Listing> {
-    let query = RangeQuery::new(instrument, range).with_limit(limit.clamp(1, MAX_PAGE))?;
-    let query = if newest { query.descending() } else { query };
-    ticks_of(store.tick_stream(query), limit).await
+    let request =
+        RangeRequest::new(series.dataset, series.key, range).with_limit(limit.clamp(1, MAX_PAGE))?;
+    let request = if newest { request.descending() } else { request };
+    let ask = async |after: Option<Cursor>| {
+        store.range(&after.into_iter().fold(request.clone(), RangeRequest::after)).await
+    };
+    pages(series.dataset, limit, ask).await
 }
 
-/// The bars of an instrument that open in a range: stored ones, or ones derived from its ticks.
+/// The bars of an instrument that open in a range, derived from its ticks.
 ///
 /// # Errors
 /// Of the store.
-pub async fn bars(
+pub async fn derived_bars(
     store: &dyn PriceStore,
-    (instrument, interval): (Instrument, Interval),
-    range: TimeRange,
-    source: BarSource,
+    query: BarQuery,
     newest: bool,
     limit: usize,
 ) -> Result<Listing> {
-    let query = BarQuery::new(instrument, interval, range).with_limit(limit.clamp(1, MAX_PAGE))?;
+    let query = query.with_limit(limit.clamp(1, MAX_PAGE))?;
     let query = if newest { query.descending() } else { query };
-    let headers = [
-        "instrument",
-        "interval",
-        "open_time",
-        "open",
-        "high",
-        "low",
-        "close",
-        "volume",
-        "quote_volume",
-        "count",
-    ];
-    let mut listing = Listing::new(headers);
-    let bars: Vec<Ohlcv> = store.bar_stream(query, source).take(limit).try_collect().await?;
-    for bar in &bars {
-        let values = bar.values();
-        listing.push([
-            text(bar.instrument()),
-            text(bar.interval()),
-            text(bar.open_time()),
-            text(values.open),
-            text(values.high),
-            text(values.low),
-            text(values.close),
-            maybe(values.volume),
-            maybe(values.quote_volume),
-            values.count.map_or(serde_json::Value::Null, Into::into),
-        ]);
+    let bars: Vec<Ohlcv> = store.bar_stream(query, BarSource::Derived).take(limit).try_collect().await?;
+    let mut listing = headers(<Ohlcv as qi_core::Record>::DATASET);
+    rows(&mut listing, qi_core::record::RecordVec::from_vec(bars).as_records(), limit)?;
+    Ok(listing)
+}
+
+/// Page after page, up to `limit` records.
+async fn pages(
+    dataset: Dataset,
+    limit: usize,
+    ask: impl AsyncFn(Option<Cursor>) -> Result<RecordPage>,
+) -> Result<Listing> {
+    let (mut listing, mut after) = (headers(dataset), None);
+    while listing.rows().len() < limit {
+        let page = ask(after).await?;
+        let left = limit - listing.rows().len();
+        rows(&mut listing, page.records.as_records(), left)?;
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
     }
     Ok(listing)
 }
 
-async fn ticks_of(ticks: BoxStream<'_, Result<PriceTick>>, limit: usize) -> Result<Listing> {
-    let mut listing = Listing::new(["instrument", "time", "seq", "price", "quantity", "side"]);
-    let ticks: Vec<PriceTick> = ticks.take(limit).try_collect().await?;
-    for tick in &ticks {
-        listing.push([
-            text(tick.instrument()),
-            text(tick.ts()),
-            tick.seq().into(),
-            text(tick.price()),
-            maybe(tick.quantity()),
-            maybe(tick.side()),
-        ]);
+/// An empty listing with a column for each part of the key and each value.
+fn headers(dataset: Dataset) -> Listing {
+    let series = match dataset.series() {
+        SeriesType::Instrument => "instrument",
+        SeriesType::Name { column, .. } => column,
+    };
+    let key = [Some(series), dataset.interval(), Some(dataset.time()), dataset.seq()];
+    Listing::new(key.into_iter().flatten().chain(dataset.values().iter().map(|column| column.name)))
+}
+
+fn rows(listing: &mut Listing, records: &dyn Records, limit: usize) -> Result<()> {
+    let dataset = records.dataset();
+    for row in Row::copy_of(records)?.iter().take(limit) {
+        let (time, seq) = row.place();
+        let key = [
+            Some(text(&row.series().owner)),
+            row.series().interval.map(text),
+            Some(text(time)),
+            dataset.seq().map(|_| seq.into()),
+        ];
+        let values = row.values().iter().zip(dataset.values()).map(|(value, column)| cell(value, column));
+        listing.push(key.into_iter().flatten().chain(values));
     }
-    Ok(listing)
+    Ok(())
+}
+
+/// Decimals as text, because JSON's numbers are not exact; numbers and booleans as themselves.
+fn cell(value: &Value, column: &Column) -> serde_json::Value {
+    match value {
+        Value::Decimal(value) => text(value),
+        Value::Counter(value) => (*value).into(),
+        Value::Integer(value) => (*value).into(),
+        Value::Boolean(value) => (*value).into(),
+        Value::Text(value) => text(value),
+        Value::Enumeration(code) => column.ty.name_of(*code).map_or(serde_json::Value::Null, text),
+        Value::Timestamp(value) => text(value),
+        Value::Interval(value) => text(value),
+        Value::Levels(levels) => {
+            let levels = levels.iter().map(|level| format!("{}@{}", level.quantity, level.price));
+            text(levels.collect::<Vec<_>>().join(" "))
+        }
+        _ => serde_json::Value::Null,
+    }
 }

@@ -5,13 +5,11 @@ use std::fmt;
 use std::time::Duration;
 
 use qi_core::bus::{
-    Batch, Json, MessageBus, Notice, Payload, Positions, Read, Received, SeekTo, Subscription, TopicName,
-    TopicPartition, decode_message, header,
+    Batch, MessageBus, Notice, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
+    decode_record, header,
 };
-use qi_core::{
-    Backoff, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceStore, PriceTick, Quote, Result, TimeRange,
-    Timestamp,
-};
+use qi_core::record::{Dataset, Datasets, RecordVec};
+use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Record as _, Result, TimeRange, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +27,8 @@ const SHOWN: usize = 10;
 pub struct Plan {
     /// Of this topic.
     pub topic: TopicName,
+    /// The datasets whose records are stored.
+    pub datasets: Datasets,
     /// From this message time on.
     pub since: Timestamp,
     /// Up to this message time, exclusive; else up to the end that the topic has when it begins.
@@ -79,8 +79,7 @@ impl Replayed {
     }
 }
 
-/// Stores the records of a topic's messages: ticks, quotes, bars and snapshots, as the header `qi-type` says; those
-/// without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
+/// Stores the records of a topic's messages, of the dataset that the header `qi-type` names; those without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
 /// records are written by key it can be repeated.
 ///
 /// A partition without a leader is waited for. One that was not read to its end is in [`Replayed::unreached`].
@@ -246,7 +245,7 @@ async fn keep(
     ends: &Ends,
     replayed: &mut Replayed,
 ) -> Result<()> {
-    let mut sorted = Sorted::default();
+    let mut sorted: BTreeMap<&str, RecordVec> = BTreeMap::new();
     for message in batch {
         let partition = TopicPartition::new(message.topic.clone(), message.partition);
         let Some(end) = ends.get(&partition) else { continue };
@@ -255,57 +254,27 @@ async fn keep(
         if late || message.offset >= *end {
             continue;
         }
-        if let Err(error) = sorted.push(message) {
+        let dataset = dataset_of(message, &plan.datasets);
+        let records = sorted.entry(dataset.name()).or_insert_with(|| dataset.new_vec());
+        if let Err(error) = decode_record(message, records) {
             replayed.unreadable += 1;
             if replayed.errors.len() < SHOWN {
                 replayed.errors.push(error);
             }
         }
     }
-    replayed.stored += sorted.insert(store).await?;
+    for records in sorted.into_values().filter(|records| !records.is_empty()) {
+        store.insert(records.as_records()).await?;
+        replayed.stored += records.len() as u64;
+    }
     Ok(())
 }
 
-/// The records of a batch by their dataset.
-#[derive(Default)]
-struct Sorted {
-    ticks: Vec<PriceTick>,
-    quotes: Vec<Quote>,
-    bars: Vec<Ohlcv>,
-    snapshots: Vec<MarketSnapshot>,
-}
-
-impl Sorted {
-    fn push(&mut self, message: &Received) -> Result<()> {
-        let kind = message.headers.get(header::TYPE).map_or(PriceTick::TYPE.as_bytes(), |value| value);
-        if kind == Quote::TYPE.as_bytes() {
-            self.quotes.push(decode_message::<Json, _>(message)?);
-        } else if kind == Ohlcv::TYPE.as_bytes() {
-            self.bars.push(decode_message::<Json, _>(message)?);
-        } else if kind == MarketSnapshot::TYPE.as_bytes() {
-            self.snapshots.push(decode_message::<Json, _>(message)?);
-        } else {
-            self.ticks.push(decode_message::<Json, _>(message)?);
-        }
-        Ok(())
-    }
-
-    async fn insert(self, store: &dyn PriceStore) -> Result<u64> {
-        let Self { ticks, quotes, bars, snapshots } = self;
-        if !ticks.is_empty() {
-            store.insert_ticks(&ticks).await?;
-        }
-        if !quotes.is_empty() {
-            store.insert_quotes(&quotes).await?;
-        }
-        if !bars.is_empty() {
-            store.insert_bars(&bars).await?;
-        }
-        if !snapshots.is_empty() {
-            store.insert_snapshots(&snapshots).await?;
-        }
-        Ok((ticks.len() + quotes.len() + bars.len() + snapshots.len()) as u64)
-    }
+/// The dataset that the header `qi-type` names; ticks if it is absent, or names none, which is refused.
+fn dataset_of(message: &Received, datasets: &Datasets) -> Dataset {
+    let kind = message.headers.get(header::TYPE);
+    let named = datasets.iter().find(|dataset| kind.is_some_and(|kind| kind == dataset.message().as_bytes()));
+    named.unwrap_or(PriceTick::DATASET)
 }
 
 #[cfg(test)]

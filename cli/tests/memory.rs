@@ -64,7 +64,7 @@ async fn full() -> Arc<dyn PriceStore> {
 }
 
 fn everything() -> Plan {
-    let datasets = Dataset::ALL.to_vec();
+    let datasets = Datasets::standard().iter().collect();
     Plan { datasets, instruments: BTreeSet::new(), range: TimeRange::ALL, progress: None }
 }
 
@@ -120,8 +120,8 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 
     // The second page fails after it was written.
     let fails = Copy::new(source.clone(), failing.clone(), plan.clone());
-    chaos.next(Operation::InsertTicks, Fault::Delay);
-    chaos.next(Operation::InsertTicks, Fault::Cut);
+    chaos.next(Operation::Insert, Fault::Delay);
+    chaos.next(Operation::Insert, Fault::Cut);
     assert_eq!(fails.run().await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(fails.copied.load(std::sync::atomic::Ordering::Relaxed), 10_000);
 
@@ -143,7 +143,7 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
     assert!(done.run().await.unwrap().is_equal());
     assert_eq!(done.copied.load(std::sync::atomic::Ordering::Relaxed), 0);
 
-    let other = Plan { datasets: vec![Dataset::Ticks], ..plan };
+    let other = Plan { datasets: vec![PriceTick::DATASET], ..plan };
     let error = Copy::new(source, failing, other).run().await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "copy.progress"));
 }
@@ -213,7 +213,7 @@ async fn an_instrument_that_the_source_does_not_have_is_an_error() {
 async fn only_what_is_asked_for_is_copied() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
-        datasets: vec![Dataset::Ticks, Dataset::Bars],
+        datasets: vec![PriceTick::DATASET, Ohlcv::DATASET],
         instruments: BTreeSet::from(["sim:A0001-USDT".parse().unwrap()]),
         ..everything()
     };
@@ -274,7 +274,7 @@ async fn a_check_that_may_not_read_leaves_nothing_behind() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
-    for (operation, fault) in [(Operation::LatestTicks, Fault::Error), (Operation::InsertTicks, Fault::Cut)] {
+    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::Cut)] {
         chaos.next(operation, fault);
         let mut findings = check::Findings::default();
         findings.writing("store memory", &store).await;

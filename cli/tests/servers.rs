@@ -278,7 +278,7 @@ fn replay(to: &str) -> Result<Completion, Failed> {
         bus.close().await?;
         let store = config.open_store_as(to).await?;
         let mut stored = 0;
-        for series in Series::list(&*store, Dataset::Ticks, &BTreeSet::new()).await? {
+        for series in Series::list(&*store, PriceTick::DATASET, &BTreeSet::new()).await? {
             stored += series.summary(&*store, TimeRange::ALL).await?.records;
         }
         Ok::<_, Failed>(stored)
@@ -492,7 +492,7 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
         write(&*bus, &*store, &mut *reader, TICKS / 10, true).await?;
         reader.close().await?;
         let mut stored = 0;
-        for series in Series::list(&*store, Dataset::Ticks, &BTreeSet::new()).await? {
+        for series in Series::list(&*store, PriceTick::DATASET, &BTreeSet::new()).await? {
             stored += series.summary(&*store, TimeRange::ALL).await?.records;
         }
         if stored == TICKS as u64 {

@@ -73,18 +73,18 @@ macro_rules! metrics_table {
 }
 
 metrics_table! {
-    CALLS: Counter "qi_calls_total" in Count by ["port", "backend", "operation"],
+    CALLS: Counter "qi_calls_total" in Count by ["port", "backend", "operation", "dataset"],
         "Calls that ended, well or not.";
-    CALL_ERRORS: Counter "qi_call_errors_total" in Count by ["port", "backend", "operation", "kind"],
+    CALL_ERRORS: Counter "qi_call_errors_total" in Count by ["port", "backend", "operation", "dataset", "kind"],
         "Calls that ended with an error, after all attempts.";
-    CALLS_DROPPED: Counter "qi_calls_dropped_total" in Count by ["port", "backend", "operation"],
+    CALLS_DROPPED: Counter "qi_calls_dropped_total" in Count by ["port", "backend", "operation", "dataset"],
         "Calls whose caller went away before the answer.";
     CALLS_IN_FLIGHT: Gauge "qi_calls_in_flight" in Count by ["port", "backend"],
         "Calls under way.";
-    CALL_DURATION: Histogram "qi_call_duration_seconds" in Seconds by ["port", "backend", "operation"],
+    CALL_DURATION: Histogram "qi_call_duration_seconds" in Seconds by ["port", "backend", "operation", "dataset"],
         "How long calls took, with all attempts and pauses; of recv with its waiting.";
-    BATCH_RECORDS: Histogram "qi_batch_records" in Count by ["port", "backend", "operation"],
-        "How many records or messages a batch held: of insert_.., publish, and a recv that found some.";
+    BATCH_RECORDS: Histogram "qi_batch_records" in Count by ["port", "backend", "operation", "dataset"],
+        "How many records or messages a batch held: of insert, publish, and a recv that found some.";
     MESSAGES_DELIVERED: Counter "qi_messages_delivered_total" in Count by ["backend"],
         "Messages that the bus acknowledged.";
     MESSAGES_FAILED: Counter "qi_messages_failed_total" in Count by ["backend", "state", "kind"],

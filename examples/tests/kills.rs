@@ -359,8 +359,7 @@ impl Running {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let sum = |name: &str| -> u64 {
-            let lines =
-                answer.lines().filter(|l| l.starts_with(name) && l.contains("operation=\"insert_ticks\""));
+            let lines = answer.lines().filter(|l| l.starts_with(name) && l.contains("operation=\"insert\""));
             lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
         };
         sum("qi_calls_total{") - sum("qi_call_errors_total{")

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use qi_core::agent::AgentStatus;
 use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
-use qi_core::store::{InstrumentDataset, InstrumentQuery, RangeQuery};
+use qi_core::store::{InstrumentQuery, RangeQuery};
 use qi_core::{
     Backoff, Error, ErrorKind, Instrument, Interval, MessageBus, Operation, PriceStore, PriceStoreExt,
     PriceTick, SystemClock, TimeRange, Timestamp,
@@ -49,7 +49,7 @@ fn by_key(ticks: impl Iterator<Item = PriceTick>) -> BTreeMap<Key, PriceTick> {
 /// Everything that a store has, in order.
 async fn contents(store: &dyn PriceStore) -> Vec<PriceTick> {
     let mut ticks = Vec::new();
-    let instruments = store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await.unwrap();
+    let instruments = store.instruments(&InstrumentQuery::new(PriceTick::DATASET)).await.unwrap();
     for summary in instruments.items {
         let query = RangeQuery::new(summary.instrument, TimeRange::ALL);
         ticks.extend(store.tick_stream(query).try_collect::<Vec<_>>().await.unwrap());
@@ -134,7 +134,7 @@ async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_n
 async fn a_store_that_is_away_for_longer_than_the_retries_means_a_restart_and_no_exit() {
     let chaos = Chaos::seeded(1);
     for _ in 0..60 {
-        chaos.next(Operation::InsertTicks, Fault::Error);
+        chaos.next(Operation::Insert, Fault::Error);
     }
     let plain = memory_store();
     let store = LayerStack::default().wrap_store(Layered::new(plain.clone(), chaos.clone()));
@@ -179,7 +179,7 @@ async fn another_producer_on_the_topic_does_not_keep_the_job_from_its_end() {
     let (bus, chaos) = (memory_bus(), Chaos::seeded(1));
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     // Each insert takes long enough for new messages to arrive, so the lag is never 0.
-    let _slow = chaos.clone().on(Operation::InsertTicks, Rule::new(1.0, [Fault::Delay]));
+    let _slow = chaos.clone().on(Operation::Insert, Rule::new(1.0, [Fault::Delay]));
     let plain = memory_store();
     let job = Job::new(Arc::new(Layered::new(plain.clone(), chaos)), bus.clone(), data(market(11, 3_000)));
     let other = tokio::spawn(async move {
@@ -240,7 +240,7 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     };
     let cx = AgentContext::for_test();
     for _ in 0..3 {
-        chaos.next(Operation::InsertTicks, Fault::Error);
+        chaos.next(Operation::Insert, Fault::Error);
         let mut writer = writer().await.unwrap();
         let error = writer.run(&cx).await.unwrap_err();
         writer.cleanup(&cx, &ExitReason::Error(error)).await.unwrap();

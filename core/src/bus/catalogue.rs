@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{CleanupPolicy, TopicName, TopicSpec};
-use crate::Result;
+use crate::record::{Dataset, Record};
+use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 
 const DAY: Duration = Duration::from_hours(24);
 const MAX_MESSAGE: usize = 2 << 20;
@@ -19,6 +20,7 @@ const DEAD_LETTER_ROOM: usize = 64 << 10;
 /// | `crypto-quotes` | quotes | 16 | 1 day |
 /// | `crypto-ohlcv` | bars | 8 | 30 days |
 /// | `market-analytics` | snapshots | 4 | 90 days |
+/// | the default topic of another dataset | its records | 8 | 7 days |
 ///
 /// Messages are at most 2 MiB; dead letters have 64 KiB more room for their headers and stay as long as their
 /// topic's messages. Replication is the broker's default.
@@ -26,19 +28,29 @@ const DEAD_LETTER_ROOM: usize = 64 << 10;
 pub struct TopicCatalogue(BTreeMap<TopicName, TopicSpec>);
 
 impl TopicCatalogue {
-    /// The table above.
+    /// The topics of ticks, quotes, bars and snapshots.
     ///
     /// # Errors
     /// Never in practice: the names and numbers are constants of the domain.
     pub fn standard() -> Result<Self> {
+        Self::of([PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
+    }
+
+    /// The topics of these datasets, for example of [`crate::record::Datasets::iter`].
+    ///
+    /// # Errors
+    /// `InvalidInput` for a default topic that is no topic name.
+    pub fn of(datasets: impl IntoIterator<Item = Dataset>) -> Result<Self> {
         let mut catalogue = Self(BTreeMap::new());
-        for (name, partitions, days) in [
-            ("crypto-prices", 12, 7),
-            ("crypto-quotes", 16, 1),
-            ("crypto-ohlcv", 8, 30),
-            ("market-analytics", 4, 90),
-        ] {
-            let spec = TopicSpec::new(TopicName::new(name)?, partitions)?
+        for dataset in datasets {
+            let (partitions, days) = match dataset.topic() {
+                "crypto-prices" => (12, 7),
+                "crypto-quotes" => (16, 1),
+                "crypto-ohlcv" => (8, 30),
+                "market-analytics" => (4, 90),
+                _ => (8, 7),
+            };
+            let spec = TopicSpec::new(TopicName::new(dataset.topic())?, partitions)?
                 .with_retention(DAY * days)
                 .with_max_message_bytes(MAX_MESSAGE);
             catalogue.insert(spec);

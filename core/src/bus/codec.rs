@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{HeaderName, Message, Received, TopicName};
-use crate::record::{Record, Series};
+use crate::record::{Record, RecordVec, Records, Series};
 use crate::{Error, ErrorKind, Result};
 
 /// The names of the headers that typed messages carry.
@@ -138,12 +138,40 @@ pub fn encode_message<C: Codec, T: Payload>(record: &T, topic: Option<&TopicName
         Some(topic) => topic.clone(),
         None => TopicName::new(T::TOPIC)?,
     };
-    let [content_type, kind, version] = HEADERS.clone()?;
-    Ok(Message::new(topic, C::encode(record)?)
-        .with_key(record.message_key())
-        .with_header(content_type, C::CONTENT_TYPE)
-        .with_header(kind, T::TYPE)
-        .with_header(version, T::VERSION.to_string()))
+    let message = Message::new(topic, C::encode(record)?).with_key(record.message_key());
+    with_headers(message, C::CONTENT_TYPE, T::TYPE, T::VERSION)
+}
+
+/// The message of a record without its type, in JSON; see [`encode_message`].
+///
+/// # Errors
+/// `InvalidInput` for a default topic that is no topic name.
+///
+/// # Panics
+/// If there is no record at this index.
+pub fn encode_record(records: &dyn Records, at: usize, topic: Option<&TopicName>) -> Result<Message> {
+    let dataset = records.dataset();
+    let topic = match topic {
+        Some(topic) => topic.clone(),
+        None => TopicName::new(dataset.topic())?,
+    };
+    let mut json = Vec::new();
+    records.write_json(at, &mut json);
+    let message = Message::new(topic, json).with_key(records.series(at).owner.to_owned().to_string());
+    with_headers(message, Json::CONTENT_TYPE, dataset.message(), dataset.version())
+}
+
+fn with_headers(
+    message: Message,
+    content_type: &'static str,
+    kind: &'static str,
+    version: u16,
+) -> Result<Message> {
+    let [content_type_header, kind_header, version_header] = HEADERS.clone()?;
+    Ok(message
+        .with_header(content_type_header, content_type)
+        .with_header(kind_header, kind)
+        .with_header(version_header, version.to_string()))
 }
 
 /// The names of the headers, checked once: a clone of each costs a reference count.
@@ -160,6 +188,24 @@ static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
 /// `CorruptData`, with the place of the message in its context: another codec, type or version, unreadable headers,
 /// a tombstone, or bytes that are no valid record.
 pub fn decode_message<C: Codec, T: Payload>(message: &Received) -> Result<T> {
+    checked(message, C::CONTENT_TYPE, T::TYPE, T::VERSION)
+        .and_then(C::decode)
+        .map_err(|error| at(error, message))
+}
+
+/// Appends the record of a JSON message to records of the same dataset; see [`decode_message`].
+///
+/// # Errors
+/// As [`decode_message`].
+pub fn decode_record(message: &Received, records: &mut RecordVec) -> Result<()> {
+    let dataset = records.as_records().dataset();
+    checked(message, Json::CONTENT_TYPE, dataset.message(), dataset.version())
+        .and_then(|payload| records.push_json(payload))
+        .map_err(|error| at(error, message))
+}
+
+/// The payload of a message whose headers are those of the wanted record, or absent.
+fn checked<'m>(message: &'m Received, content_type: &str, kind: &str, version: u16) -> Result<&'m [u8]> {
     let check =
         |name: &'static str, wanted: &str, equal: fn(&[u8], &str) -> bool| match message.headers.get(name) {
             Some(found) if !equal(found, wanted) => Err(corrupt("bus.codec.header")
@@ -168,25 +214,23 @@ pub fn decode_message<C: Codec, T: Payload>(message: &Received) -> Result<T> {
                 .with_context("value", String::from_utf8_lossy(found))),
             _ => Ok(()),
         };
-    let record = || {
-        if message.headers_unreadable {
-            return Err(corrupt("bus.codec.headers").with_message("a header name is not UTF-8 text"));
-        }
-        check(header::CONTENT_TYPE, C::CONTENT_TYPE, is_media_type)?;
-        check(header::TYPE, T::TYPE, |found, wanted| found == wanted.as_bytes())?;
-        check(header::VERSION, &T::VERSION.to_string(), |found, wanted| found == wanted.as_bytes())?;
-        let payload = message
-            .payload
-            .as_ref()
-            .ok_or_else(|| corrupt("bus.codec.tombstone").with_message("a tombstone holds no record"))?;
-        C::decode(payload)
-    };
-    record().map_err(|error: Error| {
-        error
-            .with_context("topic", &message.topic)
-            .with_context("partition", message.partition)
-            .with_context("offset", message.offset)
-    })
+    if message.headers_unreadable {
+        return Err(corrupt("bus.codec.headers").with_message("a header name is not UTF-8 text"));
+    }
+    check(header::CONTENT_TYPE, content_type, is_media_type)?;
+    check(header::TYPE, kind, |found, wanted| found == wanted.as_bytes())?;
+    check(header::VERSION, &version.to_string(), |found, wanted| found == wanted.as_bytes())?;
+    let payload = message.payload.as_ref();
+    payload
+        .map(|payload| &**payload)
+        .ok_or_else(|| corrupt("bus.codec.tombstone").with_message("a tombstone holds no record"))
+}
+
+fn at(error: Error, message: &Received) -> Error {
+    error
+        .with_context("topic", &message.topic)
+        .with_context("partition", message.partition)
+        .with_context("offset", message.offset)
 }
 
 /// Compares a content type with a media type, in any letter case. Parameters are ignored, except a charset, which

@@ -23,7 +23,7 @@ pub use admin::{
 };
 pub use catalogue::TopicCatalogue;
 pub(crate) use codec::json_error;
-pub use codec::{Codec, Json, Payload, decode_message, encode_message, header};
+pub use codec::{Codec, Json, Payload, decode_message, decode_record, encode_message, encode_record, header};
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;
 pub use message::{Headers, Message, Received};

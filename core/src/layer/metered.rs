@@ -1,6 +1,6 @@
 //! `Metered`: counts calls and measures their duration.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Call, Layer};
 use crate::bus::{Batch, DeliveryState, Message, MessageBus, PublishOptions, PublishReport, Subscription};
+use crate::record::Dataset;
 use crate::telemetry::{
     BATCH_RECORDS, CALL_DURATION, CALL_ERRORS, CALLS, CALLS_DROPPED, CALLS_IN_FLIGHT, MESSAGES_DELIVERED,
     MESSAGES_FAILED, MESSAGES_RECEIVED,
@@ -22,11 +23,16 @@ use crate::{Error, ErrorKind, Operation, Result};
 /// installed later does not see the metrics that are already registered.
 pub struct Metered {
     backend: &'static str,
-    operations: Vec<OnceLock<Handles>>,
+    /// By operation, for calls without a dataset.
+    operations: Vec<OnceLock<Arc<Handles>>>,
+    /// Of calls with a dataset. There are a few of them, so a search is short.
+    datasets: RwLock<Vec<(Operation, &'static str, Arc<Handles>)>>,
 }
 
 /// The registered metrics of one operation.
 struct Handles {
+    /// Empty for calls without a dataset.
+    dataset: &'static str,
     calls: Counter,
     duration: Histogram,
     records: Histogram,
@@ -42,23 +48,48 @@ impl std::fmt::Debug for Metered {
 impl Metered {
     /// Creates the layer with the backend's name for the metrics.
     pub fn new(backend: &'static str) -> Self {
-        Self { backend, operations: Operation::ALL.iter().map(|_| OnceLock::new()).collect() }
+        let operations = Operation::ALL.iter().map(|_| OnceLock::new()).collect();
+        Self { backend, operations, datasets: RwLock::default() }
     }
 
-    fn handles(&self, operation: Operation) -> &Handles {
-        self.operations[operation.index()].get_or_init(|| {
-            if operation == Operation::Publish {
-                self.register_failure_counters();
-            }
-            let (port, backend) = (operation.port().as_str(), self.backend);
-            let labels = [("port", port), ("backend", backend), ("operation", operation.as_str())];
-            Handles {
-                calls: metrics::counter!(CALLS.name, &labels),
-                duration: metrics::histogram!(CALL_DURATION.name, &labels),
-                records: metrics::histogram!(BATCH_RECORDS.name, &labels),
-                in_flight: metrics::gauge!(CALLS_IN_FLIGHT.name, "port" => port, "backend" => backend),
-            }
+    fn handles(&self, operation: Operation, dataset: Option<Dataset>) -> Arc<Handles> {
+        let Some(dataset) = dataset.map(Dataset::name) else {
+            return Arc::clone(self.operations[operation.index()].get_or_init(|| {
+                if operation == Operation::Publish {
+                    self.register_failure_counters();
+                }
+                Arc::new(self.register(operation, ""))
+            }));
+        };
+        let find = |known: &[(Operation, &'static str, Arc<Handles>)]| {
+            let mut found = known.iter().filter(|(of, name, _)| *of == operation && *name == dataset);
+            found.next().map(|(.., handles)| Arc::clone(handles))
+        };
+        if let Some(handles) = find(&self.datasets.read().unwrap_or_else(PoisonError::into_inner)) {
+            return handles;
+        }
+        let mut known = self.datasets.write().unwrap_or_else(PoisonError::into_inner);
+        find(&known).unwrap_or_else(|| {
+            let handles = Arc::new(self.register(operation, dataset));
+            known.push((operation, dataset, Arc::clone(&handles)));
+            handles
         })
+    }
+
+    fn register(&self, operation: Operation, dataset: &'static str) -> Handles {
+        let labels = self.labels(operation, dataset);
+        Handles {
+            dataset,
+            calls: metrics::counter!(CALLS.name, &labels),
+            duration: metrics::histogram!(CALL_DURATION.name, &labels),
+            records: metrics::histogram!(BATCH_RECORDS.name, &labels),
+            in_flight: metrics::gauge!(CALLS_IN_FLIGHT.name, &labels[..2]),
+        }
+    }
+
+    fn labels(&self, operation: Operation, dataset: &'static str) -> [(&'static str, &'static str); 4] {
+        let port = operation.port().as_str();
+        [("port", port), ("backend", self.backend), ("operation", operation.as_str()), ("dataset", dataset)]
     }
 
     /// Starts the counters of failed messages at zero. Prometheus computes no increase for a series whose first value
@@ -78,7 +109,7 @@ impl Metered {
 
     fn begin(&self, call: Call) -> Running<'_> {
         let operation = call.operation;
-        let handles = self.handles(operation);
+        let handles = self.handles(operation, call.dataset);
         if let Some(records) = call.records {
             handles.records.record(as_f64(records));
         }
@@ -109,7 +140,7 @@ impl Metered {
 struct Running<'a> {
     metered: &'a Metered,
     operation: Operation,
-    handles: &'a Handles,
+    handles: Arc<Handles>,
     since: Instant,
     ended: bool,
 }
@@ -124,15 +155,14 @@ impl Running<'_> {
         }
     }
 
-    fn labels(&self) -> [(&'static str, &'static str); 3] {
-        let Self { metered, operation, .. } = self;
-        [("port", operation.port().as_str()), ("backend", metered.backend), ("operation", operation.as_str())]
+    fn labels(&self) -> [(&'static str, &'static str); 4] {
+        self.metered.labels(self.operation, self.handles.dataset)
     }
 
     #[cold]
     fn failed(&self, error: &Error) {
-        let [port, backend, operation] = self.labels();
-        let labels = [port, backend, operation, ("kind", error.kind().as_str())];
+        let [port, backend, operation, dataset] = self.labels();
+        let labels = [port, backend, operation, dataset, ("kind", error.kind().as_str())];
         metrics::counter!(CALL_ERRORS.name, &labels).increment(1);
     }
 }
@@ -194,7 +224,7 @@ impl Layer for Metered {
             if let Ok(batch) = &result
                 && !batch.is_empty()
             {
-                self.handles(Operation::Recv).records.record(as_f64(batch.len()));
+                self.handles(Operation::Recv, None).records.record(as_f64(batch.len()));
                 metrics::counter!(MESSAGES_RECEIVED.name, "backend" => self.backend)
                     .increment(batch.len() as u64);
             }

@@ -12,6 +12,7 @@ use super::{Call, Layer, NoPropagator, Propagator};
 use crate::bus::{
     Batch, Headers, Message, MessageBus, PublishOptions, PublishReport, Subscription, TopicName,
 };
+use crate::record::Dataset;
 use crate::{Error, Operation, Port, Result};
 
 /// The maximum number of different contexts that the span of one batch links.
@@ -43,7 +44,7 @@ impl Traced {
         self
     }
 
-    fn span(&self, operation: Operation) -> Span {
+    fn span(&self, operation: Operation, dataset: Option<Dataset>) -> Span {
         match operation.port() {
             Port::Store => tracing::info_span!(
                 target: "qi_core::layer",
@@ -53,6 +54,7 @@ impl Traced {
                 otel.status_code = Empty,
                 db.system.name = system(self.backend),
                 db.operation.name = operation.as_str(),
+                db.collection.name = dataset.map(Dataset::name),
                 "error.type" = Empty,
             ),
             Port::Bus | Port::Subscription => tracing::info_span!(
@@ -197,7 +199,7 @@ impl Layer for Traced {
         call: Call,
         future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
-        let span = self.span(call.operation);
+        let span = self.span(call.operation, call.dataset);
         if span.is_disabled() {
             return future;
         }
@@ -248,7 +250,7 @@ impl Layer for Traced {
                 Ok(batch) if batch.is_empty() => return Ok(batch),
                 Ok(batch) => batch,
                 Err(error) => {
-                    failed(&self.span(Operation::Recv), &error);
+                    failed(&self.span(Operation::Recv, None), &error);
                     return Err(error);
                 }
             };

@@ -111,6 +111,16 @@ pub enum ColumnType {
     },
 }
 
+impl ColumnType {
+    /// Returns the name at a position of an enumeration, from 1.
+    pub fn name_of(self, code: u8) -> Option<&'static str> {
+        match self {
+            Self::Enumeration(names) => names.get(usize::from(code).checked_sub(1)?).copied(),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Debug for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Description").field("name", &self.name).finish_non_exhaustive()

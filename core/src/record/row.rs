@@ -227,7 +227,10 @@ impl Serialize for Row {
             SeriesType::Instrument => "instrument",
             SeriesType::Name { column, .. } => column,
         };
-        map.serialize_entry(series, &self.series.owner.to_string())?;
+        match &self.series.owner {
+            super::Owner::Instrument(instrument) => map.serialize_entry(series, instrument)?,
+            super::Owner::Name(name) => map.serialize_entry(series, &**name)?,
+        }
         if let (Some(column), Some(interval)) = (self.dataset.interval(), self.series.interval) {
             map.serialize_entry(column, &interval)?;
         }
@@ -243,13 +246,7 @@ impl Serialize for Row {
                 Value::Integer(value) => map.serialize_entry(column.name, value)?,
                 Value::Boolean(value) => map.serialize_entry(column.name, value)?,
                 Value::Text(value) => map.serialize_entry(column.name, value)?,
-                Value::Enumeration(code) => {
-                    let name = match column.ty {
-                        ColumnType::Enumeration(names) => names.get(usize::from(*code).wrapping_sub(1)),
-                        _ => None,
-                    };
-                    map.serialize_entry(column.name, &name)?;
-                }
+                Value::Enumeration(code) => map.serialize_entry(column.name, &column.ty.name_of(*code))?,
                 Value::Timestamp(value) => map.serialize_entry(column.name, value)?,
                 Value::Interval(value) => map.serialize_entry(column.name, value)?,
                 Value::Levels(value) => map.serialize_entry(column.name, value)?,

@@ -60,10 +60,12 @@ impl Owner {
     }
 }
 
+/// The instrument or the name. The empty name, which stands for [`Scope::Global`], is displayed as `global`.
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Instrument(instrument) => fmt::Display::fmt(instrument, f),
+            Self::Name(name) if name.is_empty() => f.pad("global"),
             Self::Name(name) => f.pad(name),
         }
     }

@@ -52,7 +52,7 @@ impl<T: Record> Agent for Writer<T> {
             // What is done with a batch belongs to the trace that it came with.
             let stored = async {
                 let decoded = batch.decode::<T>();
-                T::insert(&*self.store, &decoded.records).await?;
+                self.store.insert_records(&decoded.records).await?;
                 self.bus.send_dead_letters(&decoded.rejected, &dead).await?;
                 subscription.commit(batch.positions()).await?;
                 Ok::<_, Error>(decoded.records.len())

@@ -87,8 +87,8 @@ async fn more_current_prices_than_a_page_holds_all_come_back() {
     store.insert_ticks(&ticks).await.unwrap();
     assert_eq!(market.current_prices(&symbols).await.unwrap().len(), 2_500);
 
-    chaos.next(Operation::LatestTicks, Fault::Delay);
-    chaos.next(Operation::LatestTicks, Fault::Error);
+    chaos.next(Operation::Latest, Fault::Delay);
+    chaos.next(Operation::Latest, Fault::Error);
     let broken = market.current_prices(&symbols).await.unwrap_err();
     assert_eq!(broken.kind(), ErrorKind::Unavailable, "the first page alone is no answer");
 }
@@ -267,7 +267,7 @@ async fn a_reader_of_no_exchange_is_refused() {
 async fn a_slow_store_is_waited_for() {
     let (store, chaos) = store().await;
     let chaos = chaos.with_delay(5 * SECOND);
-    chaos.next(Operation::LatestTicks, Fault::Delay);
+    chaos.next(Operation::Latest, Fault::Delay);
     store.insert_ticks(&[tick("kraken:BTC-USD", 1, 0, "1")]).await.unwrap();
     assert!(reader(&store).current_price(&symbol("BTC-USD")).await.unwrap().is_some());
 }
