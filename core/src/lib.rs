@@ -7,6 +7,7 @@ pub mod agent;
 mod backoff;
 mod buffered;
 pub mod bus;
+pub mod datasets;
 mod deadline;
 pub mod domain;
 pub mod error;
@@ -23,10 +24,13 @@ pub use agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, agent_
 pub use backoff::Backoff;
 pub use buffered::{Buffered, BufferedConfig, Receipt, Sink};
 pub use bus::{MessageBus, MessageBusExt, Subscription};
+pub use datasets::{
+    BarValues, BookSnapshot, Datasets, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv,
+    OpenInterest, PriceTick, Quote, QuoteValues, SnapshotValues,
+};
 pub use domain::{
-    BarValues, BookSnapshot, Clock, Decimal, Exchange, FundingRate, Instrument, Interval, Liquidation,
-    MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, Percent, Price, PriceTick, Quantity, Quote, QuoteValues,
-    Scope, Selection, Side, SnapshotValues, Source, Symbol, SystemClock, TimeRange, Timestamp,
+    Clock, Decimal, Exchange, Instrument, Interval, Percent, Price, Quantity, Scope, Selection, Side, Source,
+    Symbol, SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use operation::{Operation, OperationClass, Port};

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{HeaderName, Message, Received, TopicName};
-use crate::record::{Record, RecordVec, Records, Series};
+use crate::record::{Record, RecordVec, Records, Series, json_error};
 use crate::{Error, ErrorKind, Result};
 
 /// The names of the headers that typed messages carry.
@@ -117,15 +117,6 @@ impl Codec for Json {
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|error| json_error(&error))
     }
-}
-
-/// The error of JSON that is no valid record.
-pub(crate) fn json_error(error: &serde_json::Error) -> Error {
-    // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
-    corrupt("bus.codec.json")
-        .with_message(error)
-        .with_context("line", error.line())
-        .with_context("column", error.column())
 }
 
 /// The message of a record, keyed, on `topic` or its default topic. Its time is that of publishing: retention by

@@ -22,7 +22,6 @@ pub use admin::{
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;
-pub(crate) use codec::json_error;
 pub use codec::{Codec, Json, Payload, decode_message, decode_record, encode_message, encode_record, header};
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;

@@ -1,32 +1,24 @@
-//! What the platform speaks of: moments, exact numbers, names, and the records of the built-in datasets.
+//! The values that records are made of: times, exact numbers, names.
 //!
 //! No type here can hold an invalid value: every constructor and every deserialisation validates, and a
 //! rejection names the field and the value.
 
-mod bar;
-mod book;
 mod decimal;
-mod derivatives;
 mod interval;
 mod name;
-mod quote;
 mod range;
-mod snapshot;
+mod scope;
+mod side;
 mod text;
-mod tick;
 mod time;
 
-pub use bar::{BarBuilder, BarValues, Ohlcv, coarsen};
-pub use book::BookSnapshot;
 pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
-pub use derivatives::{FundingRate, Liquidation, MarkPrice, OpenInterest};
 pub use interval::Interval;
 pub use name::{Exchange, Instrument, Source, Symbol};
-pub use quote::{Quote, QuoteValues};
 pub use range::{Selection, TimeRange};
-pub use snapshot::{MarketSnapshot, Scope, SnapshotValues};
+pub use scope::Scope;
+pub use side::Side;
 pub(crate) use text::{from_text, text_name};
-pub use tick::{PriceTick, Side};
 pub use time::{Clock, SystemClock, Timestamp};
 
 use crate::{Error, Result};

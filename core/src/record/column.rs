@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Column, ColumnType, FieldReader, FieldWriter};
 use crate::domain::{counter, text_name};
 use crate::{
-    Decimal, Error, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Source, Symbol, Timestamp,
+    Decimal, Error, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Side, Source, Symbol,
+    Timestamp,
 };
 
 /// A type that a column can have. `Option` of such a type is an optional column.
@@ -138,6 +139,7 @@ values! {
     Source, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
     Symbol, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
     Exchange, ColumnType::Text { max: 32 }, text, |v| v.as_str(), |v| Self::new(v);
+    Side, ColumnType::Enumeration(Self::NAMES), code, |v| v.code(), |v| super::macros::enumeration(v);
     Scope, ColumnType::Text { max: 80 }, text, |v| &v.storage_text(), |v| Self::from_storage_text(&v);
 }
 
@@ -152,6 +154,24 @@ impl ColumnValue for u64 {
     }
     fn check(&self, field: &'static str) -> Result<()> {
         counter(field, *self).map(drop)
+    }
+}
+
+impl Enumeration for Side {
+    const NAMES: &'static [&'static str] = &["buy", "sell"];
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Buy => 1,
+            Self::Sell => 2,
+        }
+    }
+    fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Buy),
+            2 => Some(Self::Sell),
+            _ => None,
+        }
     }
 }
 

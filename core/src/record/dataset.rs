@@ -146,8 +146,8 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Checks the names and bounds of the description. [`super::Datasets`] calls it for every registered dataset.
-    pub(super) fn check(self) -> Result<()> {
+    /// Checks the names and bounds of the description. [`crate::Datasets`] calls it for every registered dataset.
+    pub(crate) fn check(self) -> Result<()> {
         let refuse = |field: &str, value: &dyn fmt::Display, rule: &str| {
             let error = Error::invalid("record.dataset", "dataset", value, rule);
             Err(error.with_context("dataset", self.0.name).with_context("part", field))

@@ -12,7 +12,6 @@
 
 mod column;
 mod dataset;
-mod datasets;
 mod fields;
 mod records;
 mod row;
@@ -25,9 +24,9 @@ use serde::de::DeserializeOwned;
 
 pub use column::{ColumnValue, Columns, Enumeration, Level, Levels, Text};
 pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};
-pub use datasets::Datasets;
 pub use fields::{FieldReader, FieldWriter};
 pub use qi_derive::{Columns, Enumeration, Record};
+pub(crate) use records::json_error;
 pub use records::{RecordVec, Records, Slice};
 pub use row::{Row, Value};
 pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};

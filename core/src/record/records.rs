@@ -247,7 +247,7 @@ impl RecordVec {
     /// # Errors
     /// `CorruptData` with the line and the column of the fault.
     pub fn push_json(&mut self, json: &[u8]) -> Result<()> {
-        self.0.push_json(json).map_err(|error| crate::bus::json_error(&error))
+        self.0.push_json(json).map_err(|error| json_error(&error))
     }
 
     /// Makes room for more records.
@@ -310,4 +310,13 @@ fn other_dataset(found: Dataset, wanted: Dataset) -> Error {
         .with_message(format_args!("the records must be of the dataset {wanted}"))
         .with_context("field", "dataset")
         .with_context("value", found)
+}
+
+/// The error of JSON that is no valid record.
+pub(crate) fn json_error(error: &serde_json::Error) -> Error {
+    // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
+    Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode")
+        .with_message(error)
+        .with_context("line", error.line())
+        .with_context("column", error.column())
 }

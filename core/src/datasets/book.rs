@@ -1,8 +1,7 @@
 //! Snapshots of order books.
 
-use super::{Instrument, Timestamp};
 use crate::record::{Level, Levels, Record};
-use crate::{Error, Result};
+use crate::{Error, Instrument, Result, Timestamp};
 
 /// The best levels of an order book at a moment, at most 50 of each side. Key: (instrument, ts, seq).
 ///
@@ -38,7 +37,7 @@ impl BookSnapshot {
     /// Creates a snapshot. `seq` is as in [`super::PriceTick::new`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`super::MAX_COUNTER`], more than 50
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], more than 50
     /// levels of a side, levels that are not in order, a quantity of 0, or no level at all.
     pub fn new(
         instrument: Instrument,

@@ -2,9 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Instrument, Price, Quantity, Timestamp};
 use crate::record::{Columns, Record};
-use crate::{Error, Result};
+use crate::{Error, Instrument, Price, Quantity, Result, Timestamp};
 
 /// The sides of a [`Quote`]. Prices in the quote currency, sizes in the base currency; None is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
@@ -36,10 +35,10 @@ pub struct Quote {
 }
 
 impl Quote {
-    /// A quote of `instrument` at `ts`; `seq` as in [`super::PriceTick::new`].
+    /// A quote of `instrument` at `ts`; `seq` as in [`crate::PriceTick::new`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`super::MAX_COUNTER`], or no
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], or no
     /// price at all.
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, values: QuoteValues) -> Result<Self> {
         let quote = Self { instrument, ts, seq, values };

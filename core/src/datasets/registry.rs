@@ -1,15 +1,15 @@
 //! The datasets of a program.
 
-use super::{Dataset, Record};
-use crate::{
-    BookSnapshot, Error, ErrorKind, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest,
-    PriceTick, Quote, Result,
+use super::{
+    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
 };
+use crate::record::{Dataset, Record};
+use crate::{Error, ErrorKind, Result};
 
 /// The datasets that a program stores, each name once. A store creates the tables of these datasets and refuses others.
 ///
 /// ```
-/// use qi_core::record::Datasets;
+/// use qi_core::Datasets;
 /// use qi_core::{PriceTick, Record};
 /// let datasets = Datasets::standard();
 /// assert_eq!(datasets.get("ticks"), Some(PriceTick::DATASET));

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Instrument, Interval, Price, PriceTick, Quantity, Sum18, Sum36, Timestamp};
+use super::PriceTick;
+use crate::domain::{Sum18, Sum36};
 use crate::record::{Columns, Record};
-use crate::{Error, Result};
+use crate::{Error, Instrument, Interval, Price, Quantity, Result, Timestamp};
 
 /// The figures of a bar. Prices and `quote_volume` in the quote currency, `volume` in the base currency; None is
 /// unknown (candle feeds often carry no count).
@@ -63,7 +64,7 @@ impl Ohlcv {
     ///
     /// # Errors
     /// `InvalidInput` for an `open_time` that is not aligned to the interval or after
-    /// [`Timestamp::MAX_RECORD`], prices outside `[low, high]`, or a count above [`super::MAX_COUNTER`].
+    /// [`Timestamp::MAX_RECORD`], prices outside `[low, high]`, or a count above [`crate::domain::MAX_COUNTER`].
     pub fn new(
         instrument: Instrument,
         interval: Interval,

@@ -1,50 +1,7 @@
 //! A trade, or one observed price.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
-use super::{Instrument, Price, Quantity, Timestamp};
-use crate::record::{Enumeration, Record};
-use crate::{Error, Result};
-
-/// The side of the taker of a trade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Enumeration)]
-#[serde(rename_all = "lowercase")]
-pub enum Side {
-    /// The taker bought.
-    Buy,
-    /// The taker sold.
-    Sell,
-}
-
-impl Side {
-    /// `buy` or `sell`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Buy => "buy",
-            Self::Sell => "sell",
-        }
-    }
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for Side {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "buy" => Ok(Self::Buy),
-            "sell" => Ok(Self::Sell),
-            _ => Err(Error::invalid("domain.side", "side", text, "must be buy or sell")),
-        }
-    }
-}
+use crate::record::Record;
+use crate::{Instrument, Price, Quantity, Result, Side, Timestamp};
 
 /// A trade, or one observed price. Its key is (instrument, ts, seq); two ticks of one key are the same tick.
 ///
@@ -78,7 +35,7 @@ impl PriceTick {
     /// 0-based ordinal among all records of that timestamp in source order.
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`super::MAX_COUNTER`].
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`crate::domain::MAX_COUNTER`].
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, price: Price) -> Result<Self> {
         let tick = Self { instrument, ts, seq, price, quantity: None, side: None };
         tick.validate()?;

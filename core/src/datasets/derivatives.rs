@@ -1,8 +1,7 @@
 //! What exchanges publish about derivatives: funding rates, open interest, liquidations, mark prices.
 
-use super::{Instrument, Percent, Price, Quantity, Side, Timestamp};
 use crate::record::Record;
-use crate::{Error, Result};
+use crate::{Error, Instrument, Percent, Price, Quantity, Result, Side, Timestamp};
 
 /// The funding rate of a perpetual contract. Key: (instrument, ts).
 ///
@@ -162,7 +161,7 @@ impl Liquidation {
     /// position is closed by [`Side::Sell`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`super::MAX_COUNTER`].
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`crate::domain::MAX_COUNTER`].
     pub fn new(
         instrument: Instrument,
         ts: Timestamp,

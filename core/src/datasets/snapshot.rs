@@ -1,103 +1,9 @@
 //! What aggregators publish about a whole market.
 
-use std::cmp::Ordering;
-use std::fmt;
-use std::str::FromStr;
+use serde::{Deserialize, Serialize};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::{Decimal, Exchange, Percent, Quantity, Source, Symbol, Timestamp};
 use crate::record::{Columns, Record};
-use crate::{Error, Result};
-
-/// What a snapshot is about. Displayed and serialised as `global`, `exchange:kraken`, `asset:BTC`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// The whole market.
-    Global,
-    /// One asset.
-    Asset(Symbol),
-    /// One exchange.
-    Exchange(Exchange),
-}
-
-impl Scope {
-    /// The text under which databases store it: empty for the whole market (a NULL would not do in a key),
-    /// else as displayed. Scopes order as the bytes of this text.
-    pub fn storage_text(&self) -> String {
-        match self {
-            Self::Global => String::new(),
-            other => other.to_string(),
-        }
-    }
-
-    /// Reads what [`Scope::storage_text`] wrote.
-    ///
-    /// # Errors
-    /// `InvalidInput` for any other text.
-    pub fn from_storage_text(text: &str) -> Result<Self> {
-        if text.is_empty() { Ok(Self::Global) } else { text.parse() }
-    }
-
-    fn rank(&self) -> (u8, &str) {
-        match self {
-            Self::Global => (0, ""),
-            Self::Asset(symbol) => (1, symbol.as_str()),
-            Self::Exchange(exchange) => (2, exchange.as_str()),
-        }
-    }
-}
-
-impl Ord for Scope {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.rank().cmp(&other.rank())
-    }
-}
-
-impl PartialOrd for Scope {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Global => f.write_str("global"),
-            Self::Asset(symbol) => write!(f, "asset:{symbol}"),
-            Self::Exchange(exchange) => write!(f, "exchange:{exchange}"),
-        }
-    }
-}
-
-impl FromStr for Scope {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split_once(':') {
-            None if text == "global" => Ok(Self::Global),
-            Some(("asset", symbol)) => Symbol::new(symbol).map(Self::Asset),
-            Some(("exchange", exchange)) => Exchange::new(exchange).map(Self::Exchange),
-            _ => Err(Error::invalid(
-                "domain.scope",
-                "scope",
-                text,
-                "must be global, asset:SYMBOL or exchange:EXCHANGE",
-            )),
-        }
-    }
-}
-
-impl Serialize for Scope {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Scope {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        super::text::from_text(deserializer, "a scope such as asset:BTC")
-    }
-}
+use crate::{Decimal, Error, Percent, Quantity, Result, Scope, Source, Timestamp};
 
 /// The figures of a [`MarketSnapshot`]; None is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
@@ -149,7 +55,7 @@ impl MarketSnapshot {
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a dominance outside 0 to 100, a count above
-    /// [`super::MAX_COUNTER`], or no figure at all.
+    /// [`crate::domain::MAX_COUNTER`], or no figure at all.
     pub fn new(scope: Scope, ts: Timestamp, values: SnapshotValues) -> Result<Self> {
         let snapshot = Self { scope, ts, values };
         snapshot.validate()?;
@@ -220,22 +126,6 @@ impl MarketSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scopes_order_as_their_stored_text() {
-        let mut scopes = ["exchange:kraken", "global", "asset:BTC", "asset:1INCH", "exchange:a"]
-            .map(|s| s.parse::<Scope>().unwrap());
-        scopes.sort();
-        let mut texts = scopes.clone().map(|s| s.storage_text());
-        texts.sort();
-        assert_eq!(
-            scopes.map(|s| Scope::from_storage_text(&s.storage_text()).unwrap().storage_text()),
-            texts
-        );
-        for bad in ["", "Global", "asset:", "asset:btc", "coin:BTC"] {
-            assert!(bad.parse::<Scope>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn figures_are_checked_one_by_one() {

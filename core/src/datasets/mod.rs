@@ -1,0 +1,20 @@
+//! The built-in datasets, and the registry of the datasets of a program.
+//!
+//! Each record is declared with `#[derive(Record)]`, as the records of a team are. No record can hold an invalid value:
+//! every constructor and every deserialisation checks, and a rejection names the field and the value.
+
+mod bar;
+mod book;
+mod derivatives;
+mod quote;
+mod registry;
+mod snapshot;
+mod tick;
+
+pub use bar::{BarBuilder, BarValues, Ohlcv, coarsen};
+pub use book::BookSnapshot;
+pub use derivatives::{FundingRate, Liquidation, MarkPrice, OpenInterest};
+pub use quote::{Quote, QuoteValues};
+pub use registry::Datasets;
+pub use snapshot::{MarketSnapshot, SnapshotValues};
+pub use tick::PriceTick;
