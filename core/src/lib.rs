@@ -34,5 +34,5 @@ pub use domain::{
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use operation::{Operation, OperationClass, Port};
-pub use record::Record;
+pub use record::{Dataset, Record};
 pub use store::{PriceStore, PriceStoreExt};

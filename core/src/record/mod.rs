@@ -16,6 +16,8 @@ mod fields;
 mod records;
 mod row;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Debug;
 
