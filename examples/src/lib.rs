@@ -35,6 +35,8 @@ mod guides {
     struct LayersPage;
     #[doc = include_str!("../../docs/writing-an-adapter.md")]
     struct WritingAnAdapter;
+    #[doc = include_str!("../../docs/your-own-records.md")]
+    struct YourOwnRecords;
     #[doc = include_str!("../../README.md")]
     struct Readme;
 }
