@@ -1,6 +1,5 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
-use syn::ext::IdentExt as _;
 use syn::spanned::Spanned as _;
 use syn::{DeriveInput, Error, Field, Ident, LitInt, LitStr, Path, Result};
 
@@ -89,198 +88,230 @@ fn role(field: &Field) -> Result<Role> {
     Ok(role)
 }
 
-/// The field of a role that a record has once.
-fn only<'a>(fields: &'a [(Role, Field)], role: Role, rule: &str) -> Result<Option<&'a Field>> {
-    let mut found = fields.iter().filter(|(of, _)| *of == role).map(|(_, field)| field);
-    let first = found.next();
-    match found.next() {
-        Some(second) => Err(Error::new_spanned(second, rule)),
-        None => Ok(first),
+/// A record's fields by their roles.
+struct Fields {
+    all: Vec<(Role, Field)>,
+    series: Field,
+    interval: Option<Field>,
+    time: Field,
+    seq: Option<Field>,
+}
+
+impl Fields {
+    fn read(input: &DeriveInput) -> Result<Self> {
+        let all: Vec<(Role, Field)> = crate::named_fields(input, "a record")?
+            .into_iter()
+            .map(|field| Ok((role(&field)?, field)))
+            .collect::<Result<_>>()?;
+        for (role, field) in &all {
+            if *role != Role::Flatten {
+                check_name(&name_of(field), field.ident.span())?;
+            }
+        }
+        let once = |wanted: Role, rule: &str| {
+            let mut found = all.iter().filter(|(role, _)| *role == wanted).map(|(_, field)| field);
+            let first = found.next().cloned();
+            found.next().map_or(Ok(first), |second| Err(Error::new_spanned(second, rule)))
+        };
+        let required =
+            |found: Option<Field>, rule: &str| found.ok_or_else(|| Error::new_spanned(&input.ident, rule));
+        let series = once(
+            Role::Series,
+            "a record has one `#[series]` field; the interval of a bar is marked with `#[interval]`",
+        )?;
+        Ok(Self {
+            series: required(
+                series,
+                "a record belongs to a series: mark the instrument or the name that it belongs to with `#[series]`",
+            )?,
+            time: required(
+                once(Role::Time, "a record has one `#[time]` field")?,
+                "a record has a time: mark a field of type `Timestamp` with `#[time]`",
+            )?,
+            interval: once(Role::Interval, "a record has one `#[interval]` field")?,
+            seq: once(Role::Seq, "a record has one `#[seq]` field")?,
+            all,
+        })
+    }
+
+    /// The fields that are columns or groups of columns, with the trait of each.
+    fn values(&self) -> Vec<(bool, &Field, TokenStream)> {
+        let values = self.all.iter().filter_map(|(role, field)| match role {
+            Role::Flatten => Some((true, field, quote!(::qi_core::record::Columns))),
+            Role::Value => Some((false, field, quote!(::qi_core::record::ColumnValue))),
+            _ => None,
+        });
+        values.collect()
     }
 }
 
 pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
-    let Attributes { name, version, message, topic, validate } = Attributes::read(input)?;
-    let fields: Vec<(Role, Field)> = crate::named_fields(input, "a record")?
-        .into_iter()
-        .map(|field| Ok((role(&field)?, field)))
-        .collect::<Result<_>>()?;
-    let required =
-        |found: Option<Field>, rule: &str| found.ok_or_else(|| Error::new_spanned(&input.ident, rule));
-    let series = only(
-        &fields,
-        Role::Series,
-        "a record has one `#[series]` field; the interval of a bar is marked with `#[interval]`",
-    )?;
-    let series = required(
-        series.cloned(),
-        "a record belongs to a series: mark the instrument or the name that it belongs to with `#[series]`",
-    )?;
-    let time = only(&fields, Role::Time, "a record has one `#[time]` field")?;
-    let time =
-        required(time.cloned(), "a record has a time: mark a field of type `Timestamp` with `#[time]`")?;
-    let interval = only(&fields, Role::Interval, "a record has one `#[interval]` field")?;
-    let seq = only(&fields, Role::Seq, "a record has one `#[seq]` field")?;
-    for (role, field) in &fields {
-        if *role != Role::Flatten {
-            check_name(&name_of(field), field.ident.span())?;
-        }
-    }
-
+    let attributes = Attributes::read(input)?;
+    let fields = Fields::read(input)?;
     let ident = &input.ident;
-    let (series_field, series_ty, series_name) = (&series.ident, &series.ty, name_of(&series));
-    let (time_field, time_name) = (&time.ident, name_of(&time));
+    let description = description(ident, &attributes, &fields);
+    let key = key(&fields);
+    let values = values(&attributes, &fields);
+    let serde = serde(ident, &fields.all);
+    Ok(quote! {
+        const _: () = {
+            #description
+
+            impl ::qi_core::record::Record for #ident {
+                const DATASET: ::qi_core::record::Dataset =
+                    ::qi_core::record::Dataset::from_static(&DESCRIPTION);
+                #key
+                #values
+            }
+
+            #serde
+        };
+    })
+}
+
+/// The static description of the dataset.
+fn description(ident: &Ident, attributes: &Attributes, fields: &Fields) -> TokenStream {
+    let Attributes { name, version, message, topic, validate: _ } = attributes;
+    let (series_ty, series, time) = (&fields.series.ty, name_of(&fields.series), name_of(&fields.time));
     let series_of = quote_spanned!(series_ty.span() => <#series_ty as ::qi_core::record::Series>);
-    let key_ty = match interval {
-        None => quote!(#series_ty),
-        Some(_) => quote!((#series_ty, ::qi_core::Interval)),
-    };
-    let option = |name: Option<String>| match name {
+    let option = |field: &Option<Field>| match field.as_ref().map(name_of) {
         None => quote!(::core::option::Option::None),
         Some(name) => quote!(::core::option::Option::Some(#name)),
     };
-    let interval_name = option(interval.map(name_of));
-    let seq_name = option(seq.map(name_of));
-    let seq_place = seq.map_or_else(
+    let (interval, seq) = (option(&fields.interval), option(&fields.seq));
+    let lists = fields.values().into_iter().map(|(is_group, field, _)| {
+        let ty = &field.ty;
+        if is_group {
+            return quote_spanned!(ty.span() => <#ty as ::qi_core::record::Columns>::COLUMNS);
+        }
+        let column = column(field);
+        quote!(&[#column])
+    });
+    let lists: Vec<_> = lists.collect();
+    quote! {
+        const COUNT: usize = 0 #(+ <[::qi_core::record::Column]>::len(#lists))*;
+        static COLUMNS: [::qi_core::record::Column; COUNT] =
+            ::qi_core::record::macros::concat::<COUNT>(&[#(#lists),*]);
+        static DESCRIPTION: ::qi_core::record::Description = ::qi_core::record::Description {
+            name: #name,
+            version: #version,
+            message: #message,
+            topic: #topic,
+            series: ::qi_core::record::SeriesType::of(#series_of::MAX_NAME, #series),
+            interval: #interval,
+            time: #time,
+            seq: #seq,
+            values: &COLUMNS,
+            new_vec: ::qi_core::record::RecordVec::of::<#ident>,
+        };
+    }
+}
+
+/// The methods that return the key.
+fn key(fields: &Fields) -> TokenStream {
+    let (series, ty, time) = (&fields.series.ident, &fields.series.ty, &fields.time.ident);
+    let seq = fields.seq.as_ref().map_or_else(
         || quote!(0),
         |field| {
             let seq = &field.ident;
             quote!(self.#seq)
         },
     );
-    let seq_check = match seq {
-        None => quote!(::core::option::Option::None),
-        Some(field) => {
-            let (seq, name) = (&field.ident, name_of(field));
-            quote!(::core::option::Option::Some((#name, self.#seq)))
-        }
-    };
-    let (series_key, series_ref) = match interval {
+    let (ty, owned, borrowed) = match &fields.interval {
         None => (
-            quote!(::core::clone::Clone::clone(&self.#series_field)),
-            quote!(::qi_core::record::Series::as_ref(&self.#series_field)),
+            quote!(#ty),
+            quote!(::core::clone::Clone::clone(&self.#series)),
+            quote!(::qi_core::record::Series::as_ref(&self.#series)),
         ),
         Some(field) => {
             let interval = &field.ident;
             (
-                quote!((::core::clone::Clone::clone(&self.#series_field), self.#interval)),
+                quote!((#ty, ::qi_core::Interval)),
+                quote!((::core::clone::Clone::clone(&self.#series), self.#interval)),
                 quote!(::qi_core::record::SeriesRef {
                     interval: ::core::option::Option::Some(self.#interval),
-                    ..::qi_core::record::Series::as_ref(&self.#series_field)
+                    ..::qi_core::record::Series::as_ref(&self.#series)
                 }),
             )
         }
     };
+    quote! {
+        type Series = #ty;
 
-    let values: Vec<&(Role, Field)> =
-        fields.iter().filter(|(role, _)| matches!(role, Role::Value | Role::Flatten)).collect();
-    let lists = values.iter().map(|(role, field)| {
-        let ty = &field.ty;
-        if *role == Role::Flatten {
-            quote_spanned!(ty.span() => <#ty as ::qi_core::record::Columns>::COLUMNS)
-        } else {
-            let column = column(field);
-            quote!(&[#column])
+        fn series(&self) -> Self::Series {
+            #owned
         }
-    });
-    let lists: Vec<_> = lists.collect();
-    let part = |role: Role| match role {
-        Role::Flatten => quote!(::qi_core::record::Columns),
-        _ => quote!(::qi_core::record::ColumnValue),
-    };
-    let writes = values.iter().map(|(role, field)| {
-        let (part, name) = (part(*role), &field.ident);
-        quote!(#part::write(&self.#name, out);)
-    });
-    let checks = values.iter().map(|(role, field)| {
-        let (part, name, label) = (part(*role), &field.ident, name_of(field));
-        if *role == Role::Flatten {
-            quote!(#part::check(&self.#name)?;)
-        } else {
-            quote!(#part::check(&self.#name, #label)?;)
+        fn series_ref(&self) -> ::qi_core::record::SeriesRef<'_> {
+            #borrowed
         }
-    });
-    let local = |field: &Field| {
-        format_ident!(
-            "field_{}",
-            field.ident.as_ref().map_or_else(|| Ident::new("_", Span::call_site()), Ident::unraw)
-        )
-    };
-    let reads = values.iter().map(|(role, field)| {
-        let (part, ty, local) = (part(*role), &field.ty, local(field));
+        fn place(&self) -> ::qi_core::record::Place {
+            (self.#time, #seq)
+        }
+    }
+}
+
+/// The methods that write, read and check the values.
+fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
+    let values = fields.values();
+    let local = |field: &Field| format_ident!("field_{}", name_of(field));
+    let writes = values.iter().map(|(_, Field { ident, .. }, part)| quote!(#part::write(&self.#ident, out);));
+    let reads = values.iter().map(|(_, field, part)| {
+        let (ty, local) = (&field.ty, local(field));
         quote!(let #local = <#ty as #part>::read(fields)?;)
     });
-    let makes = fields.iter().map(|(role, field)| {
-        let name = &field.ident;
-        match role {
-            Role::Series if interval.is_some() => quote!(#name: series.0),
-            Role::Series => quote!(#name: series),
-            Role::Interval => quote!(#name: series.1),
-            Role::Time => quote!(#name: place.0),
-            Role::Seq => quote!(#name: place.1),
-            Role::Flatten | Role::Value => {
-                let local = local(field);
-                quote!(#name: #local)
-            }
+    let checks = values.iter().map(|(is_group, field, part)| {
+        let (ident, name) = (&field.ident, name_of(field));
+        if *is_group {
+            quote!(#part::check(&self.#ident)?;)
+        } else {
+            quote!(#part::check(&self.#ident, #name)?;)
         }
     });
-    let validate = validate.map(|path| quote!(#path(self)?;));
-    let serde = serde(ident, &fields);
-    Ok(quote! {
-        const _: () = {
-            const COUNT: usize = 0 #(+ <[::qi_core::record::Column]>::len(#lists))*;
-            static COLUMNS: [::qi_core::record::Column; COUNT] =
-                ::qi_core::record::macros::concat::<COUNT>(&[#(#lists),*]);
-            static DESCRIPTION: ::qi_core::record::Description = ::qi_core::record::Description {
-                name: #name,
-                version: #version,
-                message: #message,
-                topic: #topic,
-                series: ::qi_core::record::SeriesType::of(#series_of::MAX_NAME, #series_name),
-                interval: #interval_name,
-                time: #time_name,
-                seq: #seq_name,
-                values: &COLUMNS,
-                new_vec: ::qi_core::record::RecordVec::of::<#ident>,
-            };
-
-            impl ::qi_core::record::Record for #ident {
-                type Series = #key_ty;
-                const DATASET: ::qi_core::record::Dataset = ::qi_core::record::Dataset::from_static(&DESCRIPTION);
-
-                fn series(&self) -> Self::Series {
-                    #series_key
-                }
-                fn series_ref(&self) -> ::qi_core::record::SeriesRef<'_> {
-                    #series_ref
-                }
-                fn place(&self) -> ::qi_core::record::Place {
-                    (self.#time_field, #seq_place)
-                }
-                fn write<W: ::qi_core::record::FieldWriter + ?Sized>(&self, out: &mut W) {
-                    #(#writes)*
-                }
-                fn read<F: ::qi_core::record::FieldReader + ?Sized>(
-                    series: Self::Series,
-                    place: ::qi_core::record::Place,
-                    fields: &mut F,
-                ) -> ::qi_core::Result<Self> {
-                    #(#reads)*
-                    let record = Self { #(#makes),* };
-                    ::qi_core::record::Record::validate(&record)?;
-                    ::core::result::Result::Ok(record)
-                }
-                fn validate(&self) -> ::qi_core::Result<()> {
-                    ::qi_core::record::macros::check_place((#time_name, self.#time_field), #seq_check)?;
-                    #(#checks)*
-                    #validate
-                    ::core::result::Result::Ok(())
-                }
+    let makes = fields.all.iter().map(|(role, field)| {
+        let value = match role {
+            Role::Series if fields.interval.is_some() => quote!(series.0),
+            Role::Series => quote!(series),
+            Role::Interval => quote!(series.1),
+            Role::Time => quote!(place.0),
+            Role::Seq => quote!(place.1),
+            Role::Flatten | Role::Value => {
+                let local = local(field);
+                quote!(#local)
             }
-
-            #serde
         };
-    })
+        let ident = &field.ident;
+        quote!(#ident: #value)
+    });
+    let (time, time_name) = (&fields.time.ident, name_of(&fields.time));
+    let seq = fields.seq.as_ref().map_or_else(
+        || quote!(::core::option::Option::None),
+        |field| {
+            let (seq, name) = (&field.ident, name_of(field));
+            quote!(::core::option::Option::Some((#name, self.#seq)))
+        },
+    );
+    let validate = attributes.validate.as_ref().map(|path| quote!(#path(self)?;));
+    quote! {
+        fn write<W: ::qi_core::record::FieldWriter + ?Sized>(&self, out: &mut W) {
+            #(#writes)*
+        }
+        fn read<F: ::qi_core::record::FieldReader + ?Sized>(
+            series: Self::Series,
+            place: ::qi_core::record::Place,
+            fields: &mut F,
+        ) -> ::qi_core::Result<Self> {
+            #(#reads)*
+            let record = Self { #(#makes),* };
+            ::qi_core::record::Record::validate(&record)?;
+            ::core::result::Result::Ok(record)
+        }
+        fn validate(&self) -> ::qi_core::Result<()> {
+            ::qi_core::record::macros::check_place((#time_name, self.#time), #seq)?;
+            #(#checks)*
+            #validate
+            ::core::result::Result::Ok(())
+        }
+    }
 }
 
 /// Serde's traits: the fields in the declared order, without absent ones, and every read record checked.

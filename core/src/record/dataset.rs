@@ -17,7 +17,7 @@ use crate::{Error, Interval, Result, Timestamp};
 pub struct Dataset(&'static Description);
 
 /// The parts of a dataset's description.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub struct Description {
     /// The name, for example `ticks`: the name of the table.
     pub name: &'static str,
@@ -127,55 +127,38 @@ impl fmt::Debug for Description {
     }
 }
 
-impl Dataset {
-    /// Makes the handle of a description. `#[derive(Record)]` calls it.
-    #[doc(hidden)]
-    pub const fn from_static(description: &'static Description) -> Self {
-        Self(description)
-    }
+/// The rule of names.
+const NAME: &str = "must match [a-z][a-z0-9_]{0,39}";
 
-    /// Declares a dataset at run time. Its records are [`super::Row`]s. The description stays in memory until the
-    /// process ends, so a program declares its datasets once, at the start.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a name that is not `[a-z][a-z0-9_]{0,39}`, a repeated or reserved column name, more than 100
-    /// columns, or a bound that is out of range.
-    pub fn declare(description: Description) -> Result<Self> {
-        let dataset = Self(Box::leak(Box::new(Description { new_vec: RowVec::empty, ..description })));
-        dataset.check()?;
-        Ok(dataset)
-    }
-
-    /// Checks the names and bounds of the description. [`crate::Datasets`] calls it for every registered dataset.
-    pub(crate) fn check(self) -> Result<()> {
+impl Description {
+    fn check(&self) -> Result<()> {
         let refuse = |field: &str, value: &dyn fmt::Display, rule: &str| {
             let error = Error::invalid("record.dataset", "dataset", value, rule);
-            Err(error.with_context("dataset", self.0.name).with_context("part", field))
+            Err(error.with_context("dataset", self.name).with_context("part", field))
         };
-        let named = |text: &str| {
+        let is_name = |text: &str| {
             (1..=40).contains(&text.len())
                 && text.starts_with(|c: char| c.is_ascii_lowercase())
                 && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_'))
         };
-        const NAME: &str = "must match [a-z][a-z0-9_]{0,39}";
-        if !named(self.0.name) {
-            return refuse("name", &self.0.name, NAME);
+        if !is_name(self.name) {
+            return refuse("name", &self.name, NAME);
         }
-        if self.0.values.len() > 100 {
-            return refuse("columns", &self.0.values.len(), "must have at most 100 columns");
+        if self.values.len() > 100 {
+            return refuse("columns", &self.values.len(), "must have at most 100 columns");
         }
         // Adapters put these columns in place of the instrument.
         let mut names = vec!["instrument", "instrument_id", "exchange", "symbol"];
-        if let SeriesType::Name { column, max } = self.0.series {
+        if let SeriesType::Name { column, max } = self.series {
             if !(1..=256).contains(&max) {
                 return refuse(column, &max, "must hold from 1 to 256 bytes");
             }
             names.clear();
             names.push(column);
         }
-        let keys = [self.0.interval, Some(self.0.time), self.0.seq].into_iter().flatten();
-        for name in keys.chain(self.0.values.iter().map(|column| column.name)) {
-            if !named(name) {
+        let keys = [self.interval, Some(self.time), self.seq].into_iter().flatten();
+        for name in keys.chain(self.values.iter().map(|column| column.name)) {
+            if !is_name(name) {
                 return refuse("column", &name, NAME);
             }
             if names.contains(&name) {
@@ -183,7 +166,7 @@ impl Dataset {
             }
             names.push(name);
         }
-        for Column { name, ty, optional } in self.0.values {
+        for Column { name, ty, optional } in self.values {
             match ty {
                 ColumnType::Text { max } if !(1..=4_096).contains(max) => {
                     return refuse(name, max, "must hold from 1 to 4096 bytes");
@@ -199,7 +182,7 @@ impl Dataset {
                 }
                 ColumnType::Enumeration(labels) => {
                     for (at, label) in labels.iter().enumerate() {
-                        if !named(label) || labels[..at].contains(label) {
+                        if !is_name(label) || labels[..at].contains(label) {
                             return refuse(
                                 name,
                                 label,
@@ -212,6 +195,30 @@ impl Dataset {
             }
         }
         Ok(())
+    }
+}
+
+impl Dataset {
+    /// Makes the handle of a description. `#[derive(Record)]` calls it.
+    #[doc(hidden)]
+    pub const fn from_static(description: &'static Description) -> Self {
+        Self(description)
+    }
+
+    /// Declares a dataset at run time. Its records are [`super::Row`]s. The description stays in memory until the
+    /// process ends, so a program declares its datasets once, at the start.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is not `[a-z][a-z0-9_]{0,39}`, a repeated or reserved column name, more than 100
+    /// columns, or a bound that is out of range.
+    pub fn declare(description: Description) -> Result<Self> {
+        description.check()?;
+        Ok(Self(Box::leak(Box::new(Description { new_vec: RowVec::empty, ..description }))))
+    }
+
+    /// Checks the names and bounds of the description. [`crate::Datasets`] calls it for every registered dataset.
+    pub(crate) fn check(self) -> Result<()> {
+        self.0.check()
     }
 
     /// Returns the name: `ticks`.

@@ -415,7 +415,7 @@ impl RangeRequest {
             let (time, seq) = records.place(last);
             if self.dataset.seq().is_some() { Anchor::Place(time, seq) } else { Anchor::Time(time) }
         });
-        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        let (next, resume) = cursors(self, more, last.as_ref(), last.as_ref())?;
         Ok(RecordPage { records: found, next, resume })
     }
 }
@@ -482,7 +482,7 @@ impl LatestRequest {
         found.truncate(count);
         let records = found.as_records();
         let last = count.checked_sub(1).map(|last| Anchor::Owner(records.series(last).owner.to_owned()));
-        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        let (next, resume) = cursors(self, more, last.as_ref(), last.as_ref())?;
         Ok(RecordPage { records: found, next, resume })
     }
 }
@@ -514,7 +514,7 @@ impl SeriesRequest {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
         let last = found.last().map(|summary| Anchor::Owner(summary.owner.clone()));
-        let (next, resume) = cursors(self, more, last.clone(), last)?;
+        let (next, resume) = cursors(self, more, last.as_ref(), last.as_ref())?;
         Ok(Page { items: found, next, resume })
     }
 }
@@ -547,12 +547,12 @@ fn cut(query: &impl Paged, found: usize) -> (bool, usize) {
 fn cursors(
     query: &impl Paged,
     more: bool,
-    last: Option<Anchor>,
-    passed: Option<Anchor>,
+    last: Option<&Anchor>,
+    passed: Option<&Anchor>,
 ) -> Result<(Option<Cursor>, Cursor)> {
     let (scope, before) = (query.scope(), query.anchor()?);
-    let next = more.then(|| scope.cursor(last.as_ref().unwrap_or(&before)));
-    Ok((next, scope.cursor(passed.as_ref().unwrap_or(&before))))
+    let next = more.then(|| scope.cursor(last.unwrap_or(&before)));
+    Ok((next, scope.cursor(passed.unwrap_or(&before))))
 }
 
 impl Paged for RangeRequest {
@@ -611,7 +611,8 @@ impl Derived<'_> {
         let anchor = |bar: &Ohlcv| Anchor::Time(bar.open_time());
         // The first bar that may still change stops it, whatever comes behind.
         let passed = found.iter().take_while(|bar| bar.close_time() <= self.0.range.end()).last();
-        let (next, resume) = cursors(self, more, found.last().map(anchor), passed.map(anchor))?;
+        let (next, resume) =
+            cursors(self, more, found.last().map(anchor).as_ref(), passed.map(anchor).as_ref())?;
         Ok(Page { items: found, next, resume })
     }
 }
