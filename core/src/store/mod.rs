@@ -6,6 +6,7 @@
 mod analytics;
 mod cursor;
 mod ext;
+pub mod kit;
 mod page;
 mod port;
 mod query;

@@ -1,0 +1,105 @@
+//! The records of a batch in the order of their keys.
+
+use std::collections::HashMap;
+
+use crate::record::{Place, Records, SeriesKey, SeriesRef};
+
+/// The series of a batch, and the rank of each record's series in their order.
+#[derive(Debug)]
+pub struct SeriesRanks {
+    /// The series in order, each once.
+    pub series: Vec<SeriesKey>,
+    /// The rank of each record's series, in the order of the batch.
+    pub ranks: Vec<u32>,
+}
+
+impl SeriesRanks {
+    /// Ranks the series of a batch.
+    pub fn of(batch: &dyn Records) -> Self {
+        let mut seen: HashMap<SeriesRef<'_>, u32> = HashMap::new();
+        let mut ranks: Vec<u32> = Vec::with_capacity(batch.len());
+        for at in 0..batch.len() {
+            let series = batch.series(at);
+            // A batch has at most 1,000,000 records.
+            let next = u32::try_from(seen.len()).unwrap_or(u32::MAX);
+            ranks.push(*seen.entry(series).or_insert(next));
+        }
+        let mut order: Vec<(SeriesRef<'_>, u32)> = seen.into_iter().collect();
+        order.sort_unstable();
+        let mut rank_of = vec![0; order.len()];
+        for (rank, (_, first_seen)) in order.iter().enumerate() {
+            rank_of[*first_seen as usize] = u32::try_from(rank).unwrap_or(u32::MAX);
+        }
+        for rank in &mut ranks {
+            *rank = rank_of[*rank as usize];
+        }
+        Self { series: order.iter().map(|(series, _)| series.to_owned()).collect(), ranks }
+    }
+}
+
+/// A record of a batch, by its index, with the key by which it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// What the adapter groups by before the series, for example the chunk.
+    pub group: i64,
+    /// The adapter's number of the series.
+    pub series: u32,
+    /// The place in the series.
+    pub place: Place,
+    /// The index in the batch.
+    pub at: u32,
+}
+
+/// Returns the records in the order of group, series and place, each key once: its last record.
+///
+/// Every writer has the same order, so two writers cannot lock each other out. `series` is the number of each record's
+/// series, in the order of the batch.
+pub fn entries(batch: &dyn Records, series: &[u32], group: impl Fn(Place) -> i64) -> Vec<Entry> {
+    let mut places = Vec::with_capacity(batch.len());
+    batch.places(&mut places);
+    let all = places.into_iter().zip(series).enumerate();
+    let mut entries: Vec<Entry> = all
+        .map(|(at, (place, series))| Entry {
+            group: group(place),
+            series: *series,
+            place,
+            // A batch has at most 1,000,000 records.
+            at: u32::try_from(at).unwrap_or(u32::MAX),
+        })
+        .collect();
+    entries.sort_unstable();
+    // `dedup_by` keeps the first of equal ones: hand the later index to it.
+    entries.dedup_by(|later, kept| {
+        let same = (later.series, later.place) == (kept.series, kept.place);
+        if same {
+            kept.at = later.at;
+        }
+        same
+    });
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Slice;
+    use crate::{PriceTick, Timestamp};
+
+    #[test]
+    fn the_last_record_of_a_key_stays_in_the_order_of_the_keys() {
+        let tick = |name: &str, at: i64, seq: u64| {
+            let ts = Timestamp::from_secs(1_700_000_000 + at).unwrap();
+            PriceTick::new(name.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()
+        };
+        let batch =
+            [tick("b:X", 0, 1), tick("a:X", 9, 0), tick("b:X", 0, 0), tick("a:X", 1, 0), tick("b:X", 0, 1)];
+        let batch = Slice::new(&batch).unwrap();
+        let SeriesRanks { series, ranks } = SeriesRanks::of(&batch);
+        assert_eq!(series.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:X", "b:X"]);
+        assert_eq!(ranks, [1, 0, 1, 0, 1]);
+        let at = |entries: Vec<Entry>| entries.iter().map(|entry| entry.at).collect::<Vec<_>>();
+        assert_eq!(at(entries(&batch, &ranks, |_| 0)), [3, 1, 2, 4]);
+        let late = |(ts, _): Place| i64::from(ts > Timestamp::from_secs(1_700_000_005).unwrap());
+        assert_eq!(at(entries(&batch, &ranks, late)), [3, 2, 4, 1], "groups come first");
+    }
+}

@@ -1,0 +1,213 @@
+//! The windows from which a page of derived bars is summed.
+
+use crate::store::{Anchor, BarQuery, Derived, Order, Page, Paged};
+use crate::{Interval, Ohlcv, Result, TimeRange, Timestamp};
+
+/// By how much a window may grow beyond the length of the bars that are wanted, where ticks are rare.
+const WIDEST: i64 = 64;
+
+/// Returns the end of the bucket that opens at `open`.
+pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
+    open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
+}
+
+/// Plans the windows of whole buckets from which a page of derived bars is summed. No window is longer than the page, and
+/// gaps are jumped, so no page reads the whole range.
+///
+/// ```no_run
+/// # use qi_core::store::kit::BucketWalk;
+/// # use qi_core::store::{BarQuery, Page};
+/// # use qi_core::{Ohlcv, Result, TimeRange, Timestamp};
+/// # fn sum(_: TimeRange, _: usize) -> Result<Vec<Ohlcv>> { Ok(Vec::new()) }
+/// # fn next_tick(_: TimeRange) -> Result<Option<Timestamp>> { Ok(None) }
+/// fn page(query: &BarQuery) -> Result<Page<Ohlcv>> {
+///     let mut walk = BucketWalk::new(query)?;
+///     while let Some(window) = walk.window()? {
+///         for bar in sum(window, walk.wanted())? { // in the query's order
+///             walk.push(bar);
+///         }
+///         if let Some(rest) = walk.step(window)? {
+///             walk.jump(next_tick(rest)?)?; // nothing in the window
+///         }
+///     }
+///     walk.page()
+/// }
+/// ```
+#[derive(Debug)]
+pub struct BucketWalk<'q> {
+    query: &'q BarQuery,
+    /// The whole buckets that are left.
+    rest: Option<TimeRange>,
+    width: i64,
+    found: Vec<Ohlcv>,
+    /// How many bars were found before the window.
+    before: usize,
+}
+
+impl<'q> BucketWalk<'q> {
+    /// Begins at the query's cursor.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn new(query: &'q BarQuery) -> Result<Self> {
+        let rest = buckets_of(query, &Derived(query).anchor()?);
+        Ok(Self { query, rest, width: 1, found: Vec::new(), before: 0 })
+    }
+
+    /// Returns how many bars the page still takes, and one more that shows whether there is a next page.
+    pub fn wanted(&self) -> usize {
+        self.query.page.limit() + 1 - self.found.len()
+    }
+
+    /// Returns whether the next bar is on the page. The one behind it only shows that there is more: a sum of it that is
+    /// out of range is the error of its own page.
+    pub fn is_on_page(&self) -> bool {
+        self.found.len() < self.query.page.limit()
+    }
+
+    /// Returns the next window of whole buckets, None at the end. An adapter may make it shorter, by whole buckets.
+    ///
+    /// # Errors
+    /// Never in practice: a window lies in the domain.
+    pub fn window(&mut self) -> Result<Option<TimeRange>> {
+        self.before = self.found.len();
+        let Some(rest) = self.rest.filter(|rest| self.wanted() > 0 && !rest.is_empty()) else {
+            return Ok(None);
+        };
+        let count = i64::try_from(self.wanted()).unwrap_or(i64::MAX).saturating_mul(self.width);
+        let length = self.query.interval.as_micros().saturating_mul(count);
+        let (start, end) = (rest.start().as_micros(), rest.end().as_micros());
+        let time = Timestamp::from_micros;
+        Ok(Some(match self.query.order {
+            Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
+            Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
+        }))
+    }
+
+    /// Adds a bar of the window, in the query's order.
+    pub fn push(&mut self, bar: Ohlcv) {
+        self.found.push(bar);
+    }
+
+    /// Goes on behind a window. If it had no bars, it returns the range in which the next tick is to be found, for
+    /// [`BucketWalk::jump`].
+    ///
+    /// # Errors
+    /// Never in practice: what is left lies in the domain.
+    pub fn step(&mut self, window: TimeRange) -> Result<Option<TimeRange>> {
+        let (Some(rest), got) = (self.rest, self.found.len() - self.before) else { return Ok(None) };
+        let wanted = self.wanted() + got;
+        if got < wanted / 4 {
+            self.width = (self.width * 4).min(WIDEST);
+        }
+        let rest = match self.query.order {
+            Order::Ascending => TimeRange::new(window.end().min(rest.end()), rest.end())?,
+            Order::Descending => TimeRange::new(rest.start(), window.start().max(rest.start()))?,
+        };
+        self.rest = Some(rest);
+        Ok((got == 0 && !rest.is_empty()).then_some(rest))
+    }
+
+    /// Goes on at the bucket of the next tick in the query's order; ends if there is none.
+    ///
+    /// # Errors
+    /// Never in practice: what is left lies in the domain.
+    pub fn jump(&mut self, next_tick: Option<Timestamp>) -> Result<()> {
+        let BarQuery { interval, order, .. } = *self.query;
+        self.rest = match (self.rest, next_tick) {
+            (Some(rest), Some(ts)) => {
+                let open = interval.floor(ts);
+                Some(match order {
+                    Order::Ascending => TimeRange::new(open.max(rest.start()), rest.end())?,
+                    Order::Descending => {
+                        TimeRange::new(rest.start(), bucket_end(interval, open).min(rest.end()))?
+                    }
+                })
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// Returns the page.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the cursor is not one of this query.
+    pub fn page(self) -> Result<Page<Ohlcv>> {
+        Derived(self.query).page_of(self.found)
+    }
+}
+
+/// The whole buckets whose open time lies in the range and behind the cursor; None if there are none.
+fn buckets_of(query: &BarQuery, anchor: &Anchor) -> Option<TimeRange> {
+    let BarQuery { interval, range, order, .. } = query;
+    let mut first = interval.ceil(range.start())?;
+    // An end on a boundary is that itself; the bucket that the end cuts is taken whole.
+    let mut end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
+    if let Anchor::Time(open) = anchor {
+        match order {
+            Order::Ascending => first = first.max(bucket_end(*interval, *open)),
+            Order::Descending => end = end.min(*open),
+        }
+    }
+    TimeRange::new(first, end.max(first)).ok().filter(|range| !range.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::BarValues;
+
+    const BASE: i64 = 1_699_999_980;
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_secs(BASE + 60 * minutes).unwrap()
+    }
+
+    fn bar(minute: i64) -> Ohlcv {
+        let values = BarValues::flat("1".parse().unwrap());
+        Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, at(minute), values).unwrap()
+    }
+
+    proptest! {
+        /// Pages over buckets with ticks at these minutes, against a list of all of them.
+        #[test]
+        fn pages_make_up_all_buckets(
+            minutes in prop::collection::btree_set(prop_oneof![0..40_i64, 0..20_000_i64], 0..40),
+            limit in 1..9_usize,
+            (from, len) in (0..30_000_i64, 0..30_000_i64),
+            newest_first: bool,
+        ) {
+            let range = TimeRange::new(at(from / 2), at(from / 2 + len)).unwrap();
+            let mut query = BarQuery::new("x:Y".parse().unwrap(), Interval::M1, range).with_limit(limit).unwrap();
+            query.order = if newest_first { Order::Descending } else { Order::Ascending };
+            let sorted = |mut all: Vec<i64>| { if newest_first { all.reverse(); } all };
+            let within = |range: TimeRange| sorted(minutes.iter().copied().filter(|m| range.contains(at(*m))).collect());
+            let (mut found, mut windows) = (Vec::new(), 0);
+            loop {
+                let mut walk = BucketWalk::new(&query).unwrap();
+                while let Some(window) = walk.window().unwrap() {
+                    windows += 1;
+                    prop_assert!(!window.is_empty());
+                    for minute in within(window).into_iter().take(walk.wanted()) {
+                        walk.push(bar(minute));
+                    }
+                    if let Some(rest) = walk.step(window).unwrap() {
+                        walk.jump(within(rest).first().map(|minute| at(*minute))).unwrap();
+                    }
+                }
+                let page = walk.page().unwrap();
+                prop_assert!(page.items.len() <= limit);
+                found.extend(page.items.iter().map(|bar| (bar.open_time().as_micros() / 1_000_000 - BASE) / 60));
+                match page.next {
+                    Some(next) => query = query.after(next),
+                    None => break,
+                }
+            }
+            prop_assert_eq!(&found, &within(range));
+            prop_assert!(windows <= 5 * (found.len() + 2), "{} windows for {} bars", windows, found.len());
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The driver of `latest`.
+
+use crate::record::{Owner, RecordVec};
+use crate::store::{Anchor, LatestRequest, Paged, RecordPage};
+use crate::{Error, Selection, Timestamp};
+
+/// What [`latest`] asks of an adapter.
+pub trait LatestSource {
+    /// The adapter's error.
+    type Error: From<Error>;
+
+    /// Returns the next owners of the dataset behind `after`, in order, at most `count`. Fewer than `count` are the last
+    /// ones.
+    fn owners(
+        &mut self,
+        after: Option<&Owner>,
+        count: usize,
+    ) -> impl Future<Output = Result<Vec<Owner>, Self::Error>> + Send;
+
+    /// Appends the latest record of each owner up to `until`, in their order. An owner without one is left out.
+    fn newest(
+        &mut self,
+        owners: &[Owner],
+        until: Timestamp,
+        found: &mut RecordVec,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// Answers a `latest` request: asks for owners and their latest records until the page is full.
+///
+/// Of owners that are named, any number may be absent: each round asks for twice as many, at most `most` at once.
+///
+/// # Errors
+/// The adapter's.
+pub async fn latest<S: LatestSource + Send>(
+    request: &LatestRequest,
+    most: usize,
+    source: &mut S,
+) -> Result<RecordPage, S::Error> {
+    let limit = request.page.limit() + 1;
+    let mut after = match request.anchor()? {
+        Anchor::Owner(owner) => Some(owner),
+        _ => None,
+    };
+    let mut found = request.dataset.new_vec();
+    let mut width = 1;
+    while found.len() < limit {
+        let wanted = limit - found.len();
+        let asked = (wanted * width).min(most).max(wanted);
+        width = (width * 2).min(most);
+        let (mut owners, last) = match &request.selection {
+            Selection::All => {
+                let owners = source.owners(after.as_ref(), asked).await?;
+                let last = owners.len() < asked;
+                (owners, last)
+            }
+            Selection::These(named) => {
+                let start = after.as_ref().map_or(0, |after| named.partition_point(|owner| owner <= after));
+                let end = named.len().min(start + asked);
+                (named[start..end].to_vec(), end == named.len())
+            }
+        };
+        if let Some(until) = request.until() {
+            for part in owners.chunks(most) {
+                source.newest(part, until, &mut found).await?;
+            }
+        }
+        match owners.pop() {
+            Some(owner) if !last => after = Some(owner),
+            _ => break,
+        }
+    }
+    Ok(request.page_of(found)?)
+}

@@ -1,0 +1,21 @@
+//! The store kit: what every adapter of a database needs beside its statements.
+//!
+//! - [`entries`] sorts a batch by key and keeps the last record of each key.
+//! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
+//! - [`BucketWalk`] plans the windows from which derived bars are summed.
+//! - [`rest_of`] gives the range that is left behind a cursor.
+//! - [`difference`] compares a stored dataset with a declared one.
+//!
+//! `docs/writing-an-adapter.md` uses them to write an adapter.
+
+mod batch;
+mod buckets;
+mod evolution;
+mod latest;
+mod range;
+
+pub use batch::{Entry, SeriesRanks, entries};
+pub use buckets::{BucketWalk, bucket_end};
+pub use evolution::{Difference, difference};
+pub use latest::{LatestSource, latest};
+pub use range::rest_of;

@@ -1,0 +1,26 @@
+//! What is left of a range behind a cursor.
+
+use crate::record::Place;
+use crate::store::{Anchor, Order};
+use crate::{Result, TimeRange, Timestamp};
+
+/// Returns the part of a range behind a cursor, and the place behind which it goes on within its first time (its last
+/// one, newest first). The place is None where the whole part counts.
+///
+/// # Errors
+/// `InvalidInput` for a cursor whose time is outside the domain.
+pub fn rest_of(range: TimeRange, order: Order, anchor: &Anchor) -> Result<(TimeRange, Option<Place>)> {
+    let (start, end) = (range.start(), range.end());
+    let next = |time: Timestamp| Timestamp::from_micros(time.as_micros() + 1);
+    Ok(match (order, anchor) {
+        (Order::Ascending, Anchor::Place(ts, seq)) => {
+            (TimeRange::new((*ts).max(start).min(end), end)?, Some((*ts, *seq)))
+        }
+        (Order::Descending, Anchor::Place(ts, seq)) => {
+            (TimeRange::new(start, next(*ts)?.min(end).max(start))?, Some((*ts, *seq)))
+        }
+        (Order::Ascending, Anchor::Time(ts)) => (TimeRange::new(next(*ts)?.max(start).min(end), end)?, None),
+        (Order::Descending, Anchor::Time(ts)) => (TimeRange::new(start, (*ts).min(end).max(start))?, None),
+        (_, Anchor::Start | Anchor::Owner(_)) => (range, None),
+    })
+}
