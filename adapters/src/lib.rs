@@ -4,6 +4,8 @@
 mod authorities;
 pub mod clickhouse;
 pub mod config;
+#[cfg(feature = "timescale")]
+mod evolution;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -475,7 +475,7 @@ mod timescale {
             ("host = \"h\"\nwrite.piece = 100_001", "store.timescale.write.piece"),
             ("host = \"h\"\nwrite.connections = 65", "store.timescale.write.connections"),
             ("host = \"h\"\nchunks.ticks_hours = 0", "store.timescale.chunks.ticks_hours"),
-            ("host = \"h\"\nretention.ticks_hours = 0", "store.timescale.retention"),
+            ("host = \"h\"\nretention.ticks_hours = 0", "store.timescale.retention.ticks_hours"),
             (
                 "host = \"h\"\nhypertables = \"off\"\ncolumnstore.bars_hours = 1",
                 "store.timescale.columnstore",

@@ -46,8 +46,7 @@ pub use crate::redpanda::config::{
     SaslSection,
 };
 pub use crate::timescale::config::{
-    AgeSection, ChunksSection, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection,
-    WriteSection,
+    DatasetHours, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
 pub use layers::{

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use qi_core::store::{Anchor, Dataset, DeleteQuery, InstrumentQuery, InstrumentSummary, Order, Page, Paged};
-use qi_core::{Instrument, Operation, Result, Scope, Selection, TimeRange, Timestamp};
+use qi_core::record::Dataset;
+use qi_core::store::{DeleteQuery, Order};
+use qi_core::{Operation, Result, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
@@ -12,7 +13,7 @@ use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::policy;
 use super::read::Keys;
 use super::store::TimescaleStore;
-use super::table::table_of;
+use super::table::Stored;
 use super::types::Pg;
 
 /// How many chunks one statement deletes from, and how many are dropped at once.
@@ -38,18 +39,17 @@ impl TimescaleStore {
     /// # Errors
     /// `SchemaMismatch` without a schema, and what a read may fail with.
     pub async fn chunks(&self, dataset: Dataset) -> Result<Vec<ChunkInfo>> {
-        const CALL: Operation = Operation::Instruments;
+        const CALL: Operation = Operation::Series;
         let named = |error: qi_core::Error| error.with_operation("chunks");
-        self.enter(CALL).map_err(named)?;
-        self.run(CALL, async |lease| self.chunk_list(lease, dataset).await).await.map_err(named)
+        let stored = self.stored(CALL, dataset).map_err(named)?;
+        self.run(CALL, async |lease| self.chunk_list(lease, stored).await).await.map_err(named)
     }
 
-    async fn chunk_list(&self, lease: &mut PgConnection, dataset: Dataset) -> Result<Vec<ChunkInfo>, Cause> {
+    async fn chunk_list(&self, lease: &mut PgConnection, stored: &Stored) -> Result<Vec<ChunkInfo>, Cause> {
         if !self.inner.cache.chunks.are_hypertables() {
             return Ok(Vec::new());
         }
-        let table = table_of(dataset);
-        let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
+        let relation = self.inner.config.relation(stored.table.name());
         // An unknown table is an error here and not an empty list.
         sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *lease).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
@@ -60,11 +60,11 @@ impl TimescaleStore {
              LEFT JOIN {}.chunks_detailed_size($1::regclass) s \
              ON s.chunk_schema = c.chunk_schema AND s.chunk_name = c.chunk_name \
              WHERE c.hypertable_schema = $2 AND c.hypertable_name = $3 ORDER BY c.range_start",
-            policy::extension(lease).await?
+            policy::installed(lease).await?
         )))
         .bind(&relation)
         .bind(&self.inner.config.schema)
-        .bind(table.name)
+        .bind(stored.table.name())
         .fetch_all(&mut *lease)
         .await?;
         let clamp = |micros: i64| {
@@ -91,22 +91,25 @@ impl TimescaleStore {
     /// # Errors
     /// `Unsupported` on an edition without columnstore, `Closed` after `close`.
     pub async fn convert_to_columnstore(&self, dataset: Dataset) -> Result<usize> {
-        self.inner
-            .connections
-            .until_closed(self.convert(dataset))
-            .await
-            .map_err(|cause| cause.at(Operation::PurgeBefore).with_operation("convert_to_columnstore"))
+        const CALL: Operation = Operation::PurgeBefore;
+        let named = |error: qi_core::Error| error.with_operation("convert_to_columnstore");
+        let stored = self.stored(CALL, dataset).map_err(named)?;
+        let outcome = self.inner.connections.until_closed(self.convert(stored)).await;
+        outcome.map_err(|cause| named(cause.at(CALL)))
     }
 
-    async fn convert(&self, dataset: Dataset) -> Result<usize, Cause> {
+    async fn convert(&self, stored: &Stored) -> Result<usize, Cause> {
         // A connection of its own: the statement runs in no transaction, so its limit is the session's.
         let mut connection = self.inner.connections.direct().await?;
         self.inner.connections.allow_heavy_session(&mut connection).await?;
         policy::community(&mut connection, "columnstore").await?;
-        let extension = policy::extension(&mut connection).await?;
-        policy::enable_columnstore(&mut connection, &self.inner.config, table_of(dataset)).await?;
+        let extension = policy::installed(&mut connection).await?;
+        let enable = policy::enable_columnstore(&mut connection, &self.inner.config, &stored.table).await?;
+        if let Some(sql) = enable {
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
+        }
         let (mut converted, mut busy) = (0, None);
-        for chunk in self.chunk_list(&mut connection, dataset).await? {
+        for chunk in self.chunk_list(&mut connection, stored).await? {
             // A chunk that got new rows since is converted again: `CALL` takes only those rows then.
             let name = chunk.name.replace('\'', "''");
             let sql = format!(
@@ -124,83 +127,22 @@ impl TimescaleStore {
         busy.map_or(Ok(converted), |error| Err(error.into()))
     }
 
-    pub(super) async fn instrument_page(
-        &self,
-        lease: &mut PooledConnection,
-        query: &InstrumentQuery,
-    ) -> Result<Page<InstrumentSummary>, Cause> {
-        let mut after = match query.anchor()? {
-            Anchor::Instrument(instrument) => Some(instrument),
-            _ => None,
-        };
-        let most = query.page.limit() + 1;
-        let mut found = Vec::new();
-        while found.len() < most {
-            let asked = most - found.len();
-            let limit = i64::try_from(asked).unwrap_or(i64::MAX);
-            let names =
-                self.inner.cache.ids.list(lease, after.as_ref(), query.exchange.as_ref(), limit).await?;
-            let keys = Keys::Ids(names.iter().map(|(_, id)| *id).collect());
-            let edges = self.edges(lease, query.dataset.into(), &keys).await?;
-            let last = names.len() < asked;
-            after = names.last().map(|(name, _)| name.clone());
-            for (place, (instrument, _)) in names.into_iter().enumerate() {
-                if let Some((first, last)) = edges.get(&place).copied() {
-                    found.push(InstrumentSummary { instrument, first, last });
-                }
-            }
-            if last {
-                break;
-            }
-        }
-        Ok(query.page_of(found)?)
-    }
-
     pub(super) async fn delete(
         &self,
         lease: &mut PooledConnection,
+        stored: &Stored,
         query: &DeleteQuery,
     ) -> Result<(), Cause> {
-        let (dataset, range, interval) = match query {
-            DeleteQuery::Ticks(_, range) => (Dataset::Ticks, *range, None),
-            DeleteQuery::Quotes(_, range) => (Dataset::Quotes, *range, None),
-            DeleteQuery::Bars(interval, _, range) => (Dataset::Bars, *range, Some(*interval)),
-            DeleteQuery::Snapshots(_, range) => (Dataset::Snapshots, *range, None),
-            _ => {
-                let rule = "a kind of deletion that this version does not know".to_owned();
-                return Err(Cause::Edition { rule });
-            }
-        };
-        let keys = match query {
-            DeleteQuery::Ticks(selection, _)
-            | DeleteQuery::Quotes(selection, _)
-            | DeleteQuery::Bars(_, selection, _) => self.selected(lease, selection).await?,
-            DeleteQuery::Snapshots(Selection::These(scopes), _) => {
-                Some(Keys::Scopes(scopes.iter().map(Scope::storage_text).collect()))
-            }
-            _ => None,
-        };
-        let table = table_of(dataset);
-        let mut sql = format!("DELETE FROM {} WHERE {1} >= $1 AND {1} < $2", table.name, table.time());
+        let keys = self.selected(lease, stored, &query.selection).await?;
+        let mut sql = stored.sql.delete.clone();
         if keys.is_some() {
-            let _ = write!(sql, " AND {} = ANY($3)", table.series[0].name);
+            let _ = write!(sql, " AND \"{}\" = ANY($3)", stored.table.series()[0].name);
         }
-        if let Some(interval) = interval {
+        if let Some((column, interval)) = query.dataset.interval().zip(query.interval) {
             // One of a fixed list of words.
-            let _ = write!(sql, " AND \"interval\" = '{interval}'");
+            let _ = write!(sql, " AND \"{column}\" = '{interval}'");
         }
-        self.delete_parts(lease, dataset, range, &sql, keys.as_ref()).await
-    }
-
-    /// The ids of a selection; None for all.
-    async fn selected(
-        &self,
-        lease: &mut PooledConnection,
-        selection: &Selection<Instrument>,
-    ) -> Result<Option<Keys>, Cause> {
-        let Selection::These(instruments) = selection else { return Ok(None) };
-        let met = self.inner.cache.ids.find_all(lease, instruments).await?;
-        Ok(Some(Keys::Ids(met.into_iter().map(|(_, id)| id).collect())))
+        self.delete_parts(lease, stored, query.range, &sql, keys.as_ref()).await
     }
 
     /// Runs a deletion over a range, a few chunks at a time, each in a transaction of its own: repeating it is
@@ -208,7 +150,7 @@ impl TimescaleStore {
     async fn delete_parts(
         &self,
         lease: &mut PooledConnection,
-        dataset: Dataset,
+        stored: &Stored,
         range: TimeRange,
         sql: &str,
         keys: Option<&Keys>,
@@ -216,19 +158,18 @@ impl TimescaleStore {
         let chunks = &self.inner.cache.chunks;
         let mut rest = range;
         loop {
-            let part = chunks.part(lease, dataset, rest, Order::Ascending, AT_ONCE).await?;
+            let part = chunks.part(lease, stored, rest, Order::Ascending, AT_ONCE).await?;
             let mut transaction = lease.begin().await?;
             self.inner.connections.allow_heavy(&mut transaction).await?;
             let query =
                 sqlx::query(AssertSqlSafe(sql.to_owned())).bind(Pg(part.start())).bind(Pg(part.end()));
             let query = match keys {
                 None => query,
-                Some(Keys::Ids(ids)) => query.bind(ids.clone()),
-                Some(Keys::Scopes(scopes)) => query.bind(scopes.clone()),
+                Some(keys) => keys.bind(query),
             };
             query.execute(&mut *transaction).await?;
             transaction.commit().await?;
-            chunks.forget(dataset);
+            chunks.forget(stored);
             if part == rest {
                 return Ok(());
             }
@@ -240,18 +181,18 @@ impl TimescaleStore {
     pub(super) async fn purge(
         &self,
         lease: &mut PooledConnection,
-        dataset: Dataset,
+        stored: &Stored,
         cutoff: Timestamp,
     ) -> Result<(), Cause> {
-        let (table, chunks) = (table_of(dataset), &self.inner.cache.chunks);
+        let chunks = &self.inner.cache.chunks;
         if chunks.are_hypertables() {
-            let relation = format!("\"{}\".{}", self.inner.config.schema, table.name);
+            let relation = self.inner.config.relation(stored.table.name());
             sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut **lease).await?;
-            let extension = policy::extension(lease).await?;
+            let extension = policy::installed(lease).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
                 // Few at a time, oldest first: dropping takes locks too.
-                let part = chunks.part(lease, dataset, rest, Order::Ascending, AT_ONCE).await?;
+                let part = chunks.part(lease, stored, rest, Order::Ascending, AT_ONCE).await?;
                 let mut transaction = lease.begin().await?;
                 self.inner.connections.allow_heavy(&mut transaction).await?;
                 let sql =
@@ -262,15 +203,14 @@ impl TimescaleStore {
                     .execute(&mut *transaction)
                     .await?;
                 transaction.commit().await?;
-                chunks.forget(dataset);
+                chunks.forget(stored);
                 if part == rest {
                     break;
                 }
                 rest = TimeRange::new(part.end(), rest.end())?;
             }
         }
-        let sql = format!("DELETE FROM {} WHERE {1} >= $1 AND {1} < $2", table.name, table.time());
-        self.delete_parts(lease, dataset, TimeRange::before(cutoff), &sql, None).await
+        self.delete_parts(lease, stored, TimeRange::before(cutoff), &stored.sql.delete, None).await
     }
 }
 
@@ -279,7 +219,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    use qi_core::{ErrorKind, PriceStore as _};
+    use qi_core::{ErrorKind, PriceStore as _, PriceTick, Record as _};
 
     use super::*;
     use crate::timescale::TimescaleConfig;
@@ -298,12 +238,12 @@ mod tests {
     async fn nothing_connects_after_close() {
         let (store, server) = silent();
         store.close().await.unwrap();
-        let converting = store.convert_to_columnstore(Dataset::Ticks);
+        let converting = store.convert_to_columnstore(PriceTick::DATASET);
         let error =
             tokio::time::timeout(LIMIT, converting).await.expect("no connection is made").unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::Closed, "convert_to_columnstore"));
         assert_eq!(store.ensure_schema().await.unwrap_err().kind(), ErrorKind::Closed);
-        assert_eq!(store.chunks(Dataset::Ticks).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(store.chunks(PriceTick::DATASET).await.unwrap_err().kind(), ErrorKind::Closed);
         server.set_nonblocking(true).unwrap();
         assert_eq!(server.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
@@ -313,7 +253,7 @@ mod tests {
         let (store, server) = silent();
         let converting = tokio::spawn({
             let store = store.clone();
-            async move { store.convert_to_columnstore(Dataset::Ticks).await }
+            async move { store.convert_to_columnstore(PriceTick::DATASET).await }
         });
         let _connection = tokio::task::spawn_blocking(move || server.accept().unwrap()).await.unwrap();
         store.close().await.unwrap();

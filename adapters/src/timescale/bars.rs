@@ -1,9 +1,7 @@
 //! Bars and figures out of ticks, summed by the server: exact, because numeric is.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::{
-    Anchor, BarQuery, Dataset, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery,
-};
+use qi_core::store::{Anchor, BarQuery, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery};
 use qi_core::{
     BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp,
 };
@@ -14,6 +12,7 @@ use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
 use super::store::TimescaleStore;
+use super::table::Stored;
 use super::types::Pg;
 use super::wire;
 
@@ -59,6 +58,7 @@ impl TimescaleStore {
     pub(super) async fn derived_page(
         &self,
         lease: &mut PooledConnection,
+        ticks: &Stored,
         id: i32,
         query: &BarQuery,
     ) -> Result<Page<Ohlcv>, Cause> {
@@ -72,7 +72,7 @@ impl TimescaleStore {
         while found.len() <= limit && !rest.is_empty() {
             let wanted = i64::try_from(limit + 1 - found.len()).unwrap_or(i64::MAX);
             let window =
-                self.window(lease, rest, query.order, interval, wanted.saturating_mul(width)).await?;
+                self.window(lease, ticks, rest, query.order, interval, wanted.saturating_mul(width)).await?;
             let statement = match query.order {
                 Order::Ascending => OLDEST_BUCKETS,
                 Order::Descending => NEWEST_BUCKETS,
@@ -105,7 +105,7 @@ impl TimescaleStore {
                 Order::Descending => TimeRange::new(rest.start(), window.start().max(rest.start()))?,
             };
             if got == 0 && !rest.is_empty() {
-                rest = match self.jump(lease, id, rest, query.order, interval).await? {
+                rest = match self.jump(lease, ticks, id, rest, query.order, interval).await? {
                     Some(rest) => rest,
                     None => break,
                 };
@@ -118,6 +118,7 @@ impl TimescaleStore {
     async fn window(
         &self,
         lease: &mut PooledConnection,
+        ticks: &Stored,
         rest: TimeRange,
         order: Order,
         interval: Interval,
@@ -129,7 +130,7 @@ impl TimescaleStore {
             Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
             Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
         };
-        let part = self.inner.cache.chunks.part(lease, Dataset::Ticks, near, order, CHUNKS).await?;
+        let part = self.inner.cache.chunks.part(lease, ticks, near, order, CHUNKS).await?;
         // Cut between buckets, and never shorter than one.
         let one = interval.as_micros();
         Ok(match order {
@@ -149,6 +150,7 @@ impl TimescaleStore {
     async fn jump(
         &self,
         lease: &mut PooledConnection,
+        ticks: &Stored,
         id: i32,
         rest: TimeRange,
         order: Order,
@@ -156,7 +158,7 @@ impl TimescaleStore {
     ) -> Result<Option<TimeRange>, Cause> {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
         let mut walk = ChunkScan::new(rest, order);
-        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, Dataset::Ticks).await? {
+        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, ticks).await? {
             let row = sqlx::query(statement)
                 .bind(id)
                 .bind(Pg(part.start()))
@@ -181,12 +183,13 @@ impl TimescaleStore {
     pub(super) async fn stats_of(
         &self,
         lease: &mut PooledConnection,
+        ticks: &Stored,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         // Several statements: what is deleted between them must not be missing in one of them alone.
         let mut snapshot = lease.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        let stats = self.stats_in(&mut snapshot, id, query).await?;
+        let stats = self.stats_in(&mut snapshot, ticks, id, query).await?;
         snapshot.rollback().await?;
         Ok(stats)
     }
@@ -195,12 +198,13 @@ impl TimescaleStore {
     async fn stats_in(
         &self,
         connection: &mut PgConnection,
+        ticks: &Stored,
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
         let mut sum: Option<Figures> = None;
         let mut walk = ChunkScan::new(query.range, Order::Ascending);
-        while let Some(part) = walk.next(connection, &self.inner.cache.chunks, Dataset::Ticks).await? {
+        while let Some(part) = walk.next(connection, &self.inner.cache.chunks, ticks).await? {
             let row = sqlx::query(STATS)
                 .bind(id)
                 .bind(Pg(part.start()))

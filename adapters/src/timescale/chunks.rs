@@ -5,25 +5,31 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use qi_core::store::{Dataset, Order};
+use qi_core::store::Order;
 use qi_core::{TimeRange, Timestamp};
 use sqlx::{PgConnection, Row};
 
 use super::config::{Hypertables, TimescaleConfig};
 use super::error::Cause;
-use super::table::table_of;
+use super::table::Stored;
 
-/// What is known of the chunks of the four tables.
+/// What is known of the chunks of the tables.
 #[derive(Debug)]
 pub(super) struct Chunks {
     schema: String,
     hypertables: bool,
-    /// The configured length of a chunk, in microseconds, by dataset.
-    micros: [i64; 4],
+    /// By the position of the dataset.
+    tables: Vec<ChunksOfTable>,
+}
+
+#[derive(Debug)]
+struct ChunksOfTable {
+    /// The configured length of a chunk, in microseconds.
+    micros: i64,
     /// The least length of a chunk that there is or will be; 0 until it was asked for.
-    least: [AtomicI64; 4],
-    /// The start of the newest chunk, by dataset, and when it was asked for.
-    newest: [Mutex<Option<(i64, Instant)>>; 4],
+    least: AtomicI64,
+    /// The start of the newest chunk, and when it was asked for.
+    newest: Mutex<Option<(i64, Instant)>>,
 }
 
 /// How many chunks the first statement of a page looks at, how many at most, and by how much that grows while
@@ -67,26 +73,32 @@ impl Chunks {
         Self {
             schema: config.schema.clone(),
             hypertables: config.hypertables == Hypertables::On,
-            micros: Dataset::ALL.map(|dataset| config.chunks.micros(dataset)),
-            least: std::array::from_fn(|_| AtomicI64::new(0)),
-            newest: std::array::from_fn(|_| Mutex::new(None)),
+            tables: config
+                .datasets
+                .iter()
+                .map(|dataset| ChunksOfTable {
+                    micros: config.chunk_micros(dataset),
+                    least: AtomicI64::new(0),
+                    newest: Mutex::new(None),
+                })
+                .collect(),
         }
     }
 
     /// The least length of a chunk: the configured one, or that of chunks from before the configuration changed.
-    pub(super) async fn least(&self, connection: &mut PgConnection, dataset: Dataset) -> Result<i64, Cause> {
-        let at = dataset as usize;
-        let known = self.least[at].load(Ordering::Relaxed);
+    pub(super) async fn least(&self, connection: &mut PgConnection, stored: &Stored) -> Result<i64, Cause> {
+        let table = &self.tables[stored.position];
+        let known = table.least.load(Ordering::Relaxed);
         if known != 0 || !self.hypertables {
             return Ok(known);
         }
         let there: Option<i64> = sqlx::query_scalar(LEAST_OF)
             .bind(&self.schema)
-            .bind(table_of(dataset).name)
+            .bind(stored.table.name())
             .fetch_one(connection)
             .await?;
-        let least = there.unwrap_or(i64::MAX).clamp(1, self.micros[at]);
-        self.least[at].store(least, Ordering::Relaxed);
+        let least = there.unwrap_or(i64::MAX).clamp(1, table.micros);
+        table.least.store(least, Ordering::Relaxed);
         Ok(least)
     }
 
@@ -100,19 +112,19 @@ impl Chunks {
     pub(super) async fn part(
         &self,
         connection: &mut PgConnection,
-        dataset: Dataset,
+        stored: &Stored,
         range: TimeRange,
         order: Order,
         most: i64,
     ) -> Result<TimeRange, Cause> {
         let (start, end) = (range.start().as_micros(), range.end().as_micros());
-        if !self.hypertables || (end - start) / self.least(connection, dataset).await? < most {
+        if !self.hypertables || (end - start) / self.least(connection, stored).await? < most {
             return Ok(range);
         }
         let sql = if order == Order::Ascending { OLDEST_OF } else { NEWEST_OF };
         let row = sqlx::query(sql)
             .bind(&self.schema)
-            .bind(table_of(dataset).name)
+            .bind(stored.table.name())
             .bind(start)
             .bind(end)
             .bind(most)
@@ -136,50 +148,55 @@ impl Chunks {
     pub(super) async fn recent(
         &self,
         connection: &mut PgConnection,
-        dataset: Dataset,
+        stored: &Stored,
         until: Timestamp,
     ) -> Result<Timestamp, Cause> {
         if !self.hypertables {
             return Ok(Timestamp::MIN);
         }
-        let at = dataset as usize;
-        let known = *self.newest[at].lock().unwrap_or_else(PoisonError::into_inner);
+        let table = &self.tables[stored.position];
+        let known = *table.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = match known {
             Some((newest, asked)) if asked.elapsed() < FRESH => newest,
             _ => {
                 let row = sqlx::query(NEWEST_OF)
                     .bind(&self.schema)
-                    .bind(table_of(dataset).name)
+                    .bind(stored.table.name())
                     .bind(Timestamp::MIN.as_micros())
                     .bind(Timestamp::MAX.as_micros())
                     .bind(1_i64)
                     .fetch_one(connection)
                     .await?;
                 let found = row.try_get::<Option<i64>, _>(1)?.unwrap_or(Timestamp::MIN.as_micros());
-                *self.newest[at].lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((found, Instant::now()));
+                *table.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some((found, Instant::now()));
                 found
             }
         };
-        let from = newest.min(until.as_micros()).saturating_sub(NEWEST * self.micros[at]);
+        let from = newest.min(until.as_micros()).saturating_sub(NEWEST * table.micros);
         Ok(Timestamp::from_micros(from).unwrap_or(Timestamp::MIN))
     }
 
     /// Forgets everything: another schema is there now.
     pub(super) fn forget_all(&self) {
-        for dataset in Dataset::ALL {
-            self.forget(dataset);
-            self.least[dataset as usize].store(0, Ordering::Relaxed);
+        for table in &self.tables {
+            table.forget();
+            table.least.store(0, Ordering::Relaxed);
         }
     }
 
     /// Forgets what was known of the newest chunk: something was deleted.
-    pub(super) fn forget(&self, dataset: Dataset) {
-        *self.newest[dataset as usize].lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(super) fn forget(&self, stored: &Stored) {
+        self.tables[stored.position].forget();
     }
 
     pub(super) fn are_hypertables(&self) -> bool {
         self.hypertables
+    }
+}
+
+impl ChunksOfTable {
+    fn forget(&self) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -201,12 +218,12 @@ impl ChunkScan {
         &mut self,
         connection: &mut PgConnection,
         chunks: &Chunks,
-        dataset: Dataset,
+        stored: &Stored,
     ) -> Result<Option<TimeRange>, Cause> {
         if self.most == 0 {
             return Ok(None);
         }
-        let part = chunks.part(connection, dataset, self.rest, self.order, self.most).await?;
+        let part = chunks.part(connection, stored, self.rest, self.order, self.most).await?;
         if part == self.rest {
             self.most = 0;
             return Ok(Some(part));

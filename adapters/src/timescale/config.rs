@@ -1,8 +1,11 @@
 //! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
 
+use std::collections::BTreeMap;
+
 use qi_core::Result;
 #[cfg(feature = "timescale")]
-use qi_core::store::Dataset;
+use qi_core::record::Dataset;
+use qi_core::record::Datasets;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -53,12 +56,16 @@ pub struct TimescaleConfig {
     pub limits: LimitsSection,
     /// Ways of writing.
     pub write: WriteSection,
-    /// How much time one chunk of a hypertable covers.
-    pub chunks: ChunksSection,
-    /// After what time chunks go to the columnstore; Community edition.
-    pub columnstore: AgeSection,
-    /// After what time chunks are dropped; Community edition.
-    pub retention: AgeSection,
+    /// How much time one chunk of a hypertable covers, for chunks that are created from now on. Without an entry: 7
+    /// days for a dataset with sequence numbers, else 365 days.
+    pub chunks: DatasetHours,
+    /// After what time chunks go to the columnstore; Community edition. A dataset without an entry has no policy.
+    pub columnstore: DatasetHours,
+    /// After what time chunks are dropped; Community edition. A dataset without an entry has no policy.
+    pub retention: DatasetHours,
+    /// The datasets of the store; the library's own unless [`Self::with_datasets`] gives others.
+    #[serde(skip)]
+    pub datasets: Datasets,
     /// The section of the configuration, for errors: `store.timescale` or `store.postgres`.
     #[serde(skip)]
     pub(crate) section: &'static str,
@@ -81,9 +88,10 @@ impl Default for TimescaleConfig {
             tls: TlsSection::default(),
             limits: LimitsSection::default(),
             write: WriteSection::default(),
-            chunks: ChunksSection::default(),
-            columnstore: AgeSection::default(),
-            retention: AgeSection::default(),
+            chunks: DatasetHours::default(),
+            columnstore: DatasetHours::default(),
+            retention: DatasetHours::default(),
+            datasets: Datasets::standard(),
             section: "store.timescale",
         }
     }
@@ -195,67 +203,40 @@ impl Default for WriteSection {
     }
 }
 
-/// `[store.timescale.chunks]`: for chunks that are created from now on.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ChunksSection {
-    /// Hours that a chunk of ticks covers.
-    pub ticks_hours: u32,
-    /// Hours that a chunk of quotes covers.
-    pub quotes_hours: u32,
-    /// Hours that a chunk of bars covers.
-    pub bars_hours: u32,
-    /// Hours that a chunk of snapshots covers.
-    pub snapshots_hours: u32,
-}
-
-impl Default for ChunksSection {
-    fn default() -> Self {
-        const WEEK: u32 = 7 * 24;
-        const YEAR: u32 = 365 * 24;
-        Self { ticks_hours: WEEK, quotes_hours: WEEK, bars_hours: YEAR, snapshots_hours: YEAR }
-    }
-}
-
-/// `[store.timescale.columnstore]` and `[store.timescale.retention]`: an age for each dataset, as a background
-/// policy of TimescaleDB's Community edition. A dataset without an age has no policy.
+/// `[store.timescale.chunks]`, `[store.timescale.columnstore]` and `[store.timescale.retention]`: a number of hours for
+/// each dataset, as `<dataset>_hours`.
+///
+/// ```
+/// use qi_adapters::config::TimescaleConfig;
+/// let mut config = TimescaleConfig::from_url("postgres://qi:secret@localhost/market");
+/// config.chunks.set("ticks", 24);
+/// assert_eq!((config.chunks.get("ticks"), config.chunks.get("bars")), (Some(24), None));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AgeSection {
-    /// The age of ticks, in hours.
-    pub ticks_hours: Option<u32>,
-    /// The age of quotes, in hours.
-    pub quotes_hours: Option<u32>,
-    /// The age of bars, in hours.
-    pub bars_hours: Option<u32>,
-    /// The age of snapshots, in hours.
-    pub snapshots_hours: Option<u32>,
-}
+#[serde(try_from = "BTreeMap<String, u32>")]
+pub struct DatasetHours(BTreeMap<String, u32>);
 
-impl ChunksSection {
-    /// Returns the length of a dataset's chunk, in microseconds.
-    #[cfg(feature = "timescale")]
-    pub(super) fn micros(&self, dataset: Dataset) -> i64 {
-        let hours = match dataset {
-            Dataset::Ticks => self.ticks_hours,
-            Dataset::Quotes => self.quotes_hours,
-            Dataset::Bars => self.bars_hours,
-            Dataset::Snapshots => self.snapshots_hours,
+impl TryFrom<BTreeMap<String, u32>> for DatasetHours {
+    type Error = String;
+
+    fn try_from(keys: BTreeMap<String, u32>) -> std::result::Result<Self, String> {
+        let name = |(key, hours): (String, u32)| match key.strip_suffix("_hours") {
+            Some(dataset) => Ok((dataset.to_owned(), hours)),
+            None => Err(format!("unknown field `{key}`, expected `<dataset>_hours`")),
         };
-        i64::from(hours) * 3_600_000_000
+        keys.into_iter().map(name).collect::<std::result::Result<_, _>>().map(Self)
     }
 }
 
-impl AgeSection {
-    /// Returns the age of a dataset, in hours.
-    #[cfg(feature = "timescale")]
-    pub(super) fn hours(&self, dataset: Dataset) -> Option<u32> {
-        match dataset {
-            Dataset::Ticks => self.ticks_hours,
-            Dataset::Quotes => self.quotes_hours,
-            Dataset::Bars => self.bars_hours,
-            Dataset::Snapshots => self.snapshots_hours,
-        }
+impl DatasetHours {
+    /// Sets the hours of a dataset.
+    pub fn set(&mut self, dataset: impl Into<String>, hours: u32) {
+        self.0.insert(dataset.into(), hours);
+    }
+
+    /// Returns the hours of a dataset.
+    pub fn get(&self, dataset: &str) -> Option<u32> {
+        self.0.get(dataset).copied()
     }
 }
 
@@ -263,6 +244,26 @@ impl TimescaleConfig {
     /// The server at `url`, and the defaults for all else.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
+    }
+
+    /// With these datasets in place of the library's own.
+    #[must_use]
+    pub fn with_datasets(mut self, datasets: Datasets) -> Self {
+        self.datasets = datasets;
+        self
+    }
+
+    /// Returns the length of a dataset's chunk, in microseconds.
+    #[cfg(feature = "timescale")]
+    pub(super) fn chunk_micros(&self, dataset: Dataset) -> i64 {
+        let days = if dataset.seq().is_some() { 7 } else { 365 };
+        i64::from(self.chunks.get(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
+    }
+
+    /// Returns the name of a table with its schema.
+    #[cfg(feature = "timescale")]
+    pub(super) fn relation(&self, table: &str) -> String {
+        format!("\"{}\".\"{table}\"", self.schema)
     }
 
     pub(crate) fn rules(&self) -> Rules {
@@ -313,24 +314,17 @@ impl TimescaleConfig {
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
         rules.within("write.piece", write.piece as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
-        for (key, hours) in [
-            ("chunks.ticks_hours", chunks.ticks_hours),
-            ("chunks.quotes_hours", chunks.quotes_hours),
-            ("chunks.bars_hours", chunks.bars_hours),
-            ("chunks.snapshots_hours", chunks.snapshots_hours),
-        ] {
-            rules.within(key, hours.into(), 1, MAX_HOURS)?;
-        }
-        let ages = |section: &AgeSection| {
-            let AgeSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *section;
-            [ticks_hours, quotes_hours, bars_hours, snapshots_hours]
-        };
-        for (key, ages) in [("columnstore", ages(columnstore)), ("retention", ages(retention))] {
-            for hours in ages.into_iter().flatten() {
-                rules.within(key, hours.into(), 1, MAX_HOURS)?;
+        for (section, hours) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
+            for (dataset, hours) in &hours.0 {
+                let key = format!("{section}.{dataset}_hours");
+                if self.datasets.get(dataset).is_none() {
+                    let rule = "must name a dataset of the store; others are registered with `with_datasets`";
+                    return Err(rules.refuse(&key, hours, rule));
+                }
+                rules.within(&key, (*hours).into(), 1, MAX_HOURS)?;
             }
-            if ages.iter().any(Option::is_some) && self.hypertables == Hypertables::Off {
-                return Err(rules.refuse(key, "", "needs hypertables = \"on\""));
+            if section != "chunks" && !hours.0.is_empty() && self.hypertables == Hypertables::Off {
+                return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
         }
         Ok(())

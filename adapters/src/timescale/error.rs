@@ -46,6 +46,7 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("28", ErrorKind::Unauthorized, "store.timescale.login"),
     ("42501", ErrorKind::Unauthorized, "store.timescale.permission"),
     ("42P01", ErrorKind::SchemaMismatch, "store.timescale.no_table"),
+    ("42701", ErrorKind::SchemaMismatch, "store.timescale.column_name"),
     ("42703", ErrorKind::SchemaMismatch, "store.timescale.no_column"),
     ("3F000", ErrorKind::SchemaMismatch, "store.timescale.no_schema"),
     ("42883", ErrorKind::SchemaMismatch, "store.timescale.no_function"),
@@ -220,7 +221,7 @@ mod tests {
     }
 
     fn answer(state: &'static str) -> Error {
-        Cause::Sql(Answer::sql(state, "")).at(Operation::InsertTicks)
+        Cause::Sql(Answer::sql(state, "")).at(Operation::Insert)
     }
 
     /// The table of the design page, row by row, with the codes of PostgreSQL's own list.
@@ -234,7 +235,7 @@ mod tests {
             (&["22003", "22P02"][..], InvalidInput, false),
             (&["3D000"], Config, false),
             (&["28000", "28P01", "42501"], Unauthorized, false),
-            (&["42P01", "42703", "3F000", "42883", "42P07"], SchemaMismatch, false),
+            (&["42P01", "42701", "42703", "3F000", "42883", "42P07"], SchemaMismatch, false),
             (&["0A000"], Unsupported, false),
             (&["08000", "08001", "08003", "08004", "08006", "08007", "08P01"], Unavailable, true),
             (&["57P01", "57P02", "57P03", "57P05", "25006"], Unavailable, true),
@@ -250,7 +251,7 @@ mod tests {
             for state in states {
                 let error = answer(state);
                 assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{state}");
-                assert_eq!((error.operation(), error.backend()), ("insert_ticks", Some(BACKEND)));
+                assert_eq!((error.operation(), error.backend()), ("insert", Some(BACKEND)));
                 assert_eq!(error.context_value("sqlstate"), Some(*state));
                 assert!(error.code().starts_with("store.timescale."), "{}", error.code());
                 assert!(error.find_source::<sqlx::Error>().is_some(), "the original is the source");
@@ -262,7 +263,7 @@ mod tests {
     fn every_error_of_the_driver() {
         use sqlx::Error as Sql;
         let of = |error: Sql| {
-            let error = Cause::from(error).at(Operation::Ticks);
+            let error = Cause::from(error).at(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
@@ -272,7 +273,7 @@ mod tests {
             assert_eq!(of(error), (ErrorKind::Unavailable, true));
         }
         let handshake = Sql::Io(io::Error::new(io::ErrorKind::InvalidData, "certificate"));
-        assert_eq!(Cause::from(handshake).at(Operation::Ticks).code(), "store.timescale.tls");
+        assert_eq!(Cause::from(handshake).at(Operation::Range).code(), "store.timescale.tls");
         assert_eq!(of(Sql::PoolTimedOut), (ErrorKind::Overloaded, true));
         assert_eq!(of(Sql::PoolClosed), (ErrorKind::Closed, false));
         assert_eq!(of(Sql::Configuration(text())), (ErrorKind::Config, false));
@@ -287,7 +288,7 @@ mod tests {
     #[test]
     fn a_chunk_that_was_dropped_under_a_statement_is_a_conflict() {
         let dropped = Answer::sql("XX000", "could not open relation with OID 4711");
-        let error = Cause::Sql(dropped).at(Operation::InsertTicks);
+        let error = Cause::Sql(dropped).at(Operation::Insert);
         assert_eq!((error.kind(), error.retry().is_retryable()), (ErrorKind::Conflict, true));
     }
 
@@ -309,7 +310,7 @@ mod tests {
     #[test]
     fn what_the_adapter_finds_itself() {
         let of = |cause: Cause| {
-            let error = cause.at(Operation::Ticks);
+            let error = cause.at(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         assert_eq!(of(Cause::PoolBusy { in_use: 8 }), (ErrorKind::Overloaded, true));

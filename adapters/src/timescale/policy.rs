@@ -1,77 +1,94 @@
 //! Background policies of the Community edition: columnstore and retention, if the configuration asks for them.
 
-use qi_core::store::Dataset;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::PgConnection;
 
 use super::config::TimescaleConfig;
 use super::error::Cause;
-use super::table::{Table, names, table_of};
+use super::schema::Step;
+use super::sql;
+use super::table::{Table, names};
 
-/// Gives every dataset the policies of the configuration. What was set by hand elsewhere stays.
-pub(super) async fn apply(
+/// The steps that give every dataset the policies of the configuration. What was set by hand elsewhere stays.
+pub(super) async fn steps(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
-) -> Result<Vec<String>, Cause> {
-    let extension = extension(connection).await?;
-    let mut applied = Vec::new();
-    for dataset in Dataset::ALL {
-        let table = table_of(dataset);
-        if let Some(hours) = config.columnstore.hours(dataset) {
-            community(connection, "columnstore").await?;
-            enable_columnstore(connection, config, table).await?;
-            if policy_hours(connection, config, table, "policy_compression").await? != Some(hours.into()) {
-                let relation = relation(config, table);
-                // Both or none: never a moment without the age that was there.
-                let mut change = connection.begin().await?;
-                run(
-                    &mut change,
-                    format!("CALL {extension}.remove_columnstore_policy('{relation}', if_exists => true)"),
-                )
-                .await?;
-                run(
-                    &mut change,
-                    format!(
-                        "CALL {extension}.add_columnstore_policy('{relation}', after => INTERVAL '{hours} hours')"
-                    ),
-                )
-                .await?;
-                change.commit().await?;
-                applied.push(format!("columnstore policy of {} after {hours} h", table.name));
+) -> Result<Vec<Step>, Cause> {
+    let installed = extension(connection).await?;
+    let mut steps = Vec::new();
+    for dataset in config.datasets.iter() {
+        let table = Table::of(dataset);
+        for (kind, hours) in [(&COLUMNSTORE, &config.columnstore), (&RETENTION, &config.retention)] {
+            let Some(hours) = hours.get(dataset.name()) else { continue };
+            let mut statements = Vec::new();
+            if installed.is_some() {
+                community(connection, kind.name).await?;
             }
-        }
-        if let Some(hours) = config.retention.hours(dataset) {
-            community(connection, "retention").await?;
-            if policy_hours(connection, config, table, "policy_retention").await? != Some(hours.into()) {
-                let relation = relation(config, table);
-                let mut change = connection.begin().await?;
-                run(
-                    &mut change,
-                    format!("SELECT {extension}.remove_retention_policy('{relation}', if_exists => true)"),
-                )
-                .await?;
-                run(
-                    &mut change,
-                    format!(
-                        "SELECT {extension}.add_retention_policy('{relation}', drop_after => INTERVAL '{hours} hours')"
-                    ),
-                )
-                .await?;
-                change.commit().await?;
-                applied.push(format!("retention policy of {} after {hours} h", table.name));
+            if kind.columnstore {
+                statements.extend(enable_columnstore(connection, config, &table).await?);
+            }
+            let known = match &installed {
+                Some(_) => policy_hours(connection, config, &table, kind.procedure).await?,
+                None => None,
+            };
+            if known != Some(hours.into()) {
+                let extension = installed.as_deref().unwrap_or("public");
+                let relation = config.relation(table.name());
+                let Policy { call, name, age, .. } = kind;
+                statements.push(format!(
+                    "{call} {extension}.remove_{name}_policy('{relation}', if_exists => true)"
+                ));
+                statements.push(format!(
+                    "{call} {extension}.add_{name}_policy('{relation}', {age} => INTERVAL '{hours} hours')"
+                ));
+            }
+            if !statements.is_empty() {
+                steps.push(Step::new(
+                    format!("{} policy of {} after {hours} h", kind.name, table.name()),
+                    statements,
+                ));
             }
         }
     }
-    Ok(applied)
+    Ok(steps)
 }
 
-/// The schema of the extension's functions, quoted.
-pub(super) async fn extension(connection: &mut PgConnection) -> Result<String, Cause> {
+/// A kind of policy, as the extension names its parts.
+struct Policy {
+    name: &'static str,
+    procedure: &'static str,
+    call: &'static str,
+    age: &'static str,
+    columnstore: bool,
+}
+
+const COLUMNSTORE: Policy = Policy {
+    name: "columnstore",
+    procedure: "policy_compression",
+    call: "CALL",
+    age: "after",
+    columnstore: true,
+};
+const RETENTION: Policy = Policy {
+    name: "retention",
+    procedure: "policy_retention",
+    call: "SELECT",
+    age: "drop_after",
+    columnstore: false,
+};
+
+/// The schema of the extension's functions, quoted; None: the extension is not there.
+pub(super) async fn extension(connection: &mut PgConnection) -> Result<Option<String>, Cause> {
     Ok(sqlx::query_scalar(
         "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
          WHERE e.extname = 'timescaledb'",
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?)
+}
+
+/// The schema of the functions of an extension that `ensure_schema` has met.
+pub(super) async fn installed(connection: &mut PgConnection) -> Result<String, Cause> {
+    Ok(extension(connection).await?.ok_or(sqlx::Error::RowNotFound)?)
 }
 
 /// Refuses an edition that has no policies. The license setting decides; distributions' names do not tell.
@@ -88,35 +105,36 @@ pub(super) async fn community(connection: &mut PgConnection, what: &str) -> Resu
     })
 }
 
-/// Lets chunks of the table be converted: one segment for each series, newest first. It repeats without harm.
+/// The statement that lets chunks of the table be converted, one segment for each series, newest first; None if they
+/// can be.
 pub(super) async fn enable_columnstore(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
     table: &Table,
-) -> Result<(), Cause> {
-    let enabled: bool = sqlx::query_scalar(
-        "SELECT compression_enabled FROM timescaledb_information.hypertables \
-         WHERE hypertable_schema = $1 AND hypertable_name = $2",
-    )
-    .bind(&config.schema)
-    .bind(table.name)
-    .fetch_one(&mut *connection)
-    .await?;
-    if enabled {
-        return Ok(());
+) -> Result<Option<String>, Cause> {
+    let enabled = match extension(connection).await? {
+        None => None,
+        Some(_) => {
+            sqlx::query_scalar(
+                "SELECT compression_enabled FROM timescaledb_information.hypertables \
+                 WHERE hypertable_schema = $1 AND hypertable_name = $2",
+            )
+            .bind(&config.schema)
+            .bind(table.name())
+            .fetch_optional(&mut *connection)
+            .await?
+        }
+    };
+    if enabled == Some(true) {
+        return Ok(None);
     }
-    let order: Vec<String> = table.place.iter().map(|column| format!("{} DESC", column.name)).collect();
-    run(
-        connection,
-        format!(
-            "ALTER TABLE {} SET (timescaledb.enable_columnstore = true, timescaledb.segmentby = '{}', \
-             timescaledb.orderby = '{}')",
-            relation(config, table),
-            names(table.series.iter().copied(), ""),
-            order.join(", "),
-        ),
-    )
-    .await
+    Ok(Some(format!(
+        "ALTER TABLE {} SET (timescaledb.enable_columnstore = true, timescaledb.segmentby = '{}', \
+         timescaledb.orderby = '{}')",
+        config.relation(table.name()),
+        names(table.series(), ""),
+        sql::ordered(table, "DESC"),
+    )))
 }
 
 /// The age of a policy that is there, in hours.
@@ -133,19 +151,9 @@ async fn policy_hours(
          WHERE hypertable_schema = $1 AND hypertable_name = $2 AND proc_name LIKE $3 || '%'",
     )
     .bind(&config.schema)
-    .bind(table.name)
+    .bind(table.name())
     .bind(procedure)
     .fetch_optional(connection)
     .await?;
     Ok(hours.flatten())
-}
-
-fn relation(config: &TimescaleConfig, table: &Table) -> String {
-    format!("\"{}\".{}", config.schema, table.name)
-}
-
-/// Runs a statement that is made of checked names and numbers only.
-async fn run(connection: &mut PgConnection, sql: String) -> Result<(), Cause> {
-    sqlx::query(AssertSqlSafe(sql)).execute(connection).await?;
-    Ok(())
 }

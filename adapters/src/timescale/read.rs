@@ -1,59 +1,45 @@
 //! Pages of records, and the latest of each key.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures::TryStreamExt;
-use qi_core::store::{Anchor, Dataset, Order, Page, Paged};
-use qi_core::{Instrument, Interval, Scope, Selection, TimeRange, Timestamp};
+use qi_core::record::{Owner, SeriesType};
+use qi_core::store::{
+    Anchor, LatestRequest, Order, Page, Paged as _, RangeRequest, RecordPage, SeriesRequest, SeriesSummary,
+};
+use qi_core::{Exchange, Instrument, Interval, Selection, TimeRange, Timestamp};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres, Row};
+use sqlx::{Postgres, Row};
 
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
-use super::sql;
 use super::store::TimescaleStore;
-use super::table::{SeriesKey, Stored};
+use super::table::Stored;
 use super::types::Pg;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// What a key of a selection is to the tables: an instrument by its id, a scope by its text.
-pub(super) trait Key: Ord + Clone + Send + Sync {
-    /// The anchor of a page of the latest records, as a key.
-    fn of_anchor(anchor: Anchor) -> Option<Self>;
+/// Who may have a record: an owner for each key.
+struct Candidates {
+    keys: Keys,
+    owners: Vec<Owner>,
+    /// Whether these are the last ones.
+    last: bool,
 }
 
-impl Key for Instrument {
-    fn of_anchor(anchor: Anchor) -> Option<Self> {
-        match anchor {
-            Anchor::Instrument(instrument) => Some(instrument),
-            _ => None,
-        }
-    }
-}
-
-impl Key for Scope {
-    fn of_anchor(anchor: Anchor) -> Option<Self> {
-        match anchor {
-            Anchor::Scope(scope) => Some(scope),
-            _ => None,
-        }
-    }
-}
-
-/// Candidates for `latest`, as the parameter of the statement.
+/// Owners, as the parameter of a statement: instruments by their ids, names by themselves.
 pub(super) enum Keys {
     Ids(Vec<i32>),
-    Scopes(Vec<String>),
+    Names(Vec<String>),
 }
 
 impl Keys {
     fn len(&self) -> usize {
         match self {
             Self::Ids(ids) => ids.len(),
-            Self::Scopes(scopes) => scopes.len(),
+            Self::Names(names) => names.len(),
         }
     }
 
@@ -61,100 +47,128 @@ impl Keys {
     fn only(&self, places: &[usize]) -> Self {
         match self {
             Self::Ids(ids) => Self::Ids(places.iter().map(|at| ids[*at]).collect()),
-            Self::Scopes(scopes) => Self::Scopes(places.iter().map(|at| scopes[*at].clone()).collect()),
+            Self::Names(names) => Self::Names(places.iter().map(|at| names[*at].clone()).collect()),
         }
     }
 
-    fn bind<'q>(&self, query: PgQuery<'q>) -> PgQuery<'q> {
+    pub(super) fn bind<'q>(&self, query: PgQuery<'q>) -> PgQuery<'q> {
         match self {
             Self::Ids(ids) => query.bind(ids.clone()),
-            Self::Scopes(scopes) => query.bind(scopes.clone()),
+            Self::Names(names) => query.bind(names.clone()),
         }
     }
 }
 
 impl TimescaleStore {
     /// A page of one series in a range. The range is read in parts that touch few chunks each.
-    pub(super) async fn page<R: Stored>(
+    pub(super) async fn range_page(
         &self,
         lease: &mut PooledConnection,
-        series: &R::Series,
-        key: SeriesKey<'_>,
-        range: TimeRange,
-        order: Order,
-        query: &(impl Paged<R> + Sync),
-    ) -> Result<Page<R>, Cause> {
-        let anchor = query.anchor()?;
-        let most = query.request().limit() + 1;
-        let dataset = R::TABLE.dataset;
-        let statements = sql::of(dataset);
-        let statement = match order {
-            Order::Ascending => &statements.ascending,
-            Order::Descending => &statements.descending,
+        stored: &Stored,
+        request: &RangeRequest,
+    ) -> Result<RecordPage, Cause> {
+        let anchor = request.anchor()?;
+        let mut found = request.dataset.new_vec();
+        let id = match &request.series.owner {
+            Owner::Instrument(instrument) => {
+                let Some(id) = self.inner.cache.ids.find(lease, instrument).await? else {
+                    return Ok(request.page_of(found)?);
+                };
+                id
+            }
+            Owner::Name(_) => 0,
         };
-        let (range, place) = resume(range, order, &anchor)?;
-        let mut found = Vec::with_capacity(most.min(10_001));
-        let mut walk = ChunkScan::new(range, order);
-        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, dataset).await? {
-            let mut statement = sqlx::query(statement.as_str())
+        let most = request.page.limit() + 1;
+        let statement = match request.order {
+            Order::Ascending => &stored.sql.ascending,
+            Order::Descending => &stored.sql.descending,
+        };
+        let (range, place) = resume(request.range, request.order, &anchor)?;
+        found.reserve(most.min(10_001));
+        let mut walk = ChunkScan::new(range, request.order);
+        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, stored).await? {
+            let mut query = sqlx::query(statement.clone())
                 .bind(Pg(part.start()))
                 .bind(Pg(part.end()))
                 .bind(i64::try_from(most - found.len()).unwrap_or(i64::MAX));
-            if R::TABLE.place.len() == 2 {
-                statement = statement.bind(Pg(place.0)).bind(place.1);
+            if request.dataset.seq().is_some() {
+                query = query.bind(Pg(place.0)).bind(place.1);
             }
-            let mut rows = bind_series(statement, key).fetch(&mut **lease);
+            query = match &request.series.owner {
+                Owner::Instrument(_) => query.bind(id),
+                Owner::Name(name) => query.bind(&**name),
+            };
+            if let Some(interval) = request.series.interval {
+                query = query.bind(interval.as_str());
+            }
+            let mut rows = query.fetch(&mut **lease);
             while let Some(row) = rows.try_next().await? {
-                found.push(R::decode(&row, 0, series)?);
+                stored.table.read(&row, 0, &request.series, &mut found)?;
             }
             drop(rows);
             if found.len() == most {
                 break;
             }
         }
-        Ok(query.page_of(found)?)
+        Ok(request.page_of(found)?)
     }
 
-    /// A page of the latest records of a selection. `series` makes the series of a key; of bars, `interval`
-    /// is theirs, and `lag` how long after its time a record is known.
-    pub(super) async fn latest_page<K: Key, R: Stored>(
+    /// A page of the latest records of a selection.
+    pub(super) async fn latest_page(
         &self,
         lease: &mut PooledConnection,
-        selection: &Selection<K>,
-        as_of: Option<Timestamp>,
-        interval: Option<Interval>,
-        series: impl Fn(&K) -> R::Series,
-        query: &(impl Paged<R> + Sync),
-    ) -> Result<Page<R>, Cause>
-    where
-        Self: Candidates<K>,
-    {
-        let after = K::of_anchor(query.anchor()?);
-        let most = query.request().limit() + 1;
-        // The last time that counts; a bar is known when it has closed.
-        let until = match (as_of, interval) {
-            (Some(time), Some(interval)) => time.checked_sub(interval.duration()),
-            (Some(time), None) => Some(time),
-            (None, _) => Some(Timestamp::MAX_RECORD),
-        };
-        let mut found = Vec::new();
-        let mut after = after;
+        stored: &Stored,
+        request: &LatestRequest,
+    ) -> Result<RecordPage, Cause> {
+        let mut after = owner_of(request.anchor()?);
+        let most = request.page.limit() + 1;
+        let until = request.until();
+        let mut found = request.dataset.new_vec();
         while found.len() < most {
             let asked = most - found.len();
-            let (keys, names, last) = self.candidates(lease, selection, after.as_ref(), asked).await?;
+            let Candidates { keys, owners, last } =
+                self.candidates(lease, stored, &request.selection, None, after.as_ref(), asked).await?;
             let Some(until) = until else { break };
-            let rows = self.latest_rows(lease, R::TABLE.dataset, &keys, until, interval).await?;
-            for (place, name) in names.iter().enumerate() {
+            let rows = self.latest_rows(lease, stored, &keys, until, request.interval).await?;
+            after = owners.last().cloned();
+            for (place, owner) in owners.into_iter().enumerate() {
                 if let Some(row) = rows.get(&place) {
-                    found.push(R::decode(row, 1, &series(name))?);
+                    stored.table.read(row, 1, &request.series(owner), &mut found)?;
                 }
             }
-            match names.into_iter().next_back() {
-                Some(name) if !last => after = Some(name),
-                _ => break,
+            if last || after.is_none() {
+                break;
             }
         }
-        Ok(query.page_of(found)?)
+        Ok(request.page_of(found)?)
+    }
+
+    /// A page of the owners that have records.
+    pub(super) async fn series_page(
+        &self,
+        lease: &mut PooledConnection,
+        stored: &Stored,
+        request: &SeriesRequest,
+    ) -> Result<Page<SeriesSummary>, Cause> {
+        let mut after = owner_of(request.anchor()?);
+        let most = request.page.limit() + 1;
+        let mut found = Vec::new();
+        while found.len() < most {
+            let (asked, exchange) = (most - found.len(), request.exchange.as_ref());
+            let Candidates { keys, owners, last } =
+                self.candidates(lease, stored, &Selection::All, exchange, after.as_ref(), asked).await?;
+            let edges = self.edges(lease, stored, &keys).await?;
+            after = owners.last().cloned();
+            for (place, owner) in owners.into_iter().enumerate() {
+                if let Some((first, last)) = edges.get(&place).copied() {
+                    found.push(SeriesSummary { owner, first, last });
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(request.page_of(found)?)
     }
 
     /// The latest row of each key up to `until`, by its place in `keys`. It looks at the newest few chunks
@@ -162,7 +176,7 @@ impl TimescaleStore {
     async fn latest_rows(
         &self,
         lease: &mut PooledConnection,
-        dataset: Dataset,
+        stored: &Stored,
         keys: &Keys,
         until: Timestamp,
         interval: Option<Interval>,
@@ -175,12 +189,12 @@ impl TimescaleStore {
         // No record is later than this, so the end is a time too.
         let until = until.min(Timestamp::MAX_RECORD);
         let end = Timestamp::from_micros(until.as_micros() + 1)?;
-        let recent = chunks.recent(lease, dataset, until).await?.min(end);
+        let recent = chunks.recent(lease, stored, until).await?.min(end);
         let mut missing: Vec<usize> = (0..keys.len()).collect();
         let mut part = Some(TimeRange::new(recent, end)?);
         let mut older = ChunkScan::new(TimeRange::before(recent), Order::Descending);
         while let Some(window) = part {
-            let statement = sqlx::query(sql::of(dataset).latest.as_str());
+            let statement = sqlx::query(stored.sql.latest.clone());
             let mut statement =
                 keys.only(&missing).bind(statement).bind(Pg(window.start())).bind(Pg(window.end()));
             if let Some(interval) = interval {
@@ -195,23 +209,23 @@ impl TimescaleStore {
             if missing.is_empty() || window.start() == Timestamp::MIN {
                 break;
             }
-            part = older.next(lease, chunks, dataset).await?;
+            part = older.next(lease, chunks, stored).await?;
         }
         Ok(found)
     }
 
     /// The first and the last time of each key, by its place; a key without a record is absent.
-    pub(super) async fn edges(
+    async fn edges(
         &self,
         lease: &mut PooledConnection,
-        dataset: Dataset,
+        stored: &Stored,
         keys: &Keys,
     ) -> Result<HashMap<usize, (Timestamp, Timestamp)>, Cause> {
-        let lasts = self.edge(lease, dataset, keys, Order::Descending).await?;
+        let lasts = self.edge(lease, stored, keys, Order::Descending).await?;
         // Only what has a last one has a first one.
         let mut places: Vec<usize> = lasts.keys().copied().collect();
         places.sort_unstable();
-        let firsts = self.edge(lease, dataset, &keys.only(&places), Order::Ascending).await?;
+        let firsts = self.edge(lease, stored, &keys.only(&places), Order::Ascending).await?;
         let both = places.into_iter().enumerate();
         Ok(both.filter_map(|(at, place)| Some((place, (*firsts.get(&at)?, lasts[&place])))).collect())
     }
@@ -219,7 +233,7 @@ impl TimescaleStore {
     async fn edge(
         &self,
         lease: &mut PooledConnection,
-        dataset: Dataset,
+        stored: &Stored,
         keys: &Keys,
         order: Order,
     ) -> Result<HashMap<usize, Timestamp>, Cause> {
@@ -227,21 +241,21 @@ impl TimescaleStore {
         let mut missing: Vec<usize> = (0..keys.len()).collect();
         let mut walk = ChunkScan::new(TimeRange::ALL, order);
         let statement = match order {
-            Order::Ascending => &sql::of(dataset).first_time,
-            Order::Descending => &sql::of(dataset).last_time,
+            Order::Ascending => &stored.sql.first_time,
+            Order::Descending => &stored.sql.last_time,
         };
         while !missing.is_empty()
-            && let Some(part) = walk.next(lease, &self.inner.cache.chunks, dataset).await?
+            && let Some(part) = walk.next(lease, &self.inner.cache.chunks, stored).await?
         {
-            let query = keys.only(&missing).bind(sqlx::query(statement.as_str()));
+            let query = keys.only(&missing).bind(sqlx::query(statement.clone()));
             let mut query = query.bind(Pg(part.start())).bind(Pg(part.end()));
-            if dataset == Dataset::Bars {
+            if stored.table.dataset.interval().is_some() {
                 query = query.bind(Interval::ALL.iter().map(|i| i.as_str()).collect::<Vec<_>>());
             }
             for row in query.fetch_all(&mut **lease).await? {
                 let Pg(time) = row.try_get::<Pg<Timestamp>, _>(1)?;
                 let place = missing[place_of(&row)?];
-                // Of bars every interval has an answer of its own.
+                // Every interval has an answer of its own.
                 found
                     .entry(place)
                     .and_modify(|known| {
@@ -252,6 +266,105 @@ impl TimescaleStore {
             missing.retain(|place| !found.contains_key(place));
         }
         Ok(found)
+    }
+
+    /// The next owners behind `after` that may have a record. `asked` is how many are wanted.
+    async fn candidates(
+        &self,
+        lease: &mut PooledConnection,
+        stored: &Stored,
+        selection: &Selection<Owner>,
+        exchange: Option<&Exchange>,
+        after: Option<&Owner>,
+        asked: usize,
+    ) -> Result<Candidates, Cause> {
+        if stored.table.dataset.series() != SeriesType::Instrument {
+            let (owners, last) = match selection {
+                Selection::All => {
+                    let names = self.names(lease, stored, after, asked).await?;
+                    let last = names.len() < asked;
+                    (names, last)
+                }
+                Selection::These(owners) => {
+                    let (part, last) = behind(owners, after, asked);
+                    (part.to_vec(), last)
+                }
+            };
+            let keys = Keys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect());
+            return Ok(Candidates { keys, owners, last });
+        }
+        let ids = &self.inner.cache.ids;
+        let (met, last) = match selection {
+            Selection::All => {
+                let most = i64::try_from(asked).unwrap_or(i64::MAX);
+                let after = after.and_then(Owner::instrument);
+                let met = ids.list(lease, after, exchange, most).await?;
+                let last = met.len() < asked;
+                (met, last)
+            }
+            Selection::These(owners) => {
+                // Instruments without an id have no record; those with one may lie behind them.
+                let (mut part, mut last) = behind(owners, after, asked);
+                let mut met = ids.find_all(lease, &instruments(part)).await?;
+                while met.is_empty() && !last {
+                    (part, last) = behind(owners, part.last(), asked);
+                    met = ids.find_all(lease, &instruments(part)).await?;
+                }
+                (met, last)
+            }
+        };
+        let keys = Keys::Ids(met.iter().map(|(_, id)| *id).collect());
+        let owners = met.into_iter().map(|(instrument, _)| Owner::Instrument(instrument)).collect();
+        Ok(Candidates { keys, owners, last })
+    }
+
+    /// The next names behind `after` that have records. Each part of the table has its own; together they are in order.
+    async fn names(
+        &self,
+        lease: &mut PooledConnection,
+        stored: &Stored,
+        after: Option<&Owner>,
+        asked: usize,
+    ) -> Result<Vec<Owner>, Cause> {
+        let mut found: BTreeSet<String> = BTreeSet::new();
+        let mut walk = ChunkScan::new(TimeRange::ALL, Order::Descending);
+        while let Some(part) = walk.next(lease, &self.inner.cache.chunks, stored).await? {
+            let names: Vec<String> = sqlx::query_scalar(stored.sql.names.clone())
+                .bind(after.and_then(Owner::name))
+                .bind(i32::try_from(asked).unwrap_or(i32::MAX))
+                .bind(Pg(part.start()))
+                .bind(Pg(part.end()))
+                .fetch_all(&mut **lease)
+                .await?;
+            found.extend(names);
+        }
+        Ok(found.into_iter().take(asked).map(|name| Owner::Name(name.into())).collect())
+    }
+
+    /// The keys of a selection; None for all.
+    pub(super) async fn selected(
+        &self,
+        lease: &mut PooledConnection,
+        stored: &Stored,
+        selection: &Selection<Owner>,
+    ) -> Result<Option<Keys>, Cause> {
+        let Selection::These(owners) = selection else { return Ok(None) };
+        if stored.table.dataset.series() != SeriesType::Instrument {
+            return Ok(Some(Keys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect())));
+        }
+        let met = self.inner.cache.ids.find_all(lease, &instruments(owners)).await?;
+        Ok(Some(Keys::Ids(met.into_iter().map(|(_, id)| id).collect())))
+    }
+}
+
+fn instruments(owners: &[Owner]) -> Vec<Instrument> {
+    owners.iter().filter_map(Owner::instrument).cloned().collect()
+}
+
+fn owner_of(anchor: Anchor) -> Option<Owner> {
+    match anchor {
+        Anchor::Owner(owner) => Some(owner),
+        _ => None,
     }
 }
 
@@ -285,100 +398,9 @@ fn resume(range: TimeRange, order: Order, anchor: &Anchor) -> Result<(TimeRange,
     })
 }
 
-pub(super) fn bind_series<'q>(query: PgQuery<'q>, key: SeriesKey<'_>) -> PgQuery<'q> {
-    match key {
-        SeriesKey::Instrument(id) => query.bind(id),
-        SeriesKey::Bars(id, interval) => query.bind(id).bind(interval.as_str()),
-        SeriesKey::Scope(scope) => query.bind(scope.storage_text()),
-    }
-}
-
-/// Who may have a latest record.
-pub(super) trait Candidates<K> {
-    /// The next keys behind `after` that may have one, as parameters and as themselves, and whether they are the
-    /// last ones. `asked` is how many are wanted.
-    fn candidates(
-        &self,
-        connection: &mut PgConnection,
-        selection: &Selection<K>,
-        after: Option<&K>,
-        asked: usize,
-    ) -> impl Future<Output = Result<(Keys, Vec<K>, bool), Cause>> + Send;
-}
-
-/// The next keys of a list that is in order.
-fn behind<'k, K: Ord>(keys: &'k [K], after: Option<&K>, most: usize) -> (&'k [K], bool) {
+/// The next owners of a list that is in order.
+fn behind<'k>(keys: &'k [Owner], after: Option<&Owner>, most: usize) -> (&'k [Owner], bool) {
     let start = after.map_or(0, |after| keys.partition_point(|key| key <= after));
     let end = keys.len().min(start + most);
     (&keys[start..end], end == keys.len())
-}
-
-impl Candidates<Instrument> for TimescaleStore {
-    async fn candidates(
-        &self,
-        connection: &mut PgConnection,
-        selection: &Selection<Instrument>,
-        after: Option<&Instrument>,
-        asked: usize,
-    ) -> Result<(Keys, Vec<Instrument>, bool), Cause> {
-        let names = &self.inner.cache.ids;
-        let (met, last) = match selection {
-            Selection::All => {
-                let most = i64::try_from(asked).unwrap_or(i64::MAX);
-                let met = names.list(connection, after, None, most).await?;
-                let last = met.len() < asked;
-                (met, last)
-            }
-            Selection::These(keys) => {
-                // Names without an id have no record; those with one may lie behind them.
-                let (mut part, mut last) = behind(keys, after, asked);
-                let mut met = names.find_all(connection, part).await?;
-                while met.is_empty() && !last {
-                    (part, last) = behind(keys, part.last(), asked);
-                    met = names.find_all(connection, part).await?;
-                }
-                (met, last)
-            }
-        };
-        let ids = met.iter().map(|(_, id)| *id).collect();
-        Ok((Keys::Ids(ids), met.into_iter().map(|(name, _)| name).collect(), last))
-    }
-}
-
-/// The scopes that have snapshots, each found by one step in the primary key.
-const SCOPES: &str = "WITH RECURSIVE s(scope, n) AS (\
-    (SELECT scope, 1 FROM snapshots WHERE $1::text IS NULL OR scope > $1 ORDER BY scope LIMIT 1) \
-    UNION ALL \
-    SELECT (SELECT x.scope FROM snapshots x WHERE x.scope > s.scope ORDER BY x.scope LIMIT 1), s.n + 1 \
-    FROM s WHERE s.scope IS NOT NULL AND s.n < $2) \
-    SELECT scope FROM s WHERE scope IS NOT NULL ORDER BY scope";
-
-impl Candidates<Scope> for TimescaleStore {
-    async fn candidates(
-        &self,
-        connection: &mut PgConnection,
-        selection: &Selection<Scope>,
-        after: Option<&Scope>,
-        asked: usize,
-    ) -> Result<(Keys, Vec<Scope>, bool), Cause> {
-        let (scopes, last) = match selection {
-            Selection::All => {
-                let rows = sqlx::query(SCOPES)
-                    .bind(after.map(Scope::storage_text))
-                    .bind(i32::try_from(asked).unwrap_or(i32::MAX))
-                    .fetch_all(connection)
-                    .await?;
-                let read = |row: &PgRow| row.try_get::<Pg<Scope>, _>(0).map(|scope| scope.0);
-                let scopes: Vec<Scope> = rows.iter().map(read).collect::<Result<_, _>>()?;
-                let last = scopes.len() < asked;
-                (scopes, last)
-            }
-            Selection::These(keys) => {
-                let (part, last) = behind(keys, after, asked);
-                (part.to_vec(), last)
-            }
-        };
-        let texts = scopes.iter().map(Scope::storage_text).collect();
-        Ok((Keys::Scopes(texts), scopes, last))
-    }
 }

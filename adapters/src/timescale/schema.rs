@@ -1,7 +1,10 @@
-//! The schema: made and brought forward by steps that are recorded with their checksums.
+//! The schema: made and brought forward by steps. Those of the library are recorded with their checksums in
+//! `qi_migrations`, the columns of each further dataset in `qi_datasets`.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
+use qi_core::record::{self, SeriesType};
 use qi_core::store::SchemaReport;
 use sqlx::migrate::{Migrate, Migration, MigrationType};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
@@ -10,17 +13,24 @@ use super::config::{Hypertables, TimescaleConfig};
 use super::connect::{Connections, ServerInfo};
 use super::error::Cause;
 use super::policy;
-use super::table::{TABLES, Table};
+use super::table::{Table, join, names};
+use crate::evolution;
 
 /// The table that records the steps.
 const RECORD: &str = "qi_migrations";
+
+/// The table that records the columns of the datasets: line 0 is the key.
+const DATASETS: &str = "qi_datasets";
+
+/// The datasets whose tables the step 1 makes, as `qi_datasets` would record them.
+const FIRST_DATASETS: &str = include_str!("migrations/0001_datasets.txt");
 
 /// The lock under which one process at a time changes the schema of a database: an arbitrary number, the same in
 /// all versions. It is the database's and not the schema's, because CREATE EXTENSION is.
 const LOCK: i64 = 0x7169_5f73_6368_656d;
 
-/// The steps, oldest first. They are only ever added to; each is applied once, in a transaction of its own.
-fn steps() -> Vec<Migration> {
+/// The steps of the library, oldest first. They are only ever added to; each is applied once, in a transaction of its own.
+fn migrations() -> Vec<Migration> {
     let step = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
     };
@@ -28,6 +38,60 @@ fn steps() -> Vec<Migration> {
         step(1, "tables", include_str!("migrations/0001_tables.sql")),
         step(2, "views", include_str!("migrations/0002_views.sql")),
     ]
+}
+
+/// A statement or more that are missing.
+pub(super) struct Step {
+    /// What it does, in [`SchemaReport::applied`].
+    pub(super) label: String,
+    pub(super) statements: Vec<String>,
+    kind: Kind,
+}
+
+enum Kind {
+    Plain,
+    Extension,
+    Migration(Migration),
+    Hypertable(&'static str),
+}
+
+impl Step {
+    pub(super) fn new(label: String, statements: Vec<String>) -> Self {
+        Self { label, statements, kind: Kind::Plain }
+    }
+
+    /// Runs the step. Its statements are made of checked names and numbers only.
+    pub(super) async fn run(&self, connection: &mut PgConnection) -> Result<(), Cause> {
+        if let Kind::Migration(step) = &self.kind {
+            connection.ensure_migrations_table(RECORD).await?;
+            connection.apply(RECORD, step).await?;
+            return Ok(());
+        }
+        for sql in &self.statements {
+            let done = sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *connection).await;
+            done.map_err(|error| self.explain(error))?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: sqlx::Error) -> Cause {
+        let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        match (&self.kind, state.as_deref()) {
+            // "extension is not available", "must be preloaded": nothing that waiting mends.
+            (Kind::Extension, Some("0A000" | "58P01" | "55000" | "XX000")) => Cause::Edition {
+                rule: format!(
+                    "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
+                ),
+            },
+            (Kind::Hypertable(table), Some("0A000")) => Cause::Schema {
+                rule: format!(
+                    "the table {table} is no hypertable and holds data, from a time with hypertables = \"off\"; \
+                     docs/backends/timescale.md says how to convert it"
+                ),
+            },
+            _ => Cause::Sql(error),
+        }
+    }
 }
 
 /// Creates what is missing, under a lock of the database.
@@ -47,45 +111,84 @@ async fn ensure_on(
     connections: &Connections,
     config: &TimescaleConfig,
 ) -> Result<SchemaReport, Cause> {
-    let steps = steps();
-    let version = steps.iter().map(|step| step.version).max().unwrap_or(0);
+    let version = migrations().iter().map(|step| step.version).max().unwrap_or(0);
     let version = u32::try_from(version).unwrap_or(u32::MAX);
     connections.allow_heavy_session(connection).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
     // One transaction: nobody meets the tables before they are all that they should be. A writer that came between
-    // would leave rows in a table that is to become a hypertable.
+    // would leave rows in a table that is to become a hypertable. A database in order is not written to, so that a
+    // role without the right to create anything may call `ensure_schema` too.
     let mut transaction = connection.begin().await?;
     let mut applied = Vec::new();
-    if config.hypertables == Hypertables::On {
-        applied.extend(create_extension(&mut transaction).await?);
+    for step in steps(&mut transaction, config).await? {
+        step.run(&mut transaction).await?;
+        applied.push(step.label);
+    }
+    transaction.commit().await?;
+    for step in policies(connection, config).await? {
+        // Whole or not at all: never a moment without the age that was there.
+        let mut transaction = connection.begin().await?;
+        step.run(&mut transaction).await?;
+        transaction.commit().await?;
+        applied.push(step.label);
+    }
+    Ok(SchemaReport::new(version, applied))
+}
+
+/// Returns the statements that [`ensure`] would run now.
+pub(super) async fn plan(connections: &Connections, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
+    let mut connection = connections.direct().await?;
+    let outcome = async {
+        let mut all = steps(&mut connection, config).await?;
+        all.extend(policies(&mut connection, config).await?);
+        Ok(all.into_iter().flat_map(|step| step.statements).collect())
+    }
+    .await;
+    let _ = connection.close().await;
+    outcome
+}
+
+async fn policies(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
+    match config.hypertables {
+        Hypertables::On => policy::steps(connection, config).await,
+        Hypertables::Off => Ok(Vec::new()),
+    }
+}
+
+/// The steps to a schema in order, but for the policies.
+async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
+    let mut steps = Vec::new();
+    let extension = policy::extension(connection).await?;
+    if config.hypertables == Hypertables::On && extension.is_none() {
+        // Into the schema that PostgreSQL's documentation recommends for what everybody uses, not into ours, which
+        // comes first in the search_path and may be dropped. `CREATE EXTENSION IF NOT EXISTS` alone races with
+        // itself; the lock keeps our own kind out.
+        let create = "CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public".to_owned();
+        let step = Step::new("extension timescaledb".to_owned(), vec![create]);
+        steps.push(Step { kind: Kind::Extension, ..step });
     }
     let there: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
         .bind(&config.schema)
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut *connection)
         .await?;
     if !there {
         // The name was checked: letters, digits and underscores.
-        let create = AssertSqlSafe(format!("CREATE SCHEMA \"{}\"", config.schema));
-        sqlx::query(create).execute(&mut *transaction).await?;
-        applied.push(format!("schema {}", config.schema));
+        let create = format!("CREATE SCHEMA \"{}\"", config.schema);
+        steps.push(Step::new(format!("schema {}", config.schema), vec![create]));
     }
-    let done = recorded(&mut transaction, &config.schema).await?;
-    check(&done, &steps)?;
-    // A database in order is not written to, so that a role without the right to create anything may call
-    // `ensure_schema` too.
-    for step in steps.iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
-        transaction.ensure_migrations_table(RECORD).await?;
-        transaction.apply(RECORD, step).await?;
-        applied.push(format!("{} {}", step.version, step.description));
+    let (done, all) = (recorded(connection, &config.schema).await?, migrations());
+    check(&done, &all)?;
+    for step in all.into_iter().filter(|step| !done.iter().any(|(version, _)| *version == step.version)) {
+        let label = format!("{} {}", step.version, step.description);
+        let statements = vec![step.sql.as_str().to_owned()];
+        steps.push(Step { kind: Kind::Migration(step), ..Step::new(label, statements) });
     }
+    let tables: Vec<Table> = config.datasets.iter().map(Table::of).collect();
+    steps.extend(datasets(connection, config, &tables, done.is_empty()).await?);
     if config.hypertables == Hypertables::On {
-        applied.extend(hypertables(&mut transaction, config).await?);
+        steps.extend(hypertables(connection, config, &tables, extension).await?);
     }
-    transaction.commit().await?;
-    if config.hypertables == Hypertables::On {
-        applied.extend(policy::apply(connection, config).await?);
-    }
-    Ok(SchemaReport::new(version, applied))
+    Ok(steps)
 }
 
 /// The steps that are recorded, with their checksums.
@@ -118,94 +221,267 @@ fn check(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> 
     Ok(())
 }
 
-/// Creates the extension where it is absent. `CREATE EXTENSION IF NOT EXISTS` alone races with itself; the lock
-/// keeps our own kind out.
-async fn create_extension(connection: &mut PgConnection) -> Result<Option<String>, Cause> {
-    let there: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')")
-            .fetch_one(&mut *connection)
-            .await?;
-    if there {
-        return Ok(None);
-    }
-    // Into the schema that PostgreSQL's documentation recommends for what everybody uses, not into ours, which
-    // comes first in the search_path and may be dropped.
-    sqlx::query("CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public")
-        .execute(connection)
-        .await
-        .map_err(|error| {
-            match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
-                // "extension is not available", "must be preloaded": nothing that waiting mends.
-                Some("0A000" | "58P01" | "55000" | "XX000") => Cause::Edition {
-                    rule: format!(
-                        "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
-                    ),
-                },
-                _ => Cause::Sql(error),
+/// The steps to the tables of the datasets. `fresh`: the library's own steps are not done yet.
+async fn datasets(
+    connection: &mut PgConnection,
+    config: &TimescaleConfig,
+    tables: &[Table],
+    fresh: bool,
+) -> Result<Vec<Step>, Cause> {
+    let stored = stored_lines(connection, &config.schema).await?;
+    let present = present(connection, &config.schema, tables).await?;
+    let mut steps = Vec::new();
+    for table in tables {
+        let name = table.name();
+        let refuse = |what: &str| Err(Cause::Schema { rule: format!("the table {name} {what}") });
+        let (lines, columns) = (stored.lines.get(name), present.get(name));
+        match (lines, columns) {
+            (None, None) => steps.push(create(table)),
+            (None, Some(_)) => {
+                return refuse(
+                    "is there, and no dataset of this library made it: use another schema, or another name",
+                );
             }
-        })?;
-    Ok(Some("extension timescaledb".to_owned()))
-}
-
-/// Makes the tables hypertables, and gives them the configured chunk intervals.
-async fn hypertables(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<String>, Cause> {
-    let extension = policy::extension(connection).await?;
-    let mut applied = Vec::new();
-    for table in TABLES {
-        let micros = config.chunks.micros(table.dataset);
-        let current: Option<Option<i64>> = sqlx::query_scalar(
-            "SELECT (extract(epoch FROM time_interval) * 1000000)::bigint \
-             FROM timescaledb_information.dimensions \
-             WHERE hypertable_schema = $1 AND hypertable_name = $2 AND dimension_number = 1",
-        )
-        .bind(&config.schema)
-        .bind(table.name)
-        .fetch_optional(&mut *connection)
-        .await?;
-        let relation = format!("\"{}\".{}", config.schema, table.name);
-        if current.is_none() {
-            let sql = format!(
-                "SELECT {extension}.create_hypertable($1::regclass, $2::name, \
-                 chunk_time_interval => $3::bigint, create_default_indexes => false)"
-            );
-            sqlx::query(AssertSqlSafe(sql))
-                .bind(&relation)
-                .bind(table.time())
-                .bind(micros)
-                .execute(&mut *connection)
-                .await
-                .map_err(|error| match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
-                    Some("0A000") => Cause::Schema {
-                        rule: format!(
-                            "the table {} is no hypertable and holds data, from a time with hypertables = \
-                             \"off\"; docs/backends/timescale.md says how to convert it",
-                            table.name
-                        ),
-                    },
-                    _ => Cause::Sql(error),
-                })?;
-            applied.push(format!("hypertable {}", table.name));
-        } else if current != Some(Some(micros)) {
-            let sql = format!("SELECT {extension}.set_chunk_time_interval($1::regclass, $2::bigint)");
-            sqlx::query(AssertSqlSafe(sql)).bind(&relation).bind(micros).execute(&mut *connection).await?;
-            applied.push(format!("chunk interval of {}", table.name));
+            (Some(lines), None) if !(fresh && stored.first.contains(&name)) => {
+                let rows = lines.len();
+                return refuse(&format!(
+                    "is gone, although it is recorded: restore it, or delete its {rows} rows from {DATASETS}"
+                ));
+            }
+            (Some(lines), columns) => {
+                let changes =
+                    evolution::compare(table.dataset, lines).map_err(|rule| Cause::Schema { rule })?;
+                if let Some(columns) = columns {
+                    check_columns(table, lines.len(), columns)?;
+                }
+                steps.extend(extend(table, lines.len(), &changes));
+            }
         }
     }
-    Ok(applied)
+    if !steps.is_empty() && !stored.is_recorded {
+        let create = format!(
+            "CREATE TABLE {DATASETS} (dataset text COLLATE \"C\" NOT NULL, line int NOT NULL, text text NOT NULL, \
+             checksum bytea NOT NULL, applied timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (dataset, line))"
+        );
+        steps.insert(0, Step::new(format!("table {DATASETS}"), vec![create]));
+    }
+    Ok(steps)
+}
+
+/// What is recorded of datasets.
+struct StoredLines {
+    lines: HashMap<String, Vec<String>>,
+    /// The datasets of step 1.
+    first: Vec<&'static str>,
+    /// Whether there is a table of records.
+    is_recorded: bool,
+}
+
+async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<StoredLines, Cause> {
+    let mut lines: HashMap<String, Vec<String>> = HashMap::new();
+    let mut first = Vec::new();
+    for (name, line) in FIRST_DATASETS.lines().filter_map(|line| line.split_once(": ")) {
+        lines.entry(name.to_owned()).or_default().push(line.to_owned());
+        first.push(name);
+    }
+    let is_recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(format!("\"{schema}\".{DATASETS}"))
+        .fetch_one(&mut *connection)
+        .await?;
+    if !is_recorded {
+        return Ok(StoredLines { lines, first, is_recorded });
+    }
+    let sql = format!(
+        "SELECT dataset, line, text, checksum = sha256(convert_to(text, 'UTF8')) FROM {DATASETS} ORDER BY dataset, line"
+    );
+    let rows: Vec<(String, i32, String, bool)> =
+        sqlx::query_as(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    for (name, line, text, intact) in rows {
+        let known = lines.entry(name.clone()).or_default();
+        let at = usize::try_from(line).unwrap_or(usize::MAX);
+        if !intact || at > known.len() {
+            let rule = format!("line {line} of the dataset {name} in {DATASETS} was changed or is missing");
+            return Err(Cause::Schema { rule });
+        }
+        match known.get_mut(at) {
+            // What became of a line of step 1.
+            Some(first) => *first = text,
+            None => known.push(text),
+        }
+    }
+    Ok(StoredLines { lines, first, is_recorded })
+}
+
+/// A column in the catalog: its name, its type, and whether it is required.
+type Present = (String, String, bool);
+
+/// The columns of those of the tables that are there.
+async fn present(
+    connection: &mut PgConnection,
+    schema: &str,
+    tables: &[Table],
+) -> Result<HashMap<String, Vec<Present>>, Cause> {
+    let rows: Vec<(String, String, String, bool)> = sqlx::query_as(
+        "SELECT c.relname::text, a.attname::text, t.typname::text, a.attnotnull \
+         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid \
+         WHERE c.relnamespace = to_regnamespace($1) AND c.relname = ANY($2) \
+         AND a.attnum > 0 AND NOT a.attisdropped ORDER BY c.relname, a.attnum",
+    )
+    .bind(schema)
+    .bind(tables.iter().map(Table::name).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    let mut present: HashMap<_, Vec<_>> = HashMap::new();
+    for (table, column, ty, required) in rows {
+        present.entry(table).or_default().push((column, ty, required));
+    }
+    Ok(present)
+}
+
+/// Refuses a table whose columns are not those that are recorded. Columns that others added are theirs.
+fn check_columns(table: &Table, lines: usize, present: &[Present]) -> Result<(), Cause> {
+    let count = table.key().len() + lines.saturating_sub(1);
+    for column in table.columns().iter().take(count) {
+        let found = present.iter().find(|(name, ..)| name == column.name);
+        let what = match found {
+            None => "is missing".to_owned(),
+            Some((_, ty, _)) if ty != column.ty.name() => {
+                format!("has the type {ty}, not {}", column.ty.name())
+            }
+            Some((.., true)) if column.optional => "does not take NULL".to_owned(),
+            Some(_) => continue,
+        };
+        let rule = format!(
+            "the column {} of the table {} {what}: somebody changed it by hand",
+            column.name,
+            table.name()
+        );
+        return Err(Cause::Schema { rule });
+    }
+    Ok(())
+}
+
+fn create(table: &Table) -> Step {
+    let name = table.name();
+    let mut statements = vec![
+        format!(
+            "CREATE TABLE \"{name}\" ({}, PRIMARY KEY ({}))",
+            join(table.columns(), super::table::Column::definition),
+            names(table.key(), "")
+        ),
+        format!("CREATE VIEW \"{name}_view\" AS {}", view(table)),
+    ];
+    let lines = evolution::lines(table.dataset);
+    statements.extend(lines.iter().enumerate().map(|(at, line)| record(name, at, line)));
+    Step::new(format!("dataset {name}"), statements)
+}
+
+/// The steps to the lines of a declaration that are new.
+fn extend(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
+    let (name, lines) = (table.name(), evolution::lines(table.dataset));
+    let mut steps = Vec::new();
+    for (column, at) in changes.iter().filter_map(|at| Some((table.values().get(at.checked_sub(1)?)?, *at))) {
+        let mut statements = vec![record(name, at, &lines[at])];
+        let label = if at < stored {
+            format!("names of {}.{}", name, column.name)
+        } else {
+            statements.insert(0, format!("ALTER TABLE \"{name}\" ADD COLUMN {}", column.definition()));
+            format!("column {}.{}", name, column.name)
+        };
+        steps.push(Step::new(label, statements));
+    }
+    if let Some(last) = steps.last_mut() {
+        last.statements.push(format!("CREATE OR REPLACE VIEW \"{name}_view\" AS {}", view(table)));
+    }
+    steps
+}
+
+fn record(name: &str, at: usize, line: &str) -> String {
+    format!(
+        "INSERT INTO {DATASETS} (dataset, line, text, checksum) \
+         VALUES ('{name}', {at}, '{line}', sha256(convert_to('{line}', 'UTF8'))) \
+         ON CONFLICT (dataset, line) DO UPDATE SET text = EXCLUDED.text, checksum = EXCLUDED.checksum, applied = now()"
+    )
+}
+
+/// The records as people read them: names in place of ids and codes.
+fn view(table: &Table) -> String {
+    let instruments = table.dataset.series() == SeriesType::Instrument;
+    let mut columns: Vec<String> = Vec::new();
+    if instruments {
+        columns.extend(["i.exchange", "i.symbol"].map(str::to_owned));
+    }
+    let key = table.key().iter().skip(usize::from(instruments));
+    columns.extend(key.map(|column| format!("t.\"{}\"", column.name)));
+    columns.extend(table.dataset.values().iter().map(|column| {
+        let record::ColumnType::Enumeration(names) = column.ty else {
+            return format!("t.\"{}\"", column.name);
+        };
+        let cases: Vec<_> =
+            (1..).zip(names).map(|(code, name)| format!("WHEN {code} THEN '{name}'")).collect();
+        format!("CASE t.\"{0}\" {1} END AS \"{0}\"", column.name, cases.join(" "))
+    }));
+    let join = if instruments { " JOIN instruments i ON i.id = t.instrument_id" } else { "" };
+    format!("SELECT {} FROM \"{}\" t{join}", columns.join(", "), table.name())
+}
+
+/// The steps that make the tables hypertables, and give them the configured chunk intervals.
+async fn hypertables(
+    connection: &mut PgConnection,
+    config: &TimescaleConfig,
+    tables: &[Table],
+    extension: Option<String>,
+) -> Result<Vec<Step>, Cause> {
+    let mut intervals: HashMap<String, Option<i64>> = HashMap::new();
+    if extension.is_some() {
+        let rows: Vec<(String, Option<i64>)> = sqlx::query_as(
+            "SELECT hypertable_name::text, (extract(epoch FROM time_interval) * 1000000)::bigint \
+             FROM timescaledb_information.dimensions WHERE hypertable_schema = $1 AND dimension_number = 1",
+        )
+        .bind(&config.schema)
+        .fetch_all(connection)
+        .await?;
+        intervals.extend(rows);
+    }
+    let extension = extension.as_deref().unwrap_or("public");
+    let mut steps = Vec::new();
+    for table in tables {
+        let (name, micros) = (table.name(), config.chunk_micros(table.dataset));
+        let relation = config.relation(name);
+        let step = match intervals.get(name) {
+            None => {
+                let sql = format!(
+                    "SELECT {extension}.create_hypertable('{relation}'::regclass, '{}'::name, \
+                     chunk_time_interval => {micros}::bigint, create_default_indexes => false)",
+                    table.time()
+                );
+                Step { kind: Kind::Hypertable(name), ..Step::new(format!("hypertable {name}"), vec![sql]) }
+            }
+            Some(known) if *known != Some(micros) => {
+                let sql = format!(
+                    "SELECT {extension}.set_chunk_time_interval('{relation}'::regclass, {micros}::bigint)"
+                );
+                Step::new(format!("chunk interval of {name}"), vec![sql])
+            }
+            Some(_) => continue,
+        };
+        steps.push(step);
+    }
+    Ok(steps)
 }
 
 /// The columns of a table as the database has them, in order, with their types.
 pub(super) async fn columns(
     connection: &mut PgConnection,
     schema: &str,
-    table: &Table,
+    table: &str,
 ) -> Result<Vec<(String, String)>, Cause> {
     let rows = sqlx::query(
         "SELECT column_name::text, udt_name::text FROM information_schema.columns \
          WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position",
     )
     .bind(schema)
-    .bind(table.name)
+    .bind(table)
     .fetch_all(connection)
     .await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
@@ -218,5 +494,39 @@ pub(super) fn edition(facts: &ServerInfo) -> Option<String> {
         (None, _) => Some("postgresql".to_owned()),
         (Some(_), Some("timescale")) => Some("timescaledb community".to_owned()),
         (Some(_), _) => Some("timescaledb apache".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::record::Datasets;
+
+    use super::*;
+
+    /// When this fails because a dataset of the library was extended, the fixture stays and this test changes.
+    #[test]
+    fn the_datasets_of_step_1_are_those_of_the_library() {
+        let lines = Datasets::standard().iter().flat_map(|dataset| {
+            evolution::lines(dataset).into_iter().map(move |line| format!("{dataset}: {line}\n"))
+        });
+        assert_eq!(lines.collect::<String>(), FIRST_DATASETS);
+    }
+
+    #[test]
+    fn the_tables_of_a_dataset() {
+        let ticks = Table::of(Datasets::standard().get("ticks").unwrap());
+        let step = create(&ticks);
+        assert_eq!(
+            step.statements[0],
+            "CREATE TABLE \"ticks\" (\"instrument_id\" int NOT NULL, \"ts\" timestamptz NOT NULL, \
+             \"seq\" bigint NOT NULL, \"price\" numeric(38,18) NOT NULL, \"quantity\" numeric(38,18), \
+             \"side\" smallint, PRIMARY KEY (\"instrument_id\", \"ts\", \"seq\"))"
+        );
+        assert_eq!(
+            view(&ticks),
+            "SELECT i.exchange, i.symbol, t.\"ts\", t.\"seq\", t.\"price\", t.\"quantity\", \
+             CASE t.\"side\" WHEN 1 THEN 'buy' WHEN 2 THEN 'sell' END AS \"side\" \
+             FROM \"ticks\" t JOIN instruments i ON i.id = t.instrument_id"
+        );
     }
 }

@@ -1,94 +1,124 @@
-//! The statements over the four tables, made once out of their descriptions.
+//! The statements over the table of a dataset, made once for each store out of the dataset's description.
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::Arc;
 
-use qi_core::store::Dataset;
+use qi_core::record::SeriesType;
+use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
-use super::table::{Column, TABLES, Table, names};
+use super::table::{Column, ColumnType, Table, join, names};
 
-/// The statements of one table. Names are found through the `search_path` of the connection.
+/// The statements of one table. Tables are found through the `search_path` of the connection. Aliases begin with `_`,
+/// because no column of a dataset does.
 #[derive(Debug)]
 pub(super) struct Sql {
     /// COPY of all columns, binary.
     pub(super) copy: String,
-    /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what differs, leaves alone what is there.
-    pub(super) merge: String,
+    /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what
+    /// differs, leaves alone what is there.
+    pub(super) merge: SqlStr,
     /// The same over chunks in the columnstore.
-    pub(super) merge_converted: String,
+    pub(super) merge_converted: SqlStr,
     /// Parameters: one array for each column of the key, then the least and the greatest time. Whether a row of
     /// one of these keys is there.
-    pub(super) probe: String,
+    pub(super) probe: SqlStr,
     /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
     /// then the series.
-    pub(super) ascending: String,
-    pub(super) descending: String,
-    /// Parameters: array of ids or scopes, start, end; for bars then the interval. The first column is the place
-    /// in the array, from 1.
-    pub(super) latest: String,
-    /// As `latest`, with the time alone: the first, the last; for bars over all intervals, given as an array.
-    pub(super) first_time: String,
-    pub(super) last_time: String,
-}
-
-/// The statements of a dataset.
-pub(super) fn of(dataset: Dataset) -> &'static Sql {
-    static ALL: LazyLock<[Sql; 4]> = LazyLock::new(|| TABLES.map(Sql::of));
-    &ALL[dataset as usize]
+    pub(super) ascending: SqlStr,
+    pub(super) descending: SqlStr,
+    /// Parameters: array of ids or names, start, end; then the interval, if the series has one. The first column is
+    /// the place in the array, from 1.
+    pub(super) latest: SqlStr,
+    /// As `latest`, with the time alone: the first, the last; over all intervals, given as an array.
+    pub(super) first_time: SqlStr,
+    pub(super) last_time: SqlStr,
+    /// Parameters: the name to go on after (NULL: from the first), how many, start, end. The names that have records,
+    /// in order; only of tables whose series are names.
+    pub(super) names: SqlStr,
+    /// Parameters: start, end. Without the conditions of a selection.
+    pub(super) delete: String,
 }
 
 impl Sql {
-    fn of(table: &Table) -> Self {
+    pub(super) fn of(table: &Table) -> Self {
+        let made = |text: String| AssertSqlSafe(Arc::<str>::from(text)).into_sql_str();
         Self {
-            copy: format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.name, names(table.columns(), "")),
-            merge: merge(table, &by_row(table)),
-            merge_converted: merge(table, &by_set(table)),
-            probe: probe(table),
-            ascending: range(table, ">", "ASC"),
-            descending: range(table, "<", "DESC"),
-            latest: latest(table),
-            first_time: edge(table, "ASC"),
-            last_time: edge(table, "DESC"),
+            copy: format!(
+                "COPY \"{}\" ({}) FROM STDIN (FORMAT binary)",
+                table.name(),
+                names(table.columns(), "")
+            ),
+            merge: made(merge(table, &by_row(table))),
+            merge_converted: made(merge(table, &by_set(table))),
+            probe: made(probe(table)),
+            ascending: made(range(table, ">", "ASC")),
+            descending: made(range(table, "<", "DESC")),
+            latest: made(latest(table)),
+            first_time: made(edge(table, "ASC")),
+            last_time: made(edge(table, "DESC")),
+            names: made(match table.dataset.series() {
+                SeriesType::Instrument => String::new(),
+                SeriesType::Name { column, .. } => names_after(table, column),
+            }),
+            delete: format!(
+                "DELETE FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2",
+                table.name(),
+                time = table.time()
+            ),
         }
     }
 }
 
 /// A replay costs a read: rows that are there with the same values are not written again. ON CONFLICT is for the
 /// rows that another writer adds in between. The rows keep the order in which they come, in which every writer
-/// locks them. `there` joins what is there already.
+/// locks them. `there` joins what is there already. A table without values has nothing to replace.
 fn merge(table: &Table, there: &str) -> String {
-    let all: Vec<Column> = table.columns().collect();
-    let arrays = arrays(&all);
-    let sets: Vec<_> = table.values.iter().map(|c| format!("{0} = EXCLUDED.{0}", c.name)).collect();
+    let columns = names(table.columns(), "");
+    let differs = if table.values().is_empty() {
+        String::new()
+    } else {
+        let (t, x) = (names(table.values(), "t."), join(table.values(), sent));
+        format!(" OR ROW({t}) IS DISTINCT FROM ROW({x})")
+    };
+    let conflict = if table.values().is_empty() {
+        "NOTHING".to_owned()
+    } else {
+        format!("UPDATE SET {}", join(table.values(), |c| format!("\"{0}\" = EXCLUDED.\"{0}\"", c.name)))
+    };
     format!(
-        "INSERT INTO {table} ({columns}) \
-         SELECT {x_columns} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, n) \
+        "INSERT INTO \"{table}\" ({columns}) \
+         SELECT {sent} FROM unnest({arrays}) WITH ORDINALITY AS x({columns}, _n) \
          LEFT JOIN {there} \
-         WHERE t.{time} IS NULL OR ROW({t_values}) IS DISTINCT FROM ROW({x_values}) \
-         ORDER BY x.n \
-         ON CONFLICT ({key}) DO UPDATE SET {sets}",
-        table = table.name,
-        columns = names(table.columns(), ""),
-        x_columns = names(table.columns(), "x."),
+         WHERE t.\"{time}\" IS NULL{differs} \
+         ORDER BY x._n \
+         ON CONFLICT ({key}) DO {conflict}",
+        table = table.name(),
+        sent = join(table.columns(), sent),
+        arrays = arrays(table.columns()),
         time = table.time(),
-        t_values = names(table.values.iter().copied(), "t."),
-        x_values = names(table.values.iter().copied(), "x."),
         key = names(table.key(), ""),
-        sets = sets.join(", "),
     )
+}
+
+/// A column of what was sent.
+fn sent(column: &Column) -> String {
+    let cast = if column.ty == ColumnType::Levels { "::numeric[]" } else { "" };
+    format!("x.\"{}\"{cast}", column.name)
 }
 
 /// Each row looked up by its whole key, which no statistics can lead astray: a join of a table that was never
 /// analyzed was planned as a loop over all pairs, and 50,000 rows took longer than the limit of a statement.
 fn by_row(table: &Table) -> String {
-    let count = table.columns().count();
+    let count = table.columns().len();
+    let mut found = vec![table.place()[0]];
+    found.extend(table.values());
     format!(
-        "LATERAL (SELECT k.{time}, {values} FROM {name} k \
-         WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true",
+        "LATERAL (SELECT {found} FROM \"{name}\" k \
+         WHERE {same_key} AND k.\"{time}\" BETWEEN ${lo} AND ${hi} LIMIT 1) t ON true",
+        found = names(&found, "k."),
+        name = table.name(),
+        same_key = same_key(table, "k"),
         time = table.time(),
-        values = names(table.values.iter().copied(), "k."),
-        name = table.name,
-        same_key = same_key(table),
         lo = count + 1,
         hi = count + 2,
     )
@@ -98,31 +128,31 @@ fn by_row(table: &Table) -> String {
 /// segment, and a million of them seven times as long. The statement runs without loops, so that it is a hash join
 /// whatever the statistics say.
 fn by_set(table: &Table) -> String {
-    let count = table.columns().count();
-    let same: Vec<_> = table.key().map(|c| format!("t.{0} = x.{0}", c.name)).collect();
+    let count = table.columns().len();
+    let series = table.series()[0];
     format!(
-        "(SELECT {columns} FROM {name} k WHERE k.{series} = ANY(ARRAY(SELECT DISTINCT unnest($1::{ty}[]))) \
-         AND k.{time} BETWEEN ${lo} AND ${hi}) t ON {same}",
+        "(SELECT {columns} FROM \"{name}\" k WHERE k.\"{series}\" = ANY(ARRAY(SELECT DISTINCT unnest($1::{ty}[]))) \
+         AND k.\"{time}\" BETWEEN ${lo} AND ${hi}) t ON {same}",
         columns = names(table.columns(), "k."),
-        name = table.name,
-        series = table.series[0].name,
-        ty = table.series[0].ty.name(),
+        name = table.name(),
+        series = series.name,
+        ty = series.ty.name(),
         time = table.time(),
         lo = count + 1,
         hi = count + 2,
-        same = same.join(" AND "),
+        same = same_key(table, "t"),
     )
 }
 
 fn probe(table: &Table) -> String {
-    let key: Vec<Column> = table.key().collect();
+    let key = table.key();
     format!(
         "SELECT EXISTS (SELECT FROM unnest({arrays}) AS x({columns}) CROSS JOIN LATERAL (\
-         SELECT FROM {table} k WHERE {same_key} AND k.{time} BETWEEN ${lo} AND ${hi} LIMIT 1) t)",
-        arrays = arrays(&key),
-        columns = names(table.key(), ""),
-        table = table.name,
-        same_key = same_key(table),
+         SELECT FROM \"{table}\" k WHERE {same_key} AND k.\"{time}\" BETWEEN ${lo} AND ${hi} LIMIT 1) t)",
+        arrays = arrays(key),
+        columns = names(key, ""),
+        table = table.name(),
+        same_key = same_key(table, "k"),
         time = table.time(),
         lo = key.len() + 1,
         hi = key.len() + 2,
@@ -131,93 +161,127 @@ fn probe(table: &Table) -> String {
 
 /// `$1::int4[], $2::timestamptz[]`
 fn arrays(columns: &[Column]) -> String {
-    let array = |(at, column): (usize, &Column)| format!("${}::{}[]", at + 1, column.ty.name());
+    let array = |(at, column): (usize, &Column)| format!("${}::{}[]", at + 1, column.ty.element().name());
     columns.iter().enumerate().map(array).collect::<Vec<_>>().join(", ")
 }
 
-/// `k.instrument_id = x.instrument_id AND k.ts = x.ts`
-fn same_key(table: &Table) -> String {
-    table.key().map(|c| format!("k.{0} = x.{0}", c.name)).collect::<Vec<_>>().join(" AND ")
+/// `k."instrument_id" = x."instrument_id" AND k."ts" = x."ts"`
+fn same_key(table: &Table, side: &str) -> String {
+    let same = |column: &Column| format!("{side}.\"{0}\" = x.\"{0}\"", column.name);
+    table.key().iter().map(same).collect::<Vec<_>>().join(" AND ")
 }
 
 fn range(table: &Table, side: &str, direction: &str) -> String {
     let time = table.time();
     let mut next = 4;
     let mut conditions = String::new();
-    if table.place.len() == 2 {
-        let _ = write!(conditions, " AND ({time}, seq) {side} ($4, $5)");
+    if let Some(seq) = table.dataset.seq() {
+        let _ = write!(conditions, " AND (\"{time}\", \"{seq}\") {side} ($4, $5)");
         next = 6;
     }
-    for (at, column) in table.series.iter().enumerate() {
-        let _ = write!(conditions, " AND {} = ${}", column.name, next + at);
+    for (at, column) in table.series().iter().enumerate() {
+        let _ = write!(conditions, " AND \"{}\" = ${}", column.name, next + at);
     }
     format!(
-        "SELECT {} FROM {} WHERE {time} >= $1 AND {time} < $2{conditions} ORDER BY {} LIMIT $3",
-        table.read_list(),
-        table.name,
+        "SELECT {} FROM \"{}\" WHERE \"{time}\" >= $1 AND \"{time}\" < $2{conditions} ORDER BY {} LIMIT $3",
+        names(table.read_list(), ""),
+        table.name(),
         ordered(table, direction),
     )
 }
 
-/// `ts DESC, seq DESC`
-fn ordered(table: &Table, direction: &str) -> String {
-    table.place.iter().map(|c| format!("{} {direction}", c.name)).collect::<Vec<_>>().join(", ")
+/// `"ts" DESC, "seq" DESC`
+pub(super) fn ordered(table: &Table, direction: &str) -> String {
+    join(table.place(), |column| format!("\"{}\" {direction}", column.name))
 }
 
 fn latest(table: &Table) -> String {
-    let interval = if table.series.len() == 2 { " AND t.\"interval\" = $4" } else { "" };
+    let interval = table.dataset.interval().map(|name| format!(" AND t.\"{name}\" = $4")).unwrap_or_default();
     format!(
-        "SELECT k.n, l.* FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(key, n) \
-         CROSS JOIN LATERAL (SELECT {list} FROM {table} t \
-         WHERE t.{series} = k.key AND t.{time} >= $2 AND t.{time} < $3{interval} \
-         ORDER BY {order} LIMIT 1) l ORDER BY k.n",
-        ty = table.series[0].ty.name(),
-        list = table.read_list(),
-        table = table.name,
-        series = table.series[0].name,
+        "SELECT k._n, l.* FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(_key, _n) \
+         CROSS JOIN LATERAL (SELECT {list} FROM \"{table}\" t \
+         WHERE t.\"{series}\" = k._key AND t.\"{time}\" >= $2 AND t.\"{time}\" < $3{interval} \
+         ORDER BY {order} LIMIT 1) l ORDER BY k._n",
+        ty = table.series()[0].ty.name(),
+        list = names(table.read_list(), "t."),
+        table = table.name(),
+        series = table.series()[0].name,
         time = table.time(),
         order = ordered(table, "DESC"),
     )
 }
 
 fn edge(table: &Table, direction: &str) -> String {
-    let (from, interval) = if table.series.len() == 2 {
-        (" CROSS JOIN unnest($4::text[]) AS i(name)", " AND t.\"interval\" = i.name")
-    } else {
-        ("", "")
+    let (from, interval) = match table.dataset.interval() {
+        Some(name) => (" CROSS JOIN unnest($4::text[]) AS i(_name)", format!(" AND t.\"{name}\" = i._name")),
+        None => ("", String::new()),
     };
     format!(
-        "SELECT k.n, l.{time} FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(key, n){from} \
-         CROSS JOIN LATERAL (SELECT t.{time} FROM {table} t \
-         WHERE t.{series} = k.key AND t.{time} >= $2 AND t.{time} < $3{interval} \
-         ORDER BY t.{time} {direction} LIMIT 1) l",
-        ty = table.series[0].ty.name(),
-        table = table.name,
-        series = table.series[0].name,
+        "SELECT k._n, l.\"{time}\" FROM unnest($1::{ty}[]) WITH ORDINALITY AS k(_key, _n){from} \
+         CROSS JOIN LATERAL (SELECT t.\"{time}\" FROM \"{table}\" t \
+         WHERE t.\"{series}\" = k._key AND t.\"{time}\" >= $2 AND t.\"{time}\" < $3{interval} \
+         ORDER BY t.\"{time}\" {direction} LIMIT 1) l",
+        ty = table.series()[0].ty.name(),
+        table = table.name(),
+        series = table.series()[0].name,
         time = table.time(),
+    )
+}
+
+/// Each name is found by one step in the primary key.
+fn names_after(table: &Table, column: &str) -> String {
+    let step = |after: &str| {
+        format!(
+            "SELECT x.\"{column}\" FROM \"{table}\" x WHERE {after} \
+             AND x.\"{time}\" >= $3 AND x.\"{time}\" < $4 ORDER BY x.\"{column}\" LIMIT 1",
+            table = table.name(),
+            time = table.time()
+        )
+    };
+    format!(
+        "WITH RECURSIVE s(_name, _n) AS ((SELECT f.*, 1 FROM ({first}) f) \
+         UNION ALL SELECT ({next}), s._n + 1 FROM s WHERE s._name IS NOT NULL AND s._n < $2) \
+         SELECT _name FROM s WHERE _name IS NOT NULL ORDER BY _name",
+        first = step(&format!("($1::text IS NULL OR x.\"{column}\" > $1)")),
+        next = step(&format!("x.\"{column}\" > s._name")),
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Record as _};
+
     use super::*;
 
     #[test]
     fn the_statements_of_the_ticks() {
-        let sql = of(Dataset::Ticks);
+        let sql = Sql::of(&Table::of(PriceTick::DATASET));
         assert_eq!(
             sql.copy,
-            "COPY ticks (instrument_id, ts, seq, price, quantity, side) FROM STDIN (FORMAT binary)"
+            "COPY \"ticks\" (\"instrument_id\", \"ts\", \"seq\", \"price\", \"quantity\", \"side\") \
+             FROM STDIN (FORMAT binary)"
         );
         assert_eq!(
-            sql.ascending,
-            "SELECT ts, seq, price, quantity, side FROM ticks WHERE ts >= $1 AND ts < $2 \
-             AND (ts, seq) > ($4, $5) AND instrument_id = $6 ORDER BY ts ASC, seq ASC LIMIT $3"
+            sql.ascending.as_str(),
+            "SELECT \"ts\", \"seq\", \"price\", \"quantity\", \"side\" FROM \"ticks\" \
+             WHERE \"ts\" >= $1 AND \"ts\" < $2 AND (\"ts\", \"seq\") > ($4, $5) AND \"instrument_id\" = $6 \
+             ORDER BY \"ts\" ASC, \"seq\" ASC LIMIT $3"
         );
-        let bars = of(Dataset::Bars);
-        assert!(bars.descending.ends_with(
-            "WHERE open_time >= $1 AND open_time < $2 AND instrument_id = $4 AND \"interval\" = $5 \
-             ORDER BY open_time DESC LIMIT $3"
+    }
+
+    #[test]
+    fn the_interval_belongs_to_the_series() {
+        let bars = Sql::of(&Table::of(Ohlcv::DATASET));
+        assert!(bars.descending.as_str().ends_with(
+            "WHERE \"open_time\" >= $1 AND \"open_time\" < $2 AND \"instrument_id\" = $4 AND \"interval\" = $5 \
+             ORDER BY \"open_time\" DESC LIMIT $3"
         ));
+        assert!(bars.latest.as_str().contains("t.\"interval\" = $4"));
+    }
+
+    #[test]
+    fn names_are_found_by_steps() {
+        let snapshots = Sql::of(&Table::of(MarketSnapshot::DATASET));
+        assert!(snapshots.names.as_str().contains("x.\"scope\" > s._name"));
     }
 }

@@ -4,20 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use qi_core::record::{Dataset, Owner, Records, SeriesType};
 use qi_core::store::{
-    BarQuery, Dataset, DeleteQuery, Derived, InsertReport, InstrumentQuery, InstrumentSummary,
-    LatestBarsQuery, LatestQuery, Page, Paged, PriceStore, RangeQuery, RangeStats, Retention, SchemaReport,
-    SnapshotQuery, StatsQuery, StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
+    RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StoreStatus,
 };
-use qi_core::{Error, Instrument, MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Result, Scope};
+use qi_core::{Error, Interval, Ohlcv, Operation, PriceTick, Record as _, Result, Selection};
 use sqlx::PgPool;
 
 use super::cache::SchemaCache;
 use super::config::TimescaleConfig;
 use super::connect::{Connections, PooledConnection};
-use super::copy_backoff::CopyBackoff;
 use super::error::Cause;
-use super::table::{SeriesKey, Stored, table_of};
+use super::table::{Stored, Table};
 use super::{BACKEND, schema};
 
 /// A price store on TimescaleDB, or on plain PostgreSQL (`hypertables = "off"`). Cloning it shares the pool.
@@ -46,7 +46,8 @@ pub(super) struct Inner {
     pub(super) config: TimescaleConfig,
     pub(super) connections: Connections,
     pub(super) cache: Arc<SchemaCache>,
-    pub(super) copy_backoff: [CopyBackoff; 4],
+    /// By the position of the dataset.
+    stored: Vec<Stored>,
     closed: AtomicBool,
 }
 
@@ -60,8 +61,8 @@ impl Inner {
             None => facts.server.clone(),
         });
         info.max_batch = self.config.max_batch;
-        let ages = Dataset::ALL.into_iter().filter_map(|dataset| {
-            let hours = self.config.retention.hours(dataset)?;
+        let ages = self.config.datasets.iter().filter_map(|dataset| {
+            let hours = self.config.retention.get(dataset.name())?;
             Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
         });
         info.retention = ages.collect();
@@ -79,15 +80,10 @@ impl TimescaleStore {
         config.validate()?;
         let cache = Arc::new(SchemaCache::new(&config));
         let connections = Connections::open(&config, cache.clone())?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                config,
-                connections,
-                cache,
-                copy_backoff: Default::default(),
-                closed: AtomicBool::new(false),
-            }),
-        })
+        let datasets = config.datasets.iter().enumerate();
+        let stored = datasets.map(|(position, dataset)| Stored::new(position, dataset)).collect();
+        let closed = AtomicBool::new(false);
+        Ok(Self { inner: Arc::new(Inner { config, connections, cache, stored, closed }) })
     }
 
     /// The pool, for SQL of your own. Its connections find the tables without a schema's name, and have the
@@ -101,16 +97,16 @@ impl TimescaleStore {
     /// # Errors
     /// What a read may fail with. A table that is absent has no columns.
     pub async fn columns(&self, dataset: Dataset) -> Result<Vec<(String, String)>> {
-        let (schema, table) = (&self.inner.config.schema, table_of(dataset));
-        self.run(Operation::Instruments, async |lease| schema::columns(lease, schema, table).await)
+        let schema = &self.inner.config.schema;
+        self.run(Operation::Series, async |lease| schema::columns(lease, schema, dataset.name()).await)
             .await
             .map_err(|error| error.with_operation("columns"))
     }
 
     /// The columns that this code writes and reads, in order, with their types: what [`Self::columns`] must give.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
-        let columns = table_of(dataset).columns();
-        columns.map(|c| (c.name.trim_matches('"').to_owned(), c.ty.name().to_owned())).collect()
+        let table = Table::of(dataset);
+        table.columns().iter().map(|c| (c.name.to_owned(), c.ty.name().to_owned())).collect()
     }
 
     /// Refuses a call after `close`.
@@ -134,30 +130,59 @@ impl TimescaleStore {
         outcome.map_err(|e| e.at(operation))
     }
 
-    /// A page of ticks or quotes.
-    async fn instrument_range<R: Stored<Series = Instrument>>(
-        &self,
-        operation: Operation,
-        query: &RangeQuery,
-    ) -> Result<Page<R>>
-    where
-        RangeQuery: Paged<R>,
-    {
-        checked::<R>(query, operation)?;
-        self.run(operation, async |lease| {
-            let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
-                return Ok(query.page_of(Vec::new())?);
-            };
-            let key = SeriesKey::Instrument(id);
-            self.page(lease, &query.instrument, key, query.range, query.order, query).await
-        })
-        .await
+    /// Finds a dataset of the store. Refuses others, and any call after `close`.
+    pub(super) fn stored(&self, operation: Operation, dataset: Dataset) -> Result<&Stored> {
+        self.enter(operation)?;
+        let position = self.inner.config.datasets.position(dataset);
+        position.map(|at| &self.inner.stored[at]).map_err(|error| Cause::Core(error).at(operation))
     }
 }
 
-/// Refuses a foreign cursor before any I/O.
-fn checked<T>(query: &impl Paged<T>, operation: Operation) -> Result<()> {
-    query.anchor().map(drop).map_err(|error| Cause::Core(error).at(operation))
+/// Names the operation in the error of a check before any I/O.
+fn checked(operation: Operation, check: Result<()>) -> Result<()> {
+    check.map_err(|error| Cause::Core(error).at(operation))
+}
+
+/// Refuses a series that no record of the dataset belongs to.
+fn check_owners(dataset: Dataset, owners: &[Owner]) -> Result<()> {
+    let instruments = dataset.series() == SeriesType::Instrument;
+    match owners.iter().find(|owner| owner.instrument().is_some() != instruments) {
+        None => Ok(()),
+        Some(owner) => {
+            let rule = if instruments { "must be an instrument" } else { "must be a name" };
+            Err(Error::invalid("store.query.series", "series", owner, rule).with_context("dataset", dataset))
+        }
+    }
+}
+
+fn check_selection(dataset: Dataset, selection: &Selection<Owner>) -> Result<()> {
+    match selection {
+        Selection::All => Ok(()),
+        Selection::These(owners) => check_owners(dataset, owners),
+    }
+}
+
+fn check_range(request: &RangeRequest) -> Result<()> {
+    let RangeRequest { dataset, series, .. } = request;
+    request.anchor()?;
+    check_owners(*dataset, std::slice::from_ref(&series.owner))?;
+    if series.interval.is_some() == dataset.interval().is_some() {
+        return Ok(());
+    }
+    let value = series.interval.map_or("none", Interval::as_str);
+    let rule = "must be given for a dataset of intervals alone";
+    Err(Error::invalid("store.query.interval", "interval", value, rule).with_context("dataset", *dataset))
+}
+
+fn check_series(request: &SeriesRequest) -> Result<()> {
+    request.anchor()?;
+    match &request.exchange {
+        Some(exchange) if request.dataset.series() != SeriesType::Instrument => {
+            let rule = "must not be given for a dataset of names";
+            Err(Error::invalid("store.query.exchange", "exchange", exchange, rule))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl fmt::Debug for TimescaleStore {
@@ -190,6 +215,14 @@ impl PriceStore for TimescaleStore {
             .map_err(|cause| cause.at(Operation::EnsureSchema))
     }
 
+    async fn plan_schema(&self) -> Result<Vec<String>> {
+        let Inner { connections, config, .. } = &*self.inner;
+        connections
+            .until_closed(schema::plan(connections, config))
+            .await
+            .map_err(|cause| cause.at(Operation::PlanSchema))
+    }
+
     async fn ping(&self) -> Result<StoreStatus> {
         let started = Instant::now();
         self.run(Operation::StorePing, async |lease| {
@@ -202,113 +235,70 @@ impl PriceStore for TimescaleStore {
         Ok(status)
     }
 
-    async fn insert_ticks(&self, batch: &[PriceTick]) -> Result<InsertReport> {
-        self.insert(Operation::InsertTicks, batch).await
-    }
-    async fn insert_quotes(&self, batch: &[Quote]) -> Result<InsertReport> {
-        self.insert(Operation::InsertQuotes, batch).await
-    }
-    async fn insert_bars(&self, batch: &[Ohlcv]) -> Result<InsertReport> {
-        self.insert(Operation::InsertBars, batch).await
-    }
-    async fn insert_snapshots(&self, batch: &[MarketSnapshot]) -> Result<InsertReport> {
-        self.insert(Operation::InsertSnapshots, batch).await
+    async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
+        const CALL: Operation = Operation::Insert;
+        let stored = self.stored(CALL, batch.dataset())?;
+        checked(CALL, self.inner.info().check_batch(batch.len()))?;
+        if batch.is_empty() {
+            return Ok(InsertReport::default());
+        }
+        self.run(CALL, async |lease| self.insert_on(lease, stored, batch).await).await
     }
 
-    async fn ticks(&self, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        self.instrument_range(Operation::Ticks, query).await
-    }
-    async fn quotes(&self, query: &RangeQuery) -> Result<Page<Quote>> {
-        self.instrument_range(Operation::Quotes, query).await
-    }
-    async fn bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        const CALL: Operation = Operation::Bars;
-        checked::<Ohlcv>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
-                return Ok(query.page_of(Vec::new())?);
-            };
-            let series = (query.instrument.clone(), query.interval);
-            let key = SeriesKey::Bars(id, query.interval);
-            self.page(lease, &series, key, query.range, query.order, query).await
-        })
-        .await
-    }
-    async fn snapshots(&self, query: &SnapshotQuery) -> Result<Page<MarketSnapshot>> {
-        const CALL: Operation = Operation::Snapshots;
-        checked::<MarketSnapshot>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            let key = SeriesKey::Scope(&query.scope);
-            self.page(lease, &query.scope, key, query.range, query.order, query).await
-        })
-        .await
+    async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
+        const CALL: Operation = Operation::Range;
+        let stored = self.stored(CALL, request.dataset)?;
+        checked(CALL, check_range(request))?;
+        self.run(CALL, async |lease| self.range_page(lease, stored, request).await).await
     }
 
-    async fn latest_ticks(&self, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        const CALL: Operation = Operation::LatestTicks;
-        checked::<PriceTick>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            self.latest_page(lease, &query.selection, query.as_of, None, Instrument::clone, query).await
-        })
-        .await
-    }
-    async fn latest_quotes(&self, query: &LatestQuery) -> Result<Page<Quote>> {
-        const CALL: Operation = Operation::LatestQuotes;
-        checked::<Quote>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            self.latest_page(lease, &query.selection, query.as_of, None, Instrument::clone, query).await
-        })
-        .await
-    }
-    async fn latest_bars(&self, query: &LatestBarsQuery) -> Result<Page<Ohlcv>> {
-        const CALL: Operation = Operation::LatestBars;
-        checked::<Ohlcv>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            let series = |instrument: &Instrument| (instrument.clone(), query.interval);
-            self.latest_page(lease, &query.selection, query.as_of, Some(query.interval), series, query).await
-        })
-        .await
-    }
-    async fn latest_snapshots(&self, query: &LatestQuery<Scope>) -> Result<Page<MarketSnapshot>> {
-        const CALL: Operation = Operation::LatestSnapshots;
-        checked::<MarketSnapshot>(query, CALL)?;
-        self.run(CALL, async |lease| {
-            self.latest_page(lease, &query.selection, query.as_of, None, Scope::clone, query).await
-        })
-        .await
+    async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
+        const CALL: Operation = Operation::Latest;
+        let stored = self.stored(CALL, request.dataset)?;
+        checked(CALL, request.check().and_then(|()| check_selection(request.dataset, &request.selection)))?;
+        self.run(CALL, async |lease| self.latest_page(lease, stored, request).await).await
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
         const CALL: Operation = Operation::DerivedBars;
-        checked::<Ohlcv>(&Derived(query), CALL)?;
+        let ticks = self.stored(CALL, PriceTick::DATASET)?;
+        checked(CALL, Derived(query).anchor().map(drop))?;
         self.run(CALL, async |lease| {
             let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
                 return Ok(Derived(query).page_of(Vec::new())?);
             };
-            self.derived_page(lease, id, query).await
+            self.derived_page(lease, ticks, id, query).await
         })
         .await
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
-        self.run(Operation::Stats, async |lease| {
+        const CALL: Operation = Operation::Stats;
+        let ticks = self.stored(CALL, PriceTick::DATASET)?;
+        self.run(CALL, async |lease| {
             let Some(id) = self.inner.cache.ids.find(lease, &query.instrument).await? else {
                 return Ok(None);
             };
-            self.stats_of(lease, id, query).await
+            self.stats_of(lease, ticks, id, query).await
         })
         .await
     }
 
-    async fn instruments(&self, query: &InstrumentQuery) -> Result<Page<InstrumentSummary>> {
-        const CALL: Operation = Operation::Instruments;
-        checked::<InstrumentSummary>(query, CALL)?;
-        self.run(CALL, async |lease| self.instrument_page(lease, query).await).await
+    async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        const CALL: Operation = Operation::Series;
+        let stored = self.stored(CALL, request.dataset)?;
+        checked(CALL, check_series(request))?;
+        self.run(CALL, async |lease| self.series_page(lease, stored, request).await).await
     }
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
-        self.run(Operation::DeleteRange, async |lease| self.delete(lease, query).await).await
+        const CALL: Operation = Operation::DeleteRange;
+        let stored = self.stored(CALL, query.dataset)?;
+        checked(CALL, query.check().and_then(|()| check_selection(query.dataset, &query.selection)))?;
+        self.run(CALL, async |lease| self.delete(lease, stored, query).await).await
     }
     async fn purge_before(&self, dataset: Dataset, cutoff: qi_core::Timestamp) -> Result<()> {
-        self.run(Operation::PurgeBefore, async |lease| self.purge(lease, dataset, cutoff).await).await
+        const CALL: Operation = Operation::PurgeBefore;
+        let stored = self.stored(CALL, dataset)?;
+        self.run(CALL, async |lease| self.purge(lease, stored, cutoff).await).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,139 +1,236 @@
-//! The private description of a record: its table, columns and codec. COPY, UNNEST, reads and the check of the
-//! migrated schema all stand on it, so nothing about a record is written twice.
+//! The table of a dataset: its columns, and how rows are written and read. COPY, UNNEST, reads and the schema all
+//! stand on it.
 
-use qi_core::store::{Dataset, Record};
-use qi_core::{
-    BarValues, Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, QuoteValues, Scope,
-    Side, SnapshotValues, Timestamp,
-};
-use sqlx::postgres::PgRow;
-use sqlx::{Row, Type, ValueRef};
+use std::borrow::Cow;
+use std::io::Write as _;
 
+use qi_core::record::{self, Dataset, FieldReader, FieldWriter, Level, RecordVec, SeriesKey, SeriesType};
+use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result, Timestamp};
+use sqlx::postgres::{PgRow, PgValueRef};
+use sqlx::{ColumnIndex, Decode, Postgres, Row, ValueRef};
+
+use super::BACKEND;
+use super::copy_backoff::CopyBackoff;
+use super::sql::Sql;
 use super::types::Pg;
 use super::wire::{self, PG_EPOCH_MICROS};
 
-/// A column and its type.
+/// A column of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Column {
     pub(super) name: &'static str,
     pub(super) ty: ColumnType,
+    pub(super) optional: bool,
+    /// Whether the text sorts by its bytes.
+    bytewise: bool,
 }
 
 /// The types in use, with PostgreSQL's name and the fixed OIDs of the type and its array (`pg_type.dat`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ColumnType {
+    Bool,
     SmallInt,
     Int,
     BigInt,
     Numeric,
     Timestamptz,
     Text,
+    /// Pairs of price and quantity: `numeric[]` of two dimensions.
+    Levels,
 }
 
 impl ColumnType {
+    fn of(ty: record::ColumnType) -> Self {
+        use record::ColumnType as Declared;
+        match ty {
+            Declared::Decimal => Self::Numeric,
+            Declared::Counter | Declared::Integer => Self::BigInt,
+            Declared::Boolean => Self::Bool,
+            Declared::Enumeration(_) => Self::SmallInt,
+            Declared::Timestamp => Self::Timestamptz,
+            Declared::Levels { .. } => Self::Levels,
+            // `Text` and `Interval`; core adds no type without its adapters.
+            _ => Self::Text,
+        }
+    }
+
+    /// The name in the catalog.
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::Bool => "bool",
             Self::SmallInt => "int2",
             Self::Int => "int4",
             Self::BigInt => "int8",
             Self::Numeric => "numeric",
             Self::Timestamptz => "timestamptz",
             Self::Text => "text",
+            Self::Levels => "_numeric",
+        }
+    }
+
+    /// The type of the elements of an array of such values. `unnest` takes arrays of arrays apart, so levels are the
+    /// text of an array there.
+    pub(super) const fn element(self) -> Self {
+        match self {
+            Self::Levels => Self::Text,
+            other => other,
         }
     }
 
     pub(super) const fn oid(self) -> u32 {
         match self {
+            Self::Bool => 16,
             Self::BigInt => 20,
             Self::SmallInt => 21,
             Self::Int => 23,
             Self::Text => 25,
             Self::Timestamptz => 1184,
+            Self::Levels => 1231,
             Self::Numeric => 1700,
         }
     }
 
     pub(super) const fn array_oid(self) -> u32 {
         match self {
+            Self::Bool => 1000,
             Self::SmallInt => 1005,
             Self::Int => 1007,
             Self::Text => 1009,
             Self::BigInt => 1016,
             Self::Timestamptz => 1185,
-            Self::Numeric => 1231,
+            Self::Numeric | Self::Levels => 1231,
         }
     }
 }
 
-/// A table: what its rows belong to, where in that they stand, and what they hold.
-#[derive(Debug, Clone, Copy)]
+impl Column {
+    const fn key(name: &'static str, ty: ColumnType) -> Self {
+        Self { name, ty, optional: false, bytewise: true }
+    }
+
+    /// The column in CREATE TABLE.
+    pub(super) fn definition(&self) -> String {
+        let ty = match self.ty {
+            ColumnType::Bool => "boolean",
+            ColumnType::SmallInt => "smallint",
+            ColumnType::Int => "int",
+            ColumnType::BigInt => "bigint",
+            ColumnType::Numeric => "numeric(38,18)",
+            ColumnType::Timestamptz => "timestamptz",
+            ColumnType::Text if self.bytewise => "text COLLATE \"C\"",
+            ColumnType::Text => "text",
+            ColumnType::Levels => "numeric(38,18)[]",
+        };
+        format!("\"{}\" {ty}{}", self.name, if self.optional { "" } else { " NOT NULL" })
+    }
+}
+
+/// The table of a dataset: the columns of the series and of the place, which are the primary key, then the values.
+#[derive(Debug)]
 pub(super) struct Table {
     pub(super) dataset: Dataset,
-    pub(super) name: &'static str,
-    /// The columns of the series, the leading part of the primary key.
-    pub(super) series: &'static [Column],
-    /// The rest of the primary key; the time comes first.
-    pub(super) place: &'static [Column],
-    pub(super) values: &'static [Column],
+    columns: Vec<Column>,
+    series: usize,
+    key: usize,
 }
 
 impl Table {
+    pub(super) fn of(dataset: Dataset) -> Self {
+        let mut columns = vec![match dataset.series() {
+            SeriesType::Instrument => Column::key("instrument_id", ColumnType::Int),
+            SeriesType::Name { column, .. } => Column::key(column, ColumnType::Text),
+        }];
+        columns.extend(dataset.interval().map(|name| Column::key(name, ColumnType::Text)));
+        let series = columns.len();
+        columns.push(Column::key(dataset.time(), ColumnType::Timestamptz));
+        columns.extend(dataset.seq().map(|name| Column::key(name, ColumnType::BigInt)));
+        let key = columns.len();
+        columns.extend(dataset.values().iter().map(|column| Column {
+            name: column.name,
+            ty: ColumnType::of(column.ty),
+            optional: column.optional,
+            bytewise: column.ty == record::ColumnType::Interval,
+        }));
+        Self { dataset, columns, series, key }
+    }
+
+    /// The name of the table.
+    pub(super) fn name(&self) -> &'static str {
+        self.dataset.name()
+    }
+
     /// The time column.
     pub(super) fn time(&self) -> &'static str {
-        self.place[0].name
+        self.dataset.time()
     }
 
-    pub(super) fn columns(&self) -> impl Iterator<Item = Column> {
-        self.series.iter().chain(self.place).chain(self.values).copied()
+    pub(super) fn columns(&self) -> &[Column] {
+        &self.columns
     }
 
-    pub(super) fn key(&self) -> impl Iterator<Item = Column> {
-        self.series.iter().chain(self.place).copied()
+    /// The columns of the series, the leading part of the primary key.
+    pub(super) fn series(&self) -> &[Column] {
+        &self.columns[..self.series]
+    }
+
+    /// The rest of the primary key; the time comes first.
+    pub(super) fn place(&self) -> &[Column] {
+        &self.columns[self.series..self.key]
+    }
+
+    pub(super) fn key(&self) -> &[Column] {
+        &self.columns[..self.key]
+    }
+
+    pub(super) fn values(&self) -> &[Column] {
+        &self.columns[self.key..]
     }
 
     /// What a read selects: all but the series, which it knows.
-    pub(super) fn read_list(&self) -> String {
-        names(self.place.iter().chain(self.values).copied(), "")
+    pub(super) fn read_list(&self) -> &[Column] {
+        &self.columns[self.series..]
+    }
+
+    /// Reads a row of [`Table::read_list`] from the column `at` on, and appends its record.
+    pub(super) fn read(
+        &self,
+        row: &PgRow,
+        at: usize,
+        series: &SeriesKey,
+        out: &mut RecordVec,
+    ) -> std::result::Result<(), sqlx::Error> {
+        let Pg(time) = row.try_get(at)?;
+        let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
+        let mut reader = RowReader::table(row, self.dataset, at + self.key - self.series);
+        out.push(series, (time, seq), &mut reader).map_err(|error| reader.cause(error))
     }
 }
 
-/// The names, each with a prefix, joined by commas.
-pub(super) fn names(columns: impl Iterator<Item = Column>, prefix: &str) -> String {
-    columns.map(|column| format!("{prefix}{}", column.name)).collect::<Vec<_>>().join(", ")
+/// A registered dataset of a store.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// The position in the order of registration.
+    pub(super) position: usize,
+    pub(super) table: Table,
+    pub(super) sql: Sql,
+    pub(super) copy_backoff: CopyBackoff,
 }
 
-const fn column(name: &'static str, ty: ColumnType) -> Column {
-    Column { name, ty }
-}
-
-const fn numeric_column(name: &'static str) -> Column {
-    column(name, ColumnType::Numeric)
-}
-
-const INSTRUMENT: Column = column("instrument_id", ColumnType::Int);
-const TS: Column = column("ts", ColumnType::Timestamptz);
-const SEQ: Column = column("seq", ColumnType::BigInt);
-
-/// The tables, in the order of [`Dataset::ALL`].
-pub(super) const TABLES: [&Table; 4] =
-    [&PriceTick::TABLE, &Quote::TABLE, &Ohlcv::TABLE, &MarketSnapshot::TABLE];
-
-/// The table of a dataset.
-pub(super) fn table_of(dataset: Dataset) -> &'static Table {
-    match dataset {
-        Dataset::Ticks => &PriceTick::TABLE,
-        Dataset::Quotes => &Quote::TABLE,
-        Dataset::Bars => &Ohlcv::TABLE,
-        Dataset::Snapshots => &MarketSnapshot::TABLE,
+impl Stored {
+    pub(super) fn new(position: usize, dataset: Dataset) -> Self {
+        let table = Table::of(dataset);
+        Self { position, sql: Sql::of(&table), table, copy_backoff: CopyBackoff::default() }
     }
 }
 
-/// A series as the tables know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SeriesKey<'a> {
-    Instrument(i32),
-    Bars(i32, Interval),
-    Scope(&'a Scope),
+/// The names, quoted, each with a prefix, joined by commas.
+pub(super) fn names(columns: &[Column], prefix: &str) -> String {
+    join(columns, |column| format!("{prefix}\"{}\"", column.name))
+}
+
+/// A text for each column, joined by commas.
+pub(super) fn join(columns: &[Column], text: impl Fn(&Column) -> String) -> String {
+    columns.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 /// The order in which rows are written: everywhere the same, so that two writers cannot lock each other out.
@@ -141,304 +238,318 @@ pub(super) enum SeriesKey<'a> {
 pub(super) struct WriteKey {
     /// The number of the chunk, so that pieces touch few chunks each.
     pub(super) chunk: i64,
-    /// The instrument's id, or the scope's rank in the batch.
+    /// The instrument's id, or the name's rank in the batch.
     pub(super) series: i32,
     /// The interval of a bar, in microseconds; else 0.
     pub(super) interval: i64,
     pub(super) ts: i64,
-    pub(super) seq: i64,
+    pub(super) seq: u64,
 }
 
-/// Takes the fields of a row, one column after the other, each as its length and its bytes: the form that COPY
-/// and the elements of an array share.
-pub(super) trait Fields {
+/// Where the columns of a row go.
+pub(super) trait Buffers {
+    /// Whether the buffers are arrays for `unnest`.
+    const ARRAYS: bool;
+
     /// The buffer of the next column.
     fn next(&mut self) -> &mut Vec<u8>;
-
-    fn int2(&mut self, value: Option<i16>) {
-        self.fixed(value.map(i16::to_be_bytes));
-    }
-    fn int4(&mut self, value: i32) {
-        self.fixed(Some(value.to_be_bytes()));
-    }
-    fn int8(&mut self, value: Option<u64>) {
-        // Core keeps every counter at or below i64::MAX.
-        self.fixed(value.map(u64::to_be_bytes));
-    }
-    fn time(&mut self, value: Timestamp) {
-        self.fixed(Some((value.as_micros() - PG_EPOCH_MICROS).to_be_bytes()));
-    }
-    fn text(&mut self, value: Option<&str>) {
-        let out = self.next();
-        match value {
-            None => out.extend_from_slice(&NULL),
-            Some(text) => {
-                // A text of the domain has at most some hundred bytes.
-                let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                out.extend_from_slice(&len.to_be_bytes());
-                out.extend_from_slice(text.as_bytes());
-            }
-        }
-    }
-    fn numeric(&mut self, value: Option<Decimal>) {
-        let out = self.next();
-        let Some(value) = value else { return out.extend_from_slice(&NULL) };
-        let start = out.len();
-        out.extend_from_slice(&[0; 4]);
-        wire::encode(value.units(), out);
-        let len = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
-        out[start..start + 4].copy_from_slice(&len.to_be_bytes());
-    }
-    fn fixed<const N: usize>(&mut self, value: Option<[u8; N]>) {
-        let out = self.next();
-        match value {
-            None => out.extend_from_slice(&NULL),
-            Some(bytes) => {
-                // N is 2, 4 or 8.
-                out.extend_from_slice(&u32::try_from(N).unwrap_or(u32::MAX).to_be_bytes());
-                out.extend_from_slice(&bytes);
-            }
-        }
-    }
 }
+
+/// Writes a row, one column after the other, each as its length and its bytes: the form that COPY and the elements of
+/// an array share.
+pub(super) struct Encoder<B>(pub(super) B);
 
 /// The length that stands for NULL: -1.
 const NULL: [u8; 4] = (-1_i32).to_be_bytes();
 
-/// A record that has a table.
-pub(super) trait Stored: Record {
-    const TABLE: Table;
-
-    /// Its instrument, if it belongs to one.
-    fn instrument_of(&self) -> Option<&Instrument>;
-    /// Its scope, if it belongs to one.
-    fn scope_of(&self) -> Option<&Scope> {
-        None
-    }
-    /// The parts of its key behind the series: interval, time, sequence.
-    fn tail(&self) -> (i64, i64, i64);
-    /// Writes all columns; `id` is the instrument's.
-    fn encode(&self, id: i32, out: &mut impl Fields);
-    /// Reads what [`Table::read_list`] selects, from column `at` on.
-    fn decode(row: &PgRow, at: usize, series: &Self::Series) -> Result<Self, sqlx::Error>;
+/// Writes a value after its length.
+fn sized(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write(out);
+    // A value of the domain has at most some thousand bytes.
+    let len = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&len.to_be_bytes());
 }
 
-/// A value of the domain that the stored row does not make: the row is corrupt.
-fn unfit(error: qi_core::Error) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
-}
-
-fn get<T>(row: &PgRow, index: usize) -> Result<T, sqlx::Error>
-where
-    Pg<T>: for<'r> sqlx::Decode<'r, sqlx::Postgres> + Type<sqlx::Postgres>,
-{
-    row.try_get::<Pg<T>, _>(index).map(|value| value.0)
-}
-
-fn get_option<T>(row: &PgRow, index: usize) -> Result<Option<T>, sqlx::Error>
-where
-    Pg<T>: for<'r> sqlx::Decode<'r, sqlx::Postgres> + Type<sqlx::Postgres>,
-{
-    if row.try_get_raw(index)?.is_null() { Ok(None) } else { get(row, index).map(Some) }
-}
-
-const BUY: i16 = 1;
-const SELL: i16 = 2;
-
-impl Stored for PriceTick {
-    const TABLE: Table = Table {
-        dataset: Dataset::Ticks,
-        name: "ticks",
-        series: &[INSTRUMENT],
-        place: &[TS, SEQ],
-        values: &[numeric_column("price"), numeric_column("quantity"), column("side", ColumnType::SmallInt)],
-    };
-
-    fn instrument_of(&self) -> Option<&Instrument> {
-        Some(self.instrument())
+impl<B: Buffers> Encoder<B> {
+    fn fixed<const N: usize>(&mut self, bytes: [u8; N]) {
+        let out = self.0.next();
+        // N is at most 8.
+        out.extend_from_slice(&u32::try_from(N).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(&bytes);
     }
-    fn tail(&self) -> (i64, i64, i64) {
-        (0, self.ts().as_micros(), self.seq().cast_signed())
+
+    pub(super) fn int4(&mut self, value: i32) {
+        self.fixed(value.to_be_bytes());
     }
-    fn encode(&self, id: i32, out: &mut impl Fields) {
-        out.int4(id);
-        out.time(self.ts());
-        out.int8(Some(self.seq()));
-        out.numeric(Some(self.price().get()));
-        out.numeric(self.quantity().map(Decimal::from));
-        out.int2(self.side().map(|side| match side {
-            Side::Buy => BUY,
-            Side::Sell => SELL,
-        }));
-    }
-    fn decode(row: &PgRow, at: usize, instrument: &Instrument) -> Result<Self, sqlx::Error> {
-        let side = match row.try_get::<Option<i16>, _>(at + 4)? {
-            None => None,
-            Some(BUY) => Some(Side::Buy),
-            Some(SELL) => Some(Side::Sell),
-            Some(other) => {
-                return Err(sqlx::Error::Decode(format!("side {other} is neither 1 nor 2").into()));
-            }
-        };
-        let tick = Self::new(instrument.clone(), get(row, at)?, get(row, at + 1)?, get(row, at + 2)?);
-        Ok(tick.map_err(unfit)?.with_quantity(get_option(row, at + 3)?).with_side(side))
+
+    /// A time by its microseconds of the Unix epoch.
+    pub(super) fn micros(&mut self, value: i64) {
+        self.fixed((value - PG_EPOCH_MICROS).to_be_bytes());
     }
 }
 
-impl Stored for Quote {
-    const TABLE: Table = Table {
-        dataset: Dataset::Quotes,
-        name: "quotes",
-        series: &[INSTRUMENT],
-        place: &[TS, SEQ],
-        values: &[
-            numeric_column("bid_price"),
-            numeric_column("bid_size"),
-            numeric_column("ask_price"),
-            numeric_column("ask_size"),
-        ],
-    };
-
-    fn instrument_of(&self) -> Option<&Instrument> {
-        Some(self.instrument())
-    }
-    fn tail(&self) -> (i64, i64, i64) {
-        (0, self.ts().as_micros(), self.seq().cast_signed())
-    }
-    fn encode(&self, id: i32, out: &mut impl Fields) {
-        let QuoteValues { bid_price, bid_size, ask_price, ask_size } = *self.values();
-        out.int4(id);
-        out.time(self.ts());
-        out.int8(Some(self.seq()));
-        out.numeric(bid_price.map(Decimal::from));
-        out.numeric(bid_size.map(Decimal::from));
-        out.numeric(ask_price.map(Decimal::from));
-        out.numeric(ask_size.map(Decimal::from));
-    }
-    fn decode(row: &PgRow, at: usize, instrument: &Instrument) -> Result<Self, sqlx::Error> {
-        let values = QuoteValues {
-            bid_price: get_option(row, at + 2)?,
-            bid_size: get_option(row, at + 3)?,
-            ask_price: get_option(row, at + 4)?,
-            ask_size: get_option(row, at + 5)?,
-        };
-        Self::new(instrument.clone(), get(row, at)?, get(row, at + 1)?, values).map_err(unfit)
-    }
-}
-
-impl Stored for Ohlcv {
-    const TABLE: Table = Table {
-        dataset: Dataset::Bars,
-        name: "bars",
-        series: &[INSTRUMENT, column("\"interval\"", ColumnType::Text)],
-        place: &[column("open_time", ColumnType::Timestamptz)],
-        values: &[
-            numeric_column("open"),
-            numeric_column("high"),
-            numeric_column("low"),
-            numeric_column("close"),
-            numeric_column("volume"),
-            numeric_column("quote_volume"),
-            column("count", ColumnType::BigInt),
-        ],
-    };
-
-    fn instrument_of(&self) -> Option<&Instrument> {
-        Some(self.instrument())
-    }
-    fn tail(&self) -> (i64, i64, i64) {
-        (self.interval().as_micros(), self.open_time().as_micros(), 0)
-    }
-    fn encode(&self, id: i32, out: &mut impl Fields) {
-        let BarValues { open, high, low, close, volume, quote_volume, count } = *self.values();
-        out.int4(id);
-        out.text(Some(self.interval().as_str()));
-        out.time(self.open_time());
-        for price in [open, high, low, close] {
-            out.numeric(Some(price.get()));
+impl<B: Buffers> FieldWriter for Encoder<B> {
+    fn presence(&mut self, present: bool) {
+        if !present {
+            self.0.next().extend_from_slice(&NULL);
         }
-        out.numeric(volume.map(Decimal::from));
-        out.numeric(quote_volume.map(Decimal::from));
-        out.int8(count);
     }
-    fn decode(row: &PgRow, at: usize, series: &Self::Series) -> Result<Self, sqlx::Error> {
-        let values = BarValues {
-            open: get(row, at + 1)?,
-            high: get(row, at + 2)?,
-            low: get(row, at + 3)?,
-            close: get(row, at + 4)?,
-            volume: get_option(row, at + 5)?,
-            quote_volume: get_option(row, at + 6)?,
-            count: get_option(row, at + 7)?,
-        };
-        Self::new(series.0.clone(), series.1, get(row, at)?, values).map_err(unfit)
+    fn decimal(&mut self, value: Decimal) {
+        sized(self.0.next(), |out| wire::encode(value.units(), out));
+    }
+    fn counter(&mut self, value: u64) {
+        // Core keeps every counter at or below i64::MAX.
+        self.fixed(value.to_be_bytes());
+    }
+    fn integer(&mut self, value: i64) {
+        self.fixed(value.to_be_bytes());
+    }
+    fn boolean(&mut self, value: bool) {
+        self.fixed([u8::from(value)]);
+    }
+    fn text(&mut self, value: &str) {
+        let out = self.0.next();
+        let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(value.as_bytes());
+    }
+    fn code(&mut self, value: u8) {
+        self.fixed(i16::from(value).to_be_bytes());
+    }
+    fn time(&mut self, value: Timestamp) {
+        self.micros(value.as_micros());
+    }
+    fn interval(&mut self, value: Interval) {
+        self.text(value.as_str());
+    }
+    fn levels(&mut self, value: &[Level]) {
+        sized(
+            self.0.next(),
+            |out| if B::ARRAYS { levels_text(value, out) } else { levels_binary(value, out) },
+        );
     }
 }
 
-impl Stored for MarketSnapshot {
-    const TABLE: Table = Table {
-        dataset: Dataset::Snapshots,
-        name: "snapshots",
-        series: &[column("scope", ColumnType::Text)],
-        place: &[TS],
-        values: &[
-            numeric_column("market_cap_usd"),
-            numeric_column("volume_24h_usd"),
-            numeric_column("btc_dominance"),
-            numeric_column("eth_dominance"),
-            column("active_currencies", ColumnType::BigInt),
-            column("markets", ColumnType::BigInt),
-            numeric_column("change_24h"),
-            numeric_column("change_7d"),
-            column("source", ColumnType::Text),
-        ],
-    };
+/// `{{price,quantity},{price,quantity}}`
+fn levels_text(levels: &[Level], out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (at, Level { price, quantity }) in levels.iter().enumerate() {
+        let comma = if at == 0 { "" } else { "," };
+        // Writing to memory does not fail.
+        let _ = write!(out, "{comma}{{{price},{quantity}}}");
+    }
+    out.push(b'}');
+}
 
-    fn instrument_of(&self) -> Option<&Instrument> {
-        None
+/// The dimensions (none of an empty array), no NULLs, the type of the elements; of each dimension the length and the
+/// first index; the elements. Source of the form: `array_send` and `array_recv` in PostgreSQL's `arrayfuncs.c`.
+fn levels_binary(levels: &[Level], out: &mut Vec<u8>) {
+    let dimensions: u32 = if levels.is_empty() { 0 } else { 2 };
+    for word in [dimensions, 0, ColumnType::Numeric.oid()] {
+        out.extend_from_slice(&word.to_be_bytes());
     }
-    fn scope_of(&self) -> Option<&Scope> {
-        Some(self.scope())
+    if levels.is_empty() {
+        return;
     }
-    fn tail(&self) -> (i64, i64, i64) {
-        (0, self.ts().as_micros(), 0)
+    for word in [u32::try_from(levels.len()).unwrap_or(u32::MAX), 1, 2, 1] {
+        out.extend_from_slice(&word.to_be_bytes());
     }
-    fn encode(&self, _: i32, out: &mut impl Fields) {
-        let SnapshotValues {
-            market_cap_usd,
-            volume_24h_usd,
-            btc_dominance,
-            eth_dominance,
-            active_currencies,
-            markets,
-            change_24h,
-            change_7d,
-            source,
-        } = self.values();
-        out.text(Some(&self.scope().storage_text()));
-        out.time(self.ts());
-        out.numeric(market_cap_usd.map(Decimal::from));
-        out.numeric(volume_24h_usd.map(Decimal::from));
-        out.numeric(btc_dominance.map(Decimal::from));
-        out.numeric(eth_dominance.map(Decimal::from));
-        out.int8(*active_currencies);
-        out.int8(*markets);
-        out.numeric(change_24h.map(Decimal::from));
-        out.numeric(change_7d.map(Decimal::from));
-        out.text(source.as_ref().map(qi_core::domain::Source::as_str));
+    for Level { price, quantity } in levels {
+        sized(out, |out| wire::encode(price.units(), out));
+        sized(out, |out| wire::encode(quantity.units(), out));
     }
-    fn decode(row: &PgRow, at: usize, scope: &Scope) -> Result<Self, sqlx::Error> {
-        let values = SnapshotValues {
-            market_cap_usd: get_option(row, at + 1)?,
-            volume_24h_usd: get_option(row, at + 2)?,
-            btc_dominance: get_option(row, at + 3)?,
-            eth_dominance: get_option(row, at + 4)?,
-            active_currencies: get_option(row, at + 5)?,
-            markets: get_option(row, at + 6)?,
-            change_24h: get_option(row, at + 7)?,
-            change_7d: get_option(row, at + 8)?,
-            source: get_option(row, at + 9)?,
+}
+
+/// Reads what [`levels_binary`] writes.
+fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::BoxDynError> {
+    let mut rest = bytes;
+    let mut take = |count: usize| {
+        let (head, tail) = rest.split_at_checked(count).ok_or("an array that ends too early")?;
+        rest = tail;
+        Ok::<_, sqlx::error::BoxDynError>(head)
+    };
+    let word = |bytes: &[u8]| -> std::result::Result<u32, sqlx::error::BoxDynError> {
+        Ok(u32::from_be_bytes(bytes.try_into()?))
+    };
+    let dimensions = word(take(4)?)?;
+    take(8)?;
+    if dimensions == 0 {
+        return Ok(Vec::new());
+    }
+    if dimensions != 2 {
+        return Err("not a list of pairs".into());
+    }
+    let count = word(take(4)?)?;
+    take(4)?;
+    if word(take(4)?)? != 2 {
+        return Err("not a list of pairs".into());
+    }
+    take(4)?;
+    // The count is checked by the bytes that follow.
+    let mut levels = Vec::with_capacity(usize::try_from(count)?.min(bytes.len() / 24));
+    for _ in 0..count {
+        let mut units = || -> std::result::Result<i128, sqlx::error::BoxDynError> {
+            let len = usize::try_from(word(take(4)?)?)?;
+            Ok(wire::decode(take(len)?)?)
         };
-        Self::new(scope.clone(), get(row, at)?, values).map_err(unfit)
+        levels.push(Level { price: Price::from_units(units()?)?, quantity: Quantity::from_units(units()?)? });
+    }
+    Ok(levels)
+}
+
+/// Reads the value columns of a row.
+pub(super) struct RowReader<'r> {
+    row: &'r PgRow,
+    columns: &'static [record::Column],
+    /// The index of the first value; None: the columns are found by their names, as a view has them.
+    first: Option<usize>,
+    next: usize,
+    /// The error of the driver, for which the reader's own stands.
+    error: Option<sqlx::Error>,
+}
+
+impl<'r> RowReader<'r> {
+    fn table(row: &'r PgRow, dataset: Dataset, first: usize) -> Self {
+        Self { row, columns: dataset.values(), first: Some(first), next: 0, error: None }
+    }
+
+    pub(super) fn view(row: &'r PgRow, dataset: Dataset) -> Self {
+        Self { row, columns: dataset.values(), first: None, next: 0, error: None }
+    }
+
+    /// The driver's error, or a value that makes no record: the row is corrupt.
+    pub(super) fn cause(self, error: Error) -> sqlx::Error {
+        self.error.unwrap_or_else(|| sqlx::Error::Decode(Box::new(error)))
+    }
+
+    fn raw(&self) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
+        fn of<'r>(
+            row: &'r PgRow,
+            index: impl ColumnIndex<PgRow>,
+        ) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
+            row.try_get_raw(index)
+        }
+        match self.first {
+            Some(first) => of(self.row, first + self.next),
+            None => of(self.row, self.columns[self.next].name),
+        }
+    }
+
+    fn fail<T>(&mut self, error: sqlx::Error) -> Result<T> {
+        self.error = Some(error);
+        Err(Error::new(ErrorKind::CorruptData, "store.timescale.value", "read").with_backend(BACKEND))
+    }
+
+    fn value<T>(
+        &mut self,
+        ty: ColumnType,
+        decode: impl FnOnce(PgValueRef<'r>) -> std::result::Result<T, sqlx::error::BoxDynError>,
+    ) -> Result<T> {
+        let raw = match self.raw() {
+            Ok(raw) => raw,
+            Err(error) => return self.fail(error),
+        };
+        let of_type = raw.type_info().oid().is_some_and(|oid| oid.0 == ty.oid());
+        let value = if raw.is_null() {
+            Err(sqlx::error::UnexpectedNullError.into())
+        } else if of_type {
+            decode(raw)
+        } else {
+            Err(format!("a value of the type {}, not {}", raw.type_info(), ty.name()).into())
+        };
+        let at = self.next;
+        self.next += 1;
+        match value {
+            Ok(value) => Ok(value),
+            Err(source) => {
+                let index = format!("{:?}", self.columns[at].name);
+                self.fail(sqlx::Error::ColumnDecode { index, source })
+            }
+        }
+    }
+
+    fn domain<T>(&mut self, ty: ColumnType) -> Result<T>
+    where
+        Pg<T>: Decode<'r, Postgres>,
+    {
+        self.value(ty, |raw| Pg::decode(raw).map(|value| value.0))
+    }
+}
+
+impl FieldReader for RowReader<'_> {
+    fn presence(&mut self) -> Result<bool> {
+        match self.raw() {
+            Ok(raw) if raw.is_null() => {
+                self.next += 1;
+                Ok(false)
+            }
+            Ok(_) => Ok(true),
+            Err(error) => self.fail(error),
+        }
+    }
+    fn decimal(&mut self) -> Result<Decimal> {
+        self.domain(ColumnType::Numeric)
+    }
+    fn counter(&mut self) -> Result<u64> {
+        self.domain(ColumnType::BigInt)
+    }
+    fn integer(&mut self) -> Result<i64> {
+        self.value(ColumnType::BigInt, i64::decode)
+    }
+    fn boolean(&mut self) -> Result<bool> {
+        self.value(ColumnType::Bool, bool::decode)
+    }
+    fn text(&mut self) -> Result<Cow<'_, str>> {
+        self.value(ColumnType::Text, <&str>::decode).map(Cow::Borrowed)
+    }
+    fn code(&mut self) -> Result<u8> {
+        if self.first.is_some() {
+            return self.value(ColumnType::SmallInt, |raw| Ok(u8::try_from(i16::decode(raw)?)?));
+        }
+        // Views have the name.
+        let record::ColumnType::Enumeration(names) = self.columns[self.next].ty else { return Ok(0) };
+        self.value(ColumnType::Text, |raw| {
+            let text = <&str>::decode(raw)?;
+            let at = names.iter().position(|name| *name == text).ok_or("not one of the names")?;
+            Ok(u8::try_from(at + 1)?)
+        })
+    }
+    fn time(&mut self) -> Result<Timestamp> {
+        self.domain(ColumnType::Timestamptz)
+    }
+    fn interval(&mut self) -> Result<Interval> {
+        self.domain(ColumnType::Text)
+    }
+    fn levels(&mut self) -> Result<Vec<Level>> {
+        self.value(ColumnType::Levels, |raw| read_levels(raw.as_bytes()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_there_and_back() {
+        let level = |price: &str, quantity: &str| Level {
+            price: price.parse().unwrap(),
+            quantity: quantity.parse().unwrap(),
+        };
+        let most = "99999999999999999999.999999999999999999";
+        for levels in
+            [vec![], vec![level("1.5", "0")], vec![level(most, "0.000000000000000001"), level("2", most)]]
+        {
+            let mut bytes = Vec::new();
+            levels_binary(&levels, &mut bytes);
+            assert_eq!(read_levels(&bytes).unwrap(), levels);
+            for end in 0..bytes.len() {
+                assert!(read_levels(&bytes[..end]).is_err() || end >= 12 && levels.is_empty());
+            }
+        }
+        let mut text = Vec::new();
+        levels_text(&[level("1.5", "0"), level("2", "3")], &mut text);
+        assert_eq!(text, b"{{1.5,0},{2,3}}");
     }
 }

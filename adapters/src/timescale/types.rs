@@ -1,24 +1,24 @@
 //! The domain types for sqlx: for a team's own SQL on the tables.
 
 use qi_core::domain::Source;
+use qi_core::record::{Owner, Record, Series as _, SeriesKey, SeriesType};
 use qi_core::{
-    BarValues, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick,
-    Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
+    Decimal, Exchange, Instrument, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp,
 };
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Encode, FromRow, Postgres, Row, Type};
 
+use super::table::RowReader;
 use super::wire::{self, PG_EPOCH_MICROS};
 
 /// A value or a record of the domain, as sqlx binds and reads it.
 ///
 /// The values are sqlx's `Type`, `Encode` and `Decode`: [`Decimal`], [`Price`], [`Quantity`], [`Percent`] as
 /// `numeric`; [`Timestamp`] as `timestamptz`; [`Exchange`], [`Symbol`], [`Interval`], [`Side`], [`Scope`] and
-/// [`Source`] as `text`; a counter (`u64`) as `bigint`. The records are `FromRow`, by the column names of the
-/// views `ticks_view`, `quotes_view`, `bars_view` and `snapshots_view`. A stored value that the domain cannot hold
-/// is an error, never rounded.
+/// [`Source`] as `text`; a counter (`u64`) as `bigint`. Every record is `FromRow`, by the column names of the view of its
+/// dataset: `ticks_view`, `bars_view`, ... A stored value that the domain cannot hold is an error, never rounded.
 ///
 /// ```no_run
 /// use qi_adapters::timescale::{Pg, TimescaleStore};
@@ -180,76 +180,24 @@ where
     row.try_get::<Pg<T>, _>(column).map(|value| value.0)
 }
 
-fn get_option<T>(row: &PgRow, column: &str) -> Result<Option<T>, sqlx::Error>
-where
-    Pg<T>: for<'r> Decode<'r, Postgres> + Type<Postgres>,
-{
-    row.try_get::<Option<Pg<T>>, _>(column).map(|value| value.map(|value| value.0))
-}
-
-/// A record that its columns do not make.
-fn unfit(error: qi_core::Error) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
-}
-
-impl FromRow<'_, PgRow> for Pg<Instrument> {
+impl<R: Record> FromRow<'_, PgRow> for Pg<R> {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self(Instrument::new(get(row, "exchange")?, get(row, "symbol")?)))
-    }
-}
-
-impl FromRow<'_, PgRow> for Pg<PriceTick> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let Pg(instrument) = Pg::from_row(row)?;
-        let tick = PriceTick::new(instrument, get(row, "ts")?, get(row, "seq")?, get(row, "price")?);
-        let tick = tick.map_err(unfit)?;
-        Ok(Self(tick.with_quantity(get_option(row, "quantity")?).with_side(get_option(row, "side")?)))
-    }
-}
-
-impl FromRow<'_, PgRow> for Pg<Quote> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let Pg(instrument) = Pg::from_row(row)?;
-        let values = QuoteValues {
-            bid_price: get_option(row, "bid_price")?,
-            bid_size: get_option(row, "bid_size")?,
-            ask_price: get_option(row, "ask_price")?,
-            ask_size: get_option(row, "ask_size")?,
+        let dataset = R::DATASET;
+        let owner = match dataset.series() {
+            SeriesType::Instrument => {
+                Owner::Instrument(Instrument::new(get(row, "exchange")?, get(row, "symbol")?))
+            }
+            SeriesType::Name { column, .. } => Owner::Name(row.try_get::<&str, _>(column)?.into()),
         };
-        Quote::new(instrument, get(row, "ts")?, get(row, "seq")?, values).map(Self).map_err(unfit)
-    }
-}
-
-impl FromRow<'_, PgRow> for Pg<Ohlcv> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let Pg(instrument) = Pg::from_row(row)?;
-        let values = BarValues {
-            open: get(row, "open")?,
-            high: get(row, "high")?,
-            low: get(row, "low")?,
-            close: get(row, "close")?,
-            volume: get_option(row, "volume")?,
-            quote_volume: get_option(row, "quote_volume")?,
-            count: get_option(row, "count")?,
-        };
-        let bar = Ohlcv::new(instrument, get(row, "interval")?, get(row, "open_time")?, values);
-        bar.map(Self).map_err(unfit)
-    }
-}
-
-impl FromRow<'_, PgRow> for Pg<MarketSnapshot> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let values = SnapshotValues {
-            market_cap_usd: get_option(row, "market_cap_usd")?,
-            volume_24h_usd: get_option(row, "volume_24h_usd")?,
-            btc_dominance: get_option(row, "btc_dominance")?,
-            eth_dominance: get_option(row, "eth_dominance")?,
-            active_currencies: get_option(row, "active_currencies")?,
-            markets: get_option(row, "markets")?,
-            change_24h: get_option(row, "change_24h")?,
-            change_7d: get_option(row, "change_7d")?,
-            source: get_option(row, "source")?,
-        };
-        MarketSnapshot::new(get(row, "scope")?, get(row, "ts")?, values).map(Self).map_err(unfit)
+        let interval = dataset.interval().map(|column| get(row, column)).transpose()?;
+        let seq = dataset.seq().map(|column| get(row, column)).transpose()?;
+        let place = (get(row, dataset.time())?, seq.unwrap_or(0));
+        let series = R::Series::from_key(&SeriesKey { owner, interval });
+        let series = series.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let mut reader = RowReader::view(row, dataset);
+        match R::read(series, place, &mut reader) {
+            Ok(record) => Ok(Self(record)),
+            Err(error) => Err(reader.cause(error)),
+        }
     }
 }

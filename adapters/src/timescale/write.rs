@@ -1,21 +1,23 @@
 //! Writing: COPY where everything seems new, a merge that reads first where it is not.
 
+use std::borrow::Cow;
+
 use futures::future::join_all;
+use qi_core::Instrument;
+use qi_core::record::{FieldWriter as _, OwnerRef, Place, Records, SeriesType};
 use qi_core::store::InsertReport;
-use qi_core::{Operation, Scope};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgTypeInfo};
-use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, Type};
+use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, SqlStr, Type};
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
 use super::chunks::WRITE_CHUNKS;
 use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
-use super::sql;
 use super::store::TimescaleStore;
-use super::table::{Column, ColumnType, Fields, Stored, WriteKey};
+use super::table::{Buffers, Column, ColumnType, Encoder, Stored, WriteKey};
 use super::wire::PG_EPOCH_MICROS;
 
 /// Which way a piece went: the label of the metric and the field of the span.
@@ -45,34 +47,40 @@ struct Entry {
     at: u32,
 }
 
-impl TimescaleStore {
-    /// The one way in for all four datasets.
-    pub(super) async fn insert<R: Stored>(
-        &self,
-        operation: Operation,
-        batch: &[R],
-    ) -> qi_core::Result<InsertReport> {
-        self.enter(operation)?;
-        self.inner.info().check_batch(batch.len()).map_err(|e| Cause::Core(e).at(operation))?;
-        if batch.is_empty() {
-            return Ok(InsertReport::default());
-        }
-        let mut lease = self.inner.connections.lease().await.map_err(|e| e.at(operation))?;
-        let outcome = self.insert_on(&mut lease, batch).await;
-        lease.give_back(&outcome);
-        outcome.map_err(|e| e.at(operation))
-    }
+/// The series of a batch: what each record is keyed by.
+struct SeriesRanks<'a> {
+    /// The id of the record's instrument, or the place of its name in `names`.
+    ranks: Vec<i32>,
+    /// The names of the batch in order; empty if the series are instruments.
+    names: Vec<Cow<'a, str>>,
+}
 
-    async fn insert_on<R: Stored>(
+fn instrument(batch: &dyn Records, at: usize) -> Option<&Instrument> {
+    match batch.series(at).owner {
+        OwnerRef::Instrument(instrument) => Some(instrument),
+        OwnerRef::Name(_) => None,
+    }
+}
+
+fn name(batch: &dyn Records, at: usize) -> Option<Cow<'_, str>> {
+    match batch.series(at).owner {
+        OwnerRef::Instrument(_) => None,
+        OwnerRef::Name(name) => Some(name),
+    }
+}
+
+impl TimescaleStore {
+    pub(super) async fn insert_on(
         &self,
         lease: &mut PooledConnection,
-        batch: &[R],
+        stored: &Stored,
+        batch: &dyn Records,
     ) -> Result<InsertReport, Cause> {
-        let ids = self.series_ids(lease, batch).await?;
-        let chunk_length = self.inner.cache.chunks.least(lease, R::TABLE.dataset).await?;
-        let entries = self.entries(batch, &ids, chunk_length);
+        let series = self.series_ranks(lease, stored, batch).await?;
+        let chunk_length = self.inner.cache.chunks.least(lease, stored).await?;
+        let entries = self.entries(batch, &series.ranks, chunk_length);
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
-        let job = Job { store: self, batch, ids: &ids };
+        let job = Job { store: self, stored, batch, names: &series.names };
         let pieces = cut(&entries, self.inner.config.write.piece);
         let lanes = self.inner.config.write.connections.min(pieces.len());
         let queue = std::sync::Mutex::new(pieces.into_iter());
@@ -98,30 +106,44 @@ impl TimescaleStore {
         Ok(report)
     }
 
-    /// What each record is keyed by: the instrument's id, or the rank of its scope in the batch.
-    async fn series_ids<R: Stored>(
+    async fn series_ranks<'a>(
         &self,
         connection: &mut PgConnection,
-        batch: &[R],
-    ) -> Result<Vec<i32>, Cause> {
-        if batch.first().is_some_and(|record| record.scope_of().is_some()) {
-            let mut scopes: Vec<&Scope> = batch.iter().filter_map(Stored::scope_of).collect();
-            let all = scopes.clone();
-            scopes.sort_unstable();
-            scopes.dedup();
-            let rank = |scope| i32::try_from(scopes.partition_point(|s| *s < scope)).unwrap_or(i32::MAX);
-            return Ok(all.into_iter().map(rank).collect());
+        stored: &Stored,
+        batch: &'a dyn Records,
+    ) -> Result<SeriesRanks<'a>, Cause> {
+        let places = 0..batch.len();
+        if stored.table.dataset.series() == SeriesType::Instrument {
+            let instruments = places.filter_map(move |at| instrument(batch, at));
+            let ranks = self.inner.cache.ids.ensure(connection, instruments).await?;
+            return Ok(SeriesRanks { ranks, names: Vec::new() });
         }
-        self.inner.cache.ids.ensure(connection, batch.iter().filter_map(Stored::instrument_of)).await
+        let all: Vec<Cow<'a, str>> = places.filter_map(|at| name(batch, at)).collect();
+        let mut names = all.clone();
+        names.sort_unstable();
+        names.dedup();
+        // A batch has at most 1,000,000 records.
+        let rank = |name| i32::try_from(names.partition_point(|known| known < name)).unwrap_or(i32::MAX);
+        let ranks = all.iter().map(rank).collect();
+        Ok(SeriesRanks { ranks, names })
     }
 
     /// The records in the order of their keys, each key once: its last record.
-    fn entries<R: Stored>(&self, batch: &[R], ids: &[i32], chunk_length: i64) -> Vec<Entry> {
+    fn entries(&self, batch: &dyn Records, ranks: &[i32], chunk_length: i64) -> Vec<Entry> {
+        let mut places: Vec<Place> = Vec::with_capacity(batch.len());
+        batch.places(&mut places);
+        let has_interval = batch.dataset().interval().is_some();
         let mut entries = Vec::with_capacity(batch.len());
-        for (at, (record, id)) in batch.iter().zip(ids).enumerate() {
-            let (interval, ts, seq) = record.tail();
-            let chunk = self.inner.cache.chunks.number(chunk_length, ts);
-            let key = WriteKey { chunk, series: *id, interval, ts, seq };
+        for (at, ((ts, seq), series)) in places.into_iter().zip(ranks).enumerate() {
+            let ts = ts.as_micros();
+            let interval = if has_interval { batch.series(at).interval } else { None };
+            let key = WriteKey {
+                chunk: self.inner.cache.chunks.number(chunk_length, ts),
+                series: *series,
+                interval: interval.map_or(0, qi_core::Interval::as_micros),
+                ts,
+                seq,
+            };
             // A batch has at most 1,000,000 records.
             entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
         }
@@ -156,13 +178,14 @@ fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
 }
 
 /// A batch under way.
-struct Job<'a, R> {
+struct Job<'a> {
     store: &'a TimescaleStore,
-    batch: &'a [R],
-    ids: &'a [i32],
+    stored: &'a Stored,
+    batch: &'a dyn Records,
+    names: &'a [Cow<'a, str>],
 }
 
-impl<'a, R: Stored> Job<'a, R> {
+impl<'a> Job<'a> {
     /// Writes pieces until none is left, or one fails.
     async fn lane(
         &self,
@@ -173,7 +196,7 @@ impl<'a, R: Stored> Job<'a, R> {
         while let Some(piece) = next() {
             let span = tracing::debug_span!(
                 "timescale.write",
-                dataset = R::TABLE.dataset.as_str(),
+                dataset = self.stored.table.name(),
                 rows = piece.len(),
                 way = tracing::field::Empty,
             );
@@ -188,7 +211,7 @@ impl<'a, R: Stored> Job<'a, R> {
                 }
             };
             span.record("way", way.as_str());
-            let labels = [("dataset", R::TABLE.dataset.as_str()), ("way", way.as_str())];
+            let labels = [("dataset", self.stored.table.name()), ("way", way.as_str())];
             metrics::counter!("qi_timescale_written_rows_total", &labels).increment(piece.len() as u64);
             metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
         }
@@ -197,7 +220,7 @@ impl<'a, R: Stored> Job<'a, R> {
 
     async fn write(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Way, Cause> {
         let inner = &self.store.inner;
-        let backoff = &inner.copy_backoff[R::TABLE.dataset as usize];
+        let backoff = &self.stored.copy_backoff;
         if piece.len() < inner.config.write.copy_from {
             self.merge(lease, piece).await?;
             return Ok(Way::Merge);
@@ -225,37 +248,53 @@ impl<'a, R: Stored> Job<'a, R> {
         Ok(Way::Merge)
     }
 
-    fn record(&self, entry: &Entry) -> (&R, i32) {
-        let at = entry.at as usize;
-        (&self.batch[at], self.ids[at])
+    fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
+        let Entry { key, at } = entry;
+        match usize::try_from(key.series).ok().and_then(|rank| self.names.get(rank)) {
+            Some(name) => out.text(name),
+            None => out.int4(key.series),
+        }
+        if self.stored.table.dataset.interval().is_some()
+            && let Some(interval) = self.batch.series(*at as usize).interval
+        {
+            out.interval(interval);
+        }
+        out.micros(key.ts);
+        if self.stored.table.dataset.seq().is_some() {
+            out.counter(key.seq);
+        }
+    }
+
+    fn encode<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
+        self.encode_key(entry, out);
+        self.batch.write(entry.at as usize, out);
     }
 
     /// One COPY, one transaction: all of the piece or nothing.
     async fn copy(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<(), sqlx::Error> {
         /// The buffer is sent when it is as full as this, in bytes.
         const SEND: usize = 256 * 1024;
-        let columns = i16::try_from(R::TABLE.columns().count()).unwrap_or(i16::MAX);
-        let mut copy = lease.copy_in_raw(&sql::of(R::TABLE.dataset).copy).await?;
-        let mut row = CopyRows(Vec::with_capacity(SEND + 1024));
-        row.0.extend_from_slice(COPY_HEADER);
+        let columns = i16::try_from(self.stored.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
+        let mut copy = lease.copy_in_raw(&self.stored.sql.copy).await?;
+        let mut rows = Encoder(CopyRows(Vec::with_capacity(SEND + 1024)));
+        rows.0.0.extend_from_slice(COPY_HEADER);
         for entry in piece {
-            let (record, id) = self.record(entry);
-            row.0.extend_from_slice(&columns.to_be_bytes());
-            record.encode(id, &mut row);
-            if row.0.len() >= SEND {
-                copy.send(row.0.as_slice()).await?;
-                row.0.clear();
+            rows.0.0.extend_from_slice(&columns);
+            self.encode(entry, &mut rows);
+            if rows.0.0.len() >= SEND {
+                copy.send(rows.0.0.as_slice()).await?;
+                rows.0.0.clear();
             }
         }
-        row.0.extend_from_slice(&COPY_END);
-        copy.send(row.0.as_slice()).await?;
+        rows.0.0.extend_from_slice(&COPY_END);
+        copy.send(rows.0.0.as_slice()).await?;
         copy.finish().await.map(drop)
     }
 
     /// Whether the first, the middle or the last row is there already.
     async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<bool, Cause> {
         let entries = [0, piece.len() / 2, piece.len() - 1].map(|at| piece[at]);
-        let found = self.arrays(&sql::of(R::TABLE.dataset).probe, &entries, R::TABLE.key().count());
+        let found = self.arrays(&self.stored.sql.probe, &entries, self.stored.table.key(), Self::encode_key);
         let row = found.fetch_one(&mut **lease).await?;
         Ok(row.try_get(0)?)
     }
@@ -265,10 +304,10 @@ impl<'a, R: Stored> Job<'a, R> {
     async fn merge(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<u64, Cause> {
         /// From how many rows on a transaction, with its three round trips, is cheaper than `ChunkAppend`.
         const MANY: usize = 200;
-        let (statements, count) = (sql::of(R::TABLE.dataset), R::TABLE.columns().count());
+        let Stored { sql, table, .. } = self.stored;
+        let arrays = |statement| self.arrays(statement, piece, table.columns(), Self::encode);
         if piece.len() < MANY || !self.store.inner.cache.chunks.are_hypertables() {
-            let merge = self.arrays(&statements.merge, piece, count);
-            return Ok(merge.execute(&mut **lease).await?.rows_affected());
+            return Ok(arrays(&sql.merge).execute(&mut **lease).await?.rows_affected());
         }
         let converted = self.touches_columnstore(lease, piece).await?;
         let mut transaction = lease.begin().await?;
@@ -281,9 +320,9 @@ impl<'a, R: Stored> Job<'a, R> {
             sqlx::query("SELECT set_config('enable_nestloop', 'off', true)")
                 .execute(&mut *transaction)
                 .await?;
-            self.arrays(&statements.merge_converted, piece, count)
+            arrays(&sql.merge_converted)
         } else {
-            self.arrays(&statements.merge, piece, count)
+            arrays(&sql.merge)
         };
         let written = merge.execute(&mut *transaction).await?.rows_affected();
         transaction.commit().await?;
@@ -306,24 +345,28 @@ impl<'a, R: Stored> Job<'a, R> {
              AND hypertable_name = $2 AND is_compressed AND range_end > $3 AND range_start <= $4)",
         )
         .bind(&inner.config.schema)
-        .bind(R::TABLE.name);
+        .bind(self.stored.table.name());
         for micros in [times().min(), times().max()].into_iter().flatten() {
             query = query.bind(RawTime(micros));
         }
         Ok(query.fetch_one(&mut **lease).await?)
     }
 
-    /// A statement with the first so many columns of the entries as arrays, then their least and greatest time.
-    fn arrays(&self, statement: &'static str, entries: &[Entry], count: usize) -> Statement {
-        let columns: Vec<Column> = R::TABLE.columns().collect();
-        let mut arrays = Arrays::new(&columns, entries.len());
+    /// A statement with these columns of the entries as arrays, then their least and greatest time.
+    fn arrays(
+        &self,
+        statement: &SqlStr,
+        entries: &[Entry],
+        columns: &[Column],
+        encode: impl Fn(&Self, &Entry, &mut Encoder<Arrays>),
+    ) -> Statement {
+        let mut arrays = Encoder(Arrays::new(columns, entries.len()));
         for entry in entries {
-            let (record, id) = self.record(entry);
-            record.encode(id, &mut arrays);
+            encode(self, entry, &mut arrays);
         }
-        let mut query = sqlx::query(statement);
-        for array in arrays.finish(&columns).take(count) {
-            query = query.bind(array);
+        let mut query = sqlx::query(statement.clone());
+        for (bytes, column) in arrays.0.columns.into_iter().zip(columns) {
+            query = query.bind(RawArray { bytes, ty: column.ty.element() });
         }
         let times = || entries.iter().map(|entry| entry.key.ts);
         for micros in [times().min(), times().max()].into_iter().flatten() {
@@ -343,7 +386,9 @@ const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
 /// Rows of COPY, one behind the other.
 struct CopyRows(Vec<u8>);
 
-impl Fields for CopyRows {
+impl Buffers for CopyRows {
+    const ARRAYS: bool = false;
+
     fn next(&mut self) -> &mut Vec<u8> {
         &mut self.0
     }
@@ -362,21 +407,18 @@ impl Arrays {
             // One dimension, NULLs allowed, the element's type, the length, the first index.
             buffer.extend_from_slice(&1_i32.to_be_bytes());
             buffer.extend_from_slice(&1_i32.to_be_bytes());
-            buffer.extend_from_slice(&column.ty.oid().to_be_bytes());
+            buffer.extend_from_slice(&column.ty.element().oid().to_be_bytes());
             buffer.extend_from_slice(&u32::try_from(rows).unwrap_or(u32::MAX).to_be_bytes());
             buffer.extend_from_slice(&1_i32.to_be_bytes());
             buffer
         };
         Self { columns: columns.iter().map(buffer).collect(), next: 0 }
     }
-
-    fn finish(self, columns: &[Column]) -> impl Iterator<Item = RawArray> {
-        let types: Vec<ColumnType> = columns.iter().map(|column| column.ty).collect();
-        self.columns.into_iter().zip(types).map(|(bytes, ty)| RawArray { bytes, ty })
-    }
 }
 
-impl Fields for Arrays {
+impl Buffers for Arrays {
+    const ARRAYS: bool = true;
+
     fn next(&mut self) -> &mut Vec<u8> {
         let at = self.next;
         self.next = (at + 1) % self.columns.len();
@@ -426,7 +468,7 @@ impl Encode<'_, Postgres> for RawTime {
 mod tests {
     use super::*;
 
-    fn entry(chunk: i64, seq: i64) -> Entry {
+    fn entry(chunk: i64, seq: u64) -> Entry {
         Entry { key: WriteKey { chunk, series: 1, interval: 0, ts: chunk, seq }, at: 0 }
     }
 
