@@ -8,13 +8,14 @@
 
 use bytes::Bytes;
 use qi_core::bus::{HeaderName, Json, Payload, Received, TopicName, decode_message, encode_message, header};
-use qi_core::store::{Cursor, InstrumentDataset, InstrumentQuery, InstrumentSummary, Paged, RangeQuery};
+use qi_core::record::Record as _;
+#[cfg(feature = "clickhouse")]
+use qi_core::record::{Column, ColumnType, Dataset, Datasets, Description, SeriesType};
+use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{
     Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Scope, TimeRange, Timestamp,
 };
 
-#[cfg(feature = "clickhouse")]
-pub use crate::clickhouse::fuzz_row_binary as row_binary;
 #[cfg(feature = "redpanda")]
 pub use crate::redpanda::fuzz_assignment as group_assignment;
 #[cfg(feature = "timescale")]
@@ -78,23 +79,67 @@ pub fn configuration(bytes: &[u8]) {
     }
 }
 
+/// Decodes rows of each dataset, of the library's own and of one with every type of column.
+#[cfg(feature = "clickhouse")]
+pub fn row_binary(bytes: &[u8]) {
+    static EVERY: std::sync::LazyLock<Dataset> = std::sync::LazyLock::new(|| {
+        let column = |name, ty, optional| Column { name, ty, optional };
+        let types = [
+            ColumnType::Decimal,
+            ColumnType::Counter,
+            ColumnType::Integer,
+            ColumnType::Boolean,
+            ColumnType::Text { max: 40 },
+            ColumnType::Enumeration(&["a", "b"]),
+            ColumnType::Timestamp,
+            ColumnType::Interval,
+        ];
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
+        let types = types.into_iter().flat_map(|ty| [(ty, false), (ty, true)]);
+        let mut values: Vec<_> =
+            names.into_iter().zip(types).map(|(name, (ty, optional))| column(name, ty, optional)).collect();
+        values.push(column("q", ColumnType::Levels { max: 4 }, false));
+        let (series, time, seq) = (SeriesType::Name { column: "name", max: 40 }, "ts", Some("seq"));
+        let (name, message, topic, interval, values) = ("every", "every", "every", None, values.leak());
+        let new_vec = |dataset: Dataset| dataset.new_vec();
+        Dataset::declare(Description {
+            name,
+            version: 1,
+            message,
+            topic,
+            series,
+            interval,
+            time,
+            seq,
+            values,
+            new_vec,
+        })
+        .unwrap()
+    });
+    for dataset in Datasets::standard().iter().chain([*EVERY]) {
+        crate::clickhouse::fuzz_row_binary(dataset, bytes);
+    }
+}
+
 /// Opens a cursor of any text, and a cursor that names any place under a valid seal.
 pub fn cursors(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let ticks = RangeQuery::new("binance:BTC-USDT".parse().unwrap(), TimeRange::ALL);
-    open::<PriceTick, _>(text, &ticks, |cursor| ticks.clone().after(cursor));
-    let instruments = InstrumentQuery::new(InstrumentDataset::Ticks);
-    open::<InstrumentSummary, _>(text, &instruments, |cursor| instruments.clone().after(cursor));
+    let ticks = RangeQuery::new("binance:BTC-USDT".parse().unwrap(), TimeRange::ALL).request::<PriceTick>();
+    let page = |query: &RangeRequest| query.page_of(PriceTick::DATASET.new_vec()).unwrap().resume;
+    open(text, &ticks, |cursor| ticks.clone().after(cursor), page);
+    let series = SeriesRequest::new(PriceTick::DATASET);
+    let page = |query: &SeriesRequest| query.page_of(Vec::new()).unwrap().resume;
+    open(text, &series, |cursor| series.clone().after(cursor), page);
 }
 
-fn open<T, Q: Paged<T>>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q) {
+/// `resume` gives the cursor of the page of no records.
+fn open<Q: Paged>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q, resume: impl Fn(&Q) -> Cursor) {
     for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
         let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
         let query = after(cursor);
         let Ok(anchor) = query.anchor() else { continue };
         // The page of no records resumes at its own anchor.
-        let resume = query.page_of(Vec::new()).unwrap().resume;
-        assert_eq!(after(resume.to_string().parse().unwrap()).anchor().unwrap(), anchor);
+        assert_eq!(after(resume(&query).to_string().parse().unwrap()).anchor().unwrap(), anchor);
     }
 }
 

@@ -95,7 +95,7 @@ impl ClickHouseStore {
             "SELECT intDiv(toUnixTimestamp64Micro(ts) - {MONDAY}, {length}) * {length} + {MONDAY} AS bucket, {FIGURES} \
              FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL}",
             length = interval.as_micros(),
-            name = self.table("ticks"),
+            name = self.ticks(),
             series = of_instrument(&query.instrument),
             range = within("ts", window),
         );
@@ -144,7 +144,7 @@ impl ClickHouseStore {
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
         let sql = format!(
             "SELECT ts FROM {} WHERE {} AND {} ORDER BY ts {direction} LIMIT 1",
-            self.table("ticks"),
+            self.ticks(),
             of_instrument(&query.instrument),
             within("ts", range),
         );
@@ -155,7 +155,7 @@ impl ClickHouseStore {
     pub(super) async fn stats_of(&self, query: &StatsQuery) -> Result<Option<RangeStats>, Cause> {
         let sql = format!(
             "SELECT min((ts, seq)), max((ts, seq)), {FIGURES} FROM {} FINAL WHERE {} AND {} {FINAL}",
-            self.table("ticks"),
+            self.ticks(),
             of_instrument(&query.instrument),
             within("ts", query.range),
         );

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use qi_core::Result;
-#[cfg(feature = "clickhouse")]
-use qi_core::store::Dataset;
+use qi_core::record::Datasets;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::config::DatasetHours;
 use crate::rules::Rules;
 
 const RULES: Rules =
@@ -52,10 +52,14 @@ pub struct ClickHouseConfig {
     pub limits: LimitsSection,
     /// Ways of writing.
     pub write: WriteSection,
-    /// After what time rows are removed by the server: a TTL, in hours.
-    pub retention: RetentionSection,
+    /// `[store.clickhouse.retention]`: the age at which rows of a dataset are removed by the server, a TTL. Without one
+    /// nothing is removed.
+    pub retention: DatasetHours,
     /// Settings of the server for every request, as `SET` takes them.
     pub settings: BTreeMap<String, String>,
+    /// The datasets of the store; the library's own unless [`Self::with_datasets`] gives others.
+    #[serde(skip)]
+    pub datasets: Datasets,
 }
 
 impl Default for ClickHouseConfig {
@@ -73,8 +77,9 @@ impl Default for ClickHouseConfig {
             pool: PoolSection::default(),
             limits: LimitsSection::default(),
             write: WriteSection::default(),
-            retention: RetentionSection::default(),
+            retention: DatasetHours::default(),
             settings: BTreeMap::new(),
+            datasets: Datasets::standard(),
         }
     }
 }
@@ -138,37 +143,22 @@ impl Default for WriteSection {
     }
 }
 
-/// `[store.clickhouse.retention]`: an age for each dataset. Without one nothing is removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetentionSection {
-    /// The age of ticks, in hours.
-    pub ticks_hours: Option<u32>,
-    /// The age of quotes, in hours.
-    pub quotes_hours: Option<u32>,
-    /// The age of bars, in hours.
-    pub bars_hours: Option<u32>,
-    /// The age of snapshots, in hours.
-    pub snapshots_hours: Option<u32>,
-}
-
-impl RetentionSection {
-    /// Returns the age of a dataset, in hours.
-    #[cfg(feature = "clickhouse")]
-    pub(super) fn hours(&self, dataset: Dataset) -> Option<u32> {
-        match dataset {
-            Dataset::Ticks => self.ticks_hours,
-            Dataset::Quotes => self.quotes_hours,
-            Dataset::Bars => self.bars_hours,
-            Dataset::Snapshots => self.snapshots_hours,
-        }
-    }
-}
-
 impl ClickHouseConfig {
     /// The server at `url`, and the defaults for all else.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
+    }
+
+    /// With these datasets in place of the library's own.
+    #[must_use]
+    pub fn with_datasets(mut self, datasets: Datasets) -> Self {
+        self.datasets = datasets;
+        self
+    }
+
+    /// Checks the keys that name datasets.
+    pub(crate) fn check_datasets(&self) -> Result<()> {
+        self.retention.check(&RULES, "retention", &self.datasets, 100 * 366 * 24)
     }
 
     /// Checks every bound.
@@ -176,8 +166,7 @@ impl ClickHouseConfig {
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let Self { url, database, table_prefix, max_batch, pool, limits, write, retention, settings, .. } =
-            self;
+        let Self { url, database, table_prefix, max_batch, pool, limits, write, settings, .. } = self;
         let Some(url) = url else {
             return Err(RULES.refuse("url", "none", "the server's `url` must be given"));
         };
@@ -208,10 +197,7 @@ impl ClickHouseConfig {
         RULES.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
         RULES.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
         RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        let RetentionSection { ticks_hours, quotes_hours, bars_hours, snapshots_hours } = *retention;
-        for hours in [ticks_hours, quotes_hours, bars_hours, snapshots_hours].into_iter().flatten() {
-            RULES.within("retention", hours.into(), 1, 100 * 366 * 24)?;
-        }
+        self.check_datasets()?;
         for name in settings.keys() {
             let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !word {

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use qi_core::store::{Anchor, Order, Page, Paged};
-use qi_core::{Instrument, Interval, Scope, Selection, TimeRange, Timestamp};
+use qi_core::record::{Owner, RecordVec};
+use qi_core::store::{Anchor, LatestRequest, Order, Paged, RangeRequest, RecordPage};
+use qi_core::{Selection, TimeRange, Timestamp};
 
 use super::connect::rows;
 use super::error::Cause;
 use super::store::ClickHouseStore;
-use super::table::{Stored, Table, literal, of_instrument, read_time};
+use super::table::{Table, read_time};
 use super::wire::Reader;
 
 /// Reads what is behind FINAL partition by partition: a key never leaves its partition, so that is safe.
@@ -43,106 +44,55 @@ pub(super) fn within(time: &str, range: TimeRange) -> String {
     format!("{time} >= {} AND {time} < {}", at(range.start()), at(range.end()))
 }
 
-/// What a key of a selection is to the tables.
-pub(super) trait Key: Ord + Clone + Eq + std::hash::Hash + Send + Sync {
-    /// The anchor of a page of the latest records, as a key.
-    fn of_anchor(anchor: Anchor) -> Option<Self>;
-    fn condition(&self) -> String;
-    /// The columns of it.
-    const COLUMNS: &'static str;
-    fn read(row: &mut Reader<'_>) -> Result<Self, Cause>;
-    /// The values of [`Key::COLUMNS`].
-    fn values(&self) -> String;
-    /// As one value to compare [`Key::COLUMNS`] with.
-    fn tuple(&self) -> String {
-        paren(&self.values())
-    }
-}
-
-impl Key for Instrument {
-    const COLUMNS: &'static str = "exchange, symbol";
-
-    fn of_anchor(anchor: Anchor) -> Option<Self> {
-        match anchor {
-            Anchor::Instrument(instrument) => Some(instrument),
-            _ => None,
-        }
-    }
-    fn condition(&self) -> String {
-        of_instrument(self)
-    }
-    fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
-        let (exchange, symbol) = (row.text()?, row.text()?);
-        format!("{exchange}:{symbol}").parse().map_err(Cause::Corrupt)
-    }
-    fn values(&self) -> String {
-        format!("{}, {}", literal(self.exchange().as_str()), literal(self.symbol().as_str()))
-    }
-}
-
-impl Key for Scope {
-    const COLUMNS: &'static str = "scope";
-
-    fn of_anchor(anchor: Anchor) -> Option<Self> {
-        match anchor {
-            Anchor::Scope(scope) => Some(scope),
-            _ => None,
-        }
-    }
-    fn condition(&self) -> String {
-        format!("scope = {}", literal(&self.storage_text()))
-    }
-    fn read(row: &mut Reader<'_>) -> Result<Self, Cause> {
-        Self::from_storage_text(row.text()?).map_err(Cause::Corrupt)
-    }
-    fn values(&self) -> String {
-        literal(&self.storage_text())
-    }
+/// The latest records that were found, and where the one of each owner stands.
+struct Latest {
+    records: RecordVec,
+    of: HashMap<Owner, usize>,
 }
 
 impl ClickHouseStore {
     /// A page of one series in a range.
     ///
     /// The inner statement walks the key in its order and stops after a page; it sees every version of a row, and
-    /// counts each key once. The outer one reads the rows up to there as they are valid.
-    pub(super) async fn page<R: Stored>(
-        &self,
-        series: &R::Series,
-        range: TimeRange,
-        order: Order,
-        query: &(impl Paged<R> + Sync),
-    ) -> Result<Page<R>, Cause> {
-        let most = query.request().limit() + 1;
-        let (table, client) = (R::TABLE, &self.inner.connections.plain);
-        let mut wanted = format!("{} AND {}", R::condition(series), within(table.time(), range));
-        if let Some(behind) = behind(&table, order, &query.anchor()?) {
+    /// counts each key once. The outer one reads the rows up to there as they are valid. No column has a name that
+    /// begins with an underscore.
+    pub(super) async fn page(&self, table: &Table, request: &RangeRequest) -> Result<RecordPage, Cause> {
+        let RangeRequest { series, range, order, .. } = request;
+        let most = request.page.limit() + 1;
+        let client = &self.inner.connections.plain;
+        let mut wanted = format!(
+            "{}{} AND {}",
+            table.condition(&series.owner),
+            table.of_interval(series.interval),
+            within(table.time(), *range)
+        );
+        if let Some(behind) = behind(table, *order, &request.anchor()?) {
             wanted = format!("{wanted} AND {behind}");
         }
         let (direction, edge, side) = match order {
             Order::Ascending => ("ASC", "max", "<="),
             Order::Descending => ("DESC", "min", ">="),
         };
-        let (name, place) = (self.table(table.name), table.place_list());
-        let sorted = ordered(&table, direction);
+        let (name, place, list) = (&table.name, &table.places, &table.reads);
+        let sorted = ordered(table, direction);
         let sql = format!(
             "WITH (SELECT ({edge}(({place})), count()) FROM (SELECT {place} FROM {name} WHERE {wanted} \
-             ORDER BY {sorted} LIMIT 1 BY {place} LIMIT {most})) AS walk, walk.1 AS edge \
-             SELECT toInt8(ifNull(walk.2 = {most}, 0)), {list} FROM {name} FINAL \
-             WHERE {wanted} AND ({place}) {side} edge AND {bound} ORDER BY {sorted} LIMIT {most} {FINAL}",
-            list = table.read_list(),
-            bound = if table.place.len() == 2 {
+             ORDER BY {sorted} LIMIT 1 BY {place} LIMIT {most})) AS _walk, _walk.1 AS _edge \
+             SELECT toInt8(ifNull(_walk.2 = {most}, 0)), {list} FROM {name} FINAL \
+             WHERE {wanted} AND ({place}) {side} _edge AND {bound} ORDER BY {sorted} LIMIT {most} {FINAL}",
+            bound = if table.place().len() == 2 {
                 // The tuple alone would not be looked up in the key.
-                format!("{} {side} edge.1", table.time())
+                format!("{} {side} _edge.1", table.time())
             } else {
                 "1".to_owned()
             },
         );
         let there = format!("SELECT toInt8(1) FROM {name} WHERE {wanted} LIMIT 1");
         for _ in 0..TRIES {
-            let mut full = false;
-            let found = rows(client, &sql, |row| {
+            let (mut full, mut found) = (false, request.dataset.new_vec());
+            rows(client, &sql, |row| {
                 full = row.i8()? != 0;
-                R::decode(row, series)
+                table.read(row, series, &mut found)
             })
             .await?;
             if found.is_empty() {
@@ -151,66 +101,62 @@ impl ClickHouseStore {
             // The two statements see the table one after the other. What was deleted between them would make a short
             // page, which says that nothing comes behind it: such a page is read again.
             if found.len() == most || !full {
-                return Ok(query.page_of(found)?);
+                return Ok(request.page_of(found)?);
             }
         }
         Err(Cause::Changing)
     }
 
-    /// A page of the latest records of a selection. `series` makes the series of a key; of bars, `interval` is
-    /// theirs.
-    pub(super) async fn latest_page<K: Key, R: Stored>(
+    /// A page of the latest records of a selection.
+    pub(super) async fn latest_page(
         &self,
-        selection: &Selection<K>,
-        as_of: Option<Timestamp>,
-        interval: Option<Interval>,
-        series: impl Fn(&K) -> R::Series + Send,
-        query: &(impl Paged<R> + Sync),
-    ) -> Result<Page<R>, Cause> {
-        let mut after = K::of_anchor(query.anchor()?);
-        let most = query.request().limit() + 1;
-        // The last time that counts; a bar is known when it has closed.
-        let until = match (as_of, interval) {
-            (Some(time), Some(interval)) => time.checked_sub(interval.duration()),
-            (Some(time), None) => Some(time),
-            (None, _) => Some(Timestamp::MAX_RECORD),
+        table: &Table,
+        request: &LatestRequest,
+    ) -> Result<RecordPage, Cause> {
+        let mut after = match request.anchor()? {
+            Anchor::Owner(owner) => Some(owner),
+            _ => None,
         };
+        let most = request.page.limit() + 1;
+        // The last time that counts; a bar is known when it has closed.
+        let until = request.until();
         // Keys without a record that counts are left out where they are looked for, or a short page of a few among
         // very many would ask for all of them in turn.
-        let mut counts = "1".to_owned();
-        if let Some(interval) = interval {
-            let _ = write!(counts, " AND interval = {}", literal(interval.as_str()));
-        }
-        if let (Some(_), Some(until)) = (as_of, until) {
-            let _ = write!(counts, " AND {} <= {}", R::TABLE.time(), at(until));
+        let mut counts = format!("1{}", table.of_interval(request.interval));
+        if let (Some(_), Some(until)) = (request.as_of, until) {
+            let _ = write!(counts, " AND {} <= {}", table.time(), at(until));
         }
         // Of keys that are named any number may be absent: each round asks for twice as many.
-        let (mut found, mut width) = (Vec::new(), 1);
+        let (mut found, mut width) = (request.dataset.new_vec(), 1);
         while found.len() < most {
             let asked = ((most - found.len()) * width).min(KEYS_AT_ONCE).max(most - found.len());
             width = (width * 2).min(KEYS_AT_ONCE);
-            let (keys, last) = self.candidates::<K, R>(selection, after.as_ref(), asked, &counts).await?;
+            let (keys, last) =
+                self.candidates(table, &request.selection, after.as_ref(), asked, &counts).await?;
             let Some(until) = until else { break };
             for part in keys.chunks(KEYS_AT_ONCE) {
-                let met = self.latest_of::<K, R>(part, until, interval, &series).await?;
-                found.extend(part.iter().filter_map(|key| met.get(key).cloned()));
+                let met = self.latest_of(table, part, until, request).await?;
+                let mut met_at = part.iter().filter_map(|key| met.of.get(key).copied());
+                let end = found.len();
+                met.records.as_records().copy_to(&mut met_at, &mut found, end..end)?;
             }
             match keys.into_iter().next_back() {
                 Some(key) if !last => after = Some(key),
                 _ => break,
             }
         }
-        Ok(query.page_of(found)?)
+        Ok(request.page_of(found)?)
     }
 
     /// The next keys that may have a latest record, and whether they are the last ones.
-    async fn candidates<K: Key, R: Stored>(
+    async fn candidates(
         &self,
-        selection: &Selection<K>,
-        after: Option<&K>,
+        table: &Table,
+        selection: &Selection<Owner>,
+        after: Option<&Owner>,
         asked: usize,
         counts: &str,
-    ) -> Result<(Vec<K>, bool), Cause> {
+    ) -> Result<(Vec<Owner>, bool), Cause> {
         match selection {
             Selection::These(keys) => {
                 let start = after.map_or(0, |after| keys.partition_point(|key| key <= after));
@@ -218,15 +164,16 @@ impl ClickHouseStore {
                 Ok((keys[start..end].to_vec(), end == keys.len()))
             }
             Selection::All => {
-                let behind = after
-                    .map_or_else(String::new, |key| format!(" AND {} > {}", paren(K::COLUMNS), key.tuple()));
+                let behind = after.map_or_else(String::new, |key| {
+                    format!(" AND {} > {}", table.owner_tuple(), table.tuple(key))
+                });
                 let sql = format!(
                     "SELECT {columns} FROM {name} WHERE {counts}{behind} GROUP BY {columns} ORDER BY {columns} LIMIT {asked} \
                      SETTINGS optimize_aggregation_in_order = 1",
-                    columns = K::COLUMNS,
-                    name = self.table(R::TABLE.name),
+                    columns = table.owners,
+                    name = table.name,
                 );
-                let keys = rows(&self.inner.connections.plain, &sql, K::read).await?;
+                let keys = rows(&self.inner.connections.plain, &sql, |row| table.read_owner(row)).await?;
                 let last = keys.len() < asked;
                 Ok((keys, last))
             }
@@ -234,66 +181,63 @@ impl ClickHouseStore {
     }
 
     /// The latest record of each key up to `until`.
-    async fn latest_of<K: Key, R: Stored>(
+    async fn latest_of(
         &self,
-        keys: &[K],
+        table: &Table,
+        keys: &[Owner],
         until: Timestamp,
-        interval: Option<Interval>,
-        series: &(impl Fn(&K) -> R::Series + Send),
-    ) -> Result<HashMap<K, R>, Cause> {
-        let (mut found, mut left) = (HashMap::new(), keys.to_vec());
+        request: &LatestRequest,
+    ) -> Result<Latest, Cause> {
+        let mut found = Latest { records: request.dataset.new_vec(), of: HashMap::new() };
+        let mut left = keys.to_vec();
         for _ in 0..TRIES {
-            let (met, gone) = self.newest_of(&left, until, interval, series).await?;
-            found.extend(met);
-            if gone.is_empty() {
+            left = self.newest_of(table, &left, until, request, &mut found).await?;
+            if left.is_empty() {
                 return Ok(found);
             }
-            left = gone;
         }
         Err(Cause::Changing)
     }
 
-    /// The latest record of each key, and the keys whose newest time was there and whose row was not: it was deleted
-    /// in between, and an older record is the latest one now.
+    /// Finds the latest record of each key. Returns the keys whose newest time was there and whose row was not: it was
+    /// deleted in between, and an older record is the latest one now.
     ///
     /// First the newest time of each, whatever version of the row it is; then the rows of exactly these times as they
     /// are valid.
-    async fn newest_of<K: Key, R: Stored>(
+    async fn newest_of(
         &self,
-        keys: &[K],
+        table: &Table,
+        keys: &[Owner],
         until: Timestamp,
-        interval: Option<Interval>,
-        series: &(impl Fn(&K) -> R::Series + Send),
-    ) -> Result<(HashMap<K, R>, Vec<K>), Cause> {
-        let table = R::TABLE;
-        let of_interval = interval
-            .map_or_else(String::new, |interval| format!(" AND interval = {}", literal(interval.as_str())));
-        let times = self.newest_times(keys, until, &table, &of_interval).await?;
+        request: &LatestRequest,
+        found: &mut Latest,
+    ) -> Result<Vec<Owner>, Cause> {
+        let of_interval = table.of_interval(request.interval);
+        let times = self.newest_times(table, keys, until, &of_interval).await?;
         if times.is_empty() {
-            return Ok((HashMap::new(), Vec::new()));
+            return Ok(Vec::new());
         }
         let exact: Vec<String> =
-            times.iter().map(|(key, ts)| format!("({}, {})", key.values(), at(*ts))).collect();
+            times.iter().map(|(key, ts)| format!("({}, {})", Table::values(key), at(*ts))).collect();
         // Several records of one time: the last one by its place.
         let sql = format!(
             "SELECT {columns}, {list} FROM {name} FINAL WHERE ({columns}, {time}) IN ({exact}){of_interval} \
              ORDER BY {sorted} LIMIT 1 BY {columns} {FINAL}",
-            columns = K::COLUMNS,
-            list = table.read_list(),
-            name = self.table(table.name),
+            columns = table.owners,
+            list = table.reads,
+            name = table.name,
             time = table.time(),
             exact = exact.join(", "),
-            sorted = ordered(&table, "DESC"),
+            sorted = ordered(table, "DESC"),
         );
-        let found = rows(&self.inner.connections.plain, &sql, |row| {
-            let key = K::read(row)?;
-            let record = R::decode(row, &series(&key))?;
-            Ok((key, record))
+        rows(&self.inner.connections.plain, &sql, |row| {
+            let series = request.series(table.read_owner(row)?);
+            table.read(row, &series, &mut found.records)?;
+            found.of.insert(series.owner, found.records.len() - 1);
+            Ok(())
         })
         .await?;
-        let found: HashMap<K, R> = found.into_iter().collect();
-        let gone = times.into_iter().map(|(key, _)| key).filter(|key| !found.contains_key(key)).collect();
-        Ok((found, gone))
+        Ok(times.into_iter().map(|(key, _)| key).filter(|key| !found.of.contains_key(key)).collect())
     }
 
     /// The newest time of each key that has one.
@@ -301,23 +245,23 @@ impl ClickHouseStore {
     /// Few keys are looked up one by one in the order of the key, which reads little however much there is of each,
     /// and takes some milliseconds a key. Many are looked for all at once in the newest minutes and days, where most
     /// of them are; of what is left the server tells how much there would be to read.
-    async fn newest_times<K: Key>(
+    async fn newest_times(
         &self,
-        keys: &[K],
-        until: Timestamp,
         table: &Table,
+        keys: &[Owner],
+        until: Timestamp,
         of_interval: &str,
-    ) -> Result<Vec<(K, Timestamp)>, Cause> {
+    ) -> Result<Vec<(Owner, Timestamp)>, Cause> {
         let client = &self.inner.connections.plain;
-        let (name, time, last) = (self.table(table.name), table.time(), at(until));
-        let read = |row: &mut Reader<'_>| Ok((K::read(row)?, read_time(row)?));
-        let at_once = |keys: &[K], bound: &str| {
-            let named: Vec<String> = keys.iter().map(Key::tuple).collect();
+        let (name, time, last) = (&table.name, table.time(), at(until));
+        let read = |row: &mut Reader<'_>| Ok((table.read_owner(row)?, read_time(row)?));
+        let at_once = |keys: &[Owner], bound: &str| {
+            let named: Vec<String> = keys.iter().map(|key| table.tuple(key)).collect();
             format!(
                 "SELECT {columns}, max({time}) FROM {name} WHERE {paren} IN ({named}){of_interval} \
                  AND {time} <= {last}{bound} GROUP BY {columns}",
-                columns = K::COLUMNS,
-                paren = paren(K::COLUMNS),
+                columns = table.owners,
+                paren = table.owner_tuple(),
                 named = named.join(", "),
             )
         };
@@ -333,7 +277,7 @@ impl ClickHouseStore {
             }
             let bound = format!(" AND {time} >= {newest} - toIntervalMinute({minutes})");
             let met = rows(client, &at_once(&left, &bound), read).await?;
-            let known: HashSet<&K> = met.iter().map(|(key, _)| key).collect();
+            let known: HashSet<&Owner> = met.iter().map(|(key, _)| key).collect();
             left.retain(|key| !known.contains(key));
             found.extend(met);
         }
@@ -357,8 +301,8 @@ impl ClickHouseStore {
                     format!(
                         "SELECT * FROM (SELECT {columns}, {time} FROM {name} \
                          WHERE {condition}{of_interval} AND {time} <= {last} ORDER BY {time} DESC LIMIT 1)",
-                        columns = K::COLUMNS,
-                        condition = key.condition(),
+                        columns = table.owners,
+                        condition = table.condition(key),
                     )
                 })
                 .collect();
@@ -368,14 +312,9 @@ impl ClickHouseStore {
     }
 }
 
-/// `(exchange, symbol)`, or a single column as it is.
-pub(super) fn paren(columns: &str) -> String {
-    if columns.contains(',') { format!("({columns})") } else { columns.to_owned() }
-}
-
 /// `ts DESC, seq DESC`
 fn ordered(table: &Table, direction: &str) -> String {
-    table.place.iter().map(|c| format!("{} {direction}", c.name)).collect::<Vec<_>>().join(", ")
+    table.place().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
 }
 
 /// What lies behind a cursor.
@@ -389,7 +328,7 @@ fn behind(table: &Table, order: Order, anchor: &Anchor) -> Option<String> {
         // The time beside the tuple, so that the key is used: it reads less than half.
         Anchor::Place(ts, seq) => {
             let ts = at(*ts);
-            Some(format!("{time} {loose} {ts} AND ({time}, seq) {strict} ({ts}, {seq})"))
+            Some(format!("{time} {loose} {ts} AND ({}) {strict} ({ts}, {seq})", table.places))
         }
         Anchor::Time(ts) => Some(format!("{time} {strict} {}", at(*ts))),
         _ => None,

@@ -1,28 +1,55 @@
-//! The schema: made by steps that are safe to run from many processes at once, recorded when they are done.
+//! The schema: made by statements that are safe to run from many processes at once.
+//!
+//! There are no locks and no transactions for them in this database. So each statement does nothing where its work is
+//! done, a record is written when all else is, and the schema is looked at again until nothing is left to do: another
+//! version of the program may have made a table in between.
 
+use std::collections::HashMap;
+use std::fmt;
+
+use qi_core::record::Datasets;
 use qi_core::store::SchemaReport;
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows, run};
 use super::error::Cause;
-use super::table::{TABLES, Table};
+use super::table::{Column, Table, identifier, is_nullable, is_wider, literal};
 use super::wire::Reader;
 
-/// A step: statements that can be repeated.
-struct Step {
-    version: u32,
-    name: &'static str,
-    statements: Vec<String>,
+/// The version of the schema: the step that made the tables of the library's own datasets. Later changes of a dataset
+/// are recorded by its columns.
+const VERSION: u32 = 1;
+
+/// How often the schema is looked at.
+const ROUNDS: usize = 20;
+
+/// A statement that can be repeated, and what it is in the report.
+#[derive(Debug)]
+pub(super) struct Change {
+    what: Option<String>,
+    pub(super) sql: String,
 }
 
-/// The steps, oldest first. They are only ever added to. There are no locks for them in this database, so each
-/// statement does nothing where its work is done.
-fn steps(place: &Place<'_>) -> Vec<Step> {
-    vec![Step {
-        version: 1,
-        name: "tables",
-        statements: TABLES.iter().flat_map(|table| create(place, table)).collect(),
-    }]
+impl Change {
+    fn new(what: impl Into<Option<String>>, sql: String) -> Self {
+        Self { what: what.into(), sql }
+    }
+}
+
+/// A column in the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    table: String,
+    pub(super) name: String,
+    pub(super) ty: String,
+    /// Whether it is part of the key.
+    key: bool,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}{}", self.name, self.ty, if self.key { " in the key" } else { "" })
+    }
 }
 
 /// The statements that make a table; on a cluster a table on every node, and one in front of them that spreads the
@@ -31,10 +58,8 @@ fn steps(place: &Place<'_>) -> Vec<Step> {
 /// Without a version column the order of insertion decides which of two rows of one key stays; with a clock of the
 /// server, a write one second "earlier" would be lost.
 fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
-    let columns: Vec<String> = table
-        .columns()
-        .map(|column| format!("    {} {} {}", column.name, column.ty, column.codec).trim_end().to_owned())
-        .collect();
+    let columns: Vec<String> =
+        table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
     let engine = match place.cluster {
         None => "ReplacingMergeTree".to_owned(),
         Some(_) => {
@@ -42,25 +67,23 @@ fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
                 .to_owned()
         }
     };
-    let local = place.local(table.name);
+    let (local, on) = (&table.local, place.on_cluster());
     let mut statements = vec![format!(
         "CREATE TABLE IF NOT EXISTS {local}{on} (\n{columns}\n)\nENGINE = {engine}\n\
          PARTITION BY {partition}({time})\nORDER BY ({key})",
-        on = place.on_cluster(),
         columns = columns.join(",\n"),
-        partition = table.partition,
+        partition = table.partition(),
         time = table.time(),
-        key = table.key_list(),
+        key = table.keys,
     )];
     if let Some(cluster) = place.cluster {
         // By the first part of the key, so that a series lies on one shard.
-        let owner = if table.series.len() == 1 { "scope" } else { "exchange, symbol" };
         statements.push(format!(
             "CREATE TABLE IF NOT EXISTS {name}{on} AS {local}\n\
              ENGINE = Distributed('{cluster}', `{database}`, {local}, cityHash64({owner}))",
-            name = place.table(table.name),
-            on = place.on_cluster(),
+            name = table.name,
             database = place.database,
+            owner = table.owners,
         ));
     }
     statements
@@ -89,6 +112,21 @@ impl<'a> Place<'a> {
         if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
     }
 
+    /// [`Place::table`] of a dataset in statements.
+    pub(super) fn named(&self, name: &str) -> String {
+        self.quoted(name, "")
+    }
+
+    /// [`Place::local`] of a dataset in statements.
+    pub(super) fn named_local(&self, name: &str) -> String {
+        self.quoted(name, if self.cluster.is_some() { "_local" } else { "" })
+    }
+
+    fn quoted(&self, name: &str, end: &str) -> String {
+        let whole = format!("{}{name}{end}", self.prefix);
+        if identifier(name) == name { whole } else { format!("`{whole}`") }
+    }
+
     /// ` ON CLUSTER 'name'`, or nothing.
     pub(super) fn on_cluster(&self) -> String {
         self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
@@ -102,8 +140,8 @@ impl<'a> Place<'a> {
         )
     }
 
-    /// The table that records the steps: on a cluster one that every node has in full.
-    fn record(&self) -> String {
+    /// A table that records what was done: on a cluster one that every node has in full.
+    fn record(&self, name: &str, columns: &str, key: &str) -> String {
         let engine = match self.cluster {
             None => "ReplacingMergeTree",
             Some(_) => {
@@ -111,76 +149,287 @@ impl<'a> Place<'a> {
             }
         };
         format!(
-            "CREATE TABLE IF NOT EXISTS {}{} (version UInt32, name String, applied_at DateTime64(6, 'UTC')) \
-             ENGINE = {engine} ORDER BY version",
-            self.table(RECORD),
+            "CREATE TABLE IF NOT EXISTS {}{} ({columns}, applied_at DateTime64(6, 'UTC')) \
+             ENGINE = {engine} ORDER BY {key}",
+            self.table(name),
             self.on_cluster(),
         )
     }
 }
 
-/// The code of a server that has no such database.
+/// The codes of a server that has no such database or table.
 const NO_DATABASE: u16 = 81;
+const NO_TABLE: u16 = 60;
 
 /// The table that records the steps.
-const RECORD: &str = "qi_migrations";
+const STEPS: &str = "qi_migrations";
+
+/// The table that records the columns of datasets beside the first step.
+const DATASETS: &str = "qi_datasets";
 
 /// Creates what is missing.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &ClickHouseConfig,
+    tables: &[Table],
 ) -> Result<SchemaReport, Cause> {
-    let (client, place) = (&connections.heavy, Place::of(config));
-    let steps = steps(&place);
-    let version = steps.iter().map(|step| step.version).max().unwrap_or(0);
     let mut applied = Vec::new();
-    let done = match recorded(connections, config).await {
-        Err(cause) if cause.has_code(NO_DATABASE) => {
-            let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
-            // The server refuses a request that names a database which does not exist.
-            run(&connections.server, &create).await?;
-            applied.push(format!("database {}", config.database));
-            recorded(connections, config).await?
+    for _ in 0..ROUNDS {
+        let changes = plan(connections, config, tables).await?;
+        if changes.is_empty() {
+            return Ok(SchemaReport::new(VERSION, applied));
         }
-        other => other?,
-    };
-    if let Some(newer) = done.iter().find(|done| steps.iter().all(|step| step.version != **done)) {
+        for Change { what, sql } in changes {
+            // The server refuses a request that names a database which does not exist.
+            let client =
+                if sql.starts_with("CREATE DATABASE") { &connections.server } else { &connections.heavy };
+            run(client, &sql).await?;
+            applied.extend(what);
+        }
+    }
+    Err(Cause::Changing)
+}
+
+/// What is there.
+#[derive(Default)]
+struct Present {
+    database: bool,
+    steps: Vec<u64>,
+    columns: HashMap<String, Vec<Found>>,
+    /// The datasets and columns that are recorded.
+    recorded: Vec<(String, String)>,
+}
+
+/// What is missing, in the order in which it is to be made.
+pub(super) async fn plan(
+    connections: &Connections,
+    config: &ClickHouseConfig,
+    tables: &[Table],
+) -> Result<Vec<Change>, Cause> {
+    let place = Place::of(config);
+    let (first, others): (Vec<&Table>, Vec<&Table>) =
+        tables.iter().partition(|table| Datasets::standard().position(table.dataset).is_ok());
+    let present = present(connections, config, tables, !others.is_empty()).await?;
+    if let Some(newer) = present.steps.iter().find(|step| **step != u64::from(VERSION)) {
         let rule = format!("the database has step {newer}, which this version of the library does not know");
         return Err(Cause::Schema { rule });
     }
-    for step in steps.iter().filter(|step| !done.contains(&step.version)) {
-        run(client, &place.record()).await?;
-        for statement in &step.statements {
-            run(client, statement).await?;
-        }
-        // Last, so that a step that was interrupted is done again.
-        run(
-            client,
-            &format!(
-                "INSERT INTO {} SELECT {}, '{}', now64(6, 'UTC')",
-                place.table(RECORD),
-                step.version,
-                step.name
-            ),
-        )
-        .await?;
-        applied.push(format!("{} {}", step.version, step.name));
+    let mut changes = Vec::new();
+    if !present.database {
+        let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
+        changes.push(Change::new(format!("database {}", config.database), create));
     }
-    for table in TABLES {
-        applied.extend(retention(connections, config, table).await?);
+    // The step is the one of all four: a program that leaves one out makes its tables without it.
+    let step = present.steps.is_empty() && first.len() == Datasets::standard().len();
+    if step {
+        changes.push(Change::new(None, place.record(STEPS, "version UInt32, name String", "version")));
     }
-    Ok(SchemaReport::new(version, applied))
+    for table in first {
+        changes.extend(missing(&place, table, &present, !step)?);
+    }
+    if step {
+        let sql = format!("INSERT INTO {} SELECT 1, 'tables', now64(6, 'UTC')", place.table(STEPS));
+        changes.push(Change::new("1 tables".to_owned(), sql));
+    }
+    let mut records = Vec::new();
+    for table in others {
+        changes.extend(missing(&place, table, &present, true)?);
+        records.extend(record(&place, table, &present));
+    }
+    if !records.is_empty() {
+        let columns = "dataset String, columns String, checksum UInt64";
+        changes.push(Change::new(None, place.record(DATASETS, columns, "(dataset, columns)")));
+        // Last, so that what was interrupted is done again.
+        changes.extend(records);
+    }
+    for table in tables {
+        changes.extend(retention(connections, config, table, &present).await?);
+    }
+    Ok(changes)
 }
 
-/// The versions of the steps that are recorded.
-async fn recorded(connections: &Connections, config: &ClickHouseConfig) -> Result<Vec<u32>, Cause> {
-    let sql =
-        format!("SELECT toUInt64(version) AS v FROM {}qi_migrations FINAL ORDER BY v", config.table_prefix);
-    match rows(&connections.heavy, &sql, |row: &mut Reader<'_>| Ok(row.u64()?)).await {
-        Ok(versions) => Ok(versions.into_iter().map(|v| u32::try_from(v).unwrap_or(u32::MAX)).collect()),
-        Err(cause) if cause.has_code(60) => Ok(Vec::new()),
-        Err(cause) => Err(cause),
+async fn present(
+    connections: &Connections,
+    config: &ClickHouseConfig,
+    tables: &[Table],
+    others: bool,
+) -> Result<Present, Cause> {
+    let (client, place) = (&connections.heavy, Place::of(config));
+    let sql = format!("SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v", place.table(STEPS));
+    let steps = match rows(client, &sql, |row: &mut Reader<'_>| Ok(row.u64()?)).await {
+        Ok(steps) => steps,
+        Err(cause) if cause.has_code(NO_DATABASE) => return Ok(Present::default()),
+        Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
+        Err(cause) => return Err(cause),
+    };
+    let mut names: Vec<String> = tables.iter().map(|table| place.local(table.dataset.name())).collect();
+    if place.cluster.is_some() {
+        names.extend(tables.iter().map(|table| table.raw.clone()));
     }
+    let mut columns = HashMap::<_, Vec<_>>::new();
+    for found in found(client, config, &names).await? {
+        columns.entry(found.table.clone()).or_default().push(found);
+    }
+    let mut recorded = Vec::new();
+    if others {
+        let sql = format!(
+            "SELECT dataset, columns, toInt8(checksum = sipHash64(dataset, columns)) FROM {} FINAL",
+            place.table(DATASETS)
+        );
+        let read = rows(client, &sql, |row| {
+            let of = (row.text()?.to_owned(), row.text()?.to_owned());
+            if row.i8()? == 1 {
+                return Ok(of);
+            }
+            let rule = format!("the record of the dataset {} in {DATASETS} was changed by hand", of.0);
+            Err(Cause::Schema { rule })
+        });
+        recorded = match read.await {
+            Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
+            read => read?,
+        };
+    }
+    Ok(Present { database: true, steps, columns, recorded })
+}
+
+/// The columns of these tables, in order.
+pub(super) async fn found(
+    client: &clickhouse::Client,
+    config: &ClickHouseConfig,
+    names: &[String],
+) -> Result<Vec<Found>, Cause> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT table, name, type, toInt8(is_in_sorting_key) FROM system.columns \
+         WHERE database = {} AND table IN ({}) ORDER BY table, position",
+        literal(&config.database),
+        names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", "),
+    );
+    rows(client, &sql, |row| {
+        let (table, name, ty) = (row.text()?.to_owned(), row.text()?.to_owned(), row.text()?.to_owned());
+        Ok(Found { table, name, ty, key: row.i8()? != 0 })
+    })
+    .await
+}
+
+/// The statements that make a table what the declaration says.
+fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> Result<Vec<Change>, Cause> {
+    let dataset = table.dataset;
+    let what = |text: String| named.then_some(text);
+    let (local, front) = (place.local(dataset.name()), &table.raw);
+    let on = place.on_cluster();
+    let mut changes = Vec::new();
+    let of = |name: &str| present.columns.get(name).map_or(&[][..], Vec::as_slice);
+    if of(&local).is_empty() || of(front).is_empty() {
+        for (at, sql) in create(place, table).into_iter().enumerate() {
+            changes.push(Change::new(what(format!("table {dataset}")).filter(|_| at == 0), sql));
+        }
+    }
+    let both = [(&local, &table.local, true), (front, &table.name, false)];
+    for (raw, sql, is_local) in both.into_iter().take(if place.cluster.is_some() { 2 } else { 1 }) {
+        let found = of(raw);
+        if found.is_empty() {
+            continue;
+        }
+        table.learn(found);
+        let (wider, added) = compare(table, found, is_local)?;
+        for column in wider {
+            let text = format!("ALTER TABLE {sql}{on} MODIFY COLUMN {} {}", column.sql, column.ty);
+            changes.push(Change::new(
+                what(format!("names of {dataset}.{}", column.name)).filter(|_| is_local),
+                text,
+            ));
+        }
+        for (after, column) in added {
+            // A table without rows of its own compresses nothing.
+            let definition =
+                if is_local { column.definition() } else { format!("{} {}", column.sql, column.ty) };
+            let text =
+                format!("ALTER TABLE {sql}{on} ADD COLUMN IF NOT EXISTS {definition} AFTER {}", after.sql);
+            changes.push(Change::new(
+                what(format!("column {dataset}.{}", column.name)).filter(|_| is_local),
+                text,
+            ));
+        }
+    }
+    Ok(changes)
+}
+
+/// The enumerations that have new names, and the new columns with the ones before them.
+type Differences<'a> = (Vec<&'a Column>, Vec<(&'a Column, &'a Column)>);
+
+/// Compares a table with its declaration.
+fn compare<'a>(table: &'a Table, found: &[Found], is_local: bool) -> Result<Differences<'a>, Cause> {
+    let refuse = |differs: String, advice: &str| {
+        let rule = format!("the dataset {} differs from its table: {differs}; {advice}", table.dataset);
+        Err(Cause::Schema { rule })
+    };
+    let mut wider = Vec::new();
+    for (at, (column, found)) in table.columns.iter().zip(found).enumerate() {
+        let declared = Found {
+            table: found.table.clone(),
+            name: column.name.to_owned(),
+            ty: column.ty.clone(),
+            key: at < table.key() && is_local,
+        };
+        let same_type = declared.ty == found.ty || is_wider(&found.ty, &declared.ty);
+        if declared.name == found.name && declared.key == found.key && same_type {
+            continue;
+        }
+        if declared.name == found.name && declared.key == found.key && is_wider(&declared.ty, &found.ty) {
+            wider.push(column);
+            continue;
+        }
+        let differs = format!("column {} is {found} in the database and {declared} in the program", at + 1);
+        let advice = if declared.name == found.name {
+            "the type, the key and the names of an enumeration stay: declare the column as it is, or a new dataset \
+             under another name"
+        } else {
+            "columns are not renamed, moved or removed: declare it as it is, and new columns as optional ones at the end"
+        };
+        return refuse(differs, advice);
+    }
+    if let Some(extra) = found.get(table.columns.len()..) {
+        // A later version of the program added them.
+        return match extra.iter().find(|extra| extra.key || !is_nullable(&extra.ty)) {
+            None => Ok((wider, Vec::new())),
+            Some(extra) => refuse(
+                format!("the database has the further column {extra}, and the program does not write it"),
+                "only optional columns may be left out: declare the column",
+            ),
+        };
+    }
+    let from = found.len();
+    let added = table.columns.windows(2).skip(from - 1).map(|pair| (&pair[0], &pair[1])).collect::<Vec<_>>();
+    match added.iter().find(|(_, column)| !column.is_nullable()) {
+        None => Ok((wider, added)),
+        Some((_, column)) => refuse(
+            format!("the program has the new column `{}` {}", column.name, column.ty),
+            "rows that are there have no value for it: declare it as optional",
+        ),
+    }
+}
+
+/// The statement that records the columns of a table, unless they are recorded, or the table is of a later version.
+fn record(place: &Place<'_>, table: &Table, present: &Present) -> Option<Change> {
+    let dataset = table.dataset;
+    let columns: Vec<String> =
+        table.columns.iter().map(|column| format!("{} {}", column.name, column.ty)).collect();
+    let columns = format!("{}; key {}", columns.join(", "), table.key());
+    let found = present.columns.get(&place.local(dataset.name())).map_or(&[][..], Vec::as_slice);
+    let later = found.len() > table.columns.len()
+        || table.columns.iter().zip(found).any(|(column, found)| is_wider(&found.ty, &column.ty));
+    let known = present.recorded.iter().any(|(name, known)| name == dataset.name() && *known == columns);
+    (!later && !known).then(|| {
+        let (name, columns) = (literal(dataset.name()), literal(&columns));
+        let table = place.table(DATASETS);
+        let sql = format!(
+            "INSERT INTO {table} SELECT {name}, {columns}, sipHash64({name}, {columns}), now64(6, 'UTC')"
+        );
+        Change::new(format!("record of {dataset}"), sql)
+    })
 }
 
 /// When a row expires, as the server writes it. A TTL is a `DateTime`, which ends in 2106 and begins again in 1970: a
@@ -194,34 +443,37 @@ fn expiry(table: &Table, hours: u32) -> String {
     )
 }
 
-/// Gives a table the configured age. One that was set by hand stays where the configuration says nothing.
+/// The statement that gives a table the configured age. One that was set by hand stays where the configuration says
+/// nothing.
 async fn retention(
     connections: &Connections,
     config: &ClickHouseConfig,
     table: &Table,
-) -> Result<Option<String>, Cause> {
-    let Some(hours) = config.retention.hours(table.dataset) else { return Ok(None) };
+    present: &Present,
+) -> Result<Option<Change>, Cause> {
+    let dataset = table.dataset;
+    let Some(hours) = config.retention.get(dataset.name()) else { return Ok(None) };
     let place = Place::of(config);
-    let name = place.local(table.name);
-    let ttl = expiry(table, hours);
-    let sql = format!(
-        "SELECT toInt8(position(create_table_query, 'TTL {ttl}') > 0) FROM system.tables \
-         WHERE database = '{}' AND name = '{name}'",
-        config.database
-    );
-    if rows(&connections.heavy, &sql, |row| Ok(row.i8()?)).await? == [1] {
-        return Ok(None);
+    let (name, ttl) = (place.local(dataset.name()), expiry(table, hours));
+    if present.columns.contains_key(&name) {
+        let sql = format!(
+            "SELECT toInt8(position(create_table_query, {}) > 0) FROM system.tables WHERE database = {} AND name = {}",
+            literal(&format!("TTL {ttl}")),
+            literal(&config.database),
+            literal(&name),
+        );
+        if rows(&connections.heavy, &sql, |row| Ok(row.i8()?)).await? == [1] {
+            return Ok(None);
+        }
     }
-    run(&connections.heavy, &format!("ALTER TABLE {name}{} MODIFY TTL {ttl}", place.on_cluster())).await?;
-    Ok(Some(format!("retention of {} after {hours} h", table.name)))
+    let sql = format!("ALTER TABLE {}{} MODIFY TTL {ttl}", table.local, place.on_cluster());
+    Ok(Some(Change::new(format!("retention of {dataset} after {hours} h"), sql)))
 }
 
 #[cfg(test)]
 mod tests {
-    use qi_core::PriceTick;
-    use qi_core::store::Dataset;
+    use qi_core::{MarketSnapshot, PriceTick, Record as _};
 
-    use super::super::table::Stored as _;
     use super::*;
 
     fn lines(statements: &[String]) -> Vec<&str> {
@@ -232,7 +484,7 @@ mod tests {
     fn the_table_of_one_server() {
         let place = Place { database: "qi", prefix: "x_", cluster: None };
         assert_eq!(
-            lines(&create(&place, &PriceTick::TABLE)),
+            lines(&create(&place, &Table::new(PriceTick::DATASET, &place))),
             [
                 "CREATE TABLE IF NOT EXISTS x_ticks (",
                 "    exchange LowCardinality(String),",
@@ -255,7 +507,7 @@ mod tests {
     #[test]
     fn the_tables_of_a_cluster() {
         let place = Place { database: "qi", prefix: "", cluster: Some("main") };
-        let statements = create(&place, &PriceTick::TABLE);
+        let statements = create(&place, &Table::new(PriceTick::DATASET, &place));
         let all = lines(&statements);
         assert_eq!(all[0], "CREATE TABLE IF NOT EXISTS ticks_local ON CLUSTER 'main' (");
         assert!(all.contains(
@@ -268,9 +520,13 @@ mod tests {
                 "ENGINE = Distributed('main', `qi`, ticks_local, cityHash64(exchange, symbol))",
             ]
         );
-        let snapshots = create(&place, super::super::table::table_of(Dataset::Snapshots));
+        let snapshots = create(&place, &Table::new(MarketSnapshot::DATASET, &place));
         assert!(snapshots[1].ends_with("snapshots_local, cityHash64(scope))"), "{}", snapshots[1]);
-        assert!(place.record().contains("'/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}'"));
+        assert!(
+            place
+                .record(STEPS, "a", "b")
+                .contains("'/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}'")
+        );
         assert_eq!(place.parts(), "clusterAllReplicas('main', system.parts)");
     }
 }

@@ -3,17 +3,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use qi_core::record::{Dataset, Owner, Record as _, Records, SeriesType};
 use qi_core::store::{
-    BarQuery, Dataset, DeleteQuery, Derived, InsertReport, InstrumentQuery, InstrumentSummary,
-    LatestBarsQuery, LatestQuery, Page, Paged, PriceStore, RangeQuery, RangeStats, Retention, SchemaReport,
-    SnapshotQuery, StatsQuery, StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
+    RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StoreStatus,
 };
-use qi_core::{Instrument, MarketSnapshot, Ohlcv, Operation, PriceTick, Quote, Result, Scope, Timestamp};
+use qi_core::{Error, Ohlcv, Operation, PriceTick, Result, Selection, Timestamp};
 
+use super::BACKEND;
 use super::config::ClickHouseConfig;
 use super::connect::{self, Connections};
 use super::error::{self, Cause};
-use super::{BACKEND, schema, table};
+use super::schema::{self, Place};
+use super::table::{self, Table};
 
 /// A price store on ClickHouse. Cloning it shares the client.
 ///
@@ -40,6 +43,8 @@ pub struct ClickHouseStore {
 pub(super) struct Inner {
     pub(super) config: ClickHouseConfig,
     pub(super) connections: Connections,
+    /// In the order of the registered datasets.
+    pub(super) tables: Vec<Table>,
 }
 
 impl ClickHouseStore {
@@ -50,7 +55,8 @@ impl ClickHouseStore {
     pub fn open(config: ClickHouseConfig) -> Result<Self> {
         config.validate()?;
         let connections = Connections::open(&config)?;
-        Ok(Self { inner: Arc::new(Inner { config, connections }) })
+        let tables = config.datasets.iter().map(|dataset| Table::new(dataset, &Place::of(&config))).collect();
+        Ok(Self { inner: Arc::new(Inner { config, connections, tables }) })
     }
 
     /// The client, for SQL of your own. It names the configured database, and has the limits of reads.
@@ -66,9 +72,9 @@ impl ClickHouseStore {
         let sql = format!(
             "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
             table::literal(&self.inner.config.database),
-            table::literal(&self.table(table::table_of(dataset).name)),
+            table::literal(&self.table_of(dataset, Operation::Series)?.raw),
         );
-        self.turn(Operation::Instruments, async {
+        self.turn(Operation::Series, async {
             connect::rows(&self.inner.connections.plain, &sql, |row| {
                 Ok((row.text()?.to_owned(), row.text()?.to_owned()))
             })
@@ -80,7 +86,8 @@ impl ClickHouseStore {
 
     /// The columns that this code writes and reads, in order, with their types: what [`Self::columns`] must give.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
-        table::table_of(dataset).columns().map(|c| (c.name.to_owned(), c.ty.to_owned())).collect()
+        let table = Table::new(dataset, &Place { database: "", prefix: "", cluster: None });
+        table.columns.into_iter().map(|column| (column.name.to_owned(), column.ty)).collect()
     }
 
     /// The server's error codes that this adapter tells apart, with the names that it knows them by: what the
@@ -89,17 +96,23 @@ impl ClickHouseStore {
         error::CODES.iter().map(|(code, name, ..)| (*code, *name))
     }
 
-    /// The name of a table with the configured prefix.
-    pub(super) fn table(&self, name: &str) -> String {
-        schema::Place::of(&self.inner.config).table(name)
+    /// The table of ticks, out of which bars and figures are computed.
+    pub(super) fn ticks(&self) -> String {
+        Place::of(&self.inner.config).named(PriceTick::DATASET.name())
+    }
+
+    /// The table of a registered dataset.
+    pub(super) fn table_of(&self, dataset: Dataset, operation: Operation) -> Result<&Table> {
+        let at = self.inner.config.datasets.position(dataset).map_err(|e| Cause::Core(e).at(operation))?;
+        Ok(&self.inner.tables[at])
     }
 
     pub(super) fn info_now(&self) -> StoreInfo {
         let mut info = StoreInfo::new(BACKEND);
         info.version = self.inner.connections.version();
         info.max_batch = self.inner.config.max_batch;
-        let ages = Dataset::ALL.into_iter().filter_map(|dataset| {
-            let hours = self.inner.config.retention.hours(dataset)?;
+        let ages = self.inner.config.datasets.iter().filter_map(|dataset| {
+            let hours = self.inner.config.retention.get(dataset.name())?;
             Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
         });
         info.retention = ages.collect();
@@ -125,9 +138,17 @@ impl ClickHouseStore {
     }
 }
 
-/// Refuses a foreign cursor before any I/O.
-fn checked<T>(query: &impl Paged<T>, operation: Operation) -> Result<()> {
-    query.anchor().map(drop).map_err(|error| Cause::Core(error).at(operation))
+/// Refuses what cannot be asked, before any I/O.
+fn checked(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> Result<()> {
+    check().map_err(|cause| cause.at(operation))
+}
+
+/// Refuses owners that a dataset does not have.
+fn check_selection(table: &Table, selection: &Selection<Owner>) -> Result<(), Cause> {
+    match selection {
+        Selection::All => Ok(()),
+        Selection::These(owners) => owners.iter().try_for_each(|owner| table.check(owner)),
+    }
 }
 
 impl fmt::Debug for ClickHouseStore {
@@ -158,7 +179,20 @@ impl PriceStore for ClickHouseStore {
     }
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
-        self.turn(Operation::EnsureSchema, schema::ensure(&self.inner.connections, &self.inner.config)).await
+        self.turn(Operation::EnsureSchema, async {
+            let Inner { config, connections, tables } = &*self.inner;
+            schema::ensure(connections, config, tables).await
+        })
+        .await
+    }
+
+    async fn plan_schema(&self) -> Result<Vec<String>> {
+        self.turn(Operation::PlanSchema, async {
+            let Inner { config, connections, tables } = &*self.inner;
+            let changes = schema::plan(connections, config, tables).await?;
+            Ok(changes.into_iter().map(|change| change.sql).collect())
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<StoreStatus> {
@@ -177,76 +211,62 @@ impl PriceStore for ClickHouseStore {
         Ok(status)
     }
 
-    async fn insert_ticks(&self, batch: &[PriceTick]) -> Result<InsertReport> {
-        self.insert(Operation::InsertTicks, batch).await
-    }
-    async fn insert_quotes(&self, batch: &[Quote]) -> Result<InsertReport> {
-        self.insert(Operation::InsertQuotes, batch).await
-    }
-    async fn insert_bars(&self, batch: &[Ohlcv]) -> Result<InsertReport> {
-        self.insert(Operation::InsertBars, batch).await
-    }
-    async fn insert_snapshots(&self, batch: &[MarketSnapshot]) -> Result<InsertReport> {
-        self.insert(Operation::InsertSnapshots, batch).await
+    async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
+        self.insert_records(batch).await
     }
 
-    async fn ticks(&self, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        checked::<PriceTick>(query, Operation::Ticks)?;
-        self.turn(Operation::Ticks, self.page(&query.instrument, query.range, query.order, query)).await
-    }
-    async fn quotes(&self, query: &RangeQuery) -> Result<Page<Quote>> {
-        checked::<Quote>(query, Operation::Quotes)?;
-        self.turn(Operation::Quotes, self.page(&query.instrument, query.range, query.order, query)).await
-    }
-    async fn bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        checked::<Ohlcv>(query, Operation::Bars)?;
-        let series = (query.instrument.clone(), query.interval);
-        self.turn(Operation::Bars, self.page(&series, query.range, query.order, query)).await
-    }
-    async fn snapshots(&self, query: &SnapshotQuery) -> Result<Page<MarketSnapshot>> {
-        checked::<MarketSnapshot>(query, Operation::Snapshots)?;
-        self.turn(Operation::Snapshots, self.page(&query.scope, query.range, query.order, query)).await
+    async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
+        let table = self.table_of(request.dataset, Operation::Range)?;
+        checked(Operation::Range, || {
+            table.check_series(&request.series)?;
+            Ok(request.anchor().map(drop)?)
+        })?;
+        self.turn(Operation::Range, self.page(table, request)).await
     }
 
-    async fn latest_ticks(&self, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        checked::<PriceTick>(query, Operation::LatestTicks)?;
-        let work = self.latest_page(&query.selection, query.as_of, None, Instrument::clone, query);
-        self.turn(Operation::LatestTicks, work).await
-    }
-    async fn latest_quotes(&self, query: &LatestQuery) -> Result<Page<Quote>> {
-        checked::<Quote>(query, Operation::LatestQuotes)?;
-        let work = self.latest_page(&query.selection, query.as_of, None, Instrument::clone, query);
-        self.turn(Operation::LatestQuotes, work).await
-    }
-    async fn latest_bars(&self, query: &LatestBarsQuery) -> Result<Page<Ohlcv>> {
-        checked::<Ohlcv>(query, Operation::LatestBars)?;
-        let series = |instrument: &Instrument| (instrument.clone(), query.interval);
-        let work = self.latest_page(&query.selection, query.as_of, Some(query.interval), series, query);
-        self.turn(Operation::LatestBars, work).await
-    }
-    async fn latest_snapshots(&self, query: &LatestQuery<Scope>) -> Result<Page<MarketSnapshot>> {
-        checked::<MarketSnapshot>(query, Operation::LatestSnapshots)?;
-        let work = self.latest_page(&query.selection, query.as_of, None, Scope::clone, query);
-        self.turn(Operation::LatestSnapshots, work).await
+    async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
+        let table = self.table_of(request.dataset, Operation::Latest)?;
+        checked(Operation::Latest, || {
+            request.check()?;
+            check_selection(table, &request.selection)
+        })?;
+        self.turn(Operation::Latest, self.latest_page(table, request)).await
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        checked::<Ohlcv>(&Derived(query), Operation::DerivedBars)?;
+        self.table_of(PriceTick::DATASET, Operation::DerivedBars)?;
+        checked(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
         self.turn(Operation::DerivedBars, self.derived_page(query)).await
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
+        self.table_of(PriceTick::DATASET, Operation::Stats)?;
         self.turn(Operation::Stats, self.stats_of(query)).await
     }
 
-    async fn instruments(&self, query: &InstrumentQuery) -> Result<Page<InstrumentSummary>> {
-        checked::<InstrumentSummary>(query, Operation::Instruments)?;
-        self.turn(Operation::Instruments, self.instrument_page(query)).await
+    async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        let table = self.table_of(request.dataset, Operation::Series)?;
+        checked(Operation::Series, || {
+            if let Some(exchange) = &request.exchange
+                && table.dataset.series() != SeriesType::Instrument
+            {
+                let rule = "must not be given for a dataset of names";
+                return Err(Error::invalid("store.query.exchange", "exchange", exchange, rule).into());
+            }
+            Ok(request.anchor().map(drop)?)
+        })?;
+        self.turn(Operation::Series, self.series_page(table, request)).await
     }
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
-        self.turn(Operation::DeleteRange, self.delete(query)).await
+        let table = self.table_of(query.dataset, Operation::DeleteRange)?;
+        checked(Operation::DeleteRange, || {
+            query.check()?;
+            check_selection(table, &query.selection)
+        })?;
+        self.turn(Operation::DeleteRange, self.delete(table, query)).await
     }
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
-        self.turn(Operation::PurgeBefore, self.purge(dataset, cutoff)).await
+        let table = self.table_of(dataset, Operation::PurgeBefore)?;
+        self.turn(Operation::PurgeBefore, self.purge(table, cutoff)).await
     }
 
     async fn close(&self) -> Result<()> {

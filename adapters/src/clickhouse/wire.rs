@@ -1,23 +1,27 @@
 //! `RowBinary`, the form of rows that goes over the wire in both directions. Source: `RowBinary` in
 //! ClickHouse's documentation of formats. Decimals and times are the integers of the domain itself, little-endian.
 
-use qi_core::{Decimal, Timestamp};
+use std::borrow::Cow;
+
+use qi_core::record::{FieldReader, FieldWriter, Level};
+use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result as CoreResult, Timestamp};
 
 /// A response that does not contain rows of the requested columns.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed response: {0}")]
 pub(super) struct Malformed(pub(super) String);
 
+impl From<Malformed> for Error {
+    fn from(source: Malformed) -> Self {
+        Self::new(ErrorKind::CorruptData, "store.clickhouse.value", "read").with_source(source)
+    }
+}
+
 /// Rows under way to the server.
 #[derive(Debug, Default)]
 pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    pub(super) fn text(&mut self, text: &str) {
-        self.length(text.len());
-        self.0.extend_from_slice(text.as_bytes());
-    }
-
     /// Seven bits at a time, the least first; the highest bit says that more follow.
     pub(super) fn length(&mut self, mut length: usize) {
         while length >= 0x80 {
@@ -26,29 +30,44 @@ impl Writer {
         }
         self.0.push(length.to_le_bytes()[0]);
     }
+}
 
-    pub(super) fn time(&mut self, time: Timestamp) {
-        self.0.extend_from_slice(&time.as_micros().to_le_bytes());
+impl FieldWriter for Writer {
+    /// The byte of a Nullable column that says NULL.
+    fn presence(&mut self, present: bool) {
+        self.0.push(u8::from(!present));
     }
-
-    pub(super) fn u64(&mut self, value: u64) {
+    fn decimal(&mut self, value: Decimal) {
+        self.0.extend_from_slice(&value.units().to_le_bytes());
+    }
+    fn counter(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
-
-    pub(super) fn decimal(&mut self, value: impl Into<Decimal>) {
-        self.0.extend_from_slice(&value.into().units().to_le_bytes());
+    fn integer(&mut self, value: i64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
     }
-
-    /// A value of a Nullable column.
-    pub(super) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
-        self.0.push(u8::from(value.is_none()));
-        if let Some(value) = value {
-            write(self, value);
+    fn boolean(&mut self, value: bool) {
+        self.0.push(u8::from(value));
+    }
+    fn text(&mut self, text: &str) {
+        self.length(text.len());
+        self.0.extend_from_slice(text.as_bytes());
+    }
+    fn code(&mut self, value: u8) {
+        self.0.push(value);
+    }
+    fn time(&mut self, value: Timestamp) {
+        self.integer(value.as_micros());
+    }
+    fn interval(&mut self, value: Interval) {
+        self.text(value.as_str());
+    }
+    fn levels(&mut self, levels: &[Level]) {
+        self.length(levels.len());
+        for level in levels {
+            self.decimal(level.price.get());
+            self.decimal(level.quantity.get());
         }
-    }
-
-    pub(super) fn i8(&mut self, value: i8) {
-        self.0.extend_from_slice(&value.to_le_bytes());
     }
 }
 
@@ -74,19 +93,23 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
-    pub(super) fn text(&mut self) -> Result<&'a str, Malformed> {
+    fn length(&mut self) -> Result<usize, Malformed> {
         let (mut length, mut shift) = (0_usize, 0);
         loop {
             let [byte] = self.take()?;
             length |= usize::from(byte & 0x7F) << shift;
             if byte < 0x80 {
-                break;
+                return Ok(length);
             }
             shift += 7;
             if shift > 28 {
-                return Err(Malformed("a text is too long".into()));
+                return Err(Malformed("a length is too large".into()));
             }
         }
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a str, Malformed> {
+        let length = self.length()?;
         let (text, rest) = self
             .0
             .split_at_checked(length)
@@ -119,17 +142,54 @@ impl<'a> Reader<'a> {
     pub(super) fn wide(&mut self) -> Result<[u8; 32], Malformed> {
         self.take()
     }
+}
 
-    /// A value of a Nullable column.
-    pub(super) fn option<T, E: From<Malformed>>(
-        &mut self,
-        read: impl FnOnce(&mut Self) -> Result<T, E>,
-    ) -> Result<Option<T>, E> {
+impl FieldReader for Reader<'_> {
+    fn presence(&mut self) -> CoreResult<bool> {
         match self.take()? {
-            [0] => read(self).map(Some),
-            [1] => Ok(None),
+            [0] => Ok(true),
+            [1] => Ok(false),
             [other] => Err(Malformed(format!("{other} says neither NULL nor a value")).into()),
         }
+    }
+    fn decimal(&mut self) -> CoreResult<Decimal> {
+        Decimal::from_units(self.i128()?)
+    }
+    fn counter(&mut self) -> CoreResult<u64> {
+        Ok(self.u64()?)
+    }
+    fn integer(&mut self) -> CoreResult<i64> {
+        Ok(self.i64()?)
+    }
+    fn boolean(&mut self) -> CoreResult<bool> {
+        match self.take()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [other] => Err(Malformed(format!("{other} is neither true nor false")).into()),
+        }
+    }
+    fn text(&mut self) -> CoreResult<Cow<'_, str>> {
+        Ok(Cow::Borrowed(self.text()?))
+    }
+    fn code(&mut self) -> CoreResult<u8> {
+        let [code] = self.take()?;
+        Ok(code)
+    }
+    fn time(&mut self) -> CoreResult<Timestamp> {
+        Timestamp::from_micros(self.i64()?)
+    }
+    fn interval(&mut self) -> CoreResult<Interval> {
+        self.text()?.parse()
+    }
+    fn levels(&mut self) -> CoreResult<Vec<Level>> {
+        let length = self.length()?;
+        // A level has two values of 16 bytes; no more room is made than there are bytes for.
+        let mut levels = Vec::with_capacity(length.min(self.0.len() / 32));
+        for _ in 0..length {
+            let (price, quantity) = (self.decimal()?, self.decimal()?);
+            levels.push(Level { price: Price::new(price)?, quantity: Quantity::new(quantity)? });
+        }
+        Ok(levels)
     }
 }
 
@@ -145,18 +205,31 @@ mod tests {
             out.text(text);
         }
         out.time(Timestamp::MAX_RECORD);
-        out.u64(u64::MAX);
-        out.decimal("-99999999999999999999.999999999999999999".parse::<Decimal>().unwrap());
-        out.option(None::<u64>, Writer::u64);
-        out.option(Some(7), Writer::i8);
+        out.counter(u64::MAX);
+        let least: Decimal = "-99999999999999999999.999999999999999999".parse().unwrap();
+        out.decimal(least);
+        out.presence(false);
+        out.presence(true);
+        out.integer(-7);
+        out.boolean(true);
+        out.code(2);
+        out.interval(Interval::H4);
+        let level = Level { price: "1.5".parse().unwrap(), quantity: "0".parse().unwrap() };
+        out.levels(&[level; 200]);
+        out.levels(&[]);
         let mut read = Reader::new(&out.0);
         assert_eq!((read.text(), read.text()), (Ok(""), Ok("BTC-USDT")));
         assert_eq!(read.text(), Ok(long.as_str()));
-        assert_eq!(read.i64(), Ok(Timestamp::MAX_RECORD.as_micros()));
-        assert_eq!(read.u64(), Ok(u64::MAX));
-        assert_eq!(read.i128(), Ok(1 - 10_i128.pow(38)));
-        assert_eq!(read.option(Reader::u64), Ok(None));
-        assert_eq!(read.option(Reader::i8), Ok(Some(7)));
+        assert_eq!(read.time().unwrap(), Timestamp::MAX_RECORD);
+        assert_eq!(read.counter().unwrap(), u64::MAX);
+        assert_eq!(read.decimal().unwrap(), least);
+        assert_eq!((read.presence().unwrap(), read.presence().unwrap()), (false, true));
+        assert_eq!(read.integer().unwrap(), -7);
+        assert!(read.boolean().unwrap());
+        assert_eq!(read.code().unwrap(), 2);
+        assert_eq!(read.interval().unwrap(), Interval::H4);
+        assert_eq!(read.levels().unwrap(), [level; 200]);
+        assert_eq!(read.levels().unwrap(), []);
         assert!(read.is_empty());
         assert!(read.i8().is_err());
     }
@@ -166,7 +239,9 @@ mod tests {
         assert!(Reader::new(&[0xFF; 9]).text().is_err());
         assert!(Reader::new(&[5, b'a']).text().is_err());
         assert!(Reader::new(&[1, 0xFF]).text().is_err());
-        assert!(Reader::new(&[2]).option(Reader::i8).is_err());
+        assert!(Reader::new(&[2]).presence().is_err());
+        assert!(Reader::new(&[2]).boolean().is_err());
+        assert!(Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0x0F]).levels().is_err());
         assert!(Reader::new(&[0; 15]).i128().is_err());
     }
 }

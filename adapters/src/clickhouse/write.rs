@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use qi_core::Operation;
+use qi_core::record::{FieldWriter as _, Place, Records, SeriesRef};
 use qi_core::store::InsertReport;
 
 use super::error::Cause;
-use super::store::ClickHouseStore;
-use super::table::Stored;
+use super::schema;
+use super::store::{ClickHouseStore, Inner};
+use super::table::Table;
 use super::wire::Writer;
 
 /// What is sent at once, in bytes.
@@ -24,51 +26,55 @@ const TRIES: usize = 3;
 /// The code of a server that does not know a setting.
 const UNKNOWN_SETTING: u16 = 115;
 
-/// A record of the batch, by its place in it, with the key by which rows are stored.
+/// The code of a server that has other types of columns.
+const OTHER_TYPE: u16 = 117;
+
+/// A record of the batch with the key by which rows are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
+    /// The position of its series among those of the batch.
     rank: u32,
-    tail: (i64, i64, u64),
-    /// The place in the batch: the later of two equal keys wins.
+    place: Place,
+    /// The position in the batch: the later of two equal keys wins.
     at: u32,
 }
 
 impl ClickHouseStore {
-    /// The one way in for all four datasets.
-    pub(super) async fn insert<R: Stored>(
-        &self,
-        operation: Operation,
-        batch: &[R],
-    ) -> qi_core::Result<InsertReport> {
+    pub(super) async fn insert_records(&self, batch: &dyn Records) -> qi_core::Result<InsertReport> {
+        let operation = Operation::Insert;
         self.enter(operation)?;
+        let table = self.table_of(batch.dataset(), operation)?;
         self.info_now().check_batch(batch.len()).map_err(|e| Cause::Core(e).at(operation))?;
         if batch.is_empty() {
             return Ok(InsertReport::default());
         }
-        self.turn(operation, async { self.insert_all(batch).await }).await
+        self.turn(operation, async { self.insert_all(table, batch).await }).await
     }
 
-    async fn insert_all<R: Stored>(&self, batch: &[R]) -> Result<InsertReport, Cause> {
-        let entries = entries(batch);
-        let report = InsertReport::new(batch.len(), batch.len() - entries.len());
-        for piece in entries.chunks(self.inner.config.write.piece) {
-            self.send(batch, piece).await?;
+    async fn insert_all(&self, table: &Table, batch: &dyn Records) -> Result<InsertReport, Cause> {
+        let sorted = Sorted::of(batch);
+        let report = InsertReport::new(batch.len(), batch.len() - sorted.entries.len());
+        for piece in sorted.entries.chunks(self.inner.config.write.piece) {
+            self.send(table, &Piece { batch: Some(batch), series: &sorted.series, entries: piece }).await?;
         }
         Ok(report)
     }
 
     /// One request. Dropped before its end it is aborted, and the server forgets what came of it.
-    async fn send<R: Stored>(&self, batch: &[R], piece: &[Entry]) -> Result<(), Cause> {
+    async fn send(&self, table: &Table, piece: &Piece<'_>) -> Result<(), Cause> {
         let connections = &self.inner.connections;
         let mut deduplicates = connections.deduplicates().await?;
         for _ in 0..TRIES {
-            match self.request(batch, piece, deduplicates).await {
-                // A server that refuses a request need not read all of it: it answers and goes away, and of that the
-                // client has only a connection that broke while it was sending.
-                Err(broken) if broken.is_network() => {
-                    return Err(self.refusal::<R>(deduplicates).await.unwrap_or(broken));
-                }
-                Err(cause) if !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
+            let mut result = self.request(table, piece, deduplicates).await;
+            // A server that refuses a request need not read all of it: it answers and goes away, and of that the
+            // client has only a connection that broke while it was sending.
+            let broke = result.as_ref().is_err_and(Cause::is_network);
+            if broke && let Some(refusal) = self.refusal(table, deduplicates).await {
+                result = Err(refusal);
+            }
+            match result {
+                Err(cause) if cause.has_code(OTHER_TYPE) && self.is_wider(table).await => {}
+                Err(cause) if broke || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
                 // The request may have met another version of the server than the one that was asked.
                 result => {
                     if result.is_err() {
@@ -84,37 +90,28 @@ impl ClickHouseStore {
         Err(Cause::Changing)
     }
 
+    /// Returns whether an enumeration has got more names in the database since the last look.
+    async fn is_wider(&self, table: &Table) -> bool {
+        let Inner { connections, config, .. } = &*self.inner;
+        let found = schema::found(&connections.plain, config, std::slice::from_ref(&table.raw)).await;
+        found.is_ok_and(|found| table.learn(&found))
+    }
+
     /// Why the server refuses inserts, if it does: the answer to one without any rows, which is read to its end.
-    async fn refusal<R: Stored>(&self, deduplicates: bool) -> Option<Cause> {
-        let answer = tokio::time::timeout(REFUSAL, self.request::<R>(&[], &[], deduplicates)).await.ok()?;
+    async fn refusal(&self, table: &Table, deduplicates: bool) -> Option<Cause> {
+        let nothing = Piece::default();
+        let answer = tokio::time::timeout(REFUSAL, self.request(table, &nothing, deduplicates)).await.ok()?;
         answer.err().filter(Cause::is_answer)
     }
 
-    async fn request<R: Stored>(
-        &self,
-        batch: &[R],
-        piece: &[Entry],
-        deduplicates: bool,
-    ) -> Result<(), Cause> {
-        let columns: Vec<_> = R::TABLE.columns().collect();
-        let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
-        let sql = format!(
-            "INSERT INTO {} ({}) FORMAT RowBinaryWithNamesAndTypes",
-            self.table(R::TABLE.name),
-            names.join(", ")
-        );
-        let mut insert = self.inner.connections.inserting(deduplicates).insert_formatted_with(sql);
+    async fn request(&self, table: &Table, piece: &Piece<'_>, deduplicates: bool) -> Result<(), Cause> {
+        let mut insert = self.inner.connections.inserting(deduplicates).insert_formatted_with(&table.insert);
         let mut out = Writer(Vec::with_capacity(SEND + 1024));
-        out.length(columns.len());
-        for name in names {
-            out.text(name);
-        }
-        // With the types, so that a table of another schema refuses the rows and does not misread them.
-        for column in columns {
-            out.text(column.ty);
-        }
-        for entry in piece {
-            batch[entry.at as usize].encode(&mut out);
+        table.write_header(&mut out);
+        for entry in piece.entries {
+            let Some(batch) = piece.batch else { break };
+            out.0.extend_from_slice(&piece.series[entry.rank as usize]);
+            write_rest(table, batch, entry.at as usize, entry.place, &mut out);
             if out.0.len() >= SEND {
                 let full = std::mem::replace(&mut out.0, Vec::with_capacity(SEND + 1024));
                 insert.send(Bytes::from(full)).await?;
@@ -125,44 +122,81 @@ impl ClickHouseStore {
     }
 }
 
-/// The records in the order of their keys, each key once: its last record.
-fn entries<R: Stored>(batch: &[R]) -> Vec<Entry> {
-    let mut owners: Vec<&R::Owner> = Vec::new();
-    let mut places: HashMap<&R::Owner, u32> = HashMap::new();
-    let seen: Vec<u32> = batch
-        .iter()
-        .map(|record| {
-            *places.entry(record.owner()).or_insert_with(|| {
-                owners.push(record.owner());
-                // A batch has at most 1,000,000 records.
-                u32::try_from(owners.len() - 1).unwrap_or(u32::MAX)
-            })
-        })
-        .collect();
-    let mut order: Vec<usize> = (0..owners.len()).collect();
-    order.sort_unstable_by_key(|at| owners[*at]);
-    let mut ranks = vec![0_u32; owners.len()];
-    for (rank, at) in order.into_iter().enumerate() {
-        ranks[at] = u32::try_from(rank).unwrap_or(u32::MAX);
+/// Writes the columns behind the series.
+pub(super) fn write_rest(
+    table: &Table,
+    batch: &dyn Records,
+    at: usize,
+    (time, seq): Place,
+    out: &mut Writer,
+) {
+    out.time(time);
+    if table.dataset.seq().is_some() {
+        out.counter(seq);
     }
-    let mut entries: Vec<Entry> = batch
-        .iter()
-        .zip(seen)
-        .enumerate()
-        .map(|(at, (record, place))| Entry {
-            rank: ranks[place as usize],
-            tail: record.tail(),
-            at: u32::try_from(at).unwrap_or(u32::MAX),
-        })
-        .collect();
-    entries.sort_unstable();
-    // `dedup_by` keeps the first of equal ones: hand the later place to it.
-    entries.dedup_by(|later, kept| {
-        let same = (later.rank, later.tail) == (kept.rank, kept.tail);
-        if same {
-            kept.at = later.at;
+    batch.write(at, out);
+}
+
+/// A batch in the order of the keys, each key once: its last record.
+struct Sorted {
+    entries: Vec<Entry>,
+    /// The columns of each series, encoded, by rank.
+    series: Vec<Vec<u8>>,
+}
+
+impl Sorted {
+    fn of(batch: &dyn Records) -> Self {
+        // A batch has at most 1,000,000 records.
+        let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let mut series: Vec<SeriesRef<'_>> = Vec::new();
+        let mut numbers: HashMap<SeriesRef<'_>, u32> = HashMap::new();
+        let mut places = Vec::with_capacity(batch.len());
+        batch.places(&mut places);
+        let seen = |at| {
+            let of_record = batch.series(at);
+            if let Some(known) = numbers.get(&of_record) {
+                return *known;
+            }
+            let new = number(series.len());
+            series.push(of_record.clone());
+            numbers.insert(of_record, new);
+            new
+        };
+        let seen: Vec<u32> = (0..batch.len()).map(seen).collect();
+        let mut order: Vec<usize> = (0..series.len()).collect();
+        order.sort_unstable_by_key(|at| &series[*at]);
+        let mut ranks = vec![0_u32; series.len()];
+        for (rank, at) in order.iter().enumerate() {
+            ranks[*at] = number(rank);
         }
-        same
-    });
-    entries
+        let entry = |(at, (place, seen)): (usize, (Place, u32))| Entry {
+            rank: ranks[seen as usize],
+            place,
+            at: number(at),
+        };
+        let mut entries: Vec<Entry> = places.into_iter().zip(seen).enumerate().map(entry).collect();
+        entries.sort_unstable();
+        // `dedup_by` keeps the first of equal ones: hand the later position to it.
+        entries.dedup_by(|later, kept| {
+            let same = (later.rank, later.place) == (kept.rank, kept.place);
+            if same {
+                kept.at = later.at;
+            }
+            same
+        });
+        let encoded = |at: usize| {
+            let mut out = Writer::default();
+            Table::write_series(&mut out, &series[at].owner, series[at].interval);
+            out.0
+        };
+        Self { entries, series: order.into_iter().map(encoded).collect() }
+    }
+}
+
+/// The records of one request.
+#[derive(Default)]
+struct Piece<'a> {
+    batch: Option<&'a dyn Records>,
+    series: &'a [Vec<u8>],
+    entries: &'a [Entry],
 }

@@ -90,7 +90,9 @@ impl Backends {
                 Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::postgres(&section)?)?))
             }
             #[cfg(feature = "clickhouse")]
-            "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(section.read()?)?)),
+            "clickhouse" => Ok(Arc::new(crate::clickhouse::ClickHouseStore::open(
+                super::sections::clickhouse(&section)?,
+            )?)),
             other => Err(cannot_open("store", other, STORES, &self.store_names())),
         }
     }

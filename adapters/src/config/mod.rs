@@ -28,6 +28,7 @@
 mod backends;
 mod de;
 mod environment;
+mod hours;
 mod layers;
 mod section;
 mod sections;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 
 use qi_core::bus::TopicCatalogue;
 use qi_core::layer::{NoPropagator, Propagator};
+use qi_core::record::Datasets;
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
@@ -49,6 +51,7 @@ pub use crate::timescale::config::{
     DatasetHours, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
+pub use hours::DatasetHours;
 pub use layers::{
     CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };
@@ -76,6 +79,7 @@ pub struct ConfigBuilder {
     /// Variables of ours that are no text.
     broken: Vec<String>,
     backends: Backends,
+    datasets: Datasets,
     propagator: Arc<dyn Propagator>,
 }
 
@@ -86,6 +90,7 @@ impl Default for ConfigBuilder {
             variables: Vec::new(),
             broken: Vec::new(),
             backends: Backends::default(),
+            datasets: Datasets::standard(),
             propagator: Arc::new(NoPropagator),
         }
     }
@@ -215,6 +220,34 @@ impl ConfigBuilder {
         Self { backends, ..self }
     }
 
+    /// Stores these datasets in place of the library's own.
+    ///
+    /// ```
+    /// use qi_adapters::Config;
+    /// use qi_core::record::{Datasets, Record};
+    /// use qi_core::{Instrument, Percent, Timestamp};
+    ///
+    /// #[derive(Debug, Clone, PartialEq, Record)]
+    /// #[record(name = "funding_rates")]
+    /// pub struct FundingRate {
+    ///     #[series]
+    ///     instrument: Instrument,
+    ///     #[time]
+    ///     ts: Timestamp,
+    ///     rate: Percent,
+    /// }
+    ///
+    /// let config = Config::builder()
+    ///     .datasets(Datasets::standard().with::<FundingRate>()?)
+    ///     .toml("[store.clickhouse.retention]\nfunding_rates_hours = 48")
+    ///     .build()?;
+    /// # Ok::<(), qi_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn datasets(self, datasets: Datasets) -> Self {
+        Self { datasets, ..self }
+    }
+
     /// Carries traces over the bus by this, where `[bus.tracing]` is on. Which one is for the program to say, as it
     /// picks the subscriber that collects the spans.
     #[must_use]
@@ -227,7 +260,7 @@ impl ConfigBuilder {
     /// # Errors
     /// `Config` for what cannot be read, an unknown key or a value that does not fit.
     pub fn build(self) -> Result<Config> {
-        let Self { root, variables, broken, backends, propagator } = self;
+        let Self { root, variables, broken, backends, datasets, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
         environment::overlay(&mut root, variables, &broken)?;
         let mut root = root.into_table("")?;
@@ -237,8 +270,8 @@ impl ConfigBuilder {
             return Err(tree::unknown_key("", &key, node.origin(), ["store", "bus"].into_iter()));
         }
         let config = Config {
-            store: Port::read("store", store, &backends.store_names())?,
-            bus: Port::read("bus", bus, &backends.bus_names())?,
+            store: Port::read("store", store, &backends.store_names(), &datasets)?,
+            bus: Port::read("bus", bus, &backends.bus_names(), &datasets)?,
             backends,
             propagator,
         };

@@ -1,6 +1,7 @@
 //! The section of one backend.
 
 use qi_core::Result;
+use qi_core::record::Datasets;
 use serde::de::DeserializeOwned;
 
 use super::de;
@@ -11,15 +12,16 @@ use super::tree::{Node, Value};
 pub struct Section {
     path: String,
     node: Node,
+    datasets: Datasets,
 }
 
 impl Section {
-    pub(super) fn new(path: String, node: Node) -> Self {
-        Self { path, node }
+    pub(super) fn new(path: String, node: Node, datasets: &Datasets) -> Self {
+        Self { path, node, datasets: datasets.clone() }
     }
 
-    pub(super) fn empty(path: String) -> Self {
-        Self { path, node: Node::empty("defaults") }
+    pub(super) fn empty(path: String, datasets: &Datasets) -> Self {
+        Self::new(path, Node::empty("defaults"), datasets)
     }
 
     /// Reads the section into a struct of one's own. A key that the struct does not have is an error that names
@@ -29,6 +31,11 @@ impl Section {
     /// `Config` with the key and where it came from.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         de::read(&self.node, &self.path)
+    }
+
+    /// Returns the datasets of the program, which a store keeps.
+    pub fn datasets(&self) -> &Datasets {
+        &self.datasets
     }
 
     /// Returns whether the section has this key.

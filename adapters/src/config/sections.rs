@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
 use qi_core::layer::LayerStack;
+use qi_core::record::Datasets;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,7 @@ pub(super) struct Port<K> {
     pub(super) name: &'static str,
     pub(super) backend: String,
     pub(super) sections: BTreeMap<String, Section>,
+    datasets: Datasets,
     layers: LayerSections,
     pub(super) known: K,
 }
@@ -37,7 +39,12 @@ pub(super) trait OwnKeys: DeserializeOwned + Default {
 }
 
 impl<K: OwnKeys> Port<K> {
-    pub(super) fn read(name: &'static str, node: Node, backends: &[String]) -> Result<Self> {
+    pub(super) fn read(
+        name: &'static str,
+        node: Node,
+        backends: &[String],
+        datasets: &Datasets,
+    ) -> Result<Self> {
         let origin = node.origin().to_owned();
         let mut table = node.into_table(name)?;
         let mut own = Node::empty(&origin);
@@ -55,7 +62,7 @@ impl<K: OwnKeys> Port<K> {
                     }
                 }
                 other if backends.iter().any(|b| b == other) => {
-                    let section = Section::new(path, node);
+                    let section = Section::new(path, node, datasets);
                     K::check(other, &section)?;
                     sections.insert(key, section);
                 }
@@ -68,12 +75,13 @@ impl<K: OwnKeys> Port<K> {
             }
         }
         let known = de::read(&own, name)?;
-        Ok(Self { name, backend, sections, layers, known })
+        Ok(Self { name, backend, sections, datasets: datasets.clone(), layers, known })
     }
 
     /// The section of a backend; an absent one is empty.
     pub(super) fn section(&self, backend: &str) -> Section {
-        self.sections.get(backend).cloned().unwrap_or_else(|| Section::empty(join(self.name, backend)))
+        let empty = || Section::empty(join(self.name, backend), &self.datasets);
+        self.sections.get(backend).cloned().unwrap_or_else(empty)
     }
 
     pub(super) fn layers(&self) -> Result<LayerStack> {
@@ -101,11 +109,19 @@ impl OwnKeys for StoreSection {
             "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
             "timescale" => section.read::<TimescaleConfig>().map(drop)?,
             "postgres" => postgres(section).map(drop)?,
-            "clickhouse" => section.read::<ClickHouseConfig>().map(drop)?,
+            "clickhouse" => clickhouse(section)?.check_datasets()?,
             _ => return Ok(false),
         }
         Ok(true)
     }
+}
+
+/// Reads `[store.clickhouse]`.
+///
+/// # Errors
+/// `Config` for an unknown key or an invalid value.
+pub(super) fn clickhouse(section: &Section) -> Result<ClickHouseConfig> {
+    Ok(section.read::<ClickHouseConfig>()?.with_datasets(section.datasets().clone()))
 }
 
 /// Reads `[store.postgres]`: the keys of `[store.timescale]` without those that need the extension.
