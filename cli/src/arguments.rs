@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use qi_cli::dlq::Selection;
 use qi_cli::output::Format;
+use qi_core::Datasets;
 use qi_core::bus::{DeadLetters, GroupId, TopicName};
-use qi_core::record::{Dataset, Datasets};
+use qi_core::record::Dataset;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, TimeRange, Timestamp};
 
 /// Looks after the backends of qi: checks, migrates, shows, copies, replays, redrives.

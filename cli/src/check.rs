@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use qi_core::Datasets;
 use qi_core::bus::{GroupInfo, GroupQuery, GroupState, TopicCatalogue};
-use qi_core::record::Datasets;
 use qi_core::store::{DeleteQuery, SeriesRequest};
 use qi_core::{
     Clock as _, Error, Instrument, MessageBus, PriceStore, PriceStoreExt, PriceTick, Result, Selection,

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use qi_core::Datasets;
 use qi_core::bus::{
     Batch, MessageBus, Notice, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
     decode_record, header,
 };
-use qi_core::record::{Dataset, Datasets, RecordVec};
+use qi_core::record::{Dataset, RecordVec};
 use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Record as _, Result, TimeRange, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use qi_core::record::Datasets;
+use qi_core::Datasets;
 use qi_core::store::SchemaReport;
 
 use super::config::ClickHouseConfig;

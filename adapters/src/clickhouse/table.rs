@@ -3,9 +3,10 @@
 
 use std::sync::{PoisonError, RwLock};
 
+use qi_core::Datasets;
 use qi_core::record::{
-    Column as Value, ColumnType, Dataset, Datasets, FieldReader as _, FieldWriter as _, Owner, OwnerRef,
-    RecordVec, SeriesKey, SeriesType,
+    Column as Value, ColumnType, Dataset, FieldReader as _, FieldWriter as _, Owner, OwnerRef, RecordVec,
+    SeriesKey, SeriesType,
 };
 use qi_core::{Error, Instrument, Interval, Price, Timestamp};
 

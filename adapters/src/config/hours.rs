@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use qi_core::Datasets;
 use qi_core::Result;
-use qi_core::record::Datasets;
 use serde::Deserialize;
 
 use crate::rules::Rules;

@@ -37,9 +37,9 @@ mod tree;
 use std::path::Path;
 use std::sync::Arc;
 
+use qi_core::Datasets;
 use qi_core::bus::TopicCatalogue;
 use qi_core::layer::{NoPropagator, Propagator};
-use qi_core::record::Datasets;
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
@@ -224,7 +224,8 @@ impl ConfigBuilder {
     ///
     /// ```
     /// use qi_adapters::Config;
-    /// use qi_core::record::{Datasets, Record};
+    /// use qi_core::Datasets;
+    /// use qi_core::record::Record;
     /// use qi_core::{Instrument, Percent, Timestamp};
     ///
     /// #[derive(Debug, Clone, PartialEq, Record)]

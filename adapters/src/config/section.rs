@@ -1,7 +1,7 @@
 //! The section of one backend.
 
+use qi_core::Datasets;
 use qi_core::Result;
-use qi_core::record::Datasets;
 use serde::de::DeserializeOwned;
 
 use super::de;

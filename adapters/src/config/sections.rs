@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use qi_core::Datasets;
 use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
 use qi_core::layer::LayerStack;
-use qi_core::record::Datasets;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

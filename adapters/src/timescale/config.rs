@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use qi_core::Datasets;
 use qi_core::Result;
 #[cfg(feature = "timescale")]
 use qi_core::record::Dataset;
-use qi_core::record::Datasets;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;

@@ -499,7 +499,7 @@ pub(super) fn edition(facts: &ServerInfo) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use qi_core::record::Datasets;
+    use qi_core::Datasets;
 
     use super::*;
 

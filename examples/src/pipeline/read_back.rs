@@ -74,7 +74,7 @@ async fn of_bars(
         let same =
             |a: &Ohlcv, b: &Ohlcv| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
         if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| same(bar, first)) {
-            for coarse in qi_core::domain::coarsen(&group, job.interval)? {
+            for coarse in qi_core::datasets::coarsen(&group, job.interval)? {
                 row.bars += 1;
                 write(export, &coarse)?;
             }

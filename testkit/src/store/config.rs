@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use qi_core::record::{Dataset, Datasets};
+use qi_core::Datasets;
+use qi_core::record::Dataset;
 use qi_core::store::{Retention, StoreInfo};
 use qi_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Bars: derived from ticks at every call, and stored ones beside them.
 
 use futures::TryStreamExt;
-use qi_core::domain::coarsen;
+use qi_core::datasets::coarsen;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
 use qi_core::{
     BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Record, Result, TimeRange, Timestamp,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use qi_core::record::Datasets;
+use qi_core::Datasets;
 use qi_core::store::PriceStore;
 use qi_core::{Error, ErrorKind, Result};
 

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use qi_core::record::Datasets;
+use qi_core::Datasets;
 use qi_core::store::PriceStore;
 use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 

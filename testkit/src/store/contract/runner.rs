@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use qi_core::record::Datasets;
+use qi_core::Datasets;
 use qi_core::store::PriceStore;
 
 use super::{CHECK_LIMIT, Case, Checks, Failure, Outcome, Sample, StoreCheck, StoreFactory};

@@ -1,9 +1,8 @@
 //! Schema: created when asked, by many at once, never assumed.
 
 use futures::future::join_all;
-use qi_core::record::{
-    Column, ColumnType, Dataset, Datasets, Description, Owner, Row, SeriesKey, SeriesType, Value,
-};
+use qi_core::Datasets;
+use qi_core::record::{Column, ColumnType, Dataset, Description, Owner, Row, SeriesKey, SeriesType, Value};
 use qi_core::store::{
     BarQuery, InsertReport, PriceStore, PriceStoreExt, RangeRequest, SeriesRequest, StatsQuery,
 };

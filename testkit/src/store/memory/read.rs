@@ -2,7 +2,7 @@
 
 use std::ops::{Bound, Range};
 
-use qi_core::domain::BarBuilder;
+use qi_core::datasets::BarBuilder;
 use qi_core::record::{Owner, RecordVec, SeriesKey};
 use qi_core::store::{
     Anchor, BarQuery, Derived, LatestRequest, Order, Page, Paged, RangeRequest, RangeStats, RecordPage,

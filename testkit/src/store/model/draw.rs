@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use qi_core::record::{Dataset, Datasets, Description, RecordVec, Row};
+use qi_core::Datasets;
+use qi_core::record::{Dataset, Description, RecordVec, Row};
 use qi_core::store::DeleteQuery;
 use qi_core::{
     BarValues, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,

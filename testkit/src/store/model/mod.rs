@@ -10,7 +10,8 @@ mod draw;
 mod plain;
 mod play;
 
-use qi_core::record::{Dataset, Datasets, Owner, RecordVec, Series, SeriesKey, SeriesType};
+use qi_core::Datasets;
+use qi_core::record::{Dataset, Owner, RecordVec, Series, SeriesKey, SeriesType};
 use qi_core::store::DeleteQuery;
 use qi_core::{Instrument, Interval, Scope, TimeRange, Timestamp};
 

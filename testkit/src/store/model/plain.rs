@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use qi_core::record::{Dataset, Datasets, Owner, Row};
+use qi_core::Datasets;
+use qi_core::record::{Dataset, Owner, Row};
 use qi_core::store::SeriesSummary;
 use qi_core::{BarValues, Interval, Ohlcv, Price, PriceTick, Quantity, Record, Result, TimeRange, Timestamp};
 

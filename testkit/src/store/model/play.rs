@@ -1,6 +1,7 @@
 //! Playing a history: on a store beside the model, or on two stores.
 
-use qi_core::record::{Datasets, Row};
+use qi_core::Datasets;
+use qi_core::record::Row;
 use qi_core::store::{
     BarQuery, Cursor, LatestRequest, Page, PageRequest, PriceStore, RangeRequest, RecordPage, SeriesRequest,
     SeriesSummary, StatsQuery,
