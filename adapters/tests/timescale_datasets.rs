@@ -12,14 +12,16 @@ use libtest_mimic::Arguments;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{Pg, TimescaleConfig, TimescaleStore};
 use qi_core::record::{
-    Column, ColumnType, Dataset, Datasets, Description, Enumeration, Level, Levels, Owner, Row, SeriesKey, SeriesType, Text, Value,
+    Column, ColumnType, Dataset, Datasets, Description, Enumeration, Level, Levels, Owner, Row, SeriesKey,
+    SeriesType, Text, Value,
 };
 use qi_core::store::{
-    DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery, RangeRequest, Retention, SeriesRequest, SnapshotQuery,
+    DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery, RangeRequest, Retention, SeriesRequest,
+    SnapshotQuery,
 };
 use qi_core::{
-    Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Record, Scope, Selection, Side,
-    TimeRange, Timestamp,
+    Decimal, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Record, Scope, Selection,
+    Side, TimeRange, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use servers::{namespace, trial};
@@ -203,7 +205,10 @@ async fn every_type(server: Server) {
                     store.convert_to_columnstore(Everything::DATASET).await.unwrap();
                     assert_eq!(all::<Everything>(&store, name.clone()).await, records);
                     records[450] = Everything { bids: Levels::default(), ..records[450].clone() };
-                    records[451] = Everything { bids: Levels::new(vec![level("7", "8")]).unwrap(), ..records[451].clone() };
+                    records[451] = Everything {
+                        bids: Levels::new(vec![level("7", "8")]).unwrap(),
+                        ..records[451].clone()
+                    };
                     store.insert_records(&records).await.unwrap();
                     assert_eq!(all::<Everything>(&store, name.clone()).await, records);
                 }
@@ -234,75 +239,95 @@ fn signal(strategy: &str, interval: Interval, day: u64, score: &str) -> Signal {
 
 async fn names(server: Server) {
     let datasets = Datasets::standard().with::<Signal>().unwrap().with::<Heartbeat>().unwrap();
-    with_store(&server, datasets, |_| (), |store, _| async move {
-        // By their bytes: upper case comes first, whatever the collation of the database is.
-        let order = ["", "Beta", "alpha", "beta", "ä'"];
-        let mut records = Vec::new();
-        for (at, strategy) in order.iter().enumerate().rev() {
-            for day in [0, 1, 400 * at as u64] {
-                records.push(signal(strategy, Interval::D1, day, "1.5"));
-                records.push(signal(strategy, Interval::H1, day, "-2"));
+    with_store(
+        &server,
+        datasets,
+        |_| (),
+        |store, _| async move {
+            // By their bytes: upper case comes first, whatever the collation of the database is.
+            let order = ["", "Beta", "alpha", "beta", "ä'"];
+            let mut records = Vec::new();
+            for (at, strategy) in order.iter().enumerate().rev() {
+                for day in [0, 1, 400 * at as u64] {
+                    records.push(signal(strategy, Interval::D1, day, "1.5"));
+                    records.push(signal(strategy, Interval::H1, day, "-2"));
+                }
             }
-        }
-        store.insert_records(&records).await.unwrap();
-        store.insert_records(&records).await.unwrap();
-        let texts: Vec<Text<32>> = order.iter().map(|text| text.parse().unwrap()).collect();
-        for limit in [2, 100] {
-            let request = SeriesRequest::new(Signal::DATASET).with_limit(limit).unwrap();
-            let mut found = Vec::new();
-            let mut next = Some(request);
-            while let Some(request) = next {
-                let page = store.series(&request).await.unwrap();
-                found.extend(page.items);
-                next = page.next.map(|cursor| request.after(cursor));
+            store.insert_records(&records).await.unwrap();
+            store.insert_records(&records).await.unwrap();
+            let texts: Vec<Text<32>> = order.iter().map(|text| text.parse().unwrap()).collect();
+            for limit in [2, 100] {
+                let request = SeriesRequest::new(Signal::DATASET).with_limit(limit).unwrap();
+                let mut found = Vec::new();
+                let mut next = Some(request);
+                while let Some(request) = next {
+                    let page = store.series(&request).await.unwrap();
+                    found.extend(page.items);
+                    next = page.next.map(|cursor| request.after(cursor));
+                }
+                let owners: Vec<_> =
+                    found.iter().map(|summary| summary.owner.name().unwrap().to_owned()).collect();
+                assert_eq!(owners, order);
+                assert_eq!(found[4].first, signal("", Interval::D1, 0, "1").open_time);
+                assert_eq!(found[4].last, signal("", Interval::D1, 1_600, "1").open_time);
+                let query =
+                    LatestQuery::new(Selection::All).of_interval(Interval::H1).with_limit(limit).unwrap();
+                let latest: Vec<Signal> = store.latest_stream(&query).try_collect().await.unwrap();
+                assert_eq!(latest.iter().map(|record| record.strategy.clone()).collect::<Vec<_>>(), texts);
+                assert_eq!(latest[4], signal("ä'", Interval::H1, 1_600, "-2"));
             }
-            let owners: Vec<_> = found.iter().map(|summary| summary.owner.name().unwrap().to_owned()).collect();
-            assert_eq!(owners, order);
-            assert_eq!(found[4].first, signal("", Interval::D1, 0, "1").open_time);
-            assert_eq!(found[4].last, signal("", Interval::D1, 1_600, "1").open_time);
-            let query = LatestQuery::new(Selection::All).of_interval(Interval::H1).with_limit(limit).unwrap();
-            let latest: Vec<Signal> = store.latest_stream(&query).try_collect().await.unwrap();
-            assert_eq!(latest.iter().map(|record| record.strategy.clone()).collect::<Vec<_>>(), texts);
-            assert_eq!(latest[4], signal("ä'", Interval::H1, 1_600, "-2"));
-        }
-        // A bar is known when it has closed.
-        let close = signal("", Interval::D1, 1, "1").open_time.checked_add(Interval::D1.duration()).unwrap();
-        let some = Selection::these(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
-        for (as_of, day) in [(close, 1), (Timestamp::from_micros(close.as_micros() - 1).unwrap(), 0)] {
-            let query = LatestQuery::new(some.clone()).of_interval(Interval::D1).as_of(as_of);
-            let page = store.latest_of::<Signal>(&query).await.unwrap();
-            assert_eq!(page.items, ["Beta", "alpha"].map(|name| signal(name, Interval::D1, day, "1.5")));
-        }
-        let stored = all::<Signal>(&store, (texts[1].clone(), Interval::D1)).await;
-        assert_eq!(stored, [0, 1, 400].map(|day| signal("Beta", Interval::D1, day, "1.5")));
+            // A bar is known when it has closed.
+            let close =
+                signal("", Interval::D1, 1, "1").open_time.checked_add(Interval::D1.duration()).unwrap();
+            let some =
+                Selection::these(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
+            for (as_of, day) in [(close, 1), (Timestamp::from_micros(close.as_micros() - 1).unwrap(), 0)] {
+                let query = LatestQuery::new(some.clone()).of_interval(Interval::D1).as_of(as_of);
+                let page = store.latest_of::<Signal>(&query).await.unwrap();
+                assert_eq!(page.items, ["Beta", "alpha"].map(|name| signal(name, Interval::D1, day, "1.5")));
+            }
+            let stored = all::<Signal>(&store, (texts[1].clone(), Interval::D1)).await;
+            assert_eq!(stored, [0, 1, 400].map(|day| signal("Beta", Interval::D1, day, "1.5")));
 
-        let query = DeleteQuery::of::<Signal>(&Selection::one(texts[1].clone()), TimeRange::before(time(86_400)));
-        store.delete_range(&query.clone().of_interval(Interval::D1)).await.unwrap();
-        assert_eq!(store.delete_range(&query).await.unwrap_err().kind(), ErrorKind::InvalidInput);
-        assert_eq!(all::<Signal>(&store, (texts[1].clone(), Interval::D1)).await.len(), 1);
-        assert_eq!(all::<Signal>(&store, (texts[1].clone(), Interval::H1)).await.len(), 3);
-        store.purge_before(Signal::DATASET, time(2 * 86_400)).await.unwrap();
-        let left = store.series(&SeriesRequest::new(Signal::DATASET)).await.unwrap().items;
-        assert_eq!(left.iter().map(|summary| summary.owner.name().unwrap()).collect::<Vec<_>>(), order[1..]);
+            let query =
+                DeleteQuery::of::<Signal>(&Selection::one(texts[1].clone()), TimeRange::before(time(86_400)));
+            store.delete_range(&query.clone().of_interval(Interval::D1)).await.unwrap();
+            assert_eq!(store.delete_range(&query).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(all::<Signal>(&store, (texts[1].clone(), Interval::D1)).await.len(), 1);
+            assert_eq!(all::<Signal>(&store, (texts[1].clone(), Interval::H1)).await.len(), 3);
+            store.purge_before(Signal::DATASET, time(2 * 86_400)).await.unwrap();
+            let left = store.series(&SeriesRequest::new(Signal::DATASET)).await.unwrap().items;
+            assert_eq!(
+                left.iter().map(|summary| summary.owner.name().unwrap()).collect::<Vec<_>>(),
+                order[1..]
+            );
 
-        // Owners of another kind.
-        let wrong = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: Some(Interval::D1) };
-        let error = store.range(&RangeRequest::new(Signal::DATASET, wrong, TimeRange::ALL)).await.unwrap_err();
-        assert_eq!((error.kind(), error.operation()), (ErrorKind::InvalidInput, "range"));
-    })
+            // Owners of another kind.
+            let wrong =
+                SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: Some(Interval::D1) };
+            let error =
+                store.range(&RangeRequest::new(Signal::DATASET, wrong, TimeRange::ALL)).await.unwrap_err();
+            assert_eq!((error.kind(), error.operation()), (ErrorKind::InvalidInput, "range"));
+        },
+    )
     .await;
 }
 
 async fn keys_alone(server: Server) {
     let datasets = Datasets::none().with::<Heartbeat>().unwrap();
-    with_store(&server, datasets, |config| config.write.copy_from = 2, |store, _| async move {
-        let beat = |n: u64| Heartbeat { process: "a".parse().unwrap(), ts: time(n), seq: n };
-        let beats: Vec<_> = (0..20).map(beat).collect();
-        store.insert_records(&beats[..10]).await.unwrap();
-        store.insert_records(&beats).await.unwrap();
-        store.insert_record(&beats[3]).await.unwrap();
-        assert_eq!(all::<Heartbeat>(&store, "a".parse().unwrap()).await, beats);
-    })
+    with_store(
+        &server,
+        datasets,
+        |config| config.write.copy_from = 2,
+        |store, _| async move {
+            let beat = |n: u64| Heartbeat { process: "a".parse().unwrap(), ts: time(n), seq: n };
+            let beats: Vec<_> = (0..20).map(beat).collect();
+            store.insert_records(&beats[..10]).await.unwrap();
+            store.insert_records(&beats).await.unwrap();
+            store.insert_record(&beats[3]).await.unwrap();
+            assert_eq!(all::<Heartbeat>(&store, "a".parse().unwrap()).await, beats);
+        },
+    )
     .await;
 }
 
@@ -316,14 +341,22 @@ async fn unregistered(server: Server) {
         store.insert_records(&[everything(0)]).await.map(drop).unwrap_err(),
         store.insert_records::<Everything>(&[]).await.map(drop).unwrap_err(),
         store.latest_tick(&name).await.map(drop).unwrap_err(),
-        store.range_of::<PriceTick>(&RangeQuery::new(name.clone(), TimeRange::ALL)).await.map(drop).unwrap_err(),
+        store
+            .range_of::<PriceTick>(&RangeQuery::new(name.clone(), TimeRange::ALL))
+            .await
+            .map(drop)
+            .unwrap_err(),
         store.series(&SeriesRequest::new(Everything::DATASET)).await.map(drop).unwrap_err(),
         store.purge_before(Everything::DATASET, Timestamp::MAX).await.unwrap_err(),
         store.stats(&qi_core::store::StatsQuery::new(name, TimeRange::ALL)).await.map(drop).unwrap_err(),
         store.chunks(Everything::DATASET).await.map(drop).unwrap_err(),
     ];
     for error in errors {
-        assert_eq!((error.kind(), error.code()), (ErrorKind::SchemaMismatch, "store.dataset.unknown"), "{error}");
+        assert_eq!(
+            (error.kind(), error.code()),
+            (ErrorKind::SchemaMismatch, "store.dataset.unknown"),
+            "{error}"
+        );
         assert_eq!(error.backend(), Some("timescale"));
     }
 }
@@ -451,7 +484,10 @@ async fn refused_changes(server: Server) {
     ];
     let [rate, note, feeling] = stored;
     let changes: Vec<(Vec<Column>, &str)> = vec![
-        (vec![column("rate", ColumnType::Integer, false), note, feeling], "`rate decimal`, and declared as `rate integer`"),
+        (
+            vec![column("rate", ColumnType::Integer, false), note, feeling],
+            "`rate decimal`, and declared as `rate integer`",
+        ),
         (vec![column("rate", DECIMAL, true), note, feeling], "declared as `rate decimal optional`"),
         (vec![rate, column("note", text(20), false), feeling], "declared as `note text(20)`"),
         (vec![rate, column("note", text(21), true), feeling], "declared as `note text(21) optional`"),
@@ -465,7 +501,8 @@ async fn refused_changes(server: Server) {
     with_config(&server, |config| async move {
         let before = open(&config, version(&stored));
         before.ensure_schema().await.unwrap();
-        let mut datasets: Vec<_> = changes.into_iter().map(|(columns, what)| (version(&columns), what)).collect();
+        let mut datasets: Vec<_> =
+            changes.into_iter().map(|(columns, what)| (version(&columns), what)).collect();
         let other = |change: fn(&mut Description)| {
             let mut description = description(&stored);
             change(&mut description);
@@ -485,7 +522,7 @@ async fn refused_changes(server: Server) {
                 assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
                 let message = error.to_string();
                 assert!(message.contains(what), "{message} names {what}");
-                assert!(message.contains("give the dataset a new name"), "{message} says what to do");
+                assert!(message.contains("a dataset with a new name"), "{message} says what to do");
             }
             store.close().await.unwrap();
         }
@@ -556,7 +593,8 @@ async fn two_versions(server: Server) {
     let new = version(&[column("rate", DECIMAL, false), column("mark", DECIMAL, true)]);
     for round in 0..8 {
         with_config(&server, |config| async move {
-            let stores: Vec<_> = (0..4).map(|at| open(&config, if at % 2 == 0 { old } else { new })).collect();
+            let stores: Vec<_> =
+                (0..4).map(|at| open(&config, if at % 2 == 0 { old } else { new })).collect();
             if round % 2 == 1 {
                 stores[0].ensure_schema().await.unwrap();
             }
@@ -674,7 +712,8 @@ async fn first_version(server: Server) {
 async fn plan(server: Server) {
     let server = &server;
     with_config(server, |config| async move {
-        let dataset = version(&[column("rate", DECIMAL, false), column("bids", ColumnType::Levels { max: 3 }, false)]);
+        let dataset =
+            version(&[column("rate", DECIMAL, false), column("bids", ColumnType::Levels { max: 3 }, false)]);
         let store = open(&config, dataset);
         let plan = store.plan_schema().await.unwrap();
         assert!(plan.iter().any(|sql| sql.contains("CREATE TABLE \"funding\"")), "{plan:?}");
@@ -717,14 +756,23 @@ async fn changed_by_hand(server: Server) {
     for (made, change, what) in [
         (false, foreign, "no dataset of this library made it"),
         (true, "DROP TABLE funding CASCADE", "is gone"),
-        (true, "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1", "line 1 of the dataset funding"),
+        (
+            true,
+            "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1",
+            "line 1 of the dataset funding",
+        ),
         (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of the dataset funding"),
-        (true, "DROP VIEW funding_view; ALTER TABLE funding ALTER rate TYPE text", "has the type text, not numeric"),
+        (
+            true,
+            "DROP VIEW funding_view; ALTER TABLE funding ALTER rate TYPE text",
+            "has the type text, not numeric",
+        ),
         (true, "ALTER TABLE funding RENAME rate TO price", "the column rate of the table funding is missing"),
         (true, "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL", "does not take NULL"),
     ] {
         with_config(server, |config| async move {
-            let store = if made { open(&config, dataset) } else { TimescaleStore::open(config.clone()).unwrap() };
+            let store =
+                if made { open(&config, dataset) } else { TimescaleStore::open(config.clone()).unwrap() };
             store.ensure_schema().await.unwrap();
             store.close().await.unwrap();
             sql(server.url(), &format!("SET search_path = {}; {change}", config.schema)).await;
@@ -764,33 +812,41 @@ async fn chunks_and_ages(server: Server) {
             micros / 3_600_000_000
         }
     };
-    with_store(&server, datasets, |config| config.chunks.set("order", 24), |store, config| async move {
-        assert_eq!(micros(&config, "order").await, 24);
-        assert_eq!(micros(&config, "signals").await, 365 * 24);
-        store.insert_records(&(0..9).map(everything).collect::<Vec<_>>()).await.unwrap();
-        assert_eq!(store.chunks(Everything::DATASET).await.unwrap().len(), 3);
-        store.purge_before(Everything::DATASET, time(86_400)).await.unwrap();
-        assert_eq!(store.chunks(Everything::DATASET).await.unwrap().len(), 2);
-        if is_community(&store) {
-            let mut aged = config.clone();
-            aged.columnstore.set("order", 48);
-            aged.retention.set("signals", 100);
-            let other = TimescaleStore::open(aged).unwrap();
-            assert_eq!(other.info().retention, [Retention::Age(Signal::DATASET, Duration::from_hours(100))]);
-            let plan = other.plan_schema().await.unwrap();
-            assert_eq!(plan.len(), 5, "{plan:?}");
-            let applied = other.ensure_schema().await.unwrap().applied;
-            assert_eq!(
-                applied,
-                ["columnstore policy of order after 48 h", "retention policy of signals after 100 h"]
-            );
-            assert!(other.plan_schema().await.unwrap().is_empty());
-            other.close().await.unwrap();
-        }
-        let mut unknown = config.clone();
-        unknown.chunks.set("nothing", 1);
-        let error = TimescaleStore::open(unknown).unwrap_err();
-        assert_eq!(error.context_value("key"), Some("store.timescale.chunks.nothing_hours"));
-    })
+    with_store(
+        &server,
+        datasets,
+        |config| config.chunks.set("order", 24),
+        |store, config| async move {
+            assert_eq!(micros(&config, "order").await, 24);
+            assert_eq!(micros(&config, "signals").await, 365 * 24);
+            store.insert_records(&(0..9).map(everything).collect::<Vec<_>>()).await.unwrap();
+            assert_eq!(store.chunks(Everything::DATASET).await.unwrap().len(), 3);
+            store.purge_before(Everything::DATASET, time(86_400)).await.unwrap();
+            assert_eq!(store.chunks(Everything::DATASET).await.unwrap().len(), 2);
+            if is_community(&store) {
+                let mut aged = config.clone();
+                aged.columnstore.set("order", 48);
+                aged.retention.set("signals", 100);
+                let other = TimescaleStore::open(aged).unwrap();
+                assert_eq!(
+                    other.info().retention,
+                    [Retention::Age(Signal::DATASET, Duration::from_hours(100))]
+                );
+                let plan = other.plan_schema().await.unwrap();
+                assert_eq!(plan.len(), 5, "{plan:?}");
+                let applied = other.ensure_schema().await.unwrap().applied;
+                assert_eq!(
+                    applied,
+                    ["columnstore policy of order after 48 h", "retention policy of signals after 100 h"]
+                );
+                assert!(other.plan_schema().await.unwrap().is_empty());
+                other.close().await.unwrap();
+            }
+            let mut unknown = config.clone();
+            unknown.chunks.set("nothing", 1);
+            let error = TimescaleStore::open(unknown).unwrap_err();
+            assert_eq!(error.context_value("key"), Some("store.timescale.chunks.nothing_hours"));
+        },
+    )
     .await;
 }

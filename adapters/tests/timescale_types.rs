@@ -10,8 +10,8 @@ use qi_adapters::timescale::{Pg, TimescaleStore};
 use qi_core::domain::Source;
 use qi_core::record::Datasets;
 use qi_core::{
-    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt, PriceTick, Quantity,
-    Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
+    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt,
+    PriceTick, Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
