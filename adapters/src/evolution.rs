@@ -42,9 +42,8 @@ const OPTIONAL: &str = " optional";
 pub(crate) fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>, String> {
     let refuse = |what: String| {
         format!(
-            "the dataset {dataset} is stored with other columns than it is declared with: {what}. Declare the columns \
-             as they are stored, in their order, and new ones as optional columns after them; or give the dataset a \
-             new name"
+            "columns are only added at the end, as optional ones, and other changes need a dataset with a new name; \
+             {dataset}: {what}"
         )
     };
     let declared = lines(dataset);
@@ -58,7 +57,7 @@ pub(crate) fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>,
                 record.push(at);
             }
             _ if at == 0 => {
-                return Err(refuse(format!("its key is stored as `{stored}`, and declared as `{declared}`")));
+                return Err(refuse(format!("the key is stored as `{stored}`, and declared as `{declared}`")));
             }
             _ => {
                 return Err(refuse(format!(
@@ -69,9 +68,7 @@ pub(crate) fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>,
     }
     for (at, added) in declared.iter().enumerate().skip(stored.len()) {
         if !added.ends_with(OPTIONAL) {
-            return Err(refuse(format!(
-                "the new column `{added}` is required, and stored records have no value"
-            )));
+            return Err(refuse(format!("the new column `{added}` is required")));
         }
         record.push(at);
     }
@@ -137,7 +134,7 @@ mod tests {
             "column 2 is stored as `quantity decimal`",
         );
         refused(|stored| stored.swap(2, 3), "declared as `quantity decimal optional`");
-        refused(|stored| stored[0] = "instrument, ts".to_owned(), "its key is stored as `instrument, ts`");
+        refused(|stored| stored[0] = "instrument, ts".to_owned(), "the key is stored as `instrument, ts`");
     }
 
     #[test]

@@ -13,9 +13,10 @@ use futures::{StreamExt, TryStreamExt};
 use libtest_mimic::{Arguments, Completion, Trial};
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_core::store::{Dataset, DeleteQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::store::{DeleteQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Result, Selection, TimeRange, Timestamp,
+    ErrorKind, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Quote, Record as _, Result,
+    Selection, TimeRange, Timestamp,
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
@@ -184,11 +185,11 @@ async fn role_of_rows(server: Server) {
             writer.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
             assert_eq!(count(&writer, "x:Y").await, 2_000);
             let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
-            writer.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+            writer.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&owner, "x:Y").await, 0);
             // Dropping chunks is the owner's.
             let purged =
-                writer.purge_before(Dataset::Ticks, Timestamp::from_secs(2_000_000_000).unwrap()).await;
+                writer.purge_before(PriceTick::DATASET, Timestamp::from_secs(2_000_000_000).unwrap()).await;
             if config.hypertables == Hypertables::On {
                 assert_eq!(purged.unwrap_err().kind(), ErrorKind::Unauthorized);
             } else {
@@ -242,7 +243,7 @@ async fn hardened(server: Server) {
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
     let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
-    runtime.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+    runtime.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!(count(&reader, "x:Y").await, 0);
     // The runtime role changes no table, no record of the migrations and no other role.
     let mut connection = PgConnection::connect(&url("runtime")).await.unwrap();
@@ -525,7 +526,7 @@ async fn stats_race(server: Server) {
                     let some = Selection::these(["a:B".parse::<Instrument>().unwrap()]).unwrap();
                     for _ in 0..150 {
                         store.insert_ticks(&batch).await.unwrap();
-                        store.delete_range(&DeleteQuery::Ticks(some.clone(), TimeRange::ALL)).await.unwrap();
+                        store.delete_range(&DeleteQuery::ticks(some.clone(), TimeRange::ALL)).await.unwrap();
                     }
                 }
             });
@@ -574,13 +575,13 @@ async fn first_schema(server: Server) {
 async fn shorter_chunks(server: Server) {
     with_store(
         &server,
-        |config| config.chunks.ticks_hours = 1,
+        |config| config.chunks.set("ticks", 1),
         async |short, config| {
             const HOURS: i64 = 1_500;
             let batch: Vec<_> = (0..HOURS).map(|n| tick_of("a:A", n * 3_600, 0)).collect();
             short.insert_ticks(&batch).await.unwrap();
             let mut longer = config.clone();
-            longer.chunks.ticks_hours = 168;
+            longer.chunks.set("ticks", 168);
             let store = TimescaleStore::open(longer).unwrap();
             store.ensure_schema().await.unwrap();
             // Each of these would need more locks than the server has, were it one statement; eight at once.
@@ -600,9 +601,9 @@ async fn shorter_chunks(server: Server) {
                 reader.await.unwrap();
             }
             assert!(stored(&store, "a:A").await == batch);
-            store.delete_range(&DeleteQuery::Ticks(Selection::All, range)).await.unwrap();
+            store.delete_range(&DeleteQuery::ticks(Selection::All, range)).await.unwrap();
             assert_eq!(count(&store, "a:A").await, 1);
-            store.purge_before(Dataset::Ticks, Timestamp::MAX).await.unwrap();
+            store.purge_before(PriceTick::DATASET, Timestamp::MAX).await.unwrap();
             store.close().await.unwrap();
         },
     )
@@ -655,7 +656,7 @@ async fn purge_race(server: Server) {
             }));
             let started = std::time::Instant::now();
             while started.elapsed() < Duration::from_secs(8) {
-                if let Err(error) = store.purge_before(Dataset::Ticks, cutoff).await {
+                if let Err(error) = store.purge_before(PriceTick::DATASET, cutoff).await {
                     assert!(error.retry().is_retryable(), "purge: {}", error.report());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -664,7 +665,7 @@ async fn purge_race(server: Server) {
             for task in tasks {
                 task.await.unwrap();
             }
-            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
             assert_eq!(count(&store, "a:W1").await, 0);
         },
     )
@@ -678,34 +679,34 @@ async fn chunks(server: Server) {
         &server,
         |_| (),
         async |store, _| {
-            assert!(store.chunks(Dataset::Ticks).await.unwrap().is_empty());
+            assert!(store.chunks(PriceTick::DATASET).await.unwrap().is_empty());
             // One tick a minute for ten weeks.
             let batch = ticks("x:Y", 0, 10 * WEEK);
             for part in batch.chunks(30_000) {
                 store.insert_ticks(part).await.unwrap();
             }
-            let before = store.chunks(Dataset::Ticks).await.unwrap();
+            let before = store.chunks(PriceTick::DATASET).await.unwrap();
             assert!((10..=11).contains(&before.len()), "{before:?}");
             assert!(before.is_sorted_by_key(|chunk| chunk.range.start()));
             assert!(before.iter().all(|chunk| chunk.bytes > 8_192 && !chunk.compressed), "{before:?}");
             assert!(before[0].range.start() <= batch[0].ts());
             // In the middle of the fourth chunk.
             let cutoff = before[3].range.start().checked_add(Duration::from_hours(50)).unwrap();
-            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
-            let after = store.chunks(Dataset::Ticks).await.unwrap();
+            store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
+            let after = store.chunks(PriceTick::DATASET).await.unwrap();
             let names = |chunks: &[qi_adapters::timescale::ChunkInfo]| -> Vec<String> {
                 chunks.iter().map(|chunk| chunk.name.clone()).collect()
             };
             assert_eq!(names(&after), names(&before[3..]), "whole chunks are dropped");
             let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
             assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
-            let elsewhere = store.chunks(Dataset::Quotes).await.unwrap();
+            let elsewhere = store.chunks(Quote::DATASET).await.unwrap();
             assert!(elsewhere.is_empty());
         },
     )
     .await;
     let store = TimescaleStore::open(server.config(&namespace())).unwrap();
-    let error = store.chunks(Dataset::Ticks).await.unwrap_err();
+    let error = store.chunks(PriceTick::DATASET).await.unwrap_err();
     assert_eq!((error.kind(), error.operation()), (ErrorKind::SchemaMismatch, "chunks"));
     store.close().await.unwrap();
 }
@@ -717,14 +718,14 @@ async fn chunk_interval(server: Server) {
         async |store, config| {
             store.insert_ticks(&ticks("x:Y", 0, WEEK)).await.unwrap();
             let mut shorter = config.clone();
-            shorter.chunks.ticks_hours = 24;
+            shorter.chunks.set("ticks", 24);
             let changed = TimescaleStore::open(shorter).unwrap();
             assert_eq!(changed.ensure_schema().await.unwrap().applied, ["chunk interval of ticks"]);
             assert!(changed.ensure_schema().await.unwrap().applied.is_empty());
-            let old = changed.chunks(Dataset::Ticks).await.unwrap().len();
+            let old = changed.chunks(PriceTick::DATASET).await.unwrap().len();
             let batch = ticks("x:Y", 10 * WEEK, WEEK);
             changed.insert_ticks(&batch).await.unwrap();
-            assert!(changed.chunks(Dataset::Ticks).await.unwrap().len() >= old + 7);
+            assert!(changed.chunks(PriceTick::DATASET).await.unwrap().len() >= old + 7);
             // Both kinds of chunks are read as one table, forwards and for the latest.
             assert_eq!(count(&changed, "x:Y").await, 2 * WEEK);
             let latest = changed.latest_tick(&"x:Y".parse().unwrap()).await.unwrap();
@@ -755,7 +756,7 @@ async fn conversion(server: Server) {
             sql(server.url(), &block.replace("'qi.", &format!("'{}.", config.schema))).await;
             assert!(store.ensure_schema().await.unwrap().applied.is_empty());
             assert!(stored(&store, "x:Y").await == batch);
-            assert!(store.chunks(Dataset::Ticks).await.unwrap().len() >= 3);
+            assert!(store.chunks(PriceTick::DATASET).await.unwrap().len() >= 3);
             store.close().await.unwrap();
         },
     )
@@ -773,10 +774,10 @@ async fn ages(server: Server) {
         async |store, config| {
             store.ping().await.unwrap();
             let mut aged = config.clone();
-            aged.columnstore.ticks_hours = Some(336);
-            aged.retention.bars_hours = Some(24_000);
+            aged.columnstore.set("ticks", 336);
+            aged.retention.set("bars", 24_000);
             let other = TimescaleStore::open(aged.clone()).unwrap();
-            let rule = Retention::Age(Dataset::Bars, Duration::from_hours(24_000));
+            let rule = Retention::Age(Ohlcv::DATASET, Duration::from_hours(24_000));
             assert_eq!(other.info().retention, [rule]);
             if is_community(&store) {
                 let applied = other.ensure_schema().await.unwrap().applied;
@@ -785,7 +786,7 @@ async fn ages(server: Server) {
                     ["columnstore policy of ticks after 336 h", "retention policy of bars after 24000 h"]
                 );
                 assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "they are there");
-                aged.columnstore.ticks_hours = Some(48);
+                aged.columnstore.set("ticks", 48);
                 let third = TimescaleStore::open(aged).unwrap();
                 let applied = third.ensure_schema().await.unwrap().applied;
                 assert_eq!(applied, ["columnstore policy of ticks after 48 h"]);
@@ -794,7 +795,7 @@ async fn ages(server: Server) {
                 let error = other.ensure_schema().await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
                 assert_eq!(error.code(), "store.timescale.edition");
-                let error = store.convert_to_columnstore(Dataset::Ticks).await.unwrap_err();
+                let error = store.convert_to_columnstore(PriceTick::DATASET).await.unwrap_err();
                 assert_eq!(
                     (error.kind(), error.operation()),
                     (ErrorKind::Unsupported, "convert_to_columnstore")
@@ -837,8 +838,8 @@ async fn columnstore(server: Server) {
             let mut batch = ticks("x:Y", 0, 250_000);
             store.insert_ticks(&batch).await.unwrap();
             let before: u64 = sizes(&store).await.iter().sum();
-            let converted = store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
-            let chunks = store.chunks(Dataset::Ticks).await.unwrap();
+            let converted = store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
+            let chunks = store.chunks(PriceTick::DATASET).await.unwrap();
             assert_eq!(converted, chunks.len());
             assert!(chunks.iter().all(|chunk| chunk.compressed));
             let small: u64 = sizes(&store).await.iter().sum();
@@ -853,15 +854,15 @@ async fn columnstore(server: Server) {
             }
             store.insert_ticks(&batch).await.unwrap();
             assert!(stored(&store, "x:Y").await == batch);
-            store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
+            store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
             store.insert_ticks(&ticks("x:LATE", 0, 150_000)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 150_000);
-            store.convert_to_columnstore(Dataset::Ticks).await.unwrap();
+            store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
             let late = Selection::these(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
-            store.delete_range(&DeleteQuery::Ticks(late, TimeRange::ALL)).await.unwrap();
+            store.delete_range(&DeleteQuery::ticks(late, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 0);
             let cutoff = batch[120_001].ts();
-            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
             assert!(stored(&store, "x:Y").await == batch[120_001..]);
         },
     )
@@ -869,7 +870,7 @@ async fn columnstore(server: Server) {
 }
 
 async fn sizes(store: &TimescaleStore) -> Vec<u64> {
-    store.chunks(Dataset::Ticks).await.unwrap().iter().map(|chunk| chunk.bytes).collect()
+    store.chunks(PriceTick::DATASET).await.unwrap().iter().map(|chunk| chunk.bytes).collect()
 }
 
 /// Recorders of metrics and spans are a thread's, so this runs on one.
@@ -895,7 +896,7 @@ mod way {
     use tracing_subscriber::layer::{Context, SubscriberExt};
     use tracing_subscriber::{Layer, Registry};
 
-    use super::{PriceStore, Result, Server, ticks, with_store};
+    use super::{PriceStore, PriceStoreExt as _, Result, Server, ticks, with_store};
 
     /// What was recorded as `way`, in order.
     #[derive(Clone, Default)]

@@ -8,10 +8,10 @@ mod timescale_rig;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qi_adapters::timescale::{Pg, TimescaleStore};
 use qi_core::domain::Source;
-use qi_core::store::Dataset;
+use qi_core::record::Datasets;
 use qi_core::{
-    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceTick, Quantity,
-    Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
+    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt,
+    PriceTick, Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
@@ -51,7 +51,7 @@ where
 }
 
 async fn columns(store: TimescaleStore) {
-    for dataset in Dataset::ALL {
+    for dataset in Datasets::standard().iter() {
         assert_eq!(
             store.columns(dataset).await.unwrap(),
             TimescaleStore::expected_columns(dataset),

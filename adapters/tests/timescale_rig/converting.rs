@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use qi_adapters::timescale::TimescaleStore;
 use qi_core::layer::{Call, Layer};
-use qi_core::store::Dataset;
+use qi_core::record::Dataset;
 use qi_core::{Operation, Result, RetryAdvice};
 
 /// Converts after each write, in the wrapped store.
@@ -37,13 +37,7 @@ impl Layer for Converting {
         call: Call,
         future: BoxFuture<'a, Result<T>>,
     ) -> BoxFuture<'a, Result<T>> {
-        let dataset = match call.operation {
-            Operation::InsertTicks => Some(Dataset::Ticks),
-            Operation::InsertQuotes => Some(Dataset::Quotes),
-            Operation::InsertBars => Some(Dataset::Bars),
-            Operation::InsertSnapshots => Some(Dataset::Snapshots),
-            _ => None,
-        };
+        let dataset = call.dataset.filter(|_| call.operation == Operation::Insert);
         Box::pin(async move {
             let answer = future.await?;
             if let Some(dataset) = dataset {

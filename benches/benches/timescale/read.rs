@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use qi_adapters::timescale::Pg;
 use qi_benches::{Ratio, ratio, timed};
-use qi_core::store::{BarQuery, LatestQuery, PriceStore, RangeQuery};
-use qi_core::{Interval, Ohlcv, Price, Quantity, Selection, TimeRange, Timestamp};
+use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt, RangeQuery};
+use qi_core::{Interval, Ohlcv, Price, PriceTick, Quantity, Record as _, Selection, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
 
 use crate::rig::{Place, Rig};
@@ -129,7 +129,7 @@ fn weekly(rig: &Rig, weeks: usize) -> Place<'_> {
         .collect();
     place.insert(&ticks, 5_000);
     rig.block_on(async {
-        let chunks = place.store.chunks(qi_core::store::Dataset::Ticks).await.expect("chunks");
+        let chunks = place.store.chunks(PriceTick::DATASET).await.expect("chunks");
         assert_eq!(chunks.len(), weeks);
     });
     rig.checkpoint();

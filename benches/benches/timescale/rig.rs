@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_benches::Ratio;
-use qi_core::store::{Dataset, PriceStore};
-use qi_core::{PriceTick, Timestamp};
+use qi_core::store::PriceStore;
+use qi_core::{PriceTick, Record as _, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::runtime::Runtime;
 
@@ -164,7 +164,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.rig.block_on(async {
             // First the chunks, some at a time: one DROP of a thousand needs more locks than a server has.
-            let purged = self.store.purge_before(Dataset::Ticks, Timestamp::MAX).await;
+            let purged = self.store.purge_before(PriceTick::DATASET, Timestamp::MAX).await;
             let closed = self.store.close().await;
             if let Err(error) = purged.and(closed) {
                 eprintln!("{}: {error}", self.schema);
