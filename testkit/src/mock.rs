@@ -23,40 +23,75 @@ use qi_core::bus::{
     MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
     TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
+use qi_core::record::{Dataset, RecordVec, Records};
 use qi_core::store::{
-    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
-    LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
-    StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
 };
-use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
+use qi_core::{Ohlcv, Result, Timestamp};
 
 mock! {
-    /// A `PriceStore` that answers as it is told.
-    pub Store {}
+    /// A `PriceStore` that answers as it is told. A batch arrives as a copy.
+    pub Store {
+        pub fn info(&self) -> StoreInfo;
+        pub fn insert(&self, batch: RecordVec) -> Result<InsertReport>;
+        pub fn ensure_schema(&self) -> Result<SchemaReport>;
+        pub fn plan_schema(&self) -> Result<Vec<String>>;
+        pub fn ping(&self) -> Result<StoreStatus>;
+        pub fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
+        pub fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
+        pub fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
+        pub fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
+        pub fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
+        pub fn delete_range(&self, query: &DeleteQuery) -> Result<()>;
+        pub fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()>;
+        pub fn close(&self) -> Result<()>;
+    }
+}
 
-    #[async_trait]
-    impl PriceStore for Store {
-        fn info(&self) -> StoreInfo;
-        async fn ensure_schema(&self) -> Result<SchemaReport>;
-        async fn ping(&self) -> Result<StoreStatus>;
-        async fn insert_ticks(&self, batch: &[PriceTick]) -> Result<InsertReport>;
-        async fn insert_quotes(&self, batch: &[Quote]) -> Result<InsertReport>;
-        async fn insert_bars(&self, batch: &[Ohlcv]) -> Result<InsertReport>;
-        async fn insert_snapshots(&self, batch: &[MarketSnapshot]) -> Result<InsertReport>;
-        async fn ticks(&self, query: &RangeQuery) -> Result<Page<PriceTick>>;
-        async fn quotes(&self, query: &RangeQuery) -> Result<Page<Quote>>;
-        async fn bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
-        async fn snapshots(&self, query: &SnapshotQuery) -> Result<Page<MarketSnapshot>>;
-        async fn latest_ticks(&self, query: &LatestQuery) -> Result<Page<PriceTick>>;
-        async fn latest_quotes(&self, query: &LatestQuery) -> Result<Page<Quote>>;
-        async fn latest_bars(&self, query: &LatestBarsQuery) -> Result<Page<Ohlcv>>;
-        async fn latest_snapshots(&self, query: &LatestQuery<Scope>) -> Result<Page<MarketSnapshot>>;
-        async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
-        async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
-        async fn instruments(&self, query: &InstrumentQuery) -> Result<Page<InstrumentSummary>>;
-        async fn delete_range(&self, query: &DeleteQuery) -> Result<()>;
-        async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()>;
-        async fn close(&self) -> Result<()>;
+// By hand, because mockall cannot take a borrowed trait object in an async method.
+#[async_trait]
+impl PriceStore for MockStore {
+    fn info(&self) -> StoreInfo {
+        Self::info(self)
+    }
+    async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
+        let mut copy = batch.dataset().new_vec();
+        batch.append_to(0..batch.len(), &mut copy)?;
+        Self::insert(self, copy)
+    }
+    async fn ensure_schema(&self) -> Result<SchemaReport> {
+        Self::ensure_schema(self)
+    }
+    async fn plan_schema(&self) -> Result<Vec<String>> {
+        Self::plan_schema(self)
+    }
+    async fn ping(&self) -> Result<StoreStatus> {
+        Self::ping(self)
+    }
+    async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
+        Self::range(self, request)
+    }
+    async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
+        Self::latest(self, request)
+    }
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
+        Self::derived_bars(self, query)
+    }
+    async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
+        Self::stats(self, query)
+    }
+    async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        Self::series(self, request)
+    }
+    async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
+        Self::delete_range(self, query)
+    }
+    async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
+        Self::purge_before(self, dataset, cutoff)
+    }
+    async fn close(&self) -> Result<()> {
+        Self::close(self)
     }
 }
 

@@ -21,12 +21,12 @@ fn main() {
     let memory: Arc<dyn bus::BusFactory> = Arc::new(bus::MemoryFactory);
     let mut suite = store::Suite::new().on(store::MemoryFactory, [stores]);
     for trial in bus::trials(&memory, &[buses]) {
-        suite = suite.with(trial);
+        suite = suite.with_trial(trial);
     }
     let shown = Trial::test("the_page_shows_this_layer", || {
         let page = include_str!("../../docs/layers.md");
         let shown = page.contains(include_str!("own_layer/slow_calls.rs").trim());
         if shown { Ok(()) } else { Err("docs/layers.md shows another text".into()) }
     });
-    suite.with(shown).main();
+    suite.with_trial(shown).main();
 }

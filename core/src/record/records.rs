@@ -36,6 +36,24 @@ pub trait Records: Debug + Send + Sync {
         out.extend((0..self.len()).map(|at| self.place(at)));
     }
 
+    /// Returns the number of records at the beginning of a range of indices that belong to one series.
+    ///
+    /// # Panics
+    /// If the range ends after the last record.
+    fn run(&self, range: Range<usize>) -> usize {
+        let Some(first) = range.clone().next().map(|at| self.series(at)) else { return 0 };
+        range.take_while(|at| self.series(*at) == first).count()
+    }
+
+    /// Appends copies of the records in a range of indices to a vector of the same dataset.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a vector of another dataset.
+    fn append_to(&self, range: Range<usize>, out: &mut RecordVec) -> Result<()> {
+        let end = out.len();
+        self.copy_to(&mut { range }, out, end..end)
+    }
+
     /// Copies the records at these indices into a vector of the same dataset, in place of its records in `into`.
     ///
     /// # Errors
@@ -92,13 +110,16 @@ macro_rules! as_records {
                 out: &mut RecordVec,
                 into: Range<usize>,
             ) -> Result<()> {
-                let out = out.typed_mut::<R>()?;
-                let copies = at.map(|at| self.0[at].clone());
-                if into.start == out.len() {
-                    out.extend(copies);
-                } else {
-                    out.splice(into, copies);
-                }
+                replace(out.typed_mut::<R>()?, into, at.map(|at| self.0[at].clone()));
+                Ok(())
+            }
+            fn run(&self, range: Range<usize>) -> usize {
+                let records = &self.0[range];
+                let Some(first) = records.first().map(Record::series_ref) else { return 0 };
+                1 + records[1..].iter().take_while(|record| record.series_ref() == first).count()
+            }
+            fn append_to(&self, range: Range<usize>, out: &mut RecordVec) -> Result<()> {
+                out.typed_mut::<R>()?.extend_from_slice(&self.0[range]);
                 Ok(())
             }
         }
@@ -106,6 +127,25 @@ macro_rules! as_records {
 }
 
 as_records!(impl<R: Record> Records for Slice<'_, R>);
+
+/// Puts copies in place of the items in a range. One item for one item, or for none, moves no more than it must.
+pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl Iterator<Item = T>) {
+    let mut at = into.start;
+    while at < into.end {
+        let Some(copy) = copies.next() else {
+            out.drain(at..into.end);
+            return;
+        };
+        out[at] = copy;
+        at += 1;
+    }
+    if at == out.len() {
+        out.extend(copies);
+    } else if let Some(copy) = copies.next() {
+        out.insert(at, copy);
+        out.splice(at + 1..at + 1, copies);
+    }
+}
 
 /// A vector of records of one dataset without their type: what a store reads.
 #[derive(Debug)]

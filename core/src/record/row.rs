@@ -1,6 +1,7 @@
 //! Records of datasets that are declared at run time.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::dataset::Column;
@@ -9,7 +10,7 @@ use super::{
     ColumnType, Dataset, FieldReader, FieldWriter, Level, Place, RecordVec, Records, SeriesKey, SeriesRef,
     SeriesType,
 };
-use crate::{Decimal, Error, Interval, Result, Timestamp};
+use crate::{Decimal, Error, ErrorKind, Interval, Result, Timestamp};
 
 /// A record of a dataset that was declared at run time, see [`Dataset::declare`].
 #[derive(Debug, Clone, PartialEq)]
@@ -162,6 +163,14 @@ impl Row {
         }
     }
 
+    /// Appends the record to a vector of its dataset, also to one of typed records.
+    ///
+    /// # Errors
+    /// `InvalidInput` for values that make no valid record.
+    pub fn push_to(&self, out: &mut RecordVec) -> Result<()> {
+        out.push(&self.series, self.place, &mut Fields(self.values.iter()))
+    }
+
     /// Copies records of any dataset as rows.
     ///
     /// # Errors
@@ -175,6 +184,55 @@ impl Row {
                 Self::new(dataset, records.series(at).to_owned(), records.place(at), values.0)
             })
             .collect()
+    }
+}
+
+/// Gives values one after the other.
+struct Fields<'a>(std::slice::Iter<'a, Value>);
+
+impl<'a> Fields<'a> {
+    fn next<T>(&mut self, take: impl FnOnce(&'a Value) -> Option<T>) -> Result<T> {
+        self.0.next().and_then(take).ok_or_else(|| {
+            Error::new(ErrorKind::CorruptData, "record.row", "read")
+                .with_message("the value must fit its column")
+        })
+    }
+}
+
+macro_rules! take {
+    ($($method:ident -> $ty:ty, $variant:ident, |$value:ident| $copy:expr;)*) => {$(
+        fn $method(&mut self) -> Result<$ty> {
+            self.next(|value| match value {
+                Value::$variant($value) => Some($copy),
+                _ => None,
+            })
+        }
+    )*};
+}
+
+impl FieldReader for Fields<'_> {
+    fn presence(&mut self) -> Result<bool> {
+        let present = self.0.as_slice().first() != Some(&Value::Absent);
+        if !present {
+            self.0.next();
+        }
+        Ok(present)
+    }
+    fn text(&mut self) -> Result<Cow<'_, str>> {
+        self.next(|value| match value {
+            Value::Text(text) => Some(Cow::Borrowed(text.as_str())),
+            _ => None,
+        })
+    }
+    take! {
+        decimal -> Decimal, Decimal, |value| *value;
+        counter -> u64, Counter, |value| *value;
+        integer -> i64, Integer, |value| *value;
+        boolean -> bool, Boolean, |value| *value;
+        code -> u8, Enumeration, |value| *value;
+        time -> Timestamp, Timestamp, |value| *value;
+        interval -> Interval, Interval, |value| *value;
+        levels -> Vec<Level>, Levels, |value| value.clone();
     }
 }
 
@@ -253,7 +311,7 @@ impl Records for RowVec {
         into: Range<usize>,
     ) -> Result<()> {
         let out = out.erased_mut::<Self>(self.dataset)?;
-        out.rows.splice(into, at.map(|at| self.rows[at].clone()));
+        super::records::replace(&mut out.rows, into, at.map(|at| self.rows[at].clone()));
         Ok(())
     }
 }

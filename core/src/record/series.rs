@@ -142,6 +142,9 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     /// `InvalidInput` if the key is of another type.
     fn from_key(key: &SeriesKey) -> Result<Self>;
 
+    /// Returns the owner.
+    fn owner(&self) -> Self::Owner;
+
     /// Returns an owner without its type.
     fn owner_key(owner: &Self::Owner) -> Owner;
 
@@ -167,6 +170,9 @@ impl Series for Instrument {
             _ => refuse(key, "an instrument"),
         }
     }
+    fn owner(&self) -> Self {
+        self.clone()
+    }
     fn owner_key(owner: &Self) -> Owner {
         Owner::Instrument(owner.clone())
     }
@@ -186,6 +192,9 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
     fn from_key(key: &SeriesKey) -> Result<Self> {
         let Some(interval) = key.interval else { return refuse(key, "a series with an interval") };
         Ok((S::from_key(&SeriesKey { owner: key.owner.clone(), interval: None })?, interval))
+    }
+    fn owner(&self) -> S {
+        self.0.clone()
     }
     fn owner_key(owner: &S) -> Owner {
         S::owner_key(owner)
@@ -212,6 +221,9 @@ macro_rules! names {
                     SeriesKey { owner: Owner::Name($text), interval: None } => $read,
                     _ => refuse(key, "a name"),
                 }
+            }
+            fn owner(&self) -> Self {
+                self.clone()
             }
             fn owner_key($value: &Self) -> Owner {
                 Owner::Name(Arc::from(&*$write))

@@ -1,8 +1,10 @@
 //! How large a memory store may grow, and what it removes by itself.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use qi_core::store::{Dataset, Retention, StoreInfo};
+use qi_core::record::{Dataset, Datasets};
+use qi_core::store::{Retention, StoreInfo};
 use qi_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -24,24 +26,26 @@ pub struct MemoryStoreConfig {
     pub max_batch: usize,
     /// What is removed without being asked. By default nothing.
     pub retention: RetentionConfig,
+    /// The datasets that the store keeps. By default those of this library.
+    #[serde(skip)]
+    pub datasets: Datasets,
 }
 
 impl Default for MemoryStoreConfig {
     fn default() -> Self {
-        Self { max_rows: 5_000_000, max_batch: StoreInfo::MAX_BATCH, retention: RetentionConfig::default() }
+        Self {
+            max_rows: 5_000_000,
+            max_batch: StoreInfo::MAX_BATCH,
+            retention: RetentionConfig::default(),
+            datasets: Datasets::standard(),
+        }
     }
 }
 
-/// What a memory store removes by itself, of each dataset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "the names of the datasets are the documentation")]
-pub struct RetentionConfig {
-    pub ticks: KeepConfig,
-    pub quotes: KeepConfig,
-    pub bars: KeepConfig,
-    pub snapshots: KeepConfig,
-}
+/// What a memory store removes by itself, by the name of the dataset: `[store.memory.retention.ticks]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RetentionConfig(BTreeMap<String, KeepConfig>);
 
 /// What a dataset keeps. Both rules hold where both are given; without one everything stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,20 +81,22 @@ impl KeepConfig {
 }
 
 impl RetentionConfig {
+    /// With this rule for the dataset of a name.
+    #[must_use]
+    pub fn keep(mut self, dataset: &str, keep: KeepConfig) -> Self {
+        self.0.insert(dataset.to_owned(), keep);
+        self
+    }
+
     /// The rule of one dataset.
     pub fn of(&self, dataset: Dataset) -> KeepConfig {
-        match dataset {
-            Dataset::Ticks => self.ticks,
-            Dataset::Quotes => self.quotes,
-            Dataset::Bars => self.bars,
-            Dataset::Snapshots => self.snapshots,
-        }
+        self.0.get(dataset.name()).copied().unwrap_or_default()
     }
 
     /// The rules as [`StoreInfo`] shows them.
-    pub(super) fn rules(&self) -> Vec<Retention> {
-        Dataset::ALL
-            .into_iter()
+    pub(super) fn rules(&self, datasets: &Datasets) -> Vec<Retention> {
+        datasets
+            .iter()
             .flat_map(|dataset| {
                 let keep = self.of(dataset);
                 let age = keep.max_age().map(|age| Retention::Age(dataset, age));
@@ -120,22 +126,31 @@ impl MemoryStoreConfig {
         Self { retention, ..self }
     }
 
+    /// With these datasets.
+    #[must_use]
+    pub fn with_datasets(self, datasets: Datasets) -> Self {
+        Self { datasets, ..self }
+    }
+
     /// Checks every bound.
     ///
     /// # Errors
     /// `Config` that names the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let Self { max_rows, max_batch, retention } = self;
+        let Self { max_rows, max_batch, retention, datasets } = self;
         within("max_rows", *max_rows as u64, 1, usize::MAX as u64)?;
         within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        for dataset in Dataset::ALL {
-            let KeepConfig { max_age_secs, max_rows_per_series } = retention.of(dataset);
+        for (name, KeepConfig { max_age_secs, max_rows_per_series }) in &retention.0 {
+            if datasets.get(name).is_none() {
+                let known: Vec<_> = datasets.iter().map(Dataset::name).collect();
+                let rule = format!("must name a dataset of the store: {}", known.join(", "));
+                return Err(refused(format!("retention.{name}"), rule, name));
+            }
             if let Some(secs) = max_age_secs {
-                within(format!("retention.{dataset}.max_age_secs"), secs, 1, KeepConfig::MAX_AGE_SECS)?;
+                within(format!("retention.{name}.max_age_secs"), *secs, 1, KeepConfig::MAX_AGE_SECS)?;
             }
             if let Some(rows) = max_rows_per_series {
-                let key = format!("retention.{dataset}.max_rows_per_series");
-                within(key, rows as u64, 1, usize::MAX as u64)?;
+                within(format!("retention.{name}.max_rows_per_series"), *rows as u64, 1, usize::MAX as u64)?;
             }
         }
         Ok(())
@@ -146,20 +161,27 @@ fn within(key: impl std::fmt::Display, value: u64, least: u64, most: u64) -> Res
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Config, "store.memory.config", "open")
+    Err(refused(key, format!("must lie from {least} to {most}"), value))
+}
+
+fn refused(key: impl std::fmt::Display, rule: String, value: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, "store.memory.config", "open")
         .with_backend("memory")
-        .with_message(format_args!("{key} must lie from {least} to {most}"))
+        .with_message(format_args!("{key} {rule}"))
         .with_context("key", key)
-        .with_context("value", value))
+        .with_context("value", value)
 }
 
 #[cfg(test)]
 mod tests {
+    use qi_core::Quote;
+    use qi_core::record::Record;
+
     use super::*;
 
     #[test]
     fn every_bound_is_checked_and_named() {
-        let keep = |ticks| RetentionConfig { ticks, ..RetentionConfig::default() };
+        let keep = |keep| RetentionConfig::default().keep("ticks", keep);
         let default = MemoryStoreConfig::default;
         default().validate().unwrap();
         for (config, key) in [
@@ -172,6 +194,10 @@ mod tests {
                 default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))),
                 "retention.ticks.max_age_secs",
             ),
+            (
+                default().with_retention(RetentionConfig::default().keep("trades", KeepConfig::by_rows(1))),
+                "retention.trades",
+            ),
         ] {
             let error = config.validate().unwrap_err();
             assert_eq!((error.kind(), error.context_value("key")), (ErrorKind::Config, Some(key)));
@@ -181,11 +207,11 @@ mod tests {
     #[test]
     fn retention_is_shown_rule_by_rule() {
         let both = KeepConfig { max_age_secs: Some(60), max_rows_per_series: Some(5) };
-        let config = RetentionConfig { quotes: both, ..RetentionConfig::default() };
+        let config = RetentionConfig::default().keep("quotes", both);
         let minute = Duration::from_mins(1);
         assert_eq!(
-            config.rules(),
-            [Retention::Age(Dataset::Quotes, minute), Retention::RowsPerSeries(Dataset::Quotes, 5)]
+            config.rules(&Datasets::standard()),
+            [Retention::Age(Quote::DATASET, minute), Retention::RowsPerSeries(Quote::DATASET, 5)]
         );
     }
 }

@@ -9,6 +9,8 @@ pub mod contract;
 pub mod model;
 #[cfg(feature = "contract")]
 pub mod mutants;
+#[cfg(feature = "contract")]
+mod rows;
 
 pub use config::{KeepConfig, MemoryStoreConfig, RetentionConfig};
 pub use memory::MemoryStore;

@@ -1,15 +1,14 @@
 //! Administration: what is there, and what goes when it is told to.
 
-use qi_core::store::{
-    Dataset, DeleteQuery, InstrumentDataset, InstrumentQuery, InstrumentSummary, PriceStore, Record,
-};
+use qi_core::record::Dataset;
+use qi_core::store::{DeleteQuery, InstrumentQuery, InstrumentSummary, PriceStore, PriceStoreExt};
 use qi_core::{
-    Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Selection, TimeRange, Timestamp,
+    Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record, Selection, TimeRange, Timestamp,
 };
 
 use super::expect::{Failure, Outcome, same_rows};
 use super::shelf::{AskLatest, Shelf, instrument, micros, minute, range};
-use super::{Case, promises};
+use super::{Case, Sample, promises};
 
 promises! { "administration";
     once instruments_are_ordered_by_bytes: "by the bytes of the exchange, then of the symbol",
@@ -37,8 +36,7 @@ async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Resu
     }
 }
 
-const DATASETS: [InstrumentDataset; 3] =
-    [InstrumentDataset::Ticks, InstrumentDataset::Quotes, InstrumentDataset::Bars];
+const DATASETS: [Dataset; 3] = [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET];
 
 async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
     // '-' is before the digits, '.' between them, and neither language nor length has a say.
@@ -89,7 +87,7 @@ async fn instruments_belong_to_their_dataset(case: &Case) -> Outcome {
 }
 
 async fn instruments_need_a_record(case: &Case) -> Outcome {
-    let (store, query) = (case.store(), InstrumentQuery::new(InstrumentDataset::Ticks));
+    let (store, query) = (case.store(), InstrumentQuery::new(PriceTick::DATASET));
     same_rows("in an empty store", &listed(store, query.clone()).await?, &[])?;
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(2, 9, 1)]).await?;
     store.delete_range(&PriceTick::deletion(Some(vec![PriceTick::series_no(1)]), TimeRange::ALL)).await?;
@@ -98,7 +96,7 @@ async fn instruments_need_a_record(case: &Case) -> Outcome {
         &listed(store, query.clone()).await?,
         &[summary(PriceTick::series_no(2), 9, 9)],
     )?;
-    store.purge_before(Dataset::Ticks, Timestamp::MAX).await?;
+    store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     same_rows("the other one purged", &listed(store, query).await?, &[])
 }
 
@@ -110,7 +108,7 @@ async fn instruments_of_one_exchange_in_pages(case: &Case) -> Outcome {
     case.store().insert_ticks(&batch).await?;
     let expected: Vec<_> = names.into_iter().map(|name| summary(name, 0, 0)).collect();
     for limit in [1, 2, 7, 100] {
-        let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+        let query = InstrumentQuery::new(PriceTick::DATASET);
         let all = listed(case.store(), query.clone().with_limit(limit)?).await?;
         super::expect::same("how many in all", &all.len(), &11)?;
         let query = query.of_exchange("beta".parse()?).with_limit(limit)?;
@@ -120,7 +118,7 @@ async fn instruments_of_one_exchange_in_pages(case: &Case) -> Outcome {
 }
 
 /// Four records a step apart.
-async fn four<D: Shelf>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
+async fn four<D: Sample>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
     let series = D::series_no(0);
     let batch: Vec<D> = (0..4).map(|n| D::make(&series, step::<D>(n.into()), 0, n)).collect();
     D::insert(case.store(), &batch).await?;
@@ -128,11 +126,11 @@ async fn four<D: Shelf>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
 }
 
 /// The n-th of the closest times that two records of one series can have.
-fn step<D: Shelf>(n: i64) -> Timestamp {
+fn step<D: Sample>(n: i64) -> Timestamp {
     micros(n * D::STEP)
 }
 
-async fn deletion_is_half_open<D: Shelf>(case: &Case) -> Outcome {
+async fn deletion_is_half_open<D: Sample>(case: &Case) -> Outcome {
     let all = four::<D>(case).await?;
     let gone = range(step::<D>(1), step::<D>(3));
     case.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), gone)).await?;
@@ -143,7 +141,7 @@ async fn deletion_is_half_open<D: Shelf>(case: &Case) -> Outcome {
     same_rows("after an empty range", &D::all(case.store(), &D::series_no(0)).await?, &expected)
 }
 
-async fn deletion_leaves_others<D: Shelf>(case: &Case) -> Outcome {
+async fn deletion_leaves_others<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..5).map(|n| D::at(n, 0, 1)).collect();
     D::insert(case.store(), &batch).await?;
     let named = vec![D::series_no(1), D::series_no(3), D::series_no(9)];
@@ -152,7 +150,7 @@ async fn deletion_leaves_others<D: Shelf>(case: &Case) -> Outcome {
     same_rows("what is left", &D::scan_latest(case.store(), AskLatest::all()).await?, &expected)
 }
 
-async fn deletion_of_all_series<D: Shelf>(case: &Case) -> Outcome {
+async fn deletion_of_all_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..5).flat_map(|n| [D::at(n, 0, 1), D::at(n, 10, 2)]).collect();
     D::insert(case.store(), &batch).await?;
     case.store().delete_range(&D::deletion(None, TimeRange::before(minute(10)))).await?;
@@ -169,7 +167,7 @@ async fn deletion_leaves_other_intervals(case: &Case) -> Outcome {
         .map(|interval| Ohlcv::make(&(name.clone(), interval), minute(0), 0, 1));
     case.store().insert_bars(&bars).await?;
     case.store().insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
-    let gone = DeleteQuery::Bars(Interval::M1, Selection::All, TimeRange::ALL);
+    let gone = DeleteQuery::bars(Interval::M1, Selection::All, TimeRange::ALL);
     case.store().delete_range(&gone).await?;
     for (bar, left) in bars.iter().zip([true, false, true]) {
         let found = Ohlcv::all(case.store(), &bar.series()).await?;
@@ -179,7 +177,7 @@ async fn deletion_leaves_other_intervals(case: &Case) -> Outcome {
     same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
 }
 
-async fn deleted_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome {
+async fn deleted_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
     let all = four::<D>(case).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
     for _ in 0..2 {
@@ -194,7 +192,7 @@ async fn deleted_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome {
     same_rows("another value", &D::all(case.store(), &D::series_no(0)).await?, &[other])
 }
 
-async fn deletion_twice_is_ok<D: Shelf>(case: &Case) -> Outcome {
+async fn deletion_twice_is_ok<D: Sample>(case: &Case) -> Outcome {
     let gone = D::deletion(None, range(minute(0), minute(5)));
     case.store().delete_range(&gone).await?;
     D::insert(case.store(), &[D::at(0, 0, 1), D::at(0, 5, 1)]).await?;
@@ -206,7 +204,7 @@ async fn deletion_twice_is_ok<D: Shelf>(case: &Case) -> Outcome {
     Ok(case.store().delete_range(&unknown).await?)
 }
 
-async fn a_purge_is_exact<D: Shelf>(case: &Case) -> Outcome {
+async fn a_purge_is_exact<D: Sample>(case: &Case) -> Outcome {
     let mut all = four::<D>(case).await?;
     let other = D::make(&D::series_no(1), step::<D>(1), 0, 9);
     D::insert(case.store(), std::slice::from_ref(&other)).await?;
@@ -225,7 +223,7 @@ async fn a_purge_is_exact<D: Shelf>(case: &Case) -> Outcome {
     same_rows("everything purged", &D::scan_latest(case.store(), AskLatest::all()).await?, &[])
 }
 
-async fn a_purged_batch_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome {
+async fn a_purged_batch_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
     let all = four::<D>(case).await?;
     case.store().purge_before(D::DATASET, minute(1_000)).await?;
     same_rows("after the purge", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
@@ -235,7 +233,8 @@ async fn a_purged_batch_can_be_inserted_again<D: Shelf>(case: &Case) -> Outcome 
 
 async fn a_purge_leaves_other_datasets(case: &Case) -> Outcome {
     let store = case.store();
-    for purged in Dataset::ALL {
+    let all = [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
+    for purged in all {
         store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
         store.insert_quotes(&[Quote::at(0, 0, 1)]).await?;
         store.insert_bars(&[Ohlcv::at(0, 0, 1)]).await?;
@@ -247,7 +246,7 @@ async fn a_purge_leaves_other_datasets(case: &Case) -> Outcome {
             Ohlcv::all(store, &Ohlcv::series_no(0)).await?.len(),
             MarketSnapshot::all(store, &MarketSnapshot::series_no(0)).await?.len(),
         ];
-        let expected = Dataset::ALL.map(|dataset| usize::from(dataset != purged));
+        let expected = all.map(|dataset| usize::from(dataset != purged));
         same_rows(&format!("ticks, quotes, bars and snapshots after a purge of {purged}"), &left, &expected)?;
     }
     Ok(())

@@ -2,14 +2,13 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{
-    BarQuery, BarSource, InstrumentDataset, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt,
-    RangeStats, StatsQuery,
+    BarQuery, BarSource, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt, RangeStats, StatsQuery,
 };
-use qi_core::{Instrument, Interval, PriceTick, Result, Selection, TimeRange};
+use qi_core::{Instrument, Interval, PriceTick, Record, Result, Selection, TimeRange};
 
 use super::expect::{Outcome, holds, same, same_rows};
-use super::shelf::{Shelf, instrument, micros, minute, range};
-use super::{Case, promises};
+use super::shelf::{Shelf as _, instrument, micros, minute, range};
+use super::{Case, Sample, promises};
 
 promises! { "analytics";
     once stats_equal_a_fold: "the figures of a range are those of a fold over its ticks",
@@ -220,6 +219,6 @@ async fn chunked_inserts_write_all(case: &Case) -> Outcome {
             store.insert_ticks_chunked(&ticks, chunk).await.is_err(),
         )?;
     }
-    let list = store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await?;
+    let list = store.instruments(&InstrumentQuery::new(PriceTick::DATASET)).await?;
     same("instruments", &list.items.len(), &1)
 }

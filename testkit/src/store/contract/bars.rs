@@ -3,11 +3,13 @@
 use futures::TryStreamExt;
 use qi_core::domain::coarsen;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
-use qi_core::{BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result, TimeRange, Timestamp};
+use qi_core::{
+    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Record, Result, TimeRange, Timestamp,
+};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
-use super::shelf::{Shelf, micros, minute, range};
-use super::{Case, promises};
+use super::shelf::{Shelf as _, micros, minute, range};
+use super::{Case, Sample, promises};
 use crate::store::model::reference_bars;
 
 promises! { "bars";
@@ -223,7 +225,7 @@ async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
 
 /// The quote volume of the only bar of these ticks.
 async fn quote_volume(case: &Case, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
-    case.store().purge_before(qi_core::store::Dataset::Ticks, Timestamp::MAX).await?;
+    case.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     case.store().insert_ticks(ticks).await?;
     let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
     let volume = bars.first().and_then(|bar| bar.values().quote_volume);
@@ -273,7 +275,7 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
         holds(format_args!("{what} is not worth another try"), !error.retry().is_retryable())?;
         refused(what, store.stats(&stats).await, KIND)?;
         refused(what, store.change(&stats).await, KIND)?;
-        store.purge_before(qi_core::store::Dataset::Ticks, Timestamp::MAX).await?;
+        store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     }
     Ok(())
 }
@@ -318,7 +320,7 @@ async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
     as_reference(store, Interval::M1).await?;
     let found = Ohlcv::all(store, &Ohlcv::series_no(0)).await?;
     same_rows("the stored bar", &found, std::slice::from_ref(&stored))?;
-    store.purge_before(qi_core::store::Dataset::Ticks, Timestamp::MAX).await?;
+    store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     same_rows("the stored bar", &Ohlcv::all(store, &Ohlcv::series_no(0)).await?, &[stored])
 }
 

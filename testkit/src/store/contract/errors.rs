@@ -2,19 +2,13 @@
 
 use std::error::Error as _;
 
-use qi_core::store::{
-    BarQuery, InstrumentDataset, InstrumentQuery, LatestBarsQuery, LatestQuery, PriceStore, RangeQuery,
-    SnapshotQuery, StatsQuery,
-};
-use qi_core::{
-    Error, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope,
-    Selection, TimeRange,
-};
+use qi_core::store::{BarQuery, PriceStore, PriceStoreExt, SeriesRequest, StatsQuery};
+use qi_core::{Error, ErrorKind, Instrument, Interval, PriceTick, Record, Result, TimeRange};
 
 use super::expect::{Failure, Outcome, holds, refused, same};
 use super::factory::SECRET;
-use super::shelf::{Ask, Shelf, minute};
-use super::{Case, promises};
+use super::shelf::{Ask, AskLatest, Shelf, minute};
+use super::{Case, Sample, promises};
 
 promises! { "errors";
     once every_method_says_its_name: "each method is the one that was called, through every wrapping",
@@ -26,32 +20,17 @@ promises! { "errors";
 /// Calls every method that needs a schema or an open store, by name.
 async fn call_all(store: &dyn PriceStore) -> Vec<(&'static str, Result<()>)> {
     let name: Instrument = PriceTick::series_no(0);
-    let (range, bars) = (
-        RangeQuery::new(name.clone(), TimeRange::ALL),
-        BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL),
-    );
-    let latest = LatestQuery::new(Selection::All);
-    let latest_bars = LatestBarsQuery::new(Interval::M1, Selection::All);
-    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
-    let snapshots = SnapshotQuery::new(Scope::Global, TimeRange::ALL);
+    let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);
+    let range = Ask::<PriceTick>::all(&name);
     vec![
-        ("insert_ticks", store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await.map(drop)),
-        ("insert_quotes", store.insert_quotes(&[Quote::at(0, 0, 1)]).await.map(drop)),
-        ("insert_bars", store.insert_bars(&[Ohlcv::at(0, 0, 1)]).await.map(drop)),
-        ("insert_snapshots", store.insert_snapshots(&[MarketSnapshot::at(0, 0, 1)]).await.map(drop)),
-        ("ticks", store.ticks(&range).await.map(drop)),
-        ("quotes", store.quotes(&range).await.map(drop)),
-        ("bars", store.bars(&bars).await.map(drop)),
-        ("snapshots", store.snapshots(&snapshots).await.map(drop)),
-        ("latest_ticks", store.latest_ticks(&latest).await.map(drop)),
-        ("latest_quotes", store.latest_quotes(&latest).await.map(drop)),
-        ("latest_bars", store.latest_bars(&latest_bars).await.map(drop)),
-        ("latest_snapshots", store.latest_snapshots(&LatestQuery::new(Selection::All)).await.map(drop)),
+        ("insert", store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await.map(drop)),
+        ("range", PriceTick::page(store, &range).await.map(drop)),
+        ("latest", PriceTick::latest(store, &AskLatest::all()).await.map(drop)),
+        ("series", store.series(&SeriesRequest::new(PriceTick::DATASET)).await.map(drop)),
         ("derived_bars", store.derived_bars(&bars).await.map(drop)),
         ("stats", store.stats(&StatsQuery::new(name, TimeRange::ALL)).await.map(drop)),
-        ("instruments", store.instruments(&list).await.map(drop)),
         ("delete_range", store.delete_range(&PriceTick::deletion(None, TimeRange::ALL)).await),
-        ("purge_before", store.purge_before(qi_core::store::Dataset::Ticks, minute(0)).await),
+        ("purge_before", store.purge_before(PriceTick::DATASET, minute(0)).await),
     ]
 }
 
@@ -67,6 +46,7 @@ async fn every_method_says_its_name(case: &Case) -> Outcome {
     store.close().await?;
     let mut calls = call_all(&*store).await;
     calls.push(("ping", store.ping().await.map(drop)));
+    calls.push(("plan_schema", store.plan_schema().await.map(drop)));
     calls.push(("ensure_schema", store.ensure_schema().await.map(drop)));
     for (method, result) in calls {
         let error = refused(method, result, ErrorKind::Closed)?;
@@ -86,15 +66,15 @@ async fn an_error_says_what_and_where(case: &Case) -> Outcome {
         holds(format_args!("Display names the code: {shown}"), shown.contains(error.code()))
     };
     let batch = vec![PriceTick::at(0, 0, 1); store.info().max_batch + 1];
-    says(&refused("a batch", store.insert_ticks(&batch).await, ErrorKind::InvalidInput)?, "insert_ticks")?;
+    says(&refused("a batch", store.insert_ticks(&batch).await, ErrorKind::InvalidInput)?, "insert")?;
     let foreign = Ask::<PriceTick>::all(&PriceTick::series_no(0)).after("123".parse()?);
     let error = refused("a cursor", PriceTick::page(store, &foreign).await, ErrorKind::InvalidInput)?;
-    says(&error, "ticks")?;
+    says(&error, "range")?;
     same("the field", &error.context_value("field"), &Some("cursor"))?;
     let store = case.without_schema().await?;
     let error =
         refused("no schema", store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await, ErrorKind::SchemaMismatch)?;
-    says(&error, "insert_ticks")
+    says(&error, "insert")
 }
 
 async fn info_says_what_the_store_is(case: &Case) -> Outcome {
@@ -113,7 +93,7 @@ async fn no_secret_is_shown(case: &Case) -> Outcome {
     let mut shown = vec![format!("{store:?}"), store.to_string(), format!("{:?}", store.info())];
     let ping = refused("ping", store.ping().await, ErrorKind::Unavailable)?;
     let insert = store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await;
-    let insert = refused("insert_ticks", insert, ErrorKind::Unavailable)?;
+    let insert = refused("insert", insert, ErrorKind::Unavailable)?;
     for error in [ping, insert] {
         shown.extend([error.to_string(), format!("{error:?}"), error.report()]);
         let mut source = error.source();

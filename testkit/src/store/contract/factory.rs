@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use qi_core::record::Datasets;
 use qi_core::store::PriceStore;
 use qi_core::{Error, ErrorKind, Result};
 
@@ -16,18 +17,32 @@ pub struct Fresh {
     pub store: Arc<dyn PriceStore>,
     /// Removes the namespace; runs after the check, whatever its outcome, also when the store is closed.
     pub cleanup: BoxFuture<'static, Result<()>>,
+    /// Opens the namespace once more, with other datasets, as another version of a program does.
+    pub reopen: Option<Reopen>,
 }
+
+/// Opens a namespace with some datasets, without `ensure_schema`.
+pub type Reopen = Arc<dyn Fn(Datasets) -> BoxFuture<'static, Result<Arc<dyn PriceStore>>> + Send + Sync>;
 
 impl Fresh {
     /// A store that leaves nothing behind.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
-        Self { store, cleanup: Box::pin(async { Ok(()) }) }
+        Self { store, cleanup: Box::pin(async { Ok(()) }), reopen: None }
     }
 
     /// With what removes its namespace.
     #[must_use]
     pub fn with_cleanup(self, cleanup: impl Future<Output = Result<()>> + Send + 'static) -> Self {
         Self { cleanup: Box::pin(cleanup), ..self }
+    }
+
+    /// With what opens the namespace with other datasets. The checks of schema evolution need it.
+    #[must_use]
+    pub fn with_reopen(
+        self,
+        reopen: impl Fn(Datasets) -> BoxFuture<'static, Result<Arc<dyn PriceStore>>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { reopen: Some(Arc::new(reopen)), ..self }
     }
 }
 
@@ -59,18 +74,22 @@ pub trait StoreFactory: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// A store whose schema is ensured.
-    async fn fresh(&self) -> Result<Fresh>;
-
-    /// A store whose schema was never ensured.
-    async fn without_schema(&self) -> Result<Fresh>;
+    /// A store of these datasets whose schema was never ensured.
+    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh>;
 
     /// A store that meets a schema of a later version of the library.
-    async fn newer_schema(&self) -> Result<Fresh>;
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh>;
 
     /// A store whose server does not answer: its address refuses connections, and its configuration holds the
     /// password [`SECRET`].
-    async fn unreachable(&self) -> Result<Fresh>;
+    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh>;
+
+    /// A store of these datasets whose schema is ensured.
+    async fn fresh(&self, datasets: &Datasets) -> Result<Fresh> {
+        let fresh = self.without_schema(datasets).await?;
+        fresh.store.ensure_schema().await?;
+        Ok(fresh)
+    }
 }
 
 /// The password in the configuration of [`StoreFactory::unreachable`]; it must not show anywhere.
@@ -79,13 +98,6 @@ pub const SECRET: &str = "hunter2-must-not-show";
 /// Makes memory stores.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryFactory;
-
-impl MemoryFactory {
-    fn store() -> Result<Fresh> {
-        let config = MemoryStoreConfig::default().with_max_rows(200_000).with_max_batch(30_000);
-        Ok(Fresh::new(Arc::new(MemoryStore::new(config)?)))
-    }
-}
 
 #[async_trait]
 impl StoreFactory for MemoryFactory {
@@ -96,6 +108,12 @@ impl StoreFactory for MemoryFactory {
     fn not_applicable(&self, check: &str) -> Option<&'static str> {
         match check {
             "schema::newer_schema_is_refused" => Some("the memory store outlives no version of the library"),
+            "schema::an_added_column_reads_as_absent"
+            | "schema::an_enumeration_takes_new_names"
+            | "schema::another_difference_is_refused"
+            | "schema::an_older_version_goes_on" => {
+                Some("the memory store keeps nothing of another version of the program")
+            }
             "schema::unreachable_is_retryable" | "errors::no_secret_is_shown" => {
                 Some("the memory store has no server and no password")
             }
@@ -103,21 +121,16 @@ impl StoreFactory for MemoryFactory {
         }
     }
 
-    async fn fresh(&self) -> Result<Fresh> {
-        let fresh = Self::store()?;
-        fresh.store.ensure_schema().await?;
-        Ok(fresh)
+    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+        let config = MemoryStoreConfig::default().with_max_rows(200_000).with_max_batch(30_000);
+        Ok(Fresh::new(Arc::new(MemoryStore::new(config.with_datasets(datasets.clone()))?)))
     }
 
-    async fn without_schema(&self) -> Result<Fresh> {
-        Self::store()
-    }
-
-    async fn newer_schema(&self) -> Result<Fresh> {
+    async fn newer_schema(&self, _: &Datasets) -> Result<Fresh> {
         Err(unsupported("newer_schema"))
     }
 
-    async fn unreachable(&self) -> Result<Fresh> {
+    async fn unreachable(&self, _: &Datasets) -> Result<Fresh> {
         Err(unsupported("unreachable"))
     }
 }

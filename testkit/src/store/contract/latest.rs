@@ -5,7 +5,7 @@ use qi_core::{Interval, Ohlcv, PriceTick, Selection, TimeRange, Timestamp};
 
 use super::expect::{Outcome, holds, same, same_rows};
 use super::shelf::{AskLatest, Shelf, micros, minute, range};
-use super::{Case, promises};
+use super::{Case, Sample, promises};
 
 promises! { "latest";
     every one_of_each_series: "the newest record of each series, in the order of the series",
@@ -23,7 +23,7 @@ promises! { "latest";
     once single_latest_of_each_dataset: "the short forms give the latest of one",
 }
 
-async fn one_of_each_series<D: Shelf>(case: &Case) -> Outcome {
+async fn one_of_each_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..300).map(|n| D::at((n * 7 % 50) as usize, i64::from(n), n)).collect();
     D::insert(case.store(), &batch).await?;
     let newest: Vec<D> = (0..50)
@@ -36,7 +36,7 @@ async fn one_of_each_series<D: Shelf>(case: &Case) -> Outcome {
     same_rows("three of them", &D::scan_latest(case.store(), some).await?, &expected)
 }
 
-async fn the_last_of_a_tie<D: Shelf>(case: &Case) -> Outcome {
+async fn the_last_of_a_tie<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch = [9, 100, 11, 2].map(|seq| D::make(&series, minute(0), seq, 1));
     D::insert(case.store(), &batch).await?;
@@ -45,7 +45,7 @@ async fn the_last_of_a_tie<D: Shelf>(case: &Case) -> Outcome {
     same_rows("as of the tie", &D::scan_latest(case.store(), asked).await?, &batch[1..2])
 }
 
-async fn an_absent_series_is_absent<D: Shelf>(case: &Case) -> Outcome {
+async fn an_absent_series_is_absent<D: Sample>(case: &Case) -> Outcome {
     same_rows("in an empty store", &D::scan_latest(case.store(), AskLatest::all()).await?, &[])?;
     let record = D::at(5, 0, 1);
     D::insert(case.store(), std::slice::from_ref(&record)).await?;
@@ -56,7 +56,7 @@ async fn an_absent_series_is_absent<D: Shelf>(case: &Case) -> Outcome {
     holds("an empty page has no next one", page.next.is_none())
 }
 
-async fn as_of_is_inclusive<D: Shelf>(case: &Case) -> Outcome {
+async fn as_of_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     let batch = [D::at(0, 0, 1), D::at(0, 10, 2), D::at(0, 20, 3)];
     D::insert(case.store(), &batch).await?;
     for (n, record) in batch.iter().enumerate() {
@@ -114,7 +114,7 @@ async fn other_intervals_do_not_count(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_late_insert_is_not_the_latest<D: Shelf>(case: &Case) -> Outcome {
+async fn a_late_insert_is_not_the_latest<D: Sample>(case: &Case) -> Outcome {
     let newest = D::at(0, 100, 1);
     D::insert(case.store(), std::slice::from_ref(&newest)).await?;
     D::insert(case.store(), &[D::at(0, 50, 2), D::at(0, -900_000, 3)]).await?;
@@ -123,7 +123,7 @@ async fn a_late_insert_is_not_the_latest<D: Shelf>(case: &Case) -> Outcome {
     same_rows("as of before", &found, &[D::at(0, 50, 2)])
 }
 
-async fn a_correction_shows<D: Shelf>(case: &Case) -> Outcome {
+async fn a_correction_shows<D: Sample>(case: &Case) -> Outcome {
     for value in [1, 9, 4] {
         let batch = [D::at(0, 0, 1), D::at(0, 5, value)];
         D::insert(case.store(), &batch).await?;
@@ -132,7 +132,7 @@ async fn a_correction_shows<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_deleted_latest_gives_way<D: Shelf>(case: &Case) -> Outcome {
+async fn a_deleted_latest_gives_way<D: Sample>(case: &Case) -> Outcome {
     let batch = [D::at(0, 0, 1), D::at(0, 5, 2), D::at(1, 3, 3)];
     D::insert(case.store(), &batch).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), range(minute(5), minute(6)));
@@ -143,14 +143,14 @@ async fn a_deleted_latest_gives_way<D: Shelf>(case: &Case) -> Outcome {
     same_rows("all deleted", &D::scan_latest(case.store(), AskLatest::all()).await?, &batch[2..])
 }
 
-async fn a_repeated_key_counts_once<D: Shelf>(case: &Case) -> Outcome {
+async fn a_repeated_key_counts_once<D: Sample>(case: &Case) -> Outcome {
     let record = D::at(3, 0, 1);
     D::insert(case.store(), std::slice::from_ref(&record)).await?;
     let asked = AskLatest::these(vec![D::series_no(3), D::series_no(3), D::series_no(3)]);
     same_rows("the latest", &D::scan_latest(case.store(), asked).await?, &[record])
 }
 
-async fn old_behind_many_newer_of_others<D: Shelf>(case: &Case) -> Outcome {
+async fn old_behind_many_newer_of_others<D: Sample>(case: &Case) -> Outcome {
     const WEEK: i64 = 7 * 24 * 60;
     let old = D::at(0, 0, 1);
     let mut batch = vec![old.clone()];
@@ -163,7 +163,7 @@ async fn old_behind_many_newer_of_others<D: Shelf>(case: &Case) -> Outcome {
     same("how many series", &found.len(), &4)
 }
 
-async fn pages_follow_the_series<D: Shelf>(case: &Case) -> Outcome {
+async fn pages_follow_the_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..10).map(|n| D::at(n as usize, i64::from(20 - n), n)).collect();
     D::insert(case.store(), &batch).await?;
     let named = || AskLatest::<D>::these((0..10).map(D::series_no).collect());

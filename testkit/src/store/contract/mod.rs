@@ -9,11 +9,15 @@
 //! Suite::new().on(MemoryFactory, Wrapping::all()).main();
 //! ```
 //!
+//! The checks run on the datasets of this library and on two of the suite: [`Everything`] has a column of every type, and
+//! the series of [`NamedSignal`] is a name. A team adds its own records with [`Suite::with`], see [`Sample`].
+//!
 //! What each check stands for is written in `docs/store.md`.
 
 mod administration;
 mod analytics;
 mod bars;
+mod datasets;
 mod errors;
 mod expect;
 mod factory;
@@ -22,32 +26,38 @@ mod layers;
 mod precision;
 mod read;
 mod runner;
+mod sample;
 mod schema;
 mod shelf;
 mod write;
 
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use qi_core::Result;
+use qi_core::record::Datasets;
 use qi_core::store::PriceStore;
+use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 
 pub use expect::{Failure, Outcome};
 pub(crate) use expect::{same, same_rows};
-pub use factory::{Fresh, MemoryFactory, SECRET, StoreFactory};
+pub use factory::{Fresh, MemoryFactory, Reopen, SECRET, StoreFactory};
 pub use runner::{Suite, Wrapping, run_check};
+pub use sample::{Choice, Everything, NamedSignal, Sample, instrument_no};
 
 /// One promise of the contract, and the code that finds out whether a store keeps it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct StoreCheck {
     /// `write::last_write_wins`
     pub name: &'static str,
     /// The promise in a sentence.
     pub promise: &'static str,
-    run: for<'a> fn(&'a Case) -> BoxFuture<'a, Outcome>,
+    /// The code and the dataset that it runs on, None if it is written for certain datasets.
+    runs: Vec<(Option<&'static str>, Run)>,
 }
+
+type Run = for<'a> fn(&'a Case) -> BoxFuture<'a, Outcome>;
 
 impl fmt::Debug for StoreCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,23 +68,83 @@ impl fmt::Debug for StoreCheck {
     }
 }
 
-/// Every check, in the order of the contract page.
-pub fn checks() -> &'static [StoreCheck] {
-    static CHECKS: LazyLock<Vec<StoreCheck>> = LazyLock::new(|| {
+impl StoreCheck {
+    /// Runs the check on each of its datasets.
+    async fn run(&self, case: &Case) -> Outcome {
+        for (dataset, run) in &self.runs {
+            run(case).await.map_err(|failure| match dataset {
+                Some(dataset) => failure.within(dataset),
+                None => failure,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The checks of the contract, and the datasets that they run on.
+#[derive(Debug, Clone)]
+pub struct Checks {
+    checks: Vec<StoreCheck>,
+    datasets: Datasets,
+}
+
+/// The lists of all groups, in the order of the contract page.
+macro_rules! lists {
+    ($($list:tt)*) => {
         [
-            schema::list(),
-            write::list(),
-            precision::list(),
-            read::list(),
-            latest::list(),
-            bars::list(),
-            analytics::list(),
-            administration::list(),
-            errors::list(),
+            schema::$($list)*(),
+            datasets::$($list)*(),
+            write::$($list)*(),
+            precision::$($list)*(),
+            read::$($list)*(),
+            latest::$($list)*(),
+            bars::$($list)*(),
+            analytics::$($list)*(),
+            administration::$($list)*(),
+            errors::$($list)*(),
         ]
-        .concat()
-    });
-    &CHECKS
+    };
+}
+
+/// The code of each check for a dataset, in the order of the list.
+type Runs = Vec<Option<Run>>;
+
+impl Checks {
+    /// Every check, in the order of the contract page, on the datasets of this library and of the suite.
+    pub fn standard() -> Self {
+        let checks = lists!(once).into_iter().flatten().collect();
+        let none = Self { checks, datasets: Datasets::none() };
+        none.with::<PriceTick>()
+            .with::<Quote>()
+            .with::<Ohlcv>()
+            .with::<MarketSnapshot>()
+            .with::<Everything>()
+            .with::<NamedSignal>()
+    }
+
+    /// The same checks, on one more dataset.
+    ///
+    /// # Panics
+    /// If the name or a bound of the dataset is invalid, or another dataset has the name.
+    #[must_use]
+    pub fn with<D: Sample>(mut self) -> Self {
+        self.datasets = self.datasets.with::<D>().expect("a dataset that can be registered");
+        let runs: Runs = lists!(of::<D>).into_iter().flatten().collect();
+        for (check, run) in self.checks.iter_mut().zip(runs) {
+            check.runs.extend(run.map(|run| (Some(D::DATASET.name()), run)));
+        }
+        self
+    }
+
+    /// The checks.
+    pub fn iter(&self) -> impl Iterator<Item = &StoreCheck> {
+        self.checks.iter()
+    }
+
+    /// The datasets.
+    pub fn datasets(&self) -> &Datasets {
+        &self.datasets
+    }
 }
 
 /// What a check works on: a fresh store in its wrapping, and the factory for more.
@@ -82,6 +152,7 @@ pub struct Case {
     store: Arc<dyn PriceStore>,
     factory: Arc<dyn StoreFactory>,
     wrapping: Wrapping,
+    datasets: Datasets,
     cleanups: Mutex<Vec<BoxFuture<'static, Result<()>>>>,
 }
 
@@ -92,10 +163,11 @@ impl fmt::Debug for Case {
 }
 
 impl Case {
-    async fn open(factory: Arc<dyn StoreFactory>, wrapping: Wrapping) -> Result<Self> {
-        let Fresh { store, cleanup } = factory.fresh().await?;
+    async fn open(factory: Arc<dyn StoreFactory>, wrapping: Wrapping, datasets: &Datasets) -> Result<Self> {
+        let Fresh { store, cleanup, reopen: _ } = factory.fresh(datasets).await?;
         let store = (wrapping.wrap)(store);
-        Ok(Self { store, factory, wrapping, cleanups: Mutex::new(vec![cleanup]) })
+        let cleanups = Mutex::new(vec![cleanup]);
+        Ok(Self { store, factory, wrapping, datasets: datasets.clone(), cleanups })
     }
 
     /// The store of the check, with its schema.
@@ -114,15 +186,32 @@ impl Case {
     }
 
     async fn without_schema(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.without_schema().await?))
+        Ok(self.keep(self.factory.without_schema(&self.datasets).await?))
     }
 
     async fn newer_schema(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.newer_schema().await?))
+        Ok(self.keep(self.factory.newer_schema(&self.datasets).await?))
     }
 
     async fn unreachable(&self) -> Result<Arc<dyn PriceStore>> {
-        Ok(self.keep(self.factory.unreachable().await?))
+        Ok(self.keep(self.factory.unreachable(&self.datasets).await?))
+    }
+
+    /// A store in an empty namespace, opened with some datasets, and how to open the same namespace with others.
+    async fn program(
+        &self,
+        datasets: &Datasets,
+    ) -> std::result::Result<(Arc<dyn PriceStore>, Reopen), Failure> {
+        let mut fresh = self.factory.without_schema(datasets).await?;
+        let reopen = fresh.reopen.take().ok_or_else(|| {
+            Failure::new("the factory must say how to open a namespace again: Fresh::with_reopen")
+        })?;
+        Ok((self.keep(fresh), reopen))
+    }
+
+    /// The same namespace, opened with other datasets.
+    async fn again(&self, reopen: &Reopen, datasets: &Datasets) -> Result<Arc<dyn PriceStore>> {
+        Ok((self.wrapping.wrap)(reopen(datasets.clone()).await?))
     }
 
     /// Removes every namespace that the check has used.
@@ -140,32 +229,29 @@ impl Case {
 /// How long one check may take, in real time.
 const CHECK_LIMIT: Duration = Duration::from_mins(2);
 
-/// A list of checks. `once` runs it as it is, `every` on all four datasets, `tied` on those whose records may
-/// share a time.
+/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time.
 macro_rules! promises {
     ($group:literal; $($mode:ident $name:ident: $promise:literal,)*) => {
-        pub(super) fn list() -> Vec<super::StoreCheck> {
+        /// Every check of the group, with the code of those that run once.
+        pub(super) fn once() -> Vec<super::StoreCheck> {
             vec![$(super::StoreCheck {
                 name: concat!($group, "::", stringify!($name)),
                 promise: $promise,
-                run: |case| Box::pin(promises!(@$mode $name case)),
+                runs: promises!(@once $mode $name),
             }),*]
         }
-    };
-    (@once $name:ident $case:ident) => { $name($case) };
-    (@tied $name:ident $case:ident) => {
-        async move {
-            $name::<qi_core::PriceTick>($case).await.map_err(|f| f.within("ticks"))?;
-            $name::<qi_core::Quote>($case).await.map_err(|f| f.within("quotes"))
+
+        /// The code of each check for a dataset.
+        pub(super) fn of<D: super::Sample>() -> super::Runs {
+            vec![$(promises!(@of $mode $name)),*]
         }
     };
-    (@every $name:ident $case:ident) => {
-        async move {
-            $name::<qi_core::PriceTick>($case).await.map_err(|f| f.within("ticks"))?;
-            $name::<qi_core::Quote>($case).await.map_err(|f| f.within("quotes"))?;
-            $name::<qi_core::Ohlcv>($case).await.map_err(|f| f.within("bars"))?;
-            $name::<qi_core::MarketSnapshot>($case).await.map_err(|f| f.within("snapshots"))
-        }
+    (@once once $name:ident) => { vec![(None, |case| Box::pin($name(case)))] };
+    (@once $mode:ident $name:ident) => { Vec::new() };
+    (@of once $name:ident) => { None };
+    (@of every $name:ident) => { Some(|case| Box::pin($name::<D>(case))) };
+    (@of tied $name:ident) => {
+        if D::DATASET.seq().is_some() { Some(|case| Box::pin($name::<D>(case))) } else { None }
     };
 }
 use promises;
@@ -174,20 +260,22 @@ use promises;
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::checks;
+    use super::Checks;
 
     #[test]
     fn names_are_unique_and_every_promise_is_said() {
-        let names: BTreeSet<_> = checks().iter().map(|check| check.name).collect();
-        assert_eq!(names.len(), checks().len());
-        assert!(checks().iter().all(|check| !check.promise.is_empty()));
+        let checks = Checks::standard();
+        let names: BTreeSet<_> = checks.iter().map(|check| check.name).collect();
+        assert_eq!(names.len(), checks.iter().count());
+        assert!(checks.iter().all(|check| !check.promise.is_empty() && !check.runs.is_empty()));
     }
 
     /// `docs/store.md` names a check as `group::name`, or some by a star at the end.
     #[test]
     fn the_contract_page_names_every_check_and_no_other() {
+        let checks = Checks::standard();
         let page = include_str!("../../../../docs/store.md");
-        let groups: BTreeSet<_> = checks().iter().filter_map(|c| c.name.split("::").next()).collect();
+        let groups: BTreeSet<_> = checks.iter().filter_map(|c| c.name.split("::").next()).collect();
         let named: Vec<&str> = page
             .split('`')
             .skip(1)
@@ -199,9 +287,9 @@ mod tests {
             None => check == text,
         };
         for text in &named {
-            assert!(checks().iter().any(|check| covers(text, check.name)), "{text} is no check");
+            assert!(checks.iter().any(|check| covers(text, check.name)), "{text} is no check");
         }
-        let missing: Vec<_> = checks()
+        let missing: Vec<_> = checks
             .iter()
             .map(|check| check.name)
             .filter(|check| !named.iter().any(|text| covers(text, check)))

@@ -1,6 +1,6 @@
 //! Precision: values come back exactly, or were refused before.
 
-use qi_core::store::PriceStore;
+use qi_core::store::{PriceStore, PriceStoreExt};
 use qi_core::{
     BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick, Quantity,
     Quote, QuoteValues, Scope, SnapshotValues, Source, Symbol, Timestamp,
@@ -8,7 +8,7 @@ use qi_core::{
 
 use super::expect::{Outcome, holds, same_rows};
 use super::shelf::{BASE, Shelf, instrument, micros, minute};
-use super::{Case, promises};
+use super::{Case, Sample, promises};
 
 promises! { "precision";
     once the_smallest_decimal_comes_back: "1e-18 in every decimal of every dataset",
@@ -143,7 +143,7 @@ async fn none_is_not_zero(case: &Case) -> Outcome {
     same_rows("snapshots", &MarketSnapshot::all(store, &Scope::Global).await?, &snapshots)
 }
 
-async fn a_microsecond_counts<D: Shelf>(case: &Case) -> Outcome {
+async fn a_microsecond_counts<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch: Vec<D> = [0, 1, 2, 999]
         .into_iter()
@@ -158,7 +158,7 @@ async fn a_microsecond_counts<D: Shelf>(case: &Case) -> Outcome {
     holds("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
 }
 
-async fn both_ends_of_time<D: Shelf>(case: &Case) -> Outcome {
+async fn both_ends_of_time<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
     D::insert(case.store(), &batch).await?;

@@ -2,13 +2,13 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{
-    BarQuery, InstrumentDataset, InstrumentQuery, LatestQuery, Order, PageRequest, PriceStore, RangeQuery,
+    BarQuery, InstrumentQuery, LatestQuery, Order, PageRequest, PriceStore, PriceStoreExt, RangeQuery,
 };
-use qi_core::{ErrorKind, Interval, Ohlcv, PriceTick, Selection, TimeRange, Timestamp};
+use qi_core::{ErrorKind, Interval, Ohlcv, PriceTick, Record, Selection, TimeRange, Timestamp};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
 use super::shelf::{Ask, Shelf, micros, minute, range};
-use super::{Case, promises};
+use super::{Case, Sample, promises};
 
 promises! { "read";
     every the_start_is_inclusive: "a range begins with its start",
@@ -33,7 +33,7 @@ promises! { "read";
 }
 
 /// Ten records of one series, one minute apart.
-async fn ten<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+async fn ten<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let batch: Vec<D> = (0..10).map(|n| D::at(1, n.into(), n)).collect();
     // Neighbours that no answer may show.
     let others = [D::at(0, 3, 99), D::at(2, 4, 98)];
@@ -41,15 +41,15 @@ async fn ten<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Fa
     Ok(batch)
 }
 
-fn ask<D: Shelf>() -> Ask<D> {
+fn ask<D: Sample>() -> Ask<D> {
     Ask::all(&D::series_no(1))
 }
 
-async fn the_start_is_inclusive<D: Shelf>(case: &Case) -> Outcome {
+async fn the_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::since(minute(3)))).await?;
-        found.sort_by_key(D::place);
+        found.sort_by_key(Record::place);
         same_rows("from the time of the fourth record", &found, &all[3..])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
@@ -57,11 +57,11 @@ async fn the_start_is_inclusive<D: Shelf>(case: &Case) -> Outcome {
     same_rows("from a microsecond later", &found, &all[4..])
 }
 
-async fn the_end_is_exclusive<D: Shelf>(case: &Case) -> Outcome {
+async fn the_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::before(minute(3)))).await?;
-        found.sort_by_key(D::place);
+        found.sort_by_key(Record::place);
         same_rows("up to the time of the fourth record", &found, &all[..3])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
@@ -69,7 +69,7 @@ async fn the_end_is_exclusive<D: Shelf>(case: &Case) -> Outcome {
     same_rows("up to a microsecond later", &found, &all[..4])
 }
 
-async fn an_empty_range_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
+async fn an_empty_range_is_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     ten::<D>(case.store()).await?;
     let ranges = [
         range(minute(3), minute(3)),
@@ -87,7 +87,7 @@ async fn an_empty_range_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_unknown_series_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
+async fn an_unknown_series_is_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     for round in ["in an empty store", "beside others"] {
         let page = D::page(case.store(), &Ask::all(&D::series_no(7))).await?;
         same_rows(round, &page.items, &[])?;
@@ -97,19 +97,19 @@ async fn an_unknown_series_is_an_empty_page<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn ascending_is_oldest_first<D: Shelf>(case: &Case) -> Outcome {
+async fn ascending_is_oldest_first<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     same_rows("the series", &D::page(case.store(), &ask()).await?.items, &all)
 }
 
-async fn descending_is_newest_first<D: Shelf>(case: &Case) -> Outcome {
+async fn descending_is_newest_first<D: Sample>(case: &Case) -> Outcome {
     let mut all = ten::<D>(case.store()).await?;
     all.reverse();
     same_rows("the series", &D::page(case.store(), &ask().descending()).await?.items, &all)
 }
 
 /// Three times with 1, 5 and 2 records; the seqs come in an order that is not the order of their digits.
-async fn tied_records<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let places = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
     let mut batch: Vec<D> = (0..)
         .zip(places)
@@ -122,7 +122,7 @@ async fn tied_records<D: Shelf>(store: &dyn PriceStore) -> std::result::Result<V
     Ok(sorted)
 }
 
-async fn ties_are_ordered_by_seq<D: Shelf>(case: &Case) -> Outcome {
+async fn ties_are_ordered_by_seq<D: Sample>(case: &Case) -> Outcome {
     let mut all = tied_records::<D>(case.store()).await?;
     same_rows("ascending", &D::page(case.store(), &ask()).await?.items, &all)?;
     all.reverse();
@@ -130,7 +130,7 @@ async fn ties_are_ordered_by_seq<D: Shelf>(case: &Case) -> Outcome {
 }
 
 /// Every page of these limits, put together, is the full scan.
-async fn pages_equal<D: Shelf>(case: &Case, all: &[D], limits: &[usize]) -> Outcome {
+async fn pages_equal<D: Sample>(case: &Case, all: &[D], limits: &[usize]) -> Outcome {
     let reversed: Vec<D> = all.iter().rev().cloned().collect();
     for &limit in limits {
         let found = D::scan(case.store(), ask().limit(limit)).await?;
@@ -141,7 +141,7 @@ async fn pages_equal<D: Shelf>(case: &Case, all: &[D], limits: &[usize]) -> Outc
     Ok(())
 }
 
-async fn pages_make_up_the_full_scan<D: Shelf>(case: &Case) -> Outcome {
+async fn pages_make_up_the_full_scan<D: Sample>(case: &Case) -> Outcome {
     let mut all = ten::<D>(case.store()).await?;
     pages_equal(case, &all, &[1, 2, 7]).await?;
     let more: Vec<D> = (10..2_003).map(|n| D::at(1, n.into(), n)).collect();
@@ -153,12 +153,12 @@ async fn pages_make_up_the_full_scan<D: Shelf>(case: &Case) -> Outcome {
     same_rows("pages of a part", &found, &all[2..6])
 }
 
-async fn pages_part_records_of_one_time<D: Shelf>(case: &Case) -> Outcome {
+async fn pages_part_records_of_one_time<D: Sample>(case: &Case) -> Outcome {
     let all = tied_records::<D>(case.store()).await?;
     pages_equal(case, &all, &[1, 2, 3, 4, 5]).await
 }
 
-async fn an_exact_multiple_has_no_empty_page<D: Shelf>(case: &Case) -> Outcome {
+async fn an_exact_multiple_has_no_empty_page<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
         let first = D::page(case.store(), &ask).await?;
@@ -174,7 +174,7 @@ async fn an_exact_multiple_has_no_empty_page<D: Shelf>(case: &Case) -> Outcome {
     holds("a page of all is the last one", whole.next.is_none())
 }
 
-async fn ten_thousand_in_one_page<D: Shelf>(case: &Case) -> Outcome {
+async fn ten_thousand_in_one_page<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
     D::insert(case.store(), &batch).await?;
     let page = D::page(case.store(), &ask()).await?;
@@ -183,7 +183,7 @@ async fn ten_thousand_in_one_page<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the second page", &D::page(case.store(), &ask().after(next)).await?.items, &batch[10_000..])
 }
 
-async fn a_cursor_sees_what_came_ahead_of_it<D: Shelf>(case: &Case) -> Outcome {
+async fn a_cursor_sees_what_came_ahead_of_it<D: Sample>(case: &Case) -> Outcome {
     let at = |n: i64| D::at(1, n, 1);
     D::insert(case.store(), &[0, 2, 4, 6, 8].map(at)).await?;
     let ascending = D::page(case.store(), &ask().limit(2)).await?;
@@ -199,7 +199,7 @@ async fn a_cursor_sees_what_came_ahead_of_it<D: Shelf>(case: &Case) -> Outcome {
     same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
 }
 
-async fn a_cursor_survives_what_it_points_to<D: Shelf>(case: &Case) -> Outcome {
+async fn a_cursor_survives_what_it_points_to<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(4)).await?;
     let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
@@ -208,7 +208,7 @@ async fn a_cursor_survives_what_it_points_to<D: Shelf>(case: &Case) -> Outcome {
     same_rows("after a deleted record", &D::scan(case.store(), ask().after(next)).await?, &all[5..])
 }
 
-async fn a_foreign_cursor_is_refused<D: Shelf>(case: &Case) -> Outcome {
+async fn a_foreign_cursor_is_refused<D: Sample>(case: &Case) -> Outcome {
     ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(2)).await?;
     let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
@@ -249,15 +249,15 @@ async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
     let earlier = latest.clone().as_of(minute(5)).after(of_latest.clone());
     refused("latest of another time", store.latest_ticks(&earlier).await, KIND)?;
     refused("ticks asked of quotes", store.latest_quotes(&latest.after(of_latest.clone())).await, KIND)?;
-    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let list = InstrumentQuery::new(PriceTick::DATASET);
     refused("latest asked of instruments", store.instruments(&list.clone().after(of_latest)).await, KIND)?;
     let of_list = store.instruments(&list).await?.resume;
-    let other = InstrumentQuery::new(InstrumentDataset::Bars).after(of_list);
+    let other = InstrumentQuery::new(Ohlcv::DATASET).after(of_list);
     refused("instruments of another dataset", store.instruments(&other).await, KIND)?;
     Ok(())
 }
 
-async fn a_cursor_is_good_for_another_limit<D: Shelf>(case: &Case) -> Outcome {
+async fn a_cursor_is_good_for_another_limit<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(3)).await?;
     let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
@@ -265,7 +265,7 @@ async fn a_cursor_is_good_for_another_limit<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the rest", &rest.items, &all[3..])
 }
 
-async fn resume_sees_what_came_later<D: Shelf>(case: &Case) -> Outcome {
+async fn resume_sees_what_came_later<D: Sample>(case: &Case) -> Outcome {
     let mut ask = ask::<D>();
     for round in 0..4u32 {
         let page = D::page(case.store(), &ask).await?;
@@ -279,7 +279,7 @@ async fn resume_sees_what_came_later<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn limits_are_checked<D: Shelf>(case: &Case) -> Outcome {
+async fn limits_are_checked<D: Sample>(case: &Case) -> Outcome {
     for limit in [0, 10_001, usize::MAX] {
         let error = refused("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
         same("the field", &error.context_value("field"), &Some("limit"))?;
@@ -290,7 +290,7 @@ async fn limits_are_checked<D: Shelf>(case: &Case) -> Outcome {
     same("the default order", &ask::<D>().order, &Order::Ascending)
 }
 
-async fn a_stream_equals_its_pages<D: Shelf>(case: &Case) -> Outcome {
+async fn a_stream_equals_its_pages<D: Sample>(case: &Case) -> Outcome {
     let mut all = ten::<D>(case.store()).await?;
     let found: Vec<D> = D::stream(case.store(), ask().limit(3)).try_collect().await?;
     same_rows("ascending", &found, &all)?;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use qi_core::record::Datasets;
 use qi_core::store::PriceStore;
 
-use super::{CHECK_LIMIT, Case, Failure, Outcome, StoreCheck, StoreFactory, checks};
+use super::{CHECK_LIMIT, Case, Checks, Failure, Outcome, Sample, StoreCheck, StoreFactory};
 use crate::presence;
 
 /// A function that wraps a store: a layer of core, a stack of layers, or a mutant.
@@ -39,10 +40,18 @@ impl Wrapping {
 }
 
 /// Trials of the whole contract, collected by implementation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Suite {
+    checks: Checks,
+    implementations: Vec<(Arc<dyn StoreFactory>, Wrapping)>,
     trials: Vec<Trial>,
     at_once: Option<usize>,
+}
+
+impl Default for Suite {
+    fn default() -> Self {
+        Self { checks: Checks::standard(), implementations: Vec::new(), trials: Vec::new(), at_once: None }
+    }
 }
 
 impl Suite {
@@ -55,22 +64,22 @@ impl Suite {
     #[must_use]
     pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
-        let absent = factory.absent();
-        for wrapping in wrappings {
-            for check in checks() {
-                let name = format!("{}/{}/{}", factory.name(), wrapping.name, check.name);
-                let (run, backend) = (factory.clone(), factory.name());
-                self.trials.push(presence::trial(name, backend, absent.clone(), move || {
-                    run_trial(check, run, wrapping)
-                }));
-            }
-        }
+        self.implementations.extend(wrappings.into_iter().map(|wrapping| (factory.clone(), wrapping)));
         self
+    }
+
+    /// Every check on the records `D` too.
+    ///
+    /// # Panics
+    /// As [`Checks::with`].
+    #[must_use]
+    pub fn with<D: Sample>(self) -> Self {
+        Self { checks: self.checks.with::<D>(), ..self }
     }
 
     /// One more trial.
     #[must_use]
-    pub fn with(mut self, trial: Trial) -> Self {
+    pub fn with_trial(mut self, trial: Trial) -> Self {
         self.trials.push(trial);
         self
     }
@@ -85,37 +94,57 @@ impl Suite {
 
     /// The trials, for a runner of one's own.
     pub fn trials(self) -> Vec<Trial> {
-        self.trials
+        let mut trials = Vec::new();
+        for (factory, wrapping) in self.implementations {
+            let absent = factory.absent();
+            for check in self.checks.iter() {
+                let name = format!("{}/{}/{}", factory.name(), wrapping.name, check.name);
+                let (check, run, datasets) = (check.clone(), factory.clone(), self.checks.datasets().clone());
+                trials.push(presence::trial(name, factory.name(), absent.clone(), move || {
+                    run_trial(&check, run, wrapping, &datasets)
+                }));
+            }
+        }
+        trials.extend(self.trials);
+        trials
     }
 
     /// Runs them as the arguments of the process say, and ends the process.
     pub fn main(self) -> ! {
         let mut arguments = Arguments::from_args();
         arguments.test_threads = arguments.test_threads.or(self.at_once);
-        libtest_mimic::run(&arguments, self.trials).exit()
+        libtest_mimic::run(&arguments, self.trials()).exit()
     }
 }
 
 fn run_trial(
-    check: &'static StoreCheck,
+    check: &StoreCheck,
     factory: Arc<dyn StoreFactory>,
     wrapping: Wrapping,
+    datasets: &Datasets,
 ) -> Result<Completion, Failed> {
     if let Some(reason) = factory.not_applicable(check.name) {
         return Ok(Completion::ignored_with(reason));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    match runtime.block_on(run_check(check, factory, wrapping)) {
+    match runtime.block_on(run_check(check, factory, wrapping, datasets)) {
         Ok(()) => Ok(Completion::Completed),
         Err(failure) => Err(format!("{}\n{failure}", check.promise).into()),
     }
 }
 
-/// Runs one check on a fresh store of the factory in a wrapping, within a time limit, and cleans up after it. A
+/// Runs one check on a fresh store of the factory with these datasets in a wrapping, within a time limit, and cleans up after it. A
 /// panic of the check is a failure too.
-pub async fn run_check(check: &StoreCheck, factory: Arc<dyn StoreFactory>, wrapping: Wrapping) -> Outcome {
-    let case = Case::open(factory, wrapping).await.map_err(|e| Failure::from(e).within("opening a store"))?;
-    let guarded = std::panic::AssertUnwindSafe((check.run)(&case)).catch_unwind();
+pub async fn run_check(
+    check: &StoreCheck,
+    factory: Arc<dyn StoreFactory>,
+    wrapping: Wrapping,
+    datasets: &Datasets,
+) -> Outcome {
+    let case = Case::open(factory, wrapping, datasets)
+        .await
+        .map_err(|e| Failure::from(e).within("opening a store"))?;
+    let guarded = std::panic::AssertUnwindSafe(check.run(&case)).catch_unwind();
     let outcome = match tokio::time::timeout(CHECK_LIMIT, guarded).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(panic)) => {

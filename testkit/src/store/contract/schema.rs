@@ -1,25 +1,35 @@
 //! Schema: created when asked, by many at once, never assumed.
 
 use futures::future::join_all;
-use qi_core::store::{BarQuery, InstrumentDataset, InstrumentQuery, StatsQuery};
-use qi_core::{ErrorKind, Interval, PriceTick, TimeRange};
+use qi_core::record::{
+    Column, ColumnType, Dataset, Datasets, Description, Owner, Row, SeriesKey, SeriesType, Value,
+};
+use qi_core::store::{
+    BarQuery, InsertReport, PriceStore, PriceStoreExt, RangeRequest, SeriesRequest, StatsQuery,
+};
+use qi_core::{Decimal, ErrorKind, Interval, PriceTick, Result, TimeRange};
 
 use super::expect::{holds, refused, same_rows};
 use super::shelf::{Ask, AskLatest, Shelf, minute};
-use super::{Case, Outcome, promises};
+use super::{Case, Outcome, Sample, instrument_no, promises};
 
 promises! { "schema";
     every ensure_schema_twice_keeps_the_data: "ensure_schema is idempotent and never destructive",
     once eight_callers_at_once: "ensure_schema is safe to run from many tasks at once",
     every a_missing_schema_is_refused: "nothing exists before ensure_schema",
-    once reads_of_the_ticks_need_a_schema: "nothing exists before ensure_schema: bars, stats, instruments, purge",
+    once reads_of_the_ticks_need_a_schema: "nothing exists before ensure_schema: bars and stats",
+    once a_plan_changes_nothing: "plan_schema says what ensure_schema would do, and does nothing",
+    once an_added_column_reads_as_absent: "an optional column that was added since is applied, and absent in older records",
+    once an_enumeration_takes_new_names: "names that were added at the end of an enumeration are applied",
+    once an_older_version_goes_on: "a program whose columns are the first of the stored ones goes on",
+    once another_difference_is_refused: "any other difference of a declaration is refused, and changes nothing",
     once newer_schema_is_refused: "a schema of a later version is refused",
     once unreachable_is_retryable: "a server that does not answer is Unavailable, which may pass",
     once ping_answers: "ping answers, before and after ensure_schema",
     every closed_stays_closed: "after close every call is Closed, and closing again is Ok",
 }
 
-async fn ensure_schema_twice_keeps_the_data<D: Shelf>(case: &Case) -> Outcome {
+async fn ensure_schema_twice_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
     let (store, record) = (case.store(), D::at(0, 0, 1));
     D::insert(store, std::slice::from_ref(&record)).await?;
     let report = store.ensure_schema().await?;
@@ -43,13 +53,14 @@ async fn eight_callers_at_once(case: &Case) -> Outcome {
     same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
 }
 
-async fn a_missing_schema_is_refused<D: Shelf>(case: &Case) -> Outcome {
+async fn a_missing_schema_is_refused<D: Sample>(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
     let store = &*store;
     refused("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
     refused("a range", D::page(store, &Ask::all(&record.series())).await, KIND)?;
     refused("latest", D::latest(store, &AskLatest::all()).await, KIND)?;
+    refused("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
     refused("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
     refused("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
     Ok(())
@@ -62,8 +73,6 @@ async fn reads_of_the_ticks_need_a_schema(case: &Case) -> Outcome {
     let bars = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
     refused("derived_bars", store.derived_bars(&bars).await, KIND)?;
     refused("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
-    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
-    refused("instruments", store.instruments(&list).await, KIND)?;
     Ok(())
 }
 
@@ -79,8 +88,8 @@ async fn unreachable_is_retryable(case: &Case) -> Outcome {
     for (what, result) in [
         ("ping", store.ping().await.map(drop)),
         ("ensure_schema", store.ensure_schema().await.map(drop)),
-        ("insert_ticks", store.insert_ticks(std::slice::from_ref(&tick)).await.map(drop)),
-        ("ticks", PriceTick::page(&*store, &Ask::all(tick.instrument())).await.map(drop)),
+        ("insert", store.insert_ticks(std::slice::from_ref(&tick)).await.map(drop)),
+        ("range", PriceTick::page(&*store, &Ask::all(tick.instrument())).await.map(drop)),
     ] {
         let error = refused(what, result, ErrorKind::Unavailable)?;
         holds(format_args!("{what} says that trying again can help"), error.retry().is_retryable())?;
@@ -94,7 +103,7 @@ async fn ping_answers(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn closed_stays_closed<D: Shelf>(case: &Case) -> Outcome {
+async fn closed_stays_closed<D: Sample>(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::Closed;
     // A store of its own, because every dataset runs on the same case.
     let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
@@ -107,6 +116,7 @@ async fn closed_stays_closed<D: Shelf>(case: &Case) -> Outcome {
     refused("an empty insert", D::insert(store, &[]).await, KIND)?;
     refused("a range", D::page(store, &Ask::all(&record.series())).await, KIND)?;
     refused("latest", D::latest(store, &AskLatest::all()).await, KIND)?;
+    refused("series", store.series(&SeriesRequest::new(D::DATASET)).await, KIND)?;
     refused("delete_range", store.delete_range(&D::deletion(None, TimeRange::ALL)).await, KIND)?;
     refused("purge_before", store.purge_before(D::DATASET, minute(0)).await, KIND)?;
     refused("ping", store.ping().await, KIND)?;
@@ -115,8 +125,186 @@ async fn closed_stays_closed<D: Shelf>(case: &Case) -> Outcome {
     let bars = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
     refused("derived_bars", store.derived_bars(&bars).await, KIND)?;
     refused("stats", store.stats(&StatsQuery::new(instrument, TimeRange::ALL)).await, KIND)?;
-    for dataset in [InstrumentDataset::Ticks, InstrumentDataset::Quotes, InstrumentDataset::Bars] {
-        refused("instruments", store.instruments(&InstrumentQuery::new(dataset)).await, KIND)?;
-    }
+    refused("plan_schema", store.plan_schema().await, KIND)?;
     Ok(())
+}
+
+async fn a_plan_changes_nothing(case: &Case) -> Outcome {
+    let store = case.without_schema().await?;
+    for _ in 0..2 {
+        holds("an empty namespace needs something", !store.plan_schema().await?.is_empty())?;
+    }
+    let tick = PriceTick::at(0, 0, 1);
+    let early = store.insert_ticks(std::slice::from_ref(&tick)).await;
+    refused("an insert after the plan", early, ErrorKind::SchemaMismatch)?;
+    store.ensure_schema().await?;
+    same_rows("the plan of a complete schema", &store.plan_schema().await?, &[])?;
+    store.insert_ticks(std::slice::from_ref(&tick)).await?;
+    same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
+}
+
+const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false };
+const B: Column = Column { name: "b", ty: ColumnType::Text { max: 20 }, optional: true };
+const C: Column = Column { name: "c", ty: ColumnType::Enumeration(&["one", "two"]), optional: true };
+
+/// What a version of a program declares.
+fn version(values: Vec<Column>) -> Description {
+    Description {
+        name: "evolving",
+        version: 1,
+        message: "evolving",
+        topic: "evolving",
+        series: SeriesType::Instrument,
+        interval: None,
+        time: "ts",
+        seq: None,
+        values: values.leak(),
+        new_vec: |dataset| dataset.new_vec(),
+    }
+}
+
+fn declared(description: Description) -> Result<(Dataset, Datasets)> {
+    let dataset = Dataset::declare(description)?;
+    Ok((dataset, Datasets::none().with_dataset(dataset)?))
+}
+
+/// The n-th record, with these values after `a`, `b` and `c`.
+fn row(dataset: Dataset, n: i64, more: Vec<Value>) -> Result<Row> {
+    let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
+    let mut values =
+        vec![Value::Decimal(Decimal::from_int(n)), Value::Text(format!("text {n}")), Value::Enumeration(2)];
+    values.extend(more);
+    Row::new(dataset, series, (minute(n), 0), values)
+}
+
+async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>) -> Result<InsertReport> {
+    store.insert(Row::collect(dataset, rows)?.as_records()).await
+}
+
+async fn stored(store: &dyn PriceStore, dataset: Dataset) -> Result<Vec<Row>> {
+    let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
+    let page = store.range(&RangeRequest::new(dataset, series, TimeRange::ALL)).await?;
+    Row::copy_of(page.records.as_records())
+}
+
+/// An optional column of every type but levels, and a value of each.
+fn additions() -> (Vec<Column>, Vec<Value>) {
+    let column = |name, ty| Column { name, ty, optional: true };
+    [
+        (column("d", ColumnType::Decimal), Value::Decimal(Decimal::from_int(-3))),
+        (column("e", ColumnType::Counter), Value::Counter(4)),
+        (column("f", ColumnType::Integer), Value::Integer(-5)),
+        (column("g", ColumnType::Boolean), Value::Boolean(false)),
+        (column("h", ColumnType::Text { max: 9 }), Value::Text("it's".to_owned())),
+        (column("i", ColumnType::Enumeration(&["x", "y"])), Value::Enumeration(1)),
+        (column("j", ColumnType::Timestamp), Value::Timestamp(minute(7))),
+        (column("k", ColumnType::Interval), Value::Interval(Interval::H4)),
+    ]
+    .into_iter()
+    .unzip()
+}
+
+async fn an_added_column_reads_as_absent(case: &Case) -> Outcome {
+    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (first, reopen) = case.program(&old_datasets).await?;
+    first.ensure_schema().await?;
+    insert(&*first, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
+
+    let (columns, values) = additions();
+    let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
+    let second = case.again(&reopen, &new_datasets).await?;
+    holds("the plan says what is missing", !second.plan_schema().await?.is_empty())?;
+    holds("ensure_schema says what it applied", !second.ensure_schema().await?.applied.is_empty())?;
+    same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+    same_rows("a second ensure_schema", &second.ensure_schema().await?.applied, &[])?;
+    let absent = vec![Value::Absent; values.len()];
+    let mut expected = vec![row(new, 0, absent.clone())?, row(new, 1, absent)?];
+    same_rows("the older records", &stored(&*second, new).await?, &expected)?;
+
+    // One is replaced and one is new.
+    expected[1] = row(new, 1, values.clone())?;
+    expected.push(row(new, 2, values)?);
+    insert(&*second, new, expected[1..].to_vec()).await?;
+    same_rows("with newer ones", &stored(&*second, new).await?, &expected)
+}
+
+async fn an_enumeration_takes_new_names(case: &Case) -> Outcome {
+    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (first, reopen) = case.program(&old_datasets).await?;
+    first.ensure_schema().await?;
+    insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
+    let longer = Column { ty: ColumnType::Enumeration(&["one", "two", "three"]), ..C };
+    let (new, new_datasets) = declared(version(vec![A, B, longer]))?;
+    let second = case.again(&reopen, &new_datasets).await?;
+    second.ensure_schema().await?;
+    same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+    let mut third = row(new, 1, vec![])?.values().to_vec();
+    third[2] = Value::Enumeration(3);
+    let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
+    let third = Row::new(new, series, (minute(1), 0), third)?;
+    insert(&*second, new, vec![third.clone()]).await?;
+    same_rows("old and new", &stored(&*second, new).await?, &[row(new, 0, vec![])?, third])
+}
+
+async fn an_older_version_goes_on(case: &Case) -> Outcome {
+    let (columns, values) = additions();
+    let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
+    let (second, reopen) = case.program(&new_datasets).await?;
+    second.ensure_schema().await?;
+    insert(&*second, new, vec![row(new, 0, values.clone())?]).await?;
+
+    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let first = case.again(&reopen, &old_datasets).await?;
+    same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
+    same_rows("what it applies", &first.ensure_schema().await?.applied, &[])?;
+    insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
+    let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
+    same_rows("what the older version reads", &stored(&*first, old).await?, &expected)?;
+    let absent = vec![Value::Absent; values.len()];
+    let expected = [row(new, 0, values)?, row(new, 1, absent)?];
+    same_rows("what the newer version reads", &stored(&*second, new).await?, &expected)
+}
+
+async fn another_difference_is_refused(case: &Case) -> Outcome {
+    let (old, old_datasets) = declared(version(vec![A, B, C]))?;
+    let (first, reopen) = case.program(&old_datasets).await?;
+    first.ensure_schema().await?;
+    insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
+    let required = Column { name: "d", ty: ColumnType::Decimal, optional: false };
+    let name = SeriesType::Name { column: "strategy", max: 20 };
+    let same_columns = || version(vec![A, B, C]);
+    let differences = [
+        ("another type", "a", version(vec![Column { ty: ColumnType::Integer, ..A }, B, C])),
+        ("a required column that may be absent", "a", version(vec![Column { optional: true, ..A }, B, C])),
+        ("an optional column that must be there", "b", version(vec![A, Column { optional: false, ..B }, C])),
+        ("another order", "b", version(vec![B, A, C])),
+        ("a removed column", "b", version(vec![A, C])),
+        ("a renamed column", "b", version(vec![A, Column { name: "z", ..B }, C])),
+        ("a new column in between", "d", version(vec![A, Column { optional: true, ..required }, B, C])),
+        ("a new required column", "d", version(vec![A, B, C, required])),
+        (
+            "another name of a variant",
+            "c",
+            version(vec![A, B, Column { ty: ColumnType::Enumeration(&["one", "deux"]), ..C }]),
+        ),
+        ("a variant fewer", "c", version(vec![A, B, Column { ty: ColumnType::Enumeration(&["one"]), ..C }])),
+        ("a sequence number in the key", "seq", Description { seq: Some("seq"), ..same_columns() }),
+        ("an interval in the key", "interval", Description { interval: Some("interval"), ..same_columns() }),
+        ("another time column", "at", Description { time: "at", ..same_columns() }),
+        ("another series", "strategy", Description { series: name, ..same_columns() }),
+    ];
+    for (what, says, description) in differences {
+        let (_, datasets) = declared(description)?;
+        let other = case.again(&reopen, &datasets).await?;
+        let error = refused(what, other.ensure_schema().await, ErrorKind::SchemaMismatch)?;
+        let report = error.report();
+        for word in ["evolving", says] {
+            holds(format_args!("{what}: {word} in the report: {report}"), report.contains(word))?;
+        }
+        refused(&format!("{what}, the plan"), other.plan_schema().await, ErrorKind::SchemaMismatch)?;
+    }
+    first.ensure_schema().await?;
+    insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
+    let expected = [row(old, 0, vec![])?, row(old, 1, vec![])?];
+    same_rows("the first version goes on", &stored(&*first, old).await?, &expected)
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use qi_core::store::{InsertReport, Record};
-use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote};
+use qi_core::record::Place;
+use qi_core::store::{InsertReport, PriceStoreExt};
+use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record};
 
 use super::expect::{Failure, holds, refused, same, same_rows};
-use super::shelf::{Shelf, instrument, minute};
-use super::{Case, Outcome, promises};
+use super::shelf::{Shelf as _, instrument, minute};
+use super::{Case, Outcome, Sample, promises};
 
 promises! { "write";
     every an_empty_batch_is_ok: "an empty batch is Ok and writes nothing",
@@ -35,20 +36,20 @@ promises! { "write";
     every a_batch_above_the_limit_writes_nothing: "a batch above max_batch is InvalidInput and writes nothing",
 }
 
-async fn an_empty_batch_is_ok<D: Shelf>(case: &Case) -> Outcome {
+async fn an_empty_batch_is_ok<D: Sample>(case: &Case) -> Outcome {
     let report = D::insert(case.store(), &[]).await?;
     same("the report", &report, &InsertReport::new(0, 0))?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])
 }
 
-async fn one_record_is_stored<D: Shelf>(case: &Case) -> Outcome {
+async fn one_record_is_stored<D: Sample>(case: &Case) -> Outcome {
     let record = D::at(0, 0, 7);
     let report = D::insert(case.store(), std::slice::from_ref(&record)).await?;
     same("the report", &report, &InsertReport::new(1, 0))?;
     same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])
 }
 
-async fn a_large_batch_is_stored<D: Shelf>(case: &Case) -> Outcome {
+async fn a_large_batch_is_stored<D: Sample>(case: &Case) -> Outcome {
     let series = [D::series_no(0), D::series_no(1)];
     let count = if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_500 };
     let batch: Vec<D> =
@@ -62,11 +63,11 @@ async fn a_large_batch_is_stored<D: Shelf>(case: &Case) -> Outcome {
 }
 
 /// Some records of one series, one minute apart.
-fn some<D: Shelf>(count: u32) -> Vec<D> {
+fn some<D: Sample>(count: u32) -> Vec<D> {
     (0..count).map(|n| D::at(0, n.into(), n)).collect()
 }
 
-async fn sent_again_changes_nothing<D: Shelf>(case: &Case) -> Outcome {
+async fn sent_again_changes_nothing<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(500);
     for _ in 0..3 {
         let report = D::insert(case.store(), &batch).await?;
@@ -76,7 +77,7 @@ async fn sent_again_changes_nothing<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn last_write_wins<D: Shelf>(case: &Case) -> Outcome {
+async fn last_write_wins<D: Sample>(case: &Case) -> Outcome {
     for value in [3, 8, 5] {
         let batch = [D::at(0, 0, 1), D::at(0, 1, value), D::at(0, 2, 1)];
         D::insert(case.store(), &batch).await?;
@@ -85,7 +86,7 @@ async fn last_write_wins<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_b_a_reads_a<D: Shelf>(case: &Case) -> Outcome {
+async fn a_b_a_reads_a<D: Sample>(case: &Case) -> Outcome {
     let (a, b) = (D::at(0, 0, 1), D::at(0, 0, 2));
     for record in [&a, &b, &a] {
         D::insert(case.store(), std::slice::from_ref(record)).await?;
@@ -93,7 +94,7 @@ async fn a_b_a_reads_a<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &a.series()).await?, &[a])
 }
 
-async fn the_later_element_of_a_batch_wins<D: Shelf>(case: &Case) -> Outcome {
+async fn the_later_element_of_a_batch_wins<D: Sample>(case: &Case) -> Outcome {
     let other = D::at(0, 1, 1);
     let batch = [D::at(0, 0, 1), other.clone(), D::at(0, 0, 2), D::at(0, 0, 3)];
     for round in ["new keys", "known keys"] {
@@ -105,7 +106,7 @@ async fn the_later_element_of_a_batch_wins<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn one_time_and_another_seq_is_another_record<D: Shelf>(case: &Case) -> Outcome {
+async fn one_time_and_another_seq_is_another_record<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let last = qi_core::domain::MAX_COUNTER;
     let batch = [0, 1, 2, 10, last].map(|seq| D::make(&series, minute(0), seq, 4));
@@ -113,7 +114,7 @@ async fn one_time_and_another_seq_is_another_record<D: Shelf>(case: &Case) -> Ou
     same_rows("the series", &D::all(case.store(), &series).await?, &batch)
 }
 
-async fn the_same_time_in_two_series<D: Shelf>(case: &Case) -> Outcome {
+async fn the_same_time_in_two_series<D: Sample>(case: &Case) -> Outcome {
     let batch = [D::at(0, 0, 1), D::at(1, 0, 2)];
     D::insert(case.store(), &batch).await?;
     for record in batch {
@@ -150,19 +151,19 @@ async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
 
 const MINUTES_OF_A_DAY: i64 = 24 * 60;
 
-async fn a_batch_over_150_months<D: Shelf>(case: &Case) -> Outcome {
+async fn a_batch_over_150_months<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..150).map(|n| D::at(0, i64::from(n) * 31 * MINUTES_OF_A_DAY, n)).collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn four_thousand_days_of_one_series<D: Shelf>(case: &Case) -> Outcome {
+async fn four_thousand_days_of_one_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..4_000).map(|n| D::at(0, i64::from(n) * MINUTES_OF_A_DAY, n)).collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn an_unsorted_batch_is_sorted<D: Shelf>(case: &Case) -> Outcome {
+async fn an_unsorted_batch_is_sorted<D: Sample>(case: &Case) -> Outcome {
     let sorted = some::<D>(1_000);
     // 387 and 1,000 have no common factor: every index once.
     let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
@@ -170,7 +171,7 @@ async fn an_unsorted_batch_is_sorted<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &sorted)
 }
 
-async fn a_late_record_finds_its_place<D: Shelf>(case: &Case) -> Outcome {
+async fn a_late_record_finds_its_place<D: Sample>(case: &Case) -> Outcome {
     let all = [D::at(0, -900_000, 1), D::at(0, 0, 2), D::at(0, 5, 3), D::at(0, 9, 4)];
     for n in [1, 3, 0, 2] {
         D::insert(case.store(), std::slice::from_ref(&all[n])).await?;
@@ -178,7 +179,7 @@ async fn a_late_record_finds_its_place<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &all)
 }
 
-async fn writers_to_one_key<D: Shelf>(case: &Case) -> Outcome {
+async fn writers_to_one_key<D: Sample>(case: &Case) -> Outcome {
     for round in 0..10 {
         let value = move |writer: u32| 10 * writer + round;
         let batch = move |writer: u32| -> Vec<D> { (0..8).map(|n| D::at(0, n, value(writer))).collect() };
@@ -203,7 +204,7 @@ async fn writers_to_one_key<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn writers_to_separate_keys<D: Shelf>(case: &Case) -> Outcome {
+async fn writers_to_separate_keys<D: Sample>(case: &Case) -> Outcome {
     let batch = |writer: i64| -> Vec<D> {
         (0..200).map(|n| D::at(usize::from(n % 2 == 0), 4 * n + writer, 1)).collect()
     };
@@ -226,7 +227,7 @@ async fn writers_to_separate_keys<D: Shelf>(case: &Case) -> Outcome {
     same_rows("both series", &found, &expected)
 }
 
-async fn writers_in_opposite_orders<D: Shelf>(case: &Case) -> Outcome {
+async fn writers_in_opposite_orders<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(300);
     let mut reversed = batch.clone();
     reversed.reverse();
@@ -245,7 +246,7 @@ async fn writers_in_opposite_orders<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn written_is_readable<D: Shelf>(case: &Case) -> Outcome {
+async fn written_is_readable<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(20);
     for n in 0..batch.len() {
         D::insert(case.store(), std::slice::from_ref(&batch[n])).await?;
@@ -254,7 +255,7 @@ async fn written_is_readable<D: Shelf>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn retry_after_a_partial_write<D: Shelf>(case: &Case) -> Outcome {
+async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(600);
     // What a failure half way leaves behind: any part of the batch.
     let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
@@ -263,10 +264,10 @@ async fn retry_after_a_partial_write<D: Shelf>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn a_dropped_insert_leaves_the_store_usable<D: Shelf>(case: &Case) -> Outcome {
+async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Outcome {
     // Long enough for a store that writes in parts to be dropped between two of them.
     let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
-    let written: BTreeMap<D::Place, &D> = batch.iter().map(|record| (record.place(), record)).collect();
+    let written: BTreeMap<Place, &D> = batch.iter().map(|record| (record.place(), record)).collect();
     for polls in 0..8 {
         let mut insert = Box::pin(D::insert(case.store(), &batch));
         for _ in 0..polls {
@@ -286,7 +287,7 @@ async fn a_dropped_insert_leaves_the_store_usable<D: Shelf>(case: &Case) -> Outc
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn a_batch_above_the_limit_writes_nothing<D: Shelf>(case: &Case) -> Outcome {
+async fn a_batch_above_the_limit_writes_nothing<D: Sample>(case: &Case) -> Outcome {
     let most = case.store().info().max_batch;
     let batch = vec![D::at(0, 0, 1); most + 1];
     refused("one record too many", D::insert(case.store(), &batch).await, ErrorKind::InvalidInput)?;

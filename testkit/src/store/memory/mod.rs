@@ -1,7 +1,6 @@
 //! [`MemoryStore`]: a price store that is gone with the process, and in all else keeps the contract.
 
 mod read;
-mod row;
 mod series;
 mod table;
 #[cfg(test)]
@@ -13,26 +12,36 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use qi_core::record::{Dataset, Record, Records, SeriesKey};
 use qi_core::store::{
-    Anchor, BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentDataset, InstrumentQuery,
-    InstrumentSummary, LatestBarsQuery, LatestQuery, Page, Paged, PriceStore, RangeQuery, RangeStats,
-    SchemaReport, SnapshotQuery, StatsQuery, StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
+    RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
 };
 use qi_core::{
-    Clock, Error, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, Operation, PriceTick, Quote,
-    Result, RetryAdvice, Scope, SystemClock, Timestamp,
+    Clock, Error, ErrorKind, Ohlcv, Operation, PriceTick, Result, RetryAdvice, SystemClock, Timestamp,
 };
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use self::row::{Row, State, Window};
-use self::table::Rules;
+use self::series::{Part, Window};
+use self::table::{Rules, Stopped, Table};
 use super::MemoryStoreConfig;
 
 const BACKEND: &str = "memory";
 
 /// So many records are written under one lock; then other tasks and readers have their turn.
 const SLICE: usize = 10_000;
+
+/// Everything that the store holds.
+#[derive(Debug)]
+struct State {
+    /// Whether `ensure_schema` has run.
+    schema: bool,
+    /// The records of all tables.
+    rows: usize,
+    /// In the order of the registered datasets.
+    tables: Vec<Table>,
+}
 
 /// A [`PriceStore`] in memory: sorted, bounded, safe under concurrent use, absent until `ensure_schema`.
 ///
@@ -100,12 +109,12 @@ impl MemoryStore {
         let mut info = StoreInfo::new(BACKEND);
         info.version = Some(env!("CARGO_PKG_VERSION").to_owned());
         info.max_batch = config.max_batch;
-        info.retention = config.retention.rules();
+        info.retention = config.retention.rules(&config.datasets);
         Self {
+            state: RwLock::new(State::new(&config)),
             config,
             info,
             clock,
-            state: RwLock::default(),
             closed: AtomicBool::new(false),
             calls: TaskTracker::new(),
             batches: AtomicU64::new(0),
@@ -142,41 +151,13 @@ impl MemoryStore {
         Ok(write(&mut state))
     }
 
-    async fn insert<R: Row>(&self, operation: Operation, batch: &[R]) -> Result<InsertReport> {
-        let _call = self.enter(operation).await?;
-        self.info.check_batch(batch.len()).map_err(at(operation))?;
-        let keep = self.config.retention.of(R::DATASET);
-        let stamp = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut duplicates = 0;
-        for (n, slice) in batch.chunks(SLICE).enumerate() {
-            if n > 0 {
-                tokio::task::yield_now().await;
-            }
-            let now = self.clock.now();
-            let cutoff = |of| self.config.retention.of(of).max_age().and_then(|age| now.checked_sub(age));
-            let rules = Rules {
-                max_rows: self.config.max_rows,
-                per_series: keep.max_rows_per_series,
-                cutoff: cutoff(R::DATASET),
-                stamp,
-            };
-            let put = self.write(operation, |state| {
-                // Before room may run short, the other datasets give back what they need not keep.
-                if state.rows.saturating_add(slice.len()) > rules.max_rows {
-                    state.expire(cutoff);
-                }
-                let (table, rows) = R::parts(state);
-                table.put_all(slice, rules, rows)
-            })?;
-            duplicates += put.map_err(|_| self.full(operation))?;
-        }
-        let mut report = InsertReport::new(batch.len(), 0);
-        report.duplicates_in_batch = duplicates;
-        Ok(report)
+    /// The position of a dataset among the tables.
+    fn position(&self, operation: Operation, dataset: Dataset) -> Result<usize> {
+        self.config.datasets.position(dataset).map_err(at(operation))
     }
 
-    fn full(&self, operation: Operation) -> Error {
-        Error::new(ErrorKind::Overloaded, "store.memory.full", operation)
+    fn full(&self) -> Error {
+        Error::new(ErrorKind::Overloaded, "store.memory.full", Operation::Insert)
             .with_backend(BACKEND)
             .with_retry(RetryAdvice::Never)
             .with_message("the memory store is full; raise max_rows or give it a retention")
@@ -198,15 +179,15 @@ fn at(operation: Operation) -> impl Fn(Error) -> Error {
     move |error| error.with_operation(operation).with_backend(BACKEND)
 }
 
-/// The anchor of a paged query, checked before anything else.
-fn check<T, Q: Paged<T>>(operation: Operation, query: &Q) -> Result<Anchor> {
-    query.anchor().map_err(at(operation))
-}
+impl State {
+    fn new(config: &MemoryStoreConfig) -> Self {
+        Self { schema: false, rows: 0, tables: config.datasets.iter().map(Table::new).collect() }
+    }
 
-fn instrument_after(anchor: &Anchor) -> Option<&Instrument> {
-    match anchor {
-        Anchor::Instrument(instrument) => Some(instrument),
-        _ => None,
+    /// The tables that `ensure_schema` would create.
+    fn missing(&self) -> Vec<String> {
+        let create = |table: &Table| format!("create table {}", table.dataset());
+        if self.schema { Vec::new() } else { self.tables.iter().map(create).collect() }
     }
 }
 
@@ -218,9 +199,15 @@ impl PriceStore for MemoryStore {
 
     async fn ensure_schema(&self) -> Result<SchemaReport> {
         let _call = self.enter(Operation::EnsureSchema).await?;
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let was_there = std::mem::replace(&mut state.schema, true);
-        Ok(SchemaReport::new(1, if was_there { Vec::new() } else { vec!["create tables".to_owned()] }))
+        let state = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let applied = state.missing();
+        state.schema = true;
+        Ok(SchemaReport::new(1, applied))
+    }
+
+    async fn plan_schema(&self) -> Result<Vec<String>> {
+        let _call = self.enter(Operation::PlanSchema).await?;
+        Ok(self.state.read().unwrap_or_else(PoisonError::into_inner).missing())
     }
 
     async fn ping(&self) -> Result<StoreStatus> {
@@ -231,158 +218,104 @@ impl PriceStore for MemoryStore {
         Ok(status)
     }
 
-    async fn insert_ticks(&self, batch: &[PriceTick]) -> Result<InsertReport> {
-        self.insert(Operation::InsertTicks, batch).await
-    }
-
-    async fn insert_quotes(&self, batch: &[Quote]) -> Result<InsertReport> {
-        self.insert(Operation::InsertQuotes, batch).await
-    }
-
-    async fn insert_bars(&self, batch: &[Ohlcv]) -> Result<InsertReport> {
-        self.insert(Operation::InsertBars, batch).await
-    }
-
-    async fn insert_snapshots(&self, batch: &[MarketSnapshot]) -> Result<InsertReport> {
-        self.insert(Operation::InsertSnapshots, batch).await
-    }
-
-    async fn ticks(&self, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        const OP: Operation = Operation::Ticks;
+    async fn insert(&self, batch: &dyn Records) -> Result<InsertReport> {
+        const OP: Operation = Operation::Insert;
         let _call = self.enter(OP).await?;
-        check::<PriceTick, _>(OP, query)?;
-        self.read(OP, |state| read::range(&state.ticks, &query.instrument, query.range, query.order, query))
+        let position = self.position(OP, batch.dataset())?;
+        self.info.check_batch(batch.len()).map_err(at(OP))?;
+        let keep = |table: &Table| self.config.retention.of(table.dataset());
+        let stamp = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut places = Vec::with_capacity(batch.len());
+        batch.places(&mut places);
+        let part = Part { records: batch, places: &places, stamp };
+        let mut duplicates = 0;
+        for from in (0..batch.len()).step_by(SLICE) {
+            if from > 0 {
+                tokio::task::yield_now().await;
+            }
+            let to = batch.len().min(from + SLICE);
+            let now = self.clock.now();
+            let cutoff = |table: &Table| keep(table).max_age().and_then(|age| now.checked_sub(age));
+            let put = self.write(OP, |State { rows, tables, schema: _ }| {
+                let max_rows = self.config.max_rows;
+                // Before room may run short, the other datasets give back what they need not keep.
+                if rows.saturating_add(to - from) > max_rows {
+                    for table in &mut *tables {
+                        table.expire(cutoff(table), rows);
+                    }
+                }
+                let table = &mut tables[position];
+                let per_series = keep(table).max_rows_per_series;
+                let rules = Rules { max_rows, per_series, cutoff: cutoff(table) };
+                table.put_all(part, (from, to), rules, rows)
+            })?;
+            duplicates += put.map_err(|stopped| match stopped {
+                Stopped::Full => self.full(),
+                Stopped::Other(error) => at(OP)(error),
+            })?;
+        }
+        let mut report = InsertReport::new(batch.len(), 0);
+        report.duplicates_in_batch = duplicates;
+        Ok(report)
     }
 
-    async fn quotes(&self, query: &RangeQuery) -> Result<Page<Quote>> {
-        const OP: Operation = Operation::Quotes;
+    async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
+        const OP: Operation = Operation::Range;
         let _call = self.enter(OP).await?;
-        check::<Quote, _>(OP, query)?;
-        self.read(OP, |state| read::range(&state.quotes, &query.instrument, query.range, query.order, query))
+        let position = self.position(OP, request.dataset)?;
+        request.anchor().map_err(at(OP))?;
+        self.read(OP, |state| read::range(&state.tables[position], request))
     }
 
-    async fn bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
-        const OP: Operation = Operation::Bars;
+    async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
+        const OP: Operation = Operation::Latest;
         let _call = self.enter(OP).await?;
-        check(OP, query)?;
-        let series = (query.instrument.clone(), query.interval);
-        self.read(OP, |state| read::range(&state.bars, &series, query.range, query.order, query))
-    }
-
-    async fn snapshots(&self, query: &SnapshotQuery) -> Result<Page<MarketSnapshot>> {
-        const OP: Operation = Operation::Snapshots;
-        let _call = self.enter(OP).await?;
-        check(OP, query)?;
-        self.read(OP, |state| read::range(&state.snapshots, &query.scope, query.range, query.order, query))
-    }
-
-    async fn latest_ticks(&self, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        const OP: Operation = Operation::LatestTicks;
-        let _call = self.enter(OP).await?;
-        let anchor = check::<PriceTick, _>(OP, query)?;
-        let latest = read::Latest::of(&query.selection, query.as_of, instrument_after(&anchor));
-        self.read(OP, |state| query.page_of(latest.found(&state.ticks, Instrument::clone, query)))
-    }
-
-    async fn latest_quotes(&self, query: &LatestQuery) -> Result<Page<Quote>> {
-        const OP: Operation = Operation::LatestQuotes;
-        let _call = self.enter(OP).await?;
-        let anchor = check::<Quote, _>(OP, query)?;
-        let latest = read::Latest::of(&query.selection, query.as_of, instrument_after(&anchor));
-        self.read(OP, |state| query.page_of(latest.found(&state.quotes, Instrument::clone, query)))
-    }
-
-    async fn latest_bars(&self, query: &LatestBarsQuery) -> Result<Page<Ohlcv>> {
-        const OP: Operation = Operation::LatestBars;
-        let _call = self.enter(OP).await?;
-        let anchor = check(OP, query)?;
-        let latest = read::Latest::of(&query.selection, query.as_of, instrument_after(&anchor))
-            .known_after(query.interval.duration());
-        self.read(OP, |state| {
-            let series = |instrument: &Instrument| (instrument.clone(), query.interval);
-            query.page_of(latest.found(&state.bars, series, query))
-        })
-    }
-
-    async fn latest_snapshots(&self, query: &LatestQuery<Scope>) -> Result<Page<MarketSnapshot>> {
-        const OP: Operation = Operation::LatestSnapshots;
-        let _call = self.enter(OP).await?;
-        let after = match check(OP, query)? {
-            Anchor::Scope(scope) => Some(scope),
-            _ => None,
-        };
-        let latest = read::Latest::of(&query.selection, query.as_of, after.as_ref());
-        self.read(OP, |state| query.page_of(latest.found(&state.snapshots, Scope::clone, query)))
+        let position = self.position(OP, request.dataset)?;
+        request.check().map_err(at(OP))?;
+        self.read(OP, |state| read::latest(&state.tables[position], request))
     }
 
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
         const OP: Operation = Operation::DerivedBars;
         let _call = self.enter(OP).await?;
-        check(OP, &qi_core::store::Derived(query))?;
-        self.read(OP, |state| read::derived(&state.ticks, query))
+        let position = self.position(OP, PriceTick::DATASET)?;
+        Derived(query).anchor().map_err(at(OP))?;
+        self.read(OP, |state| read::derived(&state.tables[position], query))
     }
 
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
-        let _call = self.enter(Operation::Stats).await?;
-        self.read(Operation::Stats, |state| read::stats(&state.ticks, query))
+        const OP: Operation = Operation::Stats;
+        let _call = self.enter(OP).await?;
+        let position = self.position(OP, PriceTick::DATASET)?;
+        self.read(OP, |state| read::stats(&state.tables[position], query))
     }
 
-    async fn instruments(&self, query: &InstrumentQuery) -> Result<Page<InstrumentSummary>> {
-        const OP: Operation = Operation::Instruments;
+    async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        const OP: Operation = Operation::Series;
         let _call = self.enter(OP).await?;
-        check(OP, query)?;
-        self.read(OP, |state| match query.dataset {
-            InstrumentDataset::Ticks => read::instruments(&state.ticks, |key| key, Clone::clone, query),
-            InstrumentDataset::Quotes => read::instruments(&state.quotes, |key| key, Clone::clone, query),
-            InstrumentDataset::Bars => {
-                let first = |instrument: &Instrument| (instrument.clone(), Interval::ALL[0]);
-                read::instruments(&state.bars, |key| &key.0, first, query)
-            }
-        })
+        let position = self.position(OP, request.dataset)?;
+        request.anchor().map_err(at(OP))?;
+        self.read(OP, |state| read::series(&state.tables[position], request))
     }
 
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {
         const OP: Operation = Operation::DeleteRange;
         let _call = self.enter(OP).await?;
-        self.write(OP, |state| {
-            let State { rows, ticks, quotes, bars, snapshots, schema: _ } = state;
-            match query {
-                DeleteQuery::Ticks(of, range) => {
-                    ticks.remove(|key| of.contains(key), Window::of(*range), rows);
-                    Ok(())
-                }
-                DeleteQuery::Quotes(of, range) => {
-                    quotes.remove(|key| of.contains(key), Window::of(*range), rows);
-                    Ok(())
-                }
-                DeleteQuery::Bars(interval, of, range) => {
-                    let chosen = |key: &(Instrument, Interval)| key.1 == *interval && of.contains(&key.0);
-                    bars.remove(chosen, Window::of(*range), rows);
-                    Ok(())
-                }
-                DeleteQuery::Snapshots(of, range) => {
-                    snapshots.remove(|key| of.contains(key), Window::of(*range), rows);
-                    Ok(())
-                }
-                other => Err(Error::new(ErrorKind::Unsupported, "store.memory.delete", OP)
-                    .with_backend(BACKEND)
-                    .with_context("query", format_args!("{other:?}"))),
-            }
-        })?
+        let position = self.position(OP, query.dataset)?;
+        query.check().map_err(at(OP))?;
+        self.write(OP, |State { rows, tables, schema: _ }| {
+            let chosen =
+                |key: &SeriesKey| key.interval == query.interval && query.selection.contains(&key.owner);
+            tables[position].remove(chosen, Window::of(query.range), rows);
+        })
     }
 
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
         const OP: Operation = Operation::PurgeBefore;
         let _call = self.enter(OP).await?;
-        let window = Window { hi: (cutoff, 0), ..Window::ALL };
-        self.write(OP, |state| {
-            let State { rows, ticks, quotes, bars, snapshots, schema: _ } = state;
-            match dataset {
-                Dataset::Ticks => ticks.remove(|_| true, window, rows),
-                Dataset::Quotes => quotes.remove(|_| true, window, rows),
-                Dataset::Bars => bars.remove(|_| true, window, rows),
-                Dataset::Snapshots => snapshots.remove(|_| true, window, rows),
-            }
+        let position = self.position(OP, dataset)?;
+        self.write(OP, |State { rows, tables, schema: _ }| {
+            tables[position].remove(|_| true, Window { hi: (cutoff, 0), ..Window::ALL }, rows);
         })
     }
 
@@ -391,7 +324,7 @@ impl PriceStore for MemoryStore {
         self.closed.store(true, Ordering::SeqCst);
         self.calls.close();
         self.calls.wait().await;
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::default();
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::new(&self.config);
         Ok(())
     }
 }

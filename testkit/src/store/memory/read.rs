@@ -1,67 +1,63 @@
 //! The answers: ranges, latest records, bars out of ticks. All of it runs on a locked table and returns copies.
 
-use std::ops::Bound;
-use std::time::Duration;
+use std::ops::{Bound, Range};
 
 use qi_core::domain::BarBuilder;
+use qi_core::record::{Owner, RecordVec, SeriesKey};
 use qi_core::store::{
-    Anchor, BarQuery, Derived, InstrumentQuery, InstrumentSummary, Order, Page, Paged, RangeStats, Record,
-    StatsQuery,
+    Anchor, BarQuery, Derived, LatestRequest, Order, Page, Paged, RangeRequest, RangeStats, RecordPage,
+    SeriesRequest, SeriesSummary, StatsQuery,
 };
-use qi_core::{
-    BarValues, Instrument, Interval, Ohlcv, PriceTick, Result, Scope, Selection, TimeRange, Timestamp,
-};
+use qi_core::{BarValues, Instrument, Interval, Ohlcv, PriceTick, Result, Selection, Timestamp};
 
-use super::row::{Row, Window};
-use super::series::Series;
+use super::series::{Series, Window};
 use super::table::Table;
 
 /// A page of one series in a range.
-pub(super) fn range<R: Row, Q: Paged<R>>(
-    table: &Table<R>,
-    series: &R::Series,
-    range: TimeRange,
-    order: Order,
-    query: &Q,
-) -> Result<Page<R>> {
-    let (anchor, most) = (query.anchor()?, query.request().limit() + 1);
-    let found = table.series.get(series).map_or_else(Vec::new, |series| match order {
-        Order::Ascending => oldest(series, Window::of(range).after(&anchor), most),
-        Order::Descending => newest(series, Window::of(range).before(&anchor), most),
-    });
-    query.page_of(found)
+pub(super) fn range(table: &Table, request: &RangeRequest) -> Result<RecordPage> {
+    let (anchor, most) = (request.anchor()?, request.page.limit() + 1);
+    let mut found = table.dataset().new_vec();
+    if let Some(series) = table.series.get(&request.series) {
+        let window = Window::of(request.range);
+        match request.order {
+            Order::Ascending => oldest(series, window.after(&anchor), most, &mut found)?,
+            Order::Descending => newest(series, window.before(&anchor), most, &mut found)?,
+        }
+    }
+    request.page_of(found)
 }
 
 /// The oldest `most` records of a window, oldest first, into a vector of just the size.
-fn oldest<R: Row>(series: &Series<R>, window: Window, most: usize) -> Vec<R> {
-    let mut found = Vec::with_capacity(count(series.slices(window), most));
-    for slice in series.slices(window) {
-        let take = slice.len().min(most - found.len());
-        found.extend_from_slice(&slice[..take]);
+fn oldest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -> Result<()> {
+    found.reserve(count(series.slices(window), most));
+    for (rows, range) in series.slices(window) {
+        let take = range.len().min(most - found.len());
+        rows.as_records().append_to(range.start..range.start + take, found)?;
         if found.len() == most {
             break;
         }
     }
-    found
+    Ok(())
 }
 
 /// The newest `most` records of a window, newest first.
-fn newest<R: Row>(series: &Series<R>, window: Window, most: usize) -> Vec<R> {
-    let mut found = Vec::with_capacity(count(series.slices(window).rev(), most));
-    for slice in series.slices(window).rev() {
-        found.extend(slice.iter().rev().take(most - found.len()).cloned());
+fn newest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -> Result<()> {
+    found.reserve(count(series.slices(window).rev(), most));
+    for (rows, range) in series.slices(window).rev() {
+        let end = found.len();
+        rows.as_records().copy_to(&mut range.rev().take(most - end), found, end..end)?;
         if found.len() == most {
             break;
         }
     }
-    found
+    Ok(())
 }
 
 /// How many records the slices hold, counted up to `most`.
-fn count<'a, R: 'a>(slices: impl Iterator<Item = &'a [R]>, most: usize) -> usize {
+fn count<'a>(slices: impl Iterator<Item = (&'a RecordVec, Range<usize>)>, most: usize) -> usize {
     let mut count = 0;
-    for slice in slices {
-        count += slice.len();
+    for (_, range) in slices {
+        count += range.len();
         if count >= most {
             return most;
         }
@@ -69,89 +65,56 @@ fn count<'a, R: 'a>(slices: impl Iterator<Item = &'a [R]>, most: usize) -> usize
     count
 }
 
-/// A question for the latest record of each selected key.
-pub(super) struct Latest<'a, K> {
-    selection: &'a Selection<K>,
-    as_of: Option<Timestamp>,
-    /// Where a cursor goes on.
-    after: Option<&'a K>,
-    /// How long after its time a record is known: a bar when it has closed.
-    lag: Duration,
+fn owner_of(anchor: Anchor) -> Option<Owner> {
+    match anchor {
+        Anchor::Owner(owner) => Some(owner),
+        _ => None,
+    }
 }
 
-impl<'a, K: Ord> Latest<'a, K> {
-    pub(super) fn of(selection: &'a Selection<K>, as_of: Option<Timestamp>, after: Option<&'a K>) -> Self {
-        Self { selection, as_of, after, lag: Duration::ZERO }
-    }
-
-    pub(super) fn known_after(self, lag: Duration) -> Self {
-        Self { lag, ..self }
-    }
-
-    /// The records, one more than the page takes. `series` gives the series of a key; of a table that has
-    /// several for each key, the others do not count.
-    pub(super) fn found<R: Row>(
-        &self,
-        table: &Table<R>,
-        series: impl Fn(&K) -> R::Series,
-        query: &impl Paged<R>,
-    ) -> Vec<R>
-    where
-        R::Series: KeyedBy<K>,
-    {
-        let window = match self.as_of.map(|time| time.checked_sub(self.lag)) {
-            None => Window::ALL,
-            Some(Some(time)) => Window::up_to(time),
-            Some(None) => return Vec::new(),
-        };
-        let most = query.request().limit() + 1;
-        let last = |series: &Series<R>| series.last_in(window).cloned();
-        match self.selection {
-            Selection::These(keys) => keys
-                .iter()
-                .filter(|key| self.after.is_none_or(|after| *key > after))
-                .filter_map(|key| last(table.series.get(&series(key))?))
-                .take(most)
-                .collect(),
-            Selection::All => {
-                let start = self.after.map_or(Bound::Unbounded, |key| Bound::Excluded(series(key)));
-                table
-                    .series
-                    .range((start, Bound::Unbounded))
-                    .filter(|(key, _)| **key == series(key.key()))
-                    .filter_map(|(_, series)| last(series))
-                    .take(most)
-                    .collect()
+/// The latest record of each selected owner.
+pub(super) fn latest(table: &Table, request: &LatestRequest) -> Result<RecordPage> {
+    let after = owner_of(request.anchor()?);
+    let (most, mut found) = (request.page.limit() + 1, table.dataset().new_vec());
+    let Some(until) = request.until() else { return request.page_of(found) };
+    let mut take = |series: &Series| -> Result<bool> {
+        if let Some((rows, at)) = series.last_in(Window::up_to(until)) {
+            found.push_copy(rows.as_records(), at)?;
+        }
+        Ok(found.len() < most)
+    };
+    match &request.selection {
+        Selection::These(owners) => {
+            for owner in owners.iter().filter(|owner| after.as_ref().is_none_or(|after| *owner > after)) {
+                let series = table.series.get(&request.series(owner.clone()));
+                if series.map_or(Ok(true), &mut take)? {
+                    continue;
+                }
+                break;
+            }
+        }
+        Selection::All => {
+            let start = after.map_or(Bound::Unbounded, |owner| Bound::Excluded(request.series(owner)));
+            for (key, series) in table.series.range((start, Bound::Unbounded)) {
+                if key.interval == request.interval && !take(series)? {
+                    break;
+                }
             }
         }
     }
+    request.page_of(found)
 }
 
-/// The key by which `latest` selects a series.
-pub(super) trait KeyedBy<K> {
-    fn key(&self) -> &K;
+fn ticks(rows: &RecordVec, range: Range<usize>) -> Result<&[PriceTick]> {
+    Ok(&rows.as_slice()?[range])
 }
 
-impl KeyedBy<Instrument> for Instrument {
-    fn key(&self) -> &Instrument {
-        self
-    }
-}
-
-impl KeyedBy<Instrument> for (Instrument, Interval) {
-    fn key(&self) -> &Instrument {
-        &self.0
-    }
-}
-
-impl KeyedBy<Scope> for Scope {
-    fn key(&self) -> &Scope {
-        self
-    }
+fn series_of<'a>(table: &'a Table, instrument: &Instrument) -> Option<&'a Series> {
+    table.series.get(&SeriesKey { owner: Owner::Instrument(instrument.clone()), interval: None })
 }
 
 /// A page of bars out of ticks. Every one is folded from its whole bucket, whatever the range cuts.
-pub(super) fn derived(table: &Table<PriceTick>, query: &BarQuery) -> Result<Page<Ohlcv>> {
+pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
     let page = Derived(query);
     let BarQuery { instrument, interval, range, order, .. } = query;
     let (anchor, limit) = (page.anchor()?, page.request().limit());
@@ -161,7 +124,7 @@ pub(super) fn derived(table: &Table<PriceTick>, query: &BarQuery) -> Result<Page
     };
     let mut found = Vec::new();
     // The open times that the range holds: from the first bucket start in it to the last.
-    if let (Some(series), Some(first)) = (table.series.get(instrument), interval.ceil(range.start())) {
+    if let (Some(series), Some(first)) = (series_of(table, instrument), interval.ceil(range.start())) {
         let mut buckets = Buckets { series, interval: *interval, first, end: range.end() };
         match (order, after) {
             (_, None) => {}
@@ -185,7 +148,7 @@ pub(super) fn derived(table: &Table<PriceTick>, query: &BarQuery) -> Result<Page
 
 /// The buckets with ticks whose open time lies from `first` (aligned) up to `end`, from either side.
 struct Buckets<'a> {
-    series: &'a Series<PriceTick>,
+    series: &'a Series,
     interval: Interval,
     first: Timestamp,
     end: Timestamp,
@@ -194,8 +157,8 @@ struct Buckets<'a> {
 impl Buckets<'_> {
     fn next(&mut self) -> Option<Timestamp> {
         let rest = Window { lo: (self.first, 0), ..Window::ALL };
-        let tick = self.series.slices(rest).next()?.first()?;
-        let open = self.interval.floor(tick.ts());
+        let (rows, range) = self.series.slices(rest).next()?;
+        let open = self.interval.floor(rows.as_records().place(range.start).0);
         self.first = close_of(self.interval, open);
         (open < self.end).then_some(open)
     }
@@ -203,8 +166,8 @@ impl Buckets<'_> {
     fn next_back(&mut self) -> Option<Timestamp> {
         // The last open time before the end, and the end of its bucket; an end on a boundary is that itself.
         let end = self.interval.ceil(self.end).unwrap_or(Timestamp::MAX);
-        let tick = self.series.last_in(Window { lo: (self.first, 0), hi: (end, 0) })?;
-        let open = self.interval.floor(tick.ts());
+        let (rows, at) = self.series.last_in(Window { lo: (self.first, 0), hi: (end, 0) })?;
+        let open = self.interval.floor(rows.as_records().place(at).0);
         self.end = open;
         Some(open)
     }
@@ -216,31 +179,24 @@ fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
 }
 
 /// The bar of a bucket that has ticks.
-fn bar(
-    series: &Series<PriceTick>,
-    instrument: &Instrument,
-    interval: Interval,
-    open: Timestamp,
-) -> Result<Ohlcv> {
+fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
     let mut builder: Option<BarBuilder> = None;
-    for tick in series.slices(bucket_of(interval, open)).flatten() {
-        builder = Some(match builder {
-            None => BarBuilder::new(tick)?,
-            Some(builder) => builder.plus(tick)?,
-        });
+    for (rows, range) in series.slices(bucket_of(interval, open)) {
+        for tick in ticks(rows, range)? {
+            builder = Some(match builder {
+                None => BarBuilder::new(tick)?,
+                Some(builder) => builder.plus(tick)?,
+            });
+        }
     }
     let values = builder.expect(HAS_A_TICK).finish()?;
     Ohlcv::new(instrument.clone(), interval, open, values)
 }
 
 /// Stands for the bar of a bucket that has ticks: its time, and no sums.
-fn unsummed(
-    series: &Series<PriceTick>,
-    instrument: &Instrument,
-    interval: Interval,
-    open: Timestamp,
-) -> Result<Ohlcv> {
-    let first = series.slices(bucket_of(interval, open)).flatten().next().expect(HAS_A_TICK);
+fn unsummed(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
+    let (rows, range) = series.slices(bucket_of(interval, open)).next().expect(HAS_A_TICK);
+    let first = &ticks(rows, range)?[0];
     Ohlcv::new(instrument.clone(), interval, open, BarValues::flat(first.price()))
 }
 
@@ -251,45 +207,36 @@ fn bucket_of(interval: Interval, open: Timestamp) -> Window {
 }
 
 /// Figures over a range.
-pub(super) fn stats(table: &Table<PriceTick>, query: &StatsQuery) -> Result<Option<RangeStats>> {
-    let series = table.series.get(&query.instrument);
-    RangeStats::of(series.into_iter().flat_map(|series| series.slices(Window::of(query.range))).flatten())
+pub(super) fn stats(table: &Table, query: &StatsQuery) -> Result<Option<RangeStats>> {
+    let series = series_of(table, &query.instrument);
+    let slices = series.into_iter().flat_map(|series| series.slices(Window::of(query.range)));
+    let slices: Vec<&[PriceTick]> = slices.map(|(rows, range)| ticks(rows, range)).collect::<Result<_>>()?;
+    RangeStats::of(slices.into_iter().flatten())
 }
 
-/// A page of the instruments that a table has records of; of bars, over all intervals.
-pub(super) fn instruments<R: Row>(
-    table: &Table<R>,
-    instrument_of: impl Fn(&R::Series) -> &Instrument,
-    first_series: impl Fn(&Instrument) -> R::Series,
-    query: &InstrumentQuery,
-) -> Result<Page<InstrumentSummary>> {
-    let after = match query.anchor()? {
-        Anchor::Instrument(instrument) => Some(instrument),
-        _ => None,
-    };
-    let most = query.request().limit() + 1;
-    let start = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Included(first_series(after)));
-    let mut found: Vec<InstrumentSummary> = Vec::new();
-    for (key, series) in table.series.range((start, Bound::Unbounded)) {
-        let instrument = instrument_of(key);
-        let (Some(first), Some(last)) = (series.first().map(Record::time), series.last().map(Record::time))
-        else {
-            continue;
-        };
-        if after.as_ref() == Some(instrument)
-            || query.exchange.as_ref().is_some_and(|exchange| exchange != instrument.exchange())
-        {
+/// A page of the owners that a table has records of, over all intervals.
+pub(super) fn series(table: &Table, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+    let after = owner_of(request.anchor()?);
+    let most = request.page.limit() + 1;
+    let start = after.as_ref().map_or(Bound::Unbounded, |after| {
+        Bound::Included(SeriesKey { owner: after.clone(), interval: None })
+    });
+    let mut found: Vec<SeriesSummary> = Vec::new();
+    for (SeriesKey { owner, .. }, series) in table.series.range((start, Bound::Unbounded)) {
+        let (Some((first, _)), Some((last, _))) = (series.first(), series.last()) else { continue };
+        let elsewhere = |exchange| owner.instrument().is_none_or(|name| name.exchange() != exchange);
+        if after.as_ref() == Some(owner) || request.exchange.as_ref().is_some_and(elsewhere) {
             continue;
         }
         let count = found.len();
-        match found.last_mut().filter(|summary| summary.instrument == *instrument) {
+        match found.last_mut().filter(|summary| summary.owner == *owner) {
             Some(summary) => {
                 summary.first = summary.first.min(first);
                 summary.last = summary.last.max(last);
             }
             None if count == most => break,
-            None => found.push(InstrumentSummary { instrument: instrument.clone(), first, last }),
+            None => found.push(SeriesSummary { owner: owner.clone(), first, last }),
         }
     }
-    query.page_of(found)
+    request.page_of(found)
 }

@@ -1,211 +1,284 @@
 //! One series in order: sorted chunks, with a tail that takes what comes in order.
 //!
-//! A tick that is the newest of its instrument is pushed onto the tail, which costs no search. A late one is
-//! moved into a chunk of at most [`CAP`] records, found through a tree of chunks: no order of arrival is
-//! quadratic. The oldest go chunk by chunk.
+//! Records that are the newest of their series are appended to the tail, which costs no search. A late one is moved into
+//! a chunk of at most [`CAP`] records, found through a tree of chunks: no order of arrival is quadratic. The oldest go
+//! chunk by chunk. Neighbouring records of a batch are copied with one call.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::row::{Row, Spot, Window};
+use qi_core::record::{Dataset, Place, RecordVec, Records};
+use qi_core::store::Anchor;
+use qi_core::{Result, TimeRange, Timestamp};
 
 /// The most records of a chunk. Larger chunks make late records dearer, smaller ones the tree deeper.
 const CAP: usize = 64;
 
+/// A stretch of a series: from the first place, included, to the second, excluded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) lo: Place,
+    pub(super) hi: Place,
+}
+
+impl Window {
+    pub(super) const ALL: Self = Self { lo: (Timestamp::MIN, 0), hi: (Timestamp::MAX, u64::MAX) };
+
+    /// All records of a range of time.
+    pub(super) fn of(range: TimeRange) -> Self {
+        Self { lo: (range.start(), 0), hi: (range.end(), 0) }
+    }
+
+    /// All records of this moment and before.
+    pub(super) fn up_to(time: Timestamp) -> Self {
+        // A seq is at most i64::MAX.
+        Self { hi: (time, u64::MAX), ..Self::ALL }
+    }
+
+    /// What remains of it after a cursor, oldest first.
+    pub(super) fn after(self, anchor: &Anchor) -> Self {
+        let past = |place: Place| (place.0, place.1 + 1);
+        place_of(anchor).map_or(self, |place| Self { lo: self.lo.max(past(place)), ..self })
+    }
+
+    /// What remains of it after a cursor, newest first.
+    pub(super) fn before(self, anchor: &Anchor) -> Self {
+        place_of(anchor).map_or(self, |place| Self { hi: self.hi.min(place), ..self })
+    }
+}
+
+fn place_of(anchor: &Anchor) -> Option<Place> {
+    match anchor {
+        // A forged cursor may hold any number; a true one's seq is at most i64::MAX.
+        Anchor::Place(ts, seq) => Some((*ts, (*seq).min(u64::MAX - 1))),
+        Anchor::Time(ts) => Some((*ts, 0)),
+        Anchor::Start | Anchor::Owner(_) => None,
+    }
+}
+
+/// A part of a batch and its places.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) records: &'a dyn Records,
+    /// The places of all records of the batch.
+    pub(super) places: &'a [Place],
+    /// The stamp of the batch.
+    pub(super) stamp: u64,
+}
+
 /// Where a record stands, and the stamp of the batch that wrote it last.
 #[derive(Debug, Clone, Copy)]
 struct Key {
-    spot: Spot,
+    place: Place,
     stamp: u64,
 }
 
 /// Neighbouring records in order. Their keys stand close together beside them, because a search among records
 /// would touch a cache line for each one that it looks at.
 #[derive(Debug)]
-struct Chunk<R> {
-    rows: Vec<R>,
+struct Chunk {
+    rows: RecordVec,
     keys: Vec<Key>,
 }
 
-impl<R> Default for Chunk<R> {
-    fn default() -> Self {
-        Self { rows: Vec::new(), keys: Vec::new() }
-    }
-}
-
-impl<R: Row> Chunk<R> {
-    fn with_capacity(capacity: usize) -> Self {
-        Self { rows: Vec::with_capacity(capacity), keys: Vec::with_capacity(capacity) }
+impl Chunk {
+    fn new(dataset: Dataset) -> Self {
+        Self { rows: dataset.new_vec(), keys: Vec::new() }
     }
 
-    fn first(&self) -> Option<Spot> {
-        self.keys.first().map(|key| key.spot)
+    fn with_capacity(dataset: Dataset) -> Self {
+        let mut chunk = Self { rows: dataset.new_vec(), keys: Vec::with_capacity(CAP) };
+        chunk.rows.reserve(CAP);
+        chunk
     }
 
-    fn last(&self) -> Option<Spot> {
-        self.keys.last().map(|key| key.spot)
+    fn first(&self) -> Option<Place> {
+        self.keys.first().map(|key| key.place)
+    }
+
+    fn last(&self) -> Option<Place> {
+        self.keys.last().map(|key| key.place)
     }
 
     fn is_full(&self) -> bool {
-        self.rows.len() >= CAP
+        self.keys.len() >= CAP
     }
 
-    fn push(&mut self, row: R, key: Key) {
-        self.rows.push(row);
-        self.keys.push(key);
+    fn append(&mut self, part: Part<'_>, range: Range<usize>) -> Result<()> {
+        part.records.append_to(range.clone(), &mut self.rows)?;
+        self.keys.extend(part.places[range].iter().map(|&place| Key { place, stamp: part.stamp }));
+        Ok(())
     }
 
-    fn insert(&mut self, at: usize, row: R, key: Key) {
-        self.rows.insert(at, row);
-        self.keys.insert(at, key);
+    fn insert(&mut self, at: usize, part: Part<'_>, from: usize) -> Result<()> {
+        part.records.copy_to(&mut std::iter::once(from), &mut self.rows, at..at)?;
+        self.keys.insert(at, Key { place: part.places[from], stamp: part.stamp });
+        Ok(())
+    }
+
+    /// Replaces the records from `at` on, as long as those of the batch have the same keys.
+    fn replace(&mut self, at: usize, part: Part<'_>, range: Range<usize>) -> Result<Put> {
+        let keys = &mut self.keys[at..];
+        let same =
+            part.places[range.clone()].iter().zip(&*keys).take_while(|(place, key)| **place == key.place);
+        let count = same.count();
+        let taken = range.start..range.start + count;
+        part.records.copy_to(&mut { taken }, &mut self.rows, at..at + count)?;
+        let mut again = 0;
+        for key in &mut keys[..count] {
+            again += u64::from(key.stamp == part.stamp);
+            key.stamp = part.stamp;
+        }
+        Ok(Put::Replaced { count, again })
     }
 
     /// Where in the rows a window begins and ends.
-    fn bounds(&self, window: Window) -> (usize, usize) {
-        let at = |spot: Spot| self.keys.partition_point(|key| key.spot < spot);
+    fn bounds(&self, window: Window) -> Range<usize> {
+        let at = |place: Place| self.keys.partition_point(|key| key.place < place);
         let from = if self.first() >= Some(window.lo) { 0 } else { at(window.lo) };
-        let to = if self.last() < Some(window.hi) { self.rows.len() } else { at(window.hi) };
-        (from, to.max(from))
-    }
-
-    fn slice(&self, window: Window) -> &[R] {
-        let (from, to) = self.bounds(window);
-        &self.rows[from..to]
+        let to = if self.last() < Some(window.hi) { self.keys.len() } else { at(window.hi) };
+        from..to.max(from)
     }
 
     /// Keeps what lies outside; says how many went.
-    fn remove(&mut self, from: usize, to: usize) -> usize {
-        self.rows.drain(from..to);
-        self.keys.drain(from..to);
-        if self.rows.len() < CAP / 4 {
-            self.rows.shrink_to_fit();
-            self.keys.shrink_to_fit();
+    fn remove(&mut self, range: Range<usize>) -> usize {
+        let gone = range.len();
+        if gone > 0 {
+            self.rows.remove(range.clone());
+            self.keys.drain(range);
         }
-        to - from
+        gone
     }
 
     /// Takes the newer half off.
     fn split(&mut self) -> Self {
-        let half = self.rows.len() / 2;
-        let mut right = Self::with_capacity(CAP);
-        right.rows.extend(self.rows.drain(half..));
+        let half = self.keys.len() / 2;
+        let mut right = Self { rows: self.rows.split_off(half), keys: Vec::with_capacity(CAP) };
+        right.rows.reserve(CAP - right.rows.len());
         right.keys.extend(self.keys.drain(half..));
         right
     }
 }
 
-/// What became of a record.
+/// What became of the first records of a part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Put {
-    /// Its key is new.
-    New,
-    /// It replaced a record that the batch of this stamp had written.
-    Replaced(u64),
-    /// Its key is new and there is no room.
+    /// The keys of so many are new.
+    New(usize),
+    /// So many replaced others, and some of those were written by the same batch.
+    Replaced {
+        /// How many.
+        count: usize,
+        /// How many replaced one of the same batch.
+        again: u64,
+    },
+    /// The key of the first one is new and there is no room.
     Full,
 }
 
 /// The records of one series.
 #[derive(Debug)]
-pub(super) struct Series<R> {
+pub(super) struct Series {
+    dataset: Dataset,
     /// Each under a key that is not after its first record, and after all records of the chunk before.
-    sealed: BTreeMap<Spot, Chunk<R>>,
+    sealed: BTreeMap<Place, Chunk>,
     /// What is newer than every sealed record.
-    tail: Chunk<R>,
+    tail: Chunk,
     len: usize,
 }
 
-impl<R> Default for Series<R> {
-    fn default() -> Self {
-        Self { sealed: BTreeMap::new(), tail: Chunk::default(), len: 0 }
+impl Series {
+    pub(super) fn new(dataset: Dataset) -> Self {
+        Self { dataset, sealed: BTreeMap::new(), tail: Chunk::new(dataset), len: 0 }
     }
-}
 
-impl<R: Row> Series<R> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn first(&self) -> Option<&R> {
-        self.sealed.first_key_value().map_or(&self.tail, |(_, chunk)| chunk).rows.first()
+    pub(super) fn first(&self) -> Option<Place> {
+        self.sealed.first_key_value().map_or(&self.tail, |(_, chunk)| chunk).first()
     }
 
-    pub(super) fn last(&self) -> Option<&R> {
-        self.tail.rows.last().or_else(|| self.sealed.last_key_value()?.1.rows.last())
+    pub(super) fn last(&self) -> Option<Place> {
+        self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last())
     }
 
-    /// Writes a record; a new key only if there is room.
-    pub(super) fn put(&mut self, row: &R, stamp: u64, room: bool) -> Put {
-        let spot = row.spot();
-        if self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last()).is_none_or(|last| spot > last)
-        {
-            if !room {
-                return Put::Full;
-            }
-            if self.tail.is_full() {
-                self.seal();
-            }
-            self.tail.push(row.clone(), Key { spot, stamp });
-            self.len += 1;
-            return Put::New;
+    /// Writes the first records of a range of a batch, of which at most `room` have a new key. The range is not empty.
+    pub(super) fn put(&mut self, part: Part<'_>, range: Range<usize>, room: usize) -> Result<Put> {
+        let (places, last) = (&part.places[range.clone()], self.last());
+        if last.is_some_and(|last| places[0] <= last) {
+            return self.put_late(part, range, room > 0);
         }
-        self.put_late(row, spot, stamp, room)
+        if room == 0 {
+            return Ok(Put::Full);
+        }
+        if self.tail.is_full() {
+            self.seal();
+        }
+        let most = places.len().min(room).min(CAP - self.tail.keys.len());
+        let ordered = places[..most].windows(2).take_while(|pair| pair[0] < pair[1]).count() + 1;
+        self.tail.append(part, range.start..range.start + ordered)?;
+        self.len += ordered;
+        Ok(Put::New(ordered))
     }
 
     /// Moves the full tail among the sealed chunks.
     fn seal(&mut self) {
-        let full = std::mem::replace(&mut self.tail, Chunk::with_capacity(CAP));
+        let full = std::mem::replace(&mut self.tail, Chunk::with_capacity(self.dataset));
         if let Some(first) = full.first() {
             self.sealed.insert(first, full);
         }
     }
 
-    /// Writes a record that is not the newest.
-    fn put_late(&mut self, row: &R, spot: Spot, stamp: u64, room: bool) -> Put {
-        let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= spot);
+    /// Writes records of which the first is not the newest.
+    fn put_late(&mut self, part: Part<'_>, range: Range<usize>, room: bool) -> Result<Put> {
+        let (from, place) = (range.start, part.places[range.start]);
+        let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= place);
         let chunk = if in_tail {
             &mut self.tail
         } else {
-            if self.sealed.first_key_value().is_some_and(|(key, _)| spot < *key) {
+            if self.sealed.first_key_value().is_some_and(|(key, _)| place < *key) {
                 if !room {
-                    return Put::Full;
+                    return Ok(Put::Full);
                 }
                 // The first chunk takes it, under a key that is still not after its first record.
                 if let Some((_, chunk)) = self.sealed.pop_first() {
-                    self.sealed.insert(spot, chunk);
+                    self.sealed.insert(place, chunk);
                 }
             }
-            match self.sealed.range_mut(..=spot).next_back() {
+            match self.sealed.range_mut(..=place).next_back() {
                 Some((_, chunk)) => chunk,
                 None => &mut self.tail,
             }
         };
-        let at = match chunk.keys.binary_search_by_key(&spot, |key| key.spot) {
-            Ok(at) => {
-                chunk.rows[at] = row.clone();
-                return Put::Replaced(std::mem::replace(&mut chunk.keys[at].stamp, stamp));
-            }
-            Err(_) if !room => return Put::Full,
+        let at = match chunk.keys.binary_search_by_key(&place, |key| key.place) {
+            Ok(at) => return chunk.replace(at, part, range),
+            Err(_) if !room => return Ok(Put::Full),
             Err(at) => at,
         };
         if chunk.is_full() {
             let mut right = chunk.split();
-            let (half, into) =
-                (chunk.rows.len(), if at > chunk.rows.len() { &mut right } else { &mut *chunk });
-            let at = if at > half { at - half } else { at };
-            into.insert(at, row.clone(), Key { spot, stamp });
+            let half = chunk.keys.len();
+            let outcome =
+                if at > half { right.insert(at - half, part, from) } else { chunk.insert(at, part, from) };
             let left = if in_tail { std::mem::replace(chunk, right) } else { right };
             if let Some(first) = left.first() {
                 self.sealed.insert(first, left);
             }
+            outcome?;
         } else {
-            chunk.insert(at, row.clone(), Key { spot, stamp });
+            chunk.insert(at, part, from)?;
         }
         self.len += 1;
-        Put::New
+        Ok(Put::New(1))
     }
 
-    /// The records of a window as slices, in order.
-    pub(super) fn slices(&self, window: Window) -> impl DoubleEndedIterator<Item = &[R]> {
+    /// The records of a window as parts of chunks, in order.
+    pub(super) fn slices(
+        &self,
+        window: Window,
+    ) -> impl DoubleEndedIterator<Item = (&RecordVec, Range<usize>)> {
         let Window { lo, hi } = window;
         let window = Window { lo, hi: hi.max(lo) };
         let from = self.sealed.range(..=lo).next_back().map_or(lo, |(key, _)| *key);
@@ -213,13 +286,13 @@ impl<R: Row> Series<R> {
             .range(from..window.hi)
             .map(|(_, chunk)| chunk)
             .chain(std::iter::once(&self.tail))
-            .map(move |chunk| chunk.slice(window))
-            .filter(|slice| !slice.is_empty())
+            .map(move |chunk| (&chunk.rows, chunk.bounds(window)))
+            .filter(|(_, range)| !range.is_empty())
     }
 
     /// The newest record of a window.
-    pub(super) fn last_in(&self, window: Window) -> Option<&R> {
-        self.slices(window).next_back()?.last()
+    pub(super) fn last_in(&self, window: Window) -> Option<(&RecordVec, usize)> {
+        self.slices(window).next_back().map(|(rows, range)| (rows, range.end - 1))
     }
 
     /// Removes a window; says how many records went.
@@ -231,17 +304,15 @@ impl<R: Row> Series<R> {
         let from = self.sealed.range(..=lo).next_back().map_or(lo, |(key, _)| *key);
         let (mut gone, mut empty) = (0, Vec::new());
         for (key, chunk) in self.sealed.range_mut(from..hi) {
-            let (from, to) = chunk.bounds(window);
-            gone += chunk.remove(from, to);
-            if chunk.rows.is_empty() {
+            gone += chunk.remove(chunk.bounds(window));
+            if chunk.keys.is_empty() {
                 empty.push(*key);
             }
         }
         for key in empty {
             self.sealed.remove(&key);
         }
-        let (from, to) = self.tail.bounds(window);
-        gone += self.tail.remove(from, to);
+        gone += self.tail.remove(self.tail.bounds(window));
         self.len -= gone;
         gone
     }
@@ -252,9 +323,9 @@ impl<R: Row> Series<R> {
         self.len -= left;
         while left > 0 {
             match self.sealed.first_entry() {
-                Some(entry) if entry.get().rows.len() <= left => left -= entry.remove().rows.len(),
-                Some(mut entry) => left -= entry.get_mut().remove(0, left),
-                None => left -= self.tail.remove(0, left),
+                Some(entry) if entry.get().keys.len() <= left => left -= entry.remove().keys.len(),
+                Some(mut entry) => left -= entry.get_mut().remove(0..left),
+                None => left -= self.tail.remove(0..left),
             }
         }
     }
@@ -264,7 +335,8 @@ impl<R: Row> Series<R> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use qi_core::{PriceTick, Timestamp};
+    use qi_core::PriceTick;
+    use qi_core::record::Record;
 
     fn tick(at: u16, seq: u8, price: u8) -> PriceTick {
         let ts = Timestamp::from_secs(1_000_000 + i64::from(at)).unwrap();
@@ -272,8 +344,33 @@ mod tests {
         PriceTick::new("x:Y".parse().unwrap(), ts, u64::from(seq), price).unwrap()
     }
 
-    fn all(series: &Series<PriceTick>) -> Vec<PriceTick> {
-        series.slices(Window::ALL).flatten().cloned().collect()
+    fn new() -> Series {
+        Series::new(PriceTick::DATASET)
+    }
+
+    fn within(series: &Series, window: Window) -> Vec<PriceTick> {
+        series.slices(window).flat_map(|(rows, range)| rows.as_slice().unwrap()[range].to_vec()).collect()
+    }
+
+    fn all(series: &Series) -> Vec<PriceTick> {
+        within(series, Window::ALL)
+    }
+
+    /// Writes ticks in order, whatever number of calls it takes; gives the outcomes.
+    fn put(series: &mut Series, ticks: &[PriceTick], stamp: u64, room: usize) -> Vec<Put> {
+        let records = RecordVec::from_vec(ticks.to_vec());
+        let places: Vec<_> = ticks.iter().map(Record::place).collect();
+        let part = Part { records: records.as_records(), places: &places, stamp };
+        let (mut at, mut outcomes) = (0, Vec::new());
+        while at < ticks.len() {
+            let outcome = series.put(part, at..ticks.len(), room).unwrap();
+            at += match outcome {
+                Put::New(count) | Put::Replaced { count, .. } => count,
+                Put::Full => 1,
+            };
+            outcomes.push(outcome);
+        }
+        outcomes
     }
 
     #[derive(Debug, Clone)]
@@ -298,25 +395,28 @@ mod tests {
         /// Against a map of the same keys, with everything that can be seen compared after every step.
         #[test]
         fn a_series_is_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
-            let (mut series, mut map) = (Series::default(), BTreeMap::new());
+            let (mut series, mut map) = (new(), BTreeMap::new());
             for (n, step) in steps.into_iter().enumerate() {
                 let stamp = n as u64;
                 match step {
                     Step::Put(at, seq, price) => {
+                        // Twice, so that the second one replaces one of its own batch.
                         let tick = tick(at, seq, price);
-                        let before = map.insert(tick.spot(), (tick.clone(), stamp));
-                        let want = before.map_or(Put::New, |(_, stamp)| Put::Replaced(stamp));
-                        prop_assert_eq!(series.put(&tick, stamp, true), want);
+                        let before = map.insert(tick.place(), tick.clone());
+                        let replaced = |again| Put::Replaced { count: 1, again };
+                        let first = if before.is_some() { replaced(0) } else { Put::New(1) };
+                        let outcomes = put(&mut series, &[tick.clone(), tick], stamp, usize::MAX);
+                        prop_assert_eq!(outcomes, [first, replaced(1)]);
                     }
-                    Step::Run(from, len) => for at in from..from + len {
-                        let tick = tick(at, 1, 7);
-                        map.insert(tick.spot(), (tick.clone(), stamp));
-                        series.put(&tick, stamp, true);
-                    },
+                    Step::Run(from, len) => {
+                        let ticks: Vec<_> = (from..from + len).map(|at| tick(at, 1, stamp as u8)).collect();
+                        map.extend(ticks.iter().map(|tick| (tick.place(), tick.clone())));
+                        put(&mut series, &ticks, stamp, usize::MAX);
+                    }
                     Step::Remove(from, to) => {
-                        let window = Window { lo: tick(from, 1, 0).spot(), hi: tick(to, 1, 0).spot() };
+                        let window = Window { lo: tick(from, 1, 0).place(), hi: tick(to, 1, 0).place() };
                         let before = map.len();
-                        map.retain(|spot, _| !(window.lo..window.hi).contains(spot));
+                        map.retain(|place, _| !(window.lo..window.hi).contains(place));
                         prop_assert_eq!(series.remove(window), before - map.len());
                     }
                     Step::Oldest(count) => {
@@ -324,14 +424,15 @@ mod tests {
                         for _ in 0..count { map.pop_first(); }
                     }
                 }
-                let want: Vec<_> = map.values().map(|(tick, _)| tick.clone()).collect();
+                let want: Vec<_> = map.values().cloned().collect();
                 prop_assert_eq!(series.len(), want.len());
-                prop_assert_eq!(series.first(), want.first());
-                prop_assert_eq!(series.last(), want.last());
-                let part = Window { lo: tick(100, 1, 0).spot(), hi: tick(300, 0, 0).spot() };
-                let within: Vec<_> = map.range(part.lo..part.hi).map(|(_, (t, _))| t.clone()).collect();
-                prop_assert_eq!(series.last_in(part), within.last());
-                prop_assert_eq!(series.slices(part).flatten().cloned().collect::<Vec<_>>(), within);
+                prop_assert_eq!(series.first(), want.first().map(Record::place));
+                prop_assert_eq!(series.last(), want.last().map(Record::place));
+                let part = Window { lo: tick(100, 1, 0).place(), hi: tick(300, 0, 0).place() };
+                let expected: Vec<_> = map.range(part.lo..part.hi).map(|(_, tick)| tick.clone()).collect();
+                let last = series.last_in(part).map(|(rows, at)| rows.as_slice::<PriceTick>().unwrap()[at].clone());
+                prop_assert_eq!(last, expected.last().cloned());
+                prop_assert_eq!(within(&series, part), expected);
                 prop_assert_eq!(all(&series), want);
             }
         }
@@ -339,12 +440,13 @@ mod tests {
 
     #[test]
     fn a_full_store_refuses_new_keys_only() {
-        let mut series = Series::default();
-        assert_eq!(series.put(&tick(5, 0, 0), 1, true), Put::New);
+        let mut series = new();
+        let one = |at, price| [tick(at, 0, price)];
+        assert_eq!(put(&mut series, &one(5, 0), 1, 1), [Put::New(1)]);
         for at in [4, 6] {
-            assert_eq!(series.put(&tick(at, 0, 0), 2, false), Put::Full);
+            assert_eq!(put(&mut series, &one(at, 0), 2, 0), [Put::Full]);
         }
-        assert_eq!(series.put(&tick(5, 0, 9), 2, false), Put::Replaced(1));
-        assert_eq!(all(&series), [tick(5, 0, 9)]);
+        assert_eq!(put(&mut series, &one(5, 9), 2, 0), [Put::Replaced { count: 1, again: 0 }]);
+        assert_eq!(all(&series), one(5, 9));
     }
 }

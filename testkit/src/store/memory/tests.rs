@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::time::Duration;
 
-use qi_core::store::{PriceStoreExt, Retention};
-use qi_core::{Selection, SnapshotValues, TimeRange};
+use qi_core::store::{InstrumentQuery, LatestQuery, PriceStoreExt, RangeQuery, Retention};
+use qi_core::{Instrument, MarketSnapshot, Quote, Scope, Selection, SnapshotValues, TimeRange};
 
 use super::super::{KeepConfig, MemoryStoreConfig, RetentionConfig};
 use super::*;
@@ -40,7 +40,7 @@ async fn ready(config: MemoryStoreConfig) -> MemoryStore {
 }
 
 fn keep_ticks(keep: KeepConfig) -> MemoryStoreConfig {
-    let retention = RetentionConfig { ticks: keep, ..RetentionConfig::default() };
+    let retention = RetentionConfig::default().keep("ticks", keep);
     MemoryStoreConfig::default().with_retention(retention)
 }
 
@@ -59,11 +59,11 @@ async fn a_full_store_refuses_new_keys_and_says_never_to_retry() {
     store.insert_ticks(&[tick(0, T), tick(1, T)]).await.unwrap();
     let error = store.insert_ticks(&[tick(2, T), tick(3, T), tick(4, T)]).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, "store.memory.full"));
-    assert_eq!((error.retry(), error.operation()), (RetryAdvice::Never, "insert_ticks"));
+    assert_eq!((error.retry(), error.operation()), (RetryAdvice::Never, "insert"));
     assert_eq!(error.context_value("max_rows"), Some("3"));
     assert_eq!(store.rows(), 3, "what came before the one that did not fit is stored");
     assert!(seconds(&store, 3).await.is_empty());
-    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let list = InstrumentQuery::new(PriceTick::DATASET);
     assert_eq!(store.instruments(&list).await.unwrap().items.len(), 3, "no empty series is left behind");
 }
 
@@ -76,7 +76,7 @@ async fn a_full_store_replaces_known_keys_and_has_room_after_deletion() {
     assert_eq!(store.rows(), 2);
     let query = RangeQuery::new(instrument(0), TimeRange::ALL);
     assert_eq!(store.ticks(&query).await.unwrap().items[0], corrected);
-    store.purge_before(Dataset::Ticks, Timestamp::from_secs(T + 1).unwrap()).await.unwrap();
+    store.purge_before(PriceTick::DATASET, Timestamp::from_secs(T + 1).unwrap()).await.unwrap();
     assert_eq!(store.rows(), 1);
     store.insert_ticks(&[tick(5, T)]).await.unwrap();
 }
@@ -88,7 +88,7 @@ async fn all_datasets_share_the_bound() {
     let values = SnapshotValues { markets: Some(1), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new(Scope::Global, Timestamp::from_secs(T).unwrap(), values).unwrap();
     let error = store.insert_snapshots(&[snapshot]).await.unwrap_err();
-    assert_eq!((error.code(), error.operation()), ("store.memory.full", "insert_snapshots"));
+    assert_eq!((error.code(), error.operation()), ("store.memory.full", "insert"));
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
     assert_eq!(store.rows(), 6);
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
     assert_eq!(store.rows(), 6, "one that is older than all that stay goes at once");
-    assert_eq!(store.info().retention, [Retention::RowsPerSeries(Dataset::Ticks, 3)]);
+    assert_eq!(store.info().retention, [Retention::RowsPerSeries(PriceTick::DATASET, 3)]);
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn retention_by_age_looks_at_the_clock() {
     assert_eq!(store.rows(), 2, "an empty batch changes nothing");
     store.insert_ticks(&[tick(3, T + 1_000)]).await.unwrap();
     assert_eq!(store.rows(), 1);
-    assert_eq!(store.info().retention, [Retention::Age(Dataset::Ticks, Duration::from_mins(1))]);
+    assert_eq!(store.info().retention, [Retention::Age(PriceTick::DATASET, Duration::from_mins(1))]);
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_record_that_is_too_old_needs_no_room() {
     assert_eq!(seconds(&store, 0).await, [T - 2, T - 1]);
     let query = RangeQuery::new(instrument(0), TimeRange::ALL).descending();
     assert_eq!(store.ticks(&query).await.unwrap().items[0], corrected, "what follows in the batch is stored");
-    let list = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let list = InstrumentQuery::new(PriceTick::DATASET);
     assert_eq!(store.instruments(&list).await.unwrap().items.len(), 1, "no empty series is left behind");
     let error = store.insert_ticks(&[tick(1, T - 60)]).await.unwrap_err();
     assert_eq!(error.code(), "store.memory.full", "one that is to be kept does need room");
@@ -247,7 +247,7 @@ async fn every_method_gives_way() {
                 2 => store.latest_ticks(&latest).await.map(drop),
                 3 => store.stats(&stats).await.map(drop),
                 4 => store.ensure_schema().await.map(drop),
-                _ => store.purge_before(Dataset::Ticks, Timestamp::MIN).await,
+                _ => store.purge_before(PriceTick::DATASET, Timestamp::MIN).await,
             };
             answer
         }));

@@ -1,17 +1,20 @@
 //! How histories are drawn, and shrunk when one fails.
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use qi_core::store::{Dataset, DeleteQuery};
+use qi_core::record::{Dataset, Datasets, Description, RecordVec, Row};
+use qi_core::store::DeleteQuery;
 use qi_core::{
-    BarValues, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,
+    BarValues, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,
     SnapshotValues, TimeRange, Timestamp,
 };
 
-use super::{INTERVALS, Look, Step, compare, instrument, moment, run_history, scope};
+use super::{
+    History, INTERVALS, Look, Step, compare, descriptions, instrument, interval_of, moment, owner,
+    run_history, scope, series, value_of,
+};
 use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
 
 /// Prices and quantities in units of 10^-18: whose products lie half way at the 18th place, and with all 18 places.
@@ -89,27 +92,6 @@ fn a_range() -> impl Strategy<Value = TimeRange> {
     ]
 }
 
-fn a_selection<K: Ord + Clone + Debug + 'static>(of: fn(usize) -> K) -> impl Strategy<Value = Selection<K>> {
-    prop_oneof![
-        1 => Just(Selection::All),
-        3 => prop::collection::vec(0..3usize, 1..3)
-            .prop_map(move |keys| Selection::these(keys.into_iter().map(of)).expect("at least one")),
-    ]
-}
-
-fn a_delete() -> impl Strategy<Value = DeleteQuery> {
-    prop_oneof![
-        (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Ticks(of, range)),
-        (a_selection(instrument), a_range()).prop_map(|(of, range)| DeleteQuery::Quotes(of, range)),
-        (0..3usize, a_selection(instrument), a_range()).prop_map(|(n, of, range)| DeleteQuery::Bars(
-            INTERVALS[n],
-            of,
-            range
-        )),
-        (a_selection(scope), a_range()).prop_map(|(of, range)| DeleteQuery::Snapshots(of, range)),
-    ]
-}
-
 fn a_look() -> impl Strategy<Value = Look> {
     let as_of = proptest::option::of((a_moment(), -1..2i64));
     (a_range(), any::<bool>(), 1..8usize, as_of, 0..3usize, 0..3usize).prop_map(
@@ -126,27 +108,86 @@ fn a_look() -> impl Strategy<Value = Look> {
     )
 }
 
-fn a_step() -> impl Strategy<Value = Step> {
+/// A step whose dataset is the n-th of a history that is yet to be drawn.
+#[derive(Debug, Clone)]
+enum Draft {
+    Typed(RecordVec),
+    Rows(Vec<DraftRow>),
+    Delete(usize, usize, Option<Vec<usize>>, TimeRange),
+    Purge(usize, Timestamp),
+    Look(Look),
+}
+
+/// The owner, the interval, the time, the sequence number, and a number that gives the values.
+type DraftRow = (usize, usize, i64, u64, u32);
+
+impl Draft {
+    fn step(self, datasets: &[Dataset]) -> Step {
+        match self {
+            Self::Typed(batch) => Step::Insert(batch),
+            Self::Rows(rows) => {
+                let dataset = datasets[datasets.len() - 1];
+                let rows = rows.into_iter().map(|draft| row(dataset, draft)).collect();
+                Step::Insert(Row::collect(dataset, rows).expect("rows of one dataset"))
+            }
+            Self::Delete(n, interval, owners, range) => {
+                let dataset = datasets[n % datasets.len()];
+                let selection = owners.map_or(Selection::All, |owners| {
+                    Selection::these(owners.into_iter().map(|n| owner(dataset, n))).expect("at least one")
+                });
+                let mut query = DeleteQuery::of::<PriceTick>(&Selection::<Instrument>::All, range);
+                (query.dataset, query.selection) = (dataset, selection);
+                query.interval = interval_of(dataset, INTERVALS[interval]);
+                Step::Delete(query)
+            }
+            Self::Purge(n, cutoff) => Step::Purge(datasets[n % datasets.len()], cutoff),
+            Self::Look(look) => Step::Look(look),
+        }
+    }
+}
+
+fn row(dataset: Dataset, (of, interval, at, seq, seed): DraftRow) -> Row {
+    let seq = if dataset.seq().is_some() { seq } else { 0 };
+    // Another number for each column. 0 stays 0, so that a history shrinks to plain values.
+    let value = |(n, column): (u32, _)| value_of(column, seed.wrapping_mul(2_654_435_761).rotate_left(7 * n));
+    let values = (0u32..).zip(dataset.values()).map(value).collect();
+    Row::new(dataset, series(dataset, of, INTERVALS[interval]), (moment(at), seq), values)
+        .expect("a valid row")
+}
+
+fn a_row() -> impl Strategy<Value = DraftRow> {
+    (0..3usize, 0..3usize, a_moment(), 0..3u64, any::<u32>())
+}
+
+fn a_step() -> impl Strategy<Value = Draft> {
     use prop::collection::vec;
+    let owners = proptest::option::weighted(0.75, vec(0..3usize, 1..3));
     prop_oneof![
-        4 => vec(a_tick(), 0..12).prop_map(Step::InsertTicks),
-        2 => vec(a_quote(), 0..8).prop_map(Step::InsertQuotes),
-        2 => vec(a_bar(), 0..8).prop_map(Step::InsertBars),
-        2 => vec(a_snapshot(), 0..8).prop_map(Step::InsertSnapshots),
-        2 => a_delete().prop_map(Step::Delete),
-        1 => (0..4usize, a_moment(), -1..2i64).prop_map(|(n, at, beside)| {
+        4 => vec(a_tick(), 0..12).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_quote(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_bar(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
+        2 => vec(a_snapshot(), 0..8).prop_map(|batch| Draft::Typed(RecordVec::from_vec(batch))),
+        4 => vec(a_row(), 0..8).prop_map(Draft::Rows),
+        2 => (0..5usize, 0..3usize, owners, a_range())
+            .prop_map(|(n, interval, owners, range)| Draft::Delete(n, interval, owners, range)),
+        1 => (0..5usize, a_moment(), -1..2i64).prop_map(|(n, at, beside)| {
             let cutoff = Timestamp::from_micros(moment(at).as_micros() + beside).expect("a time of 2024");
-            Step::Purge(Dataset::ALL[n], cutoff)
+            Draft::Purge(n, cutoff)
         }),
-        4 => a_look().prop_map(Step::Look),
+        4 => a_look().prop_map(Draft::Look),
     ]
 }
 
-/// Histories of 1 to 16 steps that end with a look at everything.
-pub fn histories() -> impl Strategy<Value = Vec<Step>> {
-    (prop::collection::vec(a_step(), 1..16), a_look()).prop_map(|(mut steps, look)| {
-        steps.push(Step::Look(Look { range: TimeRange::ALL, as_of: None, ..look }));
-        steps
+/// Histories of 1 to 16 steps that end with a look at everything, on the datasets of this library and a drawn one.
+pub fn histories() -> impl Strategy<Value = History> {
+    let drafts = prop::collection::vec(a_step(), 1..16);
+    (drafts, a_look(), descriptions()).prop_map(|(mut drafts, look, description): (_, _, Description)| {
+        drafts.push(Draft::Look(Look { range: TimeRange::ALL, as_of: None, ..look }));
+        let drawn = Dataset::declare(description).expect("a valid description");
+        let datasets = Datasets::standard().with_dataset(drawn).expect("a name of its own");
+        let all: Vec<Dataset> = datasets.iter().collect();
+        let steps = drafts.into_iter().map(|draft| draft.step(&all)).collect();
+        History { datasets, steps }
     })
 }
 
@@ -158,7 +199,7 @@ pub fn histories() -> impl Strategy<Value = Vec<Step>> {
 pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
     draw(count, |history, runtime| {
         runtime.block_on(async {
-            let fresh = factory.fresh().await?;
+            let fresh = factory.fresh(&history.datasets).await?;
             let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
             let cleaned = fresh.cleanup.await.map_err(Failure::from);
             outcome.and(cleaned)
@@ -173,7 +214,8 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
 pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
     draw(count, |history, runtime| {
         runtime.block_on(async {
-            let (first, second) = (one.fresh().await?, two.fresh().await?);
+            let datasets = &history.datasets;
+            let (first, second) = (one.fresh(datasets).await?, two.fresh(datasets).await?);
             let outcome = compare(&*first.store, &*second.store, history).await;
             let cleaned = first.cleanup.await.and(second.cleanup.await).map_err(Failure::from);
             outcome.and(cleaned)
@@ -181,7 +223,7 @@ pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory
     })
 }
 
-fn draw(count: u32, play: impl Fn(&[Step], &tokio::runtime::Runtime) -> Outcome) -> Outcome {
+fn draw(count: u32, play: impl Fn(&History, &tokio::runtime::Runtime) -> Outcome) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -195,8 +237,12 @@ fn draw(count: u32, play: impl Fn(&[Step], &tokio::runtime::Runtime) -> Outcome)
         Ok(()) => Ok(()),
         Err(TestError::Fail(why, history)) => {
             let steps: Vec<String> =
-                history.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
-            Err(Failure::new(format_args!("{why}\nthe shortest history that fails:\n{}", steps.join("\n"))))
+                history.steps.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
+            let drawn = history.datasets.get("drawn").map(Dataset::values);
+            let steps = steps.join("\n");
+            Err(Failure::new(format_args!(
+                "{why}\ncolumns of the drawn dataset: {drawn:?}\nthe shortest history that fails:\n{steps}"
+            )))
         }
         Err(other) => Err(Failure::new(other)),
     }

@@ -1,29 +1,38 @@
 //! The model: a store so simple that it is right by reading it, and random histories that compare others to it.
 //!
-//! [`Model`] is a plain list of records with linear scans and bars by schoolbook arithmetic; it shares no code
-//! with the memory store. A history is a list of steps; [`run_history`] plays one on a store beside the model and
-//! compares every answer, [`compare`] plays one on two stores. [`check_histories`] draws histories and shrinks one
-//! that fails to the shortest.
+//! [`Model`] is a plain list of rows with linear scans and bars by schoolbook arithmetic; it shares no code with the
+//! memory store. A [`History`] is a list of steps on the datasets of this library and on one that is drawn, with random
+//! columns. [`run_history`] plays it on a store beside the model and compares every answer, [`compare`] plays it on two
+//! stores. [`check_histories`] draws histories and shrinks one that fails to the shortest.
 
+mod columns;
 mod draw;
 mod plain;
 mod play;
 
-use qi_core::store::{Dataset, DeleteQuery};
-use qi_core::{Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Scope, TimeRange, Timestamp};
+use qi_core::record::{Dataset, Datasets, Owner, RecordVec, Series, SeriesKey, SeriesType};
+use qi_core::store::DeleteQuery;
+use qi_core::{Instrument, Interval, Scope, TimeRange, Timestamp};
 
+pub use columns::{descriptions, value_of};
 pub use draw::{check_differences, check_histories, histories};
 pub use plain::{Model, reference_bars};
 pub use play::{compare, run_history};
+
+/// What is done to a store, and with which datasets it is opened.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// The datasets.
+    pub datasets: Datasets,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
 
 /// One thing that is done to a store.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the names are the operations of the port")]
 pub enum Step {
-    InsertTicks(Vec<PriceTick>),
-    InsertQuotes(Vec<Quote>),
-    InsertBars(Vec<Ohlcv>),
-    InsertSnapshots(Vec<MarketSnapshot>),
+    Insert(RecordVec),
     Delete(DeleteQuery),
     Purge(Dataset, Timestamp),
     /// Reads everything that can be read, in pages of this limit.
@@ -41,9 +50,9 @@ pub struct Look {
     pub limit: usize,
     /// As it was known then.
     pub as_of: Option<Timestamp>,
-    /// Bars of this interval.
+    /// Of datasets with intervals the series of this one.
     pub interval: Interval,
-    /// Which of the instruments and scopes.
+    /// Which of the owners.
     pub which: usize,
 }
 
@@ -60,6 +69,23 @@ fn instrument(n: usize) -> Instrument {
 
 fn scope(n: usize) -> Scope {
     SCOPES[n % SCOPES.len()].parse().expect("a valid scope")
+}
+
+/// The n-th owner of a dataset. All names are scopes.
+fn owner(dataset: Dataset, n: usize) -> Owner {
+    match dataset.series() {
+        SeriesType::Instrument => Instrument::owner_key(&instrument(n)),
+        SeriesType::Name { .. } => Scope::owner_key(&scope(n)),
+    }
+}
+
+/// The interval of the series of a dataset, if they have one.
+fn interval_of(dataset: Dataset, interval: Interval) -> Option<Interval> {
+    dataset.interval().map(|_| interval)
+}
+
+fn series(dataset: Dataset, n: usize, interval: Interval) -> SeriesKey {
+    SeriesKey { owner: owner(dataset, n), interval: interval_of(dataset, interval) }
 }
 
 /// Half a second times `n` after a fixed moment that is aligned to every interval above.

@@ -1,143 +1,123 @@
-//! The model itself: a list of records, linear scans, bars by schoolbook arithmetic.
+//! The model itself: a list of rows, linear scans, bars by schoolbook arithmetic.
 
-use qi_core::store::{Dataset, DeleteQuery, InstrumentSummary, Record};
-use qi_core::{
-    BarValues, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, Scope,
-    TimeRange, Timestamp,
-};
+use std::collections::BTreeMap;
+
+use qi_core::record::{Dataset, Datasets, Owner, Row};
+use qi_core::store::SeriesSummary;
+use qi_core::{BarValues, Interval, Ohlcv, Price, PriceTick, Quantity, Record, Result, TimeRange, Timestamp};
 
 use super::play::Answers;
-use super::{INSTRUMENTS, Look, SCOPES, Step, instrument, scope};
+use super::{Look, Step, interval_of, series};
+use crate::store::rows::records_of;
 
-/// A list of records in no order, searched from end to end.
+/// A list of rows in no order, searched from end to end.
 #[derive(Debug, Default, Clone)]
 pub struct Model {
-    ticks: Vec<PriceTick>,
-    quotes: Vec<Quote>,
-    bars: Vec<Ohlcv>,
-    snapshots: Vec<MarketSnapshot>,
+    rows: Vec<Row>,
 }
 
-fn put<R: Record>(rows: &mut Vec<R>, batch: &[R]) {
-    for new in batch {
-        rows.retain(|old| old.series() != new.series() || old.place() != new.place());
-        rows.push(new.clone());
-    }
+fn time(row: &Row) -> Timestamp {
+    row.place().0
 }
 
-/// The records of a series in a range, in order.
-fn select<R: Record>(rows: &[R], series: &R::Series, look: &Look) -> Vec<R> {
-    let mut found: Vec<R> = rows
-        .iter()
-        .filter(|row| row.series() == *series)
-        .filter(|row| row.time() >= look.range.start() && row.time() < look.range.end())
-        .cloned()
-        .collect();
-    found.sort_by_key(Record::place);
-    if look.descending {
-        found.reverse();
-    }
-    found
-}
-
-/// The newest record of each of some series that was known at a time.
-fn newest<R: Record>(rows: &[R], series: &[R::Series], as_of: Option<Timestamp>) -> Vec<R> {
-    let mut series = series.to_vec();
-    series.sort();
-    series
-        .iter()
-        .filter_map(|series| {
-            rows.iter()
-                .filter(|row| row.series() == *series)
-                .filter(|row| as_of.is_none_or(|time| row.known_at() <= time))
-                .max_by_key(|row| row.place())
-                .cloned()
-        })
-        .collect()
+fn within(row: &Row, range: TimeRange) -> bool {
+    time(row) >= range.start() && time(row) < range.end()
 }
 
 impl Model {
-    pub(super) fn change(&mut self, step: &Step) {
+    pub(super) fn change(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::InsertTicks(batch) => put(&mut self.ticks, batch),
-            Step::InsertQuotes(batch) => put(&mut self.quotes, batch),
-            Step::InsertBars(batch) => put(&mut self.bars, batch),
-            Step::InsertSnapshots(batch) => put(&mut self.snapshots, batch),
-            Step::Delete(query) => self.delete(query),
-            Step::Purge(Dataset::Ticks, cutoff) => self.ticks.retain(|row| row.time() >= *cutoff),
-            Step::Purge(Dataset::Quotes, cutoff) => self.quotes.retain(|row| row.time() >= *cutoff),
-            Step::Purge(Dataset::Bars, cutoff) => self.bars.retain(|row| row.time() >= *cutoff),
-            Step::Purge(Dataset::Snapshots, cutoff) => self.snapshots.retain(|row| row.time() >= *cutoff),
+            Step::Insert(batch) => {
+                for new in Row::copy_of(batch.as_records())? {
+                    let key = |row: &Row| (row.dataset(), row.series().clone(), row.place());
+                    self.rows.retain(|old| key(old) != key(&new));
+                    self.rows.push(new);
+                }
+            }
+            Step::Delete(query) => self.rows.retain(|row| {
+                row.dataset() != query.dataset
+                    || row.series().interval != query.interval
+                    || !query.selection.contains(&row.series().owner)
+                    || !within(row, query.range)
+            }),
+            Step::Purge(dataset, cutoff) => {
+                self.rows.retain(|row| row.dataset() != *dataset || time(row) >= *cutoff);
+            }
             Step::Look(_) => {}
         }
+        Ok(())
     }
 
-    fn delete(&mut self, query: &DeleteQuery) {
-        let inside = |time: Timestamp, range: &TimeRange| time >= range.start() && time < range.end();
-        match query {
-            DeleteQuery::Ticks(of, range) => {
-                self.ticks.retain(|row| !(of.contains(row.instrument()) && inside(row.ts(), range)));
+    fn of(&self, dataset: Dataset) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.dataset() == dataset)
+    }
+
+    /// The rows of a series in order.
+    fn series_of(&self, dataset: Dataset, look: &Look, interval: Interval) -> Vec<Row> {
+        let own = series(dataset, look.which, interval);
+        let mut found: Vec<Row> = self.of(dataset).filter(|row| *row.series() == own).cloned().collect();
+        found.sort_by_key(Row::place);
+        found
+    }
+
+    /// The newest row of each owner that was known at a time.
+    fn latest(&self, dataset: Dataset, look: &Look) -> Vec<Row> {
+        let mut newest: BTreeMap<&Owner, &Row> = BTreeMap::new();
+        for row in self.of(dataset).filter(|row| row.series().interval == interval_of(dataset, look.interval))
+        {
+            let known = dataset.known_at(time(row), row.series().interval);
+            if look.as_of.is_none_or(|as_of| known <= as_of) {
+                let newest = newest.entry(&row.series().owner).or_insert(row);
+                if row.place() > newest.place() {
+                    *newest = row;
+                }
             }
-            DeleteQuery::Quotes(of, range) => {
-                self.quotes.retain(|row| !(of.contains(row.instrument()) && inside(row.ts(), range)));
-            }
-            DeleteQuery::Bars(interval, of, range) => self.bars.retain(|row| {
-                row.interval() != *interval
-                    || !of.contains(row.instrument())
-                    || !inside(row.open_time(), range)
-            }),
-            DeleteQuery::Snapshots(of, range) => {
-                self.snapshots.retain(|row| !(of.contains(row.scope()) && inside(row.ts(), range)));
-            }
-            other => unreachable!("the histories do not draw {other:?}"),
         }
+        newest.into_values().cloned().collect()
     }
 
-    /// Every answer to a look.
-    pub(super) fn answers(&self, look: &Look) -> Answers {
-        let (own, interval) = (instrument(look.which), look.interval);
-        let instruments: Vec<Instrument> = (0..INSTRUMENTS.len()).map(instrument).collect();
-        let series: Vec<(Instrument, Interval)> =
-            instruments.iter().map(|name| (name.clone(), interval)).collect();
-        let scopes: Vec<Scope> = (0..SCOPES.len()).map(scope).collect();
-        let mut all_ticks = self.ticks.clone();
-        all_ticks.retain(|tick| *tick.instrument() == own);
-        all_ticks.sort_by_key(Record::place);
-        let mut derived = reference_bars(&all_ticks, interval);
+    fn summaries(&self, dataset: Dataset) -> Vec<SeriesSummary> {
+        let mut times: BTreeMap<&Owner, Vec<Timestamp>> = BTreeMap::new();
+        for row in self.of(dataset) {
+            times.entry(&row.series().owner).or_default().push(time(row));
+        }
+        let summary = |(owner, times): (&Owner, Vec<Timestamp>)| {
+            let (first, last) = (times.iter().min()?, times.iter().max()?);
+            Some(SeriesSummary { owner: owner.clone(), first: *first, last: *last })
+        };
+        times.into_iter().filter_map(summary).collect()
+    }
+
+    /// What a store must say to a look.
+    pub(super) fn answers(&self, look: &Look, datasets: &Datasets) -> Result<Answers> {
+        let all = self.series_of(PriceTick::DATASET, look, look.interval);
+        let ticks: Vec<PriceTick> = records_of(PriceTick::DATASET, &all)?.into_vec()?;
+        let mut derived = reference_bars(&ticks, look.interval);
         derived.retain(|bar| bar.open_time() >= look.range.start() && bar.open_time() < look.range.end());
+        let within_range: Vec<PriceTick> = ticks
+            .into_iter()
+            .filter(|tick| tick.ts() >= look.range.start() && tick.ts() < look.range.end())
+            .collect();
+        let mut ranges: Vec<Vec<Row>> = datasets
+            .iter()
+            .map(|dataset| {
+                let mut rows = self.series_of(dataset, look, look.interval);
+                rows.retain(|row| within(row, look.range));
+                rows
+            })
+            .collect();
         if look.descending {
             derived.reverse();
+            ranges.iter_mut().for_each(|rows| rows.reverse());
         }
-        Answers {
-            ticks: select(&self.ticks, &own, look),
-            quotes: select(&self.quotes, &own, look),
-            bars: select(&self.bars, &(own.clone(), interval), look),
-            snapshots: select(&self.snapshots, &scope(look.which), look),
-            latest_ticks: newest(&self.ticks, &instruments, look.as_of),
-            latest_quotes: newest(&self.quotes, &instruments, look.as_of),
-            latest_bars: newest(&self.bars, &series, look.as_of),
-            latest_snapshots: newest(&self.snapshots, &scopes, look.as_of),
+        Ok(Answers {
+            ranges,
+            latest: datasets.iter().map(|dataset| self.latest(dataset, look)).collect(),
+            series: datasets.iter().map(|dataset| self.summaries(dataset)).collect(),
             derived,
-            figures: figures(&select(&self.ticks, &own, &Look { descending: false, ..look.clone() })),
-            instruments: [
-                summaries(self.ticks.iter().map(|row| (row.instrument(), row.ts()))),
-                summaries(self.quotes.iter().map(|row| (row.instrument(), row.ts()))),
-                summaries(self.bars.iter().map(|row| (row.instrument(), row.open_time()))),
-            ],
-        }
+            figures: figures(&within_range),
+        })
     }
-}
-
-fn summaries<'a>(rows: impl Iterator<Item = (&'a Instrument, Timestamp)>) -> Vec<InstrumentSummary> {
-    let rows: Vec<_> = rows.collect();
-    let of = |name: Instrument| {
-        let times = rows.iter().filter(|(other, _)| **other == name).map(|(_, time)| *time);
-        let (first, last) = (times.clone().min()?, times.max()?);
-        Some(InstrumentSummary { instrument: name, first, last })
-    };
-    let mut found: Vec<_> = (0..INSTRUMENTS.len()).map(instrument).filter_map(of).collect();
-    found.sort_by(|a, b| a.instrument.cmp(&b.instrument));
-    found
 }
 
 /// The sum of price times quantity, rounded half away from zero to 18 places: schoolbook multiplication of

@@ -1,46 +1,35 @@
 //! Playing a history: on a store beside the model, or on two stores.
 
+use qi_core::record::{Datasets, Row};
 use qi_core::store::{
-    BarQuery, Cursor, InstrumentDataset, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery,
-    Page, PageRequest, PriceStore, RangeQuery, Record, SnapshotQuery, StatsQuery,
+    BarQuery, Cursor, LatestRequest, Page, PageRequest, PriceStore, RangeRequest, RecordPage, SeriesRequest,
+    SeriesSummary, StatsQuery,
 };
-use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Selection};
+use qi_core::{Ohlcv, Result, Selection};
 
-use super::{Look, Model, Step, instrument, scope};
+use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
 use crate::store::contract::{Failure, Outcome, same, same_rows};
 
 /// What a store says to a look, every page put together.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answers {
-    pub(super) ticks: Vec<PriceTick>,
-    pub(super) quotes: Vec<Quote>,
-    pub(super) bars: Vec<Ohlcv>,
-    pub(super) snapshots: Vec<MarketSnapshot>,
-    pub(super) latest_ticks: Vec<PriceTick>,
-    pub(super) latest_quotes: Vec<Quote>,
-    pub(super) latest_bars: Vec<Ohlcv>,
-    pub(super) latest_snapshots: Vec<MarketSnapshot>,
+    /// By the datasets in their order.
+    pub(super) ranges: Vec<Vec<Row>>,
+    pub(super) latest: Vec<Vec<Row>>,
+    pub(super) series: Vec<Vec<SeriesSummary>>,
     pub(super) derived: Vec<Ohlcv>,
     pub(super) figures: Option<String>,
-    pub(super) instruments: [Vec<InstrumentSummary>; 3],
 }
 
 impl Answers {
-    fn same_as(&self, expected: &Self) -> Outcome {
-        same_rows("ticks", &self.ticks, &expected.ticks)?;
-        same_rows("quotes", &self.quotes, &expected.quotes)?;
-        same_rows("bars", &self.bars, &expected.bars)?;
-        same_rows("snapshots", &self.snapshots, &expected.snapshots)?;
-        same_rows("latest_ticks", &self.latest_ticks, &expected.latest_ticks)?;
-        same_rows("latest_quotes", &self.latest_quotes, &expected.latest_quotes)?;
-        same_rows("latest_bars", &self.latest_bars, &expected.latest_bars)?;
-        same_rows("latest_snapshots", &self.latest_snapshots, &expected.latest_snapshots)?;
-        same_rows("derived_bars", &self.derived, &expected.derived)?;
-        same("stats", &self.figures, &expected.figures)?;
-        for (found, expected) in self.instruments.iter().zip(&expected.instruments) {
-            same_rows("instruments", found, expected)?;
+    fn same_as(&self, expected: &Self, datasets: &Datasets) -> Outcome {
+        for (at, dataset) in datasets.iter().enumerate() {
+            same_rows(&format!("range of {dataset}"), &self.ranges[at], &expected.ranges[at])?;
+            same_rows(&format!("latest of {dataset}"), &self.latest[at], &expected.latest[at])?;
+            same_rows(&format!("series of {dataset}"), &self.series[at], &expected.series[at])?;
         }
-        Ok(())
+        same_rows("derived_bars", &self.derived, &expected.derived)?;
+        same("stats", &self.figures, &expected.figures)
     }
 }
 
@@ -70,47 +59,45 @@ where
     }
 }
 
+fn rows(page: RecordPage) -> Result<Page<Row>> {
+    let RecordPage { records, next, resume } = page;
+    Ok(Page { items: Row::copy_of(records.as_records())?, next, resume })
+}
+
 /// Asks everything, and keeps the cursors of all pages.
 async fn look_at(
     store: &dyn PriceStore,
     look: &Look,
+    datasets: &Datasets,
 ) -> std::result::Result<(Answers, Vec<Cursor>), Failure> {
     let Look { range, descending, limit, as_of, interval, which } = look.clone();
-    let own = instrument(which);
-    let mut cursors = Vec::new();
+    let (mut cursors, own) = (Vec::new(), instrument(which));
     let at = &mut cursors;
-    let range_query = |page: PageRequest| {
-        let query = RangeQuery::new(own.clone(), range).with_page(page);
-        if descending { query.descending() } else { query }
-    };
-    let bar_query = |page: PageRequest| {
-        let query = BarQuery::new(own.clone(), interval, range).with_page(page);
-        if descending { query.descending() } else { query }
-    };
-    let snapshot_query = |page: PageRequest| {
-        let query = SnapshotQuery::new(scope(which), range).with_page(page);
-        if descending { query.descending() } else { query }
-    };
-    // Of half of the looks by name, which must be the same as of all.
-    let named = |all: bool| {
-        if all { Selection::All } else { Selection::these((0..3).map(instrument)).expect("three") }
-    };
-    let latest = |page: PageRequest| {
-        let mut query = LatestQuery::new(named(descending)).with_page(page);
-        query.as_of = as_of;
-        query
-    };
-    let latest_bars = |page: PageRequest| {
-        let mut query = LatestBarsQuery::new(interval, named(descending)).with_page(page);
-        query.as_of = as_of;
-        query
-    };
-    let latest_snapshots = |page: PageRequest| {
-        let mut query = LatestQuery::<Scope>::new(Selection::All).with_page(page);
-        query.as_of = as_of;
-        query
-    };
-    let instruments = |dataset| move |page: PageRequest| InstrumentQuery::new(dataset).with_page(page);
+    let (mut ranges, mut latest, mut listed) = (Vec::new(), Vec::new(), Vec::new());
+    for dataset in datasets.iter() {
+        let within = |call: &str| format!("{call} of {dataset}");
+        let found = paged(limit, at, |page| async move {
+            let request = RangeRequest::new(dataset, series(dataset, which, interval), range).with_page(page);
+            rows(store.range(&if descending { request.descending() } else { request }).await?)
+        });
+        ranges.push(found.await.map_err(|failure| failure.within(within("range")))?);
+        let found = paged(limit, at, |page| async move {
+            // Half of the looks by name, which must be the same as of all.
+            let selection = if descending {
+                Selection::All
+            } else {
+                Selection::these((0..3).map(|n| owner(dataset, n))).expect("three")
+            };
+            let mut request = LatestRequest::new(dataset, selection).with_page(page);
+            (request.as_of, request.interval) = (as_of, interval_of(dataset, interval));
+            rows(store.latest(&request).await?)
+        });
+        latest.push(found.await.map_err(|failure| failure.within(within("latest")))?);
+        let found = paged(limit, at, |page| async move {
+            store.series(&SeriesRequest::new(dataset).with_page(page)).await
+        });
+        listed.push(found.await.map_err(|failure| failure.within(within("series")))?);
+    }
     let stats = store.stats(&StatsQuery::new(own.clone(), range)).await?;
     let figures = stats.map(|s| {
         let place = |point: qi_core::store::PricePoint| (point.ts, point.seq, point.price);
@@ -118,83 +105,49 @@ async fn look_at(
             (place(s.first()), place(s.last()), s.min(), s.max(), s.volume(), s.quote_volume(), s.count());
         format!("{figures:?}")
     });
-    macro_rules! all {
-        ($method:ident($query:expr)) => {
-            paged(limit, at, |page| {
-                let query = $query(page);
-                async move { store.$method(&query).await }
-            })
-            .await
-            .map_err(|failure| failure.within(stringify!($method)))?
-        };
-    }
-    let answers = Answers {
-        ticks: all!(ticks(range_query)),
-        quotes: all!(quotes(range_query)),
-        bars: all!(bars(bar_query)),
-        snapshots: all!(snapshots(snapshot_query)),
-        latest_ticks: all!(latest_ticks(latest)),
-        latest_quotes: all!(latest_quotes(latest)),
-        latest_bars: all!(latest_bars(latest_bars)),
-        latest_snapshots: all!(latest_snapshots(latest_snapshots)),
-        derived: all!(derived_bars(bar_query)),
-        figures,
-        instruments: [
-            all!(instruments(instruments(InstrumentDataset::Ticks))),
-            all!(instruments(instruments(InstrumentDataset::Quotes))),
-            all!(instruments(instruments(InstrumentDataset::Bars))),
-        ],
-    };
-    Ok((answers, cursors))
+    let own = &own;
+    let derived = paged(limit, at, |page| async move {
+        let query = BarQuery::new(own.clone(), interval, range).with_page(page);
+        store.derived_bars(&if descending { query.descending() } else { query }).await
+    });
+    let derived = derived.await.map_err(|failure| failure.within("derived_bars"))?;
+    Ok((Answers { ranges, latest, series: listed, derived, figures }, cursors))
 }
 
 /// Plays a step that changes; gives the number of duplicates where there is one.
 async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
-    let report = match step {
-        Step::InsertTicks(batch) => store.insert_ticks(batch).await?,
-        Step::InsertQuotes(batch) => store.insert_quotes(batch).await?,
-        Step::InsertBars(batch) => store.insert_bars(batch).await?,
-        Step::InsertSnapshots(batch) => store.insert_snapshots(batch).await?,
-        Step::Delete(query) => return store.delete_range(query).await.map(|()| None),
-        Step::Purge(dataset, cutoff) => return store.purge_before(*dataset, *cutoff).await.map(|()| None),
-        Step::Look(_) => return Ok(None),
-    };
-    Ok(Some(report.duplicates_in_batch))
+    match step {
+        Step::Insert(batch) => Ok(Some(store.insert(batch.as_records()).await?.duplicates_in_batch)),
+        Step::Delete(query) => store.delete_range(query).await.map(|()| None),
+        Step::Purge(dataset, cutoff) => store.purge_before(*dataset, *cutoff).await.map(|()| None),
+        Step::Look(_) => Ok(None),
+    }
 }
 
 /// How many elements of a batch a later one replaces.
-fn duplicates<R: Record>(batch: &[R]) -> u64 {
-    let later = |n: usize| {
-        batch[n + 1..].iter().any(|row| row.series() == batch[n].series() && row.place() == batch[n].place())
-    };
-    (0..batch.len()).filter(|n| later(*n)).count() as u64
-}
-
-fn duplicates_of(step: &Step) -> Option<u64> {
-    match step {
-        Step::InsertTicks(batch) => Some(duplicates(batch)),
-        Step::InsertQuotes(batch) => Some(duplicates(batch)),
-        Step::InsertBars(batch) => Some(duplicates(batch)),
-        Step::InsertSnapshots(batch) => Some(duplicates(batch)),
-        Step::Delete(_) | Step::Purge(..) | Step::Look(_) => None,
-    }
+fn duplicates_of(step: &Step) -> Result<Option<u64>> {
+    let Step::Insert(batch) = step else { return Ok(None) };
+    let rows = Row::copy_of(batch.as_records())?;
+    let key = |row: &Row| (row.series().clone(), row.place());
+    let later = |n: &usize| rows[n + 1..].iter().any(|row| key(row) == key(&rows[*n]));
+    Ok(Some((0..rows.len()).filter(later).count() as u64))
 }
 
 /// Plays a history on a fresh store beside the model, and compares every answer and every report.
 ///
 /// # Errors
 /// The first step whose outcome differs, and how.
-pub async fn run_history(store: &dyn PriceStore, history: &[Step]) -> Outcome {
+pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
     let mut model = Model::default();
-    for (n, step) in history.iter().enumerate() {
+    for (n, step) in history.steps.iter().enumerate() {
         let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));
         if let Step::Look(look) = step {
-            let (found, _) = look_at(store, look).await.map_err(within)?;
-            found.same_as(&model.answers(look)).map_err(within)?;
+            let (found, _) = look_at(store, look, &history.datasets).await.map_err(within)?;
+            found.same_as(&model.answers(look, &history.datasets)?, &history.datasets).map_err(within)?;
         } else {
-            model.change(step);
+            model.change(step)?;
             let reported = change(store, step).await.map_err(|error| within(error.into()))?;
-            same("duplicates_in_batch", &reported, &duplicates_of(step)).map_err(within)?;
+            same("duplicates_in_batch", &reported, &duplicates_of(step)?).map_err(within)?;
         }
     }
     Ok(())
@@ -204,13 +157,14 @@ pub async fn run_history(store: &dyn PriceStore, history: &[Step]) -> Outcome {
 ///
 /// # Errors
 /// The first step whose outcome differs, and how.
-pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &[Step]) -> Outcome {
-    for (n, step) in history.iter().enumerate() {
+pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> Outcome {
+    let datasets = &history.datasets;
+    for (n, step) in history.steps.iter().enumerate() {
         let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));
         if let Step::Look(look) = step {
-            let (first, first_cursors) = look_at(one, look).await.map_err(within)?;
-            let (second, second_cursors) = look_at(two, look).await.map_err(within)?;
-            second.same_as(&first).map_err(within)?;
+            let (first, first_cursors) = look_at(one, look, datasets).await.map_err(within)?;
+            let (second, second_cursors) = look_at(two, look, datasets).await.map_err(within)?;
+            second.same_as(&first, datasets).map_err(within)?;
             same_rows("cursors", &second_cursors, &first_cursors).map_err(within)?;
         } else {
             let first = change(one, step).await.map_err(|error| within(error.into()))?;
@@ -223,10 +177,7 @@ pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &[Step
 
 fn short(step: &Step) -> &'static str {
     match step {
-        Step::InsertTicks(_) => "insert_ticks",
-        Step::InsertQuotes(_) => "insert_quotes",
-        Step::InsertBars(_) => "insert_bars",
-        Step::InsertSnapshots(_) => "insert_snapshots",
+        Step::Insert(_) => "insert",
         Step::Delete(_) => "delete_range",
         Step::Purge(..) => "purge_before",
         Step::Look(_) => "a look",

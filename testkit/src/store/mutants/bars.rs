@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use qi_core::record::Records;
 use qi_core::store::{
-    Anchor, BarQuery, Derived, InsertReport, Order, Page, Paged, PriceStore, RangeQuery, RangeStats,
-    StatsQuery,
+    Anchor, BarQuery, Derived, InsertReport, Order, Page, Paged, PriceStore, PriceStoreExt, RangeQuery,
+    RangeStats, StatsQuery,
 };
 use qi_core::{BarValues, ErrorKind, Ohlcv, PriceTick, Quantity, Result, TimeRange};
 
 use super::faults;
 use super::spoil::Spoil;
+use super::ticks_of_batch;
 use crate::store::model::reference_bars;
 
 faults! {
@@ -218,9 +220,9 @@ struct AddsUpWrites(Mutex<Vec<PriceTick>>);
 
 #[async_trait]
 impl Spoil for AddsUpWrites {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let report = inner.insert_ticks(batch).await?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(batch);
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let report = inner.insert(batch).await?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ticks_of_batch(batch)?);
         Ok(report)
     }
 
@@ -255,12 +257,12 @@ struct CloseByWriteOrder(Mutex<Vec<PriceTick>>);
 
 #[async_trait]
 impl Spoil for CloseByWriteOrder {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let report = inner.insert_ticks(batch).await?;
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let report = inner.insert(batch).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for tick in batch {
+        for tick in ticks_of_batch(batch)? {
             written.retain(|old| (old.ts(), old.seq()) != (tick.ts(), tick.seq()));
-            written.push(tick.clone());
+            written.push(tick);
         }
         Ok(report)
     }

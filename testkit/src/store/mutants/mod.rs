@@ -5,15 +5,19 @@
 //! mutant and pass on the sound store.
 
 mod bars;
+mod columns;
 mod reads;
 mod spoil;
 mod writes;
 
 use std::sync::Arc;
 
+use qi_core::record::{RecordVec, Records};
 use qi_core::store::PriceStore;
+use qi_core::{PriceTick, Record, Result};
 
-use super::contract::{Failure, MemoryFactory, Outcome, StoreFactory, Wrapping, checks, run_check};
+use super::contract::{Checks, Failure, MemoryFactory, Outcome, StoreFactory, Wrapping, run_check};
+use super::rows::pick;
 
 /// A store with one fault.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +32,7 @@ pub struct Mutant {
 
 /// Every mutant.
 pub fn mutants() -> Vec<Mutant> {
-    [writes::list(), reads::list(), bars::list()].concat()
+    [writes::list(), reads::list(), columns::list(), bars::list()].concat()
 }
 
 impl Mutant {
@@ -38,15 +42,16 @@ impl Mutant {
     /// # Errors
     /// What was otherwise.
     pub async fn expose(&self) -> Outcome {
-        let Some(check) = checks().iter().find(|check| check.name == self.caught_by) else {
+        let checks = Checks::standard();
+        let Some(check) = checks.iter().find(|check| check.name == self.caught_by) else {
             return Err(Failure::new(format_args!("there is no check {}", self.caught_by)));
         };
         let factory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
-        run_check(check, factory.clone(), Wrapping::PLAIN)
+        run_check(check, factory.clone(), Wrapping::PLAIN, checks.datasets())
             .await
             .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
         let spoiled = Wrapping { name: self.name, wrap: self.wrap };
-        match run_check(check, factory, spoiled).await {
+        match run_check(check, factory, spoiled, checks.datasets()).await {
             Err(failure) if !failure.is_accident() => Ok(()),
             Err(failure) => Err(failure.within("the check did not judge, it broke")),
             Ok(()) => Err(Failure::new(format_args!("{} does not notice: {}", check.name, self.name))),
@@ -67,3 +72,28 @@ macro_rules! faults {
     };
 }
 use faults;
+
+/// Every index of some records.
+fn indices(records: &dyn Records) -> std::ops::Range<usize> {
+    0..records.len()
+}
+
+/// The records that a fault keeps.
+fn kept(records: &dyn Records, keep: impl Fn(usize) -> bool) -> Result<RecordVec> {
+    pick(records, indices(records).filter(|at| keep(*at)))
+}
+
+/// The records in another order.
+fn sorted_by_key<K: Ord>(records: &RecordVec, key: impl Fn(usize) -> K) -> Result<RecordVec> {
+    let mut order: Vec<usize> = (0..records.len()).collect();
+    order.sort_by_key(|at| key(*at));
+    pick(records.as_records(), order)
+}
+
+/// The ticks of a batch; none of a batch of another dataset.
+fn ticks_of_batch(batch: &dyn Records) -> Result<Vec<PriceTick>> {
+    if batch.dataset() != PriceTick::DATASET {
+        return Ok(Vec::new());
+    }
+    pick(batch, indices(batch))?.into_vec()
+}

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use qi_core::record::{Owner, Place, RecordVec, Records};
 use qi_core::store::{
-    Anchor, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, Order, Page,
-    PageRequest, Paged, PriceStore, RangeQuery,
+    Anchor, InsertReport, LatestRequest, Order, Page, PageRequest, Paged, PriceStore, RangeRequest,
+    RecordPage, SeriesRequest, SeriesSummary,
 };
-use qi_core::{ErrorKind, Instrument, MarketSnapshot, Ohlcv, PriceTick, Result, Scope, TimeRange, Timestamp};
+use qi_core::{ErrorKind, Result, Selection, TimeRange, Timestamp};
 
-use super::faults;
 use super::spoil::Spoil;
+use super::{faults, indices, kept, sorted_by_key};
+use crate::store::rows::pick;
 
 faults! {
     InclusiveEnd: "a range includes its end" => "read::the_end_is_exclusive",
@@ -40,19 +42,30 @@ fn moved(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + micros).unwrap_or(time)
 }
 
-/// The answer to another query as the page of this one, as far as one page goes.
-async fn page_of(inner: &dyn PriceStore, asked: &RangeQuery, range: TimeRange) -> Result<Page<PriceTick>> {
-    let mut other = RangeQuery::new(asked.instrument.clone(), range).with_page(PageRequest::first(10_000)?);
-    other.order = asked.order;
-    let after = Paged::<PriceTick>::anchor(asked)?;
-    let mut found = inner.ticks(&other).await?.items;
-    if let Anchor::Place(ts, seq) = after {
-        found.retain(|tick| match asked.order {
-            Order::Ascending => (tick.ts(), tick.seq()) > (ts, seq),
-            Order::Descending => (tick.ts(), tick.seq()) < (ts, seq),
-        });
-    }
-    asked.page_of(found)
+/// The answer to a request for another range as the page of this one, as far as one page goes.
+async fn page_of(inner: &dyn PriceStore, asked: &RangeRequest, range: TimeRange) -> Result<RecordPage> {
+    let mut other = asked.clone().with_page(PageRequest::first(10_000)?);
+    other.range = range;
+    let found = inner.range(&other).await?.records;
+    let after = match asked.anchor()? {
+        Anchor::Place(time, seq) => Some((time, seq)),
+        Anchor::Time(time) => Some((time, 0)),
+        _ => None,
+    };
+    let records = found.as_records();
+    let ahead = |at: usize| {
+        after.is_none_or(|after| match asked.order {
+            Order::Ascending => records.place(at) > after,
+            Order::Descending => records.place(at) < after,
+        })
+    };
+    asked.page_of(kept(records, ahead)?)
+}
+
+/// The page in the order of a key of the places.
+fn reordered<K: Ord>(page: RecordPage, key: impl Fn(Place) -> K) -> Result<RecordPage> {
+    let records = sorted_by_key(&page.records, |at| key(page.records.as_records().place(at)))?;
+    Ok(RecordPage { records, ..page })
 }
 
 #[derive(Debug, Default)]
@@ -60,8 +73,9 @@ struct InclusiveEnd;
 
 #[async_trait]
 impl Spoil for InclusiveEnd {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        page_of(inner, query, TimeRange::new(query.range.start(), moved(query.range.end(), 1))?).await
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let end = moved(request.range.end(), 1);
+        page_of(inner, request, TimeRange::new(request.range.start(), end)?).await
     }
 }
 
@@ -70,9 +84,9 @@ struct ExclusiveStart;
 
 #[async_trait]
 impl Spoil for ExclusiveStart {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let start = moved(query.range.start(), 1);
-        page_of(inner, query, TimeRange::new(start.min(query.range.end()), query.range.end())?).await
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let start = moved(request.range.start(), 1);
+        page_of(inner, request, TimeRange::new(start.min(request.range.end()), request.range.end())?).await
     }
 }
 
@@ -81,13 +95,12 @@ struct WrongTieOrder;
 
 #[async_trait]
 impl Spoil for WrongTieOrder {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
-        match query.order {
-            Order::Ascending => page.items.sort_by_key(|tick| (tick.ts(), Reverse(tick.seq()))),
-            Order::Descending => page.items.sort_by_key(|tick| (Reverse(tick.ts()), tick.seq())),
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let page = inner.range(request).await?;
+        match request.order {
+            Order::Ascending => reordered(page, |(time, seq)| (time, Reverse(seq))),
+            Order::Descending => reordered(page, |(time, seq)| (Reverse(time), seq)),
         }
-        Ok(page)
     }
 }
 
@@ -96,10 +109,8 @@ struct SeqAsText;
 
 #[async_trait]
 impl Spoil for SeqAsText {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
-        page.items.sort_by_key(|tick| (tick.ts(), tick.seq().to_string()));
-        Ok(page)
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        reordered(inner.range(request).await?, |(time, seq)| (time, seq.to_string()))
     }
 }
 
@@ -108,10 +119,8 @@ struct IgnoresDescending;
 
 #[async_trait]
 impl Spoil for IgnoresDescending {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
-        page.items.sort_by_key(|tick| (tick.ts(), tick.seq()));
-        Ok(page)
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        reordered(inner.range(request).await?, |place| place)
     }
 }
 
@@ -120,12 +129,12 @@ struct CursorSkipsTies;
 
 #[async_trait]
 impl Spoil for CursorSkipsTies {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
-        if let Anchor::Place(ts, _) = Paged::<PriceTick>::anchor(query)? {
-            page.items.retain(|tick| tick.ts() != ts);
-        }
-        Ok(page)
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let page = inner.range(request).await?;
+        let Anchor::Place(time, _) = request.anchor()? else { return Ok(page) };
+        let records = page.records.as_records();
+        let records = kept(records, |at| records.place(at).0 != time)?;
+        Ok(RecordPage { records, ..page })
     }
 }
 
@@ -134,10 +143,10 @@ struct PageDropsItsLast;
 
 #[async_trait]
 impl Spoil for PageDropsItsLast {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let mut page = inner.range(request).await?;
         if page.next.is_some() {
-            page.items.pop();
+            page.records.truncate(page.records.len() - 1);
         }
         Ok(page)
     }
@@ -148,13 +157,9 @@ struct EndsEarly;
 
 #[async_trait]
 impl Spoil for EndsEarly {
-    async fn snapshots(
-        &self,
-        inner: &dyn PriceStore,
-        query: &qi_core::store::SnapshotQuery,
-    ) -> Result<Page<MarketSnapshot>> {
-        let mut page = inner.snapshots(query).await?;
-        if query.page.cursor().is_some() {
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let mut page = inner.range(request).await?;
+        if request.page.cursor().is_some() {
             page.next = None;
         }
         Ok(page)
@@ -167,18 +172,18 @@ struct PagesByOffset(Mutex<BTreeMap<String, usize>>);
 
 #[async_trait]
 impl Spoil for PagesByOffset {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let limit = query.page.limit();
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let limit = request.page.limit();
         let offset = {
             let offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            query.page.cursor().and_then(|cursor| offsets.get(&cursor.to_string()).copied()).unwrap_or(0)
+            request.page.cursor().and_then(|cursor| offsets.get(&cursor.to_string()).copied()).unwrap_or(0)
         };
-        let mut whole = RangeQuery::new(query.instrument.clone(), query.range).with_limit(10_000)?;
-        whole.order = query.order;
-        let found = inner.ticks(&whole).await?.items;
-        let page = query.page_of(found.into_iter().skip(offset).take(limit + 1).collect())?;
+        let whole = request.clone().with_page(PageRequest::first(10_000)?);
+        let found = inner.range(&whole).await?.records;
+        let part = pick(found.as_records(), (0..found.len()).skip(offset).take(limit + 1))?;
+        let page = request.page_of(part)?;
         let mut offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        offsets.insert(page.resume.to_string(), offset + page.items.len());
+        offsets.insert(page.resume.to_string(), offset + page.records.len());
         Ok(page)
     }
 }
@@ -188,11 +193,11 @@ struct TakesForeignCursors;
 
 #[async_trait]
 impl Spoil for TakesForeignCursors {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        match inner.ticks(query).await {
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        match inner.range(request).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                let first = PageRequest::first(query.page.limit())?;
-                inner.ticks(&query.clone().with_page(first)).await
+                let first = PageRequest::first(request.page.limit())?;
+                inner.range(&request.clone().with_page(first)).await
             }
             other => other,
         }
@@ -204,9 +209,9 @@ struct ErrorAsEmpty;
 
 #[async_trait]
 impl Spoil for ErrorAsEmpty {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        match inner.ticks(query).await {
-            Err(_) => query.page_of(Vec::new()),
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        match inner.range(request).await {
+            Err(_) => request.page_of(request.dataset.new_vec()),
             page => page,
         }
     }
@@ -217,10 +222,10 @@ struct UnknownIsAnError;
 
 #[async_trait]
 impl Spoil for UnknownIsAnError {
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let page = inner.ticks(query).await?;
-        if page.items.is_empty() {
-            return Err(qi_core::Error::new(ErrorKind::NotFound, "store.mutant.unknown", "ticks"));
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let page = inner.range(request).await?;
+        if page.records.is_empty() {
+            return Err(qi_core::Error::new(ErrorKind::NotFound, "store.mutant.unknown", "range"));
         }
         Ok(page)
     }
@@ -231,10 +236,10 @@ struct AsOfExclusive;
 
 #[async_trait]
 impl Spoil for AsOfExclusive {
-    async fn latest_ticks(&self, inner: &dyn PriceStore, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        let mut earlier = query.clone();
-        earlier.as_of = query.as_of.map(|time| moved(time, -1));
-        inner.latest_ticks(&earlier).await
+    async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
+        let mut earlier = request.clone();
+        earlier.as_of = request.as_of.map(|time| moved(time, -1));
+        inner.latest(&earlier).await
     }
 }
 
@@ -243,14 +248,10 @@ struct IgnoresAsOf;
 
 #[async_trait]
 impl Spoil for IgnoresAsOf {
-    async fn latest_snapshots(
-        &self,
-        inner: &dyn PriceStore,
-        query: &LatestQuery<Scope>,
-    ) -> Result<Page<MarketSnapshot>> {
-        let mut now = query.clone();
+    async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
+        let mut now = request.clone();
         now.as_of = None;
-        inner.latest_snapshots(&now).await
+        inner.latest(&now).await
     }
 }
 
@@ -259,30 +260,40 @@ struct BarsByOpenTime;
 
 #[async_trait]
 impl Spoil for BarsByOpenTime {
-    async fn latest_bars(&self, inner: &dyn PriceStore, query: &LatestBarsQuery) -> Result<Page<Ohlcv>> {
-        let mut later = query.clone();
-        later.as_of = query.as_of.and_then(|time| time.checked_add(query.interval.duration()));
-        inner.latest_bars(&later).await
+    async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
+        let mut later = request.clone();
+        if let (Some(as_of), Some(interval)) = (request.as_of, request.interval) {
+            later.as_of = as_of.checked_add(interval.duration());
+        }
+        inner.latest(&later).await
     }
 }
 
 #[derive(Debug, Default)]
-struct LastWrittenIsLatest(Mutex<BTreeMap<Instrument, PriceTick>>);
+struct LastWrittenIsLatest(Mutex<BTreeMap<(&'static str, Owner), RecordVec>>);
 
 #[async_trait]
 impl Spoil for LastWrittenIsLatest {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let report = inner.insert_ticks(batch).await?;
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let report = inner.insert(batch).await?;
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.extend(batch.iter().map(|tick| (tick.instrument().clone(), tick.clone())));
+        for at in indices(batch) {
+            let key = (batch.dataset().name(), batch.series(at).owner.to_owned());
+            last.insert(key, pick(batch, [at])?);
+        }
         Ok(report)
     }
 
-    async fn latest_ticks(&self, inner: &dyn PriceStore, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        inner.latest_ticks(query).await?;
+    async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
+        inner.latest(request).await?;
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = last.iter().filter(|(instrument, _)| query.selection.contains(instrument));
-        query.page_of(chosen.map(|(_, tick)| tick.clone()).collect())
+        let mut found = request.dataset.new_vec();
+        for ((dataset, owner), record) in &*last {
+            if *dataset == request.dataset.name() && request.selection.contains(owner) {
+                found.push_copy(record.as_records(), 0)?;
+            }
+        }
+        request.page_of(found)
     }
 }
 
@@ -291,13 +302,16 @@ struct LooksBackAWeek;
 
 #[async_trait]
 impl Spoil for LooksBackAWeek {
-    async fn latest_ticks(&self, inner: &dyn PriceStore, query: &LatestQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.latest_ticks(query).await?;
-        let all = inner.latest_ticks(&LatestQuery::new(qi_core::Selection::All)).await?;
-        let newest = all.items.iter().map(PriceTick::ts).max().unwrap_or(Timestamp::MIN);
+    async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
+        let page = inner.latest(request).await?;
+        let mut all = request.clone().with_page(PageRequest::first(10_000)?);
+        all.selection = Selection::All;
+        let all = inner.latest(&all).await?.records;
+        let newest = (0..all.len()).map(|at| all.as_records().place(at).0).max().unwrap_or(Timestamp::MIN);
         let week = qi_core::Interval::W1.duration();
-        page.items.retain(|tick| newest.since(tick.ts()) <= week);
-        Ok(page)
+        let records = page.records.as_records();
+        let records = kept(records, |at| newest.since(records.place(at).0) <= week)?;
+        Ok(RecordPage { records, ..page })
     }
 }
 
@@ -306,41 +320,33 @@ struct OrdersByName;
 
 #[async_trait]
 impl Spoil for OrdersByName {
-    async fn instruments(
-        &self,
-        inner: &dyn PriceStore,
-        query: &InstrumentQuery,
-    ) -> Result<Page<InstrumentSummary>> {
-        let mut page = inner.instruments(query).await?;
-        page.items.sort_by_key(|summary| summary.instrument.to_string());
+    async fn series(&self, inner: &dyn PriceStore, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        let mut page = inner.series(request).await?;
+        page.items.sort_by_key(|summary| summary.owner.to_string());
         Ok(page)
     }
 }
 
 #[derive(Debug, Default)]
-struct NeverForgets(Mutex<BTreeMap<Instrument, InstrumentSummary>>);
+struct NeverForgets(Mutex<BTreeMap<(&'static str, Owner), SeriesSummary>>);
 
 #[async_trait]
 impl Spoil for NeverForgets {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let report = inner.insert_ticks(batch).await?;
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let report = inner.insert(batch).await?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for tick in batch {
-            let instrument = tick.instrument().clone();
-            let summary =
-                InstrumentSummary { instrument: instrument.clone(), first: tick.ts(), last: tick.ts() };
-            known.entry(instrument).or_insert(summary);
+        for at in indices(batch) {
+            let (owner, time) = (batch.series(at).owner.to_owned(), batch.place(at).0);
+            let summary = SeriesSummary { owner: owner.clone(), first: time, last: time };
+            known.entry((batch.dataset().name(), owner)).or_insert(summary);
         }
         Ok(report)
     }
 
-    async fn instruments(
-        &self,
-        inner: &dyn PriceStore,
-        query: &InstrumentQuery,
-    ) -> Result<Page<InstrumentSummary>> {
-        inner.instruments(query).await?;
+    async fn series(&self, inner: &dyn PriceStore, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
+        inner.series(request).await?;
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        query.page_of(known.values().cloned().collect())
+        let own = known.iter().filter(|((dataset, _), _)| *dataset == request.dataset.name());
+        request.page_of(own.map(|(_, summary)| summary.clone()).collect())
     }
 }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use qi_core::record::{Dataset, Records};
 use qi_core::store::{
-    BarQuery, Dataset, DeleteQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery,
-    LatestQuery, Page, PriceStore, RangeQuery, RangeStats, SchemaReport, SnapshotQuery, StatsQuery,
-    StoreInfo, StoreStatus,
+    BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
 };
-use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Timestamp};
+use qi_core::{Ohlcv, Result, Timestamp};
 
 type Inner<'a> = &'a dyn PriceStore;
 
@@ -41,21 +41,13 @@ macro_rules! spoil {
 spoil! {
     ensure_schema() -> SchemaReport;
     ping() -> StoreStatus;
-    insert_ticks(batch: &[PriceTick]) -> InsertReport;
-    insert_quotes(batch: &[Quote]) -> InsertReport;
-    insert_bars(batch: &[Ohlcv]) -> InsertReport;
-    insert_snapshots(batch: &[MarketSnapshot]) -> InsertReport;
-    ticks(query: &RangeQuery) -> Page<PriceTick>;
-    quotes(query: &RangeQuery) -> Page<Quote>;
-    bars(query: &BarQuery) -> Page<Ohlcv>;
-    snapshots(query: &SnapshotQuery) -> Page<MarketSnapshot>;
-    latest_ticks(query: &LatestQuery) -> Page<PriceTick>;
-    latest_quotes(query: &LatestQuery) -> Page<Quote>;
-    latest_bars(query: &LatestBarsQuery) -> Page<Ohlcv>;
-    latest_snapshots(query: &LatestQuery<Scope>) -> Page<MarketSnapshot>;
+    plan_schema() -> Vec<String>;
+    insert(batch: &dyn Records) -> InsertReport;
+    range(request: &RangeRequest) -> RecordPage;
+    latest(request: &LatestRequest) -> RecordPage;
     derived_bars(query: &BarQuery) -> Page<Ohlcv>;
     stats(query: &StatsQuery) -> Option<RangeStats>;
-    instruments(query: &InstrumentQuery) -> Page<InstrumentSummary>;
+    series(request: &SeriesRequest) -> Page<SeriesSummary>;
     delete_range(query: &DeleteQuery) -> ();
     purge_before(dataset: Dataset, cutoff: Timestamp) -> ();
     close() -> ();

@@ -6,11 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use qi_core::store::{Dataset, DeleteQuery, InsertReport, Page, PriceStore, RangeQuery, Record};
-use qi_core::{Instrument, Price, PriceTick, Quote, QuoteValues, Result, Selection, TimeRange, Timestamp};
+use qi_core::record::{Dataset, Place, RecordVec, Records, Row, SeriesKey, Value};
+use qi_core::store::{DeleteQuery, InsertReport, PriceStore, RangeRequest, RecordPage};
+use qi_core::{Price, PriceTick, Quote, Record, Result, TimeRange, Timestamp};
 
-use super::faults;
 use super::spoil::Spoil;
+use super::{faults, indices, kept, ticks_of_batch};
+use crate::store::rows::{pick, records_of};
 
 faults! {
     LosesTheLastRow: "loses the last row of a batch" => "write::a_large_batch_is_stored",
@@ -42,8 +44,9 @@ struct LosesTheLastRow;
 
 #[async_trait]
 impl Spoil for LosesTheLastRow {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        inner.insert_ticks(&batch[..batch.len().saturating_sub(1)]).await?;
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let last = batch.len().saturating_sub(1);
+        inner.insert(kept(batch, |at| at < last)?.as_records()).await?;
         Ok(InsertReport::new(batch.len(), 0))
     }
 }
@@ -53,9 +56,8 @@ struct FirstWinsInBatch;
 
 #[async_trait]
 impl Spoil for FirstWinsInBatch {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let backwards: Vec<PriceTick> = batch.iter().rev().cloned().collect();
-        inner.insert_ticks(&backwards).await
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        inner.insert(pick(batch, indices(batch).rev())?.as_records()).await
     }
 }
 
@@ -64,16 +66,19 @@ struct FirstWriteWins;
 
 #[async_trait]
 impl Spoil for FirstWriteWins {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let mut new = Vec::new();
-        for tick in batch {
-            let own = TimeRange::new(tick.ts(), plus_micro(tick.ts()))?;
-            let there = inner.ticks(&RangeQuery::new(tick.instrument().clone(), own)).await?;
-            if !there.items.iter().any(|old| old.seq() == tick.seq()) {
-                new.push(tick.clone());
+        for at in indices(batch) {
+            let (time, seq) = batch.place(at);
+            let own = TimeRange::new(time, plus_micro(time))?;
+            let request = RangeRequest::new(batch.dataset(), batch.series(at).to_owned(), own);
+            let mut places = Vec::new();
+            inner.range(&request).await?.records.as_records().places(&mut places);
+            if !places.contains(&(time, seq)) {
+                new.push(at);
             }
         }
-        inner.insert_ticks(&new).await
+        inner.insert(pick(batch, new)?.as_records()).await
     }
 }
 
@@ -82,41 +87,39 @@ struct SkipsWhatItHasSeen(Mutex<HashSet<Vec<PriceTick>>>);
 
 #[async_trait]
 impl Spoil for SkipsWhatItHasSeen {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(batch.to_vec());
-        if new { inner.insert_ticks(batch).await } else { Ok(InsertReport::new(batch.len(), 0)) }
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let ticks = ticks_of_batch(batch)?;
+        let seen = !ticks.is_empty() && !self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ticks);
+        if seen { Ok(InsertReport::new(batch.len(), 0)) } else { inner.insert(batch).await }
     }
 }
 
 /// The prices that were written, and how many writers there were.
 #[derive(Debug, Default)]
-struct MixesWriters(Mutex<HashMap<(Instrument, Timestamp, u64), PriceTick>>, AtomicU64);
+struct MixesWriters(Mutex<HashMap<(SeriesKey, Place), Price>>, AtomicU64);
 
 #[async_trait]
 impl Spoil for MixesWriters {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let key = |tick: &PriceTick| (tick.instrument().clone(), tick.ts(), tick.seq());
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let ticks = ticks_of_batch(batch)?;
+        if ticks.is_empty() {
+            return inner.insert(batch).await;
+        }
+        let key = |tick: &PriceTick| (tick.series_ref().to_owned(), tick.place());
         // Field by field: the price is written first, the rest after others had their turn.
         {
             let mut prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            prices.extend(batch.iter().map(|tick| (key(tick), tick.clone())));
+            prices.extend(ticks.iter().map(|tick| (key(tick), tick.price())));
         }
         // Who came first is the last to write the rest.
         let earlier = self.1.fetch_add(1, Ordering::Relaxed) % 4;
         tokio::time::sleep(Duration::from_millis(3 * (4 - earlier))).await;
         let mixed: Vec<PriceTick> = {
             let prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let price_of = |tick: &PriceTick| prices.get(&key(tick)).map_or(tick.price(), PriceTick::price);
-            batch
-                .iter()
-                .map(|tick| {
-                    let mixed =
-                        PriceTick::new(tick.instrument().clone(), tick.ts(), tick.seq(), price_of(tick))?;
-                    Ok(mixed.with_quantity(tick.quantity()).with_side(tick.side()))
-                })
-                .collect::<Result<_>>()?
+            let price_of = |tick: &PriceTick| prices.get(&key(tick)).copied().unwrap_or_else(|| tick.price());
+            ticks.iter().map(|tick| moved(tick, tick.ts(), price_of(tick))).collect::<Result<_>>()?
         };
-        inner.insert_ticks(&mixed).await
+        inner.insert(RecordVec::from_vec(mixed).as_records()).await
     }
 }
 
@@ -125,10 +128,11 @@ struct IgnoresMaxBatch;
 
 #[async_trait]
 impl Spoil for IgnoresMaxBatch {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let mut report = InsertReport::default();
-        for part in batch.chunks(inner.info().max_batch) {
-            report = report.plus(inner.insert_ticks(part).await?);
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let (mut report, most) = (InsertReport::default(), inner.info().max_batch);
+        for from in indices(batch).step_by(most) {
+            let part = pick(batch, from..batch.len().min(from + most))?;
+            report = report.plus(inner.insert(part.as_records()).await?);
         }
         Ok(report)
     }
@@ -139,13 +143,14 @@ struct KeyWithoutSeq;
 
 #[async_trait]
 impl Spoil for KeyWithoutSeq {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let mut last: Vec<PriceTick> = Vec::new();
-        for tick in batch {
-            last.retain(|old| old.ts() != tick.ts() || old.instrument() != tick.instrument());
-            last.push(tick.clone());
-        }
-        inner.insert_ticks(&last).await?;
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let later = |at: usize| {
+            (at + 1..batch.len()).any(|other| {
+                batch.place(other).0 == batch.place(at).0 && batch.series(other) == batch.series(at)
+            })
+        };
+        let last = kept(batch, |at| !later(at))?;
+        inner.insert(last.as_records()).await?;
         Ok(InsertReport::new(batch.len(), batch.len() - last.len()))
     }
 }
@@ -155,22 +160,33 @@ struct ForgetsTheSize;
 
 #[async_trait]
 impl Spoil for ForgetsTheSize {
-    async fn insert_quotes(&self, inner: &dyn PriceStore, batch: &[Quote]) -> Result<InsertReport> {
-        let poorer = batch
-            .iter()
-            .map(|quote| {
-                let values = QuoteValues { ask_size: None, ..*quote.values() };
-                Quote::new(quote.instrument().clone(), quote.ts(), quote.seq(), values)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        inner.insert_quotes(&poorer).await
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let altered = altered(batch, |values| {
+            if batch.dataset() == Quote::DATASET {
+                values[3] = Value::Absent;
+            }
+        });
+        inner.insert(altered?.as_records()).await
     }
 }
 
+/// The records with other values.
+pub(super) fn altered(batch: &dyn Records, alter: impl Fn(&mut Vec<Value>)) -> Result<RecordVec> {
+    let rows: Vec<Row> = Row::copy_of(batch)?
+        .iter()
+        .map(|row| {
+            let mut values = row.values().to_vec();
+            alter(&mut values);
+            Row::new(row.dataset(), row.series().clone(), row.place(), values)
+        })
+        .collect::<Result<_>>()?;
+    records_of(batch.dataset(), &rows)
+}
+
 /// The same tick elsewhere or at another price.
-fn altered(tick: &PriceTick, ts: Timestamp, price: Price) -> Result<PriceTick> {
-    let altered = PriceTick::new(tick.instrument().clone(), ts, tick.seq(), price)?;
-    Ok(altered.with_quantity(tick.quantity()).with_side(tick.side()))
+fn moved(tick: &PriceTick, ts: Timestamp, price: Price) -> Result<PriceTick> {
+    let moved = PriceTick::new(tick.instrument().clone(), ts, tick.seq(), price)?;
+    Ok(moved.with_quantity(tick.quantity()).with_side(tick.side()))
 }
 
 #[derive(Debug, Default)]
@@ -178,16 +194,18 @@ struct FewDigits;
 
 #[async_trait]
 impl Spoil for FewDigits {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let cut = |units: i128| {
-            let beyond = 10i128.pow(units.ilog10().saturating_sub(14));
-            units - units % beyond
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let cut = |value: &mut Value| {
+            if let Value::Decimal(decimal) = value
+                && let Some(digits) = decimal.units().unsigned_abs().checked_ilog10()
+            {
+                let beyond = 10i128.pow(digits.saturating_sub(14));
+                *decimal = qi_core::Decimal::from_units(decimal.units() - decimal.units() % beyond)?;
+            }
+            Ok::<_, qi_core::Error>(())
         };
-        let batch = batch
-            .iter()
-            .map(|tick| altered(tick, tick.ts(), Price::from_units(cut(tick.price().units()))?))
-            .collect::<Result<Vec<_>>>()?;
-        inner.insert_ticks(&batch).await
+        let cut = altered(batch, |values| values.iter_mut().for_each(|value| cut(value).unwrap_or(())))?;
+        inner.insert(cut.as_records()).await
     }
 }
 
@@ -196,12 +214,13 @@ struct Milliseconds;
 
 #[async_trait]
 impl Spoil for Milliseconds {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
-        let batch = batch
-            .iter()
-            .map(|tick| altered(tick, tick.ts().floor_to_millis(), tick.price()))
-            .collect::<Result<Vec<_>>>()?;
-        inner.insert_ticks(&batch).await
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let ticks = ticks_of_batch(batch)?;
+        if ticks.is_empty() {
+            return inner.insert(batch).await;
+        }
+        let cut = ticks.iter().map(|tick| moved(tick, tick.ts().floor_to_millis(), tick.price()));
+        inner.insert(RecordVec::from_vec(cut.collect::<Result<_>>()?).as_records()).await
     }
 }
 
@@ -210,9 +229,9 @@ struct NeedsNoSchema;
 
 #[async_trait]
 impl Spoil for NeedsNoSchema {
-    async fn insert_ticks(&self, inner: &dyn PriceStore, batch: &[PriceTick]) -> Result<InsertReport> {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         inner.ensure_schema().await?;
-        inner.insert_ticks(batch).await
+        inner.insert(batch).await
     }
 }
 
@@ -223,7 +242,7 @@ struct EmptiesItself;
 impl Spoil for EmptiesItself {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<qi_core::store::SchemaReport> {
         let report = inner.ensure_schema().await?;
-        inner.purge_before(Dataset::Ticks, Timestamp::MAX).await?;
+        inner.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
         Ok(report)
     }
 }
@@ -248,10 +267,8 @@ struct DeletesTheEnd;
 #[async_trait]
 impl Spoil for DeletesTheEnd {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
-        let wider = match query.clone() {
-            DeleteQuery::Ticks(of, range) => DeleteQuery::Ticks(of, with_its_end(range)?),
-            other => other,
-        };
+        let mut wider = query.clone();
+        wider.range = with_its_end(query.range)?;
         inner.delete_range(&wider).await
     }
 }
@@ -262,9 +279,9 @@ struct DeletesEveryInterval;
 #[async_trait]
 impl Spoil for DeletesEveryInterval {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
-        if let DeleteQuery::Bars(_, of, range) = query {
+        if query.interval.is_some() {
             for interval in qi_core::Interval::ALL {
-                inner.delete_range(&DeleteQuery::Bars(*interval, of.clone(), *range)).await?;
+                inner.delete_range(&query.clone().of_interval(*interval)).await?;
             }
         }
         inner.delete_range(query).await
@@ -272,24 +289,28 @@ impl Spoil for DeletesEveryInterval {
 }
 
 #[derive(Debug, Default)]
-struct Tombstones(Mutex<Vec<(Selection<Instrument>, TimeRange)>>);
+struct Tombstones(Mutex<Vec<DeleteQuery>>);
 
 #[async_trait]
 impl Spoil for Tombstones {
     async fn delete_range(&self, inner: &dyn PriceStore, query: &DeleteQuery) -> Result<()> {
-        if let DeleteQuery::Ticks(of, range) = query {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((of.clone(), *range));
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(query.clone());
         inner.delete_range(query).await
     }
 
-    async fn ticks(&self, inner: &dyn PriceStore, query: &RangeQuery) -> Result<Page<PriceTick>> {
-        let mut page = inner.ticks(query).await?;
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        let page = inner.range(request).await?;
         let buried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        page.items.retain(|tick| {
-            !buried.iter().any(|(of, range)| of.contains(tick.instrument()) && range.contains(tick.time()))
-        });
-        Ok(page)
+        let records = page.records.as_records();
+        let is_buried = |at: usize| {
+            buried.iter().any(|query| {
+                query.dataset == request.dataset
+                    && query.selection.contains(&request.series.owner)
+                    && query.range.contains(records.place(at).0)
+            })
+        };
+        let records = kept(records, |at| !is_buried(at))?;
+        Ok(RecordPage { records, ..page })
     }
 }
 
@@ -310,8 +331,8 @@ struct PurgesTheQuotes;
 #[async_trait]
 impl Spoil for PurgesTheQuotes {
     async fn purge_before(&self, inner: &dyn PriceStore, dataset: Dataset, cutoff: Timestamp) -> Result<()> {
-        if dataset == Dataset::Ticks {
-            inner.purge_before(Dataset::Quotes, cutoff).await?;
+        if dataset == PriceTick::DATASET {
+            inner.purge_before(Quote::DATASET, cutoff).await?;
         }
         inner.purge_before(dataset, cutoff).await
     }

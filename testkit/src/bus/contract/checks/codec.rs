@@ -6,12 +6,12 @@ use qi_core::bus::{
     decode_message, encode_message, header,
 };
 use qi_core::{
-    BarValues, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, QuoteValues,
-    Scope, SnapshotValues, Timestamp,
+    ErrorKind, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp,
 };
 
 use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+use crate::store::contract::{Everything, NamedSignal, Sample};
 
 chapter! { "codec":
     every_record_there_and_back [],
@@ -44,36 +44,37 @@ async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize)
     Ok(Batch::new(all, qi_core::bus::Positions::new(), Vec::new()))
 }
 
-async fn there_and_back<T>(lab: &Lab, bus: &dyn MessageBus, record: T) -> Verdict
-where
-    T: Payload + PartialEq + std::fmt::Debug,
-{
+/// Sends samples of a record and reads them back.
+async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
     let topic = lab.topic(bus, 1).await?;
-    bus.send_records(std::slice::from_ref(&record), Some(&topic)).await?;
-    let came = batch(lab, bus, &topic, 1).await?;
-    let message = &came.messages()[0];
-    ensure_eq!(message.key.as_ref(), Some(&record.message_key()), "the key");
-    let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
-    ensure_eq!(word(header::TYPE).as_deref(), Some(T::TYPE), "the type");
-    ensure_eq!(word(header::VERSION), Some(T::VERSION.to_string()), "the version");
-    ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some("application/json"), "the codec");
-    let back = came.decode::<T>();
-    ensure!(back.rejected.is_empty(), "the record is readable");
-    ensure_eq!(back.records, [record], "the record");
+    let time = records()?.time;
+    let sent: Vec<D> = (0..12u32).map(|n| D::make(&D::series_no(n as usize), time, n.into(), n)).collect();
+    bus.send_records(&sent, Some(&topic)).await?;
+    let came = batch(lab, bus, &topic, sent.len()).await?;
+    for (message, record) in came.messages().iter().zip(&sent) {
+        ensure_eq!(message.key.as_ref(), Some(&record.message_key()), "the key");
+        let word = |name: &str| message.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
+        ensure_eq!(word(header::TYPE).as_deref(), Some(D::DATASET.message()), "the type");
+        ensure_eq!(word(header::VERSION), Some(D::DATASET.version().to_string()), "the version");
+        ensure_eq!(word(header::CONTENT_TYPE).as_deref(), Some("application/json"), "the codec");
+        ensure_eq!(decode_message::<Json, D>(message)?, *record, "one record");
+        let again = encode_message::<Json, D>(record, Some(&topic))?;
+        ensure_eq!(again.payload, message.payload, "the payload is always the same");
+    }
+    let back = came.decode::<D>();
+    ensure!(back.rejected.is_empty(), "every record is readable");
+    ensure_eq!(back.records, sent, "the records");
     Ok(())
 }
 
 async fn every_record_there_and_back(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let records = records()?;
-    there_and_back(lab, &*bus, records.tick(i64::MAX.cast_unsigned())?).await?;
-    let values = QuoteValues { ask_price: Some(records.price), ..QuoteValues::default() };
-    there_and_back(lab, &*bus, Quote::new(records.instrument.clone(), records.time, 7, values)?).await?;
-    let values = BarValues::flat(records.price);
-    let bar = Ohlcv::new(records.instrument.clone(), Interval::H1, records.time, values)?;
-    there_and_back(lab, &*bus, bar).await?;
-    let values = SnapshotValues { markets: Some(3), ..SnapshotValues::default() };
-    there_and_back(lab, &*bus, MarketSnapshot::new(Scope::Global, records.time, values)?).await
+    let bus = &*lab.bus().await?;
+    there_and_back::<PriceTick>(lab, bus).await?;
+    there_and_back::<Quote>(lab, bus).await?;
+    there_and_back::<Ohlcv>(lab, bus).await?;
+    there_and_back::<MarketSnapshot>(lab, bus).await?;
+    there_and_back::<Everything>(lab, bus).await?;
+    there_and_back::<NamedSignal>(lab, bus).await
 }
 
 /// A tick with one header replaced.

@@ -1,0 +1,194 @@
+//! Datasets: what was declared is what is stored, column by column.
+
+use qi_core::record::{
+    Column, ColumnType, Dataset, Description, Level, Owner, RecordVec, Row, Series, Slice, Value,
+};
+use qi_core::store::{LatestRequest, PriceStore, RangeRequest, SeriesRequest};
+use qi_core::{ErrorKind, Price, Quantity, Record, Result, Selection, TimeRange};
+
+use super::expect::{refused, same, same_rows};
+use super::shelf::{AskLatest, Shelf, minute};
+use super::{Case, NamedSignal, Outcome, Sample, promises};
+use crate::store::rows::records_of;
+
+promises! { "datasets";
+    every columns_keep_their_place: "every value comes back in its own column, of every type",
+    every an_absent_value_stays_absent: "an optional value that is absent comes back absent, and no other one",
+    every a_list_keeps_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
+    once names_keep_their_order: "series that are names are listed by their bytes, whatever they contain",
+    every an_unregistered_dataset_is_refused: "a dataset that the store was not opened with is SchemaMismatch",
+}
+
+/// The rows of a series, one after the other in time.
+async fn rows_of<D: Sample>(store: &dyn PriceStore) -> Result<Vec<Row>> {
+    let request = RangeRequest::new(D::DATASET, D::series_no(0).key(), TimeRange::ALL);
+    Row::copy_of(store.range(&request).await?.records.as_records())
+}
+
+/// Writes records and compares what comes back, column by column.
+async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
+    store.insert(records.as_records()).await?;
+    let expected = Row::copy_of(records.as_records())?;
+    let found = rows_of::<D>(store).await?;
+    same("the number of records", &found.len(), &expected.len())?;
+    for (found, expected) in found.iter().zip(&expected) {
+        same("the place", &found.place(), &expected.place())?;
+        for (at, column) in D::DATASET.values().iter().enumerate() {
+            let what = format!("{} at {}", column.name, expected.place().0);
+            same(&what, &found.values()[at], &expected.values()[at])?;
+        }
+    }
+    same("the records", &found, &expected)
+}
+
+async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
+    let batch: Vec<D> = (0..40).map(|n| D::at(0, n.into(), n)).collect();
+    there_and_back::<D>(case.store(), &RecordVec::from_vec(batch)).await
+}
+
+/// The n-th record with some values replaced, if that is a valid one: a record may have rules of its own.
+fn altered<D: Sample>(n: usize, alter: impl Fn(usize, &Column, &mut Value)) -> Result<Option<Row>> {
+    let record = D::at(0, n as i64, n as u32);
+    let row = Row::copy_of(&Slice::new(std::slice::from_ref(&record))?)?.remove(0);
+    let mut values = row.values().to_vec();
+    for (at, (column, value)) in D::DATASET.values().iter().zip(&mut values).enumerate() {
+        alter(at, column, value);
+    }
+    let row = Row::new(D::DATASET, row.series().clone(), row.place(), values)?;
+    Ok(records_of(D::DATASET, [&row]).is_ok().then_some(row))
+}
+
+async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
+    let columns = D::DATASET.values();
+    let mut rows = Vec::new();
+    for alone in [false, true] {
+        // Of the optional columns one is absent, or one alone is present; at the end all are present, or none is.
+        for chosen in 0..=columns.len() {
+            rows.extend(altered::<D>(rows.len(), |at, column, value| {
+                if column.optional && (at == chosen) != alone {
+                    *value = Value::Absent;
+                }
+            })?);
+        }
+    }
+    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+}
+
+async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
+    let longest = D::DATASET.values().iter().filter_map(|column| match column.ty {
+        ColumnType::Levels { max } => Some(max),
+        _ => None,
+    });
+    let Some(longest) = longest.max() else { return Ok(()) };
+    // Neither ascending nor descending, and some twice.
+    let level = |n: usize| -> Result<Level> {
+        let units = (n * 7 % 5 + 1) as i128 * 1_000_000_000_000_000_001;
+        Ok(Level { price: Price::from_units(units)?, quantity: Quantity::from_units(units - 1)? })
+    };
+    let levels: Vec<Level> = (0..longest).map(level).collect::<Result<_>>()?;
+    let mut rows = Vec::new();
+    for count in [0, 1, 2, longest - 1, longest, 0] {
+        rows.extend(altered::<D>(rows.len(), |at, column, value| {
+            if let ColumnType::Levels { max } = column.ty {
+                // Another number in every column.
+                *value = Value::Levels(levels[..count.saturating_sub(at % 2).min(max)].to_vec());
+            }
+        })?);
+    }
+    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+}
+
+async fn names_keep_their_order(case: &Case) -> Outcome {
+    // By their bytes: no language, no case, no length has a say.
+    let mut names = vec![
+        " ",
+        "A",
+        "AB",
+        "B",
+        "a",
+        "a b",
+        "a'b",
+        "a\"b",
+        "a\\b",
+        "a\tb",
+        "a%_b",
+        "\u{e9}",
+        "z",
+        "\u{1f600}",
+    ];
+    let longest = "x".repeat(40);
+    names.push(&longest);
+    names.sort_unstable();
+    let store = case.store();
+    let mut records: Vec<NamedSignal> = (0..)
+        .zip(&names)
+        .map(|(n, name)| Ok(NamedSignal::make(&name.parse()?, minute(i64::from(n)), 0, n)))
+        .collect::<Result<_>>()?;
+    let sorted = records.clone();
+    records.reverse();
+    records.swap(2, 9);
+    NamedSignal::insert(store, &records).await?;
+    same_rows("latest", &NamedSignal::scan_latest(store, AskLatest::all().limit(4)).await?, &sorted)?;
+    let named = AskLatest::these(sorted.iter().map(Record::series).collect());
+    same_rows("latest by name", &NamedSignal::scan_latest(store, named.limit(4)).await?, &sorted)?;
+    let (mut request, mut found) = (SeriesRequest::new(NamedSignal::DATASET).with_limit(4)?, Vec::new());
+    loop {
+        let page = store.series(&request).await?;
+        found.extend(page.items.into_iter().map(|summary| summary.owner));
+        let Some(next) = page.next else { break };
+        request = request.after(next);
+    }
+    let expected: Vec<Owner> = names.iter().map(|name| Owner::Name((*name).into())).collect();
+    same_rows("the series", &found, &expected)?;
+    for record in sorted {
+        same_rows("one series", &NamedSignal::all(store, &record.series()).await?, &[record])?;
+    }
+    Ok(())
+}
+
+async fn an_unregistered_dataset_is_refused<D: Sample>(case: &Case) -> Outcome {
+    let of = D::DATASET;
+    let more = Column { name: "not_declared_there", ty: ColumnType::Boolean, optional: true };
+    let other = |name, values: Vec<Column>| {
+        Dataset::declare(Description {
+            name,
+            version: of.version(),
+            message: of.message(),
+            topic: of.topic(),
+            series: of.series(),
+            interval: of.interval(),
+            time: of.time(),
+            seq: of.seq(),
+            values: values.leak(),
+            new_vec: |dataset| dataset.new_vec(),
+        })
+    };
+    let unknown = other("unregistered", of.values().to_vec())?;
+    let changed = other(of.name(), [of.values(), &[more]].concat())?;
+    for (what, dataset) in [("an unknown name", unknown), ("another declaration", changed)] {
+        refuses(case.store(), dataset, &D::at(0, 0, 1)).await.map_err(|failure| failure.within(what))?;
+    }
+    D::insert(case.store(), &[D::at(0, 0, 1)]).await?;
+    Ok(())
+}
+
+/// Every call for a dataset is refused.
+async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) -> Outcome {
+    const KIND: ErrorKind = ErrorKind::SchemaMismatch;
+    let row = Row::copy_of(&Slice::new(std::slice::from_ref(like))?)?.remove(0);
+    let mut values = row.values().to_vec();
+    values.resize(dataset.values().len(), Value::Absent);
+    let (series, place) = (row.series().clone(), row.place());
+    let rows = Row::collect(dataset, vec![Row::new(dataset, series.clone(), place, values)?])?;
+    refused("insert", store.insert(rows.as_records()).await, KIND)?;
+    refused("range", store.range(&RangeRequest::new(dataset, series.clone(), TimeRange::ALL)).await, KIND)?;
+    let mut latest = LatestRequest::new(dataset, Selection::All);
+    latest.interval = series.interval;
+    refused("latest", store.latest(&latest).await, KIND)?;
+    refused("series", store.series(&SeriesRequest::new(dataset)).await, KIND)?;
+    let mut gone = D::deletion(None, TimeRange::ALL);
+    gone.dataset = dataset;
+    refused("delete_range", store.delete_range(&gone).await, KIND)?;
+    let error = refused("purge_before", store.purge_before(dataset, minute(0)).await, KIND)?;
+    same("the dataset of the error", &error.context_value("dataset"), &Some(dataset.name()))
+}

@@ -1,0 +1,264 @@
+//! How the suite draws records.
+
+use qi_core::record::{Enumeration, Level, Levels, Text};
+use qi_core::{
+    BarValues, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick,
+    Quantity, Quote, QuoteValues, Record, Scope, Side, SnapshotValues, Source, Symbol, Timestamp,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A record of which the contract suite draws samples. With it a team runs the suite for its own records:
+///
+/// ```no_run
+/// use qi_core::{Instrument, Percent, Record, Timestamp};
+/// use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping};
+///
+/// #[derive(Debug, Clone, PartialEq, Record)]
+/// #[record(name = "funding_rates")]
+/// struct FundingRate {
+///     #[series]
+///     instrument: Instrument,
+///     #[time]
+///     ts: Timestamp,
+///     rate: Percent,
+/// }
+///
+/// impl Sample for FundingRate {
+///     fn series_no(n: usize) -> Instrument {
+///         qi_testkit::store::contract::instrument_no(n)
+///     }
+///     fn make(instrument: &Instrument, ts: Timestamp, _seq: u64, value: u32) -> Self {
+///         Self { instrument: instrument.clone(), ts, rate: value.to_string().parse().unwrap() }
+///     }
+/// }
+///
+/// Suite::new().on(MemoryFactory, Wrapping::all()).with::<FundingRate>().main();
+/// ```
+pub trait Sample: Record + Serialize + DeserializeOwned {
+    /// The least distance of two records of one series, in microseconds.
+    const STEP: i64 = 1;
+
+    /// Returns the n-th series in ascending order, for n below 1,000. All of them have the same interval, if the dataset
+    /// has intervals.
+    fn series_no(n: usize) -> Self::Series;
+
+    /// Returns a valid record. Records of the same series and place with different values of `value` differ; those of
+    /// `value` from 0 to 30,000 should differ in every field beside the key.
+    ///
+    /// A dataset without sequence numbers leaves `seq` out.
+    fn make(series: &Self::Series, ts: Timestamp, seq: u64, value: u32) -> Self;
+}
+
+/// Returns the n-th instrument of samples in ascending order, for n below 1,000.
+///
+/// # Panics
+/// Never for n below 1,000.
+pub fn instrument_no(n: usize) -> Instrument {
+    format!("alpha:S{n:03}").parse().expect("a valid name")
+}
+
+/// A number whose every digit counts: `value + 1` and `field` at the 18th place.
+fn units(value: u32, field: u8) -> i128 {
+    (i128::from(value) + 1) * 1_000_000_000_000_000_000 + i128::from(field)
+}
+
+pub(super) fn price(value: u32, field: u8) -> Price {
+    Price::from_units(units(value, field)).expect("positive")
+}
+
+pub(super) fn quantity(value: u32, field: u8) -> Quantity {
+    Quantity::from_units(units(value, field)).expect("positive")
+}
+
+impl Sample for PriceTick {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
+        let side = if value.is_multiple_of(2) { Side::Buy } else { Side::Sell };
+        Self::new(series.clone(), ts, seq, price(value, 1))
+            .expect("a valid tick")
+            .with_quantity(quantity(value, 2))
+            .with_side(side)
+    }
+}
+
+impl Sample for Quote {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
+        let values = QuoteValues {
+            bid_price: Some(price(value, 1)),
+            bid_size: Some(quantity(value, 2)),
+            ask_price: Some(price(value, 3)),
+            ask_size: Some(quantity(value, 4)),
+        };
+        Self::new(series.clone(), ts, seq, values).expect("a valid quote")
+    }
+}
+
+impl Sample for Ohlcv {
+    const STEP: i64 = 60_000_000;
+
+    fn series_no(n: usize) -> (Instrument, Interval) {
+        (instrument_no(n), Interval::M1)
+    }
+    fn make(series: &(Instrument, Interval), ts: Timestamp, _: u64, value: u32) -> Self {
+        let values = BarValues {
+            low: price(value, 1),
+            open: price(value, 2),
+            close: price(value, 3),
+            high: price(value, 4),
+            volume: Some(quantity(value, 5)),
+            quote_volume: Some(quantity(value, 6)),
+            count: Some(u64::from(value) + 7),
+        };
+        Self::new(series.0.clone(), series.1, series.1.floor(ts), values).expect("a valid bar")
+    }
+}
+
+impl Sample for MarketSnapshot {
+    fn series_no(n: usize) -> Scope {
+        format!("asset:S{n:03}").parse().expect("a valid scope")
+    }
+    fn make(series: &Scope, ts: Timestamp, _: u64, value: u32) -> Self {
+        let percent =
+            |field| qi_core::Percent::from_units(units(value % 99, field)).expect("a valid percentage");
+        let values = SnapshotValues {
+            market_cap_usd: Some(quantity(value, 1)),
+            volume_24h_usd: Some(quantity(value, 2)),
+            btc_dominance: Some(percent(3)),
+            eth_dominance: Some(percent(4)),
+            active_currencies: Some(u64::from(value) + 5),
+            markets: Some(u64::from(value) + 6),
+            change_24h: Some(percent(7)),
+            change_7d: Some(percent(8)),
+            source: Some(qi_core::Source::new(format!("source {value}")).expect("a valid source")),
+        };
+        Self::new(series.clone(), ts, values).expect("a valid snapshot")
+    }
+}
+
+/// A choice of three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Enumeration)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// The first.
+    First,
+    /// The second.
+    SecondOne,
+    /// The third.
+    Third,
+}
+
+/// A record with a column of every type, and an optional one of each but levels.
+#[derive(Debug, Clone, PartialEq, Record)]
+#[record(name = "everything", message = "everything", topic = "test-everything")]
+#[allow(missing_docs, reason = "the types of the columns are the documentation")]
+pub struct Everything {
+    #[series]
+    pub instrument: Instrument,
+    #[time]
+    pub ts: Timestamp,
+    #[seq]
+    pub seq: u64,
+    pub decimal: Decimal,
+    pub price: Price,
+    pub quantity: Quantity,
+    pub percent: Percent,
+    pub counter: u64,
+    pub integer: i64,
+    pub boolean: bool,
+    pub text: Text<64>,
+    pub choice: Choice,
+    pub time: Timestamp,
+    pub interval: Interval,
+    pub levels: Levels<10>,
+    pub coin: Symbol,
+    pub venue: Exchange,
+    pub market: Scope,
+    pub decimal_or_none: Option<Decimal>,
+    pub price_or_none: Option<Price>,
+    pub quantity_or_none: Option<Quantity>,
+    pub percent_or_none: Option<Percent>,
+    pub counter_or_none: Option<u64>,
+    pub integer_or_none: Option<i64>,
+    pub boolean_or_none: Option<bool>,
+    pub text_or_none: Option<Text<64>>,
+    pub choice_or_none: Option<Choice>,
+    pub time_or_none: Option<Timestamp>,
+    pub interval_or_none: Option<Interval>,
+    pub source_or_none: Option<Source>,
+}
+
+impl Sample for Everything {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
+        let n = i64::from(value);
+        let text = |field: &str| format!("{field} {value} \u{e4}'\"\\").parse().expect("a short text");
+        let choice = [Choice::First, Choice::SecondOne, Choice::Third][value as usize % 3];
+        let percent = |field| Percent::from_units(units(value, field) * if value % 2 == 0 { 1 } else { -1 });
+        let time = |field| Timestamp::from_micros(1_709_510_400_000_000 + 1_000_003 * n + field);
+        let level = |at| Level { price: price(value, at), quantity: quantity(value, at + 100) };
+        let interval = |field: usize| Interval::ALL[(value as usize + field) % Interval::ALL.len()];
+        Self {
+            instrument: series.clone(),
+            ts,
+            seq,
+            decimal: Decimal::from_units(-units(value, 1)).expect("a small number"),
+            price: price(value, 2),
+            quantity: quantity(value, 3),
+            percent: percent(4).expect("a small number"),
+            counter: u64::from(value) + 5,
+            integer: -n - 6,
+            boolean: value % 2 == 0,
+            text: text("text"),
+            choice,
+            time: time(7).expect("a time of 2024"),
+            interval: interval(0),
+            levels: Levels::new((0..value as u8 % 11).map(level).collect()).expect("at most ten"),
+            coin: Symbol::new(format!("S{value}")).expect("a valid symbol"),
+            venue: Exchange::new(format!("e{value}")).expect("a valid exchange"),
+            market: Scope::Exchange(Exchange::new(format!("x{value}")).expect("a valid exchange")),
+            decimal_or_none: Decimal::from_units(units(value, 11)).ok(),
+            price_or_none: Some(price(value, 12)),
+            quantity_or_none: Some(quantity(value, 13)),
+            percent_or_none: percent(14).ok(),
+            counter_or_none: Some(u64::from(value) + 15),
+            integer_or_none: Some(n - 16),
+            boolean_or_none: Some(value % 2 == 1),
+            text_or_none: Some(text("other")),
+            choice_or_none: Some(choice),
+            time_or_none: time(17).ok(),
+            interval_or_none: Some(interval(1)),
+            source_or_none: Source::new(format!("source {value}")).ok(),
+        }
+    }
+}
+
+/// A record whose series is a name.
+#[derive(Debug, Clone, PartialEq, Record)]
+#[record(name = "named_signals", message = "named_signal", topic = "test-signals")]
+#[allow(missing_docs, reason = "the types of the columns are the documentation")]
+pub struct NamedSignal {
+    #[series]
+    pub strategy: Text<40>,
+    #[time]
+    pub ts: Timestamp,
+    pub strength: Decimal,
+    pub note: Option<Text<64>>,
+}
+
+impl Sample for NamedSignal {
+    fn series_no(n: usize) -> Text<40> {
+        format!("Strategy '{n:03}' \u{e9}").parse().expect("a short name")
+    }
+    fn make(strategy: &Text<40>, ts: Timestamp, _: u64, value: u32) -> Self {
+        let strength = Decimal::from_units(units(value, 1)).expect("a small number");
+        let note = format!("note {value}").parse().ok();
+        Self { strategy: strategy.clone(), ts, strength, note }
+    }
+}

@@ -1,0 +1,101 @@
+//! Faults of columns: values that are lost, cut or in the wrong place.
+
+use async_trait::async_trait;
+use qi_core::Result;
+use qi_core::record::{Records, Value};
+use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage};
+
+use super::faults;
+use super::spoil::Spoil;
+use super::writes::altered;
+
+faults! {
+    SwapsColumns: "two neighbouring columns of one type change places" => "datasets::columns_keep_their_place",
+    AbsentIsTheDefault: "an absent value comes back as a value" => "datasets::an_absent_value_stays_absent",
+    LosesTheLastLevel: "a full list of levels loses its last one" => "datasets::a_list_keeps_every_level",
+    SortsLevels: "a list of levels comes back sorted" => "datasets::a_list_keeps_every_level",
+    TakesAnyDataset: "a dataset that is not registered has no records" => "datasets::an_unregistered_dataset_is_refused",
+}
+
+#[derive(Debug, Default)]
+struct SwapsColumns;
+
+#[async_trait]
+impl Spoil for SwapsColumns {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let columns = batch.dataset().values();
+        // Neighbours that the type system of a store cannot tell apart.
+        let twins = columns
+            .windows(2)
+            .position(|pair| pair[0].ty == pair[1].ty && pair[0].optional == pair[1].optional);
+        let Some(at) = twins.filter(|_| batch.dataset().name() == "everything") else {
+            return inner.insert(batch).await;
+        };
+        inner.insert(altered(batch, |values| values.swap(at, at + 1))?.as_records()).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct AbsentIsTheDefault;
+
+#[async_trait]
+impl Spoil for AbsentIsTheDefault {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let filled = altered(batch, |values| {
+            let counter = batch.dataset().values().iter().position(|column| column.name == "counter_or_none");
+            if let Some(value) = counter.map(|at| &mut values[at]).filter(|value| **value == Value::Absent) {
+                *value = Value::Counter(0);
+            }
+        });
+        inner.insert(filled?.as_records()).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct LosesTheLastLevel;
+
+#[async_trait]
+impl Spoil for LosesTheLastLevel {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let cut = altered(batch, |values| {
+            for value in values {
+                if let Value::Levels(levels) = value {
+                    levels.truncate(9);
+                }
+            }
+        });
+        inner.insert(cut?.as_records()).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct SortsLevels;
+
+#[async_trait]
+impl Spoil for SortsLevels {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let sorted = altered(batch, |values| {
+            for value in values {
+                if let Value::Levels(levels) = value {
+                    levels.sort_unstable();
+                }
+            }
+        });
+        inner.insert(sorted?.as_records()).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct TakesAnyDataset;
+
+#[async_trait]
+impl Spoil for TakesAnyDataset {
+    async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
+        match inner.range(request).await {
+            Err(error) if error.code() == "store.dataset.unknown" => {
+                request.page_of(request.dataset.new_vec())
+            }
+            other => other,
+        }
+    }
+}
