@@ -9,6 +9,7 @@ use std::fmt;
 
 use qi_core::Datasets;
 use qi_core::store::SchemaReport;
+use qi_core::{Error, ErrorKind};
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows, run};
@@ -48,7 +49,8 @@ pub(super) struct Found {
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}{}", self.name, self.ty, if self.key { " in the key" } else { "" })
+        let Self { name, ty, key, .. } = self;
+        write!(f, "`{name}` {ty}{}", if *key { " in the key" } else { "" })
     }
 }
 
@@ -362,54 +364,68 @@ type Differences<'a> = (Vec<&'a Column>, Vec<(&'a Column, &'a Column)>);
 
 /// Compares a table with its declaration.
 fn compare<'a>(table: &'a Table, found: &[Found], is_local: bool) -> Result<Differences<'a>, Cause> {
-    let refuse = |differs: String, advice: &str| {
-        let rule = format!("the dataset {} differs from its table: {differs}; {advice}", table.dataset);
-        Err(Cause::Schema { rule })
+    let declare = |(at, column): (usize, &Column)| Found {
+        table: String::new(),
+        name: column.name.to_owned(),
+        ty: column.ty.clone(),
+        key: at < table.key() && is_local,
+    };
+    let declared: Vec<Found> = table.columns.iter().enumerate().map(declare).collect();
+    let refuse = |at: usize, advice: &str| {
+        let [database, program] = [found, &declared].map(|columns| {
+            let column = columns.get(at);
+            column.map_or_else(|| "none".to_owned(), Found::to_string)
+        });
+        Err(Error::new(ErrorKind::SchemaMismatch, "store.clickhouse.schema", "ensure_schema")
+            .with_message(format_args!(
+                "the table of {} differs in column {}: {advice}",
+                table.dataset,
+                at + 1
+            ))
+            .with_context("database", database)
+            .with_context("program", program)
+            .into())
     };
     let mut wider = Vec::new();
-    for (at, (column, found)) in table.columns.iter().zip(found).enumerate() {
-        let declared = Found {
-            table: found.table.clone(),
-            name: column.name.to_owned(),
-            ty: column.ty.clone(),
-            key: at < table.key() && is_local,
-        };
-        let same_type = declared.ty == found.ty || is_wider(&found.ty, &declared.ty);
-        if declared.name == found.name && declared.key == found.key && same_type {
-            continue;
+    for (at, (found, declared)) in found.iter().zip(&declared).enumerate() {
+        if found.name != declared.name {
+            return refuse(
+                at,
+                "columns cannot be renamed, moved or removed; declare it as it is, and new ones as optional at the end",
+            );
         }
-        if declared.name == found.name && declared.key == found.key && is_wider(&declared.ty, &found.ty) {
-            wider.push(column);
-            continue;
+        if found.key != declared.key || !same_type(&found.ty, &declared.ty) {
+            return refuse(
+                at,
+                "its type, its key and the order of its names cannot change; declare it as it is, or a new dataset",
+            );
         }
-        let differs = format!("column {} is {found} in the database and {declared} in the program", at + 1);
-        let advice = if declared.name == found.name {
-            "the type, the key and the names of an enumeration stay: declare the column as it is, or a new dataset \
-             under another name"
-        } else {
-            "columns are not renamed, moved or removed: declare it as it is, and new columns as optional ones at the end"
-        };
-        return refuse(differs, advice);
+        if is_wider(&declared.ty, &found.ty) {
+            wider.push(&table.columns[at]);
+        }
     }
-    if let Some(extra) = found.get(table.columns.len()..) {
-        // A later version of the program added them.
-        return match extra.iter().find(|extra| extra.key || !is_nullable(&extra.ty)) {
-            None => Ok((wider, Vec::new())),
-            Some(extra) => refuse(
-                format!("the database has the further column {extra}, and the program does not write it"),
-                "only optional columns may be left out: declare the column",
-            ),
-        };
+    // More columns in the database are those of a later version of the program.
+    let both = found.len().min(declared.len());
+    for (at, extra) in found.iter().enumerate().skip(both) {
+        if extra.key || !is_nullable(&extra.ty) {
+            return refuse(at, "a column that is not optional cannot be left out; declare it");
+        }
     }
-    let from = found.len();
-    let added = table.columns.windows(2).skip(from - 1).map(|pair| (&pair[0], &pair[1])).collect::<Vec<_>>();
-    match added.iter().find(|(_, column)| !column.is_nullable()) {
-        None => Ok((wider, added)),
-        Some((_, column)) => refuse(
-            format!("the program has the new column `{}` {}", column.name, column.ty),
-            "rows that are there have no value for it: declare it as optional",
-        ),
+    for (at, column) in table.columns.iter().enumerate().skip(both) {
+        if !is_nullable(&column.ty) {
+            return refuse(
+                at,
+                "a new column must be optional, because the rows that are there have no value for it",
+            );
+        }
     }
+    let added = table.columns.windows(2).skip(both - 1).map(|pair| (&pair[0], &pair[1]));
+    Ok((wider, added.collect()))
+}
+
+/// Returns whether types are equal, beside the names that an enumeration has at its end.
+fn same_type(one: &str, other: &str) -> bool {
+    one == other || is_wider(one, other) || is_wider(other, one)
 }
 
 /// The statement that records the columns of a table, unless they are recorded, or the table is of a later version.

@@ -68,10 +68,6 @@ impl Column {
     pub(super) fn definition(&self) -> String {
         format!("{} {} {}", self.sql, self.ty, self.codec).trim_end().to_owned()
     }
-
-    pub(super) fn is_nullable(&self) -> bool {
-        is_nullable(&self.ty)
-    }
 }
 
 pub(super) fn is_nullable(ty: &str) -> bool {

@@ -61,8 +61,11 @@ impl Server {
     /// Removes all tables of a prefix.
     pub(crate) async fn drop_tables(&self, prefix: &str) {
         let store = ClickHouseStore::open(self.config(prefix)).unwrap();
-        for table in ["ticks", "quotes", "bars", "snapshots", "qi_migrations"] {
-            let drop = format!("DROP TABLE IF EXISTS {prefix}{table} SYNC");
+        let named = format!(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, '{prefix}')"
+        );
+        for table in store.client().query_raw(&named).fetch_all::<String>().await.unwrap() {
+            let drop = format!("DROP TABLE IF EXISTS `{table}` SYNC");
             store.client().query_raw(&drop).execute().await.unwrap();
         }
     }
