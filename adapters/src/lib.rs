@@ -4,11 +4,10 @@
 mod authorities;
 pub mod clickhouse;
 pub mod config;
-#[cfg(feature = "timescale")]
-mod evolution;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hours;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
 #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::store::{Dataset, DeleteQuery, RangeQuery};
-use qi_core::{PriceStore, PriceTick, Selection, TimeRange, Timestamp};
+use qi_core::{PriceStore, PriceStoreExt as _, PriceTick, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 

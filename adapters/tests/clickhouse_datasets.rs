@@ -9,9 +9,10 @@ use clickhouse_rig::Server;
 use futures::future::try_join_all;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::ClickHouseStore;
+use qi_core::Datasets;
 use qi_core::record::{
-    Column, ColumnType, Dataset, Datasets, Description, Enumeration, Level, Levels, Owner, Record, Row,
-    SeriesKey, SeriesType, Text, Value,
+    Column, ColumnType, Dataset, Description, Enumeration, Level, Levels, Owner, Record, Row, SeriesKey,
+    SeriesType, Text, Value,
 };
 use qi_core::store::{
     DeleteQuery, LatestQuery, LatestRequest, RangeQuery, RangeRequest, SeriesRequest, StatsQuery,

@@ -12,7 +12,7 @@ use clickhouse_rig::Server;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::ClickHouseStore;
 use qi_core::store::{RangeQuery, StoreStatus};
-use qi_core::{ErrorKind, PriceStore, PriceTick, Result, TimeRange, Timestamp};
+use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, Result, TimeRange, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use qi_adapters::clickhouse::config::Compression;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::store::{DeleteQuery, RangeQuery, StatsQuery};
-use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, Selection, TimeRange, Timestamp};
+use qi_core::{
+    Error, ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, Result, Selection, TimeRange, Timestamp,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 

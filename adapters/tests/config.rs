@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use qi_adapters::{Backends, Config};
 use qi_core::bus::TopicName;
-use qi_core::{Error, ErrorKind, PriceStore, Result};
+use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt as _, Result};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 use serde::Deserialize;
 

@@ -14,7 +14,7 @@ use qi_core::bus::{
     TopicSpec,
 };
 use qi_core::layer::{Layered, Propagator, Traced};
-use qi_core::{MessageBus, Operation, PriceStore, PriceTick, Result};
+use qi_core::{MessageBus, Operation, PriceStore, PriceStoreExt as _, PriceTick, Result};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, ChaosBus, Fault};
 use qi_testkit::market::{Market, MarketConfig};

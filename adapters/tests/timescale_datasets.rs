@@ -11,9 +11,10 @@ use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{Pg, TimescaleConfig, TimescaleStore};
+use qi_core::Datasets;
 use qi_core::record::{
-    Column, ColumnType, Dataset, Datasets, Description, Enumeration, Level, Levels, Owner, Row, SeriesKey,
-    SeriesType, Text, Value,
+    Column, ColumnType, Dataset, Description, Enumeration, Level, Levels, Owner, Row, SeriesKey, SeriesType,
+    Text, Value,
 };
 use qi_core::store::{
     DeleteQuery, InstrumentQuery, LatestQuery, RangeQuery, RangeRequest, Retention, SeriesRequest,

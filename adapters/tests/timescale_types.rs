@@ -7,8 +7,8 @@ mod timescale_rig;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qi_adapters::timescale::{Pg, TimescaleStore};
+use qi_core::Datasets;
 use qi_core::domain::Source;
-use qi_core::record::Datasets;
 use qi_core::{
     BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt,
     PriceTick, Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,

@@ -19,7 +19,7 @@ use qi_core::bus::{
     TopicPartition, TopicSpec, encode_message, header,
 };
 use qi_core::layer::{Layer, Layered};
-use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result, Timestamp};
+use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceStoreExt as _, PriceTick, Result, Timestamp};
 use qi_testkit::ManualClock;
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
 use qi_testkit::chaos::{Chaos, Fault, Rule};
@@ -596,7 +596,7 @@ async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three
         redriven.push((round, number, run.counts.redriven_too_often));
     }
     assert_eq!(redriven[0], (0, 2, 0));
-    let stored = qi_cli::query::latest(&store, vec![], 10).await.unwrap();
+    let stored = qi_cli::query::latest(&store, PriceTick::DATASET, vec![], None, 10).await.unwrap();
     assert_eq!(stored.rows().len(), 1, "the fixed writer stores the tick");
     assert!(redriven[3..].iter().all(|(_, _, too_often)| *too_often > 0), "{redriven:?}");
     let most = messages(&bus, &letters()).await;

@@ -11,17 +11,19 @@ use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
-use qi_cli::{check, migrate, query, replay, topics};
+use qi_cli::{Series, check, migrate, query, replay, topics};
 use qi_core::bus::{
     Batch, BusStatus, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
     Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
     TopicState,
 };
 use qi_core::layer::{Layer, Layered};
-use qi_core::store::{BarSource, Dataset};
+use qi_core::record::{Level, Owner, SeriesKey};
+use qi_core::store::BarQuery;
 use qi_core::{
-    BarValues, ErrorKind, Interval, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStore, PriceTick,
-    Quote, QuoteValues, Result, Scope, SnapshotValues, TimeRange, Timestamp,
+    BarValues, BookSnapshot, Datasets, ErrorKind, Instrument, Interval, MarketSnapshot, MessageBus, Ohlcv,
+    Operation, PriceStore, PriceStoreExt as _, PriceTick, Quote, QuoteValues, Result, Scope, SnapshotValues,
+    TimeRange, Timestamp,
 };
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
@@ -231,7 +233,7 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
     let catalogue = TopicCatalogue::standard().unwrap();
     let look = async || {
         let mut findings = check::Findings::default();
-        findings.store("store memory", &store).await;
+        findings.store("store memory", &store, &Datasets::standard()).await;
         findings.bus("bus memory", &bus, &catalogue).await;
         findings
     };
@@ -250,7 +252,10 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
     let mut writing = check::Findings::default();
     writing.writing("store memory", &store).await;
     assert!(writing.is_well(), "{}", writing.listing().render(Format::Table));
-    assert!(query::latest(&*store, vec![], 1).await.unwrap().rows().is_empty(), "nothing is left of it");
+    assert!(
+        query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().is_empty(),
+        "nothing is left of it"
+    );
 
     let mut again = migrate::listing();
     assert!(migrate::bus("bus memory", &*bus, &catalogue, &mut again).await.unwrap());
@@ -259,14 +264,17 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 
 #[tokio::test]
 async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
-    let retention = RetentionConfig { ticks: KeepConfig::by_age_secs(86_400), ..RetentionConfig::default() };
+    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age_secs(86_400));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();
     let mut findings = check::Findings::default();
     findings.writing("store memory", &store).await;
     assert!(findings.is_well(), "{}", findings.listing().render(Format::Table));
-    assert!(query::latest(&*store, vec![], 1).await.unwrap().rows().is_empty(), "the tick is still there");
+    assert!(
+        query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().is_empty(),
+        "the tick is still there"
+    );
 }
 
 #[tokio::test]
@@ -280,7 +288,7 @@ async fn a_check_that_may_not_read_leaves_nothing_behind() {
         findings.writing("store memory", &store).await;
         let shown = findings.listing().render(Format::Csv);
         assert!(!findings.is_well() && shown.contains("chaos."), "{shown}");
-        let left = query::latest(&*memory, vec![], 10).await.unwrap();
+        let left = query::latest(&*memory, PriceTick::DATASET, vec![], None, 10).await.unwrap();
         assert!(left.rows().is_empty(), "{operation}: the tick is still there");
     }
     chaos.next(Operation::DeleteRange, Fault::Error);
@@ -360,25 +368,72 @@ async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command()
 async fn queries_show_latest_ticks_and_bars() {
     let store = full().await;
     let name: qi_core::Instrument = "sim:A0000-USDT".parse().unwrap();
-    let latest = query::latest(&*store, vec![], 100).await.unwrap();
+    let latest = query::latest(&*store, PriceTick::DATASET, vec![], None, 100).await.unwrap();
     assert_eq!(latest.rows().len(), 2);
-    assert_eq!(query::latest(&*store, vec![], 1).await.unwrap().rows().len(), 1);
-    let one = query::latest(&*store, vec![name.clone()], 100).await.unwrap();
+    assert_eq!(query::latest(&*store, PriceTick::DATASET, vec![], None, 1).await.unwrap().rows().len(), 1);
+    let one = query::latest(&*store, PriceTick::DATASET, vec![Owner::Instrument(name.clone())], None, 100)
+        .await
+        .unwrap();
     assert_eq!(one.rows()[0], latest.rows()[0]);
 
     // More than a page of the store.
-    let ticks = query::ticks(&*store, name.clone(), TimeRange::ALL, false, 11_000).await.unwrap();
+    let series = |dataset, owner: Instrument, interval| Series {
+        dataset,
+        key: SeriesKey { owner: Owner::Instrument(owner), interval },
+    };
+    let of_ticks = series(PriceTick::DATASET, name.clone(), None);
+    let ticks = query::records(&*store, of_ticks.clone(), TimeRange::ALL, false, 11_000).await.unwrap();
     assert_eq!(ticks.rows().len(), 11_000);
-    let newest = query::ticks(&*store, name.clone(), TimeRange::ALL, true, 3).await.unwrap();
+    let newest = query::records(&*store, of_ticks, TimeRange::ALL, true, 3).await.unwrap();
     assert_eq!(newest.rows()[0], one.rows()[0]);
 
-    let series = (name, Interval::D1);
-    let stored =
-        query::bars(&*store, series.clone(), TimeRange::ALL, BarSource::Stored, false, 100).await.unwrap();
+    let of_bars = series(Ohlcv::DATASET, name.clone(), Some(Interval::D1));
+    let stored = query::records(&*store, of_bars, TimeRange::ALL, false, 100).await.unwrap();
     assert_eq!(stored.rows().len(), 5);
-    let derived = query::bars(&*store, series, TimeRange::ALL, BarSource::Derived, false, 100).await.unwrap();
+    let bars = BarQuery::new(name, Interval::D1, TimeRange::ALL);
+    let derived = query::derived_bars(&*store, bars, false, 100).await.unwrap();
     assert!(!derived.rows().is_empty());
     assert!(derived.render(Format::Csv).starts_with("instrument,interval,open_time,open,high,low,close,"));
+}
+
+#[tokio::test]
+async fn queries_show_every_dataset() {
+    let store = MemoryStore::default();
+    store.ensure_schema().await.unwrap();
+    let ts = Timestamp::from_secs(1_700_000_000).unwrap();
+    let level = Level { price: "2.5".parse().unwrap(), quantity: "3".parse().unwrap() };
+    let book = BookSnapshot::new("a:B".parse().unwrap(), ts, 7, vec![level], vec![]).unwrap();
+    store.insert_record(&book).await.unwrap();
+    let values = SnapshotValues { markets: Some(9), ..SnapshotValues::default() };
+    store.insert_snapshot(&MarketSnapshot::new(Scope::Global, ts, values).unwrap()).await.unwrap();
+    let books = query::latest(&store, BookSnapshot::DATASET, vec![], None, 10).await.unwrap();
+    assert_eq!(books.render(Format::Csv), "instrument,ts,seq,bids,asks\na:B,2023-11-14T22:13:20Z,7,3@2.5,\n");
+    let global = query::owner(MarketSnapshot::DATASET, "global").unwrap();
+    let key = SeriesKey { owner: global, interval: None };
+    let series = Series { dataset: MarketSnapshot::DATASET, key };
+    let shown = query::records(&store, series, TimeRange::ALL, false, 10).await.unwrap();
+    assert_eq!((&shown.rows()[0][0], &shown.rows()[0][7]), (&"global".into(), &9.into()));
+    assert!(query::owner(BookSnapshot::DATASET, "global").is_err());
+    assert!(query::latest(&store, Ohlcv::DATASET, vec![], None, 10).await.is_err(), "bars need an interval");
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_what_is_missing_and_changes_nothing() {
+    let (store, bus) = (MemoryStore::default(), MemoryBus::default());
+    let catalogue = TopicCatalogue::standard().unwrap();
+    for _ in 0..2 {
+        let mut listing = migrate::listing();
+        migrate::plan_store("store", &store, &mut listing).await.unwrap();
+        migrate::plan_bus("bus", &bus, &catalogue, &mut listing).await.unwrap();
+        let shown = listing.render(Format::Csv);
+        assert!(shown.contains("ticks") && shown.contains("topic crypto-prices.dlq,would create"), "{shown}");
+    }
+    migrate::store("store", &store, &mut migrate::listing()).await.unwrap();
+    migrate::bus("bus", &bus, &catalogue, &mut migrate::listing()).await.unwrap();
+    let mut listing = migrate::listing();
+    migrate::plan_store("store", &store, &mut listing).await.unwrap();
+    migrate::plan_bus("bus", &bus, &catalogue, &mut listing).await.unwrap();
+    assert!(listing.rows().is_empty());
 }
 
 async fn a_topic(bus: &MemoryBus) -> TopicName {
@@ -420,7 +475,13 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     let bus = Layered::new(memory, chaos.clone());
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+    let plan = replay::Plan {
+        topic,
+        datasets: Datasets::standard(),
+        since: Timestamp::MIN,
+        until: None,
+        wait: Duration::from_mins(1),
+    };
     let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (3_000, false));
 
@@ -470,7 +531,13 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
     memory.send_records(&ticks(300, 1), None).await?;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
-    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+    let plan = replay::Plan {
+        topic,
+        datasets: Datasets::standard(),
+        since: Timestamp::MIN,
+        until: None,
+        wait: Duration::from_mins(1),
+    };
     let replayed = replay::run(&Layered::new(memory, Mute), &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (0, false));
     let [unreached] = &replayed.unreached[..] else { panic!("{:?}", replayed.unreached) };
@@ -492,6 +559,7 @@ async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_pa
         let end = memory.topics().await?[0].partitions[0].high;
         let bus = Layered::new(memory, LosesLeader::new(partition.clone(), until));
         let plan = replay::Plan {
+            datasets: Datasets::standard(),
             topic: topic.clone(),
             since: Timestamp::MIN,
             until: None,
@@ -525,7 +593,13 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
         let missing = memory.topics().await?[0].partitions[1].high;
         assert!(missing > 0);
         let bus = Leaderless::new(memory, 1, calls);
-        let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+        let plan = replay::Plan {
+            topic,
+            datasets: Datasets::standard(),
+            since: Timestamp::MIN,
+            until: None,
+            wait: Duration::from_mins(1),
+        };
         let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
         if calls == 10 {
             assert!(replayed.is_complete());
@@ -549,7 +623,13 @@ async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Resul
     memory.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await?;
     memory.send_records(&ticks(5, 1), None).await?;
     let bus = Layered::new(memory, HoldsMarkers(2));
-    let plan = replay::Plan { topic, since: Timestamp::MIN, until: None, wait: Duration::from_mins(1) };
+    let plan = replay::Plan {
+        topic,
+        datasets: Datasets::standard(),
+        since: Timestamp::MIN,
+        until: None,
+        wait: Duration::from_mins(1),
+    };
     let replayed = replay::run(&bus, &store, &plan, &CancellationToken::new(), |_| {}).await?;
     assert!(replayed.is_complete());
     assert_eq!(replayed.stored, 2);
@@ -562,7 +642,8 @@ async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
     let topic = a_topic(&bus).await;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     let (since, until) = (Timestamp::MAX_RECORD, Some(Timestamp::MIN));
-    let plan = replay::Plan { topic, since, until, wait: Duration::from_mins(1) };
+    let plan =
+        replay::Plan { topic, datasets: Datasets::standard(), since, until, wait: Duration::from_mins(1) };
     let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
@@ -581,6 +662,7 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
     let store = MemoryStore::default();
     store.ensure_schema().await?;
     let plan = replay::Plan {
+        datasets: Datasets::standard(),
         topic: topic.clone(),
         since: Timestamp::MIN,
         until: None,

@@ -17,8 +17,7 @@ use qi_core::bus::{
     DeadLetters, GroupId, HeaderName, Json, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
     TopicName, TopicSpec, encode_message, header,
 };
-use qi_core::store::Dataset;
-use qi_core::{ErrorKind, PriceStore, PriceTick, TimeRange};
+use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

@@ -148,7 +148,7 @@ impl Fields {
 pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let attributes = Attributes::read(input)?;
     let fields = Fields::read(input)?;
-    let ident = &input.ident;
+    let (ident, visibility) = (&input.ident, &input.vis);
     let description = description(ident, &attributes, &fields);
     let key = key(&fields);
     let values = values(&attributes, &fields);
@@ -156,6 +156,12 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     Ok(quote! {
         const _: () = {
             #description
+
+            impl #ident {
+                /// The description of the dataset, as [`qi_core::Record::DATASET`].
+                #[allow(dead_code)]
+                #visibility const DATASET: ::qi_core::record::Dataset = <Self as ::qi_core::record::Record>::DATASET;
+            }
 
             impl ::qi_core::record::Record for #ident {
                 const DATASET: ::qi_core::record::Dataset =

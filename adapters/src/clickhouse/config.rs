@@ -8,7 +8,7 @@ use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::config::DatasetHours;
+use crate::hours::DatasetHours;
 use crate::rules::Rules;
 
 const RULES: Rules =

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn answer(text: &str) -> Error {
-        Cause::Client(Client::BadResponse(text.to_owned())).at(Operation::InsertTicks)
+        Cause::Client(Client::BadResponse(text.to_owned())).at(Operation::Insert)
     }
 
     fn code(number: u16) -> Error {
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn every_error_of_the_client() {
         let of = |error: Client| {
-            let error = Cause::from(error).at(Operation::Ticks);
+            let error = Cause::from(error).at(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         let text = || Box::<dyn std::error::Error + Send + Sync>::from("no");
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_the_adapter_finds_itself() {
         let of = |cause: Cause| {
-            let error = cause.at(Operation::Ticks);
+            let error = cause.at(Operation::Range);
             (error.kind(), error.retry().is_retryable())
         };
         assert_eq!(of(Cause::Busy { max_connections: 8 }), (ErrorKind::Overloaded, true));

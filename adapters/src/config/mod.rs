@@ -28,7 +28,6 @@
 mod backends;
 mod de;
 mod environment;
-mod hours;
 mod layers;
 mod section;
 mod sections;
@@ -43,15 +42,15 @@ use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
+pub use crate::hours::DatasetHours;
 pub use crate::redpanda::config::{
     CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
 pub use crate::timescale::config::{
-    DatasetHours, Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
+    Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
-pub use hours::DatasetHours;
 pub use layers::{
     CircuitBreakerSection, LimitSection, MetricsSection, RetrySection, TimeoutSection, TracingSection,
 };

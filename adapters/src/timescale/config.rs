@@ -1,7 +1,5 @@
 //! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
 
-use std::collections::BTreeMap;
-
 use qi_core::Datasets;
 use qi_core::Result;
 #[cfg(feature = "timescale")]
@@ -10,6 +8,7 @@ use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::hours::DatasetHours;
 use crate::rules::Rules;
 
 /// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
@@ -203,43 +202,6 @@ impl Default for WriteSection {
     }
 }
 
-/// `[store.timescale.chunks]`, `[store.timescale.columnstore]` and `[store.timescale.retention]`: a number of hours for
-/// each dataset, as `<dataset>_hours`.
-///
-/// ```
-/// use qi_adapters::config::TimescaleConfig;
-/// let mut config = TimescaleConfig::from_url("postgres://qi:secret@localhost/market");
-/// config.chunks.set("ticks", 24);
-/// assert_eq!((config.chunks.get("ticks"), config.chunks.get("bars")), (Some(24), None));
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "BTreeMap<String, u32>")]
-pub struct DatasetHours(BTreeMap<String, u32>);
-
-impl TryFrom<BTreeMap<String, u32>> for DatasetHours {
-    type Error = String;
-
-    fn try_from(keys: BTreeMap<String, u32>) -> std::result::Result<Self, String> {
-        let name = |(key, hours): (String, u32)| match key.strip_suffix("_hours") {
-            Some(dataset) => Ok((dataset.to_owned(), hours)),
-            None => Err(format!("unknown field `{key}`, expected `<dataset>_hours`")),
-        };
-        keys.into_iter().map(name).collect::<std::result::Result<_, _>>().map(Self)
-    }
-}
-
-impl DatasetHours {
-    /// Sets the hours of a dataset.
-    pub fn set(&mut self, dataset: impl Into<String>, hours: u32) {
-        self.0.insert(dataset.into(), hours);
-    }
-
-    /// Returns the hours of a dataset.
-    pub fn get(&self, dataset: &str) -> Option<u32> {
-        self.0.get(dataset).copied()
-    }
-}
-
 impl TimescaleConfig {
     /// The server at `url`, and the defaults for all else.
     pub fn from_url(url: impl Into<String>) -> Self {
@@ -315,15 +277,8 @@ impl TimescaleConfig {
         rules.within("write.piece", write.piece as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
         for (section, hours) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
-            for (dataset, hours) in &hours.0 {
-                let key = format!("{section}.{dataset}_hours");
-                if self.datasets.get(dataset).is_none() {
-                    let rule = "must name a dataset of the store; others are registered with `with_datasets`";
-                    return Err(rules.refuse(&key, hours, rule));
-                }
-                rules.within(&key, (*hours).into(), 1, MAX_HOURS)?;
-            }
-            if section != "chunks" && !hours.0.is_empty() && self.hypertables == Hypertables::Off {
+            hours.check(&rules, section, &self.datasets, MAX_HOURS)?;
+            if section != "chunks" && !hours.is_empty() && self.hypertables == Hypertables::Off {
                 return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
         }

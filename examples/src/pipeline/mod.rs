@@ -190,7 +190,7 @@ impl Job {
 
     /// Runs feed and writer until everything that was published is stored, or until it is to stop.
     async fn carry<T: Record>(&mut self, source: Source<T>) -> Result<()> {
-        let (topic, group) = (TopicName::new(T::TOPIC)?, GroupId::new(GROUP)?);
+        let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
             let mut request = Subscribe::new(group.clone(), [topic.clone()])?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscribe, Subscription};
-use qi_core::{Error, PriceStore, Result};
+use qi_core::{Error, PriceStore, PriceStoreExt, Result};
 use tracing::Instrument;
 
 use super::record::Record;

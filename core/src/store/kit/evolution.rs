@@ -1,132 +1,147 @@
-//! How a stored dataset may differ from a declared one.
+//! Which changes of a dataset's declaration a stored dataset takes.
+//!
+//! Stores record a dataset as lines of text: its key, then each of its columns.
 
-use crate::record::{Column, ColumnType};
+use crate::record::{Column, ColumnType, Dataset, SeriesType};
 
-/// How a declared dataset differs from the stored one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Difference<'a> {
-    /// The stored columns are the declared ones.
-    None,
-    /// These optional columns were declared since, at the end.
-    Added(&'a [Column]),
-    /// The declared columns are the first of the stored ones, and the rest is optional: the program is an older version.
-    Older,
-    /// The declaration cannot become the stored one. The text says what differs and what to do.
-    Refused(String),
+/// Returns the lines of a dataset.
+pub fn lines(dataset: Dataset) -> Vec<String> {
+    let mut key = match dataset.series() {
+        SeriesType::Instrument => "instrument".to_owned(),
+        SeriesType::Name { column, max } => format!("{column} text({max})"),
+    };
+    for column in [dataset.interval(), Some(dataset.time()), dataset.seq()].into_iter().flatten() {
+        key = format!("{key}, {column}");
+    }
+    std::iter::once(key).chain(dataset.values().iter().map(line)).collect()
 }
 
-/// Compares the value columns of a stored dataset with the declared ones.
+fn line(column: &Column) -> String {
+    let ty = match column.ty {
+        ColumnType::Decimal => "decimal".to_owned(),
+        ColumnType::Counter => "counter".to_owned(),
+        ColumnType::Integer => "integer".to_owned(),
+        ColumnType::Boolean => "boolean".to_owned(),
+        ColumnType::Text { max } => format!("text({max})"),
+        ColumnType::Enumeration(names) => format!("enumeration({})", names.join(", ")),
+        ColumnType::Timestamp => "timestamp".to_owned(),
+        ColumnType::Interval => "interval".to_owned(),
+        ColumnType::Levels { max } => format!("levels({max})"),
+    };
+    format!("{} {ty}{}", column.name, if column.optional { OPTIONAL } else { "" })
+}
+
+const OPTIONAL: &str = " optional";
+
+/// Returns the numbers of the lines that are to be recorded: columns that were added at the end, and enumerations with
+/// new names. None of them: the stored dataset is that of the declaration, or of a newer version of it.
 ///
-/// ```
-/// use qi_core::record::{Column, ColumnType};
-/// use qi_core::store::kit::{Difference, difference};
-/// let column = |name, optional| Column { name, ty: ColumnType::Decimal, optional };
-/// let (stored, declared) = ([column("rate", false)], [column("rate", false), column("cap", true)]);
-/// assert_eq!(difference(&stored, &declared), Difference::Added(&declared[1..]));
-/// assert_eq!(difference(&declared, &stored), Difference::Older);
-/// ```
-pub fn difference<'a>(stored: &[Column], declared: &'a [Column]) -> Difference<'a> {
-    for (was, is) in stored.iter().zip(declared) {
-        if was.name != is.name {
-            return Difference::Refused(format!(
-                "column {} is declared where {} is stored: columns are never renamed, removed or moved; add new ones \
-                 at the end",
-                is.name, was.name
-            ));
-        }
-        if was.optional != is.optional {
-            let kind = |optional: bool| if optional { "optional" } else { "required" };
-            return Difference::Refused(format!(
-                "column {} is stored as {} and declared as {}: declare another dataset, or a new column",
-                is.name,
-                kind(was.optional),
-                kind(is.optional)
-            ));
-        }
-        if !is_same(was.ty, is.ty) {
-            return Difference::Refused(format!(
-                "column {} is stored as {:?} and declared as {:?}: declare another dataset, or a new column",
-                is.name, was.ty, is.ty
-            ));
+/// # Errors
+/// What differs and what to do.
+pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>, String> {
+    let refuse = |what: String| {
+        format!(
+            "columns are only added at the end, as optional ones, and other changes need a dataset with a new name; \
+             {dataset}: {what}"
+        )
+    };
+    let declared = lines(dataset);
+    let mut record = Vec::new();
+    for (at, (stored, declared)) in stored.iter().zip(&declared).enumerate() {
+        match (stored == declared, enumeration(stored), enumeration(declared)) {
+            (true, ..) => {}
+            // An older version of the program knows fewer names.
+            (_, Some((column, old)), Some((same, new))) if column == same && begins(&old, &new) => {}
+            (_, Some((column, old)), Some((same, new))) if column == same && begins(&new, &old) => {
+                record.push(at);
+            }
+            _ if at == 0 => {
+                return Err(refuse(format!("the key is stored as `{stored}`, and declared as `{declared}`")));
+            }
+            _ => {
+                return Err(refuse(format!(
+                    "column {at} is stored as `{stored}`, and declared as `{declared}`"
+                )));
+            }
         }
     }
-    if declared.len() <= stored.len() {
-        return match stored[declared.len()..].iter().find(|column| !column.optional) {
-            None if declared.len() == stored.len() => Difference::None,
-            None => Difference::Older,
-            Some(required) => Difference::Refused(format!(
-                "the stored column {} is required and not declared: declare it, or another dataset",
-                required.name
-            )),
-        };
+    for (at, added) in declared.iter().enumerate().skip(stored.len()) {
+        if !added.ends_with(OPTIONAL) {
+            return Err(refuse(format!("the new column `{added}` is required")));
+        }
+        record.push(at);
     }
-    let added = &declared[stored.len()..];
-    // A list of levels is never absent: stored records have an empty one.
-    match added.iter().find(|column| !column.optional && !matches!(column.ty, ColumnType::Levels { .. })) {
-        None => Difference::Added(added),
-        Some(required) => Difference::Refused(format!(
-            "the new column {} is required, and stored records have no value for it: make it optional",
-            required.name
-        )),
+    match stored.iter().skip(declared.len()).find(|column| !column.ends_with(OPTIONAL)) {
+        Some(column) => Err(refuse(format!("the column `{column}` is required, and is not declared"))),
+        None => Ok(record),
     }
 }
 
-/// Whether two declarations of a column are compatible. Bounds of texts and lists are checked by the program alone; new
-/// names of an enumeration come at the end.
-fn is_same(was: ColumnType, is: ColumnType) -> bool {
-    match (was, is) {
-        (ColumnType::Text { .. }, ColumnType::Text { .. })
-        | (ColumnType::Levels { .. }, ColumnType::Levels { .. }) => true,
-        (ColumnType::Enumeration(was), ColumnType::Enumeration(is)) => {
-            was.iter().zip(is).all(|(was, is)| was == is)
-        }
-        _ => was == is,
-    }
+/// Splits the line of an enumeration into its names and all else.
+fn enumeration(line: &str) -> Option<((&str, &str), Vec<&str>)> {
+    let (column, rest) = line.split_once(" enumeration(")?;
+    let (names, optional) = rest.split_once(')')?;
+    Some(((column, optional), names.split(", ").collect()))
+}
+
+fn begins(all: &[&str], first: &[&str]) -> bool {
+    all.starts_with(first)
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::{PriceTick, Record as _};
+
     use super::*;
 
-    fn column(name: &'static str, ty: ColumnType, optional: bool) -> Column {
-        Column { name, ty, optional }
+    fn changed(change: impl FnOnce(&mut Vec<String>)) -> Result<Vec<usize>, String> {
+        let mut stored = lines(PriceTick::DATASET);
+        change(&mut stored);
+        compare(PriceTick::DATASET, &stored)
     }
 
     #[test]
-    fn only_optional_columns_at_the_end_are_added() {
-        let a = column("a", ColumnType::Decimal, false);
-        let (b, c) =
-            (column("b", ColumnType::Counter, true), column("c", ColumnType::Levels { max: 3 }, false));
-        let stored = [a, b];
-        assert_eq!(difference(&stored, &[a, b]), Difference::None);
-        assert_eq!(difference(&stored, &[a, b, c]), Difference::Added(&[c]));
-        assert_eq!(difference(&stored, &[a]), Difference::Older);
-        let refused = |declared: &[Column], word: &str| {
-            let Difference::Refused(why) = difference(&stored, declared) else {
-                panic!("{declared:?} is accepted")
-            };
-            assert!(why.contains(word), "{why}");
-        };
-        refused(&[b, a], "column b");
-        refused(&[b], "column b");
-        refused(&[a, c], "column c");
-        refused(&[], "column a");
-        refused(&[a, column("b", ColumnType::Counter, false)], "optional");
-        refused(&[column("a", ColumnType::Integer, false), b], "Integer");
-        refused(&[a, b, column("d", ColumnType::Decimal, false)], "make it optional");
+    fn the_lines_of_the_ticks() {
+        assert_eq!(
+            lines(PriceTick::DATASET),
+            [
+                "instrument, ts, seq",
+                "price decimal",
+                "quantity decimal optional",
+                "side enumeration(buy, sell) optional"
+            ]
+        );
     }
 
     #[test]
-    fn bounds_and_new_names_are_compatible() {
-        let of = |ty| [column("a", ty, false)];
-        let same = |was, is| difference(&of(was), &of(is)) == Difference::None;
-        assert!(same(ColumnType::Text { max: 9 }, ColumnType::Text { max: 5 }));
-        assert!(same(ColumnType::Enumeration(&["a"]), ColumnType::Enumeration(&["a", "b"])));
-        assert!(
-            same(ColumnType::Enumeration(&["a", "b"]), ColumnType::Enumeration(&["a"])),
+    fn columns_are_added_at_the_end_alone() {
+        assert_eq!(changed(|_| ()), Ok(vec![]));
+        assert_eq!(changed(|stored| stored.truncate(2)), Ok(vec![2, 3]));
+        assert_eq!(
+            changed(|stored| stored.push("fee decimal optional".to_owned())),
+            Ok(vec![]),
             "an older version"
         );
-        assert!(!same(ColumnType::Enumeration(&["a", "b"]), ColumnType::Enumeration(&["b", "a"])));
-        assert!(!same(ColumnType::Enumeration(&["a"]), ColumnType::Text { max: 9 }));
+        let refused = |change: fn(&mut Vec<String>), what: &str| {
+            let message = changed(change).unwrap_err();
+            assert!(message.contains(what), "{message}");
+        };
+        refused(|stored| stored.truncate(1), "the new column `price decimal` is required");
+        refused(|stored| stored.push("fee decimal".to_owned()), "the column `fee decimal` is required");
+        refused(
+            |stored| stored[2] = "quantity decimal".to_owned(),
+            "column 2 is stored as `quantity decimal`",
+        );
+        refused(|stored| stored.swap(2, 3), "declared as `quantity decimal optional`");
+        refused(|stored| stored[0] = "instrument, ts".to_owned(), "the key is stored as `instrument, ts`");
+    }
+
+    #[test]
+    fn an_enumeration_grows_at_the_end() {
+        let side = |names: &str| changed(|stored| stored[3] = format!("side enumeration({names}) optional"));
+        assert_eq!(side("buy"), Ok(vec![3]));
+        assert_eq!(side("buy, sell, both"), Ok(vec![]), "an older version");
+        assert!(side("sell, buy").is_err());
+        assert!(side("bu").is_err());
     }
 }

@@ -4,18 +4,17 @@
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
 //! - [`BucketWalk`] plans the windows from which derived bars are summed.
 //! - [`rest_of`] gives the range that is left behind a cursor.
-//! - [`difference`] compares a stored dataset with a declared one.
+//! - [`evolution`] compares a stored dataset with a declared one.
 //!
 //! `docs/writing-an-adapter.md` uses them to write an adapter.
 
 mod batch;
 mod buckets;
-mod evolution;
+pub mod evolution;
 mod latest;
 mod range;
 
 pub use batch::{Entry, SeriesRanks, entries};
 pub use buckets::{BucketWalk, bucket_end};
-pub use evolution::{Difference, difference};
 pub use latest::{LatestSource, latest};
 pub use range::rest_of;

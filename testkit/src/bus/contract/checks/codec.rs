@@ -5,9 +5,7 @@ use qi_core::bus::{
     Batch, DeadLetters, HeaderName, Json, Message, MessageBus, MessageBusExt, Payload, TopicName,
     decode_message, encode_message, header,
 };
-use qi_core::{
-    ErrorKind, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp,
-};
+use qi_core::{ErrorKind, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp};
 
 use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
