@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use qi_core::agent::{AgentRuntime, AgentSpec, Termination, agent_fn};
 use qi_core::bus::{Message, MessageBus, MessageBusExt, TopicName, TopicSpec};
-use qi_core::store::{InstrumentDataset, InstrumentQuery};
-use qi_core::{PriceStore, Result};
+use qi_core::store::InstrumentQuery;
+use qi_core::{PriceStore, PriceStoreExt, PriceTick, Record, Result};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
@@ -56,7 +56,7 @@ async fn a_tight_loop_over_the_store_starves_nobody_and_can_be_stopped() {
     store.ensure_schema().await.unwrap();
     tight_loop(move || {
         let store = store.clone();
-        async move { store.instruments(&InstrumentQuery::new(InstrumentDataset::Ticks)).await.map(drop) }
+        async move { store.instruments(&InstrumentQuery::new(PriceTick::DATASET)).await.map(drop) }
     })
     .await;
 }

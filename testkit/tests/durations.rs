@@ -47,7 +47,7 @@ async fn layers_take_the_longest_limits() {
         .with_timeout(TimeoutConfig::default().with_call(MAX).with_bulk(MAX));
     let store = stack.wrap_store(failing);
     store.ensure_schema().await.unwrap();
-    chaos.next(Operation::InsertTicks, Fault::Error);
+    chaos.next(Operation::Insert, Fault::Error);
     store.insert_ticks(&[tick()]).await.unwrap();
 }
 

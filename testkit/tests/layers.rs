@@ -12,8 +12,10 @@ use qi_core::bus::{
     PublishReport, Subscribe, Subscription, TopicName,
 };
 use qi_core::layer::{Call, Layer, LayerStack, Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
-use qi_core::store::{Dataset, StoreInfo, StoreStatus};
-use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice, Timestamp};
+use qi_core::store::{StoreInfo, StoreStatus};
+use qi_core::{
+    Backoff, Error, ErrorKind, Operation, PriceStore, PriceTick, Record, Result, RetryAdvice, Timestamp,
+};
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
 use qi_testkit::recording::{Outcome, Recording};
@@ -199,7 +201,7 @@ async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
 
     chaos.next(Operation::PurgeBefore, Fault::Hang);
     let since = Instant::now();
-    assert!(store.purge_before(Dataset::Ticks, Timestamp::MIN).await.is_err());
+    assert!(store.purge_before(PriceTick::DATASET, Timestamp::MIN).await.is_err());
     assert_eq!(since.elapsed(), Duration::from_mins(10));
 }
 

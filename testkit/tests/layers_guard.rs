@@ -15,7 +15,7 @@ use qi_core::layer::{
     RetryConfig, TimeoutConfig,
 };
 use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
-use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, Result, RetryAdvice};
+use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceStoreExt, Result, RetryAdvice};
 use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
 use tokio::time::{Instant, timeout};
@@ -25,14 +25,14 @@ fn ms(millis: u64) -> Duration {
 }
 
 fn away() -> Error {
-    Error::new(ErrorKind::Unavailable, "test.away", "insert_ticks")
+    Error::new(ErrorKind::Unavailable, "test.away", "insert")
 }
 
 /// Returns a store that accepts every call.
 fn willing() -> MockStore {
     let mut store = MockStore::new();
     store.expect_info().returning(|| StoreInfo::new("mock"));
-    store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+    store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
     store.expect_ping().returning(|| Ok(StoreStatus::new(Duration::ZERO)));
     store.expect_close().returning(|| Ok(()));
     store
@@ -46,7 +46,7 @@ fn answering(answer: impl Fn(u32) -> Result<()> + Send + 'static) -> (MockStore,
     store.expect_info().returning(|| StoreInfo::new("mock"));
     store.expect_close().returning(|| Ok(()));
     store
-        .expect_insert_ticks()
+        .expect_insert()
         .returning(move |_| answer(count.fetch_add(1, Ordering::Relaxed)).map(|()| InsertReport::new(0, 0)));
     (store, calls)
 }
@@ -159,7 +159,7 @@ async fn dropped_callers_consume_no_start() {
 async fn ping_close_and_subscription_calls_bypass_the_limiter() {
     let store =
         limited(LimitConfig::default().with_concurrency(1).with_max_queued(0), Duration::from_hours(1));
-    let mut stuck = store.insert_ticks(&[]);
+    let mut stuck = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(1), &mut stuck).await.is_err());
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.limit.full");
     let around = |work| timeout(Duration::from_hours(2), work);
@@ -240,14 +240,14 @@ async fn a_success_resets_the_failure_count() {
 async fn only_infrastructure_errors_are_failures() {
     let counted = [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Overloaded];
     for kind in ErrorKind::ALL {
-        let (store, _) = answering(move |_| Err(Error::new(kind, "test", "insert_ticks")));
+        let (store, _) = answering(move |_| Err(Error::new(kind, "test", "insert")));
         let store = breaker(store, 1);
         let _ = store.insert_ticks(&[]).await;
         let opened = store.layer().state() == CircuitState::Open;
         assert_eq!(opened, counted.contains(&kind), "{kind}");
     }
     let for_good = || Err(away().with_retry(RetryAdvice::Never));
-    let full = || Err(Error::new(ErrorKind::Overloaded, "layer.limit.full", "insert_ticks"));
+    let full = || Err(Error::new(ErrorKind::Overloaded, "layer.limit.full", "insert"));
     for answer in [for_good, full] {
         let store = breaker(answering(move |_| answer()).0, 1);
         let _ = store.insert_ticks(&[]).await;
@@ -275,7 +275,7 @@ async fn one_probe_is_admitted_and_other_calls_are_rejected_with_backoff() {
 async fn a_dropped_or_neutral_probe_admits_the_next_probe() {
     let (store, _) = answering(|n| match n {
         0 => Err(away()),
-        1 => Err(Error::new(ErrorKind::InvalidInput, "test", "insert_ticks")),
+        1 => Err(Error::new(ErrorKind::InvalidInput, "test", "insert")),
         _ => Ok(()),
     });
     let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
@@ -294,8 +294,8 @@ async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
     let store = breaker(Layered::new(store, chaos.clone()), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    chaos.next(Operation::InsertTicks, Fault::Hang);
-    let mut stuck = store.insert_ticks(&[]);
+    chaos.next(Operation::Insert, Fault::Hang);
+    let mut stuck = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "the caller still waits");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.circuit_breaker.open");
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -350,7 +350,7 @@ async fn a_late_failure_of_an_earlier_generation_does_not_fail_the_probe() {
     let (store, _) = answering(|n| if n < 2 { Err(away()) } else { Ok(()) });
     let takes = Takes(vec![ms(5_000), ms(0), ms(2_000)], AtomicU32::new(0));
     let store = breaker(Layered::new(store, takes), 1);
-    let mut early = store.insert_ticks(&[]);
+    let mut early = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(1), &mut early).await.is_err());
     assert!(store.insert_ticks(&[]).await.is_err(), "this failure opens the circuit");
     tokio::time::sleep(ms(4_000)).await;
@@ -364,10 +364,10 @@ async fn a_late_failure_of_an_earlier_generation_does_not_fail_the_probe() {
 async fn attempts_from_before_the_circuit_opened_are_ignored() {
     let (store, _) = answering(|n| if n == 0 { Err(away()) } else { Ok(()) });
     let store = breaker(Layered::new(store, Slow::new(ms(50))), 1);
-    let mut early = store.insert_ticks(&[]);
+    let mut early = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(10), &mut early).await.is_err());
     // The second call returns after the first call has opened the circuit.
-    let mut late = store.insert_ticks(&[]);
+    let mut late = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(ms(10), &mut late).await.is_err());
     assert!(early.await.is_err());
     late.await.unwrap();

@@ -15,7 +15,7 @@ use qi_core::layer::{
     CircuitBreakerConfig, LayerStack, Layered, LimitConfig, Metered, Propagator, RetryConfig, Traced,
 };
 use qi_core::store::{InsertReport, StoreInfo};
-use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceTick, Result};
+use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceStoreExt, PriceTick, Result};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
@@ -28,7 +28,7 @@ fn ticks(n: usize) -> Vec<PriceTick> {
 }
 
 fn away() -> Error {
-    Error::new(ErrorKind::Unavailable, "test.away", "insert_ticks")
+    Error::new(ErrorKind::Unavailable, "test.away", "insert")
 }
 
 #[test]
@@ -41,14 +41,14 @@ fn calls_are_counted_and_measured_and_errors_counted_by_kind() {
         for n in [3, 5] {
             store.insert_ticks(&ticks(n)).await.unwrap();
         }
-        chaos.next(Operation::InsertTicks, Fault::Error);
+        chaos.next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&ticks(2)).await.is_err());
-        chaos.next(Operation::InsertTicks, Fault::Hang);
+        chaos.next(Operation::Insert, Fault::Hang);
         let gone = tokio::time::timeout(Duration::from_secs(1), store.insert_ticks(&[])).await;
         assert!(gone.is_err());
         store.ping().await.unwrap();
     });
-    let insert = "port=store,backend=memory,operation=insert_ticks";
+    let insert = "port=store,backend=memory,operation=insert";
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 3);
     assert_eq!(seen.counter("qi_calls_total{port=store,backend=memory,operation=ping}"), 1);
     assert_eq!(seen.counter(&format!("qi_call_errors_total{{{insert},kind=unavailable}}")), 1);
@@ -155,7 +155,7 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
     let seen = measured(|| async {
         let mut store = MockStore::new();
         store.expect_info().returning(|| StoreInfo::new("mock"));
-        store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+        store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
         let store = LayerStack::default()
             .with_retry(RetryConfig::default().with_max_attempts(2))
@@ -163,19 +163,19 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
             .with_limit(LimitConfig::default().with_concurrency(1).with_max_queued(0))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // A hanging call holds the only permit, and two attempts of another call are rejected.
-        chaos.next(Operation::InsertTicks, Fault::Hang);
-        let mut stuck = store.insert_ticks(&[]);
+        chaos.next(Operation::Insert, Fault::Hang);
+        let mut stuck = Box::pin(store.insert_ticks(&[]));
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut stuck).await.is_err());
         assert!(store.insert_ticks(&[]).await.is_err());
         drop(stuck);
         // Two failed attempts open the circuit, which then rejects two attempts.
-        chaos.next(Operation::InsertTicks, Fault::Error);
-        chaos.next(Operation::InsertTicks, Fault::Error);
+        chaos.next(Operation::Insert, Fault::Error);
+        chaos.next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&[]).await.is_err());
         let _ = tokio::time::timeout(Duration::from_millis(10), store.insert_ticks(&[])).await;
     });
     let mock = "port=store,backend=mock";
-    let insert = format!("{mock},operation=insert_ticks");
+    let insert = format!("{mock},operation=insert");
     assert_eq!(seen.counter(&format!("qi_limit_refused_total{{{mock}}}")), 2);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=overloaded}}")), 1);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")), 2);
@@ -191,7 +191,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
     let seen = measured(|| async {
         let mut store = MockStore::new();
         store.expect_info().returning(|| StoreInfo::new("mock"));
-        store.expect_insert_ticks().returning(|_| Ok(InsertReport::new(0, 0)));
+        store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
         let chaos = Chaos::seeded(1);
         let store = LayerStack::default()
             .with_retry(RetryConfig::default().with_max_attempts(1))
@@ -199,7 +199,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
             .with_limit(LimitConfig::default().with_concurrency(1))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // The first call hangs until its limit. The second call waits in the queue and is dropped.
-        chaos.next(Operation::InsertTicks, Fault::Hang);
+        chaos.next(Operation::Insert, Fault::Hang);
         let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
         let (stuck, given_up) = tokio::join!(store.insert_ticks(&[]), waiting);
         assert!(stuck.is_err() && given_up.is_err());
@@ -211,7 +211,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
         assert!(seen.gauge(&format!("{gauge}{{{mock}}}")).abs() < f64::EPSILON, "{gauge}");
     }
     assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);
-    let took = seen.histogram(&format!("qi_call_duration_seconds{{{mock},operation=insert_ticks}}"));
+    let took = seen.histogram(&format!("qi_call_duration_seconds{{{mock},operation=insert}}"));
     assert_eq!(took, [30.0, 0.0]);
 }
 
@@ -250,7 +250,7 @@ fn metrics_of_a_storm_add_up_with_few_labels() {
             let _ = store.insert_ticks(&[tick]).await;
         }
     });
-    let insert = "port=store,backend=memory,operation=insert_ticks";
+    let insert = "port=store,backend=memory,operation=insert";
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), calls as u64);
     assert!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")) > calls as u64 / 4);
     assert!(seen.len() < 20, "{:?}", seen.keys());

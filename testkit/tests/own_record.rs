@@ -1,0 +1,36 @@
+//! The contract of the store, run for a record of one's own.
+
+use qi_core::{Instrument, Percent, Price, Record, Timestamp};
+use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping, instrument_no};
+
+#[derive(Debug, Clone, PartialEq, Record)]
+#[record(name = "funding_rates", message = "funding_rate", version = 1)]
+struct FundingRate {
+    #[series]
+    instrument: Instrument,
+    #[time]
+    ts: Timestamp,
+    rate: Percent,
+    mark_price: Option<Price>,
+    next_funding: Option<Timestamp>,
+}
+
+impl Sample for FundingRate {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(instrument: &Instrument, ts: Timestamp, _seq: u64, value: u32) -> Self {
+        let number = i128::from(value) + 1;
+        Self {
+            instrument: instrument.clone(),
+            ts,
+            rate: Percent::from_units(-number).expect("a small number"),
+            mark_price: Price::from_units(number).ok(),
+            next_funding: Timestamp::from_secs(1_709_510_400 + i64::from(value)).ok(),
+        }
+    }
+}
+
+fn main() {
+    Suite::new().on(MemoryFactory, [Wrapping::PLAIN, Wrapping::FULL_STACK]).with::<FundingRate>().main();
+}
