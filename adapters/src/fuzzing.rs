@@ -10,7 +10,6 @@ use bytes::Bytes;
 #[cfg(feature = "clickhouse")]
 use qi_core::Datasets;
 use qi_core::bus::{HeaderName, Json, Payload, Received, TopicName, decode_message, encode_message, header};
-use qi_core::record::Record as _;
 use qi_core::record::{Column, ColumnType, Dataset, Description, SeriesType};
 use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{

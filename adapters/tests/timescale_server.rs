@@ -15,8 +15,8 @@ use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{DeleteQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    ErrorKind, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Quote, Record as _, Result,
-    Selection, TimeRange, Timestamp,
+    ErrorKind, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Quote, Result, Selection, TimeRange,
+    Timestamp,
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
@@ -896,7 +896,7 @@ mod way {
     use tracing_subscriber::layer::{Context, SubscriberExt};
     use tracing_subscriber::{Layer, Registry};
 
-    use super::{PriceStore, PriceStoreExt as _, Result, Server, ticks, with_store};
+    use super::{PriceStoreExt as _, Result, Server, ticks, with_store};
 
     /// What was recorded as `way`, in order.
     #[derive(Clone, Default)]

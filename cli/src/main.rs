@@ -19,7 +19,7 @@ use qi_cli::{Series, check, copy, dlq, migrate, query, replay, topics};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
 use qi_core::store::BarQuery;
-use qi_core::{Error, Ohlcv, PriceStore, PriceTick, Record as _, Result, ResultExt as _};
+use qi_core::{Error, Ohlcv, PriceStore, PriceTick, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

@@ -10,7 +10,7 @@ use qi_core::bus::{
     decode_record, header,
 };
 use qi_core::record::{Dataset, RecordVec};
-use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Record as _, Result, TimeRange, Timestamp};
+use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Result, TimeRange, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

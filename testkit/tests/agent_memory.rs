@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qi_core::agent::{AgentRuntime, AgentSpec, Termination, agent_fn};
 use qi_core::bus::{Message, MessageBus, MessageBusExt, TopicName, TopicSpec};
 use qi_core::store::InstrumentQuery;
-use qi_core::{PriceStore, PriceStoreExt, PriceTick, Record, Result};
+use qi_core::{PriceStore, PriceStoreExt, PriceTick, Result};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 

@@ -13,9 +13,7 @@ use qi_core::bus::{
 };
 use qi_core::layer::{Call, Layer, LayerStack, Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
 use qi_core::store::{StoreInfo, StoreStatus};
-use qi_core::{
-    Backoff, Error, ErrorKind, Operation, PriceStore, PriceTick, Record, Result, RetryAdvice, Timestamp,
-};
+use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceTick, Result, RetryAdvice, Timestamp};
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
 use qi_testkit::recording::{Outcome, Recording};

@@ -488,7 +488,7 @@ async fn retention(
 
 #[cfg(test)]
 mod tests {
-    use qi_core::{MarketSnapshot, PriceTick, Record as _};
+    use qi_core::{MarketSnapshot, PriceTick};
 
     use super::*;
 

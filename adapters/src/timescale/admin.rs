@@ -219,7 +219,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    use qi_core::{ErrorKind, PriceStore as _, PriceTick, Record as _};
+    use qi_core::{ErrorKind, PriceStore as _, PriceTick};
 
     use super::*;
     use crate::timescale::TimescaleConfig;

@@ -249,7 +249,7 @@ fn names_after(table: &Table, column: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Record as _};
+    use qi_core::{MarketSnapshot, Ohlcv, PriceTick};
 
     use super::*;
 

@@ -10,7 +10,7 @@ use qi_core::store::{
     RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
     StoreStatus,
 };
-use qi_core::{Error, Interval, Ohlcv, Operation, PriceTick, Record as _, Result, Selection};
+use qi_core::{Error, Interval, Ohlcv, Operation, PriceTick, Result, Selection};
 use sqlx::PgPool;
 
 use super::cache::SchemaCache;

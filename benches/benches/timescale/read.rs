@@ -5,7 +5,7 @@ use std::hint::black_box;
 use qi_adapters::timescale::Pg;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt, RangeQuery};
-use qi_core::{Interval, Ohlcv, Price, PriceTick, Quantity, Record as _, Selection, TimeRange, Timestamp};
+use qi_core::{Interval, Ohlcv, Price, PriceTick, Quantity, Selection, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
 
 use crate::rig::{Place, Rig};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{CleanupPolicy, TopicName, TopicSpec};
-use crate::record::{Dataset, Record};
+use crate::record::Dataset;
 use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 
 const DAY: Duration = Duration::from_hours(24);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use qi_core::{BufferedConfig, Clock, ErrorKind};
+use qi_core::{BufferedConfig, Clock, ErrorKind, PriceStoreExt as _};
 use qi_examples::market::{MarketWriter, laws};
 use qi_testkit::ManualClock;
 

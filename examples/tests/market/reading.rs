@@ -2,7 +2,9 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{BarSource, PageRequest};
-use qi_core::{Error, ErrorKind, Interval, MarketSnapshot, Ohlcv, Operation, PriceTick, Scope};
+use qi_core::{
+    Error, ErrorKind, Interval, MarketSnapshot, Ohlcv, Operation, PriceStoreExt as _, PriceTick, Scope,
+};
 use qi_examples::market::{MarketReader, laws, pair};
 use qi_testkit::chaos::Fault;
 

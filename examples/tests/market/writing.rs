@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use qi_core::bus::{GroupId, Payload, Received, Subscribe, TopicName, TopicSpec, TopicState};
 use qi_core::{
-    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceTick, Quote, Scope,
+    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStoreExt as _, PriceTick,
+    Quote, Scope,
 };
 use qi_examples::market::{MarketWriter, PublishingMetrics};
 use qi_testkit::chaos::Fault;

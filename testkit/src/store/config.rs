@@ -176,7 +176,6 @@ fn refused(key: impl std::fmt::Display, rule: String, value: impl std::fmt::Disp
 #[cfg(test)]
 mod tests {
     use qi_core::Quote;
-    use qi_core::record::Record;
 
     use super::*;
 

@@ -90,7 +90,7 @@ fn begins(all: &[&str], first: &[&str]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::{PriceTick, Record as _};
+    use crate::PriceTick;
 
     use super::*;
 

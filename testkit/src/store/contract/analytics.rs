@@ -4,7 +4,7 @@ use futures::TryStreamExt;
 use qi_core::store::{
     BarQuery, BarSource, InstrumentQuery, MoversQuery, PriceStore, PriceStoreExt, RangeStats, StatsQuery,
 };
-use qi_core::{Instrument, Interval, PriceTick, Record, Result, Selection, TimeRange};
+use qi_core::{Instrument, Interval, PriceTick, Result, Selection, TimeRange};
 
 use super::expect::{Outcome, holds, same, same_rows};
 use super::shelf::{Shelf as _, instrument, micros, minute, range};

@@ -3,9 +3,7 @@
 use futures::TryStreamExt;
 use qi_core::datasets::coarsen;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
-use qi_core::{
-    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Record, Result, TimeRange, Timestamp,
-};
+use qi_core::{BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result, TimeRange, Timestamp};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, micros, minute, range};

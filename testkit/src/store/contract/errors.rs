@@ -3,7 +3,7 @@
 use std::error::Error as _;
 
 use qi_core::store::{BarQuery, PriceStore, PriceStoreExt, SeriesRequest, StatsQuery};
-use qi_core::{Error, ErrorKind, Instrument, Interval, PriceTick, Record, Result, TimeRange};
+use qi_core::{Error, ErrorKind, Instrument, Interval, PriceTick, Result, TimeRange};
 
 use super::expect::{Failure, Outcome, holds, refused, same};
 use super::factory::SECRET;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use qi_core::record::Place;
 use qi_core::store::{InsertReport, PriceStoreExt};
-use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record};
+use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote};
 
 use super::expect::{Failure, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, instrument, minute};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use qi_core::Datasets;
 use qi_core::record::{Dataset, Owner, Row};
 use qi_core::store::SeriesSummary;
-use qi_core::{BarValues, Interval, Ohlcv, Price, PriceTick, Quantity, Record, Result, TimeRange, Timestamp};
+use qi_core::{BarValues, Interval, Ohlcv, Price, PriceTick, Quantity, Result, TimeRange, Timestamp};
 
 use super::play::Answers;
 use super::{Look, Step, interval_of, series};

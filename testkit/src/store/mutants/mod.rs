@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use qi_core::record::{RecordVec, Records};
 use qi_core::store::PriceStore;
-use qi_core::{PriceTick, Record, Result};
+use qi_core::{PriceTick, Result};
 
 use super::contract::{Checks, Failure, MemoryFactory, Outcome, StoreFactory, Wrapping, run_check};
 use super::rows::pick;
