@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod clickhouse_fake;
+
 use std::sync::{Arc, Mutex};
 
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{Dataset, DeleteQuery, RangeQuery};
-use qi_core::{PriceStore, PriceStoreExt as _, PriceTick, Selection, TimeRange, Timestamp};
+use qi_core::record::Record as _;
+use qi_core::store::{DeleteQuery, PriceStoreExt as _, RangeQuery};
+use qi_core::{PriceStore, PriceTick, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -45,12 +48,19 @@ impl Request {
     }
 }
 
-/// What a server answers that has no database, one old partition, and no rows.
-fn answer(request: &Request) -> Vec<u8> {
+/// What a server answers that had no database, has one old partition, and has no rows.
+fn answer(request: &Request, made: &[Request]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    let made = |start: &str| made.iter().any(|request| request.body.starts_with(start));
     match request.body.as_str() {
         sql if sql.contains("system.settings") => 1_u64.to_le_bytes().to_vec(),
-        sql if sql.contains("system.tables") => vec![0],
+        sql if sql.contains("qi_migrations FINAL") && made("INSERT INTO m_qi_migrations") => {
+            1_u64.to_le_bytes().to_vec()
+        }
+        sql if sql.contains("system.columns") && made("CREATE TABLE") => {
+            clickhouse_fake::columns("m_", &[("_local", true), ("", false)])
+        }
+        sql if sql.contains("system.tables") => vec![u8::from(made("ALTER TABLE m_ticks_local"))],
         sql if sql.contains("system.parts") => text("202001"),
         _ => Vec::new(),
     }
@@ -74,13 +84,13 @@ async fn every_change_goes_to_all_nodes() {
     let log = Arc::<Mutex<Vec<Request>>>::default();
     let kept = log.clone();
     tokio::spawn(async move {
-        let mut created = false;
+        let mut seen = Vec::new();
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
             let Some(request) = Request::read(&mut client).await else { continue };
-            created |= request.body.starts_with("CREATE DATABASE");
-            let (status, body) = if created {
-                ("200 OK", answer(&request))
+            seen.push(request.clone());
+            let (status, body) = if seen.iter().any(|request| request.body.starts_with("CREATE DATABASE")) {
+                ("200 OK", answer(&request, &seen))
             } else {
                 ("404 Not Found", b"Code: 81. DB::Exception: Database qi does not exist.".to_vec())
             };
@@ -92,12 +102,15 @@ async fn every_change_goes_to_all_nodes() {
     });
     config.cluster = Some("main".to_owned());
     config.table_prefix = "m_".to_owned();
-    config.retention.ticks_hours = Some(48);
+    config.retention.set("ticks", 48);
     let store = ClickHouseStore::open(config).unwrap();
 
+    let planned = store.plan_schema().await.unwrap();
+    assert_eq!(lines(&recorded(&log).await), [""; 0], "a plan changes nothing");
     store.ensure_schema().await.unwrap();
     let requests = recorded(&log).await;
     let made = lines(&requests);
+    assert_eq!(made, planned);
     assert_eq!(made[0], "CREATE DATABASE IF NOT EXISTS `qi` ON CLUSTER 'main'");
     assert!(!requests[1].address.contains("database="), "a database that is not there cannot be named");
     assert_eq!(made.len(), 1 + 1 + 2 * 4 + 1 + 1);
@@ -156,8 +169,8 @@ async fn every_change_goes_to_all_nodes() {
 
     let these = Selection::these(["x:Y".parse().unwrap()]).unwrap();
     let range = TimeRange::new(time, Timestamp::MAX).unwrap();
-    store.delete_range(&DeleteQuery::Ticks(these, range)).await.unwrap();
-    store.purge_before(Dataset::Ticks, time).await.unwrap();
+    store.delete_range(&DeleteQuery::ticks(these, range)).await.unwrap();
+    store.purge_before(PriceTick::DATASET, time).await.unwrap();
     let requests = recorded(&log).await;
     assert_eq!(
         lines(&requests),

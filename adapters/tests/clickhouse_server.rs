@@ -18,7 +18,8 @@ use clickhouse_rig::Server;
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{Dataset, DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
+use qi_core::record::{Datasets, Record as _};
+use qi_core::store::{DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
     BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
@@ -31,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
 
 /// The age of ticks in the schema that they make.
-const FIFTY_YEARS: Option<u32> = Some(50 * 366 * 24);
+const FIFTY_YEARS: u32 = 50 * 366 * 24;
 
 fn main() {
     if let Ok(words) = std::env::var(CHILD) {
@@ -124,7 +125,7 @@ async fn eight_processes(server: Server) {
     }
     let mut config = server.config("");
     config.database.clone_from(&database);
-    config.retention.ticks_hours = FIFTY_YEARS;
+    config.retention.set("ticks", FIFTY_YEARS);
     let store = ClickHouseStore::open(config).unwrap();
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     assert_eq!(count(&store, "x:Y").await, 10);
@@ -135,7 +136,7 @@ fn child(words: &str) {
     let (database, url) = words.split_once(' ').unwrap();
     let mut config = ClickHouseConfig::from_url(url);
     database.clone_into(&mut config.database);
-    config.retention.ticks_hours = FIFTY_YEARS;
+    config.retention.set("ticks", FIFTY_YEARS);
     run(async {
         let store = ClickHouseStore::open(config).unwrap();
         store.ensure_schema().await.unwrap_or_else(|error| panic!("{}", error.report()));
@@ -150,7 +151,7 @@ async fn columns(server: Server) {
         &server,
         |_| (),
         async |store, _| {
-            for dataset in Dataset::ALL {
+            for dataset in Datasets::standard().iter() {
                 let expected = ClickHouseStore::expected_columns(dataset);
                 assert_eq!(store.columns(dataset).await.unwrap(), expected, "{dataset}");
             }
@@ -216,13 +217,13 @@ async fn ages(server: Server) {
         |_| (),
         async |store, config| {
             let mut aged = config.clone();
-            aged.retention.ticks_hours = Some(48);
+            aged.retention.set("ticks", 48);
             let other = ClickHouseStore::open(aged.clone()).unwrap();
-            let rule = Retention::Age(Dataset::Ticks, Duration::from_hours(48));
+            let rule = Retention::Age(PriceTick::DATASET, Duration::from_hours(48));
             assert_eq!(other.info().retention, [rule]);
             assert_eq!(other.ensure_schema().await.unwrap().applied, ["retention of ticks after 48 h"]);
             assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
-            aged.retention.ticks_hours = Some(24);
+            aged.retention.set("ticks", 24);
             let third = ClickHouseStore::open(aged).unwrap();
             assert_eq!(third.ensure_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
             // Ticks of 2023 go when parts are merged; those of now stay.
@@ -243,7 +244,7 @@ async fn ages(server: Server) {
 
 /// A TTL of the server ends in 2106 and begins again in 1970.
 async fn far_ages(server: Server) {
-    let change = |config: &mut ClickHouseConfig| config.retention.ticks_hours = Some(48);
+    let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", 48);
     with_store(&server, change, async |store, config| {
         let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
             let time = Timestamp::from_secs(secs).unwrap();
@@ -254,7 +255,7 @@ async fn far_ages(server: Server) {
         sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
         assert_eq!(stored(&store, "x:FAR").await, far);
         let mut long = config.clone();
-        long.retention.ticks_hours = Some(878_400);
+        long.retention.set("ticks", 878_400);
         let store = ClickHouseStore::open(long).unwrap();
         store.ensure_schema().await.unwrap();
         assert!(store.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
@@ -274,8 +275,8 @@ async fn numbered(server: Server) {
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 10);
     let one = Selection::these(["x:Y".parse().unwrap()]).unwrap();
-    store.delete_range(&DeleteQuery::Ticks(one, TimeRange::ALL)).await.unwrap();
-    store.purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
+    store.delete_range(&DeleteQuery::ticks(one, TimeRange::ALL)).await.unwrap();
+    store.purge_before(PriceTick::DATASET, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 0);
     sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
 }
@@ -300,7 +301,7 @@ async fn blocks(server: Server) {
             }
             for _ in 0..2 {
                 store
-                    .purge_before(Dataset::Ticks, Timestamp::from_secs(1_800_000_000).unwrap())
+                    .purge_before(PriceTick::DATASET, Timestamp::from_secs(1_800_000_000).unwrap())
                     .await
                     .unwrap();
                 assert_eq!(count(&store, "x:Y").await, 0);
@@ -359,7 +360,7 @@ async fn latest_beside_deletions(server: Server) {
                 async move {
                     for tick in batch[100..].iter().rev() {
                         let range = TimeRange::new(tick.ts(), Timestamp::MAX).unwrap();
-                        let query = DeleteQuery::Ticks(Selection::All, range);
+                        let query = DeleteQuery::ticks(Selection::All, range);
                         store.delete_range(&query).await.unwrap();
                     }
                 }
@@ -587,7 +588,7 @@ async fn purge(server: Server) {
             let before = partitions().await;
             assert_eq!(before, ["202311", "202312", "202401", "202402", "202403", "202404"]);
             let cutoff = Timestamp::from_secs(1_706_000_000).unwrap();
-            store.purge_before(Dataset::Ticks, cutoff).await.unwrap();
+            store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
             assert_eq!(partitions().await, before[2..], "whole months are dropped");
             let left: Vec<_> = batch.into_iter().filter(|tick| tick.ts() >= cutoff).collect();
             assert!(stored(&store, "x:Y").await == left, "and the rest goes to the microsecond");
@@ -783,7 +784,7 @@ async fn grants(server: Server, spare: Spare) {
     let runtime = granted("qi_runtime");
     let reader = granted("qi_reader");
     assert!(migration.len() > 1 && runtime.len() > 1 && reader.len() == 1, "the page has its grants");
-    let ages = |config: &mut ClickHouseConfig| config.retention.ticks_hours = FIFTY_YEARS;
+    let ages = |config: &mut ClickHouseConfig| config.retention.set("ticks", FIFTY_YEARS);
     let open = |change: &dyn Fn(&mut ClickHouseConfig)| {
         let mut config = server.config("");
         change(&mut config);
@@ -804,9 +805,9 @@ async fn grants(server: Server, spare: Spare) {
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     store.insert_ticks(&ticks("x:Z", 0, 10)).await.unwrap();
     let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
-    store.delete_range(&DeleteQuery::Ticks(some, TimeRange::ALL)).await.unwrap();
+    store.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!((count(&store, "x:Y").await, count(&store, "x:Z").await), (0, 10));
-    store.purge_before(Dataset::Ticks, Timestamp::from_secs(2_000_000_000).unwrap()).await.unwrap();
+    store.purge_before(PriceTick::DATASET, Timestamp::from_secs(2_000_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Z").await, 0);
     for statement in [
         "DROP TABLE qi.ticks SYNC",

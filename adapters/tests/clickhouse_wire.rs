@@ -3,16 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod clickhouse_fake;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qi_adapters::clickhouse::config::Compression;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::store::{DeleteQuery, RangeQuery, StatsQuery};
-use qi_core::{
-    Error, ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, Result, Selection, TimeRange, Timestamp,
-};
+use qi_core::store::{DeleteQuery, PriceStoreExt as _, RangeQuery, StatsQuery};
+use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -330,7 +330,7 @@ async fn an_answer_without_an_end_is_an_error() {
     assert!(sent.await.unwrap() > 0);
     // Of a statement that gives no rows, too.
     let (store, _sent) = endless(head, part).await;
-    let error = store.delete_range(&DeleteQuery::Ticks(Selection::All, TimeRange::ALL)).await.unwrap_err();
+    let error = store.delete_range(&DeleteQuery::ticks(Selection::All, TimeRange::ALL)).await.unwrap_err();
     assert_eq!(of(&error), too_large);
 }
 
@@ -468,16 +468,24 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
 
 #[tokio::test]
 async fn no_request_names_another_database_than_the_configured_one() {
-    let created = AtomicBool::new(false);
+    let (created, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (config, log) = scripted(move |address, body| {
         if body.starts_with("CREATE DATABASE") {
             created.store(true, Ordering::SeqCst);
+        } else if body.starts_with("INSERT INTO qi_migrations") {
+            done.store(true, Ordering::SeqCst);
         } else if !address.contains("database=qi") || !created.load(Ordering::SeqCst) {
             let text = b"Code: 81. DB::Exception: Database does not exist. (UNKNOWN_DATABASE)";
             return answer("404 Not Found", "X-ClickHouse-Exception-Code: 81\r\n", text);
         }
         match body {
             sql if sql.contains("system.settings") => answer("200 OK", "", &1_u64.to_le_bytes()),
+            sql if sql.contains("qi_migrations FINAL") && done.load(Ordering::SeqCst) => {
+                answer("200 OK", "", &1_u64.to_le_bytes())
+            }
+            sql if sql.contains("system.columns") && done.load(Ordering::SeqCst) => {
+                answer("200 OK", "", &clickhouse_fake::columns("", &[("", true)]))
+            }
             sql if sql.contains("version()") => answer("200 OK", "", b"\x0626.9.1"),
             _ => answer("200 OK", "", b""),
         }

@@ -42,7 +42,7 @@ async fn nothing_at_all_is_memory_with_all_layers() {
 #[tokio::test]
 async fn opening_does_nothing_unless_the_schema_is_wanted() {
     use qi_core::store::{InstrumentDataset, InstrumentQuery};
-    let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let query = InstrumentQuery::new(PriceTick::DATASET);
     let plain = build("", NONE).unwrap().open_store().await.unwrap();
     assert_eq!(plain.instruments(&query).await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
     let ready = build("[store]\nauto_schema = true", NONE).unwrap().open_store().await.unwrap();
@@ -326,7 +326,7 @@ async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
         concurrency = 1
         rate = 0.5
         burst = 1";
-    let query = InstrumentQuery::new(InstrumentDataset::Ticks);
+    let query = InstrumentQuery::new(PriceTick::DATASET);
     // `auto_schema` has its turn when the store is opened, so that the first call waits for the second one.
     let limited = build(file, NONE).unwrap().open_store().await.unwrap();
     let second = tokio::time::timeout(std::time::Duration::from_millis(100), limited.instruments(&query));
@@ -532,7 +532,7 @@ mod timescale {
         assert!(store.to_string().ends_with("Limit(timescale(two:2/12345, schema qi)))))))"), "{store}");
         assert_eq!(
             store.info().retention,
-            [Retention::Age(Dataset::Ticks, std::time::Duration::from_hours(48))]
+            [Retention::Age(PriceTick::DATASET, std::time::Duration::from_hours(48))]
         );
         let shown = format!("{store:?}");
         assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");

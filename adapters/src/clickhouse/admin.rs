@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use qi_core::record::SeriesType;
 use qi_core::store::{Anchor, DeleteQuery, Page, Paged, SeriesRequest, SeriesSummary};
 use qi_core::{Selection, TimeRange, Timestamp};
 
@@ -26,7 +27,10 @@ impl ClickHouseStore {
     ) -> Result<Page<SeriesSummary>, Cause> {
         let mut wanted = "1".to_owned();
         if let Some(exchange) = &request.exchange {
-            let _ = write!(wanted, " AND exchange = {}", literal(exchange.as_str()));
+            let of_exchange = format!("exchange = {}", literal(exchange.as_str()));
+            // No name belongs to an exchange.
+            let known = table.dataset.series() == SeriesType::Instrument;
+            let _ = write!(wanted, " AND {}", if known { &of_exchange } else { "0" });
         }
         if let Anchor::Owner(after) = request.anchor()? {
             let _ = write!(wanted, " AND {} > {}", table.owner_tuple(), table.tuple(&after));

@@ -1,8 +1,9 @@
 //! Bars and figures out of ticks, summed by the server in 256 bits.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::{Anchor, BarQuery, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery};
-use qi_core::{BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Quantity, TimeRange, Timestamp};
+use qi_core::store::kit::BucketWalk;
+use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
+use qi_core::{BarValues, Error, ErrorKind, Ohlcv, Operation, Quantity, TimeRange, Timestamp};
 
 use super::connect::rows;
 use super::error::Cause;
@@ -13,9 +14,6 @@ use super::wire::Reader;
 
 /// The Monday from which buckets are counted, in microseconds: the first time that a record can have.
 const MONDAY: i64 = 345_600_000_000;
-
-/// By how much a window may grow beyond the length of the bars that are wanted, where ticks are rare.
-const WIDEST: i64 = 64;
 
 /// From here on a sum is out of range whatever its exact value: the domain ends at 1e20, and the exact sums, which
 /// wrap without a word, are good up to 5e40.
@@ -47,46 +45,28 @@ fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> 
 }
 
 impl ClickHouseStore {
-    /// A page of derived bars. Each statement sums a window no longer than a page of bars, and gaps are jumped by
-    /// asking for the next tick, so that no page reads the whole range.
+    /// A page of derived bars, summed window by window. Gaps are jumped by asking for the next tick.
     pub(super) async fn derived_page(&self, query: &BarQuery) -> Result<Page<Ohlcv>, Cause> {
-        let page = Derived(query);
-        let (limit, interval) = (page.request().limit(), query.interval);
-        let mut found = Vec::new();
-        let mut rest = buckets_of(query, &page.anchor()?);
-        if rest.is_none() {
+        let mut walk = BucketWalk::new(query)?;
+        if walk.is_done() {
             // Even an empty range meets the server, which knows whether there is a schema.
             self.next_tick(query, TimeRange::new(query.range.start(), query.range.start())?).await?;
         }
-        let mut width = 1_i64;
-        while let Some(left) = rest.take().filter(|left| found.len() <= limit && !left.is_empty()) {
-            let wanted = i64::try_from(limit + 1 - found.len()).unwrap_or(i64::MAX);
-            let window = window(left, query.order, interval, wanted.saturating_mul(width))?;
-            let before = found.len();
-            self.buckets(query, window, wanted, limit, &mut found).await?;
-            let got = i64::try_from(found.len() - before).unwrap_or(i64::MAX);
-            if got == wanted {
-                break;
+        while let Some(window) = walk.window()? {
+            self.buckets(query, window, &mut walk).await?;
+            if let Some(rest) = walk.step(window)? {
+                walk.jump(self.next_tick(query, rest).await?)?;
             }
-            width = if got < wanted / 4 { (width * 4).min(WIDEST) } else { width };
-            let left = match query.order {
-                Order::Ascending => TimeRange::new(window.end().min(left.end()), left.end())?,
-                Order::Descending => TimeRange::new(left.start(), window.start().max(left.start()))?,
-            };
-            rest = if got == 0 && !left.is_empty() { self.jump(query, left).await? } else { Some(left) };
         }
-        Ok(page.page_of(found)?)
+        Ok(walk.page()?)
     }
 
-    /// The bars of a window, at most `wanted`. The one behind the page only shows that there is more: a sum of it
-    /// that is out of range is the error of its own page.
+    /// Adds the bars of a window.
     async fn buckets(
         &self,
         query: &BarQuery,
         window: TimeRange,
-        wanted: i64,
-        limit: usize,
-        found: &mut Vec<Ohlcv>,
+        walk: &mut BucketWalk<'_>,
     ) -> Result<(), Cause> {
         let interval = query.interval;
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
@@ -94,6 +74,7 @@ impl ClickHouseStore {
         let sql = format!(
             "SELECT intDiv(toUnixTimestamp64Micro(ts) - {MONDAY}, {length}) * {length} + {MONDAY} AS bucket, {FIGURES} \
              FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL}",
+            wanted = walk.wanted(),
             length = interval.as_micros(),
             name = self.ticks(),
             series = of_instrument(&query.instrument),
@@ -113,30 +94,18 @@ impl ClickHouseStore {
         })
         .await?;
         for (open_time, mut values, sums) in bars {
-            if found.len() < limit
+            if walk.is_on_page()
                 && let Some(sums) = sums
             {
                 let (volume, turnover) = sums?;
                 values.volume = Some(Quantity::new(volume.total()?)?);
                 values.quote_volume = Some(Quantity::new(turnover.total()?)?);
             }
-            found.push(
+            walk.push(
                 Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
             );
         }
         Ok(())
-    }
-
-    /// What is left of `rest` from the next tick on, in whole buckets.
-    async fn jump(&self, query: &BarQuery, rest: TimeRange) -> Result<Option<TimeRange>, Cause> {
-        let Some(ts) = self.next_tick(query, rest).await? else { return Ok(None) };
-        let open = query.interval.floor(ts);
-        Ok(Some(match query.order {
-            Order::Ascending => TimeRange::new(open.max(rest.start()), rest.end())?,
-            Order::Descending => {
-                TimeRange::new(rest.start(), close_of(query.interval, open).min(rest.end()))?
-            }
-        }))
     }
 
     /// The first tick of a range in the order of the query.
@@ -180,37 +149,6 @@ impl ClickHouseStore {
         let sums = sums.transpose()?;
         Ok(Some(RangeStats::new(first, last, (price(low)?, price(high)?), sums, count)?))
     }
-}
-
-/// The next window of `rest`: at most `count` buckets long, of whole buckets.
-fn window(rest: TimeRange, order: Order, interval: Interval, count: i64) -> Result<TimeRange, Cause> {
-    let length = interval.as_micros().saturating_mul(count);
-    let (start, end) = (rest.start().as_micros(), rest.end().as_micros());
-    let time = Timestamp::from_micros;
-    Ok(match order {
-        Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
-        Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
-    })
-}
-
-/// The end of the bucket that opens at `open`.
-fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
-    open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
-}
-
-/// The whole buckets whose open time lies in the range and behind the cursor; None if there are none.
-fn buckets_of(query: &BarQuery, anchor: &Anchor) -> Option<TimeRange> {
-    let BarQuery { interval, range, order, .. } = query;
-    let mut first = interval.ceil(range.start())?;
-    // An end on a boundary is that itself; the bucket that the end cuts is taken whole.
-    let mut end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
-    if let Anchor::Time(open) = anchor {
-        match order {
-            Order::Ascending => first = first.max(close_of(*interval, *open)),
-            Order::Descending => end = end.min(*open),
-        }
-    }
-    TimeRange::new(first, end.max(first)).ok().filter(|range| !range.is_empty())
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use qi_core::record::{Dataset, Owner, Records, SeriesType};
+use qi_core::record::{Dataset, Owner, Record as _, Records};
 use qi_core::store::{
     BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
     RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
     StoreStatus,
 };
-use qi_core::{Error, Ohlcv, Operation, PriceTick, Result, Selection, Timestamp};
+use qi_core::{Ohlcv, Operation, PriceTick, Result, Selection, Timestamp};
 
 use super::BACKEND;
 use super::config::ClickHouseConfig;
@@ -245,15 +245,7 @@ impl PriceStore for ClickHouseStore {
 
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         let table = self.table_of(request.dataset, Operation::Series)?;
-        checked(Operation::Series, || {
-            if let Some(exchange) = &request.exchange
-                && table.dataset.series() != SeriesType::Instrument
-            {
-                let rule = "must not be given for a dataset of names";
-                return Err(Error::invalid("store.query.exchange", "exchange", exchange, rule).into());
-            }
-            Ok(request.anchor().map(drop)?)
-        })?;
+        checked(Operation::Series, || Ok(request.anchor().map(drop)?))?;
         self.turn(Operation::Series, self.series_page(table, request)).await
     }
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()> {

@@ -82,7 +82,9 @@ impl Backends {
         }
         match backend {
             #[cfg(feature = "memory")]
-            "memory" => Ok(Arc::new(qi_testkit::store::MemoryStore::new(section.read()?)?)),
+            "memory" => {
+                Ok(Arc::new(qi_testkit::store::MemoryStore::new(super::sections::memory(&section)?)?))
+            }
             #[cfg(feature = "timescale")]
             "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
             #[cfg(feature = "timescale")]

@@ -106,7 +106,7 @@ impl OwnKeys for StoreSection {
     fn check(name: &str, section: &Section) -> Result<bool> {
         match name {
             #[cfg(feature = "memory")]
-            "memory" => section.read::<qi_testkit::store::MemoryStoreConfig>().map(drop)?,
+            "memory" => memory(section)?.validate()?,
             "timescale" => section.read::<TimescaleConfig>().map(drop)?,
             "postgres" => postgres(section).map(drop)?,
             "clickhouse" => clickhouse(section)?.check_datasets()?,
@@ -114,6 +114,16 @@ impl OwnKeys for StoreSection {
         }
         Ok(true)
     }
+}
+
+/// Reads `[store.memory]`.
+///
+/// # Errors
+/// `Config` for an unknown key or an invalid value.
+#[cfg(feature = "memory")]
+pub(super) fn memory(section: &Section) -> Result<qi_testkit::store::MemoryStoreConfig> {
+    let config: qi_testkit::store::MemoryStoreConfig = section.read()?;
+    Ok(config.with_datasets(section.datasets().clone()))
 }
 
 /// Reads `[store.clickhouse]`.

@@ -1,10 +1,9 @@
 //! Bars and figures out of ticks, summed by the server: exact, because numeric is.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::{Anchor, BarQuery, Derived, Order, Page, Paged, PricePoint, RangeStats, StatsQuery};
-use qi_core::{
-    BarValues, Error, ErrorKind, Interval, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp,
-};
+use qi_core::store::kit::BucketWalk;
+use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
+use qi_core::{BarValues, Error, ErrorKind, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 
@@ -46,15 +45,11 @@ const FIRST_POINT: &str = "SELECT ts, seq, price FROM ticks \
 const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
-/// By how much a window may grow beyond the length of the bars that are wanted, where ticks are rare.
-const WIDEST: i64 = 64;
-
 /// How many chunks the window of one statement touches at most.
 const CHUNKS: i64 = 100;
 
 impl TimescaleStore {
-    /// A page of derived bars. Each statement sums a window no longer than a page of bars, and gaps are jumped by
-    /// asking for the next tick, so that no page reads the whole range.
+    /// A page of derived bars, summed window by window. Gaps are jumped by asking for the next tick.
     pub(super) async fn derived_page(
         &self,
         lease: &mut PooledConnection,
@@ -62,17 +57,9 @@ impl TimescaleStore {
         id: i32,
         query: &BarQuery,
     ) -> Result<Page<Ohlcv>, Cause> {
-        let page = Derived(query);
-        let (limit, interval) = (page.request().limit(), query.interval);
-        let Some(mut rest) = buckets_of(query, &page.anchor()?) else {
-            return Ok(page.page_of(Vec::new())?);
-        };
-        let mut found = Vec::new();
-        let mut width = 1;
-        while found.len() <= limit && !rest.is_empty() {
-            let wanted = i64::try_from(limit + 1 - found.len()).unwrap_or(i64::MAX);
-            let window =
-                self.window(lease, ticks, rest, query.order, interval, wanted.saturating_mul(width)).await?;
+        let mut walk = BucketWalk::new(query)?;
+        while let Some(window) = walk.window()? {
+            let window = self.in_few_chunks(lease, ticks, window, query).await?;
             let statement = match query.order {
                 Order::Ascending => OLDEST_BUCKETS,
                 Order::Descending => NEWEST_BUCKETS,
@@ -84,80 +71,58 @@ impl TimescaleStore {
                 .bind(sqlx::postgres::types::PgInterval {
                     months: 0,
                     days: 0,
-                    microseconds: interval.as_micros(),
+                    microseconds: query.interval.as_micros(),
                 })
-                .bind(wanted)
+                .bind(i64::try_from(walk.wanted()).unwrap_or(i64::MAX))
                 .fetch_all(&mut **lease)
                 .await?;
             for row in &rows {
-                // The one behind the page only shows that there is more. A sum of it that is out of range is the
-                // error of its own page.
-                let bar = read_bar(row, query, found.len() < limit)?;
-                found.push(bar);
+                walk.push(read_bar(row, query, walk.is_on_page())?);
             }
-            let got = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-            if got == wanted {
-                break;
-            }
-            width = if got < wanted / 4 { (width * 4).min(WIDEST) } else { width };
-            rest = match query.order {
-                Order::Ascending => TimeRange::new(window.end().min(rest.end()), rest.end())?,
-                Order::Descending => TimeRange::new(rest.start(), window.start().max(rest.start()))?,
-            };
-            if got == 0 && !rest.is_empty() {
-                rest = match self.jump(lease, ticks, id, rest, query.order, interval).await? {
-                    Some(rest) => rest,
-                    None => break,
-                };
+            if let Some(rest) = walk.step(window)? {
+                walk.jump(self.next_tick(lease, (ticks, id), rest, query.order).await?)?;
             }
         }
-        Ok(page.page_of(found)?)
+        Ok(walk.page()?)
     }
 
-    /// The next window of `rest`: at most `count` buckets long, of whole buckets, in few chunks.
-    async fn window(
+    /// The part of a window that lies in few chunks, cut between buckets and never shorter than one.
+    async fn in_few_chunks(
         &self,
         lease: &mut PooledConnection,
         ticks: &Stored,
-        rest: TimeRange,
-        order: Order,
-        interval: Interval,
-        count: i64,
+        window: TimeRange,
+        query: &BarQuery,
     ) -> Result<TimeRange, Cause> {
-        let length = interval.as_micros().saturating_mul(count);
-        let (start, end) = (rest.start().as_micros(), rest.end().as_micros());
-        let near = match order {
-            Order::Ascending => TimeRange::new(rest.start(), time(start.saturating_add(length).min(end))?)?,
-            Order::Descending => TimeRange::new(time(end.saturating_sub(length).max(start))?, rest.end())?,
-        };
-        let part = self.inner.cache.chunks.part(lease, ticks, near, order, CHUNKS).await?;
-        // Cut between buckets, and never shorter than one.
-        let one = interval.as_micros();
+        let BarQuery { interval, order, .. } = *query;
+        let chunks = &self.inner.cache.chunks;
+        let part = chunks.part(lease, ticks, window, order, CHUNKS).await?;
+        if part == window {
+            return Ok(window);
+        }
+        let one = interval.duration();
         Ok(match order {
             Order::Ascending => {
-                let cut = interval.floor(part.end()).max(time((start + one).min(end))?);
-                TimeRange::new(rest.start(), if part == near { near.end() } else { cut })?
+                let least = window.start().checked_add(one).unwrap_or(Timestamp::MAX).min(window.end());
+                TimeRange::new(window.start(), interval.floor(part.end()).max(least))?
             }
             Order::Descending => {
-                let cut =
-                    interval.ceil(part.start()).unwrap_or(rest.end()).min(time((end - one).max(start))?);
-                TimeRange::new(if part == near { near.start() } else { cut }, rest.end())?
+                let least = window.end().checked_sub(one).unwrap_or(Timestamp::MIN).max(window.start());
+                TimeRange::new(interval.ceil(part.start()).unwrap_or(window.end()).min(least), window.end())?
             }
         })
     }
 
-    /// What is left of `rest` from the next tick on, in whole buckets.
-    async fn jump(
+    /// The time of the first tick of a range in an order.
+    async fn next_tick(
         &self,
         lease: &mut PooledConnection,
-        ticks: &Stored,
-        id: i32,
-        rest: TimeRange,
+        (ticks, id): (&Stored, i32),
+        range: TimeRange,
         order: Order,
-        interval: Interval,
-    ) -> Result<Option<TimeRange>, Cause> {
+    ) -> Result<Option<Timestamp>, Cause> {
         let statement = if order == Order::Ascending { FIRST_TICK } else { LAST_TICK };
-        let mut walk = ChunkScan::new(rest, order);
+        let mut walk = ChunkScan::new(range, order);
         while let Some(part) = walk.next(lease, &self.inner.cache.chunks, ticks).await? {
             let row = sqlx::query(statement)
                 .bind(id)
@@ -166,14 +131,7 @@ impl TimescaleStore {
                 .fetch_optional(&mut **lease)
                 .await?;
             if let Some(row) = row {
-                let Pg(ts) = row.try_get::<Pg<Timestamp>, _>(0)?;
-                let open = interval.floor(ts);
-                return Ok(Some(match order {
-                    Order::Ascending => TimeRange::new(open.max(rest.start()), rest.end())?,
-                    Order::Descending => {
-                        TimeRange::new(rest.start(), close_of(interval, open).min(rest.end()))?
-                    }
-                }));
+                return Ok(Some(row.try_get::<Pg<Timestamp>, _>(0)?.0));
             }
         }
         Ok(None)
@@ -272,30 +230,6 @@ struct Figures {
     max: Price,
     sums: Option<(Sum18, Sum36)>,
     count: u64,
-}
-
-fn time(micros: i64) -> Result<Timestamp, Cause> {
-    Ok(Timestamp::from_micros(micros)?)
-}
-
-/// The end of the bucket that opens at `open`.
-fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
-    open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
-}
-
-/// The whole buckets whose open time lies in the range and behind the cursor; None if there are none.
-fn buckets_of(query: &BarQuery, anchor: &Anchor) -> Option<TimeRange> {
-    let BarQuery { interval, range, order, .. } = query;
-    let mut first = interval.ceil(range.start())?;
-    // An end on a boundary is that itself; the bucket that the end cuts is taken whole.
-    let mut end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
-    if let Anchor::Time(open) = anchor {
-        match order {
-            Order::Ascending => first = first.max(close_of(*interval, *open)),
-            Order::Descending => end = end.min(*open),
-        }
-    }
-    TimeRange::new(first, end.max(first)).ok().filter(|range| !range.is_empty())
 }
 
 /// A bar of a row; `summed`, or with its time and prices alone.

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::{PriceStore as _, Result};
+use qi_core::record::Datasets;
+use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 
 use crate::servers::{Tested, namespace};
@@ -40,22 +42,31 @@ impl Server {
     }
 
     /// A store with a prefix of its own, and the prefix.
-    pub(crate) fn open(&self) -> Result<(ClickHouseStore, String)> {
+    pub(crate) fn open(&self, datasets: &Datasets) -> Result<(ClickHouseStore, String)> {
         let prefix = format!("{}_", namespace());
-        Ok((ClickHouseStore::open(self.config(&prefix))?, prefix))
+        Ok((self.with_datasets(&prefix, datasets.clone())?, prefix))
+    }
+
+    /// A store of these datasets with a prefix.
+    pub(crate) fn with_datasets(&self, prefix: &str, datasets: Datasets) -> Result<ClickHouseStore> {
+        ClickHouseStore::open(self.config(prefix).with_datasets(datasets))
     }
 
     fn fresh_of(&self, store: ClickHouseStore, prefix: String) -> Fresh {
-        let server = self.clone();
         let cleanup = {
-            let store = store.clone();
+            let (server, store, prefix) = (self.clone(), store.clone(), prefix.clone());
             async move {
                 store.close().await?;
                 server.drop_tables(&prefix).await;
                 Ok(())
             }
         };
-        Fresh::new(Arc::new(store)).with_cleanup(cleanup)
+        let server = self.clone();
+        let reopen = move |datasets| {
+            let opened = server.with_datasets(&prefix, datasets);
+            async move { Ok(Arc::new(opened?) as Arc<dyn PriceStore>) }.boxed()
+        };
+        Fresh::new(Arc::new(store)).with_cleanup(cleanup).with_reopen(reopen)
     }
 
     /// Removes all tables of a prefix.
@@ -95,19 +106,13 @@ impl StoreFactory for Server {
         self.url.is_none().then(|| "QI_CLICKHOUSE_URL is not set".to_owned())
     }
 
-    async fn fresh(&self) -> Result<Fresh> {
-        let fresh = self.without_schema().await?;
-        fresh.store.ensure_schema().await?;
-        Ok(fresh)
-    }
-
-    async fn without_schema(&self) -> Result<Fresh> {
-        let (store, prefix) = self.open()?;
+    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+        let (store, prefix) = self.open(datasets)?;
         Ok(self.fresh_of(store, prefix))
     }
 
-    async fn newer_schema(&self) -> Result<Fresh> {
-        let (store, prefix) = self.open()?;
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+        let (store, prefix) = self.open(datasets)?;
         store.ensure_schema().await?;
         let insert =
             format!("INSERT INTO {prefix}qi_migrations SELECT 1000000, 'of a later version', now64(6)");
@@ -115,9 +120,10 @@ impl StoreFactory for Server {
         Ok(self.fresh_of(store, prefix))
     }
 
-    async fn unreachable(&self) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
         // Nobody listens on port 1.
         let config = ClickHouseConfig::from_url(format!("http://qi:{SECRET}@127.0.0.1:1"));
-        Ok(Fresh::new(Arc::new(ClickHouseStore::open(config)?)))
+        let store = ClickHouseStore::open(config.with_datasets(datasets.clone()))?;
+        Ok(Fresh::new(Arc::new(store)))
     }
 }

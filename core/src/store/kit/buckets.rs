@@ -54,6 +54,11 @@ impl<'q> BucketWalk<'q> {
         Ok(Self { query, rest, width: 1, found: Vec::new(), before: 0 })
     }
 
+    /// Returns whether no bucket is left.
+    pub fn is_done(&self) -> bool {
+        self.rest.is_none_or(TimeRange::is_empty)
+    }
+
     /// Returns how many bars the page still takes, and one more that shows whether there is a next page.
     pub fn wanted(&self) -> usize {
         self.query.page.limit() + 1 - self.found.len()
