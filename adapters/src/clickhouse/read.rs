@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use qi_core::record::{Owner, RecordVec};
+use qi_core::store::kit::{self, LatestSource};
 use qi_core::store::{Anchor, LatestRequest, Order, Paged, RangeRequest, RecordPage};
-use qi_core::{Selection, TimeRange, Timestamp};
+use qi_core::{TimeRange, Timestamp};
 
 use super::connect::rows;
 use super::error::Cause;
@@ -45,9 +46,48 @@ pub(super) fn within(time: &str, range: TimeRange) -> String {
 }
 
 /// The latest records that were found, and where the one of each owner stands.
-struct Latest {
+struct Newest {
     records: RecordVec,
     of: HashMap<Owner, usize>,
+}
+
+/// A request for the latest records.
+struct Latest<'a> {
+    store: &'a ClickHouseStore,
+    table: &'a Table,
+    request: &'a LatestRequest,
+    /// What a row must be to count.
+    counts: String,
+}
+
+impl LatestSource for Latest<'_> {
+    type Error = Cause;
+
+    async fn owners(&mut self, after: Option<&Owner>, count: usize) -> Result<Vec<Owner>, Cause> {
+        let Self { store, table, counts, .. } = self;
+        let behind = after
+            .map_or_else(String::new, |key| format!(" AND {} > {}", table.owner_tuple(), table.tuple(key)));
+        let sql = format!(
+            "SELECT {columns} FROM {name} WHERE {counts}{behind} GROUP BY {columns} ORDER BY {columns} LIMIT {count} \
+             SETTINGS optimize_aggregation_in_order = 1",
+            columns = table.owners,
+            name = table.name,
+        );
+        rows(&store.inner.connections.plain, &sql, |row| table.read_owner(row)).await
+    }
+
+    async fn newest(
+        &mut self,
+        owners: &[Owner],
+        until: Timestamp,
+        found: &mut RecordVec,
+    ) -> Result<(), Cause> {
+        let met = self.store.latest_of(self.table, owners, until, self.request).await?;
+        let mut met_at = owners.iter().filter_map(|owner| met.of.get(owner).copied());
+        let end = found.len();
+        met.records.as_records().copy_to(&mut met_at, found, end..end)?;
+        Ok(())
+    }
 }
 
 impl ClickHouseStore {
@@ -113,71 +153,13 @@ impl ClickHouseStore {
         table: &Table,
         request: &LatestRequest,
     ) -> Result<RecordPage, Cause> {
-        let mut after = match request.anchor()? {
-            Anchor::Owner(owner) => Some(owner),
-            _ => None,
-        };
-        let most = request.page.limit() + 1;
-        // The last time that counts; a bar is known when it has closed.
-        let until = request.until();
         // Keys without a record that counts are left out where they are looked for, or a short page of a few among
         // very many would ask for all of them in turn.
         let mut counts = format!("1{}", table.of_interval(request.interval));
-        if let (Some(_), Some(until)) = (request.as_of, until) {
+        if let (Some(_), Some(until)) = (request.as_of, request.until()) {
             let _ = write!(counts, " AND {} <= {}", table.time(), at(until));
         }
-        // Of keys that are named any number may be absent: each round asks for twice as many.
-        let (mut found, mut width) = (request.dataset.new_vec(), 1);
-        while found.len() < most {
-            let asked = ((most - found.len()) * width).min(KEYS_AT_ONCE).max(most - found.len());
-            width = (width * 2).min(KEYS_AT_ONCE);
-            let (keys, last) =
-                self.candidates(table, &request.selection, after.as_ref(), asked, &counts).await?;
-            let Some(until) = until else { break };
-            for part in keys.chunks(KEYS_AT_ONCE) {
-                let met = self.latest_of(table, part, until, request).await?;
-                let mut met_at = part.iter().filter_map(|key| met.of.get(key).copied());
-                let end = found.len();
-                met.records.as_records().copy_to(&mut met_at, &mut found, end..end)?;
-            }
-            match keys.into_iter().next_back() {
-                Some(key) if !last => after = Some(key),
-                _ => break,
-            }
-        }
-        Ok(request.page_of(found)?)
-    }
-
-    /// The next keys that may have a latest record, and whether they are the last ones.
-    async fn candidates(
-        &self,
-        table: &Table,
-        selection: &Selection<Owner>,
-        after: Option<&Owner>,
-        asked: usize,
-        counts: &str,
-    ) -> Result<(Vec<Owner>, bool), Cause> {
-        match selection {
-            Selection::These(keys) => {
-                let start = after.map_or(0, |after| keys.partition_point(|key| key <= after));
-                let end = keys.len().min(start + asked);
-                Ok((keys[start..end].to_vec(), end == keys.len()))
-            }
-            Selection::All => {
-                let behind = after.map_or_else(String::new, |key| {
-                    format!(" AND {} > {}", table.owner_tuple(), table.tuple(key))
-                });
-                let sql = format!(
-                    "SELECT {columns} FROM {name} WHERE {counts}{behind} GROUP BY {columns} ORDER BY {columns} LIMIT {asked} \
-                     SETTINGS optimize_aggregation_in_order = 1",
-                    columns = table.owners,
-                    name = table.name,
-                );
-                let keys = rows(&self.inner.connections.plain, &sql, |row| table.read_owner(row)).await?;
-                let last = keys.len() < asked;
-                Ok((keys, last))
-            }
-        }
+        kit::latest(request, KEYS_AT_ONCE, &mut Latest { store: self, table, request, counts }).await
     }
 
     /// The latest record of each key up to `until`.
@@ -187,8 +169,8 @@ impl ClickHouseStore {
         keys: &[Owner],
         until: Timestamp,
         request: &LatestRequest,
-    ) -> Result<Latest, Cause> {
-        let mut found = Latest { records: request.dataset.new_vec(), of: HashMap::new() };
+    ) -> Result<Newest, Cause> {
+        let mut found = Newest { records: request.dataset.new_vec(), of: HashMap::new() };
         let mut left = keys.to_vec();
         for _ in 0..TRIES {
             left = self.newest_of(table, &left, until, request, &mut found).await?;
@@ -210,7 +192,7 @@ impl ClickHouseStore {
         keys: &[Owner],
         until: Timestamp,
         request: &LatestRequest,
-        found: &mut Latest,
+        found: &mut Newest,
     ) -> Result<Vec<Owner>, Cause> {
         let of_interval = table.of_interval(request.interval);
         let times = self.newest_times(table, keys, until, &of_interval).await?;

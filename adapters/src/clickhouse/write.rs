@@ -1,12 +1,12 @@
 //! Writing: rows in the order of their keys, each key once, in requests of bounded size.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use qi_core::Operation;
-use qi_core::record::{FieldWriter as _, Place, Records, SeriesRef};
+use qi_core::record::{FieldWriter as _, Place, Records, SeriesKey};
 use qi_core::store::InsertReport;
+use qi_core::store::kit::{Entry, SeriesRanks, entries};
 
 use super::error::Cause;
 use super::schema;
@@ -29,16 +29,6 @@ const UNKNOWN_SETTING: u16 = 115;
 /// The code of a server that has other types of columns.
 const OTHER_TYPE: u16 = 117;
 
-/// A record of the batch with the key by which rows are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    /// The position of its series among those of the batch.
-    rank: u32,
-    place: Place,
-    /// The position in the batch: the later of two equal keys wins.
-    at: u32,
-}
-
 impl ClickHouseStore {
     pub(super) async fn insert_records(&self, batch: &dyn Records) -> qi_core::Result<InsertReport> {
         let operation = Operation::Insert;
@@ -52,10 +42,17 @@ impl ClickHouseStore {
     }
 
     async fn insert_all(&self, table: &Table, batch: &dyn Records) -> Result<InsertReport, Cause> {
-        let sorted = Sorted::of(batch);
-        let report = InsertReport::new(batch.len(), batch.len() - sorted.entries.len());
-        for piece in sorted.entries.chunks(self.inner.config.write.piece) {
-            self.send(table, &Piece { batch: Some(batch), series: &sorted.series, entries: piece }).await?;
+        let SeriesRanks { series, ranks } = SeriesRanks::of(batch);
+        let entries = entries(batch, &ranks, |_| 0);
+        let report = InsertReport::new(batch.len(), batch.len() - entries.len());
+        let encoded = |key: &SeriesKey| {
+            let mut out = Writer::default();
+            Table::write_series(&mut out, &key.owner.as_ref(), key.interval);
+            out.0
+        };
+        let series: Vec<Vec<u8>> = series.iter().map(encoded).collect();
+        for piece in entries.chunks(self.inner.config.write.piece) {
+            self.send(table, &Piece { batch: Some(batch), series: &series, entries: piece }).await?;
         }
         Ok(report)
     }
@@ -110,7 +107,8 @@ impl ClickHouseStore {
         table.write_header(&mut out);
         for entry in piece.entries {
             let Some(batch) = piece.batch else { break };
-            out.0.extend_from_slice(&piece.series[entry.rank as usize]);
+            // The series of a batch are numbered by their ranks.
+            out.0.extend_from_slice(&piece.series[usize::try_from(entry.series).unwrap_or(usize::MAX)]);
             write_rest(table, batch, entry.at as usize, entry.place, &mut out);
             if out.0.len() >= SEND {
                 let full = std::mem::replace(&mut out.0, Vec::with_capacity(SEND + 1024));
@@ -135,62 +133,6 @@ pub(super) fn write_rest(
         out.counter(seq);
     }
     batch.write(at, out);
-}
-
-/// A batch in the order of the keys, each key once: its last record.
-struct Sorted {
-    entries: Vec<Entry>,
-    /// The columns of each series, encoded, by rank.
-    series: Vec<Vec<u8>>,
-}
-
-impl Sorted {
-    fn of(batch: &dyn Records) -> Self {
-        // A batch has at most 1,000,000 records.
-        let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-        let mut series: Vec<SeriesRef<'_>> = Vec::new();
-        let mut numbers: HashMap<SeriesRef<'_>, u32> = HashMap::new();
-        let mut places = Vec::with_capacity(batch.len());
-        batch.places(&mut places);
-        let seen = |at| {
-            let of_record = batch.series(at);
-            if let Some(known) = numbers.get(&of_record) {
-                return *known;
-            }
-            let new = number(series.len());
-            series.push(of_record.clone());
-            numbers.insert(of_record, new);
-            new
-        };
-        let seen: Vec<u32> = (0..batch.len()).map(seen).collect();
-        let mut order: Vec<usize> = (0..series.len()).collect();
-        order.sort_unstable_by_key(|at| &series[*at]);
-        let mut ranks = vec![0_u32; series.len()];
-        for (rank, at) in order.iter().enumerate() {
-            ranks[*at] = number(rank);
-        }
-        let entry = |(at, (place, seen)): (usize, (Place, u32))| Entry {
-            rank: ranks[seen as usize],
-            place,
-            at: number(at),
-        };
-        let mut entries: Vec<Entry> = places.into_iter().zip(seen).enumerate().map(entry).collect();
-        entries.sort_unstable();
-        // `dedup_by` keeps the first of equal ones: hand the later position to it.
-        entries.dedup_by(|later, kept| {
-            let same = (later.rank, later.place) == (kept.rank, kept.place);
-            if same {
-                kept.at = later.at;
-            }
-            same
-        });
-        let encoded = |at: usize| {
-            let mut out = Writer::default();
-            Table::write_series(&mut out, &series[at].owner, series[at].interval);
-            out.0
-        };
-        Self { entries, series: order.into_iter().map(encoded).collect() }
-    }
 }
 
 /// The records of one request.

@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 
 use futures::TryStreamExt;
-use qi_core::record::{Owner, SeriesType};
+use qi_core::record::{Owner, RecordVec, SeriesType};
+use qi_core::store::kit::{self, LatestSource, rest_of};
 use qi_core::store::{
-    Anchor, LatestRequest, Order, Page, Paged as _, RangeRequest, RecordPage, SeriesRequest, SeriesSummary,
+    Anchor, LatestRequest, MAX_PAGE, Order, Page, Paged as _, RangeRequest, RecordPage, SeriesRequest,
+    SeriesSummary,
 };
 use qi_core::{Exchange, Instrument, Interval, Selection, TimeRange, Timestamp};
 use sqlx::postgres::{PgArguments, PgRow};
@@ -21,12 +23,10 @@ use super::types::Pg;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// Who may have a record: an owner for each key.
-struct Candidates {
+/// Owners that may have a record, with the key of each.
+struct Keyed {
     keys: Keys,
     owners: Vec<Owner>,
-    /// Whether these are the last ones.
-    last: bool,
 }
 
 /// Owners, as the parameter of a statement: instruments by their ids, names by themselves.
@@ -59,6 +59,40 @@ impl Keys {
     }
 }
 
+/// A request for the latest records.
+struct Latest<'a> {
+    store: &'a TimescaleStore,
+    lease: &'a mut PooledConnection,
+    stored: &'a Stored,
+    request: &'a LatestRequest,
+}
+
+impl LatestSource for Latest<'_> {
+    type Error = Cause;
+
+    async fn owners(&mut self, after: Option<&Owner>, count: usize) -> Result<Vec<Owner>, Cause> {
+        let Self { store, lease, stored, .. } = self;
+        Ok(store.owners(lease, stored, None, after, count).await?.owners)
+    }
+
+    async fn newest(
+        &mut self,
+        owners: &[Owner],
+        until: Timestamp,
+        found: &mut RecordVec,
+    ) -> Result<(), Cause> {
+        let Self { store, lease, stored, request } = self;
+        let Keyed { keys, owners } = store.keyed(lease, stored, owners).await?;
+        let rows = store.latest_rows(lease, stored, &keys, until, request.interval).await?;
+        for (place, owner) in owners.into_iter().enumerate() {
+            if let Some(row) = rows.get(&place) {
+                stored.table.read(row, 1, &request.series(owner), found)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl TimescaleStore {
     /// A page of one series in a range. The range is read in parts that touch few chunks each.
     pub(super) async fn range_page(
@@ -83,7 +117,13 @@ impl TimescaleStore {
             Order::Ascending => &stored.sql.ascending,
             Order::Descending => &stored.sql.descending,
         };
-        let (range, place) = resume(request.range, request.order, &anchor)?;
+        let (range, place) = rest_of(request.range, request.order, &anchor)?;
+        // No sequence number lies before 0, so both take in all of the range.
+        let everything = match request.order {
+            Order::Ascending => (range.start(), -1),
+            Order::Descending => (range.end(), 0),
+        };
+        let place = place.map_or(everything, |(ts, seq)| (ts, seq.cast_signed()));
         found.reserve(most.min(10_001));
         let mut walk = ChunkScan::new(range, request.order);
         while let Some(part) = walk.next(lease, &self.inner.cache.chunks, stored).await? {
@@ -120,27 +160,7 @@ impl TimescaleStore {
         stored: &Stored,
         request: &LatestRequest,
     ) -> Result<RecordPage, Cause> {
-        let mut after = owner_of(request.anchor()?);
-        let most = request.page.limit() + 1;
-        let until = request.until();
-        let mut found = request.dataset.new_vec();
-        while found.len() < most {
-            let asked = most - found.len();
-            let Candidates { keys, owners, last } =
-                self.candidates(lease, stored, &request.selection, None, after.as_ref(), asked).await?;
-            let Some(until) = until else { break };
-            let rows = self.latest_rows(lease, stored, &keys, until, request.interval).await?;
-            after = owners.last().cloned();
-            for (place, owner) in owners.into_iter().enumerate() {
-                if let Some(row) = rows.get(&place) {
-                    stored.table.read(row, 1, &request.series(owner), &mut found)?;
-                }
-            }
-            if last || after.is_none() {
-                break;
-            }
-        }
-        Ok(request.page_of(found)?)
+        kit::latest(request, MAX_PAGE + 1, &mut Latest { store: self, lease, stored, request }).await
     }
 
     /// A page of the owners that have records.
@@ -155,8 +175,8 @@ impl TimescaleStore {
         let mut found = Vec::new();
         while found.len() < most {
             let (asked, exchange) = (most - found.len(), request.exchange.as_ref());
-            let Candidates { keys, owners, last } =
-                self.candidates(lease, stored, &Selection::All, exchange, after.as_ref(), asked).await?;
+            let Keyed { keys, owners } = self.owners(lease, stored, exchange, after.as_ref(), asked).await?;
+            let last = owners.len() < asked;
             let edges = self.edges(lease, stored, &keys).await?;
             after = owners.last().cloned();
             for (place, owner) in owners.into_iter().enumerate() {
@@ -268,54 +288,35 @@ impl TimescaleStore {
         Ok(found)
     }
 
-    /// The next owners behind `after` that may have a record. `asked` is how many are wanted.
-    async fn candidates(
+    /// The next owners behind `after` that may have a record, at most `count`.
+    async fn owners(
         &self,
         lease: &mut PooledConnection,
         stored: &Stored,
-        selection: &Selection<Owner>,
         exchange: Option<&Exchange>,
         after: Option<&Owner>,
-        asked: usize,
-    ) -> Result<Candidates, Cause> {
+        count: usize,
+    ) -> Result<Keyed, Cause> {
         if stored.table.dataset.series() != SeriesType::Instrument {
-            let (owners, last) = match selection {
-                Selection::All => {
-                    let names = self.names(lease, stored, after, asked).await?;
-                    let last = names.len() < asked;
-                    (names, last)
-                }
-                Selection::These(owners) => {
-                    let (part, last) = behind(owners, after, asked);
-                    (part.to_vec(), last)
-                }
-            };
-            let keys = Keys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect());
-            return Ok(Candidates { keys, owners, last });
+            let owners = self.names(lease, stored, after, count).await?;
+            return self.keyed(lease, stored, &owners).await;
         }
-        let ids = &self.inner.cache.ids;
-        let (met, last) = match selection {
-            Selection::All => {
-                let most = i64::try_from(asked).unwrap_or(i64::MAX);
-                let after = after.and_then(Owner::instrument);
-                let met = ids.list(lease, after, exchange, most).await?;
-                let last = met.len() < asked;
-                (met, last)
-            }
-            Selection::These(owners) => {
-                // Instruments without an id have no record; those with one may lie behind them.
-                let (mut part, mut last) = behind(owners, after, asked);
-                let mut met = ids.find_all(lease, &instruments(part)).await?;
-                while met.is_empty() && !last {
-                    (part, last) = behind(owners, part.last(), asked);
-                    met = ids.find_all(lease, &instruments(part)).await?;
-                }
-                (met, last)
-            }
-        };
-        let keys = Keys::Ids(met.iter().map(|(_, id)| *id).collect());
-        let owners = met.into_iter().map(|(instrument, _)| Owner::Instrument(instrument)).collect();
-        Ok(Candidates { keys, owners, last })
+        let (after, most) = (after.and_then(Owner::instrument), i64::try_from(count).unwrap_or(i64::MAX));
+        Ok(Keyed::of(self.inner.cache.ids.list(lease, after, exchange, most).await?))
+    }
+
+    /// These owners with their keys. An instrument without an id has no record and is left out.
+    async fn keyed(
+        &self,
+        lease: &mut PooledConnection,
+        stored: &Stored,
+        owners: &[Owner],
+    ) -> Result<Keyed, Cause> {
+        if stored.table.dataset.series() != SeriesType::Instrument {
+            let keys = Keys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect());
+            return Ok(Keyed { keys, owners: owners.to_vec() });
+        }
+        Ok(Keyed::of(self.inner.cache.ids.find_all(lease, &instruments(owners)).await?))
     }
 
     /// The next names behind `after` that have records. Each part of the table has its own; together they are in order.
@@ -348,12 +349,17 @@ impl TimescaleStore {
         stored: &Stored,
         selection: &Selection<Owner>,
     ) -> Result<Option<Keys>, Cause> {
-        let Selection::These(owners) = selection else { return Ok(None) };
-        if stored.table.dataset.series() != SeriesType::Instrument {
-            return Ok(Some(Keys::Names(owners.iter().filter_map(Owner::name).map(str::to_owned).collect())));
+        match selection {
+            Selection::All => Ok(None),
+            Selection::These(owners) => Ok(Some(self.keyed(lease, stored, owners).await?.keys)),
         }
-        let met = self.inner.cache.ids.find_all(lease, &instruments(owners)).await?;
-        Ok(Some(Keys::Ids(met.into_iter().map(|(_, id)| id).collect())))
+    }
+}
+
+impl Keyed {
+    fn of(met: Vec<(Instrument, i32)>) -> Self {
+        let keys = Keys::Ids(met.iter().map(|(_, id)| *id).collect());
+        Self { keys, owners: met.into_iter().map(|(instrument, _)| Owner::Instrument(instrument)).collect() }
     }
 }
 
@@ -371,36 +377,4 @@ fn owner_of(anchor: Anchor) -> Option<Owner> {
 /// The place in the array that the first column names, from 1.
 fn place_of(row: &PgRow) -> Result<usize, sqlx::Error> {
     usize::try_from(row.try_get::<i64, _>(0)? - 1).map_err(|e| sqlx::Error::Decode(e.into()))
-}
-
-/// The range that is left behind a cursor, and the place in (time, sequence) to go on from.
-fn resume(range: TimeRange, order: Order, anchor: &Anchor) -> Result<(TimeRange, (Timestamp, i64)), Cause> {
-    let (start, end) = (range.start(), range.end());
-    let next = |time: Timestamp| Timestamp::from_micros(time.as_micros() + 1);
-    Ok(match (order, anchor) {
-        (Order::Ascending, Anchor::Place(ts, seq)) => {
-            let from = (*ts).max(start).min(end);
-            (TimeRange::new(from, end)?, (*ts, seq.cast_signed()))
-        }
-        (Order::Descending, Anchor::Place(ts, seq)) => {
-            let until = next(*ts)?.min(end).max(start);
-            (TimeRange::new(start, until)?, (*ts, seq.cast_signed()))
-        }
-        (Order::Ascending, Anchor::Time(ts)) => {
-            (TimeRange::new(next(*ts)?.max(start).min(end), end)?, (start, -1))
-        }
-        (Order::Descending, Anchor::Time(ts)) => {
-            (TimeRange::new(start, (*ts).min(end).max(start))?, (end, 0))
-        }
-        // No sequence lies before 0, so both take in all of the range.
-        (Order::Ascending, _) => (range, (start, -1)),
-        (Order::Descending, _) => (range, (end, 0)),
-    })
-}
-
-/// The next owners of a list that is in order.
-fn behind<'k>(keys: &'k [Owner], after: Option<&Owner>, most: usize) -> (&'k [Owner], bool) {
-    let start = after.map_or(0, |after| keys.partition_point(|key| key <= after));
-    let end = keys.len().min(start + most);
-    (&keys[start..end], end == keys.len())
 }

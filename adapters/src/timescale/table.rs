@@ -233,19 +233,6 @@ pub(super) fn join(columns: &[Column], text: impl Fn(&Column) -> String) -> Stri
     columns.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
-/// The order in which rows are written: everywhere the same, so that two writers cannot lock each other out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct WriteKey {
-    /// The number of the chunk, so that pieces touch few chunks each.
-    pub(super) chunk: i64,
-    /// The instrument's id, or the name's rank in the batch.
-    pub(super) series: i32,
-    /// The interval of a bar, in microseconds; else 0.
-    pub(super) interval: i64,
-    pub(super) ts: i64,
-    pub(super) seq: u64,
-}
-
 /// Where the columns of a row go.
 pub(super) trait Buffers {
     /// Whether the buffers are arrays for `unnest`.
@@ -283,11 +270,6 @@ impl<B: Buffers> Encoder<B> {
     pub(super) fn int4(&mut self, value: i32) {
         self.fixed(value.to_be_bytes());
     }
-
-    /// A time by its microseconds of the Unix epoch.
-    pub(super) fn micros(&mut self, value: i64) {
-        self.fixed((value - PG_EPOCH_MICROS).to_be_bytes());
-    }
 }
 
 impl<B: Buffers> FieldWriter for Encoder<B> {
@@ -319,7 +301,7 @@ impl<B: Buffers> FieldWriter for Encoder<B> {
         self.fixed(i16::from(value).to_be_bytes());
     }
     fn time(&mut self, value: Timestamp) {
-        self.micros(value.as_micros());
+        self.fixed((value.as_micros() - PG_EPOCH_MICROS).to_be_bytes());
     }
     fn interval(&mut self, value: Interval) {
         self.text(value.as_str());

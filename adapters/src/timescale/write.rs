@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use futures::future::join_all;
 use qi_core::Instrument;
-use qi_core::record::{FieldWriter as _, OwnerRef, Place, Records, SeriesType};
+use qi_core::record::{FieldWriter as _, OwnerRef, Records, SeriesType};
 use qi_core::store::InsertReport;
+use qi_core::store::kit::{Entry, entries};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgTypeInfo};
@@ -17,8 +18,8 @@ use super::chunks::WRITE_CHUNKS;
 use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
 use super::store::TimescaleStore;
-use super::table::{Buffers, Column, ColumnType, Encoder, Stored, WriteKey};
-use super::wire::PG_EPOCH_MICROS;
+use super::table::{Buffers, Column, ColumnType, Encoder, Stored};
+use super::types::Pg;
 
 /// Which way a piece went: the label of the metric and the field of the span.
 #[derive(Debug, Clone, Copy)]
@@ -39,21 +40,16 @@ impl Way {
     }
 }
 
-/// A record of the batch, by its place in it, with the key by which rows are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    key: WriteKey,
-    /// The place in the batch: the later of two equal keys wins.
-    at: u32,
-}
-
-/// The series of a batch: what each record is keyed by.
-struct SeriesRanks<'a> {
-    /// The id of the record's instrument, or the place of its name in `names`.
-    ranks: Vec<i32>,
+/// The series of a batch.
+struct SeriesNumbers<'a> {
+    /// What orders a record's series: the id of the instrument or the rank of the name, then the interval.
+    numbers: Vec<u64>,
     /// The names of the batch in order; empty if the series are instruments.
     names: Vec<Cow<'a, str>>,
 }
+
+/// The bits of a series' number that are the interval's.
+const INTERVAL_BITS: u32 = 8;
 
 fn instrument(batch: &dyn Records, at: usize) -> Option<&Instrument> {
     match batch.series(at).owner {
@@ -76,9 +72,10 @@ impl TimescaleStore {
         stored: &Stored,
         batch: &dyn Records,
     ) -> Result<InsertReport, Cause> {
-        let series = self.series_ranks(lease, stored, batch).await?;
+        let series = self.series_numbers(lease, stored, batch).await?;
         let chunk_length = self.inner.cache.chunks.least(lease, stored).await?;
-        let entries = self.entries(batch, &series.ranks, chunk_length);
+        let chunks = &self.inner.cache.chunks;
+        let entries = entries(batch, &series.numbers, |(ts, _)| chunks.number(chunk_length, ts.as_micros()));
         let report = InsertReport::new(batch.len(), batch.len() - entries.len());
         let job = Job { store: self, stored, batch, names: &series.names };
         let pieces = cut(&entries, self.inner.config.write.piece);
@@ -106,57 +103,32 @@ impl TimescaleStore {
         Ok(report)
     }
 
-    async fn series_ranks<'a>(
+    async fn series_numbers<'a>(
         &self,
         connection: &mut PgConnection,
         stored: &Stored,
         batch: &'a dyn Records,
-    ) -> Result<SeriesRanks<'a>, Cause> {
-        let places = 0..batch.len();
-        if stored.table.dataset.series() == SeriesType::Instrument {
-            let instruments = places.filter_map(move |at| instrument(batch, at));
-            let ranks = self.inner.cache.ids.ensure(connection, instruments).await?;
-            return Ok(SeriesRanks { ranks, names: Vec::new() });
-        }
-        let all: Vec<Cow<'a, str>> = places.filter_map(|at| name(batch, at)).collect();
-        let mut names = all.clone();
-        names.sort_unstable();
-        names.dedup();
-        // A batch has at most 1,000,000 records.
-        let rank = |name| i32::try_from(names.partition_point(|known| known < name)).unwrap_or(i32::MAX);
-        let ranks = all.iter().map(rank).collect();
-        Ok(SeriesRanks { ranks, names })
-    }
-
-    /// The records in the order of their keys, each key once: its last record.
-    fn entries(&self, batch: &dyn Records, ranks: &[i32], chunk_length: i64) -> Vec<Entry> {
-        let mut places: Vec<Place> = Vec::with_capacity(batch.len());
-        batch.places(&mut places);
-        let has_interval = batch.dataset().interval().is_some();
-        let mut entries = Vec::with_capacity(batch.len());
-        for (at, ((ts, seq), series)) in places.into_iter().zip(ranks).enumerate() {
-            let ts = ts.as_micros();
-            let interval = if has_interval { batch.series(at).interval } else { None };
-            let key = WriteKey {
-                chunk: self.inner.cache.chunks.number(chunk_length, ts),
-                series: *series,
-                interval: interval.map_or(0, qi_core::Interval::as_micros),
-                ts,
-                seq,
-            };
+    ) -> Result<SeriesNumbers<'a>, Cause> {
+        let (all, dataset) = (0..batch.len(), stored.table.dataset);
+        let (owners, names) = if dataset.series() == SeriesType::Instrument {
+            let instruments = all.filter_map(move |at| instrument(batch, at));
+            (self.inner.cache.ids.ensure(connection, instruments).await?, Vec::new())
+        } else {
+            let all: Vec<Cow<'a, str>> = all.filter_map(|at| name(batch, at)).collect();
+            let mut names = all.clone();
+            names.sort_unstable();
+            names.dedup();
             // A batch has at most 1,000,000 records.
-            entries.push(Entry { key, at: u32::try_from(at).unwrap_or(u32::MAX) });
-        }
-        entries.sort_unstable();
-        // `dedup_by` keeps the first of equal ones: hand the later place to it.
-        entries.dedup_by(|later, kept| {
-            let same = later.key == kept.key;
-            if same {
-                kept.at = later.at;
-            }
-            same
-        });
-        entries
+            let rank = |name| i32::try_from(names.partition_point(|known| known < name)).unwrap_or(i32::MAX);
+            (all.iter().map(rank).collect(), names)
+        };
+        let interval = |at| match dataset.interval() {
+            None => 0,
+            Some(_) => batch.series(at).interval.map_or(0, |interval| interval as u64),
+        };
+        let number =
+            |(at, owner): (usize, i32)| (u64::from(owner.cast_unsigned()) << INTERVAL_BITS) + interval(at);
+        Ok(SeriesNumbers { numbers: owners.into_iter().enumerate().map(number).collect(), names })
     }
 }
 
@@ -165,7 +137,7 @@ fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
     let mut pieces = Vec::new();
     let (mut start, mut chunks) = (0, 1);
     for at in 1..entries.len() {
-        let new_chunk = entries[at].key.chunk != entries[at - 1].key.chunk;
+        let new_chunk = entries[at].group != entries[at - 1].group;
         if at - start == most || (new_chunk && chunks == WRITE_CHUNKS) {
             pieces.push(&entries[start..at]);
             (start, chunks) = (at, 1);
@@ -249,19 +221,21 @@ impl<'a> Job<'a> {
     }
 
     fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
-        let Entry { key, at } = entry;
-        match usize::try_from(key.series).ok().and_then(|rank| self.names.get(rank)) {
+        let Entry { group: _, series, place: (ts, seq), at } = *entry;
+        // A number has the bits of an id or of a rank above those of the interval.
+        let owner = u32::try_from(series >> INTERVAL_BITS).unwrap_or(u32::MAX);
+        match self.names.get(owner as usize) {
             Some(name) => out.text(name),
-            None => out.int4(key.series),
+            None => out.int4(owner.cast_signed()),
         }
         if self.stored.table.dataset.interval().is_some()
-            && let Some(interval) = self.batch.series(*at as usize).interval
+            && let Some(interval) = self.batch.series(at as usize).interval
         {
             out.interval(interval);
         }
-        out.micros(key.ts);
+        out.time(ts);
         if self.stored.table.dataset.seq().is_some() {
-            out.counter(key.seq);
+            out.counter(seq);
         }
     }
 
@@ -339,15 +313,15 @@ impl<'a> Job<'a> {
         if inner.connections.facts().license.as_deref() != Some("timescale") {
             return Ok(false);
         }
-        let times = || piece.iter().map(|entry| entry.key.ts);
+        let times = || piece.iter().map(|entry| entry.place.0);
         let mut query = sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM timescaledb_information.chunks WHERE hypertable_schema = $1 \
              AND hypertable_name = $2 AND is_compressed AND range_end > $3 AND range_start <= $4)",
         )
         .bind(&inner.config.schema)
         .bind(self.stored.table.name());
-        for micros in [times().min(), times().max()].into_iter().flatten() {
-            query = query.bind(RawTime(micros));
+        for time in [times().min(), times().max()].into_iter().flatten() {
+            query = query.bind(Pg(time));
         }
         Ok(query.fetch_one(&mut **lease).await?)
     }
@@ -368,9 +342,9 @@ impl<'a> Job<'a> {
         for (bytes, column) in arrays.0.columns.into_iter().zip(columns) {
             query = query.bind(RawArray { bytes, ty: column.ty.element() });
         }
-        let times = || entries.iter().map(|entry| entry.key.ts);
-        for micros in [times().min(), times().max()].into_iter().flatten() {
-            query = query.bind(RawTime(micros));
+        let times = || entries.iter().map(|entry| entry.place.0);
+        for time in [times().min(), times().max()].into_iter().flatten() {
+            query = query.bind(Pg(time));
         }
         query
     }
@@ -448,28 +422,12 @@ impl Encode<'_, Postgres> for RawArray {
     }
 }
 
-/// A time by its microseconds of the Unix epoch.
-struct RawTime(i64);
-
-impl Type<Postgres> for RawTime {
-    fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_oid(sqlx::postgres::types::Oid(ColumnType::Timestamptz.oid()))
-    }
-}
-
-impl Encode<'_, Postgres> for RawTime {
-    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        buffer.extend_from_slice(&(self.0 - PG_EPOCH_MICROS).to_be_bytes());
-        Ok(IsNull::No)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn entry(chunk: i64, seq: u64) -> Entry {
-        Entry { key: WriteKey { chunk, series: 1, interval: 0, ts: chunk, seq }, at: 0 }
+        Entry { group: chunk, series: 1, place: (Timestamp::MIN, seq), at: 0 }
     }
 
     #[test]

@@ -10,28 +10,30 @@ pub struct SeriesRanks {
     /// The series in order, each once.
     pub series: Vec<SeriesKey>,
     /// The rank of each record's series, in the order of the batch.
-    pub ranks: Vec<u32>,
+    pub ranks: Vec<u64>,
 }
 
 impl SeriesRanks {
     /// Ranks the series of a batch.
     pub fn of(batch: &dyn Records) -> Self {
-        let mut seen: HashMap<SeriesRef<'_>, u32> = HashMap::new();
-        let mut ranks: Vec<u32> = Vec::with_capacity(batch.len());
-        for at in 0..batch.len() {
-            let series = batch.series(at);
-            // A batch has at most 1,000,000 records.
-            let next = u32::try_from(seen.len()).unwrap_or(u32::MAX);
-            ranks.push(*seen.entry(series).or_insert(next));
+        let mut seen: HashMap<SeriesRef<'_>, u64> = HashMap::new();
+        let mut ranks: Vec<u64> = Vec::with_capacity(batch.len());
+        let mut at = 0;
+        while at < batch.len() {
+            let next = seen.len() as u64;
+            let number = *seen.entry(batch.series(at)).or_insert(next);
+            // Neighbours of one series are compared, which costs less than a look into the map.
+            let run = batch.run(at..batch.len());
+            ranks.resize(at + run, number);
+            at += run;
         }
-        let mut order: Vec<(SeriesRef<'_>, u32)> = seen.into_iter().collect();
+        let mut order: Vec<(SeriesRef<'_>, u64)> = seen.into_iter().collect();
         order.sort_unstable();
-        let mut rank_of = vec![0; order.len()];
-        for (rank, (_, first_seen)) in order.iter().enumerate() {
-            rank_of[*first_seen as usize] = u32::try_from(rank).unwrap_or(u32::MAX);
-        }
+        let mut rank_of: Vec<(u64, u64)> = order.iter().map(|(_, number)| *number).zip(0..).collect();
+        rank_of.sort_unstable();
         for rank in &mut ranks {
-            *rank = rank_of[*rank as usize];
+            // Every number below the count is there.
+            *rank = usize::try_from(*rank).ok().and_then(|at| rank_of.get(at)).map_or(0, |(_, rank)| *rank);
         }
         Self { series: order.iter().map(|(series, _)| series.to_owned()).collect(), ranks }
     }
@@ -43,7 +45,7 @@ pub struct Entry {
     /// What the adapter groups by before the series, for example the chunk.
     pub group: i64,
     /// The adapter's number of the series.
-    pub series: u32,
+    pub series: u64,
     /// The place in the series.
     pub place: Place,
     /// The index in the batch.
@@ -54,7 +56,7 @@ pub struct Entry {
 ///
 /// Every writer has the same order, so two writers cannot lock each other out. `series` is the number of each record's
 /// series, in the order of the batch.
-pub fn entries(batch: &dyn Records, series: &[u32], group: impl Fn(Place) -> i64) -> Vec<Entry> {
+pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(Place) -> i64) -> Vec<Entry> {
     let mut places = Vec::with_capacity(batch.len());
     batch.places(&mut places);
     let all = places.into_iter().zip(series).enumerate();
