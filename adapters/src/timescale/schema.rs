@@ -506,7 +506,8 @@ mod tests {
     /// When this fails because a dataset of the library was extended, the fixture stays and this test changes.
     #[test]
     fn the_datasets_of_step_1_are_those_of_the_library() {
-        let lines = Datasets::standard().iter().flat_map(|dataset| {
+        let datasets = Datasets::standard();
+        let lines = datasets.iter().flat_map(|dataset| {
             evolution::lines(dataset).into_iter().map(move |line| format!("{dataset}: {line}\n"))
         });
         assert_eq!(lines.collect::<String>(), FIRST_DATASETS);
