@@ -8,9 +8,11 @@ pub(crate) mod converting;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::layer::Layered;
+use qi_core::record::Datasets;
 use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -81,8 +83,9 @@ impl Server {
         }
     }
 
-    fn fresh_of(&self, store: TimescaleStore, schema: String) -> Fresh {
-        let url = self.url().to_owned();
+    fn fresh_of(&self, config: TimescaleConfig) -> Result<Fresh> {
+        let store = TimescaleStore::open(config.clone())?;
+        let (url, schema) = (self.url().to_owned(), config.schema.clone());
         let cleanup = {
             let store = store.clone();
             async move {
@@ -91,7 +94,13 @@ impl Server {
                 Ok(())
             }
         };
-        Fresh::new(self.wrapped(store)).with_cleanup(cleanup)
+        let server = self.clone();
+        let reopen = move |datasets| -> BoxFuture<'static, Result<Arc<dyn PriceStore>>> {
+            let opened = TimescaleStore::open(config.clone().with_datasets(datasets));
+            let opened = opened.map(|store| server.wrapped(store));
+            Box::pin(async move { opened })
+        };
+        Ok(Fresh::new(self.wrapped(store)).with_cleanup(cleanup).with_reopen(reopen))
     }
 }
 
@@ -138,19 +147,13 @@ impl StoreFactory for Server {
         self.url.is_none().then(|| format!("{} is not set", self.variable))
     }
 
-    async fn fresh(&self) -> Result<Fresh> {
-        let fresh = self.without_schema().await?;
-        fresh.store.ensure_schema().await?;
-        Ok(fresh)
+    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+        self.fresh_of(self.config(&namespace()).with_datasets(datasets.clone()))
     }
 
-    async fn without_schema(&self) -> Result<Fresh> {
-        let (store, schema) = self.open()?;
-        Ok(self.fresh_of(store, schema))
-    }
-
-    async fn newer_schema(&self) -> Result<Fresh> {
-        let (store, schema) = self.open()?;
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+        let config = self.config(&namespace()).with_datasets(datasets.clone());
+        let store = TimescaleStore::open(config.clone())?;
         store.ensure_schema().await?;
         sqlx::query(
             "INSERT INTO qi_migrations (version, description, success, checksum, execution_time) \
@@ -159,14 +162,16 @@ impl StoreFactory for Server {
         .execute(store.pool())
         .await
         .unwrap();
-        Ok(self.fresh_of(store, schema))
+        store.close().await?;
+        self.fresh_of(config)
     }
 
-    async fn unreachable(&self) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
         // Nobody listens on port 1.
         let mut config = TimescaleConfig::from_url(format!("postgres://qi:{SECRET}@127.0.0.1:1/qi"));
         config.hypertables = self.hypertables;
         config.pool.acquire_timeout_ms = 100;
+        config.datasets = datasets.clone();
         Ok(Fresh::new(Arc::new(TimescaleStore::open(config)?)))
     }
 }
