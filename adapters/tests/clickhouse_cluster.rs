@@ -8,7 +8,6 @@ mod clickhouse_fake;
 use std::sync::{Arc, Mutex};
 
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::record::Record as _;
 use qi_core::store::{DeleteQuery, PriceStoreExt as _, RangeQuery};
 use qi_core::{PriceStore, PriceTick, Selection, TimeRange, Timestamp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -18,7 +18,7 @@ use clickhouse_rig::Server;
 use futures::TryStreamExt;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
-use qi_core::record::{Datasets, Record as _};
+use qi_core::Datasets;
 use qi_core::store::{DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
     BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,

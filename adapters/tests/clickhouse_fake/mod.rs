@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "test support")]
 
 use qi_adapters::clickhouse::ClickHouseStore;
-use qi_core::record::{Datasets, SeriesType};
+use qi_core::Datasets;
+use qi_core::record::SeriesType;
 
 fn text(out: &mut Vec<u8>, text: &str) {
     out.push(u8::try_from(text.len()).unwrap());

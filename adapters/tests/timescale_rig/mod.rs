@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::layer::Layered;
-use qi_core::record::Datasets;
+use qi_core::Datasets;
 use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
