@@ -896,7 +896,7 @@ mod way {
     use tracing_subscriber::layer::{Context, SubscriberExt};
     use tracing_subscriber::{Layer, Registry};
 
-    use super::{PriceStore, PriceStoreExt as _, Result, Server, ticks, with_store};
+    use super::{PriceStoreExt as _, Result, Server, ticks, with_store};
 
     /// What was recorded as `way`, in order.
     #[derive(Clone, Default)]
