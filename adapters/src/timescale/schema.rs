@@ -249,8 +249,7 @@ async fn datasets(
                 ));
             }
             (Some(lines), columns) => {
-                let changes =
-                    evolution::compare(table.dataset, lines).map_err(|rule| Cause::Schema { rule })?;
+                let changes = evolution::compare(table.dataset, lines)?;
                 if let Some(columns) = columns {
                     check_columns(table, lines.len(), columns)?;
                 }

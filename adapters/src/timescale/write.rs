@@ -427,7 +427,7 @@ mod tests {
     use super::*;
 
     fn entry(chunk: i64, seq: u64) -> Entry {
-        Entry { group: chunk, series: 1, place: (Timestamp::MIN, seq), at: 0 }
+        Entry { group: chunk, series: 1, place: (qi_core::Timestamp::MIN, seq), at: 0 }
     }
 
     #[test]

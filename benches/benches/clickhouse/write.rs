@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use qi_adapters::clickhouse::config::Compression;
 use qi_benches::{Ratio, ratio, timed};
-use qi_core::{PriceTick, Side};
+use qi_core::{PriceStoreExt as _, PriceTick, Side};
 
 use crate::rig::{Place, Rig};
 use crate::ticks::MILLION;
@@ -21,7 +21,7 @@ pub(crate) fn run(rig: &Rig) {
                 let place = rig.fresh(|config| config.compression = compression);
                 let time = timed(|| {
                     for part in ticks.chunks(batch) {
-                        rig.block_on(<dyn qi_core::store::PriceStore>::insert_ticks(&place.store, part))
+                        rig.block_on(place.store.insert_ticks(part))
                             .expect("a write");
                     }
                 });

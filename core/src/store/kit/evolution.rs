@@ -3,6 +3,7 @@
 //! Stores record a dataset as lines of text: its key, then each of its columns.
 
 use crate::record::{Column, ColumnType, Dataset, SeriesType};
+use crate::{Error, ErrorKind, Result};
 
 /// Returns the lines of a dataset.
 pub fn lines(dataset: Dataset) -> Vec<String> {
@@ -34,45 +35,48 @@ fn line(column: &Column) -> String {
 const OPTIONAL: &str = " optional";
 
 /// Returns the numbers of the lines that are to be recorded: columns that were added at the end, and enumerations with
-/// new names. None of them: the stored dataset is that of the declaration, or of a newer version of it.
+/// new names. None of them: the stored dataset is that of the declaration, or has more optional columns, of a newer
+/// version of the program.
 ///
 /// # Errors
-/// What differs and what to do.
-pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>, String> {
-    let refuse = |what: String| {
-        format!(
-            "columns are only added at the end, as optional ones, and other changes need a dataset with a new name; \
-             {dataset}: {what}"
-        )
+/// `SchemaMismatch` that says what differs and what to do.
+pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
+    let refuse = |rule: &str, stored: &str, declared: &str| {
+        Err(Error::new(ErrorKind::SchemaMismatch, "store.dataset.changed", "ensure_schema")
+            .with_message(rule)
+            .with_context("dataset", dataset)
+            .with_context("stored", stored)
+            .with_context("declared", declared))
     };
     let declared = lines(dataset);
     let mut record = Vec::new();
     for (at, (stored, declared)) in stored.iter().zip(&declared).enumerate() {
-        match (stored == declared, enumeration(stored), enumeration(declared)) {
-            (true, ..) => {}
-            // An older version of the program knows fewer names.
-            (_, Some((column, old)), Some((same, new))) if column == same && begins(&old, &new) => {}
-            (_, Some((column, old)), Some((same, new))) if column == same && begins(&new, &old) => {
-                record.push(at);
-            }
-            _ if at == 0 => {
-                return Err(refuse(format!("the key is stored as `{stored}`, and declared as `{declared}`")));
+        match (enumeration(stored), enumeration(declared)) {
+            _ if stored == declared => {}
+            (Some((column, old)), Some((same, new))) if column == same && new.starts_with(&old) => {
+                record.push(at)
             }
             _ => {
-                return Err(refuse(format!(
-                    "column {at} is stored as `{stored}`, and declared as `{declared}`"
-                )));
+                let rule = "the stored dataset differs: declare stored columns as they are stored, and new ones as \
+                            optional columns after them; or give the dataset a new name";
+                return refuse(rule, stored, declared);
             }
         }
     }
     for (at, added) in declared.iter().enumerate().skip(stored.len()) {
         if !added.ends_with(OPTIONAL) {
-            return Err(refuse(format!("the new column `{added}` is required")));
+            let rule = "a new column must be optional, because stored records have no value; or give the dataset a \
+                        new name";
+            return refuse(rule, "none", added);
         }
         record.push(at);
     }
     match stored.iter().skip(declared.len()).find(|column| !column.ends_with(OPTIONAL)) {
-        Some(column) => Err(refuse(format!("the column `{column}` is required, and is not declared"))),
+        Some(column) => refuse(
+            "a required column is not declared: declare it as it is stored, or give the dataset a new name",
+            column,
+            "none",
+        ),
         None => Ok(record),
     }
 }
@@ -84,20 +88,16 @@ fn enumeration(line: &str) -> Option<((&str, &str), Vec<&str>)> {
     Some(((column, optional), names.split(", ").collect()))
 }
 
-fn begins(all: &[&str], first: &[&str]) -> bool {
-    all.starts_with(first)
-}
-
 #[cfg(test)]
 mod tests {
     use crate::PriceTick;
 
     use super::*;
 
-    fn changed(change: impl FnOnce(&mut Vec<String>)) -> Result<Vec<usize>, String> {
+    fn changed(change: impl FnOnce(&mut Vec<String>)) -> std::result::Result<Vec<usize>, String> {
         let mut stored = lines(PriceTick::DATASET);
         change(&mut stored);
-        compare(PriceTick::DATASET, &stored)
+        compare(PriceTick::DATASET, &stored).map_err(|error| error.report())
     }
 
     #[test]
@@ -126,21 +126,18 @@ mod tests {
             let message = changed(change).unwrap_err();
             assert!(message.contains(what), "{message}");
         };
-        refused(|stored| stored.truncate(1), "the new column `price decimal` is required");
-        refused(|stored| stored.push("fee decimal".to_owned()), "the column `fee decimal` is required");
-        refused(
-            |stored| stored[2] = "quantity decimal".to_owned(),
-            "column 2 is stored as `quantity decimal`",
-        );
-        refused(|stored| stored.swap(2, 3), "declared as `quantity decimal optional`");
-        refused(|stored| stored[0] = "instrument, ts".to_owned(), "the key is stored as `instrument, ts`");
+        refused(|stored| stored.truncate(1), "declared=price decimal");
+        refused(|stored| stored.push("fee decimal".to_owned()), "stored=fee decimal");
+        refused(|stored| stored[2] = "quantity decimal".to_owned(), "stored=quantity decimal");
+        refused(|stored| stored.swap(2, 3), "declared=quantity decimal optional");
+        refused(|stored| stored[0] = "instrument, ts".to_owned(), "stored=instrument, ts");
     }
 
     #[test]
     fn an_enumeration_grows_at_the_end() {
         let side = |names: &str| changed(|stored| stored[3] = format!("side enumeration({names}) optional"));
         assert_eq!(side("buy"), Ok(vec![3]));
-        assert_eq!(side("buy, sell, both"), Ok(vec![]), "an older version");
+        assert!(side("buy, sell, both").is_err(), "this version cannot read the third name");
         assert!(side("sell, buy").is_err());
         assert!(side("bu").is_err());
     }
