@@ -41,7 +41,8 @@ async fn nothing_at_all_is_memory_with_all_layers() {
 
 #[tokio::test]
 async fn opening_does_nothing_unless_the_schema_is_wanted() {
-    use qi_core::store::{InstrumentDataset, InstrumentQuery};
+    use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
+    use qi_core::{PriceTick, Record as _};
     let query = InstrumentQuery::new(PriceTick::DATASET);
     let plain = build("", NONE).unwrap().open_store().await.unwrap();
     assert_eq!(plain.instruments(&query).await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
@@ -318,7 +319,8 @@ async fn layers_are_configured_and_can_be_omitted() {
 
 #[tokio::test]
 async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
-    use qi_core::store::{InstrumentDataset, InstrumentQuery};
+    use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
+    use qi_core::{PriceTick, Record as _};
     let file = "
         [store]
         auto_schema = true
@@ -410,7 +412,8 @@ fn topics_of_the_catalogue_can_be_changed_and_added() {
 
 #[cfg(feature = "timescale")]
 mod timescale {
-    use qi_core::store::{Dataset, Retention};
+    use qi_core::store::Retention;
+    use qi_core::{PriceTick, Record as _};
 
     use super::*;
 
@@ -539,6 +542,49 @@ mod timescale {
         let error = build(file, [("QI__STORE__TIMESCALE__POOL__MAX_CONNECTION", "3")]).unwrap_err();
         assert!(error.to_string().contains("max_connections"), "{error}");
     }
+}
+
+/// A dataset of a program.
+#[derive(Debug, Clone, PartialEq, qi_core::Record)]
+#[record(name = "funding_rates")]
+struct FundingRate {
+    #[series]
+    instrument: qi_core::Instrument,
+    #[time]
+    ts: qi_core::Timestamp,
+    rate: qi_core::Percent,
+}
+
+#[tokio::test]
+async fn a_program_gives_its_datasets_to_every_store() {
+    use qi_core::PriceStoreExt as _;
+    use qi_core::record::{Datasets, Record as _};
+    let datasets = Datasets::standard().with::<FundingRate>().unwrap();
+    let file = "[store]\nauto_schema = true\n[store.memory.retention.funding_rates]\nmax_rows_per_series = 7\n\
+                [store.clickhouse.retention]\nfunding_rates_hours = 48\nticks_hours = 24";
+    let config = Config::builder().datasets(datasets).toml(file).build().unwrap();
+    let store = config.open_store().await.unwrap();
+    let ts = qi_core::Timestamp::from_secs(1_700_000_000).unwrap();
+    let rate = FundingRate { instrument: "x:Y".parse().unwrap(), ts, rate: "0.01".parse().unwrap() };
+    store.insert_record(&rate).await.unwrap();
+    assert_eq!(store.info().retention[0], qi_core::store::Retention::RowsPerSeries(FundingRate::DATASET, 7));
+    // Without them the same file names a dataset that is not there, whatever store is opened.
+    for section in [
+        "[store.memory.retention.funding_rates]\nmax_rows_per_series = 7",
+        "[store.clickhouse.retention]\nfunding_rates_hours = 48",
+    ] {
+        let error = refused(section, NONE);
+        let key = error.context_value("key").unwrap_or_default();
+        assert!(key.contains("retention.funding_rates"), "{error}");
+    }
+    for (section, key) in
+        [("ticks_hours = 0", "ticks_hours"), ("ticks = 1", "ticks"), ("ticks_hours = -1", "ticks_hours")]
+    {
+        let error = refused(&format!("[store.clickhouse.retention]\n{section}"), NONE);
+        assert!(error.report().to_string().contains(key), "{error}");
+    }
+    let variables = [("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "48")];
+    build("[store.clickhouse]\nurl = \"http://one:1\"", variables).unwrap();
 }
 
 /// `qi copy` tells by it whether its progress belongs to these two stores.
