@@ -557,8 +557,9 @@ struct FundingRate {
 
 #[tokio::test]
 async fn a_program_gives_its_datasets_to_every_store() {
+    use qi_core::Datasets;
     use qi_core::PriceStoreExt as _;
-    use qi_core::record::{Datasets, Record as _};
+    use qi_core::record::Record as _;
     let datasets = Datasets::standard().with::<FundingRate>().unwrap();
     let file = "[store]\nauto_schema = true\n[store.memory.retention.funding_rates]\nmax_rows_per_series = 7\n\
                 [store.clickhouse.retention]\nfunding_rates_hours = 48\nticks_hours = 24";

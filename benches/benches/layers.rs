@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::bus::{Message, MessageBus, MessageBusExt, PublishOptions, TopicName, TopicSpec};
 use qi_core::layer::LayerStack;
-use qi_core::store::{PriceStore, PriceStoreExt as _, RangeQuery};
+use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};
 use qi_core::{Instrument, PriceTick, TimeRange, Timestamp};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::store::MemoryStore;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use qi_benches::{ratio, timed};
-use qi_core::store::{PriceStore, PriceStoreExt as _, RangeQuery};
+use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};
 use qi_core::{Instrument, PriceTick, Quantity, TimeRange, Timestamp};
 use qi_testkit::store::MemoryStore;
 use tokio::runtime::Runtime;

@@ -21,8 +21,7 @@ pub(crate) fn run(rig: &Rig) {
                 let place = rig.fresh(|config| config.compression = compression);
                 let time = timed(|| {
                     for part in ticks.chunks(batch) {
-                        rig.block_on(place.store.insert_ticks(part))
-                            .expect("a write");
+                        rig.block_on(place.store.insert_ticks(part)).expect("a write");
                     }
                 });
                 assert_eq!(place.count(), MILLION as u64);

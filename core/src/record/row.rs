@@ -438,3 +438,114 @@ impl ErasedVec for RowVec {
         other.as_any().downcast_ref::<Self>().is_some_and(|other| self.rows == other.rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Description, Owner, Record, Slice};
+    use crate::{ErrorKind, Instrument, PriceTick};
+
+    const COLUMN: Column = Column { name: "value", ty: ColumnType::Counter, optional: true };
+
+    fn description(values: &'static [Column]) -> Description {
+        Description {
+            name: "drawn",
+            version: 1,
+            message: "drawn",
+            topic: "drawn",
+            series: SeriesType::Instrument,
+            interval: None,
+            time: "ts",
+            seq: None,
+            values,
+            new_vec: RowVec::empty,
+        }
+    }
+
+    fn ticks(seqs: impl IntoIterator<Item = u64>) -> Vec<PriceTick> {
+        let name: Instrument = "x:Y".parse().unwrap();
+        let tick = |seq| PriceTick::new(name.clone(), Timestamp::MIN, seq, "1".parse().unwrap()).unwrap();
+        seqs.into_iter().map(tick).collect()
+    }
+
+    #[test]
+    fn typed_records_go_through_rows_and_back() {
+        let ticks = ticks(0..3);
+        let mut back = PriceTick::DATASET.new_vec();
+        for row in Row::copy_of(&Slice::new(&ticks).unwrap()).unwrap() {
+            row.push_to(&mut back).unwrap();
+        }
+        assert_eq!(back.into_vec::<PriceTick>().unwrap(), ticks);
+    }
+
+    #[test]
+    fn copies_replace_insert_and_append() {
+        let source = RecordVec::from_vec(ticks(10..20));
+        let copied = |indices: Range<usize>, into: Range<usize>| {
+            let mut out = RecordVec::from_vec(ticks(0..4));
+            source.as_records().copy_to(&mut { indices }, &mut out, into).unwrap();
+            out.into_vec::<PriceTick>().unwrap()
+        };
+        assert_eq!(copied(0..2, 1..3), ticks([0, 10, 11, 3]));
+        assert_eq!(copied(0..1, 1..3), ticks([0, 10, 3]));
+        assert_eq!(copied(0..3, 1..2), ticks([0, 10, 11, 12, 2, 3]));
+        assert_eq!(copied(0..1, 2..2), ticks([0, 1, 10, 2, 3]));
+        assert_eq!(copied(0..2, 4..4), ticks([0, 1, 2, 3, 10, 11]));
+        assert_eq!(copied(0..0, 0..4), ticks([]));
+    }
+
+    #[test]
+    fn a_run_ends_where_another_series_begins() {
+        let mut ticks = ticks(0..4);
+        ticks[2] = PriceTick::new("x:Z".parse().unwrap(), Timestamp::MIN, 2, "1".parse().unwrap()).unwrap();
+        let records = RecordVec::from_vec(ticks);
+        let run = |range| records.as_records().run(range);
+        assert_eq!([run(0..4), run(0..1), run(1..4), run(2..4), run(3..3)], [2, 1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_vector_takes_records_of_its_own_type_only() {
+        let twin = Dataset::declare(description(&[COLUMN])).unwrap();
+        let mut rows = twin.new_vec();
+        let ticks = RecordVec::from_vec(ticks(0..1));
+        let error = rows.push_copy(ticks.as_records(), 0).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "record.dataset.other"));
+        assert!(rows.as_slice::<PriceTick>().is_err());
+    }
+
+    #[test]
+    fn a_description_is_checked() {
+        const TWICE: [Column; 2] = [COLUMN, COLUMN];
+        const RESERVED: [Column; 1] = [Column { name: "symbol", ..COLUMN }];
+        const LEVELS: [Column; 1] = [Column { ty: ColumnType::Levels { max: 5 }, ..COLUMN }];
+        const LONG: [Column; 1] = [Column { ty: ColumnType::Text { max: 4_097 }, ..COLUMN }];
+        const NO_NAMES: [Column; 1] = [Column { ty: ColumnType::Enumeration(&[]), ..COLUMN }];
+        for values in [&TWICE[..], &RESERVED, &LEVELS, &LONG, &NO_NAMES] {
+            assert!(Dataset::declare(description(values)).is_err(), "{values:?}");
+        }
+        assert!(Dataset::declare(Description { name: "Drawn", ..description(&[]) }).is_err());
+        assert!(Dataset::declare(Description { seq: Some("ts"), ..description(&[]) }).is_err());
+    }
+
+    #[test]
+    fn a_row_is_checked() {
+        let dataset = Dataset::declare(description(&[COLUMN])).unwrap();
+        let series = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: None };
+        let place = (Timestamp::MIN, 0);
+        let row = |series: &SeriesKey, place, values| Row::new(dataset, series.clone(), place, values);
+        row(&series, place, vec![Value::Absent]).unwrap();
+        let named = SeriesKey { owner: Owner::Name("x:Y".into()), interval: None };
+        let timed = SeriesKey { interval: Some(Interval::M1), ..series.clone() };
+        for refused in [
+            row(&named, place, vec![Value::Absent]),
+            row(&timed, place, vec![Value::Absent]),
+            row(&series, (Timestamp::MIN, 1), vec![Value::Absent]),
+            row(&series, (Timestamp::MAX, 0), vec![Value::Absent]),
+            row(&series, place, vec![]),
+            row(&series, place, vec![Value::Integer(1)]),
+            row(&series, place, vec![Value::Counter(u64::MAX)]),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+    }
+}
