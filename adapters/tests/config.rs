@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use qi_adapters::{Backends, Config};
 use qi_core::bus::TopicName;
-use qi_core::{Error, ErrorKind, PriceStore, PriceStoreExt as _, Result};
+use qi_core::{Error, ErrorKind, PriceStore, Result};
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 use serde::Deserialize;
 
@@ -41,8 +41,8 @@ async fn nothing_at_all_is_memory_with_all_layers() {
 
 #[tokio::test]
 async fn opening_does_nothing_unless_the_schema_is_wanted() {
+    use qi_core::PriceTick;
     use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
-    use qi_core::{PriceTick, Record as _};
     let query = InstrumentQuery::new(PriceTick::DATASET);
     let plain = build("", NONE).unwrap().open_store().await.unwrap();
     assert_eq!(plain.instruments(&query).await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
@@ -319,8 +319,8 @@ async fn layers_are_configured_and_can_be_omitted() {
 
 #[tokio::test]
 async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
+    use qi_core::PriceTick;
     use qi_core::store::{InstrumentQuery, PriceStoreExt as _};
-    use qi_core::{PriceTick, Record as _};
     let file = "
         [store]
         auto_schema = true
@@ -412,8 +412,8 @@ fn topics_of_the_catalogue_can_be_changed_and_added() {
 
 #[cfg(feature = "timescale")]
 mod timescale {
+    use qi_core::PriceTick;
     use qi_core::store::Retention;
-    use qi_core::{PriceTick, Record as _};
 
     use super::*;
 
@@ -559,7 +559,6 @@ struct FundingRate {
 async fn a_program_gives_its_datasets_to_every_store() {
     use qi_core::Datasets;
     use qi_core::PriceStoreExt as _;
-    use qi_core::record::Record as _;
     let datasets = Datasets::standard().with::<FundingRate>().unwrap();
     let file = "[store]\nauto_schema = true\n[store.memory.retention.funding_rates]\nmax_rows_per_series = 7\n\
                 [store.clickhouse.retention]\nfunding_rates_hours = 48\nticks_hours = 24";

@@ -8,7 +8,7 @@ use std::time::Duration;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_benches::Ratio;
 use qi_core::store::{PriceStore, PriceStoreExt as _};
-use qi_core::{PriceTick, Record as _, Timestamp};
+use qi_core::{PriceTick, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::runtime::Runtime;
 

@@ -442,7 +442,7 @@ impl ErasedVec for RowVec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Description, Owner, Record, Slice};
+    use crate::record::{Description, Owner, Slice};
     use crate::{ErrorKind, Instrument, PriceTick};
 
     const COLUMN: Column = Column { name: "value", ty: ColumnType::Counter, optional: true };
