@@ -7,7 +7,7 @@ use std::io::Write as _;
 use qi_core::record::{self, Dataset, FieldReader, FieldWriter, Level, RecordVec, SeriesKey, SeriesType};
 use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result, Timestamp};
 use sqlx::postgres::{PgRow, PgValueRef};
-use sqlx::{ColumnIndex, Decode, Postgres, Row, ValueRef};
+use sqlx::{Decode, Postgres, Row, ValueRef};
 
 use super::BACKEND;
 use super::copy_backoff::CopyBackoff;
@@ -407,15 +407,9 @@ impl<'r> RowReader<'r> {
     }
 
     fn raw(&self) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
-        fn of<'r>(
-            row: &'r PgRow,
-            index: impl ColumnIndex<PgRow>,
-        ) -> std::result::Result<PgValueRef<'r>, sqlx::Error> {
-            row.try_get_raw(index)
-        }
         match self.first {
-            Some(first) => of(self.row, first + self.next),
-            None => of(self.row, self.columns[self.next].name),
+            Some(first) => self.row.try_get_raw(first + self.next),
+            None => self.row.try_get_raw(self.columns[self.next].name),
         }
     }
 

@@ -54,7 +54,7 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
         match (enumeration(stored), enumeration(declared)) {
             _ if stored == declared => {}
             (Some((column, old)), Some((same, new))) if column == same && new.starts_with(&old) => {
-                record.push(at)
+                record.push(at);
             }
             _ => {
                 let rule = "the stored dataset differs: declare stored columns as they are stored, and new ones as \
