@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use qi_benches::{ratio, timed};
-use qi_core::store::{BarQuery, LatestQuery, PriceStore, RangeQuery};
+use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt as _, RangeQuery};
 use qi_core::{Interval, Selection, TimeRange};
 
 use crate::rig::{Other, Place, Rig};

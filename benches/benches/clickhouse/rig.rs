@@ -4,7 +4,7 @@ use std::future::Future;
 
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_core::store::PriceStore;
+use qi_core::store::{PriceStore, PriceStoreExt as _};
 use qi_core::{PriceTick, Timestamp};
 use tokio::runtime::Runtime;
 

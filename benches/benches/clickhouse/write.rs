@@ -21,7 +21,7 @@ pub(crate) fn run(rig: &Rig) {
                 let place = rig.fresh(|config| config.compression = compression);
                 let time = timed(|| {
                     for part in ticks.chunks(batch) {
-                        rig.block_on(qi_core::store::PriceStore::insert_ticks(&place.store, part))
+                        rig.block_on(qi_core::store::PriceStoreExt::insert_ticks(&place.store, part))
                             .expect("a write");
                     }
                 });
