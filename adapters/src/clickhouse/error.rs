@@ -80,6 +80,7 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (252, "TOO_MANY_PARTS", ErrorKind::Overloaded, "store.clickhouse.parts"),
     (57, "TABLE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.table_exists"),
     (82, "DATABASE_ALREADY_EXISTS", ErrorKind::Conflict, "store.clickhouse.database_exists"),
+    (517, "CANNOT_ASSIGN_ALTER", ErrorKind::Conflict, "store.clickhouse.alter"),
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
 
@@ -228,7 +229,7 @@ mod tests {
             (&[243], Unavailable, false),
             (&[159, 160, 319], Timeout, true),
             (&[202, 203, 241, 252, 439, 745], Overloaded, true),
-            (&[57, 82], Conflict, true),
+            (&[57, 82, 517], Conflict, true),
             (&[40], CorruptData, false),
             // What the table does not name is ours to look at, and not retried by guess.
             (&[62, 1, 49, 9999], Internal, false),
@@ -236,7 +237,7 @@ mod tests {
             for number in codes {
                 let error = code(*number);
                 assert_eq!((error.kind(), error.retry().is_retryable()), (kind, retried), "{number}");
-                assert_eq!((error.operation(), error.backend()), ("insert_ticks", Some(BACKEND)));
+                assert_eq!((error.operation(), error.backend()), ("insert", Some(BACKEND)));
                 assert_eq!(error.context_value("code"), Some(number.to_string().as_str()));
                 assert!(error.find_source::<Client>().is_some(), "the original is the source");
             }

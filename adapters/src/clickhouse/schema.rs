@@ -394,10 +394,10 @@ fn compare<'a>(table: &'a Table, found: &[Found], is_local: bool) -> Result<Diff
                 "columns cannot be renamed, moved or removed; declare it as it is, and new ones as optional at the end",
             );
         }
-        if found.key != declared.key || !same_type(&found.ty, &declared.ty) {
+        if found.key != declared.key || !(found.ty == declared.ty || is_wider(&declared.ty, &found.ty)) {
             return refuse(
                 at,
-                "its type, its key and the order of its names cannot change; declare it as it is, or a new dataset",
+                "its type, its key and its names cannot change; declare it as it is, or a new dataset",
             );
         }
         if is_wider(&declared.ty, &found.ty) {
@@ -423,11 +423,6 @@ fn compare<'a>(table: &'a Table, found: &[Found], is_local: bool) -> Result<Diff
     Ok((wider, added.collect()))
 }
 
-/// Returns whether types are equal, beside the names that an enumeration has at its end.
-fn same_type(one: &str, other: &str) -> bool {
-    one == other || is_wider(one, other) || is_wider(other, one)
-}
-
 /// The statement that records the columns of a table, unless they are recorded, or the table is of a later version.
 fn record(place: &Place<'_>, table: &Table, present: &Present) -> Option<Change> {
     let dataset = table.dataset;
@@ -435,8 +430,7 @@ fn record(place: &Place<'_>, table: &Table, present: &Present) -> Option<Change>
         table.columns.iter().map(|column| format!("{} {}", column.name, column.ty)).collect();
     let columns = format!("{}; key {}", columns.join(", "), table.key());
     let found = present.columns.get(&place.local(dataset.name())).map_or(&[][..], Vec::as_slice);
-    let later = found.len() > table.columns.len()
-        || table.columns.iter().zip(found).any(|(column, found)| is_wider(&found.ty, &column.ty));
+    let later = found.len() > table.columns.len();
     let known = present.recorded.iter().any(|(name, known)| name == dataset.name() && *known == columns);
     (!later && !known).then(|| {
         let (name, columns) = (literal(dataset.name()), literal(&columns));

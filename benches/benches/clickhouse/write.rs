@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use qi_adapters::clickhouse::config::Compression;
 use qi_benches::{Ratio, ratio, timed};
-use qi_core::{PriceStoreExt as _, PriceTick, Side};
+use qi_core::{PriceTick, Side};
 
 use crate::rig::{Place, Rig};
 use crate::ticks::MILLION;
@@ -21,7 +21,8 @@ pub(crate) fn run(rig: &Rig) {
                 let place = rig.fresh(|config| config.compression = compression);
                 let time = timed(|| {
                     for part in ticks.chunks(batch) {
-                        rig.block_on(place.store.insert_ticks(part)).expect("a write");
+                        rig.block_on(qi_core::store::PriceStoreExt::insert_ticks(&place.store, part))
+                            .expect("a write");
                     }
                 });
                 assert_eq!(place.count(), MILLION as u64);

@@ -150,7 +150,9 @@ pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl 
         out.extend(copies);
     } else if let Some(copy) = copies.next() {
         out.insert(at, copy);
-        out.splice(at + 1..at + 1, copies);
+        if let Some(second) = copies.next() {
+            out.splice(at + 1..at + 1, std::iter::once(second).chain(copies));
+        }
     }
 }
 

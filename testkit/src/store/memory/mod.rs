@@ -1,5 +1,6 @@
 //! [`MemoryStore`]: a price store that is gone with the process, and in all else keeps the contract.
 
+mod grouped;
 mod read;
 mod series;
 mod table;
@@ -23,6 +24,7 @@ use qi_core::{
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use self::grouped::Grouped;
 use self::series::{Part, Window};
 use self::table::{Rules, Stopped, Table};
 use super::MemoryStoreConfig;
@@ -225,6 +227,8 @@ impl PriceStore for MemoryStore {
         self.info.check_batch(batch.len()).map_err(at(OP))?;
         let keep = |table: &Table| self.config.retention.of(table.dataset());
         let stamp = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
+        let grouped = Grouped::of(batch, SLICE);
+        let batch = grouped.as_ref().map_or(batch, |grouped| grouped as &dyn Records);
         let mut places = Vec::with_capacity(batch.len());
         batch.places(&mut places);
         let part = Part { records: batch, places: &places, stamp };

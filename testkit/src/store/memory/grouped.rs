@@ -1,0 +1,82 @@
+//! A batch with the records of each series side by side.
+
+use std::ops::Range;
+
+use qi_core::Result;
+use qi_core::record::{Dataset, FieldWriter, Place, RecordVec, Records, SeriesRef};
+use qi_core::store::kit::SeriesRanks;
+
+/// A view of a batch in another order: within each part, by series, and within a series as before, so that the later
+/// record of a key still wins. A run of one series costs one search and one copy, however the records came.
+#[derive(Debug)]
+pub(super) struct Grouped<'a> {
+    records: &'a dyn Records,
+    order: Vec<usize>,
+}
+
+impl<'a> Grouped<'a> {
+    /// Groups each `part` records of a batch. None if they are grouped already, or too few for it to pay.
+    pub(super) fn of(records: &'a dyn Records, part: usize) -> Option<Self> {
+        const FEW: usize = 32;
+        if records.len() < FEW || records.run(0..records.len()) == records.len() {
+            return None;
+        }
+        let SeriesRanks { series, ranks } = SeriesRanks::of(records);
+        let mut order = Vec::with_capacity(ranks.len());
+        let mut starts = Vec::new();
+        for (n, ranks) in ranks.chunks(part).enumerate() {
+            // A counting sort, which keeps the order of equal ranks.
+            starts.clear();
+            starts.resize(series.len() + 1, 0_usize);
+            let at = |rank: u64| usize::try_from(rank).unwrap_or(usize::MAX);
+            for rank in ranks {
+                starts[at(*rank) + 1] += 1;
+            }
+            for rank in 1..starts.len() {
+                starts[rank] += starts[rank - 1];
+            }
+            let first = order.len();
+            order.resize(first + ranks.len(), 0);
+            for (index, rank) in ranks.iter().enumerate() {
+                let start = &mut starts[at(*rank)];
+                order[first + *start] = n * part + index;
+                *start += 1;
+            }
+        }
+        Some(Self { records, order })
+    }
+}
+
+impl Records for Grouped<'_> {
+    fn dataset(&self) -> Dataset {
+        self.records.dataset()
+    }
+    fn len(&self) -> usize {
+        self.order.len()
+    }
+    fn series(&self, at: usize) -> SeriesRef<'_> {
+        self.records.series(self.order[at])
+    }
+    fn place(&self, at: usize) -> Place {
+        self.records.place(self.order[at])
+    }
+    fn write(&self, at: usize, out: &mut dyn FieldWriter) {
+        self.records.write(self.order[at], out);
+    }
+    fn write_json(&self, at: usize, out: &mut Vec<u8>) {
+        self.records.write_json(self.order[at], out);
+    }
+    fn places(&self, out: &mut Vec<Place>) {
+        let mut places = Vec::with_capacity(self.len());
+        self.records.places(&mut places);
+        out.extend(self.order.iter().map(|at| places[*at]));
+    }
+    fn copy_to(
+        &self,
+        at: &mut dyn Iterator<Item = usize>,
+        out: &mut RecordVec,
+        into: Range<usize>,
+    ) -> Result<()> {
+        self.records.copy_to(&mut at.map(|at| self.order[at]), out, into)
+    }
+}
