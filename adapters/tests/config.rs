@@ -546,7 +546,7 @@ mod timescale {
 
 /// A dataset of a program.
 #[derive(Debug, Clone, PartialEq, qi_core::Record)]
-#[record(name = "funding_rates")]
+#[record(name = "signals")]
 struct FundingRate {
     #[series]
     instrument: qi_core::Instrument,
@@ -560,8 +560,9 @@ async fn a_program_gives_its_datasets_to_every_store() {
     use qi_core::Datasets;
     use qi_core::PriceStoreExt as _;
     let datasets = Datasets::standard().with::<FundingRate>().unwrap();
-    let file = "[store]\nauto_schema = true\n[store.memory.retention.funding_rates]\nmax_rows_per_series = 7\n\
-                [store.clickhouse.retention]\nfunding_rates_hours = 48\nticks_hours = 24";
+    let file = "[store]\nauto_schema = true\n[store.memory.retention.signals]\nmax_rows_per_series = 7\n\
+                [store.clickhouse.retention]\nsignals_hours = 48\nticks_hours = 24\n\
+                [store.timescale.retention]\nsignals_hours = 48\n[store.timescale.chunks]\nsignals_hours = 24";
     let config = Config::builder().datasets(datasets).toml(file).build().unwrap();
     let store = config.open_store().await.unwrap();
     let ts = qi_core::Timestamp::from_secs(1_700_000_000).unwrap();
@@ -570,12 +571,13 @@ async fn a_program_gives_its_datasets_to_every_store() {
     assert_eq!(store.info().retention[0], qi_core::store::Retention::RowsPerSeries(FundingRate::DATASET, 7));
     // Without them the same file names a dataset that is not there, whatever store is opened.
     for section in [
-        "[store.memory.retention.funding_rates]\nmax_rows_per_series = 7",
-        "[store.clickhouse.retention]\nfunding_rates_hours = 48",
+        "[store.memory.retention.signals]\nmax_rows_per_series = 7",
+        "[store.clickhouse.retention]\nsignals_hours = 48",
+        "[store.timescale.chunks]\nsignals_hours = 48",
     ] {
         let error = refused(section, NONE);
         let key = error.context_value("key").unwrap_or_default();
-        assert!(key.contains("retention.funding_rates"), "{error}");
+        assert!(key.contains("retention.signals"), "{error}");
     }
     for (section, key) in
         [("ticks_hours = 0", "ticks_hours"), ("ticks = 1", "ticks"), ("ticks_hours = -1", "ticks_hours")]

@@ -82,7 +82,7 @@ fn a_running_program_answers_probes_and_shows_its_metrics() {
         "# TYPE qi_calls_total counter",
         "# HELP qi_call_duration_seconds How long calls took",
         "qi_calls_total{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
-        "qi_call_duration_seconds_bucket{port=\"bus\",backend=\"memory\",operation=\"publish\",le=\"0.001\"}",
+        "qi_call_duration_seconds_bucket{port=\"bus\",backend=\"memory\",operation=\"publish\",dataset=\"\",le=\"0.001\"}",
         "qi_batch_records_sum{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
         "qi_messages_delivered_total{backend=\"memory\"}",
         "qi_agent_up{agent=\"writer\"} 1",

@@ -48,9 +48,9 @@ fn calls_are_counted_and_measured_and_errors_counted_by_kind() {
         assert!(gone.is_err());
         store.ping().await.unwrap();
     });
-    let insert = "port=store,backend=memory,operation=insert";
+    let insert = "port=store,backend=memory,operation=insert,dataset=ticks";
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), 3);
-    assert_eq!(seen.counter("qi_calls_total{port=store,backend=memory,operation=ping}"), 1);
+    assert_eq!(seen.counter("qi_calls_total{port=store,backend=memory,operation=ping,dataset=}"), 1);
     assert_eq!(seen.counter(&format!("qi_call_errors_total{{{insert},kind=unavailable}}")), 1);
     assert_eq!(seen.counter(&format!("qi_calls_dropped_total{{{insert}}}")), 1);
     assert_eq!(seen.histogram(&format!("qi_call_duration_seconds{{{insert}}}")).len(), 3);
@@ -129,7 +129,7 @@ fn messages_are_counted_by_delivery_state() {
     assert_eq!(seen.counter("qi_messages_delivered_total{backend=mock}"), 2);
     assert_eq!(seen.counter("qi_messages_failed_total{backend=mock,state=not_sent,kind=unavailable}"), 1);
     assert_eq!(seen.counter("qi_messages_failed_total{backend=mock,state=unknown,kind=timeout}"), 2);
-    assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish}"), [5.0]);
+    assert_eq!(seen.histogram("qi_batch_records{port=bus,backend=mock,operation=publish,dataset=}"), [5.0]);
 }
 
 /// Prometheus computes no increase for a new series, so the counters of an alert must start at 0.
@@ -175,7 +175,7 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
         let _ = tokio::time::timeout(Duration::from_millis(10), store.insert_ticks(&[])).await;
     });
     let mock = "port=store,backend=mock";
-    let insert = format!("{mock},operation=insert");
+    let insert = format!("{mock},operation=insert,dataset=ticks");
     assert_eq!(seen.counter(&format!("qi_limit_refused_total{{{mock}}}")), 2);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=overloaded}}")), 1);
     assert_eq!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")), 2);
@@ -211,7 +211,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
         assert!(seen.gauge(&format!("{gauge}{{{mock}}}")).abs() < f64::EPSILON, "{gauge}");
     }
     assert_eq!(seen.counter(&format!("qi_circuit_opened_total{{{mock}}}")), 1);
-    let took = seen.histogram(&format!("qi_call_duration_seconds{{{mock},operation=insert}}"));
+    let took = seen.histogram(&format!("qi_call_duration_seconds{{{mock},operation=insert,dataset=ticks}}"));
     assert_eq!(took, [30.0, 0.0]);
 }
 
@@ -229,7 +229,7 @@ fn received_messages_are_counted() {
         }
     });
     assert_eq!(seen.counter("qi_messages_received_total{backend=memory}"), 5);
-    let recv = "port=subscription,backend=memory,operation=recv";
+    let recv = "port=subscription,backend=memory,operation=recv,dataset=";
     assert_eq!(
         seen.histogram(&format!("qi_batch_records{{{recv}}}")),
         [3.0, 2.0],
@@ -250,7 +250,7 @@ fn metrics_of_a_storm_add_up_with_few_labels() {
             let _ = store.insert_ticks(&[tick]).await;
         }
     });
-    let insert = "port=store,backend=memory,operation=insert";
+    let insert = "port=store,backend=memory,operation=insert,dataset=ticks";
     assert_eq!(seen.counter(&format!("qi_calls_total{{{insert}}}")), calls as u64);
     assert!(seen.counter(&format!("qi_retries_total{{{insert},kind=unavailable}}")) > calls as u64 / 4);
     assert!(seen.len() < 20, "{:?}", seen.keys());

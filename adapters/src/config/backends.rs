@@ -86,7 +86,9 @@ impl Backends {
                 Ok(Arc::new(qi_testkit::store::MemoryStore::new(super::sections::memory(&section)?)?))
             }
             #[cfg(feature = "timescale")]
-            "timescale" => Ok(Arc::new(crate::timescale::TimescaleStore::open(section.read()?)?)),
+            "timescale" => {
+                Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::timescale(&section)?)?))
+            }
             #[cfg(feature = "timescale")]
             "postgres" => {
                 Ok(Arc::new(crate::timescale::TimescaleStore::open(super::sections::postgres(&section)?)?))

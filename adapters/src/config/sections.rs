@@ -107,7 +107,7 @@ impl OwnKeys for StoreSection {
         match name {
             #[cfg(feature = "memory")]
             "memory" => memory(section)?.validate()?,
-            "timescale" => section.read::<TimescaleConfig>().map(drop)?,
+            "timescale" => timescale(section)?.check_datasets()?,
             "postgres" => postgres(section).map(drop)?,
             "clickhouse" => clickhouse(section)?.check_datasets()?,
             _ => return Ok(false),
@@ -134,12 +134,20 @@ pub(super) fn clickhouse(section: &Section) -> Result<ClickHouseConfig> {
     Ok(section.read::<ClickHouseConfig>()?.with_datasets(section.datasets().clone()))
 }
 
+/// Reads `[store.timescale]`.
+///
+/// # Errors
+/// `Config` for an unknown key or an invalid value.
+pub(super) fn timescale(section: &Section) -> Result<TimescaleConfig> {
+    Ok(section.read::<TimescaleConfig>()?.with_datasets(section.datasets().clone()))
+}
+
 /// Reads `[store.postgres]`: the keys of `[store.timescale]` without those that need the extension.
 ///
 /// # Errors
 /// `Config` for an unknown key, an invalid value, or a key that needs the extension.
 pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
-    let mut config: TimescaleConfig = section.read()?;
+    let mut config = timescale(section)?;
     config.section = "store.postgres";
     for key in ["hypertables", "chunks", "columnstore", "retention"] {
         let off = key == "hypertables" && config.hypertables == Hypertables::Off;

@@ -238,9 +238,7 @@ impl TimescaleConfig {
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         let rules = self.rules();
-        let Self {
-            url, host, schema, max_batch, pool, limits, write, chunks, columnstore, retention, ..
-        } = self;
+        let Self { url, host, schema, max_batch, pool, limits, write, columnstore, retention, .. } = self;
         if url.is_none() && host.is_none() {
             return Err(rules.refuse("url", "none", "the server's `url` or its `host` must be given"));
         }
@@ -276,11 +274,20 @@ impl TimescaleConfig {
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
         rules.within("write.piece", write.piece as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
-        for (section, hours) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
-            hours.check(&rules, section, &self.datasets, MAX_HOURS)?;
-            if section != "chunks" && !hours.is_empty() && self.hypertables == Hypertables::Off {
+        for (section, hours) in [("columnstore", columnstore), ("retention", retention)] {
+            if !hours.is_empty() && self.hypertables == Hypertables::Off {
                 return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
+        }
+        self.check_datasets()
+    }
+
+    /// Checks that the keys of datasets name datasets of the program.
+    pub(crate) fn check_datasets(&self) -> Result<()> {
+        let rules = self.rules();
+        let Self { chunks, columnstore, retention, datasets, .. } = self;
+        for (section, hours) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
+            hours.check(&rules, section, datasets, MAX_HOURS)?;
         }
         Ok(())
     }

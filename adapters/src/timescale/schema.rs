@@ -506,7 +506,8 @@ mod tests {
     #[test]
     fn the_datasets_of_step_1_are_those_of_the_library() {
         let datasets = Datasets::standard();
-        let lines = datasets.iter().flat_map(|dataset| {
+        // Step 1 made the first four.
+        let lines = datasets.iter().take(4).flat_map(|dataset| {
             evolution::lines(dataset).into_iter().map(move |line| format!("{dataset}: {line}\n"))
         });
         assert_eq!(lines.collect::<String>(), FIRST_DATASETS);

@@ -6,9 +6,12 @@ use std::hash::{Hash, Hasher};
 
 use serde::{Serialize, Serializer};
 
-use super::RecordVec;
-use super::row::RowVec;
+use self::records::RecordVec;
+use self::row::RowVec;
 use crate::{Error, Interval, Result, Timestamp};
+
+pub(super) mod records;
+pub(super) mod row;
 
 /// The description of a dataset: a `Copy` handle to a static [`Description`].
 ///

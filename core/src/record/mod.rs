@@ -13,8 +13,6 @@
 mod column;
 mod dataset;
 mod fields;
-mod records;
-mod row;
 mod series;
 #[cfg(test)]
 mod tests;
@@ -25,12 +23,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use column::{ColumnValue, Columns, Enumeration, Level, Levels, Text};
+pub(crate) use dataset::records::json_error;
+pub use dataset::records::{RecordVec, Records, Slice};
+pub use dataset::row::{Row, Value};
 pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};
 pub use fields::{FieldReader, FieldWriter};
 pub use qi_derive::{Columns, Enumeration, Record};
-pub(crate) use records::json_error;
-pub use records::{RecordVec, Records, Slice};
-pub use row::{Row, Value};
 pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};
 
 use crate::{Result, Timestamp};

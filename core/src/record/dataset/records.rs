@@ -4,7 +4,8 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 
-use super::{Dataset, FieldReader, FieldWriter, Place, Record, Series, SeriesKey, SeriesRef};
+use super::Dataset;
+use crate::record::{FieldReader, FieldWriter, Place, Record, Series, SeriesKey, SeriesRef};
 use crate::{Error, ErrorKind, Result};
 
 /// Records of one dataset without their type: what a store writes.

@@ -7,12 +7,10 @@ use std::ops::Range;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
-use super::dataset::Column;
 use super::records::ErasedVec;
-use super::{
-    ColumnType, Dataset, FieldReader, FieldWriter, Level, Place, RecordVec, Records, SeriesKey, SeriesRef,
-    SeriesType,
-};
+use super::records::{RecordVec, Records};
+use super::{Column, ColumnType, Dataset, SeriesType};
+use crate::record::{FieldReader, FieldWriter, Level, Owner, Place, SeriesKey, SeriesRef};
 use crate::{Decimal, Error, ErrorKind, Interval, Result, Timestamp};
 
 /// A record of a dataset that was declared at run time, see [`Dataset::declare`].
@@ -109,10 +107,8 @@ impl Row {
             Err(error.with_context("dataset", dataset))
         };
         let owner_fits = match (&series.owner, dataset.series()) {
-            (super::Owner::Instrument(_), SeriesType::Instrument) => true,
-            (super::Owner::Name(name), SeriesType::Name { max, .. }) => {
-                name.len() <= max && !name.contains('\0')
-            }
+            (Owner::Instrument(_), SeriesType::Instrument) => true,
+            (Owner::Name(name), SeriesType::Name { max, .. }) => name.len() <= max && !name.contains('\0'),
             _ => false,
         };
         if !owner_fits || series.interval.is_some() != dataset.interval().is_some() {
@@ -121,7 +117,10 @@ impl Row {
         if dataset.seq().is_none() && place.1 != 0 {
             return refuse("seq", &place.1);
         }
-        super::macros::check_place((dataset.time(), place.0), dataset.seq().map(|seq| (seq, place.1)))?;
+        crate::record::macros::check_place(
+            (dataset.time(), place.0),
+            dataset.seq().map(|seq| (seq, place.1)),
+        )?;
         if values.len() != dataset.values().len() {
             return refuse("values", &values.len());
         }
@@ -286,8 +285,8 @@ impl Serialize for Row {
             SeriesType::Name { column, .. } => column,
         };
         match &self.series.owner {
-            super::Owner::Instrument(instrument) => map.serialize_entry(series, instrument)?,
-            super::Owner::Name(name) => map.serialize_entry(series, &**name)?,
+            Owner::Instrument(instrument) => map.serialize_entry(series, instrument)?,
+            Owner::Name(name) => map.serialize_entry(series, &**name)?,
         }
         if let (Some(column), Some(interval)) = (self.dataset.interval(), self.series.interval) {
             map.serialize_entry(column, &interval)?;
@@ -322,8 +321,8 @@ impl Row {
         let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json)?;
         let mut take = |column: &str| fields.remove(column).unwrap_or_default();
         let owner = match dataset.series() {
-            SeriesType::Instrument => super::Owner::Instrument(from_value(take("instrument"))?),
-            SeriesType::Name { column, .. } => super::Owner::Name(from_value::<String>(take(column))?.into()),
+            SeriesType::Instrument => Owner::Instrument(from_value(take("instrument"))?),
+            SeriesType::Name { column, .. } => Owner::Name(from_value::<String>(take(column))?.into()),
         };
         let interval = dataset.interval().map(|column| from_value(take(column))).transpose()?;
         let time = from_value(take(dataset.time()))?;
@@ -442,7 +441,7 @@ impl ErasedVec for RowVec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Description, Owner, Slice};
+    use crate::record::{Description, Slice};
     use crate::{ErrorKind, Instrument, PriceTick};
 
     const COLUMN: Column = Column { name: "value", ty: ColumnType::Counter, optional: true };
