@@ -577,7 +577,7 @@ async fn a_program_gives_its_datasets_to_every_store() {
     ] {
         let error = refused(section, NONE);
         let key = error.context_value("key").unwrap_or_default();
-        assert!(key.contains("retention.signals"), "{error}");
+        assert!(key.contains("signals"), "{error}");
     }
     for (section, key) in
         [("ticks_hours = 0", "ticks_hours"), ("ticks = 1", "ticks"), ("ticks_hours = -1", "ticks_hours")]

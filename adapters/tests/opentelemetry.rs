@@ -107,7 +107,7 @@ async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
         Ok(())
     })
     .await;
-    let chain = ["ingest", "publish crypto-prices", "process crypto-prices", "insert_ticks"];
+    let chain = ["ingest", "publish crypto-prices", "process crypto-prices", "insert"];
     for pair in chain.windows(2) {
         let (parent, child) = (named(&spans, pair[0]), named(&spans, pair[1]));
         assert_eq!(child.parent_span_id, parent.span_context.span_id(), "{pair:?}");
@@ -129,8 +129,8 @@ async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
     ] {
         assert_eq!(attribute(publish, key).as_deref(), Some(value), "{key}");
     }
-    let insert = named(&spans, "insert_ticks");
-    assert_eq!(attribute(insert, "db.operation.name").as_deref(), Some("insert_ticks"));
+    let insert = named(&spans, "insert");
+    assert_eq!(attribute(insert, "db.operation.name").as_deref(), Some("insert"));
     assert_eq!(
         (attribute(insert, "db.system.name").as_deref(), attribute(insert, "error.type")),
         (Some("memory"), None)
@@ -170,7 +170,7 @@ async fn a_call_that_fails_is_marked_with_its_code() {
         Ok(())
     })
     .await;
-    let insert = named(&spans, "insert_ticks");
+    let insert = named(&spans, "insert");
     assert!(matches!(insert.status, Status::Error { .. }), "{:?}", insert.status);
     assert_eq!(attribute(insert, "error.type").as_deref(), Some("store.memory.no_schema"));
 }

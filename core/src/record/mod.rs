@@ -13,6 +13,7 @@
 mod column;
 mod dataset;
 mod fields;
+mod level;
 mod series;
 #[cfg(test)]
 mod tests;
@@ -22,12 +23,13 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use column::{ColumnValue, Columns, Enumeration, Level, Levels, Text};
+pub use column::{ColumnValue, Columns, Enumeration, Text};
 pub(crate) use dataset::records::json_error;
 pub use dataset::records::{RecordVec, Records, Slice};
 pub use dataset::row::{Row, Value};
 pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};
 pub use fields::{FieldReader, FieldWriter};
+pub use level::{Level, Levels};
 pub use qi_derive::{Columns, Enumeration, Record};
 pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};
 
