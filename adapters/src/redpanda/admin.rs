@@ -16,8 +16,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
-use super::connect::blocking;
-use super::connect::{KafkaContext, QueryClient};
+use super::connect::{KafkaContext, QueryClient, blocking, fetch_metadata};
 use super::metadata::TopicMetadataCache;
 use super::offsets::{self, OffsetSpec};
 use super::{connect, error, metadata};
@@ -50,7 +49,7 @@ impl AdminOperations<'_> {
     /// Everything that the brokers say of their topics.
     async fn metadata(&self, operation: &'static str) -> Result<Metadata> {
         let (admin, limit) = (self.admin.clone(), self.limit);
-        let found = blocking(operation, move || Ok(admin.inner().fetch_metadata(None, limit))).await?;
+        let found = blocking(operation, move || Ok(fetch_metadata(admin.inner(), None, limit))).await?;
         found.map_err(|e| self.failed(e, operation))
     }
 
@@ -58,7 +57,7 @@ impl AdminOperations<'_> {
     /// looked.
     async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
-        let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
+        let found = blocking("topics", move || Ok(fetch_metadata(client.client(), None, limit))).await?;
         found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
     }
 
@@ -126,7 +125,7 @@ impl AdminOperations<'_> {
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
-                Ok(admin.inner().fetch_metadata(Some(name.as_str()), limit))
+                Ok(fetch_metadata(admin.inner(), Some(name.as_str()), limit))
             });
             let found = found.await?;
             let brokers = found.as_ref().map_or(1, |found| found.brokers().len());
@@ -447,11 +446,12 @@ mod tests {
         let admin = Arc::new(config.create_with_context(KafkaContext::new("admin", "")).unwrap());
         let admin = AdminOperations { admin: &admin, limit: Duration::from_secs(30) };
         cluster.broker_down(2).unwrap();
-        let led = (0..3).map(|partition| PartitionInfo {
-            leader: Some(partition.cast_signed() + 1),
-            ..PartitionInfo::new(partition, 0, 0)
+        let led = [(0, 1), (1, 2), (2, 3)].map(|(partition, leader)| {
+            let mut info = PartitionInfo::new(partition, 0, 0);
+            info.leader = Some(leader);
+            info
         });
-        let topics = BTreeMap::from([(TopicName::new("t").unwrap(), led.collect())]);
+        let topics = BTreeMap::from([(TopicName::new("t").unwrap(), led.to_vec())]);
         let began = Instant::now();
         let mut found = admin.watermarks(&Arc::new(query_client), &topics).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
