@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Warns once if one of the hosts is not this machine. Called when a backend is opened.
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
 pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<Item = &'a str>) {
     warn_of(backend, &remote(hosts));
 }
