@@ -1,13 +1,50 @@
 //! The warning about a password that may cross a network without encryption.
 
 use std::net::IpAddr;
+#[cfg(feature = "redpanda")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Warns once if one of the hosts is not this machine. Called when a backend is opened.
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
 pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<Item = &'a str>) {
-    let remote: Vec<&str> = hosts.filter(|host| !is_loopback(host)).collect();
+    warn_of(backend, &remote(hosts));
+}
+
+fn warn_of(backend: &'static str, remote: &[&str]) {
     if !remote.is_empty() {
         let hosts = remote.join(", ");
         tracing::warn!(backend, hosts, "the password may be sent over a connection without encryption");
+    }
+}
+
+fn remote<'a>(hosts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    hosts.filter(|host| !is_loopback(host)).collect()
+}
+
+/// The warning of a backend that learns of more hosts after it was opened. It is given once.
+#[cfg(feature = "redpanda")]
+#[derive(Debug)]
+pub(crate) struct PasswordWarning {
+    backend: &'static str,
+    /// The warning was given, or there is nothing to warn of.
+    done: AtomicBool,
+}
+
+#[cfg(feature = "redpanda")]
+impl PasswordWarning {
+    /// `exposed` if a password is sent without encryption.
+    pub(crate) fn new(backend: &'static str, exposed: bool) -> Self {
+        Self { backend, done: AtomicBool::new(!exposed) }
+    }
+
+    pub(crate) fn check<'a>(&self, hosts: impl Iterator<Item = &'a str>) {
+        if self.done.load(Ordering::Relaxed) {
+            return;
+        }
+        let remote = remote(hosts);
+        if !remote.is_empty() && !self.done.swap(true, Ordering::Relaxed) {
+            warn_of(self.backend, &remote);
+        }
     }
 }
 

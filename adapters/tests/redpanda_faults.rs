@@ -15,11 +15,11 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    CleanupPolicy, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus, MessageBusExt, Notice,
-    Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe, Subscription, TopicName,
-    TopicPartition, TopicSpec,
+    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus,
+    MessageBusExt, Notice, Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe,
+    Subscription, TopicName, TopicPartition, TopicSpec, header,
 };
-use qi_core::{Error, ErrorKind, Result, Selection};
+use qi_core::{Error, ErrorKind, PriceTick, Result, Selection};
 use qi_testkit::kafka::{self, RawMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
@@ -62,7 +62,7 @@ fn main() {
         ),
         trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
         trial(&brokers, "a_zstd_batch_of_more_than_100_mb_is_read", large_zstd_batch),
-        trial(&brokers, "a_batch_beyond_the_limit_stops_its_reader_until_a_seek", batch_beyond_the_limit),
+        trial(&brokers, "an_unreadable_batch_becomes_a_dead_letter_and_stops_no_partition", unreadable_batch),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -134,35 +134,70 @@ async fn large_zstd_batch(brokers: Brokers) {
     reader.close().await.unwrap();
 }
 
-async fn batch_beyond_the_limit(brokers: Brokers) {
+async fn unreadable_batch(brokers: Brokers) {
     let bus = open(&brokers, |config| {
         config.properties.insert("receive.message.max.bytes".to_owned(), "2000000".into());
         config.properties.insert("fetch.max.bytes".to_owned(), "1000000".into());
     });
-    let topic = create(&bus, spec(1)).await;
+    let topic = create(&bus, spec(2)).await;
+    let dead = TopicSpec::new(DeadLetters::default().topic_for(&topic).unwrap(), 1).unwrap();
+    let dead = create(&bus, dead).await;
+    // Offsets 0 to 9 cannot be read, 10 can.
     send_zstd(&brokers, &topic, 10);
-    let partition = TopicPartition::new(topic.clone(), 0);
-    let from = [(partition.clone(), SeekTo::Earliest)];
-    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
-    let deadline = Instant::now() + 30 * SECOND;
-    for _ in 0..2 {
-        // It is fetched again.
-        let error = loop {
-            assert!(Instant::now() < deadline, "no error came");
-            match reader.recv(10, SECOND).await {
-                Ok(batch) => assert!(batch.is_empty()),
-                Err(error) => break error,
+    let group = GroupId::new(namespace()).unwrap();
+    let request = || Subscribe::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
+    let mut sub = bus.subscribe(request()).await.unwrap();
+    let deadline = Instant::now() + 60 * SECOND;
+    let (mut bad, mut good, mut other) = (Vec::new(), Vec::new(), 0);
+    for n in 0.. {
+        assert!(Instant::now() < deadline, "{bad:?} {good:?} {other}");
+        // The other partition goes on meanwhile.
+        let message = Message::new(topic.clone(), format!("{n}")).with_partition(1);
+        bus.send(&[message]).await.unwrap();
+        let batch = sub.recv(10, SECOND).await.unwrap();
+        for message in &batch {
+            match message.unreadable() {
+                Some((first, code)) => bad.push((first.to_owned(), message.offset, code.to_owned())),
+                None if message.partition == 0 => good.push(message.offset),
+                None => other += 1,
             }
-        };
-        assert_eq!(error.kind(), ErrorKind::CorruptData, "{error}");
+        }
+        bus.send_dead_letters(&batch.decode::<PriceTick>().rejected, &DeadLetters::default()).await.unwrap();
+        sub.commit(batch.positions()).await.unwrap();
+        if !good.is_empty() && other > n {
+            break;
+        }
     }
-    reader.seek(&[(partition, SeekTo::Offset(10))]).await.unwrap();
-    let mut came = 0;
-    while came == 0 {
-        assert!(Instant::now() < deadline, "nothing came after the batch");
-        came += reader.recv(10, SECOND).await.map_or(0, |batch| batch.len());
+    assert_eq!(bad, [("0".to_owned(), 9, "bus.redpanda.message.compression".to_owned())]);
+    assert_eq!(good, [10]);
+    sub.close().await.unwrap();
+    let query = GroupQuery::one(group.clone());
+    assert_eq!(bus.groups(&query).await.unwrap()[0].lag(), Some(0));
+    let letters = all_of(&open(&brokers, |_| {}), &dead).await;
+    let letter = letters.iter().find(|letter| letter.headers.get(header::UNREADABLE_FROM).is_some()).unwrap();
+    for (name, text) in [
+        (header::ORIGIN_PARTITION, "0"),
+        (header::UNREADABLE_FROM, "0"),
+        (header::ORIGIN_OFFSET, "9"),
+        (header::ERROR_CODE, "bus.codec.unreadable"),
+        (header::UNREADABLE_CODE, "bus.redpanda.message.compression"),
+    ] {
+        assert_eq!(letter.headers.get(name).map(|value| &value[..]), Some(text.as_bytes()), "{name}");
     }
+    // A restart meets it no more, and a reader without a group passes it as well.
+    let mut sub = bus.subscribe(request()).await.unwrap();
+    assert!(sub.recv(10, 2 * SECOND).await.unwrap().is_empty());
+    sub.close().await.unwrap();
+    let from = [(TopicPartition::new(topic, 0), SeekTo::Earliest)];
+    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
+    let mut offsets = Vec::new();
+    while offsets.len() < 2 {
+        assert!(Instant::now() < deadline + 60 * SECOND, "{offsets:?}");
+        offsets.extend(reader.recv(10, SECOND).await.unwrap().iter().map(|message| message.offset));
+    }
+    assert_eq!(offsets, [9, 10]);
     reader.close().await.unwrap();
+    bus.close().await.unwrap();
 }
 
 /// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.

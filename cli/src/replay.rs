@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 const BATCH: usize = 10_000;
 /// How long one receive waits.
 const WAIT: Duration = Duration::from_millis(200);
-/// The pause between two requests for the ends of partitions without a leader.
+/// The pause between two requests for the ends of partitions.
 const RECHECK: Duration = Duration::from_secs(1);
 /// How many errors of messages are kept to be shown.
 const SHOWN: usize = 10;
@@ -44,9 +44,11 @@ pub struct Plan {
 pub struct Unreached {
     /// The partition.
     pub partition: TopicPartition,
-    /// The next offset to read. None if nothing was read, because the partition had no leader.
+    /// The next offset to read. None if nothing was read, because the partition had no leader that
+    /// answers.
     pub position: Option<u64>,
-    /// The end of the partition when the replay began. None if it is not known, because the partition had no leader.
+    /// The end of the partition when the replay began. None if it is not known, because the partition had no
+    /// leader that answers.
     pub end: Option<u64>,
 }
 
@@ -83,7 +85,7 @@ impl Replayed {
 /// Stores the records of a topic's messages, of the dataset that the header `qi-type` names; those without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
 /// records are written by key it can be repeated.
 ///
-/// A partition without a leader is waited for. One that was not read to its end is in [`Replayed::unreached`].
+/// A partition without a leader, or whose leader does not answer, is waited for. One that was not read to its end is in [`Replayed::unreached`].
 ///
 /// # Errors
 /// `NotFound` for an unknown topic; `InvalidInput` for an end before the beginning; of the bus, if it has been away for
@@ -99,25 +101,44 @@ pub async fn run(
     let began = Instant::now();
     let mut replay = Replay { bus, store, plan, stop, progress, replayed: Replayed::default() };
     let mut done = BTreeSet::new();
+    // When the partitions could not be opened first, and how many there were at the last attempt.
+    let mut failed: Option<(Instant, usize)> = None;
     loop {
         let Some(ends) = replay.patiently(async || ends(bus, &plan.topic).await).await? else { break };
         let (mut known, mut unknown) = (Ends::new(), Vec::new());
-        for (partition, end) in ends.into_iter().filter(|(partition, _)| !done.contains(partition)) {
+        for (partition, end) in ends {
             match end {
+                _ if done.contains(&partition) => {}
+                // An empty partition has nothing to read.
+                Some(0) => drop(done.insert(partition)),
                 Some(end) => drop(known.insert(partition, end)),
                 None => unknown.push(Unreached { partition, position: None, end: None }),
             }
         }
-        done.extend(known.keys().cloned());
-        // An empty partition has nothing to read.
-        known.retain(|_, end| *end > 0);
         if !known.is_empty() {
-            replay.read(known).await?;
+            let count = known.len();
+            done.extend(known.keys().cloned());
+            match replay.open(&known).await {
+                Ok(Some((reader, positions))) => {
+                    failed = None;
+                    replay.drain(reader, positions, known).await?;
+                }
+                Ok(None) => break,
+                // One leader may have died after it told its end. The next answer of the brokers leaves it out.
+                Err(error) if error.retry().is_retryable() => {
+                    if failed.is_some_and(|(since, before)| count >= before && since.elapsed() >= plan.wait) {
+                        return Err(error);
+                    }
+                    failed = Some((failed.map_or_else(Instant::now, |(since, _)| since), count));
+                    done.retain(|partition| !known.contains_key(partition));
+                }
+                Err(error) => return Err(error),
+            }
         }
-        if unknown.is_empty() || replay.replayed.interrupted {
+        if (unknown.is_empty() && failed.is_none()) || replay.replayed.interrupted {
             break;
         }
-        if began.elapsed() >= plan.wait {
+        if began.elapsed() >= plan.wait && failed.is_none() {
             replay.replayed.unreached.extend(unknown);
             break;
         }
@@ -129,7 +150,8 @@ pub async fn run(
 /// The ends of partitions.
 type Ends = BTreeMap<TopicPartition, u64>;
 
-/// Where each partition of a topic ends now: 0 if it is empty, None if it has no leader, so that nobody knows.
+/// Where each partition of a topic ends now: 0 if it is empty, None if it has no leader that answers, so
+/// that nobody knows.
 async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicPartition, Option<u64>>> {
     let found = bus.topics().await?.into_iter().find(|info| info.name == *topic).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "replay.topic", "replay")
@@ -154,26 +176,49 @@ struct Replay<'a, P> {
 }
 
 impl<P: Fn(u64)> Replay<'_, P> {
-    /// Reads partitions up to these ends.
-    async fn read(&mut self, ends: Ends) -> Result<()> {
+    /// Opens a reader of these partitions. None if the replay was stopped.
+    async fn open(&mut self, ends: &Ends) -> Result<Option<(Box<dyn Subscription>, Positions)>> {
         let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(self.plan.since)));
         let request = Read::new(from)?;
-        let bus = self.bus;
-        let Some(mut reader) = self.patiently(async || bus.read(request.clone()).await).await? else {
-            return Ok(());
+        let opening = async {
+            let mut reader = self.bus.read(request).await?;
+            match reader.assignment().await {
+                Ok(assignment) => Ok((reader, assignment)),
+                Err(error) => {
+                    // What went wrong before says more than what goes wrong now.
+                    let _ = reader.close().await;
+                    Err(error)
+                }
+            }
         };
-        let outcome = self.drain(&mut *reader, ends).await;
+        let Some(opened) = self.stop.run_until_cancelled(opening).await else {
+            self.replayed.interrupted = true;
+            return Ok(None);
+        };
+        let (reader, assignment) = opened?;
+        let at = assignment.partitions.into_iter().map(|at| (at.partition, at.position));
+        Ok(Some((reader, at.collect())))
+    }
+
+    /// Reads partitions up to these ends.
+    async fn drain(
+        &mut self,
+        mut reader: Box<dyn Subscription>,
+        positions: Positions,
+        ends: Ends,
+    ) -> Result<()> {
+        let outcome = self.receive(&mut *reader, positions, ends).await;
         // What went wrong before says more than what goes wrong now.
         let closed = reader.close().await;
         outcome.and(closed)
     }
 
-    async fn drain(&mut self, reader: &mut dyn Subscription, mut ends: Ends) -> Result<()> {
-        let Some(assignment) = self.patiently(async || reader.assignment().await).await? else {
-            return Ok(());
-        };
-        let at = assignment.partitions.into_iter().map(|at| (at.partition, at.position));
-        let mut positions: Positions = at.collect();
+    async fn receive(
+        &mut self,
+        reader: &mut dyn Subscription,
+        mut positions: Positions,
+        mut ends: Ends,
+    ) -> Result<()> {
         let mut heard = Instant::now();
         loop {
             ends.retain(|partition, end| positions.get(partition).is_none_or(|position| position < *end));

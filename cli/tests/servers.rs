@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
@@ -127,7 +127,24 @@ fn leaderless() -> Result<Completion, Failed> {
     if !replay("60s", 0)?.contains(&all) {
         return Err("a replay from all brokers is not complete".into());
     }
+    let led = runtime.block_on(bus.topics())?.into_iter().filter(|info| info.name == topic);
+    let led = led.flat_map(|info| info.partitions).filter(|partition| partition.leader == Some(2));
+    let led: Vec<_> = led.map(|partition| partition.id).collect();
     cluster.order(&["kill", "2"])?;
+    // The dead broker is still in the metadata.
+    let began = Instant::now();
+    let said = replay("3s", 1)?;
+    let took = began.elapsed();
+    if led.is_empty() || took > Duration::from_secs(30) || said.contains(" 0 records stored") {
+        return Err(format!("{led:?}, {took:?}: {said}").into());
+    }
+    let unread = "not read to the end (position unknown, end unknown)";
+    if led.iter().any(|partition| !said.contains(&format!("replayed/{partition}: {unread}"))) {
+        return Err(format!("not all of {led:?}: {said}").into());
+    }
+    if said.matches(unread).count() != led.len() {
+        return Err(format!("not only {led:?}: {said}").into());
+    }
     let leaderless = runtime.block_on(async {
         for _ in 0..120 {
             if let Ok(topics) = bus.topics().await {

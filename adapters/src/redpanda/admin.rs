@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use qi_core::bus::{
     BusStatus, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome, TopicPartition,
     TopicSpec, TopicState,
@@ -15,8 +16,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
-use super::connect::blocking;
-use super::connect::{KafkaContext, QueryClient};
+use super::connect::{KafkaContext, QueryClient, blocking, fetch_metadata};
 use super::metadata::TopicMetadataCache;
 use super::offsets::{self, OffsetSpec};
 use super::{connect, error, metadata};
@@ -25,6 +25,8 @@ use super::{connect, error, metadata};
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
 /// The interval between two look-ups of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The longest wait for the offsets that one broker knows. A broker that is away can be in the metadata for long.
+const LEADER_LIMIT: Duration = Duration::from_secs(5);
 /// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
 const ANSWERS_PER_BROKER: usize = 5;
 
@@ -47,7 +49,7 @@ impl AdminOperations<'_> {
     /// Everything that the brokers say of their topics.
     async fn metadata(&self, operation: &'static str) -> Result<Metadata> {
         let (admin, limit) = (self.admin.clone(), self.limit);
-        let found = blocking(operation, move || Ok(admin.inner().fetch_metadata(None, limit))).await?;
+        let found = blocking(operation, move || Ok(fetch_metadata(admin.inner(), None, limit))).await?;
         found.map_err(|e| self.failed(e, operation))
     }
 
@@ -55,7 +57,7 @@ impl AdminOperations<'_> {
     /// looked.
     async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
-        let found = blocking("topics", move || Ok(client.fetch_metadata(None, limit))).await?;
+        let found = blocking("topics", move || Ok(fetch_metadata(client.client(), None, limit))).await?;
         found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
     }
 
@@ -123,7 +125,7 @@ impl AdminOperations<'_> {
         loop {
             let (admin, name, limit) = (self.admin.clone(), topic.clone(), self.limit);
             let found = blocking("create_topics", move || {
-                Ok(admin.inner().fetch_metadata(Some(name.as_str()), limit))
+                Ok(fetch_metadata(admin.inner(), Some(name.as_str()), limit))
             });
             let found = found.await?;
             let brokers = found.as_ref().map_or(1, |found| found.brokers().len());
@@ -253,16 +255,25 @@ impl AdminOperations<'_> {
         }
         drop(metadata);
         let names: Vec<_> = described.keys().cloned().collect();
-        let mut settings = self.settings("topics", &names).await?;
-        for (partition, watermarks) in self.watermarks(query_client, &described).await? {
+        let (settings, watermarks) =
+            tokio::join!(self.settings("topics", &names), self.watermarks(query_client, &described));
+        let mut settings = match settings {
+            // The broker that has to answer is away. The offsets of the other brokers are not lost for that.
+            Err(error) if error.retry().is_retryable() => {
+                tracing::warn!(error = %error.report(), "the settings of the topics are not known");
+                names.into_iter().map(|name| (name, None)).collect()
+            }
+            settings => settings?,
+        };
+        for (partition, watermarks) in watermarks? {
+            let here = described.get_mut(&partition.topic).into_iter().flatten();
+            let here = here.filter(|info| info.id == partition.partition);
             match watermarks {
-                Some((low, high)) => {
-                    let here = described.get_mut(&partition.topic).into_iter().flatten();
-                    for info in here.filter(|info| info.id == partition.partition) {
-                        (info.low, info.high) = (low, high);
-                    }
+                Watermarks::Known { low, high } => {
+                    here.for_each(|info| (info.low, info.high) = (low, high));
                 }
-                None => drop(described.remove(&partition.topic)),
+                Watermarks::Unknown => here.for_each(|info| info.leader = None),
+                Watermarks::Gone => drop(described.remove(&partition.topic)),
             }
         }
         // What was deleted meanwhile has no settings any more.
@@ -277,68 +288,96 @@ impl AdminOperations<'_> {
         Ok(infos.collect())
     }
 
-    /// The first and the next offset of every partition that has a leader. None for a partition that was deleted
-    /// meanwhile, or that the principal may not describe any more.
+    /// The first and the next offset of every partition that has a leader. Each leader is asked by a request of its own,
+    /// so that one that does not answer delays or fails no other.
     async fn watermarks(
         &self,
         query_client: &Arc<QueryClient>,
         topics: &BTreeMap<TopicName, Vec<PartitionInfo>>,
-    ) -> Result<Vec<(TopicPartition, Option<(u64, u64)>)>> {
-        let led = topics.iter().flat_map(|(name, partitions)| {
-            let led = partitions.iter().filter(|partition| partition.leader.is_some());
-            led.map(|partition| TopicPartition::new(name.clone(), partition.id))
-        });
-        let mut open: Vec<_> = led.collect();
-        let mut found = Vec::with_capacity(open.len());
-        let deadline = Instant::now() + self.limit;
-        loop {
-            let (client, limit, asked) = (query_client.clone(), self.limit, open.clone());
-            let watermarks = blocking("topics", move || {
-                let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, limit);
-                Ok(low.and_then(|low| {
-                    Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, limit)?))
-                }))
-            });
-            let (low, mut high) = match watermarks.await?.map_err(|e| self.failed(e, "topics")) {
-                Ok(watermarks) => watermarks,
-                // The error of one partition can be that of all.
-                Err(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let mut refused = None;
-            open.clear();
-            for (partition, low) in low {
-                let high = high.remove(&partition).unwrap_or(Ok(0));
-                match low.and_then(|low| Ok((low, high?))) {
-                    Ok(watermarks) => found.push((partition, Some(watermarks))),
-                    Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
-                        found.push((partition, None));
-                    }
-                    Err(error) => {
-                        refused = Some(self.failed(error, "topics").with_context("partition", &partition));
-                        open.push(partition);
-                    }
-                }
-            }
-            match refused {
-                None => return Ok(found),
-                // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
-                Some(error) if error.retry().is_retryable() && Instant::now() < deadline => {
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                    let there = self.metadata("topics").await?;
-                    let (left, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
-                        there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
-                    });
-                    found.extend(gone.into_iter().map(|partition| (partition, None)));
-                    open = left;
-                }
-                Some(error) => return Err(error),
+    ) -> Result<Vec<(TopicPartition, Watermarks)>> {
+        let mut led: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();
+        for (name, partitions) in topics {
+            for partition in partitions {
+                let Some(leader) = partition.leader else { continue };
+                led.entry(leader).or_default().push(TopicPartition::new(name.clone(), partition.id));
             }
         }
+        let asked = led.into_values().map(|partitions| self.watermarks_of_leader(query_client, partitions));
+        Ok(try_join_all(asked).await?.concat())
     }
+
+    /// The watermarks of partitions that one broker leads. Unknown if it does not answer in time.
+    async fn watermarks_of_leader(
+        &self,
+        query_client: &Arc<QueryClient>,
+        mut open: Vec<TopicPartition>,
+    ) -> Result<Vec<(TopicPartition, Watermarks)>> {
+        let mut found = Vec::with_capacity(open.len());
+        let deadline = Instant::now() + self.limit.min(LEADER_LIMIT);
+        loop {
+            let (client, asked) = (query_client.clone(), open.clone());
+            let left = move || deadline.saturating_duration_since(Instant::now());
+            let watermarks = blocking("topics", move || {
+                let low = offsets::find_each(&*client, &asked, OffsetSpec::Earliest, left());
+                Ok(low.and_then(|low| {
+                    Ok((low, offsets::find_each(&*client, &asked, OffsetSpec::Latest, left())?))
+                }))
+            });
+            let refused = match watermarks.await?.map_err(|e| self.failed(e, "topics")) {
+                Ok((low, mut high)) => {
+                    let mut refused = None;
+                    open.clear();
+                    for (partition, low) in low {
+                        let high = high.remove(&partition).unwrap_or(Ok(0));
+                        match low.and_then(|low| Ok((low, high?))) {
+                            Ok((low, high)) => found.push((partition, Watermarks::Known { low, high })),
+                            Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {
+                                found.push((partition, Watermarks::Gone));
+                            }
+                            Err(error) => {
+                                let error = self.failed(error, "topics");
+                                refused = Some(error.with_context("partition", &partition));
+                                open.push(partition);
+                            }
+                        }
+                    }
+                    refused
+                }
+                // The error of one partition can be that of all.
+                Err(error) => Some(error),
+            };
+            let Some(error) = refused else { return Ok(found) };
+            if !error.retry().is_retryable() {
+                return Err(error);
+            }
+            if left().is_zero() {
+                tracing::warn!(error = %error.report(), partitions = open.len(), "a leader does not answer");
+                found.extend(open.into_iter().map(|partition| (partition, Watermarks::Unknown)));
+                return Ok(found);
+            }
+            // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
+            tokio::time::sleep(POLL_INTERVAL).await;
+            let Ok(there) = self.metadata("topics").await else { continue };
+            let (kept, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
+                there.topics().iter().any(|topic| topic.name() == partition.topic.as_str())
+            });
+            found.extend(gone.into_iter().map(|partition| (partition, Watermarks::Gone)));
+            open = kept;
+        }
+    }
+}
+
+/// The first and the next offset of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watermarks {
+    Known {
+        low: u64,
+        high: u64,
+    },
+    /// The leader does not answer.
+    Unknown,
+    /// The partition was deleted meanwhile, or the principal may not describe it any more.
+    Gone,
 }
 
 /// The number of successive answers that name a new topic. Each request goes to any broker, and not every broker knows a
@@ -389,7 +428,38 @@ fn new_topic<'a>(spec: &'a TopicSpec, settings: &'a BTreeMap<String, String>) ->
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_does_not_answer_hides_the_ends_of_its_partitions_alone() {
+        let cluster = MockCluster::new(3).unwrap();
+        cluster.create_topic("t", 3, 1).unwrap();
+        for (partition, leader) in [(0, 1), (1, 2), (2, 3)] {
+            cluster.partition_leader("t", partition, Some(leader)).unwrap();
+        }
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers());
+        let query_client: QueryClient = config.create_with_context(KafkaContext::new("admin", "")).unwrap();
+        let admin = Arc::new(config.create_with_context(KafkaContext::new("admin", "")).unwrap());
+        let admin = AdminOperations { admin: &admin, limit: Duration::from_secs(30) };
+        cluster.broker_down(2).unwrap();
+        let led = [(0, 1), (1, 2), (2, 3)].map(|(partition, leader)| {
+            let mut info = PartitionInfo::new(partition, 0, 0);
+            info.leader = Some(leader);
+            info
+        });
+        let topics = BTreeMap::from([(TopicName::new("t").unwrap(), led.to_vec())]);
+        let began = Instant::now();
+        let mut found = admin.watermarks(&Arc::new(query_client), &topics).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        found.sort_by_key(|(partition, _)| partition.partition);
+        let found: Vec<_> = found.into_iter().map(|(_, watermarks)| watermarks).collect();
+        let empty = Watermarks::Known { low: 0, high: 0 };
+        assert_eq!(found, [empty, Watermarks::Unknown, empty]);
+    }
 
     #[test]
     fn a_topic_is_known_after_successive_answers_of_all_brokers() {

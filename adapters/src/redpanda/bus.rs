@@ -24,6 +24,7 @@ use super::consumer::{self, ConsumerHandle, ConsumerSettings, RedpandaSubscripti
 use super::error::{self, BACKEND};
 use super::producer::Publisher;
 use super::{client_config, groups, metadata};
+use crate::plaintext::PasswordWarning;
 
 /// The maximum time for the first assignment. A group waits for its other members, up to their maximum poll interval.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
@@ -54,6 +55,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct RedpandaBus {
     config: Arc<RedpandaConfig>,
     publisher: Publisher,
+    password_warning: Arc<PasswordWarning>,
     clients: Mutex<Clients>,
     consumers: Mutex<Vec<ConsumerHandle>>,
     phase: AtomicU8,
@@ -90,11 +92,12 @@ impl RedpandaBus {
         config.validate()?;
         client_config::check(&config)?;
         client_config::check_panics(&config, cfg!(panic = "abort"))?;
-        client_config::warn(&config);
+        let password_warning = Arc::new(client_config::warn(&config));
         let config = Arc::new(config);
         Ok(Self {
             publisher: Publisher::new(config.clone()),
             config,
+            password_warning,
             clients: Mutex::default(),
             consumers: Mutex::default(),
             phase: AtomicU8::new(Phase::Open as u8),
@@ -121,10 +124,14 @@ impl RedpandaBus {
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let link = KafkaContext::new("admin", "").with_auth_errors_of(auth_errors);
+        let link = self.admin_context().with_auth_errors_of(auth_errors);
         let admin = client_config::admin(&self.config).create_with_context(link);
         let admin: AdminClient<KafkaContext> = admin.map_err(|e| error::of(e, operation))?;
         Ok(clients.admin.insert(Arc::new(admin)).clone())
+    }
+
+    fn admin_context(&self) -> KafkaContext {
+        KafkaContext::new("admin", "").with_password_warning(self.password_warning.clone())
     }
 
     fn query_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
@@ -135,8 +142,8 @@ impl RedpandaBus {
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let query_client = client_config::query_client(&self.config, None)
-            .create_with_context(KafkaContext::new("admin", ""));
+        let query_client =
+            client_config::query_client(&self.config, None).create_with_context(self.admin_context());
         let query_client: QueryClient = query_client.map_err(|e| error::of(e, operation))?;
         let query_client = Arc::new(query_client);
         connect::serve(&query_client).map_err(|e| error::internal(operation, e))?;

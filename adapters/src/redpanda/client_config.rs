@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
 use super::error::{self, BACKEND};
-use crate::plaintext::{host_of, warn_of_password};
+use crate::plaintext::{PasswordWarning, host_of};
 
 /// librdkafka's numbers are i32.
 const MOST: u64 = i32::MAX as u64;
@@ -213,12 +213,13 @@ pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     })
 }
 
-/// Warns of a password for brokers that are reached without encryption.
-pub(super) fn warn(config: &RedpandaConfig) {
-    if config.sasl.password.is_some() && !config.tls.enabled {
-        let brokers = config.brokers.as_deref().unwrap_or_default();
-        warn_of_password(BACKEND, brokers.split(',').map(host_of));
-    }
+/// Warns of a password for brokers that are reached without encryption. The brokers of the configuration are checked
+/// now, the hosts that they advertise when they are known.
+pub(super) fn warn(config: &RedpandaConfig) -> PasswordWarning {
+    let exposed = config.sasl.password.is_some() && !config.tls.enabled;
+    let warning = PasswordWarning::new(BACKEND, exposed);
+    warning.check(config.brokers.as_deref().unwrap_or_default().split(',').map(host_of));
+    warning
 }
 
 /// Refuses to read from the brokers in a program that a panic of the driver would end.

@@ -11,6 +11,7 @@
 //! | `qi_redpanda_queued_bytes` | gauge | client, group | bytes in librdkafka's send queue |
 //! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
 //! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
+//! | `qi_redpanda_unreadable_ranges_total` | counter | topic, partition | ranges of offsets that were passed over, because they cannot be decompressed |
 //!
 //! `client` is `producer` or `consumer`; `group` is empty for all but members. Several clients of one kind
 //! in a process add up.
@@ -24,12 +25,15 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::ClientContext;
+use rdkafka::client::Client;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::metadata::{Metadata, MetadataBroker};
 use rdkafka::statistics::Statistics;
 
 use super::error;
+use crate::plaintext::PasswordWarning;
 
 /// One client's report.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub(super) struct KafkaContext {
     auth_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
     reported: Mutex<Reported>,
     auth_errors: Option<AuthErrors>,
+    password_warning: Option<Arc<PasswordWarning>>,
 }
 
 /// The source of authentication errors for a client whose own events are not served.
@@ -70,7 +75,14 @@ impl KafkaContext {
         // Until it is known better: a client that has just begun is not called unavailable.
         let connected = AtomicBool::new(true);
         let (auth_error, reported) = (Mutex::default(), Mutex::default());
-        Self { role, group: group.to_owned(), connected, auth_error, reported, auth_errors: None }
+        let group = group.to_owned();
+        Self { role, group, connected, auth_error, reported, auth_errors: None, password_warning: None }
+    }
+
+    /// Checks the hosts that the brokers advertise.
+    pub(super) fn with_password_warning(mut self, warning: Arc<PasswordWarning>) -> Self {
+        self.password_warning = Some(warning);
+        self
     }
 
     /// For a client of administration: the driver serves only the answers to its questions.
@@ -220,6 +232,19 @@ impl ClientContext for KafkaContext {
         // librdkafka goes on by itself; what does not pass comes back as the answer of a call.
         tracing::debug!(target: "librdkafka", client = self.role, group = self.group, %error, "{reason}");
     }
+}
+
+/// Requests the metadata of a topic, or of all. The hosts that it names get the password as well.
+pub(super) fn fetch_metadata(
+    client: &Client<KafkaContext>,
+    topic: Option<&str>,
+    limit: Duration,
+) -> KafkaResult<Metadata> {
+    let metadata = client.fetch_metadata(topic, limit)?;
+    if let Some(warning) = &client.context().password_warning {
+        warning.check(metadata.brokers().iter().map(MetadataBroker::host));
+    }
+    Ok(metadata)
 }
 
 /// Runs a blocking call off the async threads.

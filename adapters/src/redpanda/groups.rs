@@ -237,7 +237,7 @@ fn partitions(
     };
     let mut all = Vec::new();
     for name in names {
-        let metadata = query_client.fetch_metadata(name.map(TopicName::as_str), limit);
+        let metadata = connect::fetch_metadata(query_client.client(), name.map(TopicName::as_str), limit);
         let metadata = metadata.map_err(|e| connect::explain(query_client, error::asked(e, "groups")))?;
         for topic in metadata.topics() {
             let Ok(found) = TopicName::new(topic.name()) else { continue };

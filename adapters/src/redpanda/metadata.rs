@@ -10,7 +10,7 @@ use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::connect::KafkaContext;
+use super::connect::{KafkaContext, fetch_metadata};
 use super::{client_config, error};
 
 /// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
@@ -77,7 +77,7 @@ pub(super) async fn partition_count(
 ) -> Result<u32> {
     let (admin, name) = (admin.clone(), topic.clone());
     super::connect::blocking(operation, move || {
-        let metadata = admin.inner().fetch_metadata(Some(name.as_str()), limit);
+        let metadata = fetch_metadata(admin.inner(), Some(name.as_str()), limit);
         let metadata = metadata
             .map_err(|e| named(admin.inner().context().explain(error::asked(e, operation)), &name))?;
         let found = metadata.topics().iter().find(|found| found.name() == name.as_str());

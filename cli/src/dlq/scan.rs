@@ -25,7 +25,7 @@ const MAX_RETRY: Duration = Duration::from_mins(1);
 pub struct Unread {
     /// The partition.
     pub partition: TopicPartition,
-    /// The next offset and the end offset; None if the partition has no leader.
+    /// The next offset and the end offset; None if the partition has no leader that answers.
     pub position: Option<(u64, u64)>,
 }
 
@@ -158,24 +158,32 @@ impl<'a> Scan<'a> {
             let Some(batch) = patiently(stop, async || reader.recv(BATCH, WAIT).await).await? else {
                 continue;
             };
+            let Some(assignment) = stop.run_until_cancelled(reader.assignment()).await else { continue };
             // The positions also cover offsets without a message, such as transaction markers.
-            let Some(assignment) = patiently(stop, async || reader.assignment().await).await? else {
-                continue;
+            let positions: Vec<_> = match assignment {
+                Ok(assignment) => {
+                    assignment.partitions.into_iter().map(|at| (at.partition, at.position)).collect()
+                }
+                // A leader does not answer. The other partitions are read nevertheless.
+                Err(error) if error.retry().is_retryable() => {
+                    batch.positions().iter().map(|(partition, next)| (partition.clone(), next)).collect()
+                }
+                Err(error) => return Err(error),
             };
             let mut messages = batch.into_messages();
             messages.retain(|message| {
                 let partition = TopicPartition::new(message.topic.clone(), message.partition);
                 self.left.get(&partition).is_some_and(|end| message.offset < *end)
             });
-            for at in assignment.partitions {
-                let Some(end) = self.left.get(&at.partition).copied() else { continue };
-                if at.position >= end {
-                    self.left.remove(&at.partition);
+            for (partition, position) in positions {
+                let Some(end) = self.left.get(&partition).copied() else { continue };
+                if position >= end {
+                    self.left.remove(&partition);
                 }
-                if self.offsets.get(&at.partition).is_some_and(|before| at.position > before) {
+                if self.offsets.get(&partition).is_some_and(|before| position > before) {
                     self.last_progress = Instant::now();
                 }
-                self.offsets.set(at.partition, at.position.min(end));
+                self.offsets.set(partition, position.min(end));
             }
             if !messages.is_empty() {
                 self.last_progress = Instant::now();

@@ -198,7 +198,7 @@ pub struct TopicOutcome {
 pub struct PartitionInfo {
     /// Its number.
     pub id: u32,
-    /// The broker that leads it; None while there is none.
+    /// The broker that leads it. None while there is none, or it does not answer: `low` and `high` are then unknown, and 0.
     pub leader: Option<i32>,
     /// The brokers that have a copy.
     pub replicas: Vec<i32>,

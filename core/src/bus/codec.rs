@@ -42,6 +42,11 @@ pub mod header {
     /// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a
     /// redriven message keeps it.
     pub const REDRIVES: &str = "qi-redrives";
+    /// A message that stands for offsets which the bus could not read: the first of them, as decimal digits. The offset of
+    /// the message is the last of them.
+    pub const UNREADABLE_FROM: &str = "qi-unreadable-from";
+    /// The same: the stable code of the reason.
+    pub const UNREADABLE_CODE: &str = "qi-unreadable-code";
     /// Every header that a dead letter sets. It keeps no such header of its message, and a redriven message has none of
     /// the letter's.
     pub const OF_DEAD_LETTERS: [&str; 10] = [
@@ -205,6 +210,12 @@ fn checked<'m>(message: &'m Received, content_type: &str, kind: &str, version: u
                 .with_context("value", String::from_utf8_lossy(found))),
             _ => Ok(()),
         };
+    if let Some((first, reason)) = message.unreadable() {
+        return Err(corrupt("bus.codec.unreadable")
+            .with_message("the bus could not read the offsets from `first` to `offset`")
+            .with_context("first", first)
+            .with_context("reason", reason));
+    }
     if message.headers_unreadable {
         return Err(corrupt("bus.codec.headers").with_message("a header name is not UTF-8 text"));
     }
@@ -366,6 +377,20 @@ mod tests {
         message.headers_unreadable = true;
         let error = decode_message::<Json, PriceTick>(&message).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, "bus.codec.headers"));
+    }
+
+    #[test]
+    fn a_message_that_stands_for_unreadable_offsets_is_corrupt() {
+        let mut message = received(&encode_message::<Json, _>(&tick(), None).unwrap());
+        for (name, text) in [(header::UNREADABLE_FROM, "5"), (header::UNREADABLE_CODE, "bus.x")] {
+            message.headers.push(HeaderName::new(name).unwrap(), Some(text.into()));
+        }
+        // A producer can set the headers.
+        assert!(decode_message::<Json, PriceTick>(&message).is_ok());
+        (message.headers_unreadable, message.payload) = (true, None);
+        let error = decode_message::<Json, PriceTick>(&message).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, "bus.codec.unreadable"));
+        assert_eq!((error.context_value("first"), error.context_value("reason")), (Some("5"), Some("bus.x")));
     }
 
     #[test]

@@ -120,6 +120,10 @@ fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Resul
     if let Some(timestamp) = message.timestamp {
         add(&mut own, header::ORIGIN_TIMESTAMP, timestamp.as_micros().to_string())?;
     }
+    if message.unreadable().is_some() {
+        // There is nothing to redrive.
+        add(&mut own, header::TRUNCATED, "0".to_owned())?;
+    }
     add(&mut own, header::ERROR_CODE, error.code().to_owned())?;
     if with_text {
         add(&mut own, header::ERROR, error_text(error))?;

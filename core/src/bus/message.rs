@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{HeaderName, TopicName};
+use super::{HeaderName, TopicName, header};
 use crate::Timestamp;
 
 /// Headers: ordered pairs, of which a name may be repeated. A value of None is a null, which differs from an empty
@@ -201,6 +201,13 @@ impl Received {
             headers: Headers::new(),
             headers_unreadable: false,
         }
+    }
+
+    /// The first offset and the reason, if the message stands for offsets up to its own that the bus could not read.
+    pub fn unreadable(&self) -> Option<(&str, &str)> {
+        let text = |name| self.headers.get(name).and_then(|value| std::str::from_utf8(value).ok());
+        let unreadable = self.headers_unreadable && self.payload.is_none();
+        unreadable.then(|| text(header::UNREADABLE_FROM).zip(text(header::UNREADABLE_CODE))).flatten()
     }
 
     /// Key, payload and headers in bytes.

@@ -12,6 +12,7 @@ mod rebalance;
 mod record_batch;
 mod subscription;
 mod thread;
+mod unreadable;
 
 pub(super) use subscription::RedpandaSubscription;
 pub(super) use thread::{ConsumerHandle, ConsumerSettings, Start, start};

@@ -9,8 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use qi_core::Timestamp;
-use qi_core::bus::{HeaderName, Headers, Received, TopicName, TopicPartition};
+use qi_core::bus::{HeaderName, Headers, Received, TopicName, TopicPartition, header};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _};
+
+use super::unreadable::Range;
 
 /// A longer key or payload has an allocation of its own, so that a small message does not keep it alive.
 const LARGE: usize = 16 << 10;
@@ -204,6 +206,29 @@ impl RecordBatch {
                 builder.batch.headers.push_back([header].into_iter().collect());
             }
         }
+        builder.finish()
+    }
+}
+
+impl RecordBatch {
+    /// Creates the message that stands for offsets which cannot be read. It is the last of them, so that positions pass
+    /// all of them, and names the first one.
+    pub(super) fn unreadable(partition: TopicPartition, generation: u64, range: Range, code: &str) -> Self {
+        let mut builder = RecordBatchBuilder::new(partition, generation, 1, 0);
+        let texts =
+            [(header::UNREADABLE_FROM, range.first.to_string()), (header::UNREADABLE_CODE, code.to_owned())];
+        let headers = texts
+            .into_iter()
+            .filter_map(|(name, text)| Some((HeaderName::new(name).ok()?, Some(text.into()))));
+        builder.batch.headers.push_back(headers.collect());
+        builder.batch.records.push(Record {
+            offset: range.next - 1,
+            timestamp: None,
+            key: ABSENT,
+            payload: ABSENT,
+            headers: true,
+            headers_unreadable: true,
+        });
         builder.finish()
     }
 }

@@ -31,6 +31,7 @@ use super::end_probe::{self, EndProbe};
 use super::fetch_buffer::{FetchBuffer, PolledBatch};
 use super::rebalance::{Client, Rebalance, RebalanceContext};
 use super::record_batch::RecordBatchBuilder;
+use super::unreadable;
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
@@ -175,6 +176,8 @@ pub(in crate::redpanda) struct ConsumerThread {
     /// Topics may be deleted, or created again.
     topic_check: Check,
     deleted: BTreeSet<TopicName>,
+    /// A batch of a partition cannot be decompressed.
+    unreadable_check: Check,
     end_probe: EndProbe,
     /// The messages and bytes of the last record batch.
     last_batch: (usize, usize),
@@ -220,6 +223,7 @@ impl ConsumerThread {
             offset_check: Check::default(),
             topic_check: Check::default(),
             deleted: BTreeSet::new(),
+            unreadable_check: Check::default(),
             end_probe: EndProbe::default(),
             last_batch: (0, 0),
         })
@@ -298,6 +302,7 @@ impl ConsumerThread {
         self.reply_recv();
         self.check_offsets();
         self.check_topics();
+        self.check_unreadable();
         self.probe_ends();
         if more { Duration::ZERO } else { self.until_deadline(EVENT_POLL_INTERVAL) }
     }

@@ -8,8 +8,12 @@ use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
-use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets};
+use rdkafka::Offset;
+
+use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets, unreadable};
 use crate::redpanda::connect::KafkaContext;
+use crate::redpanda::consumer::record_batch::RecordBatch;
+use crate::redpanda::consumer::unreadable::{Range, Suspect};
 use crate::redpanda::offsets::OffsetSpec;
 
 /// A partition with its fetch offset and generation.
@@ -32,6 +36,11 @@ impl ConsumerThread {
     pub(super) fn handle_error(&mut self, error: &KafkaError) {
         if let KafkaError::PartitionEOF(number) = error {
             self.end_probe.reached(&self.assignment, *number);
+            return;
+        }
+        if unreadable::is_unreadable(error) {
+            // librdkafka fetches the batch again, so the event comes again.
+            self.unreadable_check.request(RETRY_BACKOFF);
             return;
         }
         let Some(code) = error::code_of(error) else { return };
@@ -108,6 +117,80 @@ impl ConsumerThread {
                     (state.failed, state.log_start) = (Some(error::no_start(&partition, "recv")), low);
                 }
             }
+        }
+    }
+
+    /// Looks for batches that librdkafka cannot decompress, and passes them over. Other partitions go on meanwhile.
+    pub(super) fn check_unreadable(&mut self) {
+        if !self.unreadable_check.start() {
+            return;
+        }
+        let suspects = unreadable::suspects(&self.assignment);
+        let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
+        let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
+        let find = move |client: &Client| {
+            let found = |suspect: &Suspect| {
+                let suspect = suspect.clone();
+                let _ = answers.send(Box::new(move |thread| thread.hold_back(&suspect)));
+            };
+            let passed = |suspect: &Suspect, range: Option<Range>| {
+                let suspect = suspect.clone();
+                let pass = move |thread: &mut Self| thread.pass_over(&suspect, range);
+                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(pass))));
+            };
+            unreadable::find(client, &config, &suspects, limit, || *closing.borrow(), found, passed)
+        };
+        self.request(find, |thread, all| {
+            thread.unreadable_check.finish();
+            // Events that came meanwhile may be of batches that are passed over now; others come again.
+            thread.unreadable_check.due = None;
+            if !all {
+                thread.unreadable_check.request(METADATA_RECHECK);
+            }
+        });
+    }
+
+    /// Stops librdkafka's fetches of a partition, which decompress an unreadable batch again and again.
+    fn hold_back(&mut self, suspect: &Suspect) {
+        let state = self.assignment.current(&suspect.partition, suspect.generation);
+        if state.is_some_and(|state| state.fetch_offset == suspect.fetch_offset)
+            && let Ok(list) = offsets::list([(&suspect.partition, Offset::Invalid)])
+            && let Err(error) = self.client.pause(&list)
+        {
+            tracing::debug!(%error, "librdkafka fetches an unreadable batch again");
+        }
+    }
+
+    /// Moves a partition behind an unreadable range, for which the caller gets one message.
+    fn pass_over(&mut self, suspect: &Suspect, range: Option<Range>) {
+        let partition = &suspect.partition;
+        // A seek may have changed the offset. It does not end the pause of librdkafka.
+        self.resume_client(partition);
+        let state = self.assignment.current(partition, suspect.generation);
+        let (Some(state), Some(range)) = (state, range) else { return };
+        if state.fetch_offset != range.first {
+            return;
+        }
+        let code = error::by_code(Code::BadCompression, "recv");
+        tracing::error!(
+            %partition, first = range.first, last = range.next - 1, code = code.code(),
+            "offsets that cannot be read are passed over"
+        );
+        let labels = [("topic", partition.topic.to_string()), ("partition", partition.partition.to_string())];
+        metrics::counter!("qi_redpanda_unreadable_ranges_total", &labels).increment(1);
+        let batch = RecordBatch::unreadable(partition.clone(), suspect.generation, range, code.code());
+        self.buffer.push(&mut self.assignment, batch);
+        self.seek_client(partition, range.next);
+    }
+
+    /// Lets librdkafka fetch a partition unless the caller paused it.
+    fn resume_client(&self, partition: &TopicPartition) {
+        let state = self.assignment.partitions.get(partition);
+        if state.is_some_and(|state| !state.paused)
+            && let Ok(list) = offsets::list([(partition, Offset::Invalid)])
+            && let Err(error) = self.client.resume(&list)
+        {
+            tracing::debug!(%error, "librdkafka does not fetch a partition again");
         }
     }
 
