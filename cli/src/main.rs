@@ -29,12 +29,14 @@ use arguments::{
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+/// What librdkafka warns of is often passing, and comes back as an error if it is not.
+const DEFAULT_LOG: &str = "warn,librdkafka=error";
 
 fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into()),
         )
         .with_writer(io::stderr)
         .init();

@@ -1,12 +1,13 @@
 //! Progress files: JSON that belongs to one plan and is replaced atomically.
 
 use std::fs::File;
-use std::io::{ErrorKind as IoErrorKind, Write as _};
+use std::io::{self, ErrorKind as IoErrorKind, Write as _};
 use std::path::Path;
 
 use qi_core::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 /// Reads the file, if there is one.
 ///
@@ -44,11 +45,21 @@ pub(crate) fn save<T: Serialize>(path: Option<&Path>, code: &'static str, progre
         // A random name that must be new: no link is followed, neither here nor at the path.
         let mut file = tempfile::Builder::new().prefix(".progress-").tempfile_in(folder)?;
         file.write_all(&json)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder)?.sync_all()
+        replace(file, path, folder, File::sync_all)
     };
     write().map_err(|e| broken(path, code, e))
+}
+
+/// Renames a file that is synced before, and syncs the folder, which holds the name.
+fn replace(
+    file: NamedTempFile,
+    path: &Path,
+    folder: &Path,
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    sync(file.as_file())?;
+    file.persist(path)?;
+    sync(&File::open(folder)?)
 }
 
 fn broken(path: &Path, code: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -56,4 +67,29 @@ fn broken(path: &Path, code: &'static str, source: impl std::error::Error + Send
         .with_message("the progress file cannot be used")
         .with_context("file", path.display())
         .with_source(source)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn progress_is_synced_before_its_rename_and_its_folder_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("progress.json");
+        let new = || NamedTempFile::new_in(&folder).unwrap();
+        let synced = RefCell::new(Vec::new());
+        let sync = |file: &File| {
+            synced.borrow_mut().push((file.metadata()?.is_file(), path.exists()));
+            Ok(())
+        };
+        replace(new(), &path, folder.path(), sync).unwrap();
+        assert_eq!(*synced.borrow(), [(true, false), (false, true)]);
+        std::fs::remove_file(&path).unwrap();
+        let refused = replace(new(), &path, folder.path(), |_| Err(io::Error::other("the disk is full")));
+        assert!(refused.is_err() && !path.exists());
+    }
 }

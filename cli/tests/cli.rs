@@ -49,6 +49,25 @@ fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
 }
 
 #[test]
+fn a_password_over_a_plaintext_connection_is_warned_of_and_ordinary_commands_are_quiet() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    // Not a loopback address by its name; nothing listens there.
+    let url = "postgres://qi:SECRET@0.0.0.0:9/qi?sslmode=disable";
+    writeln!(file, "[store]\nbackend = \"timescale\"\n[store.timescale]\nurl = \"{url}\"").unwrap();
+    writeln!(file, "[store.retry]\nenabled = false").unwrap();
+    let arguments = ["query", "latest", "--config", file.path().to_str().unwrap()];
+    let shown = text(&run(&arguments).stderr);
+    assert_eq!(shown.matches("without encryption").count(), 1, "{shown}");
+    assert!(!shown.contains("SECRET"), "{shown}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qi"));
+    let out = command.env("RUST_LOG", "error").stdin(Stdio::null()).args(arguments).output().unwrap();
+    assert!(!text(&out.stderr).contains("without encryption"), "{}", text(&out.stderr));
+    for arguments in [["migrate"], ["topics"], ["lag"], ["check"]] {
+        assert_eq!(text(&run(arguments).stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_and_configuration_are_exit_code_2() {
     for (arguments, why) in [
         (vec!["--config", "/does/not/exist", "check"], "/does/not/exist"),

@@ -263,3 +263,13 @@ fn a_cycle_is_found() {
     let graph = Crate::read(folder.path()).graph();
     assert_eq!(cycle(&graph), Some(vec![module("a"), module("b"), module("c")]));
 }
+
+/// A sum that wraps would be stored as if it were right. The profile for benchmarks inherits it.
+#[test]
+fn the_release_profile_checks_overflows() {
+    let manifest = include_str!("../../Cargo.toml");
+    let (_, release) = manifest.split_once("\n[profile.release]\n").unwrap();
+    let release = release.split("\n[").next().unwrap();
+    assert!(release.lines().any(|line| line.trim() == "overflow-checks = true"), "{release}");
+    assert!(!manifest.contains("overflow-checks = false"));
+}

@@ -470,7 +470,45 @@ async fn a_first_second_of_many_pages_continues_and_is_recognised() {
     let (a, b) = (lines(0, 2_500), format!("{}1700000002,9,1\n", lines(2_500, 4_999)));
     let stored = store_files(&memory_store(), &[&a, &b]).await;
     assert_eq!(stored.len(), 5_000);
-    assert_eq!(store_files(&memory_store(), &[&a, &b, &b, &a]).await, stored);
+    assert_eq!(store_files(&memory_store(), &[&a, &b, &b]).await, stored);
+    // The documented exception: a file within one second that is read again is stored again.
+    assert_eq!(store_files(&memory_store(), &[&a, &b, &b, &a]).await.len(), 7_500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_within_one_second_lose_no_equal_trade() {
+    let equal = "1700000001,100,1\n".repeat(3);
+    for (files, expected) in [
+        (&[&*equal, &equal, &equal][..], 9),
+        (&["1700000001,100,1\n1700000001,100,1\n", "1700000001,100,1\n"], 3),
+        (
+            &[
+                "1700000000,99,1\n1700000001,100,1\n1700000001,100,1\n",
+                "1700000001,100,1\n",
+                "1700000001,100,1\n1700000002,5,1\n",
+            ],
+            6,
+        ),
+        // The middle of the stored second, after a later second is stored.
+        (
+            &[
+                "1700000001,1,1\n1700000001,2,1\n1700000001,3,1\n1700000002,5,1\n",
+                "1700000001,2,1\n1700000002,5,1\n",
+            ],
+            6,
+        ),
+        // A second that comes again in its file: what follows a new timestamp is no proof.
+        (
+            &[
+                "1700000001,100,1\n1700000002,5,1\n1700000002,5,1\n",
+                "1700000001,100,1\n1700000002,5,1\n1700000001,100,1\n",
+            ],
+            6,
+        ),
+    ] {
+        let stored = store_files(&memory_store(), files).await;
+        assert_eq!(stored.len(), expected, "{files:?}: {stored:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Bars as CSV: exact decimals, ascending. The file appears complete or not at all.
 
 use std::fs::{File, Permissions};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -49,22 +49,51 @@ impl Export {
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, out } = self;
         let finish = || {
-            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            // The name is durable with its folder.
-            File::open(folder(&path))?.sync_all()
+            let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            replace(file, &path, File::sync_all)
         };
         finish().map_err(|e| failed(&path, e))
     }
+}
+
+/// Renames a file that is synced before, and syncs the folder, which holds the name.
+fn replace(file: NamedTempFile, path: &Path, sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
+    sync(file.as_file())?;
+    file.persist(path)?;
+    sync(&File::open(folder(path))?)
 }
 
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn failed(path: &Path, error: std::io::Error) -> Error {
+fn failed(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::Application, "pipeline.export", "export")
         .with_context("file", path.display())
         .with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn an_export_is_synced_before_its_rename_and_its_folder_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bars.csv");
+        let new = || NamedTempFile::new_in(&folder).unwrap();
+        let synced = RefCell::new(Vec::new());
+        let sync = |file: &File| {
+            synced.borrow_mut().push((file.metadata()?.is_file(), path.exists()));
+            Ok(())
+        };
+        replace(new(), &path, sync).unwrap();
+        assert_eq!(*synced.borrow(), [(true, false), (false, true)]);
+        std::fs::remove_file(&path).unwrap();
+        let refused = replace(new(), &path, |_| Err(io::Error::other("the disk is full")));
+        assert!(refused.is_err() && !path.exists());
+    }
 }

@@ -11,11 +11,14 @@
 //! source's are those of an earlier run if one of these holds:
 //!
 //! 1. The timestamp before it in the source was stored too.
-//! 2. The trade after the timestamp is stored, or the source has this timestamp only, and all its trades are found.
+//! 2. All its trades are found at the beginning or the end of the stored timestamp, and the source goes on with another
+//!    timestamp whose next trade is stored and was not found to be new.
 //!
 //! Otherwise they count as new trades, because a duplicate can be found later and a lost trade cannot. So a file that
-//! is read again, after any kill, stores nothing twice; with one exception: a run that was killed within the first
-//! timestamp of its file. Two files that are equal over complete timestamps are taken for one file that is read again.
+//! is read again, after any kill, stores nothing twice, with two exceptions: a file that lies within one timestamp,
+//! because the store holds nothing that tells it from a further part of the same timestamp; and a run that was killed
+//! before it stored a trade of the second timestamp of its file. Two files that are equal over complete timestamps are
+//! taken for one file that is read again.
 //!
 //! Numbers follow the order of the runs, so the earlier file should be read first. Two runs at the same time over one
 //! instrument are not supported.
@@ -44,8 +47,8 @@ pub struct Numbering {
     /// The time of the latest stored trade when the source began; `Timestamp::MIN` for an empty store.
     latest: Option<Timestamp>,
     moments: BTreeMap<Timestamp, Moment>,
-    /// Whether the previous timestamp was stored; None before the first.
-    stored_before: Option<bool>,
+    /// Whether the previous timestamp was stored; false before the first.
+    stored_before: bool,
 }
 
 impl fmt::Debug for Numbering {
@@ -61,6 +64,8 @@ struct Moment {
     /// The stored trade that the next trade of the source must equal.
     at: usize,
     next: u64,
+    /// Whether all trades of the source counted as new ones.
+    is_new: bool,
 }
 
 impl Moment {
@@ -86,7 +91,7 @@ fn equal(one: &PriceTick, other: &PriceTick) -> bool {
 impl Numbering {
     /// Numbers after the trades in `store`, once the group of `query` has stored all that is on its topic.
     pub(super) fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, query: GroupQuery) -> Self {
-        Self { store, bus, query, latest: None, moments: BTreeMap::new(), stored_before: None }
+        Self { store, bus, query, latest: None, moments: BTreeMap::new(), stored_before: false }
     }
 
     /// Numbers the next trades of the source; `following` is the trade after them. After an error the same call can be
@@ -103,26 +108,28 @@ impl Numbering {
         let mut stored = self.stored(&instrument, &wanted).await?;
         for (ts, places) in by_time(ticks) {
             if ts > latest {
-                self.stored_before = Some(false);
+                self.stored_before = false;
                 continue;
             }
             if !self.moments.contains_key(&ts) {
-                let next = places.last().and_then(|last| ticks.get(last + 1)).or(following);
-                let passed = match next {
-                    Some(next) => {
-                        let there = self.moments.get(&next.ts()).map(|moment| &moment.stored);
-                        let there = there.or_else(|| stored.get(&next.ts()));
-                        there.is_some_and(|there| there.iter().any(|tick| equal(tick, next)))
-                    }
-                    None => self.stored_before.is_none(),
-                };
+                // A timestamp may come again in its source, so the next trade is looked for after its first one.
+                let next = ticks[places[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
+                let passed = next.is_some_and(|next| {
+                    let there = match self.moments.get(&next.ts()) {
+                        Some(moment) if moment.is_new => None,
+                        Some(moment) => Some(&moment.stored),
+                        None => stored.get(&next.ts()),
+                    };
+                    there.is_some_and(|there| there.iter().any(|tick| equal(tick, next)))
+                });
                 let own: Vec<&PriceTick> = places.iter().map(|place| &ticks[*place]).collect();
                 // Removed only now: the timestamp before may have had to look at it.
                 let found = stored.remove(&ts).unwrap_or_default();
-                let at = start(&own, &found, self.stored_before == Some(true), passed);
-                self.stored_before = Some(at < found.len());
+                let at = start(&own, &found, self.stored_before, passed);
+                let is_new = at == found.len();
+                self.stored_before = !is_new;
                 let next = found.last().map_or(0, |last| last.seq() + 1);
-                self.moments.insert(ts, Moment { stored: found, at, next });
+                self.moments.insert(ts, Moment { stored: found, at, next, is_new });
             }
             let Some(moment) = self.moments.get_mut(&ts) else { continue };
             for place in places {
@@ -197,9 +204,10 @@ fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
 /// of the source's are new. See the rules above.
 fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, passed: bool) -> usize {
     let is_read_again = |from: &usize| {
-        let found = &stored[*from..stored.len().min(from + own.len())];
-        found.iter().zip(own).all(|(stored, own)| equal(stored, own))
-            && (stored_before || (passed && found.len() == own.len()))
+        let end = from + own.len();
+        let complete = end == stored.len() || (*from == 0 && end < stored.len());
+        (stored_before || (passed && complete))
+            && stored[*from..].iter().zip(own).all(|(stored, own)| equal(stored, own))
     };
     (0..stored.len()).find(is_read_again).unwrap_or(stored.len())
 }
