@@ -3,8 +3,7 @@
 use super::{Column, ColumnType, FieldReader, FieldWriter, Levels};
 use crate::domain::{counter, text_name};
 use crate::{
-    Decimal, Error, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Side, Source, Symbol,
-    Timestamp,
+    Decimal, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Side, Source, Symbol, Timestamp,
 };
 
 /// A type that a column can have. `Option` of such a type is an optional column.
