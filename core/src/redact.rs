@@ -602,9 +602,9 @@ fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
 /// The `@` that ends a password with white space. What looks like a port is one, unless the `@` is in the next word.
 fn spaced(part: &str, colon: usize, word: usize) -> Option<usize> {
     let first = &part[colon + 1..word];
-    let port = &first[..skip(first, 0, |c| c.is_ascii_digit())];
+    let number = &first[..skip(first, 0, |c| c.is_ascii_digit())];
     let ends =
-        first[port.len()..].is_empty() || first[port.len()..].starts_with(|c: char| !c.is_alphanumeric());
+        first[number.len()..].is_empty() || first[number.len()..].starts_with(|c: char| !c.is_alphanumeric());
     let until = if ends {
         let next = skip(part, word, char::is_whitespace);
         skip(part, next, |c| !c.is_whitespace())
@@ -832,7 +832,7 @@ mod tests {
             r#"{"pass\u0077ord":"hunter2"}"#,
             r#"{"pass\u0077ord":"a\u0022 hunter2"}"#,
             r#""{\"pass\\u0077ord\":\"hunter2\"}""#,
-            r#"{\u0022password\u0022:\u0022a hunter2\u0022}"#,
+            r"{\u0022password\u0022:\u0022a hunter2\u0022}",
             r"password\u003dhunter2",
             r"\x70assword\x3dhunter2",
             "password%3Dhunter2",

@@ -145,7 +145,7 @@ impl MemoryStoreConfig {
             if datasets.get(name).is_none() {
                 let known: Vec<_> = datasets.iter().map(Dataset::name).collect();
                 let rule = format!("must name a dataset of the store: {}", known.join(", "));
-                return Err(refused(format!("retention.{name}"), rule, name));
+                return Err(refused(format!("retention.{name}"), &rule, name));
             }
             if let Some(secs) = max_age_secs {
                 within(format!("retention.{name}.max_age_secs"), *secs, 1, KeepConfig::MAX_AGE_SECS)?;
@@ -162,10 +162,10 @@ fn within(key: impl std::fmt::Display, value: u64, least: u64, most: u64) -> Res
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(refused(key, format!("must lie from {least} to {most}"), value))
+    Err(refused(key, &format!("must lie from {least} to {most}"), value))
 }
 
-fn refused(key: impl std::fmt::Display, rule: String, value: impl std::fmt::Display) -> Error {
+fn refused(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Config, "store.memory.config", "open")
         .with_backend("memory")
         .with_message(format_args!("{key} {rule}"))

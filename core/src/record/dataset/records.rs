@@ -152,7 +152,8 @@ pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl 
     } else if let Some(copy) = copies.next() {
         out.insert(at, copy);
         if let Some(second) = copies.next() {
-            out.splice(at + 1..at + 1, std::iter::once(second).chain(copies));
+            let behind = at + 1;
+            out.splice(behind..behind, std::iter::once(second).chain(copies));
         }
     }
 }

@@ -48,7 +48,8 @@ async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
 
 /// The n-th record with some values replaced, if that is a valid one: a record may have rules of its own.
 fn altered<D: Sample>(n: usize, alter: impl Fn(usize, &Column, &mut Value)) -> Result<Option<Row>> {
-    let record = D::at(0, n as i64, n as u32);
+    let n = u32::try_from(n).expect("few records");
+    let record = D::at(0, n.into(), n);
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(&record))?)?.remove(0);
     let mut values = row.values().to_vec();
     for (at, (column, value)) in D::DATASET.values().iter().zip(&mut values).enumerate() {
@@ -128,8 +129,8 @@ async fn names_keep_their_order(case: &Case) -> Outcome {
     records.swap(2, 9);
     NamedSignal::insert(store, &records).await?;
     same_rows("latest", &NamedSignal::scan_latest(store, AskLatest::all().limit(4)).await?, &sorted)?;
-    let named = AskLatest::these(sorted.iter().map(Record::series).collect());
-    same_rows("latest by name", &NamedSignal::scan_latest(store, named.limit(4)).await?, &sorted)?;
+    let listed = AskLatest::these(sorted.iter().map(Record::series).collect());
+    same_rows("latest by name", &NamedSignal::scan_latest(store, listed.limit(4)).await?, &sorted)?;
     let (mut request, mut found) = (SeriesRequest::new(NamedSignal::DATASET).with_limit(4)?, Vec::new());
     loop {
         let page = store.series(&request).await?;

@@ -200,7 +200,8 @@ impl Sample for Everything {
         let n = i64::from(value);
         let text = |field: &str| format!("{field} {value} \u{e4}'\"\\").parse().expect("a short text");
         let choice = [Choice::First, Choice::SecondOne, Choice::Third][value as usize % 3];
-        let percent = |field| Percent::from_units(units(value, field) * if value % 2 == 0 { 1 } else { -1 });
+        let percent =
+            |field| Percent::from_units(units(value, field) * if value.is_multiple_of(2) { 1 } else { -1 });
         let time = |field| Timestamp::from_micros(1_709_510_400_000_000 + 1_000_003 * n + field);
         let level = |at| Level { price: price(value, at), quantity: quantity(value, at + 100) };
         let interval = |field: usize| Interval::ALL[(value as usize + field) % Interval::ALL.len()];
@@ -214,12 +215,13 @@ impl Sample for Everything {
             percent: percent(4).expect("a small number"),
             counter: u64::from(value) + 5,
             integer: -n - 6,
-            boolean: value % 2 == 0,
+            boolean: value.is_multiple_of(2),
             text: text("text"),
             choice,
             time: time(7).expect("a time of 2024"),
             interval: interval(0),
-            levels: Levels::new((0..value as u8 % 11).map(level).collect()).expect("at most ten"),
+            levels: Levels::new((0..(value % 11).to_le_bytes()[0]).map(level).collect())
+                .expect("at most ten"),
             coin: Symbol::new(format!("S{value}")).expect("a valid symbol"),
             venue: Exchange::new(format!("e{value}")).expect("a valid exchange"),
             market: Scope::Exchange(Exchange::new(format!("x{value}")).expect("a valid exchange")),

@@ -409,7 +409,7 @@ mod tests {
                         prop_assert_eq!(outcomes, [first, replaced(1)]);
                     }
                     Step::Run(from, len) => {
-                        let ticks: Vec<_> = (from..from + len).map(|at| tick(at, 1, stamp as u8)).collect();
+                        let ticks: Vec<_> = (from..from + len).map(|at| tick(at, 1, stamp.to_le_bytes()[0])).collect();
                         map.extend(ticks.iter().map(|tick| (tick.place(), tick.clone())));
                         put(&mut series, &ticks, stamp, usize::MAX);
                     }

@@ -105,7 +105,7 @@ pub fn value_of(column: &Column, n: u32) -> Value {
         ColumnType::Interval => Value::Interval(Interval::ALL[pick % Interval::ALL.len()]),
         ColumnType::Levels { max } => {
             let level = |at: usize| {
-                let units = units.abs().max(1) - i128::from(at as u32 % 2);
+                let units = units.abs().max(1) - i128::from(!at.is_multiple_of(2));
                 Level {
                     price: Price::from_units(units.max(1)).expect("positive"),
                     quantity: Quantity::from_units(units).expect("not negative"),

@@ -180,6 +180,9 @@ fn a_step() -> impl Strategy<Value = Draft> {
 }
 
 /// Histories of 1 to 16 steps that end with a look at everything, on the datasets of this library and a drawn one.
+///
+/// # Panics
+/// Never: a drawn description is valid.
 pub fn histories() -> impl Strategy<Value = History> {
     let drafts = prop::collection::vec(a_step(), 1..16);
     (drafts, a_look(), descriptions()).prop_map(|(mut drafts, look, description): (_, _, Description)| {

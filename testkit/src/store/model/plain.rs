@@ -109,7 +109,9 @@ impl Model {
             .collect();
         if look.descending {
             derived.reverse();
-            ranges.iter_mut().for_each(|rows| rows.reverse());
+            for rows in &mut ranges {
+                rows.reverse();
+            }
         }
         Ok(Answers {
             ranges,
