@@ -103,12 +103,12 @@ impl TimescaleStore {
         let one = interval.duration();
         Ok(match order {
             Order::Ascending => {
-                let least = window.start().checked_add(one).unwrap_or(Timestamp::MAX).min(window.end());
-                TimeRange::new(window.start(), interval.floor(part.end()).max(least))?
+                let shortest = window.start().checked_add(one).unwrap_or(Timestamp::MAX).min(window.end());
+                TimeRange::new(window.start(), interval.floor(part.end()).max(shortest))?
             }
             Order::Descending => {
-                let least = window.end().checked_sub(one).unwrap_or(Timestamp::MIN).max(window.start());
-                TimeRange::new(interval.ceil(part.start()).unwrap_or(window.end()).min(least), window.end())?
+                let shortest = window.end().checked_sub(one).unwrap_or(Timestamp::MIN).max(window.start());
+                TimeRange::new(interval.ceil(part.start()).unwrap_or(window.end()).min(shortest), window.end())?
             }
         })
     }
