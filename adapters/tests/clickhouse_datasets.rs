@@ -100,7 +100,7 @@ impl Every {
     fn new(n: u64, kind: Kind) -> Self {
         let level =
             |n: u64| Level { price: (n + 1).to_string().parse().unwrap(), quantity: "0.5".parse().unwrap() };
-        let full = n % 2 == 0;
+        let full = n.is_multiple_of(2);
         let text = "it's \\ 🦀\n\t`{x:String}`";
         Self {
             instrument: "x:Y".parse().unwrap(),

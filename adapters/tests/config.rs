@@ -583,7 +583,7 @@ async fn a_program_gives_its_datasets_to_every_store() {
         [("ticks_hours = 0", "ticks_hours"), ("ticks = 1", "ticks"), ("ticks_hours = -1", "ticks_hours")]
     {
         let error = refused(&format!("[store.clickhouse.retention]\n{section}"), NONE);
-        assert!(error.report().to_string().contains(key), "{error}");
+        assert!(error.report().contains(key), "{error}");
     }
     let variables = [("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "48")];
     build("[store.clickhouse]\nurl = \"http://one:1\"", variables).unwrap();

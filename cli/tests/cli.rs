@@ -63,7 +63,7 @@ fn a_password_over_a_plaintext_connection_is_warned_of_and_ordinary_commands_are
     let out = command.env("RUST_LOG", "error").stdin(Stdio::null()).args(arguments).output().unwrap();
     assert!(!text(&out.stderr).contains("without encryption"), "{}", text(&out.stderr));
     for arguments in [["migrate"], ["topics"], ["lag"], ["check"]] {
-        assert_eq!(text(&run(arguments).stderr), "", "{arguments:?}");
+        assert_eq!(text(&run(&arguments).stderr), "", "{arguments:?}");
     }
 }
 

@@ -7,14 +7,13 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use qi_core::Datasets;
 use qi_core::store::SchemaReport;
 use qi_core::{Error, ErrorKind};
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows, run};
 use super::error::Cause;
-use super::table::{Column, Table, identifier, is_nullable, is_wider, literal};
+use super::table::{Column, OF_STEP_1, Table, identifier, is_nullable, is_wider, literal};
 use super::wire::Reader;
 
 /// The version of the schema: the step that made the tables of the library's own datasets. Later changes of a dataset
@@ -210,7 +209,7 @@ pub(super) async fn plan(
 ) -> Result<Vec<Change>, Cause> {
     let place = Place::of(config);
     let (first, others): (Vec<&Table>, Vec<&Table>) =
-        tables.iter().partition(|table| Datasets::standard().position(table.dataset).is_ok());
+        tables.iter().partition(|table| OF_STEP_1.contains(&table.dataset));
     let present = present(connections, config, tables, !others.is_empty()).await?;
     if let Some(newer) = present.steps.iter().find(|step| **step != u64::from(VERSION)) {
         let rule = format!("the database has step {newer}, which this version of the library does not know");
@@ -222,7 +221,7 @@ pub(super) async fn plan(
         changes.push(Change::new(format!("database {}", config.database), create));
     }
     // The step is the one of all four: a program that leaves one out makes its tables without it.
-    let step = present.steps.is_empty() && first.len() == Datasets::standard().len();
+    let step = present.steps.is_empty() && first.len() == OF_STEP_1.len();
     if step {
         changes.push(Change::new(None, place.record(STEPS, "version UInt32, name String", "version")));
     }

@@ -3,12 +3,11 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use qi_core::Datasets;
 use qi_core::record::{
     Column as Value, ColumnType, Dataset, FieldReader as _, FieldWriter as _, Owner, OwnerRef, RecordVec,
     SeriesKey, SeriesType,
 };
-use qi_core::{Error, Instrument, Interval, Price, Timestamp};
+use qi_core::{Error, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp};
 
 use super::error::Cause;
 use super::schema::{Found, Place};
@@ -86,7 +85,11 @@ const TIMES: &str = "CODEC(DoubleDelta, ZSTD(1))";
 const DECIMAL: &str = "Decimal(38, 18)";
 const PACKED: &str = "CODEC(ZSTD(1))";
 
-/// A name in statements. Those of the library's own datasets are no words of SQL; others may be.
+/// The datasets of version 0.1.0, whose tables step 1 makes.
+pub(super) const OF_STEP_1: [Dataset; 4] =
+    [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
+
+/// A name in statements. Those of the first datasets are no words of SQL; others may be.
 pub(super) fn identifier(name: &str) -> String {
     let own = |dataset: Dataset| {
         let series = match dataset.series() {
@@ -97,7 +100,7 @@ pub(super) fn identifier(name: &str) -> String {
         let keys = keys.into_iter().flatten().chain(series).chain([dataset.name()]);
         keys.chain(dataset.values().iter().map(|column| column.name)).any(|own| own == name)
     };
-    if Datasets::standard().iter().any(own) { name.to_owned() } else { format!("`{name}`") }
+    if OF_STEP_1.into_iter().any(own) { name.to_owned() } else { format!("`{name}`") }
 }
 
 /// A text as a literal.

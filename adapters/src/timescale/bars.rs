@@ -108,7 +108,10 @@ impl TimescaleStore {
             }
             Order::Descending => {
                 let shortest = window.end().checked_sub(one).unwrap_or(Timestamp::MIN).max(window.start());
-                TimeRange::new(interval.ceil(part.start()).unwrap_or(window.end()).min(shortest), window.end())?
+                TimeRange::new(
+                    interval.ceil(part.start()).unwrap_or(window.end()).min(shortest),
+                    window.end(),
+                )?
             }
         })
     }
