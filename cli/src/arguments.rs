@@ -21,6 +21,10 @@ pub(crate) struct Options {
     /// Another store of the same file in place of `store.backend`.
     #[arg(long, value_name = "BACKEND", global = true)]
     pub(crate) store: Option<String>,
+    /// All datasets of the library, in place of ticks, quotes, bars and snapshots. Commands that name a dataset do not
+    /// need it.
+    #[arg(long, global = true)]
+    pub(crate) all_datasets: bool,
     /// How rows are shown.
     #[arg(long, value_enum, default_value_t, global = true)]
     pub(crate) format: Format,
@@ -108,6 +112,22 @@ pub(crate) struct DeadLetterTopic {
     /// The origin topic, in place of its dead letter topic `<ORIGIN>.dlq`.
     #[arg(long, value_name = "ORIGIN")]
     topic: Option<TopicName>,
+}
+
+impl Options {
+    /// The datasets that the store is opened with.
+    pub(crate) fn datasets(&self) -> Datasets {
+        let standard = Datasets::standard();
+        let named = match &self.command {
+            Command::Query(Query::Latest { dataset, .. } | Query::Records { dataset, .. }) => {
+                std::slice::from_ref(dataset)
+            }
+            Command::Copy(arguments) => &arguments.datasets,
+            _ => &[],
+        };
+        let others = named.iter().any(|dataset| standard.position(*dataset).is_err());
+        if self.all_datasets || others { Datasets::built_in() } else { standard }
+    }
 }
 
 impl DeadLetterTopic {
@@ -266,7 +286,7 @@ pub(crate) struct CopyArguments {
     /// The backend to write; its schema is made if it is missing.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) to: String,
-    /// Which datasets; all if there are none.
+    /// Which datasets; ticks, quotes, bars and snapshots if there are none.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
     /// Only these instruments; all if there are none.
@@ -297,7 +317,7 @@ pub(crate) struct ReplayArguments {
 }
 
 fn dataset(text: &str) -> std::result::Result<Dataset, String> {
-    let datasets = Datasets::standard();
+    let datasets = Datasets::built_in();
     datasets.get(text).ok_or_else(|| {
         let names: Vec<_> = datasets.iter().map(Dataset::name).collect();
         format!("must be one of {}", names.join(", "))

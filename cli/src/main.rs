@@ -46,10 +46,11 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, FAILED),
     };
     let code = runtime.block_on(async {
-        let config = match &options.config {
-            Some(path) => Config::load(path),
-            None => Config::builder().environment().build(),
+        let builder = match &options.config {
+            Some(path) => Config::builder().file(path),
+            None => Config::builder(),
         };
+        let config = builder.environment().datasets(options.datasets()).build();
         match config {
             Ok(config) => run(options, &config).await,
             Err(error) => fail(&error, USAGE),
@@ -84,7 +85,8 @@ async fn run(options: Options, config: &Config) -> ExitCode {
 
 /// Does what is asked; true if all is well.
 async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool> {
-    let Options { config: _, store, format, command } = options;
+    let datasets = options.datasets();
+    let Options { config: _, store, all_datasets: _, format, command } = options;
     let store_word = store.unwrap_or_else(|| config.store_backend().to_owned());
     let open_store = || config.open_store_as(&store_word);
     match command {
@@ -93,7 +95,7 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             match open_store().await {
                 Ok(store) => {
                     let name = format!("store {store_word}");
-                    let answers = findings.store(&name, &store, &Datasets::standard()).await;
+                    let answers = findings.store(&name, &store, &datasets).await;
                     if write && answers {
                         findings.writing(&name, &store).await;
                     }
@@ -139,7 +141,7 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
         Command::Copy(arguments) => copy(config, arguments, stop, format).await,
         Command::Replay(arguments) => {
             let (bus, store) = (config.open_bus().await?, open_store().await?);
-            replay(&*bus, &*store, arguments, stop).await
+            replay(&*bus, &*store, (arguments, datasets), stop).await
         }
         Command::Dlq(command) => dead_letters(&*config.open_bus().await?, command, stop, format).await,
     }
@@ -273,11 +275,11 @@ async fn copy(config: &Config, arguments: CopyArguments, stop: &Stop, format: Fo
 async fn replay(
     bus: &dyn qi_core::MessageBus,
     store: &dyn PriceStore,
-    arguments: ReplayArguments,
+    (arguments, datasets): (ReplayArguments, Datasets),
     stop: &Stop,
 ) -> Result<bool> {
     let ReplayArguments { topic, since, until, wait } = arguments;
-    let plan = replay::Plan { topic, datasets: Datasets::standard(), since, until, wait };
+    let plan = replay::Plan { topic, datasets, since, until, wait };
     store.ensure_schema().await?;
     let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counter = stored.clone();

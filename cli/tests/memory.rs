@@ -398,7 +398,8 @@ async fn queries_show_latest_ticks_and_bars() {
 
 #[tokio::test]
 async fn queries_show_every_dataset() {
-    let store = MemoryStore::default();
+    let config = MemoryStoreConfig::default().with_datasets(Datasets::built_in());
+    let store = MemoryStore::new(config).unwrap();
     store.ensure_schema().await.unwrap();
     let ts = Timestamp::from_secs(1_700_000_000).unwrap();
     let level = Level { price: "2.5".parse().unwrap(), quantity: "3".parse().unwrap() };

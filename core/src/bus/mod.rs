@@ -9,6 +9,7 @@ mod catalogue;
 mod codec;
 mod dead_letter;
 mod ext;
+pub mod header;
 mod message;
 mod messages;
 mod name;
@@ -22,7 +23,7 @@ pub use admin::{
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;
-pub use codec::{Codec, Json, Payload, decode_message, decode_record, encode_message, encode_record, header};
+pub use codec::{Codec, Json, Payload, decode_message, decode_record, encode_message, encode_record};
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;
 pub use message::{Headers, Message, Received};

@@ -24,19 +24,23 @@ impl Default for Datasets {
 }
 
 impl Datasets {
-    /// The datasets of this library.
+    /// Ticks, quotes, bars and snapshots: what a store has unless the program says otherwise.
     pub fn standard() -> Self {
-        Self(vec![
-            PriceTick::DATASET,
-            Quote::DATASET,
-            Ohlcv::DATASET,
-            MarketSnapshot::DATASET,
+        Self(vec![PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
+    }
+
+    /// All datasets of this library: the standard ones, then funding rates, open interest, liquidations, mark prices and
+    /// book snapshots.
+    pub fn built_in() -> Self {
+        let mut all = Self::standard();
+        all.0.extend([
             FundingRate::DATASET,
             OpenInterest::DATASET,
             Liquidation::DATASET,
             MarkPrice::DATASET,
             BookSnapshot::DATASET,
-        ])
+        ]);
+        all
     }
 
     /// Adds the dataset of a declared record.

@@ -303,7 +303,7 @@ fn a_description_is_checked() {
 fn a_registry_has_each_name_once() {
     let datasets = Datasets::standard().with::<Everything>().unwrap();
     assert_eq!(datasets.clone().with::<Everything>().unwrap(), datasets);
-    assert_eq!(datasets.position(Everything::DATASET).unwrap(), 9);
+    assert_eq!(datasets.position(Everything::DATASET).unwrap(), 4);
     let other = Dataset::declare(Description { values: &[], ..other_description() }).unwrap();
     assert!(datasets.clone().with_dataset(other).is_err());
     for unknown in
@@ -311,7 +311,7 @@ fn a_registry_has_each_name_once() {
     {
         assert_eq!(datasets.position(unknown).unwrap_err().kind(), ErrorKind::SchemaMismatch);
     }
-    for dataset in datasets.iter() {
+    for dataset in Datasets::built_in().iter() {
         assert!(dataset.check().is_ok(), "{dataset}");
     }
 }
