@@ -36,7 +36,7 @@ impl TopicCatalogue {
         Self::of([PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
     }
 
-    /// The topics of these datasets, for example of [`crate::record::Datasets::iter`].
+    /// The topics of these datasets, for example of [`crate::Datasets::iter`].
     ///
     /// # Errors
     /// `InvalidInput` for a default topic that is no topic name.

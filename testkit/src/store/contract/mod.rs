@@ -1,6 +1,6 @@
 //! The contract of [`PriceStore`] as one list of named checks, for every implementation and every wrapping.
 //!
-//! [`checks`] is the list. A test target with `harness = false` hands the implementations and the wrappings to a
+//! [`Checks`] is the list. A test target with `harness = false` hands the implementations and the wrappings to a
 //! [`Suite`], which makes trials of libtest-mimic out of them and runs them:
 //!
 //! ```no_run
