@@ -233,8 +233,15 @@ async fn busy(server: Server) {
     with_store(&server, change, async |store, _, _| {
         let (holder, batch) = (store.clone(), ticks("x:Y", 0, 800_000));
         let held = tokio::spawn(async move { holder.insert_ticks(&batch).await });
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let error = expect(store.ping().await, ErrorKind::Overloaded, true);
+        // The batch is checked before it takes its turn.
+        let refused = loop {
+            assert!(!held.is_finished(), "no ping waited for the insert");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if let refused @ Err(_) = store.ping().await {
+                break refused;
+            }
+        };
+        let error = expect(refused, ErrorKind::Overloaded, true);
         assert_eq!(error.code(), "store.clickhouse.pool");
         // Dropped in the middle, the call gives its turn back.
         held.abort();
