@@ -69,6 +69,18 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "redpanda")]
+    #[test]
+    fn a_host_that_is_learned_later_is_warned_of_once() {
+        let given = |warning: &PasswordWarning| warning.done.load(Ordering::Relaxed);
+        let warning = PasswordWarning::new("redpanda", true);
+        warning.check(["127.0.0.1", "localhost"].into_iter());
+        assert!(!given(&warning), "the brokers of the configuration are here");
+        warning.check(["127.0.0.1", "192.0.2.1"].into_iter());
+        assert!(given(&warning));
+        assert!(given(&PasswordWarning::new("redpanda", false)), "there is nothing to warn of");
+    }
+
     #[test]
     fn this_machine_is_told_from_others() {
         for host in ["localhost", "LocalHost.", "127.0.0.1", "127.9.8.7", "::1", "[::1]", "::ffff:127.0.0.1"]

@@ -9,12 +9,7 @@ use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::config::{RedpandaConfig, SaslMechanism, TimescaleConfig, TlsMode};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_adapters::timescale::TimescaleStore;
-use qi_core::bus::MessageBus as _;
 use qi_core::{ErrorKind, Result};
-use rdkafka::mocking::MockCluster;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -135,74 +130,6 @@ async fn redpanda_warns_of_each_broker_that_is_elsewhere() {
         expect(None, open(&brokers, mechanism, true));
         expect(None, open(&brokers, None, false));
     }
-}
-
-/// One frame of the protocol, without its length.
-async fn frame(from: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
-    let mut body = vec![0; from.read_u32().await?.try_into().unwrap()];
-    from.read_exact(&mut body).await?;
-    Ok(body)
-}
-
-async fn send(to: &mut OwnedWriteHalf, body: &[u8]) -> std::io::Result<()> {
-    to.write_u32(body.len().try_into().unwrap()).await?;
-    to.write_all(body).await
-}
-
-/// Passes a broker's answers on, in which the broker advertises another host. Takes any password.
-async fn forward(listener: TcpListener, broker: String) {
-    while let Ok((client, _)) = listener.accept().await {
-        let broker = broker.clone();
-        tokio::spawn(async move {
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_server, mut to_server) = TcpStream::connect(broker).await?.into_split();
-            // Each request has an answer. The broker of the test has no logins.
-            loop {
-                let request = frame(&mut from_client).await?;
-                if request.starts_with(b"\0qi\0") {
-                    send(&mut to_client, &[]).await?;
-                    continue;
-                }
-                send(&mut to_server, &request).await?;
-                let mut answer = frame(&mut from_server).await?;
-                let (own, other) = (b"127.0.0.1", b"192.0.2.1");
-                while let Some(at) = answer.windows(own.len()).position(|bytes| bytes == own) {
-                    answer[at..at + own.len()].copy_from_slice(other);
-                }
-                send(&mut to_client, &answer).await?;
-            }
-            #[expect(unreachable_code, reason = "it names the type of the error")]
-            std::io::Result::Ok(())
-        });
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redpanda_warns_once_of_an_advertised_host_that_is_elsewhere() {
-    let cluster = MockCluster::new(1).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = RedpandaConfig::from_brokers(listener.local_addr().unwrap().to_string());
-    config.sasl.mechanism = Some(SaslMechanism::Plain);
-    config.sasl.username = Some("qi".to_owned());
-    config.sasl.password = Some(SECRET.to_owned().into());
-    config.request_timeout_ms = 3_000;
-    tokio::spawn(forward(listener, cluster.bootstrap_servers()));
-    // The driver answers on other threads.
-    let warnings = Warnings::default();
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(warnings.clone())).unwrap();
-    let bus = RedpandaBus::open(config).unwrap();
-    let seen = || {
-        let mut seen = warnings.0.lock().unwrap().clone();
-        seen.retain(|text| text.contains("without encryption") && text.contains("192.0.2.1"));
-        seen
-    };
-    assert!(seen().is_empty(), "the brokers of the configuration are here");
-    bus.ping().await.unwrap();
-    assert_eq!(seen().len(), 1, "{:?}", warnings.0.lock().unwrap());
-    bus.ping().await.unwrap();
-    assert_eq!(seen().len(), 1, "once");
-    assert!(!seen()[0].contains(SECRET), "{:?}", seen());
-    bus.close().await.unwrap();
 }
 
 #[test]

@@ -63,12 +63,12 @@ impl Doors {
 
 /// Starts the broker anew with listeners that demand something.
 async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
-    let free = || {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        format!("127.0.0.1:{port}")
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let doors = Doors { passwords: free(), encrypted: free(), mutual: free(), folder };
+    // All three are held until each has one: a port that was given back may be given again.
+    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [passwords, encrypted, mutual] =
+        held.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
+    drop(held);
+    let doors = Doors { passwords, encrypted, mutual, folder: tempfile::tempdir().unwrap() };
     let (cert, key) = authority.sign("127.0.0.1", "a broker");
     let server = doors.file("server.pem", &format!("{key}{cert}"));
     let trusted = doors.file("ca.pem", &authority.1);
