@@ -70,6 +70,11 @@ impl Instrument {
         &self.0.1
     }
 
+    /// Returns a number that is equal for clones of one instrument, while one of them lives.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }

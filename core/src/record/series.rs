@@ -96,6 +96,14 @@ pub struct SeriesRef<'a> {
 }
 
 impl SeriesRef<'_> {
+    /// Returns a number that is equal for the same instrument in memory. None for a name.
+    pub(crate) fn address(&self) -> Option<usize> {
+        match self.owner {
+            OwnerRef::Instrument(instrument) => Some(instrument.address()),
+            OwnerRef::Name(_) => None,
+        }
+    }
+
     /// Returns an owned copy.
     pub fn to_owned(&self) -> SeriesKey {
         SeriesKey { owner: self.owner.to_owned(), interval: self.interval }
