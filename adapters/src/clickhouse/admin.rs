@@ -9,8 +9,8 @@ use qi_core::{Selection, TimeRange, Timestamp};
 use super::connect::{rows, run};
 use super::error::Cause;
 use super::read::{at, within};
-use super::schema::Place;
 use super::store::ClickHouseStore;
+use super::table::Place;
 use super::table::{Table, literal, read_time};
 
 /// A deletion is done when it is done everywhere, and takes no row that comes after it.

@@ -5,7 +5,6 @@
 //! version of the program may have made a table in between.
 
 use std::collections::HashMap;
-use std::fmt;
 
 use qi_core::store::SchemaReport;
 use qi_core::{Error, ErrorKind};
@@ -13,7 +12,7 @@ use qi_core::{Error, ErrorKind};
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows, run};
 use super::error::Cause;
-use super::table::{Column, OF_STEP_1, Table, identifier, is_nullable, is_wider, literal};
+use super::table::{Column, Found, OF_STEP_1, Place, Table, is_nullable, is_wider, literal};
 use super::wire::Reader;
 
 /// The version of the schema: the step that made the tables of the library's own datasets. Later changes of a dataset
@@ -33,23 +32,6 @@ pub(super) struct Change {
 impl Change {
     fn new(what: impl Into<Option<String>>, sql: String) -> Self {
         Self { what: what.into(), sql }
-    }
-}
-
-/// A column in the database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
-    table: String,
-    pub(super) name: String,
-    pub(super) ty: String,
-    /// Whether it is part of the key.
-    key: bool,
-}
-
-impl fmt::Display for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, ty, key, .. } = self;
-        write!(f, "`{name}` {ty}{}", if *key { " in the key" } else { "" })
     }
 }
 
@@ -88,74 +70,6 @@ fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
         ));
     }
     statements
-}
-
-/// Where the tables are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
-    pub(super) database: &'a str,
-    pub(super) prefix: &'a str,
-    pub(super) cluster: Option<&'a str>,
-}
-
-impl<'a> Place<'a> {
-    pub(super) fn of(config: &'a ClickHouseConfig) -> Self {
-        Self { database: &config.database, prefix: &config.table_prefix, cluster: config.cluster.as_deref() }
-    }
-
-    /// The table that is read and written.
-    pub(super) fn table(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    /// The table that holds the rows of a node: what is deleted from.
-    pub(super) fn local(&self, name: &str) -> String {
-        if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
-    }
-
-    /// [`Place::table`] of a dataset in statements.
-    pub(super) fn named(&self, name: &str) -> String {
-        self.quoted(name, "")
-    }
-
-    /// [`Place::local`] of a dataset in statements.
-    pub(super) fn named_local(&self, name: &str) -> String {
-        self.quoted(name, if self.cluster.is_some() { "_local" } else { "" })
-    }
-
-    fn quoted(&self, name: &str, end: &str) -> String {
-        let whole = format!("{}{name}{end}", self.prefix);
-        if identifier(name) == name { whole } else { format!("`{whole}`") }
-    }
-
-    /// ` ON CLUSTER 'name'`, or nothing.
-    pub(super) fn on_cluster(&self) -> String {
-        self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
-    }
-
-    /// The parts of all nodes.
-    pub(super) fn parts(&self) -> String {
-        self.cluster.map_or_else(
-            || "system.parts".to_owned(),
-            |cluster| format!("clusterAllReplicas('{cluster}', system.parts)"),
-        )
-    }
-
-    /// A table that records what was done: on a cluster one that every node has in full.
-    fn record(&self, name: &str, columns: &str, key: &str) -> String {
-        let engine = match self.cluster {
-            None => "ReplacingMergeTree",
-            Some(_) => {
-                "ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}')"
-            }
-        };
-        format!(
-            "CREATE TABLE IF NOT EXISTS {}{} ({columns}, applied_at DateTime64(6, 'UTC')) \
-             ENGINE = {engine} ORDER BY {key}",
-            self.table(name),
-            self.on_cluster(),
-        )
-    }
 }
 
 /// The codes of a server that has no such database or table.

@@ -15,7 +15,8 @@ use super::BACKEND;
 use super::config::ClickHouseConfig;
 use super::connect::{self, Connections};
 use super::error::{self, Cause};
-use super::schema::{self, Place};
+use super::schema;
+use super::table::Place;
 use super::table::{self, Table};
 
 /// A price store on ClickHouse. Cloning it shares the client.

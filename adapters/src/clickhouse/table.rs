@@ -1,6 +1,7 @@
 //! The table of a dataset: its columns, and the parts of statements that follow from them. The schema, writes, reads
 //! and the check of the columns all stand on it, so nothing about a record is written twice.
 
+use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
 use qi_core::record::{
@@ -9,8 +10,8 @@ use qi_core::record::{
 };
 use qi_core::{Error, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp};
 
+use super::config::ClickHouseConfig;
 use super::error::Cause;
-use super::schema::{Found, Place};
 use super::wire::{Reader, Writer};
 
 /// A column: its name, its type as the server writes it, and how it is compressed.
@@ -84,6 +85,91 @@ const TIME: &str = "DateTime64(6, 'UTC')";
 const TIMES: &str = "CODEC(DoubleDelta, ZSTD(1))";
 const DECIMAL: &str = "Decimal(38, 18)";
 const PACKED: &str = "CODEC(ZSTD(1))";
+
+/// A column in the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) table: String,
+    pub(super) name: String,
+    pub(super) ty: String,
+    /// Whether it is part of the key.
+    pub(super) key: bool,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, ty, key, .. } = self;
+        write!(f, "`{name}` {ty}{}", if *key { " in the key" } else { "" })
+    }
+}
+
+/// Where the tables are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) database: &'a str,
+    pub(super) prefix: &'a str,
+    pub(super) cluster: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn of(config: &'a ClickHouseConfig) -> Self {
+        Self { database: &config.database, prefix: &config.table_prefix, cluster: config.cluster.as_deref() }
+    }
+
+    /// The table that is read and written.
+    pub(super) fn table(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The table that holds the rows of a node: what is deleted from.
+    pub(super) fn local(&self, name: &str) -> String {
+        if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
+    }
+
+    /// [`Place::table`] of a dataset in statements.
+    pub(super) fn named(&self, name: &str) -> String {
+        self.quoted(name, "")
+    }
+
+    /// [`Place::local`] of a dataset in statements.
+    pub(super) fn named_local(&self, name: &str) -> String {
+        self.quoted(name, if self.cluster.is_some() { "_local" } else { "" })
+    }
+
+    fn quoted(&self, name: &str, end: &str) -> String {
+        let whole = format!("{}{name}{end}", self.prefix);
+        if identifier(name) == name { whole } else { format!("`{whole}`") }
+    }
+
+    /// ` ON CLUSTER 'name'`, or nothing.
+    pub(super) fn on_cluster(&self) -> String {
+        self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
+    }
+
+    /// The parts of all nodes.
+    pub(super) fn parts(&self) -> String {
+        self.cluster.map_or_else(
+            || "system.parts".to_owned(),
+            |cluster| format!("clusterAllReplicas('{cluster}', system.parts)"),
+        )
+    }
+
+    /// A table that records what was done: on a cluster one that every node has in full.
+    pub(super) fn record(&self, name: &str, columns: &str, key: &str) -> String {
+        let engine = match self.cluster {
+            None => "ReplacingMergeTree",
+            Some(_) => {
+                "ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}')"
+            }
+        };
+        format!(
+            "CREATE TABLE IF NOT EXISTS {}{} ({columns}, applied_at DateTime64(6, 'UTC')) \
+             ENGINE = {engine} ORDER BY {key}",
+            self.table(name),
+            self.on_cluster(),
+        )
+    }
+}
 
 /// The datasets of version 0.1.0, whose tables step 1 makes.
 pub(super) const OF_STEP_1: [Dataset; 4] =
