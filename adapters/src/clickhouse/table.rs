@@ -171,6 +171,21 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Writes the columns behind the series.
+pub(super) fn write_rest(
+    table: &Table,
+    batch: &dyn qi_core::record::Records,
+    at: usize,
+    (time, seq): qi_core::record::Place,
+    out: &mut Writer,
+) {
+    out.time(time);
+    if table.dataset.seq().is_some() {
+        out.counter(seq);
+    }
+    batch.write(at, out);
+}
+
 /// The datasets of version 0.1.0, whose tables step 1 makes.
 pub(super) const OF_STEP_1: [Dataset; 4] =
     [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
@@ -432,7 +447,7 @@ pub fn fuzz_row_binary(dataset: Dataset, bytes: &[u8]) {
     let mut found = dataset.new_vec();
     while table.read(&mut reader, &series, &mut found).is_ok() {
         let (records, mut out) = (found.as_records(), Writer::default());
-        super::write::write_rest(&table, records, 0, records.place(0), &mut out);
+        write_rest(&table, records, 0, records.place(0), &mut out);
         let (mut again, mut read) = (dataset.new_vec(), Reader::new(&out.0));
         assert!(table.read(&mut read, &series, &mut again).is_ok(), "{found:?}");
         assert!(again == found && read.is_empty(), "{found:?}");

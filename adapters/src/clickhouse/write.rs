@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use qi_core::Operation;
-use qi_core::record::{FieldWriter as _, Place, Records, SeriesKey};
+use qi_core::record::{Records, SeriesKey};
 use qi_core::store::InsertReport;
 use qi_core::store::kit::{Entry, SeriesRanks, entries};
 
 use super::error::Cause;
 use super::schema;
 use super::store::{ClickHouseStore, Inner};
-use super::table::Table;
+use super::table::{Table, write_rest};
 use super::wire::Writer;
 
 /// What is sent at once, in bytes.
@@ -118,21 +118,6 @@ impl ClickHouseStore {
         insert.send(Bytes::from(out.0)).await?;
         Ok(insert.end().await?)
     }
-}
-
-/// Writes the columns behind the series.
-pub(super) fn write_rest(
-    table: &Table,
-    batch: &dyn Records,
-    at: usize,
-    (time, seq): Place,
-    out: &mut Writer,
-) {
-    out.time(time);
-    if table.dataset.seq().is_some() {
-        out.counter(seq);
-    }
-    batch.write(at, out);
 }
 
 /// The records of one request.
