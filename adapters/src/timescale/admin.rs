@@ -12,8 +12,8 @@ use super::connect::PooledConnection;
 use super::error::{Cause, DUPLICATE_OBJECT, has_state};
 use super::policy;
 use super::read::Keys;
+use super::sql::Stored;
 use super::store::TimescaleStore;
-use super::table::Stored;
 use super::types::Pg;
 
 /// How many chunks one statement deletes from, and how many are dropped at once.

@@ -10,8 +10,8 @@ use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
+use super::sql::Stored;
 use super::store::TimescaleStore;
-use super::table::Stored;
 use super::types::Pg;
 use super::wire;
 

@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row};
 
 use super::config::{Hypertables, TimescaleConfig};
 use super::error::Cause;
-use super::table::Stored;
+use super::sql::Stored;
 
 /// What is known of the chunks of the tables.
 #[derive(Debug)]

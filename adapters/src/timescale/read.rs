@@ -17,8 +17,8 @@ use sqlx::{Postgres, Row};
 use super::chunks::ChunkScan;
 use super::connect::PooledConnection;
 use super::error::Cause;
+use super::sql::Stored;
 use super::store::TimescaleStore;
-use super::table::Stored;
 use super::types::Pg;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;

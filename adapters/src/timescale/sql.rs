@@ -3,10 +3,28 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use qi_core::record::SeriesType;
+use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
+use super::copy_backoff::CopyBackoff;
 use super::table::{Column, ColumnType, Table, join, names};
+
+/// A registered dataset of a store.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// The position in the order of registration.
+    pub(super) position: usize,
+    pub(super) table: Table,
+    pub(super) sql: Sql,
+    pub(super) copy_backoff: CopyBackoff,
+}
+
+impl Stored {
+    pub(super) fn new(position: usize, dataset: Dataset) -> Self {
+        let table = Table::of(dataset);
+        Self { position, sql: Sql::of(&table), table, copy_backoff: CopyBackoff::default() }
+    }
+}
 
 /// The statements of one table. Tables are found through the `search_path` of the connection. Aliases begin with `_`,
 /// because no column of a dataset does.

@@ -17,7 +17,8 @@ use super::cache::SchemaCache;
 use super::config::TimescaleConfig;
 use super::connect::{Connections, PooledConnection};
 use super::error::Cause;
-use super::table::{Stored, Table};
+use super::sql::Stored;
+use super::table::Table;
 use super::{BACKEND, schema};
 
 /// A price store on TimescaleDB, or on plain PostgreSQL (`hypertables = "off"`). Cloning it shares the pool.

@@ -10,8 +10,6 @@ use sqlx::postgres::{PgRow, PgValueRef};
 use sqlx::{Decode, Postgres, Row, ValueRef};
 
 use super::BACKEND;
-use super::copy_backoff::CopyBackoff;
-use super::sql::Sql;
 use super::types::Pg;
 use super::wire::{self, PG_EPOCH_MICROS};
 
@@ -203,23 +201,6 @@ impl Table {
         let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
         let mut reader = RowReader::table(row, self.dataset, at + self.key - self.series);
         out.push(series, (time, seq), &mut reader).map_err(|error| reader.cause(error))
-    }
-}
-
-/// A registered dataset of a store.
-#[derive(Debug)]
-pub(super) struct Stored {
-    /// The position in the order of registration.
-    pub(super) position: usize,
-    pub(super) table: Table,
-    pub(super) sql: Sql,
-    pub(super) copy_backoff: CopyBackoff,
-}
-
-impl Stored {
-    pub(super) fn new(position: usize, dataset: Dataset) -> Self {
-        let table = Table::of(dataset);
-        Self { position, sql: Sql::of(&table), table, copy_backoff: CopyBackoff::default() }
     }
 }
 

@@ -17,8 +17,9 @@ use tracing::Instrument as _;
 use super::chunks::WRITE_CHUNKS;
 use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
+use super::sql::Stored;
 use super::store::TimescaleStore;
-use super::table::{Buffers, Column, ColumnType, Encoder, Stored};
+use super::table::{Buffers, Column, ColumnType, Encoder};
 use super::types::Pg;
 
 /// Which way a piece went: the label of the metric and the field of the span.
