@@ -23,6 +23,8 @@ mod copy_backoff;
 #[cfg(feature = "timescale")]
 mod error;
 #[cfg(feature = "timescale")]
+mod from_row;
+#[cfg(feature = "timescale")]
 mod instrument_ids;
 #[cfg(feature = "timescale")]
 mod policy;

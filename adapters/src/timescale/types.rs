@@ -1,16 +1,12 @@
 //! The domain types for sqlx: for a team's own SQL on the tables.
 
 use qi_core::domain::Source;
-use qi_core::record::{Owner, Record, Series as _, SeriesKey, SeriesType};
-use qi_core::{
-    Decimal, Exchange, Instrument, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp,
-};
+use qi_core::{Decimal, Exchange, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
-use sqlx::{Decode, Encode, FromRow, Postgres, Row, Type};
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
 
-use super::table::RowReader;
 use super::wire::{self, PG_EPOCH_MICROS};
 
 /// A value or a record of the domain, as sqlx binds and reads it.
@@ -170,34 +166,5 @@ impl Encode<'_, Postgres> for Pg<u64> {
 impl<'r> Decode<'r, Postgres> for Pg<u64> {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         Ok(Self(u64::try_from(i64::from_be_bytes(binary(&value)?.try_into()?))?))
-    }
-}
-
-fn get<T>(row: &PgRow, column: &str) -> Result<T, sqlx::Error>
-where
-    Pg<T>: for<'r> Decode<'r, Postgres> + Type<Postgres>,
-{
-    row.try_get::<Pg<T>, _>(column).map(|value| value.0)
-}
-
-impl<R: Record> FromRow<'_, PgRow> for Pg<R> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let dataset = R::DATASET;
-        let owner = match dataset.series() {
-            SeriesType::Instrument => {
-                Owner::Instrument(Instrument::new(get(row, "exchange")?, get(row, "symbol")?))
-            }
-            SeriesType::Name { column, .. } => Owner::Name(row.try_get::<&str, _>(column)?.into()),
-        };
-        let interval = dataset.interval().map(|column| get(row, column)).transpose()?;
-        let seq = dataset.seq().map(|column| get(row, column)).transpose()?;
-        let place = (get(row, dataset.time())?, seq.unwrap_or(0));
-        let series = R::Series::from_key(&SeriesKey { owner, interval });
-        let series = series.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        let mut reader = RowReader::view(row, dataset);
-        match R::read(series, place, &mut reader) {
-            Ok(record) => Ok(Self(record)),
-            Err(error) => Err(reader.cause(error)),
-        }
     }
 }
