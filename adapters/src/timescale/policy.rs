@@ -4,7 +4,6 @@ use sqlx::PgConnection;
 
 use super::config::TimescaleConfig;
 use super::error::Cause;
-use super::schema::Step;
 use super::sql;
 use super::table::{Table, names};
 
@@ -12,7 +11,7 @@ use super::table::{Table, names};
 pub(super) async fn steps(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
-) -> Result<Vec<Step>, Cause> {
+) -> Result<Vec<(String, Vec<String>)>, Cause> {
     let installed = extension(connection).await?;
     let mut steps = Vec::new();
     for dataset in config.datasets.iter() {
@@ -42,10 +41,7 @@ pub(super) async fn steps(
                 ));
             }
             if !statements.is_empty() {
-                steps.push(Step::new(
-                    format!("{} policy of {} after {hours} h", kind.name, table.name()),
-                    statements,
-                ));
+                steps.push((format!("{} policy of {} after {hours} h", kind.name, table.name()), statements));
             }
         }
     }

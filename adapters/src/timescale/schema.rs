@@ -150,7 +150,10 @@ pub(super) async fn plan(connections: &Connections, config: &TimescaleConfig) ->
 
 async fn policies(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
     match config.hypertables {
-        Hypertables::On => policy::steps(connection, config).await,
+        Hypertables::On => {
+            let steps = policy::steps(connection, config).await?;
+            Ok(steps.into_iter().map(|(label, statements)| Step::new(label, statements)).collect())
+        }
         Hypertables::Off => Ok(Vec::new()),
     }
 }
