@@ -9,11 +9,14 @@
 use bytes::Bytes;
 #[cfg(feature = "clickhouse")]
 use qi_core::Datasets;
-use qi_core::bus::{HeaderName, Json, Payload, Received, TopicName, decode_message, encode_message, header};
+use qi_core::bus::{
+    Codec as _, Encoding, HeaderName, Received, TopicName, decode_message, encode_message, header,
+};
 use qi_core::record::{Column, ColumnType, Dataset, Description, SeriesType};
 use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{
-    Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Scope, TimeRange, Timestamp,
+    BookSnapshot, Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record, Scope,
+    TimeRange, Timestamp,
 };
 
 #[cfg(feature = "redpanda")]
@@ -36,21 +39,34 @@ pub fn codecs(bytes: &[u8]) {
         None => Some(rest),
     };
     message.payload = payload.map(Bytes::copy_from_slice);
-    decode::<PriceTick>(&message);
-    decode::<Quote>(&message);
-    decode::<Ohlcv>(&message);
-    decode::<MarketSnapshot>(&message);
+    decode_each(&message);
+    if *selector >= 128 {
+        let content_type = Bytes::from_static(Encoding::Protobuf.content_type().as_bytes());
+        message.headers =
+            [(HeaderName::new(header::CONTENT_TYPE).unwrap(), Some(content_type))].into_iter().collect();
+        decode_each(&message);
+    }
 }
 
-fn decode<T: Payload + PartialEq + std::fmt::Debug>(message: &Received) {
-    let record: T = match decode_message::<Json, T>(message) {
+fn decode_each(message: &Received) {
+    decode::<PriceTick>(message);
+    decode::<Quote>(message);
+    decode::<Ohlcv>(message);
+    decode::<MarketSnapshot>(message);
+    decode::<BookSnapshot>(message);
+}
+
+fn decode<R: Record>(message: &Received) {
+    let record: R = match decode_message(message) {
         Ok(record) => record,
         Err(error) => return drop(error.report()),
     };
-    let encoded = encode_message::<Json, T>(&record, None).unwrap();
-    let mut again = Received::new(encoded.topic, 0, 0);
-    (again.payload, again.headers) = (encoded.payload, encoded.headers);
-    assert_eq!(decode_message::<Json, T>(&again).unwrap(), record);
+    for encoding in Encoding::ALL {
+        let encoded = encode_message(&encoding, &record, None).unwrap();
+        let mut again = Received::new(encoded.topic, 0, 0);
+        (again.payload, again.headers) = (encoded.payload, encoded.headers);
+        assert_eq!(decode_message::<R>(&again).unwrap(), record);
+    }
 }
 
 /// Reads values of the domain from text.

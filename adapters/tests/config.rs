@@ -658,7 +658,6 @@ mod redpanda {
     #[tokio::test]
     async fn words_that_there_are_not_are_refused_by_name() {
         for (section, word) in [
-            ("brokers = \"a:1\"\ncodec = \"avro\"", "avro"),
             ("brokers = \"a:1\"\nprofile = \"fast\"", "fast"),
             ("brokers = \"a:1\"\ncompression = \"brotli\"", "brotli"),
             ("brokers = \"a:1\"\nsasl.mechanism = \"gssapi\"", "gssapi"),
@@ -671,7 +670,7 @@ mod redpanda {
 
     #[tokio::test]
     async fn what_is_compiled_in_opens_without_brokers_and_shows_no_secret() {
-        let section = "brokers = \"a:1, b:2,[::1]:3\"\nprofile = \"low-latency\"\ncodec = \"json\"\n\
+        let section = "brokers = \"a:1, b:2,[::1]:3\"\nprofile = \"low-latency\"\n\
                        sasl.mechanism = \"plain\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"\n\
                        properties.\"ssl.key.pem\" = \"hunter3\"\nproperties.\"linger.ms\" = 0.5";
         let opened = open(section).await;
@@ -688,6 +687,20 @@ mod redpanda {
         assert!(shown.contains("redpanda") && !shown.contains("hunter"), "{shown}");
         assert_eq!(bus.info().delivery_timeout, std::time::Duration::from_mins(2));
         bus.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_codec_is_a_setting_of_the_bus() {
+        for (backend, section) in [("memory", ""), ("redpanda", "[bus.redpanda]\nbrokers = \"a:1\"")] {
+            for encoding in qi_core::bus::Encoding::ALL {
+                let file = format!("[bus]\nbackend = \"{backend}\"\ncodec = \"{encoding}\"\n{section}");
+                let bus = build(&file, NONE).unwrap().open_bus().await.unwrap();
+                assert_eq!(bus.info().encoding, encoding, "{backend}");
+                bus.close().await.unwrap();
+            }
+        }
+        let error = build("[bus]\ncodec = \"avro\"", NONE).unwrap_err();
+        assert!(error.to_string().contains("json or protobuf"), "{error}");
     }
 
     #[tokio::test]

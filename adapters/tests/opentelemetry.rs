@@ -10,8 +10,7 @@ use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData
 use qi_adapters::Config;
 use qi_adapters::opentelemetry::OpenTelemetryPropagator;
 use qi_core::bus::{
-    DeadLetters, HeaderName, Headers, Message, MessageBusExt, Payload, PublishOptions, Subscribe, TopicName,
-    TopicSpec,
+    DeadLetters, HeaderName, Headers, Message, MessageBusExt, PublishOptions, Subscribe, TopicName, TopicSpec,
 };
 use qi_core::layer::{Layered, Propagator, Traced};
 use qi_core::{MessageBus, Operation, PriceStore, PriceStoreExt as _, PriceTick, Result};
@@ -35,7 +34,7 @@ impl Program {
             Config::builder().toml("[store]\nauto_schema = true").propagator(Arc::new(w3c)).build()?;
         let (store, bus) = (config.open_store().await?, config.open_bus().await?);
         bus.create_catalogue(&config.catalogue()?).await?;
-        Ok(Self { store, bus, topic: TopicName::new(PriceTick::TOPIC)? })
+        Ok(Self { store, bus, topic: TopicName::new(PriceTick::DATASET.topic())? })
     }
 
     /// What a producer does in a span of its own.

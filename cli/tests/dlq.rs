@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
-    DeadLetters, DeliveryError, HeaderName, Json, Message, MessageBus, MessageBusExt, PublishOptions,
+    DeadLetters, DeliveryError, Encoding, HeaderName, Message, MessageBus, MessageBusExt, PublishOptions,
     PublishReport, Read, Received, RejectedMessage, SeekTo, Subscribe, TopicCatalogue, TopicName,
     TopicPartition, TopicSpec, encode_message, header,
 };
@@ -565,7 +565,7 @@ async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three
     let (bus, store) = (bus().await, MemoryStore::default());
     store.ensure_schema().await.unwrap();
     let tick: PriceTick = Market::new(MarketConfig::new(7, 1).unwrap()).unwrap().next().unwrap();
-    let mut mistyped = encode_message::<Json, _>(&tick, None).unwrap();
+    let mut mistyped = encode_message(&Encoding::Json, &tick, None).unwrap();
     mistyped.headers.remove(header::TYPE);
     let mistyped = mistyped.with_header(HeaderName::new(header::TYPE).unwrap(), "trade");
     bus.send(&[mistyped, Message::new(origin(), "no record").with_key("k")]).await.unwrap();

@@ -14,7 +14,7 @@ use qi_adapters::Config;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_cli::Series;
 use qi_core::bus::{
-    DeadLetters, GroupId, HeaderName, Json, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
+    DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
     TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
@@ -477,7 +477,7 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
         }
         let mut messages = Vec::new();
         for (at, tick) in distinct(TICKS)?.iter().enumerate() {
-            let mut message = encode_message::<Json, _>(tick, Some(&topic))?;
+            let mut message = encode_message(&Encoding::Json, tick, Some(&topic))?;
             if at % 10 == 0 {
                 message.headers.remove(header::TYPE);
                 message = message.with_header(HeaderName::new(header::TYPE)?, "trade");

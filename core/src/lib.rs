@@ -12,6 +12,7 @@ mod deadline;
 pub mod domain;
 pub mod error;
 pub mod health;
+mod ingest;
 pub mod layer;
 mod operation;
 mod ready;
@@ -33,6 +34,7 @@ pub use domain::{
     Symbol, SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
+pub use ingest::{Ingest, IngestConfig, IngestProgress};
 pub use operation::{Operation, OperationClass, Port};
 pub use record::{Dataset, Record};
 pub use store::{PriceStore, PriceStoreExt};

@@ -95,6 +95,18 @@ metrics_table! {
         "Dead letters that the bus acknowledged, by the topic of the origin and the code of the error.";
     DEAD_LETTERS_DROPPED: Counter "qi_bus_dead_letters_dropped_total" in Count by ["topic", "code"],
         "Rejected messages without a dead letter, because the dead letter topic refuses the smallest letter as too large.";
+    INGEST_RECORDS: Counter "qi_ingest_records_total" in Count by ["dataset"],
+        "Records that an ingest stored.";
+    INGEST_BYTES: Counter "qi_ingest_bytes_total" in Bytes by ["dataset"],
+        "Estimated memory of the messages whose records an ingest stored.";
+    INGEST_BATCH: Histogram "qi_ingest_batch_records" in Count by ["dataset"],
+        "Records of an insert.";
+    INGEST_DELAY: Histogram "qi_ingest_delay_seconds" in Seconds by ["dataset"],
+        "Time from the timestamp of a batch's oldest message until the batch is stored.";
+    INGEST_STAGE: Histogram "qi_ingest_stage_duration_seconds" in Seconds by ["dataset", "stage"],
+        "Time of a stage for a batch, with retries: decode, store, dead_letters, commit.";
+    INGEST_RETRIES: Counter "qi_ingest_retries_total" in Count by ["dataset", "stage", "kind"],
+        "Failed calls that an ingest repeats: receive, store, dead_letters, commit.";
     RETRIES: Counter "qi_retries_total" in Count by ["port", "backend", "operation", "kind"],
         "Attempts after the first, by the error that made them necessary.";
     CIRCUIT_STATE: Gauge "qi_circuit_state" in Count by ["port", "backend"],

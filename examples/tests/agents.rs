@@ -8,8 +8,8 @@ use std::sync::Arc;
 use futures::FutureExt;
 use libtest_mimic::{Arguments, run};
 use qi_core::bus::{GroupId, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
-use qi_core::{MessageBus, PriceStore, PriceTick};
-use qi_examples::pipeline::{Feed, Writer};
+use qi_core::{Ingest, IngestConfig, MessageBus, PriceStore, PriceTick};
+use qi_examples::pipeline::Feed;
 use qi_testkit::agent::{Time, agent_contract, agent_contract_async};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::market::{Market, MarketConfig};
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let mut trials = agent_contract_async(Time::Paused, "writer", || {
         let (bus, store) = world();
         let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
-        Writer::<PriceTick>::open(bus, store, request, Arc::default())
+        Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default())
     });
     trials.extend(agent_contract("feed", || {
         let source = Box::new(market().take(5_000).map(Ok));

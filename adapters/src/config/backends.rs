@@ -102,21 +102,24 @@ impl Backends {
     }
 
     pub(super) fn open_bus(&self, backend: &str, port: &Port<BusSection>) -> Result<Arc<dyn MessageBus>> {
-        let section = port.section(backend);
+        let (section, codec) = (port.section(backend), port.known.codec);
         if let Some(factory) = self.buses.get(backend) {
             return factory(&section);
         }
         match backend {
             #[cfg(feature = "memory")]
             "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(
-                section.read()?,
+                qi_testkit::bus::MemoryBusConfig { codec, ..section.read()? },
                 Arc::new(qi_core::SystemClock),
             )?)),
             #[cfg(feature = "redpanda")]
-            "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(section.read()?)?)),
+            "redpanda" => {
+                Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig { codec, ..section.read()? })?))
+            }
             #[cfg(feature = "redpanda")]
             "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 section: "bus.kafka",
+                codec,
                 ..section.read()?
             })?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),

@@ -44,7 +44,7 @@ use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 pub use crate::clickhouse::ClickHouseConfig;
 pub use crate::hours::DatasetHours;
 pub use crate::redpanda::config::{
-    CodecWord, MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
+    MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
 pub use crate::timescale::config::{

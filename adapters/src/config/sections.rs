@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::Datasets;
-use qi_core::bus::{TopicCatalogue, TopicName, TopicSpec};
+use qi_core::bus::{Encoding, TopicCatalogue, TopicName, TopicSpec};
 use qi_core::layer::LayerStack;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -164,11 +164,13 @@ pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct BusSection {
+    /// The format of published records.
+    pub(super) codec: Encoding,
     topics: BTreeMap<String, TopicSection>,
 }
 
 impl OwnKeys for BusSection {
-    const KEYS: &'static [&'static str] = &["topics"];
+    const KEYS: &'static [&'static str] = &["codec", "topics"];
 
     fn check(name: &str, section: &Section) -> Result<bool> {
         match name {

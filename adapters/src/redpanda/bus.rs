@@ -189,6 +189,7 @@ impl RedpandaBus {
             topics: Vec::new(),
             offset_reset: StartFrom::Earliest,
             max_poll_interval: None,
+            announce_revocations: false,
             max_buffered_bytes,
             request_timeout: self.request_timeout(),
             commit_timeout: client_config::limit(self.config.commit_timeout_ms),
@@ -263,7 +264,7 @@ impl fmt::Debug for RedpandaBus {
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
         let delivery = client_config::limit(self.config.delivery_timeout_ms);
-        BusInfo::new(BACKEND, delivery, self.config.max_message_bytes)
+        BusInfo::new(BACKEND, delivery, self.config.max_message_bytes).with_encoding(self.config.codec)
     }
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
@@ -291,6 +292,7 @@ impl MessageBus for RedpandaBus {
             topics: request.topics.clone(),
             offset_reset: request.otherwise,
             max_poll_interval: Some(request.poll_limit),
+            announce_revocations: request.announce_revocations,
             ..self.settings(request.max_buffered_bytes)
         };
         let group = request.group.as_str();

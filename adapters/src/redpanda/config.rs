@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use qi_core::Result;
+use qi_core::bus::Encoding;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -25,8 +26,9 @@ pub struct RedpandaConfig {
     pub client_id: String,
     /// What the settings below are tuned for.
     pub profile: Profile,
-    /// How typed records are written. There is one word so far.
-    pub codec: CodecWord,
+    /// The format of published records. `bus.codec` sets it. Defaults to JSON.
+    #[serde(skip)]
+    pub codec: Encoding,
     /// How batches of messages are compressed; by default what the profile says.
     pub compression: Option<MessageCompression>,
     /// The largest message that is taken, in bytes: key, payload and headers. A topic may allow less. Defaults to
@@ -69,7 +71,7 @@ impl Default for RedpandaConfig {
             brokers: None,
             client_id: "qi".to_owned(),
             profile: Profile::Balanced,
-            codec: CodecWord::Json,
+            codec: Encoding::default(),
             compression: None,
             max_message_bytes: 4 << 20,
             buffer_bytes: 64 << 20,
@@ -97,14 +99,6 @@ pub enum Profile {
     LowLatency,
     /// Batches of 20 ms, compressed, and fetches that wait for some data.
     HighThroughput,
-}
-
-/// How typed records are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CodecWord {
-    /// JSON, as `qi_core::bus::Json` has it.
-    Json,
 }
 
 /// How batches of messages are compressed on the wire and in the log.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupId, TopicName, TopicPartition};
+use super::{Encoding, GroupId, TopicName, TopicPartition};
 use crate::{Error, Result, Selection};
 
 /// What is known of a bus without asking it.
@@ -20,12 +20,21 @@ pub struct BusInfo {
     pub delivery_timeout: Duration,
     /// The largest message that the client takes, in bytes; a topic may allow less.
     pub max_message_bytes: usize,
+    /// The format of records that [`super::MessageBusExt::send_records`] publishes. Defaults to JSON.
+    pub encoding: Encoding,
 }
 
 impl BusInfo {
     /// The info of a backend that was not asked yet.
     pub fn new(backend: &'static str, delivery_timeout: Duration, max_message_bytes: usize) -> Self {
-        Self { backend, version: None, delivery_timeout, max_message_bytes }
+        Self { backend, version: None, delivery_timeout, max_message_bytes, encoding: Encoding::default() }
+    }
+
+    /// Sets the format of published records.
+    #[must_use]
+    pub fn with_encoding(mut self, encoding: Encoding) -> Self {
+        self.encoding = encoding;
+        self
     }
 }
 

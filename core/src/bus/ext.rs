@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    BusStatus, DeadLetters, Delivery, DeliveryError, Json, Message, MessageBus, Payload, PublishOptions,
-    PublishReport, RejectedMessage, TopicCatalogue, TopicName, TopicOutcome, codec, dead_letter,
+    BusStatus, DeadLetters, Delivery, DeliveryError, Message, MessageBus, PublishOptions, PublishReport,
+    RejectedMessage, TopicCatalogue, TopicName, TopicOutcome, codec, dead_letter,
 };
+use crate::record::{Record, Slice};
 use crate::telemetry::{DEAD_LETTERS, DEAD_LETTERS_DROPPED, Metric};
 use crate::{Error, ErrorKind, Result};
 
@@ -32,18 +33,18 @@ pub trait MessageBusExt: MessageBus {
         }
     }
 
-    /// Publishes records as JSON, keyed, on `topic` or their default topic.
+    /// Publishes records, keyed by their series, on `topic` or their default topic, in the format of
+    /// [`super::BusInfo::encoding`].
     ///
     /// # Errors
-    /// As [`MessageBusExt::send`].
-    fn send_records<T: Payload>(
+    /// `InvalidInput` for an invalid record; the errors of [`MessageBusExt::send`].
+    fn send_records<R: Record>(
         &self,
-        records: &[T],
+        records: &[R],
         topic: Option<&TopicName>,
     ) -> impl Future<Output = Result<Vec<Delivery>>> + Send {
         async move {
-            let batch: Vec<_> =
-                records.iter().map(|r| codec::encode_message::<Json, T>(r, topic)).collect::<Result<_>>()?;
+            let batch = codec::encode_records(&self.info().encoding, &Slice::new(records)?, topic)?;
             self.send(&batch).await
         }
     }

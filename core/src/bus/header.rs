@@ -1,10 +1,10 @@
 //! The names of the headers that typed messages carry.
 
-/// The codec: `application/json`.
+/// The media type of [`super::Codec::content_type`]: `application/json`.
 pub const CONTENT_TYPE: &str = "content-type";
-/// The record's [`super::Payload::TYPE`].
+/// The record's [`crate::Dataset::message`]: `tick`.
 pub const TYPE: &str = "qi-type";
-/// The record's [`super::Payload::VERSION`], as decimal digits.
+/// The record's [`crate::Dataset::version`], as decimal digits.
 pub const VERSION: &str = "qi-version";
 /// A dead letter's origin: the topic.
 pub const ORIGIN_TOPIC: &str = "qi-origin-topic";

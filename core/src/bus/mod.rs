@@ -23,7 +23,10 @@ pub use admin::{
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;
-pub use codec::{Codec, Json, Payload, decode_message, decode_record, encode_message, encode_record};
+pub use codec::{
+    Codec, Encoding, decode_message, decode_record, decode_record_with, encode_message, encode_record,
+    encode_records, protobuf,
+};
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;
 pub use message::{Headers, Message, Received};

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use tracing::Span;
 
-use super::{
-    Decoded, GroupId, Json, MemberId, Payload, Received, RejectedMessage, TopicName, decode_message,
-};
+use super::{Decoded, GroupId, MemberId, Received, RejectedMessage, TopicName, decode_record};
+use crate::record::{Record, RecordVec};
 use crate::{Error, Result, Timestamp};
 
 /// One partition of one topic.
@@ -85,6 +84,10 @@ pub struct Subscribe {
     pub poll_limit: Duration,
     /// A static member keeps its partitions over a quick restart.
     pub member: Option<MemberId>,
+    /// Announces a revocation with [`Notice::RevocationPending`] one `recv` before it takes effect. A member that
+    /// receives ahead of its processing sets it, so that records of a partition are never stored after those of the next
+    /// owner. Defaults to false.
+    pub announce_revocations: bool,
 }
 
 impl Subscribe {
@@ -116,6 +119,7 @@ impl Subscribe {
             session_timeout: Duration::from_secs(30),
             poll_limit: Duration::from_mins(5),
             member: None,
+            announce_revocations: false,
         })
     }
 
@@ -149,6 +153,13 @@ impl Subscribe {
         self.session_timeout = session_timeout;
         self.poll_limit = poll_limit;
         Ok(self)
+    }
+
+    /// Announces revocations.
+    #[must_use]
+    pub fn with_announced_revocations(mut self) -> Self {
+        self.announce_revocations = true;
+        self
     }
 
     /// As this static member.
@@ -233,6 +244,11 @@ impl Positions {
         }
     }
 
+    /// Keeps only the partitions for which a function returns true.
+    pub fn retain(&mut self, mut keep: impl FnMut(&TopicPartition) -> bool) {
+        self.0.retain(|partition, _| keep(partition));
+    }
+
     /// Every partition with its next offset.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&TopicPartition, u64)> {
         self.0.iter().map(|(partition, next)| (partition, *next))
@@ -272,6 +288,9 @@ pub enum Notice {
         /// Those that others have now.
         lost: Vec<TopicPartition>,
     },
+    /// A rebalance is about to revoke partitions. The next call of `recv` gives them away, so store and commit first what
+    /// was received. Sent only with [`Subscribe::announce_revocations`].
+    RevocationPending,
     /// The position had gone (retention), and `otherwise` answered.
     Reset {
         /// Of which partition.
@@ -341,20 +360,21 @@ impl Batch {
         self.span.clone().unwrap_or_else(Span::none)
     }
 
-    /// Decodes each message from JSON. Performs no I/O.
+    /// Decodes each message, in any format of [`super::Encoding`]. Performs no I/O.
     ///
     /// A writer stores the records, then passes the rejected messages to
     /// [`super::MessageBusExt::send_dead_letters`], and then commits. In this order, an outage of the store repeats
     /// no dead letters.
-    pub fn decode<T: Payload>(&self) -> Decoded<T> {
-        let mut decoded = Decoded { records: Vec::with_capacity(self.len()), rejected: Vec::new() };
+    pub fn decode<R: Record>(&self) -> Decoded<R> {
+        let (mut records, mut rejected) =
+            (RecordVec::from_vec(Vec::<R>::with_capacity(self.len())), Vec::new());
         for message in self {
-            match decode_message::<Json, T>(message) {
-                Ok(record) => decoded.records.push(record),
-                Err(error) => decoded.rejected.push(RejectedMessage::new(message.clone(), error)),
+            if let Err(error) = decode_record(message, &mut records) {
+                rejected.push(RejectedMessage::new(message.clone(), error));
             }
         }
-        decoded
+        // The vector was made for this type.
+        Decoded { records: records.into_vec().unwrap_or_default(), rejected }
     }
 
     /// The messages; per partition in the order of their offsets.

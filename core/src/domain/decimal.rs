@@ -134,34 +134,127 @@ impl FromStr for Decimal {
                 "has more than 18 decimal places",
             ));
         }
-        let padding = Self::SCALE as usize - used;
-        let mut units: i128 = 0;
-        for digit in whole.iter().chain(&places[..used]).chain(std::iter::repeat_n(&b'0', padding)) {
-            units = units
-                .checked_mul(10)
-                .and_then(|units| units.checked_add(i128::from(digit - b'0')))
-                .filter(|units| *units <= Self::MAX_UNITS)
-                .ok_or_else(|| {
-                    Error::invalid("domain.decimal.range", "decimal", text, "must be below 1e20 in magnitude")
-                })?;
+        let zeros = whole.iter().take_while(|b| **b == b'0').count();
+        let whole = &whole[zeros..];
+        if whole.len() > 20 {
+            return Err(Error::invalid(
+                "domain.decimal.range",
+                "decimal",
+                text,
+                "must be below 1e20 in magnitude",
+            ));
         }
+        // At most 18 digits fit into 64 bits, so the digits are added in two parts at most.
+        let digits =
+            |digits: &[u8]| digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        let (high, low) = whole.split_at(whole.len().saturating_sub(18));
+        let whole = i128::from(digits(high)) * Self::UNITS_PER_ONE + i128::from(digits(low));
+        let places =
+            i128::from(digits(&places[..used])) * i128::from(POWERS_OF_TEN[Self::SCALE as usize - used]);
+        let units = whole * Self::UNITS_PER_ONE + places;
         Ok(Self(if negative { -units } else { units }))
     }
+}
+
+/// 10⁰ to 10¹⁸.
+const POWERS_OF_TEN: [u64; 19] = {
+    let mut powers = [1; 19];
+    let mut at = 1;
+    while at < powers.len() {
+        powers[at] = powers[at - 1] * 10;
+        at += 1;
+    }
+    powers
+};
+
+/// The longest text of a decimal: a sign, 20 digits, a point and 18 digits.
+type DecimalText = [u8; 40];
+
+impl Decimal {
+    /// Returns the digits before and after the point.
+    fn split(self) -> (u128, u64) {
+        const FIVES: u64 = 5_u64.pow(18);
+        let magnitude = self.0.unsigned_abs();
+        // 10^18 is 5^18 * 2^18. A division of 64 bits is several times as fast as one of 128 bits.
+        let whole = match u64::try_from(magnitude >> Self::SCALE) {
+            Ok(shifted) => u128::from(shifted / FIVES),
+            Err(_) => magnitude / Self::UNITS_PER_ONE.unsigned_abs(),
+        };
+        let part = magnitude - whole * Self::UNITS_PER_ONE.unsigned_abs();
+        // Below 10^18.
+        (whole, u64::try_from(part).unwrap_or(0))
+    }
+
+    /// Returns the number as the smallest integer with the fewest decimal places.
+    pub(crate) fn normalized(self) -> (i128, u32) {
+        let (whole, part) = self.split();
+        let (part, places) = without_zeros(part);
+        let magnitude = whole * u128::from(POWERS_OF_TEN[places as usize]) + u128::from(part);
+        // Below 10^38.
+        let magnitude = magnitude.cast_signed();
+        (if self.0 < 0 { -magnitude } else { magnitude }, places)
+    }
+
+    /// Writes the text without trailing zeros, and without a point if there are no places.
+    fn write_text(self, text: &mut DecimalText) -> &str {
+        let (mut whole, part) = self.split();
+        let (mut part, places) = without_zeros(part);
+        let mut at = text.len();
+        let mut put = |byte| {
+            at -= 1;
+            text[at] = byte;
+        };
+        let digit = |number: u64| b'0' + (number % 10).to_le_bytes()[0];
+        for _ in 0..places {
+            put(digit(part));
+            part /= 10;
+        }
+        if places > 0 {
+            put(b'.');
+        }
+        // 20 digits do not fit into 64 bits.
+        while whole > u128::from(u64::MAX) {
+            put(digit(u64::try_from(whole % 10).unwrap_or(0)));
+            whole /= 10;
+        }
+        let mut whole = u64::try_from(whole).unwrap_or(0);
+        loop {
+            put(digit(whole));
+            whole /= 10;
+            if whole == 0 {
+                break;
+            }
+        }
+        if self.0 < 0 {
+            put(b'-');
+        }
+        // ASCII only.
+        std::str::from_utf8(&text[at..]).unwrap_or_default()
+    }
+}
+
+/// Removes trailing zeros from 18 decimal places. Returns the digits and the number of places.
+fn without_zeros(mut part: u64) -> (u64, u32) {
+    if part == 0 {
+        return (0, 0);
+    }
+    let mut places = Decimal::SCALE;
+    for zeros in [8, 8, 4, 2, 1, 1] {
+        let power = POWERS_OF_TEN[zeros as usize];
+        if part % power == 0 {
+            part /= power;
+            places -= zeros;
+        }
+    }
+    (part, places)
 }
 
 impl fmt::Display for Decimal {
     /// Without trailing zeros, and without a point where there are no places.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let magnitude = self.0.unsigned_abs();
-        let one = Self::UNITS_PER_ONE.unsigned_abs();
-        let (whole, part) = (magnitude / one, magnitude % one);
-        let text = if part == 0 {
-            whole.to_string()
-        } else {
-            let places = format!("{part:018}");
-            format!("{whole}.{}", places.trim_end_matches('0'))
-        };
-        f.pad_integral(self.0 >= 0, "", &text)
+        let mut text: DecimalText = [0; 40];
+        let text = self.write_text(&mut text);
+        f.pad_integral(self.0 >= 0, "", text.strip_prefix('-').unwrap_or(text))
     }
 }
 
@@ -173,7 +266,8 @@ impl fmt::Debug for Decimal {
 
 impl Serialize for Decimal {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let mut text: DecimalText = [0; 40];
+        serializer.serialize_str(self.write_text(&mut text))
     }
 }
 

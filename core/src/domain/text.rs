@@ -1,7 +1,6 @@
 //! Types whose one form is text: how serde reads them, and the validated names.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 
 use serde::{Deserializer, de};
@@ -12,9 +11,18 @@ where
     D: Deserializer<'de>,
     T: FromStr<Err = crate::Error>,
 {
-    struct Text<T>(&'static str, PhantomData<T>);
+    from_text_with(deserializer, expecting, T::from_str)
+}
 
-    impl<T: FromStr<Err = crate::Error>> de::Visitor<'_> for Text<T> {
+/// Reads a value from a string by a function, without a copy of the string.
+pub(crate) fn from_text_with<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expecting: &'static str,
+    parse: fn(&str) -> crate::Result<T>,
+) -> Result<T, D::Error> {
+    struct Text<T>(&'static str, fn(&str) -> crate::Result<T>);
+
+    impl<T> de::Visitor<'_> for Text<T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,11 +30,11 @@ where
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            text.parse().map_err(E::custom)
+            self.1(text).map_err(E::custom)
         }
     }
 
-    deserializer.deserialize_str(Text(expecting, PhantomData))
+    deserializer.deserialize_str(Text(expecting, parse))
 }
 
 /// A validated name whose text is shared: cloning it allocates nothing.

@@ -24,7 +24,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use column::{ColumnValue, Columns, Enumeration, Text};
-pub(crate) use dataset::records::json_error;
 pub use dataset::records::{RecordVec, Records, Slice};
 pub use dataset::row::{Row, Value};
 pub use dataset::{Column, ColumnType, Dataset, Description, SeriesType};

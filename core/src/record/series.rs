@@ -60,14 +60,22 @@ impl Owner {
     }
 }
 
-/// The instrument or the name. The empty name, which stands for [`Scope::Global`], is displayed as `global`.
-impl fmt::Display for Owner {
+/// The instrument or the name: the key of messages. The empty name, which stands for [`Scope::Global`], is displayed as
+/// `global`.
+impl fmt::Display for OwnerRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Instrument(instrument) => fmt::Display::fmt(instrument, f),
             Self::Name(name) if name.is_empty() => f.pad("global"),
             Self::Name(name) => f.pad(name),
         }
+    }
+}
+
+/// As [`OwnerRef`].
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.as_ref(), f)
     }
 }
 
@@ -157,9 +165,6 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
 
     /// Returns an owner without its type.
     fn owner_key(owner: &Self::Owner) -> Owner;
-
-    /// Returns the key of messages about the series. Messages with the same key keep their order.
-    fn message_key(&self) -> String;
 }
 
 fn refuse<T>(key: &SeriesKey, wanted: &str) -> Result<T> {
@@ -186,9 +191,6 @@ impl Series for Instrument {
     fn owner_key(owner: &Self) -> Owner {
         Owner::Instrument(owner.clone())
     }
-    fn message_key(&self) -> String {
-        self.to_string()
-    }
 }
 
 impl<S: Series<Owner = S>> Series for (S, Interval) {
@@ -208,9 +210,6 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
     }
     fn owner_key(owner: &S) -> Owner {
         S::owner_key(owner)
-    }
-    fn message_key(&self) -> String {
-        self.0.message_key()
     }
 }
 
@@ -237,9 +236,6 @@ macro_rules! names {
             }
             fn owner_key($value: &Self) -> Owner {
                 Owner::Name(Arc::from(&*$write))
-            }
-            fn message_key(&self) -> String {
-                self.to_string()
             }
         }
     )*};

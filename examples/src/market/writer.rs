@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    Delivery, DeliveryError, Json, Message, MessageBus, Payload, PublishOptions, TopicName, TopicSpec,
-    TopicState, encode_message,
+    Delivery, DeliveryError, Message, MessageBus, PublishOptions, TopicName, TopicSpec, TopicState,
+    encode_message, encode_records,
 };
+use qi_core::record::Slice;
 use qi_core::{
-    Buffered, BufferedConfig, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Receipt, Result,
-    Sink,
+    Buffered, BufferedConfig, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Receipt, Record,
+    Result, Sink,
 };
 use tokio::time::Instant;
 
@@ -119,27 +120,28 @@ impl MarketWriter {
     ///
     /// # Errors
     /// `Closed` after [`MarketWriter::close`].
-    pub async fn publish<T: Payload>(
+    pub async fn publish<T: Record>(
         &self,
         record: &T,
         topic: Option<&TopicName>,
     ) -> Result<Receipt<Delivery>> {
         let since = Instant::now();
-        self.buffer.add(Taken { message: encode_message::<Json, T>(record, topic)?, since }).await
+        self.buffer
+            .add(Taken { message: encode_message(&self.bus.info().encoding, record, topic)?, since })
+            .await
     }
 
     /// Sends any records, for their own topic or another one, and answers for each when the bus has.
     ///
     /// # Errors
     /// `InvalidInput` if a record cannot be written as a message; nothing was sent then.
-    pub async fn publish_all<T: Payload>(
+    pub async fn publish_all<T: Record>(
         &self,
         records: &[T],
         topic: Option<&TopicName>,
     ) -> Result<BatchReport> {
         let since = Instant::now();
-        let messages: Vec<_> =
-            records.iter().map(|record| encode_message::<Json, T>(record, topic)).collect::<Result<_>>()?;
+        let messages = encode_records(&self.bus.info().encoding, &Slice::new(records)?, topic)?;
         let mut receipts = Vec::with_capacity(messages.len());
         for message in messages {
             receipts.push(self.buffer.add(Taken { message, since }).await);

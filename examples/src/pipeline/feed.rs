@@ -5,23 +5,28 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext};
-use qi_core::bus::{DeliveryState, Json, Message, MessageBus, PublishOptions, TopicName, encode_message};
-use qi_core::{Error, Result, ResultExt as _};
+use qi_core::bus::{DeliveryState, Message, MessageBus, PublishOptions, TopicName, encode_records};
+use qi_core::record::Slice;
+use qi_core::{Error, ErrorKind, Instrument, Result, ResultExt as _};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::numbering::Numbering;
 use super::record::Record;
 use super::source::{Input, Source};
 use super::tally::Tally;
 
-/// How many records are published at once.
-const BATCH: usize = 1_000;
+/// The number of records that are published at once.
+const BATCH: usize = 4_096;
 /// How many records are read at once at most.
 const MAX_BATCH: usize = 65_536;
 /// How long to wait before what is not delivered is sent again; the bus's own retries lie inside of a publish.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Publishes every record of a source. What the bus did not take is sent again until it has it; what it may or may
-/// not have (`Unknown`) is sent again too and counted, which the store's keys make harmless.
+/// Publishes every record of a source. The next batch is read and encoded while one batch is published, so the records of
+/// an instrument keep their order.
+///
+/// A message that the bus did not acknowledge is published again. If its outcome is unknown, it may be twice on the topic;
+/// it is counted, and the store's keys make it harmless.
 pub struct Feed<T> {
     /// Where records go.
     pub bus: Arc<dyn MessageBus>,
@@ -101,6 +106,7 @@ impl<T: Record> Part<T> {
 
 impl<T: Record> Feed<T> {
     async fn publish(&mut self, cx: &AgentContext, mut numbering: Option<&mut Numbering>) -> Result<()> {
+        let mut sending = None;
         let mut part = Part { records: Vec::new(), ahead: None, ordinals: false, ended: false };
         while !part.ended {
             let Some(read) = cx.until_cancelled(self.read(part)).await else { return Ok(()) };
@@ -111,19 +117,23 @@ impl<T: Record> Feed<T> {
                 return Ok(());
             }
             for records in std::mem::take(&mut part.records).chunks(BATCH) {
-                let batch: Vec<Message> = records
-                    .iter()
-                    .map(|record| encode_message::<Json, T>(record, Some(&self.topic)))
-                    .collect::<Result<_>>()?;
-                if !self.deliver(cx, batch).await? {
+                let encoding = self.bus.info().encoding;
+                let batch = encode_records(&encoding, &Slice::new(records)?, Some(&self.topic))?;
+                if !delivered(sending.take()).await? {
                     return Ok(());
                 }
-                self.tally.sent(records.iter().map(Record::instrument));
+                let delivery = Delivery {
+                    cx: cx.clone(),
+                    bus: self.bus.clone(),
+                    tally: self.tally.clone(),
+                    instruments: records.iter().map(|record| record.instrument().clone()).collect(),
+                };
+                sending = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
             }
             // On a runtime with one thread, the future that runs it gets its turn only between tasks that yield.
             tokio::task::yield_now().await;
         }
-        Ok(())
+        delivered(sending).await.map(drop)
     }
 
     /// Reads on a thread for blocking work: a slow file, or one of bad lines, holds up no other task.
@@ -145,9 +155,32 @@ impl<T: Record> Feed<T> {
             },
         }
     }
+}
 
-    /// Sends until every message is acknowledged; false if the feed is to end before.
-    async fn deliver(&mut self, cx: &AgentContext, mut batch: Vec<Message>) -> Result<bool> {
+/// Waits for a batch that is published. Returns false if the feed must end before.
+async fn delivered(sending: Option<AbortOnDropHandle<Result<bool>>>) -> Result<bool> {
+    let Some(sending) = sending else { return Ok(true) };
+    match sending.await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(Error::new(ErrorKind::Closed, "pipeline.feed", "publish").with_source(error)),
+        },
+    }
+}
+
+/// A batch that is published.
+struct Delivery {
+    cx: AgentContext,
+    bus: Arc<dyn MessageBus>,
+    tally: Arc<Tally>,
+    instruments: Vec<Instrument>,
+}
+
+impl Delivery {
+    /// Publishes until every message is acknowledged. Returns false if the feed must end before.
+    async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
+        let cx = &self.cx;
         loop {
             let Some(report) = cx.until_cancelled(self.bus.publish(&batch, PublishOptions::NONE)).await
             else {
@@ -168,6 +201,7 @@ impl<T: Record> Feed<T> {
                 Err(error) => return Err(error),
             };
             if batch.is_empty() {
+                self.tally.sent(self.instruments.iter());
                 return Ok(true);
             }
             self.tally.again(unknown);

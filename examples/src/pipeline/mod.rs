@@ -11,7 +11,6 @@ mod record;
 pub mod report;
 pub mod source;
 mod tally;
-mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,7 +25,10 @@ use qi_core::bus::{
     TopicPartition,
 };
 use qi_core::health::Health;
-use qi_core::{Backoff, Error, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result, Selection};
+use qi_core::{
+    Backoff, Error, Ingest, IngestConfig, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result,
+    Selection,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use feed::Feed;
@@ -34,7 +36,6 @@ pub use numbering::Numbering;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
 pub use tally::Tally;
-pub use writer::Writer;
 
 use export::Export;
 use feed::NumberedFeed;
@@ -64,6 +65,8 @@ pub struct Job {
     pub export: Option<(PathBuf, Instrument)>,
     /// Whether the first bad line ends the job.
     pub strict: bool,
+    /// The settings of the writer.
+    pub ingest: IngestConfig,
     /// The writer's name in its group, as a static member.
     pub member: Option<MemberId>,
     /// What is counted; a clone can be watched while the job runs.
@@ -113,6 +116,7 @@ impl Job {
             interval: Interval::M1,
             export: None,
             strict: false,
+            ingest: IngestConfig::default(),
             member: None,
             tally: Arc::default(),
             stop: Stop::default(),
@@ -192,11 +196,17 @@ impl Job {
     async fn carry<T: Record>(&mut self, source: Source<T>) -> Result<()> {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
-            let (bus, store, tally) = (self.bus.clone(), self.store.clone(), self.tally.clone());
+            let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
+            let config = self.ingest.clone();
             let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
             // After a kill, the next writer with this static member name continues without waiting for the session.
             request.member.clone_from(&self.member);
-            move |_cx| Writer::<T>::open(bus.clone(), store.clone(), request.clone(), tally.clone())
+            move |_cx| {
+                let (bus, store) = (bus.clone(), store.clone());
+                let ingest = Ingest::open(bus, store, T::DATASET, request.clone(), config.clone());
+                let progress = progress.clone();
+                async move { Ok(ingest.await?.with_progress(progress)) }
+            }
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
         let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use qi_core::{Error, Instrument};
+use qi_core::{Error, IngestProgress, Instrument};
 
 /// How many bad lines are kept to be shown; all are counted.
 const SHOWN: usize = 10;
@@ -14,8 +14,8 @@ const SHOWN: usize = 10;
 pub struct Tally {
     published: AtomicU64,
     resent: AtomicU64,
-    written: AtomicU64,
-    dead: AtomicU64,
+    /// The counters of the writer.
+    pub(super) ingest: Arc<IngestProgress>,
     bad: AtomicU64,
     shown: Mutex<Vec<Error>>,
     instruments: Mutex<BTreeMap<Instrument, u64>>,
@@ -36,14 +36,14 @@ impl Tally {
         self.resent.load(Ordering::Relaxed)
     }
 
-    /// Records that the writer has stored and committed; what came twice counts twice.
+    /// Returns the number of records that the writer has stored. A record that was received twice counts twice.
     pub fn stored(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.ingest.stored()
     }
 
     /// Messages that went to the dead letters.
     pub fn dead_letters(&self) -> u64 {
-        self.dead.load(Ordering::Relaxed)
+        self.ingest.dead_letters()
     }
 
     /// Input lines that hold no record.
@@ -76,11 +76,6 @@ impl Tally {
 
     pub(super) fn again(&self, messages: u64) {
         self.resent.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    pub(super) fn written(&self, records: usize, dead: usize) {
-        self.written.fetch_add(records as u64, Ordering::Relaxed);
-        self.dead.fetch_add(dead as u64, Ordering::Relaxed);
     }
 
     pub(super) fn bad_line(&self, error: Error) {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::{GroupId, Payload, Received, Subscribe, TopicName, TopicSpec, TopicState};
+use qi_core::bus::{GroupId, Received, Subscribe, TopicName, TopicSpec, TopicState};
 use qi_core::{
     BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStoreExt as _, PriceTick,
-    Quote, Scope,
+    Quote, Record, Scope,
 };
 use qi_examples::market::{MarketWriter, PublishingMetrics};
 use qi_testkit::chaos::Fault;
@@ -36,9 +36,10 @@ async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
     }
 }
 
-async fn records<T: Payload>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
-    let group = GroupId::new(format!("decodes {}", T::TOPIC)).unwrap();
-    let request = Subscribe::new(group, [TopicName::new(T::TOPIC).unwrap()]).unwrap();
+async fn records<T: Record>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
+    let topic = T::DATASET.topic();
+    let group = GroupId::new(format!("decodes {topic}")).unwrap();
+    let request = Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut found = Vec::new();
     loop {

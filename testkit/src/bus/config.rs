@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use qi_core::bus::Encoding;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
@@ -38,6 +39,9 @@ pub struct MemoryBusConfig {
     /// How long messages without a key go to one partition before the next takes its turn, in milliseconds. By
     /// default 10.
     pub sticky_ms: u64,
+    /// The format of published records. `bus.codec` sets it. Defaults to JSON.
+    #[serde(skip)]
+    pub codec: Encoding,
 }
 
 impl Default for MemoryBusConfig {
@@ -52,6 +56,7 @@ impl Default for MemoryBusConfig {
             retention_ms: WEEK_MS,
             group_retention_ms: WEEK_MS,
             sticky_ms: 10,
+            codec: Encoding::default(),
         }
     }
 }

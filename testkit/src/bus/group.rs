@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::Timestamp;
-use qi_core::bus::{Notice, StartFrom, Subscribe, TopicName, TopicPartition};
+use qi_core::bus::{Batch, Notice, Positions, StartFrom, Subscribe, TopicName, TopicPartition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -135,6 +135,8 @@ pub(super) struct Member {
     pub(super) orphan: bool,
     /// Where the next batch begins, so that no partition starves.
     pub(super) turn: usize,
+    /// The member knows that partitions are revoked with its next `recv`.
+    announced: bool,
 }
 
 impl Member {
@@ -152,6 +154,7 @@ impl Member {
             away_since: None,
             orphan: false,
             turn: 0,
+            announced: false,
         }
     }
 
@@ -349,6 +352,20 @@ impl Group {
                 member.pending.lose(partition);
             }
         }
+    }
+
+    /// Returns the announcement of a revocation, once, to a member that requested announcements.
+    pub(super) fn announce_revocation(&mut self, key: u64) -> Option<Batch> {
+        let member = self.members.get_mut(&key).filter(|member| member.request.announce_revocations)?;
+        let revokes = member.owned.keys().any(|partition| self.target.get(partition) != Some(&key));
+        if !revokes || std::mem::replace(&mut member.announced, revokes) {
+            member.announced = false;
+            return None;
+        }
+        member.polling = false;
+        let mut notices = member.pending.take();
+        notices.push(Notice::RevocationPending);
+        Some(Batch::new(Vec::new(), Positions::new(), notices))
     }
 
     /// What takes effect inside `recv`: gives up what others should have, takes what is free.

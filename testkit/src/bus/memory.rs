@@ -171,6 +171,7 @@ impl MessageBus for MemoryBus {
     fn info(&self) -> BusInfo {
         let config = &self.log.config;
         BusInfo::new(error::BACKEND, config.delivery_timeout(), config.max_message_bytes)
+            .with_encoding(config.codec)
     }
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {

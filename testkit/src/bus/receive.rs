@@ -119,6 +119,9 @@ impl State {
             }
         }
         member.pending.forget_deleted(topics);
+        if let Some(batch) = group.announce_revocation(seat.key) {
+            return Ok(Look::Found(batch));
+        }
         group.settle(seat.key, topics);
         let event = group.next_event();
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;

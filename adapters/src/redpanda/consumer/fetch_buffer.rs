@@ -22,7 +22,7 @@ pub(super) struct PolledBatch {
     parts: Vec<(u64, RecordBatch)>,
     offsets: Positions,
     skipped: Vec<TopicPartition>,
-    events: Vec<Notice>,
+    pub(super) events: Vec<Notice>,
 }
 
 impl PolledBatch {

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use qi_core::bus::{self, AssignedPartition, Positions, SeekTo, StartFrom, TopicName, TopicPartition};
+use qi_core::bus::{
+    self, AssignedPartition, Notice, Positions, SeekTo, StartFrom, TopicName, TopicPartition,
+};
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
@@ -77,6 +79,8 @@ pub(in crate::redpanda) struct ConsumerSettings {
     pub(in crate::redpanda) offset_reset: StartFrom,
     /// None for a reader without a group.
     pub(in crate::redpanda) max_poll_interval: Option<Duration>,
+    /// A revocation takes effect in the `recv` after its announcement.
+    pub(in crate::redpanda) announce_revocations: bool,
     pub(in crate::redpanda) max_buffered_bytes: usize,
     /// The limit of one request to the brokers.
     pub(in crate::redpanda) request_timeout: Duration,
@@ -440,7 +444,13 @@ impl ConsumerThread {
     /// Takes back the result of a `recv` that was dropped.
     pub(super) fn put_back(&mut self, result: Result<PolledBatch>) {
         match result {
-            Ok(polled) => self.buffer.put_back(&mut self.assignment, polled),
+            Ok(mut polled) => {
+                let events = polled.events.len();
+                polled.events.retain(|event| *event != Notice::RevocationPending);
+                // It is announced again.
+                self.rebalancing.announced &= polled.events.len() == events;
+                self.buffer.put_back(&mut self.assignment, polled);
+            }
             // Other errors persist without this.
             Err(error) if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
                 self.failure = Some(error);

@@ -357,7 +357,7 @@ fn other_dataset(found: Dataset, wanted: Dataset) -> Error {
 }
 
 /// The error of JSON that is no valid record.
-pub(crate) fn json_error(error: &serde_json::Error) -> Error {
+fn json_error(error: &serde_json::Error) -> Error {
     // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
     Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode")
         .with_message(error)

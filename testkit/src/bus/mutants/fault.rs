@@ -47,6 +47,7 @@ pub(super) enum Fault {
     HidesResets,
     HidesResetsOfReaders,
     HidesPollLimit,
+    HidesRevocations,
     HidesAssignments,
     TwoOwners,
     AcceptsOtherPartitions,

@@ -87,6 +87,7 @@ mutants! {
     HidesResets "hides_that_a_position_had_gone" => "positions::position_gone_is_answered_visibly",
     HidesResetsOfReaders "skips_silently_without_a_group" => "positions::position_gone_is_told_without_a_group",
     HidesPollLimit "hides_that_the_poll_limit_passed" => "groups::poll_limit_hands_over",
+    HidesRevocations "hides_that_a_revocation_is_pending" => "rebalance::announced_revocation_waits_for_the_next_recv",
     HidesAssignments "hides_changes_of_the_assignment" => "rebalance::notices_tell_what_came_and_went",
     TwoOwners "gives_one_partition_to_two_members" => "groups::two_members_share_all",
     AcceptsOtherPartitions "accepts_a_topic_with_other_partitions" => "admin::create_says_what_became_of_each",

@@ -80,6 +80,7 @@ impl BrokenReader {
             Fault::HidesResets => notices.retain(|notice| !matches!(notice, Notice::Reset { .. })),
             Fault::HidesDeletion => notices.retain(|n| !matches!(n, Notice::TopicDeleted { .. })),
             Fault::HidesPollLimit => notices.retain(|notice| *notice != Notice::PollLimitPassed),
+            Fault::HidesRevocations => notices.retain(|notice| *notice != Notice::RevocationPending),
             Fault::HidesAssignments => notices.retain(|notice| !lost_or_gained(notice)),
             _ => {}
         }

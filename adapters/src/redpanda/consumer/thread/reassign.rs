@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use qi_core::bus::{SeekTo, StartFrom, TopicPartition};
+use qi_core::bus::{Notice, SeekTo, StartFrom, TopicPartition};
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
@@ -20,6 +20,8 @@ pub(super) struct Rebalancing {
     pub(super) attempt: Check,
     /// The start offsets of the first event's partitions.
     starts: Option<Vec<StartOffset>>,
+    /// The revocation of the first event is announced.
+    pub(super) announced: bool,
     /// The number of events before the first one.
     done: u64,
 }
@@ -48,7 +50,7 @@ impl Rebalancing {
     }
 
     fn pop(&mut self) -> Option<Rebalance> {
-        (self.attempt, self.starts) = (Check::default(), None);
+        (self.attempt, self.starts, self.announced) = (Check::default(), None, false);
         self.done += 1;
         self.events.pop_front()
     }
@@ -144,7 +146,7 @@ impl ConsumerThread {
     pub(super) fn rebalance(&mut self) {
         while let Some(event) = self.rebalancing.events.front().cloned() {
             // A commit in flight ends before others own its partitions.
-            if !event.assigns && self.commits.in_flight {
+            if !event.assigns && (self.commits.in_flight || self.announce_revocation()) {
                 return;
             }
             self.rebalancing.attempt.request(Duration::ZERO);
@@ -162,6 +164,22 @@ impl ConsumerThread {
             }
             self.rebalancing.pop();
         }
+    }
+
+    /// Announces a revocation to the `recv` that waits. Returns whether the revocation has to wait for the next `recv`.
+    fn announce_revocation(&mut self) -> bool {
+        if !self.settings.announce_revocations || self.rebalancing.announced {
+            return false;
+        }
+        // Nothing was received before the first assignment.
+        let Some(recv) = self.end_recv() else { return false };
+        self.rebalancing.announced = true;
+        let mut polled = self.buffer.take_none(&mut self.assignment);
+        polled.events.push(Notice::RevocationPending);
+        if let Err(result) = recv.reply.send(Ok(polled)) {
+            self.put_back(result);
+        }
+        true
     }
 
     fn retry_rebalance(&mut self, error: rdkafka::error::KafkaError) {

@@ -21,6 +21,7 @@ fn member(brokers: &str) -> (ConsumerThread, ConsumerHandle) {
         topics: vec![topic],
         offset_reset: StartFrom::Earliest,
         max_poll_interval: Some(request.poll_limit),
+        announce_revocations: false,
         max_buffered_bytes: request.max_buffered_bytes,
         request_timeout: Duration::from_millis(100),
         commit_timeout: Duration::from_millis(100),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use qi_core::bus::{
-    Batch, DeadLetters, DeliveryError, GroupId, HeaderName, Json, Message, MessageBus, MessageBusExt,
+    Batch, DeadLetters, DeliveryError, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt,
     Positions, PublishOptions, Received, Subscription, TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, Instrument, PriceTick, Timestamp};
@@ -48,7 +48,7 @@ impl<'a> Bench<'a> {
     }
 
     fn good(&self, seq: u64) -> Verdict<Message> {
-        Ok(encode_message::<Json, _>(&tick(seq)?, Some(&self.topic))?)
+        Ok(encode_message(&Encoding::Json, &tick(seq)?, Some(&self.topic))?)
     }
 
     fn with_payload(&self, payload: impl Into<Bytes>) -> Verdict<Message> {

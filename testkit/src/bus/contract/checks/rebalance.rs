@@ -13,6 +13,7 @@ use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "rebalance":
     takes_effect_only_inside_recv [],
+    announced_revocation_waits_for_the_next_recv [],
     seek_gives_nothing_away [Admin],
     commit_after_losing_says_lost [Groups],
     buffered_messages_of_a_lost_partition_are_gone [],
@@ -44,6 +45,46 @@ async fn takes_effect_only_inside_recv(lab: &Lab) -> Verdict {
     let committed = first.commit(&held(&got)).await?;
     ensure_eq!(committed.stored, held(&got), "what the batch held stayed owned until the next recv");
     ensure!(committed.lost.is_empty(), "lost outside of recv: {:?}", committed.lost);
+    let mut crew = Crew::new(lab);
+    crew.take_in(first);
+    while !joining.is_finished() {
+        crew.round().await?;
+        lab.pause().await;
+    }
+    let sub = joining.await.map_err(|e| Failure::new(format_args!("the task failed: {e}")))??;
+    crew.take_in(sub);
+    crew.settle(4).await?;
+    ensure_eq!(crew.total(), 0, "messages that came again although they were committed");
+    Ok(())
+}
+
+async fn announced_revocation_waits_for_the_next_recv(lab: &Lab) -> Verdict {
+    let (bus, other) = (lab.bus().await?, lab.bus().await?);
+    let topic = lab.topic(&*bus, 4).await?;
+    let group = lab.group()?;
+    let request = lab.request(&group, &topic)?.with_announced_revocations();
+    let mut first = bus.subscribe(request.clone()).await?;
+    fill(&*bus, &topic, 4, 5).await?;
+    let got = lab.drain(&mut *first, 20).await?;
+    let joining = tokio::spawn(async move { other.subscribe(request).await });
+    let deadline = Instant::now() + lab.timing().eventually;
+    loop {
+        ensure!(Instant::now() < deadline, "the revocation was never announced");
+        let batch = first.recv(500, lab.timing().short).await?;
+        for notice in batch.notices() {
+            let lost = matches!(notice, Notice::AssignmentChanged { lost, .. } if !lost.is_empty());
+            ensure!(!lost, "partitions were revoked without an announcement");
+        }
+        if batch.notices().contains(&Notice::RevocationPending) {
+            ensure!(batch.is_empty(), "the announcement has no messages");
+            break;
+        }
+    }
+    lab.pause().await;
+    ensure_eq!(first.assignment().await?.partitions.len(), 4, "partitions after the announcement");
+    let committed = first.commit(&held(&got)).await?;
+    ensure_eq!(committed.stored, held(&got), "the commit before the next recv");
+    ensure!(committed.lost.is_empty(), "lost before the next recv: {:?}", committed.lost);
     let mut crew = Crew::new(lab);
     crew.take_in(first);
     while !joining.is_finished() {

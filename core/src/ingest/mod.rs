@@ -1,0 +1,485 @@
+//! [`Ingest`]: moves the records of a topic into a store.
+//!
+//! The stages overlap: while one batch is stored, the next messages are received and decoded. A batch holds what arrived
+//! while the batch before was stored. An idle topic therefore has the delay of one insert, and a backlog has the
+//! throughput of large inserts. `docs/ingest.md` describes the guarantees and the settings.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use qi_core::bus::{GroupId, MessageBus, Subscribe, TopicName};
+//! use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick, Result};
+//!
+//! async fn store_ticks(bus: Arc<dyn MessageBus>, store: Arc<dyn PriceStore>) -> Result<()> {
+//!     let request = Subscribe::new(GroupId::new("writer")?, [TopicName::new("crypto-prices")?])?;
+//!     let mut ingest =
+//!         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default()).await?;
+//!     ingest.run_until(async { drop(tokio::signal::ctrl_c().await) }).await?;
+//!     ingest.close().await
+//! }
+//! ```
+
+mod batch;
+mod config;
+mod progress;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, Span};
+
+pub use config::IngestConfig;
+pub use progress::IngestProgress;
+
+use crate::agent::{Agent, AgentContext, ExitReason};
+use crate::bus::{
+    MessageBus, MessageBusExt as _, Notice, Positions, Subscribe, Subscription, TopicPartition,
+};
+use crate::deadline::later;
+use crate::telemetry::{
+    INGEST_BATCH, INGEST_BYTES, INGEST_DELAY, INGEST_RECORDS, INGEST_RETRIES, INGEST_STAGE,
+};
+use crate::{Clock as _, Dataset, Error, ErrorKind, PriceStore, Result, RetryAdvice, SystemClock};
+use batch::Batch;
+
+/// The maximum number of messages that one `recv` returns. Decoding them takes about a millisecond.
+const MAX_RECV: usize = 1_000;
+/// The time for which a `recv` waits for messages.
+const RECV_WAIT: Duration = Duration::from_secs(1);
+
+/// Moves the records of one dataset from a bus to a store, as a member of a consumer group.
+///
+/// # Guarantees
+/// - The order for every message is: store, dead letter if the message holds no record, commit. A record or a dead letter
+///   is never lost; after a crash some are written again, which the store's keys and the letters' origins make harmless.
+/// - One insert is in progress at a time, so the records of a series are stored in the order of their partition.
+/// - A retryable error of the store or the bus is retried with backoff until it succeeds or the ingest must stop.
+///   Meanwhile at most `max_records` and `max_bytes` are received.
+/// - When partitions are revoked, received records are stored and committed first.
+/// - Dropping the future of [`Ingest::run_until`] commits nothing more, and loses nothing. The insert in progress is
+///   aborted; its outcome is unknown.
+///
+/// # Use
+/// Run it as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself as degraded while it
+/// retries.
+#[derive(Debug)]
+pub struct Ingest {
+    parts: Arc<Parts>,
+    subscription: Box<dyn Subscription>,
+    context: Option<AgentContext>,
+}
+
+/// What the stages share.
+#[derive(Debug)]
+struct Parts {
+    bus: Arc<dyn MessageBus>,
+    store: Arc<dyn PriceStore>,
+    dataset: Dataset,
+    config: IngestConfig,
+    progress: Arc<IngestProgress>,
+}
+
+impl Parts {
+    /// Records the time of a stage.
+    fn observe(&self, stage: &'static str, began: Instant) {
+        metrics::histogram!(INGEST_STAGE.name, "dataset" => self.dataset.name(), "stage" => stage)
+            .record(began.elapsed().as_secs_f64());
+    }
+
+    /// Returns the pause after a number of failures.
+    fn pause(&self, failures: u32, error: &Error) -> Duration {
+        let pause = self.config.backoff.delay(failures, fastrand::f64());
+        if let RetryAdvice::After(at_least) = error.retry() { pause.max(at_least) } else { pause }
+    }
+
+    /// Repeats a call until it succeeds, until an error that a retry cannot help, or until the first error after `stop`.
+    async fn retry<'a>(
+        &'a self,
+        stages: &Stages,
+        stage: Stage,
+        stop: &CancellationToken,
+        call: impl Fn() -> BoxFuture<'a, Result<()>> + Send,
+    ) -> Result<()> {
+        let began = Instant::now();
+        let mut failures = 0;
+        while let Err(error) = call().await {
+            if !error.retry().is_retryable() || stop.is_cancelled() {
+                return Err(error);
+            }
+            stages.failed(self.dataset, stage, &error);
+            failures += 1;
+            let pause = tokio::time::sleep(self.pause(failures, &error));
+            stop.run_until_cancelled(pause).await;
+        }
+        stages.succeeded(stage);
+        self.observe(stage.as_str(), began);
+        Ok(())
+    }
+}
+
+/// Stores a batch, then publishes its dead letters.
+async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: CancellationToken) -> Result<()> {
+    let Parts { bus, store, dataset, config, progress } = &*parts;
+    let records = batch.records.as_records();
+    if !records.is_empty() {
+        let insert = || -> BoxFuture<'_, Result<()>> {
+            Box::pin(async { store.insert(batch.records.as_records()).await.map(drop) })
+        };
+        parts.retry(&stages, Stage::Store, &stop, insert).await?;
+        let dataset = dataset.name();
+        metrics::counter!(INGEST_RECORDS.name, "dataset" => dataset).increment(records.len() as u64);
+        metrics::counter!(INGEST_BYTES.name, "dataset" => dataset).increment(batch.bytes as u64);
+        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 records")]
+        metrics::histogram!(INGEST_BATCH.name, "dataset" => dataset).record(records.len() as f64);
+        if let Some(oldest) = batch.oldest {
+            let delay = SystemClock.now().since(oldest);
+            metrics::histogram!(INGEST_DELAY.name, "dataset" => dataset).record(delay.as_secs_f64());
+        }
+    }
+    if !batch.rejected.is_empty() {
+        let publish = || -> BoxFuture<'_, Result<()>> {
+            Box::pin(bus.send_dead_letters(&batch.rejected, &config.dead_letters))
+        };
+        parts.retry(&stages, Stage::DeadLetters, &stop, publish).await?;
+    }
+    progress.add(records.len(), batch.rejected.len());
+    Ok(())
+}
+
+/// Waits for the write in progress.
+async fn written(write: &mut Option<AbortOnDropHandle<Result<()>>>) -> Result<()> {
+    let Some(write) = write else { return std::future::pending().await };
+    match write.await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(error) => Err(Error::new(ErrorKind::Closed, "ingest.write", "ingest").with_source(error)),
+        },
+    }
+}
+
+impl Ingest {
+    /// Subscribes, and returns the ingest of `dataset`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a limit of 0; the errors of [`MessageBus::subscribe`].
+    pub async fn open(
+        bus: Arc<dyn MessageBus>,
+        store: Arc<dyn PriceStore>,
+        dataset: Dataset,
+        request: Subscribe,
+        config: IngestConfig,
+    ) -> Result<Self> {
+        config.check()?;
+        let subscription = bus.subscribe(request.with_announced_revocations()).await?;
+        let parts = Parts { bus, store, dataset, config, progress: Arc::default() };
+        Ok(Self { parts: Arc::new(parts), subscription, context: None })
+    }
+}
+
+impl Ingest {
+    /// Counts in `progress`, which other ingests may share: for example the ones before a restart.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Arc<IngestProgress>) -> Self {
+        // Nothing else shares the parts before a run.
+        if let Some(parts) = Arc::get_mut(&mut self.parts) {
+            parts.progress = progress;
+        }
+        self
+    }
+
+    /// Returns the counters.
+    pub fn progress(&self) -> &Arc<IngestProgress> {
+        &self.parts.progress
+    }
+
+    /// Moves records until `stop` completes. Received records are then stored and committed before this returns.
+    ///
+    /// # Errors
+    /// An error of the store or the bus that a retry cannot help; any such error while the received records are stored
+    /// after `stop`. Messages that are not committed are redelivered to the next member.
+    pub async fn run_until(&mut self, stop: impl Future<Output = ()> + Send) -> Result<()> {
+        let stages = Stages { failing: AtomicU8::new(0), context: self.context.clone() };
+        let mut run = Run::new(self.parts.clone(), stages);
+        let result = run.receive(&mut *self.subscription, stop).await;
+        result.and(run.drain(&mut *self.subscription).await)
+    }
+
+    /// Leaves the consumer group. The bus and the store stay open.
+    ///
+    /// # Errors
+    /// The errors of [`Subscription::close`].
+    pub async fn close(&mut self) -> Result<()> {
+        self.subscription.close().await
+    }
+}
+
+/// Runs until the agent must stop, and leaves the group in `cleanup`.
+#[async_trait]
+impl Agent for Ingest {
+    async fn run(&mut self, cx: &AgentContext) -> Result<()> {
+        self.context = Some(cx.clone());
+        self.run_until(cx.cancelled()).await
+    }
+
+    async fn cleanup(&mut self, _cx: &AgentContext, _exit: &ExitReason) -> Result<()> {
+        self.close().await
+    }
+}
+
+/// A stage that can fail and recover.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Receive,
+    Store,
+    DeadLetters,
+    Commit,
+}
+
+impl Stage {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Receive => "receive",
+            Self::Store => "store",
+            Self::DeadLetters => "dead_letters",
+            Self::Commit => "commit",
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// The stages that fail at the moment.
+#[derive(Debug)]
+struct Stages {
+    failing: AtomicU8,
+    context: Option<AgentContext>,
+}
+
+impl Stages {
+    fn failed(&self, dataset: Dataset, stage: Stage, error: &Error) {
+        let (dataset, kind) = (dataset.name(), error.kind().as_str());
+        metrics::counter!(INGEST_RETRIES.name, "dataset" => dataset, "stage" => stage.as_str(), "kind" => kind)
+            .increment(1);
+        if self.failing.fetch_or(stage.bit(), Ordering::Relaxed) & stage.bit() == 0 {
+            tracing::warn!(dataset, stage = stage.as_str(), error = %error.report(), "ingest retries");
+        }
+        if let Some(context) = &self.context {
+            context.degraded(format_args!("{}: {}", stage.as_str(), error.code()));
+        }
+    }
+
+    fn succeeded(&self, stage: Stage) {
+        if let Some(context) = &self.context {
+            context.heartbeat();
+        }
+        let before = self.failing.fetch_and(!stage.bit(), Ordering::Relaxed);
+        if before == stage.bit()
+            && let Some(context) = &self.context
+        {
+            context.healthy();
+        }
+    }
+}
+
+/// One call of [`Ingest::run_until`].
+struct Run {
+    parts: Arc<Parts>,
+    stages: Arc<Stages>,
+    /// The messages that are decoded and not stored.
+    pending: Batch,
+    /// The batch that is stored at the moment.
+    write: Option<AbortOnDropHandle<Result<()>>>,
+    /// The positions after the batch that is stored at the moment.
+    writing: Positions,
+    /// The positions that are stored and not committed.
+    stored: Positions,
+    commit_at: Instant,
+    /// The pause after failed calls of the subscription.
+    receive_at: Instant,
+    failures: u32,
+    /// A revocation waits until everything is stored and committed.
+    revoking: bool,
+    /// Ends the retries of the write.
+    stop: CancellationToken,
+    failed: bool,
+}
+
+impl Run {
+    fn new(parts: Arc<Parts>, stages: Stages) -> Self {
+        let pending = Batch::new(parts.dataset);
+        Self {
+            parts,
+            stages: Arc::new(stages),
+            pending,
+            write: None,
+            writing: Positions::new(),
+            stored: Positions::new(),
+            commit_at: Instant::now(),
+            receive_at: Instant::now(),
+            failures: 0,
+            revoking: false,
+            stop: CancellationToken::new(),
+            failed: false,
+        }
+    }
+
+    /// Receives, stores and commits until `stop` completes.
+    async fn receive(
+        &mut self,
+        subscription: &mut dyn Subscription,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
+        let mut stop = pin!(stop);
+        loop {
+            self.begin_write();
+            if self.revoking && self.write.is_none() {
+                // The next `recv` gives the partitions away.
+                self.commit(subscription).await?;
+                self.revoking = !self.stored.is_empty();
+            }
+            let (room, receive_at, commit_at) = (self.room(), self.receive_at, self.commit_at);
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(()),
+                written = written(&mut self.write), if self.write.is_some() => self.end_write(written)?,
+                () = sleep_until(commit_at), if !self.stored.is_empty() => self.commit(subscription).await?,
+                received = async {
+                    sleep_until(receive_at).await;
+                    subscription.recv(room, RECV_WAIT).await
+                }, if room > 0 => self.add(received)?,
+            }
+        }
+    }
+
+    /// Stores and commits what was received.
+    async fn drain(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
+        self.stop.cancel();
+        while !self.failed {
+            self.begin_write();
+            let Some(_) = self.write else { break };
+            let written = written(&mut self.write).await;
+            self.end_write(written)?;
+        }
+        if self.stored.is_empty() { Ok(()) } else { subscription.commit(&self.stored).await.map(drop) }
+    }
+
+    /// The number of messages that may be received now.
+    fn room(&self) -> usize {
+        let IngestConfig { max_records, max_bytes, .. } = self.parts.config;
+        if self.revoking || self.pending.bytes >= max_bytes {
+            return 0;
+        }
+        max_records.saturating_sub(self.pending.messages).min(MAX_RECV)
+    }
+
+    fn add(&mut self, received: Result<crate::bus::Batch>) -> Result<()> {
+        let batch = match received {
+            Ok(batch) => batch,
+            Err(error) => return self.pause(Stage::Receive, error),
+        };
+        self.succeeded(Stage::Receive);
+        for notice in batch.notices() {
+            self.apply(notice);
+        }
+        let began = Instant::now();
+        self.pending.add(&batch, &self.parts.config.codecs);
+        self.parts.observe("decode", began);
+        // Positions without messages, such as transaction markers.
+        if self.pending.messages == 0 && self.write.is_none() {
+            let positions = std::mem::take(&mut self.pending.positions);
+            self.keep(positions);
+        }
+        Ok(())
+    }
+
+    /// Applies a change of the assignment to the positions that are not committed.
+    fn apply(&mut self, notice: &Notice) {
+        match notice {
+            Notice::RevocationPending => self.revoking = true,
+            Notice::AssignmentChanged { lost, .. } => self.forget(|partition| lost.contains(partition)),
+            Notice::Reset { partition, .. } => self.forget(|other| other == partition),
+            Notice::PollLimitPassed => self.forget(|_| true),
+            Notice::TopicDeleted { topic } => self.forget(|partition| partition.topic == *topic),
+        }
+    }
+
+    /// Forgets positions of partitions that others own, or that begin anew. They must not be committed.
+    fn forget(&mut self, is_lost: impl Fn(&TopicPartition) -> bool) {
+        for positions in [&mut self.pending.positions, &mut self.writing, &mut self.stored] {
+            positions.retain(|partition| !is_lost(partition));
+        }
+    }
+
+    fn begin_write(&mut self) {
+        if self.write.is_some() || self.pending.messages == 0 {
+            return;
+        }
+        let mut batch = std::mem::replace(&mut self.pending, Batch::new(self.parts.dataset));
+        self.writing = std::mem::take(&mut batch.positions);
+        let span = batch.span.take();
+        let write = write(self.parts.clone(), self.stages.clone(), batch, self.stop.clone());
+        let write = write.instrument(span.unwrap_or_else(Span::none));
+        self.write = Some(AbortOnDropHandle::new(tokio::spawn(write)));
+    }
+
+    fn end_write(&mut self, written: Result<()>) -> Result<()> {
+        self.write = None;
+        let positions = std::mem::take(&mut self.writing);
+        self.failed = written.is_err();
+        written?;
+        self.keep(positions);
+        Ok(())
+    }
+
+    /// Keeps positions for the next commit.
+    fn keep(&mut self, positions: Positions) {
+        if self.stored.is_empty() {
+            self.commit_at = self.commit_at.max(Instant::now());
+        }
+        self.stored.advance(&positions);
+    }
+
+    async fn commit(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
+        let began = Instant::now();
+        self.commit_at = later(self.parts.config.commit_interval);
+        if self.stored.is_empty() {
+            return Ok(());
+        }
+        match subscription.commit(&self.stored).await {
+            Ok(_) => {
+                self.parts.observe(Stage::Commit.as_str(), began);
+                self.stored = Positions::new();
+                self.succeeded(Stage::Commit);
+                Ok(())
+            }
+            Err(error) => self.pause(Stage::Commit, error),
+        }
+    }
+
+    /// Waits before the next call of the subscription, if the error is retryable.
+    fn pause(&mut self, stage: Stage, error: Error) -> Result<()> {
+        if !error.retry().is_retryable() {
+            return Err(error);
+        }
+        self.stages.failed(self.parts.dataset, stage, &error);
+        self.failures = self.failures.saturating_add(1);
+        self.receive_at = later(self.parts.pause(self.failures, &error));
+        self.commit_at = self.commit_at.max(self.receive_at);
+        Ok(())
+    }
+
+    fn succeeded(&mut self, stage: Stage) {
+        self.failures = 0;
+        self.stages.succeeded(stage);
+    }
+}

@@ -1,0 +1,347 @@
+//! `Ingest` on paused time, over a bus and a store in memory: overlap, batch sizes, order, bounds, retries, rebalances.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use qi_core::bus::{
+    Encoding, GroupId, GroupQuery, Message, MessageBusExt, Received, Subscribe, TopicCatalogue, TopicName,
+    encode_records,
+};
+use qi_core::layer::{Call, Layer, Layered};
+use qi_core::record::Slice;
+use qi_core::store::RangeQuery;
+use qi_core::{
+    Backoff, Error, ErrorKind, Ingest, IngestConfig, Instrument, MessageBus, Operation, PriceStore,
+    PriceStoreExt, PriceTick, Quantity, Result, TimeRange, Timestamp,
+};
+use qi_testkit::bus::MemoryBus;
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Lets an insert through for each permit, and notes the sizes of batches. The first inserts fail if errors are planned.
+#[derive(Debug, Clone)]
+struct Gate {
+    permits: Arc<Semaphore>,
+    errors: Arc<Mutex<Vec<ErrorKind>>>,
+    sizes: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Gate {
+    fn new(permits: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), errors: Arc::default(), sizes: Arc::default() }
+    }
+
+    fn open(&self) {
+        self.permits.add_permits(1_000_000);
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        self.sizes.lock().unwrap().clone()
+    }
+}
+
+impl Layer for Gate {
+    fn name(&self) -> &'static str {
+        "Gate"
+    }
+
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        call: Call,
+        future: BoxFuture<'a, Result<T>>,
+    ) -> BoxFuture<'a, Result<T>> {
+        if call.operation != Operation::Insert {
+            return future;
+        }
+        Box::pin(async move {
+            self.sizes.lock().unwrap().push(call.records.unwrap_or_default());
+            self.permits.acquire().await.unwrap().forget();
+            let planned = self.errors.lock().unwrap().pop();
+            match planned {
+                Some(kind) => Err(Error::new(kind, "test.gate", "insert")),
+                None => future.await,
+            }
+        })
+    }
+}
+
+struct World {
+    bus: MemoryBus,
+    gate: Gate,
+    plain: Arc<MemoryStore>,
+    store: Arc<dyn PriceStore>,
+}
+
+impl World {
+    async fn new(permits: usize) -> Self {
+        let (bus, gate) = (MemoryBus::default(), Gate::new(permits));
+        bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
+        let plain = Arc::new(MemoryStore::new(MemoryStoreConfig::default()).unwrap());
+        plain.ensure_schema().await.unwrap();
+        let store = Arc::new(Layered::new(plain.clone(), gate.clone()));
+        Self { bus, gate, plain, store }
+    }
+
+    async fn ingest(&self, config: IngestConfig) -> Ingest {
+        let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+        let bus: Arc<dyn MessageBus> = Arc::new(self.bus.connect());
+        Ingest::open(bus, self.store.clone(), PriceTick::DATASET, request, config).await.unwrap()
+    }
+
+    /// Runs an ingest until the token is cancelled, and leaves the group.
+    async fn start(&self, config: IngestConfig) -> (CancellationToken, JoinHandle<Result<()>>) {
+        let mut ingest = self.ingest(config).await;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let run = tokio::spawn(async move {
+            let result = ingest.run_until(stopped).await;
+            ingest.close().await?;
+            result
+        });
+        (stop, run)
+    }
+
+    async fn stored(&self) -> Vec<PriceTick> {
+        let query = RangeQuery::new(instrument(), TimeRange::ALL).with_limit(100_000).unwrap();
+        self.plain.ticks(&query).await.unwrap().items
+    }
+
+    async fn lag(&self) -> Option<u64> {
+        let groups = self.bus.groups(&GroupQuery::one(GroupId::new("writer").unwrap())).await.unwrap();
+        groups[0].lag()
+    }
+
+    async fn letters(&self) -> Vec<Received> {
+        let topic = TopicName::new("crypto-prices.dlq").unwrap();
+        let request = Subscribe::new(GroupId::new("letters").unwrap(), [topic]).unwrap();
+        let mut subscription = self.bus.subscribe(request).await.unwrap();
+        subscription.recv(1_000, Duration::from_millis(10)).await.unwrap().into_messages()
+    }
+}
+
+fn topic() -> TopicName {
+    TopicName::new("crypto-prices").unwrap()
+}
+
+fn instrument() -> Instrument {
+    "binance:BTC-USDT".parse().unwrap()
+}
+
+/// A tick of a key, whose quantity tells versions of the key apart.
+fn tick(seq: u64, version: u64) -> PriceTick {
+    let time = Timestamp::from_secs(1_704_067_200).unwrap();
+    let quantity: Quantity = version.to_string().parse().unwrap();
+    PriceTick::new(instrument(), time, seq, "1".parse().unwrap()).unwrap().with_quantity(quantity)
+}
+
+fn ticks(seqs: std::ops::Range<u64>) -> Vec<PriceTick> {
+    seqs.map(|seq| tick(seq, 1)).collect()
+}
+
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
+    let world = World::new(0).await;
+    let (stop, run) = world.start(IngestConfig::default()).await;
+    world.bus.send_records(&ticks(0..1), None).await.unwrap();
+    pass(SECOND).await;
+    world.bus.send_records(&ticks(1..3_000), None).await.unwrap();
+    pass(SECOND).await;
+    assert_eq!(
+        (world.gate.sizes(), world.lag().await),
+        (vec![1], Some(3_000)),
+        "nothing is committed before it is stored"
+    );
+    world.gate.permits.add_permits(1);
+    pass(SECOND).await;
+    assert_eq!((world.gate.sizes(), world.lag().await), (vec![1, 2_999], Some(2_999)));
+    world.gate.open();
+    pass(SECOND).await;
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..3_000), Some(0)));
+    // An idle topic: each record goes alone and at once.
+    for seq in 3_000..3_003 {
+        world.bus.send_records(&ticks(seq..seq + 1), None).await.unwrap();
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(world.stored().await.len() as u64, seq + 1);
+    }
+    stop.cancel();
+    run.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limits_bound_what_is_received() {
+    let world = World::new(0).await;
+    let config = IngestConfig::default();
+    let by_records = world.start(config.clone().with_max_records(100)).await;
+    world.bus.send_records(&ticks(0..10_000), None).await.unwrap();
+    pass(Duration::from_mins(1)).await;
+    // One batch is stored, one is full, and the third is on the bus.
+    world.gate.permits.add_permits(1);
+    pass(SECOND).await;
+    assert_eq!(world.gate.sizes(), [100, 100]);
+    world.gate.open();
+    pass(SECOND).await;
+    by_records.0.cancel();
+    by_records.1.await.unwrap().unwrap();
+    assert!(world.gate.sizes().iter().all(|size| *size <= 100), "{:?}", world.gate.sizes());
+    assert_eq!(world.stored().await, ticks(0..10_000));
+
+    let world = World::new(0).await;
+    let by_bytes = world.start(config.with_max_bytes(1)).await;
+    let large = Message::new(topic(), vec![b'x'; 1 << 20]);
+    for seq in 0..5 {
+        world.bus.send_records(&ticks(seq..seq + 1), None).await.unwrap();
+        world.bus.publish_one(&large).await.unwrap();
+        pass(SECOND).await;
+    }
+    assert_eq!(world.gate.sizes().len(), 1, "a full batch receives nothing");
+    world.gate.open();
+    pass(Duration::from_mins(1)).await;
+    assert_eq!((world.stored().await.len(), world.letters().await.len(), world.lag().await), (5, 5, Some(0)));
+    by_bytes.0.cancel();
+    by_bytes.1.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_keeps_the_order_of_a_key_and_stores_before_letters_and_letters_before_the_commit() {
+    let world = World::new(usize::MAX >> 4).await;
+    world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 20]);
+    let backoff = Backoff::new(SECOND, SECOND);
+    let mut ingest = world.ingest(IngestConfig::default().with_backoff(backoff)).await;
+    let mut run = pin!(ingest.run_until(std::future::pending()));
+    for version in 1..=50 {
+        world.bus.send_records(&[tick(1, version)], None).await.unwrap();
+        world
+            .bus
+            .publish_one(&Message::new(topic(), "no record").with_key("binance:BTC-USDT"))
+            .await
+            .unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(100), &mut run).await;
+    }
+    assert_eq!(
+        (world.stored().await.len(), world.letters().await.len(), world.lag().await),
+        (0, 0, Some(100))
+    );
+    let _ = tokio::time::timeout(Duration::from_mins(1), &mut run).await;
+    assert_eq!(world.stored().await, [tick(1, 50)], "the last version of the key");
+    assert_eq!((world.letters().await.len(), world.lag().await), (50, Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_a_retry_cannot_help_ends_the_run_and_commits_nothing_of_its_batch() {
+    let world = World::new(0).await;
+    let (_stop, run) = world.start(IngestConfig::default()).await;
+    world.bus.send_records(&ticks(0..1), None).await.unwrap();
+    pass(SECOND).await;
+    world.gate.permits.add_permits(1);
+    pass(SECOND).await;
+    assert_eq!(world.lag().await, Some(0));
+    world.bus.send_records(&ticks(1..2), None).await.unwrap();
+    pass(SECOND).await;
+    world.bus.send_records(&ticks(2..3), None).await.unwrap();
+    pass(SECOND).await;
+    world.gate.errors.lock().unwrap().push(ErrorKind::SchemaMismatch);
+    world.gate.open();
+    let error = run.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaMismatch);
+    assert_eq!(
+        (world.stored().await, world.lag().await),
+        (ticks(0..1), Some(2)),
+        "later batches are not stored either"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_stores_and_commits_what_was_received() {
+    let world = World::new(0).await;
+    let (stop, run) = world.start(IngestConfig::default().with_max_records(1_000)).await;
+    world.bus.send_records(&ticks(0..2_000), None).await.unwrap();
+    pass(SECOND).await;
+    stop.cancel();
+    pass(SECOND).await;
+    assert!(!run.is_finished());
+    world.gate.open();
+    run.await.unwrap().unwrap();
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..2_000), Some(0)));
+    // During an outage, the stop does not wait for the store.
+    let world = World::new(usize::MAX >> 4).await;
+    world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 1_000]);
+    let (stop, run) = world.start(IngestConfig::default()).await;
+    world.bus.send_records(&ticks(0..1), None).await.unwrap();
+    pass(SECOND).await;
+    stop.cancel();
+    let ended = tokio::time::timeout(SECOND, run).await.unwrap().unwrap();
+    assert_eq!((ended.unwrap_err().kind(), world.lag().await), (ErrorKind::Unavailable, Some(1)));
+}
+
+/// A second member joins while the first one receives, stores, or has stored and not committed. The first member's older
+/// record never replaces the second member's newer one.
+#[tokio::test(start_paused = true)]
+async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key() {
+    for (stage, commit) in [("receive", 0), ("store", 0), ("commit", 3_600)] {
+        let world = World::new(if stage == "commit" { usize::MAX >> 4 } else { 0 }).await;
+        let config = IngestConfig::default().with_commit_interval(Duration::from_secs(commit));
+        let (stop_first, first) = world.start(config.clone()).await;
+        let send = |version| {
+            let records: Vec<_> = (0..100).map(|seq| tick(seq, version)).collect();
+            // Every partition has messages.
+            let mut messages =
+                encode_records(&Encoding::Protobuf, &Slice::new(&records).unwrap(), None).unwrap();
+            for (message, partition) in messages.iter_mut().zip((0..12).cycle()) {
+                message.partition = Some(partition);
+            }
+            let bus = world.bus.connect();
+            async move { drop(bus.send(&messages).await.unwrap()) }
+        };
+        send(1).await;
+        pass(SECOND).await;
+        if stage == "receive" {
+            send(2).await;
+        }
+        let (second, ()) = tokio::join!(world.start(config), async {
+            pass(SECOND).await;
+            send(3).await;
+            pass(SECOND).await;
+            world.gate.open();
+        });
+        pass(Duration::from_mins(1)).await;
+        send(4).await;
+        pass(Duration::from_mins(1)).await;
+        for (stop, run) in [(stop_first, first), second] {
+            stop.cancel();
+            run.await.unwrap().unwrap();
+        }
+        let expected: Vec<_> = (0..100).map(|seq| tick(seq, 4)).collect();
+        assert_eq!((world.stored().await, world.lag().await), (expected, Some(0)), "{stage}");
+        let total: usize = world.gate.sizes().iter().sum();
+        let sent = if stage == "receive" { 400 } else { 300 };
+        assert_eq!(total, sent, "{stage}: what was stored was committed before its partitions went");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_run_commits_nothing_more_and_loses_nothing() {
+    let world = World::new(0).await;
+    let mut ingest = world.ingest(IngestConfig::default()).await;
+    world.bus.send_records(&ticks(0..100), None).await.unwrap();
+    let _ = tokio::time::timeout(SECOND, ingest.run_until(std::future::pending())).await;
+    drop(ingest);
+    world.gate.open();
+    pass(SECOND).await;
+    assert_eq!((world.stored().await.len(), world.lag().await), (0, Some(100)));
+    let (stop, run) = world.start(IngestConfig::default()).await;
+    pass(SECOND).await;
+    stop.cancel();
+    run.await.unwrap().unwrap();
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
+}
