@@ -279,12 +279,12 @@ async fn a_strict_job_stops_at_the_first_bad_line() {
 
 #[tokio::test(start_paused = true)]
 async fn candles_merge_into_coarser_bars_and_are_refused_where_they_cannot() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "timestamp,open,high,low,close,volume").unwrap();
+    for minute in 0..15 {
+        writeln!(file, "2022-01-01 00:{minute:02}:00.000000,{0},{0},{0},{0},0.1", 10 + minute).unwrap();
+    }
     let candles = || {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        writeln!(file, "timestamp,open,high,low,close,volume").unwrap();
-        for minute in 0..15 {
-            writeln!(file, "2022-01-01 00:{minute:02}:00.000000,{0},{0},{0},{0},0.1", 10 + minute).unwrap();
-        }
         let options = FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap());
         qi_files::open(&[file.path().to_owned()], &options).unwrap().data.into()
     };

@@ -139,11 +139,9 @@ impl Rows {
             let columns = this.layout.columns;
             let time = time::parse(field(fields, columns.time, "time")?, this.layout.units)?;
             let price = price("price", field(fields, columns.price, "price")?)?;
-            let amount = match field(fields, columns.quantity, "quantity") {
-                Ok("") => None,
-                Ok(text) => Some(quantity("quantity", text)?),
-                Err(_) if columns.quantity.is_none() => None,
-                Err(error) => return Err(error),
+            let amount = match columns.quantity {
+                Some(at) => Some(quantity("quantity", field(fields, Some(at), "quantity")?)?),
+                None => None,
             };
             let side = this.side(fields)?;
             let id = if this.has_ids { Some(whole("id", field(fields, columns.id, "id")?)?) } else { None };

@@ -451,7 +451,7 @@ impl<T> Iterator for Reader<T> {
     }
 }
 
-/// Whether two paths are one file.
+/// Returns whether two paths are one file.
 pub fn is_same_file(one: &Path, other: &Path) -> bool {
     one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
 }

@@ -185,7 +185,7 @@ impl Read for Checked {
 
 /// A compressed part of a file that other parts may follow.
 trait Member: Read + Sized {
-    /// Begins a part. None if the start was one to be skipped; `bytes` is behind it then.
+    /// Begins a part. A part to be skipped is skipped, and the bytes after it are returned as the error.
     fn begin(bytes: Bytes) -> io::Result<std::result::Result<Self, Bytes>>;
 
     /// Checks the part after its end and returns the bytes after it.
