@@ -66,6 +66,9 @@ pub(crate) enum Command {
     Copy(CopyArguments),
     /// The records of a topic's messages into the store, by message time. Joins no group and commits nothing.
     Replay(ReplayArguments),
+    /// Market data files as exchanges publish them, straight into the store, without a bus. Files are recognised by their
+    /// content: plain, .gz, .zst or .zip. Exit code 1 without a record, or with more bad lines than records.
+    Import(ImportArguments),
     /// Dead letters: lists, shows and redrives messages that could not be decoded.
     #[command(subcommand)]
     Dlq(Dlq),
@@ -314,6 +317,28 @@ pub(crate) struct ReplayArguments {
     /// partition that is not read to its end is named, and the exit code is 1.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     pub(crate) wait: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The files, in the order of their times.
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// The layout of files whose content tells none: binance kraken kraken-rest bybit okx tardis candles.
+    #[arg(long, value_name = "LAYOUT")]
+    pub(crate) input_format: Option<qi_files::Format>,
+    /// The columns of CSV files, from 0 or by the names of the header: time=0,price=1,quantity=2.
+    #[arg(long, value_name = "COLUMNS", conflicts_with = "input_format")]
+    pub(crate) columns: Option<qi_files::ColumnMap>,
+    /// The instrument, if the files do not name it.
+    #[arg(long, value_name = "EXCHANGE:SYMBOL")]
+    pub(crate) instrument: Option<Instrument>,
+    /// The interval of candles, if neither the names of the files nor their rows tell it.
+    #[arg(long, value_name = "INTERVAL")]
+    pub(crate) input_interval: Option<Interval>,
+    /// Stops at the first bad line.
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 fn dataset(text: &str) -> std::result::Result<Dataset, String> {

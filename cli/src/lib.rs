@@ -6,6 +6,7 @@
 //! - [`query`]: latest records, ticks, bars.
 //! - [`copy`]: from one store to another, with resume and proof.
 //! - [`replay`]: from a topic into a store, by time.
+//! - [`import`]: market data files into a store.
 //! - [`dlq`]: lists, shows and redrives dead letters.
 //!
 //! What a person sees goes through [`output`]: a table, CSV or JSON.
@@ -13,6 +14,7 @@
 pub mod check;
 pub mod copy;
 pub mod dlq;
+pub mod import;
 pub mod migrate;
 pub mod output;
 mod progress;

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use qi_adapters::Config;
 use qi_cli::output::{Format, Listing, printable};
-use qi_cli::{Series, check, copy, dlq, migrate, query, replay, topics};
+use qi_cli::{Series, check, copy, dlq, import, migrate, query, replay, topics};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
 use qi_core::store::BarQuery;
@@ -24,7 +24,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use arguments::{
-    Asked, Command, CopyArguments, Dlq, Options, Part, Query, RedriveArguments, ReplayArguments,
+    Asked, Command, CopyArguments, Dlq, ImportArguments, Options, Part, Query, RedriveArguments,
+    ReplayArguments,
 };
 
 const FAILED: u8 = 1;
@@ -69,7 +70,7 @@ async fn run(options: Options, config: &Config) -> ExitCode {
     tokio::pin!(work);
     let outcome = tokio::select! {
         outcome = &mut work => outcome,
-        // A copy, a replay and the dead letter commands end in order; everything else is dropped.
+        // A copy, a replay, an import and the dead letter commands end in order; everything else is dropped.
         () = stop.overdue() => return ExitCode::from(stop.code()),
     };
     match outcome {
@@ -142,6 +143,11 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
         Command::Replay(arguments) => {
             let (bus, store) = (config.open_bus().await?, open_store().await?);
             replay(&*bus, &*store, (arguments, datasets), stop).await
+        }
+        Command::Import(arguments) => {
+            // The files come first: a mistake in them needs no server.
+            let (files, plan) = open_files(arguments).await?;
+            import(open_store().await?, files, plan, stop, format).await
         }
         Command::Dlq(command) => dead_letters(&*config.open_bus().await?, command, stop, format).await,
     }
@@ -298,6 +304,69 @@ async fn replay(
     let stopped = if interrupted { "; stopped before the end" } else { "" };
     say(format_args!("{stored} records stored, {unreadable} messages were none{stopped}"));
     Ok(replayed.is_complete())
+}
+
+async fn open_files(arguments: ImportArguments) -> Result<(qi_files::Files, import::Plan)> {
+    let ImportArguments { files, input_format, columns, instrument, input_interval, strict } = arguments;
+    let options = qi_files::FileOptions::default().format(input_format).columns(columns);
+    let options = options.instrument(instrument).interval(input_interval);
+    let opened = tokio::task::spawn_blocking(move || qi_files::open(&files, &options)).await;
+    Ok((opened.permanent("import", "open")??, import::Plan { strict }))
+}
+
+async fn import(
+    store: Arc<dyn PriceStore>,
+    files: qi_files::Files,
+    plan: import::Plan,
+    stop: &Stop,
+    format: Format,
+) -> Result<bool> {
+    let stored = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let bar = bytes_bar(files.progress.clone(), stored.clone());
+    let imported = import::run(store, files, plan, &stop.gently, stored).await;
+    bar.finish_and_clear();
+    let imported = imported?;
+    for error in &imported.bad_lines {
+        complain(error);
+    }
+    let more = imported.bad().saturating_sub(imported.bad_lines.len() as u64);
+    if more > 0 {
+        say(format_args!("... and {more} more bad lines"));
+    }
+    show(&imported.listing(), format)?;
+    if let Some(error) = &imported.error {
+        complain(error);
+    } else if imported.interrupted {
+        say(format_args!("stopped before the end; the same command stores the same records again"));
+    } else if imported.records() == 0 {
+        say(format_args!("the files have no record"));
+    } else if !imported.is_good() {
+        say(format_args!("more bad lines ({}) than records ({})", imported.bad(), imported.records()));
+    }
+    Ok(imported.is_good())
+}
+
+/// Shows the bytes of files while they are read, on a terminal.
+fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::AtomicU64>) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(progress.total());
+    if let Ok(style) =
+        ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} read, {msg} stored  {eta}")
+    {
+        bar.set_style(style);
+    }
+    let watched = bar.downgrade();
+    tokio::spawn(async move {
+        while let Some(bar) = watched.upgrade() {
+            bar.set_position(progress.read());
+            bar.set_message(HumanCount(stored.load(Ordering::Relaxed)).to_string());
+            drop(bar);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    bar
 }
 
 /// The first SIGINT or SIGTERM stops in order, a second one, or ten seconds, at once.

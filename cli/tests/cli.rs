@@ -102,3 +102,34 @@ fn dead_letter_commands_without_letters_and_topics_have_their_exit_codes() {
         assert!(text(&out.stderr).contains("absent.dlq"), "{}", text(&out.stderr));
     }
 }
+
+#[test]
+fn files_are_imported_with_counts_and_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("XBTEUR.csv"), "1700000000,100,1\n1700000001,101,2\nbad\n").unwrap();
+    std::fs::write(path("XBTEUR-2.csv"), "1700000001,102,3\n").unwrap();
+    std::fs::write(path("bad.csv"), "1700000001,102,3\nbad\nworse\n").unwrap();
+    std::fs::write(path("empty.csv"), "").unwrap();
+    let import = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_qi"));
+        command.env_remove("RUST_LOG").args(["--format", "csv", "import", "--instrument", "x:Y"]);
+        let out = command.args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (out.status.code(), text(out.stdout), text(out.stderr))
+    };
+    let (code, shown, complaints) = import(&[&path("XBTEUR.csv"), &path("XBTEUR-2.csv")]);
+    assert_eq!(code, Some(0), "{complaints}");
+    let rows: Vec<_> = shown.lines().map(|line| line.rsplit('/').next().unwrap_or(line)).collect();
+    assert_eq!(rows, ["file,records,bad_lines,checksum", "XBTEUR.csv,2,1,none", "XBTEUR-2.csv,1,0,none"]);
+    assert!(complaints.contains("line=3"), "{complaints}");
+    for (arguments, says) in [
+        (vec![path("bad.csv")], "more bad lines (2) than records (1)"),
+        (vec![path("empty.csv")], "no record"),
+        (vec![path("XBTEUR.csv"), "--strict".to_owned()], "line=3"),
+        (vec![path("absent.csv")], "absent.csv"),
+    ] {
+        let (code, _, complaints) = import(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(code == Some(1) && complaints.contains(says), "{arguments:?}: {code:?} {complaints}");
+    }
+}

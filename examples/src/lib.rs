@@ -27,6 +27,8 @@ mod guides {
     struct Configuration;
     #[doc = include_str!("../../docs/errors.md")]
     struct Errors;
+    #[doc = include_str!("../../docs/files.md")]
+    struct Files;
     #[doc = include_str!("../../docs/observability.md")]
     struct Observability;
     #[doc = include_str!("../../docs/testing-your-layer-2.md")]

@@ -52,13 +52,18 @@ fn wrong_usage_and_configuration_are_exit_code_2_and_say_why() {
     let (_file, input) = trades(
         "timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:01:00,1,1,1,1,5\n",
     );
+    let (_file, aligned) = trades(
+        "2022-01-01 00:00:00,1,1,1,1,5\n2022-01-01 00:15:00,1,1,1,1,5\n2022-01-01 00:45:00,1,1,1,1,5\n",
+    );
     let candles = ["--input", &input, "--format", "candles", "--instrument", "x:Y"];
     let with = |more: &[&'static str]| [&candles[..], more].concat();
     for (arguments, why) in [
         (vec!["--frobnicate"], "--frobnicate"),
         (vec!["--interval", "7m"], "must be one of 1s 5s"),
         (vec!["--instrument", "nonsense"], "EXCHANGE:SYMBOL"),
-        (vec!["--input", &input], "--format"),
+        (vec!["--input", &input], "--instrument"),
+        (vec!["--input", &aligned, "--instrument", "x:Y"], "--input-interval"),
+        (vec!["--input", &input, "--columns", "time=0"], "time and price"),
         (vec!["--export", "never.csv"], "needs --instrument"),
         (vec!["--instrument", "sim:NONE"], "must be one of the market's"),
         (vec!["--input", "/does/not/exist", "--format", "kraken", "--instrument", "x:Y"], "/does/not/exist"),
@@ -89,7 +94,7 @@ fn an_empty_market_is_an_empty_table() {
 }
 
 #[test]
-fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_is_there_without_records_too() {
+fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_never_with_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("in.csv"), "1600000000,10,1\n").unwrap();
@@ -113,19 +118,22 @@ fn an_export_replaces_a_link_but_not_its_target_nor_the_input_and_is_there_witho
     for same in ["in.csv", "link.csv"] {
         let (code, complaint) = export("in.csv", same);
         assert!(
-            code == Some(2) && complaint.contains("must not be the input"),
+            code == Some(2) && complaint.contains("must not be an input"),
             "{same}: {code:?} {complaint}"
         );
     }
     assert_eq!(std::fs::read_to_string(path("in.csv")).unwrap(), "1600000000,10,1\n");
-    assert_eq!(export("empty.csv", "out.csv").0, Some(0));
-    assert_eq!(
-        std::fs::read_to_string(path("out.csv")).unwrap(),
-        "open_time_us,open,high,low,close,volume,count\n"
-    );
+    std::fs::write(path("bad.csv"), "1600000000,10,1\nbad\nworse\n").unwrap();
+    for (input, says) in [("empty.csv", "no record"), ("bad.csv", "more bad lines (2) than records (1)")] {
+        let (code, complaint) = export(input, "out.csv");
+        assert!(code == Some(1) && complaint.contains(says), "{input}: {code:?} {complaint}");
+        assert_eq!(std::fs::read_to_string(path("out.csv")).unwrap(), "old");
+    }
+    assert_eq!(export("in.csv", "out.csv").0, Some(0));
+    assert_eq!(std::fs::read_to_string(path("out.csv")).unwrap().lines().count(), 2);
     assert!(std::fs::symlink_metadata(path("out.csv")).unwrap().is_file());
     assert_eq!(std::fs::read_to_string(path("old.csv")).unwrap(), "old");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "nothing is left beside it");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 6, "nothing is left beside it");
 }
 
 #[cfg(target_os = "linux")]
@@ -156,6 +164,26 @@ fn a_failure_is_exit_code_1_and_says_why() {
 }
 
 #[test]
+fn a_server_that_does_not_answer_is_exit_code_1() {
+    let mut command = pipeline();
+    command.args(["--ticks", "10"]).env("QI__STORE__BACKEND", "timescale");
+    let out = command.env("QI__STORE__TIMESCALE__URL", "postgres://qi:qi@127.0.0.1:1/qi").output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_timestamp_that_is_split_over_two_files_loses_no_trade() {
+    let (_one, first) = trades("1700000000,100,1\n1700000001,101,2\n1700000001,102,3\n1700000001,103,4\n");
+    let (_two, second) = trades("1700000001,104,5\n1700000001,105,6\n1700000002,106,7\n");
+    let out = run(&["--input", &first, &second, "--instrument", "x:Y", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((out.status.code(), json["stored"].as_u64()), (Some(0), Some(7)), "{}", text(&out.stderr));
+    let twice = run(&["--input", &first, &second, &first, "--instrument", "x:Y", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&twice.stdout).unwrap();
+    assert_eq!(json["stored"].as_u64(), Some(7), "a file that is read again is recognised");
+}
+
+#[test]
 fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
     let mut content = "1600000000,10,1\n".to_owned();
     for n in 0..15 {
@@ -165,7 +193,7 @@ fn bad_lines_are_shown_and_counted_and_strict_stops_at_the_first() {
     let arguments = ["--input", &path, "--format", "kraken", "--instrument", "x:Y"];
     let out = run(&arguments);
     let (shown, complaints) = (text(&out.stdout), text(&out.stderr));
-    assert_eq!(out.status.code(), Some(0));
+    assert_eq!(out.status.code(), Some(1), "more bad lines than records");
     assert!(shown.contains("1 published, 1 stored") && shown.contains("15 bad lines"), "{shown}");
     assert!(complaints.contains("line=2") && complaints.contains(&path), "{complaints}");
     assert!(complaints.contains("and 5 more bad lines"), "{complaints}");

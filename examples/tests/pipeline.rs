@@ -16,8 +16,8 @@ use qi_core::{
     Backoff, Error, ErrorKind, Instrument, Interval, MessageBus, Operation, PriceStore, PriceStoreExt,
     PriceTick, SystemClock, TimeRange, Timestamp,
 };
-use qi_examples::pipeline::source::{self, Format};
 use qi_examples::pipeline::{Data, Job, Stop};
+use qi_files::{FileOptions, Format, Input};
 use qi_testkit::agent::TransitionLog;
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
 use qi_testkit::chaos::{Chaos, ChaosBus, ChaosStore, Fault, Rule};
@@ -60,8 +60,10 @@ async fn contents(store: &dyn PriceStore) -> Vec<PriceTick> {
 fn trades(content: &str) -> (tempfile::NamedTempFile, Data) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(content.as_bytes()).unwrap();
-    let ticks = source::trades(file.path(), Format::Kraken, &"kraken:X".parse().unwrap()).unwrap();
-    (file, Data::Ticks(ticks))
+    let options =
+        FileOptions::default().format(Format::Kraken).instrument("kraken:X".parse::<Instrument>().unwrap());
+    let files = qi_files::open(&[file.path().to_owned()], &options).unwrap();
+    (file, files.data.into())
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,14 +273,14 @@ async fn a_strict_job_stops_at_the_first_bad_line() {
 
 #[tokio::test(start_paused = true)]
 async fn candles_merge_into_coarser_bars_and_are_refused_where_they_cannot() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "timestamp,open,high,low,close,volume").unwrap();
+    for minute in 0..15 {
+        writeln!(file, "2022-01-01 00:{minute:02}:00.000000,{0},{0},{0},{0},0.1", 10 + minute).unwrap();
+    }
     let candles = || {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        writeln!(file, "timestamp,open,high,low,close,volume").unwrap();
-        for minute in 0..15 {
-            writeln!(file, "2022-01-01 00:{minute:02}:00.000000,{0},{0},{0},{0},0.1", 10 + minute).unwrap();
-        }
-        let (bars, interval) = source::candles(file.path(), &"x:Y".parse().unwrap()).unwrap();
-        Data::Bars(bars, interval)
+        let options = FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap());
+        qi_files::open(&[file.path().to_owned()], &options).unwrap().data.into()
     };
     let run = async |interval, export: Option<&std::path::Path>| {
         let mut job = Job::new(memory_store(), memory_bus(), candles()).unwrap();
@@ -367,7 +369,7 @@ fn an_input_of_bad_lines_alone_is_stopped() {
             stopped.cancel();
         }
         lines.store(n, Ordering::Relaxed);
-        Err(source::Input::BadLine(Error::invalid("test.bad", "line", "bad", "is bad")))
+        Err(Input::BadLine(Error::invalid("test.bad", "line", "bad", "is bad")))
     });
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use clap::ValueEnum;
 use futures::TryStreamExt;
 use libtest_mimic::{Arguments, Failed, Trial};
 use qi_core::store::{BarQuery, BarSource, RangeQuery};
 use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, TimeRange};
-use qi_examples::pipeline::source::{self, Format};
-use qi_examples::pipeline::{Data, Job};
+use qi_examples::pipeline::Job;
+use qi_files::{FileOptions, Format};
 use qi_testkit::bus::MemoryBus;
 use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
@@ -56,17 +55,12 @@ fn main() -> ExitCode {
 
 /// Runs the job on the file twice over one store: nothing is stored twice, nothing changes.
 fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
-    let (name, format) = (instrument.parse::<Instrument>()?, Format::from_str(format, false)?);
+    let (name, format) = (instrument.parse::<Instrument>()?, format.parse::<Format>()?);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(MemoryStoreConfig::default())?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = || {
-        let data = match format {
-            Format::Candles => {
-                let (bars, interval) = source::candles(path, &name)?;
-                Data::Bars(bars, interval)
-            }
-            trades => Data::Ticks(source::trades(path, trades, &name)?),
-        };
+        let options = FileOptions::default().format(format).instrument(name.clone());
+        let data = qi_files::open(&[path.to_owned()], &options)?.data.into();
         let job = Job::new(store.clone(), Arc::new(MemoryBus::default()), data)?;
         let summary = runtime.block_on(job.run())?;
         let query = RangeQuery::new(name.clone(), TimeRange::ALL);

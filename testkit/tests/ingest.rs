@@ -109,7 +109,7 @@ impl World {
     }
 
     async fn stored(&self) -> Vec<PriceTick> {
-        let query = RangeQuery::new(instrument(), TimeRange::ALL).with_limit(100_000).unwrap();
+        let query = RangeQuery::new(instrument(), TimeRange::ALL).with_limit(10_000).unwrap();
         self.plain.ticks(&query).await.unwrap().items
     }
 

@@ -510,10 +510,16 @@ mod tests {
     fn the_datasets_of_step_1_are_those_of_the_library() {
         let datasets = Datasets::standard();
         // Step 1 made the first four.
-        let lines = datasets.iter().take(4).flat_map(|dataset| {
-            evolution::lines(dataset).into_iter().map(move |line| format!("{dataset}: {line}\n"))
-        });
-        assert_eq!(lines.collect::<String>(), FIRST_DATASETS);
+        for dataset in datasets.iter().take(4) {
+            let start = format!("{dataset}: ");
+            let stored: Vec<String> = FIRST_DATASETS
+                .lines()
+                .filter_map(|line| line.strip_prefix(&start))
+                .map(str::to_owned)
+                .collect();
+            assert_eq!(evolution::compare(dataset, &stored).unwrap(), []);
+            assert_eq!(evolution::lines(dataset).len(), stored.len());
+        }
     }
 
     #[test]

@@ -22,15 +22,52 @@ text_name!(
         && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 );
 text_name!(
-    /// A traded pair, contract or asset as one exchange names it: `BTC-USDT`.
+    /// A traded pair, contract or asset as one exchange names it, byte for byte: `BTC-USDT`, `kPEPE`, `@107`, `币安人生USDT`.
+    ///
+    /// Characters of every script are allowed. Control characters, white space and characters without a shape (such as
+    /// U+200B, the zero-width space) are refused, because two symbols that look the same would be different keys.
+    /// Symbols are ordered by their bytes. [`Symbol::unified`] gives names of several exchanges one spelling.
     Symbol,
     "domain.symbol",
     "symbol",
-    "must match [A-Z0-9][A-Z0-9._:/-]{0,63}",
-    |text| (1..=64).contains(&text.len())
-        && text.as_bytes()[0].is_ascii_alphanumeric()
-        && text.bytes().all(|c| matches!(c, b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b':' | b'/' | b'-'))
+    "must be 1 to 64 visible characters",
+    |text| !text.is_empty() && text.chars().take(65).count() <= 64 && text.chars().all(is_visible)
 );
+
+impl Symbol {
+    /// The longest symbol in bytes: 64 characters of 4 bytes.
+    pub const MAX_BYTES: usize = 256;
+
+    /// Returns the symbol in one spelling: ASCII letters in upper case, and `-` in place of `/`, `_` and `:`.
+    ///
+    /// Symbols keep the spelling of their exchange. This is for programs that compare exchanges, or that want one
+    /// spelling in their own store. Several symbols of one exchange may have the same unified spelling.
+    ///
+    /// ```
+    /// use qi_core::Symbol;
+    /// assert_eq!(Symbol::new("btc_usdt")?.unified(), Symbol::new("BTC/USDT")?.unified());
+    /// assert_eq!(Symbol::new("BTC/USDT")?.unified().as_str(), "BTC-USDT");
+    /// # Ok::<(), qi_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn unified(&self) -> Self {
+        let unify = |c: char| if matches!(c, '/' | '_' | ':') { '-' } else { c.to_ascii_uppercase() };
+        // One visible character becomes one visible character.
+        Self(self.0.chars().map(unify).collect::<String>().into())
+    }
+}
+
+/// Returns whether a character leaves a mark. Variation selectors and combining marks change the character before them.
+fn is_visible(c: char) -> bool {
+    // The default-ignorable code points of Unicode without the variation selectors, and the blanks that are no white
+    // space.
+    let is_shapeless = matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}');
+    !(c.is_control() || c.is_whitespace() || is_shapeless)
+}
 text_name!(
     /// Who published a snapshot: `coingecko`.
     Source,
@@ -49,7 +86,7 @@ text_name!(
 /// use qi_core::Instrument;
 /// let instrument: Instrument = "binance:BTC-USDT".parse()?;
 /// assert_eq!(instrument.symbol().as_str(), "BTC-USDT");
-/// assert!("binance:btc-usdt".parse::<Instrument>().is_err());
+/// assert!("binance:BTC USDT".parse::<Instrument>().is_err());
 /// # Ok::<(), qi_core::Error>(())
 /// ```
 #[derive(Clone)]
@@ -183,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_case_or_charset_is_refused_with_field_and_value() {
+    fn a_name_outside_the_rule_is_refused_with_field_and_value() {
         for bad in ["", "Binance", "bin ance", "binancé", &"a".repeat(33)] {
             let error = Exchange::new(bad).unwrap_err();
             assert_eq!(
@@ -191,11 +228,25 @@ mod tests {
                 (Some("exchange"), Some(bad))
             );
         }
-        for bad in ["", "btc", "-BTC", ".BTC", "BTC USDT", "BTC\0", &"A".repeat(65)] {
+        let long = "\u{1f600}".repeat(65);
+        for bad in
+            ["", " ", "BTC USDT", "BTC\0", "BTC\n", "BTC\u{200b}", "\u{feff}BTC", "\u{a0}", "\u{3000}", &long]
+        {
             assert!(Symbol::new(bad).is_err(), "{bad:?}");
         }
-        for good in ["A", "1INCH-USDT", "BTC/USD:BTC-241227", "XBT.M_1", &"A".repeat(64)] {
-            assert!(Symbol::new(good).is_ok(), "{good:?}");
+        for good in [
+            "A",
+            "btc",
+            ".BXBT",
+            "@107",
+            "$MYRO_USDT",
+            "tBTCF0:USTF0",
+            "币安人生USDT",
+            "\u{2764}\u{fe0f}",
+            &long[4..],
+        ] {
+            assert_eq!(Symbol::new(good).unwrap().as_str(), good);
+            assert!(good.len() <= Symbol::MAX_BYTES);
         }
     }
 

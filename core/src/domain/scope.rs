@@ -21,6 +21,9 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The longest stored text in bytes: `asset:` and a symbol.
+    pub const MAX_BYTES: usize = 6 + Symbol::MAX_BYTES;
+
     /// The text under which databases store it: empty for the whole market (a NULL would not do in a key),
     /// else as displayed. Scopes order as the bytes of this text.
     pub fn storage_text(&self) -> String {
@@ -113,7 +116,7 @@ mod tests {
             scopes.map(|s| Scope::from_storage_text(&s.storage_text()).unwrap().storage_text()),
             texts
         );
-        for bad in ["", "Global", "asset:", "asset:btc", "coin:BTC"] {
+        for bad in ["", "Global", "asset:", "asset:B C", "coin:BTC"] {
             assert!(bad.parse::<Scope>().is_err(), "{bad}");
         }
     }

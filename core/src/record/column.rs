@@ -132,10 +132,10 @@ values! {
     Timestamp, ColumnType::Timestamp, time, |v| *v, |v| Ok(v);
     Interval, ColumnType::Interval, interval, |v| *v, |v| Ok(v);
     Source, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
-    Symbol, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
+    Symbol, ColumnType::Text { max: Self::MAX_BYTES }, text, |v| v.as_str(), |v| Self::new(v);
     Exchange, ColumnType::Text { max: 32 }, text, |v| v.as_str(), |v| Self::new(v);
     Side, ColumnType::Enumeration(Self::NAMES), code, |v| v.code(), |v| super::macros::enumeration(v);
-    Scope, ColumnType::Text { max: 80 }, text, |v| &v.storage_text(), |v| Self::from_storage_text(&v);
+    Scope, ColumnType::Text { max: Self::MAX_BYTES }, text, |v| &v.storage_text(), |v| Self::from_storage_text(&v);
 }
 
 impl ColumnValue for u64 {

@@ -153,8 +153,8 @@ impl Description {
         // Adapters put these columns in place of the instrument.
         let mut names = vec!["instrument", "instrument_id", "exchange", "symbol"];
         if let SeriesType::Name { column, max } = self.series {
-            if !(1..=256).contains(&max) {
-                return refuse(column, &max, "must hold from 1 to 256 bytes");
+            if !(1..=512).contains(&max) {
+                return refuse(column, &max, "must hold from 1 to 512 bytes");
             }
             names.clear();
             names.push(column);

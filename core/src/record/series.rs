@@ -242,8 +242,8 @@ macro_rules! names {
 }
 
 names! {
-    [] Scope, 80, |scope| scope.storage_text(), |text| Self::from_storage_text(text);
-    [] Symbol, 64, |value| value.as_str(), |text| Self::new(text);
+    [] Scope, Self::MAX_BYTES, |scope| scope.storage_text(), |text| Self::from_storage_text(text);
+    [] Symbol, Self::MAX_BYTES, |value| value.as_str(), |text| Self::new(text);
     [] Exchange, 32, |value| value.as_str(), |text| Self::new(text);
     [] Source, 64, |value| value.as_str(), |text| Self::new(text);
     [const MAX: usize] super::Text<MAX>, MAX, |value| value.as_str(), |text| Self::new(text);

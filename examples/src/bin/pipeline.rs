@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
 use qi_core::bus::MemberId;
 use qi_core::health::Health;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
-use qi_examples::pipeline::source::{self, Format};
 use qi_examples::pipeline::{Data, Job, Stop, Summary, Tally};
 use qi_examples::probes;
+use qi_files::{ColumnMap, FileOptions, Format, Progress};
 use qi_testkit::market::{Market, MarketConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -37,13 +37,20 @@ struct Options {
     /// The configuration that picks the backends; without it everything is in memory. QI__... variables override.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A recorded file, plain or gzip, in place of the simulated market.
-    #[arg(long, value_name = "FILE", requires_all = ["format", "instrument"])]
-    input: Option<PathBuf>,
-    /// The format of the recorded file.
-    #[arg(long, value_enum, requires = "input")]
+    /// Files as exchanges publish them, in place of the simulated market: plain, .gz, .zst or .zip. They are recognised
+    /// by their content.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    input: Vec<PathBuf>,
+    /// The format of files whose content tells none: binance kraken kraken-rest bybit okx tardis candles.
+    #[arg(long, requires = "input")]
     format: Option<Format>,
-    /// The instrument of the recorded file, or the one of the simulated market to export.
+    /// The columns of CSV files, from 0 or by the names of the header: time=0,price=1,quantity=2.
+    #[arg(long, value_name = "COLUMNS", requires = "input", conflicts_with = "format")]
+    columns: Option<ColumnMap>,
+    /// The interval of the candles in the files, if neither their names nor their rows tell it.
+    #[arg(long, value_name = "INTERVAL", requires = "input")]
+    input_interval: Option<Interval>,
+    /// The instrument of the files, if they do not name it; or the one of the simulated market to export.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     instrument: Option<Instrument>,
     /// The interval of the bars: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
@@ -104,12 +111,13 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
         .init();
     let json = options.json;
     let tally = Arc::new(Tally::default());
-    let total = if options.input.is_none() { Some(options.ticks as u64) } else { None };
-    let job = match prepare(options, &stop, &tally).await {
-        Ok(job) => job,
-        Err(error) => return fail(&error, USAGE),
+    let ticks = options.ticks as u64;
+    let (job, progress) = match prepare(options, &stop, &tally).await {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(&error, code_of(&error)),
     };
-    let bar = watch(&tally, total);
+    let bar = watch(&tally, progress.as_ref(), ticks);
+    let exported = job.export.as_ref().map(|(_, instrument)| instrument.clone());
     let result = job.run().await;
     bar.finish_and_clear();
     for error in tally.first_bad_lines() {
@@ -126,12 +134,37 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
                 return fail(&error, FAILED);
             }
             match signalled.load(Ordering::Relaxed) {
-                0 => ExitCode::SUCCESS,
+                0 => verdict(&summary, progress.is_some(), exported.as_ref()),
                 // The shell's convention: 128 and the number of the signal.
                 number => ExitCode::from(128 + u8::try_from(number).unwrap_or(0)),
             }
         }
     }
+}
+
+/// The exit code of an error before the job began: wrong usage and configuration are 2; a server that does not answer
+/// and a file that cannot be read are 1.
+fn code_of(error: &Error) -> u8 {
+    let is_usage = matches!(error.kind(), ErrorKind::Config | ErrorKind::InvalidInput);
+    if is_usage && error.code() != "files.format" { USAGE } else { FAILED }
+}
+
+/// The exit code of a job that ended: it fails if it read no record, more bad lines than records, or wrote no export.
+fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) -> ExitCode {
+    let Summary { published, bad_lines, .. } = summary;
+    let has_bars =
+        |name: &Instrument| summary.instruments.iter().any(|row| row.bars > 0 && row.instrument == *name);
+    let problem = if reads_files && *published == 0 {
+        "the input has no record".to_owned()
+    } else if bad_lines > published {
+        format!("the input has more bad lines ({bad_lines}) than records ({published})")
+    } else if let Some(name) = exported.filter(|name| !has_bars(name)) {
+        format!("no export: {name} has no bars")
+    } else {
+        return ExitCode::SUCCESS;
+    };
+    let _ = writeln!(io::stderr(), "pipeline: {problem}");
+    ExitCode::from(FAILED)
 }
 
 /// The first SIGINT or SIGTERM stops gently, a second one at once. The number of the first is kept.
@@ -156,33 +189,32 @@ async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> SignalKind {
     }
 }
 
-async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Job> {
+async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(Job, Option<Progress>)> {
     let config = match &options.config {
         Some(path) => Config::load(path)?,
         None => Config::builder().environment().build()?,
     };
     let instrument = options.instrument;
-    let (data, known) = match (&options.input, options.format, &instrument) {
-        (Some(path), Some(Format::Candles), Some(name)) => {
-            let (bars, interval) = source::candles(path, name)?;
-            (Data::Bars(bars, interval), vec![name.clone()])
-        }
-        (Some(path), Some(format), Some(name)) => {
-            (Data::Ticks(source::trades(path, format, name)?), vec![name.clone()])
-        }
-        _ => {
-            let market = MarketConfig::new(options.seed, options.instruments)?;
-            let known = market.instruments.clone();
-            (Data::Ticks(Box::new(Market::new(market)?.take(options.ticks).map(Ok))), known)
-        }
+    let (data, known, progress) = if options.input.is_empty() {
+        let market = MarketConfig::new(options.seed, options.instruments)?;
+        let known = market.instruments.clone();
+        (Data::Ticks(Box::new(Market::new(market)?.take(options.ticks).map(Ok))), known, None)
+    } else {
+        let (paths, how) = (options.input.clone(), FileOptions::default());
+        let how = how.format(options.format).columns(options.columns).instrument(instrument.clone());
+        let how = how.interval(options.input_interval);
+        // Checksums and the interval of candles need a look at the complete files.
+        let opened = tokio::task::spawn_blocking(move || qi_files::open(&paths, &how));
+        let files = opened.await.permanent("pipeline.input", "open")??;
+        (files.data.into(), files.instruments, Some(files.progress))
     };
-    if let Some(name) = instrument.as_ref().filter(|name| !known.contains(name)) {
+    if let Some(name) = instrument.as_ref().filter(|name| options.input.is_empty() && !known.contains(name)) {
         return Err(Error::invalid("pipeline.instrument", "instrument", name, "must be one of the market's"));
     }
-    if let (Some(input), Some(export)) = (&options.input, &options.export)
-        && input.canonicalize().is_ok_and(|input| export.canonicalize().is_ok_and(|export| export == input))
+    if let Some(export) = &options.export
+        && options.input.iter().any(|input| qi_files::is_same_file(input, export))
     {
-        let rule = "must not be the input, which it would replace";
+        let rule = "must not be an input, which it would replace";
         return Err(Error::invalid("pipeline.export", "export", export.display(), rule));
     }
     let export = match (options.export, instrument) {
@@ -225,7 +257,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<Jo
         std::process::exit(i32::from(FAILED));
     }));
     job.check()?;
-    Ok(job)
+    Ok((job, progress))
 }
 
 /// Serves probes and metrics from a task that ends with the program.
@@ -243,21 +275,22 @@ async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: Prometheus
     Ok(())
 }
 
-/// A bar on a terminal, nothing in a pipe.
-fn watch(tally: &Arc<Tally>, total: Option<u64>) -> ProgressBar {
-    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let template = if total.is_some() {
-        "{wide_bar} {human_pos}/{human_len} stored  {per_sec}  {eta}"
+/// A bar on a terminal, nothing in a pipe: the bytes of the files, or the ticks of the market.
+fn watch(tally: &Arc<Tally>, progress: Option<&Progress>, ticks: u64) -> ProgressBar {
+    let bar = ProgressBar::new(progress.map_or(ticks, Progress::total));
+    let template = if progress.is_some() {
+        "{wide_bar} {bytes}/{total_bytes} read, {msg} stored  {eta}"
     } else {
-        "{spinner} {human_pos} stored  {per_sec}"
+        "{wide_bar} {human_pos}/{human_len} stored  {eta}"
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    let (watched, tally) = (bar.downgrade(), Arc::clone(tally));
+    let (watched, tally, progress) = (bar.downgrade(), Arc::clone(tally), progress.cloned());
     tokio::spawn(async move {
         while let Some(bar) = watched.upgrade() {
-            bar.set_position(tally.stored());
+            bar.set_position(progress.as_ref().map_or_else(|| tally.stored(), Progress::read));
+            bar.set_message(HumanCount(tally.stored()).to_string());
             drop(bar);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -5,20 +5,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext};
-use qi_core::bus::{DeliveryState, Message, MessageBus, PublishOptions, TopicName, encode_records};
+use qi_core::bus::{DeliveryState, GroupQuery, Message, MessageBus, PublishOptions, TopicName, encode_records};
 use qi_core::record::Slice;
 use qi_core::{Error, ErrorKind, Instrument, Result, ResultExt as _};
+use qi_files::{Batch, Numbering, Source};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::numbering::Numbering;
+use super::caught_up;
 use super::record::Record;
-use super::source::{Input, Source};
 use super::tally::Tally;
 
 /// The number of records that are published at once.
 const BATCH: usize = 4_096;
-/// How many records are read at once at most.
-const MAX_BATCH: usize = 65_536;
 /// How long to wait before what is not delivered is sent again; the bus's own retries lie inside of a publish.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,70 +49,42 @@ impl<T: Record> Agent for Feed<T> {
 pub(super) struct NumberedFeed<T> {
     pub(super) feed: Feed<T>,
     pub(super) numbering: Numbering,
+    /// The group that stores what the feed publishes.
+    pub(super) query: GroupQuery,
 }
 
 #[async_trait]
 impl<T: Record> Agent for NumberedFeed<T> {
     async fn run(&mut self, cx: &AgentContext) -> Result<()> {
-        self.feed.publish(cx, Some(&mut self.numbering)).await
-    }
-}
-
-/// The next part of a source.
-struct Part<T> {
-    records: Vec<T>,
-    /// The record after them, which was read to know that a timestamp is complete.
-    ahead: Option<T>,
-    ordinals: bool,
-    ended: bool,
-}
-
-impl<T: Record> Part<T> {
-    /// Reads up to [`BATCH`] records and bad lines; of a source without ids, up to the end of the last timestamp.
-    fn read(mut self, source: &mut Source<T>, tally: &Tally, strict: bool) -> Result<Self> {
-        self.records.extend(self.ahead.take());
-        for read in 0..MAX_BATCH {
-            let full = self.records.len().max(read) >= BATCH;
-            if full && (!self.ordinals || self.records.is_empty()) {
-                break;
-            }
-            match source.next() {
-                Some(Ok(record)) => {
-                    if full && self.records.last().is_some_and(|last| last.time() != record.time()) {
-                        self.ahead = Some(record);
-                        break;
-                    }
-                    self.records.push(record);
-                }
-                Some(Err(Input::Ordinals)) => self.ordinals = true,
-                Some(Err(Input::BadLine(error))) => {
-                    tally.bad_line(error.clone());
-                    if strict {
-                        return Err(error);
-                    }
-                }
-                Some(Err(Input::Broken(error))) => return Err(error),
-                None => {
-                    self.ended = true;
-                    break;
-                }
-            }
-        }
-        Ok(self)
+        self.feed.publish(cx, Some((&mut self.numbering, &self.query))).await
     }
 }
 
 impl<T: Record> Feed<T> {
-    async fn publish(&mut self, cx: &AgentContext, mut numbering: Option<&mut Numbering>) -> Result<()> {
+    async fn publish(
+        &mut self,
+        cx: &AgentContext,
+        mut numbering: Option<(&mut Numbering, &GroupQuery)>,
+    ) -> Result<()> {
         let mut sending = None;
-        let mut part = Part { records: Vec::new(), ahead: None, ordinals: false, ended: false };
+        let mut part = Batch::default();
         while !part.ended {
             let Some(read) = cx.until_cancelled(self.read(part)).await else { return Ok(()) };
             part = read?;
-            if let Some(numbering) = numbering.as_deref_mut().filter(|_| part.ordinals)
-                && !number(cx, numbering, &mut part).await?
-            {
-                return Ok(());
+            if let Some((numbering, query)) = numbering.as_mut().filter(|_| part.has_ordinals) {
+                if part.begins.is_some() {
+                    // The numbers of a file follow those of the files before it, whose records must be stored.
+                    if !delivered(sending.take()).await? {
+                        return Ok(());
+                    }
+                    if cx.until_cancelled(caught_up(&*self.bus, query)).await.is_none() {
+                        return Ok(());
+                    }
+                    numbering.restart();
+                }
+                if !number(cx, numbering, &mut part).await? {
+                    return Ok(());
+                }
             }
             for records in std::mem::take(&mut part.records).chunks(BATCH) {
                 let encoding = self.bus.info().encoding;
@@ -137,11 +107,14 @@ impl<T: Record> Feed<T> {
     }
 
     /// Reads on a thread for blocking work: a slow file, or one of bad lines, holds up no other task.
-    async fn read(&mut self, part: Part<T>) -> Result<Part<T>> {
+    async fn read(&mut self, part: Batch<T>) -> Result<Batch<T>> {
         let mut source = std::mem::replace(&mut self.source, Box::new(std::iter::empty()));
         let (tally, strict) = (Arc::clone(&self.tally), self.strict);
         let work = move || {
-            let part = part.read(&mut source, &tally, strict);
+            let part = part.read_next(&mut source, |error| {
+                tally.bad_line(error.clone());
+                if strict { Err(error) } else { Ok(()) }
+            });
             (source, part)
         };
         match tokio::task::spawn_blocking(work).await {
@@ -215,7 +188,11 @@ impl Delivery {
 }
 
 /// Numbers the records of a part; false if the feed is to end before. A store that is away is asked again.
-async fn number<T: Record>(cx: &AgentContext, numbering: &mut Numbering, part: &mut Part<T>) -> Result<bool> {
+async fn number<T: Record>(
+    cx: &AgentContext,
+    numbering: &mut Numbering,
+    part: &mut Batch<T>,
+) -> Result<bool> {
     loop {
         let numbered = T::number(numbering, &mut part.records, part.ahead.as_ref());
         match cx.until_cancelled(numbered).await {

@@ -5,11 +5,9 @@
 
 mod export;
 mod feed;
-mod numbering;
 mod read_back;
 mod record;
 pub mod report;
-pub mod source;
 mod tally;
 
 use std::collections::BTreeMap;
@@ -29,17 +27,16 @@ use qi_core::{
     Backoff, Error, Ingest, IngestConfig, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result,
     Selection,
 };
+use qi_files::{Numbering, Source};
 use tokio_util::sync::CancellationToken;
 
 pub use feed::Feed;
-pub use numbering::Numbering;
 pub use record::Record;
 pub use report::{InstrumentRow, Summary};
 pub use tally::Tally;
 
 use export::Export;
 use feed::NumberedFeed;
-use source::Source;
 
 /// What goes in.
 pub enum Data {
@@ -47,6 +44,15 @@ pub enum Data {
     Ticks(Source<PriceTick>),
     /// Bars of an interval, which are stored as they are and merged into coarser ones.
     Bars(Source<Ohlcv>, Interval),
+}
+
+impl From<qi_files::Data> for Data {
+    fn from(data: qi_files::Data) -> Self {
+        match data {
+            qi_files::Data::Trades(trades) => Self::Ticks(trades),
+            qi_files::Data::Candles(candles, interval) => Self::Bars(candles, interval),
+        }
+    }
 }
 
 /// Everything that the job needs.
@@ -61,7 +67,8 @@ pub struct Job {
     pub data: Data,
     /// The interval of the bars that are read back.
     pub interval: Interval,
-    /// Where the bars of one instrument are written as CSV.
+    /// Where the bars of one instrument are written as CSV. Without bars, and after more bad lines than records, an
+    /// existing file stays as it is.
     pub export: Option<(PathBuf, Instrument)>,
     /// Whether the first bad line ends the job.
     pub strict: bool,
@@ -185,6 +192,7 @@ impl Job {
             Data::Bars(source, _) => self.carry(source).await?,
         }
         let carried = since.elapsed();
+        let export = export.filter(|_| self.tally.bad_lines() <= self.tally.published());
         let rows = stop.gently.run_until_cancelled(read_back::rows(&self, input, export)).await;
         match rows {
             Some(rows) => Ok(Summary::done(&self.tally, carried, rows?)),
@@ -210,8 +218,12 @@ impl Job {
         };
         let (bus, tally, strict) = (self.bus.clone(), self.tally.clone(), self.strict);
         let query = GroupQuery::one(group).with_topics(Selection::one(topic.clone()));
-        let numbering = Numbering::new(self.store.clone(), bus.clone(), query.clone());
-        let feed = NumberedFeed { feed: Feed { bus, topic, source, tally, strict }, numbering };
+        let numbering = Numbering::new(self.store.clone());
+        let feed = NumberedFeed {
+            feed: Feed { bus, topic, source, tally, strict },
+            numbering,
+            query: query.clone(),
+        };
         let mut runtime = AgentRuntime::builder()
             .agent(AgentSpec::new_async("writer", writer).init_timeout(JOIN_TIMEOUT))
             .agent(AgentSpec::once("feed", feed).depends_on(["writer"]).run_to_completion())

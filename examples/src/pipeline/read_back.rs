@@ -16,6 +16,7 @@ pub(super) async fn rows(
     mut export: Option<Export>,
 ) -> Result<Vec<InstrumentRow>> {
     let mut rows = Vec::new();
+    let mut has_bars = false;
     let exported = job.export.as_ref().map(|(_, instrument)| instrument);
     for (instrument, published) in job.tally.instruments() {
         let mut row = InstrumentRow::new(instrument.clone(), published);
@@ -26,10 +27,11 @@ pub(super) async fn rows(
             Some(interval) => of_bars(job, &instrument, interval, &mut row, export).await,
         };
         read.map_err(|error| error.with_context("instrument", &instrument))?;
+        has_bars |= exported == Some(&instrument) && row.bars > 0;
         rows.push(row);
     }
-    // Without a record of it the file has its header alone.
-    export.map_or(Ok(()), Export::finish)?;
+    // An empty file would replace a good one.
+    export.filter(|_| has_bars).map_or(Ok(()), Export::finish)?;
     Ok(rows)
 }
 

@@ -2,8 +2,7 @@
 
 use futures::future::BoxFuture;
 use qi_core::{Instrument, Ohlcv, PriceTick, Result};
-
-use super::numbering::Numbering;
+use qi_files::Numbering;
 
 /// A record that travels on the bus and is stored.
 pub trait Record: qi_core::Record {

@@ -3,7 +3,7 @@
 //! Stores record a dataset as lines of text: its key, then each of its columns.
 
 use crate::record::{Column, ColumnType, Dataset, SeriesType};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, Scope, Symbol};
 
 /// Returns the lines of a dataset.
 pub fn lines(dataset: Dataset) -> Vec<String> {
@@ -52,7 +52,7 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
     let mut record = Vec::new();
     for (at, (stored, declared)) in stored.iter().zip(&declared).enumerate() {
         match (enumeration(stored), enumeration(declared)) {
-            _ if stored == declared => {}
+            _ if stored == declared || widened(stored) == *declared => {}
             (Some((column, old)), Some((same, new))) if column == same && new.starts_with(&old) => {
                 record.push(at);
             }
@@ -81,6 +81,17 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
     }
 }
 
+/// Returns the line with the present bounds of symbols and scopes. Databases of earlier versions have shorter ones, which
+/// no table enforces.
+fn widened(line: &str) -> String {
+    let (symbol, scope) = (Symbol::MAX_BYTES, Scope::MAX_BYTES);
+    line.replacen(" text(64)", &format!(" text({symbol})"), 1).replacen(
+        " text(80)",
+        &format!(" text({scope})"),
+        1,
+    )
+}
+
 /// Splits the line of an enumeration into its names and all else.
 fn enumeration(line: &str) -> Option<((&str, &str), Vec<&str>)> {
     let (column, rest) = line.split_once(" enumeration(")?;
@@ -90,7 +101,7 @@ fn enumeration(line: &str) -> Option<((&str, &str), Vec<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use crate::PriceTick;
+    use crate::{MarketSnapshot, PriceTick};
 
     use super::*;
 
@@ -131,6 +142,16 @@ mod tests {
         refused(|stored| stored[2] = "quantity decimal".to_owned(), "stored=quantity decimal");
         refused(|stored| stored.swap(2, 3), "declared=quantity decimal optional");
         refused(|stored| stored[0] = "instrument, ts".to_owned(), "stored=instrument, ts");
+    }
+
+    #[test]
+    fn a_database_with_the_earlier_bounds_of_symbols_needs_no_step() {
+        let mut stored = lines(MarketSnapshot::DATASET);
+        assert_eq!(stored[0], "scope text(262), ts");
+        stored[0] = "scope text(80), ts".to_owned();
+        assert_eq!(compare(MarketSnapshot::DATASET, &stored).unwrap(), []);
+        stored[0] = "scope text(81), ts".to_owned();
+        assert!(compare(MarketSnapshot::DATASET, &stored).is_err());
     }
 
     #[test]

@@ -43,6 +43,7 @@ use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 pub use expect::{Failure, Outcome};
 pub(crate) use expect::{same, same_rows};
 pub use factory::{Fresh, MemoryFactory, Reopen, SECRET, StoreFactory};
+pub(crate) use precision::SYMBOLS;
 pub use runner::{Suite, Wrapping, run_check};
 pub use sample::{Choice, Everything, NamedSignal, Sample, instrument_no};
 

@@ -19,7 +19,8 @@ promises! { "precision";
     every a_microsecond_counts: "times are kept to the microsecond",
     every both_ends_of_time: "the first and the last time of a record",
     once long_and_strange_names: "the longest names and every allowed character",
-    once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, another case or charset are refused",
+    once symbols_as_exchanges_write_them: "symbols are kept byte for byte, told apart and ordered by their bytes",
+    once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, names outside their rule are refused",
 }
 
 fn at(minutes: i64) -> Timestamp {
@@ -189,6 +190,83 @@ async fn long_and_strange_names(case: &Case) -> Outcome {
     )
 }
 
+/// Real symbols, symbols that a collation would confuse, and symbols that quoting would break.
+pub(crate) const SYMBOLS: [&str; 36] = [
+    "1000SHIB-USDT",
+    "BTC-USD-SWAP",
+    "BTC/USDT:USDT-241227",
+    "币安人生USDT",
+    "kPEPE",
+    "KPEPE",
+    "kpepe",
+    "@107",
+    ".BXBT",
+    "XRP_USDC-30JUN23-0d625-C",
+    "tBTCF0:USTF0",
+    "$MYRO_USDT",
+    "So11111111111111111111111111111111111111112",
+    "0x0000000000000000000000000000000000000000",
+    ":",
+    "::a",
+    "it's",
+    "''",
+    "\"quoted\"",
+    "a\\b",
+    "a\\'b",
+    "a?b",
+    "{a:String}",
+    "$1",
+    "100%",
+    "a_b",
+    "aXb",
+    "a,b;c|d",
+    "<a&b>",
+    "(a)[b]",
+    "#a=b",
+    "\u{e9}",
+    "e\u{301}",
+    "БИТКОИН",
+    "ビットコイン",
+    "\u{1f600}",
+];
+
+async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
+    let store = case.store();
+    let longest = "\u{1f600}".repeat(64);
+    let names = SYMBOLS.iter().copied().chain([longest.as_str()]);
+    let mut names: Vec<qi_core::Instrument> = names
+        .map(|symbol| Ok(qi_core::Instrument::new(Exchange::new("alpha")?, Symbol::new(symbol)?)))
+        .collect::<qi_core::Result<_>>()?;
+    let record = |(n, name): (u32, &_)| PriceTick::make(name, minute(i64::from(n)), 0, n);
+    let ticks: Vec<PriceTick> = (0..).zip(&names).map(record).collect();
+    store.insert_ticks(&ticks).await?;
+    for tick in &ticks {
+        let what = tick.instrument().to_string();
+        same_rows(&what, &PriceTick::all(store, tick.instrument()).await?, std::slice::from_ref(tick))?;
+        let latest = store.latest_tick(tick.instrument()).await?;
+        same_rows(&what, latest.as_slice(), std::slice::from_ref(tick))?;
+    }
+    let latest = PriceTick::scan_latest(store, super::shelf::AskLatest::all().limit(7)).await?;
+    names.sort();
+    let found: Vec<_> = latest.iter().map(|tick| tick.instrument().clone()).collect();
+    same_rows("the order of the instruments", &found, &names)?;
+    let listed = super::shelf::AskLatest::these(names.clone()).limit(7);
+    same_rows("the latest of these", &PriceTick::scan_latest(store, listed).await?, &latest)?;
+    for (n, name) in (0..).zip(&names) {
+        let scope = Scope::Asset(name.symbol().clone());
+        let values = SnapshotValues { markets: Some(n), ..SnapshotValues::default() };
+        let snapshot = MarketSnapshot::new(scope.clone(), minute(0), values)?;
+        store.insert_snapshots(std::slice::from_ref(&snapshot)).await?;
+        same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
+    }
+    // A deletion is of one of them alone.
+    let (gone, left) = (&names[3], ticks.len() - 1);
+    store.delete_range(&PriceTick::deletion(Some(vec![gone.clone()]), qi_core::TimeRange::ALL)).await?;
+    same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
+    let rest = PriceTick::scan_latest(store, super::shelf::AskLatest::all()).await?;
+    super::expect::same("the others", &rest.len(), &left)
+}
+
 /// No store can be asked to hold these, because nobody can build them.
 async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
@@ -198,7 +276,7 @@ async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
         holds(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
     }
     for text in
-        ["Alpha:BTC", "alpha:btc", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{e4}R", "alpha:B\0"]
+        ["Alpha:BTC", "alpha:B C", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{200b}", "alpha:B\0"]
     {
         holds(
             format_args!("the instrument {text:?} is refused"),

@@ -10,10 +10,11 @@ use qi_core::{ErrorKind, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Qu
 
 use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
-use crate::store::contract::{Everything, NamedSignal, Sample};
+use crate::store::contract::{Everything, NamedSignal, SYMBOLS, Sample};
 
 chapter! { "codec":
     every_record_there_and_back [],
+    symbols_as_exchanges_write_them [],
     what_is_something_else_is_refused_with_its_place [],
     dead_letters_carry_origin_and_error [],
 }
@@ -80,6 +81,27 @@ async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     there_and_back::<MarketSnapshot>(lab, bus).await?;
     there_and_back::<Everything>(lab, bus).await?;
     there_and_back::<NamedSignal>(lab, bus).await
+}
+
+async fn symbols_as_exchanges_write_them(lab: &Lab) -> Verdict {
+    let bus = &*lab.bus().await?;
+    let topic = lab.topic(bus, 1).await?;
+    let Records { price, time, .. } = records()?;
+    let longest = "\u{1f600}".repeat(64);
+    let mut sent = Vec::new();
+    for (n, symbol) in (0..).zip(SYMBOLS.iter().copied().chain([longest.as_str()])) {
+        sent.push(PriceTick::new(format!("alpha:{symbol}").parse()?, time, n, price)?);
+    }
+    bus.send_records(&sent, Some(&topic)).await?;
+    let came = batch(lab, bus, &topic, sent.len()).await?;
+    for (message, tick) in came.messages().iter().zip(&sent) {
+        let key = tick.instrument().to_string();
+        ensure_eq!(message.key.as_deref(), Some(key.as_bytes()), "the key");
+    }
+    let back = came.decode::<PriceTick>();
+    ensure!(back.rejected.is_empty(), "every record is readable");
+    ensure_eq!(back.records, sent, "the records");
+    Ok(())
 }
 
 /// A tick with one header replaced.

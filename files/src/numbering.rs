@@ -29,21 +29,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use qi_core::bus::{GroupQuery, MessageBus};
 use qi_core::store::RangeQuery;
 use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRange, Timestamp};
 
-use super::caught_up;
-use super::source::MAX_TIES;
+use crate::ties::MAX_TIES;
 
 /// The largest distance of two timestamps that one query covers.
 const MAX_GAP: Duration = Duration::from_hours(1);
 
-/// Numbers the trades of one instrument.
+/// Numbers the trades of one file of one instrument.
 pub struct Numbering {
     store: Arc<dyn PriceStore>,
-    bus: Arc<dyn MessageBus>,
-    query: GroupQuery,
     /// The time of the latest stored trade when the source began; `Timestamp::MIN` for an empty store.
     latest: Option<Timestamp>,
     moments: BTreeMap<Timestamp, Moment>,
@@ -89,18 +85,23 @@ fn equal(one: &PriceTick, other: &PriceTick) -> bool {
 }
 
 impl Numbering {
-    /// Numbers after the trades in `store`, once the group of `query` has stored all that is on its topic.
-    pub(super) fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, query: GroupQuery) -> Self {
-        Self { store, bus, query, latest: None, moments: BTreeMap::new(), stored_before: false }
+    /// Numbers the trades of a file after the trades in `store`. All that was read before must be stored when the first
+    /// trades of the file are numbered.
+    pub fn new(store: Arc<dyn PriceStore>) -> Self {
+        Self { store, latest: None, moments: BTreeMap::new(), stored_before: false }
+    }
+
+    /// Begins another file.
+    pub fn restart(&mut self) {
+        *self = Self::new(self.store.clone());
     }
 
     /// Numbers the next trades of the source; `following` is the trade after them. After an error the same call can be
     /// made again.
-    pub(super) async fn number(
-        &mut self,
-        ticks: &mut [PriceTick],
-        following: Option<&PriceTick>,
-    ) -> Result<()> {
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn number(&mut self, ticks: &mut [PriceTick], following: Option<&PriceTick>) -> Result<()> {
         let Some(instrument) = ticks.first().map(|tick| tick.instrument().clone()) else { return Ok(()) };
         let latest = self.latest(&instrument).await?;
         let wanted = ticks.iter().chain(following).map(PriceTick::ts).filter(|ts| *ts <= latest);
@@ -148,12 +149,11 @@ impl Numbering {
         Ok(())
     }
 
-    /// The time of the latest trade, once what an earlier run has left on the bus is stored.
+    /// The time of the latest trade when the file began.
     async fn latest(&mut self, instrument: &Instrument) -> Result<Timestamp> {
         if let Some(latest) = self.latest {
             return Ok(latest);
         }
-        caught_up(&*self.bus, &self.query).await;
         let latest = self.store.latest_tick(instrument).await?.map_or(Timestamp::MIN, |tick| tick.ts());
         Ok(*self.latest.insert(latest))
     }

@@ -1,0 +1,206 @@
+//! Market data files straight into the store, without a bus.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use qi_core::{
+    Error, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _,
+};
+use qi_files::{Batch, Data, Files, Numbering, Source};
+use tokio_util::sync::CancellationToken;
+
+use crate::output::{Listing, text};
+
+/// The number of records in one insert.
+const CHUNK: usize = 10_000;
+/// The number of bad lines that are kept; all are counted.
+const SHOWN: usize = 10;
+
+/// How to import.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plan {
+    /// Whether the first bad line ends the import.
+    pub strict: bool,
+}
+
+/// What became of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileCount {
+    /// The name.
+    pub name: String,
+    /// The number of records that were stored.
+    pub records: u64,
+    /// The number of lines that hold no record.
+    pub bad_lines: u64,
+    /// Whether the file equals the checksum beside it.
+    pub is_verified: bool,
+}
+
+/// What was imported.
+#[derive(Debug, Default)]
+pub struct Imported {
+    /// The files, in their order.
+    pub files: Vec<FileCount>,
+    /// The instruments that records were stored of.
+    pub instruments: BTreeSet<Instrument>,
+    /// The first bad lines.
+    pub bad_lines: Vec<Error>,
+    /// The error that ended the import.
+    pub error: Option<Error>,
+    /// Whether the import was stopped before its end.
+    pub interrupted: bool,
+}
+
+impl Imported {
+    /// Returns the number of stored records.
+    pub fn records(&self) -> u64 {
+        self.files.iter().map(|file| file.records).sum()
+    }
+
+    /// Returns the number of lines that hold no record.
+    pub fn bad(&self) -> u64 {
+        self.files.iter().map(|file| file.bad_lines).sum()
+    }
+
+    /// Returns whether the import reached its end, with a record and not more bad lines than records.
+    pub fn is_good(&self) -> bool {
+        self.error.is_none() && !self.interrupted && self.records() > 0 && self.bad() <= self.records()
+    }
+
+    /// Returns a row for each file.
+    pub fn listing(&self) -> Listing {
+        let mut listing = Listing::new(["file", "records", "bad_lines", "checksum"]);
+        for file in &self.files {
+            let checksum = if file.is_verified { "verified" } else { "none" };
+            listing.push([text(&file.name), file.records.into(), file.bad_lines.into(), text(checksum)]);
+        }
+        listing
+    }
+
+    fn bad_lines(&mut self, count: u64, first: Vec<Error>) {
+        if let Some(file) = self.files.last_mut() {
+            file.bad_lines += count;
+        }
+        self.bad_lines.extend(first);
+        self.bad_lines.truncate(SHOWN);
+    }
+}
+
+/// Writes the records of files into a store. Trades without ids are numbered after the stored ones. `stored` counts the
+/// records.
+///
+/// # Errors
+/// Of the schema of the store. Later errors are in the result, with what was imported before them.
+pub async fn run(
+    store: Arc<dyn PriceStore>,
+    files: Files,
+    plan: Plan,
+    stop: &CancellationToken,
+    stored: Arc<AtomicU64>,
+) -> Result<Imported> {
+    store.ensure_schema().await?;
+    let mut import =
+        Import { numbering: Numbering::new(store.clone()), store, plan, stored, done: Imported::default() };
+    let outcome = match files.data {
+        Data::Trades(source) => import.carry(source, stop).await,
+        Data::Candles(source, _) => import.carry(source, stop).await,
+    };
+    import.done.error = outcome.err();
+    Ok(import.done)
+}
+
+struct Import {
+    store: Arc<dyn PriceStore>,
+    numbering: Numbering,
+    plan: Plan,
+    stored: Arc<AtomicU64>,
+    done: Imported,
+}
+
+/// What can be imported.
+trait Importable: Record {
+    fn instrument(&self) -> &Instrument;
+
+    /// Numbers the records of a file without ids.
+    fn number(batch: &mut Batch<Self>, numbering: &mut Numbering) -> impl Future<Output = Result<()>> + Send;
+}
+
+impl Importable for PriceTick {
+    fn instrument(&self) -> &Instrument {
+        self.instrument()
+    }
+
+    async fn number(batch: &mut Batch<Self>, numbering: &mut Numbering) -> Result<()> {
+        numbering.number(&mut batch.records, batch.ahead.as_ref()).await
+    }
+}
+
+impl Importable for Ohlcv {
+    fn instrument(&self) -> &Instrument {
+        self.instrument()
+    }
+
+    async fn number(_: &mut Batch<Self>, _: &mut Numbering) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Import {
+    async fn carry<T: Importable>(&mut self, mut source: Source<T>, stop: &CancellationToken) -> Result<()> {
+        let mut batch = Batch::default();
+        while !batch.ended {
+            if stop.is_cancelled() {
+                self.done.interrupted = true;
+                return Ok(());
+            }
+            // On a thread for blocking work, so that a slow file does not hold up a signal.
+            let strict = self.plan.strict;
+            let work = move || {
+                let (mut count, mut first) = (0, Vec::new());
+                let read = Batch::read_next(batch, &mut source, |error| {
+                    count += 1;
+                    if first.len() < SHOWN {
+                        first.push(error.clone());
+                    }
+                    if strict { Err(error) } else { Ok(()) }
+                });
+                (source, read, count, first)
+            };
+            let (rest, read, count, first) =
+                tokio::task::spawn_blocking(work).await.permanent("import", "read")?;
+            (source, batch) = match read {
+                Ok(read) => (rest, read),
+                Err(error) => {
+                    self.done.bad_lines(count, first);
+                    return Err(error);
+                }
+            };
+            if let Some(file) = &batch.begins {
+                self.numbering.restart();
+                let (name, is_verified) = (file.name.clone(), file.is_verified);
+                self.done.files.push(FileCount { name, records: 0, bad_lines: 0, is_verified });
+            }
+            self.done.bad_lines(count, first);
+            if batch.has_ordinals {
+                T::number(&mut batch, &mut self.numbering).await?;
+            }
+            self.store.insert_records_chunked(&batch.records, CHUNK).await?;
+            let mut last = None;
+            for record in &batch.records {
+                if last != Some(record.instrument()) {
+                    last = Some(record.instrument());
+                    if !self.done.instruments.contains(record.instrument()) {
+                        self.done.instruments.insert(record.instrument().clone());
+                    }
+                }
+            }
+            let count = batch.records.len() as u64;
+            self.stored.fetch_add(count, Ordering::Relaxed);
+            if let Some(file) = self.done.files.last_mut() {
+                file.records += count;
+            }
+        }
+        Ok(())
+    }
+}

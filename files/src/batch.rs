@@ -1,0 +1,87 @@
+//! Records of a source in batches that can be numbered and written.
+
+use qi_core::{Error, Record, Result};
+
+use crate::source::{FileStart, Input, Source};
+
+/// The number of records in a batch.
+const BATCH: usize = 10_000;
+/// The largest number of lines that are read for a batch.
+const MAX_BATCH: usize = 65_536;
+
+/// Records of one file, and what was read after them.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// The records.
+    pub records: Vec<T>,
+    /// The record after them, which was read to know that a timestamp is complete.
+    pub ahead: Option<T>,
+    following: Option<FileStart>,
+    /// The file that begins with the first record.
+    pub begins: Option<FileStart>,
+    /// Whether the trades have ordinals, which are to be numbered.
+    pub has_ordinals: bool,
+    /// Whether the source has ended.
+    pub ended: bool,
+}
+
+impl<T> Default for Batch<T> {
+    fn default() -> Self {
+        let records = Vec::new();
+        Self { records, ahead: None, following: None, begins: None, has_ordinals: false, ended: false }
+    }
+}
+
+impl<T: Record> Batch<T> {
+    fn begin(&mut self, file: FileStart) {
+        self.has_ordinals = !file.has_ids;
+        self.begins = Some(file);
+    }
+
+    /// Reads the batch after this one: up to 10,000 records and bad lines of one file; of a file without ids, up to the
+    /// end of the last timestamp.
+    ///
+    /// # Errors
+    /// Of `on_bad_line`, and of a source that cannot be read any further.
+    pub fn read_next(
+        mut self,
+        source: &mut Source<T>,
+        mut on_bad_line: impl FnMut(Error) -> Result<()>,
+    ) -> Result<Self> {
+        self.records.clear();
+        self.begins = None;
+        self.records.extend(self.ahead.take());
+        if let Some(file) = self.following.take() {
+            self.begin(file);
+        }
+        for read in 0..MAX_BATCH {
+            let full = self.records.len().max(read) >= BATCH;
+            if full && (!self.has_ordinals || self.records.is_empty()) {
+                break;
+            }
+            match source.next() {
+                Some(Ok(record)) => {
+                    if full && self.records.last().is_some_and(|last| last.time() != record.time()) {
+                        self.ahead = Some(record);
+                        break;
+                    }
+                    self.records.push(record);
+                }
+                Some(Err(Input::File(file))) if self.records.is_empty() && self.begins.is_none() => {
+                    self.begin(file)
+                }
+                Some(Err(Input::File(file))) => {
+                    self.following = Some(file);
+                    break;
+                }
+                Some(Err(Input::BadLine(error))) => on_bad_line(error)?,
+                Some(Err(Input::Broken(error))) => return Err(error),
+                None => {
+                    self.ended = true;
+                    break;
+                }
+            }
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,133 @@
+//! The interval of candles that nothing names.
+//!
+//! A sparse file has no row for a candle without trades, so the distances of its rows say nothing: candles of one minute
+//! may happen to lie 15 minutes apart. Only the grid of the complete file says something, and only if it has so many
+//! rows that candles of a shorter interval cannot lie on the grid by chance.
+
+use qi_core::{Interval, Timestamp};
+
+/// The bits of evidence that are needed: a chance below one in a million.
+const BITS: f64 = 20.0;
+
+/// Counts the rows on the grid of each interval.
+#[derive(Debug, Default)]
+pub(crate) struct Grid {
+    rows: u64,
+    on: [On; Interval::ALL.len()],
+    previous: Option<Timestamp>,
+}
+
+/// The rows on the grid of one interval.
+#[derive(Debug, Default, Clone, Copy)]
+struct On {
+    rows: u64,
+    /// The greatest common divisor of their times, in microseconds.
+    divisor: i64,
+}
+
+impl Grid {
+    pub(crate) fn add(&mut self, time: Timestamp) {
+        // A row that is repeated is no evidence.
+        if self.previous.replace(time) == Some(time) {
+            return;
+        }
+        self.rows += 1;
+        for (on, interval) in self.on.iter_mut().zip(Interval::ALL) {
+            if interval.floor(time) == time {
+                on.rows += 1;
+                on.divisor = divisor(on.divisor, time.as_micros() - Timestamp::MIN.as_micros());
+            }
+        }
+    }
+
+    /// The longest interval that the rows prove. None if it is ambiguous.
+    pub(crate) fn interval(&self) -> Option<Interval> {
+        let mut longest_first = Interval::ALL.iter().zip(self.on).rev();
+        longest_first.find(|(interval, on)| self.proves(**interval, *on)).map(|(interval, _)| *interval)
+    }
+
+    fn proves(&self, interval: Interval, on: On) -> bool {
+        // Half of the rows of an interval lie on the grid of one twice as long.
+        let is_most = on.rows * 3 >= self.rows * 2;
+        // Otherwise all are on a longer grid, which may be of an interval that is not known, as 10 minutes.
+        let is_finest = on.divisor == interval.as_micros();
+        if on.rows < 2 || !is_most || !is_finest {
+            return false;
+        }
+        // Candles of seconds have a row for each second, so that they are on no grid of minutes.
+        let is_shorter = |other: &&Interval| {
+            **other < interval
+                && other.divides(interval)
+                && (**other >= Interval::M1 || interval < Interval::M1)
+        };
+        let Some(shorter) = Interval::ALL.iter().rev().find(is_shorter) else { return true };
+        #[expect(clippy::cast_precision_loss, reason = "the evidence needs no exact count")]
+        let (rows, on) = (self.rows as f64, on.rows as f64);
+        #[expect(clippy::cast_precision_loss, reason = "intervals are far below 2^52 microseconds")]
+        let ratio = (interval.as_micros() / shorter.as_micros()) as f64;
+        // The chance that so many rows of the shorter interval lie on the grid: at most C(rows, off) * ratio^-(on - 1).
+        let off = (rows - on) / rows;
+        let entropy = if off > 0.0 { -off * off.log2() - (1.0 - off) * (1.0 - off).log2() } else { 0.0 };
+        (on - 1.0) * ratio.log2() - rows * entropy >= BITS
+    }
+}
+
+fn divisor(one: i64, other: i64) -> i64 {
+    if other == 0 { one } else { divisor(other, one % other) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::*;
+
+    fn of(minutes: impl IntoIterator<Item = i64>) -> Option<Interval> {
+        let mut grid = Grid::default();
+        for minute in minutes {
+            grid.add(Timestamp::from_secs(1_709_251_200 + minute * 60).unwrap());
+        }
+        grid.interval()
+    }
+
+    #[test]
+    fn distances_are_no_evidence() {
+        assert_eq!(of([0, 15, 45, 91, 150, 197]), Some(Interval::M1));
+        assert_eq!(of([0, 15, 45, 90]), None, "on the grid of 15 minutes by chance");
+        assert_eq!(of([0, 15, 30, 45, 60]), None);
+        assert_eq!(of([0, 5, 20, 35, 70, 145]), None);
+        assert_eq!(of([0, 1]), Some(Interval::M1));
+        assert_eq!(of([0, 60]), None);
+        assert_eq!(of([0]), None);
+        let mut junk = Grid::default();
+        for seconds in [0, 900, 1_830, 2_700, 5_400] {
+            junk.add(Timestamp::from_secs(1_709_251_200 + seconds).unwrap());
+        }
+        assert_eq!(junk.interval(), None, "a row off the grid proves nothing about the others");
+        assert_eq!(of([]), None);
+        assert_eq!(of((0..100).map(|n| n * 10)), None, "10 minutes are no interval");
+        assert_eq!(of((0..100).map(|n| n * 2)), None, "2 minutes are no interval");
+    }
+
+    #[test]
+    fn many_rows_on_one_grid_are() {
+        for (interval, step) in [
+            (Interval::M1, 1),
+            (Interval::M5, 5),
+            (Interval::M15, 15),
+            (Interval::H1, 60),
+            (Interval::D1, 1_440),
+        ] {
+            assert_eq!(of((0..30).map(|n| n * step)), Some(interval));
+            assert_eq!(of((0..30).map(|n| n * n % 97 * step)), Some(interval), "sparse");
+        }
+    }
+
+    #[test]
+    fn a_row_off_the_grid_makes_no_other_grid() {
+        let mut grid = Grid::default();
+        for n in 0..100 {
+            grid.add(Timestamp::from_secs(1_709_251_200 + n * 60 + i64::from(n == 50)).unwrap());
+        }
+        assert_eq!(grid.interval(), Some(Interval::M1));
+    }
+}

@@ -1,0 +1,586 @@
+//! The layouts of files: which column holds what.
+
+use std::fmt;
+use std::str::FromStr;
+
+use qi_core::{Error, Interval, Result};
+
+use crate::lines::{Fields, MAX_FIELDS};
+use crate::number::units;
+use crate::time::{ANY, TimeUnit, is_time};
+
+/// What the lines of a file hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Trades.
+    Trades,
+    /// Candles.
+    Candles,
+}
+
+/// A hint for files that their content does not tell: the layout of lines without a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Trades of Binance: `trades` or `aggTrades`.
+    Binance,
+    /// Trades of Kraken's bulk files: `seconds,price,quantity`.
+    Kraken,
+    /// Trades of Kraken's REST interface, as JSON or as `price,quantity,seconds,side,order type,id`.
+    KrakenRest,
+    /// Trades of Bybit.
+    Bybit,
+    /// Trades of OKX.
+    Okx,
+    /// Trades of Tardis.
+    Tardis,
+    /// Candles: `time,open,high,low,close,volume`.
+    Candles,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 7] =
+        [Self::Binance, Self::Kraken, Self::KrakenRest, Self::Bybit, Self::Okx, Self::Tardis, Self::Candles];
+
+    /// Returns the name: `kraken-rest`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Binance => "binance",
+            Self::Kraken => "kraken",
+            Self::KrakenRest => "kraken-rest",
+            Self::Bybit => "bybit",
+            Self::Okx => "okx",
+            Self::Tardis => "tardis",
+            Self::Candles => "candles",
+        }
+    }
+
+    /// Returns what the files of the format hold.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Candles => Kind::Candles,
+            _ => Kind::Trades,
+        }
+    }
+
+    /// The layout of a file whose content tells none.
+    fn fallback(self) -> Layout {
+        let headers: &[&str] = match self {
+            Self::Binance => &["trade_id", "price", "quantity", "quote", "time", "buyer_maker", "best"],
+            Self::Kraken => &["time_s", "price", "quantity"],
+            Self::KrakenRest => &["price", "quantity", "time_s", "side", "order_type", "trade_id"],
+            Self::Bybit => &["id", "timestamp", "price", "volume", "side"],
+            Self::Okx => &["trade_id", "side", "size", "price", "created_time"],
+            Self::Tardis => {
+                &["exchange", "symbol", "timestamp", "local_timestamp", "id", "side", "price", "amount"]
+            }
+            Self::Candles => &["time", "open", "high", "low", "close", "volume"],
+        };
+        Layout::of_names(self.as_str(), headers, false)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let names = Self::ALL.map(Self::as_str).join(" ");
+        let found = Self::ALL.into_iter().find(|format| format.as_str() == text);
+        found.ok_or_else(|| Error::invalid("files.format", "format", text, format!("must be one of {names}")))
+    }
+}
+
+/// The place of each column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Columns {
+    pub(crate) time: Option<usize>,
+    pub(crate) price: Option<usize>,
+    pub(crate) quantity: Option<usize>,
+    pub(crate) side: Option<usize>,
+    pub(crate) buyer_maker: Option<usize>,
+    pub(crate) id: Option<usize>,
+    pub(crate) symbol: Option<usize>,
+    pub(crate) exchange: Option<usize>,
+    pub(crate) open: Option<usize>,
+    pub(crate) high: Option<usize>,
+    pub(crate) low: Option<usize>,
+    pub(crate) close: Option<usize>,
+    pub(crate) volume: Option<usize>,
+    pub(crate) quote_volume: Option<usize>,
+    pub(crate) count: Option<usize>,
+    pub(crate) close_time: Option<usize>,
+}
+
+/// A column of `--columns`.
+const ROLES: [&str; 16] = [
+    "time",
+    "price",
+    "quantity",
+    "side",
+    "buyer_maker",
+    "id",
+    "symbol",
+    "exchange",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "quote_volume",
+    "count",
+    "close_time",
+];
+
+impl Columns {
+    fn role(&mut self, role: &str) -> Option<&mut Option<usize>> {
+        Some(match role {
+            "time" => &mut self.time,
+            "price" => &mut self.price,
+            "quantity" => &mut self.quantity,
+            "side" => &mut self.side,
+            "buyer_maker" => &mut self.buyer_maker,
+            "id" => &mut self.id,
+            "symbol" => &mut self.symbol,
+            "exchange" => &mut self.exchange,
+            "open" => &mut self.open,
+            "high" => &mut self.high,
+            "low" => &mut self.low,
+            "close" => &mut self.close,
+            "volume" => &mut self.volume,
+            "quote_volume" => &mut self.quote_volume,
+            "count" => &mut self.count,
+            "close_time" => &mut self.close_time,
+            _ => return None,
+        })
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        let bars = [self.open, self.high, self.low, self.close];
+        match (self.time, self.price) {
+            (Some(_), _) if bars.iter().all(Option::is_some) => Some(Kind::Candles),
+            (Some(_), Some(_)) if bars.iter().all(Option::is_none) => Some(Kind::Trades),
+            _ => None,
+        }
+    }
+}
+
+/// The role of a column by the name that exchanges and pandas give it.
+fn role_of(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "time" | "timestamp" | "ts" | "date" | "datetime" | "unix" | "open_time" | "opentime"
+        | "created_time" | "transact_time" | "trade_time" | "exchange_timestamp" | "start_time" | "t" => {
+            "time"
+        }
+        "price" | "px" | "p" | "trade_price" => "price",
+        "quantity" | "qty" | "size" | "amount" | "sz" | "q" | "trade_quantity" => "quantity",
+        "side" | "taker_side" | "direction" => "side",
+        "buyer_maker" | "is_buyer_maker" | "isbuyermaker" | "buyer_is_maker" | "m" => "buyer_maker",
+        "id" | "trade_id" | "tradeid" | "agg_trade_id" | "aggtradeid" | "trdmatchid" | "a" | "exec_id" => {
+            "id"
+        }
+        "symbol" | "instrument_name" | "instrument" | "inst_id" | "instid" | "pair" => "symbol",
+        "exchange" => "exchange",
+        "open" | "o" => "open",
+        "high" | "h" => "high",
+        "low" | "l" => "low",
+        "close" | "c" => "close",
+        "volume" | "vol" | "v" | "base_volume" => "volume",
+        "quote_volume" | "quote_asset_volume" | "quotevolume" | "turnover" => "quote_volume",
+        "count" | "trades" | "number_of_trades" | "trade_count" => "count",
+        "close_time" | "closetime" => "close_time",
+        _ => return None,
+    })
+}
+
+/// How the lines of a file are read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Layout {
+    /// Who publishes such files.
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) columns: Columns,
+    /// The number of fields. None: any that has the columns.
+    pub(crate) width: Option<usize>,
+    pub(crate) units: &'static [TimeUnit],
+    pub(crate) delimiter: u8,
+    /// The first line, if it is a header.
+    pub(crate) header: Option<Vec<u8>>,
+    pub(crate) is_json: bool,
+    /// The exchange that publishes such files, if there is only one.
+    pub(crate) exchange: Option<&'static str>,
+}
+
+const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
+const MILLIS: &[TimeUnit] = &[TimeUnit::Millis];
+const MICROS: &[TimeUnit] = &[TimeUnit::Micros];
+const NANOS: &[TimeUnit] = &[TimeUnit::Nanos];
+/// What Binance has used: microseconds in the spot files since 2025.
+const BINANCE: &[TimeUnit] = &[TimeUnit::Millis, TimeUnit::Micros];
+
+fn only(unit: TimeUnit) -> &'static [TimeUnit] {
+    match unit {
+        TimeUnit::Seconds => SECONDS,
+        TimeUnit::Millis => MILLIS,
+        TimeUnit::Micros => MICROS,
+        TimeUnit::Nanos => NANOS,
+    }
+}
+
+impl Layout {
+    /// The layout of column names that this library chose itself.
+    fn of_names(name: &'static str, headers: &[&str], is_json: bool) -> Self {
+        let mut layout = Self {
+            name,
+            kind: Kind::Trades,
+            columns: Columns::default(),
+            width: Some(headers.len()),
+            units: if name == "binance" { BINANCE } else { ANY },
+            delimiter: b',',
+            header: None,
+            is_json,
+            exchange: None,
+        };
+        layout.take_names(headers.iter().copied());
+        layout.kind = layout.columns.kind().unwrap_or(Kind::Trades);
+        layout.exchange = match name {
+            "kraken" | "kraken-rest" => Some("kraken"),
+            "okx" => Some("okx"),
+            "bybit" => Some("bybit-spot"),
+            _ => None,
+        };
+        layout
+    }
+
+    /// Finds the columns by their names. The first column of a role counts.
+    fn take_names<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        for (at, name) in names.enumerate() {
+            // OKX writes a name in two languages: `price/价格`.
+            let name = name.split('/').next().unwrap_or("").trim().to_ascii_lowercase().replace(' ', "_");
+            // pandas writes an index without a name.
+            let name = if at == 0 && name.is_empty() { "time" } else { name.as_str() };
+            let unit = TimeUnit::of_name(name);
+            let bare = unit
+                .and_then(|_| name.rsplit_once(['_', '(', '[']))
+                .map(|(start, _)| start.trim_end_matches('_'));
+            let (role, unit) = match (role_of(name), bare.and_then(role_of)) {
+                (Some(role), _) => (role, None),
+                (None, Some(role @ ("time" | "close_time"))) => (role, unit),
+                _ => continue,
+            };
+            if let Some(place @ None) = self.columns.role(role) {
+                *place = Some(at);
+                if let Some(unit) = unit.filter(|_| role == "time") {
+                    self.units = only(unit);
+                }
+            }
+        }
+        // A trade has one number beside its price, which some call its volume.
+        if self.columns.price.is_some() && self.columns.open.is_none() && self.columns.quantity.is_none() {
+            self.columns.quantity = self.columns.volume.take();
+        }
+    }
+
+    /// The layout of a header line, if it is one.
+    fn of_header(line: &[u8], delimiter: u8) -> Option<Self> {
+        // Old files of OKX have names that are not UTF-8 after the slash.
+        let text = String::from_utf8_lossy(line);
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, delimiter, &mut out)?;
+        let names = &out[..count];
+        if names.iter().any(|name| units(name).is_some()) {
+            return None;
+        }
+        let has = |wanted: &str| {
+            names.iter().any(|name| name.split('/').next().unwrap_or("").eq_ignore_ascii_case(wanted))
+        };
+        let name = if has("local_timestamp") && has("exchange") {
+            "tardis"
+        } else if has("trdMatchID")
+            || (has("id") && has("timestamp") && has("volume") && has("side") && has("price"))
+        {
+            "bybit"
+        } else if has("created_time") {
+            "okx"
+        } else if has("is_buyer_maker")
+            || has("buyer_maker")
+            || has("isBuyerMaker")
+            || has("taker_buy_volume")
+        {
+            "binance"
+        } else if has("order_type") {
+            "kraken-rest"
+        } else {
+            "csv"
+        };
+        let mut layout = Self::of_names(name, names, false);
+        layout.columns.kind()?;
+        if name == "tardis" {
+            layout.units = MICROS;
+        }
+        if name == "bybit" && layout.columns.symbol.is_some() {
+            layout.exchange = Some("bybit");
+        }
+        if name == "binance" {
+            layout.exchange = match layout.kind {
+                Kind::Trades if has("quote_qty") || has("base_qty") || has("first_trade_id") => {
+                    Some("binance-futures")
+                }
+                _ => None,
+            };
+        }
+        layout.delimiter = delimiter;
+        layout.header = Some(line.to_vec());
+        Some(layout)
+    }
+
+    /// The layout of a line of values without a header.
+    fn of_values(fields: &[&str]) -> Option<Self> {
+        let number = |at: usize| fields.get(at).is_some_and(|field| units(field).is_some());
+        let numbers = |range: std::ops::Range<usize>| range.into_iter().all(number);
+        let truth = |at: usize| fields.get(at).is_some_and(|field| crate::row::truth(field).is_some());
+        let side = |at: usize| fields.get(at).is_some_and(|field| crate::row::is_side(field));
+        let time = |at: usize| fields.get(at).is_some_and(|field| is_time(field) || units(field).is_some());
+        let word =
+            |at: usize| fields.get(at).is_some_and(|field| units(field).is_none() && !field.is_empty());
+        let mut exchange = None;
+        let (name, headers): (_, &[&str]) = match fields.len() {
+            3 if numbers(0..3) => ("kraken", &["time_s", "price", "quantity"]),
+            5 if numbers(0..4) && word(4) && truth(4) => {
+                ("binance", &["trade_id", "price", "quantity", "time", "buyer_maker"])
+            }
+            5 if numbers(0..4) && side(4) => ("bybit", &["id", "timestamp", "price", "volume", "side"]),
+            5 if number(0) && side(1) && numbers(2..5) => {
+                ("okx", &["trade_id", "side", "size", "price", "created_time"])
+            }
+            6 if numbers(0..5) && word(5) && truth(5) => {
+                exchange = Some("binance-futures");
+                ("binance", &["id", "price", "qty", "quote_qty", "time", "is_buyer_maker"])
+            }
+            6 if numbers(0..3) && side(3) && number(5) => {
+                ("kraken-rest", &["price", "quantity", "time_s", "side", "order_type", "trade_id"])
+            }
+            6 if word(0) && number(1) && side(2) && numbers(3..6) => {
+                ("okx", &["instrument_name", "trade_id", "side", "price", "size", "created_time"])
+            }
+            6 if time(0) && numbers(1..6) => ("candles", &["time", "open", "high", "low", "close", "volume"]),
+            7 if numbers(0..5) && word(5) && truth(5) && truth(6) => {
+                exchange = Some("binance");
+                ("binance", &["id", "price", "qty", "quote_qty", "time", "is_buyer_maker", "is_best_match"])
+            }
+            7 if numbers(0..6) && word(6) && truth(6) => {
+                exchange = Some("binance-futures");
+                (
+                    "binance",
+                    &[
+                        "agg_trade_id",
+                        "price",
+                        "quantity",
+                        "first",
+                        "last",
+                        "transact_time",
+                        "is_buyer_maker",
+                    ],
+                )
+            }
+            7 if numbers(0..7) => ("kraken", &["time_s", "open", "high", "low", "close", "volume", "trades"]),
+            8 if numbers(0..6) && word(6) && truth(6) && truth(7) => {
+                exchange = Some("binance");
+                let names = &[
+                    "agg_trade_id",
+                    "price",
+                    "quantity",
+                    "first",
+                    "last",
+                    "transact_time",
+                    "is_buyer_maker",
+                    "best",
+                ];
+                ("binance", names)
+            }
+            8 if word(0) && word(1) && numbers(2..4) && numbers(6..8) => {
+                ("tardis", &["exchange", "symbol", "timestamp_us", "local", "id", "side", "price", "amount"])
+            }
+            12 if numbers(0..11) => {
+                let names = &[
+                    "open_time",
+                    "open",
+                    "high",
+                    "low",
+                    "close",
+                    "volume",
+                    "close_time",
+                    "quote_volume",
+                    "count",
+                    "buy",
+                    "buy_quote",
+                    "ignore",
+                ];
+                ("binance", names)
+            }
+            _ => return None,
+        };
+        let mut layout = Self::of_names(name, headers, false);
+        layout.exchange = exchange.or(layout.exchange);
+        Some(layout)
+    }
+
+    /// The layout of a file by its first lines. None if none of them tells.
+    pub(crate) fn recognise(lines: &[Vec<u8>]) -> Option<Self> {
+        let mut lines = lines.iter().filter(|line| !line.trim_ascii().is_empty());
+        let first = lines.next()?;
+        if first.trim_ascii_start().starts_with(b"{") {
+            return Some(Self::of_names("kraken-rest", &JSON_TRADES, true));
+        }
+        let delimiter = delimiter(first);
+        if let Some(layout) = Self::of_header(first, delimiter) {
+            return Some(layout);
+        }
+        let of = |line: &Vec<u8>| {
+            let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+            let count = fields.split(std::str::from_utf8(line).ok()?, delimiter, &mut out)?;
+            Self::of_values(&out[..count])
+        };
+        std::iter::once(first).chain(lines).find_map(of).map(|layout| Self { delimiter, ..layout })
+    }
+
+    /// The layout of Kraken's JSON by its first array.
+    pub(crate) fn of_json(array: &str) -> Option<Self> {
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(array, b',', &mut out)?;
+        match count {
+            6 => Some(Self::of_names("kraken-rest", &JSON_TRADES[..6], true)),
+            7 => Some(Self::of_names("kraken-rest", &JSON_TRADES, true)),
+            8 => {
+                let names = ["time_s", "open", "high", "low", "close", "vwap", "volume", "count"];
+                Some(Self::of_names("kraken-rest", &names, true))
+            }
+            _ => None,
+        }
+    }
+
+    /// The layout of a format, for a file whose content tells none.
+    pub(crate) fn of_format(format: Format) -> Self {
+        format.fallback()
+    }
+
+    /// The interval in the times of a line: Binance writes when a candle closes.
+    pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, i64>> {
+        let at = |place: Option<usize>| fields.get(place?).copied();
+        let (open, close) = (at(self.columns.time)?, at(self.columns.close_time)?);
+        let open = crate::time::parse(open, self.units).ok()?.as_micros();
+        let close = crate::time::parse(close, self.units).ok()?.as_micros();
+        // The last unit before the next candle.
+        let length = (close - open + 1_000) / 1_000_000 * 1_000_000;
+        Some(Interval::ALL.iter().copied().find(|i| i.as_micros() == length).ok_or(length))
+    }
+}
+
+const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_type", "misc", "trade_id"];
+
+fn delimiter(line: &[u8]) -> u8 {
+    let count = |wanted: u8| line.iter().filter(|byte| **byte == wanted).count();
+    // The first of those with the largest count.
+    [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
+}
+
+/// The columns of a CSV file, as `time=0,price=1,quantity=2` or by the names of its header: `time=Date,price=Last`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnMap(Vec<(&'static str, Option<TimeUnit>, String)>);
+
+impl ColumnMap {
+    /// Returns what the lines hold.
+    pub fn kind(&self) -> Kind {
+        if self.0.iter().any(|(role, ..)| *role == "open") { Kind::Candles } else { Kind::Trades }
+    }
+
+    /// The layout of a file whose first line is this one.
+    pub(crate) fn layout(&self, first: &[u8]) -> Result<Layout> {
+        let delimiter = delimiter(first);
+        let text = String::from_utf8_lossy(first);
+        let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
+        let count = fields.split(&text, delimiter, &mut out).unwrap_or(0);
+        let mut layout = Layout::of_names("csv", &[], false);
+        (layout.width, layout.delimiter, layout.kind) = (None, delimiter, self.kind());
+        let mut named = false;
+        for (role, unit, value) in &self.0 {
+            let at = match value.parse::<usize>() {
+                Ok(at) => at,
+                Err(_) => {
+                    named = true;
+                    out[..count].iter().position(|name| name == value).ok_or_else(|| {
+                        Error::invalid(
+                            "files.columns",
+                            "columns",
+                            value,
+                            "must be a number, or a name of the header",
+                        )
+                    })?
+                }
+            };
+            if let Some(place) = layout.columns.role(role) {
+                *place = Some(at);
+            }
+            if let Some(unit) = unit {
+                layout.units = only(*unit);
+            }
+        }
+        let time = layout.columns.time.and_then(|at| out[..count].get(at));
+        // A first line whose time has no digit is a header.
+        if named || time.is_some_and(|time| !time.bytes().any(|byte| byte.is_ascii_digit())) {
+            layout.header = Some(first.to_vec());
+        }
+        Ok(layout)
+    }
+}
+
+impl FromStr for ColumnMap {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |rule: String| Error::invalid("files.columns", "columns", text, rule);
+        let mut map: Vec<(&'static str, Option<TimeUnit>, String)> = Vec::new();
+        for part in text.split(',') {
+            let (role, value) = part
+                .split_once('=')
+                .ok_or_else(|| refuse("must be such as time=0,price=1,quantity=2".to_owned()))?;
+            let (name, unit) = match role.trim().strip_prefix("time_") {
+                Some(unit) => (
+                    "time",
+                    Some(TimeUnit::of_name(unit).ok_or_else(|| {
+                        refuse("must have one of the units s ms us ns after time_".to_owned())
+                    })?),
+                ),
+                None => (role.trim(), None),
+            };
+            let known = ROLES.into_iter().find(|known| *known == name);
+            let known =
+                known.ok_or_else(|| refuse(format!("must name only the columns {}", ROLES.join(" "))))?;
+            if map.iter().any(|(role, ..)| *role == known) {
+                return Err(refuse(format!("must name {known} once")));
+            }
+            if value.trim().parse::<usize>().is_ok_and(|at| at >= MAX_FIELDS) {
+                return Err(refuse(format!("must have numbers below {MAX_FIELDS}")));
+            }
+            map.push((known, unit, value.trim().to_owned()));
+        }
+        let has = |role: &str| map.iter().any(|(known, ..)| *known == role);
+        let candles = ["open", "high", "low", "close"];
+        let complete = has("time")
+            && if candles.iter().any(|role| has(role)) {
+                candles.iter().all(|role| has(role))
+            } else {
+                has("price")
+            };
+        if complete {
+            Ok(Self(map))
+        } else {
+            Err(refuse("must name time and price, or time, open, high, low and close".to_owned()))
+        }
+    }
+}

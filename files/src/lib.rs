@@ -1,0 +1,54 @@
+//! Readers for market data files as exchanges publish them.
+//!
+//! [`open`] recognises each file by its content: the compression (gzip, Zstandard, zip or none), the layout of its
+//! columns and the unit of its times. Names of files say the instrument and the interval of candles, where the publisher
+//! writes them there. The formats are listed in `docs/files.md`.
+//!
+//! ```
+//! use qi_files::{Data, FileOptions, Input};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("XBTEUR.csv");
+//! std::fs::write(&path, "1700000000,34000.1,0.25\n1700000000,34000.2,1e-3\n")?;
+//!
+//! let files = qi_files::open(&[path], &FileOptions::default())?;
+//! assert_eq!(files.instruments, ["kraken:XBTEUR".parse()?]);
+//! let Data::Trades(trades) = files.data else { return Err("these are trades".into()) };
+//! for trade in trades {
+//!     match trade {
+//!         Ok(trade) => println!("{trade:?}"),
+//!         Err(Input::File(file)) => println!("{}", file.name),
+//!         Err(Input::BadLine(error)) => println!("{}", error.report()),
+//!         Err(Input::Broken(error)) => return Err(error.into()),
+//!         Err(_) => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The memory is bounded: a source holds one line ([`MAX_LINE_BYTES`]), the buffers of the decompression (32 KiB for
+//! gzip and zip, the window of the file for Zstandard, at most 128 MiB), and for trades without ids the numbers of 65,536
+//! timestamps.
+
+mod batch;
+mod interval;
+mod json;
+mod layout;
+mod lines;
+mod name;
+mod number;
+mod numbering;
+mod row;
+mod source;
+mod ties;
+mod time;
+mod unpack;
+
+pub use batch::Batch;
+pub use layout::{ColumnMap, Format, Kind};
+pub use lines::MAX_LINE_BYTES;
+pub use numbering::Numbering;
+pub use source::{Data, FileOptions, FileStart, Files, Input, Source, is_same_file, open};
+pub use time::TimeUnit;
+pub use unpack::Progress;

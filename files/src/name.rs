@@ -1,0 +1,120 @@
+//! What the names of published files say.
+
+use qi_core::{Exchange, Instrument, Interval, Symbol};
+
+use crate::layout::{Kind, Layout};
+use crate::unpack::Stream;
+
+/// The name without the endings of compression and format.
+fn stem(name: &str) -> &str {
+    let mut stem = name;
+    for end in [".gz", ".zst", ".zip", ".csv", ".txt", ".json"] {
+        stem = stem.strip_suffix(end).unwrap_or(stem);
+    }
+    stem
+}
+
+/// The instrument, where the publisher writes it in the name.
+pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument> {
+    let stem = stem(stream.name());
+    let symbol = match layout.name {
+        // BTCUSDT-trades-2025-01-01, BTCUSD_PERP-1m-2025-01
+        "binance" => stem.split_once('-').map(|(symbol, _)| symbol).filter(|symbol| is_code(symbol))?,
+        // XBTUSD, XBTUSD_60
+        "kraken" => {
+            let symbol =
+                stem.split_once('_').filter(|(_, rest)| is_number(rest)).map_or(stem, |(symbol, _)| symbol);
+            Some(symbol).filter(|symbol| is_code(symbol))?
+        }
+        // BTCUSDT2025-01-01, BTCUSDT_2025-01-01, BTCUSDT-2022-11
+        "bybit" => {
+            let end =
+                stem.len() - stem.bytes().rev().take_while(|b| b.is_ascii_digit() || *b == b'-').count();
+            let dated = dated(stem, end)?;
+            Some(dated.trim_end_matches(['_', '-'])).filter(|symbol| is_code(symbol))?
+        }
+        // BTC-USDT-SWAP-trades-2025-01-01
+        "okx" => stem.split_once("-trades-").or_else(|| stem.split_once("-aggtrades-"))?.0,
+        _ => return None,
+    };
+    let exchange = match (layout.name, layout.exchange) {
+        ("binance", exchange) => binance(stream, layout, exchange, symbol)?,
+        (_, exchange) => exchange?,
+    };
+    Some(Instrument::new(Exchange::new(exchange).ok()?, Symbol::new(symbol).ok()?))
+}
+
+/// The part before the date at the end of a name: the digits before a date belong to the symbol.
+fn dated(stem: &str, end: usize) -> Option<&str> {
+    let tail = &stem[end..];
+    let at = [10, 7].into_iter().find_map(|length| {
+        let at = tail.len().checked_sub(length)?;
+        let date = tail.as_bytes().get(at..)?;
+        date.iter().enumerate().all(|(n, b)| (*b == b'-') == matches!(n, 4 | 7)).then_some(at)
+    })?;
+    Some(&stem[..end + at])
+}
+
+/// Spot or futures: by the columns, by the folders of the published tree, else unknown.
+fn binance(
+    stream: &Stream,
+    layout: &Layout,
+    exchange: Option<&'static str>,
+    symbol: &str,
+) -> Option<&'static str> {
+    let folders: Vec<_> = stream.path.iter().filter_map(|part| part.to_str()).collect();
+    let in_folder = |name: &str| folders.contains(&name);
+    let (futures, coin) = (in_folder("futures"), symbol.contains("USD_"));
+    match exchange {
+        Some("binance-futures") if in_folder("cm") || coin => Some("binance-delivery"),
+        Some(exchange) => Some(exchange),
+        None if layout.kind == Kind::Candles => match (in_folder("spot"), futures) {
+            (true, false) => Some("binance"),
+            (false, true) if in_folder("cm") => Some("binance-delivery"),
+            (false, true) if in_folder("um") => Some("binance-futures"),
+            _ => None,
+        },
+        None => None,
+    }
+}
+
+fn is_code(text: &str) -> bool {
+    (2..=40).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'))
+        && text.bytes().any(|b| b.is_ascii_uppercase())
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// The interval of candles, where the name has exactly one: `BTCUSDT-1h-2025-01.zip`, `XBTUSD_60.csv`.
+pub(crate) fn interval(stream: &Stream, layout: &Layout) -> Option<Interval> {
+    let stem = stem(stream.name());
+    if layout.name == "kraken" {
+        let minutes = stem.rsplit_once('_')?.1.parse::<i64>().ok()?.checked_mul(60_000_000)?;
+        return Interval::ALL.iter().copied().find(|interval| interval.as_micros() == minutes);
+    }
+    let mut named = stem.split(['-', '_', '.', ' ']).filter_map(|part| part.parse::<Interval>().ok());
+    let first = named.next()?;
+    named.all(|other| other == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_is_no_part_of_a_symbol() {
+        let of = |stem: &'static str| {
+            let end =
+                stem.len() - stem.bytes().rev().take_while(|b| b.is_ascii_digit() || *b == b'-').count();
+            dated(stem, end)
+        };
+        assert_eq!(of("BTCUSDT2025-01-01"), Some("BTCUSDT"));
+        assert_eq!(of("BTCUSDT_2025-01-01"), Some("BTCUSDT_"));
+        assert_eq!(of("BTCUSDT-2022-11"), Some("BTCUSDT-"));
+        assert_eq!(of("BTCUSD1232025-01-01"), Some("BTCUSD123"));
+        assert_eq!(of("BTCUSDT"), None);
+    }
+}

@@ -1,0 +1,231 @@
+//! Records of single lines.
+
+use qi_core::{
+    BarValues, Error, Exchange, Instrument, Interval, Ohlcv, PriceTick, Result, Side, Symbol, Timestamp,
+};
+
+use crate::layout::Layout;
+use crate::lines::{Fields, MAX_FIELDS};
+use crate::number::{bad, price, quantity, whole};
+use crate::ties::Ties;
+use crate::time;
+
+pub(crate) fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ if text.eq_ignore_ascii_case("true") => Some(true),
+        _ if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+/// The side of a word. Tardis writes `unknown` for a side that the exchange does not publish.
+fn side(text: &str) -> Option<Option<Side>> {
+    match text {
+        "b" | "B" => Some(Some(Side::Buy)),
+        "s" | "S" => Some(Some(Side::Sell)),
+        "" => Some(None),
+        _ if text.eq_ignore_ascii_case("buy") => Some(Some(Side::Buy)),
+        _ if text.eq_ignore_ascii_case("sell") => Some(Some(Side::Sell)),
+        _ if text.eq_ignore_ascii_case("unknown") => Some(None),
+        _ => None,
+    }
+}
+
+pub(crate) fn is_side(text: &str) -> bool {
+    !text.is_empty() && side(text).is_some()
+}
+
+/// Where the instrument of a line comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Naming {
+    /// The instrument of each line. A column with the symbol must not change.
+    One(Instrument),
+    /// The columns of the line.
+    Columns,
+}
+
+/// How the lines of one stream become records.
+pub(crate) struct Rows {
+    pub(crate) layout: Layout,
+    pub(crate) naming: Naming,
+    /// Whether the trades have numbers as ids.
+    pub(crate) has_ids: bool,
+    pub(crate) interval: Option<Interval>,
+    pub(crate) fields: Fields,
+    symbol: Option<String>,
+    last: Option<Instrument>,
+}
+
+impl Rows {
+    pub(crate) fn new(layout: Layout, naming: Naming, has_ids: bool, interval: Option<Interval>) -> Self {
+        Self { layout, naming, has_ids, interval, fields: Fields::default(), symbol: None, last: None }
+    }
+
+    /// Calls `read` with the fields of a line.
+    fn with<T>(&mut self, line: &str, read: impl FnOnce(&mut Self, &[&str]) -> Result<T>) -> Result<T> {
+        let mut out = [""; MAX_FIELDS];
+        let mut fields = std::mem::take(&mut self.fields);
+        let outcome = match fields.split(line, self.layout.delimiter, &mut out) {
+            None => Err(bad(
+                "line",
+                line,
+                format_args!("must have at most {MAX_FIELDS} fields, with closed quotes"),
+            )),
+            Some(count) => match self.layout.width {
+                // An empty field after the last one is a delimiter at the end of the line.
+                Some(width) if count != width && !(count == width + 1 && out[width].is_empty()) => {
+                    Err(bad("line", line, format_args!("must have {width} fields")))
+                }
+                _ => read(self, &out[..count]),
+            },
+        };
+        self.fields = fields;
+        outcome
+    }
+
+    fn instrument(&mut self, fields: &[&str]) -> Result<Instrument> {
+        let columns = self.layout.columns;
+        let symbol = columns.symbol.map(|at| field(fields, Some(at), "symbol")).transpose()?;
+        if let (Naming::One(instrument), symbol) = (&self.naming, symbol) {
+            return match (symbol, &self.symbol) {
+                (Some(symbol), None) => {
+                    self.symbol = Some(symbol.to_owned());
+                    Ok(instrument.clone())
+                }
+                (Some(symbol), Some(first)) if symbol != first => {
+                    let rule = format!(
+                        "must be {first}, as in the lines before: the file was opened for one instrument"
+                    );
+                    Err(bad("symbol", symbol, rule))
+                }
+                _ => Ok(instrument.clone()),
+            };
+        }
+        let exchange = match columns.exchange {
+            Some(at) => field(fields, Some(at), "exchange")?,
+            None => self.layout.exchange.unwrap_or(""),
+        };
+        let symbol = symbol.unwrap_or("");
+        if let Some(last) = &self.last
+            && last.symbol().as_str() == symbol
+            && last.exchange().as_str() == exchange
+        {
+            return Ok(last.clone());
+        }
+        let found = Instrument::new(Exchange::new(exchange)?, Symbol::new(symbol)?);
+        if !self.has_ids
+            && self.interval.is_none()
+            && let Some(last) = &self.last
+        {
+            let rule = format!(
+                "must be {last}, as in the lines before: trades without ids must be of one instrument"
+            );
+            return Err(bad("symbol", found, rule));
+        }
+        self.last = Some(found.clone());
+        Ok(found)
+    }
+
+    /// The instrument of a line.
+    pub(crate) fn name(&mut self, line: &str) -> Result<Instrument> {
+        self.with(line, Self::instrument)
+    }
+
+    /// The trade of a line.
+    pub(crate) fn trade(&mut self, line: &str, ties: &mut Ties) -> Result<PriceTick> {
+        self.with(line, |this, fields| {
+            let columns = this.layout.columns;
+            let time = time::parse(field(fields, columns.time, "time")?, this.layout.units)?;
+            let price = price("price", field(fields, columns.price, "price")?)?;
+            let amount = match columns.quantity {
+                Some(at) => Some(quantity("quantity", field(fields, Some(at), "quantity")?)?),
+                None => None,
+            };
+            let side = this.side(fields)?;
+            let id = if this.has_ids { Some(whole("id", field(fields, columns.id, "id")?)?) } else { None };
+            let instrument = this.instrument(fields)?;
+            // The last step, so that no bad line takes a number.
+            let seq = id.map_or_else(|| ties.next(time), Ok)?;
+            Ok(PriceTick::new(instrument, time, seq, price)?.with_quantity(amount).with_side(side))
+        })
+    }
+
+    fn side(&self, fields: &[&str]) -> Result<Option<Side>> {
+        if let Some(at) = self.layout.columns.buyer_maker {
+            let text = field(fields, Some(at), "buyer_maker")?;
+            let maker = truth(text).ok_or_else(|| bad("buyer_maker", text, "must be true or false"))?;
+            // The maker bought, so the taker sold.
+            return Ok(Some(if maker { Side::Sell } else { Side::Buy }));
+        }
+        let Some(at) = self.layout.columns.side else { return Ok(None) };
+        let text = field(fields, Some(at), "side")?;
+        side(text).ok_or_else(|| bad("side", text, "must be buy, sell or unknown"))
+    }
+
+    /// The time of a line.
+    pub(crate) fn time(&mut self, line: &str) -> Result<Timestamp> {
+        self.with(line, |this, fields| {
+            time::parse(field(fields, this.layout.columns.time, "time")?, this.layout.units)
+        })
+    }
+
+    /// The candle of a line.
+    pub(crate) fn candle(&mut self, line: &str, interval: Interval) -> Result<Ohlcv> {
+        self.with(line, |this, fields| {
+            let columns = this.layout.columns;
+            let text = field(fields, columns.time, "time")?;
+            let time = time::parse(text, this.layout.units)?;
+            if interval.floor(time) != time {
+                return Err(bad("time", text, format_args!("must be the start of a candle of {interval}")));
+            }
+            if let Some(found) = this.layout.interval_of(fields)
+                && found != Ok(interval)
+            {
+                return Err(bad(
+                    "close_time",
+                    text,
+                    format_args!("must be the end of a candle of {interval}"),
+                ));
+            }
+            let value = |at, name: &'static str| price(name, field(fields, at, name)?);
+            let optional =
+                |at: Option<usize>, name: &'static str| match at.map(|at| field(fields, Some(at), name)) {
+                    None => Ok(None),
+                    Some(text) => text.map(|text| Some(text).filter(|text| !text.is_empty())),
+                };
+            let values = BarValues {
+                open: value(columns.open, "open")?,
+                high: value(columns.high, "high")?,
+                low: value(columns.low, "low")?,
+                close: value(columns.close, "close")?,
+                volume: optional(columns.volume, "volume")?
+                    .map(|text| quantity("volume", text))
+                    .transpose()?,
+                quote_volume: optional(columns.quote_volume, "quote_volume")?
+                    .map(|text| quantity("quote_volume", text))
+                    .transpose()?,
+                count: optional(columns.count, "count")?.map(|text| whole("count", text)).transpose()?,
+            };
+            let instrument = this.instrument(fields)?;
+            Ohlcv::new(instrument, interval, time, values)
+        })
+    }
+
+    /// Whether the id of a line is a number that a store can hold.
+    pub(crate) fn is_id(&mut self, line: &str) -> bool {
+        let found = self.with(line, |this, fields| whole("id", field(fields, this.layout.columns.id, "id")?));
+        found.is_ok_and(|id| i64::try_from(id).is_ok())
+    }
+
+    /// The interval in the times of a line.
+    pub(crate) fn interval_of(&mut self, line: &str) -> Option<std::result::Result<Interval, i64>> {
+        self.with(line, |this, fields| Ok(this.layout.interval_of(fields))).ok().flatten()
+    }
+}
+
+fn field<'a>(fields: &[&'a str], at: Option<usize>, name: &'static str) -> Result<&'a str, Error> {
+    let found = at.and_then(|at| fields.get(at)).copied();
+    found.ok_or_else(|| bad("line", fields.join(","), format_args!("must have the column {name}")))
+}

@@ -1,0 +1,457 @@
+//! Files one after the other, as one source of records.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use qi_core::{Error, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result};
+
+use crate::interval::Grid;
+use crate::json::Arrays;
+use crate::layout::{ColumnMap, Format, Kind, Layout};
+use crate::lines::{Line, Lines};
+use crate::name;
+use crate::row::{Naming, Rows};
+use crate::ties::Ties;
+use crate::unpack::{Progress, Stream, streams};
+
+/// Everything in a source that is no record.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A file begins. The records up to the next file are of this one.
+    File(FileStart),
+    /// A line that holds no record. The next line may hold one.
+    BadLine(Error),
+    /// The source cannot be read any further.
+    Broken(Error),
+}
+
+/// A file that begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileStart {
+    /// The path; for an entry of an archive `archive.zip!entry.csv`.
+    pub name: String,
+    /// Whether the sequence numbers are the exchange's ids. Otherwise each is an ordinal among the trades of one
+    /// timestamp in this file, which [`crate::Numbering`] continues from the stored trades.
+    pub has_ids: bool,
+    /// Whether the file equals the checksum beside it.
+    pub is_verified: bool,
+}
+
+/// Records in the order of the files and their lines.
+pub type Source<T> = Box<dyn Iterator<Item = Result<T, Input>> + Send>;
+
+/// What the files hold.
+pub enum Data {
+    /// Trades.
+    Trades(Source<PriceTick>),
+    /// Candles of one interval.
+    Candles(Source<Ohlcv>, Interval),
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Trades(_) => f.write_str("Trades"),
+            Self::Candles(_, interval) => write!(f, "Candles({interval})"),
+        }
+    }
+}
+
+/// Opened files.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Files {
+    /// The records.
+    pub data: Data,
+    /// The bytes that were read.
+    pub progress: Progress,
+    /// The instruments that are known before the files are read, without repetition: of the options, of the names, or of
+    /// the first lines.
+    pub instruments: Vec<Instrument>,
+}
+
+/// What the files do not say themselves.
+#[derive(Debug, Clone, Default)]
+pub struct FileOptions {
+    format: Option<Format>,
+    columns: Option<ColumnMap>,
+    instrument: Option<Instrument>,
+    interval: Option<Interval>,
+}
+
+impl FileOptions {
+    /// Sets the format of files whose content tells none.
+    #[must_use]
+    pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
+        self.format = format.into();
+        self
+    }
+
+    /// Sets the columns of CSV files. Nothing is recognised then.
+    #[must_use]
+    pub fn columns(mut self, columns: impl Into<Option<ColumnMap>>) -> Self {
+        self.columns = columns.into();
+        self
+    }
+
+    /// Sets the instrument, in place of the one in the name or the columns of the files.
+    #[must_use]
+    pub fn instrument(mut self, instrument: impl Into<Option<Instrument>>) -> Self {
+        self.instrument = instrument.into();
+        self
+    }
+
+    /// Sets the interval of candles.
+    #[must_use]
+    pub fn interval(mut self, interval: impl Into<Option<Interval>>) -> Self {
+        self.interval = interval.into();
+        self
+    }
+}
+
+/// The bytes and lines at the start of a file by which it is recognised.
+const SAMPLE_LINES: usize = 50;
+
+/// A stream and how it is read.
+struct Plan {
+    stream: Stream,
+    layout: Layout,
+    naming: Naming,
+    has_ids: bool,
+    interval: Option<Interval>,
+}
+
+/// Opens files, recognises each by its content, and verifies the checksums beside them.
+///
+/// # Errors
+/// `InvalidInput` if a file cannot be opened or recognised, if files hold different kinds of records, or if an
+/// instrument or an interval is not known; the message names the option to set. `CorruptData` for a damaged file.
+pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
+    let progress = Progress::default();
+    let mut plans: Vec<Plan> = Vec::new();
+    let mut instruments: Vec<Instrument> = Vec::new();
+    let mut kind = options.columns.as_ref().map(ColumnMap::kind).or(options.format.map(Format::kind));
+    for path in paths {
+        let found = streams(path)?;
+        let several = found.len() > 1;
+        if several && let Some(instrument) = &options.instrument {
+            let rule = "must not be given for an archive of several files: each file names its own";
+            return Err(Error::invalid("files.instrument", "instrument", instrument, rule)
+                .with_context("file", path.display()));
+        }
+        for stream in found {
+            progress.expect(stream.size);
+            let Some((plan, first)) = plan(stream, options)? else { continue };
+            if *kind.get_or_insert(plan.layout.kind) != plan.layout.kind {
+                let rule = "must hold the same kind of records as the format and the other files";
+                return Err(Error::invalid("files.kind", "input", plan.stream.label(), rule));
+            }
+            if let Some(first) = first.filter(|first| !instruments.contains(first)) {
+                instruments.push(first);
+            }
+            plans.push(plan);
+        }
+    }
+    let data = match kind {
+        Some(Kind::Candles) => {
+            let interval = common_interval(&plans, options)?;
+            Data::Candles(
+                Box::new(Reader::new(
+                    plans,
+                    progress.clone(),
+                    Box::new(move |rows: &mut Rows, line: &str, _: &mut Ties| rows.candle(line, interval)),
+                )),
+                interval,
+            )
+        }
+        // Empty files hold no candles either.
+        _ => Data::Trades(Box::new(Reader::new(plans, progress.clone(), Box::new(Rows::trade)))),
+    };
+    Ok(Files { data, progress, instruments })
+}
+
+fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
+    let mut common = options.interval;
+    for plan in plans {
+        match (plan.interval, common) {
+            (Some(interval), Some(common)) if interval != common => {
+                let rule = format!("must have candles of {common}, as the files before");
+                return Err(Error::invalid("files.interval", "input", plan.stream.label(), rule));
+            }
+            (Some(interval), None) => common = Some(interval),
+            _ => {}
+        }
+    }
+    // Without a plan there is no line, and the interval does not matter.
+    Ok(common.unwrap_or(Interval::M1))
+}
+
+/// The first lines of a stream.
+fn sample(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
+    let mut lines = Lines::new(stream.open(&Progress::default())?);
+    let mut found = Vec::new();
+    while found.len() < SAMPLE_LINES {
+        match lines.next() {
+            Ok(Line::End) => break,
+            Ok(Line::Text | Line::Bad(..)) => found.push(lines.raw().to_vec()),
+            // The reader reports the damage behind the first lines.
+            Err(_) if !found.is_empty() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The first arrays of a JSON document, as lines.
+fn sample_json(stream: &Stream) -> io::Result<(Vec<Vec<u8>>, String)> {
+    let mut arrays = Arrays::new(stream.open(&Progress::default())?, false);
+    let mut found = Vec::new();
+    while found.len() < SAMPLE_LINES {
+        match arrays.next()? {
+            Line::End => break,
+            Line::Text => found.push(arrays.text().as_bytes().to_vec()),
+            Line::Bad(..) => {}
+        }
+    }
+    Ok((found, arrays.pair))
+}
+
+/// How a stream is read, and its first instrument. None for an empty one.
+fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<Instrument>)>> {
+    let label = stream.label();
+    let broken = |error: io::Error| broken(&label, 0, error);
+    let mut lines = sample(&stream).map_err(broken)?;
+    if lines.iter().all(|line| line.trim_ascii().is_empty()) {
+        return Ok(None);
+    }
+    let mut layout = match (&options.columns, Layout::recognise(&lines), options.format) {
+        (Some(columns), ..) => columns.layout(&lines[0])?,
+        // The hint decides where the content may be either: six numbers, for example.
+        (_, Some(layout), None) => layout,
+        (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout,
+        (_, _, Some(format)) => Layout::of_format(format),
+        (_, None, None) => {
+            let rule = "must be of a known format: give --format, or --columns time=0,price=1,quantity=2";
+            return Err(Error::invalid("files.format", "input", &label, rule));
+        }
+    };
+    let mut pair = String::new();
+    if layout.is_json {
+        (lines, pair) = sample_json(&stream).map_err(broken)?;
+        let found = lines.iter().find_map(|line| Layout::of_json(std::str::from_utf8(line).ok()?));
+        layout = found.unwrap_or(layout);
+    }
+    let texts: Vec<&str> = lines
+        .iter()
+        .filter(|line| layout.header.as_ref() != Some(*line))
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let by_columns = || {
+        let is_complete = layout.columns.exchange.is_some() || layout.exchange.is_some();
+        (layout.columns.symbol.is_some() && is_complete).then_some(Naming::Columns)
+    };
+    let of_pair = || format!("kraken:{pair}").parse::<Instrument>().ok();
+    let of_name = || if layout.is_json { of_pair() } else { name::instrument(&stream, &layout) };
+    let naming = match &options.instrument {
+        Some(instrument) => Some(Naming::One(instrument.clone())),
+        None => by_columns().or_else(|| of_name().map(Naming::One)),
+    };
+    let Some(naming) = naming.or_else(|| texts.is_empty().then_some(Naming::Columns)) else {
+        let rule = "must name its instrument: give --instrument EXCHANGE:SYMBOL";
+        return Err(Error::invalid("files.instrument", "input", &label, rule));
+    };
+    let mut rows = Rows::new(layout, naming, false, None);
+    let has_column = rows.layout.columns.id.is_some();
+    // Trades whose ids are texts are numbered as those without ids.
+    rows.has_ids = has_column && texts.iter().any(|line| rows.is_id(line));
+    let first = match &rows.naming {
+        Naming::One(instrument) => Some(instrument.clone()),
+        Naming::Columns => texts.iter().find_map(|line| rows.name(line).ok()),
+    };
+    let interval = match rows.layout.kind {
+        Kind::Trades => None,
+        Kind::Candles => Some(interval(&stream, &mut rows, &texts, options)?),
+    };
+    let Rows { layout, naming, has_ids, .. } = rows;
+    Ok(Some((Plan { stream, layout, naming, has_ids, interval }, first)))
+}
+
+fn interval(stream: &Stream, rows: &mut Rows, texts: &[&str], options: &FileOptions) -> Result<Interval> {
+    let refuse = |rule: String| Err(Error::invalid("files.interval", "input", stream.label(), rule));
+    let in_lines = texts.iter().find_map(|line| rows.interval_of(line));
+    match (options.interval, in_lines) {
+        (Some(interval), _) | (None, Some(Ok(interval))) => return Ok(interval),
+        (None, Some(Err(micros))) => {
+            return refuse(format!("must have candles of a known interval, not of {} s", micros / 1_000_000));
+        }
+        (None, None) => {}
+    }
+    if let Some(interval) = name::interval(stream, &rows.layout) {
+        return Ok(interval);
+    }
+    let label = stream.label();
+    let mut grid = Grid::default();
+    let mut records =
+        Records::open(stream, &rows.layout, &Progress::default()).map_err(|e| broken(&label, 0, e))?;
+    loop {
+        match records.next().map_err(|e| broken(&label, records.number(), e))? {
+            Line::End => break,
+            Line::Bad(..) => {}
+            Line::Text => {
+                if let Ok(time) = rows.time(records.text()) {
+                    grid.add(time);
+                }
+            }
+        }
+    }
+    match grid.interval() {
+        Some(interval) => Ok(interval),
+        None => refuse(
+            "must have candles of an interval that its name or its rows tell: give --input-interval"
+                .to_owned(),
+        ),
+    }
+}
+
+fn broken(label: &str, line: u64, error: io::Error) -> Error {
+    let error = Error::new(ErrorKind::CorruptData, "files.broken", "read")
+        .with_message("the input cannot be read any further")
+        .with_context("file", label)
+        .with_source(error);
+    if line > 0 { error.with_context("line", line) } else { error }
+}
+
+/// The lines of a stream that are neither empty nor the header; the arrays of a JSON document.
+enum Records {
+    Lines(Lines, Option<Vec<u8>>),
+    Arrays(Box<Arrays>),
+}
+
+impl Records {
+    fn open(stream: &Stream, layout: &Layout, progress: &Progress) -> io::Result<Self> {
+        let bytes = stream.open(progress)?;
+        Ok(if layout.is_json {
+            Self::Arrays(Box::new(Arrays::new(bytes, layout.kind == Kind::Candles)))
+        } else {
+            Self::Lines(Lines::new(bytes), layout.header.clone())
+        })
+    }
+
+    fn next(&mut self) -> io::Result<Line> {
+        match self {
+            Self::Arrays(arrays) => arrays.next(),
+            Self::Lines(lines, header) => loop {
+                match lines.next()? {
+                    Line::End => return Ok(Line::End),
+                    // The parts of a joined file have a header each.
+                    _ if header.as_deref() == Some(lines.raw()) => {}
+                    Line::Text if lines.raw().trim_ascii().is_empty() => {}
+                    line => return Ok(line),
+                }
+            },
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Self::Arrays(arrays) => arrays.text(),
+            Self::Lines(lines, _) => lines.text(),
+        }
+    }
+
+    fn number(&self) -> u64 {
+        match self {
+            Self::Arrays(arrays) => arrays.number,
+            Self::Lines(lines, _) => lines.number,
+        }
+    }
+}
+
+type Parse<T> = Box<dyn FnMut(&mut Rows, &str, &mut Ties) -> Result<T> + Send>;
+
+/// Reads the streams of the plans one after the other.
+struct Reader<T> {
+    plans: VecDeque<Plan>,
+    open: Option<Opened>,
+    progress: Progress,
+    parse: Parse<T>,
+}
+
+struct Opened {
+    label: String,
+    records: Records,
+    rows: Rows,
+    ties: Ties,
+}
+
+impl<T> Reader<T> {
+    fn new(plans: Vec<Plan>, progress: Progress, parse: Parse<T>) -> Self {
+        Self { plans: plans.into(), open: None, progress, parse }
+    }
+
+    fn begin(&mut self, plan: Plan) -> Input {
+        let Plan { stream, layout, naming, has_ids, interval } = plan;
+        let label = stream.label();
+        let records = match Records::open(&stream, &layout, &self.progress) {
+            Ok(records) => records,
+            Err(error) => return self.give_up(broken(&label, 0, error)),
+        };
+        let rows = Rows::new(layout, naming, has_ids, interval);
+        self.open = Some(Opened { label: label.clone(), records, rows, ties: Ties::default() });
+        Input::File(FileStart { name: label, has_ids, is_verified: stream.verified })
+    }
+
+    /// Ends the source: what follows a damaged file may depend on it.
+    fn give_up(&mut self, error: Error) -> Input {
+        self.plans.clear();
+        self.open = None;
+        Input::Broken(error)
+    }
+}
+
+impl<T> Iterator for Reader<T> {
+    type Item = Result<T, Input>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some(open) = &mut self.open else {
+                let plan = self.plans.pop_front()?;
+                return Some(Err(self.begin(plan)));
+            };
+            let Opened { label, records, rows, ties } = open;
+            let line = match records.next() {
+                Ok(line) => line,
+                Err(error) => {
+                    let error = broken(label, records.number(), error);
+                    return Some(Err(self.give_up(error)));
+                }
+            };
+            let outcome = match line {
+                Line::End => {
+                    self.open = None;
+                    continue;
+                }
+                Line::Text => (self.parse)(rows, records.text(), ties),
+                Line::Bad(rule, start) => Err(Error::invalid("files.line", "line", start, rule)),
+            };
+            return Some(outcome.map_err(|error| {
+                Input::BadLine(
+                    error
+                        .with_operation("read")
+                        .with_context("file", &*label)
+                        .with_context("line", records.number()),
+                )
+            }));
+        }
+    }
+}
+
+/// Returns whether two paths are one file.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
+}

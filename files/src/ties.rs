@@ -1,0 +1,53 @@
+//! Ordinals of trades without ids.
+
+use std::collections::BTreeMap;
+
+use qi_core::{Result, Timestamp};
+
+use crate::number::bad;
+
+/// The number of timestamps that are remembered to number the trades of a file without ids.
+pub(crate) const MAX_TIES: usize = 65_536;
+
+/// Numbers the records of one timestamp in the order in which they come. A bounded number of timestamps is
+/// remembered. A record from before them is refused, because its number is not known.
+#[derive(Debug, Default)]
+pub(crate) struct Ties {
+    next: BTreeMap<Timestamp, u64>,
+    forgotten: Option<Timestamp>,
+}
+
+impl Ties {
+    pub(crate) fn next(&mut self, time: Timestamp) -> Result<u64> {
+        if self.forgotten.is_some_and(|forgotten| time <= forgotten) {
+            return Err(bad(
+                "time",
+                time,
+                format_args!("must not be more than {MAX_TIES} timestamps out of order"),
+            ));
+        }
+        let next = self.next.entry(time).or_insert(0);
+        let seq = *next;
+        *next += 1;
+        if self.next.len() > MAX_TIES {
+            self.forgotten = self.next.pop_first().map(|(time, _)| time);
+        }
+        Ok(seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_numbered_is_refused_and_not_overwritten() {
+        let mut ties = Ties::default();
+        for second in 1..=i64::try_from(MAX_TIES).unwrap() + 1 {
+            ties.next(Timestamp::from_secs(1_000_000 + second).unwrap()).unwrap();
+        }
+        assert!(ties.next(Timestamp::from_secs(1_000_001).unwrap()).is_err());
+        assert_eq!(ties.next(Timestamp::from_secs(1_000_002).unwrap()).unwrap(), 1);
+    }
+}

@@ -1,0 +1,403 @@
+//! One sample of each format, compared with an independent computation by `check_files.py`: count, first and last
+//! record, sum and bars.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use qi_core::datasets::coarsen;
+use qi_core::store::{BarQuery, BarSource};
+use qi_core::{
+    Decimal, Error, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
+};
+use qi_files::{Data, FileOptions, Files, Format, Input, Source, open};
+use qi_testkit::store::MemoryStore;
+
+struct Sample {
+    file: &'static str,
+    /// The arguments of `check_files.py` after the file.
+    check: [&'static str; 5],
+    instrument: &'static str,
+    /// The instrument is in the name or the lines of the file.
+    names_itself: bool,
+    columns: Option<&'static str>,
+}
+
+const fn sample(file: &'static str, check: [&'static str; 5], instrument: &'static str) -> Sample {
+    Sample { file, check, instrument, names_itself: true, columns: None }
+}
+
+const fn anonymous(file: &'static str, check: [&'static str; 5]) -> Sample {
+    Sample { file, check, instrument: "x:Y", names_itself: false, columns: None }
+}
+
+const MS: &str = "1000";
+const US: &str = "1000000";
+
+const SAMPLES: [Sample; 22] = [
+    sample("BTCUSDT-trades-2024-12-31.csv", ["trades", ",", "0", MS, "4,1,2,5,0"], "binance:BTCUSDT"),
+    sample("BTCUSDT-trades-2025-01-01.csv", ["trades", ",", "0", US, "4,1,2,5,0"], "binance:BTCUSDT"),
+    sample("BTCUSDT-aggTrades-2025-01-01.csv", ["trades", ",", "0", US, "5,1,2,6,0"], "binance:BTCUSDT"),
+    sample("ETHUSDT-trades-2025-01-02.csv", ["trades", ",", "1", MS, "4,1,2,5,0"], "binance-futures:ETHUSDT"),
+    sample(
+        "BTCUSD_PERP-aggTrades-2025-01-02.csv",
+        ["trades", ",", "1", MS, "5,1,2,6,0"],
+        "binance-delivery:BTCUSD_PERP",
+    ),
+    anonymous("BTCUSDT-1m-2025-01-01.csv", ["candles", ",", "0", US, "0,1,2,3,4,5,8"]),
+    anonymous("ETHUSDT-1h-2025-01.csv", ["candles", ",", "1", MS, "0,1,2,3,4,5,8"]),
+    sample("XBTEUR.csv", ["trades", ",", "0", "1", "0,1,2,-,-"], "kraken:XBTEUR"),
+    sample("XBTEUR_60.csv", ["candles", ",", "0", "1", "0,1,2,3,4,5,6"], "kraken:XBTEUR"),
+    sample("kraken-trades.json", ["trades", ",", "0", "1", "2,0,1,3,6"], "kraken:XXBTZUSD"),
+    sample("kraken-ohlc.json", ["candles", ",", "0", "1", "0,1,2,3,4,6,7"], "kraken:XXBTZUSD"),
+    sample("BTCUSDT_2025-01-01.csv", ["trades", ",", "1", MS, "1,2,3,4,0"], "bybit-spot:BTCUSDT"),
+    sample("BTCUSDT2025-01-01.csv", ["trades", ",", "1", "1", "0,4,3,2,-"], "bybit:BTCUSDT"),
+    sample("BTC-USDT-SWAP-trades-2025-01-01.csv", ["trades", ",", "1", MS, "5,3,4,2,1"], "okx:BTC-USDT-SWAP"),
+    sample("BTC-USDT-trades-2022-01-01.csv", ["trades", ",", "1", MS, "4,3,2,1,0"], "okx:BTC-USDT"),
+    sample(
+        "binance-futures_trades_2025-01-01_BTCUSDT.csv",
+        ["trades", ",", "1", US, "2,6,7,5,4"],
+        "binance-futures:BTCUSDT",
+    ),
+    Sample {
+        columns: Some("time=0,price=1,quantity=2"),
+        ..anonymous("quirks.csv", ["trades", ";", "1", US, "0,1,2,-,-"])
+    },
+    Sample {
+        columns: Some("time_us=when,price=last,quantity=amount traded"),
+        ..anonymous("quirks.csv", ["trades", ";", "1", US, "0,1,2,-,-"])
+    },
+    anonymous("pandas.csv", ["candles", ",", "1", "date", "0,1,2,3,4,5,-"]),
+    anonymous("seconds.csv", ["candles", ",", "1", "1", "0,1,2,3,4,5,-"]),
+    anonymous("millis.csv", ["candles", ",", "1", MS, "0,1,2,3,4,5,-"]),
+    anonymous("micros.csv", ["candles", ",", "1", US, "0,1,2,3,4,5,-"]),
+];
+
+fn folder() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
+}
+
+fn options(sample: &Sample) -> FileOptions {
+    let instrument = (!sample.names_itself).then(|| sample.instrument.parse::<Instrument>().unwrap());
+    let columns = sample.columns.map(|columns| columns.parse::<qi_files::ColumnMap>().unwrap());
+    FileOptions::default().instrument(instrument).columns(columns)
+}
+
+/// The records, the bad lines, and the error that ended the source.
+fn read<T>(source: Source<T>) -> (Vec<T>, Vec<Error>, Option<Error>) {
+    let (mut records, mut bad) = (Vec::new(), Vec::new());
+    for record in source {
+        match record {
+            Ok(record) => records.push(record),
+            Err(Input::BadLine(error)) => bad.push(error),
+            Err(Input::Broken(error)) => return (records, bad, Some(error)),
+            Err(_) => {}
+        }
+    }
+    (records, bad, None)
+}
+
+fn complete<T>(source: Source<T>) -> Vec<T> {
+    let (records, bad, broken) = read(source);
+    assert!(bad.is_empty() && broken.is_none(), "{bad:?} {broken:?}");
+    records
+}
+
+/// What `check_files.py` prints.
+async fn report(files: Files, instrument: &Instrument) -> String {
+    let mut text = String::new();
+    let (count, ends, sum, bars) = match files.data {
+        Data::Trades(source) => {
+            let trades = complete(source);
+            let show = |trade: &PriceTick| {
+                let side = trade.side().map(|side| side.to_string()).unwrap_or_default();
+                let (time, seq) = (trade.ts().as_micros(), trade.seq());
+                format!("{time} {seq} {} {} {side}", trade.price(), trade.quantity().unwrap())
+            };
+            let sum = trades
+                .iter()
+                .fold(Decimal::ZERO, |sum, trade| sum.checked_add(trade.quantity().unwrap().get()).unwrap());
+            assert!(trades.iter().all(|trade| trade.instrument() == instrument));
+            let store = Arc::new(MemoryStore::default());
+            store.ensure_schema().await.unwrap();
+            store.insert_ticks(&trades).await.unwrap();
+            let query = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
+            let bars: Vec<Ohlcv> =
+                futures::TryStreamExt::try_collect(store.bar_stream(query, BarSource::Derived))
+                    .await
+                    .unwrap();
+            let ends = [show(&trades[0]), show(trades.last().unwrap())];
+            (trades.len(), ends, sum, bars)
+        }
+        Data::Candles(source, _) => {
+            let candles = complete(source);
+            let show = |candle: &Ohlcv| {
+                let values = candle.values();
+                let count = values.count.map(|count| count.to_string()).unwrap_or_default();
+                let (open, high, low, close) = (values.open, values.high, values.low, values.close);
+                let time = candle.open_time().as_micros();
+                format!("{time} {open} {high} {low} {close} {} {count}", values.volume.unwrap())
+            };
+            let sum = candles.iter().fold(Decimal::ZERO, |sum, candle| {
+                sum.checked_add(candle.values().volume.unwrap().get()).unwrap()
+            });
+            assert!(candles.iter().all(|candle| candle.instrument() == instrument));
+            let ends = [show(&candles[0]), show(candles.last().unwrap())];
+            (candles.len(), ends, sum, coarsen(&candles, Interval::H1).unwrap())
+        }
+    };
+    let [first, last] = ends;
+    writeln!(text, "{count}\n{first}\n{last}\n{sum}").unwrap();
+    for bar in bars {
+        let values = bar.values();
+        let (open, high, low, close) = (values.open, values.high, values.low, values.close);
+        let count = values.count.map(|count| count.to_string()).unwrap_or_default();
+        let (time, volume) = (bar.open_time().as_micros(), values.volume.unwrap());
+        writeln!(text, "{time} {open} {high} {low} {close} {volume} {count}").unwrap();
+    }
+    text
+}
+
+async fn compare(sample: &Sample, path: &Path) {
+    let check = Command::new("python3")
+        .arg(folder().join("check_files.py"))
+        .arg(folder().join("samples").join(sample.file))
+        .args(sample.check)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{}: {}", sample.file, String::from_utf8_lossy(&check.stderr));
+    let instrument: Instrument = sample.instrument.parse().unwrap();
+    let files = open(&[path.to_owned()], &options(sample)).unwrap();
+    assert_eq!(files.instruments, std::slice::from_ref(&instrument), "{}", sample.file);
+    let (progress, found) = (files.progress.clone(), report(files, &instrument).await);
+    assert_eq!(found, String::from_utf8(check.stdout).unwrap(), "{}", path.display());
+    let size = std::fs::metadata(path).unwrap().len();
+    assert!(progress.total() <= size && progress.read() == progress.total(), "{progress:?} of {size}");
+}
+
+#[tokio::test]
+async fn every_format_equals_an_independent_computation() {
+    for sample in &SAMPLES {
+        compare(sample, &folder().join("samples").join(sample.file)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_compression_is_recognised_by_its_content() {
+    let script = "import gzip, sys, zipfile\n\
+        data = open(sys.argv[1], 'rb').read(); name = sys.argv[2]; half = len(data) // 2\n\
+        open('members', 'wb').write(gzip.compress(data[:half]) + bytes(7) + gzip.compress(data[half:]) + bytes(5000))\n\
+        zipfile.ZipFile('deflated', 'w', zipfile.ZIP_DEFLATED).write(sys.argv[1], name)\n\
+        zipfile.ZipFile('stored', 'w').write(sys.argv[1], name)\n\
+        inner = zipfile.ZipFile('inner', 'w'); inner.writestr(name + '.gz', gzip.compress(data))\n\
+        inner.writestr('__MACOSX/._x', 'junk')\n";
+    for sample in &SAMPLES {
+        let (work, path) = (tempfile::tempdir().unwrap(), folder().join("samples").join(sample.file));
+        let made = Command::new("python3")
+            .current_dir(&work)
+            .args(["-c", script])
+            .args([path.as_os_str(), sample.file.as_ref()])
+            .status();
+        assert!(made.unwrap().success());
+        for archive in ["deflated", "stored", "inner"] {
+            compare(sample, &work.path().join(archive)).await;
+        }
+        if sample.names_itself && !sample.file.ends_with(".json") {
+            std::fs::rename(work.path().join("members"), work.path().join(format!("{}.gz", sample.file)))
+                .unwrap();
+            compare(sample, &work.path().join(format!("{}.gz", sample.file))).await;
+        } else {
+            compare(sample, &work.path().join("members")).await;
+        }
+        let content = std::fs::read(&path).unwrap();
+        let (one, two) = content.split_at(content.len() / 2);
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        let mut frames = ruzstd::encoding::compress_to_vec(one, level);
+        // A frame to be skipped, as pzstd writes it.
+        frames.extend([0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
+        frames.extend(ruzstd::encoding::compress_to_vec(two, level));
+        let packed = work.path().join(format!("{}.zst", sample.file));
+        std::fs::write(&packed, frames).unwrap();
+        compare(sample, &packed).await;
+    }
+}
+
+fn file(content: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content.as_ref()).unwrap();
+    file
+}
+
+fn named() -> FileOptions {
+    FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap())
+}
+
+fn trades(content: impl AsRef<[u8]>, options: &FileOptions) -> (Vec<PriceTick>, Vec<Error>, Option<Error>) {
+    let file = file(content);
+    match open(&[file.path().to_owned()], options).unwrap().data {
+        Data::Trades(source) => read(source),
+        Data::Candles(..) => panic!("trades"),
+    }
+}
+
+#[test]
+fn bad_lines_are_named_and_the_others_continue() {
+    let content = b"trade_id,price,quantity,time_ms,buyer_maker\n1,5,1,1610064000278,true\n\nx,5,1,1,true\n2,0,1,1610064000278,true\r\n\xff\xfe\n3,5,1,1610064000279,no\n4,5,1,1610064000280,false";
+    let (found, bad, _) = trades(content, &named());
+    assert_eq!(found.iter().map(PriceTick::seq).collect::<Vec<_>>(), [1, 4]);
+    let lines: Vec<_> = bad.iter().map(|e| e.context_value("line").unwrap()).collect();
+    assert_eq!(lines, ["4", "5", "6", "7"]);
+}
+
+#[test]
+fn a_unit_that_differs_from_the_header_is_a_bad_line() {
+    for time in ["1735689600012345", "1735689600", "1735689600012345678"] {
+        let content = format!("trade_id,price,quantity,time_ms,buyer_maker\n1,93576.0,0.00012,{time},true\n");
+        let (found, bad, _) = trades(content, &named());
+        assert!(found.is_empty() && bad[0].report().contains("milliseconds"), "{bad:?}");
+    }
+    let native = "1,93576.0,0.00012,11.2,1735689600,True,True\n";
+    let (found, bad, _) = trades(native, &named());
+    assert!(found.is_empty() && bad[0].report().contains("milliseconds"), "{bad:?}");
+}
+
+#[test]
+fn the_longest_line_bounds_the_memory() {
+    let mut content = b"1700000000,5,1\n".to_vec();
+    content.extend(vec![b'9'; 200_000]);
+    content.extend_from_slice(b"\n1700000001,5,1\n");
+    let (found, bad, broken) = trades(&content, &named());
+    assert_eq!((found.len(), bad.len(), broken.is_none()), (2, 1, true));
+    let mut endless = b"1700000000,5,1\n".to_vec();
+    endless.extend(vec![0; 20 << 20]);
+    let (found, bad, broken) = trades(&endless, &named());
+    assert_eq!((found.len(), bad.len(), broken.unwrap().code()), (1, 0, "files.broken"));
+}
+
+#[test]
+fn a_damaged_file_ends_with_an_error() {
+    let mut content = String::new();
+    for n in 0..50_000 {
+        writeln!(content, "{},{},1", 1_700_000_000 + n, n * 7_919 % 100_003 + 1).unwrap();
+    }
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(content.as_bytes()).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let zstd =
+        ruzstd::encoding::compress_to_vec(content.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+    let mut garbage = gzip.clone();
+    garbage.extend_from_slice(b"garbage");
+    for (damaged, complete) in
+        [(&gzip[..gzip.len() / 2], false), (&garbage[..], true), (&zstd[..zstd.len() / 2], false)]
+    {
+        let (found, bad, broken) = trades(damaged, &named());
+        assert!(found.len() > 100 && (found.len() == 50_000) == complete, "{}", found.len());
+        assert!(bad.len() <= 1 && broken.unwrap().code() == "files.broken");
+    }
+}
+
+#[test]
+fn a_checksum_beside_the_file_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("XBTEUR.csv");
+    std::fs::write(&path, "1700000000,5,1\n").unwrap();
+    let beside = folder.path().join("XBTEUR.csv.CHECKSUM");
+    let verified = |options: &FileOptions| {
+        let Data::Trades(mut source) = open(std::slice::from_ref(&path), options)?.data else {
+            panic!("trades")
+        };
+        let Some(Err(Input::File(start))) = source.next() else { panic!("the start of the file") };
+        Ok::<_, Error>(start.is_verified)
+    };
+    let options = FileOptions::default();
+    assert!(!verified(&options).unwrap());
+    let sum = Command::new("sha256sum").arg(&path).output().unwrap().stdout;
+    std::fs::write(&beside, sum).unwrap();
+    assert!(verified(&options).unwrap());
+    std::fs::write(&path, "1700000000,5,2\n").unwrap();
+    assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
+    std::fs::write(&beside, "no checksum").unwrap();
+    assert_eq!(verified(&options).unwrap_err().code(), "files.checksum");
+}
+
+#[test]
+fn candles_that_do_not_tell_their_interval_are_refused_with_the_option() {
+    let header = "timestamp,open,high,low,close,volume\n";
+    let at = |times: &[&str]| {
+        times.iter().fold(header.to_owned(), |text, time| format!("{text}2024-03-01 {time},1,1,1,1,1\n"))
+    };
+    let aligned = file(at(&["00:00:00", "00:15:00", "00:45:00", "01:30:00"]));
+    let path = [aligned.path().to_owned()];
+    let error = open(&path, &named()).unwrap_err();
+    assert!(error.report().contains("--input-interval"), "{}", error.report());
+    let Data::Candles(source, interval) = open(&path, &named().interval(Interval::M1)).unwrap().data else {
+        panic!("candles")
+    };
+    assert_eq!((complete(source).len(), interval), (4, Interval::M1));
+    let sparse = file(at(&["00:00:00", "00:15:00", "00:45:00", "01:31:00", "02:30:30", "03:17:00"]));
+    let Data::Candles(source, interval) = open(&[sparse.path().to_owned()], &named()).unwrap().data else {
+        panic!("candles")
+    };
+    let (found, bad, _) = read(source);
+    assert_eq!((found.len(), bad.len(), interval), (5, 1, Interval::M1), "a row off the grid is a bad line");
+}
+
+#[test]
+fn several_files_are_read_in_their_order() {
+    let files = [file("1700000000,5,1\n"), file(""), file("1700000001,6,1\n1700000001,7,1\n")];
+    let paths = files.each_ref().map(|file| file.path().to_owned());
+    let Data::Trades(source) = open(&paths, &named()).unwrap().data else { panic!("trades") };
+    let found = complete(source);
+    assert_eq!(found.iter().map(PriceTick::seq).collect::<Vec<_>>(), [0, 0, 1]);
+    let candles = file("2024-03-01 00:00:00,1,1,1,1,1\n2024-03-01 00:01:00,1,1,1,1,1\n");
+    let error = open(&[paths[0].clone(), candles.path().to_owned()], &named()).unwrap_err();
+    assert_eq!(error.code(), "files.kind");
+}
+
+#[test]
+fn an_unknown_file_is_refused_or_read_as_the_given_format() {
+    let unknown = file("hello\nworld\n");
+    let path = [unknown.path().to_owned()];
+    assert_eq!(open(&path, &named()).unwrap_err().code(), "files.format");
+    let Data::Trades(source) = open(&path, &named().format(Format::Kraken)).unwrap().data else {
+        panic!("trades")
+    };
+    assert_eq!(read(source).1.len(), 2);
+    let anonymous = file("1700000000,5,1\n");
+    let error = open(&[anonymous.path().to_owned()], &FileOptions::default()).unwrap_err();
+    assert!(error.report().contains("--instrument"), "{}", error.report());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_bytes_panic(content in proptest::collection::vec(0u8..=255, 0..400), start in 0usize..6) {
+        let starts: [&[u8]; 6] = [b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"{\"result\":{\"X\":[[", b"1,2,3\n"];
+        let file = file([starts[start], &content].concat());
+        for format in [None, Some(Format::Kraken), Some(Format::Candles)] {
+            if let Ok(files) = open(&[file.path().to_owned()], &named().format(format)) {
+                match files.data {
+                    Data::Trades(source) => drop(read(source)),
+                    Data::Candles(source, _) => drop(read(source)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_fields_panic(lines in proptest::collection::vec("[-0-9.,eE:TZ \"truefalsebuy]{0,60}", 1..20), head in 0usize..4) {
+        let heads = ["", "time,price,quantity\n", "time,open,high,low,close,volume\n", "exchange,symbol,timestamp,local_timestamp,id,side,price,amount\n"];
+        let file = file(format!("{}{}", heads[head], lines.join("\n")));
+        if let Ok(files) = open(&[file.path().to_owned()], &FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap())) {
+            match files.data {
+                Data::Trades(source) => drop(read(source)),
+                Data::Candles(source, _) => drop(read(source)),
+            }
+        }
+    }
+}
