@@ -251,7 +251,17 @@ impl Case {
 /// The time limit of one check, in real time.
 const CHECK_LIMIT: Duration = Duration::from_mins(2);
 
-/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time.
+/// Returns whether checks of thousands of records and hundreds of partitions run on a dataset. Of the datasets of
+/// derivatives and books only the one with the largest records is among them: their tables have the form of others, and
+/// each table adds minutes on a real server.
+fn runs_bulk(dataset: Dataset) -> bool {
+    Datasets::standard().position(dataset).is_ok()
+        || Datasets::built_in().position(dataset).is_err()
+        || dataset == BookSnapshot::DATASET
+}
+
+/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time,
+/// `bulk` on those that [`runs_bulk`] names.
 macro_rules! promises {
     ($group:literal; $($mode:ident $name:ident: $promise:literal,)*) => {
         /// Every check of the group, with the code of those that run once.
@@ -273,6 +283,9 @@ macro_rules! promises {
     (@once $mode:ident $name:ident) => { Vec::new() };
     (@of once $name:ident) => { None };
     (@of every $name:ident) => { Some(|case| Box::pin($name::<D>(case))) };
+    (@of bulk $name:ident) => {
+        if super::runs_bulk(D::DATASET) { Some(|case| Box::pin($name::<D>(case))) } else { None }
+    };
     (@of tied $name:ident) => {
         if D::DATASET.seq().is_some() { Some(|case| Box::pin($name::<D>(case))) } else { None }
     };
