@@ -4,6 +4,8 @@
 mod authorities;
 pub mod clickhouse;
 pub mod config;
+#[cfg(any(feature = "clickhouse", feature = "timescale"))]
+mod first_datasets;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -7,7 +7,6 @@ use clickhouse_rig::Server;
 use qi_testkit::store::contract::{Suite, Wrapping};
 
 fn main() {
-    let wrappings =
-        [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
+    let wrappings = [Wrapping::PLAIN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
     Suite::new().on(Server::clickhouse(), wrappings).at_once(4).main();
 }

@@ -1,4 +1,4 @@
-//! Random histories on a real server: beside the plain model, and beside the memory store.
+//! Random histories and schemas on a real server: beside the plain model, and beside the memory store.
 
 mod clickhouse_rig;
 mod servers;
@@ -9,7 +9,7 @@ use clickhouse_rig::Server;
 use libtest_mimic::{Arguments, Completion, Trial};
 use qi_testkit::presence;
 use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
-use qi_testkit::store::model::{check_differences, check_histories};
+use qi_testkit::store::model::{cases, check_differences, check_evolutions, check_histories};
 
 fn main() {
     let trial = |name: &str, run: fn(&Arc<dyn StoreFactory>) -> Result<(), String>| -> Trial {
@@ -20,12 +20,15 @@ fn main() {
         })
     };
     let trials = vec![
-        trial("equals_the_model_over_64_histories", |server| {
-            check_histories(server, Wrapping::PLAIN, 64).map_err(|failure| failure.to_string())
+        trial("equals_the_model_over_random_histories", |server| {
+            check_histories(server, Wrapping::PLAIN, cases(64)).map_err(|failure| failure.to_string())
+        }),
+        trial("takes_random_evolutions", |server| {
+            check_evolutions(server, cases(24)).map_err(|failure| failure.to_string())
         }),
         trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
             let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
-            check_differences(server, &memory, 64).map_err(|failure| failure.to_string())
+            check_differences(server, &memory, cases(64)).map_err(|failure| failure.to_string())
         }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

@@ -9,8 +9,7 @@ use qi_testkit::store::contract::{Suite, Wrapping};
 use timescale_rig::Server;
 
 fn main() {
-    let wrappings =
-        || [Wrapping::PLAIN, Wrapping::ARC_DYN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
+    let wrappings = || [Wrapping::PLAIN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
     let suite = Suite::new().on(Server::timescale(), wrappings()).on(Server::postgres(), wrappings());
     suite.at_once(4).main();
 }

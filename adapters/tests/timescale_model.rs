@@ -1,4 +1,4 @@
-//! Random histories on real servers: beside the plain model, and beside the memory store.
+//! Random histories and schemas on real servers: beside the plain model, and beside the memory store.
 
 mod servers;
 mod timescale_rig;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use libtest_mimic::{Arguments, Completion, Trial};
 use qi_testkit::presence;
 use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
-use qi_testkit::store::model::{check_differences, check_histories};
+use qi_testkit::store::model::{cases, check_differences, check_evolutions, check_histories};
 use timescale_rig::Server;
 
 fn main() {
@@ -22,12 +22,15 @@ fn main() {
                 Ok(Completion::Completed)
             })
         };
-        trials.push(trial("equals_the_model_over_64_histories", |server| {
-            check_histories(server, Wrapping::PLAIN, 64).map_err(|failure| failure.to_string())
+        trials.push(trial("equals_the_model_over_random_histories", |server| {
+            check_histories(server, Wrapping::PLAIN, cases(64)).map_err(|failure| failure.to_string())
+        }));
+        trials.push(trial("takes_random_evolutions", |server| {
+            check_evolutions(server, cases(24)).map_err(|failure| failure.to_string())
         }));
         trials.push(trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
             let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
-            check_differences(server, &memory, 64).map_err(|failure| failure.to_string())
+            check_differences(server, &memory, cases(64)).map_err(|failure| failure.to_string())
         }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 
 use qi_core::store::SchemaReport;
-use qi_core::{Error, ErrorKind};
+use qi_core::store::kit::evolution;
 
 use super::config::ClickHouseConfig;
 use super::connect::{Connections, rows, run};
 use super::error::Cause;
-use super::table::{Column, Found, OF_STEP_1, Place, Table, is_nullable, is_wider, literal};
+use super::table::{Found, OF_STEP_1, Place, Table, is_wider, literal};
 use super::wire::Reader;
+use crate::first_datasets;
 
 /// The version of the schema: the step that made the tables of the library's own datasets. Later changes of a dataset
 /// are recorded by its columns.
@@ -27,11 +28,12 @@ const ROUNDS: usize = 20;
 pub(super) struct Change {
     what: Option<String>,
     pub(super) sql: String,
+    is_record: bool,
 }
 
 impl Change {
     fn new(what: impl Into<Option<String>>, sql: String) -> Self {
-        Self { what: what.into(), sql }
+        Self { what: what.into(), sql, is_record: false }
     }
 }
 
@@ -79,7 +81,7 @@ const NO_TABLE: u16 = 60;
 /// The table that records the steps.
 const STEPS: &str = "qi_migrations";
 
-/// The table that records the columns of datasets beside the first step.
+/// The table that records the declarations of datasets beside those of the first step.
 const DATASETS: &str = "qi_datasets";
 
 /// Creates what is missing.
@@ -94,7 +96,10 @@ pub(super) async fn ensure(
         if changes.is_empty() {
             return Ok(SchemaReport::new(VERSION, applied));
         }
-        for Change { what, sql } in changes {
+        // A declaration is recorded when the tables were looked at and follow it, because another program may have
+        // added other columns at the same time.
+        let is_missing = changes.iter().any(|change| !change.is_record);
+        for Change { what, sql, .. } in changes.into_iter().filter(|change| change.is_record != is_missing) {
             // The server refuses a request that names a database which does not exist.
             let client =
                 if sql.starts_with("CREATE DATABASE") { &connections.server } else { &connections.heavy };
@@ -111,8 +116,8 @@ struct Present {
     database: bool,
     steps: Vec<u64>,
     columns: HashMap<String, Vec<Found>>,
-    /// The datasets and columns that are recorded.
-    recorded: Vec<(String, String)>,
+    /// The declarations of each dataset that programs have recorded, as lines.
+    recorded: HashMap<String, Vec<Vec<String>>>,
 }
 
 /// What is missing, in the order in which it is to be made.
@@ -122,9 +127,7 @@ pub(super) async fn plan(
     tables: &[Table],
 ) -> Result<Vec<Change>, Cause> {
     let place = Place::of(config);
-    let (first, others): (Vec<&Table>, Vec<&Table>) =
-        tables.iter().partition(|table| OF_STEP_1.contains(&table.dataset));
-    let present = present(connections, config, tables, !others.is_empty()).await?;
+    let present = present(connections, config, tables).await?;
     if let Some(newer) = present.steps.iter().find(|step| **step != u64::from(VERSION)) {
         let rule = format!("the database has step {newer}, which this version of the library does not know");
         return Err(Cause::Schema { rule });
@@ -134,31 +137,34 @@ pub(super) async fn plan(
         let create = format!("CREATE DATABASE IF NOT EXISTS `{}`{}", config.database, place.on_cluster());
         changes.push(Change::new(format!("database {}", config.database), create));
     }
+    let (first, others): (Vec<&Table>, Vec<&Table>) =
+        tables.iter().partition(|table| OF_STEP_1.contains(&table.dataset));
     // The step is the one of all four: a program that leaves one out makes its tables without it.
     let step = present.steps.is_empty() && first.len() == OF_STEP_1.len();
     if step {
         changes.push(Change::new(None, place.record(STEPS, "version UInt32, name String", "version")));
     }
+    let mut records = Vec::new();
     for table in first {
+        records.extend(record(&place, table, &present)?);
         changes.extend(missing(&place, table, &present, !step)?);
     }
     if step {
         let sql = format!("INSERT INTO {} SELECT 1, 'tables', now64(6, 'UTC')", place.table(STEPS));
         changes.push(Change::new("1 tables".to_owned(), sql));
     }
-    let mut records = Vec::new();
     for table in others {
+        records.extend(record(&place, table, &present)?);
         changes.extend(missing(&place, table, &present, true)?);
-        records.extend(record(&place, table, &present));
-    }
-    if !records.is_empty() {
-        let columns = "dataset String, columns String, checksum UInt64";
-        changes.push(Change::new(None, place.record(DATASETS, columns, "(dataset, columns)")));
-        // Last, so that what was interrupted is done again.
-        changes.extend(records);
     }
     for table in tables {
         changes.extend(retention(connections, config, table, &present).await?);
+    }
+    if !records.is_empty() {
+        let columns = "dataset String, columns String, checksum UInt64";
+        let create = place.record(DATASETS, columns, "(dataset, columns)");
+        changes.push(Change { is_record: true, ..Change::new(None, create) });
+        changes.extend(records);
     }
     Ok(changes)
 }
@@ -167,13 +173,17 @@ async fn present(
     connections: &Connections,
     config: &ClickHouseConfig,
     tables: &[Table],
-    others: bool,
 ) -> Result<Present, Cause> {
     let (client, place) = (&connections.heavy, Place::of(config));
+    // Step 1 makes the tables of these without a record.
+    let mut recorded: HashMap<_, Vec<_>> =
+        first_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
     let sql = format!("SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v", place.table(STEPS));
     let steps = match rows(client, &sql, |row: &mut Reader<'_>| Ok(row.u64()?)).await {
         Ok(steps) => steps,
-        Err(cause) if cause.has_code(NO_DATABASE) => return Ok(Present::default()),
+        Err(cause) if cause.has_code(NO_DATABASE) => {
+            return Ok(Present { recorded, ..Present::default() });
+        }
         Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
         Err(cause) => return Err(cause),
     };
@@ -185,24 +195,24 @@ async fn present(
     for found in found(client, config, &names).await? {
         columns.entry(found.table.clone()).or_default().push(found);
     }
-    let mut recorded = Vec::new();
-    if others {
-        let sql = format!(
-            "SELECT dataset, columns, toInt8(checksum = sipHash64(dataset, columns)) FROM {} FINAL",
-            place.table(DATASETS)
-        );
-        let read = rows(client, &sql, |row| {
-            let of = (row.text()?.to_owned(), row.text()?.to_owned());
-            if row.i8()? == 1 {
-                return Ok(of);
-            }
-            let rule = format!("the record of the dataset {} in {DATASETS} was changed by hand", of.0);
-            Err(Cause::Schema { rule })
-        });
-        recorded = match read.await {
-            Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
-            read => read?,
-        };
+    let sql = format!(
+        "SELECT dataset, columns, toInt8(checksum = sipHash64(dataset, columns)) FROM {} FINAL",
+        place.table(DATASETS)
+    );
+    let read = rows(client, &sql, |row| {
+        let (dataset, columns) = (row.text()?.to_owned(), row.text()?.to_owned());
+        if row.i8()? == 1 {
+            return Ok((dataset, columns.lines().map(str::to_owned).collect::<Vec<_>>()));
+        }
+        let rule = format!("the record of the dataset {dataset} in {DATASETS} was changed by hand");
+        Err(Cause::Schema { rule })
+    });
+    let read = match read.await {
+        Err(cause) if cause.has_code(NO_TABLE) => Vec::new(),
+        read => read?,
+    };
+    for (dataset, lines) in read {
+        recorded.entry(dataset).or_default().push(lines);
     }
     Ok(Present { database: true, steps, columns, recorded })
 }
@@ -249,110 +259,56 @@ fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> 
             continue;
         }
         table.learn(found);
-        let (wider, added) = compare(table, found, is_local)?;
-        for column in wider {
-            let text = format!("ALTER TABLE {sql}{on} MODIFY COLUMN {} {}", column.sql, column.ty);
-            changes.push(Change::new(
-                what(format!("names of {dataset}.{}", column.name)).filter(|_| is_local),
-                text,
-            ));
-        }
-        for (after, column) in added {
-            // A table without rows of its own compresses nothing.
-            let definition =
-                if is_local { column.definition() } else { format!("{} {}", column.sql, column.ty) };
-            let text =
-                format!("ALTER TABLE {sql}{on} ADD COLUMN IF NOT EXISTS {definition} AFTER {}", after.sql);
-            changes.push(Change::new(
-                what(format!("column {dataset}.{}", column.name)).filter(|_| is_local),
-                text,
-            ));
+        let mut before = None;
+        for (at, column) in table.columns.iter().enumerate() {
+            let after = before.replace(column);
+            let optional = at.checked_sub(table.key()).is_some_and(|at| dataset.values()[at].optional);
+            let (label, change) = match (found.iter().find(|found| found.name == column.name), after) {
+                (Some(Found { ty, key, .. }), _)
+                    if (*ty == column.ty || is_wider(ty, &column.ty))
+                        && *key == (is_local && at < table.key()) =>
+                {
+                    continue;
+                }
+                (Some(Found { ty, .. }), _) if is_wider(&column.ty, ty) => {
+                    ("names of", format!("MODIFY COLUMN {} {}", column.sql, column.ty))
+                }
+                (None, Some(after)) if optional => {
+                    // A table without rows of its own compresses nothing.
+                    let definition =
+                        if is_local { column.definition() } else { format!("{} {}", column.sql, column.ty) };
+                    ("column", format!("ADD COLUMN IF NOT EXISTS {definition} AFTER {}", after.sql))
+                }
+                (found, _) => {
+                    let is = found.map_or_else(|| "is missing".to_owned(), |found| format!("is {found}"));
+                    let (name, ty) = (column.name, &column.ty);
+                    let rule = format!(
+                        "the column {name} of the table {raw} {is}, not {ty}: somebody changed it by hand"
+                    );
+                    return Err(Cause::Schema { rule });
+                }
+            };
+            let label = format!("{label} {dataset}.{}", column.name);
+            let text = format!("ALTER TABLE {sql}{on} {change}");
+            changes.push(Change::new(what(label).filter(|_| is_local), text));
         }
     }
     Ok(changes)
 }
 
-/// The enumerations that have new names, and the new columns with the ones before them.
-type Differences<'a> = (Vec<&'a Column>, Vec<(&'a Column, &'a Column)>);
-
-/// Compares a table with its declaration.
-fn compare<'a>(table: &'a Table, found: &[Found], is_local: bool) -> Result<Differences<'a>, Cause> {
-    let declare = |(at, column): (usize, &Column)| Found {
-        table: String::new(),
-        name: column.name.to_owned(),
-        ty: column.ty.clone(),
-        key: at < table.key() && is_local,
-    };
-    let declared: Vec<Found> = table.columns.iter().enumerate().map(declare).collect();
-    let refuse = |at: usize, advice: &str| {
-        let [database, program] = [found, &declared].map(|columns| {
-            let column = columns.get(at);
-            column.map_or_else(|| "none".to_owned(), Found::to_string)
-        });
-        Err(Error::new(ErrorKind::SchemaMismatch, "store.clickhouse.schema", "ensure_schema")
-            .with_message(format_args!(
-                "the table of {} differs in column {}: {advice}",
-                table.dataset,
-                at + 1
-            ))
-            .with_context("database", database)
-            .with_context("program", program)
-            .into())
-    };
-    let mut wider = Vec::new();
-    for (at, (found, declared)) in found.iter().zip(&declared).enumerate() {
-        if found.name != declared.name {
-            return refuse(
-                at,
-                "columns cannot be renamed, moved or removed; declare it as it is, and new ones as optional at the end",
-            );
-        }
-        if found.key != declared.key || !(found.ty == declared.ty || is_wider(&declared.ty, &found.ty)) {
-            return refuse(
-                at,
-                "its type, its key and its names cannot change; declare it as it is, or a new dataset",
-            );
-        }
-        if is_wider(&declared.ty, &found.ty) {
-            wider.push(&table.columns[at]);
-        }
-    }
-    // More columns in the database are those of a later version of the program.
-    let both = found.len().min(declared.len());
-    for (at, extra) in found.iter().enumerate().skip(both) {
-        if extra.key || !is_nullable(&extra.ty) {
-            return refuse(at, "a column that is not optional cannot be left out; declare it");
-        }
-    }
-    for (at, column) in table.columns.iter().enumerate().skip(both) {
-        if !is_nullable(&column.ty) {
-            return refuse(
-                at,
-                "a new column must be optional, because the rows that are there have no value for it",
-            );
-        }
-    }
-    let added = table.columns.windows(2).skip(both - 1).map(|pair| (&pair[0], &pair[1]));
-    Ok((wider, added.collect()))
-}
-
-/// The statement that records the columns of a table, unless they are recorded, or the table is of a later version.
-fn record(place: &Place<'_>, table: &Table, present: &Present) -> Option<Change> {
+/// Compares a declaration with the recorded ones. Returns the statement that records it, unless one of them covers it.
+fn record(place: &Place<'_>, table: &Table, present: &Present) -> Result<Option<Change>, Cause> {
     let dataset = table.dataset;
-    let columns: Vec<String> =
-        table.columns.iter().map(|column| format!("{} {}", column.name, column.ty)).collect();
-    let columns = format!("{}; key {}", columns.join(", "), table.key());
-    let found = present.columns.get(&place.local(dataset.name())).map_or(&[][..], Vec::as_slice);
-    let later = found.len() > table.columns.len();
-    let known = present.recorded.iter().any(|(name, known)| name == dataset.name() && *known == columns);
-    (!later && !known).then(|| {
-        let (name, columns) = (literal(dataset.name()), literal(&columns));
+    let mut covered = false;
+    for stored in present.recorded.get(dataset.name()).into_iter().flatten() {
+        covered |= evolution::compare(dataset, stored)?.is_empty();
+    }
+    let sql = || {
+        let (name, columns) = (literal(dataset.name()), literal(&evolution::lines(dataset).join("\n")));
         let table = place.table(DATASETS);
-        let sql = format!(
-            "INSERT INTO {table} SELECT {name}, {columns}, sipHash64({name}, {columns}), now64(6, 'UTC')"
-        );
-        Change::new(format!("record of {dataset}"), sql)
-    })
+        format!("INSERT INTO {table} SELECT {name}, {columns}, sipHash64({name}, {columns}), now64(6, 'UTC')")
+    };
+    Ok((!covered).then(|| Change { is_record: true, ..Change::new(format!("record of {dataset}"), sql()) }))
 }
 
 /// When a row expires, as the server writes it. A TTL is a `DateTime`, which ends in 2106 and begins again in 1970: a

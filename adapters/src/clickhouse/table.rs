@@ -70,10 +70,6 @@ impl Column {
     }
 }
 
-pub(super) fn is_nullable(ty: &str) -> bool {
-    ty.starts_with("Nullable(") || ty.starts_with("LowCardinality(Nullable(")
-}
-
 /// Returns whether an enumeration has the names of another one first, and more behind them.
 pub(super) fn is_wider(wide: &str, narrow: &str) -> bool {
     narrow.contains("Enum8(")
@@ -405,7 +401,7 @@ impl Table {
     /// Keeps the enumerations that have more names in the database. Returns whether that is news.
     pub(super) fn learn(&self, found: &[Found]) -> bool {
         let wide = |(at, column): (usize, &Column)| {
-            let found = found.get(at).filter(|found| found.name == column.name)?;
+            let found = found.iter().find(|found| found.name == column.name)?;
             is_wider(&found.ty, &column.ty).then(|| (at, found.ty.clone()))
         };
         let now: Vec<_> = self.columns.iter().enumerate().filter_map(wide).collect();

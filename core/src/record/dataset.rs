@@ -30,7 +30,7 @@ pub struct Description {
     pub message: &'static str,
     /// The default topic, for example `crypto-prices`.
     pub topic: &'static str,
-    /// What a series is.
+    /// The type of a series.
     pub series: SeriesType,
     /// The column with the interval, if it is part of the series.
     pub interval: Option<&'static str>,
@@ -44,7 +44,7 @@ pub struct Description {
     pub new_vec: fn(Dataset) -> RecordVec,
 }
 
-/// What a series of a dataset is.
+/// The type of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SeriesType {
     /// An instrument.
@@ -244,7 +244,7 @@ impl Dataset {
         self.0.topic
     }
 
-    /// Returns what a series is.
+    /// Returns the type of a series.
     pub const fn series(self) -> SeriesType {
         self.0.series
     }

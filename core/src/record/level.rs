@@ -15,7 +15,7 @@ pub struct Level {
     pub quantity: Quantity,
 }
 
-/// As `[price, quantity]`.
+/// Writes the pair `[price, quantity]`.
 impl Serialize for Level {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.price, self.quantity).serialize(serializer)

@@ -88,7 +88,7 @@ impl Debug for Owner {
 /// A series without its type. Series order by the owner, then by the interval.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SeriesKey {
-    /// The owner.
+    /// The instrument or the name.
     pub owner: Owner,
     /// The interval, if it is part of the series.
     pub interval: Option<Interval>,
@@ -97,7 +97,7 @@ pub struct SeriesKey {
 /// A borrowed [`SeriesKey`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeriesRef<'a> {
-    /// The owner.
+    /// The instrument or the name.
     pub owner: OwnerRef<'a>,
     /// The interval, if it is part of the series.
     pub interval: Option<Interval>,

@@ -12,7 +12,7 @@ use crate::{
     BarValues, Decimal, Error, Instrument, Interval, Ohlcv, Result, Selection, TimeRange, Timestamp,
 };
 
-/// Which bars an analysis reads.
+/// The bars that an analysis reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BarSource {
     /// The stored ones.
@@ -21,7 +21,7 @@ pub enum BarSource {
     Derived,
 }
 
-/// How a price moved over a range.
+/// The change of a price over a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// The first price.
@@ -37,19 +37,19 @@ pub struct Change {
 pub struct FilledBar {
     /// The bar. A filled one has the previous close as its four prices, and zero volume and count.
     pub bar: Ohlcv,
-    /// Whether it stands for a missing one.
+    /// True for a bar that replaces a missing one.
     pub filled: bool,
 }
 
-/// Which instruments moved most over a range.
+/// A query of the instruments whose price changed most over a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MoversQuery {
     /// Among which instruments.
     pub selection: Selection<Instrument>,
-    /// When.
+    /// The time range.
     pub range: TimeRange,
-    /// How many of each side at most.
+    /// The largest number of instruments of each side.
     pub limit: usize,
 }
 

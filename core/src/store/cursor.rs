@@ -8,13 +8,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::record::Owner;
 use crate::{Error, Result, Timestamp};
 
-/// Where a page ended. It is text that can be stored and sent, belongs to one query (its dataset, keys, interval,
+/// The end of a page. It is text that can be stored and sent, belongs to one query (its dataset, keys, interval,
 /// range and order, not its limit) and is refused by every other one. It works on every backend, so a reader may
 /// go on elsewhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Cursor(String);
 
-/// What a cursor says to an adapter: after which record to go on.
+/// The position of a cursor: the record behind which a page begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anchor {
     /// Before the first record.
@@ -56,7 +56,7 @@ impl QueryScope {
         Cursor(format!("{VERSION}{seal:016x}{place}"))
     }
 
-    /// What `cursor` says, if it is one of this query.
+    /// Returns the position of `cursor`, if it belongs to this query.
     pub(super) fn open(self, cursor: &Cursor) -> Result<Anchor> {
         let refuse = |rule: &str| Err(Error::invalid("store.cursor", "cursor", &cursor.0, rule));
         let Some(body) = cursor.0.strip_prefix(VERSION) else {

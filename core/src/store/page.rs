@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// The most items that a page may be asked for.
 pub const MAX_PAGE: usize = 10_000;
 
-/// How many items to return at most, and after which cursor.
+/// The largest number of items of a page, and the cursor after which it begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPageRequest")]
 pub struct PageRequest {
@@ -38,7 +38,7 @@ impl Default for PageRequest {
 }
 
 impl PageRequest {
-    /// The first `limit` items.
+    /// Creates a request for the first `limit` items.
     ///
     /// # Errors
     /// `InvalidInput` unless `limit` lies in 1 to [`MAX_PAGE`].
@@ -56,7 +56,7 @@ impl PageRequest {
         Self { after: Some(cursor), ..self }
     }
 
-    /// How many items at most.
+    /// Returns the largest number of items.
     pub fn limit(&self) -> usize {
         self.limit
     }
@@ -72,7 +72,7 @@ impl PageRequest {
 pub struct Page<T> {
     /// The items, in the query's order.
     pub items: Vec<T>,
-    /// Where the next page begins; None on the last one.
+    /// The cursor of the next page; None on the last one.
     pub next: Option<Cursor>,
     /// Where to ask again for what may have come since, in the query's order after the last item. It is always
     /// there, and does not pass a derived bar that the end of the range still cuts.
@@ -84,9 +84,9 @@ pub struct Page<T> {
 pub struct RecordPage {
     /// The records, in the query's order.
     pub records: RecordVec,
-    /// As [`Page::next`].
+    /// The cursor of the next page, see [`Page::next`].
     pub next: Option<Cursor>,
-    /// As [`Page::resume`].
+    /// The cursor for later records, see [`Page::resume`].
     pub resume: Cursor,
 }
 

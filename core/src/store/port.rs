@@ -62,7 +62,7 @@ use crate::{Ohlcv, Result, Timestamp};
 #[async_trait]
 #[auto_impl(Arc, Box)]
 pub trait PriceStore: Debug + Display + Send + Sync + 'static {
-    /// What is known of the store without asking it.
+    /// Returns metadata about the store. Performs no I/O.
     fn info(&self) -> StoreInfo;
 
     /// Creates the missing tables of the store's datasets, and adds optional columns that were declared since. It changes
@@ -83,32 +83,32 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// As [`PriceStore::ensure_schema`].
     async fn plan_schema(&self) -> Result<Vec<String>>;
 
-    /// Asks the server whether it answers.
+    /// Sends a request to the server and returns its round trip.
     async fn ping(&self) -> Result<StoreStatus>;
 
     /// Writes records; see the contract above. An empty batch is Ok without I/O.
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport>;
 
-    /// Records of one series in a range, by (time, seq).
+    /// Returns the records of one series in a range, by (time, seq).
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
 
-    /// The latest record of each selected owner, in the order of the owners.
+    /// Returns the latest record of each selected owner, in the order of the owners.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
-    /// Bars computed from the ticks, at every call anew: late and corrected ticks change them at once. Each is
+    /// Returns bars that are computed from the ticks at every call: late and corrected ticks change them at once. Each is
     /// computed from its whole bucket; an empty bucket has none.
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
 
-    /// Figures over the ticks of a range; None without ticks.
+    /// Returns figures over the ticks of a range; None without ticks.
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
 
-    /// The owners that have at least one record in a dataset, in order.
+    /// Returns the owners that have at least one record in a dataset, in order.
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
 
     /// Removes the records of a range. They are invisible afterwards; the same batch inserted again is visible

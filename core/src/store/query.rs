@@ -13,7 +13,7 @@ use crate::{
     TimeRange, Timestamp,
 };
 
-/// In which direction of the total order.
+/// The direction of the total order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -27,14 +27,14 @@ pub enum Order {
 macro_rules! setters {
     ($name:ty $(, $key:ident)?) => {
         impl$(<$key>)? $name {
-            /// With this page request in place of the first 1,000 items.
+            /// Sets the page. Defaults to the first 1,000 items.
             #[must_use]
             pub fn with_page(mut self, page: PageRequest) -> Self {
                 self.page = page;
                 self
             }
 
-            /// The first `limit` items.
+            /// Sets the page to the first `limit` items.
             ///
             /// # Errors
             /// `InvalidInput` unless `limit` lies in 1 to [`super::MAX_PAGE`].
@@ -42,7 +42,7 @@ macro_rules! setters {
                 Ok(self.with_page(PageRequest::first(limit)?))
             }
 
-            /// The page after `cursor`.
+            /// Sets the page to the items after `cursor`.
             #[must_use]
             pub fn after(mut self, cursor: Cursor) -> Self {
                 self.page = self.page.after(cursor);
@@ -56,13 +56,13 @@ macro_rules! setters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RangeQuery<S = Instrument> {
-    /// Of what.
+    /// The series.
     pub series: S,
-    /// When.
+    /// The time range.
     pub range: TimeRange,
     /// Oldest or newest first, by (ts, seq).
     pub order: Order,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
@@ -70,12 +70,12 @@ pub struct RangeQuery<S = Instrument> {
 pub type SnapshotQuery = RangeQuery<Scope>;
 
 impl<S> RangeQuery<S> {
-    /// All of `series` in `range`, oldest first, in pages of 1,000.
+    /// Creates a query of all records of `series` in `range`, oldest first, in pages of 1,000.
     pub fn new(series: S, range: TimeRange) -> Self {
         Self { series, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
-    /// Newest first.
+    /// Sets the order to newest first.
     #[must_use]
     pub fn descending(mut self) -> Self {
         self.order = Order::Descending;
@@ -103,25 +103,25 @@ setters!(RangeQuery<S>, S);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BarQuery {
-    /// Of what.
+    /// The instrument.
     pub instrument: Instrument,
-    /// How long.
+    /// The interval of the bars.
     pub interval: Interval,
     /// The range of the open time. A bar is always computed from its whole bucket, even where the range cuts it.
     pub range: TimeRange,
     /// Oldest or newest first.
     pub order: Order,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl BarQuery {
-    /// All bars of `instrument` that open in `range`, oldest first, in pages of 1,000.
+    /// Creates a query of all bars of `instrument` that open in `range`, oldest first, in pages of 1,000.
     pub fn new(instrument: Instrument, interval: Interval, range: TimeRange) -> Self {
         Self { instrument, interval, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
-    /// Newest first.
+    /// Sets the order to newest first.
     #[must_use]
     pub fn descending(mut self) -> Self {
         self.order = Order::Descending;
@@ -141,31 +141,31 @@ setters!(BarQuery);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestQuery<K = Instrument> {
-    /// Of which owners: instruments, or the names of the dataset.
+    /// The owners: instruments, or the names of the dataset.
     pub selection: Selection<K>,
     /// The interval, of a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// As it was known at this moment, inclusive: the latest with ts <= `as_of`, of bars with close time <= `as_of`,
+    /// The moment of knowledge, inclusive: the latest with ts <= `as_of`, of bars with close time <= `as_of`,
     /// because an open time would look ahead. None is without a limit.
     pub as_of: Option<Timestamp>,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl<K> LatestQuery<K> {
-    /// The latest of these owners, in pages of 1,000.
+    /// Creates a query of the latest records of these owners, in pages of 1,000.
     pub fn new(selection: Selection<K>) -> Self {
         Self { selection, interval: None, as_of: None, page: PageRequest::default() }
     }
 
-    /// Of this interval.
+    /// Sets the interval.
     #[must_use]
     pub fn of_interval(mut self, interval: Interval) -> Self {
         self.interval = Some(interval);
         self
     }
 
-    /// As it was known at `time`, inclusive.
+    /// Sets the moment of knowledge, inclusive.
     #[must_use]
     pub fn as_of(mut self, time: Timestamp) -> Self {
         self.as_of = Some(time);
@@ -221,24 +221,24 @@ fn owners<R: Record>(selection: &Selection<<R::Series as Series>::Owner>) -> Sel
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestBarsQuery {
-    /// How long.
+    /// The interval of the bars.
     pub interval: Interval,
-    /// Of what.
+    /// The selection.
     pub selection: Selection<Instrument>,
-    /// As it was known at this moment, inclusive: the latest with close time <= `as_of`, because an open time
+    /// The moment of knowledge, inclusive: the latest with close time <= `as_of`, because an open time
     /// would look ahead.
     pub as_of: Option<Timestamp>,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl LatestBarsQuery {
-    /// The latest bars of these instruments, in pages of 1,000.
+    /// Creates a query of the latest bars of these instruments, in pages of 1,000.
     pub fn new(interval: Interval, selection: Selection<Instrument>) -> Self {
         Self { interval, selection, as_of: None, page: PageRequest::default() }
     }
 
-    /// As it was known at `time`, inclusive.
+    /// Sets the moment of knowledge, inclusive.
     #[must_use]
     pub fn as_of(mut self, time: Timestamp) -> Self {
         self.as_of = Some(time);
@@ -260,9 +260,9 @@ setters!(LatestBarsQuery);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StatsQuery {
-    /// Of what.
+    /// The instrument.
     pub instrument: Instrument,
-    /// When.
+    /// The time range.
     pub range: TimeRange,
 }
 
@@ -277,11 +277,11 @@ impl StatsQuery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstrumentQuery {
-    /// In which dataset.
+    /// The dataset.
     pub dataset: Dataset,
     /// Only those of this exchange.
     pub exchange: Option<Exchange>,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
@@ -313,17 +313,17 @@ impl InstrumentQuery {
 }
 setters!(InstrumentQuery);
 
-/// What to delete. The time of a record is its `ts`, of a bar its open time.
+/// The records to delete. The time of a record is its `ts`, of a bar its open time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeleteQuery {
-    /// In which dataset.
+    /// The dataset.
     pub dataset: Dataset,
-    /// Of which owners.
+    /// The owners.
     pub selection: Selection<Owner>,
     /// The interval, of a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// When.
+    /// The time range.
     pub range: TimeRange,
 }
 
@@ -333,7 +333,7 @@ impl DeleteQuery {
         Self { dataset: R::DATASET, selection: owners::<R>(selection), interval: None, range }
     }
 
-    /// Of this interval.
+    /// Sets the interval.
     #[must_use]
     pub fn of_interval(mut self, interval: Interval) -> Self {
         self.interval = Some(interval);
@@ -377,25 +377,25 @@ impl DeleteQuery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RangeRequest {
-    /// In which dataset.
+    /// The dataset.
     pub dataset: Dataset,
-    /// Of which series.
+    /// The series.
     pub series: SeriesKey,
-    /// When.
+    /// The time range.
     pub range: TimeRange,
     /// Oldest or newest first, by (time, seq).
     pub order: Order,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl RangeRequest {
-    /// All of `series` in `range`, oldest first, in pages of 1,000.
+    /// Creates a query of all records of `series` in `range`, oldest first, in pages of 1,000.
     pub fn new(dataset: Dataset, series: SeriesKey, range: TimeRange) -> Self {
         Self { dataset, series, range, order: Order::Ascending, page: PageRequest::default() }
     }
 
-    /// Newest first.
+    /// Sets the order to newest first.
     #[must_use]
     pub fn descending(mut self) -> Self {
         self.order = Order::Descending;
@@ -425,25 +425,25 @@ setters!(RangeRequest);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestRequest {
-    /// In which dataset.
+    /// The dataset.
     pub dataset: Dataset,
-    /// Of which owners.
+    /// The owners.
     pub selection: Selection<Owner>,
     /// The interval, of a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// As it was known at this moment, inclusive.
+    /// The moment of knowledge, inclusive.
     pub as_of: Option<Timestamp>,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl LatestRequest {
-    /// The latest of these owners, in pages of 1,000.
+    /// Creates a query of the latest records of these owners, in pages of 1,000.
     pub fn new(dataset: Dataset, selection: Selection<Owner>) -> Self {
         Self { dataset, selection, interval: None, as_of: None, page: PageRequest::default() }
     }
 
-    /// Of this interval.
+    /// Sets the interval.
     #[must_use]
     pub fn of_interval(mut self, interval: Interval) -> Self {
         self.interval = Some(interval);
@@ -492,11 +492,11 @@ setters!(LatestRequest);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SeriesRequest {
-    /// In which dataset.
+    /// The dataset.
     pub dataset: Dataset,
     /// Only instruments of this exchange.
     pub exchange: Option<Exchange>,
-    /// Which part of the answer.
+    /// The page of the answer.
     pub page: PageRequest,
 }
 
@@ -522,13 +522,13 @@ setters!(SeriesRequest);
 
 /// A query that is answered in pages: what a cursor of it is bound to, and where to go on.
 pub trait Paged {
-    /// All that a cursor of this query is bound to.
+    /// The fingerprint of the query, to which its cursors are bound.
     fn scope(&self) -> QueryScope;
 
     /// The page that is asked for.
     fn request(&self) -> &PageRequest;
 
-    /// Where to go on.
+    /// The anchor behind which the page begins.
     ///
     /// # Errors
     /// `InvalidInput` if the cursor is not one of this query.
@@ -537,7 +537,7 @@ pub trait Paged {
     }
 }
 
-/// Whether there is more than the page takes, and how many it takes.
+/// Returns whether there are more items than the page takes, and the number that it takes.
 fn cut(query: &impl Paged, found: usize) -> (bool, usize) {
     let limit = query.request().limit();
     (found > limit, found.min(limit))

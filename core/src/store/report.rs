@@ -8,7 +8,7 @@ use crate::domain::{Sum18, Sum36};
 use crate::record::{Dataset, Owner};
 use crate::{Decimal, Error, ErrorKind, Instrument, Price, PriceTick, Quantity, Result, Timestamp};
 
-/// What is known of a store without asking it. What only the server knows is None until a call has met it.
+/// Metadata about a store. Properties that only the server knows are None until a call has reached it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreInfo {
@@ -20,7 +20,7 @@ pub struct StoreInfo {
     pub edition: Option<String>,
     /// The largest batch that one insert takes; `insert_*_chunked` splits larger ones.
     pub max_batch: usize,
-    /// What the store removes by itself. Empty: nothing.
+    /// The policies by which the store removes data automatically. Empty: none.
     pub retention: Vec<Retention>,
 }
 
@@ -56,7 +56,7 @@ pub enum Retention {
     RowsPerSeries(Dataset, usize),
 }
 
-/// What `ensure_schema` did.
+/// The result of `ensure_schema`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SchemaReport {
@@ -77,7 +77,7 @@ impl SchemaReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// How long the round trip took.
+    /// The duration of the round trip.
     pub round_trip: Duration,
     /// The server's version, where there is a server.
     pub version: Option<String>,
@@ -90,13 +90,13 @@ impl StoreStatus {
     }
 }
 
-/// What an insert took. Whether a record was new or replaced one is not said: finding out would cost a read.
+/// The result of an insert. It does not distinguish new records from replaced ones; that would need a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct InsertReport {
-    /// How many records the batch held.
+    /// The number of records in the batch.
     pub received: u64,
-    /// How many of them were replaced by a later record of the same key in the same batch.
+    /// The number of records that a later record of the same key in the batch replaced.
     pub duplicates_in_batch: u64,
 }
 
@@ -116,14 +116,14 @@ impl InsertReport {
     }
 }
 
-/// An owner that has records, and from when to when.
+/// An owner that has records, with the times of the first and the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeriesSummary {
-    /// Which.
+    /// The owner of the series.
     pub owner: Owner,
-    /// The time of its first record; of bars the open time.
+    /// The time of the first record; of bars the open time.
     pub first: Timestamp,
-    /// The time of its last record; of bars the open time.
+    /// The time of the last record; of bars the open time.
     pub last: Timestamp,
 }
 
@@ -144,21 +144,21 @@ impl SeriesSummary {
     }
 }
 
-/// An instrument that has records, and from when to when.
+/// An instrument that has records, with the times of the first and the last one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstrumentSummary {
-    /// Which.
+    /// The instrument.
     pub instrument: Instrument,
-    /// The time of its first record; of bars the open time.
+    /// The time of the first record; of bars the open time.
     pub first: Timestamp,
-    /// The time of its last record; of bars the open time.
+    /// The time of the last record; of bars the open time.
     pub last: Timestamp,
 }
 
 /// One observed price and its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PricePoint {
-    /// When.
+    /// The time.
     pub ts: Timestamp,
     /// The order among ticks of one `ts`.
     pub seq: u64,

@@ -162,12 +162,8 @@ pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl 
 #[derive(Debug)]
 pub struct RecordVec(Box<dyn ErasedVec>);
 
-/// What a vector can do beyond [`Records`].
-pub(super) trait ErasedVec: Records {
-    fn as_any(&self) -> &dyn Any;
-    fn as_any_mut(&mut self) -> &mut dyn Any;
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
-    fn as_records(&self) -> &dyn Records;
+/// The methods of a vector beyond [`Records`].
+pub(super) trait ErasedVec: Records + Any {
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()>;
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()>;
     fn reserve(&mut self, additional: usize);
@@ -183,18 +179,6 @@ struct Typed<R>(Vec<R>);
 as_records!(impl<R: Record> Records for Typed<R>);
 
 impl<R: Record> ErasedVec for Typed<R> {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
-    fn as_records(&self) -> &dyn Records {
-        self
-    }
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
         self.0.push(R::read(R::Series::from_key(series)?, place, fields)?);
         Ok(())
@@ -213,7 +197,7 @@ impl<R: Record> ErasedVec for Typed<R> {
         Box::new(Self(self.0.split_off(at)))
     }
     fn same(&self, other: &dyn ErasedVec) -> bool {
-        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.0 == other.0)
+        (other as &dyn Any).downcast_ref::<Self>().is_some_and(|other| self.0 == other.0)
     }
 }
 
@@ -230,7 +214,7 @@ impl RecordVec {
 
     pub(super) fn erased_mut<T: 'static>(&mut self, dataset: Dataset) -> Result<&mut T> {
         let found = self.0.dataset();
-        self.0.as_any_mut().downcast_mut().ok_or_else(|| other_dataset(found, dataset))
+        (&mut *self.0 as &mut dyn Any).downcast_mut().ok_or_else(|| other_dataset(found, dataset))
     }
 
     fn typed_mut<R: Record>(&mut self) -> Result<&mut Vec<R>> {
@@ -242,7 +226,7 @@ impl RecordVec {
     /// # Errors
     /// `InvalidInput` if they are of another type.
     pub fn as_slice<R: Record>(&self) -> Result<&[R]> {
-        let typed = self.0.as_any().downcast_ref::<Typed<R>>();
+        let typed = (&*self.0 as &dyn Any).downcast_ref::<Typed<R>>();
         typed.map(|typed| &*typed.0).ok_or_else(|| other_dataset(self.0.dataset(), R::DATASET))
     }
 
@@ -252,7 +236,7 @@ impl RecordVec {
     /// `InvalidInput` if they are of another type.
     pub fn into_vec<R: Record>(self) -> Result<Vec<R>> {
         let found = self.0.dataset();
-        match self.0.into_any().downcast::<Typed<R>>() {
+        match (self.0 as Box<dyn Any>).downcast::<Typed<R>>() {
             Ok(typed) => Ok(typed.0),
             Err(_) => Err(other_dataset(found, R::DATASET)),
         }
@@ -265,7 +249,7 @@ impl RecordVec {
 
     /// Returns the records for a store.
     pub fn as_records(&self) -> &dyn Records {
-        self.0.as_records()
+        &*self.0
     }
 
     /// Returns the number of records.

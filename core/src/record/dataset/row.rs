@@ -187,6 +187,46 @@ impl Row {
             })
             .collect()
     }
+
+    /// Reads what `Serialize` writes. Fields that the dataset does not have are passed over.
+    fn from_json(dataset: Dataset, json: &[u8]) -> serde_json::Result<Self> {
+        use serde_json::from_value;
+
+        let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json)?;
+        let mut take = |column: &str| fields.remove(column).unwrap_or_default();
+        let owner = match dataset.series() {
+            SeriesType::Instrument => Owner::Instrument(from_value(take("instrument"))?),
+            SeriesType::Name { column, .. } => Owner::Name(from_value::<String>(take(column))?.into()),
+        };
+        let interval = dataset.interval().map(|column| from_value(take(column))).transpose()?;
+        let time = from_value(take(dataset.time()))?;
+        let seq = dataset.seq().map(|column| from_value(take(column))).transpose()?;
+        let values = dataset.values().iter().map(|column| {
+            let value = take(column.name);
+            if column.optional && value.is_null() {
+                return Ok(Value::Absent);
+            }
+            Ok(match column.ty {
+                ColumnType::Decimal => Value::Decimal(from_value(value)?),
+                ColumnType::Counter => Value::Counter(from_value(value)?),
+                ColumnType::Integer => Value::Integer(from_value(value)?),
+                ColumnType::Boolean => Value::Boolean(from_value(value)?),
+                ColumnType::Text { .. } => Value::Text(from_value(value)?),
+                ColumnType::Enumeration(names) => {
+                    let name: String = from_value(value)?;
+                    let at = names.iter().position(|known| *known == name);
+                    // A dataset has at most 100 names; 0 is none of them.
+                    Value::Enumeration(at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0))
+                }
+                ColumnType::Timestamp => Value::Timestamp(from_value(value)?),
+                ColumnType::Interval => Value::Interval(from_value(value)?),
+                ColumnType::Levels { .. } => Value::Levels(from_value(value)?),
+            })
+        });
+        let values = values.collect::<serde_json::Result<_>>()?;
+        let series = SeriesKey { owner, interval };
+        Self::new(dataset, series, (time, seq.unwrap_or(0)), values).map_err(serde::de::Error::custom)
+    }
 }
 
 /// Gives values one after the other.
@@ -276,7 +316,7 @@ impl FieldWriter for Values {
     }
 }
 
-/// As the records of a declared struct: the key, then the values that are present.
+/// Writes the form of a declared struct: the key, then the values that are present.
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -310,48 +350,6 @@ impl Serialize for Row {
             }
         }
         map.end()
-    }
-}
-
-impl Row {
-    /// Reads what `Serialize` writes. Fields that the dataset does not have are passed over.
-    fn from_json(dataset: Dataset, json: &[u8]) -> serde_json::Result<Self> {
-        use serde_json::from_value;
-
-        let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json)?;
-        let mut take = |column: &str| fields.remove(column).unwrap_or_default();
-        let owner = match dataset.series() {
-            SeriesType::Instrument => Owner::Instrument(from_value(take("instrument"))?),
-            SeriesType::Name { column, .. } => Owner::Name(from_value::<String>(take(column))?.into()),
-        };
-        let interval = dataset.interval().map(|column| from_value(take(column))).transpose()?;
-        let time = from_value(take(dataset.time()))?;
-        let seq = dataset.seq().map(|column| from_value(take(column))).transpose()?;
-        let values = dataset.values().iter().map(|column| {
-            let value = take(column.name);
-            if column.optional && value.is_null() {
-                return Ok(Value::Absent);
-            }
-            Ok(match column.ty {
-                ColumnType::Decimal => Value::Decimal(from_value(value)?),
-                ColumnType::Counter => Value::Counter(from_value(value)?),
-                ColumnType::Integer => Value::Integer(from_value(value)?),
-                ColumnType::Boolean => Value::Boolean(from_value(value)?),
-                ColumnType::Text { .. } => Value::Text(from_value(value)?),
-                ColumnType::Enumeration(names) => {
-                    let name: String = from_value(value)?;
-                    let at = names.iter().position(|known| *known == name);
-                    // A dataset has at most 100 names; 0 is none of them.
-                    Value::Enumeration(at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0))
-                }
-                ColumnType::Timestamp => Value::Timestamp(from_value(value)?),
-                ColumnType::Interval => Value::Interval(from_value(value)?),
-                ColumnType::Levels { .. } => Value::Levels(from_value(value)?),
-            })
-        });
-        let values = values.collect::<serde_json::Result<_>>()?;
-        let series = SeriesKey { owner, interval };
-        Self::new(dataset, series, (time, seq.unwrap_or(0)), values).map_err(serde::de::Error::custom)
     }
 }
 
@@ -402,18 +400,6 @@ impl Records for RowVec {
 }
 
 impl ErasedVec for RowVec {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
-    fn as_records(&self) -> &dyn Records {
-        self
-    }
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
         let columns = self.dataset.values();
         let values = columns.iter().map(|column| Value::read(column, fields)).collect::<Result<_>>()?;
@@ -434,7 +420,7 @@ impl ErasedVec for RowVec {
         Box::new(Self { dataset: self.dataset, rows: self.rows.split_off(at) })
     }
     fn same(&self, other: &dyn ErasedVec) -> bool {
-        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.rows == other.rows)
+        (other as &dyn Any).downcast_ref::<Self>().is_some_and(|other| self.rows == other.rows)
     }
 }
 

@@ -13,7 +13,7 @@ pub struct SeriesRanks {
     pub ranks: Vec<u64>,
 }
 
-/// How many series are known by their address. Allocations are multiples of 16 bytes.
+/// The number of series that are known by their address. Allocations are multiples of 16 bytes.
 const RECENT: usize = 512;
 
 impl SeriesRanks {
@@ -55,7 +55,7 @@ impl SeriesRanks {
 /// A record of a batch, by its index, with the key by which it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// What the adapter groups by before the series, for example the chunk.
+    /// The first part of the order, for example the number of the chunk.
     pub group: i64,
     /// The adapter's number of the series.
     pub series: u64,

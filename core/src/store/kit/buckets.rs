@@ -40,7 +40,7 @@ pub struct BucketWalk<'q> {
     rest: Option<TimeRange>,
     width: i64,
     found: Vec<Ohlcv>,
-    /// How many bars were found before the window.
+    /// The number of bars that were found before the window.
     before: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Which changes of a dataset's declaration a stored dataset takes.
+//! The changes of a dataset's declaration that a stored dataset accepts.
 //!
 //! Stores record a dataset as lines of text: its key, then each of its columns.
 

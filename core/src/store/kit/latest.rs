@@ -4,7 +4,7 @@ use crate::record::{Owner, RecordVec};
 use crate::store::{Anchor, LatestRequest, Paged, RecordPage};
 use crate::{Error, Selection, Timestamp};
 
-/// What [`latest`] asks of an adapter.
+/// The queries that an adapter provides for [`latest`].
 pub trait LatestSource {
     /// The adapter's error.
     type Error: From<Error>;

@@ -1,4 +1,4 @@
-//! The store kit: what every adapter of a database needs beside its statements.
+//! The store kit: the parts that every adapter of a database needs beside its statements.
 //!
 //! - [`entries`] sorts a batch by key and keeps the last record of each key.
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.

@@ -1,4 +1,4 @@
-//! What is left of a range behind a cursor.
+//! The rest of a range behind a cursor.
 
 use crate::record::Place;
 use crate::store::{Anchor, Order};

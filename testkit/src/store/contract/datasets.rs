@@ -4,7 +4,7 @@ use qi_core::record::{
     Column, ColumnType, Dataset, Description, Level, Owner, RecordVec, Row, Series, Slice, Value,
 };
 use qi_core::store::{LatestRequest, PriceStore, RangeRequest, SeriesRequest};
-use qi_core::{ErrorKind, Price, Quantity, Record, Result, Selection, TimeRange};
+use qi_core::{Decimal, ErrorKind, Price, Quantity, Record, Result, Selection, TimeRange};
 
 use super::expect::{refused, same, same_rows};
 use super::shelf::{AskLatest, Shelf, minute};
@@ -13,7 +13,7 @@ use crate::store::rows::records_of;
 
 promises! { "datasets";
     every columns_keep_their_place: "every value comes back in its own column, of every type",
-    every an_absent_value_stays_absent: "an optional value that is absent comes back absent, and no other one",
+    every an_absent_value_stays_absent: "an optional value that is absent comes back absent, and zero or an empty text does not",
     every a_list_keeps_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
     once names_keep_their_order: "series that are names are listed by their bytes, whatever they contain",
     every an_unregistered_dataset_is_refused: "a dataset that the store was not opened with is SchemaMismatch",
@@ -26,7 +26,7 @@ async fn rows_of<D: Sample>(store: &dyn PriceStore) -> Result<Vec<Row>> {
 }
 
 /// Writes records and compares what comes back, column by column.
-async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
+pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
     store.insert(records.as_records()).await?;
     let expected = Row::copy_of(records.as_records())?;
     let found = rows_of::<D>(store).await?;
@@ -47,7 +47,10 @@ async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
 }
 
 /// The n-th record with some values replaced, if that is a valid one: a record may have rules of its own.
-fn altered<D: Sample>(n: usize, alter: impl Fn(usize, &Column, &mut Value)) -> Result<Option<Row>> {
+pub(super) fn altered<D: Sample>(
+    n: usize,
+    mut alter: impl FnMut(usize, &Column, &mut Value),
+) -> Result<Option<Row>> {
     let n = u32::try_from(n).expect("few records");
     let record = D::at(0, n.into(), n);
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(&record))?)?.remove(0);
@@ -62,15 +65,28 @@ fn altered<D: Sample>(n: usize, alter: impl Fn(usize, &Column, &mut Value)) -> R
 async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
-    for alone in [false, true] {
-        // Of the optional columns one is absent, or one alone is present; at the end all are present, or none is.
-        for chosen in 0..=columns.len() {
+    // Of the optional columns one is absent, or one alone is present; at the end all are present, or none is.
+    for chosen in 0..=columns.len() {
+        for alone in [false, true] {
             rows.extend(altered::<D>(rows.len(), |at, column, value| {
                 if column.optional && (at == chosen) != alone {
                     *value = Value::Absent;
                 }
             })?);
         }
+        // The value that a store could take for an absent one.
+        rows.extend(altered::<D>(rows.len(), |at, column, value| {
+            if column.optional && at == chosen {
+                *value = match column.ty {
+                    ColumnType::Decimal => Value::Decimal(Decimal::ZERO),
+                    ColumnType::Counter => Value::Counter(0),
+                    ColumnType::Integer => Value::Integer(0),
+                    ColumnType::Boolean => Value::Boolean(false),
+                    ColumnType::Text { .. } => Value::Text(String::new()),
+                    _ => return,
+                };
+            }
+        })?);
     }
     there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }
@@ -81,19 +97,25 @@ async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
         _ => None,
     });
     let Some(longest) = longest.max() else { return Ok(()) };
-    // Neither ascending nor descending, and some twice.
     let level = |n: usize| -> Result<Level> {
-        let units = (n * 7 % 5 + 1) as i128 * 1_000_000_000_000_000_001;
+        let units = (n + 1) as i128 * 1_000_000_000_000_000_001;
         Ok(Level { price: Price::from_units(units)?, quantity: Quantity::from_units(units - 1)? })
     };
-    let levels: Vec<Level> = (0..longest).map(level).collect::<Result<_>>()?;
+    let rising: Vec<Level> = (0..longest).map(level).collect::<Result<_>>()?;
+    let falling: Vec<Level> = rising.iter().rev().copied().collect();
+    // Neither, and some of them twice.
+    let mixed: Vec<Level> = (0..longest).map(|n| level(n * 7 % 5)).collect::<Result<_>>()?;
     let mut rows = Vec::new();
     for count in [0, 1, 2, longest - 1, longest, 0] {
-        rows.extend(altered::<D>(rows.len(), |_, column, value| {
-            if let ColumnType::Levels { max } = column.ty {
-                *value = Value::Levels(levels[..count.min(max)].to_vec());
-            }
-        })?);
+        // A record may have rules for the order of its levels, for example those of an order book.
+        for orders in [[&mixed, &mixed], [&falling, &rising]] {
+            let mut orders = orders.into_iter().cycle();
+            rows.extend(altered::<D>(rows.len(), |_, column, value| {
+                if let (ColumnType::Levels { max }, Some(levels)) = (column.ty, orders.next()) {
+                    *value = Value::Levels(levels[..count.min(max)].to_vec());
+                }
+            })?);
+        }
     }
     there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }

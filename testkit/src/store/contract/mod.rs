@@ -37,11 +37,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_core::Datasets;
+use qi_core::record::Dataset;
 use qi_core::store::PriceStore;
-use qi_core::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
+use qi_core::{
+    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
+    Result,
+};
 
 pub use expect::{Failure, Outcome};
-pub(crate) use expect::{same, same_rows};
+pub(crate) use expect::{refused, same, same_rows};
 pub use factory::{Fresh, MemoryFactory, Reopen, SECRET, StoreFactory};
 pub(crate) use precision::SYMBOLS;
 pub use runner::{Suite, Wrapping, run_check};
@@ -70,6 +74,19 @@ impl fmt::Debug for StoreCheck {
 }
 
 impl StoreCheck {
+    /// The datasets that the check needs: those that it runs on, or those that checks name in their code.
+    fn datasets(&self, all: &Datasets) -> Datasets {
+        let named = Datasets::standard().with::<NamedSignal>().expect("a name of its own");
+        let is_needed = |dataset: Dataset| {
+            let needs = |of: Option<&str>| {
+                of.map_or_else(|| named.get(dataset.name()).is_some(), |name| name == dataset.name())
+            };
+            self.runs.iter().any(|(of, _)| needs(*of))
+        };
+        let needed = all.iter().filter(|dataset| is_needed(*dataset));
+        needed.fold(Datasets::none(), |some, dataset| some.with_dataset(dataset).expect("a name of its own"))
+    }
+
     /// Runs the check on each of its datasets.
     async fn run(&self, case: &Case) -> Outcome {
         for (dataset, run) in &self.runs {
@@ -119,6 +136,11 @@ impl Checks {
             .with::<Quote>()
             .with::<Ohlcv>()
             .with::<MarketSnapshot>()
+            .with::<FundingRate>()
+            .with::<OpenInterest>()
+            .with::<Liquidation>()
+            .with::<MarkPrice>()
+            .with::<BookSnapshot>()
             .with::<Everything>()
             .with::<NamedSignal>()
     }
@@ -148,7 +170,7 @@ impl Checks {
     }
 }
 
-/// What a check works on: a fresh store in its wrapping, and the factory for more.
+/// The context of a check: a fresh store in its wrapping, and the factory for more.
 pub struct Case {
     store: Arc<dyn PriceStore>,
     factory: Arc<dyn StoreFactory>,
@@ -227,10 +249,20 @@ impl Case {
     }
 }
 
-/// How long one check may take, in real time.
+/// The time limit of one check, in real time.
 const CHECK_LIMIT: Duration = Duration::from_mins(2);
 
-/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time.
+/// Returns whether checks of thousands of records and hundreds of partitions run on a dataset. Of the datasets of
+/// derivatives and books only the one with the largest records is among them: their tables have the form of others, and
+/// each table adds minutes on a real server.
+fn runs_bulk(dataset: Dataset) -> bool {
+    Datasets::standard().position(dataset).is_ok()
+        || Datasets::built_in().position(dataset).is_err()
+        || dataset == BookSnapshot::DATASET
+}
+
+/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time,
+/// `bulk` on those that [`runs_bulk`] names.
 macro_rules! promises {
     ($group:literal; $($mode:ident $name:ident: $promise:literal,)*) => {
         /// Every check of the group, with the code of those that run once.
@@ -252,6 +284,9 @@ macro_rules! promises {
     (@once $mode:ident $name:ident) => { Vec::new() };
     (@of once $name:ident) => { None };
     (@of every $name:ident) => { Some(|case| Box::pin($name::<D>(case))) };
+    (@of bulk $name:ident) => {
+        if super::runs_bulk(D::DATASET) { Some(|case| Box::pin($name::<D>(case))) } else { None }
+    };
     (@of tied $name:ident) => {
         if D::DATASET.seq().is_some() { Some(|case| Box::pin($name::<D>(case))) } else { None }
     };

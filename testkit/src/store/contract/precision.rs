@@ -1,21 +1,19 @@
 //! Precision: values come back exactly, or were refused before.
 
-use qi_core::store::{PriceStore, PriceStoreExt};
+use qi_core::record::{ColumnType, Level, Value};
+use qi_core::store::PriceStoreExt;
 use qi_core::{
-    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick, Quantity,
-    Quote, QuoteValues, Scope, SnapshotValues, Source, Symbol, Timestamp,
+    Decimal, Exchange, MarketSnapshot, Price, PriceTick, Quantity, SnapshotValues, Source, Symbol, Timestamp,
 };
 
+use super::datasets::{altered, there_and_back};
 use super::expect::{Outcome, holds, same_rows};
 use super::shelf::{BASE, Shelf, instrument, micros, minute};
 use super::{Case, Sample, promises};
+use crate::store::rows::records_of;
 
 promises! { "precision";
-    once the_smallest_decimal_comes_back: "1e-18 in every decimal of every dataset",
-    once the_largest_decimal_comes_back: "20 integer digits with 18 places in every decimal of every dataset",
-    once trailing_zeros_do_not_matter: "1.500 is 1.5",
-    once none_is_not_zero: "an unknown figure is not zero, in every optional field",
-    once percentages_have_a_sign: "negative percentages come back",
+    every decimals_come_back_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
     every a_microsecond_counts: "times are kept to the microsecond",
     every both_ends_of_time: "the first and the last time of a record",
     once long_and_strange_names: "the longest names and every allowed character",
@@ -23,125 +21,43 @@ promises! { "precision";
     once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, names outside their rule are refused",
 }
 
-fn at(minutes: i64) -> Timestamp {
-    minute(minutes)
-}
+/// Decimals at the ends of the domain, with all places, with and without a sign.
+const DECIMALS: [&str; 9] = [
+    "0.000000000000000001",
+    "99999999999999999999.999999999999999999",
+    "12345678901234567890.123456789012345678",
+    "99.999999999999999999",
+    "1.500000000000000000",
+    "100000",
+    "-0.000000000000000001",
+    "-99999999999999999999.999999999999999999",
+    "-12.5",
+];
 
-/// Writes records with these numbers in every decimal field, and reads them back.
-async fn there_and_back(store: &dyn PriceStore, number: &str, percent: &str) -> Outcome {
-    let (price, quantity): (Price, Quantity) = (number.parse()?, number.parse()?);
-    let percent: Percent = percent.parse()?;
-    let share: Percent = if percent.get() > Decimal::from_int(100) { "100".parse()? } else { percent };
-    let name = instrument("alpha:PRECISE");
-    let tick = PriceTick::new(name.clone(), at(0), 0, price)?.with_quantity(quantity);
-    store.insert_ticks(std::slice::from_ref(&tick)).await?;
-    same_rows("the tick", &PriceTick::all(store, &name).await?, &[tick])?;
-
-    let values = QuoteValues {
-        bid_price: Some(price),
-        bid_size: Some(quantity),
-        ask_price: Some(price),
-        ask_size: Some(quantity),
-    };
-    let quote = Quote::new(name.clone(), at(0), 0, values)?;
-    store.insert_quotes(std::slice::from_ref(&quote)).await?;
-    same_rows("the quote", &Quote::all(store, &name).await?, &[quote])?;
-
-    let (volume, quote_volume) = (Some(quantity), Some(quantity));
-    let values = BarValues { volume, quote_volume, ..BarValues::flat(price) };
-    let bar = Ohlcv::new(name.clone(), Interval::M1, at(0), values)?;
-    store.insert_bars(std::slice::from_ref(&bar)).await?;
-    same_rows("the bar", &Ohlcv::all(store, &(name, Interval::M1)).await?, &[bar])?;
-
-    let values = SnapshotValues {
-        market_cap_usd: Some(quantity),
-        volume_24h_usd: Some(quantity),
-        btc_dominance: Some(share),
-        eth_dominance: Some(share),
-        active_currencies: Some(qi_core::domain::MAX_COUNTER),
-        markets: Some(0),
-        change_24h: Some(percent),
-        change_7d: Some(percent),
-        source: None,
-    };
-    let snapshot = MarketSnapshot::new(Scope::Global, at(0), values)?;
-    store.insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-    same_rows("the snapshot", &MarketSnapshot::all(store, &Scope::Global).await?, &[snapshot])
-}
-
-async fn the_smallest_decimal_comes_back(case: &Case) -> Outcome {
-    there_and_back(case.store(), "0.000000000000000001", "0.000000000000000001").await
-}
-
-async fn the_largest_decimal_comes_back(case: &Case) -> Outcome {
-    let largest = "99999999999999999999.999999999999999999";
-    there_and_back(case.store(), largest, largest).await?;
-    there_and_back(case.store(), "12345678901234567890.123456789012345678", "99.999999999999999999").await
-}
-
-async fn trailing_zeros_do_not_matter(case: &Case) -> Outcome {
-    there_and_back(case.store(), "1.500000000000000000", "50.0").await?;
-    there_and_back(case.store(), "100000", "10").await
-}
-
-async fn percentages_have_a_sign(case: &Case) -> Outcome {
-    for change in ["-0.000000000000000001", "-99999999999999999999.999999999999999999", "-12.5"] {
-        let values = SnapshotValues { change_24h: Some(change.parse()?), ..SnapshotValues::default() };
-        let snapshot = MarketSnapshot::new(Scope::Global, at(0), values)?;
-        case.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-        same_rows(change, &MarketSnapshot::all(case.store(), &Scope::Global).await?, &[snapshot])?;
+async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
+    let columns = D::DATASET.values();
+    let mut rows = Vec::new();
+    for number in DECIMALS {
+        let number: Decimal = number.parse()?;
+        // In one column, and at the end in all of them.
+        for chosen in 0..=columns.len() {
+            rows.extend(altered::<D>(rows.len(), |at, column, value| {
+                if at != chosen && chosen != columns.len() {
+                    return;
+                }
+                match column.ty {
+                    ColumnType::Decimal => *value = Value::Decimal(number),
+                    ColumnType::Levels { .. } => {
+                        let (price, quantity) = (Price::new(number), Quantity::new(number));
+                        let level = price.and_then(|price| Ok(Level { price, quantity: quantity? }));
+                        *value = Value::Levels(level.into_iter().collect());
+                    }
+                    _ => {}
+                }
+            })?);
+        }
     }
-    Ok(())
-}
-
-async fn none_is_not_zero(case: &Case) -> Outcome {
-    let (store, name, one) = (case.store(), instrument("alpha:NONE"), "1".parse::<Price>()?);
-    let zero = Some(Quantity::ZERO);
-    let ticks = [
-        PriceTick::new(name.clone(), at(0), 0, one)?,
-        PriceTick::new(name.clone(), at(1), 0, one)?.with_quantity(zero),
-        PriceTick::new(name.clone(), at(2), 0, one)?.with_side(qi_core::Side::Sell),
-    ];
-    store.insert_ticks(&ticks).await?;
-    same_rows("ticks", &PriceTick::all(store, &name).await?, &ticks)?;
-
-    let none = QuoteValues::default();
-    let quotes = [
-        Quote::new(name.clone(), at(0), 0, QuoteValues { bid_price: Some(one), ..none })?,
-        Quote::new(name.clone(), at(1), 0, QuoteValues { ask_price: Some(one), ask_size: zero, ..none })?,
-        Quote::new(name.clone(), at(2), 0, QuoteValues { ask_price: Some(one), bid_size: zero, ..none })?,
-    ];
-    store.insert_quotes(&quotes).await?;
-    same_rows("quotes", &Quote::all(store, &name).await?, &quotes)?;
-
-    let flat = BarValues::flat(one);
-    let bars = [
-        Ohlcv::new(name.clone(), Interval::M1, at(0), flat)?,
-        Ohlcv::new(name.clone(), Interval::M1, at(1), BarValues { volume: None, ..flat })?,
-        Ohlcv::new(name.clone(), Interval::M1, at(2), BarValues { quote_volume: None, ..flat })?,
-        Ohlcv::new(name.clone(), Interval::M1, at(3), BarValues { count: None, ..flat })?,
-    ];
-    store.insert_bars(&bars).await?;
-    same_rows("bars", &Ohlcv::all(store, &(name, Interval::M1)).await?, &bars)?;
-
-    let none = SnapshotValues::default();
-    let (nothing, zero_percent) = (zero, Percent::new(Decimal::ZERO).ok());
-    let snapshots = [
-        SnapshotValues { market_cap_usd: nothing, ..none.clone() },
-        SnapshotValues { volume_24h_usd: nothing, ..none.clone() },
-        SnapshotValues { btc_dominance: zero_percent, ..none.clone() },
-        SnapshotValues { eth_dominance: zero_percent, ..none.clone() },
-        SnapshotValues { active_currencies: Some(0), ..none.clone() },
-        SnapshotValues { markets: Some(0), ..none.clone() },
-        SnapshotValues { change_24h: zero_percent, ..none.clone() },
-        SnapshotValues { change_7d: zero_percent, source: Source::new("x").ok(), ..none },
-    ];
-    let snapshots: Vec<_> = (0..)
-        .zip(snapshots)
-        .map(|(n, values)| MarketSnapshot::new(Scope::Global, at(n), values))
-        .collect::<qi_core::Result<_>>()?;
-    store.insert_snapshots(&snapshots).await?;
-    same_rows("snapshots", &MarketSnapshot::all(store, &Scope::Global).await?, &snapshots)
+    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }
 
 async fn a_microsecond_counts<D: Sample>(case: &Case) -> Outcome {

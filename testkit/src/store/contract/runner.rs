@@ -133,15 +133,15 @@ fn run_trial(
     }
 }
 
-/// Runs one check on a fresh store of the factory with these datasets in a wrapping, within a time limit, and cleans up after it. A
-/// panic of the check is a failure too.
+/// Runs one check on a fresh store of the factory in a wrapping, within a time limit, and cleans up after it. The store
+/// has those of `datasets` that the check needs. A panic of the check is a failure too.
 pub async fn run_check(
     check: &StoreCheck,
     factory: Arc<dyn StoreFactory>,
     wrapping: Wrapping,
     datasets: &Datasets,
 ) -> Outcome {
-    let case = Case::open(factory, wrapping, datasets)
+    let case = Case::open(factory, wrapping, &check.datasets(datasets))
         .await
         .map_err(|e| Failure::from(e).within("opening a store"))?;
     let guarded = std::panic::AssertUnwindSafe(check.run(&case)).catch_unwind();

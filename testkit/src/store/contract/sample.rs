@@ -2,8 +2,9 @@
 
 use qi_core::record::{Enumeration, Level, Levels, Text};
 use qi_core::{
-    BarValues, Decimal, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Percent, Price, PriceTick,
-    Quantity, Quote, QuoteValues, Record, Scope, Side, SnapshotValues, Source, Symbol, Timestamp,
+    BarValues, BookSnapshot, Decimal, Exchange, FundingRate, Instrument, Interval, Liquidation, MarkPrice,
+    MarketSnapshot, Ohlcv, OpenInterest, Percent, Price, PriceTick, Quantity, Quote, QuoteValues, Record,
+    Scope, Side, SnapshotValues, Source, Symbol, Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -137,6 +138,68 @@ impl Sample for MarketSnapshot {
             source: Some(qi_core::Source::new(format!("source {value}")).expect("a valid source")),
         };
         Self::new(series.clone(), ts, values).expect("a valid snapshot")
+    }
+}
+
+impl Sample for FundingRate {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, _: u64, value: u32) -> Self {
+        let sign = if value.is_multiple_of(2) { 1 } else { -1 };
+        let rate = Percent::from_units(sign * units(value, 1)).expect("a valid percentage");
+        let next = Timestamp::from_micros(ts.as_micros() + 1 + i64::from(value)).ok();
+        Self::new(series.clone(), ts, rate)
+            .and_then(|rate| rate.with_mark_price(price(value, 2)).with_next_funding(next))
+            .expect("a valid funding rate")
+    }
+}
+
+impl Sample for OpenInterest {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, _: u64, value: u32) -> Self {
+        let interest = Self::new(series.clone(), ts, quantity(value, 1)).expect("a valid open interest");
+        interest.with_value(quantity(value, 2))
+    }
+}
+
+impl Sample for Liquidation {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
+        let side = if value.is_multiple_of(2) { Side::Buy } else { Side::Sell };
+        Self::new(series.clone(), ts, seq, side, (price(value, 1), quantity(value, 2)))
+            .expect("a valid liquidation")
+            .with_average_price(price(value, 3))
+    }
+}
+
+impl Sample for MarkPrice {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, _: u64, value: u32) -> Self {
+        let mark = Self::new(series.clone(), ts, price(value, 1)).expect("a valid mark price");
+        mark.with_index(price(value, 2))
+    }
+}
+
+impl Sample for BookSnapshot {
+    fn series_no(n: usize) -> Instrument {
+        instrument_no(n)
+    }
+    fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
+        // Bids fall and asks rise from a price between them; a few levels, so that large batches stay small.
+        let level = |at: i128| Level {
+            price: Price::from_units(units(value, 100) + at).expect("positive"),
+            quantity: Quantity::from_units(units(value, 101) - at).expect("positive"),
+        };
+        let count = i128::from(value % 4);
+        let (bids, asks) = ((-count..=0).rev().map(level), (1..3 + count).map(level));
+        Self::new(series.clone(), ts, seq, bids.collect(), asks.collect()).expect("a valid book")
     }
 }
 

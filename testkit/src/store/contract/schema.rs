@@ -146,7 +146,7 @@ const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false }
 const B: Column = Column { name: "b", ty: ColumnType::Text { max: 20 }, optional: true };
 const C: Column = Column { name: "c", ty: ColumnType::Enumeration(&["one", "two"]), optional: true };
 
-/// What a version of a program declares.
+/// The description of a version of the dataset.
 fn version(values: Vec<Column>) -> Description {
     Description {
         name: "evolving",
@@ -277,6 +277,8 @@ async fn another_difference_is_refused(case: &Case) -> Outcome {
         ("a required column that may be absent", "a", version(vec![Column { optional: true, ..A }, B, C])),
         ("an optional column that must be there", "b", version(vec![A, Column { optional: false, ..B }, C])),
         ("another order", "b", version(vec![B, A, C])),
+        ("a longer text", "b", version(vec![A, Column { ty: ColumnType::Text { max: 21 }, ..B }, C])),
+        ("a shorter text", "b", version(vec![A, Column { ty: ColumnType::Text { max: 19 }, ..B }, C])),
         ("a removed column", "b", version(vec![A, C])),
         ("a renamed column", "b", version(vec![A, Column { name: "z", ..B }, C])),
         ("a new column in between", "d", version(vec![A, Column { optional: true, ..required }, B, C])),

@@ -12,12 +12,12 @@ use super::Sample;
 /// Monday 2024-03-04T00:00:00Z, from which the times of the checks count.
 pub(super) const BASE: i64 = 1_709_510_400_000_000;
 
-/// So many minutes after [`BASE`].
+/// Returns the time `n` minutes after [`BASE`].
 pub(super) fn minute(n: i64) -> Timestamp {
     micros(n * 60_000_000)
 }
 
-/// So many microseconds after [`BASE`].
+/// Returns the time `n` microseconds after [`BASE`].
 pub(super) fn micros(n: i64) -> Timestamp {
     Timestamp::from_micros(BASE + n).expect("the times of the checks lie in the domain")
 }

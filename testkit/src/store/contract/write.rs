@@ -15,7 +15,7 @@ use super::{Case, Outcome, Sample, promises};
 promises! { "write";
     every an_empty_batch_is_ok: "an empty batch is Ok and writes nothing",
     every one_record_is_stored: "one record is written and read back",
-    every a_large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
+    bulk a_large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
     every sent_again_changes_nothing: "the same batch sent again changes nothing",
     every last_write_wins: "a write that begins after another was acknowledged wins, with all its fields",
     every a_b_a_reads_a: "A, then B, then A again reads A: no deduplication by content",
@@ -23,8 +23,8 @@ promises! { "write";
     tied one_time_and_another_seq_is_another_record: "records of one time are kept apart by seq",
     every the_same_time_in_two_series: "one time in two series is two records",
     once one_symbol_on_two_exchanges: "one symbol on two exchanges is two instruments",
-    every a_batch_over_150_months: "one batch may reach over 150 months",
-    every four_thousand_days_of_one_series: "4,000 daily records of one series in one batch",
+    bulk a_batch_over_150_months: "one batch may reach over 150 months",
+    bulk four_thousand_days_of_one_series: "4,000 daily records of one series in one batch",
     every an_unsorted_batch_is_sorted: "a batch may come in any order",
     every a_late_record_finds_its_place: "a record older than all others is read in its place",
     every writers_to_one_key: "writers to one key at once leave exactly one of the values, never a mixture",
@@ -32,8 +32,8 @@ promises! { "write";
     every writers_in_opposite_orders: "writers of the same keys in opposite orders do not block each other",
     every written_is_readable: "what is acknowledged is seen by the next read",
     every retry_after_a_partial_write: "after a failure that left half of a batch, sending it again completes it",
-    every a_dropped_insert_leaves_the_store_usable: "an insert dropped at any point leaves whole records or none",
-    every a_batch_above_the_limit_writes_nothing: "a batch above max_batch is InvalidInput and writes nothing",
+    bulk a_dropped_insert_leaves_the_store_usable: "an insert dropped at any point leaves whole records or none",
+    bulk a_batch_above_the_limit_writes_nothing: "a batch above max_batch is InvalidInput and writes nothing",
 }
 
 async fn an_empty_batch_is_ok<D: Sample>(case: &Case) -> Outcome {

@@ -1,5 +1,6 @@
 //! How histories are drawn, and shrunk when one fails.
 
+use std::fmt;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -14,7 +15,7 @@ use qi_core::{
 
 use super::{
     History, INTERVALS, Look, Step, compare, descriptions, instrument, interval_of, moment, owner,
-    run_history, scope, series, value_of,
+    run_history, scope, series, values_of,
 };
 use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
 
@@ -149,10 +150,7 @@ impl Draft {
 
 fn row(dataset: Dataset, (of, interval, at, seq, seed): DraftRow) -> Row {
     let seq = if dataset.seq().is_some() { seq } else { 0 };
-    // Another number for each column. 0 stays 0, so that a history shrinks to plain values.
-    let value = |(n, column): (u32, _)| value_of(column, seed.wrapping_mul(2_654_435_761).rotate_left(7 * n));
-    let values = (0u32..).zip(dataset.values()).map(value).collect();
-    Row::new(dataset, series(dataset, of, INTERVALS[interval]), (moment(at), seq), values)
+    Row::new(dataset, series(dataset, of, INTERVALS[interval]), (moment(at), seq), values_of(dataset, seed))
         .expect("a valid row")
 }
 
@@ -201,14 +199,12 @@ pub fn histories() -> impl Strategy<Value = History> {
 /// # Errors
 /// The shortest history that was found to differ, and how it differs.
 pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
-    draw(count, |history, runtime| {
-        runtime.block_on(async {
-            let fresh = factory.fresh(&history.datasets).await?;
-            let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
-            let cleaned = fresh.cleanup.await.map_err(Failure::from);
-            outcome.and(cleaned)
-        })
-    })
+    let play = async |history: &History| {
+        let fresh = factory.fresh(&history.datasets).await?;
+        let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
+        outcome.and(fresh.cleanup.await.map_err(Failure::from))
+    };
+    draw(count, histories(), play, steps_of)
 }
 
 /// Draws `count` histories with a fixed seed and plays each one on two stores.
@@ -216,38 +212,42 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
 /// # Errors
 /// The shortest history on which the two were found to differ, and how they differ.
 pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
-    draw(count, |history, runtime| {
-        runtime.block_on(async {
-            let datasets = &history.datasets;
-            let (first, second) = (one.fresh(datasets).await?, two.fresh(datasets).await?);
-            let outcome = compare(&*first.store, &*second.store, history).await;
-            let cleaned = first.cleanup.await.and(second.cleanup.await).map_err(Failure::from);
-            outcome.and(cleaned)
-        })
-    })
+    let play = async |history: &History| {
+        let datasets = &history.datasets;
+        let (first, second) = (one.fresh(datasets).await?, two.fresh(datasets).await?);
+        let outcome = compare(&*first.store, &*second.store, history).await;
+        outcome.and(first.cleanup.await.and(second.cleanup.await).map_err(Failure::from))
+    };
+    draw(count, histories(), play, steps_of)
 }
 
-fn draw(count: u32, play: impl Fn(&History, &tokio::runtime::Runtime) -> Outcome) -> Outcome {
+/// Draws `count` cases with a fixed seed and plays each one; `explain` writes the simplest one that fails.
+pub(super) fn draw<T: fmt::Debug>(
+    count: u32,
+    cases: impl Strategy<Value = T>,
+    play: impl AsyncFn(&T) -> Outcome,
+    explain: impl Fn(&T) -> String,
+) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format_args!("no runtime: {error}")))?;
     let config = Config { cases: count, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let outcome = TestRunner::new_with_rng(config, rng).run(&histories(), |history| {
-        play(&history, &runtime).map_err(|failure| TestCaseError::fail(failure.to_string()))
+    let outcome = TestRunner::new_with_rng(config, rng).run(&cases, |case| {
+        runtime.block_on(play(&case)).map_err(|failure| TestCaseError::fail(failure.to_string()))
     });
     match outcome {
         Ok(()) => Ok(()),
-        Err(TestError::Fail(why, history)) => {
-            let steps: Vec<String> =
-                history.steps.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
-            let drawn = history.datasets.get("drawn").map(Dataset::values);
-            let steps = steps.join("\n");
-            Err(Failure::new(format_args!(
-                "{why}\ncolumns of the drawn dataset: {drawn:?}\nthe shortest history that fails:\n{steps}"
-            )))
-        }
+        Err(TestError::Fail(why, case)) => Err(Failure::new(format_args!("{why}\n{}", explain(&case)))),
         Err(other) => Err(Failure::new(other)),
     }
+}
+
+fn steps_of(history: &History) -> String {
+    let steps: Vec<String> =
+        history.steps.iter().enumerate().map(|(n, step)| format!("  {n}: {step:?}")).collect();
+    let drawn = history.datasets.get("drawn").map(Dataset::values);
+    let steps = steps.join("\n");
+    format!("columns of the drawn dataset: {drawn:?}\nthe shortest history that fails:\n{steps}")
 }

@@ -3,10 +3,12 @@
 //! [`Model`] is a plain list of rows with linear scans and bars by schoolbook arithmetic; it shares no code with the
 //! memory store. A [`History`] is a list of steps on the datasets of this library and on one that is drawn, with random
 //! columns. [`run_history`] plays it on a store beside the model and compares every answer, [`compare`] plays it on two
-//! stores. [`check_histories`] draws histories and shrinks one that fails to the shortest.
+//! stores. [`check_histories`] draws histories and shrinks one that fails to the shortest. [`check_evolutions`] draws
+//! versions of a dataset, and values of them.
 
 mod columns;
 mod draw;
+mod evolve;
 mod plain;
 mod play;
 
@@ -15,12 +17,14 @@ use qi_core::record::{Dataset, Owner, RecordVec, Series, SeriesKey, SeriesType};
 use qi_core::store::DeleteQuery;
 use qi_core::{Instrument, Interval, Scope, TimeRange, Timestamp};
 
+use columns::values_of;
 pub use columns::{descriptions, value_of};
 pub use draw::{check_differences, check_histories, histories};
+pub use evolve::check_evolutions;
 pub use plain::{Model, reference_bars};
 pub use play::{compare, run_history};
 
-/// What is done to a store, and with which datasets it is opened.
+/// A list of operations on a store that is opened with some datasets.
 #[derive(Debug, Clone)]
 pub struct History {
     /// The datasets.
@@ -29,7 +33,7 @@ pub struct History {
     pub steps: Vec<Step>,
 }
 
-/// One thing that is done to a store.
+/// One operation on a store.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the names are the operations of the port")]
 pub enum Step {
@@ -43,17 +47,17 @@ pub enum Step {
 /// A question to every reading method at once.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// In this range.
+    /// The range.
     pub range: TimeRange,
-    /// Newest first.
+    /// True for newest first.
     pub descending: bool,
-    /// In pages of so many.
+    /// The limit of a page.
     pub limit: usize,
-    /// As it was known then.
+    /// The moment of knowledge.
     pub as_of: Option<Timestamp>,
-    /// Of datasets with intervals the series of this one.
+    /// The interval, for datasets with intervals.
     pub interval: Interval,
-    /// Which of the owners.
+    /// The number of the owner.
     pub which: usize,
 }
 
@@ -92,4 +96,15 @@ fn series(dataset: Dataset, n: usize, interval: Interval) -> SeriesKey {
 /// Half a second times `n` after a fixed moment that is aligned to every interval above.
 fn moment(n: i64) -> Timestamp {
     Timestamp::from_micros(1_709_510_400_000_000 + n * 500_000).expect("a time of 2024")
+}
+
+/// The variable with the number of random cases, in place of the number that a test has by itself.
+const CASES: &str = "QI_MODEL_CASES";
+
+/// Returns the number of random cases of a test: `default`, unless `QI_MODEL_CASES` has a number.
+///
+/// # Panics
+/// If the variable has no number.
+pub fn cases(default: u32) -> u32 {
+    std::env::var(CASES).map_or(default, |count| count.parse().expect("QI_MODEL_CASES must be a number"))
 }

@@ -89,7 +89,7 @@ impl Model {
         times.into_iter().filter_map(summary).collect()
     }
 
-    /// What a store must say to a look.
+    /// Returns the answers that a store must give to a look.
     pub(super) fn answers(&self, look: &Look, datasets: &Datasets) -> Result<Answers> {
         let all = self.series_of(PriceTick::DATASET, look, look.interval);
         let ticks: Vec<PriceTick> = records_of(PriceTick::DATASET, &all)?.into_vec()?;

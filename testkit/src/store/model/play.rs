@@ -11,7 +11,7 @@ use qi_core::{Ohlcv, Result, Selection};
 use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
 use crate::store::contract::{Failure, Outcome, same, same_rows};
 
-/// What a store says to a look, every page put together.
+/// The answers of a store to a look, with all pages joined.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answers {
     /// By the datasets in their order.
@@ -125,7 +125,7 @@ async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
     }
 }
 
-/// How many elements of a batch a later one replaces.
+/// Returns the number of elements of a batch that a later one replaces.
 fn duplicates_of(step: &Step) -> Result<Option<u64>> {
     let Step::Insert(batch) = step else { return Ok(None) };
     let rows = Row::copy_of(batch.as_records())?;

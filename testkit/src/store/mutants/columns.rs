@@ -1,9 +1,9 @@
 //! Faults of columns: values that are lost, cut or in the wrong place.
 
 use async_trait::async_trait;
-use qi_core::Result;
 use qi_core::record::{Records, Value};
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage};
+use qi_core::{Decimal, Result};
 
 use super::faults;
 use super::spoil::Spoil;
@@ -12,6 +12,8 @@ use super::writes::altered;
 faults! {
     SwapsColumns: "two neighbouring columns of one type change places" => "datasets::columns_keep_their_place",
     AbsentIsTheDefault: "an absent value comes back as a value" => "datasets::an_absent_value_stays_absent",
+    DefaultIsAbsent: "a zero comes back absent" => "datasets::an_absent_value_stays_absent",
+    LosesTheFiftiethLevel: "a side of a book loses its fiftieth level" => "datasets::a_list_keeps_every_level",
     LosesTheLastLevel: "a full list of levels loses its last one" => "datasets::a_list_keeps_every_level",
     SortsLevels: "a list of levels comes back sorted" => "datasets::a_list_keeps_every_level",
     TakesAnyDataset: "a dataset that is not registered has no records" => "datasets::an_unregistered_dataset_is_refused",
@@ -52,19 +54,51 @@ impl Spoil for AbsentIsTheDefault {
 }
 
 #[derive(Debug, Default)]
+struct DefaultIsAbsent;
+
+#[async_trait]
+impl Spoil for DefaultIsAbsent {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        let emptied = altered(batch, |values| {
+            for (value, column) in values.iter_mut().zip(batch.dataset().values()) {
+                if column.optional && *value == Value::Decimal(Decimal::ZERO) {
+                    *value = Value::Absent;
+                }
+            }
+        });
+        inner.insert(emptied?.as_records()).await
+    }
+}
+
+/// Inserts a batch whose lists of levels are cut.
+async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
+    let cut = altered(batch, |values| {
+        for value in values {
+            if let Value::Levels(levels) = value {
+                levels.truncate(most);
+            }
+        }
+    });
+    inner.insert(cut?.as_records()).await
+}
+
+#[derive(Debug, Default)]
+struct LosesTheFiftiethLevel;
+
+#[async_trait]
+impl Spoil for LosesTheFiftiethLevel {
+    async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
+        insert_cut(inner, batch, 49).await
+    }
+}
+
+#[derive(Debug, Default)]
 struct LosesTheLastLevel;
 
 #[async_trait]
 impl Spoil for LosesTheLastLevel {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
-        let cut = altered(batch, |values| {
-            for value in values {
-                if let Value::Levels(levels) = value {
-                    levels.truncate(9);
-                }
-            }
-        });
-        inner.insert(cut?.as_records()).await
+        insert_cut(inner, batch, 9).await
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bars;
 mod columns;
+mod evolution;
 mod reads;
 mod spoil;
 mod writes;
@@ -16,37 +17,39 @@ use qi_core::record::{RecordVec, Records};
 use qi_core::store::PriceStore;
 use qi_core::{PriceTick, Result};
 
-use super::contract::{Checks, Failure, MemoryFactory, Outcome, StoreFactory, Wrapping, run_check};
+use super::contract::{Checks, Failure, Outcome, StoreFactory, Wrapping, run_check};
 use super::rows::pick;
 
 /// A store with one fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {
-    /// What is wrong with it.
+    /// The fault.
     pub name: &'static str,
     /// The check that must catch it.
     pub caught_by: &'static str,
     /// Spoils a sound store.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
+    /// Makes sound stores.
+    factory: fn() -> Arc<dyn StoreFactory>,
 }
 
 /// Every mutant.
 pub fn mutants() -> Vec<Mutant> {
-    [writes::list(), reads::list(), columns::list(), bars::list()].concat()
+    [writes::list(), reads::list(), columns::list(), evolution::list(), bars::list()].concat()
 }
 
 impl Mutant {
-    /// Runs the named check on the sound memory store, which must pass, and on this mutant of it, which must
+    /// Runs the named check on a sound store, which must pass, and on this mutant of it, which must
     /// fail: by what it found, not by a panic or by its time limit.
     ///
     /// # Errors
-    /// What was otherwise.
+    /// The expectation that did not hold.
     pub async fn expose(&self) -> Outcome {
         let checks = Checks::standard();
         let Some(check) = checks.iter().find(|check| check.name == self.caught_by) else {
             return Err(Failure::new(format_args!("there is no check {}", self.caught_by)));
         };
-        let factory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
+        let factory = (self.factory)();
         run_check(check, factory.clone(), Wrapping::PLAIN, checks.datasets())
             .await
             .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
@@ -59,16 +62,20 @@ impl Mutant {
     }
 }
 
-/// A list of mutants: the type, what is wrong with it, the check that must notice.
+/// A list of mutants, by default of the memory store: the type, what is wrong with it, the check that must notice.
 macro_rules! faults {
-    ($($mutant:ident: $name:literal => $check:literal,)*) => {
+    (on $factory:expr; $($mutant:ident: $name:literal => $check:literal,)*) => {
         pub(super) fn list() -> Vec<super::Mutant> {
             vec![$(super::Mutant {
                 name: $name,
                 caught_by: $check,
                 wrap: |store| super::spoil::spoil(store, $mutant::default()),
+                factory: || std::sync::Arc::new($factory),
             }),*]
         }
+    };
+    ($($list:tt)*) => {
+        super::faults! { on crate::store::contract::MemoryFactory; $($list)* }
     };
 }
 use faults;

@@ -23,7 +23,7 @@ faults! {
     IgnoresMaxBatch: "takes a batch above max_batch" => "write::a_batch_above_the_limit_writes_nothing",
     KeyWithoutSeq: "one record for each time, whatever its seq" => "write::one_time_and_another_seq_is_another_record",
     ForgetsTheSize: "forgets the size of the ask" => "write::one_record_is_stored",
-    FewDigits: "keeps fifteen digits of a price" => "precision::the_largest_decimal_comes_back",
+    FewDigits: "keeps fifteen digits of a price" => "precision::decimals_come_back_exactly",
     Milliseconds: "keeps times to the millisecond" => "precision::a_microsecond_counts",
     NeedsNoSchema: "creates its schema at the first write" => "schema::a_missing_schema_is_refused",
     EmptiesItself: "ensure_schema begins from nothing" => "schema::ensure_schema_twice_keeps_the_data",

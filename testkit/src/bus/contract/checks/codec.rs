@@ -5,8 +5,11 @@ use qi_core::bus::{
     Batch, Codec as _, DeadLetters, Encoding, HeaderName, Message, MessageBus, MessageBusExt, TopicName,
     decode_message, encode_message, encode_records, header,
 };
-use qi_core::record::Slice;
-use qi_core::{ErrorKind, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp};
+use qi_core::record::{Dataset, Description, Row, Slice};
+use qi_core::{
+    BookSnapshot, ErrorKind, FundingRate, Instrument, Liquidation, MarkPrice, MarketSnapshot, Ohlcv,
+    OpenInterest, Price, PriceTick, Quote, Timestamp,
+};
 
 use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
@@ -66,11 +69,40 @@ async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
         ensure_eq!(decode_message::<D>(message)?, *record, "one record");
         let again = encode_message(&encoding, record, Some(&topic))?;
         ensure_eq!(again.payload, message.payload, "the payload is always the same");
+        // Also without the type, as records and as rows of a dataset that is declared at run time.
+        let payload = message.payload.as_deref().unwrap_or_default();
+        for dataset in [D::DATASET, at_run_time(D::DATASET)?] {
+            let (mut erased, mut bytes) = (dataset.new_vec(), Vec::new());
+            encoding.decode(payload, &mut erased)?;
+            ensure_eq!(
+                Row::copy_of(erased.as_records())?,
+                Row::copy_of(&Slice::new(&[record.clone()])?)?,
+                "a row"
+            );
+            encoding.encode(erased.as_records(), 0, &mut bytes)?;
+            ensure_eq!(Bytes::from(bytes), payload, "the payload of a row");
+        }
     }
     let back = came.decode::<D>();
     ensure!(back.rejected.is_empty(), "every record is readable");
     ensure_eq!(back.records, sent, "the records");
     Ok(())
+}
+
+/// The same dataset, declared at run time.
+fn at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
+    Dataset::declare(Description {
+        name: dataset.name(),
+        version: dataset.version(),
+        message: dataset.message(),
+        topic: dataset.topic(),
+        series: dataset.series(),
+        interval: dataset.interval(),
+        time: dataset.time(),
+        seq: dataset.seq(),
+        values: dataset.values(),
+        new_vec: |dataset| dataset.new_vec(),
+    })
 }
 
 async fn every_record_there_and_back(lab: &Lab) -> Verdict {
@@ -79,6 +111,11 @@ async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     there_and_back::<Quote>(lab, bus).await?;
     there_and_back::<Ohlcv>(lab, bus).await?;
     there_and_back::<MarketSnapshot>(lab, bus).await?;
+    there_and_back::<FundingRate>(lab, bus).await?;
+    there_and_back::<OpenInterest>(lab, bus).await?;
+    there_and_back::<Liquidation>(lab, bus).await?;
+    there_and_back::<MarkPrice>(lab, bus).await?;
+    there_and_back::<BookSnapshot>(lab, bus).await?;
     there_and_back::<Everything>(lab, bus).await?;
     there_and_back::<NamedSignal>(lab, bus).await
 }

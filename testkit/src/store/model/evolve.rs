@@ -1,0 +1,197 @@
+//! Evolutions: a dataset that is drawn, a later declaration of it, and one that must be refused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use qi_core::record::{Column, ColumnType, Dataset, Description, Place, Row, Value};
+use qi_core::store::{PriceStore, RangeRequest};
+use qi_core::{Datasets, ErrorKind, Interval, TimeRange};
+
+use super::draw::draw;
+use super::{descriptions, moment, series, values_of};
+use crate::store::contract::{Failure, Outcome, StoreFactory, refused, same, same_rows};
+
+/// A dataset of three versions of a program.
+#[derive(Debug, Clone)]
+pub(super) struct Evolution {
+    old: Dataset,
+    /// With more optional columns, and more names of enumerations.
+    new: Dataset,
+    /// With a difference from `new` that no store may accept, and the kind of the difference.
+    other: (&'static str, Dataset),
+    /// The numbers that give the values of the rows.
+    seeds: Vec<u32>,
+}
+
+fn declare(base: Description, values: Vec<Column>) -> Dataset {
+    Dataset::declare(Description { values: values.leak(), ..base }).expect("a valid description")
+}
+
+/// Declares a dataset with a difference from a description. `kind` chooses the difference, `at` the column.
+fn with_difference(base: Description, (kind, at): (usize, usize)) -> (&'static str, Dataset) {
+    let mut values = base.values.to_vec();
+    let required = Column { name: "required", ty: ColumnType::Boolean, optional: false };
+    let at = at % values.len().max(1);
+    let other = match (kind, values.get_mut(at)) {
+        (0, _) => return ("another sequence number", declare(toggled(base, true), values)),
+        (1, _) => return ("another interval", declare(toggled(base, false), values)),
+        (2, _) => return ("another time", declare(Description { time: "other_time", ..base }, values)),
+        (3, Some(column)) => {
+            column.name = "renamed";
+            "a renamed column"
+        }
+        (4, Some(column)) => {
+            column.ty = match column.ty {
+                ColumnType::Counter => ColumnType::Integer,
+                ColumnType::Text { max } => ColumnType::Text { max: max + 1 },
+                ColumnType::Levels { max } => ColumnType::Levels { max: max + 1 },
+                ColumnType::Enumeration(_) => ColumnType::Enumeration(&["other"]),
+                _ => ColumnType::Counter,
+            };
+            "another type"
+        }
+        (5, Some(Column { optional, ty, .. })) if !matches!(ty, ColumnType::Levels { .. }) => {
+            *optional = !*optional;
+            "a column that may be absent, or may no longer"
+        }
+        (6, Some(_)) => {
+            values.insert(at, Column { optional: true, ..required });
+            "a column before others"
+        }
+        (7, Some(_)) if at > 0 => {
+            values.swap(at - 1, at);
+            "another order"
+        }
+        _ => {
+            values.push(required);
+            "a new required column"
+        }
+    };
+    (other, declare(base, values))
+}
+
+fn toggled(base: Description, seq: bool) -> Description {
+    let toggle = |name: Option<&str>, new| if name.is_some() { None } else { Some(new) };
+    if seq {
+        Description { seq: toggle(base.seq, "seq"), ..base }
+    } else {
+        Description { interval: toggle(base.interval, "interval"), ..base }
+    }
+}
+
+fn evolutions() -> impl Strategy<Value = Evolution> {
+    let cut = (any::<prop::sample::Index>(), any::<bool>());
+    let seeds = prop::collection::vec(any::<u32>(), 1..8);
+    (descriptions(), cut, (0..9usize, 0..10usize), seeds).prop_map(
+        |(base, (kept, narrow), difference, seeds)| {
+            let kept = kept.index(base.values.len() + 1);
+            let (first, added) = base.values.split_at(kept);
+            let mut old = first.to_vec();
+            for column in &mut old {
+                if let (ColumnType::Enumeration(names), true) = (column.ty, narrow) {
+                    column.ty = ColumnType::Enumeration(&names[..names.len().div_ceil(2)]);
+                }
+            }
+            // A list cannot be optional, so none can be added.
+            let added = added.iter().filter(|column| !matches!(column.ty, ColumnType::Levels { .. }));
+            let added = added.map(|column| Column { optional: true, ..*column });
+            let new = declare(base, first.iter().copied().chain(added).collect());
+            let other = with_difference(Description { values: new.values(), ..base }, difference);
+            Evolution { old: declare(base, old), new, other, seeds }
+        },
+    )
+}
+
+/// Returns the rows that some numbers give, each a minute after the one before, from the n-th minute on.
+fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
+    let row = |(minute, seed): (i64, &u32)| {
+        let place = (moment(120 * minute), 0);
+        Row::new(dataset, series(dataset, 0, Interval::M1), place, values_of(dataset, *seed))
+            .expect("a valid row")
+    };
+    (from..).zip(seeds).map(row).collect()
+}
+
+/// The values that must be stored.
+type Stored = BTreeMap<Place, Vec<Value>>;
+
+async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored: &mut Stored) -> Outcome {
+    stored.extend(rows.iter().map(|row| (row.place(), row.values().to_vec())));
+    store.insert(Row::collect(dataset, rows)?.as_records()).await?;
+    Ok(())
+}
+
+/// Compares the stored rows with these. Values that a dataset does not have are left out, and others are absent.
+async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> Outcome {
+    let request = RangeRequest::new(dataset, series(dataset, 0, Interval::M1), TimeRange::ALL);
+    let found = Row::copy_of(store.range(&request).await?.records.as_records())?;
+    let found: Vec<_> = found.into_iter().map(|row| (row.place(), row.values().to_vec())).collect();
+    let expected = rows.iter().map(|(place, values)| {
+        let mut values = values.clone();
+        values.resize(dataset.values().len(), Value::Absent);
+        (*place, values)
+    });
+    same_rows(what, &found, &expected.collect::<Vec<_>>())
+}
+
+/// Plays an evolution: two versions of a program write and read, and a third one is refused.
+async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
+    let of = |dataset| Datasets::none().with_dataset(dataset).expect("a name of its own");
+    let Evolution { old, new, other: (kind, other), seeds } = evolution;
+    let (old, new) = (*old, *new);
+    let fresh = factory.without_schema(&of(old)).await?;
+    let reopen =
+        fresh.reopen.clone().ok_or_else(|| Failure::new("the factory must have Fresh::with_reopen"))?;
+    let first = fresh.store;
+    let outcome = async {
+        let mut stored = Stored::new();
+        first.ensure_schema().await?;
+        insert(&*first, old, rows(old, seeds, 0), &mut stored).await?;
+        holds_rows("the old version", &*first, old, &stored).await?;
+
+        let second = reopen(of(new)).await?;
+        let plans = !second.plan_schema().await?.is_empty();
+        same("there is a plan", &plans, &(old != new))?;
+        same("something is applied", &!second.ensure_schema().await?.applied.is_empty(), &plans)?;
+        same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
+        holds_rows("rows of the old version", &*second, new, &stored).await?;
+        // The first of them replace some of the old version.
+        insert(&*second, new, rows(new, &seeds[..seeds.len().div_ceil(2)], 0), &mut stored).await?;
+        insert(&*second, new, rows(new, seeds, 100), &mut stored).await?;
+        holds_rows("rows of both", &*second, new, &stored).await?;
+
+        let third = reopen(of(*other)).await?;
+        refused(kind, third.ensure_schema().await, ErrorKind::SchemaMismatch)?;
+        refused(kind, third.plan_schema().await, ErrorKind::SchemaMismatch)?;
+        same_rows("the plan after a refused version", &second.plan_schema().await?, &[])?;
+
+        if old.values() != &new.values()[..old.values().len()] {
+            let ensured = first.ensure_schema().await;
+            refused("names that the old version does not know", ensured, ErrorKind::SchemaMismatch)?;
+            return holds_rows("rows of both", &*second, new, &stored).await;
+        }
+        same_rows("what the old version applies", &first.ensure_schema().await?.applied, &[])?;
+        insert(&*first, old, rows(old, seeds, 200), &mut stored).await?;
+        holds_rows("the new version, at last", &*second, new, &stored).await?;
+        stored.values_mut().for_each(|values| values.truncate(old.values().len()));
+        holds_rows("the old version, at last", &*first, old, &stored).await
+    }
+    .await;
+    outcome.and(fresh.cleanup.await.map_err(Failure::from))
+}
+
+/// Draws `count` evolutions with a fixed seed, and plays each one on fresh stores of the factory.
+///
+/// # Errors
+/// The simplest evolution whose outcome differs, and how.
+pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
+    draw(
+        count,
+        evolutions(),
+        async |evolution: &Evolution| play(&**factory, evolution).await,
+        |Evolution { old, new, other, .. }| {
+            format!("old: {:?}\nnew: {:?}\n{}: {:?}", old.values(), new.values(), other.0, other.1.values())
+        },
+    )
+}
