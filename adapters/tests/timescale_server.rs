@@ -6,6 +6,7 @@
 mod servers;
 mod timescale_rig;
 
+use std::collections::HashMap;
 use std::process::Command;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ fn main() {
         trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
         trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
         trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
+        trials.push(trial(&server, "repeats_among_new_records_are_replaced", repeats_among_new));
+        trials.push(trial(&server, "concurrent_writers_of_the_same_records_succeed", same_records));
         trials.push(trial(&server, "a_schema_that_was_made_again_is_met_anew", made_again));
         trials.push(trial(&server, "connections_of_own_sql_count_as_in_use", own_sql));
         trials.push(trial(&server, "more_names_than_are_kept_in_memory_are_stored", many_names));
@@ -53,6 +56,7 @@ fn main() {
     let server = Server::timescale();
     trials.push(trial(&server, "a_first_schema_beside_writers_is_whole", first_schema));
     trials.push(trial(&server, "chunks_of_an_older_shorter_interval_are_few_at_a_time", shorter_chunks));
+    trials.push(trial(&server, "a_late_record_opens_few_chunks", late_record));
     trials.push(trial(&server, "purges_beside_writers_and_readers_end_in_no_lasting_error", purge_race));
     trials.push(trial(&server, "chunks_are_listed_and_dropped_whole", chunks));
     trials.push(trial(&server, "a_changed_chunk_interval_is_for_new_chunks", chunk_interval));
@@ -429,6 +433,172 @@ async fn replay(server: Server) {
             assert_eq!(after, before, "a replay writes nothing");
         },
     )
+    .await;
+}
+
+/// Repeats of old and of recent records, equal and changed, at random places of batches of new records.
+async fn repeats_among_new(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, _| {
+            let names = ["x:A", "x:B", "x:C"];
+            let mut expected: HashMap<&str, Vec<PriceTick>> = HashMap::new();
+            for round in 0..8_u64 {
+                let mut batch = Vec::new();
+                for name in names {
+                    let stored = expected.entry(name).or_default();
+                    // The ticks of a round are every second one of its minutes, so a later round finds gaps to fill.
+                    let from = round / 2 * 4_000;
+                    let new = ticks(name, from, 4_000).into_iter().filter(|tick| tick.seq() % 2 == round % 2);
+                    let new: Vec<_> = new.collect();
+                    for n in 0..stored.len() / 50 {
+                        let at = (n * 7_919 + 104_729) % stored.len();
+                        if n % 2 == 0 {
+                            stored[at] = stored[at].clone().with_quantity(format!("{round}.5").parse().ok());
+                        }
+                        batch.push(stored[at].clone());
+                    }
+                    batch.extend_from_slice(&new);
+                    stored.extend(new);
+                }
+                batch.sort_by_key(|tick| tick.seq() * 7_919 % 10_007);
+                // Of a record that is changed twice, the stored one is the last.
+                let last: HashMap<_, _> = names
+                    .iter()
+                    .flat_map(|name| &expected[name])
+                    .map(|tick| ((tick.instrument().clone(), tick.seq()), tick.clone()))
+                    .collect();
+                let batch: Vec<_> =
+                    batch.iter().map(|tick| last[&(tick.instrument().clone(), tick.seq())].clone()).collect();
+                store.insert_ticks(&batch).await.unwrap();
+            }
+            for name in names {
+                let expected = expected.get_mut(name).unwrap();
+                expected.sort_by_key(PriceTick::seq);
+                assert!(stored(&store, name).await == *expected, "{name}");
+            }
+        },
+    )
+    .await;
+}
+
+/// Writers that receive the same feed meet each other's records between the probe and the write.
+async fn same_records(server: Server) {
+    with_store(
+        &server,
+        |_| (),
+        async |store, config| {
+            const DAYS: i64 = 20;
+            let batches: Vec<Vec<PriceTick>> = (0..30)
+                .map(|batch| {
+                    let tick = |n: i64| {
+                        let name = format!("x:S{}", n % 5);
+                        tick_of(&name, n % DAYS * 86_400 + n / DAYS, batch * 2_000 + n.cast_unsigned())
+                    };
+                    (0..2_000).map(tick).collect()
+                })
+                .collect();
+            let writers: Vec<_> = (0..3)
+                .map(|_| {
+                    let (store, batches) = (TimescaleStore::open(config.clone()).unwrap(), batches.clone());
+                    tokio::spawn(async move {
+                        for batch in &batches {
+                            store.insert_ticks(batch).await.unwrap_or_else(|e| panic!("{}", e.report()));
+                        }
+                        store.close().await.unwrap();
+                    })
+                })
+                .collect();
+            for writer in writers {
+                writer.await.unwrap();
+            }
+            for name in ["x:S0", "x:S1", "x:S2", "x:S3", "x:S4"] {
+                assert_eq!(count(&store, name).await, 30 * 400, "{name}");
+            }
+        },
+    )
+    .await;
+}
+
+/// Sessions of this name that wait for a lock, and the locks of all its sessions.
+async fn waiting(root: &mut PgConnection, application_name: &str) -> (i64, i64) {
+    sqlx::query_as(
+        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'), \
+         (SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE application_name = $1)",
+    )
+    .bind(application_name)
+    .fetch_one(root)
+    .await
+    .unwrap()
+}
+
+/// Inserts a record in a transaction that is still open.
+async fn insert_uncommitted(url: &str, config: &TimescaleConfig, tick: &PriceTick) -> PgConnection {
+    let mut other = PgConnection::connect(url).await.unwrap();
+    let insert = format!(
+        "BEGIN; INSERT INTO {0}.ticks (instrument_id, ts, seq, price) SELECT id, '{1}', {2}, 42 \
+         FROM {0}.instruments WHERE symbol = '{3}'",
+        config.schema,
+        tick.ts(),
+        tick.seq(),
+        tick.instrument().symbol(),
+    );
+    let done = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut other).await.unwrap();
+    assert_eq!(done.rows_affected(), 1);
+    other
+}
+
+/// Commits when a session of the store waits for the transaction. Returns the locks that its sessions then hold.
+async fn commit_when_awaited(url: &str, config: &TimescaleConfig, mut other: PgConnection) -> i64 {
+    let mut root = PgConnection::connect(url).await.unwrap();
+    let name = config.application_name.as_deref().unwrap();
+    let locks = loop {
+        let (waiting, locks) = waiting(&mut root, name).await;
+        if waiting > 0 {
+            break locks;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    root.close().await.unwrap();
+    other.close().await.unwrap();
+    locks
+}
+
+/// 2,600 chunks of a day, and batches of new records with one late record.
+async fn late_record(server: Server) {
+    let change = |config: &mut TimescaleConfig| {
+        config.chunks.set("ticks", 24);
+        config.application_name = Some(namespace());
+        config.write.connections = 1;
+    };
+    with_store(&server, change, async |store, config| {
+        const DAYS: i64 = 2_600;
+        // A chunk and its index, of which a statement locks few; the rest are the table and the catalog.
+        const LOCKS: i64 = 60;
+        let old: Vec<_> = (0..DAYS).map(|day| tick_of("a:A", day * 86_400, 0)).collect();
+        store.insert_ticks(&old).await.unwrap();
+        for (new, at) in [(1_500, 0), (1_500, 700), (100, 0), (100, 70)] {
+            let mut batch: Vec<_> =
+                (1..=new).map(|n| tick_of("a:A", DAYS * 86_400 + n, u64::try_from(at).unwrap())).collect();
+            batch.push(tick_of("a:A", 86_400 + new, u64::try_from(at).unwrap()));
+            batch.sort_by_key(PriceTick::ts);
+            let contended = &batch[at];
+            let other = insert_uncommitted(server.url(), &config, contended).await;
+            let commit = commit_when_awaited(server.url(), &config, other);
+            let (inserted, locks) = futures::join!(store.insert_ticks(&batch), commit);
+            inserted.unwrap();
+            assert!(locks < LOCKS, "{locks} locks for a batch of {new} and a late record");
+            let query = RangeQuery::new(
+                "a:A".parse().unwrap(),
+                TimeRange::new(contended.ts(), contended.ts().checked_add(Duration::from_micros(1)).unwrap())
+                    .unwrap(),
+            );
+            assert_eq!(store.ticks(&query).await.unwrap().items, std::slice::from_ref(contended));
+        }
+        store.purge_before(PriceTick::DATASET, Timestamp::MAX).await.unwrap();
+    })
     .await;
 }
 
@@ -896,7 +1066,10 @@ mod way {
     use tracing_subscriber::layer::{Context, SubscriberExt};
     use tracing_subscriber::{Layer, Registry};
 
-    use super::{PriceStoreExt as _, Result, Server, ticks, with_store};
+    use super::{
+        PriceStoreExt as _, Result, Server, commit_when_awaited, insert_uncommitted, namespace, ticks,
+        with_store,
+    };
 
     /// What was recorded as `way`, in order.
     #[derive(Clone, Default)]
@@ -926,23 +1099,40 @@ mod way {
             metrics::with_local_recorder(&recorder, || {
                 runtime.block_on(with_store(
                     server,
-                    |config| config.write.connections = 1,
-                    async |store, _| {
+                    |config| {
+                        config.write.connections = 1;
+                        config.application_name = Some(namespace());
+                    },
+                    async |store, config| {
                         store.insert_ticks(&ticks("x:A", 5_000, 1)).await.unwrap();
                         store.insert_ticks(&ticks("x:Y", 0, 1_200)).await.unwrap();
                         store.insert_ticks(&ticks("x:Y", 1_200, 5)).await.unwrap();
-                        // The first key, the middle one and the last one are new, and some between them are not.
+                        // New records are copied, repeats are merged.
                         let mut mixed = ticks("x:A", 0, 1_000);
                         mixed.extend(ticks("x:Y", 1_000, 50));
                         mixed.extend(ticks("x:Z", 0, 1_300));
                         store.insert_ticks(&mixed).await.unwrap();
-                        // A replay, which is seen by its keys.
+                        // A replay.
                         store.insert_ticks(&ticks("x:Y", 0, 1_200)).await.unwrap();
+                        // A record that another writer inserts after the probe.
+                        let raced = ticks("x:Y", 10_000, 1_100);
+                        let other = insert_uncommitted(server.url(), &config, &raced[500]).await;
+                        let commit = commit_when_awaited(server.url(), &config, other);
+                        let (inserted, _) = futures::join!(store.insert_ticks(&raced), commit);
+                        inserted.unwrap();
+                        assert_eq!(super::count(&store, "x:Y").await, 1_200 + 5 + 1_100);
+                        assert!(
+                            super::stored(&store, "x:Y").await.ends_with(&raced),
+                            "the merge replaced it"
+                        );
                     },
                 ));
             });
         });
-        assert_eq!(*ways.0.lock().unwrap(), ["merge", "copy", "merge", "copy_then_merge", "merge"]);
+        assert_eq!(
+            *ways.0.lock().unwrap(),
+            ["merge", "copy", "merge", "copy", "merge", "merge", "copy_then_merge"]
+        );
         // A snapshot takes the figures with it, so one has to do.
         let all = figures.snapshot().into_vec();
         let counted = |name: &str, way: &str| -> u64 {
@@ -953,7 +1143,7 @@ mod way {
             mine.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
         };
         for (way, rows, pieces) in
-            [("copy", 1_200, 1), ("merge", 1 + 5 + 1_200, 3), ("copy_then_merge", 2_350, 1)]
+            [("copy", 1_200 + 2_300, 2), ("merge", 1 + 5 + 50 + 1_200, 4), ("copy_then_merge", 1_100, 1)]
         {
             assert_eq!(counted("qi_timescale_written_rows_total", way), rows, "{way}");
             assert_eq!(counted("qi_timescale_written_pieces_total", way), pieces, "{way}");

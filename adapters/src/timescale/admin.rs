@@ -124,6 +124,7 @@ impl TimescaleStore {
             }
         }
         let _ = connection.close().await;
+        self.inner.cache.chunks.forget(stored);
         busy.map_or(Ok(converted), |error| Err(error.into()))
     }
 

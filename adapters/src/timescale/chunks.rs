@@ -30,6 +30,8 @@ struct ChunksOfTable {
     least: AtomicI64,
     /// The start of the newest chunk, and when it was asked for.
     newest: Mutex<Option<(i64, Instant)>>,
+    /// The end of the newest chunk in the columnstore, and the time of the query.
+    converted_until: Mutex<Option<(i64, Instant)>>,
 }
 
 /// How many chunks the first statement of a page looks at, how many at most, and by how much that grows while
@@ -41,11 +43,11 @@ const GROWTH: i64 = 4;
 /// For how long the newest chunk is taken to be that: others write too, and what they add is looked at as well.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// The interval at which a writer queries the chunks in the columnstore. The answer affects only the speed of a write.
+const CONVERTED_TTL: Duration = Duration::from_secs(30);
+
 /// How many chunks `latest` looks at first.
 const NEWEST: i64 = 3;
-
-/// How many chunks a piece of a write touches at most: new chunks cost several locks each.
-pub(super) const WRITE_CHUNKS: usize = 50;
 
 // The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
 const LEAST_OF: &str = "SELECT min(s.range_end - s.range_start) \
@@ -68,6 +70,11 @@ const NEWEST_OF: &str = "SELECT count(*), min(range_start) FROM (\
     WHERE h.schema_name = $1 AND h.table_name = $2 AND s.range_end > $3 AND s.range_start < $4 \
     ORDER BY s.range_start DESC LIMIT $5) x";
 
+// The view reads every chunk of the database.
+const CONVERTED_UNTIL: &str = "SELECT extract(epoch FROM least(max(range_end), '2262-01-01'))::bigint * 1000000 \
+    FROM timescaledb_information.chunks \
+    WHERE hypertable_schema = $1 AND hypertable_name = $2 AND is_compressed";
+
 impl Chunks {
     pub(super) fn new(config: &TimescaleConfig) -> Self {
         Self {
@@ -80,6 +87,7 @@ impl Chunks {
                     micros: config.chunk_micros(dataset),
                     least: AtomicI64::new(0),
                     newest: Mutex::new(None),
+                    converted_until: Mutex::new(None),
                 })
                 .collect(),
         }
@@ -176,6 +184,31 @@ impl Chunks {
         Ok(Timestamp::from_micros(from).unwrap_or(Timestamp::MIN))
     }
 
+    /// Returns whether chunks that end after `time` may be in the columnstore.
+    pub(super) async fn are_converted(
+        &self,
+        connection: &mut PgConnection,
+        stored: &Stored,
+        time: Timestamp,
+    ) -> Result<bool, Cause> {
+        let cell = &self.tables[stored.position].converted_until;
+        let known = *cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = match known {
+            Some((until, asked)) if asked.elapsed() < CONVERTED_TTL => until,
+            _ => {
+                let until: Option<i64> = sqlx::query_scalar(CONVERTED_UNTIL)
+                    .bind(&self.schema)
+                    .bind(stored.table.name())
+                    .fetch_one(connection)
+                    .await?;
+                let until = until.unwrap_or(i64::MIN);
+                *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some((until, Instant::now()));
+                until
+            }
+        };
+        Ok(time.as_micros() < until)
+    }
+
     /// Forgets everything: another schema is there now.
     pub(super) fn forget_all(&self) {
         for table in &self.tables {
@@ -184,7 +217,7 @@ impl Chunks {
         }
     }
 
-    /// Forgets what was known of the newest chunk: something was deleted.
+    /// Forgets the newest chunks: records were deleted, or chunks were converted.
     pub(super) fn forget(&self, stored: &Stored) {
         self.tables[stored.position].forget();
     }
@@ -197,6 +230,7 @@ impl Chunks {
 impl ChunksOfTable {
     fn forget(&self) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.converted_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

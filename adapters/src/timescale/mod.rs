@@ -19,17 +19,19 @@ pub mod config;
 #[cfg(feature = "timescale")]
 mod connect;
 #[cfg(feature = "timescale")]
-mod copy_backoff;
-#[cfg(feature = "timescale")]
 mod error;
 #[cfg(feature = "timescale")]
 mod from_row;
 #[cfg(feature = "timescale")]
 mod instrument_ids;
 #[cfg(feature = "timescale")]
+mod pieces;
+#[cfg(feature = "timescale")]
 mod policy;
 #[cfg(feature = "timescale")]
 mod read;
+#[cfg(feature = "timescale")]
+mod repeats;
 #[cfg(feature = "timescale")]
 mod schema;
 #[cfg(feature = "timescale")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qi_core::record::{Dataset, SeriesType};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
-use super::copy_backoff::CopyBackoff;
+use super::repeats::SEGMENT_KEYS;
 use super::table::{Column, ColumnType, Table, join, names};
 
 /// A registered dataset of a store.
@@ -16,13 +16,12 @@ pub(super) struct Stored {
     pub(super) position: usize,
     pub(super) table: Table,
     pub(super) sql: Sql,
-    pub(super) copy_backoff: CopyBackoff,
 }
 
 impl Stored {
     pub(super) fn new(position: usize, dataset: Dataset) -> Self {
         let table = Table::of(dataset);
-        Self { position, sql: Sql::of(&table), table, copy_backoff: CopyBackoff::default() }
+        Self { position, sql: Sql::of(&table), table }
     }
 }
 
@@ -37,9 +36,9 @@ pub(super) struct Sql {
     pub(super) merge: SqlStr,
     /// The same over chunks in the columnstore.
     pub(super) merge_converted: SqlStr,
-    /// Parameters: one array for each column of the key, then the least and the greatest time. Whether a row of
-    /// one of these keys is there.
-    pub(super) probe: SqlStr,
+    /// Reads the newest keys that exist in segments of series. Parameters: one array for each column of
+    /// [`Table::segment`], then the least and the greatest time. The first column is the number of the segment, from 1.
+    pub(super) existing: SqlStr,
     /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
     /// then the series.
     pub(super) ascending: SqlStr,
@@ -68,7 +67,7 @@ impl Sql {
             ),
             merge: made(merge(table, &by_row(table))),
             merge_converted: made(merge(table, &by_set(table))),
-            probe: made(probe(table)),
+            existing: made(existing(table)),
             ascending: made(range(table, ">", "ASC")),
             descending: made(range(table, "<", "DESC")),
             latest: made(latest(table)),
@@ -162,18 +161,31 @@ fn by_set(table: &Table) -> String {
     )
 }
 
-fn probe(table: &Table) -> String {
-    let key = table.key();
+/// One index probe for each segment. The row comparison bounds the keys exactly; TimescaleDB excludes chunks by the
+/// comparisons of the time alone.
+fn existing(table: &Table) -> String {
+    let bound = |prefix: &str, alias: &str| join(table.place(), |c| format!("{alias}\"{prefix}{}\"", c.name));
+    let same_series = |column: &Column| format!("k.\"{0}\" = x.\"{0}\" AND ", column.name);
+    let segment = table.segment();
     format!(
-        "SELECT EXISTS (SELECT FROM unnest({arrays}) AS x({columns}) CROSS JOIN LATERAL (\
-         SELECT FROM \"{table}\" k WHERE {same_key} AND k.\"{time}\" BETWEEN ${lo} AND ${hi} LIMIT 1) t)",
-        arrays = arrays(key),
-        columns = names(key, ""),
+        "SELECT x._n, e.* FROM unnest({arrays}) WITH ORDINALITY AS x({series}, {first}, {last}, _n) \
+         CROSS JOIN LATERAL (SELECT {place} FROM \"{table}\" k WHERE {same_series}\
+         ROW({place}) >= ROW({x_first}) AND ROW({place}) <= ROW({x_last}) \
+         AND k.\"{time}\" BETWEEN x.\"_first_{time}\" AND x.\"_last_{time}\" \
+         AND k.\"{time}\" BETWEEN ${lo} AND ${hi} ORDER BY {order} LIMIT {SEGMENT_KEYS}) e",
+        arrays = arrays(&segment),
+        series = names(table.series(), ""),
+        first = bound("_first_", ""),
+        last = bound("_last_", ""),
+        place = names(table.place(), "k."),
         table = table.name(),
-        same_key = same_key(table, "k"),
+        same_series = table.series().iter().map(same_series).collect::<String>(),
+        x_first = bound("_first_", "x."),
+        x_last = bound("_last_", "x."),
         time = table.time(),
-        lo = key.len() + 1,
-        hi = key.len() + 2,
+        lo = segment.len() + 1,
+        hi = segment.len() + 2,
+        order = join(table.place(), |c| format!("k.\"{}\" DESC", c.name)),
     )
 }
 
@@ -284,6 +296,22 @@ mod tests {
             "SELECT \"ts\", \"seq\", \"price\", \"quantity\", \"side\" FROM \"ticks\" \
              WHERE \"ts\" >= $1 AND \"ts\" < $2 AND (\"ts\", \"seq\") > ($4, $5) AND \"instrument_id\" = $6 \
              ORDER BY \"ts\" ASC, \"seq\" ASC LIMIT $3"
+        );
+    }
+
+    #[test]
+    fn segments_are_probed_by_their_keys() {
+        let ticks = Sql::of(&Table::of(PriceTick::DATASET));
+        assert_eq!(
+            ticks.existing.as_str(),
+            "SELECT x._n, e.* FROM unnest($1::int4[], $2::timestamptz[], $3::int8[], $4::timestamptz[], $5::int8[]) \
+             WITH ORDINALITY AS x(\"instrument_id\", \"_first_ts\", \"_first_seq\", \"_last_ts\", \"_last_seq\", _n) \
+             CROSS JOIN LATERAL (SELECT k.\"ts\", k.\"seq\" FROM \"ticks\" k WHERE \
+             k.\"instrument_id\" = x.\"instrument_id\" AND \
+             ROW(k.\"ts\", k.\"seq\") >= ROW(x.\"_first_ts\", x.\"_first_seq\") AND \
+             ROW(k.\"ts\", k.\"seq\") <= ROW(x.\"_last_ts\", x.\"_last_seq\") \
+             AND k.\"ts\" BETWEEN x.\"_first_ts\" AND x.\"_last_ts\" AND k.\"ts\" BETWEEN $6 AND $7 \
+             ORDER BY k.\"ts\" DESC, k.\"seq\" DESC LIMIT 8) e"
         );
     }
 

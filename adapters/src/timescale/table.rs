@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 use std::io::Write as _;
 
-use qi_core::record::{self, Dataset, FieldReader, FieldWriter, Level, RecordVec, SeriesKey, SeriesType};
+use qi_core::record::{
+    self, Dataset, FieldReader, FieldWriter, Level, Place, RecordVec, SeriesKey, SeriesType,
+};
 use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result, Timestamp};
 use sqlx::postgres::{PgRow, PgValueRef};
 use sqlx::{Decode, Postgres, Row, ValueRef};
@@ -180,6 +182,11 @@ impl Table {
         &self.columns[..self.key]
     }
 
+    /// Returns the columns of a segment's bounds: the key of its first record, then the place of its last record.
+    pub(super) fn segment(&self) -> Vec<Column> {
+        [self.key(), self.place()].concat()
+    }
+
     pub(super) fn values(&self) -> &[Column] {
         &self.columns[self.key..]
     }
@@ -187,6 +194,13 @@ impl Table {
     /// What a read selects: all but the series, which it knows.
     pub(super) fn read_list(&self) -> &[Column] {
         &self.columns[self.series..]
+    }
+
+    /// Reads the place of a record from the column `at` on.
+    pub(super) fn read_place(&self, row: &PgRow, at: usize) -> std::result::Result<Place, sqlx::Error> {
+        let Pg(time) = row.try_get(at)?;
+        let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
+        Ok((time, seq))
     }
 
     /// Reads a row of [`Table::read_list`] from the column `at` on, and appends its record.
@@ -197,10 +211,9 @@ impl Table {
         series: &SeriesKey,
         out: &mut RecordVec,
     ) -> std::result::Result<(), sqlx::Error> {
-        let Pg(time) = row.try_get(at)?;
-        let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
+        let place = self.read_place(row, at)?;
         let mut reader = RowReader::table(row, self.dataset, at + self.key - self.series);
-        out.push(series, (time, seq), &mut reader).map_err(|error| reader.cause(error))
+        out.push(series, place, &mut reader).map_err(|error| reader.cause(error))
     }
 }
 

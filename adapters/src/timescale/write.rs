@@ -1,33 +1,35 @@
-//! Writing: COPY where everything seems new, a merge that reads first where it is not.
+//! Writes: COPY of new records, a merge of records that may exist.
 
 use std::borrow::Cow;
 
 use futures::future::join_all;
 use qi_core::Instrument;
-use qi_core::record::{FieldWriter as _, OwnerRef, Records, SeriesType};
+use qi_core::Timestamp;
+use qi_core::record::{FieldWriter as _, OwnerRef, Place, Records, SeriesType};
 use qi_core::store::InsertReport;
 use qi_core::store::kit::{Entry, entries};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgTypeInfo};
+use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgRow, PgTypeInfo};
 use sqlx::{Connection as _, Encode, PgConnection, Postgres, Row as _, SqlStr, Type};
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
-use super::chunks::WRITE_CHUNKS;
 use super::connect::PooledConnection;
 use super::error::{Cause, UNIQUE_VIOLATION, has_state};
+use super::pieces::cut;
+use super::repeats::{Parts, divide, samples, segments};
 use super::sql::Stored;
 use super::store::TimescaleStore;
 use super::table::{Buffers, Column, ColumnType, Encoder};
 use super::types::Pg;
 
-/// Which way a piece went: the label of the metric and the field of the span.
+/// The path of a write: the label of the metric and the field of the span.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Copy,
     Merge,
-    /// COPY met a record that was there, and the piece was merged.
+    /// COPY met a record that another writer inserted after the probe, so the records were merged.
     CopyThenMerge,
 }
 
@@ -133,23 +135,6 @@ impl TimescaleStore {
     }
 }
 
-/// Cuts the entries into pieces of bounded size that touch few chunks each.
-fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
-    let mut pieces = Vec::new();
-    let (mut start, mut chunks) = (0, 1);
-    for at in 1..entries.len() {
-        let new_chunk = entries[at].group != entries[at - 1].group;
-        if at - start == most || (new_chunk && chunks == WRITE_CHUNKS) {
-            pieces.push(&entries[start..at]);
-            (start, chunks) = (at, 1);
-        } else if new_chunk {
-            chunks += 1;
-        }
-    }
-    pieces.push(&entries[start..]);
-    pieces
-}
-
 /// A batch under way.
 struct Job<'a> {
     store: &'a TimescaleStore,
@@ -167,62 +152,62 @@ impl<'a> Job<'a> {
     ) -> Result<(), Cause> {
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
         while let Some(piece) = next() {
-            let span = tracing::debug_span!(
-                "timescale.write",
-                dataset = self.stored.table.name(),
-                rows = piece.len(),
-                way = tracing::field::Empty,
-            );
-            let outcome = self.write(lease, piece).instrument(span.clone()).await;
-            let way = match outcome {
-                Ok(way) => way,
-                Err(error) => {
-                    // The other lanes end after their piece.
-                    let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    queue.by_ref().for_each(drop);
-                    return Err(error);
-                }
-            };
-            span.record("way", way.as_str());
-            let labels = [("dataset", self.stored.table.name()), ("way", way.as_str())];
-            metrics::counter!("qi_timescale_written_rows_total", &labels).increment(piece.len() as u64);
-            metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
+            if let Err(error) = self.write(lease, piece).await {
+                // The other lanes end after their piece.
+                let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                queue.by_ref().for_each(drop);
+                return Err(error);
+            }
         }
         Ok(())
     }
 
-    async fn write(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Way, Cause> {
-        let inner = &self.store.inner;
-        let backoff = &self.stored.copy_backoff;
-        if piece.len() < inner.config.write.copy_from {
-            self.merge(lease, piece).await?;
-            return Ok(Way::Merge);
+    async fn write(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<(), Cause> {
+        if piece.len() < self.store.inner.config.write.copy_from {
+            return self.send(lease, piece, Way::Merge).await;
         }
-        if backoff.allows_copy() {
-            // COPY that fails leaves dead rows behind. Most replays are seen by a look at three rows.
-            if self.probe(lease, piece).await? {
-                backoff.collided();
-                self.merge(lease, piece).await?;
-                return Ok(Way::Merge);
-            }
-            match self.copy(lease, piece).await {
-                Ok(()) => {
-                    backoff.reset();
-                    return Ok(Way::Copy);
+        let Parts { new, repeats } = self.probe(lease, piece).await?;
+        if new.len() < repeats.len() {
+            // Mostly a replay: one statement is cheaper than two.
+            return self.send(lease, piece, Way::Merge).await;
+        }
+        self.send(lease, &new, Way::Copy).await?;
+        if !repeats.is_empty() {
+            self.send(lease, &repeats, Way::Merge).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends records by COPY or by a merge, each of which is one transaction.
+    async fn send(&self, lease: &mut PooledConnection, records: &[Entry], way: Way) -> Result<(), Cause> {
+        let span = tracing::debug_span!(
+            "timescale.write",
+            dataset = self.stored.table.name(),
+            rows = records.len(),
+            way = tracing::field::Empty,
+        );
+        let work = async {
+            if let Way::Copy = way {
+                match self.copy(lease, records).await {
+                    Err(error) if has_state(&error, UNIQUE_VIOLATION) => {}
+                    done => return Ok::<_, Cause>(done.map(|()| way)?),
                 }
-                Err(error) if has_state(&error, UNIQUE_VIOLATION) => backoff.collided(),
-                Err(error) => return Err(error.into()),
+                self.merge(lease, records).await?;
+                return Ok(Way::CopyThenMerge);
             }
-            self.merge(lease, piece).await?;
-            return Ok(Way::CopyThenMerge);
-        }
-        let written = self.merge(lease, piece).await?;
-        backoff.merged(piece.len() as u64, written);
-        Ok(Way::Merge)
+            self.merge(lease, records).await?;
+            Ok(way)
+        };
+        let way = work.instrument(span.clone()).await?;
+        span.record("way", way.as_str());
+        let labels = [("dataset", self.stored.table.name()), ("way", way.as_str())];
+        metrics::counter!("qi_timescale_written_rows_total", &labels).increment(records.len() as u64);
+        metrics::counter!("qi_timescale_written_pieces_total", &labels).increment(1);
+        Ok(())
     }
 
     fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
-        let Entry { group: _, series, place: (ts, seq), at } = *entry;
+        let Entry { group: _, series, place, at } = *entry;
         // A number has the bits of an id or of a rank above those of the interval.
         let owner = u32::try_from(series >> INTERVAL_BITS).unwrap_or(u32::MAX);
         match self.names.get(owner as usize) {
@@ -234,6 +219,10 @@ impl<'a> Job<'a> {
         {
             out.interval(interval);
         }
+        self.encode_place(place, out);
+    }
+
+    fn encode_place<B: Buffers>(&self, (ts, seq): Place, out: &mut Encoder<B>) {
         out.time(ts);
         if self.stored.table.dataset.seq().is_some() {
             out.counter(seq);
@@ -245,109 +234,125 @@ impl<'a> Job<'a> {
         self.batch.write(entry.at as usize, out);
     }
 
-    /// One COPY, one transaction: all of the piece or nothing.
-    async fn copy(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<(), sqlx::Error> {
-        /// The buffer is sent when it is as full as this, in bytes.
+    /// One COPY, one transaction: all of the records or none.
+    async fn copy(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
+        /// The size at which the buffer is sent, in bytes.
         const SEND: usize = 256 * 1024;
         let columns = i16::try_from(self.stored.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
         let mut copy = lease.copy_in_raw(&self.stored.sql.copy).await?;
         let mut rows = Encoder(CopyRows(Vec::with_capacity(SEND + 1024)));
         rows.0.0.extend_from_slice(COPY_HEADER);
-        for entry in piece {
+        let mut sent = false;
+        for entry in records {
             rows.0.0.extend_from_slice(&columns);
             self.encode(entry, &mut rows);
             if rows.0.0.len() >= SEND {
-                copy.send(rows.0.0.as_slice()).await?;
-                rows.0.0.clear();
+                let length = rows.0.0.len() - MIN_SEND;
+                copy.send(&rows.0.0[..length]).await?;
+                rows.0.0.drain(..length);
+                sent = true;
             }
         }
         rows.0.0.extend_from_slice(&COPY_END);
+        if !sent {
+            extend_header(&mut rows.0.0);
+        }
         copy.send(rows.0.0.as_slice()).await?;
         copy.finish().await.map(drop)
     }
 
-    /// Whether the first, the middle or the last row is there already.
-    async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<bool, Cause> {
-        let entries = [0, piece.len() / 2, piece.len() - 1].map(|at| piece[at]);
-        let found = self.arrays(&self.stored.sql.probe, &entries, self.stored.table.key(), Self::encode_key);
-        let row = found.fetch_one(&mut **lease).await?;
-        Ok(row.try_get(0)?)
+    /// Reads which keys of a piece exist.
+    async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Parts, Cause> {
+        let Stored { sql, table, .. } = self.stored;
+        // In the columnstore, each probe decompresses rows. Most replays are recognised by three records.
+        let converted = self.touches_columnstore(lease, piece).await?;
+        let segments = if converted { samples(piece) } else { segments(piece) };
+        let query = self.arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
+            let (Some(first), Some(last)) = (segment.first(), segment.last()) else { return };
+            self.encode_key(first, out);
+            self.encode_place(last.place, out);
+        });
+        let query = bind_times(query, piece);
+        let found = query.fetch_all(&mut **lease).await?;
+        if found.is_empty() {
+            return Ok(Parts { new: piece.to_vec(), repeats: Vec::new() });
+        }
+        if converted {
+            return Ok(Parts { new: Vec::new(), repeats: piece.to_vec() });
+        }
+        let key = |row: &PgRow| -> Result<(usize, Place), Cause> {
+            let number: i64 = row.try_get(0)?;
+            let segment = usize::try_from(number - 1).unwrap_or(usize::MAX);
+            Ok((segment, table.read_place(row, 1)?))
+        };
+        Ok(divide(&segments, found.iter().map(key).collect::<Result<_, _>>()?))
     }
 
-    /// One statement that reads what is there and writes only what is new or differs. Gives how many rows it
-    /// wrote.
-    async fn merge(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<u64, Cause> {
-        /// From how many rows on a transaction, with its three round trips, is cheaper than `ChunkAppend`.
+    /// One statement that reads the existing records and writes only those that are new or differ.
+    async fn merge(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), Cause> {
+        /// The number of records from which the columnstore is read as a set, in a transaction.
         const MANY: usize = 200;
         let Stored { sql, table, .. } = self.stored;
-        let arrays = |statement| self.arrays(statement, piece, table.columns(), Self::encode);
-        if piece.len() < MANY || !self.store.inner.cache.chunks.are_hypertables() {
-            return Ok(arrays(&sql.merge).execute(&mut **lease).await?.rows_affected());
-        }
-        let converted = self.touches_columnstore(lease, piece).await?;
-        let mut transaction = lease.begin().await?;
-        // TimescaleDB's own node decides anew for each row which chunks to look at, which takes four times as
-        // long as to look into all of these few.
-        sqlx::query("SELECT set_config('timescaledb.enable_chunk_append', 'off', true)")
-            .execute(&mut *transaction)
-            .await?;
-        let merge = if converted {
-            sqlx::query("SELECT set_config('enable_nestloop', 'off', true)")
-                .execute(&mut *transaction)
-                .await?;
-            arrays(&sql.merge_converted)
-        } else {
-            arrays(&sql.merge)
+        let arrays = |statement| {
+            let query =
+                self.arrays(statement, table.columns(), records, |entry, out| self.encode(entry, out));
+            bind_times(query, records)
         };
-        let written = merge.execute(&mut *transaction).await?.rows_affected();
-        transaction.commit().await?;
-        Ok(written)
+        if records.len() < MANY || !self.touches_columnstore(lease, records).await? {
+            arrays(&sql.merge).execute(&mut **lease).await?;
+            return Ok(());
+        }
+        let mut transaction = lease.begin().await?;
+        sqlx::query("SELECT set_config('enable_nestloop', 'off', true)").execute(&mut *transaction).await?;
+        arrays(&sql.merge_converted).execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 
-    /// Whether some of the piece's times lie in a chunk that is in the columnstore: never, on an edition without.
+    /// Returns whether the piece may touch chunks in the columnstore. Only the Community edition has them.
     async fn touches_columnstore(
         &self,
         lease: &mut PooledConnection,
         piece: &[Entry],
     ) -> Result<bool, Cause> {
         let inner = &self.store.inner;
-        if inner.connections.facts().license.as_deref() != Some("timescale") {
-            return Ok(false);
+        match least_and_greatest(piece) {
+            Some((least, _)) if inner.connections.facts().license.as_deref() == Some("timescale") => {
+                inner.cache.chunks.are_converted(lease, self.stored, least).await
+            }
+            _ => Ok(false),
         }
-        let times = || piece.iter().map(|entry| entry.place.0);
-        let mut query = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM timescaledb_information.chunks WHERE hypertable_schema = $1 \
-             AND hypertable_name = $2 AND is_compressed AND range_end > $3 AND range_start <= $4)",
-        )
-        .bind(&inner.config.schema)
-        .bind(self.stored.table.name());
-        for time in [times().min(), times().max()].into_iter().flatten() {
-            query = query.bind(Pg(time));
-        }
-        Ok(query.fetch_one(&mut **lease).await?)
     }
 
-    /// A statement with these columns of the entries as arrays, then their least and greatest time.
-    fn arrays(
+    /// A statement with one array for each of these columns.
+    fn arrays<T>(
         &self,
         statement: &SqlStr,
-        entries: &[Entry],
         columns: &[Column],
-        encode: impl Fn(&Self, &Entry, &mut Encoder<Arrays>),
+        rows: &[T],
+        encode: impl Fn(&T, &mut Encoder<Arrays>),
     ) -> Statement {
-        let mut arrays = Encoder(Arrays::new(columns, entries.len()));
-        for entry in entries {
-            encode(self, entry, &mut arrays);
+        let mut arrays = Encoder(Arrays::new(columns, rows.len()));
+        for row in rows {
+            encode(row, &mut arrays);
         }
         let mut query = sqlx::query(statement.clone());
         for (bytes, column) in arrays.0.columns.into_iter().zip(columns) {
             query = query.bind(RawArray { bytes, ty: column.ty.element() });
         }
-        let times = || entries.iter().map(|entry| entry.place.0);
-        for time in [times().min(), times().max()].into_iter().flatten() {
-            query = query.bind(Pg(time));
-        }
         query
+    }
+}
+
+fn least_and_greatest(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
+    let times = || piece.iter().map(|entry| entry.place.0);
+    times().min().zip(times().max())
+}
+
+/// Binds the least and the greatest time of a piece.
+fn bind_times(query: Statement, piece: &[Entry]) -> Statement {
+    match least_and_greatest(piece) {
+        Some((least, greatest)) => query.bind(Pg(least)).bind(Pg(greatest)),
+        None => query,
     }
 }
 
@@ -355,6 +360,20 @@ type Statement = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// The signature, no flags, no extension: "Binary Format" of PostgreSQL's COPY.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// The smallest size of the last data of a COPY, in bytes: more than one TCP segment on the loopback interface.
+///
+/// The driver does not set `TCP_NODELAY`. Its packet that ends a COPY is therefore sent after the server acknowledged the
+/// data, which takes 40 ms if the data fit in one segment.
+const MIN_SEND: usize = 64 * 1024;
+
+/// Lengthens a short COPY to [`MIN_SEND`] by an extension of its header, which the server skips.
+fn extend_header(copy: &mut Vec<u8>) {
+    let Some(missing) = MIN_SEND.checked_sub(copy.len()) else { return };
+    let length = u32::try_from(missing).unwrap_or(0).to_be_bytes();
+    let end = COPY_HEADER.len();
+    copy.splice(end - length.len()..end, length.into_iter().chain(std::iter::repeat_n(0, missing)));
+}
+
 /// A row of -1 columns ends the data.
 const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
 
@@ -427,18 +446,20 @@ impl Encode<'_, Postgres> for RawArray {
 mod tests {
     use super::*;
 
-    fn entry(chunk: i64, seq: u64) -> Entry {
-        Entry { group: chunk, series: 1, place: (qi_core::Timestamp::MIN, seq), at: 0 }
-    }
-
     #[test]
-    fn a_piece_has_bounded_rows_and_bounded_chunks() {
-        let rows: Vec<_> = (0..10).map(|n| entry(0, n)).collect();
-        let sizes = |pieces: Vec<&[Entry]>| pieces.iter().map(|p| p.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(cut(&rows, 4)), [4, 4, 2]);
-        assert_eq!(sizes(cut(&rows, 10)), [10]);
-        assert_eq!(sizes(cut(&rows[..1], 1)), [1]);
-        let days: Vec<_> = (0..120).map(|n| entry(n, 0)).collect();
-        assert_eq!(sizes(cut(&days, 1_000)), [50, 50, 20]);
+    fn a_short_copy_is_lengthened_in_its_header() {
+        let rows = [7; 1_000];
+        let mut copy = [COPY_HEADER, &rows].concat();
+        extend_header(&mut copy);
+        assert_eq!(copy.len(), MIN_SEND);
+        let extension = MIN_SEND - COPY_HEADER.len() - rows.len();
+        let (header, rest) = copy.split_at(COPY_HEADER.len());
+        assert_eq!(header[..15], COPY_HEADER[..15]);
+        assert_eq!(header[15..], u32::try_from(extension).unwrap().to_be_bytes());
+        assert!(rest[..extension].iter().all(|byte| *byte == 0) && rest[extension..] == rows);
+        let long = vec![7; MIN_SEND + 1];
+        let mut same = long.clone();
+        extend_header(&mut same);
+        assert_eq!(same, long);
     }
 }

@@ -14,6 +14,7 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
 mod read;
+mod repeats;
 mod replay;
 mod rig;
 mod rivals;
@@ -25,9 +26,10 @@ use qi_benches::Section;
 use rig::Rig;
 
 /// The sections and what runs them.
-const SECTIONS: [Section<Rig>; 7] = [
+const SECTIONS: [Section<Rig>; 8] = [
     ("write", write::run),
     ("replay", replay::run),
+    ("repeats", repeats::run),
     ("page", read::page),
     ("latest", read::latest),
     ("bars", read::bars),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_benches::Ratio;
 use qi_core::store::{PriceStore, PriceStoreExt as _};
@@ -18,6 +19,7 @@ pub(crate) struct Rig {
     pub(crate) market: Market,
     pub(crate) rounds: usize,
     pub(crate) url: String,
+    hypertables: Hypertables,
     /// For files of rows.
     pub(crate) folder: tempfile::TempDir,
     runtime: Runtime,
@@ -27,11 +29,21 @@ pub(crate) struct Rig {
 impl Rig {
     /// None if no server is named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
-        let url = std::env::var("QI_TIMESCALE_URL").ok().filter(|url| !url.is_empty())?;
+        Self::on("QI_TIMESCALE_URL", Hypertables::On, rounds)
+    }
+
+    /// Returns a rig on the plain PostgreSQL server, if the environment names one.
+    pub(crate) fn postgres(&self) -> Option<Self> {
+        Self::on("QI_POSTGRES_URL", Hypertables::Off, self.rounds)
+    }
+
+    fn on(variable: &str, hypertables: Hypertables, rounds: usize) -> Option<Self> {
+        let url = std::env::var(variable).ok().filter(|url| !url.is_empty())?;
         Some(Self {
             market: Market::new(),
             rounds,
             url,
+            hypertables,
             folder: tempfile::tempdir().expect("a temporary folder"),
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
             psql: find_psql(),
@@ -55,6 +67,7 @@ impl Rig {
     fn open(&self, schema: &str, change: impl FnOnce(&mut TimescaleConfig)) -> TimescaleStore {
         let mut config = TimescaleConfig::from_url(&self.url);
         schema.clone_into(&mut config.schema);
+        config.hypertables = self.hypertables;
         change(&mut config);
         TimescaleStore::open(config).expect("a valid configuration")
     }

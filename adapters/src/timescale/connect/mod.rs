@@ -332,6 +332,9 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
             ("jit", "off".to_owned()),
             // Writes to converted chunks: the batch is bounded by us, the number of tuples it touches is not.
             ("timescaledb.max_tuples_decompressed_per_dml_transaction", "0".to_owned()),
+            // Statements open few chunks. The check of which chunks a looked-up row can be in takes longer than the
+            // lookup in each of them.
+            ("timescaledb.enable_runtime_exclusion", "off".to_owned()),
         ])
         .log_statements(log::LevelFilter::Trace))
 }

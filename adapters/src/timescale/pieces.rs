@@ -1,0 +1,63 @@
+//! Pieces: the parts of a batch that one statement writes.
+
+use qi_core::store::kit::Entry;
+
+/// The largest span of a piece, in chunks. New chunks cost several locks each.
+const SPAN: i64 = 50;
+
+/// The smallest distance of two consecutive records, in chunks, that ends a piece. A statement opens every chunk of its
+/// span: a few chunks without records cost less than another statement.
+const GAP: i64 = 8;
+
+/// The number of records from which a piece ends at the next chunk. A statement looks up each of its records in every chunk
+/// of its span.
+const ENOUGH: usize = 5_000;
+
+/// Cuts the entries into pieces of at most `most` records, each of which spans few chunks.
+pub(super) fn cut(entries: &[Entry], most: usize) -> Vec<&[Entry]> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for at in 1..entries.len() {
+        let (gap, span) =
+            (entries[at].group - entries[at - 1].group, entries[at].group - entries[start].group);
+        let records = at - start;
+        if records == most || gap >= GAP || span >= SPAN || (gap > 0 && records >= ENOUGH) {
+            pieces.push(&entries[start..at]);
+            start = at;
+        }
+    }
+    pieces.push(&entries[start..]);
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(groups: impl IntoIterator<Item = i64>, most: usize) -> Vec<usize> {
+        let entry = |group| Entry { group, series: 1, place: (qi_core::Timestamp::MIN, 0), at: 0 };
+        let entries: Vec<_> = groups.into_iter().map(entry).collect();
+        cut(&entries, most).iter().map(|piece| piece.len()).collect()
+    }
+
+    #[test]
+    fn a_piece_has_bounded_records() {
+        assert_eq!(sizes([0; 10], 4), [4, 4, 2]);
+        assert_eq!(sizes([0; 10], 10), [10]);
+        assert_eq!(sizes([0], 1), [1]);
+    }
+
+    #[test]
+    fn a_piece_spans_few_chunks() {
+        assert_eq!(sizes(0..120, 1_000), [50, 50, 20]);
+        assert_eq!(
+            sizes([-3_000, 0, 1, 2, 2_600, 2_601], 1_000),
+            [1, 3, 2],
+            "old and new records are separate"
+        );
+        assert_eq!(sizes([0, 7, 14, 22], 1_000), [3, 1]);
+        let many = (0..4).flat_map(|chunk| std::iter::repeat_n(chunk, 3_000));
+        assert_eq!(sizes(many, 50_000), [6_000, 6_000]);
+        assert_eq!(sizes((0..20).map(|n| n * 7), 1_000), [8, 8, 4], "chunks without records count");
+    }
+}

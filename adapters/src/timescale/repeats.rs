@@ -1,0 +1,110 @@
+//! Repeated records: which records of a batch may exist already.
+//!
+//! COPY is several times faster than a merge, but fails on one record that exists. The store therefore reads which keys
+//! exist, copies the new records and merges the others. The read costs far less than a lookup of every key: a batch is
+//! cut into segments of one series, and one index probe per segment returns the newest keys that exist in its range.
+
+use qi_core::record::Place;
+use qi_core::store::kit::Entry;
+
+/// The largest number of records of a segment. Shorter segments cost more probes.
+const SEGMENT_RECORDS: usize = 128;
+
+/// The largest number of existing keys that the probe returns for a segment.
+pub(super) const SEGMENT_KEYS: usize = 8;
+
+/// Cuts a piece into segments: consecutive records of one series in one chunk.
+pub(super) fn segments(piece: &[Entry]) -> Vec<&[Entry]> {
+    piece
+        .chunk_by(|a, b| (a.group, a.series) == (b.group, b.series))
+        .flat_map(|run| run.chunks(SEGMENT_RECORDS))
+        .collect()
+}
+
+/// Returns the first, the middle and the last record of a piece as segments.
+pub(super) fn samples(piece: &[Entry]) -> Vec<&[Entry]> {
+    [0, piece.len() / 2, piece.len() - 1].map(|at| &piece[at..=at]).to_vec()
+}
+
+/// The records of a piece, each part in the order of the piece.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Parts {
+    /// Records whose keys did not exist at the time of the probe.
+    pub(super) new: Vec<Entry>,
+    /// Records whose keys may exist.
+    pub(super) repeats: Vec<Entry>,
+}
+
+/// Divides the records of the segments. `existing` holds keys that exist: of each segment, by its index, the newest ones,
+/// at most [`SEGMENT_KEYS`].
+pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, Place)>) -> Parts {
+    existing.sort_unstable();
+    let mut parts = Parts::default();
+    let mut rest = existing.as_slice();
+    for (at, segment) in segments.iter().enumerate() {
+        let keys;
+        (keys, rest) = rest.split_at(rest.partition_point(|(index, _)| *index <= at));
+        // Older keys are unknown if the probe returned as many keys as it may.
+        let unknown_before = keys.first().filter(|_| keys.len() >= SEGMENT_KEYS);
+        for entry in *segment {
+            let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.place < *oldest)
+                || keys.binary_search_by_key(&entry.place, |(_, place)| *place).is_ok();
+            if is_repeat { parts.repeats.push(*entry) } else { parts.new.push(*entry) }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use qi_core::Timestamp;
+
+    use super::*;
+
+    const SECS: i64 = 1_700_000_000;
+
+    fn entry(group: i64, series: u64, at: u32) -> Entry {
+        Entry { group, series, place: place(at), at }
+    }
+
+    fn place(at: u32) -> Place {
+        (Timestamp::from_secs(SECS + i64::from(at)).unwrap(), 0)
+    }
+
+    #[test]
+    fn a_segment_has_one_series_of_one_chunk() {
+        let mut piece: Vec<_> = (0..300).map(|at| entry(0, 1, at)).collect();
+        piece.extend([entry(0, 2, 300), entry(1, 2, 301), entry(1, 2, 302)]);
+        let lengths: Vec<_> = segments(&piece).iter().map(|segment| segment.len()).collect();
+        assert_eq!(lengths, [128, 128, 44, 1, 2]);
+        let samples = samples(&piece);
+        assert_eq!(samples.iter().map(|sample| sample[0].at).collect::<Vec<_>>(), [0, 151, 302]);
+        assert_eq!(super::samples(&piece[..1]).len(), 3);
+    }
+
+    #[test]
+    fn records_of_existing_keys_are_repeats() {
+        let piece: Vec<_> = (0..200).map(|at| entry(0, 1, at)).chain([entry(0, 2, 7)]).collect();
+        let segments = segments(&piece);
+        // The probe also returns keys of other records, in any order.
+        let between = (Timestamp::from_micros(SECS * 1_000_000 + 5_500_000).unwrap(), 0);
+        let existing = vec![(1, place(150)), (0, place(9)), (0, between), (0, place(3))];
+        let Parts { new, repeats } = divide(&segments, existing);
+        assert_eq!(repeats.iter().map(|entry| entry.at).collect::<Vec<_>>(), [3, 9, 150]);
+        assert_eq!(new.len(), 198);
+        assert!(new.is_sorted());
+    }
+
+    #[test]
+    fn records_before_the_known_keys_may_be_repeats() {
+        let piece: Vec<_> = (0..100).map(|at| entry(0, 1, at)).collect();
+        let segments = segments(&piece);
+        let newest: Vec<_> = (40..48).map(|at| (0, place(at))).collect();
+        assert_eq!(newest.len(), SEGMENT_KEYS);
+        let Parts { new, repeats } = divide(&segments, newest.clone());
+        assert_eq!(repeats, piece[..48]);
+        assert_eq!(new, piece[48..]);
+        let Parts { repeats, .. } = divide(&segments, newest[1..].to_vec());
+        assert_eq!(repeats, piece[41..48], "all existing keys of the segment are known");
+    }
+}

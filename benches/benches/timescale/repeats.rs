@@ -1,0 +1,99 @@
+//! Batches with 1 percent of repeated records beside batches without them, on TimescaleDB and on PostgreSQL.
+
+use std::cell::Cell;
+
+use qi_benches::{ratio, timed};
+use qi_core::PriceTick;
+
+use crate::rig::{Place, Rig};
+use crate::ticks::INSTRUMENTS;
+
+/// The records that are stored before the measurement.
+const STORED: usize = 300_000;
+/// The number of stored records from which repeats are drawn.
+const POOL: usize = 20_000;
+
+/// The source of the repeated records.
+#[derive(Debug, Clone, Copy)]
+enum Repeats {
+    /// The newest stored records.
+    Recent,
+    /// The oldest stored records.
+    Old,
+    /// Records among the new ones, stored by an earlier write.
+    Scattered,
+}
+
+pub(crate) fn run(rig: &Rig) {
+    let postgres = rig.postgres();
+    if postgres.is_none() {
+        println!("postgres: QI_POSTGRES_URL is not set, so nothing was measured");
+    }
+    for (name, rig) in [("timescale", Some(rig)), ("postgres", postgres.as_ref())] {
+        let Some(rig) = rig else { continue };
+        for instruments in [1, INSTRUMENTS] {
+            let feed = Feed { place: rig.fresh(|_| ()), rig, instruments, next: Cell::new(0) };
+            feed.place.insert(&feed.take(STORED), POOL);
+            feed.place.settle();
+            for batch in [1_000, 10_000, 50_000] {
+                for repeats in [Repeats::Recent, Repeats::Old, Repeats::Scattered] {
+                    feed.measure(name, batch, repeats);
+                }
+            }
+        }
+    }
+}
+
+/// New ticks in the order of time, and the store that receives them.
+struct Feed<'a> {
+    rig: &'a Rig,
+    place: Place<'a>,
+    instruments: usize,
+    next: Cell<usize>,
+}
+
+impl Feed<'_> {
+    fn tick(&self, n: usize) -> PriceTick {
+        // The market has 100 instruments in turn: every hundredth tick is of the same one.
+        self.rig.market.tick(n * INSTRUMENTS / self.instruments)
+    }
+
+    fn take(&self, count: usize) -> Vec<PriceTick> {
+        let start = self.next.replace(self.next.get() + count);
+        (start..start + count).map(|n| self.tick(n)).collect()
+    }
+
+    /// A batch of new records, of which one in a hundred at a random place is replaced by a repeat.
+    fn with_repeats(&self, size: usize, repeats: Repeats) -> Vec<PriceTick> {
+        let newest = self.next.get();
+        let mut batch = self.take(size);
+        let mut stored = Vec::new();
+        for group in batch.chunks_mut(100) {
+            let at = fastrand::usize(..group.len());
+            match repeats {
+                Repeats::Recent => group[at] = self.tick(newest - 1 - fastrand::usize(..POOL)),
+                Repeats::Old => group[at] = self.tick(fastrand::usize(..POOL)),
+                Repeats::Scattered => stored.push(group[at].clone()),
+            }
+        }
+        self.place.insert(&stored, POOL);
+        batch
+    }
+
+    fn measure(&self, server: &str, size: usize, repeats: Repeats) {
+        let count = (50_000 / size).clamp(2, 20);
+        let insert = |batches: Vec<Vec<PriceTick>>| {
+            timed(|| batches.iter().for_each(|batch| self.place.insert(batch, size)))
+        };
+        let times = ratio(
+            self.rig.rounds,
+            || insert((0..count).map(|_| self.with_repeats(size, repeats)).collect()),
+            || insert((0..count).map(|_| self.take(size)).collect()),
+        );
+        let (instruments, batches) = (self.instruments, count);
+        println!(
+            "{server}, {instruments} instruments, {batches} batches of {size}, 1 percent repeats ({repeats:?}) / none \
+             (goal 1.2): {times}"
+        );
+    }
+}
