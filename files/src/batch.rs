@@ -68,7 +68,7 @@ impl<T: Record> Batch<T> {
                     self.records.push(record);
                 }
                 Some(Err(Input::File(file))) if self.records.is_empty() && self.begins.is_none() => {
-                    self.begin(file)
+                    self.begin(file);
                 }
                 Some(Err(Input::File(file))) => {
                     self.following = Some(file);

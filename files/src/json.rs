@@ -113,17 +113,15 @@ impl Arrays {
                     }
                 }
                 b':' => self.key = std::mem::take(&mut self.string),
-                b'[' if self.open == *b"{{[" => match self.capture(b']')? {
-                    Some(array) => {
-                        if let Some(line) = self.array(array) {
-                            return Ok(line);
-                        }
-                    }
-                    None => {
+                b'[' if self.open == *b"{{[" => {
+                    let Some(array) = self.capture(b']')? else {
                         self.number += 1;
                         return Ok(Line::Bad("must be at most 65536 bytes long", String::new()));
+                    };
+                    if let Some(line) = self.array(array) {
+                        return Ok(line);
                     }
-                },
+                }
                 b'[' | b'{' => {
                     if self.open.len() == MAX_DEPTH {
                         return Err(invalid("nested too deeply"));

@@ -113,7 +113,7 @@ impl Fields {
         let mut at = 0;
         loop {
             let rest = &line[at..];
-            let begin = at + (rest.len() - rest.trim_start_matches(|c| c == ' ' || c == '\u{feff}').len());
+            let begin = at + (rest.len() - rest.trim_start_matches([' ', '\u{feff}']).len());
             if line[begin..].starts_with('"') {
                 let (start, end) = (self.unquoted.len(), self.unquote(line, begin + 1)?);
                 self.places.push((true, start, self.unquoted.len()));

@@ -21,6 +21,7 @@ pub(crate) fn truth(text: &str) -> Option<bool> {
 }
 
 /// The side of a word. Tardis writes `unknown` for a side that the exchange does not publish.
+#[expect(clippy::option_option, reason = "an unknown side differs from a text that is no side")]
 fn side(text: &str) -> Option<Option<Side>> {
     match text {
         "b" | "B" => Some(Some(Side::Buy)),

@@ -1,5 +1,6 @@
 //! Compressed files as streams of bytes: gzip, Zstandard and the entries of zip archives, recognised by their content.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -386,7 +387,11 @@ fn verify(path: &Path, file: &mut File) -> Result<bool> {
         }
     };
     hash().map_err(|e| fail("the file cannot be read").with_source(e))?;
-    let found = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let found = digest.finalize().iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
     if found == wanted {
         Ok(true)
     } else {

@@ -241,7 +241,7 @@ fn without_zeros(mut part: u64) -> (u64, u32) {
     let mut places = Decimal::SCALE;
     for zeros in [8, 8, 4, 2, 1, 1] {
         let power = POWERS_OF_TEN[zeros as usize];
-        if part % power == 0 {
+        if part.is_multiple_of(power) {
             part /= power;
             places -= zeros;
         }

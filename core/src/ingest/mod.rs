@@ -397,7 +397,7 @@ impl Run {
         // Positions without messages, such as transaction markers.
         if self.pending.messages == 0 && self.write.is_none() {
             let positions = std::mem::take(&mut self.pending.positions);
-            self.keep(positions);
+            self.keep(&positions);
         }
         Ok(())
     }
@@ -437,16 +437,16 @@ impl Run {
         let positions = std::mem::take(&mut self.writing);
         self.failed = written.is_err();
         written?;
-        self.keep(positions);
+        self.keep(&positions);
         Ok(())
     }
 
     /// Keeps positions for the next commit.
-    fn keep(&mut self, positions: Positions) {
+    fn keep(&mut self, positions: &Positions) {
         if self.stored.is_empty() {
             self.commit_at = self.commit_at.max(Instant::now());
         }
-        self.stored.advance(&positions);
+        self.stored.advance(positions);
     }
 
     async fn commit(&mut self, subscription: &mut dyn Subscription) -> Result<()> {

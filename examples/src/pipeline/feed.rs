@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::agent::{Agent, AgentContext};
-use qi_core::bus::{DeliveryState, GroupQuery, Message, MessageBus, PublishOptions, TopicName, encode_records};
+use qi_core::bus::{
+    DeliveryState, GroupQuery, Message, MessageBus, PublishOptions, TopicName, encode_records,
+};
 use qi_core::record::Slice;
 use qi_core::{Error, ErrorKind, Instrument, Result, ResultExt as _};
 use qi_files::{Batch, Numbering, Source};

@@ -149,7 +149,7 @@ mod tests {
         let mut stored = lines(MarketSnapshot::DATASET);
         assert_eq!(stored[0], "scope text(262), ts");
         stored[0] = "scope text(80), ts".to_owned();
-        assert_eq!(compare(MarketSnapshot::DATASET, &stored).unwrap(), []);
+        assert!(compare(MarketSnapshot::DATASET, &stored).unwrap().is_empty());
         stored[0] = "scope text(81), ts".to_owned();
         assert!(compare(MarketSnapshot::DATASET, &stored).is_err());
     }

@@ -3,7 +3,8 @@
 use qi_core::record::{ColumnType, Level, Value};
 use qi_core::store::PriceStoreExt;
 use qi_core::{
-    Decimal, Exchange, MarketSnapshot, Price, PriceTick, Quantity, SnapshotValues, Source, Symbol, Timestamp,
+    Decimal, Exchange, MarketSnapshot, Price, PriceTick, Quantity, Scope, SnapshotValues, Source, Symbol,
+    Timestamp,
 };
 
 use super::datasets::{altered, there_and_back};

@@ -204,7 +204,7 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
         let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
         outcome.and(fresh.cleanup.await.map_err(Failure::from))
     };
-    draw(count, histories(), play, steps_of)
+    draw(count, &histories(), &play, steps_of)
 }
 
 /// Draws `count` histories with a fixed seed and plays each one on two stores.
@@ -218,14 +218,14 @@ pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory
         let outcome = compare(&*first.store, &*second.store, history).await;
         outcome.and(first.cleanup.await.and(second.cleanup.await).map_err(Failure::from))
     };
-    draw(count, histories(), play, steps_of)
+    draw(count, &histories(), &play, steps_of)
 }
 
 /// Draws `count` cases with a fixed seed and plays each one; `explain` writes the simplest one that fails.
 pub(super) fn draw<T: fmt::Debug>(
     count: u32,
-    cases: impl Strategy<Value = T>,
-    play: impl AsyncFn(&T) -> Outcome,
+    cases: &impl Strategy<Value = T>,
+    play: &impl AsyncFn(&T) -> Outcome,
     explain: impl Fn(&T) -> String,
 ) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -234,7 +234,7 @@ pub(super) fn draw<T: fmt::Debug>(
         .map_err(|error| Failure::new(format_args!("no runtime: {error}")))?;
     let config = Config { cases: count, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let outcome = TestRunner::new_with_rng(config, rng).run(&cases, |case| {
+    let outcome = TestRunner::new_with_rng(config, rng).run(cases, |case| {
         runtime.block_on(play(&case)).map_err(|failure| TestCaseError::fail(failure.to_string()))
     });
     match outcome {

@@ -174,7 +174,9 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
         same_rows("what the old version applies", &first.ensure_schema().await?.applied, &[])?;
         insert(&*first, old, rows(old, seeds, 200), &mut stored).await?;
         holds_rows("the new version, at last", &*second, new, &stored).await?;
-        stored.values_mut().for_each(|values| values.truncate(old.values().len()));
+        for values in stored.values_mut() {
+            values.truncate(old.values().len());
+        }
         holds_rows("the old version, at last", &*first, old, &stored).await
     }
     .await;
@@ -188,8 +190,8 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
 pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
     draw(
         count,
-        evolutions(),
-        async |evolution: &Evolution| play(&**factory, evolution).await,
+        &evolutions(),
+        &async |evolution: &Evolution| play(&**factory, evolution).await,
         |Evolution { old, new, other, .. }| {
             format!("old: {:?}\nnew: {:?}\n{}: {:?}", old.values(), new.values(), other.0, other.1.values())
         },

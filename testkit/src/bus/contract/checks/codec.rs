@@ -76,7 +76,7 @@ async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
             encoding.decode(payload, &mut erased)?;
             ensure_eq!(
                 Row::copy_of(erased.as_records())?,
-                Row::copy_of(&Slice::new(&[record.clone()])?)?,
+                Row::copy_of(&Slice::new(std::slice::from_ref(record))?)?,
                 "a row"
             );
             encoding.encode(erased.as_records(), 0, &mut bytes)?;
