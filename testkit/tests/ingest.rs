@@ -324,8 +324,8 @@ async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key()
         let expected: Vec<_> = (0..100).map(|seq| tick(seq, 4)).collect();
         assert_eq!((world.stored().await, world.lag().await), (expected, Some(0)), "{stage}");
         let total: usize = world.gate.sizes().iter().sum();
-        let sent = if stage == "receive" { 400 } else { 300 };
-        assert_eq!(total, sent, "{stage}: what was stored was committed before its partitions went");
+        let published = if stage == "receive" { 400 } else { 300 };
+        assert_eq!(total, published, "{stage}: what was stored was committed before its partitions went");
     }
 }
 

@@ -267,7 +267,7 @@ impl<'a> Job<'a> {
         // In the columnstore, each probe decompresses rows. Most replays are recognised by three records.
         let converted = self.touches_columnstore(lease, piece).await?;
         let segments = if converted { samples(piece) } else { segments(piece) };
-        let query = self.arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
+        let query = bind_arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
             let (Some(first), Some(last)) = (segment.first(), segment.last()) else { return };
             self.encode_key(first, out);
             self.encode_place(last.place, out);
@@ -293,18 +293,18 @@ impl<'a> Job<'a> {
         /// The number of records from which the columnstore is read as a set, in a transaction.
         const MANY: usize = 200;
         let Stored { sql, table, .. } = self.stored;
-        let arrays = |statement| {
+        let bind = |statement| {
             let query =
-                self.arrays(statement, table.columns(), records, |entry, out| self.encode(entry, out));
+                bind_arrays(statement, table.columns(), records, |entry, out| self.encode(entry, out));
             bind_times(query, records)
         };
         if records.len() < MANY || !self.touches_columnstore(lease, records).await? {
-            arrays(&sql.merge).execute(&mut **lease).await?;
+            bind(&sql.merge).execute(&mut **lease).await?;
             return Ok(());
         }
         let mut transaction = lease.begin().await?;
         sqlx::query("SELECT set_config('enable_nestloop', 'off', true)").execute(&mut *transaction).await?;
-        arrays(&sql.merge_converted).execute(&mut *transaction).await?;
+        bind(&sql.merge_converted).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -314,33 +314,32 @@ impl<'a> Job<'a> {
         lease: &mut PooledConnection,
         piece: &[Entry],
     ) -> Result<bool, Cause> {
-        let inner = &self.store.inner;
+        let store = &self.store.inner;
         match least_and_greatest(piece) {
-            Some((least, _)) if inner.connections.facts().license.as_deref() == Some("timescale") => {
-                inner.cache.chunks.are_converted(lease, self.stored, least).await
+            Some((begin, _)) if store.connections.facts().license.as_deref() == Some("timescale") => {
+                store.cache.chunks.are_converted(lease, self.stored, begin).await
             }
             _ => Ok(false),
         }
     }
+}
 
-    /// A statement with one array for each of these columns.
-    fn arrays<T>(
-        &self,
-        statement: &SqlStr,
-        columns: &[Column],
-        rows: &[T],
-        encode: impl Fn(&T, &mut Encoder<Arrays>),
-    ) -> Statement {
-        let mut arrays = Encoder(Arrays::new(columns, rows.len()));
-        for row in rows {
-            encode(row, &mut arrays);
-        }
-        let mut query = sqlx::query(statement.clone());
-        for (bytes, column) in arrays.0.columns.into_iter().zip(columns) {
-            query = query.bind(RawArray { bytes, ty: column.ty.element() });
-        }
-        query
+/// Binds one array for each of these columns to a statement.
+fn bind_arrays<T>(
+    statement: &SqlStr,
+    columns: &[Column],
+    rows: &[T],
+    encode: impl Fn(&T, &mut Encoder<Arrays>),
+) -> Statement {
+    let mut arrays = Encoder(Arrays::new(columns, rows.len()));
+    for row in rows {
+        encode(row, &mut arrays);
     }
+    let mut query = sqlx::query(statement.clone());
+    for (bytes, column) in arrays.0.columns.into_iter().zip(columns) {
+        query = query.bind(RawArray { bytes, ty: column.ty.element() });
+    }
+    query
 }
 
 fn least_and_greatest(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
