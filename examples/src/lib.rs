@@ -27,6 +27,10 @@ mod guides {
     struct Configuration;
     #[doc = include_str!("../../docs/errors.md")]
     struct Errors;
+    #[doc = include_str!("../../docs/codecs.md")]
+    struct Codecs;
+    #[doc = include_str!("../../docs/ingest.md")]
+    struct IngestPage;
     #[doc = include_str!("../../docs/files.md")]
     struct Files;
     #[doc = include_str!("../../docs/observability.md")]

@@ -1,9 +1,8 @@
 //! A job waits for its own topic only.
 #![allow(clippy::unwrap_used, reason = "a test")]
 use qi_core::bus::{MessageBusExt, Subscribe, TopicCatalogue, TopicName};
-use qi_core::{Instrument, MessageBus, PriceStore, PriceTick, Timestamp};
-use qi_examples::pipeline::Job;
-use qi_files::FileOptions;
+use qi_core::{MessageBus, PriceStore, PriceTick, Timestamp};
+use qi_examples::pipeline::{Data, Job, source};
 use qi_testkit::{bus::MemoryBus, store::MemoryStore};
 use std::io::Write as _;
 use std::sync::Arc;
@@ -33,10 +32,9 @@ async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
         "timestamp,open,high,low,close,volume\n2022-01-01 00:00:00,1,1,1,1,1\n2022-01-01 00:01:00,1,1,1,1,1\n"
     )
     .unwrap();
-    let options = FileOptions::default().instrument("x:Y".parse::<Instrument>().unwrap());
-    let files = qi_files::open(&[file.path().to_owned()], &options).unwrap();
+    let (bars, interval) = source::candles(file.path(), &"x:Y".parse().unwrap()).unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
-    let job = Job::new(store, bus, files.data.into()).unwrap();
+    let job = Job::new(store, bus, Data::Bars(bars, interval)).unwrap();
     let ended = tokio::time::timeout(Duration::from_mins(10), job.run()).await;
     assert_eq!(ended.expect("it hangs").unwrap().stored, 2);
 }

@@ -8,6 +8,7 @@ mod feed;
 mod read_back;
 mod record;
 pub mod report;
+pub mod source;
 mod tally;
 
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@
 //! # Fields
 //! | number | field |
 //! | --- | --- |
-//! | 1 | the instrument as `exchange:symbol`, or the name of the series |
+//! | 1 | the instrument as `exchange:symbol`, or the name of the series; empty for `Scope::Global` |
 //! | 2 | the interval, for example `1m`, if it is part of the series |
 //! | 3 | the time in microseconds since the Unix epoch |
 //! | 4 | the sequence number, if the key has one |
