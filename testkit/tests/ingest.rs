@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_core::bus::{
-    Encoding, GroupId, GroupQuery, Message, MessageBusExt, Received, Subscribe, TopicCatalogue, TopicName,
-    encode_records,
+    Batch, Encoding, GroupId, GroupQuery, Message, MessageBusExt, Received, Subscribe, Subscription,
+    TopicCatalogue, TopicName, encode_records,
 };
 use qi_core::layer::{Call, Layer, Layered};
 use qi_core::record::Slice;
@@ -344,4 +344,51 @@ async fn a_dropped_run_commits_nothing_more_and_loses_nothing() {
     stop.cancel();
     run.await.unwrap().unwrap();
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
+}
+
+/// Hides messages without a key, as a broker hides transaction markers: only the position moves.
+#[derive(Debug)]
+struct HiddenMarkers;
+
+impl Layer for HiddenMarkers {
+    fn name(&self) -> &'static str {
+        "HiddenMarkers"
+    }
+
+    fn recv<'a>(
+        &'a self,
+        subscription: &'a mut dyn Subscription,
+        max: usize,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            let mut batch = subscription.recv(max, wait).await?;
+            batch.messages_mut().retain(|message| message.key.is_some());
+            Ok(batch)
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn positions_without_messages_are_committed_after_the_messages_before_them() {
+    let world = World::new(0).await;
+    let bus: Arc<dyn MessageBus> = Arc::new(Layered::new(world.bus.connect(), HiddenMarkers));
+    let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+    let config = IngestConfig::default();
+    let mut ingest =
+        Ingest::open(bus, world.store.clone(), PriceTick::DATASET, request, config).await.unwrap();
+    let run = tokio::spawn(async move { ingest.run_until(std::future::pending()).await });
+    let marker = || Message::new(topic(), "marker");
+    world.bus.publish_one(&marker()).await.unwrap();
+    pass(SECOND).await;
+    assert_eq!(world.lag().await, Some(0), "nothing is stored at the moment");
+    world.bus.send_records(&ticks(0..1), None).await.unwrap();
+    pass(SECOND).await;
+    world.bus.publish_one(&marker()).await.unwrap();
+    pass(SECOND).await;
+    assert_eq!(world.lag().await, Some(2), "the record before the marker is not stored");
+    world.gate.open();
+    pass(SECOND).await;
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..1), Some(0)));
+    run.abort();
 }

@@ -394,12 +394,16 @@ impl Run {
         let began = Instant::now();
         self.pending.add(&batch, &self.parts.config.codecs);
         self.parts.observe("decode", began);
-        // Positions without messages, such as transaction markers.
+        self.keep_empty();
+        Ok(())
+    }
+
+    /// Keeps positions without messages, such as transaction markers, once all messages before them are stored.
+    fn keep_empty(&mut self) {
         if self.pending.messages == 0 && self.write.is_none() {
             let positions = std::mem::take(&mut self.pending.positions);
             self.keep(&positions);
         }
-        Ok(())
     }
 
     /// Applies a change of the assignment to the positions that are not committed.
@@ -438,6 +442,7 @@ impl Run {
         self.failed = written.is_err();
         written?;
         self.keep(&positions);
+        self.keep_empty();
         Ok(())
     }
 

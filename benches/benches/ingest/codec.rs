@@ -1,0 +1,56 @@
+//! Encoding and decoding of ticks.
+
+use std::hint::black_box;
+
+use qi_benches::timed;
+use qi_core::PriceTick;
+use qi_core::bus::{Encoding, Message, Received, decode_record, encode_records};
+use qi_core::record::Slice;
+
+use crate::Rig;
+
+const COUNT: usize = 100_000;
+
+fn received(message: Message, offset: u64) -> Received {
+    let mut received = Received::new(message.topic, 0, offset);
+    (received.key, received.payload, received.headers) = (message.key, message.payload, message.headers);
+    received
+}
+
+pub(crate) fn run(rig: &Rig) {
+    let ticks = &rig.ticks[..COUNT];
+    for encoding in Encoding::ALL {
+        let encode = || {
+            let chunks = ticks.chunks(1_000).map(|chunk| {
+                encode_records(&encoding, &Slice::new(chunk).expect("valid ticks"), None).expect("messages")
+            });
+            chunks.collect::<Vec<_>>()
+        };
+        let messages: Vec<_> =
+            encode().into_iter().flatten().zip(0..).map(|(m, at)| received(m, at)).collect();
+        let bytes: usize =
+            messages.iter().map(|m| m.payload.as_ref().map_or(0, |payload| payload.len())).sum();
+        let decode = || {
+            for chunk in messages.chunks(1_000) {
+                let mut records = PriceTick::DATASET.new_vec();
+                records.reserve(chunk.len());
+                for message in chunk {
+                    decode_record(message, &mut records).expect("a tick");
+                }
+                black_box(records);
+            }
+        };
+        let (mut encoding_times, mut decoding_times) = (Vec::new(), Vec::new());
+        for _ in 0..rig.rounds * 5 {
+            encoding_times.push(timed(encode));
+            decoding_times.push(timed(decode));
+        }
+        let nanos = |times| qi_benches::median::<Vec<_>>(times).as_secs_f64() * 1e9 / COUNT as f64;
+        let (encoded, decoded) = (nanos(encoding_times), nanos(decoding_times));
+        println!(
+            "{encoding}: encode {encoded:.0} ns, decode {decoded:.0} ns, together {:.0} ns a tick; payload {:.1} bytes",
+            encoded + decoded,
+            bytes as f64 / COUNT as f64
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! The complete pipeline over real servers, beside the slowest of its parts and beside a hand-written loop; and the two
+//! message formats.
+//!
+//! ```sh
+//! scripts/backends up && eval "$(scripts/backends env)"
+//! cargo bench -p qi-benches --bench ingest                         # all sections
+//! cargo bench -p qi-benches --bench ingest -- codec                # no server
+//! cargo bench -p qi-benches --bench ingest -- --rounds 1 pipeline
+//! ```
+//!
+//! The market has 100 instruments and repeats one tick in a hundred, as feeds do after a reconnect. Brokers, databases and
+//! the program share the machine.
+#![allow(missing_docs, reason = "a benchmark has no public items")]
+#![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
+
+mod codec;
+mod rival;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
+use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
+use qi_benches::{Section, median, ratio};
+use qi_core::bus::{
+    Encoding, GroupId, MessageBus, MessageBusExt as _, SeekTo, Subscribe, TopicName, TopicPartition,
+    TopicSpec, encode_records,
+};
+use qi_core::record::Slice;
+use qi_core::store::PriceStoreExt as _;
+use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick};
+use qi_testkit::market::{Market, MarketConfig};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+const SECTIONS: [Section<Rig>; 3] = [("codec", codec::run), ("pipeline", pipeline), ("rival", rival::run)];
+const TICKS: usize = 1_000_000;
+const PARTITIONS: u32 = 12;
+const BATCH: usize = 4_096;
+
+fn main() {
+    qi_benches::sections(SECTIONS, 3, |rounds| Some(Rig::new(rounds)));
+}
+
+pub(crate) struct Rig {
+    pub(crate) rounds: usize,
+    pub(crate) ticks: Vec<PriceTick>,
+    runtime: Runtime,
+}
+
+/// The variables that name the servers.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn unique() -> String {
+    format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..))
+}
+
+impl Rig {
+    fn new(rounds: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let market =
+            Market::new(MarketConfig::new(1, 100).expect("a hundred instruments")).expect("a market");
+        Self { rounds, ticks: market.take(TICKS).collect(), runtime: runtime.expect("a runtime") }
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    pub(crate) fn bus(&self, brokers: &str) -> Arc<dyn MessageBus> {
+        let _inside = self.runtime.enter();
+        Arc::new(RedpandaBus::open(RedpandaConfig::from_brokers(brokers)).expect("a valid configuration"))
+    }
+}
+
+/// A store with tables of its own.
+pub(crate) async fn fresh(database: &str, url: &str) -> Arc<dyn PriceStore> {
+    let store: Arc<dyn PriceStore> = if database == "clickhouse" {
+        let mut config = ClickHouseConfig::from_url(url);
+        config.table_prefix = unique() + "_";
+        Arc::new(ClickHouseStore::open(config).expect("a valid configuration"))
+    } else {
+        let mut config = TimescaleConfig::from_url(url);
+        config.schema = unique();
+        Arc::new(TimescaleStore::open(config).expect("a valid configuration"))
+    };
+    store.ensure_schema().await.expect("a schema");
+    store
+}
+
+pub(crate) async fn topic(bus: &dyn MessageBus) -> TopicName {
+    let name = TopicName::new(unique()).expect("a valid name");
+    let spec = TopicSpec::new(name.clone(), PARTITIONS).expect("a valid number");
+    for outcome in bus.create_topics(&[spec]).await.expect("brokers that answer") {
+        outcome.result.expect("a new topic");
+    }
+    name
+}
+
+pub(crate) async fn publish(
+    bus: Arc<dyn MessageBus>,
+    topic: TopicName,
+    ticks: &[PriceTick],
+    encoding: Encoding,
+) -> Duration {
+    let began = Instant::now();
+    let mut sending = None;
+    for chunk in ticks.chunks(BATCH) {
+        let batch = encode_records(&encoding, &Slice::new(chunk).expect("valid ticks"), Some(&topic));
+        let batch = batch.expect("messages");
+        if let Some(sending) = sending.take() {
+            let sent: tokio::task::JoinHandle<_> = sending;
+            sent.await.expect("no panic");
+        }
+        let bus = bus.clone();
+        sending = Some(tokio::spawn(async move {
+            bus.send(&batch).await.expect("brokers that answer");
+        }));
+    }
+    if let Some(sending) = sending {
+        sending.await.expect("no panic");
+    }
+    began.elapsed()
+}
+
+/// Receives and decodes a topic.
+async fn receive(bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Duration {
+    let from = (0..PARTITIONS).map(|id| (TopicPartition::new(topic.clone(), id), SeekTo::Earliest));
+    let request = qi_core::bus::Read::new(from).expect("partitions");
+    let mut reader = bus.read(request).await.expect("a topic");
+    let (began, mut found) = (Instant::now(), 0);
+    while found < count {
+        let batch = reader.recv(1_000, Duration::from_secs(5)).await.expect("brokers that answer");
+        found += batch.decode::<PriceTick>().records.len();
+    }
+    let took = began.elapsed();
+    reader.close().await.expect("a reader that closes");
+    took
+}
+
+async fn insert(store: &dyn PriceStore, ticks: &[PriceTick]) -> Duration {
+    let began = Instant::now();
+    for chunk in ticks.chunks(50_000) {
+        store.insert_ticks(chunk).await.expect("a store that answers");
+    }
+    began.elapsed()
+}
+
+/// Stores a topic by an ingest until `count` messages are stored and committed. `publish` runs beside it.
+pub(crate) async fn ingest(
+    bus: Arc<dyn MessageBus>,
+    store: Arc<dyn PriceStore>,
+    topic: &TopicName,
+    count: usize,
+    publish: impl Future<Output = Duration>,
+) -> Duration {
+    let request = Subscribe::new(GroupId::new(unique()).expect("a group"), [topic.clone()]).expect("a topic");
+    let config = IngestConfig::default();
+    let mut ingest = Ingest::open(bus, store, PriceTick::DATASET, request, config).await.expect("an ingest");
+    let progress = ingest.progress().clone();
+    let (stop, began) = (CancellationToken::new(), Instant::now());
+    let stopped = stop.clone().cancelled_owned();
+    let run = tokio::spawn(async move {
+        ingest.run_until(stopped).await.expect("servers that answer");
+        ingest.close().await.expect("a group");
+    });
+    publish.await;
+    while progress.stored() < count as u64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let took = began.elapsed();
+    stop.cancel();
+    run.await.expect("no panic");
+    took
+}
+
+pub(crate) fn rate(took: Duration) -> String {
+    format!("{:.0} ticks/s", TICKS as f64 / took.as_secs_f64())
+}
+
+fn pipeline(rig: &Rig) {
+    let Some(brokers) = variable("QI_KAFKA_BROKERS") else {
+        return println!("pipeline: QI_KAFKA_BROKERS is not set, so nothing was measured");
+    };
+    for (database, variable_name) in [("timescale", "QI_TIMESCALE_URL"), ("clickhouse", "QI_CLICKHOUSE_URL")]
+    {
+        let Some(url) = variable(variable_name) else { continue };
+        let bus = rig.bus(&brokers);
+        for encoding in Encoding::ALL {
+            let mut rounds: [Vec<Duration>; 4] = Default::default();
+            let mut ratios = Vec::new();
+            for _ in 0..rig.rounds {
+                let took = rig.block_on(async {
+                    let (first, second) = (topic(&*bus).await, topic(&*bus).await);
+                    let published = publish(bus.clone(), first.clone(), &rig.ticks, encoding).await;
+                    let received = receive(&*bus, &first, TICKS).await;
+                    let stored = insert(&*fresh(database, &url).await, &rig.ticks).await;
+                    let store = fresh(database, &url).await;
+                    let publishing = publish(bus.clone(), second.clone(), &rig.ticks, encoding);
+                    let whole = ingest(bus.clone(), store, &second, TICKS, publishing).await;
+                    let _ = bus.delete_topics(&[first, second]).await;
+                    [published, received, stored, whole]
+                });
+                let slowest = took[..3].iter().max().copied().unwrap_or_default();
+                ratios.push(slowest.as_secs_f64() / took[3].as_secs_f64());
+                for (all, took) in rounds.iter_mut().zip(took) {
+                    all.push(took);
+                }
+            }
+            ratios.sort_by(f64::total_cmp);
+            let [published, received, stored, whole] = rounds.map(|all| rate(median(all)));
+            println!(
+                "{database}, {encoding}: pipeline {whole}; alone: publish {published}, receive and decode {received}, \
+                 store {stored}; share of the slowest part {:.2} (median of {} rounds)",
+                ratios[ratios.len() / 2],
+                rig.rounds
+            );
+        }
+    }
+}
+
+/// Rounds of both sides of a comparison, as text.
+pub(crate) fn compare(
+    rig: &Rig,
+    ours: impl FnMut() -> Duration,
+    theirs: impl FnMut() -> Duration,
+) -> qi_benches::Ratio {
+    ratio(rig.rounds, ours, theirs)
+}
