@@ -109,6 +109,8 @@ impl Rig {
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
             // Short, so that what a kill left behind is given up soon.
             ("QI__BUS__REDPANDA__REQUEST_TIMEOUT_MS".to_owned(), "3000".to_owned()),
+            // About 17,000 ticks/s, so that the program lives as long as the test needs.
+            ("QI__BUS__LIMIT__RATE".to_owned(), "5".to_owned()),
         ];
         Ok(Self { database, broker, brokers, store, variables, folder: tempfile::tempdir()? })
     }

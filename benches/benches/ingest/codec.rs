@@ -1,6 +1,7 @@
 //! Encoding and decoding of ticks.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use qi_benches::timed;
 use qi_core::PriceTick;
@@ -28,8 +29,7 @@ pub(crate) fn run(rig: &Rig) {
         };
         let messages: Vec<_> =
             encode().into_iter().flatten().zip(0..).map(|(m, at)| received(m, at)).collect();
-        let bytes: usize =
-            messages.iter().map(|m| m.payload.as_ref().map_or(0, |payload| payload.len())).sum();
+        let bytes: usize = messages.iter().map(|m| m.payload.as_ref().map_or(0, bytes::Bytes::len)).sum();
         let decode = || {
             for chunk in messages.chunks(1_000) {
                 let mut records = PriceTick::DATASET.new_vec();
@@ -45,7 +45,7 @@ pub(crate) fn run(rig: &Rig) {
             encoding_times.push(timed(encode));
             decoding_times.push(timed(decode));
         }
-        let nanos = |times| qi_benches::median::<Vec<_>>(times).as_secs_f64() * 1e9 / COUNT as f64;
+        let nanos = |times: Vec<Duration>| qi_benches::median(times).as_secs_f64() * 1e9 / COUNT as f64;
         let (encoded, decoded) = (nanos(encoding_times), nanos(decoding_times));
         println!(
             "{encoding}: encode {encoded:.0} ns, decode {decoded:.0} ns, together {:.0} ns a tick; payload {:.1} bytes",
