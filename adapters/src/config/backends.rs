@@ -102,14 +102,14 @@ impl Backends {
     }
 
     pub(super) fn open_bus(&self, backend: &str, port: &Port<BusSection>) -> Result<Arc<dyn MessageBus>> {
-        let (section, codec) = (port.section(backend), port.known.codec);
+        let section = port.section(backend);
         if let Some(factory) = self.buses.get(backend) {
             return factory(&section);
         }
         match backend {
             #[cfg(feature = "memory")]
             "memory" => Ok(Arc::new(qi_testkit::bus::MemoryBus::new(
-                qi_testkit::bus::MemoryBusConfig { codec, ..section.read()? },
+                qi_testkit::bus::MemoryBusConfig { codec: port.known.codec, ..section.read()? },
                 Arc::new(qi_core::SystemClock),
             )?)),
             #[cfg(feature = "redpanda")]
@@ -119,7 +119,7 @@ impl Backends {
             #[cfg(feature = "redpanda")]
             "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 section: "bus.kafka",
-                codec,
+                codec: port.known.codec,
                 ..section.read()?
             })?)),
             other => Err(cannot_open("bus", other, BUSES, &self.bus_names())),

@@ -165,6 +165,10 @@ pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct BusSection {
     /// The format of published records.
+    #[cfg_attr(
+        not(any(feature = "memory", feature = "redpanda")),
+        allow(dead_code, reason = "a bus of the program has its own settings")
+    )]
     pub(super) codec: Encoding,
     topics: BTreeMap<String, TopicSection>,
 }
