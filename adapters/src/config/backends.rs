@@ -113,9 +113,10 @@ impl Backends {
                 Arc::new(qi_core::SystemClock),
             )?)),
             #[cfg(feature = "redpanda")]
-            "redpanda" => {
-                Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig { codec, ..section.read()? })?))
-            }
+            "redpanda" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
+                codec: port.known.codec,
+                ..section.read()?
+            })?)),
             #[cfg(feature = "redpanda")]
             "kafka" => Ok(Arc::new(crate::redpanda::RedpandaBus::open(RedpandaConfig {
                 section: "bus.kafka",
