@@ -392,3 +392,21 @@ async fn positions_without_messages_are_committed_after_the_messages_before_them
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..1), Some(0)));
     run.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_no_larger_than_the_store_accepts() {
+    let mut world = World::new(usize::MAX >> 4).await;
+    let mut config = MemoryStoreConfig::default();
+    config.max_batch = 10;
+    let store = MemoryStore::new(config).unwrap();
+    world.plain = Arc::new(store);
+    world.plain.ensure_schema().await.unwrap();
+    world.store = Arc::new(Layered::new(world.plain.clone(), world.gate.clone()));
+    world.bus.send_records(&ticks(0..100), None).await.unwrap();
+    let (stop, run) = world.start(IngestConfig::default()).await;
+    pass(SECOND).await;
+    stop.cancel();
+    run.await.unwrap().unwrap();
+    assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
+    assert!(world.gate.sizes().iter().all(|size| *size <= 10), "{:?}", world.gate.sizes());
+}

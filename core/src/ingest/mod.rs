@@ -175,16 +175,16 @@ impl Ingest {
         store: Arc<dyn PriceStore>,
         dataset: Dataset,
         request: Subscribe,
-        config: IngestConfig,
+        mut config: IngestConfig,
     ) -> Result<Self> {
         config.check()?;
+        // A larger batch would be refused at every attempt.
+        config.max_records = config.max_records.min(store.info().max_batch.max(1));
         let subscription = bus.subscribe(request.with_announced_revocations()).await?;
         let parts = Parts { bus, store, dataset, config, progress: Arc::default() };
         Ok(Self { parts: Arc::new(parts), subscription, context: None })
     }
-}
 
-impl Ingest {
     /// Counts in `progress`, which other ingests may share: for example the ones before a restart.
     #[must_use]
     pub fn with_progress(mut self, progress: Arc<IngestProgress>) -> Self {
