@@ -72,7 +72,14 @@ impl<T: Record> Feed<T> {
         let mut part = Batch::default();
         while !part.ended {
             let Some(read) = cx.until_cancelled(self.read(part)).await else { return Ok(()) };
-            part = read?;
+            part = match read {
+                Ok(part) => part,
+                Err(error) => {
+                    // The records before the fault are published.
+                    delivered(sending).await?;
+                    return Err(error);
+                }
+            };
             if let Some((numbering, query)) = numbering.as_mut().filter(|_| part.has_ordinals) {
                 if part.begins.is_some() {
                     // The numbers of a file follow those of the files before it, whose records must be stored.
