@@ -27,15 +27,15 @@ pub type ChaosBus<B> = Layered<B, Chaos>;
 /// The fault of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// The call fails with `Unavailable` and is not executed. Of a publish, some messages at the beginning may be sent;
-    /// the rest is `NotSent`.
+    /// The call fails with `Unavailable` and is not executed. A publish may send some messages at the beginning of the
+    /// batch. The other messages are `NotSent`.
     Error,
     /// The call starts later, by up to [`Chaos::with_delay`].
     Delay,
     /// The call never returns and is not executed.
     Hang,
-    /// The call is executed and its response is lost: `Unavailable`, or `Unknown` for every message of a publish. A
-    /// `recv` fails before it receives, because a lost response would lose its messages.
+    /// The call is executed and its response is lost. The call fails with `Unavailable`; a publish reports `Unknown`
+    /// for every message. A `recv` fails before it receives, because a lost response would lose its messages.
     Cut,
 }
 
@@ -91,7 +91,7 @@ impl Chaos {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic of a test leaves a valid state.
+        // A panic inside the lock leaves a valid state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -164,7 +164,7 @@ impl Chaos {
         Some((fault, state.delay.mul_f64(state.rng.f64())))
     }
 
-    /// Returns the number of messages that a failed publish sends, less than the batch.
+    /// Returns the number of messages that a failed publish sends, always less than `len` unless the batch is empty.
     fn beginning(&self, len: usize) -> usize {
         if len == 0 { 0 } else { self.state().rng.usize(..len) }
     }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use qi_core::{Clock, Timestamp};
 use tokio::time::Instant;
 
-/// A clock that shows a base plus the tokio time that has passed since it was made.
+/// A clock for tests: a base time plus the tokio time since its creation.
 ///
-/// On a paused tokio runtime it moves exactly with the sleeps of the test; on any other it moves with the
-/// machine. [`ManualClock::advance`] moves it alone, for tests without a runtime.
+/// On a paused tokio runtime, the clock follows the sleeps of the test exactly. On other runtimes it follows real time.
+/// [`ManualClock::advance`] moves only this clock, for tests without a runtime.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,22 +25,23 @@ use tokio::time::Instant;
 pub struct ManualClock {
     base: Timestamp,
     start: Instant,
-    /// Microseconds.
+    /// The offset set by `advance` and `set_back`, in microseconds.
     ahead: AtomicI64,
 }
 
 impl ManualClock {
-    /// A clock that shows `base` now. Make it inside the runtime whose time it is to follow.
+    /// Creates a clock that shows `base` now. Call this inside the runtime whose time the clock follows.
     pub fn new(base: Timestamp) -> Self {
         Self { base, start: Instant::now(), ahead: AtomicI64::new(0) }
     }
 
-    /// Moves this clock, and no sleep of tokio, by `by` (cut to microseconds).
+    /// Moves this clock forward by `by`, truncated to microseconds. Does not affect tokio's sleeps.
     pub fn advance(&self, by: Duration) {
         self.ahead.fetch_add(micros(by), Ordering::SeqCst);
     }
 
-    /// Moves this clock, and no sleep of tokio, back by `by` (cut to microseconds), like a wall clock that is corrected.
+    /// Moves this clock back by `by`, truncated to microseconds, like a correction of a wall clock. Does not affect
+    /// tokio's sleeps.
     pub fn set_back(&self, by: Duration) {
         self.ahead.fetch_sub(micros(by), Ordering::SeqCst);
     }
@@ -51,14 +52,14 @@ fn micros(by: Duration) -> i64 {
 }
 
 impl Default for ManualClock {
-    /// Begins at 2024-01-01T00:00:00Z.
+    /// Returns a clock that starts at 2024-01-01T00:00:00Z.
     fn default() -> Self {
         Self::new(Timestamp::from_secs(1_704_067_200).expect("the year 2024 is a timestamp"))
     }
 }
 
 impl Clock for ManualClock {
-    /// The base plus what has passed; the latest timestamp there is, beyond that.
+    /// Returns the base plus the elapsed time, clamped to the range of [`Timestamp`].
     fn now(&self) -> Timestamp {
         let ahead = self.ahead.load(Ordering::SeqCst);
         let moved = Duration::from_micros(ahead.unsigned_abs());

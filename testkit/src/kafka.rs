@@ -1,4 +1,4 @@
-//! A producer that speaks the Kafka protocol itself, for messages that client libraries refuse to send.
+//! A producer with its own encoder of the Kafka protocol, for messages that client libraries reject.
 
 use std::io::{Error, Read as _, Result, Write as _};
 use std::net::TcpStream;
@@ -7,24 +7,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// The longest wait for a connection, and for an answer.
+/// The longest waits for a connection and for a response.
 const LIMITS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(15)];
 
-/// A message without a key. Nothing in it is checked.
+/// A message without a key. Its content is not validated.
 #[derive(Debug, Clone)]
 pub struct RawMessage {
     /// The payload. None is a tombstone.
     pub payload: Option<Vec<u8>>,
     /// The names and values of the headers.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The timestamp in milliseconds since the Unix epoch. None is the time of encoding.
+    /// The timestamp in milliseconds since the Unix epoch. None means the time of encoding.
     pub timestamp: Option<i64>,
     /// True to compress the message with gzip.
     pub gzip: bool,
 }
 
 impl RawMessage {
-    /// Creates a message without headers, which is not compressed.
+    /// Creates an uncompressed message without headers.
     pub fn new(payload: impl Into<Vec<u8>>) -> Self {
         Self { payload: Some(payload.into()), headers: Vec::new(), timestamp: None, gzip: false }
     }
@@ -36,12 +36,12 @@ impl RawMessage {
         self
     }
 
-    /// Encodes a record batch, of format 2, that holds the message.
+    /// Encodes a record batch of format version 2 that holds the message.
     ///
     /// # Errors
-    /// Never in practice: encoding needs a clock after 1970 and fewer than 2 GiB.
+    /// If the system clock is before 1970 or the batch has 2 GiB or more. Neither occurs in practice.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        // Attributes, and the differences of timestamp and offset, are 0.
+        // The attributes, the timestamp delta and the offset delta are 0.
         let mut record = vec![0, 0, 0];
         varint(&mut record, -1);
         match &self.payload {
@@ -83,7 +83,7 @@ impl RawMessage {
 /// Sends an encoded message to the leader of a partition, with `acks=all`, and returns the offset of the message.
 ///
 /// # Errors
-/// Errors of the connection, and the error code of the broker.
+/// Fails on connection errors and on an error code from the broker.
 pub fn produce(broker: &str, topic: &str, partition: u32, batch: &[u8]) -> Result<u64> {
     // Produce, version 7; correlation id 1; no client id and no transactional id.
     let mut request = vec![0, 0, 0, 7, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];

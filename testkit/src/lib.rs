@@ -1,4 +1,5 @@
-//! What tests of `qi` and of Layer 2 stand on.
+//! Test support for `qi` and for Layer 2: ports in memory, contract suites, fault injection, recorders, and a test
+//! clock.
 
 pub mod agent;
 pub mod bus;

@@ -1,19 +1,19 @@
-//! A market that never was: many instruments, bursts, late and repeated ticks, the same for the same seed.
+//! A simulated market: many instruments, bursts, late ticks and repeated ticks. The same seed gives the same ticks.
 
 use std::collections::VecDeque;
 
 use fastrand::Rng;
 use qi_core::{Error, Instrument, Price, PriceTick, Quantity, Result, Side, Timestamp};
 
-/// How the market behaves. Shares are from 0 to 1.
+/// The settings of a [`Market`]. Shares are from 0 to 1.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MarketConfig {
-    /// The seed.
+    /// The seed of the random numbers.
     pub seed: u64,
-    /// What is traded, at least one.
+    /// The traded instruments, at least one.
     pub instruments: Vec<Instrument>,
-    /// When the market opens.
+    /// The opening time of the market.
     pub start: Timestamp,
     /// The longest pause between two ticks, in microseconds, at least 1.
     pub max_pause_us: u64,
@@ -21,13 +21,13 @@ pub struct MarketConfig {
     pub bursts: f64,
     /// The share of ticks that arrive late, behind up to 32 others that happened after them.
     pub late: f64,
-    /// The share of ticks that arrive a second time, just as they were.
+    /// The share of ticks that arrive a second time, unchanged.
     pub repeated: f64,
 }
 
 impl MarketConfig {
-    /// A market of `instruments` names (`sim:A0000-USDT`, ...), opening on 2024-01-01, about 2,000 ticks a second,
-    /// with 2 % bursts, 1 % late and 1 % repeated ticks.
+    /// Creates settings for a market with `instruments` instruments (`sim:A0000-USDT`, ...). The market opens on
+    /// 2024-01-01 and has about 2,000 ticks per second, 2 % bursts, 1 % late ticks and 1 % repeated ticks.
     ///
     /// # Errors
     /// `InvalidInput` unless `instruments` lies in 1 to 10,000.
@@ -54,22 +54,22 @@ impl MarketConfig {
     }
 }
 
-/// How a tick arrives.
+/// The arrival of a tick relative to the time of its trade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arrival {
-    /// In its time.
+    /// The tick arrives in the order of trades.
     InTime,
-    /// After ticks that happened later.
+    /// The tick arrives after ticks that happened later.
     Late,
-    /// For the second time.
+    /// The tick arrives for the second time.
     Repeated,
 }
 
-/// How many ticks may be held back or remembered: what bounds the simulator's memory.
+/// The largest number of ticks that are held back, and of ticks that are remembered. It bounds the simulator's memory.
 const WINDOW: usize = 32;
 
-/// An endless, seeded market. It is an iterator of [`PriceTick`]; [`Market::arrival`] also says how each arrives.
-/// It ends by itself only at the end of time.
+/// An endless, seeded market. It iterates over [`PriceTick`]s; [`Market::arrival`] also returns the arrival of each
+/// tick. The iteration ends only at the end of the [`Timestamp`] range.
 ///
 /// ```
 /// use qi_testkit::market::{Market, MarketConfig};
@@ -83,10 +83,10 @@ pub struct Market {
     config: MarketConfig,
     rng: Rng,
     now: i64,
-    /// By instrument: the price in cents, and the time and number of its last tick.
+    /// The state of each instrument: the price in cents, and the time and sequence number of its last tick.
     books: Vec<Book>,
     burst: Option<(usize, u32)>,
-    /// Ticks that are held back, and how many others still go before them.
+    /// The ticks that are held back, each with the number of other ticks that still arrive first.
     held: VecDeque<(PriceTick, u32)>,
     recent: VecDeque<PriceTick>,
 }
@@ -102,10 +102,10 @@ const UNITS_PER_CENT: i128 = 10_000_000_000_000_000;
 const UNITS_PER_LOT: i128 = 1_000_000_000_000;
 
 impl Market {
-    /// Opens the market.
+    /// Creates a market.
     ///
     /// # Errors
-    /// `InvalidInput` without instruments, without a pause, or for a share outside 0 to 1.
+    /// `InvalidInput` if there are no instruments, if the longest pause is 0, or if a share is outside 0 to 1.
     pub fn new(config: MarketConfig) -> Result<Self> {
         if config.instruments.is_empty() {
             return Err(Error::invalid("market.instruments", "instruments", "[]", "must name at least one"));
@@ -130,7 +130,7 @@ impl Market {
         Ok(Self { config, rng, now, books, burst: None, held: VecDeque::new(), recent: VecDeque::new() })
     }
 
-    /// The next tick and how it arrives; None at the end of time.
+    /// Returns the next tick and its arrival, or None at the end of the [`Timestamp`] range.
     pub fn arrival(&mut self) -> Option<(PriceTick, Arrival)> {
         if let Some(tick) = self.due() {
             return Some((self.remember(tick), Arrival::Late));
@@ -141,7 +141,7 @@ impl Market {
         }
         loop {
             let Some(tick) = self.trade() else {
-                // The end of time: what was held back still arrives.
+                // At the end of the range, the ticks that are held back still arrive.
                 let (tick, _) = self.held.pop_front()?;
                 return Some((tick, Arrival::Late));
             };
@@ -172,7 +172,7 @@ impl Market {
 
     fn trade(&mut self) -> Option<PriceTick> {
         let at = if let Some((at, left)) = self.burst.take() {
-            // Trades of one order share a millisecond, and often the microsecond.
+            // Trades of one order share a millisecond, and often a microsecond.
             self.now += self.rng.i64(0..=100) * i64::from(self.rng.bool());
             self.burst = (left > 1).then(|| (at, left - 1));
             at
@@ -185,7 +185,7 @@ impl Market {
             at
         };
         let book = &mut self.books[at];
-        // At most 5 basis points a trade, and never below a cent.
+        // The price moves by at most 5 basis points per trade and never falls below 1 cent.
         let step = (book.cents / 2_000).max(1);
         book.cents = (book.cents + self.rng.i64(-step..=step)).clamp(1, 1_000_000_000_000);
         book.seq = if book.last == self.now { book.seq + 1 } else { 0 };

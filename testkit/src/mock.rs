@@ -1,5 +1,5 @@
-//! mockall mocks of the three ports, for tests that script every answer. Where an implementation will do, prefer
-//! the in-memory one: it keeps the contract.
+//! mockall mocks of the three ports, for tests that script every response. Prefer the in-memory implementations where
+//! they suffice, because they keep the contract.
 //!
 //! ```
 //! use qi_core::store::StoreInfo;
@@ -31,7 +31,7 @@ use qi_core::store::{
 use qi_core::{Ohlcv, Result, Timestamp};
 
 mock! {
-    /// A `PriceStore` that answers as it is told. A batch arrives as a copy.
+    /// A `PriceStore` with scripted responses. An inserted batch arrives as an owned copy.
     pub Store {
         pub fn info(&self) -> StoreInfo;
         pub fn insert(&self, batch: RecordVec) -> Result<InsertReport>;
@@ -49,7 +49,7 @@ mock! {
     }
 }
 
-// By hand, because mockall cannot take a borrowed trait object in an async method.
+// Implemented by hand, because mockall cannot take a borrowed trait object in an async method.
 #[async_trait]
 impl PriceStore for MockStore {
     fn info(&self) -> StoreInfo {
@@ -96,7 +96,7 @@ impl PriceStore for MockStore {
 }
 
 mock! {
-    /// A `MessageBus` that answers as it is told.
+    /// A `MessageBus` with scripted responses.
     pub Bus {}
 
     #[async_trait]
@@ -115,7 +115,7 @@ mock! {
 }
 
 mock! {
-    /// A `Subscription` that answers as it is told.
+    /// A `Subscription` with scripted responses.
     pub Reader {}
 
     #[async_trait]
@@ -131,7 +131,7 @@ mock! {
 }
 
 mock! {
-    /// An `Agent` that does as it is told.
+    /// An `Agent` with scripted hooks.
     pub Agent {}
 
     #[async_trait]

@@ -1,12 +1,12 @@
-//! What becomes of the trials of a backend that is not there: one rule for stores and buses.
+//! Trials on backends that may be absent: one rule for stores and buses.
 
 use libtest_mimic::{Completion, Failed, Trial};
 
-/// The environment variable that names the backends which may not be absent, separated by commas.
+/// The environment variable with the names of the backends that must be present, separated by commas.
 const REQUIRED: &str = "QI_REQUIRE_BACKENDS";
 
-/// A trial on `backend`: run where it is there; where it is `absent`, ignored with that reason, or failed if
-/// `QI_REQUIRE_BACKENDS` names it.
+/// Creates a trial on `backend`. If `absent` has a reason, the trial is ignored with that reason, or fails if
+/// `QI_REQUIRE_BACKENDS` names the backend. Otherwise the trial calls `run`.
 pub fn trial(
     name: String,
     backend: &str,
@@ -20,7 +20,7 @@ pub fn trial(
     })
 }
 
-/// The end of a trial whose backend turned out to be absent.
+/// Ends a trial whose backend is absent: the trial is ignored with `reason`.
 ///
 /// # Errors
 /// If `QI_REQUIRE_BACKENDS` names the backend.

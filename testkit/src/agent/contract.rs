@@ -10,12 +10,12 @@ use tokio::time::timeout;
 
 use super::poll::{Polled, drop_at_poll};
 
-/// The time that `run` has after the cancel: the runtime's default stop timeout.
+/// The time limit of `run` after a cancellation: the runtime's default stop timeout.
 const STOP: Duration = Duration::from_secs(5);
 /// The runtime's default cleanup timeout.
 const CLEANUP: Duration = Duration::from_secs(2);
-/// The time that a hook has to reach its next awaits. A hook that is pending after it waits for an event that does not
-/// occur in the check.
+/// The time limit within which a hook reaches its next await. A hook that is still pending waits for an event that does
+/// not occur in the check.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The largest number of polls at which a hook is dropped.
 const POLLS: usize = 64;
@@ -23,16 +23,17 @@ const POLLS: usize = 64;
 /// The clock of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Time {
-    /// tokio's paused clock, one thread: for agents over memory.
+    /// tokio's paused clock with one thread, for agents over in-memory ports.
     Paused,
-    /// The machine's, two threads: for agents over real backends.
+    /// Real time with two threads, for agents over real backends.
     Real,
 }
 
-/// The contract suite of an agent, on paused time: each check for the concrete type and for `Box<dyn Agent>`.
+/// Returns the contract suite of an agent on paused time. Each check runs for the concrete type and for `Box<dyn
+/// Agent>`.
 ///
-/// `make` is called once or more in each check, inside a tokio runtime. The agent's world (a store, a bus) is
-/// `make`'s: a fresh one each time keeps the checks apart.
+/// Each check calls `make` at least once inside a tokio runtime. `make` also creates the stores and buses of the agent.
+/// Create new ones in each call to isolate the checks.
 ///
 /// ```no_run
 /// use qi_core::agent::agent_fn;
@@ -203,7 +204,7 @@ async fn cleanup_copes_with_a_value_that_never_ran<A: Agent, M: Make<A>>(make: &
 }
 
 async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
-    // The first value is run and cleaned up. The second value has a complete lifecycle under the runtime.
+    // The first value runs and is cleaned up. The second value has a complete lifecycle under the runtime.
     let (mut first, cx) = (make.make().await?, AgentContext::for_test());
     initialized(&mut first, &cx).await?;
     drop_at_poll(first.run(&cx), 2, PATIENCE).await;
@@ -228,11 +229,13 @@ async fn a_second_incarnation_works<A: Agent + 'static, M: Make<A>>(make: &M) ->
 }
 
 async fn the_future_moves_between_threads<A: Agent + 'static, M: Make<A>>(make: &M) -> Result<(), Failed> {
-    // To compile is the check: a task must be Send. That it ends as well shows that the value bears it.
+    // The check is that this compiles: a task must be `Send`. The run also shows that the agent works in a spawned
+    // task.
     let (mut agent, cx) = (make.make().await?, AgentContext::for_test());
     let stop = cx.cancel_token();
     let task = tokio::spawn(async move {
-        // An error after the cancel is no failure: the runtime records it and keeps the exit Cancelled.
+        // An error after the cancellation is not a failure: the runtime records the error and the exit remains
+        // `Cancelled`.
         let _cancelled = agent.initialize(&cx).await;
         let _cancelled = agent.run(&cx).await;
         agent.cleanup(&cx, &ExitReason::Cancelled).await

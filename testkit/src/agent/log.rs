@@ -1,4 +1,4 @@
-//! A log of all events of agents, and checks that a history is legal.
+//! A log of all agent events, and checks of their order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use qi_core::agent::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Observer,
 /// The largest number of records of each kind. A test with more records is faulty.
 const LIMIT: usize = 1_000_000;
 
-/// An observer that keeps everything, up to a million records. Clones share it.
+/// An observer that records all events, up to 1,000,000 of each kind. Clones share the records.
 ///
 /// ```
 /// use qi_core::agent::{AgentRuntime, AgentSpec, agent_fn};
@@ -41,37 +41,38 @@ impl TransitionLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every transition of every agent, in the order in which they were told.
+    /// Returns the transitions of all agents in the order of their notifications.
     pub fn all(&self) -> Vec<Transition> {
         self.records().transitions.clone()
     }
 
-    /// Every transition of one agent.
+    /// Returns the transitions of one agent.
     pub fn of(&self, agent: &str) -> Vec<Transition> {
         self.records().transitions.iter().filter(|t| &*t.agent == agent).cloned().collect()
     }
 
-    /// The statuses of one agent, from Created on.
+    /// Returns the statuses of one agent, starting with `Created`.
     pub fn statuses(&self, agent: &str) -> Vec<AgentStatus> {
         std::iter::once(AgentStatus::Created).chain(self.of(agent).iter().map(|t| t.to)).collect()
     }
 
-    /// Every error of one agent.
+    /// Returns the errors of one agent.
     pub fn errors(&self, agent: &str) -> Vec<ErrorRecord> {
         self.records().errors.iter().filter(|e| &*e.agent == agent).cloned().collect()
     }
 
-    /// Every forced stop of one agent.
+    /// Returns the forced stops of one agent.
     pub fn forced(&self, agent: &str) -> Vec<ForcedStop> {
         self.records().forced.iter().filter(|f| &*f.agent == agent).cloned().collect()
     }
 
-    /// The report of the runtime, once it has ended.
+    /// Returns the report of the runtime, or None before the runtime has ended.
     pub fn report(&self) -> Option<RuntimeReport> {
         self.records().report.clone()
     }
 
-    /// One line for each transition, with its time, exit and delay: two runs are the same if these are.
+    /// Returns one line for each transition, with its time, exit and delay. Two runs with equal lines had the same
+    /// history.
     pub fn lines(&self) -> Vec<String> {
         let line = |t: &Transition| {
             let exit = t.exit.as_ref().map(|exit| format!(" ({exit})")).unwrap_or_default();
@@ -108,9 +109,9 @@ impl Observer for TransitionLog {
     }
 }
 
-/// Returns whether these statuses, from Created to the end, are a legal history:
-/// `C (I R? P B)* (S | I R? P (S|F))`. A driver that was aborted is the one exception, for
-/// [`legal_history`] to know.
+/// Returns whether the complete statuses of an agent, starting with `Created`, are a legal history: `C (I R? P B)* (S |
+/// I R? P (S|F))`. The letters stand for `Created`, `Initializing`, `Running`, `Stopping` (P), `Backoff`, `Stopped` (S)
+/// and `Failed`. [`legal_history`] also accepts an aborted driver.
 ///
 /// ```
 /// use qi_core::agent::AgentStatus::*;
@@ -136,8 +137,8 @@ pub fn legal(statuses: &[AgentStatus]) -> bool {
         })
 }
 
-/// Checks the complete transitions of one agent: legal statuses (Failed from anywhere if the driver was
-/// aborted), numbers without a gap, times that do not go back, an exit with every end.
+/// Checks the complete transitions of one agent: legal statuses, consecutive numbers, times that never decrease, and an
+/// exit for every end. If the driver was aborted, `Failed` may follow any status.
 ///
 /// # Errors
 /// A description of the violation.

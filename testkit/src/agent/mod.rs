@@ -1,5 +1,5 @@
-//! Tools for tests of agents: scripted agents, a log of their calls, a log of every transition, a check that a history is
-//! legal, and the contract suite.
+//! Tools for agent tests: scripted agents, a log of their calls, a log of transitions, a check of histories, and the
+//! contract suite.
 
 #[cfg(feature = "contract")]
 mod contract;

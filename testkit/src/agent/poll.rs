@@ -1,4 +1,4 @@
-//! Drops a future at a chosen poll: how a port's "may be dropped at any `.await`" is put to the test.
+//! Drops a future at a chosen poll, to test the promise that a future may be dropped at any `.await`.
 
 use std::pin::pin;
 use std::task::Poll;
@@ -7,18 +7,18 @@ use std::time::Duration;
 /// The end of a future under [`drop_at_poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled<T> {
-    /// It was ready before that poll.
+    /// The future was ready within the polls.
     Ready(T),
-    /// It was dropped while it was pending, after as many polls as were asked for.
+    /// The future was pending after the requested number of polls and was dropped.
     Dropped,
-    /// It was dropped while it was pending, because it did not come to as many polls in time.
+    /// The future was pending at the time limit, before the requested number of polls, and was dropped.
     TooSlow,
 }
 
-/// Polls `future` up to `polls` times, waiting in between until it is woken, then drops it.
+/// Polls `future` up to `polls` times, each time after a wake-up, and then drops the future.
 ///
-/// A future that does not reach this number of polls within `patience` (tokio time) is dropped too. It waits for an event
-/// that does not occur in the test, so a higher number of polls gives no new result.
+/// A future that does not reach this number of polls within `patience` (tokio time) is dropped too. Such a future waits
+/// for an event that does not occur in the test, so more polls would give no new result.
 ///
 /// ```
 /// use std::time::Duration;

@@ -22,36 +22,37 @@ pub enum Step {
     Err(ErrorKind),
     /// Panics with a text.
     Panic,
-    /// Panics with a payload that is no text, and whose drop panics too.
+    /// Panics with a payload that is not a string and that panics when dropped.
     PanicOddly,
-    /// Never ends, ignores a stop, and panics when it is dropped.
+    /// Never ends, ignores a stop request, and panics when dropped.
     PanicOnDrop,
-    /// Waits for the stop, then returns Ok. In `cleanup`, where the stop has been, it is as `HangDeaf`.
+    /// Waits for the stop request, then returns Ok. In `cleanup`, where the stop was already requested, behaves like
+    /// `HangDeaf`.
     Hang,
-    /// Never ends and ignores a stop.
+    /// Never ends and ignores a stop request.
     HangDeaf,
-    /// Is ready again and again and never ends: it only gives way to tokio's budget.
+    /// Never ends and is always ready. It yields only to tokio's cooperative budget.
     Spin,
-    /// Blocks its thread for so long (real time), then returns Ok.
+    /// Blocks its thread for the given real time, then returns Ok.
     Block(Duration),
-    /// Sleeps (tokio time, without heeding a stop), then takes the step.
+    /// Sleeps in tokio time and ignores stop requests, then performs the step.
     After(Duration, Box<Step>),
-    /// Starts a child that takes the step, then waits for the stop.
+    /// Starts a child task that performs the step, then waits for the stop request.
     Child(Box<Step>),
 }
 
 impl Step {
-    /// [`Step::After`].
+    /// Creates a [`Step::After`].
     pub fn after(delay: Duration, step: Step) -> Self {
         Self::After(delay, Box::new(step))
     }
 
-    /// [`Step::Child`].
+    /// Creates a [`Step::Child`].
     pub fn child(step: Step) -> Self {
         Self::Child(Box::new(step))
     }
 
-    /// Takes the step, for an agent that is not a [`ScriptedAgent`] or for an asynchronous factory.
+    /// Performs the step, for an agent that is not a [`ScriptedAgent`] or for an asynchronous factory.
     ///
     /// # Errors
     /// The error of the script.
@@ -101,13 +102,13 @@ struct PanicsWhenDropped;
 
 impl Drop for PanicsWhenDropped {
     fn drop(&mut self) {
-        // A second panic while the first unwinds would end the process.
+        // A second panic during unwinding would abort the process.
         assert!(std::thread::panicking(), "scripted panic in drop");
     }
 }
 
-/// The behaviour of one incarnation: Ok in `initialize`, waits for the stop in `run`, Ok in `cleanup`, unless set
-/// otherwise.
+/// The behaviour of one incarnation. By default `initialize` and `cleanup` return Ok, and `run` waits for the stop
+/// request.
 #[derive(Debug, Clone)]
 pub struct Script {
     factory_panics: bool,
@@ -130,12 +131,12 @@ impl Default for Script {
 }
 
 impl Script {
-    /// The default script, with this `run`.
+    /// Creates a default script with this `run`.
     pub fn run(run: Step) -> Self {
         Self { run, ..Self::default() }
     }
 
-    /// The default script, with this `initialize`.
+    /// Creates a default script with this `initialize`.
     pub fn initialize(initialize: Step) -> Self {
         Self::default().with_initialize(initialize)
     }
@@ -161,14 +162,14 @@ impl Script {
         self
     }
 
-    /// Lets the factory panic.
+    /// Makes the factory panic.
     #[must_use]
     pub fn with_factory_panic(mut self) -> Self {
         self.factory_panics = true;
         self
     }
 
-    /// Lets the drop of the value panic.
+    /// Makes the drop of the agent panic.
     #[must_use]
     pub fn with_value_drop_panic(mut self) -> Self {
         self.value_drop_panics = true;
@@ -176,8 +177,8 @@ impl Script {
     }
 }
 
-/// The calls that scripted agents have had: `Init#1`, `Run#1`, `Cleanup#1(Panicked)`, `Drop#1`, .. Clones share
-/// it.
+/// A log of the calls of scripted agents: `Init#1`, `Run#1`, `Cleanup#1(Panicked)`, `Drop#1`, and so on. Clones share
+/// the log.
 #[derive(Clone, Default)]
 pub struct CallLog(Arc<Mutex<Vec<String>>>);
 
@@ -198,18 +199,18 @@ impl CallLog {
         calls.push(call);
     }
 
-    /// All calls, in order.
+    /// Returns all calls in order.
     pub fn calls(&self) -> Vec<String> {
         self.lock().clone()
     }
 
-    /// Returns the number of calls that begin with this text.
+    /// Returns the number of calls that start with `beginning`.
     pub fn count(&self, beginning: &str) -> usize {
         self.lock().iter().filter(|call| call.starts_with(beginning)).count()
     }
 
-    /// Returns whether every value whose `initialize` was called had its `cleanup` exactly once, after everything else
-    /// and before its drop.
+    /// Returns whether every agent whose `initialize` was called had exactly one `cleanup`, after all other calls and
+    /// before its drop.
     pub fn is_clean(&self) -> bool {
         let calls = self.lock();
         let values = calls.iter().filter_map(|call| call.strip_prefix("Init#"));
@@ -266,14 +267,14 @@ pub struct ScriptedAgent {
 }
 
 impl ScriptedAgent {
-    /// One script for each incarnation; the last one holds for all that follow.
+    /// Creates scripts, one for each incarnation. The last script applies to all further incarnations.
     pub fn script(scripts: impl IntoIterator<Item = Script>) -> Scripts {
         let scripts: Vec<Script> = scripts.into_iter().collect();
         Scripts { each: scripts.into(), made: Arc::default(), log: CallLog::default() }
     }
 }
 
-/// The scripts of one agent's incarnations, and their shared log. Clones count on together.
+/// The scripts of one agent's incarnations, and their shared log. Clones share the incarnation counter.
 #[derive(Debug, Clone)]
 pub struct Scripts {
     each: Arc<[Script]>,
@@ -282,21 +283,21 @@ pub struct Scripts {
 }
 
 impl Scripts {
-    /// The log of all incarnations.
+    /// Returns the log of all incarnations.
     pub fn log(&self) -> CallLog {
         self.log.clone()
     }
 
-    /// The factory for an `AgentSpec`.
+    /// Returns the factory for an `AgentSpec`.
     pub fn factory(&self) -> impl FnMut() -> ScriptedAgent + Send + 'static {
         let scripts = self.clone();
         move || scripts.make()
     }
 
-    /// The next value.
+    /// Creates the agent of the next incarnation.
     ///
     /// # Panics
-    /// If its script says so.
+    /// If the script has [`Script::with_factory_panic`].
     pub fn make(&self) -> ScriptedAgent {
         let made = self.made.fetch_add(1, Ordering::SeqCst);
         let script = self.each.get(made).or(self.each.last()).cloned().unwrap_or_default();

@@ -1,16 +1,16 @@
-//! Who should own what: sticky, balanced, and the same answer for the same question.
+//! Partition assignment: sticky, balanced and deterministic.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use qi_core::bus::{TopicName, TopicPartition};
 
-/// A member, as far as the assignment is concerned: its number and its topics.
+/// A member for the assignment: its number and its topics.
 pub(super) type Candidate<'a> = (u64, &'a [TopicName]);
 
-/// Shares `partitions` among the members that subscribe to their topics.
+/// Assigns `partitions` to the members that subscribe to their topics.
 ///
-/// Whoever has a partition in `before` keeps it as far as balance allows; where all members read the same topics,
-/// the largest share is at most one more than the smallest.
+/// A member keeps the partitions that it has in `before`, as far as the balance allows. If all members read the same
+/// topics, the largest share exceeds the smallest by at most one.
 pub(super) fn assign(
     members: &[Candidate<'_>],
     partitions: &BTreeSet<TopicPartition>,
@@ -52,7 +52,7 @@ pub(super) fn assign(
         .collect()
 }
 
-/// A partition of the fullest member that someone with two or more fewer could take.
+/// Finds a partition to move, from the member with the largest share to a member with at least two partitions fewer.
 fn worst<'a>(
     members: &[Candidate<'_>],
     shares: &BTreeMap<u64, BTreeSet<&'a TopicPartition>>,

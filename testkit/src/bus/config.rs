@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::topic::RECORD_COST;
 
-/// The settings of a [`super::MemoryBus`]. The defaults are those of a broker, made small enough for a laptop.
+/// The settings of a [`super::MemoryBus`]. The defaults follow those of a broker, with memory limits for a laptop.
 ///
 /// ```
 /// use qi_testkit::bus::MemoryBusConfig;
@@ -18,26 +18,24 @@ use super::topic::RECORD_COST;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryBusConfig {
-    /// How many bytes all topics may hold together: keys, payloads, headers (128 bytes more for each header),
-    /// and about 100 bytes for each message's place in the log. Defaults to 256 MiB.
+    /// The capacity of all topics together, in bytes. It counts keys, payloads, headers (128 bytes more for each
+    /// header), and about 100 bytes for each message. Defaults to 256 MiB.
     pub max_bytes: usize,
-    /// The largest message that the client takes, in bytes. By default 4 MiB.
+    /// The largest message that the client accepts, in bytes. Defaults to 4 MiB.
     pub max_message_bytes: usize,
-    /// The largest message of a topic that does not say so itself, in bytes. By default 1,048,588, as Kafka has
-    /// it.
+    /// The largest message of a topic without its own limit, in bytes. Defaults to 1,048,588 bytes, like Kafka.
     pub topic_max_message_bytes: usize,
-    /// How long `publish` waits for space, in milliseconds. By default 2 minutes.
+    /// The longest wait of `publish` for space, in milliseconds. Defaults to 2 minutes.
     pub delivery_timeout_ms: u64,
-    /// How long `close` waits for a `publish` that waits for space, in milliseconds. By default 30 seconds.
+    /// The longest wait of `close` for a `publish` that waits for space, in milliseconds. Defaults to 30 s.
     pub close_timeout_ms: u64,
-    /// How long messages stay in a topic that does not say so itself, in milliseconds. By default 7 days, as
-    /// Kafka has it.
+    /// The retention of a topic without its own retention, in milliseconds. Defaults to 7 days, like Kafka.
     pub retention_ms: u64,
-    /// How long the commits of a group stay that has no members, or none on the topic any more, in milliseconds. By
-    /// default 7 days, as Kafka has it.
+    /// The retention of commits, in milliseconds, after the group has lost its last member or the topic its last
+    /// subscribed member. Defaults to 7 days, like Kafka.
     pub group_retention_ms: u64,
-    /// How long messages without a key go to one partition before the next takes its turn, in milliseconds. By
-    /// default 10.
+    /// The time for which messages without a key go to one partition before the next partition is chosen, in
+    /// milliseconds. Defaults to 10 ms.
     pub sticky_ms: u64,
     /// The format of published records. `bus.codec` sets it. Defaults to JSON.
     #[serde(skip)]
@@ -62,7 +60,7 @@ impl Default for MemoryBusConfig {
 }
 
 impl MemoryBusConfig {
-    /// Checks that at least one message of the largest size fits.
+    /// Checks that required limits are above 0 and that `max_bytes` has room for a message of the largest size.
     pub(super) fn validate(&self) -> Result<()> {
         let wrong = |field: &'static str, value: u64, rule: &str| {
             Err(Error::new(ErrorKind::Config, "bus.memory.config", "validate")

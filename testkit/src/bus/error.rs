@@ -1,9 +1,9 @@
-//! The errors of the memory bus: one place for every code.
+//! The constructors for the errors of the memory bus.
 
 use qi_core::bus::{DeliveryError, TopicName, TopicPartition};
 use qi_core::{Error, ErrorKind};
 
-/// The backend's word in errors and in the configuration.
+/// The backend's name in errors and in the configuration.
 pub(super) const BACKEND: &str = "memory";
 
 fn error(kind: ErrorKind, code: &'static str, operation: &'static str) -> Error {

@@ -1,4 +1,4 @@
-//! What goes when the bus is full: only what every group of its topic has committed.
+//! Eviction from a full bus. Only messages that every group of their topic has committed are removed.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use qi_core::bus::{GroupId, TopicName, TopicPartition};
 use super::group::{Group, Topics};
 use super::state::State;
 
-/// How many records go at once before another partition is looked at.
+/// The largest number of records removed from a partition before the partition with the oldest record is chosen again.
 const RUN: usize = 256;
 
 impl State {
-    /// Frees at least `need` bytes if that can be, and a little more, so that not every publish of a full bus has
-    /// to look for space. The oldest messages go first.
+    /// Frees at least `need` bytes if possible, oldest messages first. Frees 1/16 of `max_bytes` more, so that a full
+    /// bus does not search for space at every publish.
     pub(super) fn make_room(&mut self, need: usize, max_bytes: usize) {
         let goal = need + max_bytes / 16;
         let Self { topics, groups, used, .. } = self;
@@ -49,7 +49,7 @@ impl State {
         *used -= freed;
     }
 
-    /// The group that holds back the most messages, with their number.
+    /// Returns the group with the largest lag, and its lag.
     pub(super) fn slowest(&self) -> Option<(&str, u64)> {
         self.groups
             .iter()
@@ -59,8 +59,8 @@ impl State {
     }
 }
 
-/// Up to where every group of a topic has committed. A topic without groups is absent, and so is a partition that
-/// one of them has not committed.
+/// Returns the lowest commit of the topic's groups for each partition. Omits topics without groups, and partitions that
+/// a group has not committed.
 fn floors(topics: &Topics, groups: &BTreeMap<GroupId, Group>) -> Vec<(TopicPartition, u64)> {
     topics
         .iter()

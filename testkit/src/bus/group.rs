@@ -1,4 +1,4 @@
-//! A consumer group: members, who owns what, and what is committed.
+//! Consumer groups: members, assignments and commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ pub(super) type Topics = BTreeMap<TopicName, Topic>;
 /// A partition that a member owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owned {
-    /// What `recv` returns next; None while `StartFrom::Fail` finds no start.
+    /// The offset of the next message for `recv`. None if `StartFrom::Fail` finds no valid position.
     pub(super) position: Option<u64>,
     pub(super) paused: bool,
-    /// What lies before it had gone when the position was reset.
+    /// The low watermark at the last reset of the position. Older offsets no longer existed at that time.
     pub(super) floor: u64,
 }
 
@@ -29,31 +29,31 @@ impl Owned {
         Self { position, paused: false, floor: 0 }
     }
 
-    /// What a commit of `next` stores. What has gone is no way back, or the commit of a batch from before a reset would
-    /// undo it; then the valid commit that the group has stays.
+    /// Returns the offset that a commit of `next` stores. A batch from before a reset must not undo the reset. So if
+    /// `next` is below the floor, a commit of the group at the floor or above remains.
     pub(super) fn stored(&self, next: u64, committed: Option<u64>) -> u64 {
         let settled = committed.filter(|_| next < self.floor).filter(|commit| *commit >= self.floor);
         settled.unwrap_or(next)
     }
 }
 
-/// Whether a member takes part.
+/// The state of a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     In,
-    /// It was out of reach for longer than its session.
+    /// The member was unreachable for longer than its session timeout.
     SessionPassed,
-    /// It did not call `recv` for longer than its poll limit.
+    /// The member did not call `recv` within its poll limit.
     PollLimitPassed,
 }
 
-/// What a member's next batch tells it. It holds each partition at most once, so it is bounded.
+/// The notices of a member's next batch. The size is bounded, because it holds each partition at most once.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     gained: BTreeSet<TopicPartition>,
     lost: BTreeSet<TopicPartition>,
     resets: BTreeMap<TopicPartition, (u64, u64)>,
-    /// Topics that were deleted, and whether a batch has said so.
+    /// The deleted topics, each with true if a batch has reported the deletion.
     deleted: BTreeMap<TopicName, bool>,
     poll_limit: bool,
 }
@@ -61,35 +61,36 @@ pub(super) struct Pending {
 impl Pending {
     fn lose(&mut self, partition: TopicPartition) {
         self.resets.remove(&partition);
-        // What came and went between two batches is not worth a word.
+        // A partition that was gained and lost between two batches is not reported.
         if !self.gained.remove(&partition) {
             self.lost.insert(partition);
         }
     }
 
-    /// Notes that a position had gone. Of several the first `from` and the last `to` count.
+    /// Records the reset of a position. Several resets become one, from the first `from` to the last `to`.
     pub(super) fn reset(&mut self, partition: TopicPartition, from: u64, to: u64) {
         self.resets.entry(partition).and_modify(|known| known.1 = to).or_insert((from, to));
     }
 
-    /// Notes that a topic was deleted.
+    /// Records the deletion of a topic.
     pub(super) fn delete(&mut self, topic: &TopicName) {
         if !self.deleted.contains_key(topic) {
             self.deleted.insert(topic.clone(), false);
         }
     }
 
-    /// Forgets deleted topics that were created again.
+    /// Removes reported deletions of topics that exist again.
     pub(super) fn forget_deleted(&mut self, topics: &Topics) {
         self.deleted.retain(|topic, told| !*told || !topics.contains_key(topic));
     }
 
-    /// What `subscribe` returns is the first assignment, and no change that a batch has to tell.
+    /// Discards the gained partitions. The result of `subscribe` is the first assignment, not a change for
+    /// a batch to report.
     pub(super) fn forget_gains(&mut self) {
         self.gained.clear();
     }
 
-    /// The notices, which are told once.
+    /// Takes the notices. Each notice is reported once.
     pub(super) fn take(&mut self) -> Vec<Notice> {
         let mut deleted = std::mem::take(&mut self.deleted);
         let Self { gained, lost, resets, poll_limit, .. } = std::mem::take(self);
@@ -116,7 +117,7 @@ impl Pending {
     }
 }
 
-/// A member of a group, as the group sees it.
+/// A member of a group, from the group's view.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) client: u64,
@@ -126,16 +127,16 @@ pub(super) struct Member {
     pub(super) pending: Pending,
     pub(super) notify: Arc<Notify>,
     pub(super) standing: Standing,
-    /// A `recv` is waiting at present.
+    /// True while a `recv` waits.
     pub(super) polling: bool,
     pub(super) last_poll: Instant,
-    /// Since when no heartbeat has come.
+    /// The time since which the member sends no heartbeats.
     pub(super) away_since: Option<Instant>,
-    /// Its subscription is gone, so nobody can bring it back.
+    /// True if the subscription was dropped, so the member cannot return.
     pub(super) orphan: bool,
-    /// Where the next batch begins, so that no partition starves.
+    /// The index of the partition at which the next batch begins, so that no partition starves.
     pub(super) turn: usize,
-    /// The member knows that partitions are revoked with its next `recv`.
+    /// True if a batch has announced the revocation of partitions by the next `recv`.
     announced: bool,
 }
 
@@ -158,12 +159,13 @@ impl Member {
         }
     }
 
-    /// Whether its partitions wait for it: it is static, or nobody can know yet that it is gone.
+    /// Returns whether the group reserves the partitions of this member after its departure. It does for a static
+    /// member, and for an unreachable member, whose departure the group cannot notice.
     fn keeps_its_seat(&self) -> bool {
         self.request.member.is_some() || self.away_since.is_some()
     }
 
-    /// The next moment at which silence has a consequence.
+    /// Returns the next deadline: the end of the session or of the poll limit.
     fn expires(&self) -> Option<Instant> {
         if self.standing != Standing::In {
             return None;
@@ -174,35 +176,35 @@ impl Member {
     }
 }
 
-/// A group.
+/// A consumer group with its members and commits.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) members: BTreeMap<u64, Member>,
     pub(super) commits: BTreeMap<TopicPartition, u64>,
-    /// Who should own what.
+    /// The member that should own each partition.
     pub(super) target: BTreeMap<TopicPartition, u64>,
-    /// Who does.
+    /// The member that owns each partition now.
     pub(super) owners: BTreeMap<TopicPartition, u64>,
-    /// Since when it has had no members.
+    /// The time since which the group has had no members.
     empty_since: Option<Timestamp>,
-    /// Since when no member has subscribed to a topic in which something is committed.
+    /// The time since which no member has subscribed to a topic, for topics with commits of the group.
     left_since: BTreeMap<TopicName, Timestamp>,
 }
 
-/// Where a partition starts.
+/// The start position of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// At the commit.
+    /// The requested position, which is valid.
     Committed(u64),
-    /// Nothing was committed: here.
+    /// A position by `otherwise`, because none was requested.
     Fresh(u64),
-    /// What was wanted has gone: here.
+    /// A position by `otherwise`, because the requested position no longer exists.
     Reset { from: u64, to: u64 },
-    /// Nowhere.
+    /// No position, by `StartFrom::Fail`.
     Fail,
 }
 
-/// Where a reader goes on that wants `position` of `partition`.
+/// Returns the position at which a reader starts that requests `position` of `partition`.
 pub(super) fn start(partition: &Partition, position: Option<u64>, otherwise: StartFrom) -> Start {
     if let Some(position) = position.filter(|position| partition.holds(*position)) {
         return Start::Committed(position);
@@ -217,13 +219,13 @@ pub(super) fn start(partition: &Partition, position: Option<u64>, otherwise: Sta
 }
 
 impl Group {
-    /// Whether this group has anything to do with a topic.
+    /// Returns whether the group has commits or members on a topic.
     pub(super) fn reads(&self, topic: &TopicName) -> bool {
         self.commits.keys().any(|partition| partition.topic == *topic)
             || self.members.values().any(|member| member.request.topics.contains(topic))
     }
 
-    /// Shares the partitions out anew. It changes who *should* own what; owners give up and take inside `recv`.
+    /// Computes a new target assignment. Owners change later: members give up and take partitions inside `recv`.
     pub(super) fn rebalance(&mut self, topics: &Topics) {
         let members: Vec<_> = self
             .members
@@ -241,7 +243,8 @@ impl Group {
                 (0..topic.count().get()).map(move |partition| TopicPartition::new(name.clone(), partition))
             })
             .collect();
-        // Owners count before targets: a target that was never taken is no reason to move anything.
+        // Owners take precedence over earlier targets, so a target that its member never took does
+        // not move a partition.
         let mut before = self.target.clone();
         before.extend(self.owners.iter().map(|(partition, owner)| (partition.clone(), *owner)));
         self.target = assign(&members, &wanted, &before);
@@ -254,7 +257,7 @@ impl Group {
         }
     }
 
-    /// Ends the membership of those whose session or poll limit has passed.
+    /// Ends the membership of members whose session or poll limit has passed.
     pub(super) fn expire(&mut self, now: Instant, topics: &Topics) {
         let silent: Vec<u64> = self
             .members
@@ -285,12 +288,12 @@ impl Group {
         self.rebalance(topics);
     }
 
-    /// The next moment at which somebody's silence changes this group.
+    /// Returns the next deadline of a member, at which the group changes.
     pub(super) fn next_event(&self) -> Option<Instant> {
         self.members.values().filter_map(Member::expires).min()
     }
 
-    /// Takes a member back that was out.
+    /// Readmits an expired member.
     pub(super) fn rejoin(&mut self, key: u64, now: Instant, topics: &Topics) {
         if let Some(member) = self.members.get_mut(&key)
             && member.standing != Standing::In
@@ -301,7 +304,7 @@ impl Group {
         }
     }
 
-    /// Removes a member at once.
+    /// Removes a member immediately.
     pub(super) fn leave(&mut self, key: u64, topics: &Topics) {
         self.release_all(key);
         if self.members.remove(&key).is_some() {
@@ -309,8 +312,8 @@ impl Group {
         }
     }
 
-    /// A member whose subscription ends. A static one keeps its partitions until its session passes, so that a
-    /// quick restart moves nothing; any other leaves at once.
+    /// Ends the subscription of a member. A static member keeps its partitions until its session passes, so a quick
+    /// restart moves no partition. Other members leave immediately.
     pub(super) fn depart(&mut self, key: u64, now: Instant, topics: &Topics) {
         match self.members.get_mut(&key) {
             Some(member) if member.standing == Standing::In && member.keeps_its_seat() => {
@@ -322,7 +325,7 @@ impl Group {
         }
     }
 
-    /// Puts a new subscription in the place of one with the same static member id.
+    /// Inserts a new member. If a member with the same static id exists, the new member replaces it.
     pub(super) fn succeed(&mut self, key: u64, member: Member) {
         let old = member.request.member.as_ref().and_then(|id| {
             self.members.iter().find(|(_, m)| m.request.member.as_ref() == Some(id)).map(|(old, _)| *old)
@@ -368,7 +371,8 @@ impl Group {
         Some(Batch::new(Vec::new(), Positions::new(), notices))
     }
 
-    /// What takes effect inside `recv`: gives up what others should have, takes what is free.
+    /// Applies the target assignment to a member inside `recv`: gives up partitions of other members
+    /// and takes free partitions.
     pub(super) fn settle(&mut self, key: u64, topics: &Topics) {
         let Some(member) = self.members.get_mut(&key) else { return };
         let given: Vec<_> = member
@@ -398,8 +402,8 @@ impl Group {
             owned.position = match start(log, self.commits.get(partition).copied(), member.request.otherwise)
             {
                 Start::Committed(at) => Some(at),
-                // A start is committed before its first message is delivered, so that a takeover before the
-                // first commit of the reader begins at the same place.
+                // The start is committed before the first message is delivered, so a takeover before the reader's first
+                // commit begins at the same position.
                 Start::Fresh(at) => {
                     self.commits.insert(partition.clone(), at);
                     Some(at)
@@ -424,7 +428,7 @@ impl Group {
         }
     }
 
-    /// A topic is gone, and with it everything that was known of its partitions.
+    /// Removes the state of a deleted topic and of its partitions.
     pub(super) fn forget(&mut self, topic: &TopicName, topics: &Topics) {
         self.commits.retain(|partition, _| partition.topic != *topic);
         self.left_since.remove(topic);
@@ -440,7 +444,7 @@ impl Group {
         self.rebalance(topics);
     }
 
-    /// How many messages lie before the end and are not committed.
+    /// Returns the number of uncommitted messages in all topics of the group.
     pub(super) fn lag(&self, topics: &Topics) -> u64 {
         topics
             .iter()
@@ -454,8 +458,8 @@ impl Group {
             .sum()
     }
 
-    /// Forgets the commits in topics to which no member has subscribed for `keep`: they would hold back what these
-    /// topics have to give up, for a group that does not read it any more.
+    /// Removes the commits in topics to which no member has subscribed for `keep`. Otherwise these commits would
+    /// prevent the eviction of messages that the group no longer reads.
     pub(super) fn forget_left(&mut self, now: Timestamp, keep: Duration) {
         let Self { members, commits, left_since, .. } = self;
         let left: BTreeSet<TopicName> = commits
@@ -474,7 +478,7 @@ impl Group {
         }
     }
 
-    /// How long the group has been without members.
+    /// Returns the time for which the group has had no members.
     pub(super) fn idle_for(&mut self, now: Timestamp) -> Duration {
         if self.members.is_empty() {
             now.since(*self.empty_since.get_or_insert(now))

@@ -1,4 +1,4 @@
-//! The bus itself: a client of a log in memory.
+//! The memory bus: a client of a log in memory.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,22 +20,25 @@ use super::state::{Log, cooperate};
 use super::subscription::MemorySubscription;
 use super::{MemoryBusConfig, error};
 
-/// A [`MessageBus`] in memory that keeps the whole contract: consumer groups that rebalance, commits, retention,
-/// tombstones, a bound on its bytes. It waits on tokio's clock and stamps with an injected one, so that tests run
-/// on paused time. Share it in an `Arc`.
+/// A [`MessageBus`] in memory that keeps the complete contract: consumer groups with rebalances, commits, retention,
+/// tombstones, and a capacity in bytes. It waits on tokio's clock and takes timestamps from an injected clock, so tests
+/// run on paused time. Share it in an `Arc`.
 ///
-/// Beside the port it does what tests need and no port has: [`MemoryBus::connect`] is another client of the same
-/// log, [`MemoryBus::cut_off`] makes a client die without a word, [`MemoryBus::trim`] removes messages.
+/// It has functions for tests that are not part of the port. [`MemoryBus::connect`] opens another
+/// client of the same log. [`MemoryBus::cut_off`] disconnects a client without a departure from its
+/// groups. [`MemoryBus::trim`] removes messages.
 ///
-/// # When it is full
-/// Retention by age removes messages whoever has read them. Beside it `max_bytes` bounds the whole bus: what every
-/// group of a topic has committed goes first, the oldest first; a topic without a group gives up nothing. If that
-/// is not enough, `publish` waits up to the delivery timeout, and then what does not fit is `NotSent`:
-/// `Overloaded`, code `bus.memory.full`, naming the slowest group.
+/// # Capacity
+/// Retention by age removes messages, read or unread. In addition, `max_bytes` limits the size of the bus. When
+/// the bus is full, it removes messages that every group of their topic has committed, oldest first. A topic
+/// without a group keeps all its messages. If the freed space does not suffice, `publish` waits up to the delivery
+/// timeout. Messages that still do not fit fail as `NotSent` with `Overloaded`, code `bus.memory.full`, and the
+/// name of the slowest group.
 ///
-/// # What differs from a broker
-/// There is one broker and one copy, whatever `replication` says. A compacted topic keeps everything until the
-/// bus is full, and then gives up what a later message of the same key replaces.
+/// # Differences from a broker
+/// There is one broker and one replica, regardless of `replication`. A compacted topic keeps all messages
+/// until the bus is full. Then it removes the messages that every group has committed and that a later message
+/// of the same key replaces.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,10 +65,11 @@ pub struct MemoryBus {
 }
 
 impl MemoryBus {
-    /// An empty log, and a client of it. `clock` stamps messages and measures their age.
+    /// Creates an empty log and a client of it. `clock` provides the timestamps and the age of messages.
     ///
     /// # Errors
-    /// `Config` for a limit of zero, or for `max_bytes` that has no room for the largest message.
+    /// `Config` if `max_message_bytes`, `topic_max_message_bytes` or `delivery_timeout_ms` is 0, or if `max_bytes` has
+    /// no room for the largest message.
     pub fn new(config: MemoryBusConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         config.validate()?;
         Ok(Self::with(config, clock))
@@ -80,24 +84,24 @@ impl MemoryBus {
         Self { log, client }
     }
 
-    /// Another client of the same log, as another process would be: closing one leaves the others alone.
+    /// Opens another client of the same log, like another process. Closing one client does not affect the others.
     #[must_use]
     pub fn connect(&self) -> Self {
         Self::client_of(self.log.clone())
     }
 
-    /// Cuts this client off, as a network does: its members fall silent, and die when their session passes; its
-    /// calls are `Unavailable`. Dropping its subscriptions now tells nobody.
+    /// Disconnects this client, like a network failure. Its calls fail with `Unavailable`. Its members expire at their
+    /// session timeout, and a dropped subscription does not leave its group earlier.
     pub fn cut_off(&self) {
         let mut state = self.log.lock();
         self.client.cut.store(true, Ordering::SeqCst);
         state.set_away(self.client.id, Some(Instant::now()));
     }
 
-    /// Ends what [`MemoryBus::cut_off`] began. Members whose session has not passed go on as if nothing had been.
+    /// Reverts [`MemoryBus::cut_off`]. Members within their session timeout continue as before.
     pub fn reconnect(&self) {
         let mut state = self.log.lock();
-        // Those whose session has passed meanwhile are out, whoever was there to notice.
+        // Members whose session has passed in the meantime are removed, even if no other call has noticed.
         state.expire(&self.log.config, self.log.clock.now(), Instant::now());
         self.client.cut.store(false, Ordering::SeqCst);
         state.set_away(self.client.id, None);
@@ -105,7 +109,7 @@ impl MemoryBus {
         self.log.space.notify_waiters();
     }
 
-    /// Removes the messages of a partition below `offset`, whoever has read them, as `kafka-delete-records` does.
+    /// Removes the messages of a partition below `offset`, read or unread, like `kafka-delete-records`.
     ///
     /// # Errors
     /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition or an offset beyond the end.
@@ -130,12 +134,12 @@ impl MemoryBus {
         Ok(())
     }
 
-    /// What all topics hold at present, in bytes.
+    /// Returns the number of bytes that all topics hold now.
     pub fn used_bytes(&self) -> usize {
         self.log.lock().used
     }
 
-    /// What every call begins with: a share of tokio's budget, and a look whether anybody may call at all.
+    /// Starts a call: consumes tokio's budget, and fails if the client is closed or disconnected.
     async fn enter(&self, operation: &'static str) -> Result<()> {
         cooperate().await;
         self.client.check(operation)
@@ -143,7 +147,7 @@ impl MemoryBus {
 }
 
 impl Default for MemoryBus {
-    /// The default settings and the machine's clock.
+    /// Returns a bus with default settings and the system clock.
     fn default() -> Self {
         Self::with(MemoryBusConfig::default(), Arc::new(SystemClock))
     }
@@ -176,7 +180,7 @@ impl MessageBus for MemoryBus {
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         cooperate().await;
-        // Counted first: `close` then either sees this call and waits for it, or this call sees `close`.
+        // The call is counted first. Either `close` sees this call and waits for it, or this call sees `close`.
         let _under_way = UnderWay::new(&self.client);
         if self.client.phase() != Phase::Open {
             return Err(error::closed("publish"));
@@ -234,7 +238,7 @@ impl MessageBus for MemoryBus {
         cooperate().await;
         self.client.begin_close();
         let limit = Duration::from_millis(self.log.config.close_timeout_ms);
-        // Whoever still waits for space afterwards learns `NotSent`, so that nothing is ever unknown here.
+        // A publish that still waits for space after the limit fails as `NotSent`, so no message remains `Unknown`.
         let _ = timeout(limit, self.client.drained()).await;
         {
             let mut state = self.log.lock();
@@ -247,25 +251,25 @@ impl MessageBus for MemoryBus {
     }
 }
 
-/// How far the end of a client has come.
+/// The lifecycle state of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
     Open,
-    /// It takes no new messages and drains.
+    /// The client accepts no new messages and waits for calls of `publish` under way.
     Closing,
     Closed,
 }
 
-/// What one client shares with its subscriptions.
+/// The state that a client shares with its subscriptions.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) id: u64,
     phase: AtomicU8,
     cut: AtomicBool,
-    /// Calls of `publish` under way.
+    /// The number of `publish` calls under way.
     publishing: AtomicUsize,
-    /// The last of them ended.
+    /// Notifies waiters of the end of the last call.
     quiet: Notify,
 }
 
@@ -296,7 +300,7 @@ impl Client {
         self.cut.load(Ordering::SeqCst)
     }
 
-    /// Whether a call may go on.
+    /// Fails if the client is closing, closed or disconnected.
     fn check(&self, operation: &'static str) -> Result<(), Error> {
         if self.phase() != Phase::Open {
             Err(error::closed(operation))
@@ -309,7 +313,7 @@ impl Client {
 
     fn begin_close(&self) {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
-        // A second close finds another phase and leaves it.
+        // A second `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
     }
 
@@ -326,7 +330,7 @@ impl Client {
     }
 }
 
-/// Counts a publish while it is under way, dropped or not.
+/// Counts a publish while it is under way. The drop of its future ends it too.
 struct UnderWay<'a>(&'a Client);
 
 impl<'a> UnderWay<'a> {

@@ -1,7 +1,7 @@
-//! The message bus in memory, and what proves that any bus keeps the contract.
+//! The message bus in memory, and the tools that prove that a bus keeps the contract.
 //!
-//! [`MemoryBus`] is a whole log with consumer groups, not a mock: it rebalances, commits, retains, fills up and
-//! answers errors as a broker does, on tokio's clock, so that tests on paused time take no time.
+//! [`MemoryBus`] is a complete log with consumer groups, not a mock. It implements rebalances, commits, retention,
+//! capacity limits and the errors of a broker. It uses tokio's clock, so tests on paused time do not wait.
 
 mod assign;
 mod config;

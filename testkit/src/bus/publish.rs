@@ -1,4 +1,4 @@
-//! Publishing: what fits is appended under one lock, what does not waits for space.
+//! Publishing: messages that fit are appended under one lock; the others wait for space.
 
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ use super::memory::Client;
 use super::state::{Log, State};
 use super::topic::{RECORD_COST, Topic};
 
-/// How often a full publish looks whether retention by age has freed something: the clock is not tokio's.
+/// The interval at which a blocked publish checks for space freed by retention. Retention follows the injected clock,
+/// so tokio cannot schedule a wake-up for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 type Outcome = Result<Delivery, DeliveryError>;
 
-/// A batch on its way. The outcomes that are there already say how far it has come.
+/// A batch under way. The number of outcomes is the progress.
 #[derive(Debug)]
 pub(super) struct Sending<'a> {
     batch: &'a [Message],
@@ -32,19 +33,19 @@ impl<'a> Sending<'a> {
         Self { batch, options, outcomes: Vec::with_capacity(batch.len()) }
     }
 
-    /// Appends everything, waiting for space up to the delivery timeout.
+    /// Appends the batch and waits for space up to the delivery timeout.
     pub(super) async fn run(mut self, log: &Log, client: &Client) -> PublishReport {
         let deadline = Instant::now() + log.config.delivery_timeout();
         loop {
             let space = log.space.notified();
             tokio::pin!(space);
-            // From here on no wake-up is missed, whatever happens between the lock and the wait.
+            // The notification is enabled before the lock, so a wake-up between the lock and the wait is not missed.
             space.as_mut().enable();
             let now = Instant::now();
             {
                 let mut state = log.lock();
                 let (cut, closed) = (client.is_cut(), client.is_closed());
-                // `close` ends a client under this lock: nothing is appended once it has returned.
+                // `close` ends a client under this lock, so nothing is appended after `close` has returned.
                 if !cut && !closed && self.append(&mut state, log, now) {
                     break;
                 }
@@ -63,13 +64,12 @@ impl<'a> Sending<'a> {
                     break;
                 }
             }
-            // Whether space came or only time passed, the loop looks again.
             let _ = timeout_at(deadline.min(now + LOOK_AGAIN), space).await;
         }
         PublishReport::new(self.outcomes)
     }
 
-    /// Appends what fits. False: the bus is full.
+    /// Appends messages as long as they fit. Returns false if the bus is full.
     fn append(&mut self, state: &mut State, log: &Log, now: Instant) -> bool {
         let time = log.clock.now();
         while let Some(need) = self.append_run(state, &log.config, time, now) {
@@ -84,7 +84,7 @@ impl<'a> Sending<'a> {
         true
     }
 
-    /// Appends until the batch ends (None) or a message does not fit (its cost).
+    /// Appends messages until the batch ends (None) or a message does not fit (its cost in bytes).
     fn append_run(
         &mut self,
         state: &mut State,
@@ -108,7 +108,7 @@ impl<'a> Sending<'a> {
         None
     }
 
-    /// Appends the messages that follow one another for one topic.
+    /// Appends the consecutive messages for one topic.
     fn append_topic(
         &mut self,
         topic: &mut Topic,
@@ -144,7 +144,7 @@ impl<'a> Sending<'a> {
         None
     }
 
-    /// Answers for what is left: with its own error where it has one, else with `reason`.
+    /// Fails the remaining messages, each with its own error if it has one, otherwise with `reason`.
     fn fail_rest(&mut self, state: &mut State, log: &Log, reason: &Error) {
         let now = Instant::now();
         for message in &self.batch[self.outcomes.len()..] {
@@ -161,12 +161,12 @@ fn not_sent(error: Error) -> Outcome {
     Err(DeliveryError::not_sent(error))
 }
 
-/// The memory of a message in the log.
+/// Returns the memory of a message in the log, in bytes.
 fn cost(message: &Message, options: &PublishOptions) -> usize {
     message.weight() + options.headers.weight() + RECORD_COST
 }
 
-/// The partition of a message, or why it can have none.
+/// Returns the partition of a message, or the error of a message that no partition can accept.
 fn place(
     topic: &mut Topic,
     message: &Message,
@@ -179,7 +179,7 @@ fn place(
     if size > limit {
         return Err(error::too_large(size, limit));
     }
-    // A message with many short headers would wait for space that the bus never has.
+    // The size does not include the overhead of headers. A message that exceeds `max_bytes` with it would wait in vain.
     let cost = cost(message, options);
     if cost > config.max_bytes {
         return Err(error::too_large(cost, config.max_bytes));

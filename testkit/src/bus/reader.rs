@@ -1,4 +1,4 @@
-//! A reader without a group: its positions are its own.
+//! A reader without a group. It keeps its own positions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use super::receive::{Filling, Limits};
 use super::state::{Log, State, cooperate};
 use super::subscription::resolve;
 
-/// A wait that ends some day, even for `Duration::MAX`.
+/// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
 const VERY_LONG: Duration = Duration::from_hours(24 * 365);
 
 #[derive(Debug)]
 struct Place {
-    /// The topic's id: one of the same name that is created later is another topic.
+    /// The id of the topic. A later topic with the same name has another id.
     topic: u64,
     owned: Owned,
     deleted: bool,
 }
 
-/// Reads partitions from anywhere and commits nothing.
+/// A reader of partitions from any position, without commits.
 #[derive(Debug)]
 pub(super) struct MemoryReader {
     log: Arc<Log>,
@@ -44,7 +44,7 @@ pub(super) struct MemoryReader {
 }
 
 impl MemoryReader {
-    /// Goes to the places of the request.
+    /// Opens a reader at the positions of the request.
     pub(super) fn open(log: Arc<Log>, client: Arc<Client>, request: &Read) -> Result<Self> {
         let notify = Arc::new(Notify::new());
         let mut places = BTreeMap::new();
@@ -89,7 +89,7 @@ impl MemoryReader {
         if self.client.is_cut() { Err(error::unavailable(operation)) } else { Ok(()) }
     }
 
-    /// One look at the log; None: nothing there.
+    /// Reads the log once. Returns None if there are no messages, unless `last` is set.
     fn look(&mut self, max: usize, last: bool) -> Result<Option<Batch>> {
         let mut state = self.log.lock();
         let State { topics, used, .. } = &mut *state;
@@ -105,7 +105,8 @@ impl MemoryReader {
             };
             left = true;
             *used -= topic.expire(time);
-            // Without a group there is no `otherwise`: what has gone is answered by what is left.
+            // A reader without a group has no `otherwise`. If its position no longer exists, it continues
+            // at the low watermark.
             if let Some(log) = topic.partition(partition.partition)
                 && let Start::Reset { from, to } = start(log, place.owned.position, StartFrom::Earliest)
             {
@@ -186,7 +187,7 @@ impl Subscription for MemoryReader {
             } else if let Some(batch) = self.look(max, last)? {
                 return Ok(batch);
             }
-            // A reader is no member, so nobody wakes it when its client is closed or connected again.
+            // A reader is not a member, so a close or reconnect of its client does not wake it. It checks every 100 ms.
             let until = deadline.min(Instant::now() + Duration::from_millis(100));
             let _ = timeout_at(until, self.notify.notified()).await;
         }
@@ -242,7 +243,7 @@ impl Subscription for MemoryReader {
                 Some(AssignedPartition::new(partition.clone(), position, None, lag, place.owned.paused))
             })
             .collect();
-        // What it reads never changes.
+        // The partitions of a reader never change, and neither does the epoch.
         Ok(Assignment::new(1, partitions))
     }
 

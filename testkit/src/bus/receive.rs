@@ -1,4 +1,4 @@
-//! Reading records out of the log, for members of groups and for readers without one.
+//! Reads from the log, for members of groups and for readers without a group.
 
 use qi_core::bus::{Batch, GroupId, Positions, Received, StartFrom, TopicPartition};
 use qi_core::{Result, Timestamp};
@@ -8,23 +8,23 @@ use super::error;
 use super::group::{Owned, Pending, Start, Topics, start};
 use super::state::State;
 
-/// What came of one look at the log.
+/// The result of one read of the log.
 #[derive(Debug)]
 pub(super) enum Look {
-    /// Something to hand out.
+    /// A batch for the caller.
     Found(Batch),
-    /// Nothing yet; silence of others changes something at this moment.
+    /// No messages. The time is the next deadline of a member, at which the group changes.
     Nothing(Option<Instant>),
 }
 
-/// How much one batch may hold.
+/// The limits of one batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) messages: usize,
     pub(super) bytes: usize,
 }
 
-/// A batch as it is filled.
+/// A batch under construction.
 #[derive(Debug)]
 pub(super) struct Filling {
     messages: Vec<Received>,
@@ -50,8 +50,8 @@ impl Filling {
         Batch::new(self.messages, self.positions, pending.take())
     }
 
-    /// Copies from `position` of `partition` up to the limits, and gives the next position. At least one message
-    /// is taken whatever its size.
+    /// Copies messages of `partition` from `position` on, up to the limits, and returns the next position. A batch gets
+    /// at least one message regardless of its size.
     pub(super) fn fill(&mut self, topics: &Topics, partition: &TopicPartition, position: u64) -> u64 {
         let Some(log) = topics.get(&partition.topic).and_then(|topic| topic.partition(partition.partition))
         else {
@@ -72,7 +72,7 @@ impl Filling {
                 self.bytes = self.limits.bytes;
                 break;
             }
-            // An empty message counts as a byte, so that a limit of nothing still ends the batch after one.
+            // An empty message counts as 1 byte, so that empty messages reach the byte limit too.
             self.bytes += size.max(1);
             next = record.offset + 1;
             self.messages.push(message);
@@ -84,7 +84,7 @@ impl Filling {
     }
 }
 
-/// A group's member as `recv` names it.
+/// The identity of a group member in `recv`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seat {
     pub(super) group: GroupId,
@@ -92,8 +92,8 @@ pub(super) struct Seat {
 }
 
 impl State {
-    /// One look of a member: what a rebalance demands happens here, and what is there is handed out. With `last`
-    /// the answer is a batch even if nothing came.
+    /// Reads once for a member: applies the target assignment and fills a batch. With `last`, returns a batch even if
+    /// there are no messages.
     pub(super) fn look(
         &mut self,
         seat: &Seat,
@@ -104,7 +104,7 @@ impl State {
     ) -> Result<Look> {
         let Self { topics, groups, used, .. } = self;
         let group = groups.get_mut(&seat.group).ok_or_else(|| error::fenced("recv"))?;
-        // Silence first: a call that comes too late must not pass for one in time.
+        // Deadlines are applied first, so a call after the poll limit does not count as one in time.
         group.expire(now, topics);
         group.rejoin(seat.key, now, topics);
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
@@ -149,7 +149,7 @@ impl State {
             {
                 owned.position = Some(filling.fill(topics, partition, position));
                 if filling.is_full() {
-                    // The one after this begins the next batch.
+                    // The next batch begins with the next partition.
                     member.turn = (at + 1) % count;
                 }
             }
@@ -163,7 +163,7 @@ impl State {
     }
 }
 
-/// Answers a position that has gone by `otherwise`, visibly, and commits where it goes on.
+/// Resets a position that no longer exists by `otherwise`, reports the reset, and commits the new position.
 fn renew(
     topics: &Topics,
     partition: &TopicPartition,
@@ -187,7 +187,7 @@ fn renew(
             owned.position = Some(to);
         }
         Start::Reset { from, to } => {
-            // A commit that is still valid stays: only what it named may have gone.
+            // A commit that is still valid remains, even if the position of the reader is not.
             if commits.get(partition).is_none_or(|commit| !log.holds(*commit)) {
                 commits.insert(partition.clone(), to);
             }

@@ -1,4 +1,4 @@
-//! Everything that the clients of one log share, behind one lock.
+//! The state that the clients of one log share, behind one lock.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,13 +16,13 @@ use super::group::{Group, Standing, Topics};
 use super::topic::Topic;
 use super::{MemoryBusConfig, error};
 
-/// The log: what a broker would be.
+/// A log with its clients' shared state: the counterpart of a broker.
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) config: MemoryBusConfig,
     pub(super) clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Something was freed that a full `publish` may use.
+    /// Notifies blocked calls of `publish` of freed space.
     pub(super) space: Notify,
 }
 
@@ -31,14 +31,15 @@ impl Log {
         Self { config, clock, state: Mutex::new(State::default()), space: Notify::new() }
     }
 
-    /// The state. A panic of another thread inside the lock leaves it as it was between two messages.
+    /// Locks the state. Ignores poisoning, because a panic inside the lock leaves the state as it
+    /// was between two messages.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes part in tokio's cooperative budget, so that a loop of calls that are always ready still lets other tasks
-/// run and sees an abort.
+/// Consumes tokio's cooperative budget. A loop of calls that are always ready still lets other tasks run
+/// and can be aborted.
 pub(super) async fn cooperate() {
     tokio::task::coop::consume_budget().await;
 }
@@ -47,13 +48,13 @@ pub(super) async fn cooperate() {
 pub(super) struct State {
     pub(super) topics: Topics,
     pub(super) groups: BTreeMap<GroupId, Group>,
-    /// What the topics hold, in bytes.
+    /// The number of bytes that the topics hold.
     pub(super) used: usize,
     last_id: u64,
 }
 
 impl State {
-    /// A number that nobody else has.
+    /// Returns a number that is unique in this log.
     pub(super) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
@@ -63,7 +64,7 @@ impl State {
         self.topics.get(name)
     }
 
-    /// Lets time take its effect on every group and topic.
+    /// Applies retention and timeouts to all groups and topics.
     pub(super) fn expire(&mut self, config: &MemoryBusConfig, time: Timestamp, now: Instant) {
         let Self { topics, groups, used, .. } = self;
         for topic in topics.values_mut() {
@@ -93,7 +94,7 @@ impl State {
         TopicOutcome { topic: spec.name.clone(), result }
     }
 
-    /// Members that subscribed to a topic of this name before it was deleted go on with the new one.
+    /// Attaches members that subscribed to a deleted topic to the new topic with the same name.
     fn watch_again(&mut self, name: &TopicName) {
         let Self { topics, groups, .. } = self;
         for group in groups.values_mut().filter(|group| group.reads(name)) {
@@ -174,7 +175,7 @@ impl State {
         GroupInfo::new(id.clone(), state, members, partitions)
     }
 
-    /// Ends every membership of a client.
+    /// Ends all memberships of a client.
     pub(super) fn end_client(&mut self, client: u64, now: Instant) {
         let Self { topics, groups, .. } = self;
         for group in groups.values_mut() {
@@ -192,7 +193,7 @@ impl State {
         }
     }
 
-    /// Starts or ends the silence of a client's members.
+    /// Marks the members of a client as unreachable since a time, or as reachable again.
     pub(super) fn set_away(&mut self, client: u64, away: Option<Instant>) {
         for group in self.groups.values_mut() {
             for member in group.members.values_mut().filter(|member| member.client == client) {

@@ -1,4 +1,4 @@
-//! A member of a group.
+//! The subscription of a group member.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use super::receive::{Look, Seat};
 use super::state::{Log, State, cooperate};
 use super::topic::Partition;
 
-/// A wait that ends some day, even for `Duration::MAX`.
+/// The longest wait. It keeps `Duration::MAX` from overflowing a deadline.
 const VERY_LONG: Duration = Duration::from_hours(24 * 365);
 
-/// A member of a group in memory. What it owns and where it stands is the group's, so that nothing of it can be
-/// lost with a future.
+/// A group member in memory. Its partitions and positions are stored in the group, so a dropped future
+/// loses none of them.
 #[derive(Debug)]
 pub(super) struct MemorySubscription {
     log: Arc<Log>,
@@ -33,7 +33,7 @@ pub(super) struct MemorySubscription {
 }
 
 impl MemorySubscription {
-    /// Joins the group and takes what is free.
+    /// Joins the group and takes free partitions.
     pub(super) fn join(log: Arc<Log>, client: Arc<Client>, request: Subscribe) -> Result<Self> {
         let now = Instant::now();
         let notify = Arc::new(Notify::new());
@@ -78,7 +78,7 @@ impl MemorySubscription {
         if self.closed || self.client.is_closed() { Err(error::closed(operation)) } else { Ok(()) }
     }
 
-    /// Runs `work` on the group's view of this member, after silence has had its effect.
+    /// Runs `work` on this member's state in the group, after expired members are removed.
     async fn with_member<T>(
         &self,
         operation: &'static str,
@@ -119,7 +119,7 @@ impl MemorySubscription {
         .await
     }
 
-    /// Ends the membership; the others take over from the last commit.
+    /// Ends the membership. Other members continue from the last commit.
     fn end(&mut self) {
         if std::mem::replace(&mut self.closed, true) || self.client.is_closed() {
             return;
@@ -165,7 +165,6 @@ impl Subscription for MemorySubscription {
             };
             let until = event.map_or(deadline, |event| event.min(deadline));
             let _parked = Parked { log: &self.log, seat: &self.seat };
-            // Woken or late, the loop looks again.
             let _ = timeout_at(until, self.notify.notified()).await;
         }
     }
@@ -255,7 +254,7 @@ impl Subscription for MemorySubscription {
 }
 
 impl Drop for MemorySubscription {
-    /// Leaves the group as `close` does, without waiting for anything.
+    /// Leaves the group like `close`, without waiting.
     fn drop(&mut self) {
         if !self.closed && !self.client.is_closed() {
             tracing::debug!(group = %self.seat.group, "dropped without close: what was not committed comes again");
@@ -264,7 +263,7 @@ impl Drop for MemorySubscription {
     }
 }
 
-/// The offset that a place means at present.
+/// Returns the current offset of a seek target.
 pub(super) fn resolve(log: &Partition, to: SeekTo) -> u64 {
     match to {
         SeekTo::Offset(offset) => offset,
@@ -274,7 +273,7 @@ pub(super) fn resolve(log: &Partition, to: SeekTo) -> u64 {
     }
 }
 
-/// A `recv` that waits: the member counts as polling until this is dropped, with the future or after a wake-up.
+/// A `recv` that waits. The member counts as polling until the drop, which a wake-up or the drop of the future causes.
 struct Parked<'a> {
     log: &'a Log,
     seat: &'a Seat,

@@ -1,4 +1,4 @@
-//! Topics as they lie in memory: one deque of compact records for each partition.
+//! Topics in memory: one deque of compact records for each partition.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::MemoryBusConfig;
 
-/// What a message costs beside its own bytes.
+/// The bytes of a record besides its key, payload and headers.
 pub(super) const RECORD_COST: usize = size_of::<Record>();
 
-/// A message in the log. Its topic and partition are where it lies.
+/// A message in the log. The location of the record gives its topic and partition.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) offset: u64,
@@ -33,15 +33,15 @@ impl Record {
     }
 }
 
-/// One partition: records by rising offset.
+/// A partition: records in ascending order of their offsets.
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) records: VecDeque<Record>,
-    /// The first offset that can still be read: the low watermark.
+    /// The low watermark: the first offset that can still be read.
     pub(super) start: u64,
-    /// The offset of the next message: the high watermark.
+    /// The high watermark: the offset of the next message.
     pub(super) end: u64,
-    /// Whether the times of the records never fell, so that a search by time may halve.
+    /// True if the times of the records never decrease. Permits a binary search by time.
     rising: bool,
 }
 
@@ -50,7 +50,7 @@ impl Partition {
         Self { records: VecDeque::new(), start: 0, end: 0, rising: true }
     }
 
-    /// Adds a record at the end and gives its offset.
+    /// Appends a record and returns its offset.
     pub(super) fn append(
         &mut self,
         at: Timestamp,
@@ -65,12 +65,12 @@ impl Partition {
         offset
     }
 
-    /// Whether a reader may stand at `position`.
+    /// Returns whether `position` is within the low and the high watermark.
     pub(super) fn holds(&self, position: u64) -> bool {
         (self.start..=self.end).contains(&position)
     }
 
-    /// The place in `records` of the first one at `offset` or after it.
+    /// Returns the index in `records` of the first record at `offset` or later.
     pub(super) fn index_of(&self, offset: u64) -> usize {
         let (Some(first), Some(last)) = (self.records.front(), self.records.back()) else { return 0 };
         let dense = last.offset - first.offset + 1 == self.records.len() as u64;
@@ -81,9 +81,10 @@ impl Partition {
         }
     }
 
-    /// The offset of the first message of this time or later; the end if there is none.
+    /// Returns the offset of the first message at `time` or later, or the high watermark if there is none.
     pub(super) fn first_at(&self, time: Timestamp) -> u64 {
-        // Messages are kept to the millisecond, so a search within one finds what was sent in it.
+        // The log stores times in milliseconds, so a search time within a millisecond finds the
+        // messages of that millisecond.
         let time = time.floor_to_millis();
         let found = if self.rising {
             self.records.get(self.records.partition_point(|record| record.at < time))
@@ -93,7 +94,7 @@ impl Partition {
         found.map_or(self.end, |record| record.offset)
     }
 
-    /// Drops what lies below `offset`, and gives the bytes that this freed.
+    /// Removes the records below `offset` and returns the number of freed bytes.
     pub(super) fn drop_below(&mut self, offset: u64) -> usize {
         let offset = offset.min(self.end);
         let gone = self.index_of(offset);
@@ -101,7 +102,7 @@ impl Partition {
         self.records.drain(..gone).map(|record| record.cost()).sum()
     }
 
-    /// Drops what is older than `limit`, from the front up to the first that is not.
+    /// Removes records from the front up to the first record that is not older than `limit`.
     fn drop_older(&mut self, limit: Timestamp) -> usize {
         let old = self.records.iter().take_while(|record| record.at < limit).count();
         if old == 0 {
@@ -111,7 +112,7 @@ impl Partition {
         self.drop_below(upto)
     }
 
-    /// Drops messages below `offset` that a later one of the same key replaces.
+    /// Removes messages below `offset` that a later message of the same key replaces.
     pub(super) fn compact_below(&mut self, offset: u64) -> usize {
         let newest: HashMap<Bytes, u64> =
             self.records.iter().filter_map(|record| Some((record.key.clone()?, record.offset))).collect();
@@ -132,7 +133,7 @@ impl Partition {
     }
 }
 
-/// Which partition messages without a key go to at present.
+/// The current partition of messages without a key.
 #[derive(Debug)]
 struct Sticky {
     partition: u32,
@@ -142,7 +143,7 @@ struct Sticky {
 /// A topic with its partitions.
 #[derive(Debug)]
 pub(super) struct Topic {
-    /// Tells a topic from one of the same name that was deleted.
+    /// A number that distinguishes a topic from a deleted topic with the same name.
     pub(super) id: u64,
     pub(super) partitions: Vec<Partition>,
     pub(super) max_message_bytes: usize,
@@ -151,7 +152,7 @@ pub(super) struct Topic {
     settings: BTreeMap<String, String>,
     sticky: Sticky,
     sticky_for: Duration,
-    /// Who waits for messages.
+    /// The wake-up handles of waiting readers.
     watchers: Vec<Arc<Notify>>,
 }
 
@@ -181,8 +182,8 @@ impl Topic {
             .expect("a topic is made from a spec of 1 to 10,000 partitions")
     }
 
-    /// The partition of a message without a key: one for a while, then the next, so that batches stay whole and
-    /// every partition gets its share.
+    /// Returns the partition of a message without a key. The partition changes after `sticky_for`, so batches stay
+    /// together and every partition gets its share.
     pub(super) fn keyless(&mut self, now: Instant) -> u32 {
         let sticky = &mut self.sticky;
         match sticky.until {
@@ -202,7 +203,7 @@ impl Topic {
         self.cleanup == CleanupPolicy::Compact
     }
 
-    /// Retention by age: drops what is too old at `now`, whoever has read it.
+    /// Removes messages that are older than the retention at `now`, read or unread.
     pub(super) fn expire(&mut self, now: Timestamp) -> usize {
         if self.compacted() {
             return 0;
@@ -229,7 +230,7 @@ impl Topic {
         }
     }
 
-    /// The settings by the broker's names.
+    /// Returns the settings by their Kafka names.
     pub(super) fn settings(&self) -> BTreeMap<String, String> {
         let cleanup = match self.cleanup {
             CleanupPolicy::Delete => "delete",
@@ -242,7 +243,7 @@ impl Topic {
         all
     }
 
-    /// What `spec` asks for and this topic does not have. What `spec` leaves to the broker differs from nothing.
+    /// Returns the settings of `spec` that this topic does not have. Ignores settings that `spec` leaves to the broker.
     pub(super) fn differs(&self, spec: &TopicSpec) -> Vec<SettingDiff> {
         let found = self.settings();
         let mut wanted = spec.settings.clone();
