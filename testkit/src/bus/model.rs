@@ -1,9 +1,9 @@
-//! Random histories against a plain model, and the same histories against two buses.
+//! Random histories, checked against a simple model and compared between two buses.
 //!
-//! [`follow`] runs a history on a bus and holds every answer against a model that is nothing but lists and maps.
-//! Who gets which partition is the bus's choice: the model takes it from the notices and demands that they tell
-//! the whole truth. [`trace`] runs a history without the model and gives what two buses must agree on;
-//! [`check_traces`] does that for many histories.
+//! [`follow`] runs a history on a bus and compares every response with a model of lists and maps. The bus decides the
+//! assignment of partitions. The model takes the assignment from the notices and checks that the notices are complete.
+//! [`trace`] runs a history without the model and returns the results on which two buses must agree. [`check_traces`]
+//! compares the results of many histories.
 
 mod compare;
 mod history;

@@ -1,4 +1,4 @@
-//! How large a memory store may grow, and what it removes by itself.
+//! The capacity and the retention of a memory store.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,14 +20,14 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct MemoryStoreConfig {
-    /// The most records that the store holds, of all datasets together; at least 1. A tick takes about 100
-    /// bytes, a bar or a snapshot two to three times that.
+    /// The largest number of records in the store, in all datasets together, at least 1. A tick takes about 100 bytes;
+    /// a bar or a snapshot takes two to three times as much.
     pub max_rows: usize,
-    /// The largest batch of one insert, 1 to 1,000,000.
+    /// The largest number of records in one insert, 1 to 1,000,000.
     pub max_batch: usize,
-    /// What is removed without being asked. By default nothing.
+    /// The records that are removed automatically. Defaults to none.
     pub retention: RetentionConfig,
-    /// The datasets that the store keeps. By default those of this library.
+    /// The datasets of the store. Defaults to the datasets of this library.
     #[serde(skip)]
     pub datasets: Datasets,
 }
@@ -43,34 +43,34 @@ impl Default for MemoryStoreConfig {
     }
 }
 
-/// What a memory store removes by itself, by the name of the dataset: `[store.memory.retention.ticks]`.
+/// The retention rules of a memory store by dataset name: `[store.memory.retention.ticks]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RetentionConfig(BTreeMap<String, KeepConfig>);
 
-/// What a dataset keeps. Both rules hold where both are given; without one everything stays.
+/// The retention of a dataset. If both limits are set, both apply. Without limits, all records are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeepConfig {
-    /// Records whose time (of a bar the open time) is more than so many seconds before the clock go, at the next
-    /// insert into the dataset; at least 1.
+    /// The largest age of a record in seconds, at least 1 s. The age counts from the record's time; the time of a bar
+    /// is its open time. Older records are removed at the next insert into the dataset.
     pub max_age_secs: Option<u64>,
-    /// Of each series (instrument; instrument and interval; scope) only the newest so many records stay; at
-    /// least 1.
+    /// The number of records to keep in each series, at least 1. The newest records are kept. A series is an
+    /// instrument, an instrument with an interval, or a scope.
     pub max_rows_per_series: Option<usize>,
 }
 
 impl KeepConfig {
-    /// The largest age that is a rule: about 292 years, the whole domain of time.
+    /// The largest age, about 292 years. It covers the complete time domain.
     const MAX_AGE_SECS: u64 = 9_223_372_036;
 
-    /// Keep what is at most so old.
+    /// Creates a rule that keeps records up to an age in seconds.
     #[must_use]
     pub fn by_age_secs(secs: u64) -> Self {
         Self { max_age_secs: Some(secs), ..Self::default() }
     }
 
-    /// Keep the newest so many of each series.
+    /// Creates a rule that keeps the newest `rows` records of each series.
     #[must_use]
     pub fn by_rows(rows: usize) -> Self {
         Self { max_rows_per_series: Some(rows), ..Self::default() }
@@ -82,19 +82,19 @@ impl KeepConfig {
 }
 
 impl RetentionConfig {
-    /// With this rule for the dataset of a name.
+    /// Sets the rule of a dataset.
     #[must_use]
     pub fn keep(mut self, dataset: &str, keep: KeepConfig) -> Self {
         self.0.insert(dataset.to_owned(), keep);
         self
     }
 
-    /// The rule of one dataset.
+    /// Returns the rule of a dataset.
     pub fn of(&self, dataset: Dataset) -> KeepConfig {
         self.0.get(dataset.name()).copied().unwrap_or_default()
     }
 
-    /// The rules as [`StoreInfo`] shows them.
+    /// Returns the rules in the form of [`StoreInfo`].
     pub(super) fn rules(&self, datasets: &Datasets) -> Vec<Retention> {
         datasets
             .iter()
@@ -109,34 +109,34 @@ impl RetentionConfig {
 }
 
 impl MemoryStoreConfig {
-    /// With room for so many records.
+    /// Sets the largest number of records in the store.
     #[must_use]
     pub fn with_max_rows(self, max_rows: usize) -> Self {
         Self { max_rows, ..self }
     }
 
-    /// With batches of at most so many records.
+    /// Sets the largest number of records in one insert.
     #[must_use]
     pub fn with_max_batch(self, max_batch: usize) -> Self {
         Self { max_batch, ..self }
     }
 
-    /// With this retention.
+    /// Sets the retention of all datasets.
     #[must_use]
     pub fn with_retention(self, retention: RetentionConfig) -> Self {
         Self { retention, ..self }
     }
 
-    /// With these datasets.
+    /// Sets the datasets of the store.
     #[must_use]
     pub fn with_datasets(self, datasets: Datasets) -> Self {
         Self { datasets, ..self }
     }
 
-    /// Checks every bound.
+    /// Checks that all settings are within their bounds.
     ///
     /// # Errors
-    /// `Config` that names the key and its value.
+    /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         let Self { max_rows, max_batch, retention, datasets } = self;
         within("max_rows", *max_rows as u64, 1, usize::MAX as u64)?;

@@ -1,4 +1,4 @@
-//! The in-memory price store, and the contract suite that every price store passes.
+//! The in-memory price store, and the contract suite for every price store.
 
 mod config;
 mod memory;

@@ -7,7 +7,7 @@ use qi_core::Error;
 
 use super::{Lab, Need};
 
-/// Why a check failed.
+/// The reason for the failure of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     text: String,
@@ -15,17 +15,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure in words.
+    /// Creates a failure from a text.
     pub fn new(text: impl fmt::Display) -> Self {
         Self { text: text.to_string(), accident: false }
     }
 
-    /// The check itself broke: a panic, its time limit, what stands around it.
+    /// Creates a failure of the check itself: a panic, a time limit, or an environment that failed.
     pub(super) fn accident(text: impl fmt::Display) -> Self {
         Self { text: text.to_string(), accident: true }
     }
 
-    /// Whether the check broke before it could judge.
+    /// Returns whether the check failed before it could give a result.
     pub fn is_accident(&self) -> bool {
         self.accident
     }
@@ -43,17 +43,17 @@ impl From<Error> for Failure {
     }
 }
 
-/// What a check finds.
+/// The result of a check.
 pub type Verdict<T = ()> = Result<T, Failure>;
 
 /// One named property of the contract.
 #[derive(Clone, Copy)]
 pub struct Check {
-    /// Chapter and property: `publish::order_of_one_key`.
+    /// The chapter and the property: `publish::order_of_one_key`.
     pub name: &'static str,
-    /// What the backend must have for it.
+    /// The features that the backend must have.
     pub needs: &'static [Need],
-    /// Puts the bus of a lab to the test.
+    /// The function that tests the bus of a lab.
     pub run: for<'a> fn(&'a Lab) -> BoxFuture<'a, Verdict>,
 }
 

@@ -1,4 +1,4 @@
-//! Several members of one group that are polled in turn.
+//! Members of one group that are polled in turn.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Failure, Lab, Verdict};
 
-/// A member, with what it was told.
+/// A member with its received messages and notices.
 #[derive(Debug)]
 pub(super) struct Mate {
     pub(super) sub: Box<dyn Subscription>,
@@ -20,10 +20,10 @@ pub(super) struct Mate {
 }
 
 impl Mate {
-    /// One `recv`. It fails on a message of a partition that is not its own.
+    /// Calls `recv` once. Fails on a message of a partition that the member does not own.
     pub(super) async fn turn(&mut self, lab: &Lab, max: usize) -> Verdict<usize> {
         let batch = self.sub.recv(max, lab.timing().short).await?;
-        // Kept before anything else is awaited: this future may be dropped.
+        // Stored before the next await, because this future may be dropped.
         self.notices.extend_from_slice(batch.notices());
         self.got.extend(batch.iter().cloned());
         let own = self.own().await?;
@@ -36,19 +36,19 @@ impl Mate {
         Ok(batch.len())
     }
 
-    /// What it owns.
+    /// Returns the owned partitions.
     pub(super) async fn own(&mut self) -> Verdict<BTreeSet<TopicPartition>> {
         let assignment = self.sub.assignment().await?;
         Ok(assignment.partitions.into_iter().map(|assigned| assigned.partition).collect())
     }
 }
 
-/// Members of one group.
+/// The members of one group, polled by one task.
 #[derive(Debug)]
 pub(super) struct Crew<'a> {
     lab: &'a Lab,
     pub(super) mates: Vec<Mate>,
-    /// What those got who have left.
+    /// The messages of members that have left.
     gone: Vec<Vec<Received>>,
 }
 
@@ -57,7 +57,7 @@ impl<'a> Crew<'a> {
         Self { lab, mates: Vec::new(), gone: Vec::new() }
     }
 
-    /// Another member joins while the others are polled, as it is in life.
+    /// Adds a member while the others are polled, as in real use.
     pub(super) async fn join(&mut self, bus: &dyn MessageBus, request: Subscribe) -> Verdict {
         let sub = {
             let mut joining = bus.subscribe(request).fuse();
@@ -73,12 +73,12 @@ impl<'a> Crew<'a> {
         Ok(())
     }
 
-    /// Takes in a member that has joined already.
+    /// Adds a member that has already joined.
     pub(super) fn take_in(&mut self, sub: Box<dyn Subscription>) {
         self.mates.push(Mate { sub, got: Vec::new(), notices: Vec::new() });
     }
 
-    /// A member leaves. What it got still counts.
+    /// Removes a member and keeps its messages.
     pub(super) async fn leave(&mut self, at: usize) -> Verdict {
         let mut leaver = self.mates.remove(at);
         leaver.sub.close().await?;
@@ -86,12 +86,12 @@ impl<'a> Crew<'a> {
         Ok(())
     }
 
-    /// What each member got, those that have left included.
+    /// Returns the messages of each member, including members that have left.
     pub(super) fn histories(&self) -> impl Iterator<Item = &[Received]> {
         self.mates.iter().map(|mate| &mate.got[..]).chain(self.gone.iter().map(|got| &got[..]))
     }
 
-    /// Polls each member once, and says how many messages came.
+    /// Polls each member once and returns the number of received messages.
     pub(super) async fn round(&mut self) -> Verdict<usize> {
         let mut count = 0;
         for mate in &mut self.mates {
@@ -103,7 +103,7 @@ impl<'a> Crew<'a> {
         Ok(count)
     }
 
-    /// Polls until so many partitions are shared out, each to one, evenly, and stay so for another round.
+    /// Polls until all `partitions` are assigned once and in even shares, and stay so for another round.
     pub(super) async fn settle(&mut self, partitions: usize) -> Verdict {
         let deadline = Instant::now() + self.lab.timing().eventually;
         let mut still = 0;
@@ -130,7 +130,7 @@ impl<'a> Crew<'a> {
         Ok(())
     }
 
-    /// Polls until the members hold at least so many different messages.
+    /// Polls until the members have received at least `count` different messages.
     pub(super) async fn gather(&mut self, count: usize) -> Verdict {
         let deadline = Instant::now() + self.lab.timing().eventually;
         while self.distinct() < count {
@@ -142,12 +142,12 @@ impl<'a> Crew<'a> {
         Ok(())
     }
 
-    /// How many different messages came.
+    /// Returns the number of different messages received.
     pub(super) fn distinct(&self) -> usize {
         self.histories().flatten().map(|m| (&m.topic, m.partition, m.offset)).collect::<BTreeSet<_>>().len()
     }
 
-    /// How many messages came, repeated ones included.
+    /// Returns the number of messages received, including redelivered messages.
     pub(super) fn total(&self) -> usize {
         self.histories().map(<[Received]>::len).sum()
     }

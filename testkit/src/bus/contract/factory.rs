@@ -1,4 +1,4 @@
-//! What a backend gives to the suite.
+//! The interface between a backend and the suite.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -8,144 +8,145 @@ use async_trait::async_trait;
 use qi_core::bus::TopicPartition;
 use qi_core::{MessageBus, Result, Timestamp};
 
-/// Something that not every implementation has.
+/// A feature that not every backend has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Need {
-    /// Topics can be described, deleted and trimmed, and keep their settings. Creating them is what every backend
-    /// can.
+    /// Topics can be described, deleted and trimmed, and keep their settings. Every backend can create topics,
+    /// even without this feature.
     Admin,
     /// Groups can be listed, with members and commits.
     Groups,
-    /// Static members keep their partitions over a restart, and those of a member that leaves are free at once.
+    /// Static members keep their partitions across a restart. The partitions of a member that
+    /// leaves are free immediately.
     Coordinator,
     /// Offsets can be found by time.
     ByTime,
-    /// The log of [`BusEnv::connect_small`] itself is bounded: what nobody has committed makes `publish` wait.
+    /// The log of [`BusEnv::connect_small`] is bounded: uncommitted messages make `publish` wait.
     BoundedLog,
-    /// Old messages go within [`Timing::eventually`].
+    /// Old messages are removed within [`Timing::eventually`].
     Retention,
-    /// The wire between a client and the brokers can be cut.
+    /// The connection between a client and the brokers can be interrupted.
     WireFaults,
 }
 
-/// How time passes in a trial.
+/// The passage of time in a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// On tokio's paused clock: whatever waits only for time does not wait.
+    /// tokio's paused clock: a wait for time alone ends immediately.
     Paused,
-    /// As on the wall.
+    /// Real time, with two worker threads.
     Real,
 }
 
-/// How long things take in this backend.
+/// The time limits of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// The session of members.
+    /// The session timeout of the members.
     pub session: Duration,
-    /// Their poll limit.
+    /// The poll limit of the members.
     pub poll_limit: Duration,
-    /// A time within which a message that is there is received by a member that waits.
+    /// The time within which a waiting member receives a message that is in the log.
     pub short: Duration,
-    /// A time within which everything that must happen has happened.
+    /// The time within which every expected effect has occurred.
     pub eventually: Duration,
 }
 
-/// Cuts a client off from the brokers, and mends that.
+/// The connection of a client to the brokers, which a check can interrupt and restore.
 #[async_trait]
 pub trait Wire: Debug + Send + Sync {
-    /// Nothing passes any more, and nobody is told: members of this client die when their session passes.
+    /// Interrupts the connection. The group is not notified: members of this client expire at their session timeout.
     async fn cut(&self);
-    /// Everything passes again.
+    /// Restores the connection after a cut.
     async fn mend(&self);
 }
 
-/// A client of the backend, with the wire that it hangs on.
+/// A client of the backend, with its connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The client.
+    /// The bus under test.
     pub bus: Arc<dyn MessageBus>,
-    /// Its wire; without [`Need::WireFaults`] it is never touched.
+    /// The connection of the client. Checks without [`Need::WireFaults`] do not cut it.
     pub wire: Arc<dyn Wire>,
 }
 
-/// A place of its own for one trial: nobody else's topics and groups begin with its prefix.
+/// The environment of one trial. Only this trial uses topics and groups with its prefix.
 #[async_trait]
 pub trait BusEnv: Debug + Send + Sync {
-    /// What every name of the trial begins with.
+    /// Returns the prefix of all names in the trial.
     fn prefix(&self) -> &str;
 
-    /// Another client of the same brokers.
+    /// Opens another client of the same brokers.
     ///
     /// # Errors
-    /// Whatever building one says.
+    /// If the client cannot be built.
     async fn connect(&self) -> Result<Client>;
 
-    /// A client whose send buffer (or whose log) has room for so many bytes only. It may stand apart from the
-    /// others.
+    /// Opens a client whose send buffer (or log) is limited to `bytes`. The client may use a separate log.
     ///
     /// # Errors
-    /// Whatever building one says.
+    /// If the client cannot be built.
     async fn connect_small(&self, bytes: usize) -> Result<Client>;
 
     /// Removes the messages of a partition below an offset. Called only with [`Need::Admin`].
     ///
     /// # Errors
-    /// Whatever the brokers say.
+    /// If the brokers reject the request.
     async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()>;
 
-    /// The brokers' time.
+    /// Returns the time of the brokers.
     fn now(&self) -> Timestamp;
 
-    /// How long things take.
+    /// Returns the time limits of the backend.
     fn timing(&self) -> Timing;
 
-    /// Removes what the trial made, after its clients are closed.
+    /// Removes the resources of the trial. Called after its clients are closed.
     ///
     /// # Errors
-    /// Whatever the brokers say.
+    /// If the brokers reject a request.
     async fn tear_down(&self) -> Result<()>;
 }
 
-/// A backend.
+/// A backend under test.
 #[async_trait]
 pub trait BusFactory: Debug + Send + Sync {
-    /// Its word in the configuration.
+    /// Returns the backend's name in the configuration.
     fn backend(&self) -> &'static str;
 
-    /// Why it cannot be tested here, if so: shown as ignored, unless `QI_REQUIRE_BACKENDS` names the backend.
+    /// Returns the reason if the backend cannot be tested here. The suite then ignores its trials, or fails them if
+    /// `QI_REQUIRE_BACKENDS` names the backend.
     fn absent(&self) -> Option<String>;
 
-    /// What it has.
+    /// Returns the features of the backend.
     fn provides(&self) -> &'static [Need];
 
-    /// How time passes in its trials.
+    /// Returns the pace of time in the trials.
     fn pace(&self) -> Pace;
 
-    /// A fresh place.
+    /// Creates the environment of a trial.
     ///
     /// # Errors
-    /// Whatever making one says.
+    /// If the environment cannot be created.
     async fn fresh(&self) -> Result<Box<dyn BusEnv>>;
 }
 
-/// A way to wrap a bus that must change nothing of what the checks see.
+/// A wrapper around a bus that must not change the results of the checks.
 #[derive(Debug, Clone, Copy)]
 pub struct Wrapping {
-    /// Its word in the names of trials.
+    /// The name of the wrapping in the names of trials.
     pub name: &'static str,
-    /// Puts it around a bus.
+    /// Returns a bus with the wrapper.
     pub wrap: fn(Arc<dyn MessageBus>) -> Arc<dyn MessageBus>,
 }
 
 impl Wrapping {
-    /// None.
+    /// The bus itself, without a wrapper.
     pub const PLAIN: Self = Self { name: "plain", wrap: |bus| bus };
     /// An `Arc<dyn MessageBus>` used as a bus.
     pub const ARC_DYN: Self = Self { name: "arc_dyn", wrap: |bus| Arc::new(bus) };
     /// A `Box<dyn MessageBus>` used as a bus.
     pub const BOX_DYN: Self =
         Self { name: "box_dyn", wrap: |bus| Arc::new(Box::new(bus) as Box<dyn MessageBus>) };
-    /// Those that every backend is put through.
+    /// The wrappings for every backend.
     pub const BASIC: [Self; 3] = [Self::PLAIN, Self::ARC_DYN, Self::BOX_DYN];
 }

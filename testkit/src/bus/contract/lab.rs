@@ -1,4 +1,4 @@
-//! What checks work with: clients, topics, groups, messages and patience.
+//! Helpers for checks: clients, topics, groups, messages and waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{BusEnv, Client, Failure, Timing, Verdict, Wrapping};
 
-/// The bench of one trial.
+/// The test bench of one trial.
 #[derive(Debug)]
 pub struct Lab {
     env: Box<dyn BusEnv>,
@@ -27,17 +27,17 @@ impl Lab {
         Self { env, wrapping, clients: Mutex::default(), names: AtomicUsize::new(0) }
     }
 
-    /// A client in the trial's wrapping.
+    /// Opens a client with the trial's wrapping.
     pub(super) async fn client(&self) -> Verdict<Client> {
         Ok(self.keep(self.env.connect().await?))
     }
 
-    /// A client in the trial's wrapping, with room for so many bytes only.
+    /// Opens a client with the trial's wrapping and room for `bytes` bytes.
     pub(super) async fn small_client(&self, bytes: usize) -> Verdict<Client> {
         Ok(self.keep(self.env.connect_small(bytes).await?))
     }
 
-    /// The bus of a new client.
+    /// Opens a client and returns its bus.
     pub(super) async fn bus(&self) -> Verdict<Arc<dyn MessageBus>> {
         Ok(self.client().await?.bus)
     }
@@ -69,19 +69,19 @@ impl Lab {
         Ok(self.env.trim(partition, offset).await?)
     }
 
-    /// A name that nothing has yet.
+    /// Returns a name that is not in use.
     pub(super) fn fresh_name(&self) -> Verdict<TopicName> {
         let number = self.names.fetch_add(1, Ordering::Relaxed);
         Ok(TopicName::new(format!("{}-{number}", self.env.prefix()))?)
     }
 
-    /// A new topic.
+    /// Creates a topic with a message limit of 2 MiB.
     pub(super) async fn topic(&self, bus: &dyn MessageBus, partitions: u32) -> Verdict<TopicName> {
         let spec = TopicSpec::new(self.fresh_name()?, partitions)?.with_max_message_bytes(2 << 20);
         self.create(bus, spec).await
     }
 
-    /// A new topic as it is specified.
+    /// Creates a topic from a specification.
     pub(super) async fn create(&self, bus: &dyn MessageBus, spec: TopicSpec) -> Verdict<TopicName> {
         let name = spec.name.clone();
         for outcome in bus.create_topics(&[spec]).await? {
@@ -90,19 +90,19 @@ impl Lab {
         Ok(name)
     }
 
-    /// A new group.
+    /// Returns the id of a new group.
     pub(super) fn group(&self) -> Verdict<GroupId> {
         let number = self.names.fetch_add(1, Ordering::Relaxed);
         Ok(GroupId::new(format!("{}-group-{number}", self.env.prefix()))?)
     }
 
-    /// A membership with the session and poll limit of the backend.
+    /// Returns a subscribe request with the backend's session timeout and poll limit.
     pub(super) fn request(&self, group: &GroupId, topic: &TopicName) -> Verdict<Subscribe> {
         let timing = self.timing();
         Ok(Subscribe::new(group.clone(), [topic.clone()])?.with_limits(timing.session, timing.poll_limit)?)
     }
 
-    /// The only member of a new group.
+    /// Subscribes as the only member of a new group.
     pub(super) async fn reader(
         &self,
         bus: &dyn MessageBus,
@@ -111,7 +111,7 @@ impl Lab {
         Ok(bus.subscribe(self.request(&self.group()?, topic)?).await?)
     }
 
-    /// So many messages from one reader, in the order in which they came.
+    /// Receives `count` messages with one reader and returns them in the order of arrival.
     pub(super) async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Verdict<Vec<Received>> {
         let mut all = Vec::with_capacity(count);
         let deadline = Instant::now() + self.timing().eventually;
@@ -125,7 +125,7 @@ impl Lab {
         Ok(all)
     }
 
-    /// Fails if a reader still gets a message.
+    /// Fails if the reader receives another message.
     pub(super) async fn quiet(&self, reader: &mut dyn Subscription) -> Verdict {
         let batch = reader.recv(10, self.timing().short * 4).await?;
         match batch.messages().first() {
@@ -137,7 +137,7 @@ impl Lab {
         }
     }
 
-    /// Everything in a topic, by a reader without a group.
+    /// Reads `count` messages of a topic with a reader without a group. Fails if there are more.
     pub(super) async fn all_of(
         &self,
         bus: &dyn MessageBus,
@@ -153,12 +153,12 @@ impl Lab {
         Ok(all)
     }
 
-    /// One group as it is now, if it is known.
+    /// Returns the current state of a group, if the group is known.
     pub(super) async fn describe(&self, bus: &dyn MessageBus, group: &GroupId) -> Verdict<Option<GroupInfo>> {
         Ok(bus.groups(&GroupQuery::one(group.clone())).await?.pop())
     }
 
-    /// The commit of a partition as `groups` tells it.
+    /// Returns the commit of a partition as reported by `groups`.
     pub(super) async fn committed(
         &self,
         bus: &dyn MessageBus,
@@ -169,40 +169,40 @@ impl Lab {
         Ok(info.and_then(|info| info.partitions.into_iter().find(|p| p.partition == *partition)?.committed))
     }
 
-    /// Lets the backend's short time pass.
+    /// Sleeps for [`Timing::short`] of the backend.
     pub(super) async fn pause(&self) {
         tokio::time::sleep(self.timing().short).await;
     }
 
-    /// Lets a time pass.
+    /// Sleeps for the given time.
     pub(super) async fn sleep(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
 }
 
-/// Message `n` of a key.
+/// Returns message `n` with a key.
 pub(super) fn keyed(topic: &TopicName, key: &str, n: usize) -> Message {
     Message::new(topic.clone(), format!("{key}#{n}")).with_key(key.to_owned())
 }
 
-/// Message `n` to one partition.
+/// Returns message `n` for one partition.
 pub(super) fn placed(topic: &TopicName, partition: u32, n: usize) -> Message {
     Message::new(topic.clone(), format!("{partition}#{n}")).with_partition(partition)
 }
 
-/// `count` messages to each of some partitions, in one batch.
+/// Publishes `count` messages to each of the first `partitions` partitions, in one batch.
 pub(super) async fn fill(bus: &dyn MessageBus, topic: &TopicName, partitions: u32, count: usize) -> Verdict {
     let batch: Vec<_> = (0..count).flat_map(|n| (0..partitions).map(move |p| placed(topic, p, n))).collect();
     bus.send(&batch).await?;
     Ok(())
 }
 
-/// The payload as text.
+/// Returns the payload as text.
 pub(super) fn text(message: &Received) -> String {
     String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
 }
 
-/// What stands before the `#` of a payload, and the number behind it.
+/// Splits a payload into the text before `#` and the number after it.
 pub(super) fn parts(message: &Received) -> Verdict<(String, usize)> {
     let text = text(message);
     let (key, n) =

@@ -1,4 +1,4 @@
-//! The wrappings that core and testkit put around a bus: each passes the whole contract.
+//! The layers of core and testkit as wrappings. Each passes the complete contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,37 +32,39 @@ impl Wrapping {
     };
     /// `Metered` alone.
     pub const METERED: Self = Self { name: "metered", wrap: |bus| layered(bus, Metered::new("contract")) };
-    /// `Traced` alone, with a header in every message that nobody may see.
+    /// `Traced` alone, with a header in every message that readers must not see.
     pub const TRACED: Self = Self {
         name: "traced",
         wrap: |bus| layered(bus, Traced::new("contract").with_propagator(Arc::new(Stamp::new()))),
     };
     /// All layers of core in their order.
     pub const FULL_STACK: Self = Self { name: "full_stack", wrap: |bus| LayerStack::default().wrap_bus(bus) };
-    /// `Recording`, which remembers and changes nothing.
+    /// `Recording`, which changes nothing.
     pub const RECORDING: Self =
         Self { name: "recording", wrap: |bus| Arc::new(RecordingBus::new(bus, Recording::new(1_000))) };
-    /// All layers of core over a bus of whose calls a third goes wrong: it fails, it hangs, or it is done and its
-    /// answer gets lost. Nothing of that may be seen from outside. Spared are `recv`, because the loop around it is
-    /// its retry, and losing an answer that says what that very call did: of topics that are created or deleted, and
-    /// of messages, whose doubles are the business of the next two.
+    /// All layers of core over a bus with faults in a third of its calls: the call fails, hangs, or is executed and
+    /// loses its response. The faults must not be visible from outside.
+    ///
+    /// Some operations are exempt. `recv` has no faults, because its caller retries in a loop. Responses of topic
+    /// creation, topic deletion and publish are not lost, because they report the result of that call. The next two
+    /// wrappings cover duplicate messages.
     pub const FULL_STACK_OVER_CHAOS: Self =
         Self { name: "full_stack_over_chaos", wrap: |bus| over_chaos(bus, &[Fault::Error]) };
-    /// The same with a publish that is done and loses its answer, too. What is then unknown is sent again, as a caller
-    /// must; the doubles that come of it are counted and hidden.
+    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown
+    /// state are sent again, as a caller must do. The resulting duplicates are counted and hidden.
     pub const FULL_STACK_OVER_CUTS: Self = Self {
         name: "full_stack_over_cuts",
         wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Cut])),
     };
-    /// The same with a publish that hangs, until its time limit makes all of it unknown. For paused time: each costs
-    /// twice the delivery timeout.
+    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with hangs of publish in addition. The time limit makes the state of
+    /// all messages unknown. For paused time, because each hang takes twice the delivery timeout.
     pub const FULL_STACK_OVER_HANGS: Self = Self {
         name: "full_stack_over_hangs",
         wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Hang])),
     };
 
-    /// Why a check has nothing to say in this wrapping: it looks at the outcome of single calls, which cuts and hangs
-    /// change though nothing is wrong.
+    /// Returns the reason if a check does not apply to this wrapping. Such a check examines the outcome of single
+    /// calls, which cuts and hangs change without a fault of the bus.
     pub(super) fn spares(&self, check: &str) -> Option<&'static str> {
         let (checks, why) = match self.name {
             "full_stack_over_cuts" => {
@@ -74,7 +76,7 @@ impl Wrapping {
         checks.contains(&check).then_some(why)
     }
 
-    /// Every wrapping: the pointers, each layer alone, and the stacks.
+    /// Returns all wrappings: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::BASIC.to_vec();
         all.extend([
@@ -94,7 +96,7 @@ impl Wrapping {
     }
 }
 
-/// Checks of offsets, times of delivery, positions, watermarks, lag, and of how much fits into a bounded log.
+/// Checks of offsets, delivery times, positions, watermarks, lag, and the capacity of a bounded log.
 const LOOK_AT_PLACES: &[&str] = &[
     "publish::offsets_are_true",
     "publish::timestamps_to_the_millisecond",
@@ -118,7 +120,7 @@ const LOOK_AT_PLACES: &[&str] = &[
     "faults::receiving_while_brokers_are_away",
 ];
 
-/// Checks that publish often or against a clock: a hang costs twenty seconds.
+/// Checks that publish often or measure time. A hang takes 20 s.
 const LOOK_AT_TIMES: &[&str] = &[
     "publish::keyless_reach_all_partitions",
     "publish::unknown_topic_at_once",
@@ -134,8 +136,8 @@ fn resending(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
 
 fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
-    // On paused time a hang costs nothing. On real time it costs a limit that is long enough for brokers, and a member
-    // whose answer got lost holds up the others of its group until its session passes.
+    // On paused time a hang costs nothing. On real time a hang costs a time limit that suits brokers. A member whose
+    // response was lost also delays its group until its session passes.
     let paused = bus.info().backend == "memory";
     let limit = Duration::from_millis(if paused { 50 } else { 10_000 });
     let mut faults = vec![Fault::Error, Fault::Cut];
@@ -153,7 +155,7 @@ fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn Message
         .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
     let stack = LayerStack::default()
         .with_retry(retry)
-        // Only a backend that is away fails so often in a row.
+        // Only an unavailable backend fails this often in a row.
         .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
         .with_timeout(TimeoutConfig::default().with_call(limit));
     stack.wrap_bus(ChaosBus::new(bus, chaos))
@@ -163,7 +165,7 @@ fn layered(bus: Arc<dyn MessageBus>, layer: impl Layer) -> Arc<dyn MessageBus> {
     Arc::new(Layered::new(bus, layer))
 }
 
-/// Stamps every message with the same context.
+/// A propagator that adds the same context to every message.
 #[derive(Debug)]
 struct Stamp([HeaderName; 1]);
 

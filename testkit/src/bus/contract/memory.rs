@@ -1,4 +1,4 @@
-//! The memory bus in the suite.
+//! The memory bus as a backend of the suite.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
 use crate::ManualClock;
 use crate::bus::{MemoryBus, MemoryBusConfig};
 
-/// Makes an empty memory bus for each trial, on paused time.
+/// A factory that creates an empty memory bus for each trial, on paused time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryFactory;
 
@@ -54,7 +54,7 @@ fn config() -> MemoryBusConfig {
 
 #[derive(Debug)]
 struct MemoryEnv {
-    /// A client that nobody uses: it holds the log.
+    /// An unused client that keeps the log.
     bus: MemoryBus,
     clock: Arc<ManualClock>,
 }

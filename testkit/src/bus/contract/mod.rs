@@ -1,8 +1,8 @@
-//! The contract of [`MessageBus`](qi_core::MessageBus) as one list of checks that any bus can be put through.
+//! The contract of [`MessageBus`](qi_core::MessageBus) as a list of checks for any bus.
 //!
-//! A backend gives a [`BusFactory`]; [`trials`] makes one trial of every check, in every wrapping, for
-//! libtest-mimic. What a backend lacks, or a backend that is absent, is shown as ignored with the reason; it never
-//! passes silently.
+//! A backend implements [`BusFactory`]. [`trials`] creates one libtest-mimic trial for every check and wrapping.
+//! Checks of features that the backend lacks, and the checks of an absent backend, are shown as ignored with the
+//! reason. They never pass silently.
 
 mod check;
 mod checks;

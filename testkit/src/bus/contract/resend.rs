@@ -1,4 +1,4 @@
-//! A caller that sends again what nobody knows of, and a reader that is not told twice.
+//! A publisher that resends messages in an unknown state, and a reader that hides their duplicates.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -14,19 +14,20 @@ use qi_core::bus::{
 use qi_core::layer::Layer;
 use tokio::time::Instant;
 
-/// Sends again what a cut or a time limit left unknown, as a caller must who wants it delivered, and hides the doubles
-/// that come of it. A double of a message that was never unknown fails the check.
+/// A layer that resends messages that a cut or a time limit left in an unknown state, as a caller with delivery
+/// guarantees must do. It hides the resulting duplicates. A duplicate of a message that was never in an unknown
+/// state fails the check.
 #[derive(Debug)]
 pub(super) struct Resend {
     name: [HeaderName; 1],
 }
 
-/// What became of every message that was ever sent, by a number of its own: all clients of a trial share it.
+/// The state of all sent messages by a unique number. All clients in the process share it.
 #[derive(Debug, Default)]
 struct Ledger {
     sent: u64,
     unknown: HashSet<u64>,
-    /// Where each was first found.
+    /// The location at which each message was first received.
     found: HashMap<u64, (TopicName, u32, u64)>,
     doubles: u64,
 }
@@ -37,8 +38,9 @@ fn ledger() -> MutexGuard<'static, Ledger> {
     LEDGER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many messages of this process were left unknown by faults on purpose and sent again, and how many doubles of
-/// them were found in the log: see [`Wrapping::FULL_STACK_OVER_CUTS`](super::Wrapping::FULL_STACK_OVER_CUTS).
+/// Returns the number of messages that injected faults left in an unknown state and that were sent again, and the
+/// number of their duplicates in the log. See
+/// [`Wrapping::FULL_STACK_OVER_CUTS`](super::Wrapping::FULL_STACK_OVER_CUTS).
 pub fn resent() -> (usize, u64) {
     let ledger = ledger();
     (ledger.unknown.len(), ledger.doubles)
@@ -59,7 +61,7 @@ impl Resend {
         batch.iter().map(stamp).unzip()
     }
 
-    /// Takes the numbers off, and with them the messages that were found elsewhere.
+    /// Removes the number headers, and the messages that were first received at another location.
     fn hide_doubles(&self, batch: &mut Batch) {
         let mut ledger = ledger();
         batch.messages_mut().retain_mut(|message| {
@@ -80,7 +82,8 @@ impl Resend {
     }
 }
 
-/// Whether faults on purpose left it unknown. What the bus itself says is for the check.
+/// Returns whether an injected fault left the message in an unknown state. Other errors of the bus are
+/// left to the check.
 fn is_ours(outcome: &Result<Delivery, DeliveryError>) -> bool {
     let Err(DeliveryError { state: DeliveryState::Unknown, error }) = outcome else { return false };
     matches!(error.code(), "chaos.cut" | "layer.timeout")

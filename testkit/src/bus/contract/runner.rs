@@ -1,4 +1,4 @@
-//! From the list of checks to trials of libtest-mimic.
+//! Creates libtest-mimic trials from the checks.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use super::{BusFactory, Check, Failure, Lab, Pace, Verdict, Wrapping, checks};
 use crate::presence;
 
-/// No check needs longer, on any backend.
+/// The time limit of a check on any backend.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// One trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
+/// Returns one trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
 ///
-/// What the backend lacks is shown as ignored with the reason. An absent backend is ignored too, or fails where the
-/// environment variable `QI_REQUIRE_BACKENDS` names it.
+/// A trial is ignored with the reason if the backend lacks a required feature. The trials of an absent backend are
+/// ignored too, or fail if the environment variable `QI_REQUIRE_BACKENDS` names it.
 pub fn trials(factory: &Arc<dyn BusFactory>, wrappings: &[Wrapping]) -> Vec<Trial> {
     let backend = factory.backend();
     let absent = factory.absent();
@@ -48,10 +48,10 @@ fn run_trial(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Res
     Ok(Completion::Completed)
 }
 
-/// Runs one check on a runtime of its own, in a fresh place, and clears up behind it whatever it found.
+/// Runs one check on a new runtime in a new environment, and removes the environment afterwards.
 ///
 /// # Errors
-/// What the check found wrong, or the accident that kept it from judging: see [`Failure::is_accident`].
+/// The violation that the check found, or the failure of the check itself: see [`Failure::is_accident`].
 pub fn run_check(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) -> Verdict {
     let runtime = runtime(factory.pace()).map_err(|e| Failure::accident(format_args!("no runtime: {e}")))?;
     runtime.block_on(async {
@@ -68,7 +68,7 @@ pub fn run_check(factory: &dyn BusFactory, wrapping: Wrapping, check: &Check) ->
     })
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")

@@ -1,4 +1,4 @@
-//! A storm over a bus under the full stack: nothing is lost, and what is there twice was counted.
+//! A stress test of a bus under the full stack: no message is lost, and every duplicate is accounted for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -14,24 +14,24 @@ use qi_core::{Backoff, Operation};
 use super::{Verdict, ensure};
 use crate::chaos::{Chaos, ChaosBus, Fault, Rule};
 
-/// How many messages one publish carries.
+/// The number of messages in one publish.
 const BATCH: usize = 100;
-/// How many keys there are.
+/// The number of different keys.
 const KEYS: usize = 50;
-/// How long one receive waits.
+/// The longest wait of one `recv`.
 const WAIT: Duration = Duration::from_millis(200);
-/// So many receives in a row without a message, and no more come.
+/// The number of consecutive empty batches after which no more messages are expected.
 const QUIET: usize = 5;
 
-/// What a storm did.
+/// The counters of a storm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Storm {
-    /// Faults that were injected.
+    /// The number of injected faults.
     pub faults: u64,
-    /// Answers that said of a message that it may be in the log; the caller sent it again.
+    /// The number of outcomes with an unknown delivery state. The caller sent these messages again.
     pub unknown: u64,
-    /// Copies in the log beyond the first of each message.
+    /// The number of copies in the log beyond the first of each message.
     pub doubled: u64,
 }
 
@@ -45,15 +45,15 @@ impl fmt::Display for Storm {
     }
 }
 
-/// Publishes `messages` to `topic` and reads them as a group, while a third of all calls fails, hangs, or is done and
-/// loses its answer. The stack tries 20 times and its circuit tolerates it; what it cannot know, this sends again and
-/// counts, as a caller must.
+/// Publishes `messages` to `topic` and reads them as a group, while a third of all calls fail, hang, or are executed
+/// and lose their response. The stack tries each call up to 20 times, and its circuit breaker tolerates these failures.
+/// This function sends messages in an unknown state again and counts them, as a caller must do.
 ///
-/// A publish that hangs is cut off after twice the bus's delivery timeout and `limit`, any other call after `limit`:
-/// on real time both should be short.
+/// A publish that hangs ends after twice the bus's delivery timeout plus `limit`. Any other call ends after `limit`. On
+/// real time both should be short.
 ///
 /// # Errors
-/// A message that is lost, or that is there more often than it was sent again because its fate was unknown.
+/// A lost message, or a message with more copies than its sends with an unknown state permit.
 pub async fn storm(
     bus: Arc<dyn MessageBus>,
     topic: &TopicName,
@@ -63,7 +63,7 @@ pub async fn storm(
     limit: Duration,
 ) -> Verdict<Storm> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
-    // A subscribe whose answer gets lost leaves a member behind until its session passes.
+    // A subscribe with a lost response would leave a member in the group until its session passes.
     let chaos = Chaos::seeded(seed)
         .everywhere(third(&[Fault::Error, Fault::Hang, Fault::Cut]))
         .on(Operation::Subscribe, third(&[Fault::Error]));
@@ -96,7 +96,7 @@ pub async fn storm(
     Ok(storm)
 }
 
-/// Sends until every message is acknowledged, and counts how often the fate of each was unknown.
+/// Sends until every message is acknowledged. Counts the unknown delivery states of each message.
 async fn send_all(
     bus: &dyn MessageBus,
     topic: &TopicName,
@@ -127,7 +127,8 @@ async fn send_all(
     Ok(())
 }
 
-/// Where each message was found: its places in the log, each once however often it was delivered.
+/// Returns the locations of each message in the log. A message that is delivered repeatedly from
+/// one location counts once.
 async fn read_all(
     reader: &mut dyn Subscription,
     messages: usize,

@@ -1,4 +1,4 @@
-//! The same histories on the memory bus and on another one.
+//! Comparison of the same histories on the memory bus and on another bus.
 
 use std::sync::Arc;
 
@@ -12,14 +12,15 @@ use qi_core::{Result, Timestamp};
 use super::{Step, Trace, histories, trace};
 use crate::bus::contract::{BusEnv, BusFactory, Client, Failure, MemoryFactory, Timing, Verdict};
 
-/// Steps of a history at most.
+/// The largest number of steps of a history.
 const LENGTH: usize = 40;
 
-/// Draws `count` histories with a fixed seed, and runs each one in memory and on the brokers of `factory`, `at_once` of
-/// them side by side, because most of one is waiting. On the brokers time passes as `pace` changes it.
+/// Draws `count` histories with a fixed seed and runs each one in memory and on the brokers of `factory`.
+/// Runs `at_once` histories concurrently, because they mostly wait. On the brokers, `pace` replaces the
+/// timing of the environment.
 ///
 /// # Errors
-/// A history that does not leave the same behind, and what it left.
+/// A history with different results on the two buses, and the first difference.
 pub async fn check_traces(
     factory: Arc<dyn BusFactory>,
     count: usize,
@@ -73,7 +74,7 @@ fn in_memory(history: &[Step], prefix: String, stamp: Timestamp) -> Verdict<Trac
     })
 }
 
-/// The first thing that differs, because all of it is long.
+/// Describes only the first difference, because the complete traces are long.
 fn difference(found: &Trace, wanted: &Trace) -> Failure {
     if found.errors != wanted.errors {
         return Failure::new(format_args!("errors {:?}, in memory {:?}", found.errors, wanted.errors));
@@ -93,7 +94,7 @@ fn difference(found: &Trace, wanted: &Trace) -> Failure {
     }
 }
 
-/// A place with other names, and another idea of time.
+/// An environment with another prefix and another timing.
 #[derive(Debug)]
 struct Place {
     env: Box<dyn BusEnv>,

@@ -1,115 +1,116 @@
-//! What can happen.
+//! The steps of a history.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// How many topics a history has; topic `n` has `n + 2` partitions.
+/// The number of topics in a history. Topic `n` has `n + 2` partitions.
 pub(super) const TOPICS: usize = 2;
-/// How many groups.
+/// The number of groups in a history.
 pub(super) const GROUPS: usize = 2;
-/// How many members a group has at most over the whole history.
+/// The largest number of members that a group has at a time.
 pub(super) const MEMBERS: usize = 4;
 
-/// How many partitions a topic has.
+/// Returns the number of partitions of a topic.
 pub(super) fn partitions(topic: usize) -> u32 {
     if topic == 0 { 2 } else { 3 }
 }
 
-/// One thing that happens. Members are meant by their place among those that are there, so that every history can
-/// be run; what finds nobody does nothing.
+/// A step of a history. A step selects a member by its index among the present members, so every history can run. A
+/// step without a matching member does nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// So many messages to a topic, the first to this partition, the others round about.
+    /// Publishes messages to a topic, the first one to the given partition and the others to the
+    /// next partitions in turn.
     Publish {
-        /// Which topic.
+        /// The index of the topic.
         topic: usize,
-        /// Where the first one goes.
+        /// The partition of the first message.
         partition: u32,
-        /// How many.
+        /// The number of messages.
         count: usize,
     },
-    /// Somebody joins a group that reads both topics.
+    /// Adds a member to a group that reads both topics.
     Join {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Whether a fresh partition starts at its end.
+        /// True to start at the end of a partition without a commit.
         latest: bool,
     },
-    /// A member reads.
+    /// Receives messages with a member.
     Recv {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
-        /// How much at most.
+        /// The largest number of messages.
         max: usize,
     },
-    /// A member commits all that it has read, except the last few of each partition.
+    /// Commits the positions of a member, minus some messages of each partition.
     Commit {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
-        /// How many it leaves out.
+        /// The number of messages to leave out.
         short_of: u64,
     },
-    /// A member commits more than it has read, which is refused.
+    /// Commits an offset above the position of a member. The bus rejects this commit.
     CommitTooFar {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
     },
-    /// A member goes to an offset of its first partition, which there need not be.
+    /// Seeks the first partition of a member. The offset need not exist.
     Seek {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
-        /// Where to; 0 is the oldest, 1 the end, others this minus 2.
+        /// The target: 0 is the oldest message, 1 the end, and any other value the offset `to - 2`.
         to: u64,
     },
-    /// A member pauses its first partition, or lets all go on.
+    /// Pauses the first partition of a member, or resumes all its partitions.
     Pause {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
-        /// Whether it pauses.
+        /// True to pause, false to resume.
         pause: bool,
     },
-    /// A member leaves.
+    /// Closes the subscription of a member.
     Leave {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
     },
-    /// A member dies without a word.
+    /// Disconnects a member, which does not leave its group.
     Kill {
-        /// Which group.
+        /// The index of the group.
         group: usize,
-        /// Which member.
+        /// The index of the member.
         member: usize,
     },
-    /// A part of a partition goes, in percent of what there is.
+    /// Removes the oldest part of a partition.
     Trim {
-        /// Which topic.
+        /// The index of the topic.
         topic: usize,
-        /// Which partition.
+        /// The index of the partition.
         partition: u32,
-        /// How much of it.
+        /// The removed part in percent of the present messages.
         percent: u64,
     },
-    /// A topic is deleted, and created anew at once if `again`.
+    /// Deletes a topic and, if `again`, creates it again immediately.
     Delete {
-        /// Which topic.
+        /// The index of the topic.
         topic: usize,
-        /// Whether it comes back.
+        /// True to create the topic again.
         again: bool,
     },
-    /// More time passes than a session and a poll limit last.
+    /// Waits for the sum of the session timeout and the poll limit.
     Silence,
 }
 
@@ -132,7 +133,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Histories of up to `length` steps.
+/// Returns a strategy for histories of up to `length` steps.
 pub fn histories(length: usize) -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 1..=length)
 }

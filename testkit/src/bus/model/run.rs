@@ -1,4 +1,4 @@
-//! Runs a history step by step beside the model.
+//! Runs a history step by step, in parallel with the model.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,21 @@ use super::history::{GROUPS, MEMBERS, TOPICS, partitions};
 use super::state::{Group, Log, Logs, Member};
 use crate::bus::contract::{BusEnv, Client, Failure, Verdict, Wire, ensure, ensure_eq};
 
-/// Somebody in a group.
+/// A member of a group with its client.
 pub(super) struct Actor {
     pub(super) client: Client,
     pub(super) sub: Box<dyn Subscription>,
 }
 
-/// A history under way on a bus.
+/// The state of a history that runs on a bus.
 pub(super) struct Stage<'a> {
     pub(super) env: &'a dyn BusEnv,
     pub(super) bus: std::sync::Arc<dyn MessageBus>,
-    /// Kept: a client whose wire is dropped is cut off.
+    /// Kept, because the drop of a wire disconnects its client.
     _wire: std::sync::Arc<dyn Wire>,
     pub(super) topics: Vec<TopicName>,
     pub(super) groups: Vec<GroupId>,
-    /// Members that are there, by group and by number.
+    /// The present members by group and number.
     pub(super) actors: Vec<BTreeMap<usize, Actor>>,
     joined: usize,
     sent: usize,
@@ -59,7 +59,7 @@ impl<'a> Stage<'a> {
         self.bus.delete_topics(&self.topics[topic..=topic]).await?.remove(0).result.map(drop)
     }
 
-    /// The messages of a step: keyed and not, with and without a payload and headers.
+    /// Returns the messages of a step: with and without keys, payloads and headers.
     pub(super) fn messages(&mut self, topic: usize, partition: u32, count: usize) -> Result<Vec<Message>> {
         (0..count)
             .zip(partition..)
@@ -82,7 +82,7 @@ impl<'a> Stage<'a> {
             .collect()
     }
 
-    /// Somebody joins; None: the group is full.
+    /// Adds a member to a group. Returns None if the group is full.
     pub(super) async fn join(&mut self, group: usize, latest: bool) -> Result<Option<(usize, StartFrom)>> {
         let Some((client, request)) = self.invite(group, latest).await? else { return Ok(None) };
         let otherwise = request.otherwise;
@@ -90,7 +90,7 @@ impl<'a> Stage<'a> {
         Ok(Some((self.take_in(group, Actor { client, sub }), otherwise)))
     }
 
-    /// What somebody needs to join; None: the group is full.
+    /// Returns a client and a request for a new member, or None if the group is full.
     pub(super) async fn invite(&self, group: usize, latest: bool) -> Result<Option<(Client, Subscribe)>> {
         if self.actors[group].len() >= MEMBERS {
             return Ok(None);
@@ -103,14 +103,14 @@ impl<'a> Stage<'a> {
         Ok(Some((self.env.connect().await?, request)))
     }
 
-    /// Somebody has joined, and gets a number.
+    /// Stores a new member and returns its number.
     pub(super) fn take_in(&mut self, group: usize, actor: Actor) -> usize {
         self.joined += 1;
         self.actors[group].insert(self.joined, actor);
         self.joined
     }
 
-    /// The member at a place among those that are there.
+    /// Returns the member at an index among the present members.
     pub(super) fn actor(&mut self, group: usize, place: usize) -> Option<(usize, &mut Actor)> {
         let count = self.actors[group].len().max(1);
         self.actors[group].iter_mut().nth(place % count).map(|(at, actor)| (*at, actor))
@@ -123,11 +123,11 @@ struct Run<'a> {
     groups: Vec<Group>,
 }
 
-/// Runs a history on a bus and holds every answer against the model. The bus must tell time exactly, so that this
+/// Runs a history on a bus and compares every response with the model. The model needs exact times, so this
 /// is for paused time.
 ///
 /// # Errors
-/// The first answer that the model does not allow, with its step.
+/// The first response that the model does not allow, with its step.
 pub async fn follow(env: &dyn BusEnv, history: &[Step]) -> Verdict {
     let stage = Stage::open(env).await?;
     let groups = (0..GROUPS).map(|_| Group::default()).collect();
@@ -218,7 +218,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    /// The bus and the model agree on what a member owns and where it stands.
+    /// Compares the assignment of a member on the bus with the model.
     async fn compare(&mut self, group: usize, at: usize) -> Verdict {
         let Some(actor) = self.stage.actors[group].get_mut(&at) else { return Ok(()) };
         let assignment = actor.sub.assignment().await?;
@@ -365,8 +365,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// After everybody has read for a while, each group has every partition once, evenly, and its commits are what
-    /// the model says.
+    /// Checks the final state. After some rounds of `recv`, each group owns every partition once, in even shares, and
+    /// its commits equal those of the model.
     async fn come_to_rest(&mut self) -> Verdict {
         for topic in 0..TOPICS {
             if !self.exists(topic) {

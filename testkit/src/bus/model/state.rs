@@ -1,4 +1,4 @@
-//! The model: lists and maps, and no thought of speed.
+//! The model: lists and maps, without regard for speed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::bus::contract::{Failure, Verdict, ensure, ensure_eq};
 
-/// A partition: everything that was ever in it, and where it begins now.
+/// A partition: all messages that were ever published to it, and its low watermark.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) messages: Vec<Message>,
@@ -25,20 +25,20 @@ impl Log {
     }
 }
 
-/// Logs by partition; those of a topic that is deleted are absent.
+/// The logs by partition. Logs of deleted topics are absent.
 pub(super) type Logs = BTreeMap<TopicPartition, Log>;
 
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) otherwise: StartFrom,
-    /// What it owns, and what it reads next there.
+    /// The owned partitions with the next offset of each.
     pub(super) positions: BTreeMap<TopicPartition, u64>,
     pub(super) paused: BTreeSet<TopicPartition>,
-    /// What it believes to own, by what it was told.
+    /// The partitions that the member owns according to its notices.
     pub(super) told: BTreeSet<TopicPartition>,
-    /// Positions that had gone before it could be told.
+    /// The resets that the member has not yet been notified of.
     resets: BTreeMap<TopicPartition, (u64, u64)>,
-    /// Where logs began when positions in them were reset.
+    /// The low watermarks at the time of resets.
     floors: BTreeMap<TopicPartition, u64>,
     last_poll: Instant,
     pub(super) dead_since: Option<Instant>,
@@ -62,7 +62,7 @@ impl Member {
         }
     }
 
-    /// It has called `recv`.
+    /// Records a call of `recv`.
     pub(super) fn polled(&mut self) {
         self.last_poll = Instant::now();
         self.out = false;
@@ -86,12 +86,12 @@ impl Member {
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) commits: BTreeMap<TopicPartition, u64>,
-    /// By the place of the member in the run; those that left are absent.
+    /// The present members by their number in the run.
     pub(super) members: BTreeMap<usize, Member>,
 }
 
 impl Group {
-    /// Lets silence have its effect.
+    /// Applies the session timeouts and poll limits.
     pub(super) fn expire(&mut self, session: Duration, poll_limit: Duration) {
         let now = Instant::now();
         self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));
@@ -104,7 +104,7 @@ impl Group {
         }
     }
 
-    /// A member takes a partition that must be nobody's.
+    /// Assigns a partition to a member. Fails if the partition has an owner.
     pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> Verdict {
         let owner = self.members.iter().find(|(_, member)| member.positions.contains_key(partition));
         ensure_eq!(owner.map(|(other, _)| *other), None, "the owner of {partition}, which {at} takes");
@@ -129,14 +129,14 @@ impl Group {
         Ok(())
     }
 
-    /// What a commit of `next` stores.
+    /// Returns the offset that a commit of `next` stores.
     pub(super) fn stored(&self, at: usize, partition: &TopicPartition, next: u64) -> u64 {
         let floor = self.members.get(&at).and_then(|member| member.floors.get(partition)).copied();
         let valid = self.commits.get(partition).filter(|commit| floor.is_some_and(|floor| **commit >= floor));
         if floor.is_some_and(|floor| next < floor) { valid.copied().unwrap_or(next) } else { next }
     }
 
-    /// A topic is gone.
+    /// Removes the state of a deleted topic.
     pub(super) fn forget(&mut self, topic: &TopicName) {
         self.commits.retain(|partition, _| partition.topic != *topic);
         for member in self.members.values_mut() {
@@ -147,7 +147,7 @@ impl Group {
         }
     }
 
-    /// Holds a batch against what is known.
+    /// Compares a batch with the model.
     pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
         self.hear(logs, at, batch.notices())?;
         let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
@@ -220,7 +220,7 @@ impl Group {
                     }
                     ensure!(!log.holds(*position), "{position} of {partition} is still there");
                     let start = if member.otherwise == StartFrom::Latest { log.end() } else { log.start };
-                    // A second one before the first was told makes one of both.
+                    // Two resets before the first notice become one reset.
                     let origin = known.map_or(*position, |(from, _)| from);
                     ensure_eq!((*from, *to), (origin, start), "the reset of {partition}");
                     *position = start;
@@ -229,7 +229,7 @@ impl Group {
                         self.commits.insert(partition.clone(), start);
                     }
                 }
-                // The topic may exist again, and its partitions are compared elsewhere.
+                // The topic may exist again. Other steps compare its partitions.
                 Notice::TopicDeleted { .. } => {}
                 other => {
                     return Err(Failure::new(format_args!(

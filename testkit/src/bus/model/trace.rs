@@ -1,4 +1,4 @@
-//! What two buses must agree on.
+//! The results on which two buses must agree.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -15,26 +15,26 @@ use super::history::{GROUPS, TOPICS, partitions};
 use super::run::{Actor, Stage};
 use crate::bus::contract::{BusEnv, Failure, Verdict};
 
-/// A message as its sender wrote it.
+/// The content of a message from its sender: key, payload, headers and timestamp.
 pub type Content = (Option<Bytes>, Option<Bytes>, Headers, Option<Timestamp>);
 
-/// What a history left behind: nothing of batches, owners, offsets or times of arrival.
+/// The results of a history. Batches, owners, offsets and arrival times are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Trace {
-    /// By group and partition: the messages in the order of the log, each once, as the group got them.
+    /// By group and partition: the messages that the group received, each once and in the order of the log.
     pub received: BTreeMap<(usize, TopicPartition), Vec<Content>>,
-    /// By group and partition: how many messages lie before the commit at the end.
+    /// By group and partition: the number of messages before the final commit.
     pub committed: BTreeMap<(usize, TopicPartition), usize>,
-    /// By step: the error's kind, and its code behind the backend's word.
+    /// By step: the kind of the error, and its code without the backend's name.
     pub errors: Vec<(usize, ErrorKind, String)>,
 }
 
-/// Runs a history without looking at owners or times: every message is of the time `stamp`, every read goes on until the
-/// group has everything, and a commit covers all that was read. What depends on a bus's own timing (silence,
-/// seeks, pauses, starts at the end, trims and deletions under a reader) is left out.
+/// Runs a history without regard for owners and times. Every message has the time `stamp`. Every read continues until
+/// the group has all messages, and a commit covers all messages read. Steps that depend on a bus's timing are skipped:
+/// silence, seeks, pauses, trims and deletions under a reader, and starts at the end.
 ///
 /// # Errors
-/// What the bus refuses that every bus must take.
+/// A rejection by the bus that the contract does not allow.
 pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verdict<Trace> {
     let mut stage = Stage::open(env).await?;
     let mut trace = Trace::default();
@@ -82,7 +82,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
             _ => {}
         }
     }
-    // Those that died are forgotten by then.
+    // By then, the sessions of killed members have passed.
     tokio::time::sleep(env.timing().session + env.timing().short).await;
     for group in 0..GROUPS {
         join(&mut stage, group, &mut seen).await?;
@@ -101,7 +101,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
     Ok(trace)
 }
 
-/// The code without the backend's word, which two backends cannot share.
+/// Returns the code without the backend's name, which differs between two backends.
 fn code(error: &Error) -> String {
     error.code().split('.').skip(2).collect::<Vec<_>>().join(".")
 }
@@ -112,7 +112,7 @@ fn content(message: &Received) -> Content {
 
 type Seen = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
 
-/// Somebody joins while the others read, as it is in life: brokers wait for members that do not.
+/// Adds a member while the others read. Brokers wait for members that do not read.
 async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
     let Some((client, request)) = stage.invite(group, false).await? else { return Ok(()) };
     let bus = client.bus.clone();
@@ -134,7 +134,7 @@ async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
     Ok(())
 }
 
-/// Every member reads once, all at the same time.
+/// Receives once with every member, all at the same time.
 async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
     let short = stage.env.timing().short;
     let members = stage.actors[group].values_mut();
@@ -151,7 +151,7 @@ async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verd
     Ok(())
 }
 
-/// Reads until every partition has an owner that stands at its end.
+/// Reads until every partition has an owner at its end.
 async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
     let all: u32 = (0..TOPICS).map(partitions).sum();
     let deadline = Instant::now() + stage.env.timing().eventually;
@@ -172,7 +172,7 @@ async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -
     }
 }
 
-/// Reads with every member until the group has had all there is.
+/// Reads with every member until the group has received `total` messages.
 async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Seen) -> Verdict {
     if stage.actors[group].is_empty() {
         return Ok(());
@@ -191,7 +191,7 @@ async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Se
     }
 }
 
-/// Commits what the group has had, by whoever owns it.
+/// Commits the received messages of the group through the owners of the partitions.
 async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> Verdict {
     for actor in stage.actors[group].values_mut() {
         let mut upto = Positions::new();

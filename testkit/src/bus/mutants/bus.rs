@@ -1,4 +1,4 @@
-//! The broken bus: publishing, topics, groups, its end.
+//! The faulty bus: publishing, topics, groups and closing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +17,10 @@ use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
 use super::fault::Fault;
 use super::reader::BrokenReader;
 
-/// What commits would have stored that the sound bus does not store.
+/// The commits that only the faulty bus reports as stored.
 pub(super) type Stale = Arc<Mutex<Positions>>;
 
-/// A sound bus with one fault around it.
+/// A correct bus with one fault.
 #[derive(Debug)]
 pub(super) struct Broken {
     inner: Arc<dyn MessageBus>,
@@ -39,7 +39,7 @@ impl Broken {
         self.fault == fault
     }
 
-    /// What the fault makes of message `n` of a batch.
+    /// Applies the fault to message `n` of a batch.
     fn spoil(&self, message: &Message, n: u32, partitions: Option<u32>) -> Message {
         let mut message = message.clone();
         let hash = message.key.as_deref().map(murmur2);
@@ -79,7 +79,7 @@ impl Broken {
         message
     }
 
-    /// How many partitions the topic of a batch has.
+    /// Returns the number of partitions of a batch's topic, if the fault needs it.
     async fn partitions(&self, batch: &[Message]) -> Option<u32> {
         if !matches!(self.fault, Fault::OtherHash | Fault::NegatesHash | Fault::ScattersKeyless) {
             return None;
@@ -93,7 +93,7 @@ impl Broken {
         std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), batch)
     }
 
-    /// Publishes all but the last message, and answers for all of them.
+    /// Publishes all but the last message and reports all of them as sent.
     async fn without_last(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         let Some((_, rest)) = batch.split_last() else { return self.inner.publish(batch, options).await };
         let mut outcomes = self.inner.publish(rest, options).await?.into_outcomes();
@@ -101,8 +101,8 @@ impl Broken {
         Ok(PublishReport::new(outcomes))
     }
 
-    /// Holds every other batch back until the next one is there, and sends it behind that. `close` sends a last
-    /// one, so that nothing is lost.
+    /// Holds back every other batch and sends it after the next batch. `close` sends a batch that is still held back,
+    /// so that no message is lost.
     async fn swapped(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         let Some(before) = self.hold(None) else {
             self.hold(Some(batch.to_vec()));
@@ -113,7 +113,7 @@ impl Broken {
         Ok(report)
     }
 
-    /// Takes whatever comes at once, into a buffer that has no end.
+    /// Accepts every batch immediately into an unbounded buffer.
     fn unbounded(&self, batch: &[Message], options: &PublishOptions) -> PublishReport {
         let (inner, buffered, options) = (self.inner.clone(), batch.to_vec(), options.clone());
         tokio::spawn(async move { inner.publish(&buffered, &options).await });
@@ -127,13 +127,13 @@ impl Broken {
         Ok(())
     }
 
-    /// Answers in place of a bus that is closed.
+    /// Returns whether the bus answers although it is closed.
     fn ignores_closed(&self) -> bool {
         self.is(Fault::IgnoresClosed) && self.closed.load(Ordering::SeqCst)
     }
 }
 
-/// An answer for what was not sent.
+/// Returns a delivery for a message that was not sent.
 fn invented() -> Delivery {
     Delivery { partition: 0, offset: 0, timestamp: None }
 }

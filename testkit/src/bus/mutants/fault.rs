@@ -1,6 +1,6 @@
-//! What can be wrong with a bus.
+//! The faults of a faulty bus.
 
-/// One fault; [`super::MUTANTS`] names them in words.
+/// A fault. [`super::MUTANTS`] describes each fault by a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     ForgetsCommits,

@@ -1,6 +1,6 @@
-//! Buses that are broken on purpose, each with the check that must notice.
+//! Faulty buses, each with the check that must detect its fault.
 //!
-//! A suite that no broken bus fails proves nothing. Every mutant here is the sound bus with one fault around it.
+//! A suite that no faulty bus fails proves nothing. Every mutant is a correct bus with one fault.
 
 mod bus;
 mod fault;
@@ -14,20 +14,20 @@ use super::contract::Wrapping;
 use bus::Broken;
 use fault::Fault;
 
-/// A broken bus.
+/// A faulty bus that the suite must reject.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {
-    /// What is wrong with it.
+    /// The name of the fault.
     pub name: &'static str,
-    /// The check that must fail on it.
+    /// The check that must detect the fault.
     pub caught_by: &'static str,
-    /// Breaks a sound bus.
+    /// The wrapping that adds the fault to a correct bus.
     pub wrapping: Wrapping,
 }
 
 macro_rules! mutants {
     ($($fault:ident $name:literal => $check:literal),* $(,)?) => {
-        /// Every mutant.
+        /// All mutants of the message bus.
         pub const MUTANTS: &[Mutant] = &[$(
             Mutant {
                 name: $name,

@@ -1,4 +1,4 @@
-//! The broken subscription.
+//! The faulty subscription.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -13,13 +13,13 @@ use qi_core::{ErrorKind, MessageBus, Result, Subscription};
 use super::bus::Stale;
 use super::fault::Fault;
 
-/// A sound subscription with one fault around it.
+/// A correct subscription with one fault.
 #[derive(Debug)]
 pub(super) struct BrokenReader {
     inner: Box<dyn Subscription>,
     fault: Fault,
     stale: Stale,
-    /// A reader of a partition that belongs to somebody else.
+    /// A reader of a partition that another member owns.
     extra: Option<Box<dyn Subscription>>,
     last: BTreeMap<TopicPartition, Received>,
     after_rebalance: bool,
@@ -35,7 +35,7 @@ impl BrokenReader {
         Self { inner, fault, stale, extra, last: BTreeMap::new(), after_rebalance: false }
     }
 
-    /// A reader of the first partition of a topic, whoever owns it.
+    /// Opens a reader of the first partition of a topic, regardless of the owner.
     pub(super) async fn second_owner(
         bus: &Arc<dyn MessageBus>,
         topic: TopicName,
@@ -43,14 +43,14 @@ impl BrokenReader {
         bus.read(Read::new([(TopicPartition::new(topic, 0), SeekTo::Latest)])?).await
     }
 
-    /// Goes to the end of whatever is assigned.
+    /// Seeks all assigned partitions to their end.
     pub(super) async fn seek_to_the_end(&mut self) -> Result<()> {
         let assignment = self.inner.assignment().await?;
         let ends: Vec<_> = assignment.partitions.into_iter().map(|p| (p.partition, SeekTo::Latest)).collect();
         self.inner.seek(&ends).await
     }
 
-    /// What the fault makes of a batch.
+    /// Applies the fault to a batch.
     async fn spoil(&mut self, batch: Batch) -> Result<Batch> {
         let positions = batch.positions().clone();
         let mut notices = batch.notices().to_vec();
@@ -114,7 +114,7 @@ impl Subscription for BrokenReader {
         match self.inner.recv(max, wait).await {
             Ok(batch) => {
                 if self.fault == Fault::LosesOnCancel {
-                    // Whoever drops the future here has lost what the inner one handed out.
+                    // If the caller drops the future here, the messages of the inner subscription are lost.
                     tokio::task::yield_now().await;
                 }
                 self.spoil(batch).await
@@ -137,7 +137,8 @@ impl Subscription for BrokenReader {
                 if committed.is_err() {
                     for (partition, next) in upto.iter() {
                         let one: Positions = [(partition.clone(), next)].into_iter().collect();
-                        // What is refused alone was the reason; the others are stored, and nobody is told.
+                        // The invalid position fails again. The other positions are stored although the commit
+                        // as a whole fails.
                         let _ = self.inner.commit(&one).await;
                     }
                 }

@@ -1,4 +1,4 @@
-//! A batch with the records of each series side by side.
+//! A batch with the records of each series next to each other.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use qi_core::Result;
 use qi_core::record::{Dataset, FieldWriter, Place, RecordVec, Records, SeriesRef};
 use qi_core::store::kit::SeriesRanks;
 
-/// A view of a batch in another order: within each part, by series, and within a series as before, so that the later
-/// record of a key still wins. A run of one series costs one search and one copy, however the records came.
+/// A view of a batch in another order. Each part is grouped by series. Records of one series keep their order, so the
+/// last record of a key still wins. Each series then needs one search and one copy, regardless of the original order.
 #[derive(Debug)]
 pub(super) struct Grouped<'a> {
     records: &'a dyn Records,
@@ -15,7 +15,7 @@ pub(super) struct Grouped<'a> {
 }
 
 impl<'a> Grouped<'a> {
-    /// Groups each `part` records of a batch. None if they are grouped already, or too few for it to pay.
+    /// Groups each `part` records of a batch. Returns None if the records are already grouped, or too few to benefit.
     pub(super) fn of(records: &'a dyn Records, part: usize) -> Option<Self> {
         const FEW: usize = 32;
         if records.len() < FEW || records.run(0..records.len()) == records.len() {
@@ -25,7 +25,7 @@ impl<'a> Grouped<'a> {
         let mut order = Vec::with_capacity(ranks.len());
         let mut starts = Vec::new();
         for (n, ranks) in ranks.chunks(part).enumerate() {
-            // A counting sort, which keeps the order of equal ranks.
+            // A counting sort, because it keeps the order of equal ranks.
             starts.clear();
             starts.resize(series.len() + 1, 0_usize);
             let at = |rank: u64| usize::try_from(rank).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! [`MemoryStore`]: a price store that is gone with the process, and in all else keeps the contract.
+//! [`MemoryStore`]: a price store that keeps the contract, but loses its data at the end of the process.
 
 mod grouped;
 mod read;
@@ -31,29 +31,30 @@ use super::MemoryStoreConfig;
 
 const BACKEND: &str = "memory";
 
-/// So many records are written under one lock; then other tasks and readers have their turn.
+/// The number of records that are written under one lock. Then the insert yields to other tasks and readers.
 const SLICE: usize = 10_000;
 
-/// Everything that the store holds.
+/// The records of the store.
 #[derive(Debug)]
 struct State {
-    /// Whether `ensure_schema` has run.
+    /// True after `ensure_schema`.
     schema: bool,
-    /// The records of all tables.
+    /// The number of records in all tables.
     rows: usize,
-    /// In the order of the registered datasets.
+    /// The tables in the order of the registered datasets.
     tables: Vec<Table>,
 }
 
-/// A [`PriceStore`] in memory: sorted, bounded, safe under concurrent use, absent until `ensure_schema`.
+/// A [`PriceStore`] in memory: sorted, bounded, and safe for concurrent use. Its tables do
+/// not exist before `ensure_schema`.
 ///
-/// It is never larger than [`MemoryStoreConfig::max_rows`]. A new key beyond that is refused with kind
-/// `Overloaded`, code `store.memory.full` and the advice never to retry; a key that is there can be replaced.
-/// Only the retention of the configuration removes anything by itself.
+/// The store never holds more than [`MemoryStoreConfig::max_rows`] records. An insert of a new key beyond this limit
+/// fails with the kind `Overloaded`, the code `store.memory.full` and the advice never to retry. Existing keys can
+/// still be replaced. Records are removed automatically only by the configured retention.
 ///
-/// Every call first gives way to other tasks when its task has used up tokio's budget, so that a tight loop of
-/// calls starves nobody and sees its cancellation. A large batch is written in slices, with other tasks and
-/// readers in between.
+/// Every call first yields to other tasks if its task has consumed tokio's cooperative budget. A tight loop of calls
+/// therefore starves no other task and can be cancelled. A large batch is written in slices. Other tasks and readers
+/// run between two slices.
 ///
 /// ```
 /// use qi_core::store::{PriceStore, PriceStoreExt};
@@ -76,32 +77,32 @@ pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     closed: AtomicBool,
-    /// The calls under way, which `close` waits for.
+    /// The calls under way. `close` waits for them.
     calls: TaskTracker,
     /// The stamp of the last batch.
     batches: AtomicU64,
 }
 
 impl Default for MemoryStore {
-    /// A store of the default configuration, on the machine's clock.
+    /// Returns a store with the default configuration and the system clock.
     fn default() -> Self {
         Self::build(MemoryStoreConfig::default(), Arc::new(SystemClock))
     }
 }
 
 impl MemoryStore {
-    /// A store on the machine's clock.
+    /// Creates a store with the system clock.
     ///
     /// # Errors
-    /// `Config` for a bound that is out of range.
+    /// `Config` if a setting is out of range.
     pub fn new(config: MemoryStoreConfig) -> Result<Self> {
         Self::with_clock(config, Arc::new(SystemClock))
     }
 
-    /// A store whose retention by age looks at this clock.
+    /// Creates a store whose retention by age uses this clock.
     ///
     /// # Errors
-    /// `Config` for a bound that is out of range.
+    /// `Config` if a setting is out of range.
     pub fn with_clock(config: MemoryStoreConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         config.validate()?;
         Ok(Self::build(config, clock))
@@ -123,15 +124,15 @@ impl MemoryStore {
         }
     }
 
-    /// How many records the store holds, of all datasets together.
+    /// Returns the number of records in all datasets together.
     pub fn rows(&self) -> usize {
         self.state.read().unwrap_or_else(PoisonError::into_inner).rows
     }
 
-    /// Begins a call: gives way if the budget is used up, and is refused after `close`.
+    /// Starts a call: consumes tokio's budget, and fails after `close`.
     async fn enter(&self, operation: Operation) -> Result<TaskTrackerToken> {
         tokio::task::coop::consume_budget().await;
-        // The token comes first, so that `close` either waits for this call or is seen by it.
+        // The token is taken first. Either `close` waits for this call, or this call sees the closed store.
         let call = self.calls.token();
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::closed("store.memory.closed", operation).with_backend(BACKEND));
@@ -139,21 +140,21 @@ impl MemoryStore {
         Ok(call)
     }
 
-    /// Reads the state, once there is a schema.
+    /// Reads the state. Fails if there is no schema.
     fn read<T>(&self, operation: Operation, read: impl FnOnce(&State) -> Result<T>) -> Result<T> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         schema(&state, operation)?;
         read(&state).map_err(at(operation))
     }
 
-    /// Changes the state, once there is a schema.
+    /// Changes the state. Fails if there is no schema.
     fn write<T>(&self, operation: Operation, write: impl FnOnce(&mut State) -> T) -> Result<T> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         schema(&state, operation)?;
         Ok(write(&mut state))
     }
 
-    /// The position of a dataset among the tables.
+    /// Returns the index of a dataset's table.
     fn position(&self, operation: Operation, dataset: Dataset) -> Result<usize> {
         self.config.datasets.position(dataset).map_err(at(operation))
     }
@@ -176,7 +177,7 @@ fn schema(state: &State, operation: Operation) -> Result<()> {
         .with_message("nothing exists before ensure_schema"))
 }
 
-/// Says where an error was raised, which core's checks cannot know.
+/// Adds the operation and the backend to an error. The checks of core do not know them.
 fn at(operation: Operation) -> impl Fn(Error) -> Error {
     move |error| error.with_operation(operation).with_backend(BACKEND)
 }
@@ -186,7 +187,7 @@ impl State {
         Self { schema: false, rows: 0, tables: config.datasets.iter().map(Table::new).collect() }
     }
 
-    /// The tables that `ensure_schema` would create.
+    /// Returns the tables that `ensure_schema` would create.
     fn missing(&self) -> Vec<String> {
         let create = |table: &Table| format!("create table {}", table.dataset());
         if self.schema { Vec::new() } else { self.tables.iter().map(create).collect() }
@@ -242,7 +243,7 @@ impl PriceStore for MemoryStore {
             let cutoff = |table: &Table| keep(table).max_age().and_then(|age| now.checked_sub(age));
             let put = self.write(OP, |State { rows, tables, schema: _ }| {
                 let max_rows = self.config.max_rows;
-                // Before room may run short, the other datasets give back what they need not keep.
+                // The records may exceed the capacity, so expired records of all datasets are removed first.
                 if rows.saturating_add(to - from) > max_rows {
                     for table in &mut *tables {
                         table.expire(cutoff(table), rows);

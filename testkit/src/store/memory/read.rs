@@ -1,4 +1,4 @@
-//! The answers: ranges, latest records, bars out of ticks. All of it runs on a locked table and returns copies.
+//! The reads: ranges, latest records, and bars from ticks. They run on a locked table and return copies.
 
 use std::ops::{Bound, Range};
 
@@ -13,7 +13,7 @@ use qi_core::{BarValues, Instrument, Interval, Ohlcv, PriceTick, Result, Selecti
 use super::series::{Series, Window};
 use super::table::Table;
 
-/// A page of one series in a range.
+/// Returns a page of one series in a range.
 pub(super) fn range(table: &Table, request: &RangeRequest) -> Result<RecordPage> {
     let (anchor, most) = (request.anchor()?, request.page.limit() + 1);
     let mut found = table.dataset().new_vec();
@@ -27,7 +27,7 @@ pub(super) fn range(table: &Table, request: &RangeRequest) -> Result<RecordPage>
     request.page_of(found)
 }
 
-/// The oldest `most` records of a window, oldest first, into a vector of just the size.
+/// Appends the oldest `most` records of a window, oldest first. Reserves the exact capacity.
 fn oldest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -> Result<()> {
     found.reserve(count(series.slices(window), most));
     for (rows, range) in series.slices(window) {
@@ -40,7 +40,7 @@ fn oldest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -
     Ok(())
 }
 
-/// The newest `most` records of a window, newest first.
+/// Appends the newest `most` records of a window, newest first.
 fn newest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -> Result<()> {
     found.reserve(count(series.slices(window).rev(), most));
     for (rows, range) in series.slices(window).rev() {
@@ -53,7 +53,7 @@ fn newest(series: &Series, window: Window, most: usize, found: &mut RecordVec) -
     Ok(())
 }
 
-/// How many records the slices hold, counted up to `most`.
+/// Returns the number of records in the slices, counted up to `most`.
 fn count<'a>(slices: impl Iterator<Item = (&'a RecordVec, Range<usize>)>, most: usize) -> usize {
     let mut count = 0;
     for (_, range) in slices {
@@ -72,7 +72,7 @@ fn owner_of(anchor: Anchor) -> Option<Owner> {
     }
 }
 
-/// The latest record of each selected owner.
+/// Returns the latest record of each selected owner.
 pub(super) fn latest(table: &Table, request: &LatestRequest) -> Result<RecordPage> {
     let after = owner_of(request.anchor()?);
     let (most, mut found) = (request.page.limit() + 1, table.dataset().new_vec());
@@ -113,7 +113,7 @@ fn series_of<'a>(table: &'a Table, instrument: &Instrument) -> Option<&'a Series
     table.series.get(&SeriesKey { owner: Owner::Instrument(instrument.clone()), interval: None })
 }
 
-/// A page of bars out of ticks. Every one is folded from its whole bucket, whatever the range cuts.
+/// Returns a page of bars from ticks. Each bar covers its complete bucket, even if the range ends within the bucket.
 pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
     let page = Derived(query);
     let BarQuery { instrument, interval, range, order, .. } = query;
@@ -123,7 +123,7 @@ pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
         _ => None,
     };
     let mut found = Vec::new();
-    // The open times that the range holds: from the first bucket start in it to the last.
+    // The range contains the open times from its first bucket start to its last.
     if let (Some(series), Some(first)) = (series_of(table, instrument), interval.ceil(range.start())) {
         let mut buckets = Buckets { series, interval: *interval, first, end: range.end() };
         match (order, after) {
@@ -137,8 +137,8 @@ pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
                 Order::Descending => buckets.next_back(),
             };
             let Some(open) = next else { break };
-            // The one behind the page only shows that there is more. A sum of it that is out of range is the
-            // error of its own page.
+            // The bar after the page only shows that more bars exist. If its sums are out of range, the error belongs
+            // to the next page.
             let fold = if found.len() < limit { bar } else { unsummed };
             found.push(fold(series, instrument, *interval, open)?);
         }
@@ -146,7 +146,7 @@ pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
     page.page_of(found)
 }
 
-/// The buckets with ticks whose open time lies from `first` (aligned) up to `end`, from either side.
+/// The buckets that have ticks and an open time from `first` (aligned) to `end`, excluded. Iterates from both ends.
 struct Buckets<'a> {
     series: &'a Series,
     interval: Interval,
@@ -164,7 +164,7 @@ impl Buckets<'_> {
     }
 
     fn next_back(&mut self) -> Option<Timestamp> {
-        // The last open time before the end, and the end of its bucket; an end on a boundary is that itself.
+        // The end of the last bucket that opens before `end`. If `end` is a bucket boundary, both are equal.
         let end = self.interval.ceil(self.end).unwrap_or(Timestamp::MAX);
         let (rows, at) = self.series.last_in(Window { lo: (self.first, 0), hi: (end, 0) })?;
         let open = self.interval.floor(rows.as_records().place(at).0);
@@ -173,12 +173,12 @@ impl Buckets<'_> {
     }
 }
 
-/// The end of the bucket that opens at `open`.
+/// Returns the end of the bucket that opens at `open`.
 fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
     open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
 }
 
-/// The bar of a bucket that has ticks.
+/// Returns the bar of a bucket that has ticks.
 fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
     let mut builder: Option<BarBuilder> = None;
     for (rows, range) in series.slices(bucket_of(interval, open)) {
@@ -193,7 +193,7 @@ fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Times
     Ohlcv::new(instrument.clone(), interval, open, values)
 }
 
-/// Stands for the bar of a bucket that has ticks: its time, and no sums.
+/// Returns a placeholder for the bar of a bucket that has ticks: its open time, without sums.
 fn unsummed(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
     let (rows, range) = series.slices(bucket_of(interval, open)).next().expect(HAS_A_TICK);
     let first = &ticks(rows, range)?[0];
@@ -206,7 +206,7 @@ fn bucket_of(interval: Interval, open: Timestamp) -> Window {
     Window { lo: (open, 0), hi: (close_of(interval, open), 0) }
 }
 
-/// Figures over a range.
+/// Returns the statistics of a range.
 pub(super) fn stats(table: &Table, query: &StatsQuery) -> Result<Option<RangeStats>> {
     let series = series_of(table, &query.instrument);
     let slices = series.into_iter().flat_map(|series| series.slices(Window::of(query.range)));
@@ -214,7 +214,7 @@ pub(super) fn stats(table: &Table, query: &StatsQuery) -> Result<Option<RangeSta
     RangeStats::of(slices.into_iter().flatten())
 }
 
-/// A page of the owners that a table has records of, over all intervals.
+/// Returns a page of the owners with records in a table, in all intervals.
 pub(super) fn series(table: &Table, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
     let after = owner_of(request.anchor()?);
     let most = request.page.limit() + 1;

@@ -1,8 +1,8 @@
-//! One series in order: sorted chunks, with a tail that takes what comes in order.
+//! The records of one series in order: sorted chunks, and a tail for records in ascending order.
 //!
-//! Records that are the newest of their series are appended to the tail, which costs no search. A late one is moved into
-//! a chunk of at most [`CAP`] records, found through a tree of chunks: no order of arrival is quadratic. The oldest go
-//! chunk by chunk. Neighbouring records of a batch are copied with one call.
+//! A record that is newer than its series is appended to the tail without a search. A late record is inserted into a
+//! chunk of at most [`CAP`] records, which is found through a tree of chunks. No order of arrival takes quadratic time.
+//! The oldest records are removed by chunks. Neighbouring records of a batch are copied in one call.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,10 +11,11 @@ use qi_core::record::{Dataset, Place, RecordVec, Records};
 use qi_core::store::Anchor;
 use qi_core::{Result, TimeRange, Timestamp};
 
-/// The most records of a chunk. Larger chunks make late records dearer, smaller ones the tree deeper.
+/// The largest number of records in a chunk. Larger chunks make late records more expensive, smaller chunks
+/// make the tree deeper.
 const CAP: usize = 64;
 
-/// A stretch of a series: from the first place, included, to the second, excluded.
+/// A range of sort keys: from `lo`, included, to `hi`, excluded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
     pub(super) lo: Place,
@@ -24,24 +25,24 @@ pub(super) struct Window {
 impl Window {
     pub(super) const ALL: Self = Self { lo: (Timestamp::MIN, 0), hi: (Timestamp::MAX, u64::MAX) };
 
-    /// All records of a range of time.
+    /// Returns the window of a time range.
     pub(super) fn of(range: TimeRange) -> Self {
         Self { lo: (range.start(), 0), hi: (range.end(), 0) }
     }
 
-    /// All records of this moment and before.
+    /// Returns the window of all records up to a time, included.
     pub(super) fn up_to(time: Timestamp) -> Self {
-        // A seq is at most i64::MAX.
+        // A sequence number is at most `i64::MAX`.
         Self { hi: (time, u64::MAX), ..Self::ALL }
     }
 
-    /// What remains of it after a cursor, oldest first.
+    /// Returns the rest of the window after a cursor, in ascending order.
     pub(super) fn after(self, anchor: &Anchor) -> Self {
         let past = |place: Place| (place.0, place.1 + 1);
         place_of(anchor).map_or(self, |place| Self { lo: self.lo.max(past(place)), ..self })
     }
 
-    /// What remains of it after a cursor, newest first.
+    /// Returns the rest of the window after a cursor, in descending order.
     pub(super) fn before(self, anchor: &Anchor) -> Self {
         place_of(anchor).map_or(self, |place| Self { hi: self.hi.min(place), ..self })
     }
@@ -49,32 +50,32 @@ impl Window {
 
 fn place_of(anchor: &Anchor) -> Option<Place> {
     match anchor {
-        // A forged cursor may hold any number; a true one's seq is at most i64::MAX.
+        // A forged cursor may hold any number. The sequence number of a valid cursor is at most `i64::MAX`.
         Anchor::Place(ts, seq) => Some((*ts, (*seq).min(u64::MAX - 1))),
         Anchor::Time(ts) => Some((*ts, 0)),
         Anchor::Start | Anchor::Owner(_) => None,
     }
 }
 
-/// A part of a batch and its places.
+/// A batch with its sort keys and its stamp.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a> {
     pub(super) records: &'a dyn Records,
-    /// The places of all records of the batch.
+    /// The sort keys of all records of the batch.
     pub(super) places: &'a [Place],
     /// The stamp of the batch.
     pub(super) stamp: u64,
 }
 
-/// Where a record stands, and the stamp of the batch that wrote it last.
+/// The sort key of a record, and the stamp of the batch that last wrote the record.
 #[derive(Debug, Clone, Copy)]
 struct Key {
     place: Place,
     stamp: u64,
 }
 
-/// Neighbouring records in order. Their keys stand close together beside them, because a search among records
-/// would touch a cache line for each one that it looks at.
+/// Consecutive records in order. The keys are stored separately, because a search in the records would load one cache
+/// line for each record.
 #[derive(Debug)]
 struct Chunk {
     rows: RecordVec,
@@ -116,7 +117,7 @@ impl Chunk {
         Ok(())
     }
 
-    /// Replaces the records from `at` on, as long as those of the batch have the same keys.
+    /// Replaces the records from `at` on, as long as the records of the batch have the same keys.
     fn replace(&mut self, at: usize, part: Part<'_>, range: Range<usize>) -> Result<Put> {
         let keys = &mut self.keys[at..];
         let same =
@@ -132,7 +133,7 @@ impl Chunk {
         Ok(Put::Replaced { count, again })
     }
 
-    /// Where in the rows a window begins and ends.
+    /// Returns the range of rows within a window.
     fn bounds(&self, window: Window) -> Range<usize> {
         let at = |place: Place| self.keys.partition_point(|key| key.place < place);
         let from = if self.first() >= Some(window.lo) { 0 } else { at(window.lo) };
@@ -140,7 +141,7 @@ impl Chunk {
         from..to.max(from)
     }
 
-    /// Keeps what lies outside; says how many went.
+    /// Removes a range of rows and returns the number of removed rows.
     fn remove(&mut self, range: Range<usize>) -> usize {
         let gone = range.len();
         if gone > 0 {
@@ -150,7 +151,7 @@ impl Chunk {
         gone
     }
 
-    /// Takes the newer half off.
+    /// Splits off the newer half of the chunk.
     fn split(&mut self) -> Self {
         let half = self.keys.len() / 2;
         let mut right = Self { rows: self.rows.split_off(half), keys: Vec::with_capacity(CAP) };
@@ -160,19 +161,19 @@ impl Chunk {
     }
 }
 
-/// What became of the first records of a part.
+/// The result of a write of the first records of a part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Put {
-    /// The keys of so many are new.
+    /// The number of records that were added under new keys.
     New(usize),
-    /// So many replaced others, and some of those were written by the same batch.
+    /// Records with existing keys were replaced.
     Replaced {
-        /// How many.
+        /// The number of replaced records.
         count: usize,
-        /// How many replaced one of the same batch.
+        /// The number of replaced records that the same batch had written.
         again: u64,
     },
-    /// The key of the first one is new and there is no room.
+    /// The key of the first record is new and there is no room.
     Full,
 }
 
@@ -180,9 +181,10 @@ pub(super) enum Put {
 #[derive(Debug)]
 pub(super) struct Series {
     dataset: Dataset,
-    /// Each under a key that is not after its first record, and after all records of the chunk before.
+    /// The sealed chunks. The key of a chunk is not after its first record, and after all records
+    /// of the previous chunk.
     sealed: BTreeMap<Place, Chunk>,
-    /// What is newer than every sealed record.
+    /// The records that are newer than all sealed records.
     tail: Chunk,
     len: usize,
 }
@@ -204,7 +206,7 @@ impl Series {
         self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last())
     }
 
-    /// Writes the first records of a range of a batch, of which at most `room` have a new key. The range is not empty.
+    /// Writes the first records of a non-empty range of a batch. Adds at most `room` records with new keys.
     pub(super) fn put(&mut self, part: Part<'_>, range: Range<usize>, room: usize) -> Result<Put> {
         let (places, last) = (&part.places[range.clone()], self.last());
         if last.is_some_and(|last| places[0] <= last) {
@@ -223,7 +225,7 @@ impl Series {
         Ok(Put::New(ordered))
     }
 
-    /// Moves the full tail among the sealed chunks.
+    /// Moves the full tail to the sealed chunks.
     fn seal(&mut self) {
         let full = std::mem::replace(&mut self.tail, Chunk::with_capacity(self.dataset));
         if let Some(first) = full.first() {
@@ -231,7 +233,7 @@ impl Series {
         }
     }
 
-    /// Writes records of which the first is not the newest.
+    /// Writes records of which the first is not newer than all stored records.
     fn put_late(&mut self, part: Part<'_>, range: Range<usize>, room: bool) -> Result<Put> {
         let (from, place) = (range.start, part.places[range.start]);
         let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= place);
@@ -242,7 +244,7 @@ impl Series {
                 if !room {
                     return Ok(Put::Full);
                 }
-                // The first chunk takes it, under a key that is still not after its first record.
+                // The first chunk takes the record and moves to a lower key, which is still not after its first record.
                 if let Some((_, chunk)) = self.sealed.pop_first() {
                     self.sealed.insert(place, chunk);
                 }
@@ -274,7 +276,7 @@ impl Series {
         Ok(Put::New(1))
     }
 
-    /// The records of a window as parts of chunks, in order.
+    /// Returns the records of a window as slices of chunks, in order.
     pub(super) fn slices(
         &self,
         window: Window,
@@ -290,12 +292,12 @@ impl Series {
             .filter(|(_, range)| !range.is_empty())
     }
 
-    /// The newest record of a window.
+    /// Returns the newest record of a window.
     pub(super) fn last_in(&self, window: Window) -> Option<(&RecordVec, usize)> {
         self.slices(window).next_back().map(|(rows, range)| (rows, range.end - 1))
     }
 
-    /// Removes a window; says how many records went.
+    /// Removes the records of a window and returns their number.
     pub(super) fn remove(&mut self, window: Window) -> usize {
         let Window { lo, hi } = window;
         if lo >= hi {
@@ -356,7 +358,7 @@ mod tests {
         within(series, Window::ALL)
     }
 
-    /// Writes ticks in order, whatever number of calls it takes; gives the outcomes.
+    /// Writes ticks in order, with as many calls as needed, and returns the results.
     fn put(series: &mut Series, ticks: &[PriceTick], stamp: u64, room: usize) -> Vec<Put> {
         let records = RecordVec::from_vec(ticks.to_vec());
         let places: Vec<_> = ticks.iter().map(Record::place).collect();
@@ -378,7 +380,7 @@ mod tests {
         Put(u16, u8, u8),
         Remove(u16, u16),
         Oldest(u8),
-        /// So many in order after this moment.
+        /// Writes a number of consecutive ticks from a time on.
         Run(u16, u16),
     }
 
@@ -392,7 +394,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of the same keys, with everything that can be seen compared after every step.
+        /// Compares a series with a map of the same keys after every step.
         #[test]
         fn a_series_is_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
             let (mut series, mut map) = (new(), BTreeMap::new());
@@ -400,7 +402,7 @@ mod tests {
                 let stamp = n as u64;
                 match step {
                     Step::Put(at, seq, price) => {
-                        // Twice, so that the second one replaces one of its own batch.
+                        // Two equal records, so that the second one replaces a record of the same batch.
                         let tick = tick(at, seq, price);
                         let before = map.insert(tick.place(), tick.clone());
                         let replaced = |again| Put::Replaced { count: 1, again };

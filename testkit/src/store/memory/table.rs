@@ -1,4 +1,4 @@
-//! A dataset: its series by key, and what it removes by itself.
+//! The table of a dataset: its series by key, and its retention.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use qi_core::{Error, Timestamp};
 
 use super::series::{Part, Put, Series, Window};
 
-/// The series of one dataset. None of them is empty.
+/// The series of one dataset. No series is empty.
 #[derive(Debug)]
 pub(super) struct Table {
     dataset: Dataset,
     pub(super) series: BTreeMap<SeriesKey, Series>,
-    /// No record is older than this.
+    /// A lower bound of the times of all records.
     oldest: Timestamp,
 }
 
-/// What an insert has to obey.
+/// The limits of an insert.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
-    /// The most rows of all tables.
+    /// The largest number of rows in all tables.
     pub(super) max_rows: usize,
-    /// The most rows of one series.
+    /// The largest number of rows in one series.
     pub(super) per_series: Option<usize>,
-    /// Records before this are too old to be kept.
+    /// The retention limit: older records are not stored.
     pub(super) cutoff: Option<Timestamp>,
 }
 
-/// Why a batch was not written to its end. What came before it in the batch is stored.
+/// The reason why a batch was not written completely. The records before the failure are stored.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// There is no room for a new key.
+    /// A new key exceeds the capacity.
     Full,
-    /// The records are of another type.
+    /// The records could not be copied, because they have another type.
     Other(Error),
 }
 
@@ -51,9 +51,9 @@ impl Table {
         self.dataset
     }
 
-    /// Writes the records `from..to` of a batch, in order, so that the later one of a key wins. Says how many replaced
-    /// one of the same batch. `rows` counts the rows of all tables. What is too old needs no room, because it is not
-    /// stored.
+    /// Writes the records `from..to` of a batch in order, so the last record of a key wins. Returns the number of
+    /// records that replaced a record of the same batch. `rows` counts the rows of all tables. A record older than the
+    /// cutoff needs no room, because it is not stored.
     pub(super) fn put_all(
         &mut self,
         part: Part<'_>,
@@ -66,7 +66,7 @@ impl Table {
         let mut outcome = Ok(());
         let mut at = from;
         while at < to && outcome.is_ok() {
-            // A run of one series needs one search for it.
+            // Consecutive records of one series need one search for the series.
             let (head, end) = (at, at + part.records.run(at..to));
             let key = part.records.series(head).to_owned();
             let series = self.series.entry(key).or_insert_with(|| Series::new(self.dataset));
@@ -87,7 +87,7 @@ impl Table {
                         if rules.per_series.is_some_and(|most| series.len() >= most) {
                             if series.first().is_some_and(|first| part.places[at] < first) {
                                 at += 1;
-                                continue; // It would be the first to go.
+                                continue; // Retention would remove this record first.
                             }
                             series.remove_oldest(1);
                             *rows -= 1;
@@ -97,7 +97,7 @@ impl Table {
                     match put {
                         Ok(Put::New(count)) => {
                             *rows += count;
-                            // In a run of new records the first is the oldest.
+                            // The first of several new records is the oldest.
                             self.oldest = self.oldest.min(part.places[at].0);
                             at += count;
                         }
@@ -121,7 +121,7 @@ impl Table {
         outcome.map(|()| duplicates)
     }
 
-    /// Removes what is too old. Costs nothing while nothing is.
+    /// Removes records older than the cutoff. Does not scan the table if there are none.
     pub(super) fn expire(&mut self, cutoff: Option<Timestamp>, rows: &mut usize) {
         let Some(cutoff) = cutoff.filter(|cutoff| self.oldest < *cutoff) else { return };
         self.remove(|_| true, Window { hi: (cutoff, 0), ..Window::ALL }, rows);
@@ -129,7 +129,7 @@ impl Table {
         self.oldest = self.series.values().filter_map(first).min().unwrap_or(Timestamp::MAX);
     }
 
-    /// Removes a window of the series that are chosen.
+    /// Removes a window of the selected series.
     pub(super) fn remove(&mut self, of: impl Fn(&SeriesKey) -> bool, window: Window, rows: &mut usize) {
         self.series.retain(|key, series| {
             if of(key) {
@@ -140,7 +140,7 @@ impl Table {
     }
 }
 
-/// Keeps the newest so many; says how many went.
+/// Keeps the newest `most` records and returns the number of removed records.
 fn trim(series: &mut Series, most: Option<usize>) -> usize {
     let excess = most.map_or(0, |most| series.len().saturating_sub(most));
     series.remove_oldest(excess);

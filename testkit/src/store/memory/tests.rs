@@ -1,4 +1,4 @@
-//! What is particular to the memory store: its bounds, its retention, and how it gives way.
+//! Tests of behaviour that only the memory store has: its bounds, its retention, and its cooperation with other tasks.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use qi_core::{Instrument, MarketSnapshot, Quote, Scope, Selection, SnapshotValue
 use super::super::{KeepConfig, MemoryStoreConfig, RetentionConfig};
 use super::*;
 
-/// A clock that is set by hand, in seconds.
+/// A clock that the test sets, in seconds.
 #[derive(Debug)]
 struct HandClock(AtomicI64);
 
@@ -44,7 +44,7 @@ fn keep_ticks(keep: KeepConfig) -> MemoryStoreConfig {
     MemoryStoreConfig::default().with_retention(retention)
 }
 
-/// The seconds of the ticks that are left of an instrument.
+/// Returns the times of an instrument's stored ticks in seconds.
 async fn seconds(store: &MemoryStore, of: usize) -> Vec<i64> {
     let query = RangeQuery::new(instrument(of), TimeRange::ALL).with_limit(10_000).unwrap();
     let page = store.ticks(&query).await.unwrap();
@@ -214,7 +214,7 @@ async fn a_tight_loop_of_ready_calls_lets_others_run() {
             tokio::task::yield_now().await;
         }
     });
-    // One task on one thread: without the budget nothing but this loop would ever run.
+    // The runtime has one thread. Without the budget, only this loop would run.
     let looping = tokio::spawn(async move {
         let query = RangeQuery::new(instrument(0), TimeRange::ALL);
         loop {
@@ -236,7 +236,7 @@ async fn every_method_gives_way() {
     let stats = StatsQuery::new(instrument(0), TimeRange::ALL);
     let tick = tick(0, T);
     for method in 0..6 {
-        // Use the budget up: the next call of the same poll has to give way before it answers.
+        // This consumes the budget, so the next call in the same poll must yield before it returns.
         let first = futures::poll!(std::pin::pin!(async {
             while tokio::task::coop::has_budget_remaining() {
                 tokio::task::coop::consume_budget().await;

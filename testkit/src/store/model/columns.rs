@@ -1,15 +1,15 @@
-//! Datasets that are drawn: random columns, and random values of them.
+//! Generated datasets: random columns, and random values of the columns.
 
 use proptest::prelude::*;
 use qi_core::domain::MAX_COUNTER;
 use qi_core::record::{Column, ColumnType, Dataset, Description, Level, SeriesType, Value};
 use qi_core::{Decimal, Interval, Price, Quantity, Timestamp};
 
-/// Names of columns, among them words of SQL.
+/// The names of columns, among them SQL keywords.
 const NAMES: [&str; 10] = ["value", "order", "user", "group", "end", "desc", "from", "table", "null_", "x1"];
-/// Names of variants.
+/// The names of enumeration variants.
 const VARIANTS: [&str; 5] = ["one", "two", "select", "x", "a_long_name_with_every_digit_0123456789"];
-/// Texts that a store may take for something else.
+/// The texts that a store could misinterpret.
 const TEXTS: [&str; 12] = [
     "",
     "it's",
@@ -39,8 +39,8 @@ fn a_type() -> impl Strategy<Value = ColumnType> {
     ]
 }
 
-/// Descriptions of datasets named `drawn`, with up to ten columns of every type, with and without sequence numbers and
-/// intervals, of instruments and of names.
+/// Returns a strategy for descriptions of datasets named `drawn`. They have up to ten columns of all types, with and
+/// without sequence numbers and intervals, and with series of instruments or of names.
 pub fn descriptions() -> impl Strategy<Value = Description> {
     let columns = prop::collection::vec((a_type(), any::<bool>()), 0..NAMES.len());
     (columns, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(columns, named, interval, seq)| {
@@ -64,10 +64,11 @@ pub fn descriptions() -> impl Strategy<Value = Description> {
     })
 }
 
-/// Returns a value of a column: often one at the end of its domain, for some `n` an absent one.
+/// Returns a value of a column. The value is often at a bound of its domain, and absent for some `n` if
+/// the column is optional.
 ///
 /// # Panics
-/// Never: every number gives a value that fits.
+/// Never, because every `n` gives a valid value.
 pub fn value_of(column: &Column, n: u32) -> Value {
     if column.optional && n % 4 == 1 {
         return Value::Absent;
@@ -117,9 +118,9 @@ pub fn value_of(column: &Column, n: u32) -> Value {
     }
 }
 
-/// Returns the values of a record. 0 gives the plainest ones, so that a failing case shrinks to them.
+/// Returns the values of a record. The seed 0 gives the simplest values, so a failing case shrinks to them.
 pub(super) fn values_of(dataset: Dataset, seed: u32) -> Vec<Value> {
-    // Another number for each column.
+    // The rotation gives each column another number.
     let value = |(n, column): (u32, _)| value_of(column, seed.wrapping_mul(2_654_435_761).rotate_left(7 * n));
     (0u32..).zip(dataset.values()).map(value).collect()
 }

@@ -1,4 +1,4 @@
-//! How histories are drawn, and shrunk when one fails.
+//! Generation of histories, and shrinking of histories that fail.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use super::{
 };
 use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
 
-/// Prices and quantities in units of 10^-18: whose products lie half way at the 18th place, and with all 18 places.
+/// Prices and quantities in units of 10^-18. Some have products halfway between two values of the 18th decimal place,
+/// and one has all 18 places.
 const UNITS: [i128; 6] = [
     1,
     500_000_000_000_000_000,
@@ -41,7 +42,7 @@ fn a_quantity() -> impl Strategy<Value = Option<Quantity>> {
     ]
 }
 
-/// Few places, so that keys meet again.
+/// Few different times, so that keys repeat.
 fn a_moment() -> impl Strategy<Value = i64> {
     prop_oneof![8 => 0..30i64, 1 => 115..125i64, 1 => Just(-7i64)]
 }
@@ -80,7 +81,7 @@ fn a_snapshot() -> impl Strategy<Value = MarketSnapshot> {
     })
 }
 
-/// Ends on, beside and between records, and both ends of time.
+/// Ranges whose ends are at, next to or between record times, and the complete time range.
 fn a_range() -> impl Strategy<Value = TimeRange> {
     let an_end = || {
         (a_moment(), -1..2i64).prop_map(|(at, beside)| {
@@ -110,7 +111,7 @@ fn a_look() -> impl Strategy<Value = Look> {
     )
 }
 
-/// A step whose dataset is the n-th of a history that is yet to be drawn.
+/// A step that refers to its dataset by an index, because the datasets of the history are not known yet.
 #[derive(Debug, Clone)]
 enum Draft {
     Typed(RecordVec),
@@ -120,7 +121,7 @@ enum Draft {
     Look(Look),
 }
 
-/// The owner, the interval, the time, the sequence number, and a number that gives the values.
+/// The index of the owner, the index of the interval, the time, the sequence number, and the seed of the values.
 type DraftRow = (usize, usize, i64, u64, u32);
 
 impl Draft {
@@ -177,10 +178,11 @@ fn a_step() -> impl Strategy<Value = Draft> {
     ]
 }
 
-/// Histories of 1 to 16 steps that end with a look at everything, on the datasets of this library and a drawn one.
+/// Returns a strategy for histories of 2 to 16 steps on the datasets of this library and a generated one. The last step
+/// of a history reads the complete time range.
 ///
 /// # Panics
-/// Never: a drawn description is valid.
+/// Never, because a generated description is valid.
 pub fn histories() -> impl Strategy<Value = History> {
     let drafts = prop::collection::vec(a_step(), 1..16);
     (drafts, a_look(), descriptions()).prop_map(|(mut drafts, look, description): (_, _, Description)| {
@@ -193,11 +195,11 @@ pub fn histories() -> impl Strategy<Value = History> {
     })
 }
 
-/// Draws `count` histories with a fixed seed and plays each one beside the model, on a fresh store of the
-/// factory.
+/// Generates `count` histories with a fixed seed. Runs each one in parallel with the model, on a new
+/// store of the factory.
 ///
 /// # Errors
-/// The shortest history that was found to differ, and how it differs.
+/// The shortest history that was found to differ, and the difference.
 pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
     let play = async |history: &History| {
         let fresh = factory.fresh(&history.datasets).await?;
@@ -207,10 +209,10 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
     draw(count, &histories(), &play, steps_of)
 }
 
-/// Draws `count` histories with a fixed seed and plays each one on two stores.
+/// Generates `count` histories with a fixed seed and runs each one on two stores.
 ///
 /// # Errors
-/// The shortest history on which the two were found to differ, and how they differ.
+/// The shortest history on which the two stores were found to differ, and the difference.
 pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
     let play = async |history: &History| {
         let datasets = &history.datasets;
@@ -221,7 +223,7 @@ pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory
     draw(count, &histories(), &play, steps_of)
 }
 
-/// Draws `count` cases with a fixed seed and plays each one; `explain` writes the simplest one that fails.
+/// Generates `count` cases with a fixed seed and runs each one. `explain` describes the simplest case that fails.
 pub(super) fn draw<T: fmt::Debug>(
     count: u32,
     cases: &impl Strategy<Value = T>,

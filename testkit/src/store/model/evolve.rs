@@ -1,4 +1,4 @@
-//! Evolutions: a dataset that is drawn, a later declaration of it, and one that must be refused.
+//! Evolutions: a generated dataset, a later version of it, and a version that the store must reject.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use super::draw::draw;
 use super::{descriptions, moment, series, values_of};
 use crate::store::contract::{Failure, Outcome, StoreFactory, refused, same, same_rows};
 
-/// A dataset of three versions of a program.
+/// Three versions of a dataset.
 #[derive(Debug, Clone)]
 pub(super) struct Evolution {
     old: Dataset,
-    /// With more optional columns, and more names of enumerations.
+    /// The version with more optional columns and more names of enumerations.
     new: Dataset,
-    /// With a difference from `new` that no store may accept, and the kind of the difference.
+    /// The version with a difference from `new` that every store must reject, and the kind of the difference.
     other: (&'static str, Dataset),
-    /// The numbers that give the values of the rows.
+    /// The seeds of the values of the rows.
     seeds: Vec<u32>,
 }
 
@@ -28,7 +28,7 @@ fn declare(base: Description, values: Vec<Column>) -> Dataset {
     Dataset::declare(Description { values: values.leak(), ..base }).expect("a valid description")
 }
 
-/// Declares a dataset with a difference from a description. `kind` chooses the difference, `at` the column.
+/// Declares a dataset with a difference from a description. `kind` selects the difference, and `at` the column.
 fn with_difference(base: Description, (kind, at): (usize, usize)) -> (&'static str, Dataset) {
     let mut values = base.values.to_vec();
     let required = Column { name: "required", ty: ColumnType::Boolean, optional: false };
@@ -93,7 +93,7 @@ fn evolutions() -> impl Strategy<Value = Evolution> {
                     column.ty = ColumnType::Enumeration(&names[..names.len().div_ceil(2)]);
                 }
             }
-            // A list cannot be optional, so none can be added.
+            // A column of levels cannot be optional, so no such column can be added.
             let added = added.iter().filter(|column| !matches!(column.ty, ColumnType::Levels { .. }));
             let added = added.map(|column| Column { optional: true, ..*column });
             let new = declare(base, first.iter().copied().chain(added).collect());
@@ -103,7 +103,7 @@ fn evolutions() -> impl Strategy<Value = Evolution> {
     )
 }
 
-/// Returns the rows that some numbers give, each a minute after the one before, from the n-th minute on.
+/// Returns one row for each seed. The first row is at minute `from`, and each further row is a minute later.
 fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
     let row = |(minute, seed): (i64, &u32)| {
         let place = (moment(120 * minute), 0);
@@ -113,7 +113,7 @@ fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
     (from..).zip(seeds).map(row).collect()
 }
 
-/// The values that must be stored.
+/// The expected values by sort key.
 type Stored = BTreeMap<Place, Vec<Value>>;
 
 async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored: &mut Stored) -> Outcome {
@@ -122,7 +122,7 @@ async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored
     Ok(())
 }
 
-/// Compares the stored rows with these. Values that a dataset does not have are left out, and others are absent.
+/// Compares the stored rows with the expected rows. Columns that the expected rows do not have must be absent.
 async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> Outcome {
     let request = RangeRequest::new(dataset, series(dataset, 0, Interval::M1), TimeRange::ALL);
     let found = Row::copy_of(store.range(&request).await?.records.as_records())?;
@@ -135,7 +135,7 @@ async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: 
     same_rows(what, &found, &expected.collect::<Vec<_>>())
 }
 
-/// Plays an evolution: two versions of a program write and read, and a third one is refused.
+/// Runs an evolution. Two versions write and read, and the third version is rejected.
 async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
     let of = |dataset| Datasets::none().with_dataset(dataset).expect("a name of its own");
     let Evolution { old, new, other: (kind, other), seeds } = evolution;
@@ -156,7 +156,7 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
         same("something is applied", &!second.ensure_schema().await?.applied.is_empty(), &plans)?;
         same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
         holds_rows("rows of the old version", &*second, new, &stored).await?;
-        // The first of them replace some of the old version.
+        // The first of these rows replace rows of the old version.
         insert(&*second, new, rows(new, &seeds[..seeds.len().div_ceil(2)], 0), &mut stored).await?;
         insert(&*second, new, rows(new, seeds, 100), &mut stored).await?;
         holds_rows("rows of both", &*second, new, &stored).await?;
@@ -183,10 +183,10 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
     outcome.and(fresh.cleanup.await.map_err(Failure::from))
 }
 
-/// Draws `count` evolutions with a fixed seed, and plays each one on fresh stores of the factory.
+/// Generates `count` evolutions with a fixed seed, and runs each one on new stores of the factory.
 ///
 /// # Errors
-/// The simplest evolution whose outcome differs, and how.
+/// The simplest evolution with a difference, and the difference.
 pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
     draw(
         count,

@@ -1,10 +1,13 @@
-//! The model: a store so simple that it is right by reading it, and random histories that compare others to it.
+//! The model: a store that is simple enough to verify by reading, and random histories that compare
+//! other stores with it.
 //!
-//! [`Model`] is a plain list of rows with linear scans and bars by schoolbook arithmetic; it shares no code with the
-//! memory store. A [`History`] is a list of steps on the datasets of this library and on one that is drawn, with random
-//! columns. [`run_history`] plays it on a store beside the model and compares every answer, [`compare`] plays it on two
-//! stores. [`check_histories`] draws histories and shrinks one that fails to the shortest. [`check_evolutions`] draws
-//! versions of a dataset, and values of them.
+//! - [`Model`] is a list of rows with linear scans and bars by schoolbook arithmetic. It shares no code
+//!   with the memory store.
+//! - A [`History`] is a list of steps on the datasets of this library and on a generated dataset with random columns.
+//! - [`run_history`] runs a history in parallel on a store and on the model, and compares every response.
+//! - [`compare`] runs a history on two stores.
+//! - [`check_histories`] generates histories and shrinks a failing history to the shortest one.
+//! - [`check_evolutions`] generates versions of a dataset, and values for them.
 
 mod columns;
 mod draw;
@@ -24,12 +27,12 @@ pub use evolve::check_evolutions;
 pub use plain::{Model, reference_bars};
 pub use play::{compare, run_history};
 
-/// A list of operations on a store that is opened with some datasets.
+/// A list of operations on a store with the given datasets.
 #[derive(Debug, Clone)]
 pub struct History {
-    /// The datasets.
+    /// The datasets of the store.
     pub datasets: Datasets,
-    /// The steps.
+    /// The steps in their order.
     pub steps: Vec<Step>,
 }
 
@@ -40,24 +43,24 @@ pub enum Step {
     Insert(RecordVec),
     Delete(DeleteQuery),
     Purge(Dataset, Timestamp),
-    /// Reads everything that can be read, in pages of this limit.
+    /// Calls all read methods with pages of the given limit.
     Look(Look),
 }
 
-/// A question to every reading method at once.
+/// The parameters of a call of all read methods.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// The range.
+    /// The time range of the reads.
     pub range: TimeRange,
     /// True for newest first.
     pub descending: bool,
-    /// The limit of a page.
+    /// The largest number of items in a page.
     pub limit: usize,
-    /// The moment of knowledge.
+    /// The time at which a record must be known to count as the latest.
     pub as_of: Option<Timestamp>,
     /// The interval, for datasets with intervals.
     pub interval: Interval,
-    /// The number of the owner.
+    /// The index of the owner.
     pub which: usize,
 }
 
@@ -65,7 +68,7 @@ pub struct Look {
 const INSTRUMENTS: [&str; 3] = ["a:AB", "a-b:A-B", "a1:A.B"];
 /// The scopes of the histories, in order.
 const SCOPES: [&str; 3] = ["global", "asset:BTC", "exchange:a"];
-/// The intervals of the histories: of one bucket some neighbours, of the other all.
+/// The intervals of the histories. A bucket of 1 s or 5 s holds a few of the times, a bucket of 1 min most of them.
 const INTERVALS: [Interval; 3] = [Interval::S1, Interval::S5, Interval::M1];
 
 fn instrument(n: usize) -> Instrument {
@@ -76,7 +79,7 @@ fn scope(n: usize) -> Scope {
     SCOPES[n % SCOPES.len()].parse().expect("a valid scope")
 }
 
-/// The n-th owner of a dataset. All names are scopes.
+/// Returns the n-th owner of a dataset. All names are scopes.
 fn owner(dataset: Dataset, n: usize) -> Owner {
     match dataset.series() {
         SeriesType::Instrument => Instrument::owner_key(&instrument(n)),
@@ -84,7 +87,7 @@ fn owner(dataset: Dataset, n: usize) -> Owner {
     }
 }
 
-/// The interval of the series of a dataset, if they have one.
+/// Returns the interval for series of a dataset, if the dataset has intervals.
 fn interval_of(dataset: Dataset, interval: Interval) -> Option<Interval> {
     dataset.interval().map(|_| interval)
 }
@@ -93,18 +96,19 @@ fn series(dataset: Dataset, n: usize, interval: Interval) -> SeriesKey {
     SeriesKey { owner: owner(dataset, n), interval: interval_of(dataset, interval) }
 }
 
-/// Half a second times `n` after a fixed moment that is aligned to every interval above.
+/// Returns a time `n` half seconds after a fixed time, which is aligned to all intervals above.
 fn moment(n: i64) -> Timestamp {
     Timestamp::from_micros(1_709_510_400_000_000 + n * 500_000).expect("a time of 2024")
 }
 
-/// The variable with the number of random cases, in place of the number that a test has by itself.
+/// The environment variable with the number of random cases. It replaces the default of a test.
 const CASES: &str = "QI_MODEL_CASES";
 
-/// Returns the number of random cases of a test: `default`, unless `QI_MODEL_CASES` has a number.
+/// Returns the number of random cases of a test: the value of `QI_MODEL_CASES`, or `default` if the
+/// variable is not set.
 ///
 /// # Panics
-/// If the variable has no number.
+/// If the value of the variable is not a number.
 pub fn cases(default: u32) -> u32 {
     std::env::var(CASES).map_or(default, |count| count.parse().expect("QI_MODEL_CASES must be a number"))
 }

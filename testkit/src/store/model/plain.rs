@@ -1,4 +1,4 @@
-//! The model itself: a list of rows, linear scans, bars by schoolbook arithmetic.
+//! The model itself: a list of rows, linear scans, and bars by schoolbook arithmetic.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::play::Answers;
 use super::{Look, Step, interval_of, series};
 use crate::store::rows::records_of;
 
-/// A list of rows in no order, searched from end to end.
+/// A list of unsorted rows. Every search scans the complete list.
 #[derive(Debug, Default, Clone)]
 pub struct Model {
     rows: Vec<Row>,
@@ -53,7 +53,7 @@ impl Model {
         self.rows.iter().filter(move |row| row.dataset() == dataset)
     }
 
-    /// The rows of a series in order.
+    /// Returns the rows of a series in order.
     fn series_of(&self, dataset: Dataset, look: &Look, interval: Interval) -> Vec<Row> {
         let own = series(dataset, look.which, interval);
         let mut found: Vec<Row> = self.of(dataset).filter(|row| *row.series() == own).cloned().collect();
@@ -61,7 +61,7 @@ impl Model {
         found
     }
 
-    /// The newest row of each owner that was known at a time.
+    /// Returns the newest row of each owner among the rows that are known at the time of `look`.
     fn latest(&self, dataset: Dataset, look: &Look) -> Vec<Row> {
         let mut newest: BTreeMap<&Owner, &Row> = BTreeMap::new();
         for row in self.of(dataset).filter(|row| row.series().interval == interval_of(dataset, look.interval))
@@ -89,7 +89,7 @@ impl Model {
         times.into_iter().filter_map(summary).collect()
     }
 
-    /// Returns the answers that a store must give to a look.
+    /// Returns the expected responses of a store to a look.
     pub(super) fn answers(&self, look: &Look, datasets: &Datasets) -> Result<Answers> {
         let all = self.series_of(PriceTick::DATASET, look, look.interval);
         let ticks: Vec<PriceTick> = records_of(PriceTick::DATASET, &all)?.into_vec()?;
@@ -123,8 +123,8 @@ impl Model {
     }
 }
 
-/// The sum of price times quantity, rounded half away from zero to 18 places: schoolbook multiplication of
-/// whole and broken parts, with what lies beyond the 18th place carried apart.
+/// Returns the sum of price times quantity, rounded half away from zero to 18 decimal places. Multiplies the integer
+/// and fractional parts separately, and sums the digits beyond the 18th place separately.
 fn turnover(ticks: &[PriceTick]) -> Option<Quantity> {
     const ONE: i128 = 1_000_000_000_000_000_000;
     let (mut known, mut sum, mut beyond) = (false, 0i128, 0i128);
@@ -147,10 +147,10 @@ fn volume(ticks: &[PriceTick]) -> Option<Quantity> {
     (!known.is_empty()).then(|| Quantity::from_units(known.iter().sum()).expect("below 1e20"))
 }
 
-/// The bars of one instrument's ticks, which come in order, by schoolbook arithmetic.
+/// Returns the bars of one instrument's ordered ticks by schoolbook arithmetic.
 ///
 /// # Panics
-/// If a sum is 1e20 or more: it is for the numbers of checks.
+/// If a sum is 1e20 or more. The numbers of the checks stay below.
 pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Ohlcv> {
     let monday = 4 * 86_400 * 1_000_000i64;
     let open_of = |tick: &PriceTick| {
@@ -180,7 +180,7 @@ pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Ohlcv> {
         .collect()
 }
 
-/// The figures of ticks in order, as text.
+/// Returns the statistics of ordered ticks as text.
 fn figures(ticks: &[PriceTick]) -> Option<String> {
     let (first, last) = (ticks.first()?, ticks.last()?);
     let prices = ticks.iter().map(PriceTick::price);

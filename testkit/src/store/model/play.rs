@@ -1,4 +1,4 @@
-//! Playing a history: on a store beside the model, or on two stores.
+//! Runs of a history, on a store in parallel with the model or on two stores.
 
 use qi_core::Datasets;
 use qi_core::record::Row;
@@ -11,10 +11,10 @@ use qi_core::{Ohlcv, Result, Selection};
 use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
 use crate::store::contract::{Failure, Outcome, same, same_rows};
 
-/// The answers of a store to a look, with all pages joined.
+/// The responses of a store to a look, with all pages joined.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answers {
-    /// By the datasets in their order.
+    /// The rows in the range, by dataset in the order of the datasets.
     pub(super) ranges: Vec<Vec<Row>>,
     pub(super) latest: Vec<Vec<Row>>,
     pub(super) series: Vec<Vec<SeriesSummary>>,
@@ -34,7 +34,7 @@ impl Answers {
     }
 }
 
-/// Page after page; each one but the last is full, and none is larger than its limit.
+/// Reads all pages. Checks that each page except the last is full, and that no page exceeds its limit.
 async fn paged<T, F>(
     limit: usize,
     cursors: &mut Vec<Cursor>,
@@ -65,7 +65,7 @@ fn rows(page: RecordPage) -> Result<Page<Row>> {
     Ok(Page { items: Row::copy_of(records.as_records())?, next, resume })
 }
 
-/// Asks everything, and keeps the cursors of all pages.
+/// Calls all read methods, and returns the responses with the cursors of all pages.
 async fn look_at(
     store: &dyn PriceStore,
     look: &Look,
@@ -83,7 +83,7 @@ async fn look_at(
         });
         ranges.push(found.await.map_err(|failure| failure.within(within("range")))?);
         let found = paged(limit, at, |page| async move {
-            // Half of the looks by name, which must be the same as of all.
+            // Half of the looks select the owners by name. Both selections must give the same result.
             let selection = if descending {
                 Selection::All
             } else {
@@ -115,7 +115,7 @@ async fn look_at(
     Ok((Answers { ranges, latest, series: listed, derived, figures }, cursors))
 }
 
-/// Plays a step that changes; gives the number of duplicates where there is one.
+/// Runs a step that changes the store. Returns the number of duplicates of an insert.
 async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
     match step {
         Step::Insert(batch) => Ok(Some(store.insert(batch.as_records()).await?.duplicates_in_batch)),
@@ -125,7 +125,7 @@ async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
     }
 }
 
-/// Returns the number of elements of a batch that a later one replaces.
+/// Returns the number of records of a batch that a later record replaces.
 fn duplicates_of(step: &Step) -> Result<Option<u64>> {
     let Step::Insert(batch) = step else { return Ok(None) };
     let rows = Row::copy_of(batch.as_records())?;
@@ -134,10 +134,10 @@ fn duplicates_of(step: &Step) -> Result<Option<u64>> {
     Ok(Some((0..rows.len()).filter(later).count() as u64))
 }
 
-/// Plays a history on a fresh store beside the model, and compares every answer and every report.
+/// Runs a history in parallel on a new store and on the model, and compares every response and report.
 ///
 /// # Errors
-/// The first step whose outcome differs, and how.
+/// The first step with a difference, and the difference.
 pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
     let mut model = Model::default();
     for (n, step) in history.steps.iter().enumerate() {
@@ -154,10 +154,10 @@ pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
     Ok(())
 }
 
-/// Plays a history on two fresh stores, and compares every answer, report and cursor of them.
+/// Runs a history on two new stores, and compares all their responses, reports and cursors.
 ///
 /// # Errors
-/// The first step whose outcome differs, and how.
+/// The first step with a difference, and the difference.
 pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> Outcome {
     let datasets = &history.datasets;
     for (n, step) in history.steps.iter().enumerate() {

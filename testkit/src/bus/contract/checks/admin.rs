@@ -1,4 +1,4 @@
-//! Topics, groups and brokers as an operator sees them.
+//! Checks of topics, groups and brokers from an operator's view.
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ async fn delete_and_create_again(lab: &Lab) -> Verdict {
         ensure!(Instant::now() < deadline, "it is still listed");
         lab.pause().await;
     }
-    // Deleting ends in its own time on some brokers.
+    // Some brokers delete topics asynchronously.
     let spec = TopicSpec::new(topic.clone(), 1)?;
     loop {
         match bus.create_topics(std::slice::from_ref(&spec)).await?.pop().map(|outcome| outcome.result) {
@@ -187,7 +187,7 @@ async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
     ensure_eq!(lag(&asked).await?, (Some(0), rows), "the lag over that topic and an unknown one");
     let elsewhere = query.with_topics(Selection::one(lab.fresh_name()?));
     ensure!(bus.groups(&elsewhere).await?.is_empty(), "a group without a commit in the topic is absent");
-    // A member that owns other partitions.
+    // Now the group has a member that owns partitions of another topic.
     let mut reader = bus.subscribe(lab.request(&group, &kept)?).await?;
     let asked = GroupQuery::one(group.clone()).with_topics(Selection::one(left.clone()));
     ensure_eq!(lag(&asked).await?, (Some(7), vec![(at(&left, 0), Some(7))]), "the topic that was left");

@@ -1,4 +1,4 @@
-//! Typed records over the bus.
+//! Checks of typed records on the bus.
 
 use bytes::Bytes;
 use qi_core::bus::{
@@ -47,12 +47,12 @@ async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize)
     Ok(Batch::new(all, qi_core::bus::Positions::new(), Vec::new()))
 }
 
-/// Sends samples of a record and reads them back.
+/// Publishes samples of a record and reads them back.
 async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
     let topic = lab.topic(bus, 1).await?;
     let time = records()?.time;
     let sent: Vec<D> = (0..12u32).map(|n| D::make(&D::series_no(n as usize), time, n.into(), n)).collect();
-    // A topic may hold several formats, for example while producers are updated.
+    // A topic may hold several formats, for example during an update of the producers.
     for encoding in Encoding::ALL {
         bus.send(&encode_records(&encoding, &Slice::new(&sent)?, Some(&topic))?).await?;
     }
@@ -69,7 +69,7 @@ async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
         ensure_eq!(decode_message::<D>(message)?, *record, "one record");
         let again = encode_message(&encoding, record, Some(&topic))?;
         ensure_eq!(again.payload, message.payload, "the payload is always the same");
-        // Also without the type, as records and as rows of a dataset that is declared at run time.
+        // The same without the type: as records, and as rows of a dataset that is declared at run time.
         let payload = message.payload.as_deref().unwrap_or_default();
         for dataset in [D::DATASET, at_run_time(D::DATASET)?] {
             let (mut erased, mut bytes) = (dataset.new_vec(), Vec::new());
@@ -89,7 +89,7 @@ async fn there_and_back<D: Sample>(lab: &Lab, bus: &dyn MessageBus) -> Verdict {
     Ok(())
 }
 
-/// The same dataset, declared at run time.
+/// Declares the same dataset at run time.
 fn at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
     Dataset::declare(Description {
         name: dataset.name(),
@@ -141,7 +141,7 @@ async fn symbols_as_exchanges_write_them(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-/// A tick with one header replaced.
+/// Returns a message with one header replaced.
 fn with(message: &Message, name: &str, value: &'static str) -> Verdict<Message> {
     let mut other = message.clone();
     other.headers.remove(name);
@@ -198,7 +198,7 @@ async fn dead_letters_carry_origin_and_error(lab: &Lab) -> Verdict {
     ensure_eq!(word(header::ERROR_CODE).as_deref(), Some("bus.codec.header"), "the code");
     ensure!(word(header::ERROR).is_some_and(|text| text.contains(header::VERSION)), "the error in words");
     ensure_eq!(word(header::VERSION).as_deref(), Some("2"), "its own headers");
-    // With nowhere to put them, nothing may be passed over in silence.
+    // If the dead letter topic does not exist, the rejected messages must not be skipped silently.
     let nowhere = DeadLetters::to(lab.fresh_name()?);
     let refused = bus.send_dead_letters(&decoded.rejected, &nowhere).await.err();
     ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "a dead letter topic that there is not");

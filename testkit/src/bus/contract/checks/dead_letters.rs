@@ -1,4 +1,4 @@
-//! Poison messages: each becomes a dead letter, and the group continues.
+//! Checks of poison messages: each becomes a dead letter, and the group continues.
 
 use bytes::Bytes;
 use qi_core::bus::{
@@ -28,7 +28,7 @@ chapter! { "dead_letters":
     too_large_has_one_code [Admin],
 }
 
-/// A topic, its dead letter topic, and the group that reads it.
+/// A topic, its dead letter topic, and a group that reads the topic.
 struct Bench<'a> {
     lab: &'a Lab,
     bus: std::sync::Arc<dyn MessageBus>,
@@ -38,7 +38,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// Dead letters of at most so many bytes.
+    /// Creates both topics. Dead letters have at most `max_message_bytes`.
     async fn new(lab: &'a Lab, max_message_bytes: usize) -> Verdict<Self> {
         let bus = lab.bus().await?;
         let topic = lab.topic(&*bus, 1).await?;
@@ -61,7 +61,7 @@ impl<'a> Bench<'a> {
         Ok(self.bus.subscribe(self.lab.request(&self.group, &self.topic)?).await?)
     }
 
-    /// So many messages of a member.
+    /// Receives `count` messages with a member.
     async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
         let messages = self.lab.drain(member, count).await?;
         let mut positions = Positions::new();
@@ -75,8 +75,8 @@ impl<'a> Bench<'a> {
         self.lab.all_of(&*self.bus, &self.dead, 1, count).await
     }
 
-    /// Sends messages between two records, and has a member process all of them. The records must arrive, the
-    /// messages must be rejected with this code, and the group must have committed all.
+    /// Publishes messages between two valid records and processes all of them as a member. The records must arrive, the
+    /// messages must be rejected with `code`, and the group must have committed all of them.
     async fn rejects(&self, poison: &[Message], code: &str) -> Verdict {
         let all = [&[self.good(1)?], poison, &[self.good(3)?]].concat();
         self.bus.send(&all).await?;
@@ -116,7 +116,7 @@ fn origin(letter: &Received) -> [Option<String>; 4] {
 async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     bench.bus.send(&[bench.good(1)?, bench.with_payload("no record")?]).await?;
-    // The store fails twice: decoding has published nothing, and the messages are redelivered.
+    // The store fails twice. Decoding publishes nothing, and the messages are redelivered.
     for _ in 0..2 {
         let mut member = bench.member().await?;
         let decoded = bench.batch(&mut *member, 2).await?.decode::<PriceTick>();
@@ -129,7 +129,7 @@ async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
     let decoded = batch.decode::<PriceTick>();
     let dead = DeadLetters::to(bench.dead.clone());
     bench.bus.send_dead_letters(&decoded.rejected, &dead).await?;
-    // The letter is there before the commit.
+    // The dead letter exists before the commit.
     let letters = bench.letters(1).await?;
     ensure_eq!(
         origin(&letters[0]),
@@ -151,7 +151,7 @@ async fn copies_have_the_same_origin(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     bench.bus.send(&[bench.with_payload("no record")?]).await?;
     let dead = DeadLetters::to(bench.dead.clone());
-    // Killed between the dead letters and the commit.
+    // The member ends between the dead letters and the commit.
     for _ in 0..2 {
         let mut member = bench.member().await?;
         let decoded = bench.batch(&mut *member, 1).await?.decode::<PriceTick>();
@@ -200,7 +200,7 @@ async fn deeply_nested_json_is_rejected(lab: &Lab) -> Verdict {
         "[".repeat(100_000),
         "{\"a\":".repeat(100_000),
         format!("{{\"instrument\":{}", "[".repeat(100_000)),
-        // In a field that the record does not have.
+        // The nesting is in a field that the record does not have.
         format!("{{\"other\":{}", "[".repeat(100_000)),
         format!("{{\"other\":{}", "{\"a\":".repeat(100_000)),
     ];
@@ -208,7 +208,7 @@ async fn deeply_nested_json_is_rejected(lab: &Lab) -> Verdict {
     bench.rejects(&nested, "bus.codec.json").await
 }
 
-/// A tick as JSON, with these values in place of the timestamp, the sequence number and the price.
+/// Returns a tick as JSON with the given timestamp, sequence number and price.
 fn json([ts, seq, price]: [&str; 3]) -> String {
     format!(r#"{{"instrument":"binance:BTC-USDT","ts":{ts},"seq":{seq},"price":{price}}}"#)
 }
@@ -249,7 +249,7 @@ async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
     ensure!(!messages[0].headers_unreadable, "the headers are readable");
     ensure!(messages[0].headers == message.headers, "the headers came as they were");
     member.close().await?;
-    // Beside a payload that is no record, they come to the dead letters.
+    // With a payload that is not a record, the headers are copied to the dead letter.
     message.payload = Some(Bytes::from_static(b"no record"));
     let bench = Bench::new(lab, 2 << 20).await?;
     message.topic = bench.topic.clone();
@@ -261,11 +261,11 @@ async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-/// The number of headers in a message. librdkafka reads no header of a message with more than 100,000, and a layer may
-/// add some.
+/// The number of headers in a message. librdkafka reads no headers of a message with more than 100,000 headers, and a
+/// layer may add headers.
 const HEADERS: usize = 99_990;
 
-/// A message that is no record, with [`HEADERS`].
+/// Returns a message with [`HEADERS`] headers whose payload is not a record.
 fn with_headers(bench: &Bench<'_>) -> Verdict<Message> {
     let mut message = bench.with_payload("no record")?;
     for n in message.headers.len()..HEADERS {
@@ -274,7 +274,7 @@ fn with_headers(bench: &Bench<'_>) -> Verdict<Message> {
     Ok(message)
 }
 
-/// How many of the headers in [`with_headers`] the letter has, and how many it has dropped.
+/// Returns the number of original headers in a dead letter, and the number of dropped headers.
 fn kept_and_dropped(letter: &Received) -> (usize, usize) {
     let dropped = header(letter, header::TRUNCATED_HEADERS).and_then(|text| text.parse().ok());
     let own = ["qi-origin-", "qi-error", "qi-truncated", "qi-digest"];
@@ -294,10 +294,10 @@ async fn hundred_thousand_headers_do_not_stop_the_group(lab: &Lab) -> Verdict {
 }
 
 async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
-    // As the catalogue does it: the dead letter topic has 64 KiB more room than the 2 MiB of its origin.
+    // The same sizes as in the catalogue: the limit of the dead letter topic exceeds the 2 MiB of the origin by 64 KiB.
     let bench = Bench::new(lab, (2 << 20) + (64 << 10)).await?;
     let mut message = bench.with_payload(Bytes::new())?;
-    // Bytes that no codec shrinks. Kafka counts the framing, too.
+    // Data that no codec compresses. Kafka also counts the framing.
     let room = (2 << 20) - message.size() - 200;
     let payload: Vec<u8> = (0..u32::try_from(room).unwrap_or_default())
         .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])
@@ -310,7 +310,7 @@ async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-/// The letter of a message that is larger than its topic allows.
+/// Rejects a message that is too large for the dead letter topic, and returns its truncated dead letter.
 async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<Received> {
     bench.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
     let letter = bench.letters(1).await?.swap_remove(0);
@@ -370,7 +370,7 @@ async fn topic_without_room_for_any_letter_does_not_stop_the_group(lab: &Lab) ->
 async fn too_large_has_one_code(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 10_000).await?;
     let client = bench.bus.info().max_message_bytes;
-    // One is too large for the topic, the other for the client.
+    // The first message is too large for the topic, the second for the client.
     for size in [50_000, client + 1] {
         let message = Message::new(bench.dead.clone(), vec![b'x'; size]);
         let outcomes = bench.bus.publish(&[message], PublishOptions::NONE).await?.into_outcomes();

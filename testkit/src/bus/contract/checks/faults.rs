@@ -1,4 +1,4 @@
-//! The wire is cut: what was promised still holds.
+//! Checks of connection failures: all guarantees still hold.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
     let batch: Vec<_> = (1..=20).map(|n| placed(&topic, 0, n)).collect();
     let began = Instant::now();
     let report = client.bus.publish(&batch, PublishOptions::NONE).await?;
-    // A `Retry` around it begins attempts for as long as its budget lasts, and an attempt is not cut off.
+    // A `Retry` layer starts attempts within its time budget and does not cancel an attempt.
     let attempt = client.bus.info().delivery_timeout * 2 + lab.timing().short;
     let limit = RetryConfig::default().max_elapsed + attempt * 2;
     ensure!(began.elapsed() <= limit, "it took {:?} to give up", began.elapsed());
@@ -82,7 +82,7 @@ async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
             }
         }
     }
-    // What is said not to be sent is not there; what is unknown may be, once.
+    // A message in the state `NotSent` is not in the log. A message in the state `Unknown` is there at most once.
     lab.pause().await;
     client.bus.publish_one(&placed(&topic, 0, 99)).await?;
     let mut reader = lab.reader(&*other, &topic).await?;
@@ -131,7 +131,7 @@ async fn receiving_while_brokers_are_away(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-/// Two messages from a reader whose brokers may still be coming back.
+/// Receives two messages while the brokers may still be unavailable.
 async fn until_two(lab: &Lab, reader: &mut dyn qi_core::Subscription) -> Verdict<Vec<u64>> {
     let deadline = Instant::now() + lab.timing().eventually;
     let mut came = Vec::new();

@@ -1,4 +1,4 @@
-//! What groups and their members see.
+//! Checks of consumer groups and their members.
 
 use qi_core::ErrorKind;
 use qi_core::bus::{MemberId, MessageBusExt, Notice, Positions, Received, StartFrom, TopicPartition};
@@ -61,7 +61,8 @@ async fn takeover_before_the_first_commit(lab: &Lab) -> Verdict {
     let mut first = bus.subscribe(latest.clone()).await?;
     fill(&*bus, &topic, 2, 3).await?;
     let came = lab.drain(&mut *first, 6).await?;
-    // It saw them and committed nothing; whoever comes next must see them too, and not "latest" of then.
+    // The first member received messages and committed nothing. The next member must receive them too, and must
+    // not resolve `Latest` again.
     first.close().await?;
     let mut second = other.subscribe(latest).await?;
     let again = lab.drain(&mut *second, 6).await?;
@@ -152,7 +153,7 @@ async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
     for message in &slow.mates[0].got {
         held.pass(message);
     }
-    // The slow one does not come back for longer than its poll limit; a quick one has joined meanwhile.
+    // The slow member does not poll within its poll limit. Meanwhile a quick member has joined.
     let mut quick = Crew::new(lab);
     quick.join(&*bus, lab.request(&group, &topic)?).await?;
     let until = Instant::now() + lab.timing().poll_limit + lab.timing().short;
@@ -164,7 +165,7 @@ async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
     let committed = slow.mates[0].sub.commit(&held).await?;
     ensure!(committed.stored.is_empty(), "stored for partitions of another: {:?}", committed.stored);
     ensure_eq!(committed.lost.len(), 2, "how many partitions were lost");
-    // It comes back, is told, and gets its share again.
+    // The slow member polls again, receives the notice, and gets its share again.
     let deadline = Instant::now() + lab.timing().eventually;
     loop {
         slow.round().await?;
@@ -201,7 +202,7 @@ async fn static_member_keeps_its_partitions(lab: &Lab) -> Verdict {
     crew.settle(4).await?;
     ensure_eq!(crew.mates[1].own().await?, had, "what it has after a quick restart");
     ensure_eq!(crew.mates[0].sub.assignment().await?.epoch, epoch, "the other one's assignment");
-    // When its session passes, the others take over all the same.
+    // When the session of a closed static member passes, the other members take over.
     let mut leaver = crew.mates.remove(1);
     leaver.sub.close().await?;
     let closed = leaver.sub.assignment().await.err();

@@ -1,4 +1,4 @@
-//! The end of buses and subscriptions.
+//! Checks of the end of buses and subscriptions.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn close_drains(lab: &Lab) -> Verdict {
     let topic = lab.topic(&*bus, 2).await?;
     let batch: Vec<_> = (0..500).map(|n| placed(&topic, n % 2, n as usize / 2)).collect();
     let (report, closed) = futures::join!(bus.publish(&batch, PublishOptions::NONE), bus.close());
-    // Close came while it was under way: every message has an answer, and a delivery is true.
+    // The close overlaps with the publish: every message has an outcome, and a delivered message is in the log.
     let unknown = closed?.unknown;
     let outcomes = report?.into_outcomes();
     ensure_eq!(outcomes.len(), 500, "answers");

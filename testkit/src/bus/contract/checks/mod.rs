@@ -1,4 +1,4 @@
-//! Every check, by chapter.
+//! All checks by chapter.
 
 mod admin;
 mod codec;
@@ -13,7 +13,7 @@ mod subscribe;
 
 use super::Check;
 
-/// The whole contract.
+/// Returns all checks of the contract.
 pub fn all() -> Vec<Check> {
     [
         publish::CHECKS,
@@ -30,7 +30,8 @@ pub fn all() -> Vec<Check> {
     .concat()
 }
 
-/// A chapter: names that follow from the module and the function, needs, functions.
+/// Defines a chapter from a list of check functions with their needs. The name of a check consists of the
+/// chapter and the function.
 macro_rules! chapter {
     ($chapter:literal: $($check:ident [$($need:ident),*]),* $(,)?) => {
         pub(super) const CHECKS: &[$crate::bus::contract::Check] = &[$(

@@ -1,4 +1,4 @@
-//! Commits, seeks, pauses, and what lies behind them.
+//! Checks of commits, seeks and pauses, and of positions that no longer exist.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn positions(topic: &TopicName, next: u64) -> Positions {
     [(at(topic, 0), next)].into_iter().collect()
 }
 
-/// The payloads of the next `count` messages.
+/// Receives the next `count` messages and returns their payloads.
 async fn next(lab: &Lab, reader: &mut dyn Subscription, count: usize) -> Verdict<Vec<String>> {
     Ok(lab.drain(reader, count).await?.iter().map(text).collect())
 }
@@ -54,7 +54,7 @@ async fn commit_is_where_the_next_begins(lab: &Lab) -> Verdict {
         let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
         let batch = lab.drain(&mut *reader, 7).await?;
         ensure_eq!(text(&batch[0]), format!("0#{}", round * 5), "where round {round} begins");
-        // Only five of the seven were processed.
+        // Only five of the seven messages were processed.
         let done = positions(&topic, batch[4].offset + 1);
         let committed = reader.commit(&done).await?;
         ensure_eq!(committed.stored, done, "what the commit of round {round} stored");
@@ -117,7 +117,7 @@ async fn refused_commit_stores_nothing(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-/// Position, lag and commit of the only partition.
+/// Returns the position, lag and commit of the only partition.
 async fn state(reader: &mut dyn Subscription) -> Verdict<(u64, u64, Option<u64>)> {
     let mut assignment = reader.assignment().await?;
     let one = assignment.partitions.pop().ok_or_else(|| Failure::new("nothing is assigned"))?;
@@ -207,7 +207,7 @@ async fn pause_holds_back_and_blocks_no_other(lab: &Lab) -> Verdict {
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
-    // Some of the paused partition may be buffered already: that is held, too.
+    // Messages of the paused partition may already be in a buffer. They are held back too.
     lab.drain(&mut *reader, 3).await?;
     let before = reader.assignment().await?;
     let behind = before.partitions.iter().find(|p| p.lag > 0).map(|p| p.partition.clone());
@@ -255,7 +255,7 @@ async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
         let request = lab.request(&group, &topic)?.otherwise(otherwise);
         let mut reader = bus.subscribe(request).await?;
         fill(&*bus, &topic, 1, 10).await?;
-        // Where the reader stands must not be in a buffer of what is about to go.
+        // The pause and the seek empty the reader's buffer, so that it holds no messages that the trim removes.
         reader.pause(&[at(&topic, 0)]).await?;
         reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
         lab.trim(&at(&topic, 0), 6).await?;
@@ -353,7 +353,7 @@ async fn late_commit_does_not_undo_a_reset(lab: &Lab) -> Verdict {
     let group = lab.group()?;
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     lab.drain(&mut *reader, 3).await?;
-    // What the reader works on goes meanwhile, and so does what it would read next.
+    // The messages that the reader processes are removed, and so is its next position.
     reader.pause(&[at(&topic, 0)]).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(3))]).await?;
     lab.trim(&at(&topic, 0), 6).await?;
@@ -374,7 +374,7 @@ async fn late_commit_does_not_undo_a_reset(lab: &Lab) -> Verdict {
     ensure_eq!(committed.stored, positions(&topic, 6), "what the group has after the late commit");
     let found = lab.committed(&*bus, &group, &at(&topic, 0)).await?;
     ensure_eq!(found, Some(6), "the commit of the group");
-    // Whoever takes over begins there, and from there on commits go where they are told.
+    // The next owner begins at the reset position. From there, commits are stored as requested.
     reader.close().await?;
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     let rest = lab.drain(&mut *reader, 2).await?;

@@ -1,4 +1,4 @@
-//! What becomes of messages that are published.
+//! Checks of published messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ chapter! { "publish":
     dropped_publish_harms_nothing [],
 }
 
-/// The room of a small client, in bytes.
+/// The capacity of a small client, in bytes.
 const SMALL: usize = 256 << 10;
 
 async fn empty_batch(lab: &Lab) -> Verdict {
@@ -95,7 +95,7 @@ async fn order_of_one_key(lab: &Lab) -> Verdict {
     in_order_each_once(&all, 4, 300)
 }
 
-/// Every key has the numbers from 0, in order, each once, and lies in one partition.
+/// Checks that every key has the numbers from 0, in order, each once, and in one partition.
 fn in_order_each_once(all: &[Received], keys: usize, each: usize) -> Verdict {
     let mut next: BTreeMap<String, (usize, u32)> = BTreeMap::new();
     for message in all {
@@ -112,8 +112,8 @@ fn in_order_each_once(all: &[Received], keys: usize, each: usize) -> Verdict {
     Ok(())
 }
 
-/// Keys with the values of Kafka's own tests (Java's `UtilsTest`, librdkafka's `rdmurmur2.c`); the third is
-/// negative in Java, and so are others.
+/// Keys and hashes from Kafka's own tests (Java's `UtilsTest`, librdkafka's `rdmurmur2.c`). Several hashes, such as the
+/// third, are negative in Java.
 const MURMUR2: [(&str, u32); 9] = [
     ("", 0x106e_08d9),
     ("21", (-973_932_308_i32).cast_unsigned()),
@@ -132,7 +132,7 @@ async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
         let topic = lab.topic(&*bus, partitions).await?;
         let batch: Vec<_> = MURMUR2.iter().map(|(key, _)| keyed(&topic, key, 0)).collect();
         for (delivery, (key, hash)) in bus.send(&batch).await?.iter().zip(MURMUR2) {
-            // Java's `toPositive` cuts the sign bit off.
+            // Java's `toPositive` clears the sign bit.
             ensure_eq!(delivery.partition, (hash & 0x7fff_ffff) % partitions, "the partition of key {key:?}");
         }
     }
@@ -194,7 +194,7 @@ async fn keyless_stay_together(lab: &Lab) -> Verdict {
         whole += usize::from(reached.len() == 1);
         lab.sleep(Duration::from_millis(5)).await;
     }
-    // The turn of a partition may end within a batch, but not within most of them.
+    // The partition may change within a batch, but not within most batches.
     ensure!(whole > ROUNDS / 2, "only {whole} of {ROUNDS} batches without keys lie in one partition");
     Ok(())
 }
@@ -243,7 +243,7 @@ async fn options_add_headers(lab: &Lab) -> Verdict {
 async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
-    // Not a run of one byte, which any codec would shrink to nothing.
+    // Incompressible data, because any codec would shrink a run of one byte.
     let large: Vec<u8> = (0..1_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let batch = [
         Message::tombstone(topic.clone()).with_key("k"),
@@ -270,7 +270,7 @@ async fn timestamps_to_the_millisecond(lab: &Lab) -> Verdict {
     ensure_eq!(all[0].timestamp, Some(own.floor_to_millis()), "a time of its own, cut to the millisecond");
     let stamped = all[1].timestamp.ok_or_else(|| Failure::new("a message without a time gets one"))?;
     ensure_eq!(stamped, stamped.floor_to_millis(), "the time of publishing, cut to the millisecond");
-    // A broker on another machine may have another idea of the time.
+    // The clock of a broker on another machine may differ.
     let slack = Duration::from_secs(5);
     let (early, late) = (before.checked_sub(slack), after.checked_add(slack));
     ensure!(Some(stamped) >= early && Some(stamped) <= late, "{stamped} is not the time of publishing");
@@ -298,7 +298,7 @@ async fn wrong_partition_fails_alone(lab: &Lab) -> Verdict {
     fails_alone(lab, &*bus, &topic, &batch).await
 }
 
-/// The middle one of three messages is refused as bad input; the others arrive.
+/// Checks that the second of three messages is rejected as invalid input and that the others arrive.
 async fn fails_alone(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, batch: &[Message]) -> Verdict {
     let outcomes = bus.publish(batch, PublishOptions::NONE).await?.into_outcomes();
     ensure_eq!(outcomes.len(), 3, "how many answers");
@@ -372,7 +372,7 @@ async fn hundred_thousand_each_once(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-/// Two megabytes with four keys: far more than what a small client has room for.
+/// Returns messages of 2 MB with four keys, which exceed the capacity of a small client by far.
 fn much(topic: &TopicName) -> Vec<Message> {
     (0..2_000)
         .map(|n| {
@@ -403,7 +403,7 @@ async fn full_buffer_waits(lab: &Lab) -> Verdict {
     arrives(lab, sending, &mut *reader, batch.len()).await
 }
 
-/// What is being sent comes to a reader that commits as it goes: all of it, in order.
+/// Receives messages while they are sent, and commits each batch. Checks that all of them arrive in order.
 async fn arrives(
     lab: &Lab,
     sending: impl Future<Output = qi_core::Result<Vec<Delivery>>>,
@@ -432,7 +432,7 @@ async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
     let (bus, topic) = (Arc::clone(&client.bus), lab.topic(&*client.bus, 3).await?);
     for n in 0..40 {
         let batch: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), n)).collect();
-        // Looked at so many times, then dropped: what is under way may arrive, each at most once.
+        // The future is polled some times and then dropped. Messages under way may arrive, each at most once.
         let mut publish = Box::pin(bus.publish(&batch, PublishOptions::NONE));
         for _ in 0..n % 4 {
             if (&mut publish).now_or_never().is_some() {
@@ -441,7 +441,7 @@ async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
             tokio::task::yield_now().await;
         }
     }
-    // What was dropped has time to come before what follows.
+    // Messages of dropped futures have time to arrive before the next batch.
     lab.pause().await;
     let last: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), 40)).collect();
     bus.send(&last).await?;

@@ -1,4 +1,4 @@
-//! What a rebalance does, and what it must not do.
+//! Checks of rebalances.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ async fn takes_effect_only_inside_recv(lab: &Lab) -> Verdict {
     let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
     fill(&*bus, &topic, 4, 5).await?;
     let got = lab.drain(&mut *first, 20).await?;
-    // The second one may have to wait for its place until the first comes back to `recv`.
+    // The second member may have to wait until the first one calls `recv`.
     let request = lab.request(&group, &topic)?;
     let joining = tokio::spawn(async move { other.subscribe(request).await });
     lab.pause().await;
@@ -107,7 +107,7 @@ async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
     let got = lab.drain(&mut *first, 20).await?;
     first.commit(&held(&got)).await?;
     first.close().await?;
-    // A position that has gone, so that the reader stands nowhere.
+    // The position no longer exists, so the reader has no valid position.
     let gone = TopicPartition::new(topic.clone(), 0);
     let mut first = bus.subscribe(lab.request(&group, &topic)?.otherwise(StartFrom::Fail)).await?;
     first.pause(std::slice::from_ref(&gone)).await?;
@@ -118,7 +118,7 @@ async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
     while first.recv(10, lab.timing().short).await.is_ok() {
         ensure!(Instant::now() < deadline, "no error says that the position is gone");
     }
-    // Another one wants its share, and the first does not come to `recv`.
+    // A second member joins, while the first one does not call `recv`.
     let request = lab.request(&group, &topic)?;
     let joining = tokio::spawn(async move { other.subscribe(request).await });
     lab.sleep(lab.timing().short * 10).await;
@@ -152,7 +152,7 @@ async fn commit_after_losing_says_lost(lab: &Lab) -> Verdict {
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     fill(&*bus, &topic, 4, 10).await?;
     crew.gather(40).await?;
-    // What it processed of the first five of each partition, and has not committed yet.
+    // The first five messages of each partition are processed and not yet committed.
     let old: Positions = (0..4).map(|p| (TopicPartition::new(topic.clone(), p), 5)).collect();
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     crew.settle(4).await?;
@@ -183,7 +183,8 @@ async fn buffered_messages_of_a_lost_partition_are_gone(lab: &Lab) -> Verdict {
     let mut crew = Crew::new(lab);
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     fill(&*bus, &topic, 4, 200).await?;
-    // A few of each partition: the rest may be buffered by now. Each turn of a mate checks that it owns what comes.
+    // Only a few messages of each partition, so the others may be in a buffer. Each turn checks that the member owns
+    // the partitions of its messages.
     while (0..4).any(|p| crew.mates[0].got.iter().all(|message| message.partition != p)) {
         ensure!(crew.mates[0].turn(lab, 5).await? > 0, "not every partition is read");
     }
@@ -280,7 +281,7 @@ async fn third_joins_and_leaves_under_load(lab: &Lab) -> Verdict {
             crew.join(&*bus, lab.request(&group, &topic)?).await?;
         }
         if round == 15 {
-            // At rest with three: shares of 7 partitions are 3, 2 and 2, which `settle` demands.
+            // With three members, the shares of 7 partitions are 3, 2 and 2. `settle` checks the balance.
             crew.settle(PARTITIONS as usize).await?;
         }
         if round == 20 {
@@ -289,7 +290,7 @@ async fn third_joins_and_leaves_under_load(lab: &Lab) -> Verdict {
     }
     crew.gather(sent).await?;
     crew.settle(PARTITIONS as usize).await?;
-    // Nothing lost; each first appearance of a key's messages in order for everybody, repeated ones aside.
+    // No message is lost, and the messages of each member are in order between restarts.
     let mut seen: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
     for message in crew.histories().flatten() {
         let (key, n) = parts(message)?;
@@ -302,13 +303,13 @@ async fn third_joins_and_leaves_under_load(lab: &Lab) -> Verdict {
     in_order_between_restarts(&crew)
 }
 
-/// Within one member's batches, a partition's offsets rise, except where the member starts again from a commit.
+/// Checks that the offsets of a partition increase within one member's messages, except at a restart from a commit.
 fn in_order_between_restarts(crew: &Crew<'_>) -> Verdict {
     for got in crew.histories() {
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
         for message in got {
             if let Some(before) = last.insert(message.partition, message.offset) {
-                // Nothing was committed here, so a new start is one at the beginning.
+                // Nothing was committed, so a restart begins at offset 0.
                 ensure!(
                     message.offset == before + 1 || message.offset == 0,
                     "offset {} follows {before} in partition {}",

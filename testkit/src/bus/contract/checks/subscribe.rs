@@ -1,4 +1,4 @@
-//! Where readers start, and what `recv` gives.
+//! Checks of start positions and of `recv`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -204,7 +204,7 @@ async fn dropped_recv_loses_nothing(lab: &Lab) -> Verdict {
             bus.publish_one(&placed(&topic, u32::try_from(sent % 3).unwrap_or(0), sent / 3)).await?;
             sent += 1;
         }
-        // Looked at so many times, then dropped at that point; a short real wait now and then.
+        // The future is polled some times, with short sleeps in some rounds, and then dropped.
         let mut receiving = Box::pin(reader.recv(4, lab.timing().short));
         for _ in 0..turn % 5 {
             if let Some(batch) = (&mut receiving).now_or_never() {
@@ -323,7 +323,7 @@ async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
         ensure!(batch.is_empty(), "messages of a topic that is gone");
         notices += told(&batch);
     }
-    // A commit of a batch from before stores what is left.
+    // A commit of a batch from before the deletion stores the positions of the other topic.
     let committed = reader.commit(&positions).await?;
     let stored: Vec<_> = committed.stored.iter().filter(|(p, _)| p.topic == kept).map(|(_, at)| at).collect();
     ensure_eq!(stored, [2, 2], "the commit of the other topic");
@@ -360,7 +360,7 @@ async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
     ends_without_topics(lab, &mut *reader).await
 }
 
-/// Receives until the error for a subscription of which every topic is deleted.
+/// Receives until the error of a subscription whose topics are all deleted.
 async fn ends_without_topics(lab: &Lab, reader: &mut dyn Subscription) -> Verdict {
     let deadline = Instant::now() + lab.timing().eventually;
     loop {
