@@ -29,7 +29,7 @@ impl RawMessage {
         Self { payload: Some(payload.into()), headers: Vec::new(), timestamp: None, gzip: false }
     }
 
-    /// Adds a header.
+    /// Adds a header to the message.
     #[must_use]
     pub fn with_header(mut self, name: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
         self.headers.push((name.into(), value.into()));

@@ -102,7 +102,7 @@ const UNITS_PER_CENT: i128 = 10_000_000_000_000_000;
 const UNITS_PER_LOT: i128 = 1_000_000_000_000;
 
 impl Market {
-    /// Creates a market.
+    /// Creates a market with the given settings.
     ///
     /// # Errors
     /// `InvalidInput` if there are no instruments, if the longest pause is 0, or if a share is outside 0 to 1.

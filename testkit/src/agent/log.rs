@@ -71,8 +71,7 @@ impl TransitionLog {
         self.records().report.clone()
     }
 
-    /// Returns one line for each transition, with its time, exit and delay. Two runs with equal lines had the same
-    /// history.
+    /// Returns one line for each transition, with its time, exit and delay. Two equal runs have equal lines.
     pub fn lines(&self) -> Vec<String> {
         let line = |t: &Transition| {
             let exit = t.exit.as_ref().map(|exit| format!(" ({exit})")).unwrap_or_default();

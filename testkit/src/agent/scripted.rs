@@ -107,8 +107,8 @@ impl Drop for PanicsWhenDropped {
     }
 }
 
-/// The behaviour of one incarnation. By default `initialize` and `cleanup` return Ok, and `run` waits for the stop
-/// request.
+/// The behaviour of one incarnation. By default, `initialize` and `cleanup` return Ok, and `run` waits for the
+/// stop request and returns Ok.
 #[derive(Debug, Clone)]
 pub struct Script {
     factory_panics: bool,
@@ -177,8 +177,8 @@ impl Script {
     }
 }
 
-/// A log of the calls of scripted agents: `Init#1`, `Run#1`, `Cleanup#1(Panicked)`, `Drop#1`, and so on. Clones share
-/// the log.
+/// A log of the calls of scripted agents: `Init#1`, `Run#1`, `Cleanup#1(Panicked)`, `Drop#1`, and so on.
+/// Clones share one log.
 #[derive(Clone, Default)]
 pub struct CallLog(Arc<Mutex<Vec<String>>>);
 
@@ -209,8 +209,8 @@ impl CallLog {
         self.lock().iter().filter(|call| call.starts_with(beginning)).count()
     }
 
-    /// Returns whether every agent whose `initialize` was called had exactly one `cleanup`, after all other calls and
-    /// before its drop.
+    /// Returns whether every agent whose `initialize` was called had exactly one `cleanup`, after all its other calls
+    /// and before its drop.
     pub fn is_clean(&self) -> bool {
         let calls = self.lock();
         let values = calls.iter().filter_map(|call| call.strip_prefix("Init#"));

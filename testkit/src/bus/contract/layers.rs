@@ -46,8 +46,8 @@ impl Wrapping {
     /// loses its response. The faults must not be visible from outside.
     ///
     /// Some operations are exempt. `recv` has no faults, because its caller retries in a loop. Responses of topic
-    /// creation, topic deletion and publish are not lost, because they report the result of that call. The next two
-    /// wrappings cover duplicate messages.
+    /// creation and deletion are not lost, because they report the result of that call. Responses of publish are not
+    /// lost either, because the next two wrappings cover duplicate messages.
     pub const FULL_STACK_OVER_CHAOS: Self =
         Self { name: "full_stack_over_chaos", wrap: |bus| over_chaos(bus, &[Fault::Error]) };
     /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown

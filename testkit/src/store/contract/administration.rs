@@ -1,4 +1,4 @@
-//! Administration: what is there, and what goes when it is told to.
+//! Administration: lists of instruments, deletions and purges.
 
 use qi_core::record::Dataset;
 use qi_core::store::{DeleteQuery, InstrumentQuery, InstrumentSummary, PriceStore, PriceStoreExt};
@@ -39,14 +39,14 @@ async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Resu
 const DATASETS: [Dataset; 3] = [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET];
 
 async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
-    // '-' is before the digits, '.' between them, and neither language nor length has a say.
+    // '-' sorts before the digits. Neither the language nor the length affects the order.
     let ordered: Vec<Instrument> = ["a", "a-b", "a1", "a_b", "ab"]
         .iter()
         .flat_map(|exchange| {
             ["A-B", "A.B", "A1", "AB", "A_B"].map(|symbol| instrument(&format!("{exchange}:{symbol}")))
         })
         .collect();
-    // 7 and 25 have no common factor: every index once.
+    // 7 and 25 have no common factor, so every index occurs once.
     for n in 0..ordered.len() {
         let name = &ordered[n * 7 % ordered.len()];
         case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, 1)]).await?;
@@ -117,7 +117,7 @@ async fn instruments_of_one_exchange_in_pages(case: &Case) -> Outcome {
     Ok(())
 }
 
-/// Four records a step apart.
+/// Inserts four records, one step apart, and returns them.
 async fn four<D: Sample>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
     let series = D::series_no(0);
     let batch: Vec<D> = (0..4).map(|n| D::make(&series, step::<D>(n.into()), 0, n)).collect();
@@ -125,7 +125,7 @@ async fn four<D: Sample>(case: &Case) -> std::result::Result<Vec<D>, Failure> {
     Ok(batch)
 }
 
-/// The n-th of the closest times that two records of one series can have.
+/// Returns the time of the n-th record, at the smallest distance that two records of one series can have.
 fn step<D: Sample>(n: i64) -> Timestamp {
     micros(n * D::STEP)
 }

@@ -1,4 +1,4 @@
-//! Analytics: what is computed over any store, checked by hand on each.
+//! Analytics: values that the library computes from any store, checked against hand-computed results.
 
 use futures::TryStreamExt;
 use qi_core::store::{
@@ -34,7 +34,7 @@ fn tick(of: &Instrument, seconds: i64, price: &str, quantity: Option<&str>) -> R
     Ok(PriceTick::new(of.clone(), micros(seconds * 1_000_000), 0, price.parse()?)?.with_quantity(quantity))
 }
 
-/// One tick a minute at these prices, 1 of each.
+/// Inserts one tick per minute with the given prices and a quantity of 1.
 async fn minutely(store: &dyn PriceStore, of: &Instrument, prices: &[&str]) -> Result<()> {
     let ticks: Vec<PriceTick> =
         (0..).zip(prices).map(|(n, price)| tick(of, 60 * n, price, Some("1"))).collect::<Result<_>>()?;
@@ -82,7 +82,7 @@ async fn vwap_by_hand(case: &Case) -> Outcome {
     store.insert_ticks(&[tick(&name(), 1, "50", Some("0"))?]).await?;
     same("a volume of zero", &store.vwap(&query).await?, &None)?;
     store.insert_ticks(&[tick(&name(), 2, "10", Some("1"))?, tick(&name(), 3, "20", Some("2"))?]).await?;
-    // 50 / 3, rounded up at the 18th place.
+    // 50 / 3, rounded up at the 18th decimal place.
     same("50 / 3", &store.vwap(&query).await?, &Some("16.666666666666666667".parse()?))
 }
 
@@ -106,7 +106,8 @@ async fn volatility_by_hand(case: &Case) -> Outcome {
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
     same("of two bars", &found, &None)?;
     minutely(store, &name(), &["100", "110", "99"]).await?;
-    // Returns ln 1.1 and ln 0.9; of two values the sample deviation is their distance over the root of two.
+    // The returns are ln 1.1 and ln 0.9. The sample deviation of two values is their difference divided by the
+    // square root of two.
     let expected = (1.1f64.ln() - 0.9f64.ln()) / 2f64.sqrt();
     let near = |found: Option<f64>, want: f64| found.is_some_and(|found| (found - want).abs() < 1e-12);
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
@@ -135,7 +136,7 @@ async fn gaps_by_hand(case: &Case) -> Outcome {
 async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
     let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
     case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
-    // Seconds from and to, and the gaps in minutes: both ends are rounded up to the next open time.
+    // The range in seconds, and the gaps in minutes. Both ends are rounded up to the next open time.
     let ranges = [
         (0, 570, vec![(0, 2), (4, 6), (7, 10)]),
         (30, 421, vec![(1, 2), (4, 6), (7, 8)]),

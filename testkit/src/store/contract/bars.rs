@@ -1,4 +1,4 @@
-//! Bars: derived from ticks at every call, and stored ones beside them.
+//! Bars: bars derived from ticks at every call, and stored bars.
 
 use futures::TryStreamExt;
 use qi_core::datasets::coarsen;
@@ -38,7 +38,7 @@ fn name() -> Instrument {
     PriceTick::series_no(0)
 }
 
-/// A tick so many seconds after the base.
+/// Returns a tick at a number of seconds after the base time.
 fn tick(seconds: i64, seq: u64, price: &str, quantity: Option<&str>) -> Result<PriceTick> {
     let quantity = quantity.map(str::parse).transpose()?;
     Ok(PriceTick::new(name(), micros(seconds * 1_000_000), seq, price.parse()?)?.with_quantity(quantity))
@@ -49,7 +49,7 @@ async fn derived(store: &dyn PriceStore, interval: Interval, range: TimeRange) -
     store.bar_stream(query, BarSource::Derived).try_collect().await
 }
 
-/// The bars that all ticks of the instrument make, which must be those of the reference.
+/// Returns the bars of all ticks of the instrument. Fails if they differ from the reference bars.
 async fn as_reference(
     store: &dyn PriceStore,
     interval: Interval,
@@ -101,7 +101,7 @@ async fn ties_decide_open_and_close(case: &Case) -> Outcome {
     }
     let bars = as_reference(case.store(), Interval::M1).await?;
     same_rows("open and close", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
-    // The corrected one is written last, and is neither first nor last by that.
+    // The corrected tick is written last, which must not make it the first or the last tick of the bar.
     case.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
     let bars = as_reference(case.store(), Interval::M1).await?;
     same_rows("after a correction between them", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
@@ -141,7 +141,7 @@ async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
 }
 
 async fn weeks_begin_on_monday(case: &Case) -> Outcome {
-    // The base is Monday 2024-03-04.
+    // The base is Monday, 2024-03-04.
     case.store()
         .insert_ticks(&[tick(-1, 0, "1", None)?, tick(0, 0, "2", None)?, tick(604_799, 0, "3", None)?])
         .await?;
@@ -221,7 +221,7 @@ async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
     same_rows("volume, quote volume and count", &found, &expected)
 }
 
-/// The quote volume of the only bar of these ticks.
+/// Returns the quote volume of the only bar of the given ticks.
 async fn quote_volume(case: &Case, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
     case.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
     case.store().insert_ticks(ticks).await?;
@@ -239,7 +239,7 @@ async fn a_product_is_exact(case: &Case) -> Outcome {
 }
 
 async fn half_way_rounds_away_from_zero(case: &Case) -> Outcome {
-    // Each product is half of the last place; sums are rounded once, not term by term.
+    // Each product is half a unit of the last place. A sum is rounded once, not for each product.
     let half = |n| tick(n, 0, "0.5", Some("0.000000000000000001"));
     let unit = "0.000000000000000001".to_owned();
     same("0.5 of a unit", &quote_volume(case, &[half(0)?]).await?, &unit)?;
@@ -264,7 +264,7 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
     let over = [
         ("a volume", vec![tick(1, 0, "1", Some("0.000000000000000001"))?]),
         ("a quote volume", vec![tick(0, 0, "10000000000", Some("10000000000"))?]),
-        // 1e40 is 1e76 units of 10^-36: eight of these wrap 256 bits.
+        // 1e40 is 1e76 units of 10^-36. Eight of these overflow 256 bits.
         ("many products", (0..40).map(|n| tick(n, 0, largest, Some(largest))).collect::<Result<_>>()?),
     ];
     for (what, ticks) in over {
@@ -323,7 +323,7 @@ async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
 }
 
 async fn paging_goes_across_gaps(case: &Case) -> Outcome {
-    // Bars at minutes 0, 1, 2, then a day later, then half a year later; several ticks in each.
+    // Bars at minutes 0, 1 and 2, a day later, and half a year later, with several ticks each.
     let minutes = [0, 1, 2, 1_440, 1_441, 260_000, 260_003];
     let ticks: Vec<_> = minutes
         .iter()
@@ -390,7 +390,7 @@ async fn coarser_from_stored(case: &Case) -> Outcome {
     let stored = Ohlcv::all(store, &Ohlcv::series_no(0)).await?;
     same_rows("the stored bars", &stored, &fine)?;
     for coarser in [Interval::M5, Interval::H1, Interval::D1] {
-        // Prices times quantities have at most 6 places here, so that no bar was rounded.
+        // Products of prices and quantities have at most 6 decimal places here, so no bar was rounded.
         let expected = derived(store, coarser, TimeRange::ALL).await?;
         same_rows(&format!("bars of {coarser}"), &coarsen(&stored, coarser)?, &expected)?;
     }

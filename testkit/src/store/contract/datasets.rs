@@ -1,4 +1,4 @@
-//! Datasets: what was declared is what is stored, column by column.
+//! Datasets: every declared column is stored and read back.
 
 use qi_core::record::{
     Column, ColumnType, Dataset, Description, Level, Owner, RecordVec, Row, Series, Slice, Value,
@@ -19,13 +19,13 @@ promises! { "datasets";
     every an_unregistered_dataset_is_refused: "a dataset that the store was not opened with is SchemaMismatch",
 }
 
-/// The rows of a series, one after the other in time.
+/// Returns the rows of a series in the order of their times.
 async fn rows_of<D: Sample>(store: &dyn PriceStore) -> Result<Vec<Row>> {
     let request = RangeRequest::new(D::DATASET, D::series_no(0).key(), TimeRange::ALL);
     Row::copy_of(store.range(&request).await?.records.as_records())
 }
 
-/// Writes records and compares what comes back, column by column.
+/// Writes records, reads them back and compares them by column.
 pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
     store.insert(records.as_records()).await?;
     let expected = Row::copy_of(records.as_records())?;
@@ -46,7 +46,7 @@ async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
     there_and_back::<D>(case.store(), &RecordVec::from_vec(batch)).await
 }
 
-/// The n-th record with some values replaced, if that is a valid one: a record may have rules of its own.
+/// Returns the n-th record with altered values, or None if the record's own rules reject the values.
 pub(super) fn altered<D: Sample>(
     n: usize,
     mut alter: impl FnMut(usize, &Column, &mut Value),
@@ -65,7 +65,8 @@ pub(super) fn altered<D: Sample>(
 async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
-    // Of the optional columns one is absent, or one alone is present; at the end all are present, or none is.
+    // Either one optional column is absent, or only one is present. In the last round, all are present
+    // or all are absent.
     for chosen in 0..=columns.len() {
         for alone in [false, true] {
             rows.extend(altered::<D>(rows.len(), |at, column, value| {
@@ -74,7 +75,7 @@ async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
                 }
             })?);
         }
-        // The value that a store could take for an absent one.
+        // A value that a store could confuse with an absent one.
         rows.extend(altered::<D>(rows.len(), |at, column, value| {
             if column.optional && at == chosen {
                 *value = match column.ty {
@@ -103,11 +104,11 @@ async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
     };
     let rising: Vec<Level> = (0..longest).map(level).collect::<Result<_>>()?;
     let falling: Vec<Level> = rising.iter().rev().copied().collect();
-    // Neither, and some of them twice.
+    // Neither rising nor falling, with some levels twice.
     let mixed: Vec<Level> = (0..longest).map(|n| level(n * 7 % 5)).collect::<Result<_>>()?;
     let mut rows = Vec::new();
     for count in [0, 1, 2, longest - 1, longest, 0] {
-        // A record may have rules for the order of its levels, for example those of an order book.
+        // A record may have rules for the order of its levels, such as an order book.
         for orders in [[&mixed, &mixed], [&falling, &rising]] {
             let mut orders = orders.into_iter().cycle();
             rows.extend(altered::<D>(rows.len(), |_, column, value| {
@@ -121,7 +122,7 @@ async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
 }
 
 async fn names_keep_their_order(case: &Case) -> Outcome {
-    // By their bytes: no language, no case, no length has a say.
+    // The order is by bytes. Language, case and length do not affect it.
     let mut names = vec![
         " ",
         "A",
@@ -194,7 +195,7 @@ async fn an_unregistered_dataset_is_refused<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-/// Every call for a dataset is refused.
+/// Checks that every call for a dataset is rejected.
 async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) -> Outcome {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(like))?)?.remove(0);

@@ -1,4 +1,4 @@
-//! Errors: kind, code, operation, backend, and no secret anywhere.
+//! Errors: kind, code, operation and backend, without secrets.
 
 use std::error::Error as _;
 
@@ -17,7 +17,7 @@ promises! { "errors";
     once no_secret_is_shown: "no password in Debug, Display, info, errors or their sources",
 }
 
-/// Calls every method that needs a schema or an open store, by name.
+/// Calls every method that needs a schema or an open store, and returns the results by method name.
 async fn call_all(store: &dyn PriceStore) -> Vec<(&'static str, Result<()>)> {
     let name: Instrument = PriceTick::series_no(0);
     let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);

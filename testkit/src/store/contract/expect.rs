@@ -1,36 +1,36 @@
-//! What checks say when something is not as promised: what was expected and what was found.
+//! Assertions of the checks, and their failures with expected and found values.
 
 use std::fmt::{self, Debug};
 
 use qi_core::{Error, ErrorKind, Result};
 
-/// A promise that a store broke.
+/// A promise of the contract that a store broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     text: String,
     accident: bool,
 }
 
-/// What a check ends with.
+/// The result of a check.
 pub type Outcome = std::result::Result<(), Failure>;
 
 impl Failure {
-    /// A broken promise in words.
+    /// Creates a failure from a text.
     pub fn new(text: impl fmt::Display) -> Self {
         Self { text: text.to_string(), accident: false }
     }
 
-    /// The check itself broke: a panic, or its time limit.
+    /// Creates a failure of the check itself: a panic or a timeout.
     pub(super) fn accident(text: impl fmt::Display) -> Self {
         Self { text: text.to_string(), accident: true }
     }
 
-    /// Whether the check broke before it could judge.
+    /// Returns whether the check failed before it could give a result.
     pub fn is_accident(&self) -> bool {
         self.accident
     }
 
-    /// The same, with where it happened in front.
+    /// Returns the failure with a location before its text.
     #[must_use]
     pub fn within(self, place: impl fmt::Display) -> Self {
         Self { text: format!("{place}: {}", self.text), ..self }
@@ -49,7 +49,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Both are the same.
+/// Fails unless both values are equal.
 pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> Outcome {
     if found == expected {
         return Ok(());
@@ -57,7 +57,7 @@ pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) ->
     Err(Failure::new(format_args!("{what}\n  expected: {expected:?}\n     found: {found:?}")))
 }
 
-/// Both lists are the same; says where they part.
+/// Fails unless both lists are equal, and reports the first difference.
 pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> Outcome {
     if found == expected {
         return Ok(());
@@ -72,12 +72,12 @@ pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected:
     )))
 }
 
-/// It holds.
+/// Fails unless the condition is true.
 pub(crate) fn holds(what: impl fmt::Display, condition: bool) -> Outcome {
     if condition { Ok(()) } else { Err(Failure::new(format_args!("expected: {what}"))) }
 }
 
-/// It is refused with this kind; gives the error.
+/// Returns the error of a rejected call. Fails unless the error has this kind.
 pub(crate) fn refused<T: Debug>(
     what: &str,
     result: Result<T>,

@@ -1,4 +1,4 @@
-//! Where a suite gets its stores from.
+//! Factories that create the stores of a suite.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,32 +11,32 @@ use qi_core::{Error, ErrorKind, Result};
 
 use crate::store::{MemoryStore, MemoryStoreConfig};
 
-/// A store in a namespace of its own, and how to remove that again.
+/// A store in a new namespace, with the cleanup of the namespace.
 pub struct Fresh {
-    /// The store.
+    /// The store in the namespace.
     pub store: Arc<dyn PriceStore>,
-    /// Removes the namespace; runs after the check, whatever its outcome, also when the store is closed.
+    /// Removes the namespace. Runs after the check, regardless of its result, and even if the store is closed.
     pub cleanup: BoxFuture<'static, Result<()>>,
-    /// Opens the namespace once more, with other datasets, as another version of a program does.
+    /// Opens the namespace again with other datasets, like another version of a program.
     pub reopen: Option<Reopen>,
 }
 
-/// Opens a namespace with some datasets, without `ensure_schema`.
+/// Opens a namespace with the given datasets, without `ensure_schema`.
 pub type Reopen = Arc<dyn Fn(Datasets) -> BoxFuture<'static, Result<Arc<dyn PriceStore>>> + Send + Sync>;
 
 impl Fresh {
-    /// A store that leaves nothing behind.
+    /// Creates the result for a store that needs no cleanup.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
         Self { store, cleanup: Box::pin(async { Ok(()) }), reopen: None }
     }
 
-    /// With what removes its namespace.
+    /// Sets the cleanup that removes the namespace.
     #[must_use]
     pub fn with_cleanup(self, cleanup: impl Future<Output = Result<()>> + Send + 'static) -> Self {
         Self { cleanup: Box::pin(cleanup), ..self }
     }
 
-    /// With what opens the namespace with other datasets. The checks of schema evolution need it.
+    /// Sets the function that opens the namespace with other datasets. The checks of schema evolution need it.
     #[must_use]
     pub fn with_reopen(
         self,
@@ -52,39 +52,39 @@ impl fmt::Debug for Fresh {
     }
 }
 
-/// Makes the stores of one implementation for the contract suite.
+/// A factory for the stores of one implementation, for the contract suite.
 ///
-/// Every call gives a namespace of its own (a schema, a database), so that trials run side by side on one server
-/// and none deletes what it did not make. The store's `max_batch` should be small, but at least 30,000, because
-/// one check builds a batch that is one record larger.
+/// Every call creates a new namespace (a schema, a database). Trials can therefore run concurrently on one server, and
+/// no trial deletes data of another. The store's `max_batch` should be small, but at least 30,000, because one check
+/// builds a batch that is one record larger.
 #[async_trait]
 pub trait StoreFactory: fmt::Debug + Send + Sync + 'static {
-    /// The name of the implementation in the trials, and in `QI_REQUIRE_BACKENDS`: `memory`, `timescale`.
+    /// Returns the name of the implementation in trials and in `QI_REQUIRE_BACKENDS`, such as `memory` or `timescale`.
     fn name(&self) -> &str;
 
-    /// Why the backend cannot be used here at all (no address given, no answer), if it cannot.
+    /// Returns the reason if the backend is not available here, for example because it has no address
+    /// or does not answer.
     fn absent(&self) -> Option<String> {
         None
     }
 
-    /// Why a check has no meaning for this implementation, if it has none. The trial is shown as ignored with
-    /// the reason.
+    /// Returns the reason if a check does not apply to this implementation. The trial is then ignored with the reason.
     fn not_applicable(&self, check: &str) -> Option<&'static str> {
         let _ = check;
         None
     }
 
-    /// A store of these datasets whose schema was never ensured.
+    /// Creates a store of these datasets without a schema.
     async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh>;
 
-    /// A store that meets a schema of a later version of the library.
+    /// Creates a store on a namespace with the schema of a later version of the library.
     async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh>;
 
-    /// A store whose server does not answer: its address refuses connections, and its configuration holds the
-    /// password [`SECRET`].
+    /// Creates a store whose server does not answer. Its address refuses connections, and its configuration
+    /// contains the password [`SECRET`].
     async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh>;
 
-    /// A store of these datasets whose schema is ensured.
+    /// Creates a store of these datasets with a schema.
     async fn fresh(&self, datasets: &Datasets) -> Result<Fresh> {
         let fresh = self.without_schema(datasets).await?;
         fresh.store.ensure_schema().await?;
@@ -92,10 +92,10 @@ pub trait StoreFactory: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The password in the configuration of [`StoreFactory::unreachable`]; it must not show anywhere.
+/// The password in the configuration of [`StoreFactory::unreachable`]. No output may contain it.
 pub const SECRET: &str = "hunter2-must-not-show";
 
-/// Makes memory stores.
+/// A factory of empty memory stores.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryFactory;
 

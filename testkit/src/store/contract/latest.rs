@@ -1,4 +1,4 @@
-//! Latest: the newest record of each key, now and as it was known.
+//! Latest: the newest record of each series, now and as of a time.
 
 use qi_core::store::{LatestBarsQuery, PriceStoreExt};
 use qi_core::{Interval, Ohlcv, PriceTick, Selection, TimeRange, Timestamp};

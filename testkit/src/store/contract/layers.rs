@@ -1,4 +1,4 @@
-//! The wrappings that core and testkit put around a store: each passes the whole contract.
+//! The layers of core and testkit as wrappings. Each passes the complete contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,15 +42,15 @@ impl Wrapping {
     /// All layers of core in their order.
     pub const FULL_STACK: Self =
         Self { name: "full_stack", wrap: |store| LayerStack::default().wrap_store(store) };
-    /// `Recording`, which remembers and changes nothing.
+    /// `Recording`, which changes nothing.
     pub const RECORDING: Self =
         Self { name: "recording", wrap: |store| Arc::new(RecordingStore::new(store, Recording::new(1_000))) };
-    /// All layers of core over a store of whose calls a third goes wrong: it fails, it hangs, or it is done and its
-    /// answer gets lost. Nothing of that may be seen from outside: writes are by key, so that what is done twice is
-    /// there once. Only the answer of `ensure_schema`, which says what that very call did, is never lost.
+    /// All layers of core over a store with faults in a third of its calls: the call fails, hangs, or is executed and
+    /// loses its response. The faults must not be visible from outside. Writes are by key, so a repeated write has no
+    /// further effect. The response of `ensure_schema` is never lost, because it reports the result of that call.
     pub const FULL_STACK_OVER_CHAOS: Self = Self { name: "full_stack_over_chaos", wrap: over_chaos };
 
-    /// Every wrapping: the pointers, each layer alone, and the stacks.
+    /// Returns all wrappings: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::all();
         all.extend([
@@ -69,7 +69,7 @@ impl Wrapping {
 }
 
 fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
-    // A limit that is long enough for the slowest call of the suite; each hang costs it, so that there are few.
+    // The time limit suits the slowest call of the suite. Each hang takes this time, so hangs are rare.
     let (limit, one_hang_in) = if store.info().backend == "memory" { (300, 20) } else { (3_000, 60) };
     let errors_and_cuts = [Fault::Error, Fault::Cut].into_iter().cycle().take(one_hang_in - 1);
     let third = |faults: Vec<Fault>| Rule::new(1.0 / 3.0, faults);
@@ -83,7 +83,7 @@ fn over_chaos(store: Arc<dyn PriceStore>) -> Arc<dyn PriceStore> {
         .with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO));
     let stack = LayerStack::default()
         .with_retry(retry.with_max_elapsed(Duration::from_mins(5)))
-        // Only a backend that is away fails so often in a row.
+        // Only an unavailable backend fails this often in a row.
         .with_circuit_breaker(CircuitBreakerConfig::default().with_failure_threshold(100))
         .with_timeout(TimeoutConfig::default().with_call(Duration::from_millis(limit)));
     stack.wrap_store(ChaosStore::new(store, chaos))

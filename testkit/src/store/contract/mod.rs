@@ -1,7 +1,7 @@
-//! The contract of [`PriceStore`] as one list of named checks, for every implementation and every wrapping.
+//! The contract of [`PriceStore`] as a list of named checks for all implementations and wrappings.
 //!
-//! [`Checks`] is the list. A test target with `harness = false` hands the implementations and the wrappings to a
-//! [`Suite`], which makes trials of libtest-mimic out of them and runs them:
+//! [`Checks`] is the list. A test target with `harness = false` passes the implementations and the wrappings to a
+//! [`Suite`], which creates libtest-mimic trials and runs them:
 //!
 //! ```no_run
 //! use qi_testkit::store::contract::{MemoryFactory, Suite, Wrapping};
@@ -9,10 +9,11 @@
 //! Suite::new().on(MemoryFactory, Wrapping::all()).main();
 //! ```
 //!
-//! The checks run on the datasets of this library and on two of the suite: [`Everything`] has a column of every type, and
-//! the series of [`NamedSignal`] is a name. A team adds its own records with [`Suite::with`], see [`Sample`].
+//! The checks run on the datasets of this library and on two datasets of the suite. [`Everything`] has
+//! columns of every type, and the series of [`NamedSignal`] is a name. Applications add their own records
+//! with [`Suite::with`], see [`Sample`].
 //!
-//! What each check stands for is written in `docs/store.md`.
+//! `docs/store.md` describes the promise of each check.
 
 mod administration;
 mod analytics;
@@ -51,14 +52,14 @@ pub(crate) use precision::SYMBOLS;
 pub use runner::{Suite, Wrapping, run_check};
 pub use sample::{Choice, Everything, NamedSignal, Sample, instrument_no};
 
-/// One promise of the contract, and the code that finds out whether a store keeps it.
+/// One promise of the contract, and the code that checks it.
 #[derive(Clone)]
 pub struct StoreCheck {
-    /// `write::last_write_wins`
+    /// The name, such as `write::last_write_wins`.
     pub name: &'static str,
-    /// The promise in a sentence.
+    /// The promise as a sentence.
     pub promise: &'static str,
-    /// The code and the dataset that it runs on, None if it is written for certain datasets.
+    /// The functions with the name of their dataset. None if a function is written for specific datasets.
     runs: Vec<(Option<&'static str>, Run)>,
 }
 
@@ -74,7 +75,8 @@ impl fmt::Debug for StoreCheck {
 }
 
 impl StoreCheck {
-    /// The datasets that the check needs: those that it runs on, or those that checks name in their code.
+    /// Returns the datasets that the check needs. A check of specific datasets needs all datasets that the code of such
+    /// checks names. Other checks need the datasets they run on.
     fn datasets(&self, all: &Datasets) -> Datasets {
         let named = Datasets::standard().with::<NamedSignal>().expect("a name of its own");
         let is_needed = |dataset: Dataset| {
@@ -99,14 +101,14 @@ impl StoreCheck {
     }
 }
 
-/// The checks of the contract, and the datasets that they run on.
+/// The checks of the contract and their datasets.
 #[derive(Debug, Clone)]
 pub struct Checks {
     checks: Vec<StoreCheck>,
     datasets: Datasets,
 }
 
-/// The lists of all groups, in the order of the contract page.
+/// Builds an array with the lists of all groups, in the order of the contract page.
 macro_rules! lists {
     ($($list:tt)*) => {
         [
@@ -124,11 +126,11 @@ macro_rules! lists {
     };
 }
 
-/// The code of each check for a dataset, in the order of the list.
+/// The function of each check for a dataset, in the order of the list.
 type Runs = Vec<Option<Run>>;
 
 impl Checks {
-    /// Every check, in the order of the contract page, on the datasets of this library and of the suite.
+    /// Returns all checks in the order of the contract page, on the datasets of this library and of the suite.
     pub fn standard() -> Self {
         let checks = lists!(once).into_iter().flatten().collect();
         let none = Self { checks, datasets: Datasets::none() };
@@ -145,10 +147,10 @@ impl Checks {
             .with::<NamedSignal>()
     }
 
-    /// The same checks, on one more dataset.
+    /// Adds a dataset to the checks.
     ///
     /// # Panics
-    /// If the name or a bound of the dataset is invalid, or another dataset has the name.
+    /// If the name or a limit of the dataset is invalid, or another dataset has the same name.
     #[must_use]
     pub fn with<D: Sample>(mut self) -> Self {
         self.datasets = self.datasets.with::<D>().expect("a dataset that can be registered");
@@ -159,18 +161,18 @@ impl Checks {
         self
     }
 
-    /// The checks.
+    /// Returns an iterator over the checks.
     pub fn iter(&self) -> impl Iterator<Item = &StoreCheck> {
         self.checks.iter()
     }
 
-    /// The datasets.
+    /// Returns the datasets of the checks.
     pub fn datasets(&self) -> &Datasets {
         &self.datasets
     }
 }
 
-/// The context of a check: a fresh store in its wrapping, and the factory for more.
+/// The context of a check: a new store in its wrapping, and the factory for more stores.
 pub struct Case {
     store: Arc<dyn PriceStore>,
     factory: Arc<dyn StoreFactory>,
@@ -193,12 +195,12 @@ impl Case {
         Ok(Self { store, factory, wrapping, datasets: datasets.clone(), cleanups })
     }
 
-    /// The store of the check, with its schema.
+    /// Returns the store of the check, which has a schema.
     fn store(&self) -> &dyn PriceStore {
         &*self.store
     }
 
-    /// The same, for a task of its own.
+    /// Returns the store of the check for another task.
     fn shared(&self) -> Arc<dyn PriceStore> {
         self.store.clone()
     }
@@ -220,7 +222,8 @@ impl Case {
         Ok(self.keep(self.factory.unreachable(&self.datasets).await?))
     }
 
-    /// A store in an empty namespace, opened with some datasets, and how to open the same namespace with others.
+    /// Opens a store in an empty namespace with the given datasets. Returns the store, and the function that opens the
+    /// same namespace with other datasets.
     async fn program(
         &self,
         datasets: &Datasets,
@@ -232,12 +235,12 @@ impl Case {
         Ok((self.keep(fresh), reopen))
     }
 
-    /// The same namespace, opened with other datasets.
+    /// Opens the same namespace with other datasets.
     async fn again(&self, reopen: &Reopen, datasets: &Datasets) -> Result<Arc<dyn PriceStore>> {
         Ok((self.wrapping.wrap)(reopen(datasets.clone()).await?))
     }
 
-    /// Removes every namespace that the check has used.
+    /// Removes all namespaces of the check.
     async fn clean_up(self) -> Result<()> {
         drop(self.store);
         let cleanups = self.cleanups.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -249,23 +252,23 @@ impl Case {
     }
 }
 
-/// The time limit of one check, in real time.
+/// The time limit of a check in real time.
 const CHECK_LIMIT: Duration = Duration::from_mins(2);
 
-/// Returns whether checks of thousands of records and hundreds of partitions run on a dataset. Of the datasets of
-/// derivatives and books only the one with the largest records is among them: their tables have the form of others, and
-/// each table adds minutes on a real server.
+/// Returns whether checks with thousands of records and hundreds of partitions run on a dataset. Of the datasets of
+/// derivatives and order books, they run only on the one with the largest records. The tables of the others have the
+/// same form as other tables, and each table adds minutes on a real server.
 fn runs_bulk(dataset: Dataset) -> bool {
     Datasets::standard().position(dataset).is_ok()
         || Datasets::built_in().position(dataset).is_err()
         || dataset == BookSnapshot::DATASET
 }
 
-/// A list of checks. `once` runs it as it is, `every` on all datasets, `tied` on those whose records may share a time,
-/// `bulk` on those that [`runs_bulk`] names.
+/// Defines a list of checks. A check with `once` runs as it is, with `every` on all datasets, with `tied` on datasets
+/// with sequence numbers, and with `bulk` on the datasets of [`runs_bulk`].
 macro_rules! promises {
     ($group:literal; $($mode:ident $name:ident: $promise:literal,)*) => {
-        /// Every check of the group, with the code of those that run once.
+        /// Returns the checks of the group. Checks with `once` already have their function.
         pub(super) fn once() -> Vec<super::StoreCheck> {
             vec![$(super::StoreCheck {
                 name: concat!($group, "::", stringify!($name)),
@@ -274,7 +277,7 @@ macro_rules! promises {
             }),*]
         }
 
-        /// The code of each check for a dataset.
+        /// Returns the function of each check for a dataset.
         #[allow(clippy::extra_unused_type_parameters, reason = "a group may have checks that run once alone")]
         pub(super) fn of<D: super::Sample>() -> super::Runs {
             vec![$(promises!(@of $mode $name)),*]
@@ -307,7 +310,7 @@ mod tests {
         assert!(checks.iter().all(|check| !check.promise.is_empty() && !check.runs.is_empty()));
     }
 
-    /// `docs/store.md` names a check as `group::name`, or some by a star at the end.
+    /// The page names a check as `group::name`, or several checks by a prefix with a star.
     #[test]
     fn the_contract_page_names_every_check_and_no_other() {
         let checks = Checks::standard();

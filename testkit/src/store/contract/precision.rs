@@ -1,4 +1,4 @@
-//! Precision: values come back exactly, or were refused before.
+//! Precision: values are either stored exactly or rejected.
 
 use qi_core::record::{ColumnType, Level, Value};
 use qi_core::store::PriceStoreExt;
@@ -22,7 +22,7 @@ promises! { "precision";
     once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, names outside their rule are refused",
 }
 
-/// Decimals at the ends of the domain, with all places, with and without a sign.
+/// Decimals at the bounds of the domain, and with all decimal places, with and without a sign.
 const DECIMALS: [&str; 9] = [
     "0.000000000000000001",
     "99999999999999999999.999999999999999999",
@@ -40,7 +40,7 @@ async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
     let mut rows = Vec::new();
     for number in DECIMALS {
         let number: Decimal = number.parse()?;
-        // In one column, and at the end in all of them.
+        // The number is in one column, and in the last round in all columns.
         for chosen in 0..=columns.len() {
             rows.extend(altered::<D>(rows.len(), |at, column, value| {
                 if at != chosen && chosen != columns.len() {
@@ -107,7 +107,7 @@ async fn long_and_strange_names(case: &Case) -> Outcome {
     )
 }
 
-/// Real symbols, symbols that a collation would confuse, and symbols that quoting would break.
+/// Real symbols, symbols that a collation would confuse, and symbols that break wrong quoting.
 pub(crate) const SYMBOLS: [&str; 36] = [
     "1000SHIB-USDT",
     "BTC-USD-SWAP",
@@ -176,7 +176,7 @@ async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
         store.insert_snapshots(std::slice::from_ref(&snapshot)).await?;
         same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
     }
-    // A deletion is of one of them alone.
+    // The deletion affects only one of the instruments.
     let (gone, left) = (&names[3], ticks.len() - 1);
     store.delete_range(&PriceTick::deletion(Some(vec![gone.clone()]), qi_core::TimeRange::ALL)).await?;
     same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
@@ -184,7 +184,7 @@ async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
     super::expect::same("the others", &rest.len(), &left)
 }
 
-/// No store can be asked to hold these, because nobody can build them.
+/// These values cannot be constructed, so a store never receives them.
 async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
         holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;

@@ -1,4 +1,4 @@
-//! Read: half-open ranges, a total order, pages and cursors.
+//! Reads: half-open ranges, a total order, pages and cursors.
 
 use futures::TryStreamExt;
 use qi_core::store::{
@@ -32,10 +32,10 @@ promises! { "read";
     every a_stream_equals_its_pages: "the stream is the pages in order",
 }
 
-/// Ten records of one series, one minute apart.
+/// Inserts and returns ten records of one series, one minute apart.
 async fn ten<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let batch: Vec<D> = (0..10).map(|n| D::at(1, n.into(), n)).collect();
-    // Neighbours that no answer may show.
+    // Records of other series, which no response may contain.
     let others = [D::at(0, 3, 99), D::at(2, 4, 98)];
     D::insert(store, &[&batch[..], &others[..]].concat()).await?;
     Ok(batch)
@@ -108,7 +108,8 @@ async fn descending_is_newest_first<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::page(case.store(), &ask().descending()).await?.items, &all)
 }
 
-/// Three times with 1, 5 and 2 records; the seqs come in an order that is not the order of their digits.
+/// Inserts records at three times: 1, 5 and 2 records. The numeric order of their sequence numbers differs
+/// from the text order.
 async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let places = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
     let mut batch: Vec<D> = (0..)
@@ -129,7 +130,7 @@ async fn ties_are_ordered_by_seq<D: Sample>(case: &Case) -> Outcome {
     same_rows("descending", &D::page(case.store(), &ask().descending()).await?.items, &all)
 }
 
-/// Every page of these limits, put together, is the full scan.
+/// Checks that the pages of each limit, put together, equal the full scan.
 async fn pages_equal<D: Sample>(case: &Case, all: &[D], limits: &[usize]) -> Outcome {
     let reversed: Vec<D> = all.iter().rev().cloned().collect();
     for &limit in limits {

@@ -1,4 +1,4 @@
-//! Turns checks, implementations and wrappings into trials of libtest-mimic.
+//! Creates libtest-mimic trials from checks, implementations and wrappings.
 
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use crate::presence;
 /// A function that wraps a store: a layer of core, a stack of layers, or a mutant.
 #[derive(Debug, Clone, Copy)]
 pub struct Wrapping {
-    /// Its name in the trials.
+    /// The name of the wrapping in the trials.
     pub name: &'static str,
-    /// Puts it around a store.
+    /// Returns a store with the wrapper.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
 }
 
 impl Wrapping {
-    /// The store as the factory made it.
+    /// The store without a wrapper.
     pub const PLAIN: Self = Self { name: "plain", wrap: |store| store };
-    /// Behind one more `Arc<dyn PriceStore>`.
+    /// The store in another `Arc<dyn PriceStore>`.
     pub const ARC_DYN: Self = Self { name: "arc_dyn", wrap: |store| Arc::new(store) };
-    /// Behind a `Box<dyn PriceStore>`.
+    /// The store in a `Box<dyn PriceStore>`.
     pub const BOX_DYN: Self = Self {
         name: "box_dyn",
         wrap: |store| {
@@ -33,13 +33,13 @@ impl Wrapping {
         },
     };
 
-    /// The pointers: all that core itself puts around a store without changing anything.
+    /// Returns the pointers: the wrappers of core that change nothing.
     pub fn all() -> Vec<Self> {
         vec![Self::PLAIN, Self::ARC_DYN, Self::BOX_DYN]
     }
 }
 
-/// Trials of the whole contract, collected by implementation.
+/// The trials of the complete contract, by implementation.
 #[derive(Debug)]
 pub struct Suite {
     checks: Checks,
@@ -55,12 +55,12 @@ impl Default for Suite {
 }
 
 impl Suite {
-    /// No trials yet.
+    /// Creates a suite without trials.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Every check on one implementation, in each wrapping: `memory/plain/write::last_write_wins`.
+    /// Adds every check on an implementation in each wrapping: `memory/plain/write::last_write_wins`.
     #[must_use]
     pub fn on(mut self, factory: impl StoreFactory, wrappings: impl IntoIterator<Item = Wrapping>) -> Self {
         let factory: Arc<dyn StoreFactory> = Arc::new(factory);
@@ -68,31 +68,31 @@ impl Suite {
         self
     }
 
-    /// Every check on the records `D` too.
+    /// Adds the records `D` to every check.
     ///
     /// # Panics
-    /// As [`Checks::with`].
+    /// Panics like [`Checks::with`].
     #[must_use]
     pub fn with<D: Sample>(self) -> Self {
         Self { checks: self.checks.with::<D>(), ..self }
     }
 
-    /// One more trial.
+    /// Adds a trial to the suite.
     #[must_use]
     pub fn with_trial(mut self, trial: Trial) -> Self {
         self.trials.push(trial);
         self
     }
 
-    /// How many trials run at once, unless the arguments of the process say it: more than the cores where a trial
-    /// mostly waits for a server.
+    /// Sets the number of concurrent trials, unless the arguments of the process set it. If trials mostly wait for a
+    /// server, it may exceed the number of cores.
     #[must_use]
     pub fn at_once(mut self, trials: usize) -> Self {
         self.at_once = Some(trials);
         self
     }
 
-    /// The trials, for a runner of one's own.
+    /// Returns the trials for a custom runner.
     pub fn trials(self) -> Vec<Trial> {
         let mut trials = Vec::new();
         for (factory, wrapping) in self.implementations {
@@ -109,7 +109,7 @@ impl Suite {
         trials
     }
 
-    /// Runs them as the arguments of the process say, and ends the process.
+    /// Runs the trials with the arguments of the process, and exits the process.
     pub fn main(self) -> ! {
         let mut arguments = Arguments::from_args();
         arguments.test_threads = arguments.test_threads.or(self.at_once);
@@ -133,8 +133,8 @@ fn run_trial(
     }
 }
 
-/// Runs one check on a fresh store of the factory in a wrapping, within a time limit, and cleans up after it. The store
-/// has those of `datasets` that the check needs. A panic of the check is a failure too.
+/// Runs a check on a new store of the factory in a wrapping, with a time limit, and removes the store afterwards. The
+/// store has the datasets of `datasets` that the check needs. A panic of the check counts as a failure.
 pub async fn run_check(
     check: &StoreCheck,
     factory: Arc<dyn StoreFactory>,

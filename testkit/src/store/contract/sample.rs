@@ -1,4 +1,4 @@
-//! How the suite draws records.
+//! Sample records for the suite.
 
 use qi_core::record::{Enumeration, Level, Levels, Text};
 use qi_core::{
@@ -8,7 +8,8 @@ use qi_core::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// A record of which the contract suite draws samples. With it a team runs the suite for its own records:
+/// A record with samples for the contract suite. Applications implement this trait to run the suite
+/// on their own records:
 ///
 /// ```no_run
 /// use qi_core::{Instrument, Percent, Record, Timestamp};
@@ -36,21 +37,21 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Suite::new().on(MemoryFactory, Wrapping::all()).with::<FundingRate>().main();
 /// ```
 pub trait Sample: Record + Serialize + DeserializeOwned {
-    /// The least distance of two records of one series, in microseconds.
+    /// The smallest distance between two records of one series, in microseconds.
     const STEP: i64 = 1;
 
-    /// Returns the n-th series in ascending order, for n below 1,000. All of them have the same interval, if the dataset
-    /// has intervals.
+    /// Returns the n-th series in ascending order, for n below 1,000. If the dataset has intervals, all series have the
+    /// same interval.
     fn series_no(n: usize) -> Self::Series;
 
-    /// Returns a valid record. Records of the same series and place with different values of `value` differ; those of
-    /// `value` from 0 to 30,000 should differ in every field beside the key.
+    /// Returns a valid record. Records with the same series and sort key differ if their `value` differs. For a `value`
+    /// from 0 to 30,000, they should differ in every field except the key.
     ///
-    /// A dataset without sequence numbers leaves `seq` out.
+    /// A dataset without sequence numbers ignores `seq`.
     fn make(series: &Self::Series, ts: Timestamp, seq: u64, value: u32) -> Self;
 }
 
-/// Returns the n-th instrument of samples in ascending order, for n below 1,000.
+/// Returns the n-th instrument of the samples in ascending order, for n below 1,000.
 ///
 /// # Panics
 /// Never for n below 1,000.
@@ -58,7 +59,7 @@ pub fn instrument_no(n: usize) -> Instrument {
     format!("alpha:S{n:03}").parse().expect("a valid name")
 }
 
-/// A number whose every digit counts: `value + 1` and `field` at the 18th place.
+/// Returns a number with significant digits at both ends: `value + 1`, and `field` at the 18th decimal place.
 fn units(value: u32, field: u8) -> i128 {
     (i128::from(value) + 1) * 1_000_000_000_000_000_000 + i128::from(field)
 }
@@ -192,7 +193,7 @@ impl Sample for BookSnapshot {
         instrument_no(n)
     }
     fn make(series: &Instrument, ts: Timestamp, seq: u64, value: u32) -> Self {
-        // Bids fall and asks rise from a price between them; a few levels, so that large batches stay small.
+        // Bids fall and asks rise from a price between them. There are few levels, so large batches stay small.
         let level = |at: i128| Level {
             price: Price::from_units(units(value, 100) + at).expect("positive"),
             quantity: Quantity::from_units(units(value, 101) - at).expect("positive"),
@@ -203,19 +204,19 @@ impl Sample for BookSnapshot {
     }
 }
 
-/// A choice of three.
+/// An enumeration with three variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Enumeration)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
-    /// The first.
+    /// The first of three variants.
     First,
-    /// The second.
+    /// The second of three variants.
     SecondOne,
-    /// The third.
+    /// The third of three variants.
     Third,
 }
 
-/// A record with a column of every type, and an optional one of each but levels.
+/// A record with a column of every type, and an optional column of every type except levels.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "everything", message = "everything", topic = "test-everything")]
 #[allow(missing_docs, reason = "the types of the columns are the documentation")]
@@ -304,7 +305,7 @@ impl Sample for Everything {
     }
 }
 
-/// A record whose series is a name.
+/// A record with a name as its series.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "named_signals", message = "named_signal", topic = "test-signals")]
 #[allow(missing_docs, reason = "the types of the columns are the documentation")]

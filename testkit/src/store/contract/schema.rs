@@ -1,4 +1,4 @@
-//! Schema: created when asked, by many at once, never assumed.
+//! Schema: created only by `ensure_schema`, also by concurrent callers.
 
 use futures::future::join_all;
 use qi_core::Datasets;
@@ -104,7 +104,7 @@ async fn ping_answers(case: &Case) -> Outcome {
 
 async fn closed_stays_closed<D: Sample>(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::Closed;
-    // A store of its own, because every dataset runs on the same case.
+    // A separate store, because the check runs on several datasets with the same case.
     let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
     store.ensure_schema().await?;
     D::insert(&*store, std::slice::from_ref(&record)).await?;
@@ -146,7 +146,7 @@ const A: Column = Column { name: "a", ty: ColumnType::Decimal, optional: false }
 const B: Column = Column { name: "b", ty: ColumnType::Text { max: 20 }, optional: true };
 const C: Column = Column { name: "c", ty: ColumnType::Enumeration(&["one", "two"]), optional: true };
 
-/// The description of a version of the dataset.
+/// Returns the description of a version of the dataset.
 fn version(values: Vec<Column>) -> Description {
     Description {
         name: "evolving",
@@ -167,7 +167,7 @@ fn declared(description: Description) -> Result<(Dataset, Datasets)> {
     Ok((dataset, Datasets::none().with_dataset(dataset)?))
 }
 
-/// The n-th record, with these values after `a`, `b` and `c`.
+/// Returns the n-th record, with `more` as the values after `a`, `b` and `c`.
 fn row(dataset: Dataset, n: i64, more: Vec<Value>) -> Result<Row> {
     let series = SeriesKey { owner: Owner::Instrument(instrument_no(0)), interval: None };
     let mut values =
@@ -186,7 +186,7 @@ async fn stored(store: &dyn PriceStore, dataset: Dataset) -> Result<Vec<Row>> {
     Row::copy_of(page.records.as_records())
 }
 
-/// An optional column of every type but levels, and a value of each.
+/// Returns an optional column of every type except levels, and a value for each column.
 fn additions() -> (Vec<Column>, Vec<Value>) {
     let column = |name, ty| Column { name, ty, optional: true };
     [
@@ -220,7 +220,7 @@ async fn an_added_column_reads_as_absent(case: &Case) -> Outcome {
     let mut expected = vec![row(new, 0, absent.clone())?, row(new, 1, absent)?];
     same_rows("the older records", &stored(&*second, new).await?, &expected)?;
 
-    // One is replaced and one is new.
+    // The first row replaces an older one, and the second row is new.
     expected[1] = row(new, 1, values.clone())?;
     expected.push(row(new, 2, values)?);
     insert(&*second, new, expected[1..].to_vec()).await?;

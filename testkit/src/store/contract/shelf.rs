@@ -1,4 +1,4 @@
-//! What a check does with the records of any dataset.
+//! Helpers for checks on the records of any dataset.
 
 use futures::stream::BoxStream;
 use qi_core::record::Series;
@@ -9,7 +9,7 @@ use qi_core::{Instrument, Result, Selection, TimeRange, Timestamp};
 
 use super::Sample;
 
-/// Monday 2024-03-04T00:00:00Z, from which the times of the checks count.
+/// Monday 2024-03-04T00:00:00Z, the base of the times in the checks.
 pub(super) const BASE: i64 = 1_709_510_400_000_000;
 
 /// Returns the time `n` minutes after [`BASE`].
@@ -22,7 +22,7 @@ pub(super) fn micros(n: i64) -> Timestamp {
     Timestamp::from_micros(BASE + n).expect("the times of the checks lie in the domain")
 }
 
-/// `[from, to)`.
+/// Returns the time range `[from, to)`.
 pub(super) fn range(from: Timestamp, to: Timestamp) -> TimeRange {
     TimeRange::new(from, to).expect("the ranges of the checks are in order")
 }
@@ -31,7 +31,7 @@ pub(super) fn instrument(text: &str) -> Instrument {
     text.parse().expect("the names of the checks are valid")
 }
 
-/// A question for a range of one series.
+/// A query for a range of one series.
 #[derive(Debug, Clone)]
 pub(super) struct Ask<D: Sample> {
     pub(super) series: D::Series,
@@ -63,7 +63,7 @@ impl<D: Sample> Ask<D> {
     }
 }
 
-/// A question for the latest of some series, or of all.
+/// A query for the latest records of some series, or of all series.
 #[derive(Debug, Clone)]
 pub(super) struct AskLatest<D: Sample> {
     pub(super) series: Option<Vec<D::Series>>,
@@ -89,7 +89,7 @@ impl<D: Sample> AskLatest<D> {
     }
 }
 
-/// The owners and the interval of some series.
+/// Returns the owners of some series as a selection.
 fn owners<D: Sample>(series: &[D::Series]) -> Selection<<D::Series as Series>::Owner> {
     Selection::these(series.iter().map(Series::owner)).expect("the checks name at least one")
 }
@@ -110,7 +110,7 @@ impl<D: Sample> AskLatest<D> {
     }
 }
 
-/// The methods of the checks, of every sample.
+/// The helpers for every [`Sample`].
 pub(super) trait Shelf: Sample {
     fn insert(store: &dyn PriceStore, batch: &[Self]) -> impl Future<Output = Result<InsertReport>> + Send {
         store.insert_records(batch)
@@ -142,17 +142,17 @@ pub(super) trait Shelf: Sample {
         }
     }
 
-    /// A record of the n-th series, so many minutes after [`BASE`].
+    /// Returns a record of the n-th series at a number of minutes after [`BASE`].
     fn at(series: usize, minutes: i64, value: u32) -> Self {
         Self::make(&Self::series_no(series), minute(minutes), 0, value)
     }
 
-    /// All records of a series, oldest first.
+    /// Returns all records of a series, oldest first.
     fn all(store: &dyn PriceStore, series: &Self::Series) -> impl Future<Output = Result<Vec<Self>>> + Send {
         Self::scan(store, Ask::all(series))
     }
 
-    /// Page after page until there is no next one.
+    /// Reads all pages of a range.
     fn scan(store: &dyn PriceStore, mut ask: Ask<Self>) -> impl Future<Output = Result<Vec<Self>>> + Send {
         async move {
             let mut found = Vec::new();
@@ -165,7 +165,7 @@ pub(super) trait Shelf: Sample {
         }
     }
 
-    /// The latest records, page after page.
+    /// Reads all pages of the latest records.
     fn scan_latest(
         store: &dyn PriceStore,
         mut ask: AskLatest<Self>,

@@ -1,4 +1,4 @@
-//! Write: by key, in batches, by many at once, interrupted and repeated.
+//! Writes: by key, in batches, concurrent, interrupted and repeated.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ async fn a_large_batch_is_stored<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-/// Some records of one series, one minute apart.
+/// Returns `count` records of one series, one minute apart.
 fn some<D: Sample>(count: u32) -> Vec<D> {
     (0..count).map(|n| D::at(0, n.into(), n)).collect()
 }
@@ -165,7 +165,7 @@ async fn four_thousand_days_of_one_series<D: Sample>(case: &Case) -> Outcome {
 
 async fn an_unsorted_batch_is_sorted<D: Sample>(case: &Case) -> Outcome {
     let sorted = some::<D>(1_000);
-    // 387 and 1,000 have no common factor: every index once.
+    // 387 and 1,000 have no common factor, so every index occurs once.
     let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &sorted)
@@ -257,7 +257,7 @@ async fn written_is_readable<D: Sample>(case: &Case) -> Outcome {
 
 async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(600);
-    // What a failure half way leaves behind: any part of the batch.
+    // A failure during the write could leave any part of the batch.
     let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
     D::insert(case.store(), &part).await?;
     D::insert(case.store(), &batch).await?;
@@ -265,7 +265,7 @@ async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
 }
 
 async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Outcome {
-    // Long enough for a store that writes in parts to be dropped between two of them.
+    // The batch is long enough that a store that writes in parts can be dropped between two parts.
     let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
     let written: BTreeMap<Place, &D> = batch.iter().map(|record| (record.place(), record)).collect();
     for polls in 0..8 {

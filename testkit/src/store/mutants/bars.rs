@@ -1,4 +1,4 @@
-//! Faults of bars that are derived from ticks, and of figures.
+//! Faults of bars derived from ticks, and of statistics.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -35,7 +35,7 @@ faults! {
     StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
 }
 
-/// The answer to a query when these are the bars of its instrument, oldest first.
+/// Returns the response to a query if `bars` are the bars of its instrument, oldest first.
 fn answer(query: &BarQuery, mut bars: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
     let page = Derived(query);
     bars.retain(|bar| query.range.contains(bar.open_time()));
@@ -56,7 +56,7 @@ async fn ticks_of(inner: &dyn PriceStore, query: &BarQuery, range: TimeRange) ->
     Ok(inner.ticks(&query).await?.items)
 }
 
-/// The same bars with other figures.
+/// Returns the same bars with other values.
 fn with_values(mut page: Page<Ohlcv>, alter: impl Fn(&Ohlcv) -> BarValues) -> Result<Page<Ohlcv>> {
     page.items = page
         .items
@@ -66,7 +66,7 @@ fn with_values(mut page: Page<Ohlcv>, alter: impl Fn(&Ohlcv) -> BarValues) -> Re
     Ok(page)
 }
 
-/// The ticks of each bar of an answer, for another way to sum them up.
+/// Returns the response of the store with another sum of the quote volume. `sum` gets the ticks of each bar.
 async fn resummed(
     inner: &dyn PriceStore,
     query: &BarQuery,
@@ -83,7 +83,7 @@ async fn resummed(
 
 const ONE: i128 = qi_core::Decimal::UNITS_PER_ONE;
 
-/// Small products, exactly, in units of 10^-36.
+/// Returns the exact sum of small products, in units of 10^-36.
 fn small_sum(ticks: &[PriceTick]) -> Option<i128> {
     ticks.iter().try_fold(0i128, |sum, tick| {
         sum.checked_add(tick.price().units().checked_mul(tick.quantity()?.units())?)
@@ -214,7 +214,7 @@ impl Spoil for FloatVolume {
     }
 }
 
-/// Every tick that was ever written, in the order of writing.
+/// Keeps every tick that was ever written, in the order of the writes.
 #[derive(Debug, Default)]
 struct AddsUpWrites(Mutex<Vec<PriceTick>>);
 
@@ -251,7 +251,7 @@ impl Spoil for StaleBars {
     }
 }
 
-/// The ticks in the order of writing; a correction is moved to the end.
+/// Keeps the ticks in the order of the writes. A correction moves its tick to the end.
 #[derive(Debug, Default)]
 struct CloseByWriteOrder(Mutex<Vec<PriceTick>>);
 
@@ -290,10 +290,10 @@ impl Spoil for StoredForDerived {
 #[derive(Debug, Default)]
 struct ResumePassesOpenBars;
 
-/// The page with the cursor after its last bar as the one to resume with.
+/// Returns the page with a `resume` cursor after its last bar.
 fn resumed_after_the_last(query: &BarQuery, mut page: Page<Ohlcv>) -> Result<Page<Ohlcv>> {
     if let Some(last) = page.items.last() {
-        // The cursor after the last item is the next one of a page that it fills with one more to come.
+        // The cursor after the last bar is the `next` cursor of a page that ends with this bar and has a successor.
         let limited = query.clone().with_limit(page.items.len())?;
         let mut found = page.items.clone();
         found.push(last.clone());

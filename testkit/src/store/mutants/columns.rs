@@ -1,4 +1,4 @@
-//! Faults of columns: values that are lost, cut or in the wrong place.
+//! Faults of columns: values that are lost, truncated or in the wrong column.
 
 use async_trait::async_trait;
 use qi_core::record::{Records, Value};
@@ -26,7 +26,7 @@ struct SwapsColumns;
 impl Spoil for SwapsColumns {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let columns = batch.dataset().values();
-        // Neighbours that the type system of a store cannot tell apart.
+        // Neighbouring columns with the same type, which the type system of a store cannot distinguish.
         let twins = columns
             .windows(2)
             .position(|pair| pair[0].ty == pair[1].ty && pair[0].optional == pair[1].optional);
@@ -70,7 +70,7 @@ impl Spoil for DefaultIsAbsent {
     }
 }
 
-/// Inserts a batch whose lists of levels are cut.
+/// Inserts a batch with truncated lists of levels.
 async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
     let cut = altered(batch, |values| {
         for value in values {

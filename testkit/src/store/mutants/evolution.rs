@@ -1,4 +1,4 @@
-//! Faults of a schema that follows its declaration.
+//! Faults of schema evolution.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,8 @@ faults! { on Evolving;
     PlansForEver: "plans again what is there" => "schema::an_added_column_reads_as_absent",
 }
 
-/// Makes stores whose namespaces outlive them: the records of one version of a program are those of the next.
+/// A factory whose namespaces outlive their stores. The next version of a program finds the records
+/// of the previous version.
 #[derive(Debug, Clone, Copy)]
 struct Evolving;
 
@@ -55,14 +56,14 @@ impl StoreFactory for Evolving {
     }
 }
 
-/// The lines of the datasets, and the records.
+/// The schema lines of the datasets, and the records.
 #[derive(Debug, Default)]
 struct Namespace {
     lines: BTreeMap<&'static str, Vec<String>>,
     rows: BTreeMap<(&'static str, SeriesKey, Place), Vec<Value>>,
 }
 
-/// A version of a program: its datasets, in a namespace.
+/// A version of a program: its datasets in a namespace.
 #[derive(Debug)]
 struct Version {
     datasets: Datasets,
@@ -74,7 +75,7 @@ impl Version {
         self.namespace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the lines that are missing, with their numbers.
+    /// Returns the missing lines with their indices.
     fn missing(&self, dataset: Dataset) -> Result<Vec<(usize, String)>> {
         let (stored, mut declared) =
             (self.namespace().lines.get(dataset.name()).cloned(), evolution::lines(dataset));
@@ -135,7 +136,7 @@ fn refused() -> Error {
     Error::new(ErrorKind::SchemaMismatch, "mutant.schema", "ensure_schema")
 }
 
-/// A page whose records have other values behind the first three columns.
+/// Returns a page of records with altered values.
 async fn range_with(
     inner: &dyn PriceStore,
     request: &RangeRequest,

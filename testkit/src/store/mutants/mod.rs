@@ -1,8 +1,7 @@
-//! Deliberately broken stores, and the check that must catch each of them.
+//! Faulty stores, and the check that must detect each of them.
 //!
-//! A suite that passes proves nothing until it has been seen to fail. Each mutant breaks one promise in the way
-//! that a real adapter would: [`Mutant::expose`] runs the check that is named for it, which must fail on the
-//! mutant and pass on the sound store.
+//! A suite proves nothing until it fails on a faulty store. Each mutant breaks one promise in the way a real adapter
+//! could. [`Mutant::expose`] runs the named check, which must fail on the mutant and pass on the correct store.
 
 mod bars;
 mod columns;
@@ -23,27 +22,27 @@ use super::rows::pick;
 /// A store with one fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {
-    /// The fault.
+    /// The description of the fault.
     pub name: &'static str,
-    /// The check that must catch it.
+    /// The check that must detect the fault.
     pub caught_by: &'static str,
-    /// Spoils a sound store.
+    /// Adds the fault to a correct store.
     pub wrap: fn(Arc<dyn PriceStore>) -> Arc<dyn PriceStore>,
-    /// Makes sound stores.
+    /// Creates the factory of correct stores.
     factory: fn() -> Arc<dyn StoreFactory>,
 }
 
-/// Every mutant.
+/// Returns all mutants of the price store.
 pub fn mutants() -> Vec<Mutant> {
     [writes::list(), reads::list(), columns::list(), evolution::list(), bars::list()].concat()
 }
 
 impl Mutant {
-    /// Runs the named check on a sound store, which must pass, and on this mutant of it, which must
-    /// fail: by what it found, not by a panic or by its time limit.
+    /// Runs the named check on a correct store and on this mutant. The check must pass on the correct store and fail on
+    /// the mutant. A panic or a timeout of the check does not count as a failure.
     ///
     /// # Errors
-    /// The expectation that did not hold.
+    /// The expectation that was not met.
     pub async fn expose(&self) -> Outcome {
         let checks = Checks::standard();
         let Some(check) = checks.iter().find(|check| check.name == self.caught_by) else {
@@ -62,7 +61,7 @@ impl Mutant {
     }
 }
 
-/// A list of mutants, by default of the memory store: the type, what is wrong with it, the check that must notice.
+/// Defines a list of mutants, by default of the memory store: the type, the fault, and the check that must detect it.
 macro_rules! faults {
     (on $factory:expr; $($mutant:ident: $name:literal => $check:literal,)*) => {
         pub(super) fn list() -> Vec<super::Mutant> {
@@ -80,24 +79,24 @@ macro_rules! faults {
 }
 use faults;
 
-/// Every index of some records.
+/// Returns the indices of all records.
 fn indices(records: &dyn Records) -> std::ops::Range<usize> {
     0..records.len()
 }
 
-/// The records that a fault keeps.
+/// Copies the records that a fault keeps.
 fn kept(records: &dyn Records, keep: impl Fn(usize) -> bool) -> Result<RecordVec> {
     pick(records, indices(records).filter(|at| keep(*at)))
 }
 
-/// The records in another order.
+/// Copies the records in the order of a key.
 fn sorted_by_key<K: Ord>(records: &RecordVec, key: impl Fn(usize) -> K) -> Result<RecordVec> {
     let mut order: Vec<usize> = (0..records.len()).collect();
     order.sort_by_key(|at| key(*at));
     pick(records.as_records(), order)
 }
 
-/// The ticks of a batch; none of a batch of another dataset.
+/// Returns the ticks of a batch, or no ticks for a batch of another dataset.
 fn ticks_of_batch(batch: &dyn Records) -> Result<Vec<PriceTick>> {
     if batch.dataset() != PriceTick::DATASET {
         return Ok(Vec::new());

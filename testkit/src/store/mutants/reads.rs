@@ -1,4 +1,4 @@
-//! Faults of ranges, pages, cursors and the latest.
+//! Faults of ranges, pages, cursors and the latest records.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ fn moved(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + micros).unwrap_or(time)
 }
 
-/// The answer to a request for another range as the page of this one, as far as one page goes.
+/// Returns the records of another range as the page for `asked`. Reads one page of at most 10,000 records.
 async fn page_of(inner: &dyn PriceStore, asked: &RangeRequest, range: TimeRange) -> Result<RecordPage> {
     let mut other = asked.clone().with_page(PageRequest::first(10_000)?);
     other.range = range;
@@ -62,7 +62,7 @@ async fn page_of(inner: &dyn PriceStore, asked: &RangeRequest, range: TimeRange)
     asked.page_of(kept(records, ahead)?)
 }
 
-/// The page in the order of a key of the places.
+/// Returns the page in the order of a function of the sort keys.
 fn reordered<K: Ord>(page: RecordPage, key: impl Fn(Place) -> K) -> Result<RecordPage> {
     let records = sorted_by_key(&page.records, |at| key(page.records.as_records().place(at)))?;
     Ok(RecordPage { records, ..page })
@@ -166,7 +166,7 @@ impl Spoil for EndsEarly {
     }
 }
 
-/// How many records each cursor stands for.
+/// The number of records before each cursor.
 #[derive(Debug, Default)]
 struct PagesByOffset(Mutex<BTreeMap<String, usize>>);
 

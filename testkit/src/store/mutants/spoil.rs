@@ -1,4 +1,4 @@
-//! A store in which one fault takes the place of some methods.
+//! A store with a fault that replaces some methods.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use qi_core::{Ohlcv, Result, Timestamp};
 
 type Inner<'a> = &'a dyn PriceStore;
 
-/// Writes the trait of the faults, each method of which forwards to the sound store unless a fault replaces it,
-/// and the store around it.
+/// Defines the trait of the faults and the store with a fault. By default, each method of the trait
+/// calls the correct store.
 macro_rules! spoil {
     ($($method:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
-        /// One fault.
+        /// A fault of a store.
         #[async_trait]
         #[allow(unused_variables, reason = "close takes none")]
         pub(super) trait Spoil: fmt::Debug + Send + Sync + 'static {
@@ -53,7 +53,7 @@ spoil! {
     close() -> ();
 }
 
-/// A sound store and a fault.
+/// A correct store with a fault.
 #[derive(Debug)]
 struct Spoiled<F> {
     inner: Arc<dyn PriceStore>,

@@ -1,4 +1,4 @@
-//! Faults of writing, deleting, and of life and death.
+//! Faults of writes and deletions, and of the lifecycle.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,7 +94,7 @@ impl Spoil for SkipsWhatItHasSeen {
     }
 }
 
-/// The prices that were written, and how many writers there were.
+/// The last written price of each key, and the number of writers.
 #[derive(Debug, Default)]
 struct MixesWriters(Mutex<HashMap<(SeriesKey, Place), Price>>, AtomicU64);
 
@@ -106,12 +106,12 @@ impl Spoil for MixesWriters {
             return inner.insert(batch).await;
         }
         let key = |tick: &PriceTick| (tick.series_ref().to_owned(), tick.place());
-        // Field by field: the price is written first, the rest after others had their turn.
+        // Each field is written separately: first the price, then the rest, after other writers had their turn.
         {
             let mut prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             prices.extend(ticks.iter().map(|tick| (key(tick), tick.price())));
         }
-        // Who came first is the last to write the rest.
+        // The first writer is the last one to write the rest.
         let earlier = self.1.fetch_add(1, Ordering::Relaxed) % 4;
         tokio::time::sleep(Duration::from_millis(3 * (4 - earlier))).await;
         let mixed: Vec<PriceTick> = {
@@ -170,7 +170,7 @@ impl Spoil for ForgetsTheSize {
     }
 }
 
-/// The records with other values.
+/// Returns the records with altered values.
 pub(super) fn altered(batch: &dyn Records, alter: impl Fn(&mut Vec<Value>)) -> Result<RecordVec> {
     let rows: Vec<Row> = Row::copy_of(batch)?
         .iter()
@@ -183,7 +183,7 @@ pub(super) fn altered(batch: &dyn Records, alter: impl Fn(&mut Vec<Value>)) -> R
     records_of(batch.dataset(), &rows)
 }
 
-/// The same tick elsewhere or at another price.
+/// Returns the tick with another time or another price.
 fn moved(tick: &PriceTick, ts: Timestamp, price: Price) -> Result<PriceTick> {
     let moved = PriceTick::new(tick.instrument().clone(), ts, tick.seq(), price)?;
     Ok(moved.with_quantity(tick.quantity()).with_side(tick.side()))
