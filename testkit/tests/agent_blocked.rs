@@ -1,5 +1,5 @@
-//! Agents that block their threads, on real time: the report is closed by the deadline and names them, even
-//! when not one thread of the tokio runtime is left.
+//! Agents that block their threads, on real time. The report is complete by the deadline and names these agents, even
+//! if no thread of the tokio runtime is free.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -15,8 +15,8 @@ use qi_testkit::agent::{Script, Step};
 const DEADLINE: Duration = Duration::from_millis(700);
 const BLOCKED_FOR: Duration = Duration::from_secs(4);
 
-/// Runs `blocking` of the two workers' worth of agents that block, beside a quiet one, and gives what
-/// `on_deadline_exceeded` was given, and when.
+/// Runs `blocking` agents that block their threads and one quiet agent on two worker threads. Returns the report that
+/// `on_deadline_exceeded` received, and the time from the stop request to that call.
 fn overrun(blocking: usize) -> (RuntimeReport, Duration) {
     let (sender, receiver) = mpsc::channel();
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

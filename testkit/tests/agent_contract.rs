@@ -1,4 +1,4 @@
-//! The agents of the testkit and of `qi-core` pass the suite that every agent passes.
+//! The agents of the testkit and of `qi-core` pass the contract suite of agents.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! The history has no gap: observers see everything, watchers see the newest, rings are bounded.
+//! The history of agents has no gaps. Observers receive every transition, watchers receive the newest state, and
+//! ring buffers are bounded.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,4 @@
-//! One agent: what is called, what is shown, what follows.
+//! The lifecycle of one agent: its calls, its statuses and its exits.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -195,7 +195,7 @@ async fn agent_without_a_factory_never_restarts() {
     assert_eq!(log.statuses("a"), [Created, Initializing, Running, Stopping, Failed]);
 }
 
-/// Asks for its own stop at the end of `initialize`.
+/// An agent that requests its own stop at the end of `initialize`.
 struct StopsItself(Arc<OnceLock<RuntimeHandle>>);
 
 #[async_trait]
@@ -249,7 +249,7 @@ async fn panic_after_the_cancel_is_a_failed_end() {
     report.result().unwrap_err();
 }
 
-/// An implementation by hand, which panics before it gives a future.
+/// A manual implementation that panics before it returns a future.
 struct PanicsEarly(Arc<Mutex<Vec<String>>>);
 
 impl Agent for PanicsEarly {
@@ -343,7 +343,7 @@ impl Agent for WithChildren {
             Ok(())
         })?;
         *self.context.lock().unwrap() = Some(cx.clone());
-        // Ends without being asked: children are ended all the same.
+        // The hook ends without a stop request. Its children are cancelled anyway.
         tokio::time::sleep(ms(10)).await;
         Ok(())
     }
@@ -441,7 +441,7 @@ async fn run_that_is_always_ready_is_dropped_in_time() {
             Phase::Initialize => Script::initialize(Step::Spin),
             _ => Script::run(Step::Spin),
         };
-        // A paused clock does not move beside a task that is always ready, so the deadlines here are zero.
+        // A paused clock does not advance while a task is always ready, so the deadlines here are zero.
         let log = TransitionLog::default();
         let (spec, calls) = scripted("a", [script]);
         let runtime = builder(&log).agent(spec.stop_timeout(Duration::ZERO)).build().unwrap();

@@ -1,4 +1,4 @@
-//! What the runtime logs, with nothing but a subscriber in place.
+//! The log output of the runtime, with only a subscriber installed.
 
 mod agent_rig;
 
@@ -15,7 +15,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Keeps each event as `LEVEL [span fields] event fields`.
+/// A subscriber that keeps each event as `LEVEL [span fields] event fields`.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<State>>);
 

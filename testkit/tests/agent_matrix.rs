@@ -1,5 +1,5 @@
-//! Every fault in every phase under every mode, stopped at every moment: whatever happens, the history is legal,
-//! every initialised value is cleaned up once, the end comes by the deadline, and nothing is left over.
+//! All faults in all phases and restart modes, with stops and changes at several times. In each case, the history is
+//! legal, every initialized value is cleaned up once, the runtime ends by its deadline, and no task remains.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -49,7 +49,7 @@ fn stops() -> [Stop; 6] {
     ]
 }
 
-/// The agent `a` with a fault in one phase, and the log of its calls.
+/// Returns the agent `a` with a fault in one phase, and the log of its calls.
 fn faulty(phase: Phase, fault: &Step, mode: RestartMode) -> (AgentSpec, CallLog) {
     let script = match phase {
         Phase::Initialize => Script::initialize(fault.clone()),
@@ -145,7 +145,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
     let (spec, first) = faulty(phase, fault, mode);
     let mut all_calls = vec![first];
     handle.spawn(if critical { spec } else { spec.best_effort() }).unwrap();
-    // A critical agent that fails begins the shutdown, which then refuses the change.
+    // The failure of a critical agent starts the shutdown, which then rejects the change.
     let ended = || critical && handle.health().shutting_down;
     match change {
         Change::Removed(after) => {
@@ -218,7 +218,7 @@ async fn change_case(phase: Phase, fault: &Step, mode: RestartMode, change: Chan
 
 fn silence_scripted_panics() {
     std::panic::set_hook(Box::new(|info| {
-        // The scripted panics are intended, and there are thousands.
+        // The test causes thousands of scripted panics.
         let text = info.payload().downcast_ref::<&str>().copied().unwrap_or_default();
         if !text.starts_with("scripted")
             && !info.location().is_some_and(|l| l.file().ends_with("scripted.rs"))
@@ -228,7 +228,7 @@ fn silence_scripted_panics() {
     }));
 }
 
-/// Runs a case on paused time and checks that no task is left over.
+/// Runs a case on paused time and checks that no task remains.
 fn run_case(name: &str, case: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

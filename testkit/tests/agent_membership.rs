@@ -22,7 +22,7 @@ fn waiting(name: &str) -> AgentSpec {
     scripted(name, [Script::default()]).0
 }
 
-/// A runtime that has started and has no agents.
+/// Returns the handle of a started runtime without agents.
 fn empty(log: &TransitionLog) -> RuntimeHandle {
     builder(log).run_when_empty().build().unwrap().start()
 }
@@ -144,7 +144,7 @@ async fn agent_with_dependents_is_removed_after_them_only() {
     assert!(error.to_string().contains("one, two"), "{error}");
     assert_eq!(handle.snapshot("base").unwrap().status, Running, "a refusal changes nothing");
     handle.remove("one").await.unwrap();
-    // A dependent that has ended is not in the way.
+    // A dependent that has ended does not prevent the removal.
     handle.stop("two").unwrap();
     handle.wait_for("two", |agent| agent.status == Stopped).await.unwrap();
     sleep(ms(1)).await;
@@ -614,7 +614,7 @@ async fn random_changes(seed: u64) -> Vec<String> {
                 Err(error) if present => assert_eq!(error.code(), "agent.dependents"),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
             },
-            // The future is dropped at once, or later, or kept.
+            // The future is dropped after 0 to 2 ms here, and runs in a task in the next case.
             6 => drop(timeout(ms(rng.u64(..3)), handle.remove(&name)).await),
             7 => {
                 let handle = handle.clone();

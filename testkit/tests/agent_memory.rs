@@ -1,5 +1,5 @@
-//! Agents in a tight loop of memory calls that are always ready: others get their turn, and the stop is seen. On
-//! real time, because a paused clock never moves beside a task that is always ready.
+//! Agents in a tight loop of memory calls that are always ready. Other tasks still run, and a stop takes effect. The
+//! tests use real time, because a paused clock does not advance while a task is always ready.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use qi_testkit::store::{MemoryStore, MemoryStoreConfig};
 
 const STOP: Duration = Duration::from_millis(200);
 
-/// Runs `work` in a loop that never looks at the cancel, on one thread beside a task that counts turns.
+/// Runs `work` in a loop that never checks for cancellation, on one thread with a task that counts its turns.
 async fn tight_loop<F: Future<Output = Result<()>> + Send>(
     work: impl Fn() -> F + Clone + Send + Sync + 'static,
 ) {

@@ -1,4 +1,4 @@
-//! What the metrics of agents say is what the transition log says.
+//! The metrics of agents are equal to the transition log.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent_rig;
@@ -13,7 +13,8 @@ use qi_core::ErrorKind;
 use qi_core::agent::{AgentSpec, AgentStatus, Backoff, MetricsObserver, Phase, RestartPolicy, agent_fn};
 use qi_testkit::agent::{Script, Step, TransitionLog};
 
-/// Agents that fail in every way: errors, panics in hooks and children, time limits, deaf hooks, a failed cleanup.
+/// Returns agents that fail in every way: errors, panics in hooks and children, time limits, hooks that ignore a stop
+/// request, and failed cleanups.
 fn troublesome() -> Vec<(&'static str, Vec<Script>)> {
     let unavailable = || Step::Err(ErrorKind::Unavailable);
     vec![
@@ -128,7 +129,8 @@ fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
     assert_eq!(seen.counter("qi_runtime_leaked_agents_total{}"), 0);
 }
 
-/// Prometheus sees no rise in a series that is new: what an alert asks for must be there at 0 before it happens.
+/// Prometheus computes no increase for a new series, so the counters of an alert must exist at 0
+/// before the first event.
 #[test]
 fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
     let seen = measured(|| async {

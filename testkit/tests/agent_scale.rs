@@ -1,4 +1,4 @@
-//! Many agents: the same seed gives the same run, and a long chain starts and stops in order.
+//! Many agents: the same seed gives the same run, and a long chain of dependencies starts and stops in order.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -79,7 +79,7 @@ async fn chain_of_a_hundred_starts_forwards_and_stops_backwards() {
     let log = TransitionLog::default();
     let mut builder = AgentRuntime::builder().clock(ManualClock::default()).observer(log.clone());
     let name = |n: usize| format!("link-{n:03}");
-    // Added backwards, so that the order is the dependencies' and not the list's.
+    // The agents are added in reverse. The dependencies determine the order, not the list.
     for n in (0..100).rev() {
         let (spec, _) = scripted(&name(n), [Script::default()]);
         builder = builder.agent(if n > 0 { spec.depends_on([name(n - 1)]) } else { spec });

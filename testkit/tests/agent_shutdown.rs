@@ -1,4 +1,4 @@
-//! How a runtime ends: in order, by its deadline, and with the names of those who were late.
+//! The shutdown of a runtime: its order, its deadline, and the names of agents that were forced or leaked.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -73,7 +73,8 @@ async fn deaf_agent_is_dropped_at_exactly_its_stop_timeout_and_cleaned_up() {
 
 #[tokio::test(start_paused = true)]
 async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
-    // Each was asked to stop, with a minute for it, just before the shutdown came with 10 s in all.
+    // Both agents get a stop request with a stop timeout of 1 min. The shutdown with a deadline of 10 s
+    // follows 1 ms later.
     let log = TransitionLog::default();
     let minute = Duration::from_mins(1);
     let deaf = |name: &str, cleanup| {
@@ -110,7 +111,7 @@ async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
 
 #[tokio::test(start_paused = true)]
 async fn hook_left_at_the_soft_deadline_is_dropped_then() {
-    // The dependency may only stop after its dependent, whose children use up the time.
+    // Without `shutdown_now`, the dependency would stop only after its dependent.
     let log = TransitionLog::default();
     let (first, first_calls) = scripted("first", [Script::run(Step::HangDeaf)]);
     let (second, second_calls) =
@@ -138,7 +139,7 @@ async fn hook_left_at_the_soft_deadline_is_dropped_then() {
 
 #[tokio::test(start_paused = true)]
 async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
-    // Three in a chain want 3 x (5 + 2) = 21 s; 10.5 s less the reserve of 0.5 s are there.
+    // Three agents in a chain need 3 x (5 + 2) = 21 s. The deadline of 10.5 s minus the reserve of 0.5 s leaves 10 s.
     let log = TransitionLog::default();
     let deaf = || [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)];
     let runtime = builder(&log)
@@ -479,7 +480,7 @@ fn build_refuses_what_cannot_be_meant_and_names_it() {
     refused(vec![spec("a").restart(jumpy)], &["jitter", "1.5", "agent=a"]);
 }
 
-/// Two of these in one unwinding would end the process.
+/// A value whose drop panics. Two such drops during one unwinding would abort the process.
 struct PanicsWhenDropped;
 
 impl Drop for PanicsWhenDropped {
@@ -490,7 +491,7 @@ impl Drop for PanicsWhenDropped {
 
 #[tokio::test]
 async fn driver_that_is_aborted_shows_failed() {
-    // The drivers live in a tokio runtime of their own, which is dropped beneath them.
+    // The drivers run in another tokio runtime, which is dropped while they run.
     let log = TransitionLog::default();
     let seen: Arc<Mutex<Option<qi_core::agent::RuntimeHandle>>> = Arc::default();
     let (slot, inner_log) = (seen.clone(), log.clone());

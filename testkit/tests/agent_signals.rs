@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, on real time: the test starts itself as a child process and signals it.
+//! SIGTERM and SIGINT, on real time. The test starts itself as a child process and sends the signals to it.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -14,11 +14,11 @@ use qi_testkit::agent::{Script, Step};
 
 const SCRIPT: &str = "QI_TEST_SIGNAL_CHILD";
 
-/// What the child does: runs one agent under signals and prints what became of it.
+/// Runs one agent under signals in the child process, and prints the result.
 #[test]
 #[ignore = "the child process of the tests below"]
 fn child() {
-    // Run by hand with all ignored tests, it is nobody's child and has nothing to do.
+    // Without the variable, the test does not run as a child process, for example in a run of all ignored tests.
     let Ok(script) = std::env::var(SCRIPT) else { return };
     let run = if script == "deaf" { Step::HangDeaf } else { Step::Hang };
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! `Buffered` on paused time: when batches go out, who waits, and what each record is told.
+//! `Buffered` on paused time: the times of writes, waiting callers, and the result of each record.
 #![allow(clippy::unwrap_used, clippy::unnecessary_wraps, reason = "a test fails by panicking")]
 
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Takes numbers, slowly; refuses a batch that holds a 13, and a single 7.
+/// A sink that writes numbers with a delay. It rejects a batch that contains 13, and the record 7 alone.
 #[derive(Clone, Default)]
 struct Numbers {
     batches: Arc<Mutex<Vec<Vec<u32>>>>,
@@ -101,7 +101,7 @@ async fn a_batch_goes_out_when_it_holds_enough_bytes_and_a_giant_goes_alone() {
 async fn a_full_buffer_makes_the_caller_wait() {
     let sink = Numbers { pause: SECOND, ..Numbers::default() };
     let buffer = Buffered::new(sink.clone(), config()).unwrap();
-    // Three are being written, three wait in the channel; the seventh must wait for the first batch.
+    // Three records are being written and three wait in the channel. The seventh must wait for the first batch.
     for n in 1..=6 {
         let _receipt = buffer.add(n).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! What is particular to the memory bus: its bound, what it gives up, its clock, its manners in tokio.
+//! Behaviour that only the memory bus has: its capacity, eviction, its clock, and cooperation with other tasks.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -32,7 +32,7 @@ fn request(group: &str) -> Subscribe {
     Subscribe::new(GroupId::new(group).unwrap(), [topic()]).unwrap()
 }
 
-/// A bus of 100 kB with one partition, that waits three seconds for space.
+/// Returns a bus with a capacity of 100 kB and one partition, which waits 3 s for space.
 async fn small() -> MemoryBus {
     small_with(TopicSpec::new(topic(), 1).unwrap(), Arc::new(ManualClock::default())).await
 }
@@ -49,7 +49,7 @@ async fn small_with(spec: TopicSpec, clock: Arc<dyn Clock>) -> MemoryBus {
     bus
 }
 
-/// Messages of a kilobyte, numbered, keyed by their number modulo 3.
+/// Returns numbered messages of 1 kB. The key is the number modulo 3.
 fn kilobytes(numbers: std::ops::Range<usize>) -> Vec<Message> {
     numbers.map(|n| Message::new(topic(), format!("{n:01000}")).with_key(format!("k{}", n % 3))).collect()
 }
@@ -129,7 +129,7 @@ async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
     let batch = reader.recv(10, SECOND).await.unwrap();
     assert_eq!(batch.notices(), [Notice::Reset { partition: at(0), from: 0, to: 5 }]);
     assert_eq!(batch.messages()[0].offset, 5);
-    // Old event times are old messages: they go at once.
+    // The retention counts from the message's own timestamp, so an old event time makes a message old.
     let old = Message::new(topic(), "x").with_timestamp(Timestamp::MIN);
     bus.publish_one(&old).await.unwrap();
     clock.advance(Duration::from_mins(30));
@@ -202,7 +202,7 @@ async fn nothing_is_delivered_once_close_has_returned() {
     assert!((&mut waiting).now_or_never().is_none(), "the bus is full");
     let (_, high) = low_and_high(&bus).await;
     bus.close().await.unwrap();
-    // Now there would be space for the rest.
+    // The commit frees space for the rest.
     let batch = reader.recv(1_000, SECOND).await.unwrap();
     reader.commit(batch.positions()).await.unwrap();
     let report = waiting.await.unwrap();
@@ -253,7 +253,7 @@ async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commi
     assert_eq!(bus.groups(&all).await.unwrap().len(), 2, "the group itself lives on its new topic");
 }
 
-/// Counts what another task gets done while `work` never waits for anything.
+/// Checks that another task makes progress while `work` never waits, and that `work` can be aborted.
 async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work: F) {
     let beats = Arc::new(AtomicUsize::new(0));
     let busy = tokio::spawn(work);
@@ -346,7 +346,7 @@ async fn a_static_member_that_is_there_twice_fences_the_older_one() {
     );
 }
 
-/// Real threads, real time: members come and go while four tasks publish.
+/// Members join and leave while four tasks publish, with real threads and on real time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn threads_lose_nothing_while_members_come_and_go() {
     const EACH: usize = 2_500;
@@ -369,7 +369,7 @@ async fn threads_lose_nothing_while_members_come_and_go() {
     for reader in 0..3 {
         let (bus, seen) = (bus.clone(), seen.clone());
         readers.spawn(async move {
-            // Each life ends after some batches; what it had not committed comes to somebody else.
+            // Each membership ends after some batches. Its uncommitted messages are redelivered to other members.
             for life in 0.. {
                 let mut sub = bus.subscribe(request("g")).await.unwrap();
                 for turn in 0..(20 + 7 * reader + life) {

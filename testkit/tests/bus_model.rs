@@ -1,4 +1,4 @@
-//! Random histories on the memory bus, held against the model; and broken buses, which the model must notice.
+//! Random histories on the memory bus, compared with the model, and faulty buses that the model must detect.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -49,7 +49,7 @@ proptest! {
     }
 }
 
-/// A memory bus whose every client is broken.
+/// An environment of the memory bus in which every client has a fault.
 #[derive(Debug)]
 struct BrokenEnv(Box<dyn BusEnv>, Wrapping);
 

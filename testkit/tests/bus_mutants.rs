@@ -1,5 +1,5 @@
-//! Every broken bus fails the check that is meant for it, and the sound bus passes that check. Beside it: what a
-//! backend lacks is ignored and does not pass, and every check stands in the contract's page.
+//! Every faulty bus fails the check for its fault, and the correct bus passes that check. In addition, checks of
+//! missing features are ignored and do not pass, and the contract page names every check.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ fn every_check_stands_in_the_page() -> Result<(), Failed> {
     if absent.is_empty() { Ok(()) } else { Err(format!("docs/bus.md does not name {absent:?}").into()) }
 }
 
-/// A backend that has nothing, and one that is not there.
+/// A backend without any feature, which may have a reason for its absence.
 #[derive(Debug)]
 struct Poor(Option<&'static str>);
 

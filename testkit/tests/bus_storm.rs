@@ -1,5 +1,5 @@
-//! Seeded storms over the memory bus under the full stack: nothing lost, doubles only of what was unknown. On paused
-//! time.
+//! Seeded storms over the memory bus under the full stack, on paused time. No message is lost, and only messages in an
+//! unknown state are duplicated.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;

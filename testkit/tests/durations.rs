@@ -1,4 +1,4 @@
-//! `Duration::MAX` is a duration like any other: no entry that takes one panics.
+//! `Duration::MAX` is a valid duration: no function that accepts a duration panics.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The health of a program: its backends, its agents, and what probes make of it. On paused time.
+//! The health of a program on paused time: its backends, its agents, and the results of probes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent_rig;

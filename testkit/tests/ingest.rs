@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Lets an insert through for each permit, and notes the sizes of batches. The first inserts fail if errors are planned.
+/// A layer that admits one insert for each permit and records the sizes of batches. Planned errors
+/// fail the first inserts.
 #[derive(Debug, Clone)]
 struct Gate {
     permits: Arc<Semaphore>,
@@ -95,7 +96,7 @@ impl World {
         Ingest::open(bus, self.store.clone(), PriceTick::DATASET, request, config).await.unwrap()
     }
 
-    /// Runs an ingest until the token is cancelled, and leaves the group.
+    /// Runs an ingest until the token is cancelled, and then leaves the group.
     async fn start(&self, config: IngestConfig) -> (CancellationToken, JoinHandle<Result<()>>) {
         let mut ingest = self.ingest(config).await;
         let stop = CancellationToken::new();
@@ -134,7 +135,7 @@ fn instrument() -> Instrument {
     "binance:BTC-USDT".parse().unwrap()
 }
 
-/// A tick of a key, whose quantity tells versions of the key apart.
+/// Returns a tick of a key. Its quantity distinguishes the versions of the key.
 fn tick(seq: u64, version: u64) -> PriceTick {
     let time = Timestamp::from_secs(1_704_067_200).unwrap();
     let quantity: Quantity = version.to_string().parse().unwrap();
@@ -168,7 +169,7 @@ async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
     world.gate.open();
     pass(SECOND).await;
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..3_000), Some(0)));
-    // An idle topic: each record goes alone and at once.
+    // On an idle topic, each record is stored alone and immediately.
     for seq in 3_000..3_003 {
         world.bus.send_records(&ticks(seq..seq + 1), None).await.unwrap();
         pass(Duration::from_millis(1)).await;
@@ -185,7 +186,7 @@ async fn the_limits_bound_what_is_received() {
     let by_records = world.start(config.clone().with_max_records(100)).await;
     world.bus.send_records(&ticks(0..10_000), None).await.unwrap();
     pass(Duration::from_mins(1)).await;
-    // One batch is stored, one is full, and the third is on the bus.
+    // The first batch is being stored, the second is full, and the third is still on the bus.
     world.gate.permits.add_permits(1);
     pass(SECOND).await;
     assert_eq!(world.gate.sizes(), [100, 100]);
@@ -284,8 +285,8 @@ async fn a_stop_stores_and_commits_what_was_received() {
     assert_eq!((ended.unwrap_err().kind(), world.lag().await), (ErrorKind::Unavailable, Some(1)));
 }
 
-/// A second member joins while the first one receives, stores, or has stored and not committed. The first member's older
-/// record never replaces the second member's newer one.
+/// A second member joins while the first one receives, stores, or has stored and not committed. An older record from
+/// the first member never replaces a newer record from the second member.
 #[tokio::test(start_paused = true)]
 async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key() {
     for (stage, commit) in [("receive", 0), ("store", 0), ("commit", 3_600)] {
@@ -346,7 +347,7 @@ async fn a_dropped_run_commits_nothing_more_and_loses_nothing() {
     assert_eq!((world.stored().await, world.lag().await), (ticks(0..100), Some(0)));
 }
 
-/// Hides messages without a key, as a broker hides transaction markers: only the position moves.
+/// A layer that hides messages without a key, like a broker hides transaction markers. Only the position advances.
 #[derive(Debug)]
 struct HiddenMarkers;
 

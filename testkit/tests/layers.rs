@@ -347,13 +347,13 @@ async fn no_message_is_resent_behind_a_later_message_of_the_same_key() {
         message(None, None, 7),
     ];
     let first = vec![
-        not_sent(), // a: held back, a later one of its key is in the log
+        not_sent(), // key a: not sent again, a later message of the key is in the log
         delivered(1),
-        not_sent(), // b: held back, a later one may be in the log
+        not_sent(), // key b: not sent again, a later message of the key may be in the log
         unknown(),
-        not_sent(), // partition 4: both again, in order
+        not_sent(), // partition 4: both sent again, in order
         not_sent(),
-        not_sent(), // no key: again, it has no order
+        not_sent(), // no key: sent again, because it has no order
         delivered(7),
     ];
     let (report, sent) =

@@ -1,4 +1,4 @@
-//! The contract of the store, run for a record of one's own.
+//! The contract of the store, run on a record that the test defines.
 
 use qi_core::{Instrument, Percent, Price, Record, Timestamp};
 use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping, instrument_no};

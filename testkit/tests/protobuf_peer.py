@@ -69,7 +69,7 @@ def decimal(value):
 def set_decimal(out, text):
     sign, digits, exponent = Decimal(text).as_tuple()
     unscaled = int("".join(map(str, digits))) * (-1 if sign else 1)
-    # Another scale than the shortest one must do, too.
+    # A reader must also accept a scale that is not the shortest one.
     if -exponent < 18 and abs(unscaled) < 10**17:
         unscaled, exponent = unscaled * 10, exponent - 1
     out.scale = -exponent

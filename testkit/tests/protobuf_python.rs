@@ -67,7 +67,7 @@ fn there_and_back<R: Sample>(message: &str) -> Result<Completion, Failed> {
         let (json, payload) = line.split_once('\t').ok_or("a line without a tab")?;
         let (mut found, wanted) =
             (serde_json::from_str::<serde_json::Value>(json)?, serde_json::to_value(record)?);
-        // The whole market is an empty name.
+        // The global scope is an empty name in Protobuf.
         if found["scope"] == "" {
             found["scope"] = "global".into();
         }

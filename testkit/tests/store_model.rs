@@ -1,4 +1,4 @@
-//! Random histories: the memory store beside the plain model, and two memory stores beside each other.
+//! Random histories: the memory store compared with the model, and two memory stores compared with each other.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ fn two_stores_give_identical_pages_and_cursors() {
     check_differences(&memory(), &memory(), 256).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// A model that cannot fail proves nothing: these faults are found by histories alone, and shown as short ones.
+/// A model that cannot fail proves nothing. Histories alone must find these faults and shrink them to a few steps.
 #[test]
 fn histories_find_broken_stores_and_show_the_shortest() {
     let names = [

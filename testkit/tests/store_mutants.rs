@@ -1,4 +1,4 @@
-//! Each deliberately broken store is caught by the check that is named for it.
+//! Each faulty store is detected by the check that its mutant names.
 
 use libtest_mimic::{Arguments, Trial};
 use qi_testkit::store::mutants::mutants;

@@ -1,4 +1,4 @@
-//! What the tests of the agent runtime share.
+//! Helpers for the tests of the agent runtime.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -25,13 +25,13 @@ pub fn builder(log: &TransitionLog) -> AgentRuntimeBuilder {
     AgentRuntime::builder().seed(SEED).clock(ManualClock::default()).observer(log.clone())
 }
 
-/// A spec that follows these scripts, and their log.
+/// Returns a spec that follows these scripts, and the log of its calls.
 pub fn scripted(name: &str, scripts: impl IntoIterator<Item = Script>) -> (AgentSpec, CallLog) {
     let scripts = ScriptedAgent::script(scripts);
     (AgentSpec::new(name, scripts.factory()), scripts.log())
 }
 
-/// What one agent named `a` did, run for `run_for` or until it ended.
+/// The records of one agent named `a`, which ran for `run_for` or until its end.
 pub struct Life {
     pub log: TransitionLog,
     pub calls: CallLog,
@@ -58,7 +58,7 @@ impl Life {
     }
 }
 
-/// Runs `scripts` as one agent named `a`, with `change` made to its spec.
+/// Runs one agent named `a` that follows `scripts`. `change` modifies its spec.
 pub async fn live(
     scripts: impl IntoIterator<Item = Script>,
     run_for: Duration,
@@ -74,7 +74,7 @@ pub async fn live(
     Life { log, calls, report, handle }
 }
 
-/// Runs any agents for `run_for` or until they have ended.
+/// Runs one agent named `a` for `run_for` or until its end. `make` is its factory.
 pub async fn live_as<A: Agent + 'static>(
     run_for: Duration,
     make: impl FnMut() -> A + Send + 'static,
@@ -86,7 +86,7 @@ pub async fn live_as<A: Agent + 'static>(
     (log, report)
 }
 
-/// Restarts without a limit and without delay.
+/// Returns a policy that restarts without a limit and without a delay.
 pub fn at_once() -> RestartPolicy {
     RestartPolicy::default().with_max_crashes(None).with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO))
 }

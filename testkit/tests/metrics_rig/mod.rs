@@ -1,4 +1,4 @@
-//! Measures what a test does, and holds each measurement against the table of metrics.
+//! Records the metrics of a test, and compares each metric with the table of metrics.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_core::telemetry::{METRICS, MetricKind};
 
-/// What was measured, as `name{label=value,..}`.
+/// The recorded series, as `name{label=value,..}`.
 pub struct Seen(BTreeMap<String, DebugValue>);
 
 impl Seen {
@@ -58,24 +58,24 @@ impl Seen {
         }
     }
 
-    /// How many series there are.
+    /// Returns the number of series.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The series.
+    /// Returns the keys of all series.
     pub fn keys(&self) -> Vec<&str> {
         self.0.keys().map(String::as_str).collect()
     }
 
-    /// The sum over all series of a counter.
+    /// Returns the sum of a counter over all its series.
     pub fn total(&self, name: &str) -> u64 {
         let of_name = self.0.keys().filter(|key| key.split('{').next() == Some(name));
         of_name.map(|key| self.counter(key)).sum()
     }
 }
 
-/// Runs `work` on paused time, and gives what it measured.
+/// Runs `work` on paused time and returns the recorded metrics.
 pub fn measured<F: Future<Output = ()>>(work: impl FnOnce() -> F) -> Seen {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();

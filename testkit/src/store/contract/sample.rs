@@ -40,8 +40,8 @@ pub trait Sample: Record + Serialize + DeserializeOwned {
     /// The smallest distance between two records of one series, in microseconds.
     const STEP: i64 = 1;
 
-    /// Returns the n-th series in ascending order, for n below 1,000. If the dataset has intervals, all series have the
-    /// same interval.
+    /// Returns the n-th series in ascending order, for n below 1,000. If the dataset has intervals, all its series
+    /// have the same interval.
     fn series_no(n: usize) -> Self::Series;
 
     /// Returns a valid record. Records with the same series and sort key differ if their `value` differs. For a `value`
