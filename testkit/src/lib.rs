@@ -1,5 +1,5 @@
-//! Test support for `qi` and for Layer 2: ports in memory, contract suites, fault injection, recorders, and a test
-//! clock.
+//! Test support for `qi` and for Layer 2: an in-memory store and bus, contract suites, fault injection, recorders,
+//! a market simulator, and a test clock.
 
 pub mod agent;
 pub mod bus;

@@ -29,8 +29,8 @@ pub enum Time {
     Real,
 }
 
-/// Returns the contract suite of an agent on paused time. Each check runs for the concrete type and for `Box<dyn
-/// Agent>`.
+/// Returns the contract suite of an agent on paused time. Each check runs for the concrete type and for
+/// `Box<dyn Agent>`.
 ///
 /// Each check calls `make` at least once inside a tokio runtime. `make` also creates the stores and buses of the agent.
 /// Create new ones in each call to isolate the checks.

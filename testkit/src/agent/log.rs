@@ -108,9 +108,9 @@ impl Observer for TransitionLog {
     }
 }
 
-/// Returns whether the complete statuses of an agent, starting with `Created`, are a legal history: `C (I R? P B)* (S |
-/// I R? P (S|F))`. The letters stand for `Created`, `Initializing`, `Running`, `Stopping` (P), `Backoff`, `Stopped` (S)
-/// and `Failed`. [`legal_history`] also accepts an aborted driver.
+/// Returns whether the complete statuses of an agent, starting with `Created`, are a legal history:
+/// `C (I R? P B)* (S | I R? P (S|F))`. P stands for `Stopping`, S for `Stopped`, and every other letter for the status
+/// with this initial. [`legal_history`] also accepts an aborted driver.
 ///
 /// ```
 /// use qi_core::agent::AgentStatus::*;

@@ -159,8 +159,8 @@ impl Member {
         }
     }
 
-    /// Returns whether the group reserves the partitions of this member after its departure. It does for a static
-    /// member, and for an unreachable member, whose departure the group cannot notice.
+    /// Returns whether the group reserves the partitions of this member after its departure. The group reserves them
+    /// for a static member, and for an unreachable member, whose departure it cannot notice.
     fn keeps_its_seat(&self) -> bool {
         self.request.member.is_some() || self.away_since.is_some()
     }

@@ -31,9 +31,9 @@ use super::{MemoryBusConfig, error};
 /// # Capacity
 /// Retention by age removes messages, read or unread. In addition, `max_bytes` limits the size of the bus. When
 /// the bus is full, it removes messages that every group of their topic has committed, oldest first. A topic
-/// without a group keeps all its messages. If the freed space does not suffice, `publish` waits up to the delivery
-/// timeout. Messages that still do not fit fail as `NotSent` with `Overloaded`, code `bus.memory.full`, and the
-/// name of the slowest group.
+/// without a group loses messages only by age. If the freed space does not suffice, `publish` waits up to the
+/// delivery timeout. Messages that still do not fit fail as `NotSent`. Their error has the kind `Overloaded`, the
+/// code `bus.memory.full` and the name of the slowest group.
 ///
 /// # Differences from a broker
 /// There is one broker and one replica, regardless of `replication`. A compacted topic keeps all messages

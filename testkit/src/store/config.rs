@@ -53,7 +53,8 @@ pub struct RetentionConfig(BTreeMap<String, KeepConfig>);
 #[serde(deny_unknown_fields, default)]
 pub struct KeepConfig {
     /// The largest age of a record in seconds, at least 1 s. The age counts from the record's time; the time of a bar
-    /// is its open time. Older records are removed at the next insert into the dataset.
+    /// is its open time. Older records are removed at the next insert into the dataset, and at every insert that could
+    /// exceed `max_rows`.
     pub max_age_secs: Option<u64>,
     /// The number of records to keep in each series, at least 1. The newest records are kept. A series is an
     /// instrument, an instrument with an interval, or a scope.

@@ -103,7 +103,7 @@ impl<'a> Crew<'a> {
         Ok(count)
     }
 
-    /// Polls until all `partitions` are assigned once and in even shares, and stay so for another round.
+    /// Polls until all `partitions` are assigned once and in even shares, in two consecutive rounds.
     pub(super) async fn settle(&mut self, partitions: usize) -> Verdict {
         let deadline = Instant::now() + self.lab.timing().eventually;
         let mut still = 0;

@@ -32,7 +32,7 @@ impl Wrapping {
     };
     /// `Metered` alone.
     pub const METERED: Self = Self { name: "metered", wrap: |bus| layered(bus, Metered::new("contract")) };
-    /// `Traced` alone, with a header in every message that readers must not see.
+    /// `Traced` alone. It adds a header to every message, which readers must not see.
     pub const TRACED: Self = Self {
         name: "traced",
         wrap: |bus| layered(bus, Traced::new("contract").with_propagator(Arc::new(Stamp::new()))),

@@ -1,4 +1,4 @@
-//! Schema: created only by `ensure_schema`, also by concurrent callers.
+//! Schema: created only by `ensure_schema`, which many callers may run at once.
 
 use futures::future::join_all;
 use qi_core::Datasets;

@@ -39,7 +39,7 @@ fn a_type() -> impl Strategy<Value = ColumnType> {
     ]
 }
 
-/// Returns a strategy for descriptions of datasets named `drawn`. They have up to ten columns of all types, with and
+/// Returns a strategy for descriptions of datasets named `drawn`. They have up to nine columns of all types, with and
 /// without sequence numbers and intervals, and with series of instruments or of names.
 pub fn descriptions() -> impl Strategy<Value = Description> {
     let columns = prop::collection::vec((a_type(), any::<bool>()), 0..NAMES.len());

@@ -432,7 +432,7 @@ async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
     let (bus, topic) = (Arc::clone(&client.bus), lab.topic(&*client.bus, 3).await?);
     for n in 0..40 {
         let batch: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), n)).collect();
-        // The future is polled some times and then dropped. Messages under way may arrive, each at most once.
+        // The future is polled a few times and then dropped. Messages under way may arrive, each at most once.
         let mut publish = Box::pin(bus.publish(&batch, PublishOptions::NONE));
         for _ in 0..n % 4 {
             if (&mut publish).now_or_never().is_some() {

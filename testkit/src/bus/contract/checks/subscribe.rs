@@ -204,7 +204,7 @@ async fn dropped_recv_loses_nothing(lab: &Lab) -> Verdict {
             bus.publish_one(&placed(&topic, u32::try_from(sent % 3).unwrap_or(0), sent / 3)).await?;
             sent += 1;
         }
-        // The future is polled some times, with short sleeps in some rounds, and then dropped.
+        // The future is polled a few times, with short sleeps in some rounds, and then dropped.
         let mut receiving = Box::pin(reader.recv(4, lab.timing().short));
         for _ in 0..turn % 5 {
             if let Some(batch) = (&mut receiving).now_or_never() {
