@@ -5,8 +5,9 @@ mod servers;
 
 use clickhouse_rig::Server;
 use qi_testkit::store::contract::{Suite, Wrapping};
+use servers::brief_or_long;
 
 fn main() {
-    let wrappings = [Wrapping::PLAIN, Wrapping::FULL_STACK, Wrapping::FULL_STACK_OVER_CHAOS];
+    let wrappings = brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
     Suite::new().on(Server::clickhouse(), wrappings).at_once(4).main();
 }

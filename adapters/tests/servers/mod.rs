@@ -18,6 +18,15 @@ pub(crate) fn namespace() -> String {
     format!("t_{}_{}_{next}", std::process::id(), started.as_micros())
 }
 
+/// Returns `brief`, and `long` too if the environment sets `QI_LONG_TESTS=1`.
+pub(crate) fn brief_or_long<T>(brief: impl Into<Vec<T>>, long: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut all = brief.into();
+    if std::env::var("QI_LONG_TESTS").is_ok_and(|value| value == "1") {
+        all.extend(long);
+    }
+    all
+}
+
 /// A kind of server that tests run on.
 pub(crate) trait Tested: Clone + Send + 'static {
     /// Its word in `scripts/backends` and in `QI_REQUIRE_BACKENDS`.

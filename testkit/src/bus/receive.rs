@@ -39,7 +39,7 @@ impl Filling {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.messages.len() >= self.limits.messages || self.bytes >= self.limits.bytes
+        self.messages.len() >= self.limits.messages || self.bytes >= self.limits.bytes.max(1)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -260,15 +260,19 @@ async fn small_buffer_delivers_everything(lab: &Lab) -> Verdict {
         .flat_map(|size| [0, 1].map(|p| Message::new(topic.clone(), vec![1; *size]).with_partition(p)))
         .collect();
     bus.send(&batch).await?;
-    let request = lab.request(&lab.group()?, &topic)?.with_max_buffered_bytes(4_096);
-    let mut reader = bus.subscribe(request).await?;
-    let all = lab.drain(&mut *reader, batch.len()).await?;
-    for partition in [0, 1] {
-        let came: Vec<_> =
-            all.iter().filter(|m| m.partition == partition).map(qi_core::bus::Received::size).collect();
-        ensure_eq!(came, sizes, "sizes in partition {partition}");
+    for bytes in [4_096, 0] {
+        let request = lab.request(&lab.group()?, &topic)?.with_max_buffered_bytes(bytes);
+        let mut reader = bus.subscribe(request).await?;
+        let all = lab.drain(&mut *reader, batch.len()).await?;
+        for partition in [0, 1] {
+            let came: Vec<_> =
+                all.iter().filter(|m| m.partition == partition).map(qi_core::bus::Received::size).collect();
+            ensure_eq!(came, sizes, "sizes in partition {partition} with a buffer of {bytes} bytes");
+        }
+        lab.quiet(&mut *reader).await?;
+        reader.close().await?;
     }
-    lab.quiet(&mut *reader).await
+    Ok(())
 }
 
 async fn unknown_topic_creates_nothing(lab: &Lab) -> Verdict {
