@@ -46,7 +46,7 @@ impl Backoff {
         self
     }
 
-    /// The delay before the `attempt`-th new attempt (from 1), where `u` from 0 to 1 is the share of the jitter
+    /// Returns the delay before the `attempt`-th new attempt (from 1), where `u` from 0 to 1 is the share of the jitter
     /// that applies.
     pub fn delay(&self, attempt: u32, u: f64) -> Duration {
         if self.min.is_zero() {

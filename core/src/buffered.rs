@@ -324,7 +324,7 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
         }
     }
 
-    /// A batch that begins with `first`: until it is full, has waited long enough, somebody asks for it, or
+    /// Returns a batch that begins with `first`: until it is full, has waited long enough, somebody asks for it, or
     /// somebody waits for its room.
     async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, EndedBy) {
         let deadline = later(self.config.max_delay);

@@ -89,7 +89,7 @@ impl ErrorKind {
         Self::Internal,
     ];
 
-    /// The stable lower-case name, as it stands in logs and metrics: `invalid_input`.
+    /// Returns the stable lower-case name, as it stands in logs and metrics: `invalid_input`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidInput => "invalid_input",
@@ -110,7 +110,7 @@ impl ErrorKind {
         }
     }
 
-    /// The advice that an error of this kind carries unless its maker says otherwise.
+    /// Returns the advice that an error of this kind carries unless its maker says otherwise.
     ///
     /// Only what time can mend is retried: a server that is away, an answer that is late, a queue that is full,
     /// a writer in the way.
@@ -294,32 +294,32 @@ impl Error {
         self.0.kind
     }
 
-    /// The stable code that alerts and dashboards may match on.
+    /// Returns the stable code that alerts and dashboards may match on.
     pub fn code(&self) -> &str {
         &self.0.code
     }
 
-    /// The operation that failed.
+    /// Returns the operation that failed.
     pub fn operation(&self) -> &str {
         &self.0.operation
     }
 
-    /// The backend that answered, if one did.
+    /// Returns the backend that answered, if one did.
     pub fn backend(&self) -> Option<&str> {
         self.0.backend.as_deref()
     }
 
-    /// The sentence for a person.
+    /// Returns the sentence for a person.
     pub fn message(&self) -> Option<&str> {
         self.0.message.as_deref()
     }
 
-    /// The pairs, in the order in which they were added.
+    /// Returns the pairs, in the order in which they were added.
     pub fn context(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.context.iter().map(|(key, value)| (key.as_ref(), value.as_str()))
     }
 
-    /// The value of the first pair with this key.
+    /// Returns the value of the first pair with this key.
     pub fn context_value(&self, key: &str) -> Option<&str> {
         self.context().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
@@ -334,7 +334,7 @@ impl Error {
         self.0.exhausted
     }
 
-    /// The first error of type `E` along the chain of sources: how Layer 2 finds its own error again.
+    /// Returns the first error of type `E` along the chain of sources: how Layer 2 finds its own error again.
     ///
     /// ```
     /// # use qi_core::Error;
@@ -377,7 +377,7 @@ impl Error {
         text
     }
 
-    /// The sources as they may be shown. An error of this type has bounded and redacted its own parts.
+    /// Returns the sources as they may be shown. An error of this type has bounded and redacted its own parts.
     fn sources(&self) -> impl Iterator<Item = String> {
         let first = std::error::Error::source(self);
         std::iter::successors(first, |error| error.source()).take(MAX_SOURCES).map(|source| {

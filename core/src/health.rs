@@ -154,7 +154,7 @@ impl Health {
         *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime);
     }
 
-    /// The runtime that is asked.
+    /// Returns the runtime that is asked.
     pub fn runtime(&self) -> Option<RuntimeHandle> {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -180,7 +180,7 @@ impl Health {
         }
     }
 
-    /// The round that is under way or not too old, or a new one.
+    /// Returns the round that is under way or not too old, or a new one.
     fn round(&self) -> Round {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(round) = &*last {

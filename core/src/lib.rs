@@ -1,6 +1,9 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
+//!
+//! A *port* is a trait that hides a backend: [`PriceStore`] for price storage, [`MessageBus`] for messaging and
+//! [`AgentRuntime`] for agents. Adapters implement the ports in other crates.
 
-// The derive macros name this crate by its name.
+// The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;
 
 pub mod agent;

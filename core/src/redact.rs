@@ -78,7 +78,7 @@ pub(crate) fn names_secret(key: &str) -> bool {
         || ["_pass", "-pass", ".pass", "Pass", "_PASS"].iter().any(|end| key.ends_with(end))
 }
 
-/// The letters and digits of a key, in lower case.
+/// Returns the letters and digits of a key, in lower case.
 fn letters(key: &str) -> String {
     key.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
@@ -197,7 +197,7 @@ fn hide_values(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The values of pairs such as `"name":"password","value":"x"`, in either order and with other members between them.
+/// Returns the values of pairs such as `"name":"password","value":"x"`, in either order and with other members between them.
 fn paired_values(text: &str) -> Vec<(usize, usize)> {
     /// The first member of a pair whose other member is not seen yet.
     #[derive(Clone, Copy)]
@@ -277,7 +277,7 @@ fn skip(text: &str, from: usize, wanted: impl Fn(char) -> bool) -> usize {
     text[from..].find(|c| !wanted(c)).map_or(text.len(), |length| from + length)
 }
 
-/// The end of white space, which may be escaped in a text inside JSON.
+/// Returns the end of white space, which may be escaped in a text inside JSON.
 fn blanks(text: &str, from: usize) -> usize {
     let mut at = skip(text, from, char::is_whitespace);
     while let Some(escaped) = text[at..].strip_prefix('\\') {
@@ -292,7 +292,7 @@ fn is_quote_or_escape(c: char) -> bool {
     c == '\\' || is_quote(c)
 }
 
-/// The next key from `at` on: a run of letters, digits, `_`, `-` and `.`, together with a word `key` after a space.
+/// Returns the next key from `at` on: a run of letters, digits, `_`, `-` and `.`, together with a word `key` after a space.
 fn next_key(text: &str, at: usize) -> Option<Range<usize>> {
     let start = at + text[at..].find(is_part)?;
     let end = skip(text, start, is_part);
@@ -305,7 +305,7 @@ fn next_key(text: &str, at: usize) -> Option<Range<usize>> {
     Some(start..end)
 }
 
-/// The start of the value after a separator.
+/// Returns the start of the value after a separator.
 fn assigned(text: &str, key_end: usize) -> Option<usize> {
     let mut end = skip(text, key_end, is_quote_or_escape);
     if end > key_end && text[end..].starts_with(']') {
@@ -324,7 +324,7 @@ fn assigned(text: &str, key_end: usize) -> Option<usize> {
     Some(value)
 }
 
-/// The start of the value of a key that names a secret, in all the other forms.
+/// Returns the start of the value of a key that names a secret, in all the other forms.
 fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
     if let Some(value) = assigned(text, key.end) {
         return Some(value);
@@ -386,7 +386,7 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
     is_secret.then_some(space)
 }
 
-/// The word at `at`, without the punctuation of a sentence; bounded.
+/// Returns the word at `at`, without the punctuation of a sentence; bounded.
 fn next_word(text: &str, at: usize) -> &str {
     let end = skip(text, at, |c| !c.is_whitespace()).min(text.ceil_char_boundary(at + 100));
     text[at..end].trim_end_matches(['.', ',', ';', ':', '!', '?', ')', ']', '}', '"', '\''])
@@ -412,7 +412,7 @@ fn after_login(before: &str) -> bool {
         .is_some_and(|word| ["login", "user", "username"].iter().any(|w| word.eq_ignore_ascii_case(w)))
 }
 
-/// The start of the value in `Bearer x`.
+/// Returns the start of the value in `Bearer x`.
 fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
     let name = &text[key.clone()];
     if !["bearer", "basic"].iter().any(|scheme| name.eq_ignore_ascii_case(scheme)) {
@@ -424,7 +424,7 @@ fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
     is_token.then_some(value)
 }
 
-/// The start of the value in `IDENTIFIED BY 'x'` and `IDENTIFIED WITH sha256_hash BY 'x' SALT 'y'`.
+/// Returns the start of the value in `IDENTIFIED BY 'x'` and `IDENTIFIED WITH sha256_hash BY 'x' SALT 'y'`.
 fn identified_by(text: &str, key: &Range<usize>) -> Option<usize> {
     let name = &text[key.clone()];
     let value = blanks(text, key.end);
@@ -470,14 +470,14 @@ fn element(text: &str, key: &Range<usize>) -> Option<(usize, usize)> {
     Some((from, from + content[..close.unwrap_or(content.len())].trim_end().len()))
 }
 
-/// The place of the quote of `E'x'`, `N'x'`, `U&'x'`, `b"x"` and `$$x$$`.
+/// Returns the place of the quote of `E'x'`, `N'x'`, `U&'x'`, `b"x"` and `$$x$$`.
 fn prefixed_quote(text: &str, at: usize) -> Option<usize> {
     let prefixes = ["E'", "e'", "N'", "n'", "U&'", "u&'", "b'", "b\""];
     let length = prefixes.iter().find(|prefix| text[at..].starts_with(**prefix))?.len();
     Some(at + length - 1)
 }
 
-/// The range of the secret in a value that starts at `at`.
+/// Returns the range of the secret in a value that starts at `at`.
 fn secret(text: &str, at: usize) -> (usize, usize) {
     // The scheme of an `Authorization` is no secret; what follows it is.
     let mut at = at;
@@ -543,7 +543,7 @@ fn starts_pair(rest: &str) -> bool {
     name > 0 && key[name..].trim_start_matches(['\\', '"', '\'', ' ']).starts_with(['=', ':'])
 }
 
-/// The end of a value in quotes that are escaped by `level` backslashes, without the closing quote; the end of the
+/// Returns the end of a value in quotes that are escaped by `level` backslashes, without the closing quote; the end of the
 /// text if the quote is not closed.
 fn quote_end(text: &str, from: usize, quote: char, level: usize) -> usize {
     let mut at = from;

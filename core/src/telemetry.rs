@@ -45,7 +45,7 @@ pub enum MetricKind {
 }
 
 impl MetricKind {
-    /// The word in the table: `counter`.
+    /// Returns the word in the table: `counter`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",

@@ -134,7 +134,7 @@ impl Fields {
         })
     }
 
-    /// The fields that are columns or groups of columns, with the trait of each.
+    /// Returns the fields that are columns or groups of columns, with the trait of each.
     fn values(&self) -> Vec<(bool, &Field, TokenStream)> {
         let values = self.all.iter().filter_map(|(role, field)| match role {
             Role::Flatten => Some((true, field, quote!(::qi_core::record::Columns))),
@@ -175,7 +175,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
-/// The static description of the dataset.
+/// Returns the static description of the dataset.
 fn description(ident: &Ident, attributes: &Attributes, fields: &Fields) -> TokenStream {
     let Attributes { name, version, message, topic, validate: _ } = attributes;
     let (series_ty, series, time) = (&fields.series.ty, name_of(&fields.series), name_of(&fields.time));
@@ -213,7 +213,7 @@ fn description(ident: &Ident, attributes: &Attributes, fields: &Fields) -> Token
     }
 }
 
-/// The methods that return the key.
+/// Returns the methods that return the key.
 fn key(fields: &Fields) -> TokenStream {
     let (series, ty, time) = (&fields.series.ident, &fields.series.ty, &fields.time.ident);
     let seq = fields.seq.as_ref().map_or_else(
@@ -256,7 +256,7 @@ fn key(fields: &Fields) -> TokenStream {
     }
 }
 
-/// The methods that write, read and check the values.
+/// Returns the methods that write, read and check the values.
 fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
     let values = fields.values();
     let local = |field: &Field| format_ident!("field_{}", name_of(field));

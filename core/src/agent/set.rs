@@ -454,7 +454,7 @@ fn unknown(name: &str) -> crate::Error {
     agent_error(ErrorKind::NotFound, "agent.unknown", "find", name, "the runtime has no agent of this name")
 }
 
-/// The FNV-1a hash, which is the same on every machine and in every version.
+/// Returns the FNV-1a hash, which is the same on every machine and in every version.
 fn fnv1a(name: &str) -> u64 {
     name.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

@@ -107,28 +107,28 @@ impl Ohlcv {
         &self.instrument
     }
 
-    /// The length of the bar.
+    /// Returns the length of the bar.
     pub fn interval(&self) -> Interval {
         self.interval
     }
 
-    /// The first moment inside.
+    /// Returns the first moment inside.
     pub fn open_time(&self) -> Timestamp {
         self.open_time
     }
 
-    /// The first moment past it. `as_of` looks at this time: a bar is known when it has closed.
+    /// Returns the first moment past it. `as_of` looks at this time: a bar is known when it has closed.
     pub fn close_time(&self) -> Timestamp {
         // An aligned open time within the records leaves room for a week before `Timestamp::MAX`.
         Timestamp::from_micros_unchecked(self.open_time.as_micros() + self.interval.as_micros())
     }
 
-    /// The figures.
+    /// Returns the figures.
     pub fn values(&self) -> &BarValues {
         &self.values
     }
 
-    /// The close price.
+    /// Returns the close price.
     pub fn close(&self) -> Price {
         self.values.close
     }
@@ -172,7 +172,7 @@ impl BarBuilder {
         Ok(self)
     }
 
-    /// The figures.
+    /// Returns the figures.
     ///
     /// # Errors
     /// `OutOfRange` if a sum is 10²⁰ or more.
@@ -221,7 +221,7 @@ pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
         .collect()
 }
 
-/// The figures of several bars as one. `group` is not empty.
+/// Returns the figures of several bars as one. `group` is not empty.
 fn merge(group: &[Ohlcv]) -> Result<BarValues> {
     let total = |of: fn(&BarValues) -> Option<Quantity>| -> Result<Option<Quantity>> {
         let Some(known) = group.iter().map(|bar| of(&bar.values)).collect::<Option<Vec<_>>>() else {

@@ -64,7 +64,7 @@ impl Quote {
         self.ts
     }
 
-    /// The order among quotes of one `ts`.
+    /// Returns the order among quotes of one `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }

@@ -117,7 +117,7 @@ impl MarketSnapshot {
         self.ts
     }
 
-    /// The figures.
+    /// Returns the figures.
     pub fn values(&self) -> &SnapshotValues {
         &self.values
     }

@@ -66,7 +66,7 @@ impl PriceTick {
         self.ts
     }
 
-    /// The order among ticks of one `ts`.
+    /// Returns the order among ticks of one `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }
@@ -81,7 +81,7 @@ impl PriceTick {
         self.quantity
     }
 
-    /// The side of the taker, if known.
+    /// Returns the side of the taker, if known.
     pub fn side(&self) -> Option<Side> {
         self.side
     }

@@ -93,7 +93,7 @@ impl Decimal {
         Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
     }
 
-    /// The nearest `f64`: for display and statistics, never on the way of a price.
+    /// Returns the nearest `f64`: for display and statistics, never on the way of a price.
     #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
     pub fn to_f64_lossy(self) -> f64 {
         // Parts below 2^64 each keep the quotient within one rounding of the true value.
@@ -357,7 +357,7 @@ impl Sum18 {
         self.add(-I256::from(value.into().units()))
     }
 
-    /// The sum as a decimal; nothing is rounded.
+    /// Returns the sum as a decimal; nothing is rounded.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -365,7 +365,7 @@ impl Sum18 {
         self.round_to_18()
     }
 
-    /// The mean of `count` addends, rounded once, half away from zero, to 18 places. None of nothing.
+    /// Returns the mean of `count` addends, rounded once, half away from zero, to 18 places. None of nothing.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -384,7 +384,7 @@ impl Sum36 {
         self.add(I256::from(a.into().units()) * I256::from(b.into().units()))
     }
 
-    /// The sum rounded once, half away from zero, to 18 places.
+    /// Returns the sum rounded once, half away from zero, to 18 places.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -392,7 +392,7 @@ impl Sum36 {
         self.round_to_18()
     }
 
-    /// The exact sum divided by `divisor`, rounded once, half away from zero, to 18 places: a weighted mean.
+    /// Returns the exact sum divided by `divisor`, rounded once, half away from zero, to 18 places: a weighted mean.
     /// None by zero.
     ///
     /// # Errors
@@ -409,7 +409,7 @@ fn out_of_range(what: &str) -> Error {
     Error::new(ErrorKind::OutOfRange, "domain.decimal.overflow", "sum").with_message(what)
 }
 
-/// The error of a decimal as that of the field which it was meant for.
+/// Returns the error of a decimal as that of the field which it was meant for.
 fn of_field(field: &'static str, error: &Error) -> Error {
     let rule = error.message().unwrap_or_default();
     let rule = rule.strip_prefix("decimal ").unwrap_or(rule).to_owned();
@@ -442,7 +442,7 @@ macro_rules! number {
                 Decimal::from_units(units).map_err(|e| of_field($field, &e)).and_then(Self::new)
             }
 
-            /// The decimal itself.
+            /// Returns the decimal itself.
             pub const fn get(self) -> Decimal {
                 self.0
             }

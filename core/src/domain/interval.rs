@@ -22,12 +22,12 @@ macro_rules! intervals {
             /// Every interval, shortest first.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The name: `1m`.
+            /// Returns the name: `1m`.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
 
-            /// The length in microseconds.
+            /// Returns the length in microseconds.
             pub const fn as_micros(self) -> i64 {
                 match self { $(Self::$name => $seconds * 1_000_000),* }
             }
@@ -43,12 +43,12 @@ intervals! {
 }
 
 impl Interval {
-    /// The length.
+    /// Returns the length.
     pub const fn duration(self) -> Duration {
         Duration::from_micros(self.as_micros().unsigned_abs())
     }
 
-    /// The start of the bucket that holds `time`: buckets are counted from [`Timestamp::MIN`], a Monday, so that
+    /// Returns the start of the bucket that holds `time`: buckets are counted from [`Timestamp::MIN`], a Monday, so that
     /// every bucket of the domain starts at a timestamp.
     #[must_use]
     pub const fn floor(self, time: Timestamp) -> Timestamp {
@@ -56,7 +56,7 @@ impl Interval {
         Timestamp::from_micros_unchecked(time.as_micros() - since % self.as_micros())
     }
 
-    /// The first bucket start that is not before `time`, or None beyond the domain.
+    /// Returns the first bucket start that is not before `time`, or None beyond the domain.
     pub fn ceil(self, time: Timestamp) -> Option<Timestamp> {
         let floor = self.floor(time);
         if floor == time { Some(time) } else { floor.checked_add(self.duration()) }

@@ -98,12 +98,12 @@ impl Instrument {
         Self(Arc::new((exchange, symbol)))
     }
 
-    /// The exchange.
+    /// Returns the exchange.
     pub fn exchange(&self) -> &Exchange {
         &self.0.0
     }
 
-    /// The symbol.
+    /// Returns the symbol.
     pub fn symbol(&self) -> &Symbol {
         &self.0.1
     }

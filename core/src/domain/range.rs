@@ -59,12 +59,12 @@ impl TimeRange {
         Self { start: Timestamp::MIN, end }
     }
 
-    /// The first moment inside.
+    /// Returns the first moment inside.
     pub const fn start(self) -> Timestamp {
         self.start
     }
 
-    /// The first moment past it.
+    /// Returns the first moment past it.
     pub const fn end(self) -> Timestamp {
         self.end
     }

@@ -24,7 +24,7 @@ impl Scope {
     /// The longest stored text in bytes: `asset:` and a symbol.
     pub const MAX_BYTES: usize = 6 + Symbol::MAX_BYTES;
 
-    /// The text under which databases store it: empty for the whole market (a NULL would not do in a key),
+    /// Returns the text under which databases store it: empty for the whole market (a NULL would not do in a key),
     /// else as displayed. Scopes order as the bytes of this text.
     pub fn storage_text(&self) -> String {
         match self {

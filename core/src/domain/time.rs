@@ -186,7 +186,7 @@ const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The inverse of [`days_from_civil`]. Same source, `civil_from_days`.
+/// Returns the inverse of [`days_from_civil`]. Same source, `civil_from_days`.
 const fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
@@ -223,7 +223,7 @@ impl From<Timestamp> for chrono::DateTime<chrono::Utc> {
 
 /// What stamps records. All waiting is tokio's; a clock only says what time it is.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present time.
+    /// Returns the present time.
     fn now(&self) -> Timestamp;
 }
 

@@ -373,7 +373,7 @@ impl Run {
         if self.stored.is_empty() { Ok(()) } else { subscription.commit(&self.stored).await.map(drop) }
     }
 
-    /// The number of messages that may be received now.
+    /// Returns the number of messages that may be received now.
     fn room(&self) -> usize {
         let IngestConfig { max_records, max_bytes, .. } = self.parts.config;
         if self.revoking || self.pending.bytes >= max_bytes {

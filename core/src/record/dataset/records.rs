@@ -340,7 +340,7 @@ fn other_dataset(found: Dataset, wanted: Dataset) -> Error {
         .with_context("value", found)
 }
 
-/// The error of JSON that is no valid record.
+/// Returns the error of JSON that is no valid record.
 fn json_error(error: &serde_json::Error) -> Error {
     // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
     Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode")
