@@ -118,7 +118,8 @@ pub trait MessageBusExt: MessageBus {
     /// Waits until the brokers answer a ping.
     ///
     /// # Errors
-    /// The last ping's error after `timeout`, or at once an error that is not retryable.
+    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<BusStatus>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())
     }

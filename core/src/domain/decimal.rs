@@ -94,7 +94,8 @@ impl Decimal {
         Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
     }
 
-    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics only, never to compute prices.
+    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics only, never to
+    /// compute prices.
     #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
     pub fn to_f64_lossy(self) -> f64 {
         // The integer part and the fraction are converted separately, to keep the rounding error small.

@@ -41,8 +41,8 @@ pub enum Encoding {
     /// `application/json`: decimals as strings, times as integers of microseconds. A reader ignores unknown fields.
     #[default]
     Json,
-    /// `application/x-protobuf`: the wire format of Protocol Buffers with the messages of [`protobuf::schema`]. A reader
-    /// ignores unknown fields.
+    /// `application/x-protobuf`: the wire format of Protocol Buffers with the messages of [`protobuf::schema`]. A
+    /// reader ignores unknown fields.
     Protobuf,
 }
 
@@ -106,7 +106,7 @@ impl Codec for Encoding {
 
 /// Returns the message of a record, keyed by its series, on `topic` or on the dataset's default topic.
 ///
-/// The message's timestamp is the time of publishing, because retention by age reads it. The record's own time is in the
+/// The message's timestamp is the time of publishing, because retention by age uses it. The record's own time is in the
 /// payload.
 ///
 /// # Errors
