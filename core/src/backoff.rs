@@ -46,8 +46,8 @@ impl Backoff {
         self
     }
 
-    /// Returns the delay before retry number `attempt`, counted from 1. `u` from 0 to 1 is the share of the jitter that
-    /// applies.
+    /// Returns the delay before retry number `attempt`, counted from 1. `u` from 0 to 1 is the share
+    /// of the jitter that applies.
     pub fn delay(&self, attempt: u32, u: f64) -> Duration {
         if self.min.is_zero() {
             return Duration::ZERO;

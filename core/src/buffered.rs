@@ -317,7 +317,7 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
     }
 
     fn flushed(&mut self, done: oneshot::Sender<Result<()>>) {
-        // If the caller of `flush` has gone away, the next flush returns the failure.
+        // If the caller of `flush` no longer waits, the next flush returns the failure.
         if let Err(Err(error)) = done.send(self.failed.take().map_or(Ok(()), Err)) {
             self.failed = Some(error);
         }

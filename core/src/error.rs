@@ -381,8 +381,8 @@ impl Error {
         text
     }
 
-    /// Returns the displayable texts of the sources. An [`Error`] among them has already bounded and redacted its
-    /// parts.
+    /// Returns the displayable texts of the sources. An [`Error`] among them has already
+    /// bounded and redacted its parts.
     fn sources(&self) -> impl Iterator<Item = String> {
         let first = std::error::Error::source(self);
         std::iter::successors(first, |error| error.source()).take(MAX_SOURCES).map(|source| {

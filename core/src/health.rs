@@ -57,8 +57,8 @@ enum Asked {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// False only for a problem that a restart of the process can fix; see [`HealthReport::live`]. Independent of
-    /// backends.
+    /// False only for a problem that a restart of the process can fix;
+    /// see [`HealthReport::live`]. Independent of backends.
     pub live: bool,
     /// True if every critical agent has been Running once. True for a program without agents.
     pub started: bool,

@@ -13,7 +13,7 @@ macro_rules! operations {
         }
 
         impl Operation {
-            /// Every operation.
+            /// Every operation of the ports.
             pub const ALL: &'static [Self] = &[$($(Self::$name),*),*];
 
             /// Returns the name of the method.
@@ -61,8 +61,8 @@ impl Port {
     }
 }
 
-/// The effect of an operation on the backend. It determines the time limit and the possible effects of a cancelled
-/// call.
+/// The effect of an operation on the backend. It determines the time limit and the possible
+/// effects of a cancelled call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum OperationClass {
     /// The operation changes nothing.
@@ -113,8 +113,8 @@ operations! {
 }
 
 impl Operation {
-    /// Returns whether the operation closes a store, a bus or a subscription. Layers that reject or delay calls let a
-    /// close pass.
+    /// Returns whether the operation closes a store, a bus or a subscription. Layers that reject or delay
+    /// calls let a close pass.
     pub const fn is_close(self) -> bool {
         matches!(self, Self::StoreClose | Self::BusClose | Self::SubscriptionClose)
     }

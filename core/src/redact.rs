@@ -36,8 +36,8 @@ const PROSE: &str = " a an and are as at authentication based be been before but
 const SCHEMES: [&str; 8] =
     ["bearer", "basic", "digest", "negotiate", "ntlm", "apikey", "token", "aws4-hmac-sha256"];
 
-/// Truncates a text to [`MAX_CONTEXT_CHARS`], escapes control characters, and hides credentials in URLs and the values
-/// of secret keys.
+/// Truncates a text to [`MAX_CONTEXT_CHARS`], escapes control characters, and hides credentials in URLs and
+/// the values of secret keys.
 pub(crate) fn tidy(value: &str) -> String {
     let end = value.floor_char_boundary(MAX_SEARCHED_BYTES);
     let mut hidden = hide_all(&value[..end], end < value.len());
@@ -199,8 +199,8 @@ fn hide_values(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Returns the values of pairs such as `"name":"password","value":"x"`. The two members may have either order and other
-/// members between them.
+/// Returns the values of pairs such as `"name":"password","value":"x"`. The two members may have either order
+/// and other members between them.
 fn paired_values(text: &str) -> Vec<(usize, usize)> {
     /// The first member of a pair whose other member was not found yet.
     #[derive(Clone, Copy)]
@@ -395,8 +395,8 @@ fn next_word(text: &str, at: usize) -> &str {
     text[at..end].trim_end_matches(['.', ',', ';', ':', '!', '?', ')', ']', '}', '"', '\''])
 }
 
-/// Returns whether the word after a key looks like a secret: it has a symbol, digits with other characters, or is a
-/// long number.
+/// Returns whether the word after a key looks like a secret: it has a symbol, digits with other characters,
+/// or is a long number.
 fn looks_secret(word: &str, key: &str) -> bool {
     let digits = word.bytes().filter(u8::is_ascii_digit).count();
     let known = ["sha-256", "sha256", "sha1", "sha512", "md5", "base64", "utf-8", "utf8"];

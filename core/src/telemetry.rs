@@ -4,8 +4,8 @@
 //! metric costs next to nothing. Labels have few values: the port, the backend's name, the operation, the dataset, the
 //! stage, the kind or code of an error, the agent's name. Instruments and messages are never labels.
 //!
-//! `docs/observability.md` shows the table with advice. A test keeps this table, the page, the dashboard and the alerts
-//! consistent.
+//! `docs/observability.md` shows the table with advice. A test keeps this table, the page, the
+//! dashboard and the alerts consistent.
 //!
 //! ```
 //! use qi_core::telemetry::{self, METRICS};
@@ -29,7 +29,7 @@ pub struct Metric {
     pub unit: Unit,
     /// The names of the labels.
     pub labels: &'static [&'static str],
-    /// The help text.
+    /// The help text for the exporter.
     pub help: &'static str,
 }
 

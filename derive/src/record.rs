@@ -320,8 +320,8 @@ fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
     }
 }
 
-/// Returns serde's traits. They keep the declared order of the fields, omit absent fields, and validate every record
-/// that they read.
+/// Returns serde's traits. They keep the declared order of the fields, omit absent fields, and validate
+/// every record that they read.
 fn serde(ident: &Ident, fields: &[(Role, Field)]) -> TokenStream {
     let attribute = |role: Role, by_reference: bool| match role {
         Role::Flatten => quote!(#[serde(flatten)]),

@@ -57,14 +57,14 @@ impl AgentRuntime {
 }
 
 impl AgentRuntimeBuilder {
-    /// Adds an agent.
+    /// Adds an agent to the runtime.
     #[must_use]
     pub fn agent(mut self, spec: AgentSpec) -> Self {
         self.agents.push(spec);
         self
     }
 
-    /// Adds several agents.
+    /// Adds several agents to the runtime.
     #[must_use]
     pub fn agents(mut self, specs: impl IntoIterator<Item = AgentSpec>) -> Self {
         self.agents.extend(specs);
@@ -100,8 +100,8 @@ impl AgentRuntimeBuilder {
         self
     }
 
-    /// Sets the part of the deadline that is reserved for cleanups. Defaults to a tenth of the deadline, at most 500
-    /// ms.
+    /// Sets the part of the deadline that is reserved for cleanups. Defaults to a tenth of the
+    /// deadline, at most 500 ms.
     #[must_use]
     pub fn cleanup_reserve(mut self, reserve: Duration) -> Self {
         self.reserve = Some(reserve);

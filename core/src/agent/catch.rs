@@ -8,8 +8,8 @@ use crate::redact::tidy;
 
 /// Runs `work` and returns its value, or the message of its panic.
 ///
-/// A panic may leave a partly changed value behind. The runtime then drops the hook, and `cleanup` must accept such a
-/// value.
+/// A panic may leave a partly changed value behind. The runtime then drops the hook, and `cleanup`
+/// must accept such a value.
 pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(panic_message)
 }

@@ -86,8 +86,8 @@ impl AgentContext {
         self.incarnation.token.clone()
     }
 
-    /// Returns the current time of the runtime's clock. Use it for timestamps only, because timers follow tokio's
-    /// clock.
+    /// Returns the current time of the runtime's clock. Use it for timestamps only,
+    /// because timers follow tokio's clock.
     pub fn now(&self) -> Timestamp {
         self.state.shared.clock.now()
     }
@@ -110,12 +110,12 @@ impl AgentContext {
 
     /// Starts a child task of this incarnation. An error or a panic of the child ends the hook with that exit.
     ///
-    /// When `run` has ended, remaining children are cancelled and have the rest of the stop timeout. They are then
+    /// After `run` has ended, remaining children are cancelled and have the rest of the stop timeout. They are then
     /// aborted and awaited before `cleanup`.
     ///
     /// # Errors
-    /// `Closed` after `run` has ended; `Overloaded` beyond the spec's `max_children`; `Internal` outside a tokio
-    /// runtime.
+    /// `Closed` after `run` has ended; `Overloaded` beyond the spec's `max_children`;
+    /// `Internal` outside a tokio runtime.
     ///
     /// ```
     /// # use qi_core::{Result, agent::AgentContext};

@@ -15,8 +15,8 @@ use super::status::{AgentSnapshot, ErrorRecord, Transition, agent_error};
 use crate::telemetry::AGENT_HEARTBEAT_AGE;
 use crate::{ErrorKind, Result};
 
-/// A handle that observes and controls a runtime. Cloning it costs one reference count. Dropping the last handle begins
-/// the shutdown.
+/// A handle that observes and controls a runtime. Cloning it costs one reference count. Dropping the
+/// last handle begins the shutdown.
 ///
 /// Methods that take an agent's name return `NotFound` for an unknown name.
 #[derive(Clone)]
@@ -46,8 +46,8 @@ impl RuntimeHandle {
     /// must differ from the names of all present agents.
     ///
     /// The runtime treats the agent like the agents of the builder. It restarts by its policy, its failure begins the
-    /// shutdown unless it is best effort, and it is part of the report. After its end the agent stays present until it
-    /// is removed.
+    /// shutdown unless it is best effort, and it is part of the report. After its end the agent stays
+    /// present until it is removed.
     ///
     /// # Errors
     /// `Closed` during a shutdown and after the end of the runtime; `Conflict` if a dependency is stopping or ended

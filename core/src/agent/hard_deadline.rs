@@ -1,5 +1,5 @@
-//! The hard deadline of a shutdown. A plain thread waits for it, because agents may block every thread of the tokio
-//! runtime.
+//! The hard deadline of a shutdown. A plain thread waits for it, because agents may block every
+//! thread of the tokio runtime.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};

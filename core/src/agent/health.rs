@@ -12,8 +12,8 @@ use super::status::{AgentHealth, AgentSnapshot, AgentStatus, ExitReason};
 /// limit, so silence for three limits means that the watchdog itself cannot run.
 const DEAD_AFTER_LIMITS: u32 = 3;
 
-/// The health of a runtime. It never depends on a backend, because an outage of a database must not restart the
-/// process.
+/// The health of a runtime. It never depends on a backend, because an outage of a database
+/// must not restart the process.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[allow(clippy::struct_excessive_bools, reason = "each answers a separate probe")]

@@ -19,8 +19,8 @@ pub trait Observer: Send + Sync {
     /// Observes the drop of a hook at its stop timeout, at the soft deadline, or at the cleanup timeout.
     fn on_forced_stop(&self, _forced: &ForcedStop) {}
 
-    /// Observes the closed report. Every agent has ended, or the deadline has passed. Events of late agents may still
-    /// follow.
+    /// Observes the closed report. Every agent has ended, or the deadline has passed. Events of
+    /// late agents may still follow.
     fn on_end(&self, _report: &RuntimeReport) {}
 }
 

@@ -55,8 +55,8 @@ pub trait Agent: Send {
         Ok(())
     }
 
-    /// Works until it is done or until [`AgentContext::cancelled`]. May be dropped at any `.await` after the stop
-    /// timeout has passed.
+    /// Works until it is done or until [`AgentContext::cancelled`]. May be dropped at any `.await` after
+    /// the stop timeout has passed.
     async fn run(&mut self, cx: &AgentContext) -> Result<()>;
 
     /// Releases all resources. `exit` is the reason for the end. Must accept a value with a partial `initialize` or

@@ -47,8 +47,8 @@ pub enum Termination {
     Forced,
     /// The agent had not ended when the report was closed.
     Leaked {
-        /// True if the agent blocked its thread at that moment. Otherwise the agent is late, or waits for a thread that
-        /// another agent blocks.
+        /// True if the agent blocked its thread at that moment. Otherwise the agent is late, or waits for a
+        /// thread that another agent blocks.
         blocking: bool,
     },
 }

@@ -31,8 +31,8 @@ pub struct RestartPolicy {
     pub mode: RestartMode,
     /// The delays before restarts. Defaults to [`Backoff::default`].
     pub backoff: Backoff,
-    /// The number of crashes in one streak at which the agent fails. None sets no limit, and 0 counts as 1. Defaults to
-    /// 5.
+    /// The number of crashes in one streak at which the agent fails. None sets no limit, and 0 counts
+    /// as 1. Defaults to 5.
     pub max_crashes: Option<u32>,
     /// The time in status Running that ends a streak. Defaults to 60 s.
     pub stable_after: Duration,

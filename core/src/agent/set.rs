@@ -269,8 +269,8 @@ impl AgentSet {
         self.publish(report);
     }
 
-    /// Begins the shutdown. Stops the agents without dependents; their dependencies follow. Only the first call has an
-    /// effect.
+    /// Begins the shutdown. Stops the agents without dependents; their dependencies follow. Only the
+    /// first call has an effect.
     pub(super) fn begin_shutdown(self: &Arc<Self>, cause: ShutdownCause) {
         let mut registry = lock(&self.registry);
         if registry.closed || registry.shutdown.is_some() {
@@ -392,8 +392,8 @@ impl Registry {
         (stops, removal)
     }
 
-    /// Removes an agent and keeps its history. Returns the oldest removed agent if that agent is dropped from the
-    /// history.
+    /// Removes an agent and keeps its history. Returns the oldest removed agent if that agent
+    /// is dropped from the history.
     fn forget(&mut self, id: u64) -> Option<Arc<AgentState>> {
         let Member { state, time_to_stop, .. } = self.members.remove(&id)?;
         if time_to_stop == self.longest {

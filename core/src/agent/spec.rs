@@ -143,8 +143,8 @@ impl AgentSpec {
         self
     }
 
-    /// Marks an agent that completes. Its dependents wait for its completion, and after completion the agent counts as
-    /// ready.
+    /// Marks an agent that completes. Its dependents wait for its completion, and after completion
+    /// the agent counts as ready.
     #[must_use]
     pub fn run_to_completion(mut self) -> Self {
         self.settings.run_to_completion = true;
@@ -180,8 +180,8 @@ impl AgentSpec {
         self
     }
 
-    /// Drops `run` after this time without a [`heartbeat`](AgentContext::heartbeat). The restart policy then decides.
-    /// Off by default.
+    /// Drops `run` after this time without a [`heartbeat`](AgentContext::heartbeat). The restart policy
+    /// then decides. Off by default.
     #[must_use]
     pub fn watchdog(mut self, limit: Duration) -> Self {
         self.settings.watchdog = Some(limit);

@@ -222,11 +222,11 @@ pub struct Transition {
     pub at: Timestamp,
     /// The number of the incarnation, 0 before the first.
     pub incarnation: u32,
-    /// The previous status.
+    /// The status before the transition.
     pub from: AgentStatus,
     /// The time in the previous status, by the monotonic clock.
     pub lasted: Duration,
-    /// The new status.
+    /// The status after the transition.
     pub to: AgentStatus,
     /// The exit of the incarnation. Present from `Stopping` on.
     pub exit: Option<Arc<ExitReason>>,

@@ -169,7 +169,7 @@ impl TopicSpec {
 pub struct SettingDiff {
     /// The setting's name.
     pub name: String,
-    /// The requested value.
+    /// The value that the request asked for.
     pub wanted: String,
     /// The value of the existing topic.
     pub found: String,
@@ -233,7 +233,7 @@ impl PartitionInfo {
     }
 }
 
-/// An existing topic.
+/// The description of an existing topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicInfo {
@@ -247,13 +247,13 @@ pub struct TopicInfo {
 }
 
 impl TopicInfo {
-    /// Creates the description of a topic, for authors of bus adapters. [`TopicInfo::settings`] is hidden until it is
-    /// set.
+    /// Creates the description of a topic, for authors of bus adapters. [`TopicInfo::settings`] is
+    /// hidden until it is set.
     pub fn new(name: TopicName, partitions: Vec<PartitionInfo>) -> Self {
         Self { name, partitions, settings: None }
     }
 
-    /// Sets the settings.
+    /// Sets the topic's settings by the broker's names.
     #[must_use]
     pub fn with_settings(mut self, settings: BTreeMap<String, String>) -> Self {
         self.settings = Some(settings);
@@ -304,8 +304,8 @@ pub enum GroupState {
     /// The group exists, but the client cannot describe its members, for example because the group uses another
     /// protocol. [`GroupInfo::partitions`] holds the commits.
     NotDescribed,
-    /// The principal may not describe the group. Its members and commits are unknown. A group that the query names may
-    /// not exist.
+    /// The principal may not describe the group. Its members and commits are unknown. A group that the
+    /// query names may not exist.
     Hidden,
 }
 
@@ -351,7 +351,7 @@ impl GroupPartition {
     }
 }
 
-/// An existing group.
+/// The description of an existing group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupInfo {

@@ -22,9 +22,9 @@ const MAX_ORIGIN_CHARS: usize = 245;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RejectedMessage {
-    /// The message.
+    /// The message as it was received.
     pub message: Received,
-    /// The reason.
+    /// The reason for the rejection.
     pub error: Error,
 }
 

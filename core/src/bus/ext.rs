@@ -10,8 +10,8 @@ use crate::record::{Record, Slice};
 use crate::telemetry::{DEAD_LETTERS, DEAD_LETTERS_DROPPED, Metric};
 use crate::{Error, ErrorKind, Result};
 
-/// Methods that are built from the port: publishing that returns every failure as an error, typed records, dead
-/// letters.
+/// Methods that are built from the port: publishing that returns every failure as an
+/// error, typed records, dead letters.
 ///
 /// The trait is implemented for every [`MessageBus`] and cannot be implemented by hand.
 pub trait MessageBusExt: MessageBus {
@@ -23,8 +23,8 @@ pub trait MessageBusExt: MessageBus {
         async move { self.publish(batch, PublishOptions::NONE).await?.into_result() }
     }
 
-    /// Publishes one message. To publish many messages at once, use [`MessageBusExt::send`], which costs one round
-    /// trip.
+    /// Publishes one message. To publish many messages at once, use [`MessageBusExt::send`],
+    /// which costs one round trip.
     ///
     /// # Errors
     /// The error of the message, or `Closed`.
@@ -133,8 +133,8 @@ fn no_answer() -> Error {
 }
 
 /// Publishes a dead letter that was rejected as too large. It is first sent alone, because a broker may have rejected
-/// an entire batch, then truncated to smaller and smaller sizes. Returns None if the topic rejects even the smallest
-/// dead letter.
+/// an entire batch, then truncated to smaller and smaller sizes. Returns None if the topic rejects
+/// even the smallest dead letter.
 async fn send_truncated<B: MessageBus + ?Sized>(
     bus: &B,
     rejected: &RejectedMessage,

@@ -17,8 +17,8 @@ pub const ORIGIN_OFFSET: &str = "qi-origin-offset";
 pub const ORIGIN_TIMESTAMP: &str = "qi-origin-timestamp";
 /// The stable code of a dead letter's error.
 pub const ERROR_CODE: &str = "qi-error-code";
-/// The report of a dead letter's error, of at most 1,024 bytes. Absent if the limit of the dead letter is below 2,048
-/// bytes.
+/// The report of a dead letter's error, of at most 1,024 bytes. Absent if the limit of the dead
+/// letter is below 2,048 bytes.
 pub const ERROR: &str = "qi-error";
 /// The size of a truncated dead letter's original message in bytes, as decimal digits.
 pub const TRUNCATED: &str = "qi-truncated";
@@ -30,13 +30,13 @@ pub const DIGEST: &str = "qi-digest";
 /// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a redriven
 /// message keeps the header.
 pub const REDRIVES: &str = "qi-redrives";
-/// The first offset that the bus could not read, as decimal digits, in a message that stands in for unreadable offsets.
+/// The first offset that the bus could not read, as decimal digits, in a message that represents unreadable offsets.
 /// The offset of the message is the last of them.
 pub const UNREADABLE_FROM: &str = "qi-unreadable-from";
-/// The stable code of the reason in a message that stands in for unreadable offsets.
+/// The stable code of the reason in a message that represents unreadable offsets.
 pub const UNREADABLE_CODE: &str = "qi-unreadable-code";
-/// Every header that a dead letter sets. A dead letter does not copy these headers from its message, and redriving
-/// removes them.
+/// Every header that a dead letter sets. A dead letter does not copy these headers from its
+/// message, and redriving removes them.
 pub const OF_DEAD_LETTERS: [&str; 10] = [
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,

@@ -24,8 +24,8 @@ impl Headers {
         self.0.push((name, value.into()));
     }
 
-    /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if that value is a
-    /// null.
+    /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if
+    /// that value is a null.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         self.0.iter().rev().find(|(n, _)| n.as_str() == name).and_then(|(_, value)| value.as_ref())
     }
@@ -35,8 +35,8 @@ impl Headers {
         self.0.retain(|(n, _)| n.as_str() != name);
     }
 
-    /// Removes every header with one of these names, and returns the removed headers. Allocates nothing if there are
-    /// none.
+    /// Removes every header with one of these names, and returns the removed headers. Allocates
+    /// nothing if there are none.
     #[must_use = "`remove` throws a header away"]
     pub fn split_off(&mut self, names: &[HeaderName]) -> Self {
         Self(self.0.extract_if(.., |(name, _)| names.contains(name)).collect())
@@ -206,7 +206,7 @@ impl Received {
     }
 
     /// Returns the first offset and the reason if the bus could not read the offsets from the first offset to the
-    /// message's own. The message then stands in for these offsets.
+    /// message's own. The message then represents these offsets.
     pub fn unreadable(&self) -> Option<(&str, &str)> {
         let text = |name| self.headers.get(name).and_then(|value| std::str::from_utf8(value).ok());
         let unreadable = self.headers_unreadable && self.payload.is_none();

@@ -37,8 +37,8 @@ impl PublishOptions {
 ///
 /// # Guarantees of every bus
 /// - **At least once.** An acknowledged message is replicated as configured, and every group receives it. The client
-///   never duplicates a message. A message with an unknown outcome may be in the log, and only the caller may send it
-///   again.
+///   never duplicates a message. A message with an unknown outcome may be in the log, and only the
+///   caller may send it again.
 /// - **Order.** Messages of a partition are in the order of publishing, within a batch and across consecutive batches.
 ///   Keys map to partitions by murmur2, as in Kafka's Java client.
 /// - **Groups.** Every group receives all messages. Within a group each partition has one owner. When a member leaves
@@ -85,8 +85,8 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport>;
 
     /// Joins a group, and returns after the first assignment, which may be empty. The start offset of each partition is
-    /// resolved and committed before the call returns. Thus a takeover before the first commit of the caller loses no
-    /// message.
+    /// resolved and committed before the call returns. Thus a takeover before the first commit of
+    /// the caller loses no message.
     ///
     /// # Errors
     /// `NotFound` for an unknown topic.
@@ -147,8 +147,8 @@ pub trait Subscription: Debug + Send {
     /// - `InvalidInput` for a `max` of 0.
     /// - `NotFound` if the last topic of the subscription was deleted. If other topics remain, a deleted topic is a
     ///   [`Notice::TopicDeleted`](super::Notice) and the reader continues with the others.
-    /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a later call continues
-    ///   from it.
+    /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a
+    ///   later call continues from it.
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
 
     /// Commits the next offsets to read. After `Ok` the broker has stored them, except those in `Committed::lost`. A

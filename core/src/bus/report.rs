@@ -5,9 +5,9 @@ use crate::{Error, Result, Timestamp};
 /// The position of an acknowledged message in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery {
-    /// The partition.
+    /// The partition of the message.
     pub partition: u32,
-    /// The offset.
+    /// The offset in the partition.
     pub offset: u64,
     /// The timestamp that the log keeps, to the millisecond.
     pub timestamp: Option<Timestamp>,
@@ -35,9 +35,9 @@ impl DeliveryState {
 /// The failure of a message that was not acknowledged.
 #[derive(Debug, Clone)]
 pub struct DeliveryError {
-    /// Whether the message may still be in the log.
+    /// The delivery state: not in the log, or possibly in the log.
     pub state: DeliveryState,
-    /// The reason.
+    /// The reason for the failure.
     pub error: Error,
 }
 

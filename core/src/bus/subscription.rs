@@ -13,7 +13,7 @@ use crate::{Error, Result, Timestamp};
 /// One partition of one topic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
-    /// The topic.
+    /// The topic of the partition.
     pub topic: TopicName,
     /// The partition's number, from 0.
     pub partition: u32,
@@ -72,7 +72,7 @@ pub enum SeekTo {
 pub struct Subscribe {
     /// The topics: at least one, sorted, without duplicates.
     pub topics: Vec<TopicName>,
-    /// The consumer group.
+    /// The consumer group to join.
     pub group: GroupId,
     /// The start position in a partition without a valid commit.
     pub otherwise: StartFrom,
@@ -182,8 +182,8 @@ pub struct Read {
 }
 
 impl Read {
-    /// Creates a request to read these partitions from these positions. The last position of a repeated partition
-    /// counts.
+    /// Creates a request to read these partitions from these positions. The last position
+    /// of a repeated partition counts.
     ///
     /// # Errors
     /// `InvalidInput` for an empty list of partitions.
@@ -283,7 +283,7 @@ impl Extend<(TopicPartition, u64)> for Positions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// The assignment changed.
+    /// The assignment of partitions to members changed.
     AssignmentChanged {
         /// The partitions that the member gained.
         gained: Vec<TopicPartition>,

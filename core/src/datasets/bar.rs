@@ -136,8 +136,8 @@ impl Ohlcv {
 
 /// A builder of a bar from the ticks of one bucket. Sums are exact and rounded once at the end.
 ///
-/// The ticks must arrive in the order (ts, seq). `volume` is the sum of the known quantities, or None if no quantity is
-/// known.
+/// The ticks must arrive in the order (ts, seq). `volume` is the sum of the known quantities, or None
+/// if no quantity is known.
 #[derive(Debug, Clone)]
 pub struct BarBuilder {
     open: Price,

@@ -38,8 +38,8 @@ impl Quote {
     /// Creates a quote of `instrument` at `ts`. `seq` is as in [`crate::PriceTick::new`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], or no
-    /// price at all.
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`],
+    /// or no price at all.
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, values: QuoteValues) -> Result<Self> {
         let quote = Self { instrument, ts, seq, values };
         quote.validate()?;

@@ -6,8 +6,8 @@ use super::{
 use crate::record::{Dataset, Record};
 use crate::{Error, ErrorKind, Result};
 
-/// The datasets that a program stores, with unique names. A store creates the tables of these datasets and rejects
-/// others.
+/// The datasets that a program stores, with unique names. A store creates the tables of
+/// these datasets and rejects others.
 ///
 /// ```
 /// use qi_core::Datasets;
@@ -52,7 +52,7 @@ impl Datasets {
         self.with_dataset(R::DATASET)
     }
 
-    /// Adds a dataset.
+    /// Adds a dataset by its description.
     ///
     /// # Errors
     /// As [`Datasets::with`].

@@ -38,8 +38,8 @@ pub struct SnapshotValues {
     pub source: Option<Source>,
 }
 
-/// The values that an aggregator published about a market at one time. The key is (scope, ts). At least one value is
-/// known.
+/// The values that an aggregator published about a market at one time. The key is (scope, ts). At
+/// least one value is known.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "snapshots", message = "snapshot", topic = "market-analytics", validate = Self::has_figures)]
 pub struct MarketSnapshot {

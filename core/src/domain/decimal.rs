@@ -81,8 +81,8 @@ impl Decimal {
         Self::from_units(self.0.checked_sub(other.0)?).ok()
     }
 
-    /// Returns the quotient, rounded once, half away from zero, to 18 places. None for a divisor of zero or beyond the
-    /// domain.
+    /// Returns the quotient, rounded once, half away from zero, to 18 places. None for a divisor of
+    /// zero or beyond the domain.
     pub fn checked_div(self, divisor: Self) -> Option<Self> {
         let scaled = I256::from(self.0) * I256::from(Self::UNITS_PER_ONE);
         Self::from_wide(div_half_away(scaled, I256::from(divisor.0))?)
@@ -94,8 +94,8 @@ impl Decimal {
         Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
     }
 
-    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics only, never to
-    /// compute prices.
+    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics
+    /// only, never to compute prices.
     #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
     pub fn to_f64_lossy(self) -> f64 {
         // The integer part and the fraction are converted separately, to keep the rounding error small.
@@ -304,7 +304,7 @@ pub type Sum18 = ExactSum<18>;
 pub type Sum36 = ExactSum<36>;
 
 impl<const PLACES: u32> ExactSum<PLACES> {
-    /// An empty sum.
+    /// The sum of no addends.
     pub const ZERO: Self = Self(I256::ZERO);
 
     /// Parses the exact value as a decimal integer in units of 10^-`PLACES`, for stores whose server computes sums.
@@ -510,8 +510,8 @@ number!(
     Price, "price", "domain.price.not_positive", "must be greater than zero", |d| d > Decimal::ZERO
 );
 number!(
-    /// An amount of the base currency (volume, size) or of a quote currency (turnover, market capitalisation). Zero or
-    /// more.
+    /// An amount of the base currency (volume, size) or of a quote currency (turnover,
+    /// market capitalisation). Zero or more.
     Quantity, "quantity", "domain.quantity.negative", "must not be negative", |d| d >= Decimal::ZERO
 );
 number!(

@@ -11,8 +11,8 @@ use crate::{Error, Result};
 
 macro_rules! intervals {
     ($($name:ident $text:literal $seconds:literal),* $(,)?) => {
-        /// The length of a bar, from a closed list. Weeks begin on Monday. Months have no fixed length, so the list has
-        /// none.
+        /// The length of a bar, from a closed list. Weeks begin on Monday. Months have no fixed length,
+        /// so the list has none.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Interval {
             $(#[doc = concat!("`", $text, "`")] $name),*
@@ -62,8 +62,8 @@ impl Interval {
         if floor == time { Some(time) } else { floor.checked_add(self.duration()) }
     }
 
-    /// Returns whether bars of this interval can be merged into bars of `coarser`, so that each bar lies within one
-    /// coarser bar.
+    /// Returns whether bars of this interval can be merged into bars of `coarser`, so that each bar
+    /// lies within one coarser bar.
     pub const fn divides(self, coarser: Self) -> bool {
         coarser.as_micros() % self.as_micros() == 0
     }

@@ -58,8 +58,8 @@ impl Symbol {
     }
 }
 
-/// Returns whether a character is visible. Variation selectors and combining marks count, because they change the
-/// character before them.
+/// Returns whether a character is visible. Variation selectors and combining marks count, because they
+/// change the character before them.
 fn is_visible(c: char) -> bool {
     // The default-ignorable code points of Unicode without the variation selectors, and the blank characters that are
     // not white space.
@@ -119,8 +119,8 @@ impl Instrument {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Parses `exchange:symbol` like [`FromStr`], and returns a clone if this thread has recently parsed the same
-    /// instrument.
+    /// Parses `exchange:symbol` like [`FromStr`], and returns a clone if this thread has
+    /// recently parsed the same instrument.
     ///
     /// Decoders parse few instruments many times. A clone costs a tenth of a new instrument and shares its memory.
     pub(crate) fn recent(text: &str) -> Result<Self> {

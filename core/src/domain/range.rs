@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use crate::{Error, Result};
 
-/// A half-open time range `[start, end)`. The start is inside the range, the end is not. A range with equal ends is
-/// empty.
+/// A half-open time range `[start, end)`. The start is inside the range, the end is not. A range
+/// with equal ends is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "RawRange")]
 pub struct TimeRange {
@@ -30,7 +30,7 @@ impl TryFrom<RawRange> for TimeRange {
 }
 
 impl TimeRange {
-    /// The entire domain.
+    /// The range from [`Timestamp::MIN`] to [`Timestamp::MAX`].
     pub const ALL: Self = Self { start: Timestamp::MIN, end: Timestamp::MAX };
 
     /// Creates the range `[start, end)`.

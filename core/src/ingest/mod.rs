@@ -67,8 +67,8 @@ const RECV_WAIT: Duration = Duration::from_secs(1);
 ///   more is committed, so no message is lost.
 ///
 /// # Usage
-/// Run the ingest as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself as degraded
-/// while it retries.
+/// Run the ingest as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself
+/// as degraded while it retries.
 #[derive(Debug)]
 pub struct Ingest {
     parts: Arc<Parts>,
@@ -196,7 +196,7 @@ impl Ingest {
         self
     }
 
-    /// Returns the counters.
+    /// Returns the counters of processed messages.
     pub fn progress(&self) -> &Arc<IngestProgress> {
         &self.parts.progress
     }

@@ -46,8 +46,8 @@ impl Call {
 /// Behaviour that is added to every call of a store or a bus.
 ///
 /// A layer receives each call as a future. The future does nothing until it is polled, so the layer can delay the call,
-/// reject it, limit its time or observe its result. Only [`name`](Layer::name) is required; the other methods forward
-/// by default.
+/// reject it, limit its time or observe its result. Only [`name`](Layer::name) is required; the
+/// other methods forward by default.
 ///
 /// [`Layered`] applies a layer to a port. `docs/layers.md` shows how to write a layer.
 pub trait Layer: Debug + Send + Sync + 'static {

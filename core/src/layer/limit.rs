@@ -22,8 +22,8 @@ pub struct LimitConfig {
     pub concurrency: usize,
     /// The maximum number of calls in the queue. Further calls are rejected. Defaults to 1,024.
     pub max_queued: usize,
-    /// The number of calls that may start per second, whatever the size of their batches. Defaults to None, which sets
-    /// no limit.
+    /// The number of calls that may start per second, whatever the size of their batches. Defaults to
+    /// None, which sets no limit.
     ///
     /// A rate below [`LimitConfig::MIN_RATE`] or above [`LimitConfig::MAX_RATE`] counts as the nearest bound. NaN
     /// counts as the lower bound.

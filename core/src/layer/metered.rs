@@ -16,8 +16,8 @@ use crate::telemetry::{
 };
 use crate::{Error, ErrorKind, Operation, Result};
 
-/// A layer that counts calls and measures their duration through the `metrics` facade. [`crate::telemetry`] lists the
-/// names.
+/// A layer that counts calls and measures their duration through the `metrics`
+/// facade. [`crate::telemetry`] lists the names.
 ///
 /// The first call of an operation registers its metrics. Install the exporter before the first call, because a later
 /// exporter does not see metrics that are already registered.

@@ -19,7 +19,7 @@ pub trait ColumnValue: Sized {
     /// True if the value may be absent.
     const OPTIONAL: bool = false;
 
-    /// Writes the value.
+    /// Writes the value, with its presence if the column is optional.
     fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
 
     /// Reads a value of this type.

@@ -69,7 +69,7 @@ impl SeriesType {
     }
 }
 
-/// A value column.
+/// A column besides the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Column {
     /// The name of the column.
@@ -94,7 +94,7 @@ pub enum ColumnType {
     Counter,
     /// A signed 64-bit integer.
     Integer,
-    /// True or false.
+    /// The boolean true or false.
     Boolean,
     /// UTF-8 text without NUL.
     Text {
@@ -274,8 +274,8 @@ impl Dataset {
         (self.0.new_vec)(self)
     }
 
-    /// Returns the time from which an `as_of` query returns a record: its time, or its close time if the series has an
-    /// interval.
+    /// Returns the time from which an `as_of` query returns a record: its time, or its close time if
+    /// the series has an interval.
     pub fn known_at(self, time: Timestamp, interval: Option<Interval>) -> Timestamp {
         interval.map_or(time, |interval| time.checked_add(interval.duration()).unwrap_or(Timestamp::MAX))
     }

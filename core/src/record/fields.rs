@@ -35,8 +35,8 @@ pub trait FieldWriter {
 ///
 /// Every method returns `CorruptData` if the stored value does not have the column's type.
 pub trait FieldReader {
-    /// Returns whether the value of an optional column is present. If the value is absent, the reader moves to the next
-    /// column.
+    /// Returns whether the value of an optional column is present. If the value is absent, the reader
+    /// moves to the next column.
     fn presence(&mut self) -> Result<bool>;
     /// Returns a decimal value.
     fn decimal(&mut self) -> Result<Decimal>;

@@ -2,8 +2,8 @@
 //!
 //! A [`Record`] is a struct with `#[derive(Record)]`. The derive macro creates the [`Dataset`] that describes it: its
 //! name, its version, its key and its columns. Stores, buses and tools work with this description, so they handle the
-//! records of every application in the same way. `docs/your-own-records.md` shows the steps from a struct to a stored
-//! table.
+//! records of every application in the same way. `docs/your-own-records.md` shows the steps from a
+//! struct to a stored table.
 //!
 //! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *place* in it (a
 //! time and a sequence number). The series and the place are the key.
@@ -35,8 +35,8 @@ pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};
 
 use crate::{Result, Timestamp};
 
-/// The position of a record in its series: the time, then the sequence number. The sequence number of a record without
-/// one is 0.
+/// The position of a record in its series: the time, then the sequence number. The sequence number of a
+/// record without one is 0.
 pub type Place = (Timestamp, u64);
 
 /// A struct that stores can keep and buses can carry. Implement it with `#[derive(Record)]`.

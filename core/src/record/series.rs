@@ -213,8 +213,8 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
     }
 }
 
-/// Implements [`Series`] for names. The arguments are the longest text, the conversion to the stored text, and the
-/// conversion from it.
+/// Implements [`Series`] for names. The arguments are the longest text, the conversion to the stored text,
+/// and the conversion from it.
 macro_rules! names {
     ($([$($generics:tt)*] $name:ty, $max:expr, |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
         impl<$($generics)*> Series for $name {

@@ -24,7 +24,7 @@ pub enum Anchor {
     Place(Timestamp, u64),
     /// After the record with this time, in a dataset without sequence numbers.
     Time(Timestamp),
-    /// After this owner.
+    /// After this owner, for queries whose pages have owners.
     Owner(Owner),
 }
 
@@ -97,8 +97,8 @@ fn parse_anchor(place: &str) -> Option<Anchor> {
 
 /// The 64-bit FNV-1a hash. Source: Fowler, Noll, Vo, draft-eastlake-fnv.
 ///
-/// It detects mistakes. It does not protect against a forged cursor, because the forger could send the same query
-/// anyway.
+/// It detects mistakes. It does not protect against a forged cursor, because the forger could
+/// send the same query anyway.
 struct Fnv(u64);
 
 impl Fnv {

@@ -146,8 +146,8 @@ pub trait PriceStoreExt: PriceStore {
         self.latest_of(query)
     }
 
-    /// Returns the latest tick of each selected instrument as a stream, page after page, in the order of the
-    /// instruments.
+    /// Returns the latest tick of each selected instrument as a stream, page after page, in
+    /// the order of the instruments.
     fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
         latest_pages(self, query.request::<PriceTick>())
     }
@@ -192,8 +192,8 @@ pub trait PriceStoreExt: PriceStore {
         self.latest_of(query)
     }
 
-    /// Returns the latest quote of each selected instrument as a stream, page after page, in the order of the
-    /// instruments.
+    /// Returns the latest quote of each selected instrument as a stream, page after page, in
+    /// the order of the instruments.
     fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
         latest_pages(self, query.request::<Quote>())
     }

@@ -6,7 +6,7 @@ use super::Cursor;
 use crate::record::{Record, RecordVec};
 use crate::{Error, Result};
 
-/// The largest [`PageRequest::limit`].
+/// The largest limit of a [`PageRequest`].
 pub const MAX_PAGE: usize = 10_000;
 
 /// The largest number of items of a page, and the cursor after which it begins.

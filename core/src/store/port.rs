@@ -23,8 +23,8 @@ use crate::{Ohlcv, Result, Timestamp};
 ///   either value may remain, but never a mixture. If a batch repeats a key, the later record wins.
 /// - **Validation before I/O.** A batch above [`StoreInfo::max_batch`] or a cursor of another query is `InvalidInput`
 ///   before any I/O.
-/// - **Acknowledged means readable.** After `Ok` the records are durable as configured, and later reads through this
-///   handle see them.
+/// - **Acknowledged means readable.** After `Ok` the records are durable as configured, and later reads
+///   through this handle see them.
 /// - **Not atomic.** After an error any part of a batch may be stored. Sending the batch again is always safe.
 /// - **Half-open ranges, total order.** A range is `[start, end)`; records are ordered by (ts, seq).
 /// - **An error is never an empty result**, and an empty result is never an error. For an unknown instrument the answer
@@ -70,8 +70,8 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// changes nothing else. The call is idempotent and never destructive. Many processes, and two versions of a
     /// program, may run it at once.
     ///
-    /// If the program's columns are the first columns of the stored dataset, the program is an older version of it and
-    /// the call succeeds.
+    /// If the program's columns are the first columns of the stored dataset, the program is an older version of
+    /// it and the call succeeds.
     ///
     /// # Errors
     /// `SchemaMismatch` if the schema is newer than this code, or if a stored dataset differs from its declaration in

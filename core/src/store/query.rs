@@ -1,8 +1,8 @@
 //! Queries of a store.
 //!
 //! Callers write typed queries such as [`RangeQuery`] and [`LatestQuery`]. The port takes requests, which name a
-//! dataset and have no record type: [`RangeRequest`], [`LatestRequest`]. [`super::PriceStoreExt`] converts queries to
-//! requests.
+//! dataset and have no record type: [`RangeRequest`], [`LatestRequest`].
+//! [`super::PriceStoreExt`] converts queries to requests.
 
 use serde::{Deserialize, Serialize};
 
@@ -100,8 +100,8 @@ impl<S> RangeQuery<S> {
 }
 setters!(RangeQuery<S>, S);
 
-/// A query of the bars of one instrument and interval whose open time lies in a range. The bars are stored, or derived
-/// from ticks.
+/// A query of the bars of one instrument and interval whose open time lies in a range. The bars are
+/// stored, or derived from ticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BarQuery {
@@ -139,8 +139,8 @@ impl BarQuery {
 }
 setters!(BarQuery);
 
-/// A query of the latest record of each selected owner, in the order of the owners. An owner without a record is
-/// absent.
+/// A query of the latest record of each selected owner, in the order of the owners. An owner
+/// without a record is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestQuery<K = Instrument> {
@@ -149,8 +149,8 @@ pub struct LatestQuery<K = Instrument> {
     /// The interval, for a dataset whose series have one.
     pub interval: Option<Interval>,
     /// The point in time up to which data counts as known, inclusive. The answer has the latest record with ts <=
-    /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open time. None sets no
-    /// limit.
+    /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open
+    /// time. None sets no limit.
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
     pub page: PageRequest,
@@ -436,7 +436,7 @@ pub struct LatestRequest {
     pub selection: Selection<Owner>,
     /// The interval, for a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// The point in time up to which data counts as known, inclusive; see [`LatestQuery::as_of`].
+    /// The point in time up to which data counts as known, inclusive; see [`LatestQuery`].
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
     pub page: PageRequest,

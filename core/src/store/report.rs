@@ -162,7 +162,7 @@ pub struct PricePoint {
     pub ts: Timestamp,
     /// The sequence number among ticks of the same `ts`.
     pub seq: u64,
-    /// The price.
+    /// The price at that time.
     pub price: Price,
 }
 
@@ -272,8 +272,8 @@ impl RangeStats {
         self.sums.map_or(Ok(None), |(volume, turnover, _)| turnover.divided_by(volume))
     }
 
-    /// Returns last price over first price, minus 1. The result is a ratio, not a percentage, rounded once to 18
-    /// places.
+    /// Returns last price over first price, minus 1. The result is a ratio, not a percentage,
+    /// rounded once to 18 places.
     ///
     /// # Errors
     /// `OutOfRange` if the ratio is 10²⁰ or more.

@@ -47,7 +47,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Every format.
+    /// Every format of this crate.
     pub const ALL: [Self; 2] = [Self::Json, Self::Protobuf];
 
     /// Returns the name in the configuration: `json`.
@@ -106,8 +106,8 @@ impl Codec for Encoding {
 
 /// Returns the message of a record, keyed by its series, on `topic` or on the dataset's default topic.
 ///
-/// The message's timestamp is the time of publishing, because retention by age uses it. The record's own time is in the
-/// payload.
+/// The message's timestamp is the time of publishing, because retention by age uses it. The record's own
+/// time is in the payload.
 ///
 /// # Errors
 /// `InvalidInput` for an invalid record, or a record that the format cannot represent.
@@ -236,8 +236,8 @@ pub fn decode_record(message: &Received, records: &mut RecordVec) -> Result<()> 
     decode_record_with(&[&Encoding::Json, &Encoding::Protobuf], message, records)
 }
 
-/// Appends the record of a message that one of `codecs` wrote. A message without the header `content-type` is read with
-/// the first codec.
+/// Appends the record of a message that one of `codecs` wrote. A message without the header `content-type` is
+/// read with the first codec.
 ///
 /// # Errors
 /// As [`decode_message`].

@@ -46,8 +46,8 @@ mod wire {
     pub(super) const FIXED_32: u32 = 5;
 }
 
-/// Returns the `.proto` file of a dataset. Its message is `qi.v1.` plus the dataset's [`Dataset::message`] in camel
-/// case.
+/// Returns the `.proto` file of a dataset. Its message is `qi.v1.` plus the
+/// dataset's [`Dataset::message`] in camel case.
 ///
 /// ```
 /// use qi_core::PriceTick;

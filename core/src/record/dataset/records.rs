@@ -10,8 +10,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Records of one dataset without their Rust type. A store writes such records.
 ///
-/// [`Slice`] converts typed records. [`RecordVec::as_records`] returns the records of a page, so they can be written to
-/// another store.
+/// [`Slice`] converts typed records. [`RecordVec::as_records`] returns the records of a page, so they can
+/// be written to another store.
 pub trait Records: Debug + Send + Sync {
     /// Returns the dataset.
     fn dataset(&self) -> Dataset;

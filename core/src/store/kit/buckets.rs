@@ -61,8 +61,8 @@ impl<'q> BucketWalk<'q> {
         self.rest.is_none_or(TimeRange::is_empty)
     }
 
-    /// Returns the number of bars that the page still takes, plus one. The additional bar shows that there is a next
-    /// page.
+    /// Returns the number of bars that the page still takes, plus one. The additional bar shows that
+    /// there is a next page.
     pub fn wanted(&self) -> usize {
         self.query.page.limit() + 1 - self.found.len()
     }
@@ -73,8 +73,8 @@ impl<'q> BucketWalk<'q> {
         self.found.len() < self.query.page.limit()
     }
 
-    /// Returns the next window of entire buckets, or None at the end. An adapter may shorten the window by entire
-    /// buckets.
+    /// Returns the next window of entire buckets, or None at the end. An adapter may shorten
+    /// the window by entire buckets.
     ///
     /// # Errors
     /// Never in practice, because a window lies in the domain.
@@ -138,7 +138,7 @@ impl<'q> BucketWalk<'q> {
         Ok(())
     }
 
-    /// Returns the page.
+    /// Returns the page of the collected bars.
     ///
     /// # Errors
     /// `InvalidInput` if the cursor does not belong to this query.

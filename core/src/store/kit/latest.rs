@@ -9,16 +9,16 @@ pub trait LatestSource {
     /// The adapter's error.
     type Error: From<Error>;
 
-    /// Returns at most `count` owners of the dataset after `after`, in order. Fewer than `count` owners mean that no
-    /// more follow.
+    /// Returns at most `count` owners of the dataset after `after`, in order. Fewer than `count` owners
+    /// mean that no more follow.
     fn owners(
         &mut self,
         after: Option<&Owner>,
         count: usize,
     ) -> impl Future<Output = Result<Vec<Owner>, Self::Error>> + Send;
 
-    /// Appends the latest record of each owner up to `until`, in the order of the owners. Skips an owner without a
-    /// record.
+    /// Appends the latest record of each owner up to `until`, in the order of the owners. Skips
+    /// an owner without a record.
     fn newest(
         &mut self,
         owners: &[Owner],
