@@ -151,7 +151,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The advice whether the same call can succeed later.
+/// Advice on whether the same call can succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryAdvice {
     /// The same call will fail again.
@@ -327,7 +327,7 @@ impl Error {
         self.context().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// Returns the advice whether the same call can succeed later.
+    /// Returns the advice on whether the same call can succeed later.
     pub fn retry(&self) -> RetryAdvice {
         self.0.retry
     }

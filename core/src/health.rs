@@ -84,7 +84,7 @@ pub struct BackendHealth {
     pub up: bool,
     /// The round-trip time, in milliseconds.
     pub round_trip_ms: Option<f64>,
-    /// The server's version, if the backend is a store that reports it. Serde omits this text of the server, because
+    /// The server's version, if the backend is a store that reports it. Serde omits this server text, because
     /// probes may be public.
     #[serde(skip_serializing)]
     pub version: Option<String>,

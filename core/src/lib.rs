@@ -1,7 +1,8 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
 //!
-//! A *port* is a trait that hides a backend: [`PriceStore`] for price storage, [`MessageBus`] for messaging and
-//! [`AgentRuntime`] for agents. Adapters implement the ports in other crates.
+//! A *port* is a trait that separates programs from implementations: [`PriceStore`] for price storage, [`MessageBus`]
+//! for messaging, and [`Agent`] for long-running tasks. Adapters in other crates implement stores and buses.
+//! Applications implement agents, and an [`AgentRuntime`] runs them.
 
 // The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;

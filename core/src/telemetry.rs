@@ -10,7 +10,7 @@
 //! ```
 //! use qi_core::telemetry::{self, METRICS};
 //!
-//! After the installation of the exporter, so that the exporter receives the descriptions.
+//! // After the installation of the exporter, so that the exporter receives the descriptions.
 //! telemetry::describe();
 //! assert!(METRICS.iter().all(|metric| metric.name.starts_with("qi_")));
 //! ```

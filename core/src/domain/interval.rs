@@ -11,8 +11,8 @@ use crate::{Error, Result};
 
 macro_rules! intervals {
     ($($name:ident $text:literal $seconds:literal),* $(,)?) => {
-        /// The length of a bar, from a closed list. Weeks begin on Monday. Months have no fixed length,
-        /// so the list has none.
+        /// The length of a bar, from a closed list. Weeks begin on Monday. The list has no months, because months have
+        /// no fixed length.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Interval {
             $(#[doc = concat!("`", $text, "`")] $name),*

@@ -13,8 +13,8 @@ const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
 /// A time in UTC, in microseconds since 1970-01-01T00:00:00Z.
 ///
-/// The domain begins at 1970-01-05, a Monday, so the first bucket of every interval starts at a valid timestamp. It
-/// ends at 2262-01-31. Zero, the usual value of an unset field, is thus rejected. The latest time of a record is
+/// The domain begins at 1970-01-05, a Monday, so the first bucket of every interval starts at a valid timestamp. Zero,
+/// the usual value of an unset field, is thus rejected. The domain ends at 2262-01-31. The latest time of a record is
 /// [`Timestamp::MAX_RECORD`], so exclusive ends and close times after the last record are valid timestamps too.
 /// Displayed as `2021-01-08T00:00:00.000278Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

@@ -94,7 +94,7 @@ pub enum ColumnType {
     Counter,
     /// A signed 64-bit integer.
     Integer,
-    /// The boolean true or false.
+    /// A boolean, true or false.
     Boolean,
     /// UTF-8 text without NUL.
     Text {

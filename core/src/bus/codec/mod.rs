@@ -119,7 +119,7 @@ pub fn encode_message<R: Record>(
     encode_record(codec, &Slice::new(std::slice::from_ref(record))?, 0, topic)
 }
 
-/// Returns the message of one of several records without their Rust type; see [`encode_message`].
+/// Returns the message of the record at index `at`, for records without their Rust type; see [`encode_message`].
 ///
 /// # Errors
 /// As [`encode_message`].

@@ -30,7 +30,7 @@ pub trait LatestSource {
 /// Answers a `latest` request: fetches owners and their latest records until the page is full.
 ///
 /// Any number of the selected owners may have no record. Each round therefore fetches twice as many owners as the round
-/// before, at most `most` at once.
+/// before. `most` limits this growth, and the number of owners in one call of [`LatestSource::newest`].
 ///
 /// # Errors
 /// The adapter's error.
