@@ -127,7 +127,7 @@ impl BufferedConfig {
 ///     for tick in ticks {
 ///         let _receipt = buffer.add(tick).await?; // waits while the buffer is full
 ///     }
-///     buffer.flush(Duration::from_secs(30)).await?; // everything is stored, or this says why not
+///     buffer.flush(Duration::from_secs(30)).await?; // after `Ok` everything is stored
 ///     buffer.close(Duration::from_secs(30)).await
 /// }
 /// ```

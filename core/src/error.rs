@@ -30,7 +30,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The longest text that [`Error::report`] returns, in bytes.
 pub const MAX_REPORT_BYTES: usize = 2048;
-/// The largest number of sources that a report and Debug show.
+/// The largest number of sources that a report and `Debug` show.
 const MAX_SOURCES: usize = 16;
 
 /// The category of a failure, for decisions of the caller. The table in `docs/errors.md` maps the error codes of each

@@ -7,7 +7,7 @@ use super::runtime::AgentRuntime;
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
 impl AgentRuntime {
-    /// Runs until all agents have ended, or until SIGINT or SIGTERM. See
+    /// Runs until all agents have ended. SIGINT or SIGTERM begins the shutdown. See
     /// [`AgentRuntime::run_until_or_signal`].
     pub async fn run_with_signals(self) -> Result<RuntimeReport> {
         self.run_until_or_signal(std::future::pending::<()>()).await

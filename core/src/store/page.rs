@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// The largest limit of a [`PageRequest`].
 pub const MAX_PAGE: usize = 10_000;
 
-/// The largest number of items of a page, and the cursor after which it begins.
+/// A request for a page: the largest number of items, and the cursor after which the page begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPageRequest")]
 pub struct PageRequest {

@@ -14,7 +14,7 @@ use crate::{Ohlcv, Result, Timestamp};
 
 /// Price storage: datasets of records that are written in batches by key and read in pages.
 ///
-/// The port handles records without their type, so a store keeps the records of every dataset that the program
+/// The port handles records without their Rust type, so a store keeps the records of every dataset that the program
 /// registers. Callers use the typed methods of [`super::PriceStoreExt`], for example `insert_ticks`, `ticks`,
 /// `insert_records::<R>`, the streams and the analytics. Every store has these methods.
 ///

@@ -61,7 +61,7 @@ pub struct RangeQuery<S = Instrument> {
     pub series: S,
     /// The time range.
     pub range: TimeRange,
-    /// Oldest or newest first, by (ts, seq).
+    /// The sort order: oldest or newest first, by (ts, seq).
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,
@@ -111,7 +111,7 @@ pub struct BarQuery {
     pub interval: Interval,
     /// The range of the open time. Every bar covers its entire bucket, even if the range cuts the bucket.
     pub range: TimeRange,
-    /// Oldest or newest first.
+    /// The sort order: oldest or newest first.
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,
@@ -388,7 +388,7 @@ pub struct RangeRequest {
     pub series: SeriesKey,
     /// The time range.
     pub range: TimeRange,
-    /// Oldest or newest first, by (time, seq).
+    /// The sort order: oldest or newest first, by (time, seq).
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,

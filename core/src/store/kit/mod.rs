@@ -2,9 +2,9 @@
 //!
 //! - [`entries`] sorts a batch by key and keeps the last record of each key.
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
-//! - [`BucketWalk`] plans the windows from which derived bars are summed.
+//! - [`BucketWalk`] plans the windows over which derived bars are computed.
 //! - [`rest_of`] returns the part of a range that lies after a cursor.
-//! - [`evolution`] compares a stored dataset with a declared one.
+//! - [`evolution`] compares a stored dataset with its declaration.
 //!
 //! `docs/writing-an-adapter.md` shows how to write an adapter with them.
 
