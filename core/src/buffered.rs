@@ -15,7 +15,7 @@ use crate::bus::{Delivery, Message, MessageBus, PublishOptions};
 use crate::deadline::later;
 use crate::{Error, ErrorKind, PriceStore, PriceStoreExt, Record, Result};
 
-/// The destination of batches. Every store implements it for records, and every bus for messages.
+/// The destination of batches. `Arc<dyn PriceStore>` implements it for records, and `Arc<dyn MessageBus>` for messages.
 #[async_trait]
 pub trait Sink<R>: Send + Sync + 'static {
     /// The result for one record.

@@ -24,8 +24,8 @@ impl Headers {
         self.0.push((name, value.into()));
     }
 
-    /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if
-    /// that value is a null.
+    /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if there is no such
+    /// header, or if its value is a null.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         self.0.iter().rev().find(|(n, _)| n.as_str() == name).and_then(|(_, value)| value.as_ref())
     }

@@ -48,7 +48,7 @@ pub enum StartFrom {
     Latest,
     /// The first message with this time or a later time.
     At(Timestamp),
-    /// No position: the call fails.
+    /// No position: the subscription returns an error.
     Fail,
 }
 
