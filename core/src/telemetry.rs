@@ -1,8 +1,9 @@
 //! Every metric of this crate in one table, with unit and labels.
 //!
 //! The metrics use the facade of the `metrics` crate, so the program chooses the exporter. Without an exporter, a
-//! metric costs next to nothing. Labels have few values: the port, the backend's name, the operation, the dataset, the
-//! stage, the kind or code of an error, the agent's name. Instruments and messages are never labels.
+//! metric costs next to nothing. Labels have few values, such as the port, the backend's name, the operation, the
+//! dataset, the kind of an error, the agent's name, or the original topic of a dead letter. Instruments and messages
+//! are never labels.
 //!
 //! `docs/observability.md` shows the table with advice. A test keeps this table, the page, the
 //! dashboard and the alerts consistent.
