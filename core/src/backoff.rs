@@ -1,22 +1,22 @@
-//! Delays that grow, and that chance spreads out.
+//! Growing delays with jitter.
 
 use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// How long to wait before trying again: `min(max, min x factor^(k-1)) x (1 - jitter x u)` before the k-th new
-/// attempt, in whole milliseconds, with u from 0 to 1.
+/// Delays between attempts. The delay before retry number k is `min(max, min x factor^(k-1)) x (1 - jitter x u)`, in
+/// whole milliseconds, with a random u from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Backoff {
-    /// The first delay. 200 ms.
+    /// The first delay. Defaults to 200 ms.
     pub min: Duration,
-    /// The longest delay. 5 s.
+    /// The longest delay. Defaults to 5 s.
     pub max: Duration,
-    /// By how much it grows each time, at least 1. 2.
+    /// The factor from one delay to the next, at least 1. Defaults to 2.
     pub factor: f64,
-    /// The share of a delay, from 0 to 1, that chance may take away, so that those who failed together do not try
-    /// again together. 0.2.
+    /// The maximum random reduction of a delay, as a share from 0 to 1. It spreads the retries of callers that failed
+    /// together. Defaults to 0.2.
     pub jitter: f64,
 }
 
@@ -27,27 +27,27 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Delays from `min` to `max`; factor and jitter are the defaults.
+    /// Creates delays from `min` to `max`, with the default factor and jitter.
     pub fn new(min: Duration, max: Duration) -> Self {
         Self { min, max, ..Self::default() }
     }
 
-    /// Sets the growth from one delay to the next.
+    /// Sets the factor from one delay to the next.
     #[must_use]
     pub fn with_factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// Sets the share of a delay that chance may take away.
+    /// Sets the maximum random reduction of a delay, as a share from 0 to 1.
     #[must_use]
     pub fn with_jitter(mut self, jitter: f64) -> Self {
         self.jitter = jitter;
         self
     }
 
-    /// The delay before the `attempt`-th new attempt (from 1), where `u` from 0 to 1 is the share of the jitter
-    /// that applies.
+    /// Returns the delay before retry number `attempt`, counted from 1. `u` from 0 to 1 is the share
+    /// of the jitter that applies.
     pub fn delay(&self, attempt: u32, u: f64) -> Duration {
         if self.min.is_zero() {
             return Duration::ZERO;
@@ -55,7 +55,7 @@ impl Backoff {
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
         let grown = self.min.as_secs_f64() * 1e3 * self.factor.powi(exponent);
         let millis = grown.min(self.max.as_secs_f64() * 1e3) * (1.0 - self.jitter.clamp(0.0, 1.0) * u);
-        // The cast saturates, and gives 0 for what is no number.
+        // The cast saturates, and converts NaN to 0.
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -64,7 +64,7 @@ impl Backoff {
         Duration::from_millis(millis as u64)
     }
 
-    /// Checks what the fields alone cannot.
+    /// Checks the relations between the fields and their bounds.
     ///
     /// # Errors
     /// `InvalidInput` for a jitter outside 0 to 1, a factor below 1, or a `max` below `min`.

@@ -1,4 +1,4 @@
-//! `Buffered`: single records become bounded batches.
+//! `Buffered`: collects single records into bounded batches.
 
 use std::fmt;
 use std::pin::Pin;
@@ -15,19 +15,19 @@ use crate::bus::{Delivery, Message, MessageBus, PublishOptions};
 use crate::deadline::later;
 use crate::{Error, ErrorKind, PriceStore, PriceStoreExt, Record, Result};
 
-/// Where the batches go. There is one for records over any store, and one for messages over any bus.
+/// The destination of batches. `Arc<dyn PriceStore>` implements it for records, and `Arc<dyn MessageBus>` for messages.
 #[async_trait]
 pub trait Sink<R>: Send + Sync + 'static {
-    /// What is answered for one record.
+    /// The result for one record.
     type Answer: Send + 'static;
 
-    /// Writes a batch and answers for every record of it, by index.
+    /// Writes a batch and returns the result of every record, by index.
     ///
     /// # Errors
-    /// One error for all of them.
+    /// An error that applies to every record of the batch.
     async fn write(&self, batch: &[R]) -> Result<Vec<Result<Self::Answer>>>;
 
-    /// How many bytes a record takes: what `max_bytes` counts.
+    /// Returns the size of a record in bytes, which `max_bytes` counts.
     fn size(&self, record: &R) -> usize {
         let _ = record;
         size_of::<R>()
@@ -58,16 +58,17 @@ impl Sink<Message> for Arc<dyn MessageBus> {
     }
 }
 
-/// The bounds of a [`Buffered`].
+/// The settings of a [`Buffered`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BufferedConfig {
-    /// How many records a batch holds at most, and as many again may wait behind it: 1,000.
+    /// The maximum number of records in a batch. While a batch is written, as many further records may wait. Defaults
+    /// to 1,000.
     pub max_records: usize,
-    /// How many bytes may be held in all, in the batch that is written and behind it: 16 MiB. A record that is
-    /// larger by itself goes alone.
+    /// The maximum number of buffered bytes, including the batch that is being written. A larger record is written
+    /// alone. Defaults to 16 MiB.
     pub max_bytes: usize,
-    /// How long the first record of a batch waits for others: 100 ms.
+    /// The time that the first record of a batch waits for further records. Defaults to 100 ms.
     pub max_delay: Duration,
 }
 
@@ -78,21 +79,21 @@ impl Default for BufferedConfig {
 }
 
 impl BufferedConfig {
-    /// With batches of at most so many records.
+    /// Sets the maximum number of records in a batch.
     #[must_use]
     pub fn with_max_records(mut self, records: usize) -> Self {
         self.max_records = records;
         self
     }
 
-    /// With at most so many bytes.
+    /// Sets the maximum number of buffered bytes.
     #[must_use]
     pub fn with_max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes;
         self
     }
 
-    /// With another delay.
+    /// Sets the time that the first record of a batch waits for further records.
     #[must_use]
     pub fn with_max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
@@ -111,12 +112,12 @@ impl BufferedConfig {
     }
 }
 
-/// Collects single records into batches: a batch goes out when it holds `max_records` or `max_bytes`, or when its
-/// first record has waited `max_delay`.
+/// A buffer that collects single records into batches. It writes a batch when the batch has `max_records` or
+/// `max_bytes`, or when its first record has waited `max_delay`.
 ///
-/// A full buffer makes the caller wait. Every record has a [`Receipt`] that says what became of it; a batch that
-/// fails answers every record that was in it. A receipt may be dropped: [`Buffered::flush`] tells the first
-/// failure too. Batches go out one after the other, so that the order of the records is kept.
+/// If the buffer is full, the caller waits. Every record has a [`Receipt`] with its result. If a batch fails, all its
+/// receipts return the error. A receipt may be dropped, because [`Buffered::flush`] also returns the first failure.
+/// Batches are written one at a time, so records keep their order.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Duration};
@@ -126,7 +127,7 @@ impl BufferedConfig {
 ///     for tick in ticks {
 ///         let _receipt = buffer.add(tick).await?; // waits while the buffer is full
 ///     }
-///     buffer.flush(Duration::from_secs(30)).await?; // everything is stored, or this says why not
+///     buffer.flush(Duration::from_secs(30)).await?; // after `Ok` everything is stored
 ///     buffer.close(Duration::from_secs(30)).await
 /// }
 /// ```
@@ -134,22 +135,22 @@ pub struct Buffered<R, S: Sink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
     room: Arc<Semaphore>,
-    /// Places behind the batch that is written. They bound the channel: a semaphore can be closed under a caller
-    /// that waits for it and is not polled, a full channel cannot.
+    /// Permits for the records in the channel. They bound the channel instead of its capacity, because a semaphore can
+    /// be closed while a caller waits for it without being polled; a full channel cannot.
     places: Arc<Semaphore>,
-    /// Tells the worker that a caller waits for room, so that it writes what it has.
+    /// Notifies the worker that a caller waits for space, so that the worker writes its current batch.
     crowded: Arc<Notify>,
     closing: AtomicBool,
     sender: mpsc::UnboundedSender<Command<R, S::Answer>>,
-    /// How the worker ended, once it has.
+    /// The result of the worker, after it has ended.
     ended: watch::Receiver<Option<Result<()>>>,
 }
 
 enum Command<R, A> {
     Record(Entry<R, A>),
-    /// Answered when everything before it is written: with the first failure since the flush before.
+    /// Answered when all earlier records are written, with the first failure since the previous flush.
     Flush(oneshot::Sender<Result<()>>),
-    /// Nothing is taken any more; what was taken before is written.
+    /// Rejects further records. Earlier records are still written.
     Close,
 }
 
@@ -158,11 +159,11 @@ struct Entry<R, A> {
     bytes: usize,
     answer: oneshot::Sender<Result<A>>,
     room: OwnedSemaphorePermit,
-    /// Given back when the record leaves the channel.
+    /// Released when the record leaves the channel.
     place: Option<OwnedSemaphorePermit>,
 }
 
-/// What became of one record, once it is known. It may be dropped.
+/// A future of the result of one record. It may be dropped.
 #[derive(Debug)]
 pub struct Receipt<A>(oneshot::Receiver<Result<A>>);
 
@@ -181,10 +182,10 @@ impl<R, S: Sink<R>> fmt::Debug for Buffered<R, S> {
 }
 
 impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
-    /// A buffer in front of `sink`, with a task of its own. Must be called inside a tokio runtime.
+    /// Creates a buffer in front of `sink` and starts its task. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// `InvalidInput` for a bound of 0.
+    /// `InvalidInput` if `max_records` or `max_bytes` is 0 or above 4,294,967,295.
     pub fn new(sink: S, config: BufferedConfig) -> Result<Self> {
         let (config, sink) = (config.check()?, Arc::new(sink));
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -205,16 +206,15 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
         Ok(())
     }
 
-    /// Why the worker took nothing: it was told to close, or it has ended before its time.
+    /// Returns the reason for a rejected command: the buffer is closed, or the worker has ended early.
     fn refused(&self, operation: &'static str) -> Error {
         self.check_open(operation).err().unwrap_or_else(|| worker_gone(operation))
     }
 
-    /// Takes a record, waiting while the buffer is full. Dropping the future before it is done leaves the record
-    /// out.
+    /// Adds a record, and waits while the buffer is full. If the future is dropped early, the record is not added.
     ///
     /// # Errors
-    /// `Closed` after [`Buffered::close`].
+    /// `Closed` after [`Buffered::close`]; `Internal` if the buffer's task has ended.
     pub async fn add(&self, record: R) -> Result<Receipt<S::Answer>> {
         self.check_open("add")?;
         let bytes = self.sink.size(&record);
@@ -234,11 +234,11 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
         Ok(Receipt(receipt))
     }
 
-    /// Writes what is held, and waits for it.
+    /// Writes all buffered records and waits for the result.
     ///
     /// # Errors
-    /// The first failure of any record since the flush before; `Timeout` if it takes longer than `limit` (it goes
-    /// on all the same); `Closed` after [`Buffered::close`].
+    /// The first failure of any record since the previous flush. `Timeout` after `limit`; the write then continues.
+    /// `Closed` after [`Buffered::close`].
     pub async fn flush(&self, limit: Duration) -> Result<()> {
         self.check_open("flush")?;
         let (done, waits) = oneshot::channel();
@@ -249,19 +249,19 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
         timeout(limit, flush).await.unwrap_or_else(|_| Err(late("flush", limit)))
     }
 
-    /// Takes nothing more, writes what is held, and waits for it. Every call waits for the same end, and gives the
-    /// same answer; dropping the future leaves the buffer closing.
+    /// Rejects further records, writes all buffered records, and waits for the result. Every call waits for the same
+    /// end and returns the same result. If the future is dropped, the close continues.
     ///
     /// # Errors
-    /// The first failure of any record since the last flush; `Timeout` if it takes longer than `limit` (it goes on
-    /// all the same, and another call waits for the rest).
+    /// The first failure of any record since the last flush. `Timeout` after `limit`; the write then continues, and
+    /// another call waits for the rest.
     pub async fn close(&self, limit: Duration) -> Result<()> {
         self.closing.store(true, Ordering::Release);
         self.room.close();
         self.places.close();
         let mut ended = self.ended.clone();
         let drained = async {
-            // A worker that has ended takes no command, and needs none.
+            // A worker that has ended needs no command.
             let _ = self.sender.send(Command::Close);
             match ended.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
@@ -276,7 +276,7 @@ fn late(operation: &'static str, limit: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "buffered.timeout", operation).with_context("limit_ms", limit.as_millis())
 }
 
-/// The worker ends early only if the sink panics or the runtime is dropped.
+/// Returns the error of an ended worker. The worker ends early only if the sink panics or the runtime is dropped.
 fn worker_gone(operation: &'static str) -> Error {
     Error::new(ErrorKind::Internal, "buffered.worker", operation)
         .with_message("the task behind the buffer has ended; whether the record was written is unknown")
@@ -291,15 +291,14 @@ struct Worker<R, S: Sink<R>> {
     failed: Option<Error>,
 }
 
-/// What ended a batch before it was full.
+/// The reason why a batch ended before it was full.
 enum EndedBy {
     Flush(oneshot::Sender<Result<()>>),
     Nothing,
 }
 
 impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
-    /// Writes until it is told to close, or nobody is left who could add. Gives the first failure since the last
-    /// flush.
+    /// Writes batches until the buffer is closed or dropped. Returns the first failure since the last flush.
     async fn run(mut self) -> Result<()> {
         while let Some(command) = self.receiver.recv().await {
             match command {
@@ -318,14 +317,14 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
     }
 
     fn flushed(&mut self, done: oneshot::Sender<Result<()>>) {
-        // Who asked may have gone; the failure then waits for the next one who asks.
+        // If the caller of `flush` no longer waits, the next flush returns the failure.
         if let Err(Err(error)) = done.send(self.failed.take().map_or(Ok(()), Err)) {
             self.failed = Some(error);
         }
     }
 
-    /// A batch that begins with `first`: until it is full, has waited long enough, somebody asks for it, or
-    /// somebody waits for its room.
+    /// Collects a batch that begins with `first`. The batch ends when it is full or has waited `max_delay`, or when a
+    /// caller flushes or waits for space.
     async fn collect(&mut self, mut first: Entry<R, S::Answer>) -> (Vec<Entry<R, S::Answer>>, EndedBy) {
         let deadline = later(self.config.max_delay);
         first.place = None;
@@ -345,7 +344,7 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
                     batch.push(entry);
                 }
                 Some(Command::Flush(done)) => return (batch, EndedBy::Flush(done)),
-                // What is still in the channel comes at once.
+                // Records that are still in the channel arrive without delay.
                 Some(Command::Close) => self.receiver.close(),
                 None => break,
             }
@@ -371,7 +370,7 @@ impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
             if let (None, Err(error)) = (&self.failed, &answer) {
                 self.failed = Some(error.clone());
             }
-            // Who dropped the receipt is told by `flush`.
+            // If the receipt was dropped, `flush` returns the failure.
             let _ = answer_to.send(answer);
             drop(room);
         }

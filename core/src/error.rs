@@ -1,8 +1,8 @@
-//! The one error type of the library, and the table of its kinds.
+//! The error type of the library, and the table of its kinds.
 //!
-//! Every operation of every port fails with [`Error`]. What a caller decides on is [`Error::kind`] (what
-//! happened) and [`Error::retry`] (whether the same call can succeed later); what a person reads is the code,
-//! the operation, the context and the chain of sources.
+//! Every operation of every port fails with [`Error`]. A program decides by [`Error::kind`], the category of the
+//! failure, and by [`Error::retry`], the advice about a retry. A person reads the code, the operation, the context and
+//! the chain of sources.
 //!
 //! ```
 //! use qi_core::{Error, ErrorKind, RetryAdvice};
@@ -30,42 +30,43 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The longest text that [`Error::report`] returns, in bytes.
 pub const MAX_REPORT_BYTES: usize = 2048;
-/// The largest number of sources that a report and Debug show.
+/// The largest number of sources that a report and `Debug` show.
 const MAX_SOURCES: usize = 16;
 
-/// What happened, in terms a caller can act on. The table of `docs/errors.md` maps every backend's codes here.
+/// The category of a failure, for decisions of the caller. The table in `docs/errors.md` maps the error codes of each
+/// backend to these kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The caller's value breaks a rule of the domain or of the port. Nothing was sent.
     InvalidInput,
-    /// A computed result (a sum, a product) lies beyond what the domain can hold.
+    /// A computed result, such as a sum or a product, exceeds the range of the domain.
     OutOfRange,
-    /// The configuration is wrong, or names what does not exist.
+    /// The configuration is wrong, or refers to something that does not exist.
     Config,
-    /// The backend refused who we are or what we may do.
+    /// The backend rejected the credentials or the permissions of the caller.
     Unauthorized,
-    /// The named thing (a topic) does not exist.
+    /// The named object, for example a topic, does not exist.
     NotFound,
-    /// The schema is absent, or is not the one that this code was written for.
+    /// The schema is absent, or differs from the schema that this code expects.
     SchemaMismatch,
-    /// The backend, its edition, or this build cannot do this.
+    /// The backend, its edition, or this build does not support the operation.
     Unsupported,
     /// The backend cannot be reached, or is starting or stopping.
     Unavailable,
-    /// The answer did not come in time. What was asked may still happen.
+    /// No answer arrived in time. The operation may still take effect.
     Timeout,
     /// The backend, a pool or a buffer is full.
     Overloaded,
-    /// Another writer was in the way.
+    /// A conflict with another writer.
     Conflict,
-    /// Stored or received data that the domain cannot hold.
+    /// Stored or received data violates the rules of the domain.
     CorruptData,
-    /// The object was closed.
+    /// The store, the bus or another object is closed.
     Closed,
-    /// An error of Layer 2: see [`ResultExt`].
+    /// An error of an application that uses the library; see [`ResultExt`].
     Application,
-    /// A fault of this library.
+    /// A bug in this library.
     Internal,
 }
 
@@ -89,7 +90,7 @@ impl ErrorKind {
         Self::Internal,
     ];
 
-    /// The stable lower-case name, as it stands in logs and metrics: `invalid_input`.
+    /// Returns the stable lower-case name that logs and metrics use: `invalid_input`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidInput => "invalid_input",
@@ -110,10 +111,10 @@ impl ErrorKind {
         }
     }
 
-    /// The advice that an error of this kind carries unless its maker says otherwise.
+    /// Returns the advice that an error of this kind has unless its creator sets another advice.
     ///
-    /// Only what time can mend is retried: a server that is away, an answer that is late, a queue that is full,
-    /// a writer in the way.
+    /// A retry is advised only for failures that may pass with time: a server that is not available, a late answer, a
+    /// full queue, a conflict with another writer.
     pub const fn default_retry(self) -> RetryAdvice {
         match self {
             Self::Unavailable | Self::Timeout | Self::Overloaded | Self::Conflict => RetryAdvice::Backoff,
@@ -150,19 +151,19 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// Whether the same call can succeed later.
+/// Advice on whether the same call can succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryAdvice {
     /// The same call will fail again.
     Never,
-    /// Try again with growing pauses.
+    /// A retry with growing delays can succeed.
     Backoff,
-    /// Try again, not before this time has passed.
+    /// A retry can succeed, but not before this time has passed.
     After(Duration),
 }
 
 impl RetryAdvice {
-    /// Whether trying again can help at all.
+    /// Returns whether a retry can succeed.
     pub const fn is_retryable(self) -> bool {
         !matches!(self, Self::Never)
     }
@@ -170,12 +171,14 @@ impl RetryAdvice {
 
 type Source = Arc<dyn std::error::Error + Send + Sync + 'static>;
 
-/// What went wrong, where, and whether trying again can help. Cloning it costs one reference count.
+/// The error of the library: its kind, its place, and the advice about a retry. Cloning it costs one reference count.
 ///
-/// Display shows everything but the source, which [`std::error::Error::source`] gives; [`Error::report`] shows
-/// the chain of sources. Display, Debug and the report are bounded, and they hide credentials inside URLs and the
-/// values of keys that name a secret (`password = x`, `"token": "x"`). [`std::error::Error::source`] gives the source
-/// as it was made: do not show it.
+/// `Display` shows everything except the source, which [`std::error::Error::source`] returns. [`Error::report`] also
+/// shows the chain of sources.
+///
+/// `Display`, `Debug` and the report are bounded. They hide credentials in URLs and the values of keys that name a
+/// secret (`password = x`, `"token": "x"`). [`std::error::Error::source`] returns the unmodified source, which may
+/// contain secrets, so do not show it.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -193,8 +196,8 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of `kind` with a stable, dotted `code` (`store.timescale.deadlock`), raised by `operation`
-    /// (the method's name).
+    /// Creates an error of `kind` with a stable, dotted `code` (`store.timescale.deadlock`). `operation` is the name of
+    /// the method that failed.
     pub fn new(
         kind: ErrorKind,
         code: impl Into<Cow<'static, str>>,
@@ -213,8 +216,8 @@ impl Error {
         }))
     }
 
-    /// An [`ErrorKind::InvalidInput`] that names the field, shows its value (cut to
-    /// [`MAX_CONTEXT_CHARS`]) and says which rule it breaks.
+    /// Creates an [`ErrorKind::InvalidInput`] error. It names the field, shows its value (cut to
+    /// [`MAX_CONTEXT_CHARS`]), and states the broken rule.
     pub fn invalid(
         code: impl Into<Cow<'static, str>>,
         field: &'static str,
@@ -231,7 +234,7 @@ impl Error {
         }
     }
 
-    /// [`ErrorKind::Closed`]: `operation` was called after `close`.
+    /// Creates an [`ErrorKind::Closed`] error: `operation` was called after `close`.
     pub fn closed(code: impl Into<Cow<'static, str>>, operation: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Closed, code, operation).with_message("already closed")
     }
@@ -241,14 +244,14 @@ impl Error {
         self
     }
 
-    /// Says in a sentence what a person should know.
+    /// Sets the message, a sentence for people.
     #[must_use]
     pub fn with_message(self, message: impl fmt::Display) -> Self {
         self.edit(|e| e.message = Some(tidy(&message.to_string())))
     }
 
-    /// Adds a pair; the value is cut to [`MAX_CONTEXT_CHARS`], credentials inside URLs are hidden, and so is the
-    /// whole value of a key that names a secret (`password`, `token`, ...).
+    /// Adds a key and a value to the context. The value is cut to [`MAX_CONTEXT_CHARS`], and credentials in URLs are
+    /// hidden. If the key names a secret (`password`, `token`, ...), the entire value is hidden.
     #[must_use]
     pub fn with_context(self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
         self.edit(|e| {
@@ -258,83 +261,83 @@ impl Error {
         })
     }
 
-    /// Keeps the error that caused this one.
+    /// Sets the source, the error that caused this error.
     #[must_use]
     pub fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.edit(|e| e.source = Some(Arc::new(source)))
     }
 
-    /// Replaces the advice that the kind gives.
+    /// Sets the retry advice, in place of the default of the kind.
     #[must_use]
     pub fn with_retry(self, retry: RetryAdvice) -> Self {
         self.edit(|e| e.retry = retry)
     }
 
-    /// Names the operation that failed, where the maker of the error could not know it.
+    /// Sets the operation that failed, if the creator of the error could not know it.
     #[must_use]
     pub fn with_operation(self, operation: impl Into<Cow<'static, str>>) -> Self {
         self.edit(|e| e.operation = operation.into())
     }
 
-    /// Names the backend that answered: `memory`, `timescale`, ...
+    /// Sets the backend that returned the error: `memory`, `timescale`, ...
     #[must_use]
     pub fn with_backend(self, backend: impl Into<Cow<'static, str>>) -> Self {
         self.edit(|e| e.backend = Some(backend.into()))
     }
 
-    /// Marks that a retry layer spent its attempts on this call, so that another one around it does not
-    /// multiply them. Nothing else changes: [`Error::retry`] still says what it said.
+    /// Marks the error as exhausted: a retry layer made all its `attempts`. An outer retry layer then does not multiply
+    /// the attempts. [`Error::retry`] does not change.
     #[must_use]
     pub fn with_exhausted(self, attempts: u32) -> Self {
         self.edit(|e| e.exhausted = Some(attempts))
     }
 
-    /// What happened.
+    /// Returns the category of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The stable code that alerts and dashboards may match on.
+    /// Returns the stable code that alerts and dashboards may match on.
     pub fn code(&self) -> &str {
         &self.0.code
     }
 
-    /// The operation that failed.
+    /// Returns the operation that failed.
     pub fn operation(&self) -> &str {
         &self.0.operation
     }
 
-    /// The backend that answered, if one did.
+    /// Returns the backend that returned the error, if any.
     pub fn backend(&self) -> Option<&str> {
         self.0.backend.as_deref()
     }
 
-    /// The sentence for a person.
+    /// Returns the message, a sentence for people.
     pub fn message(&self) -> Option<&str> {
         self.0.message.as_deref()
     }
 
-    /// The pairs, in the order in which they were added.
+    /// Returns the keys and values of the context, in the order in which they were added.
     pub fn context(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.context.iter().map(|(key, value)| (key.as_ref(), value.as_str()))
     }
 
-    /// The value of the first pair with this key.
+    /// Returns the value of the first context entry with this key.
     pub fn context_value(&self, key: &str) -> Option<&str> {
         self.context().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// Whether the same call can succeed later.
+    /// Returns the advice on whether the same call can succeed later.
     pub fn retry(&self) -> RetryAdvice {
         self.0.retry
     }
 
-    /// How many attempts a retry layer made, if it has spent them all.
+    /// Returns the number of attempts, if a retry layer has made all its attempts.
     pub fn exhausted(&self) -> Option<u32> {
         self.0.exhausted
     }
 
-    /// The first error of type `E` along the chain of sources: how Layer 2 finds its own error again.
+    /// Returns the first error of type `E` in the chain of sources. An application finds its own error with it.
     ///
     /// ```
     /// # use qi_core::Error;
@@ -358,7 +361,8 @@ impl Error {
         None
     }
 
-    /// Returns Display of this error and of up to 16 sources, joined by `: `, in at most [`MAX_REPORT_BYTES`].
+    /// Returns the `Display` text of this error and of up to 16 sources, joined by `: `, in at most
+    /// [`MAX_REPORT_BYTES`].
     ///
     /// Each source is bounded and redacted like a message.
     pub fn report(&self) -> String {
@@ -377,7 +381,8 @@ impl Error {
         text
     }
 
-    /// The sources as they may be shown. An error of this type has bounded and redacted its own parts.
+    /// Returns the displayable texts of the sources. An [`Error`] among them has already
+    /// bounded and redacted its parts.
     fn sources(&self) -> impl Iterator<Item = String> {
         let first = std::error::Error::source(self);
         std::iter::successors(first, |error| error.source()).take(MAX_SOURCES).map(|source| {
@@ -389,11 +394,11 @@ impl Error {
     }
 }
 
-/// Converts the errors of other libraries. The method states whether the same call can succeed later, and the code is the
-/// one that alerts match on.
+/// Conversions from errors of other libraries. The method states whether the same call can succeed later, and the code
+/// is the stable code for alerts.
 ///
-/// The error has the kind [`ErrorKind::Application`] and keeps the original error as its source. An agent that returns a
-/// retryable error restarts, while a permanent error ends it.
+/// The converted error has the kind [`ErrorKind::Application`] and keeps the original error as its source. An agent
+/// that returns a retryable error restarts, while a permanent error ends the agent.
 ///
 /// ```
 /// use qi_core::{Result, ResultExt, RetryAdvice};
@@ -406,14 +411,14 @@ impl Error {
 /// assert_eq!((error.code(), error.retry()), ("feed.read", RetryAdvice::Backoff));
 /// ```
 pub trait ResultExt<T> {
-    /// Converts the error into one that may disappear: the caller retries, and an agent restarts.
+    /// Converts the error to a temporary error: the caller retries, and an agent restarts.
     fn retryable(
         self,
         code: impl Into<Cow<'static, str>>,
         operation: impl Into<Cow<'static, str>>,
     ) -> Result<T>;
 
-    /// Converts the error into one that remains: nobody retries, and an agent fails.
+    /// Converts the error to a permanent error: callers do not retry, and an agent fails.
     fn permanent(
         self,
         code: impl Into<Cow<'static, str>>,
@@ -487,7 +492,7 @@ impl std::error::Error for Error {
 mod tests {
     use super::*;
 
-    /// The "retry" column of the table in `docs/errors.md`, row by row.
+    /// Checks the "retry" column of the table in `docs/errors.md`, row by row.
     #[test]
     fn every_kind_has_its_row() {
         use RetryAdvice::{Backoff, Never};

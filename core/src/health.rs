@@ -1,4 +1,4 @@
-//! The health of a program in one call: every backend that it stands on, and its agents.
+//! The health of a program in one call: all its backends and agents.
 //!
 //! ```
 //! use qi_core::health::Health;
@@ -21,12 +21,12 @@ use crate::agent::{HealthReport, RuntimeHandle};
 use crate::error::MAX_CONTEXT_CHARS;
 use crate::{Error, ErrorKind, MessageBus, Port, PriceStore, Result};
 
-/// How long a backend has for its answer: less than the second that Kubernetes gives a probe unless told otherwise.
+/// The default time limit of a ping. It is below 1 s, the default timeout of a Kubernetes probe.
 const TIMEOUT: Duration = Duration::from_millis(800);
-/// For how long answers are given again, so that many probes cost the backends one ping.
+/// The default time for which results are cached, so that many probes cost each backend one ping.
 const MAX_AGE: Duration = Duration::from_millis(500);
 
-/// Asks the backends and the agents of a program how they are.
+/// A health check of the backends and the agents of a program.
 #[derive(Debug)]
 pub struct Health {
     backends: Vec<Arc<Backend>>,
@@ -37,8 +37,8 @@ pub struct Health {
     last: Mutex<Option<Round>>,
 }
 
-/// The backends are asked once for all who come meanwhile. Whoever waits drives it, so that one who goes away holds up
-/// nobody.
+/// The pings of one check. Concurrent callers share them. Each waiting caller polls the future, so a caller that stops
+/// waiting does not block the others.
 type Round = Shared<BoxFuture<'static, (Instant, Vec<BackendHealth>)>>;
 
 #[derive(Debug)]
@@ -53,43 +53,44 @@ enum Asked {
     Bus(Arc<dyn MessageBus>),
 }
 
-/// How a program is, at one moment. Each of the three booleans answers a probe of its own.
+/// The health of a program at one moment. Each of the three booleans answers a separate probe.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// Nothing is wrong that a restart of the process could mend: see [`HealthReport::live`]. Backends have no part in
-    /// it.
+    /// False only for a problem that a restart of the process can fix;
+    /// see [`HealthReport::live`]. Independent of backends.
     pub live: bool,
-    /// Every agent that must be has been ready once; true for a program without agents.
+    /// True if every critical agent has been Running once. True for a program without agents.
     pub started: bool,
-    /// Every backend answered, and the agents are ready.
+    /// True if every backend answered and the agents are ready.
     pub ready: bool,
-    /// Each backend, in the order in which they were added.
+    /// The health of each backend, in the order in which the backends were added.
     pub backends: Vec<BackendHealth>,
-    /// The agents, if there is a runtime.
+    /// The health of the agents, if there is a runtime.
     pub runtime: Option<HealthReport>,
 }
 
-/// The answer of one backend.
+/// The health of one backend.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BackendHealth {
-    /// The name that the program gave it.
+    /// The backend's name in this program.
     pub name: String,
-    /// `store` or `bus`.
+    /// The port: `store` or `bus`.
     pub port: &'static str,
-    /// The backend's word: `memory`, `timescale`, ...
+    /// The backend's type: `memory`, `timescale`, ...
     pub backend: &'static str,
-    /// Whether it answered.
+    /// True if the backend answered.
     pub up: bool,
-    /// How long its answer took, in milliseconds.
+    /// The round-trip time, in milliseconds.
     pub round_trip_ms: Option<f64>,
-    /// The server's version, where a store says it. It is the server's text, so a probe does not show it.
+    /// The server's version, if the backend is a store that reports it. Serde omits this server text, because
+    /// probes may be public.
     #[serde(skip_serializing)]
     pub version: Option<String>,
-    /// The code of the error if it is not up. The server's text goes to the log only, because anybody may read a probe.
+    /// The error code, if the backend did not answer. Only the log has the error's text, because probes may be public.
     pub error: Option<String>,
-    /// The kind of that error.
+    /// The kind of the error.
     pub kind: Option<&'static str>,
 }
 
@@ -107,65 +108,65 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Of a program without backends and agents.
+    /// Creates the health check of a program without backends and agents.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks this store too, under a name of the program's.
+    /// Adds a store under a name that the program chooses.
     #[must_use]
     pub fn store(mut self, name: impl Into<String>, store: Arc<dyn PriceStore>) -> Self {
         self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Store(store) }));
         self
     }
 
-    /// Asks this bus too, under a name of the program's.
+    /// Adds a bus under a name that the program chooses.
     #[must_use]
     pub fn bus(mut self, name: impl Into<String>, bus: Arc<dyn MessageBus>) -> Self {
         self.backends.push(Arc::new(Backend { name: name.into(), port: Asked::Bus(bus) }));
         self
     }
 
-    /// Agents are to come: the program has not started and is not ready before [`Health::watch`] was told of them and
-    /// they are.
+    /// Declares that the program will have agents. Until [`Health::watch`] has received the runtime, the program is
+    /// neither started nor ready.
     #[must_use]
     pub fn expect_agents(mut self) -> Self {
         self.expects_agents = true;
         self
     }
 
-    /// The time limit of a ping, including all attempts of the layers. Defaults to 800 ms.
+    /// Sets the time limit of a ping, including all attempts of the layers. Defaults to 800 ms.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// For how long the answers of backends are given again before they are asked anew: 500 ms.
+    /// Sets the time for which the results of the backends are reused. Defaults to 500 ms.
     #[must_use]
     pub fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = max_age;
         self
     }
 
-    /// Asks this runtime from now on, in place of another one. It keeps a handle: the runtime does not end because
-    /// all others were dropped.
+    /// Sets the runtime to check, in place of the previous one. This value keeps a handle, so the runtime continues
+    /// even if all other handles are dropped.
     pub fn watch(&self, runtime: RuntimeHandle) {
         *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime);
     }
 
-    /// The runtime that is asked.
+    /// Returns the runtime that is checked.
     pub fn runtime(&self) -> Option<RuntimeHandle> {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the process should go on: from memory alone, without asking a backend. An outage of a database must
-    /// not make a process be killed.
+    /// Returns whether the process should continue. Uses memory only and asks no backend, because an outage of a
+    /// database must not restart the process.
     pub fn is_live(&self) -> bool {
         self.runtime().is_none_or(|runtime| runtime.health().live)
     }
 
-    /// Asks every backend, all at once, and the runtime. It takes no longer than the timeout.
+    /// Pings all backends concurrently, and checks the runtime. Takes no longer than the timeout.
     pub async fn check(&self) -> HealthCheck {
         let (_, backends) = self.round().await;
         let runtime = self.runtime().map(|runtime| runtime.health());
@@ -180,13 +181,14 @@ impl Health {
         }
     }
 
-    /// The round that is under way or not too old, or a new one.
+    /// Returns the current round if it is in progress or recent, or starts a new round.
     fn round(&self) -> Round {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(round) = &*last {
             let usable = match round.peek() {
                 Some((at, _)) => at.elapsed() < self.max_age,
-                // One that all have left stands still: its answers would be late for no fault of the backends.
+                // A round without callers makes no progress, so its results would be late although the backends are
+                // not.
                 None => round.strong_count() > Some(1),
             };
             if usable {

@@ -1,6 +1,10 @@
 //! The ports of `qi`, their domain types, [`Error`], the agent runtime and the layers.
+//!
+//! A *port* is a trait that separates programs from implementations: [`PriceStore`] for price storage, [`MessageBus`]
+//! for messaging, and [`Agent`] for long-running tasks. Adapters in other crates implement stores and buses.
+//! Applications implement agents, and an [`AgentRuntime`] runs them.
 
-// The derive macros name this crate by its name.
+// The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;
 
 pub mod agent;

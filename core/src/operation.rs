@@ -1,4 +1,4 @@
-//! The operations of the ports. Layers, faults, metrics and errors name a call by its operation.
+//! The operations of the ports. Layers, injected faults, metrics and errors identify a call by its operation.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +13,7 @@ macro_rules! operations {
         }
 
         impl Operation {
-            /// Every operation.
+            /// Every operation of the ports.
             pub const ALL: &'static [Self] = &[$($(Self::$name),*),*];
 
             /// Returns the name of the method.
@@ -31,7 +31,7 @@ macro_rules! operations {
                 self as usize
             }
 
-            /// Returns the effect on the backend.
+            /// Returns the effect of the operation on the backend.
             pub const fn class(self) -> OperationClass {
                 match self { $($(Self::$name => OperationClass::$class),*),* }
             }
@@ -42,16 +42,16 @@ macro_rules! operations {
 /// The port of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Port {
-    /// `PriceStore`
+    /// The port `PriceStore`.
     Store,
-    /// `MessageBus`
+    /// The port `MessageBus`.
     Bus,
-    /// `Subscription`
+    /// The port `Subscription`.
     Subscription,
 }
 
 impl Port {
-    /// Returns the name in metrics, for example `store`.
+    /// Returns the port's name in metrics, for example `store`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Store => "store",
@@ -61,16 +61,17 @@ impl Port {
     }
 }
 
-/// The effect of an operation on the backend. It decides the time limit, and what a cancelled call may leave behind.
+/// The effect of an operation on the backend. It determines the time limit and the possible
+/// effects of a cancelled call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum OperationClass {
-    /// Changes nothing.
+    /// The operation changes nothing.
     Read,
-    /// Changes a bounded batch.
+    /// The operation changes a bounded batch.
     Write,
-    /// Changes a schema or an unbounded amount of data. It may take minutes.
+    /// The operation changes a schema or an unbounded amount of data. It may take minutes.
     Bulk,
-    /// Opens or closes a port or a subscription, or moves a cursor.
+    /// The operation opens or closes a port or a subscription, or moves a cursor.
     Lifecycle,
 }
 
@@ -112,8 +113,8 @@ operations! {
 }
 
 impl Operation {
-    /// Returns whether the operation closes a store, a bus or a subscription. Layers that reject or delay calls let a
-    /// close pass.
+    /// Returns whether the operation closes a store, a bus or a subscription. Layers that reject or delay
+    /// calls let a close pass.
     pub const fn is_close(self) -> bool {
         matches!(self, Self::StoreClose | Self::BusClose | Self::SubscriptionClose)
     }

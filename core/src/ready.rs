@@ -1,4 +1,4 @@
-//! Waiting for a backend to answer.
+//! Waits for a backend to answer.
 
 use std::time::Duration;
 
@@ -7,9 +7,10 @@ use tokio::time::{sleep, timeout_at};
 use crate::deadline::later;
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
-/// Pings until it answers, with pauses that grow from 50 ms to 1 s.
+/// Pings until the backend answers, with delays that grow from 50 ms to 1 s.
 ///
-/// A stop for good (`RetryAdvice::Never`) is reported at once; else the last error when the time is over.
+/// An error that is not retryable is returned at once. The last error is returned if no further ping fits into
+/// `timeout`.
 pub(crate) async fn wait_ready<T, F>(timeout: Duration, ping: impl Fn() -> F + Send) -> Result<T>
 where
     F: Future<Output = Result<T>> + Send,

@@ -1,12 +1,12 @@
-//! Bounds and redacts text that an error keeps or shows.
+//! Limits the length of texts in errors, and hides secrets in them.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// The longest value that an error keeps, in characters.
+/// The longest text that an error keeps, in characters.
 pub const MAX_CONTEXT_CHARS: usize = 200;
 
-/// The longest text that is searched for secrets, in bytes. The rest of a longer text is dropped first.
+/// The longest text that is searched for secrets, in bytes. Longer texts are truncated before the search.
 const MAX_SEARCHED_BYTES: usize = 8 << 10;
 const HIDDEN: &str = "***";
 /// Words that mark a key as secret, in lower case and without separators.
@@ -25,23 +25,23 @@ const SECRETS: [&str; 12] = [
     "authorization",
 ];
 
-/// Words after a key that names a secret in ordinary sentences: `password must not be empty`.
+/// Words that follow a secret key in ordinary sentences: `password must not be empty`.
 const PROSE: &str = " a an and are as at authentication based be been before but by can cannot change changed check \
     contains could did differs do does empty encryption error exceeds expire expired expires failed failure field file \
     for found from given had has hash have if in incorrect instead invalid is it length login matches may method \
     mismatch missing must needs never no nor not null of on only option or over policy prompt protected provided \
     refused rejected required reset rotation sent set shall should supplied that the then to too type until unset \
     using valid value verification via was were when which while will with without wrong ";
-/// The schemes of an `Authorization`.
+/// The schemes of an `Authorization` header.
 const SCHEMES: [&str; 8] =
     ["bearer", "basic", "digest", "negotiate", "ntlm", "apikey", "token", "aws4-hmac-sha256"];
 
-/// Bounds a text to [`MAX_CONTEXT_CHARS`], escapes control characters, and hides credentials inside URLs and the
-/// values of keys that name a secret.
+/// Truncates a text to [`MAX_CONTEXT_CHARS`], escapes control characters, and hides credentials in URLs and
+/// the values of secret keys.
 pub(crate) fn tidy(value: &str) -> String {
     let end = value.floor_char_boundary(MAX_SEARCHED_BYTES);
     let mut hidden = hide_all(&value[..end], end < value.len());
-    // What is hidden stays hidden, so that an escape inside a secret cannot end it.
+    // Hidden parts stay hidden, so an escape inside a secret cannot end it.
     if let Some(plain) = unescaped(&hidden) {
         let again = hide_all(&plain, false);
         if again != plain {
@@ -70,7 +70,7 @@ fn hide_all(text: &str, cut: bool) -> String {
     hide_values(&hidden).into_owned()
 }
 
-/// Whether a key names a secret: `db_Password`, `api-key`, `sasl.password`, `db_pass`.
+/// Returns whether a key names a secret: `db_Password`, `api-key`, `sasl.password`, `db_pass`.
 pub(crate) fn names_secret(key: &str) -> bool {
     let word = letters(key);
     SECRETS.iter().any(|secret| word.contains(secret))
@@ -78,12 +78,12 @@ pub(crate) fn names_secret(key: &str) -> bool {
         || ["_pass", "-pass", ".pass", "Pass", "_PASS"].iter().any(|end| key.ends_with(end))
 }
 
-/// The letters and digits of a key, in lower case.
+/// Returns the letters and digits of a key in lower case.
 fn letters(key: &str) -> String {
     key.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// Replaces the escapes of letters and punctuation: `\u0077`, `\x3d`, `%3D`, `%253D`, `&quot;`, `&#61;`; None if there
+/// Replaces escaped letters and punctuation: `\u0077`, `\x3d`, `%3D`, `%253D`, `&quot;`, `&#61;`. Returns None if there
 /// are none. White space stays escaped, because it would end a value.
 fn unescaped(text: &str) -> Option<String> {
     let code = |digits: Option<&str>| {
@@ -137,7 +137,7 @@ fn unescaped(text: &str) -> Option<String> {
     changed.then_some(out)
 }
 
-/// `&#61;` and `&#x3d;`, and their length.
+/// Parses `&#61;` or `&#x3d;`. Returns the character and the length of the entity.
 fn numeric_entity(text: &str) -> (Option<char>, usize) {
     let parse = || {
         let digits = text.strip_prefix("&#")?;
@@ -152,7 +152,7 @@ fn numeric_entity(text: &str) -> (Option<char>, usize) {
     parse().map_or((None, 1), |(c, length)| (Some(c), length))
 }
 
-/// Hides a PEM and all that follows it.
+/// Hides a PEM block and everything after it.
 fn hide_pem(text: &str) -> Cow<'_, str> {
     match text.find("-----BEGIN") {
         Some(at) => Cow::Owned(format!("{}{HIDDEN}", &text[..at])),
@@ -160,9 +160,11 @@ fn hide_pem(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Replaces the value of each key that names a secret: `password=x`, `password = 'a b'`, `password: x`,
-/// `--password x`, `"password":"x"`, `["password","x"]`, `password(x)`, `<password>x</password>`, `PASSWORD x`,
-/// `IDENTIFIED BY 'x'`, `"name":"password","value":"x"` in either order, and the escaped forms of JSON inside JSON.
+/// Hides the value of each secret key.
+///
+/// Recognised forms are `password=x`, `password = 'a b'`, `password: x`, `--password x`, `"password":"x"`,
+/// `["password","x"]`, `password(x)`, `<password>x</password>`, `PASSWORD x` and `IDENTIFIED BY 'x'`. Further forms are
+/// `"name":"password","value":"x"` in either order, and the escaped forms of JSON inside JSON.
 fn hide_values(text: &str) -> Cow<'_, str> {
     let mut ranges = paired_values(text);
     let mut at = 0;
@@ -174,7 +176,7 @@ fn hide_values(text: &str) -> Cow<'_, str> {
             bare_scheme(text, &key).or_else(|| identified_by(text, &key)).map(|value| secret(text, value))
         };
         let Some((from, to)) = found.filter(|(from, to)| from < to) else { continue };
-        // The value may itself be a key: `pwd: token: x`. Only its last word can have a value beyond it.
+        // The value may itself be a key: `pwd: token: x`. Only its last word can have a value after it.
         let last = text[from..to].trim_end_matches(|c| !is_part(c));
         at = at.max(from + last.rfind(|c| !is_part(c)).map_or(0, |at| last.ceil_char_boundary(at + 1)));
         // `password(x)` becomes `password(***)`.
@@ -197,9 +199,10 @@ fn hide_values(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The values of pairs such as `"name":"password","value":"x"`, in either order and with other members between them.
+/// Returns the values of pairs such as `"name":"password","value":"x"`. The two members may have either order
+/// and other members between them.
 fn paired_values(text: &str) -> Vec<(usize, usize)> {
-    /// The first member of a pair whose other member is not seen yet.
+    /// The first member of a pair whose other member was not found yet.
     #[derive(Clone, Copy)]
     enum Half {
         Name { is_secret: bool },
@@ -240,9 +243,9 @@ fn paired_values(text: &str) -> Vec<(usize, usize)> {
         if !is_value && !is_name {
             continue;
         }
-        // A name is short; a bound keeps nested names linear.
+        // A name is short. The limit keeps the search linear for nested names.
         let searched = if is_value { text } else { &text[..text.ceil_char_boundary(key.end + 100)] };
-        // So are nested values by a bound of their depth.
+        // The limit of the depth keeps the search linear for nested values.
         let is_nested = |at: usize| searched[at..].starts_with(['{', '[', '(']);
         let value = |at: usize| (scopes.len() <= 16 || !is_nested(at)).then(|| secret(searched, at));
         let range = element(searched, &key).or_else(|| assigned(searched, key.end).and_then(value));
@@ -253,7 +256,7 @@ fn paired_values(text: &str) -> Vec<(usize, usize)> {
                 Some(Half::Name { is_secret: false }) => {}
                 _ => *half = Some(Half::Value(from, to)),
             }
-            // Pairs inside the value are looked at too.
+            // The search also covers pairs inside the value.
             if !text[from..].starts_with(['{', '[', '(']) {
                 at = at.max(to);
             }
@@ -277,7 +280,7 @@ fn skip(text: &str, from: usize, wanted: impl Fn(char) -> bool) -> usize {
     text[from..].find(|c| !wanted(c)).map_or(text.len(), |length| from + length)
 }
 
-/// The end of white space, which may be escaped in a text inside JSON.
+/// Returns the end of white space, which may be escaped in JSON inside JSON.
 fn blanks(text: &str, from: usize) -> usize {
     let mut at = skip(text, from, char::is_whitespace);
     while let Some(escaped) = text[at..].strip_prefix('\\') {
@@ -292,7 +295,7 @@ fn is_quote_or_escape(c: char) -> bool {
     c == '\\' || is_quote(c)
 }
 
-/// The next key from `at` on: a run of letters, digits, `_`, `-` and `.`, together with a word `key` after a space.
+/// Returns the next key from `at` on: a run of letters, digits, `_`, `-` and `.`, plus a following word `key`.
 fn next_key(text: &str, at: usize) -> Option<Range<usize>> {
     let start = at + text[at..].find(is_part)?;
     let end = skip(text, start, is_part);
@@ -305,7 +308,7 @@ fn next_key(text: &str, at: usize) -> Option<Range<usize>> {
     Some(start..end)
 }
 
-/// The start of the value after a separator.
+/// Returns the start of the value after a separator, if there is a separator.
 fn assigned(text: &str, key_end: usize) -> Option<usize> {
     let mut end = skip(text, key_end, is_quote_or_escape);
     if end > key_end && text[end..].starts_with(']') {
@@ -314,7 +317,7 @@ fn assigned(text: &str, key_end: usize) -> Option<usize> {
     let space = skip(text, end, char::is_whitespace);
     let separator = ["=>", "->", ":=", "==", "=", ":"].iter().find(|s| text[space..].starts_with(**s))?;
     let value = blanks(text, space + separator.len());
-    // A block of YAML.
+    // The value is a YAML block.
     if text[value..].starts_with(['|', '>']) {
         let block = skip(text, value + 1, |c| c.is_ascii_digit() || matches!(c, '+' | '-'));
         if blanks(text, block) > block && !text[block..].starts_with(' ') {
@@ -324,7 +327,7 @@ fn assigned(text: &str, key_end: usize) -> Option<usize> {
     Some(value)
 }
 
-/// The start of the value of a key that names a secret, in all the other forms.
+/// Returns the start of the value of a secret key, in all forms.
 fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
     if let Some(value) = assigned(text, key.end) {
         return Some(value);
@@ -337,7 +340,7 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
         let next = blanks(text, space + 1);
         let before = text[..key.start].trim_end_matches(is_quote_or_escape).trim_end();
         let first = before.ends_with(['[', '(', '{']);
-        // `["password","x"]`, `["psql","--password","x"]`; a list without quotes is a pair if it has two elements.
+        // `["password","x"]`, `["psql","--password","x"]`. A list without quotes is a pair if it has two elements.
         let two = || {
             let second = skip(text, next, |c| !matches!(c, ',' | ']' | ')' | '}'));
             !text[second..].starts_with(',')
@@ -378,7 +381,7 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
             next.len() == 2 && !next.eq_ignore_ascii_case("is") && text[value..].starts_with(is_quote);
         return (quoted || looks_secret(next_word(text, value), &word)).then_some(value);
     }
-    // `PASSWORD x`; a sentence has no digit and no capital letters there.
+    // `PASSWORD x`. An ordinary sentence has neither a digit nor a key in capital letters here.
     let shouts = name.len() > 3 && !name.contains(|c: char| c.is_ascii_lowercase());
     let ordinary = PROSE.contains(&format!(" {} ", next.to_ascii_lowercase())) || next.is_empty();
     let is_secret = looks_secret(next, &word)
@@ -386,13 +389,14 @@ fn value_start(text: &str, key: Range<usize>) -> Option<usize> {
     is_secret.then_some(space)
 }
 
-/// The word at `at`, without the punctuation of a sentence; bounded.
+/// Returns the word at `at` without trailing punctuation, of limited length.
 fn next_word(text: &str, at: usize) -> &str {
     let end = skip(text, at, |c| !c.is_whitespace()).min(text.ceil_char_boundary(at + 100));
     text[at..end].trim_end_matches(['.', ',', ';', ':', '!', '?', ')', ']', '}', '"', '\''])
 }
 
-/// Whether a word after a key is no word of a sentence: it has a digit and something else, or is a long number.
+/// Returns whether the word after a key looks like a secret: it has a symbol, digits with other characters,
+/// or is a long number.
 fn looks_secret(word: &str, key: &str) -> bool {
     let digits = word.bytes().filter(u8::is_ascii_digit).count();
     let known = ["sha-256", "sha256", "sha1", "sha512", "md5", "base64", "utf-8", "utf8"];
@@ -403,7 +407,7 @@ fn looks_secret(word: &str, key: &str) -> bool {
         && !known.iter().any(|name| lower.contains(name))
 }
 
-/// `login u password x`, as in a `.netrc`.
+/// Returns whether the text before a key ends as in `login u password x` of a `.netrc` file.
 fn after_login(before: &str) -> bool {
     let start = before.ceil_char_boundary(before.len().saturating_sub(100));
     let mut words = before[start..].split_whitespace().rev();
@@ -412,7 +416,7 @@ fn after_login(before: &str) -> bool {
         .is_some_and(|word| ["login", "user", "username"].iter().any(|w| word.eq_ignore_ascii_case(w)))
 }
 
-/// The start of the value in `Bearer x`.
+/// Returns the start of the value in `Bearer x`.
 fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
     let name = &text[key.clone()];
     if !["bearer", "basic"].iter().any(|scheme| name.eq_ignore_ascii_case(scheme)) {
@@ -424,7 +428,7 @@ fn bare_scheme(text: &str, key: &Range<usize>) -> Option<usize> {
     is_token.then_some(value)
 }
 
-/// The start of the value in `IDENTIFIED BY 'x'` and `IDENTIFIED WITH sha256_hash BY 'x' SALT 'y'`.
+/// Returns the start of the value in `IDENTIFIED BY 'x'` and `IDENTIFIED WITH sha256_hash BY 'x' SALT 'y'`.
 fn identified_by(text: &str, key: &Range<usize>) -> Option<usize> {
     let name = &text[key.clone()];
     let value = blanks(text, key.end);
@@ -440,7 +444,7 @@ fn identified_by(text: &str, key: &Range<usize>) -> Option<usize> {
     words.any(|word| letters(word).ends_with("identified")).then_some(value)
 }
 
-/// The content of `<password>x</password>` and `<entry key="password">x</entry>`.
+/// Returns the content of `<password>x</password>` and `<entry key="password">x</entry>`.
 fn element(text: &str, key: &Range<usize>) -> Option<(usize, usize)> {
     let before = &text[..key.start];
     let space = before.strip_suffix(':').map_or(before, |before| before.trim_end_matches(is_part));
@@ -470,16 +474,16 @@ fn element(text: &str, key: &Range<usize>) -> Option<(usize, usize)> {
     Some((from, from + content[..close.unwrap_or(content.len())].trim_end().len()))
 }
 
-/// The place of the quote of `E'x'`, `N'x'`, `U&'x'`, `b"x"` and `$$x$$`.
+/// Returns the position of the quote in `E'x'`, `N'x'`, `U&'x'` and `b"x"`.
 fn prefixed_quote(text: &str, at: usize) -> Option<usize> {
     let prefixes = ["E'", "e'", "N'", "n'", "U&'", "u&'", "b'", "b\""];
     let length = prefixes.iter().find(|prefix| text[at..].starts_with(**prefix))?.len();
     Some(at + length - 1)
 }
 
-/// The range of the secret in a value that starts at `at`.
+/// Returns the range of the secret in a value that starts at `at`.
 fn secret(text: &str, at: usize) -> (usize, usize) {
-    // The scheme of an `Authorization` is no secret; what follows it is.
+    // The scheme of an `Authorization` header is not secret; the text after it is.
     let mut at = at;
     loop {
         let end = skip(text, at, is_part);
@@ -517,7 +521,7 @@ fn secret(text: &str, at: usize) -> (usize, usize) {
                 depth = depth.saturating_sub(1);
                 next
             }
-            // `Some("a b")`; after a letter it is a part of the value, or the end of a text in quotes.
+            // `Some("a b")`. A quote after a letter belongs to the value, or ends a quoted text.
             _ if is_quote(c) && !text[..to].ends_with(char::is_alphanumeric) => {
                 let level = text[at..to].bytes().rev().take_while(|b| *b == b'\\').count();
                 text.ceil_char_boundary(quote_end(text, next, c, level) + level + 1)
@@ -533,7 +537,7 @@ fn is_quote(c: char) -> bool {
     matches!(c, '"' | '\'' | '`')
 }
 
-/// Whether the text after `&`, `;` or `,` is white space, the end, or another key with its separator.
+/// Returns whether the text after `&`, `;` or `,` is white space, the end, or another key with its separator.
 fn starts_pair(rest: &str) -> bool {
     if rest.is_empty() || rest.starts_with(char::is_whitespace) {
         return true;
@@ -543,15 +547,15 @@ fn starts_pair(rest: &str) -> bool {
     name > 0 && key[name..].trim_start_matches(['\\', '"', '\'', ' ']).starts_with(['=', ':'])
 }
 
-/// The end of a value in quotes that are escaped by `level` backslashes, without the closing quote; the end of the
-/// text if the quote is not closed.
+/// Returns the end of a quoted value, excluding the closing quote. The quotes are escaped by `level` backslashes. If
+/// the quote is not closed, returns the end of the text.
 fn quote_end(text: &str, from: usize, quote: char, level: usize) -> usize {
     let mut at = from;
     while let Some(found) = text[at..].find(quote) {
         let found = at + found;
         let escapes = text[from..found].bytes().rev().take_while(|b| *b == b'\\').count();
         let closes = escapes < level || escapes % (2 * (level + 1)) == level;
-        // A doubled quote is a quote of the value in SQL.
+        // SQL represents a quote in the value by two quotes.
         let doubled = text[found + 1..].starts_with(quote);
         if closes && !doubled {
             return found - escapes.min(level);
@@ -561,8 +565,9 @@ fn quote_end(text: &str, from: usize, quote: char, level: usize) -> usize {
     text.len()
 }
 
-/// `postgres://user:secret@host/db` becomes `postgres://***@host/db`, anywhere in the text. The last URL of a text
-/// that was `cut` is hidden, because its credentials may have lost their end.
+/// Hides credentials in URLs: `postgres://user:secret@host/db` becomes `postgres://***@host/db`.
+///
+/// If the text was `cut`, its last URL is hidden, because the cut may have removed the end of its credentials.
 fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
     if !text.contains("://") {
         return Cow::Borrowed(text);
@@ -572,12 +577,12 @@ fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);
         out.push_str(before);
-        // Up to the next URL or line. So each part of the text is searched once.
+        // The part ends at the next URL or line, so each part of the text is searched once.
         let part = &after[..after.find("://").unwrap_or(after.len())];
         let part = &part[..part.find(['\n', '\r']).unwrap_or(part.len())];
         let word = skip(part, 0, |c| !c.is_whitespace());
         let end = skip(&part[..word], 0, |c| !matches!(c, '/' | '?'));
-        // A password may itself hold an `@` or a `/`; the last `@` before white space ends the credentials.
+        // A password may contain an `@` or a `/`, so the last `@` before white space ends the credentials.
         let credentials = part[..end].rfind('@').or_else(|| {
             let host = if part.starts_with('[') { part[..end].find(']')? } else { 0 };
             let colon = host + part[host..end].find(':')?;
@@ -599,7 +604,8 @@ fn hide_credentials(text: &str, cut: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The `@` that ends a password with white space. What looks like a port is one, unless the `@` is in the next word.
+/// Returns the `@` that ends a password with white space. Digits after the colon count as a port, unless the next word
+/// has an `@`.
 fn spaced(part: &str, colon: usize, word: usize) -> Option<usize> {
     let first = &part[colon + 1..word];
     let number = &first[..skip(first, 0, |c| c.is_ascii_digit())];
@@ -614,14 +620,14 @@ fn spaced(part: &str, colon: usize, word: usize) -> Option<usize> {
     part[word..until].rfind('@').map(|at| at + word)
 }
 
-/// `brokers=user:secret@host` becomes `brokers=user:***@host`.
+/// Hides passwords of logins: `brokers=user:secret@host` becomes `brokers=user:***@host`.
 fn hide_logins(text: &str) -> Cow<'_, str> {
     if !text.contains('@') {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
     for word in text.split_inclusive(char::is_whitespace) {
-        // A quote beside punctuation ends a text of JSON; another one belongs to the password.
+        // A quote next to punctuation ends a JSON text; any other quote belongs to the password.
         let mut from = 0;
         for (at, c) in word.char_indices().filter(|(_, c)| is_quote(*c)) {
             let beside = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
@@ -638,7 +644,7 @@ fn hide_logins(text: &str) -> Cow<'_, str> {
 }
 
 fn hide_login(word: &str, out: &mut String) {
-    /// What stands before an address that is no login: mail and Kerberos principals of Kafka.
+    /// Words before an address that is not a login: mail addresses, and Kafka's Kerberos principals.
     const ADDRESSES: [&str; 7] = ["mailto", "email", "mail", "from", "to", "contact", "User"];
     let login = || {
         let last = word.rfind('@').filter(|at| !word[at + 1..].starts_with("sha256:"))?;
@@ -673,7 +679,7 @@ mod tests {
     use super::*;
     use crate::{Error, ErrorKind};
 
-    /// The ways in which a value can be written after a key, with `%` for the key and `@` for the value.
+    /// Forms of a key with a value, with `%` for the key and `@` for the value.
     const FORMS: [&str; 17] = [
         "host=h %=@ user=u",
         "host=h % = @ user=u",
@@ -711,7 +717,7 @@ mod tests {
         "secretAccessKey",
     ];
 
-    /// Writes a value as a text in quotes that may itself stand in such a text.
+    /// Quotes a value as a JSON text, `times` times.
     fn quoted(value: &str, times: usize) -> String {
         (0..times).fold(value.to_owned(), |text, _| serde_json::to_string(&text).unwrap())
     }
@@ -734,7 +740,7 @@ mod tests {
     }
 
     proptest! {
-        /// The ends of the value are marked, so that a part that is shown is found as well.
+        /// The ends of the value are marked, so the test also finds a partly shown value.
         #[test]
         fn the_value_of_a_secret_key_is_never_shown(
             form in proptest::sample::select(&FORMS[..]),
@@ -752,7 +758,7 @@ mod tests {
             let text = format!("{before} {}", form.replace('%', key).replace('@', &value));
             let shown = shown(&text);
             prop_assert!(!shown.contains("Qs") && !shown.contains("Qe"), "{text}\n{shown}");
-            // The same text inside a text of JSON.
+            // The same text as a JSON string.
             let shown = self::shown(&format!("server said {}", quoted(&text, 1)));
             prop_assert!(!shown.contains("Qs") && !shown.contains("Qe"), "{text}\n{shown}");
         }
@@ -921,7 +927,7 @@ mod tests {
         }
     }
 
-    /// A bound far above the need: seconds would be quadratic work with a large factor.
+    /// The limit is far above the expected time. A run of seconds would mean quadratic work with a large factor.
     #[test]
     fn hostile_texts_take_no_long_time() {
         let started = std::time::Instant::now();

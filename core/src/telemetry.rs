@@ -1,51 +1,52 @@
-//! Every metric of this crate, in one table: the metrics of layers and agents with unit and labels.
+//! Every metric of this crate in one table, with unit and labels.
 //!
-//! They go through the facade of the `metrics` crate, so a program picks the exporter, and without one they cost
-//! next to nothing. Labels have few values: the port, the backend's word, the method, the kind of an error, the name
-//! of an agent. No instrument, topic or message ever becomes one.
+//! The metrics use the facade of the `metrics` crate, so the program chooses the exporter. Without an exporter, a
+//! metric costs next to nothing. Labels have few values, such as the port, the backend's name, the operation, the
+//! dataset, the kind of an error, the agent's name, or the original topic of a dead letter. Instruments and messages
+//! are never labels.
 //!
-//! `docs/observability.md` shows the table with what to look at; a test keeps the two, the dashboard and the alerts
-//! in step.
+//! `docs/observability.md` shows the table with advice. A test keeps this table, the page, the
+//! dashboard and the alerts consistent.
 //!
 //! ```
 //! use qi_core::telemetry::{self, METRICS};
 //!
-//! // After the exporter is there: it then knows what each name means.
+//! // After the installation of the exporter, so that the exporter receives the descriptions.
 //! telemetry::describe();
 //! assert!(METRICS.iter().all(|metric| metric.name.starts_with("qi_")));
 //! ```
 
 use metrics::Unit;
 
-/// One metric.
+/// The description of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metric {
-    /// Its name, with the unit at the end as Prometheus has it.
+    /// The metric's name, with the unit as suffix, as in Prometheus.
     pub name: &'static str,
-    /// Whether it counts, stands or spreads.
+    /// The type of the metric.
     pub kind: MetricKind,
-    /// What it is measured in.
+    /// The unit of the values.
     pub unit: Unit,
-    /// By what it is told apart.
+    /// The names of the labels.
     pub labels: &'static [&'static str],
-    /// What it says.
+    /// The help text for the exporter.
     pub help: &'static str,
 }
 
-/// The sort of a metric.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only rises.
+    /// A value that only rises.
     Counter,
-    /// Stands at a value.
+    /// A value that rises and falls.
     Gauge,
-    /// Spreads over values, in buckets or quantiles as the exporter likes.
+    /// A distribution of values, in buckets or quantiles as the exporter chooses.
     Histogram,
 }
 
 impl MetricKind {
-    /// The word in the table: `counter`.
+    /// Returns the type's name in the table: `counter`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -143,7 +144,7 @@ metrics_table! {
         "Agents that had not ended by the deadline.";
 }
 
-/// Tells the exporter what each metric means. Once, after it was installed.
+/// Registers the description of each metric with the exporter. Call it once, after the exporter is installed.
 pub fn describe() {
     for Metric { name, kind, unit, labels: _, help } in METRICS {
         match kind {

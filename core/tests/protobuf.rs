@@ -53,7 +53,7 @@ fn published_files_are_those_of_the_built_in_datasets() {
     assert_eq!(files, expected);
 }
 
-/// The bytes follow from the specification of the format, by hand.
+/// The expected bytes were derived by hand from the specification of the format.
 #[test]
 fn a_tick_has_the_documented_bytes() {
     let tick = tick("39432.48").with_side(Side::Sell);
@@ -77,11 +77,11 @@ fn a_tick_has_the_documented_bytes() {
 fn a_reader_accepts_unknown_fields_any_order_and_repeated_fields() {
     let tick = tick("0.000000000000000001");
     let bytes = payload(&tick);
-    // An unknown field of each wire type, before and after.
+    // An unknown field of each wire type, before and after the record.
     let unknown =
         [0xF8, 0x7F, 1, 0xF9, 0x7F, 1, 2, 3, 4, 5, 6, 7, 8, 0xFA, 0x7F, 2, 9, 9, 0xFD, 0x7F, 1, 2, 3, 4];
     assert_eq!(decode::<PriceTick>(&[&unknown[..], &bytes, &unknown].concat()).unwrap(), tick);
-    // The sequence number first, with another value that the later one replaces.
+    // The sequence number comes first. A later field overrides its value.
     assert_eq!(decode::<PriceTick>(&[&[0x20, 99][..], &bytes].concat()).unwrap(), tick);
 }
 
@@ -123,7 +123,7 @@ fn a_list_of_levels_is_bounded() {
         .iter()
         .position(|column| matches!(column.ty, qi_core::record::ColumnType::Levels { .. }));
     let number = 5 + u8::try_from(column.unwrap()).unwrap();
-    // A million levels of two bytes each: neither is read beyond the bound.
+    // A million invalid levels of two bytes each.
     let hostile = [number << 3 | 2, 0].repeat(1_000_000);
     let began = [&[0x0A, 3][..], b"a:B", &[0x18, 1], &hostile].concat();
     assert!(decode::<BookSnapshot>(&began).is_err());

@@ -4,12 +4,12 @@ use syn::ext::IdentExt as _;
 use syn::spanned::Spanned as _;
 use syn::{DeriveInput, Field, Result};
 
-/// The name of a field's column.
+/// Returns the name of a field's column.
 pub(crate) fn name_of(field: &Field) -> String {
     field.ident.as_ref().map(|ident| ident.unraw().to_string()).unwrap_or_default()
 }
 
-/// The description of a field's column.
+/// Returns the description of a field's column.
 pub(crate) fn column(field: &Field) -> TokenStream {
     let (name, ty) = (name_of(field), &field.ty);
     let value = quote_spanned!(ty.span() => <#ty as ::qi_core::record::ColumnValue>);

@@ -6,7 +6,7 @@ mod record;
 
 use proc_macro::TokenStream;
 
-/// Declares a record: a struct that stores keep and buses carry.
+/// Declares a record: a struct that stores can keep and buses can carry.
 ///
 /// ```ignore
 /// #[derive(Debug, Clone, PartialEq, Record)]
@@ -41,7 +41,7 @@ use proc_macro::TokenStream;
 /// | `#[seq]` | the sequence number among records of one time, a `u64` |
 /// | `#[flatten]` | a struct with `#[derive(Columns)]`, whose fields are columns |
 ///
-/// Every other field is a column, and the field's name is its name.
+/// Every other field is a column with the name of the field.
 #[proc_macro_derive(Record, attributes(record, series, interval, time, seq, flatten))]
 pub fn record(input: TokenStream) -> TokenStream {
     expand(input, record::expand)
@@ -53,8 +53,8 @@ pub fn columns(input: TokenStream) -> TokenStream {
     expand(input, columns::expand)
 }
 
-/// Makes an enum without fields a column type. The names of the variants are stored messages' and tables' names, in
-/// `snake_case`; stores keep the position of the variant, so new variants are added at the end.
+/// Makes an enum without fields a column type. Tables and messages have the names of the variants in `snake_case`.
+/// Stores keep the position of the variant, so new variants must be added at the end.
 #[proc_macro_derive(Enumeration)]
 pub fn enumeration(input: TokenStream) -> TokenStream {
     expand(input, enumeration::expand)

@@ -51,7 +51,7 @@ impl Attributes {
     }
 }
 
-/// The rule of `Dataset`.
+/// Checks a name by the same rule as `Dataset`.
 fn check_name(name: &str, span: Span) -> Result<()> {
     let valid = (1..=40).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -134,7 +134,7 @@ impl Fields {
         })
     }
 
-    /// The fields that are columns or groups of columns, with the trait of each.
+    /// Returns the fields that are columns or groups of columns, with the trait of each field.
     fn values(&self) -> Vec<(bool, &Field, TokenStream)> {
         let values = self.all.iter().filter_map(|(role, field)| match role {
             Role::Flatten => Some((true, field, quote!(::qi_core::record::Columns))),
@@ -175,7 +175,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
-/// The static description of the dataset.
+/// Returns the static description of the dataset.
 fn description(ident: &Ident, attributes: &Attributes, fields: &Fields) -> TokenStream {
     let Attributes { name, version, message, topic, validate: _ } = attributes;
     let (series_ty, series, time) = (&fields.series.ty, name_of(&fields.series), name_of(&fields.time));
@@ -213,7 +213,7 @@ fn description(ident: &Ident, attributes: &Attributes, fields: &Fields) -> Token
     }
 }
 
-/// The methods that return the key.
+/// Returns the items of `Record` for the key.
 fn key(fields: &Fields) -> TokenStream {
     let (series, ty, time) = (&fields.series.ident, &fields.series.ty, &fields.time.ident);
     let seq = fields.seq.as_ref().map_or_else(
@@ -256,7 +256,7 @@ fn key(fields: &Fields) -> TokenStream {
     }
 }
 
-/// The methods that write, read and check the values.
+/// Returns the items of `Record` that write, read and validate the values.
 fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
     let values = fields.values();
     let local = |field: &Field| format_ident!("field_{}", name_of(field));
@@ -320,7 +320,8 @@ fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
     }
 }
 
-/// Serde's traits: the fields in the declared order, without absent ones, and every read record checked.
+/// Returns serde's traits. They keep the declared order of the fields, omit absent fields, and validate
+/// every record that they read.
 fn serde(ident: &Ident, fields: &[(Role, Field)]) -> TokenStream {
     let attribute = |role: Role, by_reference: bool| match role {
         Role::Flatten => quote!(#[serde(flatten)]),

@@ -1,7 +1,7 @@
 //! The task that drives one agent through all its incarnations.
 //!
-//! The task owns the agent's value, and hooks only borrow it. After a panic or a dropped hook the value is still here,
-//! and `cleanup` can be called.
+//! The task owns the agent's value, and hooks only borrow it. After a panic or a dropped hook the task still has the
+//! value and can call `cleanup`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,20 +22,20 @@ use super::state::{AgentState, Change};
 use super::status::{AgentStatus, BackoffStep, ExitReason, Phase};
 use crate::deadline::later;
 
-/// The task of one agent. If it is dropped before the agent has ended, the agent ends as aborted.
+/// The task of one agent. If the task is dropped before the agent has ended, the agent ends as aborted.
 pub(super) struct AgentTask {
     set: Arc<AgentSet>,
     agent: NewAgent,
     ended: bool,
 }
 
-/// The end of an incarnation.
+/// The result of an incarnation.
 struct IncarnationEnd {
     exit: Arc<ExitReason>,
     /// The time in status Running.
     ran_for: Duration,
-    /// True if the agent completed or was cancelled but did not release everything, or panicked after a stop. If this
-    /// is the end of the agent, it has failed.
+    /// True if the incarnation panicked after a stop, or completed or was cancelled but did not release everything. The
+    /// agent fails if this is its last incarnation.
     cleanup_failed: bool,
 }
 
@@ -96,7 +96,7 @@ async fn drive(agent: &mut NewAgent) -> (AgentStatus, Change) {
                     () = sleep_until(later(delay)) => {}
                 }
             }
-            // A stop replaces the restart.
+            // A requested stop overrides the restart.
             Decision::Done | Decision::RestartAfter(_) => {
                 let status = if cleanup_failed { AgentStatus::Failed } else { AgentStatus::Stopped };
                 return (status, change);
@@ -108,7 +108,7 @@ async fn drive(agent: &mut NewAgent) -> (AgentStatus, Change) {
     (AgentStatus::Stopped, Change::exit(&exit))
 }
 
-/// Waits until the agent may start. Returns its exit if it never may.
+/// Waits until the agent may start. Returns the agent's exit if it can never start.
 async fn dependencies_started(
     state: &AgentState,
     dependencies: &[Arc<AgentState>],
@@ -127,7 +127,7 @@ async fn dependencies_started(
         }
         () = state.stop_requested() => {}
     }
-    // A stop wins over dependencies that have started.
+    // A stop takes precedence over started dependencies.
     if state.must_stop() { Err(ExitReason::Cancelled) } else { Ok(()) }
 }
 
@@ -185,7 +185,7 @@ async fn incarnation(state: &Arc<AgentState>, factory: &mut AgentFactory) -> Inc
 
 type Value = DropCaught<Box<dyn Agent>>;
 
-/// Makes the value of the incarnation, or returns the reason why there is none.
+/// Creates the value of the incarnation, or returns the reason for its absence.
 async fn create(
     cx: &AgentContext,
     factory: &mut AgentFactory,

@@ -14,10 +14,10 @@ use super::spec::AgentSpec;
 use super::status::agent_error;
 use crate::{Clock, ErrorKind, Result, SystemClock};
 
-/// The longest default of the cleanup reserve.
+/// The upper limit of the default cleanup reserve.
 const MAX_DEFAULT_RESERVE: Duration = Duration::from_millis(500);
 
-/// Collects agents and settings. [`AgentRuntimeBuilder::build`] checks them.
+/// A builder that collects agents and settings. [`AgentRuntimeBuilder::build`] checks them.
 pub struct AgentRuntimeBuilder {
     agents: Vec<AgentSpec>,
     observers: Vec<Arc<dyn Observer>>,
@@ -44,7 +44,7 @@ impl AgentRuntime {
             observers: vec![Arc::new(TracingObserver)],
             clock: Arc::new(SystemClock),
             config: SetConfig {
-                // Kubernetes kills after 30 s.
+                // Kubernetes kills a pod 30 s after SIGTERM by default.
                 deadline: Duration::from_secs(25),
                 reserve: Duration::ZERO,
                 seed: fastrand::u64(..),
@@ -57,14 +57,14 @@ impl AgentRuntime {
 }
 
 impl AgentRuntimeBuilder {
-    /// Adds an agent.
+    /// Adds an agent to the runtime.
     #[must_use]
     pub fn agent(mut self, spec: AgentSpec) -> Self {
         self.agents.push(spec);
         self
     }
 
-    /// Adds several agents.
+    /// Adds several agents to the runtime.
     #[must_use]
     pub fn agents(mut self, specs: impl IntoIterator<Item = AgentSpec>) -> Self {
         self.agents.extend(specs);
@@ -78,7 +78,7 @@ impl AgentRuntimeBuilder {
         self
     }
 
-    /// Sets the clock that stamps records. Defaults to the system's clock.
+    /// Sets the clock for the timestamps of records. Defaults to the system clock.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
@@ -100,37 +100,37 @@ impl AgentRuntimeBuilder {
         self
     }
 
-    /// Sets the part of the deadline that is reserved for cleanups. Defaults to 500 ms, or to a tenth of a deadline
-    /// below 5 s.
+    /// Sets the part of the deadline that is reserved for cleanups. Defaults to a tenth of the
+    /// deadline, at most 500 ms.
     #[must_use]
     pub fn cleanup_reserve(mut self, reserve: Duration) -> Self {
         self.reserve = Some(reserve);
         self
     }
 
-    /// Keeps the runtime running while it has no agent that has not ended, for a runtime whose agents are all added by
-    /// [`RuntimeHandle::spawn`](super::RuntimeHandle::spawn). It then ends only by a shutdown. By default a runtime ends
-    /// with its last agent.
+    /// Keeps the runtime running while all its agents have ended or it has none. Such a runtime ends only by a
+    /// shutdown. Use it if all agents are added by [`RuntimeHandle::spawn`](super::RuntimeHandle::spawn). By default a
+    /// runtime ends with its last agent.
     #[must_use]
     pub fn run_when_empty(mut self) -> Self {
         self.config.run_when_empty = true;
         self
     }
 
-    /// Sets the callback for agents that have not ended at the deadline. It is called once, with the report, on a
-    /// separate thread, because agents may block every thread of the tokio runtime. A program logs the report and
-    /// exits here.
+    /// Sets the callback for agents that have not ended at the deadline. The callback runs once, with the report, on a
+    /// separate thread, because agents may block every thread of the tokio runtime. A program typically logs the report
+    /// here and exits the process.
     #[must_use]
     pub fn on_deadline_exceeded(mut self, call: impl FnOnce(&RuntimeReport) + Send + 'static) -> Self {
         self.on_deadline_exceeded = Some(Box::new(call));
         self
     }
 
-    /// Checks the agents and their settings.
+    /// Checks the agents and their settings, and creates the runtime.
     ///
     /// # Errors
-    /// `Config`, with the agent's name: an empty or repeated name, an unknown or circular dependency, a critical agent
-    /// that depends on a best-effort agent, an invalid restart policy.
+    /// `Config`, with the agent's name. Reasons are an empty or repeated name, an unknown or circular dependency, a
+    /// critical agent that depends on a best-effort agent, or an invalid restart policy.
     pub fn build(self) -> Result<AgentRuntime> {
         if cfg!(panic = "abort") {
             static ONCE: std::sync::Once = std::sync::Once::new();
@@ -158,7 +158,7 @@ impl AgentRuntimeBuilder {
     }
 }
 
-/// Returns an order with dependencies before dependents. Unknown dependencies are left to the check of each agent.
+/// Returns an order with dependencies before dependents. The check of each agent reports unknown dependencies.
 fn start_order(agents: &[AgentSpec]) -> Result<Vec<usize>> {
     if agents.iter().all(|spec| spec.depends_on.is_empty()) {
         return Ok((0..agents.len()).collect());
@@ -188,7 +188,7 @@ fn start_order(agents: &[AgentSpec]) -> Result<Vec<usize>> {
         }
     }
     let Some(start) = missing.iter().position(|&left| left > 0) else { return Ok(order) };
-    // Each remaining agent has a remaining dependency, so a path along them reaches a cycle.
+    // Each remaining agent has a remaining dependency, so following the dependencies leads to a cycle.
     let mut path = vec![start];
     loop {
         let last = path[path.len() - 1];

@@ -1,4 +1,4 @@
-//! Panics of foreign code: caught, turned into text, never propagated.
+//! Catches panics of foreign code and turns them into text.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +8,13 @@ use crate::redact::tidy;
 
 /// Runs `work` and returns its value, or the message of its panic.
 ///
-/// A panic may leave a half-changed value behind. The runtime then drops the hook, and `cleanup` is documented to
-/// receive such a value.
+/// A panic may leave a partly changed value behind. The runtime then drops the hook, and `cleanup`
+/// must accept such a value.
 pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(panic_message)
 }
 
-/// Returns the text of a panic payload. The payload may have any type, even one whose drop panics.
+/// Returns the text of a panic payload. The payload may have any type, including a type whose drop panics.
 pub(super) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     let text = payload
         .downcast_ref::<&str>()
@@ -27,12 +27,12 @@ pub(super) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     text
 }
 
-/// Locks a mutex whose data stays consistent after a panic, because no holder runs foreign code.
+/// Locks a mutex. Its data stays consistent after a panic, because no holder runs foreign code.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A value of foreign code. If it is dropped with the task that owns it, a panic of its drop is caught.
+/// A value of foreign code. If the value is dropped with its owning task, a panic of the drop is caught.
 pub(super) struct DropCaught<T>(Option<T>);
 
 impl<T> DropCaught<T> {
@@ -44,7 +44,7 @@ impl<T> DropCaught<T> {
         self.0.as_mut().expect("the value is present until it is dropped")
     }
 
-    /// Drops the value here, with its panic.
+    /// Drops the value. A panic of the drop propagates.
     pub(super) fn drop_now(mut self) {
         drop(self.0.take());
     }

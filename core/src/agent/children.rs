@@ -17,17 +17,17 @@ use super::status::{ExitReason, agent_error};
 use crate::deadline::later;
 use crate::{Error, ErrorKind, Result};
 
-/// The time that aborted children have to end. Only a child that blocks its thread needs longer.
+/// The time limit for aborted children. Only a child that blocks its thread needs longer.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same after the soft deadline.
+/// The time limit for aborted children after the soft deadline.
 const LAST_ABORT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A child returns its exit if it failed.
+/// The child tasks. A failed child returns its exit.
 pub(super) type Tasks = JoinSet<Option<ExitReason>>;
 
 #[derive(Default)]
 pub(super) struct Children {
-    /// Wakes the agent's task for a child that it has never polled.
+    /// Wakes the agent's task when a new child has to be polled for the first time.
     waker: AtomicWaker,
     set: Mutex<ChildSet>,
 }
@@ -72,7 +72,7 @@ impl Children {
         Ok(())
     }
 
-    /// Waits for the next child that fails.
+    /// Waits for the next failure of a child.
     pub(super) async fn failed(&self) -> ExitReason {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -88,7 +88,7 @@ impl Children {
         .await
     }
 
-    /// Refuses further children and returns the remaining children.
+    /// Rejects further children and returns the remaining children.
     pub(super) fn close(&self) -> Option<Tasks> {
         let mut set = lock(&self.set);
         set.closed = true;

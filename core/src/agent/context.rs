@@ -14,8 +14,7 @@ use crate::{Result, Timestamp};
 
 /// The context of one incarnation of an agent. Cloning it costs two reference counts, so sub-tasks can hold it.
 ///
-/// A clone that outlives its incarnation is harmless: it is cancelled, and its heartbeat and its health have no
-/// effect.
+/// A clone may outlive its incarnation. It is then cancelled, and its heartbeat and its health have no effect.
 #[derive(Clone)]
 pub struct AgentContext {
     pub(super) state: Arc<AgentState>,
@@ -58,8 +57,8 @@ impl AgentContext {
         self.incarnation.token.cancelled().await;
     }
 
-    /// Returns the result of `future`, or None if the agent must stop first; `future` is then dropped. A stop wins
-    /// over a future that is ready at the same time.
+    /// Returns the result of `future`, or None if the agent must stop first. The future is then dropped. If the future
+    /// is ready at the same time as a stop, the stop wins.
     pub async fn until_cancelled<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -68,7 +67,7 @@ impl AgentContext {
         }
     }
 
-    /// Sleeps. Returns None if the agent must stop first.
+    /// Sleeps for `duration`. Returns None if the agent must stop first.
     ///
     /// ```
     /// # async fn poll() {}
@@ -87,17 +86,18 @@ impl AgentContext {
         self.incarnation.token.clone()
     }
 
-    /// Returns the current time of the runtime's clock. Use it for timestamps only; waiting follows tokio's clock.
+    /// Returns the current time of the runtime's clock. Use it for timestamps only,
+    /// because timers follow tokio's clock.
     pub fn now(&self) -> Timestamp {
         self.state.shared.clock.now()
     }
 
-    /// Records for the watchdog that `run` makes progress. Costs one relaxed store.
+    /// Records for the watchdog that `run` makes progress. Costs one relaxed atomic store.
     pub fn heartbeat(&self) {
         self.incarnation.beat();
     }
 
-    /// Reports the agent as degraded. `why` is cut to 200 characters. The agent is not ready until
+    /// Reports the agent as degraded. The reason is cut to 200 characters. The agent is not ready until
     /// [`AgentContext::healthy`] or its next incarnation.
     pub fn degraded(&self, why: impl fmt::Display) {
         self.state.set_health(self.incarnation.number, AgentHealth::Degraded(why.to_string()));
@@ -108,13 +108,14 @@ impl AgentContext {
         self.state.set_health(self.incarnation.number, AgentHealth::Ok);
     }
 
-    /// Starts a task that belongs to this incarnation. Its error or panic ends the hook with that exit. When `run` has
-    /// ended, remaining children see the cancel and have the rest of the stop timeout. They are then aborted and
-    /// awaited before `cleanup`.
+    /// Starts a child task of this incarnation. An error or a panic of the child ends the hook with that exit.
+    ///
+    /// After `run` has ended, remaining children are cancelled and have the rest of the stop timeout. They are then
+    /// aborted and awaited before `cleanup`.
     ///
     /// # Errors
-    /// `Closed` once `run` has ended; `Overloaded` beyond the spec's `max_children`; `Internal` outside a tokio
-    /// runtime.
+    /// `Closed` after `run` has ended; `Overloaded` beyond the spec's `max_children`;
+    /// `Internal` outside a tokio runtime.
     ///
     /// ```
     /// # use qi_core::{Result, agent::AgentContext};
@@ -137,8 +138,8 @@ impl AgentContext {
         self.incarnation.children.spawn(name, settings.max_children, label, future)
     }
 
-    /// Returns a context without a runtime: first incarnation, named `test`, cancelled by `cancel_token().cancel()`.
-    /// Children run, but their errors end nothing.
+    /// Returns a context without a runtime. It is the first incarnation of an agent named `test`, and
+    /// `cancel_token().cancel()` cancels it. Children run, but their errors have no effect.
     #[cfg(feature = "test")]
     pub fn for_test() -> Self {
         use super::shared::{Settings, Shared};

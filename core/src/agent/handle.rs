@@ -15,7 +15,8 @@ use super::status::{AgentSnapshot, ErrorRecord, Transition, agent_error};
 use crate::telemetry::AGENT_HEARTBEAT_AGE;
 use crate::{ErrorKind, Result};
 
-/// Observes and controls a runtime. Cloning it costs one reference count. Dropping the last handle begins the shutdown.
+/// A handle that observes and controls a runtime. Cloning it costs one reference count. Dropping the
+/// last handle begins the shutdown.
 ///
 /// Methods that take an agent's name return `NotFound` for an unknown name.
 #[derive(Clone)]
@@ -41,15 +42,16 @@ impl RuntimeHandle {
         self.set().agents().iter().map(|agent| agent.name.clone()).collect()
     }
 
-    /// Adds an agent. It starts as soon as its dependencies have started; before the start of the runtime, it starts
-    /// with the runtime. The name must differ from those of all present agents.
+    /// Adds an agent. The agent starts as soon as its dependencies have started, but not before the runtime. The name
+    /// must differ from the names of all present agents.
     ///
-    /// The agent is an agent like those of the builder: it restarts by its policy, its failure begins the shutdown
-    /// unless it is best effort, and it is part of the report. It stays present after its end, until it is removed.
+    /// The runtime treats the agent like the agents of the builder. It restarts by its policy, its failure begins the
+    /// shutdown unless it is best effort, and it is part of the report. After its end the agent stays
+    /// present until it is removed.
     ///
     /// # Errors
-    /// `Closed` during a shutdown and after the end of the runtime; `Conflict` if a dependency has ended without having
-    /// completed, or is stopping; `Config` for the reasons of [`AgentRuntimeBuilder::build`].
+    /// `Closed` during a shutdown and after the end of the runtime; `Conflict` if a dependency is stopping or ended
+    /// without completion; `Config` for the reasons of [`AgentRuntimeBuilder::build`].
     ///
     /// [`AgentRuntimeBuilder::build`]: super::AgentRuntimeBuilder::build
     ///
@@ -77,15 +79,15 @@ impl RuntimeHandle {
         Ok(())
     }
 
-    /// Stops an agent, waits for its end, and forgets it. Its name can then be used again.
+    /// Stops an agent, waits for its end, and removes it. Its name can then be used again.
     ///
-    /// An agent with dependents that have not ended is refused: remove the dependents first. Dropping the future, once
-    /// it has been polled, does not cancel the removal. The history of the last 64 removed agents remains in
-    /// [`RuntimeHandle::removed`]. If a shutdown begins before the agent has ended, the agent stays in the report.
+    /// An agent with running dependents is rejected, so remove the dependents first. Once the future has been polled,
+    /// dropping it does not cancel the removal. [`RuntimeHandle::removed`] keeps the history of the last 64 removed
+    /// agents. If a shutdown begins before the agent has ended, the agent stays in the report.
     ///
     /// # Errors
-    /// `Conflict` if agents depend on the agent; `Closed` during a shutdown and after the end of the runtime; `Timeout`
-    /// if the agent has not ended at the deadline of a shutdown that began meanwhile.
+    /// `Conflict` if agents depend on the agent; `Closed` during a shutdown and after the end of the runtime. `Timeout`
+    /// if a shutdown begins meanwhile and the agent has not ended at its deadline.
     pub async fn remove(&self, agent: &str) -> Result<AgentReport> {
         let (state, removal) = self.set().begin_removal(agent)?;
         tokio::select! {
@@ -113,15 +115,15 @@ impl RuntimeHandle {
         Ok(self.set().find(agent)?.snapshot())
     }
 
-    /// Returns a watch of the agent.
+    /// Returns a watch that follows the agent's state.
     pub fn subscribe(&self, agent: &str) -> Result<AgentWatch> {
         Ok(self.set().find(agent)?.subscribe())
     }
 
-    /// Waits until the agent's state satisfies `wanted`. A short-lived state may be skipped.
+    /// Waits until the agent's state satisfies `wanted`. A short-lived state may be missed.
     ///
     /// # Errors
-    /// `NotFound` for an unknown name; `Closed` if the agent or the runtime ended before.
+    /// `NotFound` for an unknown name; `Closed` if the agent or the runtime ends first.
     pub async fn wait_for(
         &self,
         agent: &str,
@@ -156,7 +158,7 @@ impl RuntimeHandle {
         Ok(self.set().find(agent)?.errors())
     }
 
-    /// Stops this agent permanently. Dependents that have started continue; dependents that still wait for the agent
+    /// Stops this agent permanently. Dependents that have started continue. Dependents that still wait for the agent
     /// end as Stopped with `DependencyFailed`. A repeated call has no effect.
     pub fn stop(&self, agent: &str) -> Result<()> {
         self.set().find(agent)?.request_stop();
@@ -168,8 +170,8 @@ impl RuntimeHandle {
         self.set().begin_shutdown(ShutdownCause::Requested);
     }
 
-    /// Begins the shutdown unless it has begun, and moves its soft deadline to now: every hook but `cleanup` is dropped,
-    /// and cleanups have the reserve.
+    /// Begins the shutdown if it has not begun, and moves its soft deadline to now. Every hook except `cleanup` is
+    /// dropped, and cleanups have the reserve.
     pub fn shutdown_now(&self) {
         self.shutdown();
         self.set().expire_soft_deadline();
@@ -180,8 +182,8 @@ impl RuntimeHandle {
         health::report(self.set())
     }
 
-    /// Sets the gauge of heartbeat ages (`qi_agent_heartbeat_age_seconds`) to the current ages. Call it before an
-    /// exporter is read, because silence produces no event. The age of an agent that is not running is 0.
+    /// Sets the gauge of heartbeat ages (`qi_agent_heartbeat_age_seconds`) to the current ages. Call it before each
+    /// scrape, because silence produces no event. The age of an agent that is not running is 0.
     pub fn measure_heartbeats(&self) {
         // Removed agents come first, because one of them may have the name of a present agent.
         for agent in self.set().removed().iter().chain(&self.set().agents()) {

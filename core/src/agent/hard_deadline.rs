@@ -1,5 +1,5 @@
-//! The hard deadline of a shutdown. A plain thread keeps it, because agents may block every thread of the tokio
-//! runtime.
+//! The hard deadline of a shutdown. A plain thread waits for it, because agents may block every
+//! thread of the tokio runtime.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use super::catch::lock;
 
-/// The channel to the thread, while it waits. A message brings the deadline forward.
+/// The channel to the waiting thread. A message brings the deadline forward.
 #[derive(Default)]
 pub(super) struct HardDeadline(Mutex<Option<Sender<Option<Instant>>>>);
 
 impl HardDeadline {
-    /// Starts the thread that calls `expire` after this time.
+    /// Starts the thread that calls `expire` after the duration `after`.
     pub(super) fn arm(&self, after: Duration, expire: impl FnOnce() + Send + 'static) {
         let (sender, receiver) = channel();
         *lock(&self.0) = Some(sender);
-        // None is a deadline beyond the range of the clock.
+        // None means a deadline beyond the range of the clock.
         let mut deadline = Instant::now().checked_add(after);
         let wait = move || {
             loop {
@@ -33,14 +33,14 @@ impl HardDeadline {
         }
     }
 
-    /// Moves the deadline to this time from now, unless it is earlier.
+    /// Moves the deadline to `after` from now, unless the deadline is earlier.
     pub(super) fn bring_forward(&self, after: Duration) {
         if let Some(thread) = &*lock(&self.0) {
             let _ended = thread.send(Instant::now().checked_add(after));
         }
     }
 
-    /// Ends the thread.
+    /// Ends the thread without calling `expire`.
     pub(super) fn disarm(&self) {
         *lock(&self.0) = None;
     }

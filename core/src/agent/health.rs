@@ -8,25 +8,25 @@ use super::set::AgentSet;
 use super::state::AgentState;
 use super::status::{AgentHealth, AgentSnapshot, AgentStatus, ExitReason};
 
-/// The number of watchdog limits after which a silent agent makes the runtime not live. The watchdog expires after one
-/// limit, so after three the watchdog itself cannot run.
+/// The number of watchdog limits after which a silent agent makes the runtime not live. The watchdog acts after one
+/// limit, so silence for three limits means that the watchdog itself cannot run.
 const DEAD_AFTER_LIMITS: u32 = 3;
 
-/// The health of a runtime. It never depends on a backend: an outage of a database must not cause a restart of the
-/// process.
+/// The health of a runtime. It never depends on a backend, because an outage of a database
+/// must not restart the process.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 #[allow(clippy::struct_excessive_bools, reason = "each answers a separate probe")]
 pub struct HealthReport {
     /// True if every critical agent is ready and no shutdown has begun.
     pub ready: bool,
-    /// True if each critical agent has been Running once. Stays true when agents are added later.
+    /// True if each critical agent has been Running once. Agents that are added later do not reset it.
     pub started: bool,
     /// True if no agent with a watchdog has been silent for three times its limit.
     pub live: bool,
     /// True if a shutdown has begun.
     pub shutting_down: bool,
-    /// Each agent, in the order in which they were added.
+    /// The health of each agent, in the order in which the agents were added.
     pub agents: Vec<AgentHealthReport>,
 }
 
@@ -40,7 +40,7 @@ pub struct AgentHealthReport {
     pub critical: bool,
     /// True if the agent is Running and Ok, or has run to completion.
     pub ready: bool,
-    /// The state of the agent. Serde writes its fields beside the others.
+    /// The state of the agent. Serde flattens its fields into this struct.
     #[serde(flatten)]
     pub snapshot: AgentSnapshot,
 }

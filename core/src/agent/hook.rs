@@ -1,7 +1,7 @@
-//! One hook under its limits. All code of an agent is polled here.
+//! Runs one hook under its time limits. The runtime polls all code of agents here.
 //!
-//! The order of each poll is deadline, watchdog, cancel, children, hook. With the hook first, a hook that is always
-//! ready would use up tokio's budget, and the timers behind it would never fire.
+//! The order of each poll is deadline, watchdog, cancel, children, hook. If the hook came first, a hook that is always
+//! ready would exhaust tokio's budget, and the timers after it would never fire.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl From<ExitReason> for HookEnd {
     }
 }
 
-/// The limits of a hook, which a stop and the soft deadline bring forward.
+/// The time limits of a hook. A stop and the soft deadline bring them forward.
 struct Limits<'a> {
     cx: &'a AgentContext,
     phase: Phase,
@@ -51,7 +51,7 @@ impl Limits<'_> {
     }
 
     fn apply_stop_request(&mut self) {
-        // The stop timeout bounds the hook from now on, so no heartbeat is required.
+        // The stop timeout limits the hook from now on, so no heartbeat is required.
         self.watchdog = None;
         self.stop_by = Some(later(self.cx.state.limits().stop));
         self.bring_forward(self.stop_by);
@@ -65,7 +65,7 @@ impl Limits<'_> {
         self.deadline.into_iter().chain(self.watchdog_expires_at()).min()
     }
 
-    /// Returns the exit of a hook whose time is over.
+    /// Returns the exit of a hook whose deadline or watchdog has expired.
     fn expired(&self, now: Instant) -> Option<ExitReason> {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             let stopped = self.stop_by.is_some();

@@ -1,4 +1,4 @@
-//! One incarnation of an agent: its cancellation, its heartbeats, its children.
+//! One incarnation of an agent: its cancellation, heartbeats and children.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl Incarnation {
         self.run_from.store(micros(at.saturating_duration_since(self.born)), Ordering::Relaxed);
     }
 
-    /// Returns the time from which silence counts: the last heartbeat, or the start of `run`.
+    /// Returns the start of the current silence: the last heartbeat, or the start of `run`.
     fn silent_from(&self) -> Duration {
         let last = self.last_beat.load(Ordering::Relaxed).saturating_sub(1);
         Duration::from_micros(last.max(self.run_from.load(Ordering::Relaxed)))

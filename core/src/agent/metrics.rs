@@ -12,8 +12,8 @@ use crate::telemetry::{
     AGENT_UP, RUNTIME_LEAKED, RUNTIME_SHUTDOWN,
 };
 
-/// Counts and times the events of agents through the `metrics` facade. [`crate::telemetry`] lists the names. Durations
-/// follow the monotonic clock.
+/// An observer that records counts and durations of agent events through the `metrics` facade. [`crate::telemetry`]
+/// lists the names. Durations follow the monotonic clock.
 ///
 /// ```
 /// use qi_core::agent::{AgentRuntime, AgentSpec, MetricsObserver, agent_fn};
@@ -76,8 +76,8 @@ impl Observer for MetricsObserver {
     }
 }
 
-/// Creates the counters of an agent at 0. Prometheus sees no increase in a series that begins at 1, so an alert would miss
-/// the first panic.
+/// Creates the counters of an agent at 0. Prometheus computes no increase for a series whose first value is 1, so an
+/// alert would miss the first panic.
 fn begin_at_zero(agent: &Arc<str>) {
     for status in [
         AgentStatus::Initializing,

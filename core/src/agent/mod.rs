@@ -1,10 +1,14 @@
-//! The port that Layer 2 implements, and the runtime that drives it.
+//! The [`Agent`] port, and the runtime that drives agents.
 //!
-//! An [`Agent`] is a long-running task with a lifecycle. An [`AgentSpec`] names it and sets its supervision. An
+//! An [`Agent`] is a long-running task with a lifecycle. An [`AgentSpec`] names an agent and sets its supervision. An
 //! [`AgentRuntime`] runs many agents, restarts agents that fail, and ends all agents before a deadline. Agents can be
-//! added and removed while it runs. `docs/agents.md` is the contract. In short: `cleanup` is called exactly once on every
-//! value whose `initialize` was called. The history of an agent has no gaps. The runtime ends by its deadline and names
-//! the agents that are late.
+//! added and removed while the runtime runs.
+//!
+//! `docs/agents.md` is the contract. In short:
+//!
+//! - `cleanup` is called exactly once on every value whose `initialize` was called.
+//! - The history of an agent has no gaps.
+//! - The runtime ends by its deadline and names the agents that are late.
 //!
 //! ```
 //! use qi_core::agent::{AgentRuntime, AgentSpec, agent_fn};

@@ -1,14 +1,14 @@
-//! Observers of agents, among them the log.
+//! Observers of agents, including the log.
 
 use std::time::Duration;
 
 use super::report::RuntimeReport;
 use super::status::{AgentStatus, ErrorRecord, ExitReason, ForcedStop, Transition};
 
-/// Observes every transition, every error and every forced stop, and at last the end of the runtime.
+/// An observer of every transition, every error, every forced stop, and the end of the runtime.
 ///
-/// The agent's task calls the methods in order and outside every lock. They must not block. A panic is caught and
-/// logged.
+/// The agent's task calls the methods in order and without holding a lock. The methods must not block. A panic of an
+/// observer is caught and logged.
 pub trait Observer: Send + Sync {
     /// Observes a change of status.
     fn on_transition(&self, _transition: &Transition) {}
@@ -16,11 +16,11 @@ pub trait Observer: Send + Sync {
     /// Observes an error in an agent.
     fn on_error(&self, _error: &ErrorRecord) {}
 
-    /// Observes a hook that was dropped: at its stop timeout, at the soft deadline, or at the cleanup timeout.
+    /// Observes the drop of a hook at its stop timeout, at the soft deadline, or at the cleanup timeout.
     fn on_forced_stop(&self, _forced: &ForcedStop) {}
 
-    /// Observes the closed report: every agent has ended, or the deadline has passed. Events of late agents still
-    /// follow.
+    /// Observes the closed report. Every agent has ended, or the deadline has passed. Events of
+    /// late agents may still follow.
     fn on_end(&self, _report: &RuntimeReport) {}
 }
 
@@ -43,8 +43,10 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
     }
 }
 
-/// Logs through `tracing`, target `qi_core::agent`: info for each transition, warn with delay and attempt for
-/// Backoff and for forced stops, error with its complete chain for Failed. Every runtime has this observer.
+/// An observer that logs through `tracing` with the target `qi_core::agent`. Every runtime has this observer.
+///
+/// The level is info for transitions, warn for Backoff (with delay and attempt), errors and forced stops, and error for
+/// Failed (with its complete error chain).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TracingObserver;
 

@@ -1,4 +1,4 @@
-//! The port [`Agent`], its implementation for boxes, and agents made from a function.
+//! The [`Agent`] port, its implementation for boxes, and agents made from a function.
 
 use async_trait::async_trait;
 use auto_impl::auto_impl;
@@ -11,19 +11,19 @@ use crate::Result;
 /// A long-running task with a lifecycle of three hooks.
 ///
 /// # Guarantees of the runtime
-/// - `initialize`, then `run`, then `cleanup`, each at most once on one value. `cleanup` is called exactly once on every
-///   value whose `initialize` was called, even after an error, a panic, a hang or a stop.
-/// - A restart uses a new value from the factory of the spec. Nothing is carried over.
+/// - The runtime calls `initialize`, then `run`, then `cleanup`, each at most once on one value. It calls `cleanup`
+///   exactly once on every value whose `initialize` was called, even after an error, a panic, a hang or a stop.
+/// - A restart uses a new value from the factory of the spec. No state is carried over.
 /// - A stop is visible through [`AgentContext::cancelled`]. A hook that is still pending after the agent's stop timeout
 ///   is dropped at its next `.await`.
 ///
 /// # Settings
-/// The name, the limits and the restart policy belong to the [`super::AgentSpec`], so that one type can run many times.
-/// Store, bus and other dependencies are fields of the implementing struct. A resource that the agent opens (a
-/// connection, a subscription) can be a plain field too: see [`super::AgentSpec::new_async`].
+/// The name, the limits and the restart policy belong to the [`super::AgentSpec`], so several agents can share a type.
+/// Store, bus and other dependencies are fields of the implementing struct. A resource that the agent opens, such as a
+/// connection or a subscription, can be a plain field too: see [`super::AgentSpec::new_async`].
 ///
 /// # Duties of an implementation
-/// `initialize` and `run` may be dropped at any `.await`, and the value must then be ready for `cleanup`. Hooks must not
+/// `initialize` and `run` may be dropped at any `.await`. The value must then be ready for `cleanup`. Hooks must not
 /// block their thread, and `Drop` must not block.
 ///
 /// ```
@@ -55,13 +55,15 @@ pub trait Agent: Send {
         Ok(())
     }
 
-    /// Works until it is done or until [`AgentContext::cancelled`]. May be dropped at any `.await` once the stop timeout
-    /// has passed.
+    /// Works until it is done or until [`AgentContext::cancelled`]. May be dropped at any `.await` after
+    /// the stop timeout has passed.
     async fn run(&mut self, cx: &AgentContext) -> Result<()>;
 
-    /// Releases all resources. `exit` is the reason. Must accept a value with a half-done `initialize` or `run`.
+    /// Releases all resources. `exit` is the reason for the end. Must accept a value with a partial `initialize` or
+    /// `run`.
     ///
-    /// The context is cancelled at this point, so wait with plain futures. The cleanup timeout applies.
+    /// The context is cancelled at this point, so its waiting methods return at once. Wait with plain futures instead.
+    /// The cleanup timeout applies.
     async fn cleanup(&mut self, cx: &AgentContext, exit: &ExitReason) -> Result<()> {
         let _ = (cx, exit);
         Ok(())

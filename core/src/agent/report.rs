@@ -1,4 +1,4 @@
-//! The report of a runtime and of each agent.
+//! The report of a runtime and of its agents.
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl fmt::Display for ShutdownCause {
     }
 }
 
-/// The manner of an agent's end.
+/// The way in which an agent ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Termination {
     /// The hooks of the last incarnation ended without being dropped.
@@ -47,13 +47,13 @@ pub enum Termination {
     Forced,
     /// The agent had not ended when the report was closed.
     Leaked {
-        /// True if the agent blocked its thread at that moment. Otherwise it is late, or waits for a thread that another
-        /// agent blocks.
+        /// True if the agent blocked its thread at that moment. Otherwise the agent is late, or waits for a
+        /// thread that another agent blocks.
         blocking: bool,
     },
 }
 
-/// The end of one agent.
+/// The result of one agent.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AgentReport {
@@ -63,18 +63,18 @@ pub struct AgentReport {
     pub critical: bool,
     /// The status when the report was closed.
     pub status: AgentStatus,
-    /// The manner of the end.
+    /// The way in which the agent ended.
     pub termination: Termination,
     /// The number of restarts.
     pub restarts: u32,
     /// The exit of the last incarnation.
     pub last_exit: Option<Arc<ExitReason>>,
-    /// The last error.
+    /// The agent's last error.
     pub last_error: Option<ErrorRecord>,
 }
 
 impl AgentReport {
-    /// Returns an error if the agent had not ended.
+    /// Returns an error if the agent had not ended when the report was closed.
     pub(super) fn leaked(&self) -> Option<Error> {
         let message = format_args!("had not ended by the deadline, status {}", self.status);
         matches!(self.termination, Termination::Leaked { .. })
@@ -100,11 +100,11 @@ impl AgentReport {
     }
 }
 
-/// A removed agent.
+/// The report and the history of a removed agent.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RemovedAgent {
-    /// The end of the agent.
+    /// The result of the agent.
     pub report: AgentReport,
     /// The last 64 transitions, oldest first.
     pub history: Vec<Transition>,
@@ -112,15 +112,15 @@ pub struct RemovedAgent {
     pub errors: Vec<ErrorRecord>,
 }
 
-/// The end of a runtime.
+/// The result of a runtime.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RuntimeReport {
-    /// The cause of the end.
+    /// The cause of the runtime's end.
     pub cause: ShutdownCause,
-    /// The duration of the shutdown, by the monotonic clock; zero if there was none.
+    /// The duration of the shutdown, by the monotonic clock. Zero if there was no shutdown.
     pub shutdown_took: Duration,
-    /// The end of each agent that was not removed, in the order in which they were added.
+    /// The results of the agents that were not removed, in the order in which the agents were added.
     pub agents: Vec<AgentReport>,
 }
 
@@ -135,7 +135,7 @@ impl RuntimeReport {
         self.agents.iter().filter(|agent| agent.status == AgentStatus::Failed)
     }
 
-    /// Returns the agents with a hook that was dropped.
+    /// Returns the agents whose hook was dropped.
     pub fn forced(&self) -> impl Iterator<Item = &AgentReport> {
         self.agents.iter().filter(|agent| agent.termination == Termination::Forced)
     }
@@ -148,8 +148,8 @@ impl RuntimeReport {
     /// Returns Ok if no critical agent failed and every agent ended before the deadline.
     ///
     /// # Errors
-    /// The first of those failures (the agent that stopped the runtime comes first), with its cause as the source. The
-    /// error is not retryable, because the restart policy has decided already.
+    /// The first such failure, with its cause as the source. A failure that began the shutdown comes first. The error
+    /// is not retryable, because the restart policy has already decided.
     pub fn result(&self) -> Result<()> {
         let first = match &self.cause {
             ShutdownCause::AgentFailed(name) => self.agent(name).and_then(AgentReport::error),

@@ -1,4 +1,4 @@
-//! The restart decision: a pure function of an agent's exits.
+//! The restart decision, a pure function of an agent's exits.
 
 use std::time::Duration;
 
@@ -19,19 +19,20 @@ pub enum RestartMode {
     Always,
 }
 
-/// The consequence of an agent's failure.
+/// The reaction to an agent's failure.
 ///
-/// A *streak* of failures ends when the agent has been Running for `stable_after`. Crashes (a panic, a timeout, a missing
-/// heartbeat) are counted within a streak. The agent fails at crash number `max_crashes`. Retryable errors have no
-/// limit, because a server outage does not point at the agent.
+/// A *streak* of failures ends when the agent has been Running for `stable_after`. Crashes (a panic, a timeout or a
+/// missing heartbeat) are counted within a streak. The agent fails at crash number `max_crashes`. Retryable errors have
+/// no limit, because an outage of a server is not a fault of the agent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct RestartPolicy {
     /// The exits after which the agent restarts. Defaults to `OnFailure`.
     pub mode: RestartMode,
-    /// The delays before restarts.
+    /// The delays before restarts. Defaults to [`Backoff::default`].
     pub backoff: Backoff,
-    /// The number of crashes in one streak at which the agent fails. None means no limit; 0 counts as 1. Defaults to 5.
+    /// The number of crashes in one streak at which the agent fails. None sets no limit, and 0 counts
+    /// as 1. Defaults to 5.
     pub max_crashes: Option<u32>,
     /// The time in status Running that ends a streak. Defaults to 60 s.
     pub stable_after: Duration,
@@ -54,7 +55,7 @@ impl RestartPolicy {
         Self { mode: RestartMode::Never, ..Self::default() }
     }
 
-    /// Returns a policy that restarts after completion too.
+    /// Returns a policy that also restarts after completion.
     pub fn always() -> Self {
         Self { mode: RestartMode::Always, ..Self::default() }
     }
@@ -66,7 +67,7 @@ impl RestartPolicy {
         self
     }
 
-    /// Sets the number of crashes in one streak at which the agent fails. None means no limit.
+    /// Sets the number of crashes in one streak at which the agent fails. None sets no limit.
     #[must_use]
     pub fn with_max_crashes(mut self, crashes: impl Into<Option<u32>>) -> Self {
         self.max_crashes = crashes.into();
@@ -99,7 +100,7 @@ pub enum Decision {
     GiveUp(GiveUpReason),
 }
 
-/// A policy and the current streak. The same exits and the same generator give the same decisions.
+/// A policy and the current streak. The same exits and the same random generator give the same decisions.
 ///
 /// ```
 /// use std::time::Duration;
@@ -122,7 +123,7 @@ pub struct RestartState {
 }
 
 impl RestartState {
-    /// Returns the initial state, without a streak.
+    /// Creates the initial state, without a streak.
     pub fn new(policy: RestartPolicy) -> Self {
         Self { policy, streak: 0, crashes: 0 }
     }
@@ -132,9 +133,9 @@ impl RestartState {
         self.streak
     }
 
-    /// Decides about `exit` of an agent that was Running for `ran_for` (zero if it never was).
+    /// Decides on a restart after `exit` of an agent that was Running for `ran_for` (zero if it never was).
     pub fn decide(&mut self, exit: &ExitReason, ran_for: Duration, rng: &mut Rng) -> Decision {
-        // The time counts from Running, so that a slow start does not end a streak.
+        // Only time in Running counts, so a slow start does not end a streak.
         if ran_for >= self.policy.stable_after {
             (self.streak, self.crashes) = (0, 0);
         }

@@ -10,8 +10,8 @@ use super::handle::RuntimeHandle;
 use super::report::{RuntimeReport, ShutdownCause};
 use super::set::{AgentSet, ShutdownOnDrop};
 
-/// Runs agents: starts them in the order of their dependencies, restarts agents that fail, and stops all agents in
-/// reverse order before a deadline.
+/// The runtime of a set of agents. It starts agents in the order of their dependencies, restarts agents that fail, and
+/// stops all agents in reverse order before a deadline.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,11 +57,11 @@ impl AgentRuntime {
         self.handle.clone()
     }
 
-    /// Starts the agents as separate tasks and returns. The shutdown begins when the last handle is dropped, or by
-    /// [`RuntimeHandle::shutdown`]. [`RuntimeHandle::join`] waits for the end.
+    /// Starts the agents as separate tasks and returns. [`RuntimeHandle::shutdown`] or the drop of the last handle
+    /// begins the shutdown. [`RuntimeHandle::join`] waits for the end.
     ///
     /// # Panics
-    /// Outside a tokio runtime with its timer enabled.
+    /// If called outside a tokio runtime with its timer enabled.
     pub fn start(self) -> RuntimeHandle {
         let set = self.handle.set();
         for agent in set.start(Handle::current()) {
@@ -70,18 +70,18 @@ impl AgentRuntime {
         self.handle.clone()
     }
 
-    /// Runs until all agents have ended, a critical agent has failed, or a handle requested the shutdown. See
-    /// [`AgentRuntime::run_until`].
+    /// Runs until all agents have ended. A failure of a critical agent, or a request through a handle, begins the
+    /// shutdown. See [`AgentRuntime::run_until`].
     pub async fn run(self) -> RuntimeReport {
         self.run_until(std::future::pending::<()>()).await
     }
 
-    /// Runs until `until` is ready and all agents have then ended, or until all agents have ended before.
+    /// Runs until all agents have ended. Begins the shutdown when `until` completes.
     ///
     /// Dropping the future begins the shutdown. The agents are separate tasks, so the shutdown completes.
     ///
     /// # Panics
-    /// Outside a tokio runtime with its timer enabled.
+    /// If called outside a tokio runtime with its timer enabled.
     pub async fn run_until<F: Future>(self, until: F) -> RuntimeReport {
         let handle = self.start();
         let set = handle.set().clone();

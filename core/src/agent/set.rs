@@ -1,7 +1,7 @@
-//! The agents of one runtime: who depends on whom, the order of the shutdown, and the report.
+//! The agents of one runtime: their dependencies, the order of the shutdown, and the report.
 //!
 //! No task supervises the others. The task of each agent reports its end to the set. During a shutdown the set then
-//! stops every dependency that has no dependents left.
+//! stops every dependency that has no remaining dependents.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::AtomicBool;
@@ -64,7 +64,7 @@ pub(super) struct NewAgent {
 
 #[derive(Default)]
 struct Registry {
-    /// The tokio runtime of the agents, from the start on.
+    /// The tokio runtime of the agents, present after the start.
     runtime: Option<Handle>,
     shutdown: Option<(ShutdownCause, Instant)>,
     /// True if the report is closed.
@@ -129,10 +129,10 @@ impl AgentSet {
         lock(&self.registry).removed.iter().cloned().collect()
     }
 
-    /// Adds an agent, under the next id unless `id` is given. If the runtime has started, the caller must start the
+    /// Adds an agent, under the next id unless `id` is set. If the runtime has started, the caller must start the
     /// agent's task.
     pub(super) fn add(&self, id: Option<u64>, spec: AgentSpec) -> Result<Option<(Handle, NewAgent)>> {
-        // An agent that is refused is dropped after the lock, because its drop is foreign code.
+        // A rejected agent is dropped after the lock is released, because its drop is foreign code.
         let mut registry = lock(&self.registry);
         let id = id.unwrap_or(registry.next_id);
         let dependencies = registry.check(id, &spec)?;
@@ -187,7 +187,7 @@ impl AgentSet {
         }
     }
 
-    /// Stops an agent and forgets it when it has ended. Returns the token that is cancelled then.
+    /// Stops an agent, and removes it when it has ended. Returns a token that is cancelled when the agent is removed.
     pub(super) fn begin_removal(&self, name: &str) -> Result<(Arc<AgentState>, CancellationToken)> {
         let mut registry = lock(&self.registry);
         let id = registry.id(name)?;
@@ -219,15 +219,15 @@ impl AgentSet {
         Ok((state, removal))
     }
 
-    /// Counts an agent that has ended. Its task calls this once.
+    /// Records the end of an agent. The agent's task calls this once.
     pub(super) fn ended(self: &Arc<Self>, id: u64, state: &AgentState, status: AgentStatus) {
-        // Before the agent is counted, so that a report that closes now has this cause.
+        // The shutdown begins before the agent is counted, so a report that closes now has this cause.
         if state.settings.critical && status == AgentStatus::Failed {
             self.begin_shutdown(ShutdownCause::AgentFailed(state.name.clone()));
         }
         let mut registry = lock(&self.registry);
         let (stops, removal) = registry.count_out(id);
-        // During a shutdown nothing is forgotten, so that the report names every agent.
+        // A shutdown removes no agent, so the report names every agent.
         let forget = removal.is_some() && registry.shutdown.is_none();
         let forgotten = forget.then(|| registry.forget(id));
         let report = registry.close_if_idle(self.config.run_when_empty);
@@ -247,7 +247,7 @@ impl AgentSet {
         let mut registry = lock(&self.registry);
         registry.runtime = Some(runtime);
         let agents = std::mem::take(&mut registry.unstarted);
-        // A shutdown that was requested before the start counts from here.
+        // The deadline of a shutdown that was requested before the start counts from the start.
         self.arm_deadlines(&registry);
         let report = registry.close_if_idle(self.config.run_when_empty);
         drop(registry);
@@ -255,7 +255,7 @@ impl AgentSet {
         agents
     }
 
-    /// Ends a runtime that is dropped without having been started.
+    /// Ends a runtime that is dropped before its start.
     pub(super) fn abandon(self: &Arc<Self>) {
         if lock(&self.registry).runtime.is_some() {
             return;
@@ -269,7 +269,8 @@ impl AgentSet {
         self.publish(report);
     }
 
-    /// Begins the shutdown: stops the agents without dependents; the others follow. Only the first call has an effect.
+    /// Begins the shutdown. Stops the agents without dependents; their dependencies follow. Only the
+    /// first call has an effect.
     pub(super) fn begin_shutdown(self: &Arc<Self>, cause: ShutdownCause) {
         let mut registry = lock(&self.registry);
         if registry.closed || registry.shutdown.is_some() {
@@ -296,7 +297,7 @@ impl AgentSet {
         self.expire_now.cancel();
     }
 
-    /// Starts the deadlines of a runtime that has started and shuts down.
+    /// Starts the deadlines if the runtime has started and is shutting down.
     fn arm_deadlines(self: &Arc<Self>, registry: &Registry) {
         let (Some(runtime), Some(_)) = (&registry.runtime, &registry.shutdown) else { return };
         let set = self.clone();
@@ -336,7 +337,7 @@ impl Registry {
         Err(agent_error(ErrorKind::Closed, "agent.runtime.closed", operation, name, message))
     }
 
-    /// Checks a spec and returns the ids of its dependencies, each once.
+    /// Checks a spec and returns the ids of its dependencies without duplicates.
     fn check(&self, id: u64, spec: &AgentSpec) -> Result<Vec<u64>> {
         let name = &spec.name;
         let refuse = |kind, code, message: String| Err(agent_error(kind, code, "add", name, message));
@@ -373,7 +374,7 @@ impl Registry {
         Ok(dependencies)
     }
 
-    /// Counts an agent that has ended. Returns the dependencies that must stop now, and the token of its removal.
+    /// Records the end of an agent. Returns the dependencies that must stop now, and the token of the agent's removal.
     fn count_out(&mut self, id: u64) -> (Vec<Arc<AgentState>>, Option<CancellationToken>) {
         let Some(member) = self.members.get_mut(&id) else { return (Vec::new(), None) };
         member.alive = false;
@@ -391,7 +392,8 @@ impl Registry {
         (stops, removal)
     }
 
-    /// Forgets an agent and keeps its history. Returns the state of the oldest removed agent if its place is needed.
+    /// Removes an agent and keeps its history. Returns the oldest removed agent if that agent
+    /// is dropped from the history.
     fn forget(&mut self, id: u64) -> Option<Arc<AgentState>> {
         let Member { state, time_to_stop, .. } = self.members.remove(&id)?;
         if time_to_stop == self.longest {
@@ -403,14 +405,14 @@ impl Registry {
         oldest
     }
 
-    /// Closes the report if no agent is left that could change it.
+    /// Closes the report if all agents have ended and the runtime may end.
     fn close_if_idle(&mut self, run_when_empty: bool) -> Option<RuntimeReport> {
         let may_end = !run_when_empty || self.shutdown.is_some();
         let idle = self.runtime.is_some() && self.alive == 0 && may_end;
         if idle { self.close() } else { None }
     }
 
-    /// Writes the report, once. The caller must publish it.
+    /// Creates the report, once. The caller must publish it.
     fn close(&mut self) -> Option<RuntimeReport> {
         if std::mem::replace(&mut self.closed, true) {
             return None;
@@ -425,7 +427,7 @@ impl Registry {
     }
 }
 
-/// Begins the shutdown of a runtime when it is dropped.
+/// A guard that begins the shutdown of a runtime when it is dropped.
 pub(super) struct ShutdownOnDrop(pub(super) Arc<AgentSet>);
 
 impl Drop for ShutdownOnDrop {
@@ -441,7 +443,8 @@ async fn keep_soft_deadline(set: Arc<AgentSet>) {
         () = set.expire_now.cancelled() => {}
         () = sleep_until(later(set.shared.available)) => {}
     }
-    // A fifth of the reserve is the runtime's own, so that the last cleanup is counted before the hard deadline.
+    // The last fifth of the reserve belongs to the runtime, so that the last cleanup is recorded before the hard
+    // deadline.
     let _once = set.shared.cleanup_by.set(later(set.config.reserve / 5 * 4));
     tracing::warn!(target: "qi_core::agent", "soft deadline of the shutdown: remaining hooks are dropped");
     set.shared.soft_deadline.cancel();
@@ -454,7 +457,7 @@ fn unknown(name: &str) -> crate::Error {
     agent_error(ErrorKind::NotFound, "agent.unknown", "find", name, "the runtime has no agent of this name")
 }
 
-/// The FNV-1a hash, which is the same on every machine and in every version.
+/// Returns the FNV-1a hash, which is the same on every machine and in every version.
 fn fnv1a(name: &str) -> u64 {
     name.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

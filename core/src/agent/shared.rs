@@ -43,7 +43,7 @@ pub(super) struct Limits {
 pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     observers: Vec<Arc<dyn Observer>>,
-    /// Cancelled at the soft deadline: every hook but `cleanup` is dropped.
+    /// Cancelled at the soft deadline, which drops every hook except `cleanup`.
     pub(super) soft_deadline: CancellationToken,
     /// The time at which the last cleanup must end. Set before the soft deadline is cancelled.
     pub(super) cleanup_by: OnceLock<Instant>,
@@ -78,16 +78,16 @@ impl Shared {
         self.scale.get().is_some()
     }
 
-    /// Applies the limits of the shutdown from now on. They shrink in proportion if `longest`, the time that the
-    /// longest dependency path needs to stop, exceeds the time before the soft deadline.
+    /// Applies the limits of the shutdown from now on. `longest` is the time that the longest dependency path needs to
+    /// stop. If it exceeds the time before the soft deadline, the limits shrink in proportion.
     pub(super) fn begin_shutdown(&self, longest: Duration) {
         let fits = longest <= self.available;
         let scale = if fits { 1.0 } else { self.available.as_secs_f64() / longest.as_secs_f64() };
         let _once = self.scale.set(scale);
     }
 
-    /// Returns the longest time that an agent with these limits needs to stop. A single limit beyond the time that a
-    /// shutdown has counts as that time.
+    /// Returns the longest time that an agent with these limits needs to stop. A limit that exceeds the available time
+    /// of the shutdown counts as the available time.
     pub(super) fn time_to_stop(&self, limits: Limits) -> Duration {
         limits.stop.min(self.available).saturating_add(limits.cleanup.min(self.available))
     }
@@ -95,7 +95,7 @@ impl Shared {
     /// Returns the limits that apply now.
     pub(super) fn limits(&self, limits: Limits) -> Limits {
         let Some(&scale) = self.scale.get() else { return limits };
-        // A scale of 1 is left alone, because a float would round the duration.
+        // A scale of 1 is skipped, because a float would round the duration.
         let scaled = |limit: Duration| {
             let limit = limit.min(self.available);
             if scale < 1.0 { limit.mul_f64(scale) } else { limit }

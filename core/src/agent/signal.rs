@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM begin the shutdown; the second signal expires the soft deadline.
+//! Signal handling. The first SIGINT or SIGTERM begins the shutdown, and the second expires the soft deadline.
 
 use std::io;
 
@@ -7,18 +7,20 @@ use super::runtime::AgentRuntime;
 use crate::{Error, ErrorKind, Result, RetryAdvice};
 
 impl AgentRuntime {
-    /// Runs until all agents have ended, or until SIGINT or SIGTERM. See
+    /// Runs until all agents have ended. SIGINT or SIGTERM begins the shutdown. See
     /// [`AgentRuntime::run_until_or_signal`].
     pub async fn run_with_signals(self) -> Result<RuntimeReport> {
         self.run_until_or_signal(std::future::pending::<()>()).await
     }
 
-    /// Runs as [`AgentRuntime::run_until`] does. The first SIGINT or SIGTERM begins the shutdown too, and the second
-    /// moves its soft deadline to now. The report has the cause; this method never ends the process. As always with
-    /// tokio, the default action of both signals stays disabled until the process ends.
+    /// Runs like [`AgentRuntime::run_until`]. The first SIGINT or SIGTERM also begins the shutdown, and the second
+    /// moves its soft deadline to now.
+    ///
+    /// The report has the cause of the shutdown. This method never ends the process. As always with tokio, the default
+    /// action of both signals stays disabled until the process ends.
     ///
     /// # Errors
-    /// `Internal` if the signal handlers cannot be installed; no agent was started then.
+    /// `Internal` if the signal handlers cannot be installed. In that case no agent was started.
     pub async fn run_until_or_signal<F: Future>(self, until: F) -> Result<RuntimeReport> {
         let mut signals = Signals::listen().map_err(|source| {
             Error::new(ErrorKind::Internal, "agent.signal", "run_with_signals")

@@ -1,4 +1,4 @@
-//! The description of an agent: its name, its factory, its limits.
+//! The description of an agent: its name, its factory and its limits.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::restart::{RestartMode, RestartPolicy};
 use super::shared::Settings;
 use crate::{Error, Result};
 
-/// The description of an agent: its name, its factory, its limits. Each setter states the default.
+/// The description of an agent: its name, its factory and its limits. Each setter states the default.
 ///
-/// There are three kinds of factory, all in one type: [`AgentSpec::new`] makes a value for each incarnation,
-/// [`AgentSpec::new_async`] opens it, and [`AgentSpec::once`] takes an existing value.
+/// There are three kinds of factory. [`AgentSpec::new`] makes a value for each incarnation, [`AgentSpec::new_async`]
+/// opens a value for each incarnation, and [`AgentSpec::once`] takes an existing value.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,7 +38,7 @@ pub struct AgentSpec {
 
 type OpenFuture = BoxFuture<'static, Result<Box<dyn Agent>>>;
 
-/// The source of an agent's values.
+/// The factory of an agent's values.
 pub(super) enum AgentFactory {
     Once(Option<Box<dyn Agent>>),
     New(Box<dyn FnMut() -> Box<dyn Agent> + Send>),
@@ -60,7 +60,7 @@ impl AgentSpec {
         Self { name: name.into(), depends_on: Vec::new(), settings: Settings::default(), restart, factory }
     }
 
-    /// Makes a spec whose `make` returns a new value for each incarnation.
+    /// Creates a spec whose `make` returns a new value for each incarnation.
     pub fn new<A, F>(name: impl Into<String>, mut make: F) -> Self
     where
         A: Agent + 'static,
@@ -70,12 +70,12 @@ impl AgentSpec {
         Self::with_factory(name, AgentFactory::New(make), RestartPolicy::default())
     }
 
-    /// Makes a spec whose `make` opens a new value for each incarnation: it may wait and fail. A value that exists is
-    /// connected, so its resources are plain fields instead of `Option`s.
+    /// Creates a spec whose `make` opens a new value for each incarnation. `make` may wait and may fail. An existing
+    /// value is thus always connected, so its resources are plain fields instead of `Option`s.
     ///
-    /// `make` belongs to the phase `initialize`. The init timeout bounds `make` and [`Agent::initialize`] together. After an
-    /// error the restart policy decides. After a stop, the future is dropped at the stop timeout. Without a value there is
-    /// no cleanup, so the future must own everything that it has opened.
+    /// `make` belongs to the phase `initialize`. The init timeout limits `make` and [`Agent::initialize`] together.
+    /// After an error the restart policy decides. After a stop, the future is dropped at the stop timeout. Without a
+    /// value there is no cleanup, so the future must own everything that it has opened.
     ///
     /// ```
     /// use qi_core::{Result, ResultExt};
@@ -123,71 +123,72 @@ impl AgentSpec {
         Self::with_factory(name, AgentFactory::Async(Box::new(make)), RestartPolicy::default())
     }
 
-    /// Makes a spec with this one value. The agent never restarts: every failure is final.
+    /// Creates a spec with this single value. The agent never restarts, so every failure is final.
     pub fn once(name: impl Into<String>, agent: impl Agent + 'static) -> Self {
         Self::with_factory(name, AgentFactory::Once(Some(Box::new(agent))), RestartPolicy::never())
     }
 
-    /// Sets the consequence of a failure. Defaults to [`RestartPolicy::default`].
+    /// Sets the reaction to a failure. Defaults to [`RestartPolicy::default`].
     #[must_use]
     pub fn restart(mut self, policy: RestartPolicy) -> Self {
         self.restart = policy;
         self
     }
 
-    /// Starts the agent when each of these agents has been Running once, or has completed if it runs to completion.
-    /// Stops the agent before they are stopped. Restarts of a dependency do not affect the agent.
+    /// Starts the agent after each of these agents has been Running once, or has completed if it runs to completion.
+    /// Stops the agent before these agents are stopped. Restarts of a dependency do not affect the agent.
     #[must_use]
     pub fn depends_on<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.depends_on.extend(names.into_iter().map(Into::into));
         self
     }
 
-    /// Marks an agent that completes: its dependents wait for its completion, and it then counts as ready.
+    /// Marks an agent that completes. Its dependents wait for its completion, and after completion
+    /// the agent counts as ready.
     #[must_use]
     pub fn run_to_completion(mut self) -> Self {
         self.settings.run_to_completion = true;
         self
     }
 
-    /// Limits a failure to this agent: the others continue, and readiness ignores it. By default an agent is critical,
-    /// and its failure begins the shutdown of the runtime.
+    /// Limits a failure to this agent: the other agents continue, and readiness ignores this agent. By default an agent
+    /// is critical, and its failure begins the shutdown of the runtime.
     #[must_use]
     pub fn best_effort(mut self) -> Self {
         self.settings.critical = false;
         self
     }
 
-    /// Sets the limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. Defaults to 30 s.
+    /// Sets the time limit of `initialize` and, with [`AgentSpec::new_async`], of the factory. Defaults to 30 s.
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.initialize = limit;
         self
     }
 
-    /// Sets the time after a stop at which a pending hook is dropped. Defaults to 5 s.
+    /// Sets the time from a stop until a pending hook is dropped. Defaults to 5 s.
     #[must_use]
     pub fn stop_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.stop = limit;
         self
     }
 
-    /// Sets the limit of `cleanup`. Defaults to 2 s.
+    /// Sets the time limit of `cleanup`. Defaults to 2 s.
     #[must_use]
     pub fn cleanup_timeout(mut self, limit: Duration) -> Self {
         self.settings.limits.cleanup = limit;
         self
     }
 
-    /// Drops `run` after this time without a [`heartbeat`](AgentContext::heartbeat); the restart policy decides what
-    /// follows. Off by default.
+    /// Drops `run` after this time without a [`heartbeat`](AgentContext::heartbeat). The restart policy
+    /// then decides. Off by default.
     #[must_use]
     pub fn watchdog(mut self, limit: Duration) -> Self {
         self.settings.watchdog = Some(limit);
         self
     }
 
-    /// Sets the largest number of concurrent children. Defaults to 1,024.
+    /// Sets the maximum number of concurrent child tasks. Defaults to 1,024.
     #[must_use]
     pub fn max_children(mut self, limit: usize) -> Self {
         self.settings.max_children = limit;

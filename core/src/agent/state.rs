@@ -1,4 +1,4 @@
-//! The state of one agent: written by its task, read by contexts and handles.
+//! The state of one agent. The agent's task writes it; contexts and handles read it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,13 +28,13 @@ pub(super) struct AgentState {
     pub(super) name: Arc<str>,
     pub(super) settings: Settings,
     pub(super) shared: Arc<Shared>,
-    /// Set when the agent must end.
+    /// Set when the agent must stop.
     stop: SetOnce<()>,
-    /// True once the dependents of the agent may start, false if the agent ended before that.
+    /// Set to true when the dependents of the agent may start, or to false if the agent ends first.
     pub(super) started: SetOnce<bool>,
     /// True if the last hook had to be dropped, or the last cleanup timed out.
     pub(super) forced: AtomicBool,
-    /// True while code of the agent holds a thread at this moment.
+    /// True while code of the agent runs on a thread.
     blocking: AtomicBool,
     record: Mutex<Record>,
 }
@@ -48,11 +48,11 @@ struct Record {
     /// Present from Initializing until the incarnation ends.
     incarnation: Option<Arc<Incarnation>>,
     has_run: bool,
-    /// Present once the agent has been watched: a watch of every agent makes start and stop measurably slower.
+    /// Present after the first subscription. A watch for every agent would make start and stop measurably slower.
     watch: Option<watch::Sender<AgentSnapshot>>,
 }
 
-/// The parts of a transition beside the new status.
+/// The parts of a transition besides the new status.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) exit: Option<Arc<ExitReason>>,
@@ -105,7 +105,7 @@ impl AgentState {
         self.shared.limits(self.settings.limits)
     }
 
-    /// Runs code of the agent. Until it returns, the agent counts as blocking its thread.
+    /// Runs code of the agent. Until the code returns, the agent counts as blocking its thread.
     pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T, String> {
         self.blocking.store(true, Ordering::Relaxed);
         let result = catch(work);
@@ -113,7 +113,7 @@ impl AgentState {
         result
     }
 
-    /// Stops the agent. The token is cancelled here, so that a hook that never yields its thread can see the stop.
+    /// Stops the agent. The token is cancelled here, so a hook that never yields its thread can see the stop.
     pub(super) fn request_stop(&self) {
         let _first = self.stop.set(());
         let incarnation = lock(&self.record).incarnation.clone();
@@ -126,7 +126,7 @@ impl AgentState {
         self.stop.initialized()
     }
 
-    /// Waits until the agent must end.
+    /// Waits until the agent must stop.
     pub(super) async fn stop_requested(&self) {
         self.stop.wait().await;
     }
@@ -142,7 +142,7 @@ impl AgentState {
             let next = Incarnation::new(snapshot.incarnation, self.shared.clock.now());
             incarnation.insert(Arc::new(next)).clone()
         };
-        // Either `request_stop` finds the token, or this finds the stop.
+        // A concurrent `request_stop` either sees the new token, or this check sees the stop.
         if self.must_stop() {
             incarnation.token.cancel();
         }
@@ -200,7 +200,7 @@ impl AgentState {
         self.shared.notify(|observer| observer.on_error(&record));
     }
 
-    /// Records the error of an exit, if the exit is one.
+    /// Records the error of an exit, if the exit has an error.
     pub(super) fn record_exit(&self, phase: Phase, exit: &ExitReason) {
         if let Some(error) = exit.to_error() {
             let own = matches!(exit, ExitReason::Error(_));
@@ -208,7 +208,7 @@ impl AgentState {
         }
     }
 
-    /// Notifies the observers of a hook that had to be dropped.
+    /// Notifies the observers that a hook was dropped.
     pub(super) fn record_forced_stop(&self, phase: Phase, took: Duration) {
         let (agent, at, incarnation) = self.origin();
         let forced = ForcedStop { agent, at, incarnation, phase, took };
@@ -219,7 +219,7 @@ impl AgentState {
         (self.name.clone(), self.shared.clock.now(), lock(&self.record).snapshot.incarnation)
     }
 
-    /// Sets the health that the agent reports. A context of an earlier incarnation has no effect.
+    /// Sets the reported health of the agent. A context of an earlier incarnation has no effect.
     pub(super) fn set_health(&self, incarnation: u32, health: AgentHealth) {
         let health = match health {
             AgentHealth::Degraded(why) => AgentHealth::Degraded(tidy(&why)),
@@ -253,7 +253,7 @@ impl AgentState {
         lock(&self.record).has_run
     }
 
-    /// Returns the time since the last heartbeat of a running agent that has a watchdog or has sent a heartbeat.
+    /// Returns the time since the last heartbeat of a running agent with a watchdog or with at least one heartbeat.
     pub(super) fn silence(&self) -> Option<Duration> {
         let record = lock(&self.record);
         let incarnation = record.incarnation.as_ref().filter(|incarnation| {
@@ -271,7 +271,7 @@ impl AgentState {
         lock(&self.record).errors.iter().cloned().collect()
     }
 
-    /// Returns the agent's part of the report. An agent that was `launched` and has not ended is leaked.
+    /// Returns the agent's part of the report. A `launched` agent that has not ended is leaked.
     pub(super) fn report(&self, launched: bool) -> AgentReport {
         let record = lock(&self.record);
         let AgentSnapshot { status, restarts, last_exit, .. } = record.snapshot.clone();
@@ -309,7 +309,7 @@ fn push<T>(ring: &mut VecDeque<T>, limit: usize, item: T) {
     ring.push_back(item);
 }
 
-/// Follows one agent. It shows the newest state and may skip some; see [`AgentSnapshot::seq`].
+/// A watch of one agent's state. It returns the newest state and may skip earlier states; see [`AgentSnapshot::seq`].
 #[derive(Debug, Clone)]
 pub struct AgentWatch {
     receiver: watch::Receiver<AgentSnapshot>,
@@ -322,10 +322,10 @@ impl AgentWatch {
         self.receiver.borrow().clone()
     }
 
-    /// Waits for the next change of status or health, and returns None after the agent's end was returned. Dropping
-    /// the future loses nothing.
+    /// Waits for the next change of status or health. Returns None after the final state of the agent was returned.
+    /// Dropping the future loses no change.
     pub async fn changed(&mut self) -> Option<AgentSnapshot> {
-        // An error means that the agent was removed from memory.
+        // An error means that the agent was removed and its state was dropped.
         if self.ended || self.receiver.changed().await.is_err() {
             self.ended = true;
             return None;

@@ -1,4 +1,4 @@
-//! The visible state of an agent: status, health, exit, and the records of its history.
+//! The visible state of an agent: status, health, exit, and the entries of its history.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,9 +11,9 @@ use crate::{Error, ErrorKind, RetryAdvice, Timestamp};
 
 /// The stage of an agent's lifecycle. Only the runtime changes it.
 ///
-/// The legal histories are `Created (Initializing Running? Stopping Backoff)*` and then `Stopped`, or
-/// `Initializing Running? Stopping` and `Stopped` or `Failed`. From anywhere `Failed` may follow with
-/// [`ExitReason::DriverAborted`].
+/// A history is `Created (Initializing Running? Stopping Backoff)*`, followed by `Stopped`, or by `Initializing
+/// Running? Stopping` and then `Stopped` or `Failed`. If the agent's task is aborted, `Failed` with
+/// [`ExitReason::DriverAborted`] follows any status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentStatus {
@@ -34,26 +34,26 @@ pub enum AgentStatus {
 }
 
 impl AgentStatus {
-    /// Returns whether this is a final status.
+    /// Returns whether this status is final.
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
     }
 }
 
-/// The health that a running agent reports through its context. It is independent of the status.
+/// The health that a running agent reports through its context, independent of its status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentHealth {
     /// The agent works normally.
     #[default]
     Ok,
-    /// The agent works with a problem, which it describes. Serde omits the description, because probes may be public.
+    /// The agent works with a problem. Serde omits the description, because probes may be public.
     Degraded(#[serde(skip_serializing)] String),
-    /// The last heartbeat is older than the watchdog's limit.
+    /// The last heartbeat is older than the watchdog limit.
     Stale,
 }
 
-/// One of the three hooks of an agent.
+/// One of the three phases of an incarnation, each with its hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -61,11 +61,11 @@ pub enum Phase {
     Initialize,
     /// `run`.
     Run,
-    /// `cleanup` and the drop of the value.
+    /// `cleanup`, and the drop of the value.
     Cleanup,
 }
 
-/// Gives the variants of an enum their stable names.
+/// Defines the stable names of an enum's variants.
 macro_rules! names {
     ($type:ident { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
@@ -107,16 +107,16 @@ pub enum ExitReason {
     Panicked(String),
     /// The hook exceeded its limit.
     TimedOut(Phase),
-    /// `run` sent no heartbeat within the watchdog's limit.
+    /// `run` sent no heartbeat within the watchdog limit.
     Stale,
-    /// The agent was never started, because this dependency ended before it counted as started.
+    /// The agent never started, because this dependency ended before it counted as started.
     DependencyFailed(Arc<str>),
     /// The agent's task was dropped, because the tokio runtime ended before the agent.
     DriverAborted,
 }
 
 impl ExitReason {
-    /// Returns whether this is a crash in the sense of `max_crashes`: a panic, a timeout, a missing heartbeat.
+    /// Returns whether this exit counts as a crash for `max_crashes`: a panic, a timeout or a missing heartbeat.
     pub const fn is_crash(&self) -> bool {
         matches!(self, Self::Panicked(_) | Self::TimedOut(_) | Self::Stale)
     }
@@ -199,12 +199,12 @@ pub struct AgentSnapshot {
     pub incarnation: u32,
     /// The number of restarts.
     pub restarts: u32,
-    /// The number of the last transition, 0 before the first. If a watcher sees a jump by more than one, the history
-    /// has the transitions in between.
+    /// The number of the last transition, 0 before the first. If a watch sees the number jump by more than one, the
+    /// history has the skipped transitions.
     pub seq: u64,
     /// The time of the last transition. Serde writes microseconds since the epoch.
     pub since: Timestamp,
-    /// The exit of the last incarnation. Serde writes its code.
+    /// The exit of the last incarnation. Serde writes the code of the exit.
     pub last_exit: Option<Arc<ExitReason>>,
     /// The last heartbeat of the current incarnation.
     pub last_heartbeat: Option<Timestamp>,
@@ -216,23 +216,23 @@ pub struct AgentSnapshot {
 pub struct Transition {
     /// The agent's name.
     pub agent: Arc<str>,
-    /// The number of the transition: 1, 2, .. without a gap.
+    /// The number of the transition. Transitions are numbered 1, 2, ... without a gap.
     pub seq: u64,
     /// The time of the transition.
     pub at: Timestamp,
     /// The number of the incarnation, 0 before the first.
     pub incarnation: u32,
-    /// The previous status.
+    /// The status before the transition.
     pub from: AgentStatus,
     /// The time in the previous status, by the monotonic clock.
     pub lasted: Duration,
-    /// The new status.
+    /// The status after the transition.
     pub to: AgentStatus,
-    /// The exit of the incarnation: present with `Stopping` and all later statuses.
+    /// The exit of the incarnation. Present from `Stopping` on.
     pub exit: Option<Arc<ExitReason>>,
-    /// The next restart: present with `Backoff` only.
+    /// The next restart. Present only with `Backoff`.
     pub backoff: Option<BackoffStep>,
-    /// The decision of the restart policy: present with `Failed`, unless cleanup or the agent's task failed.
+    /// The decision of the restart policy. Present with `Failed`, unless cleanup or the agent's task failed.
     pub gave_up: Option<GiveUpReason>,
 }
 
@@ -245,7 +245,7 @@ pub struct BackoffStep {
     pub delay: Duration,
 }
 
-/// An error in an agent. It may or may not have ended the incarnation.
+/// An error in an agent, which may or may not have ended the incarnation.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ErrorRecord {
@@ -261,7 +261,7 @@ pub struct ErrorRecord {
     pub error: Error,
 }
 
-/// A hook that exceeded its limit after a stop, or a cleanup that exceeded its limit. The hook was dropped.
+/// A hook that was dropped because it exceeded its limit after a stop, or in `cleanup`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ForcedStop {
@@ -271,13 +271,13 @@ pub struct ForcedStop {
     pub at: Timestamp,
     /// The number of the incarnation.
     pub incarnation: u32,
-    /// The hook.
+    /// The phase of the dropped hook.
     pub phase: Phase,
-    /// The duration of the hook until the drop.
+    /// The duration of the hook until it was dropped.
     pub took: Duration,
 }
 
-/// Makes an error of the runtime about an agent.
+/// Creates an error of the runtime about an agent.
 pub(super) fn agent_error(
     kind: ErrorKind,
     code: impl Into<Cow<'static, str>>,

@@ -1,4 +1,4 @@
-//! Topics, groups and brokers as an operator sees them.
+//! Metadata and administration of topics, groups and brokers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,24 +8,24 @@ use serde::{Deserialize, Serialize};
 use super::{Encoding, GroupId, TopicName, TopicPartition};
 use crate::{Error, Result, Selection};
 
-/// What is known of a bus without asking it.
+/// Metadata about a bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BusInfo {
-    /// The backend's word in the configuration: `memory`, `redpanda`, ...
+    /// The backend's name in the configuration: `memory`, `redpanda`, ...
     pub backend: &'static str,
     /// The broker's version.
     pub version: Option<String>,
-    /// How long `publish` waits for space, and again for delivery, before messages fail.
+    /// The longest time that `publish` waits for buffer space, and then again for delivery, before messages fail.
     pub delivery_timeout: Duration,
-    /// The largest message that the client takes, in bytes; a topic may allow less.
+    /// The largest message that the client accepts, in bytes. A topic may have a smaller limit.
     pub max_message_bytes: usize,
     /// The format of records that [`super::MessageBusExt::send_records`] publishes. Defaults to JSON.
     pub encoding: Encoding,
 }
 
 impl BusInfo {
-    /// The info of a backend that was not asked yet.
+    /// Creates the info of a backend that no call has reached yet.
     pub fn new(backend: &'static str, delivery_timeout: Duration, max_message_bytes: usize) -> Self {
         Self { backend, version: None, delivery_timeout, max_message_bytes, encoding: Encoding::default() }
     }
@@ -38,45 +38,45 @@ impl BusInfo {
     }
 }
 
-/// The answer to `ping`.
+/// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BusStatus {
-    /// The cluster's id, where it says one.
+    /// The cluster's id, if the cluster reports one.
     pub cluster_id: Option<String>,
-    /// How many brokers answered.
+    /// The number of brokers that answered.
     pub brokers: usize,
-    /// How long the round trip took.
+    /// The duration of the round trip.
     pub round_trip: Duration,
 }
 
 impl BusStatus {
-    /// A cluster of `brokers` that answered after `round_trip`.
+    /// Creates the status of a cluster with `brokers` brokers that answered after `round_trip`.
     pub fn new(cluster_id: Option<String>, brokers: usize, round_trip: Duration) -> Self {
         Self { cluster_id, brokers, round_trip }
     }
 }
 
-/// What `close` left behind.
+/// The result of `close`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// How many messages were neither acknowledged nor refused when the limit of the drain passed.
+    /// The number of messages that were neither acknowledged nor rejected when the time limit of `close` expired.
     pub unknown: usize,
 }
 
 impl CloseReport {
-    /// `unknown` messages had no answer.
+    /// Creates a report in which `unknown` messages had no answer.
     pub fn new(unknown: usize) -> Self {
         Self { unknown }
     }
 }
 
-/// What a topic does with old messages.
+/// The policy by which a topic removes old messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CleanupPolicy {
-    /// Removes what is older than the retention.
+    /// Removes messages that are older than the retention time.
     #[default]
     Delete,
     /// Keeps the newest message of each key.
@@ -87,24 +87,24 @@ pub enum CleanupPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicSpec {
-    /// Its name.
+    /// The topic's name.
     pub name: TopicName,
-    /// How many partitions, at least 1.
+    /// The number of partitions, at least 1.
     pub partitions: u32,
-    /// How many copies; None is the broker's default.
+    /// The number of replicas of each partition. None selects the broker's default.
     pub replication: Option<u16>,
-    /// How long messages stay; None is the broker's default.
+    /// The retention time of messages. None selects the broker's default.
     pub retention: Option<Duration>,
-    /// The largest message in bytes; None is the broker's default.
+    /// The largest message, in bytes. None selects the broker's default.
     pub max_message_bytes: Option<usize>,
-    /// What happens to old messages.
+    /// The policy by which the topic removes old messages.
     pub cleanup: CleanupPolicy,
-    /// Any other setting of the broker, as text.
+    /// Further settings of the broker, as text.
     pub settings: BTreeMap<String, String>,
 }
 
 impl TopicSpec {
-    /// A topic of so many partitions, with the broker's defaults.
+    /// Creates the description of a topic with this number of partitions and the broker's defaults.
     ///
     /// # Errors
     /// `InvalidInput` unless `partitions` lies in 1 to 10,000.
@@ -128,35 +128,35 @@ impl TopicSpec {
         })
     }
 
-    /// With so many copies.
+    /// Sets the number of replicas of each partition.
     #[must_use]
     pub fn with_replication(mut self, copies: u16) -> Self {
         self.replication = Some(copies);
         self
     }
 
-    /// With messages that stay this long.
+    /// Sets the retention time of messages.
     #[must_use]
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
         self
     }
 
-    /// With messages of at most so many bytes.
+    /// Sets the largest message, in bytes.
     #[must_use]
     pub fn with_max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = Some(bytes);
         self
     }
 
-    /// With another cleanup policy.
+    /// Sets the cleanup policy.
     #[must_use]
     pub fn with_cleanup(mut self, cleanup: CleanupPolicy) -> Self {
         self.cleanup = cleanup;
         self
     }
 
-    /// With any other setting of the broker.
+    /// Sets a further setting of the broker.
     #[must_use]
     pub fn with_setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.insert(name.into(), value.into());
@@ -164,40 +164,40 @@ impl TopicSpec {
     }
 }
 
-/// A setting of an existing topic that differs from what was asked for.
+/// A setting of an existing topic that differs from the requested setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingDiff {
-    /// The setting.
+    /// The setting's name.
     pub name: String,
-    /// What was asked for.
+    /// The value that the request asked for.
     pub wanted: String,
-    /// What the topic has.
+    /// The value of the existing topic.
     pub found: String,
 }
 
-/// What became of one topic.
+/// The outcome of a request for one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TopicState {
-    /// It is new.
+    /// The topic was created.
     Created,
-    /// It was there, with the same number of partitions; its settings may differ and were left alone.
+    /// The topic existed with the same number of partitions. Its settings may differ and were not changed.
     Existed {
         /// The settings that differ. Empty if they are hidden.
         differs: Vec<SettingDiff>,
-        /// Whether the principal may not read the topic's settings, so that nothing was compared.
+        /// True if the principal may not read the topic's settings, so that nothing was compared.
         settings_hidden: bool,
     },
-    /// It is gone.
+    /// The topic was deleted.
     Deleted,
 }
 
-/// The answer for one topic of a request.
+/// The outcome for one topic of a request.
 #[derive(Debug, Clone)]
 pub struct TopicOutcome {
-    /// Which.
+    /// The topic's name.
     pub topic: TopicName,
-    /// What became of it.
+    /// The outcome, or the error of this topic.
     pub result: Result<TopicState>,
 }
 
@@ -205,53 +205,55 @@ pub struct TopicOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartitionInfo {
-    /// Its number.
+    /// The partition's number.
     pub id: u32,
-    /// The broker that leads it. None while there is none, or it does not answer: `low` and `high` are then unknown, and 0.
+    /// The broker that leads the partition. None if there is no leader, or if the leader does not answer. `low` and
+    /// `high` are then unknown, and 0.
     pub leader: Option<i32>,
-    /// The brokers that have a copy.
+    /// The brokers that hold a replica.
     pub replicas: Vec<i32>,
-    /// Those of them that are up to date.
+    /// The replicas that are in sync.
     pub in_sync: Vec<i32>,
-    /// The first offset that is still there.
+    /// The log start offset: the first offset that still exists.
     pub low: u64,
-    /// The offset that the next message gets.
+    /// The high watermark: the offset of the next message.
     pub high: u64,
 }
 
 impl PartitionInfo {
-    /// Returns the number of offsets between `low` and `high`: an upper bound of the messages. It is 0 where retention
-    /// moved `low` past a `high` that was read before.
+    /// Returns the number of offsets between `low` and `high`, an upper bound of the number of messages. Returns 0 if
+    /// retention moved `low` past a `high` that was read earlier.
     pub fn offsets(&self) -> u64 {
         self.high.saturating_sub(self.low)
     }
 
-    /// Partition `id`, led and held by broker 0, from `low` to `high`.
+    /// Creates partition `id`, led and held by broker 0, with offsets from `low` to `high`.
     pub fn new(id: u32, low: u64, high: u64) -> Self {
         Self { id, leader: Some(0), replicas: vec![0], in_sync: vec![0], low, high }
     }
 }
 
-/// A topic as it is.
+/// The description of an existing topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicInfo {
-    /// Its name.
+    /// The topic's name.
     pub name: TopicName,
-    /// Its partitions, by number.
+    /// The topic's partitions, by number.
     pub partitions: Vec<PartitionInfo>,
-    /// The settings by the broker's names. None if they are hidden: the principal may not read them, or the broker
-    /// shows none.
+    /// The settings by the broker's names. None if they are hidden, because the principal may not read them or the
+    /// broker does not show them.
     pub settings: Option<BTreeMap<String, String>>,
 }
 
 impl TopicInfo {
-    /// A topic as it is, for those who implement a bus. [`TopicInfo::settings`] is hidden until it is set.
+    /// Creates the description of a topic, for authors of bus adapters. [`TopicInfo::settings`] is
+    /// hidden until it is set.
     pub fn new(name: TopicName, partitions: Vec<PartitionInfo>) -> Self {
         Self { name, partitions, settings: None }
     }
 
-    /// Sets the settings.
+    /// Sets the topic's settings by the broker's names.
     #[must_use]
     pub fn with_settings(mut self, settings: BTreeMap<String, String>) -> Self {
         self.settings = Some(settings);
@@ -263,47 +265,47 @@ impl TopicInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupQuery {
-    /// These, or all.
+    /// The groups to describe.
     pub groups: Selection<GroupId>,
     /// The topics whose commits and lag are returned. Defaults to all topics.
     pub topics: Selection<TopicName>,
 }
 
 impl GroupQuery {
-    /// These groups, on all topics.
+    /// Creates a query of these groups, on all topics.
     pub fn new(groups: Selection<GroupId>) -> Self {
         Self { groups, topics: Selection::All }
     }
 
-    /// Restricts commits and lag to these topics. A commit in another topic, for example in one that the group has
-    /// left, does not count. A group without members and without a commit in these topics is absent.
+    /// Restricts commits and lag to these topics. A commit in another topic does not count, for example in a topic that
+    /// the group no longer reads. A group without members and without a commit in these topics is absent.
     #[must_use]
     pub fn with_topics(mut self, topics: Selection<TopicName>) -> Self {
         self.topics = topics;
         self
     }
 
-    /// One group.
+    /// Creates a query of one group, on all topics.
     pub fn one(group: GroupId) -> Self {
         Self::new(Selection::one(group))
     }
 }
 
-/// In what state a group is.
+/// The state of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GroupState {
-    /// It has commits and no members.
+    /// The group has commits and no members.
     Empty,
-    /// Its partitions are being shared out.
+    /// A rebalance is in progress.
     Rebalancing,
-    /// Every partition has its owner.
+    /// Every partition has an owner.
     Stable,
-    /// The group exists, and the client cannot describe its members, for example because it uses another group
+    /// The group exists, but the client cannot describe its members, for example because the group uses another
     /// protocol. [`GroupInfo::partitions`] holds the commits.
     NotDescribed,
-    /// The principal may not describe the group. Neither members nor commits are known. A group that the query names
-    /// may not exist.
+    /// The principal may not describe the group. Its members and commits are unknown. A group that the
+    /// query names may not exist.
     Hidden,
 }
 
@@ -311,37 +313,37 @@ pub enum GroupState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupMember {
-    /// Its id.
+    /// The member's id.
     pub id: String,
-    /// The name of its client.
+    /// The name of the member's client.
     pub client_id: String,
-    /// What it owns.
+    /// The partitions that the member owns.
     pub partitions: Vec<TopicPartition>,
 }
 
 impl GroupMember {
-    /// A member, for those who implement a bus.
+    /// Creates the description of a member, for authors of bus adapters.
     pub fn new(id: String, client_id: String, partitions: Vec<TopicPartition>) -> Self {
         Self { id, client_id, partitions }
     }
 }
 
-/// How far a group is in one partition.
+/// The progress of a group in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupPartition {
-    /// Which.
+    /// The partition.
     pub partition: TopicPartition,
     /// The group's commit, if it has one.
     pub committed: Option<u64>,
-    /// The offset that the next message gets. None while it is unknown, because the partition has no leader.
+    /// The high watermark: the offset of the next message. None if it is unknown, because the partition has no leader.
     pub end: Option<u64>,
-    /// The end minus the commit; None without a commit or a known end.
+    /// The high watermark minus the commit. None without a commit or without a known high watermark.
     pub lag: Option<u64>,
 }
 
 impl GroupPartition {
-    /// How far a group is, with the lag that follows.
+    /// Creates the progress of a group in a partition, and computes the lag.
     pub fn new(partition: TopicPartition, committed: Option<u64>, end: impl Into<Option<u64>>) -> Self {
         let end = end.into();
         let lag = committed.zip(end).map(|(next, end)| end.saturating_sub(next));
@@ -349,22 +351,22 @@ impl GroupPartition {
     }
 }
 
-/// A group as it is.
+/// The description of an existing group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupInfo {
-    /// Its name.
+    /// The group's name.
     pub id: GroupId,
-    /// Its state.
+    /// The group's state.
     pub state: GroupState,
-    /// Its members.
+    /// The group's members.
     pub members: Vec<GroupMember>,
-    /// The partitions that it has committed or owns, in order.
+    /// The partitions that the group has committed or owns, in order.
     pub partitions: Vec<GroupPartition>,
 }
 
 impl GroupInfo {
-    /// A group as it is, for those who implement a bus.
+    /// Creates the description of a group, for authors of bus adapters.
     pub fn new(
         id: GroupId,
         state: GroupState,
@@ -374,13 +376,13 @@ impl GroupInfo {
         Self { id, state, members, partitions }
     }
 
-    /// Whether members and all partitions are known: the group is neither `NotDescribed` nor `Hidden`.
+    /// Returns true if members and all partitions are known: the group is neither `NotDescribed` nor `Hidden`.
     pub fn is_described(&self) -> bool {
         !matches!(self.state, GroupState::NotDescribed | GroupState::Hidden)
     }
 
-    /// The lag over all partitions. None if one of them has no commit or no known end, or if the group is not described: it may own
-    /// partitions that are not known.
+    /// Returns the lag over all partitions. Returns None if a partition has no commit or no known high watermark. Also
+    /// returns None if the group is not described, because it may own unknown partitions.
     pub fn lag(&self) -> Option<u64> {
         let lag = self.partitions.iter().try_fold(0_u64, |sum, p| Some(sum.saturating_add(p.lag?)));
         lag.filter(|_| self.is_described())

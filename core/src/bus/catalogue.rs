@@ -1,4 +1,4 @@
-//! The topics of the platform, which a configuration may override.
+//! The topics of the platform. A configuration may override them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
 
 const DAY: Duration = Duration::from_hours(24);
 const MAX_MESSAGE: usize = 2 << 20;
-/// A dead letter is the message and what was wrong with it.
+/// Additional space for the origin and the error of a dead letter.
 const DEAD_LETTER_ROOM: usize = 64 << 10;
 
-/// The topics that the platform's records travel on, each with its dead letter topic `<topic>.dlq`.
+/// The topics of the platform's records, each with its dead letter topic `<topic>.dlq`.
 ///
 /// | topic | records | partitions | retention |
 /// | --- | --- | --- | --- |
@@ -22,24 +22,24 @@ const DEAD_LETTER_ROOM: usize = 64 << 10;
 /// | `market-analytics` | snapshots | 4 | 90 days |
 /// | the default topic of another dataset | its records | 8 | 7 days |
 ///
-/// Messages are at most 2 MiB; dead letters have 64 KiB more room for their headers and stay as long as their
-/// topic's messages. Replication is the broker's default.
+/// Messages have at most 2 MiB. Dead letters have 64 KiB more for their headers, and the same retention as the messages
+/// of their topic. Replication is the broker's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicCatalogue(BTreeMap<TopicName, TopicSpec>);
 
 impl TopicCatalogue {
-    /// The topics of ticks, quotes, bars and snapshots.
+    /// Creates the catalogue of the topics of ticks, quotes, bars and snapshots.
     ///
     /// # Errors
-    /// Never in practice: the names and numbers are constants of the domain.
+    /// Never in practice, because the names and numbers are constants of the domain.
     pub fn standard() -> Result<Self> {
         Self::of([PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
     }
 
-    /// The topics of these datasets, for example of [`crate::Datasets::iter`].
+    /// Creates the catalogue of the topics of these datasets, for example of [`crate::Datasets::iter`].
     ///
     /// # Errors
-    /// `InvalidInput` for a default topic that is no topic name.
+    /// `InvalidInput` if a default topic is not a valid topic name.
     pub fn of(datasets: impl IntoIterator<Item = Dataset>) -> Result<Self> {
         let mut catalogue = Self(BTreeMap::new());
         for dataset in datasets {
@@ -58,30 +58,30 @@ impl TopicCatalogue {
         Ok(catalogue)
     }
 
-    /// Adds a topic, or replaces the one of that name.
+    /// Adds a topic, or replaces the topic of that name.
     pub fn insert(&mut self, spec: TopicSpec) {
         self.0.insert(spec.name.clone(), spec);
     }
 
-    /// The topic of that name.
+    /// Returns the topic of that name.
     pub fn get(&self, name: &TopicName) -> Option<&TopicSpec> {
         self.0.get(name)
     }
 
-    /// The topic of that name, to change.
+    /// Returns the topic of that name for modification.
     pub fn get_mut(&mut self, name: &TopicName) -> Option<&mut TopicSpec> {
         self.0.get_mut(name)
     }
 
-    /// Every topic, without the dead letter topics.
+    /// Returns every topic, without the dead letter topics.
     pub fn topics(&self) -> impl Iterator<Item = &TopicSpec> {
         self.0.values()
     }
 
-    /// What to create: every topic and its dead letter topic.
+    /// Returns the topics to create: every topic and its dead letter topic.
     ///
     /// # Errors
-    /// Never in practice: each name is valid.
+    /// Never in practice, because each name is valid.
     pub fn specs(&self) -> Result<Vec<TopicSpec>> {
         let mut specs = Vec::with_capacity(2 * self.0.len());
         for spec in self.0.values() {
@@ -89,7 +89,7 @@ impl TopicCatalogue {
                 TopicSpec { name: super::DeadLetters::default().topic_for(&spec.name)?, ..spec.clone() };
             dead.max_message_bytes =
                 spec.max_message_bytes.map(|bytes| bytes.saturating_add(DEAD_LETTER_ROOM));
-            // Compaction removes messages of the same key, and refuses messages without a key.
+            // Compaction removes messages of the same key, and rejects messages without a key.
             dead.cleanup = CleanupPolicy::Delete;
             dead.settings.remove("cleanup.policy");
             specs.extend([spec.clone(), dead]);

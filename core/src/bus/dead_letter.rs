@@ -1,4 +1,4 @@
-//! Dead letters: copies of messages that hold no record, with their origin and the reason.
+//! Dead letters: copies of messages that contain no valid record, with their origin and the reason.
 
 use std::fmt::Write as _;
 
@@ -8,23 +8,23 @@ use sha2::{Digest, Sha256};
 use super::{HeaderName, Headers, Message, Received, TopicName, header};
 use crate::{Error, Result};
 
-/// The limit of the error's text in a dead letter, in bytes.
+/// The size limit of the error's text in a dead letter, in bytes.
 const MAX_ERROR_BYTES: usize = 1_024;
-/// Below this limit, in bytes, a dead letter holds no text of the error.
+/// The message limit, in bytes, below which a dead letter has no text of the error.
 pub(super) const MIN_TEXT_BYTES: usize = 2_048;
-/// The limit of the message's headers in a dead letter. librdkafka reads no header of a message with more than
-/// 100,000.
+/// The limit of the number of message headers in a dead letter. librdkafka cannot read the headers of a message with
+/// more than 100,000 headers.
 const MAX_HEADERS: usize = 99_000;
-/// The longest topic name that has room for `.dlq`.
+/// The longest topic name to which `.dlq` can be appended.
 const MAX_ORIGIN_CHARS: usize = 245;
 
 /// A message that could not be decoded, with the reason.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RejectedMessage {
-    /// The message.
+    /// The message as it was received.
     pub message: Received,
-    /// The reason.
+    /// The reason for the rejection.
     pub error: Error,
 }
 
@@ -35,7 +35,7 @@ impl RejectedMessage {
     }
 }
 
-/// The records of a batch, and the messages that hold none.
+/// The records of a batch, and the messages that contain no valid record.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Decoded<T> {
@@ -45,23 +45,23 @@ pub struct Decoded<T> {
     pub rejected: Vec<RejectedMessage>,
 }
 
-/// The topic of dead letters. Defaults to `<topic>.dlq` of the topic that a message came from.
+/// The topic of dead letters. Defaults to `<topic>.dlq` of the message's original topic.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeadLetters(Option<TopicName>);
 
 impl DeadLetters {
-    /// Sends all dead letters to one topic.
+    /// Creates a target that sends all dead letters to one topic.
     pub fn to(topic: TopicName) -> Self {
         Self(Some(topic))
     }
 
     /// Returns the dead letter topic for messages of `origin`.
     ///
-    /// If the name of the origin has more than 245 characters, the end of the name is replaced by a digest of the
-    /// name, so that the result has at most 249 characters.
+    /// If the name of the origin has more than 245 characters, a digest of the name replaces the end of the name. The
+    /// result thus has at most 249 characters.
     ///
     /// # Errors
-    /// Never in practice: each result is a valid name.
+    /// Never in practice, because each result is a valid name.
     pub fn topic_for(&self, origin: &TopicName) -> Result<TopicName> {
         if let Some(topic) = &self.0 {
             return Ok(topic.clone());
@@ -74,16 +74,16 @@ impl DeadLetters {
         TopicName::new(format!("{}-{digest}.dlq", &name[..MAX_ORIGIN_CHARS - 17]))
     }
 
-    /// Returns the dead letter of a message: its key, payload and headers, and headers with its origin and the
-    /// error.
+    /// Returns the dead letter of a message. It has the message's key, payload and headers, and further headers with
+    /// the origin and the error.
     ///
-    /// If the letter is larger than `max_bytes`, it is truncated: first the payload, then the headers, then the key.
-    /// Headers of the message above 99,000 are dropped, too.
-    /// The headers [`header::TRUNCATED`] and [`header::DIGEST`] then describe the original. The headers of the
-    /// letter itself are never truncated: with a `max_bytes` of 0 the letter holds only these.
+    /// If the dead letter is larger than `max_bytes`, it is truncated: first the payload, then the headers, then the
+    /// key. Message headers above 99,000 are dropped, too. The headers [`header::TRUNCATED`] and [`header::DIGEST`]
+    /// then describe the original. The headers of the dead letter itself are never truncated. With a `max_bytes` of 0
+    /// the dead letter has only these headers.
     ///
     /// # Errors
-    /// Never in practice: the names are constants.
+    /// Never in practice, because the names are constants.
     pub fn letter(&self, rejected: &RejectedMessage, max_bytes: usize) -> Result<Message> {
         let RejectedMessage { message, error } = rejected;
         let mut letter = Message::tombstone(self.topic_for(&message.topic)?);
@@ -102,7 +102,7 @@ impl DeadLetters {
     }
 }
 
-/// The error's report, cut to [`MAX_ERROR_BYTES`].
+/// Returns the error's report, cut to [`MAX_ERROR_BYTES`].
 pub(super) fn error_text(error: &Error) -> String {
     let mut text = error.report();
     if text.len() > MAX_ERROR_BYTES {
@@ -121,14 +121,14 @@ fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Resul
         add(&mut own, header::ORIGIN_TIMESTAMP, timestamp.as_micros().to_string())?;
     }
     if message.unreadable().is_some() {
-        // There is nothing to redrive.
+        // An unreadable message cannot be redriven, so the dead letter counts as truncated.
         add(&mut own, header::TRUNCATED, "0".to_owned())?;
     }
     add(&mut own, header::ERROR_CODE, error.code().to_owned())?;
     if with_text {
         add(&mut own, header::ERROR, error_text(error))?;
     }
-    // Another producer may have set the header: only a count is kept.
+    // Another producer may have set the header, so only a valid count is kept.
     let redrives = message.headers.get(header::REDRIVES).and_then(|value| std::str::from_utf8(value).ok());
     if let Some(redrives) = redrives.and_then(|text| text.parse::<u64>().ok()) {
         add(&mut own, header::REDRIVES, redrives.to_string())?;
@@ -136,13 +136,13 @@ fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Resul
     Ok(own)
 }
 
-/// Cuts a letter so that it is not larger than `max_bytes` together with `own`, as far as that is possible.
+/// Truncates a dead letter so that, together with `own`, it has at most `max_bytes` bytes where possible.
 fn truncate(letter: &mut Message, original: &Received, own: &mut Headers, max_bytes: usize) -> Result<()> {
     add(own, header::TRUNCATED, original.size().to_string())?;
     if let Some(payload) = &original.payload {
         add(own, header::DIGEST, format!("sha256:{}", digest(payload)))?;
     }
-    // Room for the header with the number of dropped headers.
+    // Reserves space for the header with the number of dropped headers.
     let mut room = max_bytes.saturating_sub(encoded(own.size() + 40, own.len() + 1));
     cut(&mut letter.key, &mut room);
     let before = letter.headers.len();
@@ -170,10 +170,10 @@ fn cut(bytes: &mut Option<Bytes>, room: &mut usize) {
     }
 }
 
-/// Upper bound of the bytes that the protocol of Kafka adds for one header.
+/// An upper bound of the bytes that the Kafka protocol adds for one header.
 const HEADER_BYTES: usize = 10;
 
-/// Upper bound of a message's size in the protocol of Kafka.
+/// Returns an upper bound of a message's size in the Kafka protocol.
 fn encoded(size: usize, headers: usize) -> usize {
     100 + size + headers * HEADER_BYTES
 }
@@ -183,7 +183,7 @@ fn add(headers: &mut Headers, name: &str, value: String) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 in lower-case hexadecimal digits.
+/// Returns the SHA-256 digest in lower-case hexadecimal digits.
 pub(super) fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -236,7 +236,7 @@ mod tests {
         let values = own[..5].iter().map(|name| text(&letter, name).unwrap());
         assert_eq!(values.collect::<Vec<_>>(), ["origin", "3", "17", "1700000000000000", "bus.codec.json"]);
         assert_eq!(text(&letter, "qi-error").unwrap(), "decode: corrupt data [bus.codec.json]: no record");
-        // A broker's timestamp of -1 is no timestamp.
+        // A broker's timestamp of -1 means that there is no timestamp.
         let without = Received { timestamp: None, ..message };
         let letter = DeadLetters::default().letter(&rejected(without), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::ORIGIN_TIMESTAMP), None);
@@ -255,7 +255,7 @@ mod tests {
             letter.headers.get(header::TRUNCATED).is_none() && letter.headers.get(header::DIGEST).is_none()
         );
         assert_eq!(letter.headers.len(), 7, "each header once");
-        // A producer may write anything into the header.
+        // Another producer may write any value into the header.
         message.headers.remove(header::REDRIVES);
         message.headers.push(HeaderName::new(header::REDRIVES).unwrap(), Bytes::from(vec![b'9'; 1_000]));
         let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(text(&letter, header::TRUNCATED_HEADERS).as_deref(), Some("1"));
         assert!(letter.headers.get("last").is_some() && letter.headers.get("h2").is_some());
         assert_eq!(letter.payload, message.payload);
-        // A tombstone has no digest, and stays one.
+        // A tombstone has no digest and remains a tombstone.
         message.payload = None;
         let letter = DeadLetters::default().letter(&rejected(message), 1 << 20).unwrap();
         assert_eq!((letter.payload.is_none(), text(&letter, header::DIGEST)), (true, None));

@@ -1,4 +1,4 @@
-//! Conveniences for those who call a bus, on every bus.
+//! Convenience methods for callers of a bus. Every bus has them.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use crate::record::{Record, Slice};
 use crate::telemetry::{DEAD_LETTERS, DEAD_LETTERS_DROPPED, Metric};
 use crate::{Error, ErrorKind, Result};
 
-/// What is built from the port: sending that cannot fail unseen, typed records, dead letters.
+/// Methods that are built from the port: publishing that returns every failure as an
+/// error, typed records, dead letters.
 ///
-/// It is implemented for every [`MessageBus`] and cannot be implemented by hand.
+/// The trait is implemented for every [`MessageBus`] and cannot be implemented by hand.
 pub trait MessageBusExt: MessageBus {
-    /// Publishes a batch; a message that failed is an error.
+    /// Publishes a batch. A message that fails makes the call fail.
     ///
     /// # Errors
     /// The error of the first message that failed, with the counts `not_sent`, `unknown` and `batch`.
@@ -22,10 +23,11 @@ pub trait MessageBusExt: MessageBus {
         async move { self.publish(batch, PublishOptions::NONE).await?.into_result() }
     }
 
-    /// Publishes one message. For many at once [`MessageBusExt::send`] costs one round trip.
+    /// Publishes one message. To publish many messages at once, use [`MessageBusExt::send`],
+    /// which costs one round trip.
     ///
     /// # Errors
-    /// The error of the message.
+    /// The error of the message, or `Closed`.
     fn publish_one(&self, message: &Message) -> impl Future<Output = Result<Delivery>> + Send {
         async move {
             let mut deliveries = self.send(std::slice::from_ref(message)).await?;
@@ -52,12 +54,11 @@ pub trait MessageBusExt: MessageBus {
     /// Publishes the dead letters of rejected messages, and returns after the bus has acknowledged them.
     ///
     /// Call it after the store and before the commit, so that neither a record nor a dead letter is lost. After an
-    /// error some letters may be in the topic; the repetition then publishes copies, which have the same origin
-    /// headers.
+    /// error some dead letters may be in the topic. A retry then publishes copies, which have the same origin headers.
     ///
-    /// A letter that the bus refuses as too large is truncated in steps, at last to its headers. A topic that
-    /// refuses this, too, does not stop the group: the origin of the message is logged as an error, and the metric
-    /// `qi_bus_dead_letters_dropped_total` counts it.
+    /// A dead letter that the bus rejects as too large is truncated in steps, at last to its headers. If the topic
+    /// rejects even those headers, the dead letter is dropped and the group continues. The origin of the message is
+    /// then logged as an error, and the metric `qi_bus_dead_letters_dropped_total` counts it.
     ///
     /// # Errors
     /// As [`MessageBusExt::send`], for example `NotFound` if the dead letter topic does not exist.
@@ -96,11 +97,11 @@ pub trait MessageBusExt: MessageBus {
         }
     }
 
-    /// Creates every topic of a catalogue and its dead letter topic. Topics that exist with other settings are
-    /// left alone and reported.
+    /// Creates every topic of a catalogue and its dead letter topic. Existing topics with other settings are not
+    /// changed; the outcomes report the differences.
     ///
     /// # Errors
-    /// The first topic's error; the others were tried all the same.
+    /// The error of the first topic that failed. The other topics were still attempted.
     fn create_catalogue(
         &self,
         catalogue: &TopicCatalogue,
@@ -117,7 +118,8 @@ pub trait MessageBusExt: MessageBus {
     /// Waits until the brokers answer a ping.
     ///
     /// # Errors
-    /// The last ping's error once `timeout` has passed, or at once if it says that trying again cannot help.
+    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<BusStatus>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())
     }
@@ -130,8 +132,9 @@ fn no_answer() -> Error {
         .with_message("the report answers for no message")
 }
 
-/// Publishes a letter that was refused as too large: first alone, because a broker may have refused a batch of
-/// letters, then in smaller and smaller parts. None: the topic refuses the smallest letter.
+/// Publishes a dead letter that was rejected as too large. It is first sent alone, because a broker may have rejected
+/// an entire batch, then truncated to smaller and smaller sizes. Returns None if the topic rejects
+/// even the smallest dead letter.
 async fn send_truncated<B: MessageBus + ?Sized>(
     bus: &B,
     rejected: &RejectedMessage,

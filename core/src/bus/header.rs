@@ -1,4 +1,4 @@
-//! The names of the headers that typed messages carry.
+//! The names of the headers of typed messages and dead letters.
 
 /// The media type of [`super::Codec::content_type`]: `application/json`.
 pub const CONTENT_TYPE: &str = "content-type";
@@ -6,37 +6,37 @@ pub const CONTENT_TYPE: &str = "content-type";
 pub const TYPE: &str = "qi-type";
 /// The record's [`crate::Dataset::version`], as decimal digits.
 pub const VERSION: &str = "qi-version";
-/// A dead letter's origin: the topic.
+/// The topic of a dead letter's original message.
 pub const ORIGIN_TOPIC: &str = "qi-origin-topic";
-/// A dead letter's origin: the partition.
+/// The partition of a dead letter's original message.
 pub const ORIGIN_PARTITION: &str = "qi-origin-partition";
-/// A dead letter's origin: the offset.
+/// The offset of a dead letter's original message.
 pub const ORIGIN_OFFSET: &str = "qi-origin-offset";
-/// A dead letter's origin: the message's timestamp in microseconds since the Unix epoch, as decimal digits.
-/// Absent if the message has none.
+/// The timestamp of a dead letter's original message, in microseconds since the Unix epoch, as decimal digits. Absent
+/// if the message has none.
 pub const ORIGIN_TIMESTAMP: &str = "qi-origin-timestamp";
-/// A dead letter's error: its stable code.
+/// The stable code of a dead letter's error.
 pub const ERROR_CODE: &str = "qi-error-code";
-/// A dead letter's error: its report, of at most 1,024 bytes. Absent from a letter whose limit is below
-/// 2,048 bytes.
+/// The report of a dead letter's error, of at most 1,024 bytes. Absent if the limit of the dead
+/// letter is below 2,048 bytes.
 pub const ERROR: &str = "qi-error";
-/// A truncated dead letter: the size of the original message in bytes, as decimal digits.
+/// The size of a truncated dead letter's original message in bytes, as decimal digits.
 pub const TRUNCATED: &str = "qi-truncated";
-/// A truncated dead letter: the number of dropped headers, as decimal digits. Absent if there are none.
+/// The number of headers dropped from a truncated dead letter, as decimal digits. Absent if none were dropped.
 pub const TRUNCATED_HEADERS: &str = "qi-truncated-headers";
-/// A truncated dead letter: `sha256:` and the digest of the original payload, in lower-case hexadecimal digits.
-/// Absent if the original has no payload.
+/// The digest of a truncated dead letter's original payload: `sha256:` and lower-case hexadecimal digits. Absent if the
+/// original has no payload.
 pub const DIGEST: &str = "qi-digest";
-/// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a
-/// redriven message keeps it.
+/// The number of times that `qi dlq redrive` has published the message, as decimal digits. A dead letter of a redriven
+/// message keeps the header.
 pub const REDRIVES: &str = "qi-redrives";
-/// A message that stands for offsets which the bus could not read: the first of them, as decimal digits. The offset of
-/// the message is the last of them.
+/// The first offset that the bus could not read, as decimal digits, in a message that represents unreadable offsets.
+/// The offset of the message is the last of them.
 pub const UNREADABLE_FROM: &str = "qi-unreadable-from";
-/// The same: the stable code of the reason.
+/// The stable code of the reason in a message that represents unreadable offsets.
 pub const UNREADABLE_CODE: &str = "qi-unreadable-code";
-/// Every header that a dead letter sets. It keeps no such header of its message, and a redriven message has none of
-/// the letter's.
+/// Every header that a dead letter sets. A dead letter does not copy these headers from its
+/// message, and redriving removes them.
 pub const OF_DEAD_LETTERS: [&str; 10] = [
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,

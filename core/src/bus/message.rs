@@ -1,4 +1,4 @@
-//! A message as it is sent, and as it is received.
+//! Messages to publish, and received messages.
 
 use std::fmt;
 
@@ -7,13 +7,14 @@ use bytes::Bytes;
 use super::{HeaderName, TopicName, header};
 use crate::Timestamp;
 
-/// Headers: ordered pairs, of which a name may be repeated. A value of None is a null, which differs from an empty
-/// one; this library writes none, other clients may.
+/// The ordered headers of a message. A name may be repeated.
+///
+/// A value of None is a null, which differs from an empty value. This library writes no nulls, but other clients may.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Headers(Vec<(HeaderName, Option<Bytes>)>);
 
 impl Headers {
-    /// No headers. Allocates nothing.
+    /// Creates an empty list of headers. Allocates nothing.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
@@ -23,7 +24,8 @@ impl Headers {
         self.0.push((name, value.into()));
     }
 
-    /// The value of the last header with this name, as Kafka's `lastHeader` gives it; a null has none.
+    /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if there is no such
+    /// header, or if its value is a null.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         self.0.iter().rev().find(|(n, _)| n.as_str() == name).and_then(|(_, value)| value.as_ref())
     }
@@ -33,8 +35,8 @@ impl Headers {
         self.0.retain(|(n, _)| n.as_str() != name);
     }
 
-    /// Removes every header with one of these names, and gives what was removed. Where there is none, nothing is
-    /// allocated.
+    /// Removes every header with one of these names, and returns the removed headers. Allocates
+    /// nothing if there are none.
     #[must_use = "`remove` throws a header away"]
     pub fn split_off(&mut self, names: &[HeaderName]) -> Self {
         Self(self.0.extract_if(.., |(name, _)| names.contains(name)).collect())
@@ -45,23 +47,23 @@ impl Headers {
         self.0.extend_from_slice(&others.0);
     }
 
-    /// All headers in order.
+    /// Returns all headers in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&HeaderName, Option<&Bytes>)> {
         self.0.iter().map(|(name, value)| (name, value.as_ref()))
     }
 
-    /// How many there are.
+    /// Returns the number of headers.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no headers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Estimated memory in bytes: names and values, and 128 bytes for each header. Many short headers use much more
-    /// memory than [`Headers::size`] says, so that buffers count this number.
+    /// Returns the estimated memory in bytes: names, values, and 128 bytes for each header. Buffers use this number,
+    /// because many short headers need much more memory than [`Headers::size`].
     pub fn weight(&self) -> usize {
         self.size() + self.overhead()
     }
@@ -71,7 +73,7 @@ impl Headers {
         self.0.len() * EACH
     }
 
-    /// Names and values in bytes.
+    /// Returns the size of names and values in bytes.
     pub fn size(&self) -> usize {
         self.0.iter().map(|(name, value)| name.as_str().len() + value.as_ref().map_or(0, Bytes::len)).sum()
     }
@@ -100,96 +102,96 @@ impl fmt::Debug for Headers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message {
-    /// Where to.
+    /// The topic.
     pub topic: TopicName,
-    /// Messages of one key keep their order: they go to one partition, by murmur2 as in Java. An empty key is a
-    /// key like any other; None lets the bus choose.
+    /// The key. Messages of one key keep their order, because they go to one partition, chosen by murmur2 as in Kafka's
+    /// Java client. An empty key is a key like any other. With None the bus chooses the partition.
     pub key: Option<Bytes>,
-    /// None is a tombstone, which differs from an empty payload.
+    /// The payload. None is a tombstone, which differs from an empty payload.
     pub payload: Option<Bytes>,
-    /// Ordered pairs.
+    /// The headers, in order.
     pub headers: Headers,
-    /// When; kept to the millisecond. None is the time of publishing. Retention by age looks at it, so that old
-    /// event times belong into the payload.
+    /// The timestamp, kept to the millisecond. None is the time of publishing. Retention by age uses this timestamp, so
+    /// the time of an old event belongs in the payload.
     pub timestamp: Option<Timestamp>,
-    /// Exactly this partition, in place of the key's.
+    /// The partition. None selects the partition by the key.
     pub partition: Option<u32>,
 }
 
 impl Message {
-    /// A message without a key.
+    /// Creates a message without a key.
     pub fn new(topic: TopicName, payload: impl Into<Bytes>) -> Self {
         Self { payload: Some(payload.into()), ..Self::tombstone(topic) }
     }
 
-    /// A message without a payload: on a compacted topic it removes its key.
+    /// Creates a message without a payload, a tombstone. On a compacted topic it removes its key.
     pub fn tombstone(topic: TopicName) -> Self {
         Self { topic, key: None, payload: None, headers: Headers::new(), timestamp: None, partition: None }
     }
 
-    /// With a key.
+    /// Sets the key.
     #[must_use]
     pub fn with_key(mut self, key: impl Into<Bytes>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// With one more header.
+    /// Adds a header.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: impl Into<Bytes>) -> Self {
         self.headers.push(name, value.into());
         self
     }
 
-    /// With a time of its own.
+    /// Sets the timestamp.
     #[must_use]
     pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
         self.timestamp = Some(timestamp);
         self
     }
 
-    /// To exactly this partition.
+    /// Sets the partition.
     #[must_use]
     pub fn with_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self
     }
 
-    /// Key, payload and headers in bytes: what the limits of topics count.
+    /// Returns the size of key, payload and headers in bytes. The limits of topics count this number.
     pub fn size(&self) -> usize {
         size(self.key.as_ref(), self.payload.as_ref(), &self.headers)
     }
 
-    /// Estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
+    /// Returns the estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
     pub fn weight(&self) -> usize {
         self.size() + self.headers.overhead()
     }
 }
 
-/// A message as it came.
+/// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Received {
-    /// Where from.
+    /// The topic.
     pub topic: TopicName,
-    /// Which partition of it.
+    /// The partition's number.
     pub partition: u32,
-    /// Where in the partition. Offsets rise strictly, but not densely.
+    /// The offset in the partition. Offsets rise strictly, but may have gaps.
     pub offset: u64,
-    /// When, to the millisecond; None if the stored time lies outside the domain.
+    /// The timestamp, to the millisecond. None if the stored time lies outside the domain.
     pub timestamp: Option<Timestamp>,
     /// The key.
     pub key: Option<Bytes>,
-    /// None is a tombstone.
+    /// The payload. None is a tombstone.
     pub payload: Option<Bytes>,
-    /// Ordered pairs.
+    /// The headers, in order.
     pub headers: Headers,
     /// True if the name of at least one header is not UTF-8 text. `headers` then holds the other headers.
     pub headers_unreadable: bool,
 }
 
 impl Received {
-    /// A message at a place in a log, for those who implement a bus.
+    /// Creates a message at an offset, for authors of bus adapters.
     pub fn new(topic: TopicName, partition: u32, offset: u64) -> Self {
         Self {
             topic,
@@ -203,19 +205,20 @@ impl Received {
         }
     }
 
-    /// The first offset and the reason, if the message stands for offsets up to its own that the bus could not read.
+    /// Returns the first offset and the reason if the bus could not read the offsets from the first offset to the
+    /// message's own. The message then represents these offsets.
     pub fn unreadable(&self) -> Option<(&str, &str)> {
         let text = |name| self.headers.get(name).and_then(|value| std::str::from_utf8(value).ok());
         let unreadable = self.headers_unreadable && self.payload.is_none();
         unreadable.then(|| text(header::UNREADABLE_FROM).zip(text(header::UNREADABLE_CODE))).flatten()
     }
 
-    /// Key, payload and headers in bytes.
+    /// Returns the size of key, payload and headers in bytes.
     pub fn size(&self) -> usize {
         size(self.key.as_ref(), self.payload.as_ref(), &self.headers)
     }
 
-    /// Estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
+    /// Returns the estimated memory in bytes: the size, and 128 bytes for each header. Buffers count this number.
     pub fn weight(&self) -> usize {
         self.size() + self.headers.overhead()
     }

@@ -1,4 +1,4 @@
-//! Single messages, for those whose work is one at a time.
+//! A subscription that is read message by message.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,27 +8,29 @@ use futures::stream::{self, BoxStream, StreamExt};
 use super::{Committed, Notice, Positions, Received, Subscription};
 use crate::Result;
 
-/// A subscription that is read one message at a time. What was fetched and not handed out waits here, so that
-/// dropping a future or the stream loses nothing; [`Messages::commit`] commits what was handed out.
+/// A subscription that is read one message at a time.
+///
+/// Fetched messages wait here until they are returned, so dropping a future or the stream loses nothing.
+/// [`Messages::commit`] commits the returned messages.
 #[derive(Debug)]
 pub struct Messages {
     subscription: Box<dyn Subscription>,
     batch: usize,
     ready: VecDeque<Received>,
     passed: Positions,
-    /// The positions of the batch that is being handed out.
+    /// The positions of the batch whose messages are being returned.
     behind: Positions,
     notices: Vec<Notice>,
 }
 
 impl Messages {
-    /// Reads `subscription`, fetching up to `batch` messages at a time.
+    /// Creates a reader of `subscription` that fetches up to `batch` messages at a time.
     pub fn new(subscription: Box<dyn Subscription>, batch: usize) -> Self {
         let (ready, passed, behind) = (VecDeque::new(), Positions::new(), Positions::new());
         Self { subscription, batch: batch.max(1), ready, passed, behind, notices: Vec::new() }
     }
 
-    /// The next message, or None after `wait` without one.
+    /// Returns the next message, or None if none arrives within `wait`.
     ///
     /// # Errors
     /// As [`Subscription::recv`].
@@ -44,14 +46,14 @@ impl Messages {
             self.passed.pass(message);
         }
         if self.ready.is_empty() {
-            // Offsets without a message follow the last message.
+            // The positions include offsets without a message after the last message.
             self.passed.advance(&std::mem::take(&mut self.behind));
         }
         Ok(message)
     }
 
-    /// Every message from now on. The stream does not end by itself; it fails as [`Subscription::recv`] does, and
-    /// may be made anew after that.
+    /// Returns a stream of all further messages. The stream ends only with an error of [`Subscription::recv`]. After
+    /// that the caller may create another stream.
     pub fn stream(&mut self) -> BoxStream<'_, Result<Received>> {
         stream::try_unfold(self, |messages| async move {
             loop {
@@ -63,22 +65,22 @@ impl Messages {
         .boxed()
     }
 
-    /// Commits every message that was handed out and not committed yet.
+    /// Commits every returned message that is not committed yet.
     ///
     /// # Errors
-    /// As [`Subscription::commit`]; what was handed out stays to be committed.
+    /// As [`Subscription::commit`]. The messages then stay uncommitted, and a later call commits them.
     pub async fn commit(&mut self) -> Result<Committed> {
         let committed = self.subscription.commit(&self.passed).await?;
         self.passed = Positions::new();
         Ok(committed)
     }
 
-    /// What happened since the last time that this was asked.
+    /// Returns the events since the previous call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// Leaves the group. What was not handed out or not committed comes again to whoever reads next.
+    /// Leaves the group. Messages that were not returned or not committed are redelivered to the next reader.
     ///
     /// # Errors
     /// As [`Subscription::close`].

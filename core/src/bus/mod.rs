@@ -1,8 +1,9 @@
-//! [`MessageBus`] and [`Subscription`]: the port to a log of partitioned topics with consumer groups.
+//! [`MessageBus`] and [`Subscription`]: the port for a log of partitioned topics with consumer groups.
 //!
-//! The contract, point by point, stands in `docs/bus.md`; the contract suite of `qi-testkit` checks every point
-//! on every implementation. It is a log, not a queue: there is no "nack", order is per partition, progress is an
-//! offset.
+//! `docs/bus.md` describes the contract point by point. The contract suite of `qi-testkit` checks
+//! every point on every implementation.
+//!
+//! The bus is a log, not a queue. There is no "nack", order is per partition, and progress is an offset.
 
 mod admin;
 mod catalogue;

@@ -1,4 +1,4 @@
-//! Names on the bus, with the broker's rules.
+//! Names on the bus, with the rules of the broker.
 
 use crate::domain::text_name;
 
@@ -22,8 +22,8 @@ text_name!(
     |text| (1..=249).contains(&text.len()) && !text.chars().any(char::is_control)
 );
 text_name!(
-    /// The name of a static member of a group: the same name after a restart is the same member, so that a quick
-    /// restart moves no partitions.
+    /// The name of a static member of a group, Kafka's `group.instance.id`. A process that restarts with the same name
+    /// is the same member, so a quick restart moves no partitions.
     MemberId,
     "bus.member",
     "member",

@@ -1,21 +1,22 @@
-//! Which partition a key belongs to: the same one that Kafka's Java client chooses, so that other languages agree.
+//! The partition of a key. The result equals that of Kafka's Java client, so programs in other languages agree.
 
 use std::num::NonZeroU32;
 
-/// The partition of `key` in a topic of so many partitions.
+/// Returns the partition of `key` in a topic with `partitions` partitions.
 pub fn partition_for_key(key: &[u8], partitions: NonZeroU32) -> u32 {
-    // Java's `toPositive`: the sign bit is cut off, not negated.
+    // Java's `toPositive` clears the sign bit; it does not negate.
     (murmur2(key) & 0x7fff_ffff) % partitions
 }
 
-/// Murmur2, 32 bits, with Kafka's seed. Source: Austin Appleby's public-domain `MurmurHash2`, as
-/// `org.apache.kafka.common.utils.Utils.murmur2` applies it.
+/// Computes the 32-bit Murmur2 hash with Kafka's seed.
+///
+/// Source: Austin Appleby's public-domain `MurmurHash2`, as `org.apache.kafka.common.utils.Utils.murmur2` applies it.
 pub fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
     const R: u32 = 24;
 
-    // Java's length is 32 bits too; keys are far below that.
+    // Java's length has 32 bits too, and keys are far shorter.
     #[expect(clippy::cast_possible_truncation, reason = "a key is at most a message, which is below 4 GiB")]
     let mut hash = SEED ^ data.len() as u32;
     let (words, tail) = data.as_chunks::<4>();
@@ -39,7 +40,7 @@ pub fn murmur2(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The values of Kafka's own `UtilsTest.testMurmur2`.
+    /// Uses the values of Kafka's own `UtilsTest.testMurmur2`.
     #[test]
     fn hashes_are_those_of_the_java_client() {
         for (key, hash) in [

@@ -1,4 +1,4 @@
-//! The ports themselves.
+//! The `MessageBus` and `Subscription` traits.
 
 use std::fmt::{Debug, Display};
 use std::time::Duration;
@@ -13,19 +13,19 @@ use super::{
 };
 use crate::Result;
 
-/// What a publish adds to every message of its batch.
+/// The settings of a publish call, for every message of its batch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct PublishOptions {
-    /// Added behind each message's own headers.
+    /// Headers that are added after each message's own headers.
     pub headers: Headers,
 }
 
 impl PublishOptions {
-    /// Nothing added.
+    /// Options that add nothing.
     pub const NONE: &'static Self = &Self { headers: Headers::new() };
 
-    /// With these headers behind each message's own.
+    /// Creates options that add these headers after each message's own headers.
     pub fn with_headers(headers: Headers) -> Self {
         Self { headers }
     }
@@ -33,27 +33,28 @@ impl PublishOptions {
 
 /// A log of partitioned topics with consumer groups.
 ///
-/// Conveniences (typed records, dead letters, single messages) are in [`super::MessageBusExt`].
+/// Typed records, dead letters and single messages are in [`super::MessageBusExt`].
 ///
-/// # What every bus guarantees
-/// - **At least once.** A delivery that is acknowledged is replicated as configured, and every group gets it. The
-///   client doubles nothing by itself; a message whose outcome is unknown may be in the log, and only the caller
-///   may send it again.
-/// - **Order** within a partition is the order of publishing, in a batch and over consecutive ones. Keys map to
-///   partitions by murmur2 as in Java.
-/// - **Groups**: every group sees all; within a group each partition has one owner. When a member leaves or dies,
-///   others go on from the last commit, so that what was not committed comes again.
-/// - **Nothing is created by accident**: an unknown topic is `NotFound`.
-/// - **Bounded**: a full buffer makes `publish` wait, up to the delivery timeout; then the rest is not sent.
-/// - **After [`MessageBus::close`]** every call is `Closed`, on its subscriptions too.
+/// # Guarantees of every bus
+/// - **At least once.** An acknowledged message is replicated as configured, and every group receives it. The client
+///   never duplicates a message. A message with an unknown outcome may be in the log, and only the
+///   caller may send it again.
+/// - **Order.** Messages of a partition are in the order of publishing, within a batch and across consecutive batches.
+///   Keys map to partitions by murmur2, as in Kafka's Java client.
+/// - **Groups.** Every group receives all messages. Within a group each partition has one owner. When a member leaves
+///   or dies, other members continue from the last commit, so uncommitted messages are redelivered.
+/// - **No accidental topics.** An unknown topic is `NotFound`.
+/// - **Bounded memory.** A full buffer makes `publish` wait, up to the delivery timeout. Messages that still have no
+///   space are not sent.
+/// - **After [`MessageBus::close`]** every call is `Closed`, also on its subscriptions.
 ///
-/// # What varies
-/// Which partition a message without a key goes to, where batches end, and whether offsets are dense.
+/// # Differences between buses
+/// The partition of a message without a key, the boundaries of batches, and gaps between offsets.
 ///
-/// # What it is not
-/// A queue: there is no "nack" and no redelivery of single messages; progress is an offset.
+/// # Non-goals
+/// The bus is not a queue: there is no "nack" and no redelivery of single messages. Progress is an offset.
 ///
-/// The full text with its reasons stands in `docs/bus.md`. A writer is five lines:
+/// `docs/bus.md` has the full contract with its reasons. A writer takes five lines:
 ///
 /// ```
 /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
@@ -71,111 +72,115 @@ impl PublishOptions {
 #[async_trait]
 #[auto_impl(Arc, Box)]
 pub trait MessageBus: Debug + Display + Send + Sync + 'static {
-    /// What is known of the bus without asking it.
+    /// Returns metadata about the bus. Performs no I/O.
     fn info(&self) -> BusInfo;
 
-    /// Sends a batch and answers for every message, by index. `MessageBusExt::send` makes an error of a failed
-    /// one.
+    /// Publishes a batch and returns the outcome of every message, by index. `MessageBusExt::send` turns a failed
+    /// message into an error.
     ///
-    /// Dropping the future leaves the outcome of what was under way unknown.
+    /// If the future is dropped, the outcome of messages in flight is unknown.
     ///
     /// # Errors
-    /// Only when nothing was tried: the bus is closed.
+    /// `Closed` if the bus is closed. Errors of single messages are in the report.
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport>;
 
-    /// Joins a group, and returns after the first assignment (which may be empty). Where a partition starts is
-    /// resolved and committed before, so that a takeover before the first commit loses nothing.
+    /// Joins a group, and returns after the first assignment, which may be empty. The start offset of each partition is
+    /// resolved and committed before the call returns. Thus a takeover before the first commit of
+    /// the caller loses no message.
     ///
     /// # Errors
     /// `NotFound` for an unknown topic.
     async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>>;
 
-    /// Reads partitions without a group, from anywhere: for replays. Such a reader cannot commit.
+    /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
     ///
     /// # Errors
     /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition.
     async fn read(&self, request: Read) -> Result<Box<dyn Subscription>>;
 
-    /// Creates topics; one answer for each. The same number of partitions is `Existed`, another one a `Conflict`
-    /// that is not retryable. An existing topic is `Existed` for a principal that may not create topics, too; a missing
-    /// one is `Unauthorized` then.
+    /// Creates topics and returns one outcome for each. An existing topic with the same number of partitions is
+    /// `Existed`; with another number it is a `Conflict` that is not retryable. If the principal may not create topics,
+    /// an existing topic is `Existed` and a missing topic is `Unauthorized`.
     ///
     /// # Errors
-    /// Only when nothing was tried.
+    /// An error if the call attempted nothing. Errors of single topics are in the outcomes.
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>>;
 
-    /// Deletes topics with all their messages; one answer for each, `NotFound` for an unknown one.
+    /// Deletes topics with all their messages and returns one outcome for each. An unknown topic is `NotFound`.
     ///
     /// # Errors
-    /// Only when nothing was tried.
+    /// An error if the call attempted nothing. Errors of single topics are in the outcomes.
     async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>>;
 
     /// Returns every topic that the principal may describe, in the order of the names. Settings that the principal may
     /// not read are hidden.
     async fn topics(&self) -> Result<Vec<TopicInfo>>;
 
-    /// Returns groups with their members, commits and lag, in the order of the names. An unknown group is absent; a
+    /// Returns groups with their members, commits and lag, in the order of the names. An unknown group is absent. A
     /// failed look-up is an error. A group that cannot be described, or that the principal may not describe, is
-    /// returned with that state and does not fail the others. Of topics that the principal may not describe nothing is
-    /// returned.
+    /// returned with that state and does not fail the others. Topics that the principal may not describe are left out.
     ///
     /// # Errors
     /// `Unauthorized` if the query names a topic that the principal may not describe.
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>>;
 
-    /// Asks the brokers whether they answer.
+    /// Sends a request to the brokers and returns the round-trip time.
     async fn ping(&self) -> Result<BusStatus>;
 
-    /// Drains what is under way, up to a limit, and ends all subscriptions. Idempotent.
+    /// Waits for messages in flight, up to a limit, and ends all subscriptions. Idempotent.
     async fn close(&self) -> Result<CloseReport>;
 }
 
-/// A reader: a member of a group, or one without a group.
+/// A reader: a member of a consumer group, or a reader without a group.
 ///
-/// - A rebalance takes effect only inside [`Subscription::recv`], or when the poll limit or the session passes:
-///   what a batch holds stays owned until the next `recv`.
+/// - A rebalance takes effect only inside [`Subscription::recv`], or when the poll limit or the session timeout
+///   expires. The member keeps the partitions of a batch until its next `recv`.
 /// - Dropping a future of `recv` loses no message and commits nothing.
-/// - No error of a healthy cluster ends the loop around `recv`; what happened stands in `Batch::notices`.
+/// - In a healthy cluster `recv` returns no error that must end the caller's loop. Events such as rebalances are in
+///   `Batch::notices`.
 #[async_trait]
 #[auto_impl(Box)]
 pub trait Subscription: Debug + Send {
-    /// At least one and at most `max` messages, or an empty batch after `wait`.
+    /// Returns at least one and at most `max` messages, or an empty batch after `wait`.
     ///
     /// # Errors
-    /// `InvalidInput` for a `max` of 0; `NotFound` when the last topic of the subscription was deleted (a deleted topic
-    /// beside others is a [`Notice::TopicDeleted`](super::Notice), and the others go on); `Unavailable` once `wait` has passed
-    /// with no broker connected (the position stays, and a later call goes on).
+    /// - `InvalidInput` for a `max` of 0.
+    /// - `NotFound` if the last topic of the subscription was deleted. If other topics remain, a deleted topic is a
+    ///   [`Notice::TopicDeleted`](super::Notice) and the reader continues with the others.
+    /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a
+    ///   later call continues from it.
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
 
-    /// Stores the next offsets to read. Ok: the broker has them, except those of `Committed::lost`. What had gone when
-    /// a position was reset is no way back: a valid commit of the group stays then, and `Committed::stored` names it.
+    /// Commits the next offsets to read. After `Ok` the broker has stored them, except those in `Committed::lost`. A
+    /// commit cannot move a valid commit of the group back to offsets that retention had removed when the position was
+    /// reset. The valid commit then stays, and `Committed::stored` has it.
     ///
     /// # Errors
     /// `InvalidInput` above the position of `recv` (below is allowed), `Unsupported` without a group.
     async fn commit(&mut self, upto: &Positions) -> Result<Committed>;
 
-    /// Moves the position of owned partitions. It commits nothing.
+    /// Moves the position of owned partitions. Commits nothing.
     ///
     /// # Errors
     /// `InvalidInput` for a partition that is not owned.
     async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()>;
 
-    /// Holds back partitions; others go on. A pause ends when the partition is lost.
+    /// Stops fetching from these partitions; other partitions continue. The pause ends when the partition is lost.
     ///
     /// # Errors
     /// `InvalidInput` for a partition that is not owned.
     async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
-    /// Lets paused partitions go on.
+    /// Resumes paused partitions.
     ///
     /// # Errors
     /// `InvalidInput` for a partition that is not owned.
     async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
-    /// What is read at present, with position, commit and lag.
+    /// Returns the currently assigned partitions with position, commit and lag.
     async fn assignment(&mut self) -> Result<Assignment>;
 
-    /// Leaves the group at once, so that others take over. Idempotent. A static member keeps its partitions until its
-    /// session passes, so that a quick restart moves none.
+    /// Leaves the group at once, so that other members take over. Idempotent. A static member keeps its partitions
+    /// until its session timeout expires, so a quick restart moves no partition.
     async fn close(&mut self) -> Result<()>;
 }

@@ -1,29 +1,29 @@
-//! What became of each message that was published.
+//! The outcomes of published messages.
 
 use crate::{Error, Result, Timestamp};
 
-/// Where a message stands now.
+/// The position of an acknowledged message in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery {
-    /// The partition.
+    /// The partition of the message.
     pub partition: u32,
-    /// The offset.
+    /// The offset in the partition.
     pub offset: u64,
-    /// The time that the log keeps, to the millisecond.
+    /// The timestamp that the log keeps, to the millisecond.
     pub timestamp: Option<Timestamp>,
 }
 
-/// Whether a message that was not acknowledged can be in the log.
+/// The delivery state of a message that was not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeliveryState {
-    /// It is not in the log.
+    /// The message is not in the log.
     NotSent,
-    /// It may be. Only the caller may send it again, because that may double it.
+    /// The message may be in the log. Only the caller may send it again, because that may duplicate the message.
     Unknown,
 }
 
 impl DeliveryState {
-    /// The stable lower-case name, as it stands in metrics: `not_sent`.
+    /// Returns the stable lower-case name that metrics use: `not_sent`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotSent => "not_sent",
@@ -32,12 +32,12 @@ impl DeliveryState {
     }
 }
 
-/// Why a message was not acknowledged.
+/// The failure of a message that was not acknowledged.
 #[derive(Debug, Clone)]
 pub struct DeliveryError {
-    /// Whether it can be in the log all the same.
+    /// The delivery state: not in the log, or possibly in the log.
     pub state: DeliveryState,
-    /// Why.
+    /// The reason for the failure.
     pub error: Error,
 }
 
@@ -46,59 +46,59 @@ impl DeliveryError {
     /// `InvalidInput`.
     pub const TOO_LARGE: &str = "bus.message.size";
 
-    /// A message that is not in the log.
+    /// Creates the failure of a message that is not in the log.
     pub fn not_sent(error: Error) -> Self {
         Self { state: DeliveryState::NotSent, error }
     }
 
-    /// Returns whether the message was refused because of its size.
+    /// Returns whether the message was rejected because of its size.
     pub fn is_too_large(&self) -> bool {
         self.error.code() == Self::TOO_LARGE
     }
 
-    /// A message that may be in the log.
+    /// Creates the failure of a message that may be in the log.
     pub fn unknown(error: Error) -> Self {
         Self { state: DeliveryState::Unknown, error }
     }
 }
 
-/// An answer for every message of a batch, by index.
+/// The outcome of every message of a batch, by index.
 #[derive(Debug, Clone, Default)]
 #[must_use = "messages may have failed one by one: `into_result` makes an error of that"]
 pub struct PublishReport(Vec<Result<Delivery, DeliveryError>>);
 
 impl PublishReport {
-    /// The answers, in the order of the batch.
+    /// Creates a report from the outcomes, in the order of the batch.
     pub fn new(outcomes: Vec<Result<Delivery, DeliveryError>>) -> Self {
         Self(outcomes)
     }
 
-    /// A report in which every one of `len` messages is unknown: the call was cut off.
+    /// Creates a report in which each of `len` messages is unknown, because the call was aborted.
     pub fn all_unknown(len: usize, error: &Error) -> Self {
         Self((0..len).map(|_| Err(DeliveryError::unknown(error.clone()))).collect())
     }
 
-    /// The answers, in the order of the batch.
+    /// Returns the outcomes, in the order of the batch.
     pub fn outcomes(&self) -> &[Result<Delivery, DeliveryError>] {
         &self.0
     }
 
-    /// The answers, to change or keep.
+    /// Returns the outcomes and consumes the report.
     pub fn into_outcomes(self) -> Vec<Result<Delivery, DeliveryError>> {
         self.0
     }
 
-    /// How many messages it answers for.
+    /// Returns the number of messages in the report.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether the batch was empty.
+    /// Returns true if the batch was empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The indices of the messages in this state.
+    /// Returns the indices of the failed messages in this state.
     pub fn failed(&self, state: DeliveryState) -> impl Iterator<Item = usize> {
         self.0.iter().enumerate().filter_map(move |(at, outcome)| match outcome {
             Err(failure) if failure.state == state => Some(at),
@@ -106,7 +106,7 @@ impl PublishReport {
         })
     }
 
-    /// Every delivery, or the first failure with the counts of all.
+    /// Returns every delivery, or the first failure with the counts of all failures.
     ///
     /// # Errors
     /// The error of the first message that failed, with `not_sent`, `unknown` and `batch` in its context.

@@ -1,4 +1,4 @@
-//! What a reader asks for, and what it is given.
+//! Subscriptions: requests of a reader, and the batches, offsets and assignments that it receives.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::{Error, Result, Timestamp};
 /// One partition of one topic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
-    /// The topic.
+    /// The topic of the partition.
     pub topic: TopicName,
     /// The partition's number, from 0.
     pub partition: u32,
 }
 
 impl TopicPartition {
-    /// Partition `partition` of `topic`.
+    /// Creates the identifier of a partition of `topic`.
     pub fn new(topic: TopicName, partition: u32) -> Self {
         Self { topic, partition }
     }
@@ -38,55 +38,56 @@ impl fmt::Debug for TopicPartition {
     }
 }
 
-/// Where a partition starts for a group that has no valid commit of it.
+/// The start position in a partition for which the group has no valid commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StartFrom {
-    /// With the oldest message that is still there.
+    /// The oldest message that still exists.
     #[default]
     Earliest,
-    /// With what comes after the subscription.
+    /// The first message published after the subscription.
     Latest,
-    /// With the first message of this time or later.
+    /// The first message with this time or a later time.
     At(Timestamp),
-    /// Nowhere: it is an error.
+    /// No position: the subscription returns an error.
     Fail,
 }
 
-/// Where to go in a partition.
+/// A target position in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekTo {
-    /// To this offset: the next message has it, or a higher one.
+    /// This offset. The next message has this offset or a higher offset.
     Offset(u64),
-    /// To the first message of this time or later; to the end if there is none.
+    /// The first message with this time or a later time; the end if there is no such message.
     At(Timestamp),
-    /// To the oldest message that is still there.
+    /// The oldest message that still exists.
     Earliest,
-    /// To the end.
+    /// The end of the partition.
     Latest,
 }
 
-/// A subscription as a member of a group. It goes on from the group's commits; `otherwise` says where a partition
-/// without a valid one starts.
+/// A request to read topics as a member of a group. The member continues from the group's commits. `otherwise` is the
+/// start position of a partition without a valid commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Subscribe {
-    /// The topics, at least one, sorted and each once.
+    /// The topics: at least one, sorted, without duplicates.
     pub topics: Vec<TopicName>,
-    /// The group.
+    /// The consumer group to join.
     pub group: GroupId,
-    /// Where a partition without a valid commit starts.
+    /// The start position in a partition without a valid commit.
     pub otherwise: StartFrom,
-    /// How many bytes may be fetched ahead of `recv`.
+    /// The largest number of bytes that may be fetched before `recv` asks for them.
     pub max_buffered_bytes: usize,
-    /// How long a member may be silent before it counts as dead.
+    /// The time without a heartbeat after which the member counts as dead.
     pub session_timeout: Duration,
-    /// How long a member may stay without calling `recv` before it loses its partitions to others.
+    /// The longest time between calls of `recv`. After it the member loses its partitions to others.
     pub poll_limit: Duration,
-    /// A static member keeps its partitions over a quick restart.
+    /// The name of a static member, which keeps its partitions during a quick restart. None for a dynamic member.
     pub member: Option<MemberId>,
-    /// Announces a revocation with [`Notice::RevocationPending`] one `recv` before it takes effect. A member that
-    /// receives ahead of its processing sets it, so that records of a partition are never stored after those of the next
-    /// owner. Defaults to false.
+    /// Announces a revocation with [`Notice::RevocationPending`] one `recv` before it takes effect. Defaults to false.
+    ///
+    /// Set it for a member that receives ahead of its processing. The member then stores the records of a partition
+    /// before the next owner does.
     pub announce_revocations: bool,
 }
 
@@ -94,11 +95,11 @@ impl Subscribe {
     /// The default of [`Subscribe::max_buffered_bytes`]: 16 MiB.
     pub const MAX_BUFFERED_BYTES: usize = 16 << 20;
 
-    /// A member of `group` that reads `topics`: from the earliest message where nothing is committed, a session
-    /// of 30 s, a poll limit of 5 minutes.
+    /// Creates a request to read `topics` as a member of `group`. A partition without a commit starts at the earliest
+    /// message. The session timeout is 30 s, and the poll limit is 5 minutes.
     ///
     /// # Errors
-    /// `InvalidInput` for no topics.
+    /// `InvalidInput` for an empty list of topics.
     pub fn new(group: GroupId, topics: impl IntoIterator<Item = TopicName>) -> Result<Self> {
         let mut topics: Vec<_> = topics.into_iter().collect();
         topics.sort_unstable();
@@ -123,24 +124,24 @@ impl Subscribe {
         })
     }
 
-    /// With another start for partitions without a valid commit.
+    /// Sets the start position for partitions without a valid commit.
     #[must_use]
     pub fn otherwise(mut self, start: StartFrom) -> Self {
         self.otherwise = start;
         self
     }
 
-    /// With another bound on what is fetched ahead; at least one message is held whatever its size.
+    /// Sets the largest number of bytes that may be fetched ahead. At least one message is buffered, whatever its size.
     #[must_use]
     pub fn with_max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.max_buffered_bytes = bytes;
         self
     }
 
-    /// With another session timeout and poll limit.
+    /// Sets the session timeout and the poll limit.
     ///
     /// # Errors
-    /// `InvalidInput` if the session is zero or longer than the poll limit, as brokers demand.
+    /// `InvalidInput` if the session timeout is zero or longer than the poll limit. Brokers require this order.
     pub fn with_limits(mut self, session_timeout: Duration, poll_limit: Duration) -> Result<Self> {
         if session_timeout.is_zero() || session_timeout > poll_limit {
             return Err(Error::invalid(
@@ -155,14 +156,14 @@ impl Subscribe {
         Ok(self)
     }
 
-    /// Announces revocations.
+    /// Enables [`Subscribe::announce_revocations`].
     #[must_use]
     pub fn with_announced_revocations(mut self) -> Self {
         self.announce_revocations = true;
         self
     }
 
-    /// As this static member.
+    /// Joins as this static member.
     #[must_use]
     pub fn as_member(mut self, member: MemberId) -> Self {
         self.member = Some(member);
@@ -170,21 +171,22 @@ impl Subscribe {
     }
 }
 
-/// A reader without a group: these partitions, from these places. It commits nothing.
+/// A request to read partitions without a group, from given positions. The reader commits nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Read {
-    /// The partitions, each once, and where to begin.
+    /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
-    /// How many bytes may be fetched ahead of `recv`.
+    /// The largest number of bytes that may be fetched before `recv` asks for them.
     pub max_buffered_bytes: usize,
 }
 
 impl Read {
-    /// These partitions from these places; of a repeated partition the last place counts.
+    /// Creates a request to read these partitions from these positions. The last position
+    /// of a repeated partition counts.
     ///
     /// # Errors
-    /// `InvalidInput` for no partitions.
+    /// `InvalidInput` for an empty list of partitions.
     pub fn new(from: impl IntoIterator<Item = (TopicPartition, SeekTo)>) -> Result<Self> {
         let from: BTreeMap<_, _> = from.into_iter().collect();
         if from.is_empty() {
@@ -198,7 +200,7 @@ impl Read {
         Ok(Self { from: from.into_iter().collect(), max_buffered_bytes: Subscribe::MAX_BUFFERED_BYTES })
     }
 
-    /// With another bound on what is fetched ahead.
+    /// Sets the largest number of bytes that may be fetched ahead.
     #[must_use]
     pub fn with_max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.max_buffered_bytes = bytes;
@@ -206,17 +208,17 @@ impl Read {
     }
 }
 
-/// Next offsets to read, by partition: what is committed.
+/// Offsets to commit: the next offset to read of each partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Positions(BTreeMap<TopicPartition, u64>);
 
 impl Positions {
-    /// None.
+    /// Creates an empty set of offsets.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The next offset to read of a partition.
+    /// Returns the next offset to read of a partition, if the set has one.
     pub fn get(&self, partition: &TopicPartition) -> Option<u64> {
         self.0.get(partition).copied()
     }
@@ -226,7 +228,7 @@ impl Positions {
         self.0.insert(partition, next);
     }
 
-    /// Moves every partition of `later` to where it stands there, if that is further on.
+    /// Merges `later` into this set. The higher offset of each partition counts.
     pub fn advance(&mut self, later: &Self) {
         for (partition, next) in &later.0 {
             let mine = self.0.entry(partition.clone()).or_insert(*next);
@@ -237,29 +239,29 @@ impl Positions {
     /// Marks a message as processed.
     pub fn pass(&mut self, message: &Received) {
         let next = message.offset + 1;
-        // The common case, a partition that is there already, clones nothing.
+        // A partition that is already present, the common case, needs no clone.
         match self.0.iter_mut().find(|(p, _)| p.partition == message.partition && p.topic == message.topic) {
             Some((_, mine)) => *mine = (*mine).max(next),
             None => self.set(TopicPartition::new(message.topic.clone(), message.partition), next),
         }
     }
 
-    /// Keeps only the partitions for which a function returns true.
+    /// Keeps only the partitions for which `keep` returns true.
     pub fn retain(&mut self, mut keep: impl FnMut(&TopicPartition) -> bool) {
         self.0.retain(|partition, _| keep(partition));
     }
 
-    /// Every partition with its next offset.
+    /// Returns every partition with its next offset.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&TopicPartition, u64)> {
         self.0.iter().map(|(partition, next)| (partition, *next))
     }
 
-    /// How many partitions.
+    /// Returns the number of partitions.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no partitions.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -277,40 +279,40 @@ impl Extend<(TopicPartition, u64)> for Positions {
     }
 }
 
-/// What happened to a reader that its next batch tells it.
+/// An event of a subscription, delivered with its next batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// Partitions came or went.
+    /// The assignment of partitions to members changed.
     AssignmentChanged {
-        /// New ones.
+        /// The partitions that the member gained.
         gained: Vec<TopicPartition>,
-        /// Those that others have now.
+        /// The partitions that the member lost to others.
         lost: Vec<TopicPartition>,
     },
-    /// A rebalance is about to revoke partitions. The next call of `recv` gives them away, so store and commit first what
-    /// was received. Sent only with [`Subscribe::announce_revocations`].
+    /// A rebalance is about to revoke partitions. The next call of `recv` gives them up, so store and commit the
+    /// received messages first. Sent only with [`Subscribe::announce_revocations`].
     RevocationPending,
-    /// The position had gone (retention), and `otherwise` answered.
+    /// The offset no longer exists, for example after retention, so the position was reset by `otherwise`.
     Reset {
-        /// Of which partition.
+        /// The partition.
         partition: TopicPartition,
-        /// Where it stood.
+        /// The position before the reset.
         from: u64,
-        /// Where it stands.
+        /// The position after the reset.
         to: u64,
     },
-    /// `recv` was not called for longer than the poll limit, and the partitions went to others meanwhile.
+    /// `recv` was not called within the poll limit, so the partitions went to other members.
     PollLimitPassed,
-    /// A topic of the subscription was deleted, and other topics of the subscription remain. Its partitions are lost.
-    /// If the topic is created again, it is read again.
+    /// A topic of the subscription was deleted, and other topics of the subscription remain. The member loses its
+    /// partitions. If the topic is created again, the subscription reads it again.
     TopicDeleted {
         /// The topic's name.
         topic: TopicName,
     },
 }
 
-/// Messages in order, what to commit when all of them are processed, and what happened meanwhile.
+/// Messages in order, the offsets to commit after processing, and the events since the previous batch.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     messages: Vec<Received>,
@@ -320,21 +322,21 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch, for those who implement a bus.
+    /// Creates a batch, for authors of bus adapters.
     pub fn new(messages: Vec<Received>, positions: Positions, notices: Vec<Notice>) -> Self {
         Self { messages, positions, notices, span: None }
     }
 
-    /// Sets the span of the processing, for authors of layers.
+    /// Sets the span of the batch's processing, for authors of layers.
     #[must_use]
     pub fn with_span(mut self, span: Span) -> Self {
         self.span = Some(span);
         self
     }
 
-    /// The span of its processing, which goes on with the trace that the messages came with: what the consumer does
-    /// inside it belongs to that trace. It ends when the batch and every clone of the span are dropped. Without the
-    /// layer `Traced` it is disabled, and being inside it changes nothing.
+    /// Returns the span of the batch's processing, which continues the trace of the messages. Work inside the span
+    /// belongs to that trace. The span ends when the batch and every clone of the span are dropped. Without the layer
+    /// `Traced` the span is disabled, and entering it has no effect.
     ///
     /// ```
     /// # use qi_core::bus::{DeadLetters, MessageBus, MessageBusExt, Subscription};
@@ -362,9 +364,8 @@ impl Batch {
 
     /// Decodes each message, in any format of [`super::Encoding`]. Performs no I/O.
     ///
-    /// A writer stores the records, then passes the rejected messages to
-    /// [`super::MessageBusExt::send_dead_letters`], and then commits. In this order, an outage of the store repeats
-    /// no dead letters.
+    /// A writer stores the records, then passes the rejected messages to [`super::MessageBusExt::send_dead_letters`],
+    /// and then commits. In this order, an outage of the store repeats no dead letters.
     pub fn decode<R: Record>(&self) -> Decoded<R> {
         let (mut records, mut rejected) =
             (RecordVec::from_vec(Vec::<R>::with_capacity(self.len())), Vec::new());
@@ -373,50 +374,50 @@ impl Batch {
                 rejected.push(RejectedMessage::new(message.clone(), error));
             }
         }
-        // The vector was made for this type.
+        // The vector was created with this record type, so the conversion succeeds.
         Decoded { records: records.into_vec().unwrap_or_default(), rejected }
     }
 
-    /// The messages; per partition in the order of their offsets.
+    /// Returns the messages. The messages of a partition are in the order of their offsets.
     pub fn messages(&self) -> &[Received] {
         &self.messages
     }
 
-    /// The messages, to keep or change.
+    /// Returns the messages for modification.
     pub fn messages_mut(&mut self) -> &mut Vec<Received> {
         &mut self.messages
     }
 
-    /// The messages, to keep.
+    /// Returns the messages and consumes the batch.
     pub fn into_messages(self) -> Vec<Received> {
         self.messages
     }
 
-    /// The offsets to commit when all messages are processed.
+    /// Returns the offsets to commit when all messages are processed.
     ///
-    /// A position may lie more than one offset behind the last message, and an empty batch may hold positions: the end
-    /// of a partition may hold offsets without a message, such as transaction markers, and the commit of these
-    /// positions moves the group past them. So commit the positions of an empty batch too.
+    /// A position may lie more than one offset after the last message, and an empty batch may have positions. The end
+    /// of a partition may have offsets without a message, such as transaction markers. Committing these positions moves
+    /// the group past them, so commit the positions of an empty batch too.
     pub fn positions(&self) -> &Positions {
         &self.positions
     }
 
-    /// What happened since the batch before.
+    /// Returns the events since the previous batch.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
 
-    /// The messages, one by one.
+    /// Returns an iterator over the messages.
     pub fn iter(&self) -> std::slice::Iter<'_, Received> {
         self.messages.iter()
     }
 
-    /// How many messages.
+    /// Returns the number of messages.
     pub fn len(&self) -> usize {
         self.messages.len()
     }
 
-    /// Whether there are no messages. There may be notices.
+    /// Returns true if there are no messages. The batch may still have notices.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
@@ -430,19 +431,19 @@ impl<'a> IntoIterator for &'a Batch {
     }
 }
 
-/// What a commit stored.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Committed {
-    /// What the broker has now.
+    /// The offsets that the broker has stored now.
     pub stored: Positions,
-    /// Partitions that this member does not own any more: nothing was stored for them, and their owner gets the
-    /// messages again. It is no error.
+    /// The partitions that this member no longer owns. Nothing was stored for them, and their owner receives the
+    /// messages again. The commit is still `Ok`.
     pub lost: Vec<TopicPartition>,
 }
 
 impl Committed {
-    /// `stored` is on the broker, `lost` belong to others.
+    /// Creates a result with the stored offsets and the partitions that belong to other members.
     pub fn new(stored: Positions, lost: Vec<TopicPartition>) -> Self {
         Self { stored, lost }
     }
@@ -452,20 +453,20 @@ impl Committed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AssignedPartition {
-    /// Which.
+    /// The partition.
     pub partition: TopicPartition,
-    /// What `recv` returns next.
+    /// The offset that `recv` returns next.
     pub position: u64,
-    /// The group's commit.
+    /// The group's commit, if it has one.
     pub committed: Option<u64>,
-    /// The end of the log minus the position.
+    /// The high watermark minus the position.
     pub lag: u64,
-    /// Whether it is paused.
+    /// True if the partition is paused.
     pub paused: bool,
 }
 
 impl AssignedPartition {
-    /// An assigned partition, for those who implement a bus.
+    /// Creates an assigned partition, for authors of bus adapters.
     pub fn new(
         partition: TopicPartition,
         position: u64,
@@ -477,23 +478,23 @@ impl AssignedPartition {
     }
 }
 
-/// What a subscription reads at present.
+/// The current assignment of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Assignment {
-    /// Rises with every change of the assignment.
+    /// A number that rises with every change of the assignment.
     pub epoch: u64,
     /// The partitions, in order.
     pub partitions: Vec<AssignedPartition>,
 }
 
 impl Assignment {
-    /// The assignment of `epoch`.
+    /// Creates the assignment of `epoch`.
     pub fn new(epoch: u64, partitions: Vec<AssignedPartition>) -> Self {
         Self { epoch, partitions }
     }
 
-    /// The end of the log minus the position, over all partitions.
+    /// Returns the lag (high watermark minus position) summed over all partitions.
     pub fn lag(&self) -> u64 {
         self.partitions.iter().fold(0, |sum, p| sum.saturating_add(p.lag))
     }

@@ -1,4 +1,4 @@
-//! Bars: open, high, low, close and volume of an interval; built from ticks or from finer bars.
+//! Bars: open, high, low, close and volume of an interval, built from ticks or from finer bars.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,8 +7,8 @@ use crate::domain::{Sum18, Sum36};
 use crate::record::{Columns, Record};
 use crate::{Error, Instrument, Interval, Price, Quantity, Result, Timestamp};
 
-/// The figures of a bar. Prices and `quote_volume` in the quote currency, `volume` in the base currency; None is
-/// unknown (candle feeds often carry no count).
+/// The values of a bar. Prices and `quote_volume` are in the quote currency, and `volume` is in the base currency. None
+/// means unknown; candle feeds often have no count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Columns)]
 pub struct BarValues {
     /// The first price.
@@ -31,7 +31,7 @@ pub struct BarValues {
 }
 
 impl BarValues {
-    /// A bar in which nothing was traded: all four prices are `price`, and volume and count are zero.
+    /// Creates the values of a bar without trades: all four prices are `price`, and volumes and count are zero.
     pub fn flat(price: Price) -> Self {
         Self {
             open: price,
@@ -45,7 +45,7 @@ impl BarValues {
     }
 }
 
-/// One bar of an instrument. Key: (instrument, interval, `open_time`); it covers `[open_time, close_time)`.
+/// One bar of an instrument. The key is (instrument, interval, `open_time`). The bar covers `[open_time, close_time)`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "bars", message = "bar", topic = "crypto-ohlcv", validate = Self::holds_together)]
 pub struct Ohlcv {
@@ -60,11 +60,11 @@ pub struct Ohlcv {
 }
 
 impl Ohlcv {
-    /// A bar that opens at `open_time`.
+    /// Creates a bar that opens at `open_time`.
     ///
     /// # Errors
-    /// `InvalidInput` for an `open_time` that is not aligned to the interval or after
-    /// [`Timestamp::MAX_RECORD`], prices outside `[low, high]`, or a count above [`crate::domain::MAX_COUNTER`].
+    /// `InvalidInput` for an `open_time` that is not aligned to the interval or is after [`Timestamp::MAX_RECORD`], an
+    /// open or close price outside `[low, high]`, or a count above [`crate::domain::MAX_COUNTER`].
     pub fn new(
         instrument: Instrument,
         interval: Interval,
@@ -102,41 +102,42 @@ impl Ohlcv {
         Ok(())
     }
 
-    /// What was traded.
+    /// Returns the traded instrument.
     pub fn instrument(&self) -> &Instrument {
         &self.instrument
     }
 
-    /// The length of the bar.
+    /// Returns the interval of the bar.
     pub fn interval(&self) -> Interval {
         self.interval
     }
 
-    /// The first moment inside.
+    /// Returns the start of the bar, inclusive.
     pub fn open_time(&self) -> Timestamp {
         self.open_time
     }
 
-    /// The first moment past it. `as_of` looks at this time: a bar is known when it has closed.
+    /// Returns the end of the bar, exclusive. `as_of` uses this time, because a bar is complete when it closes.
     pub fn close_time(&self) -> Timestamp {
-        // An aligned open time within the records leaves room for a week before `Timestamp::MAX`.
+        // The open time of a valid bar is at least a week before `Timestamp::MAX`, so the sum cannot overflow.
         Timestamp::from_micros_unchecked(self.open_time.as_micros() + self.interval.as_micros())
     }
 
-    /// The figures.
+    /// Returns the values of the bar.
     pub fn values(&self) -> &BarValues {
         &self.values
     }
 
-    /// The close price.
+    /// Returns the close price.
     pub fn close(&self) -> Price {
         self.values.close
     }
 }
 
-/// Folds the ticks of one bucket into the figures of its bar: exact sums, rounded once at the end.
+/// A builder of a bar from the ticks of one bucket. Sums are exact and rounded once at the end.
 ///
-/// Ticks come in the order (ts, seq). `volume` is the sum of the known quantities and None if none is known.
+/// The ticks must arrive in the order (ts, seq). `volume` is the sum of the known quantities, or None
+/// if no quantity is known.
 #[derive(Debug, Clone)]
 pub struct BarBuilder {
     open: Price,
@@ -148,7 +149,7 @@ pub struct BarBuilder {
 }
 
 impl BarBuilder {
-    /// Begins with the first tick of the bucket.
+    /// Creates a builder from the first tick of the bucket.
     pub fn new(first: &PriceTick) -> Result<Self> {
         let price = first.price();
         let empty = Self { open: price, high: price, low: price, close: price, sums: None, count: 0 };
@@ -158,7 +159,7 @@ impl BarBuilder {
     /// Adds the next tick.
     ///
     /// # Errors
-    /// `OutOfRange` if a sum leaves 256 bits.
+    /// `OutOfRange` if a sum exceeds 256 bits.
     pub fn plus(mut self, tick: &PriceTick) -> Result<Self> {
         let price = tick.price();
         self.high = self.high.max(price);
@@ -172,7 +173,7 @@ impl BarBuilder {
         Ok(self)
     }
 
-    /// The figures.
+    /// Returns the values of the bar.
     ///
     /// # Errors
     /// `OutOfRange` if a sum is 10²⁰ or more.
@@ -190,12 +191,12 @@ impl BarBuilder {
 
 /// Merges bars of one instrument and one interval, in ascending order, into bars of a coarser interval.
 ///
-/// A coarser bar has what its finer ones have: sums are exact, and a figure that one of them does not know is
-/// unknown in the sum too, because the known part of it would understate.
+/// Sums are exact. If a value is unknown in one of the finer bars, it is unknown in the coarser bar too, because the
+/// known part would be too small.
 ///
 /// # Errors
-/// `InvalidInput` if the finer interval does not divide the coarser one, the bars are not of one instrument and
-/// interval, or are not in ascending order; `OutOfRange` if a sum leaves the domain.
+/// `InvalidInput` if the finer interval does not divide the coarser interval, if the bars differ in instrument or
+/// interval, or if they are not in ascending order. `OutOfRange` if a sum exceeds the range of the domain.
 pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
     let Some(first) = bars.first() else { return Ok(Vec::new()) };
     if !first.interval.divides(to) {
@@ -221,7 +222,7 @@ pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
         .collect()
 }
 
-/// The figures of several bars as one. `group` is not empty.
+/// Merges the values of several bars. `group` is not empty.
 fn merge(group: &[Ohlcv]) -> Result<BarValues> {
     let total = |of: fn(&BarValues) -> Option<Quantity>| -> Result<Option<Quantity>> {
         let Some(known) = group.iter().map(|bar| of(&bar.values)).collect::<Option<Vec<_>>>() else {

@@ -3,10 +3,10 @@
 use crate::record::{Level, Levels, Record};
 use crate::{Error, Instrument, Result, Timestamp};
 
-/// The best levels of an order book at a moment, at most 50 of each side. Key: (instrument, ts, seq).
+/// The best levels of an order book at one time, at most 50 on each side. The key is (instrument, ts, seq).
 ///
-/// Bids come highest first, asks lowest first, each price once, with quantities above 0. A side may be empty, but not
-/// both. A crossed book is kept as it was seen.
+/// Bids are sorted highest first, asks lowest first. Prices are unique within a side, and quantities are above 0. One
+/// side may be empty, but not both. A crossed book is stored unchanged.
 ///
 /// ```
 /// use qi_core::record::Level;
@@ -37,8 +37,8 @@ impl BookSnapshot {
     /// Creates a snapshot. `seq` is as in [`super::PriceTick::new`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], more than 50
-    /// levels of a side, levels that are not in order, a quantity of 0, or no level at all.
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], more
+    /// than 50 levels on a side, unsorted levels, a quantity of 0, or no level at all.
     pub fn new(
         instrument: Instrument,
         ts: Timestamp,
@@ -77,12 +77,12 @@ impl BookSnapshot {
         &self.instrument
     }
 
-    /// Returns the time, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
 
-    /// Returns the order among snapshots of one `ts`.
+    /// Returns the sequence number among snapshots of the same `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }

@@ -1,9 +1,9 @@
-//! What exchanges publish about derivatives: funding rates, open interest, liquidations, mark prices.
+//! Market data of derivatives: funding rates, open interest, liquidations, mark prices.
 
 use crate::record::Record;
 use crate::{Error, Instrument, Percent, Price, Quantity, Result, Side, Timestamp};
 
-/// The funding rate of a perpetual contract. Key: (instrument, ts).
+/// The funding rate of a perpetual contract. The key is (instrument, ts).
 ///
 /// ```
 /// use qi_core::{FundingRate, Timestamp};
@@ -25,8 +25,8 @@ pub struct FundingRate {
 }
 
 impl FundingRate {
-    /// Creates a funding rate: what holders of long positions pay at `ts`, in percent of the position's value. A negative
-    /// rate is paid by holders of short positions.
+    /// Creates a funding rate: the payment by holders of long positions at `ts`, in percent of the position's value.
+    /// Holders of short positions pay a negative rate.
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`].
@@ -46,7 +46,7 @@ impl FundingRate {
     /// Sets the time of the next funding.
     ///
     /// # Errors
-    /// `InvalidInput` for a time that is not after `ts`.
+    /// `InvalidInput` if the time is not after `ts`.
     pub fn with_next_funding(mut self, next: impl Into<Option<Timestamp>>) -> Result<Self> {
         self.next_funding = next.into();
         self.validate()?;
@@ -68,7 +68,7 @@ impl FundingRate {
         &self.instrument
     }
 
-    /// Returns the time of the funding, UTC.
+    /// Returns the time of the funding in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
@@ -89,7 +89,7 @@ impl FundingRate {
     }
 }
 
-/// The open interest of a contract. Key: (instrument, ts).
+/// The open interest of a contract. The key is (instrument, ts).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "open_interest")]
 pub struct OpenInterest {
@@ -102,7 +102,7 @@ pub struct OpenInterest {
 }
 
 impl OpenInterest {
-    /// Creates the open interest at `ts`, in the base currency or in contracts, as the exchange counts it.
+    /// Creates the open interest at `ts`, in the base currency or in contracts, as the exchange reports it.
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`].
@@ -124,7 +124,7 @@ impl OpenInterest {
         &self.instrument
     }
 
-    /// Returns the time, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
@@ -140,7 +140,7 @@ impl OpenInterest {
     }
 }
 
-/// A forced order of an exchange. Key: (instrument, ts, seq).
+/// A liquidation: a forced order of an exchange. The key is (instrument, ts, seq).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "liquidations", message = "liquidation")]
 pub struct Liquidation {
@@ -157,8 +157,8 @@ pub struct Liquidation {
 }
 
 impl Liquidation {
-    /// Creates a liquidation. `seq` is as in [`super::PriceTick::new`]. `side` is the side of the forced order: a long
-    /// position is closed by [`Side::Sell`].
+    /// Creates a liquidation. `seq` is as in [`super::PriceTick::new`]. `side` is the side of the forced order, so a
+    /// long position is closed by [`Side::Sell`].
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`crate::domain::MAX_COUNTER`].
@@ -186,12 +186,12 @@ impl Liquidation {
         &self.instrument
     }
 
-    /// Returns the time, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
 
-    /// Returns the order among liquidations of one `ts`.
+    /// Returns the sequence number among liquidations of the same `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }
@@ -217,7 +217,7 @@ impl Liquidation {
     }
 }
 
-/// The mark price of a contract, and the index price that it follows. Key: (instrument, ts).
+/// The mark price of a contract, and the index price that it follows. The key is (instrument, ts).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "mark_prices", message = "mark_price")]
 pub struct MarkPrice {
@@ -230,7 +230,7 @@ pub struct MarkPrice {
 }
 
 impl MarkPrice {
-    /// Creates a mark price.
+    /// Creates the mark price of a contract at `ts`.
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`].
@@ -252,7 +252,7 @@ impl MarkPrice {
         &self.instrument
     }
 
-    /// Returns the time, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }

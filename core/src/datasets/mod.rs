@@ -1,7 +1,7 @@
 //! The built-in datasets, and the registry of the datasets of a program.
 //!
-//! Each record is declared with `#[derive(Record)]`, as the records of a team are. No record can hold an invalid value:
-//! every constructor and every deserialisation checks, and a rejection names the field and the value.
+//! Each record is declared with `#[derive(Record)]`, like the records of an application. No record can hold an invalid
+//! value: every constructor and every deserialisation validates, and an error names the field and the value.
 
 mod bar;
 mod book;

@@ -1,11 +1,11 @@
-//! Best bid and ask.
+//! Quotes: the best bid and ask.
 
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Columns, Record};
 use crate::{Error, Instrument, Price, Quantity, Result, Timestamp};
 
-/// The sides of a [`Quote`]. Prices in the quote currency, sizes in the base currency; None is unknown.
+/// The two sides of a [`Quote`]. Prices are in the quote currency, sizes in the base currency. None means unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub struct QuoteValues {
@@ -19,8 +19,8 @@ pub struct QuoteValues {
     pub ask_size: Option<Quantity>,
 }
 
-/// The best bid and ask of an instrument at a moment. Key: (instrument, ts, seq). At least one price is known;
-/// a crossed book (bid above ask) is kept as it was seen.
+/// The best bid and ask of an instrument at one time. The key is (instrument, ts, seq). At least one price is known. A
+/// crossed book (bid above ask) is stored unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "quotes", message = "quote", topic = "crypto-quotes", validate = Self::has_a_price)]
 pub struct Quote {
@@ -35,11 +35,11 @@ pub struct Quote {
 }
 
 impl Quote {
-    /// A quote of `instrument` at `ts`; `seq` as in [`crate::PriceTick::new`].
+    /// Creates a quote of `instrument` at `ts`. `seq` is as in [`crate::PriceTick::new`].
     ///
     /// # Errors
-    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`], or no
-    /// price at all.
+    /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a `seq` above [`crate::domain::MAX_COUNTER`],
+    /// or no price at all.
     pub fn new(instrument: Instrument, ts: Timestamp, seq: u64, values: QuoteValues) -> Result<Self> {
         let quote = Self { instrument, ts, seq, values };
         quote.validate()?;
@@ -54,22 +54,22 @@ impl Quote {
         Err(Error::invalid("domain.quote.empty", "bid_price, ask_price", "none", rule))
     }
 
-    /// What is quoted.
+    /// Returns the quoted instrument.
     pub fn instrument(&self) -> &Instrument {
         &self.instrument
     }
 
-    /// When, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
 
-    /// The order among quotes of one `ts`.
+    /// Returns the sequence number among quotes of the same `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// Both sides.
+    /// Returns the values of both sides.
     pub fn values(&self) -> &QuoteValues {
         &self.values
     }

@@ -6,7 +6,8 @@ use super::{
 use crate::record::{Dataset, Record};
 use crate::{Error, ErrorKind, Result};
 
-/// The datasets that a program stores, each name once. A store creates the tables of these datasets and refuses others.
+/// The datasets that a program stores, with unique names. A store creates the tables of
+/// these datasets and rejects others.
 ///
 /// ```
 /// use qi_core::Datasets;
@@ -24,13 +25,13 @@ impl Default for Datasets {
 }
 
 impl Datasets {
-    /// Ticks, quotes, bars and snapshots: what a store has unless the program says otherwise.
+    /// Returns ticks, quotes, bars and snapshots, the default datasets of a store.
     pub fn standard() -> Self {
         Self(vec![PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
     }
 
-    /// All datasets of this library: the standard ones, then funding rates, open interest, liquidations, mark prices and
-    /// book snapshots.
+    /// Returns all datasets of this library: the default datasets, then funding rates, open interest, liquidations,
+    /// mark prices and book snapshots.
     pub fn built_in() -> Self {
         let mut all = Self::standard();
         all.0.extend([
@@ -46,12 +47,12 @@ impl Datasets {
     /// Adds the dataset of a declared record.
     ///
     /// # Errors
-    /// `InvalidInput` for a description with invalid names or bounds, or a name that another dataset has.
+    /// `InvalidInput` for a description with invalid names or bounds, or for a name that another dataset already has.
     pub fn with<R: Record>(self) -> Result<Self> {
         self.with_dataset(R::DATASET)
     }
 
-    /// Adds a dataset.
+    /// Adds a dataset by its description.
     ///
     /// # Errors
     /// As [`Datasets::with`].
@@ -70,7 +71,7 @@ impl Datasets {
         }
     }
 
-    /// Returns the dataset of a name.
+    /// Returns the dataset with this name.
     pub fn get(&self, name: &str) -> Option<Dataset> {
         self.iter().find(|dataset| dataset.name() == name)
     }
@@ -105,7 +106,7 @@ impl Datasets {
         self.0.is_empty()
     }
 
-    /// No datasets.
+    /// Returns an empty list of datasets.
     pub fn none() -> Self {
         Self(Vec::new())
     }

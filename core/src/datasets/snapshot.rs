@@ -1,11 +1,11 @@
-//! What aggregators publish about a whole market.
+//! Snapshots of a market, as aggregators publish them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Columns, Record};
 use crate::{Decimal, Error, Percent, Quantity, Result, Scope, Source, Timestamp};
 
-/// The figures of a [`MarketSnapshot`]; None is unknown.
+/// The values of a [`MarketSnapshot`]. None means unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
 #[serde(default)]
 pub struct SnapshotValues {
@@ -21,10 +21,10 @@ pub struct SnapshotValues {
     /// Ether's share of the market capitalisation in percent, 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eth_dominance: Option<Percent>,
-    /// How many currencies are traded.
+    /// The number of traded currencies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_currencies: Option<u64>,
-    /// How many markets there are.
+    /// The number of markets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub markets: Option<u64>,
     /// Change over 24 hours in percent.
@@ -33,12 +33,13 @@ pub struct SnapshotValues {
     /// Change over 7 days in percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change_7d: Option<Percent>,
-    /// Who published it. It is no figure: a snapshot needs another value beside it.
+    /// The publisher. It does not count as a value: a snapshot needs at least one other value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
 }
 
-/// What an aggregator said about a market at a moment. Key: (scope, ts). At least one figure is known.
+/// The values that an aggregator published about a market at one time. The key is (scope, ts). At
+/// least one value is known.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "snapshots", message = "snapshot", topic = "market-analytics", validate = Self::has_figures)]
 pub struct MarketSnapshot {
@@ -51,11 +52,11 @@ pub struct MarketSnapshot {
 }
 
 impl MarketSnapshot {
-    /// The figures of `scope` at `ts`.
+    /// Creates a snapshot of `scope` at `ts`.
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`], a dominance outside 0 to 100, a count above
-    /// [`crate::domain::MAX_COUNTER`], or no figure at all.
+    /// [`crate::domain::MAX_COUNTER`], or no value at all.
     pub fn new(scope: Scope, ts: Timestamp, values: SnapshotValues) -> Result<Self> {
         let snapshot = Self { scope, ts, values };
         snapshot.validate()?;
@@ -107,17 +108,17 @@ impl MarketSnapshot {
         Ok(())
     }
 
-    /// What it is about.
+    /// Returns the scope of the snapshot.
     pub fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    /// When, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
 
-    /// The figures.
+    /// Returns the values of the snapshot.
     pub fn values(&self) -> &SnapshotValues {
         &self.values
     }

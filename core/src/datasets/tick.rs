@@ -1,9 +1,9 @@
-//! A trade, or one observed price.
+//! Ticks: trades and observed prices.
 
 use crate::record::Record;
 use crate::{Instrument, Price, Quantity, Result, Side, Timestamp};
 
-/// A trade, or one observed price. Its key is (instrument, ts, seq); two ticks of one key are the same tick.
+/// A trade, or one observed price. The key is (instrument, ts, seq); two ticks with the same key are the same tick.
 ///
 /// ```
 /// use qi_core::{PriceTick, Quantity, Side, Timestamp};
@@ -29,10 +29,10 @@ pub struct PriceTick {
 }
 
 impl PriceTick {
-    /// A price of `instrument` at `ts`.
+    /// Creates a tick of `instrument` at `ts`.
     ///
-    /// `seq` orders and separates ticks of one `ts`: the exchange's trade id, or, for a feed without ids, the
-    /// 0-based ordinal among all records of that timestamp in source order.
+    /// `seq` orders and distinguishes ticks of the same `ts`. It is the exchange's trade id. For a feed without ids it
+    /// is the 0-based index among all records of that timestamp, in source order.
     ///
     /// # Errors
     /// `InvalidInput` for a `ts` after [`Timestamp::MAX_RECORD`] or a `seq` above [`crate::domain::MAX_COUNTER`].
@@ -42,46 +42,46 @@ impl PriceTick {
         Ok(tick)
     }
 
-    /// With the traded amount of the base currency. None (unknown) is not zero.
+    /// Sets the traded amount of the base currency. None means unknown, which differs from zero.
     #[must_use]
     pub fn with_quantity(mut self, quantity: impl Into<Option<Quantity>>) -> Self {
         self.quantity = quantity.into();
         self
     }
 
-    /// With the side of the taker.
+    /// Sets the side of the taker.
     #[must_use]
     pub fn with_side(mut self, side: impl Into<Option<Side>>) -> Self {
         self.side = side.into();
         self
     }
 
-    /// What was traded.
+    /// Returns the traded instrument.
     pub fn instrument(&self) -> &Instrument {
         &self.instrument
     }
 
-    /// When, UTC.
+    /// Returns the time in UTC.
     pub fn ts(&self) -> Timestamp {
         self.ts
     }
 
-    /// The order among ticks of one `ts`.
+    /// Returns the sequence number among ticks of the same `ts`.
     pub fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// At what price, in the quote currency.
+    /// Returns the price in the quote currency.
     pub fn price(&self) -> Price {
         self.price
     }
 
-    /// How much of the base currency, if known.
+    /// Returns the amount of the base currency, if known.
     pub fn quantity(&self) -> Option<Quantity> {
         self.quantity
     }
 
-    /// The side of the taker, if known.
+    /// Returns the side of the taker, if known.
     pub fn side(&self) -> Option<Side> {
         self.side
     }

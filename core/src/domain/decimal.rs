@@ -1,7 +1,7 @@
-//! Exact decimals: an `i128` that counts units of 10⁻¹⁸, below 10²⁰ in magnitude.
+//! Exact decimals: an `i128` that counts units of 10⁻¹⁸, with a magnitude below 10²⁰.
 //!
-//! The domain is exactly ClickHouse's `Decimal(38, 18)` and fits PostgreSQL's `numeric`. No float is on the way
-//! of a price, parsing is exact or an error, and sums and products are carried in 256 bits by [`ExactSum`].
+//! The domain equals ClickHouse's `Decimal(38, 18)` and fits into PostgreSQL's `numeric`. A price never passes through
+//! a float. Parsing is exact or an error, and [`ExactSum`] computes sums and products in 256 bits.
 //!
 //! ```
 //! use qi_core::{Decimal, Price};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, ErrorKind, Result};
 
-/// The longest text that is read as a number, in bytes. Longer ones are refused unread.
+/// The longest text that is parsed as a number, in bytes. Longer texts are rejected.
 const MAX_TEXT: usize = 64;
 
 /// A signed exact decimal with at most [`Decimal::SCALE`] places and a magnitude below 10²⁰.
@@ -31,20 +31,20 @@ pub struct Decimal(i128);
 impl Decimal {
     /// The number of decimal places.
     pub const SCALE: u32 = 18;
-    /// How many units make 1.
+    /// The number of units in 1.
     pub const UNITS_PER_ONE: i128 = 1_000_000_000_000_000_000;
     /// The largest magnitude in units: 10³⁸ - 1.
     pub const MAX_UNITS: i128 = 99_999_999_999_999_999_999_999_999_999_999_999_999;
-    /// 0.
+    /// The decimal 0.
     pub const ZERO: Self = Self(0);
-    /// 1.
+    /// The decimal 1.
     pub const ONE: Self = Self(Self::UNITS_PER_ONE);
     /// The largest decimal, 10²⁰ - 10⁻¹⁸.
     pub const MAX: Self = Self(Self::MAX_UNITS);
     /// The smallest decimal, the negative of [`Decimal::MAX`].
     pub const MIN: Self = Self(-Self::MAX_UNITS);
 
-    /// The decimal of so many units of 10⁻¹⁸.
+    /// Creates the decimal with this number of units of 10⁻¹⁸.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a magnitude of 10³⁸ units (10²⁰) or more.
@@ -60,43 +60,45 @@ impl Decimal {
         Ok(Self(units))
     }
 
-    /// The decimal that equals this integer. Every `i64` fits.
+    /// Creates the decimal that equals this integer. Every `i64` fits.
     pub const fn from_int(value: i64) -> Self {
-        // |i64| < 9.3e18, so that the product stays below 1e37.
+        // The magnitude of an `i64` is below 9.3e18, so the product stays below 1e37.
         Self(value as i128 * Self::UNITS_PER_ONE)
     }
 
-    /// How many units of 10⁻¹⁸ this is: what ClickHouse stores, and what the sums add.
+    /// Returns the number of units of 10⁻¹⁸. ClickHouse stores this number, and sums add it.
     pub const fn units(self) -> i128 {
         self.0
     }
 
-    /// The sum, or None beyond the domain.
+    /// Returns the sum, or None beyond the domain.
     pub fn checked_add(self, other: Self) -> Option<Self> {
         Self::from_units(self.0.checked_add(other.0)?).ok()
     }
 
-    /// The difference, or None beyond the domain.
+    /// Returns the difference, or None beyond the domain.
     pub fn checked_sub(self, other: Self) -> Option<Self> {
         Self::from_units(self.0.checked_sub(other.0)?).ok()
     }
 
-    /// The quotient rounded once, half away from zero, to 18 places. None by zero and beyond the domain.
+    /// Returns the quotient, rounded once, half away from zero, to 18 places. None for a divisor of
+    /// zero or beyond the domain.
     pub fn checked_div(self, divisor: Self) -> Option<Self> {
         let scaled = I256::from(self.0) * I256::from(Self::UNITS_PER_ONE);
         Self::from_wide(div_half_away(scaled, I256::from(divisor.0))?)
     }
 
-    /// The product rounded once, half away from zero, to 18 places. None beyond the domain.
+    /// Returns the product, rounded once, half away from zero, to 18 places. None beyond the domain.
     pub fn checked_mul(self, factor: Self) -> Option<Self> {
         let product = I256::from(self.0) * I256::from(factor.0);
         Self::from_wide(div_half_away(product, I256::from(Self::UNITS_PER_ONE))?)
     }
 
-    /// The nearest `f64`: for display and statistics, never on the way of a price.
+    /// Returns the value as an `f64`, which may lose precision. Use it for display and statistics
+    /// only, never to compute prices.
     #[expect(clippy::cast_precision_loss, reason = "the loss is what the name says")]
     pub fn to_f64_lossy(self) -> f64 {
-        // Parts below 2^64 each keep the quotient within one rounding of the true value.
+        // The integer part and the fraction are converted separately, to keep the rounding error small.
         let (whole, part) = (self.0 / Self::UNITS_PER_ONE, self.0 % Self::UNITS_PER_ONE);
         whole as f64 + part as f64 / Self::UNITS_PER_ONE as f64
     }
@@ -109,8 +111,8 @@ impl Decimal {
 impl FromStr for Decimal {
     type Err = Error;
 
-    /// Reads `-12.5`: an optional sign, digits, and optionally a point and digits. Neither exponents nor a
-    /// value that would have to be rounded are accepted; zeros past the 18th place are.
+    /// Parses a number such as `-12.5`: an optional sign, digits, and optionally a point and digits. Exponents and
+    /// numbers that would need rounding are rejected. Zeros after the 18th place are accepted.
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |rule: &str| Error::invalid("domain.decimal.syntax", "decimal", text, rule);
         if text.len() > MAX_TEXT {
@@ -144,7 +146,7 @@ impl FromStr for Decimal {
                 "must be below 1e20 in magnitude",
             ));
         }
-        // At most 18 digits fit into 64 bits, so the digits are added in two parts at most.
+        // 18 digits fit into 64 bits, so at most two parts have to be added.
         let digits =
             |digits: &[u8]| digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
         let (high, low) = whole.split_at(whole.len().saturating_sub(18));
@@ -156,7 +158,7 @@ impl FromStr for Decimal {
     }
 }
 
-/// 10⁰ to 10¹⁸.
+/// The powers of ten from 10⁰ to 10¹⁸.
 const POWERS_OF_TEN: [u64; 19] = {
     let mut powers = [1; 19];
     let mut at = 1;
@@ -167,7 +169,7 @@ const POWERS_OF_TEN: [u64; 19] = {
     powers
 };
 
-/// The longest text of a decimal: a sign, 20 digits, a point and 18 digits.
+/// A buffer for the longest text of a decimal: a sign, 20 digits, a point and 18 digits.
 type DecimalText = [u8; 40];
 
 impl Decimal {
@@ -175,13 +177,13 @@ impl Decimal {
     fn split(self) -> (u128, u64) {
         const FIVES: u64 = 5_u64.pow(18);
         let magnitude = self.0.unsigned_abs();
-        // 10^18 is 5^18 * 2^18. A division of 64 bits is several times as fast as one of 128 bits.
+        // 10^18 is 5^18 * 2^18. A 64-bit division is several times as fast as a 128-bit division.
         let whole = match u64::try_from(magnitude >> Self::SCALE) {
             Ok(shifted) => u128::from(shifted / FIVES),
             Err(_) => magnitude / Self::UNITS_PER_ONE.unsigned_abs(),
         };
         let part = magnitude - whole * Self::UNITS_PER_ONE.unsigned_abs();
-        // Below 10^18.
+        // The part is below 10^18.
         (whole, u64::try_from(part).unwrap_or(0))
     }
 
@@ -190,7 +192,7 @@ impl Decimal {
         let (whole, part) = self.split();
         let (part, places) = without_zeros(part);
         let magnitude = whole * u128::from(POWERS_OF_TEN[places as usize]) + u128::from(part);
-        // Below 10^38.
+        // The magnitude is below 10^38.
         let magnitude = magnitude.cast_signed();
         (if self.0 < 0 { -magnitude } else { magnitude }, places)
     }
@@ -228,7 +230,7 @@ impl Decimal {
         if self.0 < 0 {
             put(b'-');
         }
-        // ASCII only.
+        // The text is ASCII.
         std::str::from_utf8(&text[at..]).unwrap_or_default()
     }
 }
@@ -250,7 +252,7 @@ fn without_zeros(mut part: u64) -> (u64, u32) {
 }
 
 impl fmt::Display for Decimal {
-    /// Without trailing zeros, and without a point where there are no places.
+    /// Writes no trailing zeros, and no point if there are no places.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text: DecimalText = [0; 40];
         let text = self.write_text(&mut text);
@@ -277,50 +279,50 @@ impl<'de> Deserialize<'de> for Decimal {
     }
 }
 
-/// `numerator / divisor`, rounded half away from zero; None by zero.
+/// Returns `numerator / divisor`, rounded half away from zero, or None for a divisor of zero.
 fn div_half_away(numerator: I256, divisor: I256) -> Option<I256> {
     if divisor == I256::ZERO {
         return None;
     }
     let (quotient, rest) = (numerator / divisor, numerator % divisor);
-    // |rest| * 2 >= |divisor|, without a product that could overflow.
+    // The same as |rest| * 2 >= |divisor|, without a product that could overflow.
     let up = rest.unsigned_abs() >= divisor.unsigned_abs() - rest.unsigned_abs();
     let away = if (numerator < I256::ZERO) == (divisor < I256::ZERO) { I256::ONE } else { -I256::ONE };
     Some(if up && rest != I256::ZERO { quotient + away } else { quotient })
 }
 
-/// A sum that is carried exactly in 256 bits, at 18 or 36 places, and rounded once at the end.
+/// An exact sum in 256 bits with 18 or 36 places, rounded once at the end.
 ///
-/// Every store rounds through this type, so that all of them give the same last digit. Addends are decimals
-/// (18 places) or products of two decimals (36 places); one sum holds one of the two.
+/// Every store rounds through this type, so all stores return the same last digit. The addends are decimals (18 places)
+/// or products of two decimals (36 places). One sum has only one kind of addends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExactSum<const PLACES: u32>(I256);
 
 /// A sum of decimals.
 pub type Sum18 = ExactSum<18>;
-/// A sum of products of two decimals: a quote volume.
+/// A sum of products of two decimals, for example a quote volume.
 pub type Sum36 = ExactSum<36>;
 
 impl<const PLACES: u32> ExactSum<PLACES> {
-    /// An empty sum.
+    /// The sum of no addends.
     pub const ZERO: Self = Self(I256::ZERO);
 
-    /// The exact value as a decimal integer in units of 10^-`PLACES`, for stores that sum on their side.
+    /// Parses the exact value as a decimal integer in units of 10^-`PLACES`, for stores whose server computes sums.
     ///
     /// # Errors
-    /// [`ErrorKind::CorruptData`] if `text` is no such integer.
+    /// [`ErrorKind::CorruptData`] if `text` is not such an integer.
     pub fn from_units_text(text: &str) -> Result<Self> {
         I256::from_str(text).map(Self).map_err(|_| {
             Error::new(ErrorKind::CorruptData, "domain.sum.syntax", "decode").with_context("value", text)
         })
     }
 
-    /// The exact value as a little-endian integer of 256 bits in units of 10^-`PLACES`, in two's complement.
+    /// Creates the exact value from a little-endian, two's complement integer of 256 bits in units of 10^-`PLACES`.
     pub fn from_le_bytes(bytes: [u8; 32]) -> Self {
         Self(I256::from_le_bytes(bytes))
     }
 
-    /// Adds another sum, of other addends: a store that sums a range in parts.
+    /// Adds another sum, for stores that sum a range in parts.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] beyond 256 bits.
@@ -349,7 +351,7 @@ impl Sum18 {
         self.add(I256::from(value.into().units()))
     }
 
-    /// Takes one decimal away again: a moving window.
+    /// Subtracts one decimal, for a moving window.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] beyond 256 bits.
@@ -357,7 +359,7 @@ impl Sum18 {
         self.add(-I256::from(value.into().units()))
     }
 
-    /// The sum as a decimal; nothing is rounded.
+    /// Returns the sum as a decimal, without rounding.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -365,7 +367,7 @@ impl Sum18 {
         self.round_to_18()
     }
 
-    /// The mean of `count` addends, rounded once, half away from zero, to 18 places. None of nothing.
+    /// Returns the mean of `count` addends, rounded once, half away from zero, to 18 places. None if `count` is 0.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -384,7 +386,7 @@ impl Sum36 {
         self.add(I256::from(a.into().units()) * I256::from(b.into().units()))
     }
 
-    /// The sum rounded once, half away from zero, to 18 places.
+    /// Returns the sum rounded once, half away from zero, to 18 places.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -392,8 +394,8 @@ impl Sum36 {
         self.round_to_18()
     }
 
-    /// The exact sum divided by `divisor`, rounded once, half away from zero, to 18 places: a weighted mean.
-    /// None by zero.
+    /// Returns the exact sum divided by `divisor`, rounded once, half away from zero, to 18 places, for a weighted
+    /// mean. None for a divisor of zero.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`] at 10²⁰ or more.
@@ -409,7 +411,7 @@ fn out_of_range(what: &str) -> Error {
     Error::new(ErrorKind::OutOfRange, "domain.decimal.overflow", "sum").with_message(what)
 }
 
-/// The error of a decimal as that of the field which it was meant for.
+/// Returns the error of a decimal with the name of the field that it was parsed for.
 fn of_field(field: &'static str, error: &Error) -> Error {
     let rule = error.message().unwrap_or_default();
     let rule = rule.strip_prefix("decimal ").unwrap_or(rule).to_owned();
@@ -417,7 +419,7 @@ fn of_field(field: &'static str, error: &Error) -> Error {
     Error::invalid(error.code().to_owned(), field, value, rule)
 }
 
-/// A newtype over [`Decimal`] with a rule of its own.
+/// Defines a newtype over [`Decimal`] with a rule.
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $field:literal, $code:literal, $rule:literal, |$d:ident| $holds:expr) => {
         $(#[$doc])*
@@ -426,28 +428,28 @@ macro_rules! number {
         pub struct $name(Decimal);
 
         impl $name {
-            #[doc = concat!("Checks that the value ", $rule, ".")]
+            #[doc = concat!("Creates the number, which ", $rule, ".")]
             ///
             /// # Errors
-            /// [`ErrorKind::InvalidInput`] with field and value if it does not.
+            /// [`ErrorKind::InvalidInput`] with the field and the value if the rule does not hold.
             pub fn new($d: Decimal) -> Result<Self> {
                 if $holds { Ok(Self($d)) } else { Err(Error::invalid($code, $field, $d, $rule)) }
             }
 
-            /// The same from units of 10⁻¹⁸.
+            /// Creates the number from units of 10⁻¹⁸.
             ///
             /// # Errors
-            /// [`ErrorKind::InvalidInput`] with field and value if the rule does not hold.
+            /// [`ErrorKind::InvalidInput`] with the field and the value if the rule does not hold.
             pub fn from_units(units: i128) -> Result<Self> {
                 Decimal::from_units(units).map_err(|e| of_field($field, &e)).and_then(Self::new)
             }
 
-            /// The decimal itself.
+            /// Returns the number as a decimal.
             pub const fn get(self) -> Decimal {
                 self.0
             }
 
-            /// Units of 10⁻¹⁸.
+            /// Returns the number of units of 10⁻¹⁸.
             pub const fn units(self) -> i128 {
                 self.0.units()
             }
@@ -508,8 +510,8 @@ number!(
     Price, "price", "domain.price.not_positive", "must be greater than zero", |d| d > Decimal::ZERO
 );
 number!(
-    /// An amount: of the base currency (volume, size) or of a quote currency (turnover, market cap). Zero or
-    /// more.
+    /// An amount of the base currency (volume, size) or of a quote currency (turnover,
+    /// market capitalisation). Zero or more.
     Quantity, "quantity", "domain.quantity.negative", "must not be negative", |d| d >= Decimal::ZERO
 );
 number!(
@@ -518,7 +520,7 @@ number!(
 );
 
 impl Quantity {
-    /// None at all.
+    /// The quantity 0.
     pub const ZERO: Self = Self(Decimal::ZERO);
 }
 
@@ -526,7 +528,7 @@ impl Quantity {
 impl TryFrom<rust_decimal::Decimal> for Decimal {
     type Error = Error;
 
-    /// Exact or [`ErrorKind::InvalidInput`]: `rust_decimal` has up to 28 places.
+    /// Converts exactly, or returns [`ErrorKind::InvalidInput`]: `rust_decimal` has up to 28 places.
     fn try_from(value: rust_decimal::Decimal) -> Result<Self> {
         value.to_string().parse()
     }
@@ -536,7 +538,7 @@ impl TryFrom<rust_decimal::Decimal> for Decimal {
 impl TryFrom<Decimal> for rust_decimal::Decimal {
     type Error = Error;
 
-    /// Exact or [`ErrorKind::OutOfRange`]: `rust_decimal` holds 96 bits of digits.
+    /// Converts exactly, or returns [`ErrorKind::OutOfRange`]: `rust_decimal` holds 96 bits of digits.
     fn try_from(value: Decimal) -> Result<Self> {
         let text = value.to_string();
         Self::from_str_exact(&text).map_err(|e| {
@@ -638,7 +640,7 @@ mod tests {
 
     #[test]
     fn half_way_at_place_18_of_a_product_rounds_up() {
-        // 0.000000001 * 0.0000000005 = 5e-19, which is half a unit.
+        // 0.000000001 * 0.0000000005 = 5e-19, half a unit.
         let sum = Sum36::ZERO.plus_product(d("0.000000001"), d("0.0000000005")).unwrap();
         assert_eq!(sum.total().unwrap().units(), 1);
     }

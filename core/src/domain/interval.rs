@@ -11,8 +11,8 @@ use crate::{Error, Result};
 
 macro_rules! intervals {
     ($($name:ident $text:literal $seconds:literal),* $(,)?) => {
-        /// The length of a bar, from a closed list. Weeks begin on Monday; months have no fixed length and are
-        /// left out.
+        /// The length of a bar, from a closed list. Weeks begin on Monday. The list has no months, because months have
+        /// no fixed length.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Interval {
             $(#[doc = concat!("`", $text, "`")] $name),*
@@ -22,12 +22,12 @@ macro_rules! intervals {
             /// Every interval, shortest first.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The name: `1m`.
+            /// Returns the name of the interval, for example `1m`.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
 
-            /// The length in microseconds.
+            /// Returns the length in microseconds.
             pub const fn as_micros(self) -> i64 {
                 match self { $(Self::$name => $seconds * 1_000_000),* }
             }
@@ -43,26 +43,27 @@ intervals! {
 }
 
 impl Interval {
-    /// The length.
+    /// Returns the length of the interval.
     pub const fn duration(self) -> Duration {
         Duration::from_micros(self.as_micros().unsigned_abs())
     }
 
-    /// The start of the bucket that holds `time`: buckets are counted from [`Timestamp::MIN`], a Monday, so that
-    /// every bucket of the domain starts at a timestamp.
+    /// Returns the start of the bucket that contains `time`. Buckets are counted from [`Timestamp::MIN`], a Monday, so
+    /// every bucket of the domain starts at a valid timestamp.
     #[must_use]
     pub const fn floor(self, time: Timestamp) -> Timestamp {
         let since = time.as_micros() - Timestamp::MIN.as_micros();
         Timestamp::from_micros_unchecked(time.as_micros() - since % self.as_micros())
     }
 
-    /// The first bucket start that is not before `time`, or None beyond the domain.
+    /// Returns the first bucket start that is not before `time`, or None if it lies beyond the domain.
     pub fn ceil(self, time: Timestamp) -> Option<Timestamp> {
         let floor = self.floor(time);
         if floor == time { Some(time) } else { floor.checked_add(self.duration()) }
     }
 
-    /// Whether bars of this interval can be merged into bars of `coarser`: each lies within one of them.
+    /// Returns whether bars of this interval can be merged into bars of `coarser`, so that each bar
+    /// lies within one coarser bar.
     pub const fn divides(self, coarser: Self) -> bool {
         coarser.as_micros() % self.as_micros() == 0
     }

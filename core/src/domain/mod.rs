@@ -1,7 +1,7 @@
-//! The values that records are made of: times, exact numbers, names.
+//! The values of records: times, exact numbers, names.
 //!
-//! No type here can hold an invalid value: every constructor and every deserialisation validates, and a
-//! rejection names the field and the value.
+//! No type in this module can hold an invalid value. Every constructor and every deserialisation validates, and an
+//! error names the field and the value.
 
 mod decimal;
 mod interval;
@@ -23,10 +23,11 @@ pub use time::{Clock, SystemClock, Timestamp};
 
 use crate::{Error, Result};
 
-/// The largest counter of a record (a sequence number, a count of trades): what both databases hold.
+/// The largest counter of a record, such as a sequence number or a count of trades. Databases store it as a signed
+/// 64-bit integer.
 pub const MAX_COUNTER: u64 = i64::MAX.unsigned_abs();
 
-/// Checks a counter of a record.
+/// Checks that a counter of a record is at most [`MAX_COUNTER`].
 pub(crate) fn counter(field: &'static str, value: u64) -> Result<u64> {
     if value <= MAX_COUNTER {
         Ok(value)

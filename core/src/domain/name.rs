@@ -1,4 +1,4 @@
-//! Names: exchange, symbol, the instrument made of both, and a snapshot's source.
+//! Names: exchanges, symbols, instruments, and sources of snapshots.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -22,11 +22,12 @@ text_name!(
         && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 );
 text_name!(
-    /// A traded pair, contract or asset as one exchange names it, byte for byte: `BTC-USDT`, `kPEPE`, `@107`, `币安人生USDT`.
+    /// The exchange's own name of a traded pair, contract or asset, byte for byte: `BTC-USDT`, `kPEPE`, `@107`,
+    /// `币安人生USDT`.
     ///
     /// Characters of every script are allowed. Control characters, white space and characters without a shape (such as
-    /// U+200B, the zero-width space) are refused, because two symbols that look the same would be different keys.
-    /// Symbols are ordered by their bytes. [`Symbol::unified`] gives names of several exchanges one spelling.
+    /// U+200B, the zero-width space) are rejected, because two symbols that look the same would be different keys.
+    /// Symbols are ordered by their bytes. [`Symbol::unified`] converts the names of several exchanges to one spelling.
     Symbol,
     "domain.symbol",
     "symbol",
@@ -40,8 +41,8 @@ impl Symbol {
 
     /// Returns the symbol in one spelling: ASCII letters in upper case, and `-` in place of `/`, `_` and `:`.
     ///
-    /// Symbols keep the spelling of their exchange. This is for programs that compare exchanges, or that want one
-    /// spelling in their own store. Several symbols of one exchange may have the same unified spelling.
+    /// Symbols keep the spelling of their exchange. Use this method to compare exchanges, or to store one spelling.
+    /// Several symbols of one exchange may have the same unified spelling.
     ///
     /// ```
     /// use qi_core::Symbol;
@@ -52,15 +53,16 @@ impl Symbol {
     #[must_use]
     pub fn unified(&self) -> Self {
         let unify = |c: char| if matches!(c, '/' | '_' | ':') { '-' } else { c.to_ascii_uppercase() };
-        // One visible character becomes one visible character.
+        // Each visible character maps to one visible character, so the result is valid.
         Self(self.0.chars().map(unify).collect::<String>().into())
     }
 }
 
-/// Returns whether a character leaves a mark. Variation selectors and combining marks change the character before them.
+/// Returns whether a character is visible. Variation selectors and combining marks count, because they
+/// change the character before them.
 fn is_visible(c: char) -> bool {
-    // The default-ignorable code points of Unicode without the variation selectors, and the blanks that are no white
-    // space.
+    // The default-ignorable code points of Unicode without the variation selectors, and the blank characters that are
+    // not white space.
     let is_shapeless = matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
         | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
@@ -69,7 +71,7 @@ fn is_visible(c: char) -> bool {
     !(c.is_control() || c.is_whitespace() || is_shapeless)
 }
 text_name!(
-    /// Who published a snapshot: `coingecko`.
+    /// The publisher of a snapshot: `coingecko`.
     Source,
     "domain.source",
     "source",
@@ -79,8 +81,8 @@ text_name!(
 
 /// One symbol on one exchange, displayed as `binance:BTC-USDT`.
 ///
-/// Instruments are ordered by the exchange's bytes, then the symbol's, never by the displayed text. Cloning one
-/// costs a reference count.
+/// Instruments are ordered by the bytes of the exchange, then of the symbol, never by the displayed text. Cloning an
+/// instrument costs one reference count.
 ///
 /// ```
 /// use qi_core::Instrument;
@@ -93,22 +95,22 @@ text_name!(
 pub struct Instrument(Arc<(Exchange, Symbol)>);
 
 impl Instrument {
-    /// The instrument of a symbol on an exchange.
+    /// Creates the instrument of a symbol on an exchange.
     pub fn new(exchange: Exchange, symbol: Symbol) -> Self {
         Self(Arc::new((exchange, symbol)))
     }
 
-    /// The exchange.
+    /// Returns the exchange.
     pub fn exchange(&self) -> &Exchange {
         &self.0.0
     }
 
-    /// The symbol.
+    /// Returns the symbol.
     pub fn symbol(&self) -> &Symbol {
         &self.0.1
     }
 
-    /// Returns a number that is equal for clones of one instrument, while one of them lives.
+    /// Returns a number that is equal for clones of an instrument. It is unique while a clone exists.
     pub(crate) fn address(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }
@@ -117,20 +119,21 @@ impl Instrument {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Reads `exchange:symbol` as [`FromStr`] does, and returns a clone of an instrument that this thread has read
-    /// recently. Decoders read few instruments many times; a clone costs a tenth of a new instrument and shares its
-    /// memory.
+    /// Parses `exchange:symbol` like [`FromStr`], and returns a clone if this thread has
+    /// recently parsed the same instrument.
+    ///
+    /// Decoders parse few instruments many times. A clone costs a tenth of a new instrument and shares its memory.
     pub(crate) fn recent(text: &str) -> Result<Self> {
         thread_local! {
             static RECENT: RefCell<Vec<Option<Instrument>>> = const { RefCell::new(Vec::new()) };
         }
-        // FNV-1a.
+        // The hash function is FNV-1a.
         let hash = text.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
         });
         RECENT.with_borrow_mut(|recent| {
             recent.resize(MAX_RECENT, None);
-            // The high bits depend on every byte.
+            // The high bits of the hash depend on every byte.
             let slot = &mut recent[(hash >> 32) as usize % MAX_RECENT];
             match slot {
                 Some(known) if known.has_text(text) => Ok(known.clone()),
@@ -177,7 +180,7 @@ impl Hash for Instrument {
 impl FromStr for Instrument {
     type Err = Error;
 
-    /// Reads `exchange:symbol`; the first colon separates them, because only a symbol may hold one.
+    /// Parses `exchange:symbol`. The first colon is the separator, because only a symbol may contain a colon.
     fn from_str(text: &str) -> Result<Self> {
         let (exchange, symbol) = text.split_once(':').ok_or_else(|| {
             Error::invalid("domain.instrument", "instrument", text, "must be EXCHANGE:SYMBOL")

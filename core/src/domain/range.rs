@@ -1,4 +1,4 @@
-//! What a query covers: a half-open range of time, a selection of keys.
+//! The extent of a query: a half-open time range, and a selection of keys.
 
 use std::fmt;
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use crate::{Error, Result};
 
-/// `[start, end)`: the start is inside, the end is not. A range of equal ends is empty.
+/// A half-open time range `[start, end)`. The start is inside the range, the end is not. A range
+/// with equal ends is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "RawRange")]
 pub struct TimeRange {
@@ -29,10 +30,10 @@ impl TryFrom<RawRange> for TimeRange {
 }
 
 impl TimeRange {
-    /// The whole domain.
+    /// The range from [`Timestamp::MIN`] to [`Timestamp::MAX`].
     pub const ALL: Self = Self { start: Timestamp::MIN, end: Timestamp::MAX };
 
-    /// `[start, end)`.
+    /// Creates the range `[start, end)`.
     ///
     /// # Errors
     /// `InvalidInput` if the end is before the start.
@@ -49,32 +50,32 @@ impl TimeRange {
         }
     }
 
-    /// From `start` to the end of the domain.
+    /// Creates the range from `start` to the end of the domain.
     pub fn since(start: Timestamp) -> Self {
         Self { start, end: Timestamp::MAX }
     }
 
-    /// From the beginning of the domain up to, not including, `end`.
+    /// Creates the range from the beginning of the domain to `end`, exclusive.
     pub fn before(end: Timestamp) -> Self {
         Self { start: Timestamp::MIN, end }
     }
 
-    /// The first moment inside.
+    /// Returns the start of the range, inclusive.
     pub const fn start(self) -> Timestamp {
         self.start
     }
 
-    /// The first moment past it.
+    /// Returns the end of the range, exclusive.
     pub const fn end(self) -> Timestamp {
         self.end
     }
 
-    /// Whether `time` lies inside.
+    /// Returns whether `time` lies inside the range.
     pub fn contains(self, time: Timestamp) -> bool {
         self.start <= time && time < self.end
     }
 
-    /// Whether nothing lies inside.
+    /// Returns whether the range is empty.
     pub fn is_empty(self) -> bool {
         self.start == self.end
     }
@@ -86,17 +87,17 @@ impl fmt::Display for TimeRange {
     }
 }
 
-/// Everything, or a list of keys that is not empty: an empty list never means everything.
+/// All keys, or a list of keys that is not empty. An empty list therefore never selects everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection<K> {
-    /// Every key that there is.
+    /// Every existing key.
     All,
-    /// Just these, in ascending order and each once.
+    /// Only these keys, in ascending order without duplicates.
     These(Keys<K>),
 }
 
-/// The keys of a [`Selection`]: sorted, each once, at least one.
+/// The keys of a [`Selection`]: sorted, without duplicates, at least one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Keys<K>(Vec<K>);
@@ -109,7 +110,7 @@ impl<K> std::ops::Deref for Keys<K> {
 }
 
 impl<K: Ord> Selection<K> {
-    /// Just these keys; repeated ones count once.
+    /// Creates a selection of these keys. Duplicates count once.
     ///
     /// # Errors
     /// `InvalidInput` for an empty list.
@@ -128,12 +129,12 @@ impl<K: Ord> Selection<K> {
         Ok(Self::These(Keys(keys)))
     }
 
-    /// Just this key.
+    /// Creates a selection of a single key.
     pub fn one(key: K) -> Self {
         Self::These(Keys(vec![key]))
     }
 
-    /// Whether the key is selected.
+    /// Returns whether the key is selected.
     pub fn contains(&self, key: &K) -> bool {
         match self {
             Self::All => true,

@@ -1,4 +1,4 @@
-//! What a snapshot is about.
+//! The subject of a snapshot.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{Exchange, Symbol};
 use crate::{Error, Result};
 
-/// What a snapshot is about. Displayed and serialised as `global`, `exchange:kraken`, `asset:BTC`.
+/// The subject of a snapshot. Displayed and serialised as `global`, `exchange:kraken`, `asset:BTC`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// The whole market.
+    /// The entire market.
     Global,
     /// One asset.
     Asset(Symbol),
@@ -24,8 +24,8 @@ impl Scope {
     /// The longest stored text in bytes: `asset:` and a symbol.
     pub const MAX_BYTES: usize = 6 + Symbol::MAX_BYTES;
 
-    /// The text under which databases store it: empty for the whole market (a NULL would not do in a key),
-    /// else as displayed. Scopes order as the bytes of this text.
+    /// Returns the text under which databases store the scope. The text is empty for the entire market, because a key
+    /// cannot contain a NULL; otherwise it is the displayed text. Scopes order by the bytes of this text.
     pub fn storage_text(&self) -> String {
         match self {
             Self::Global => String::new(),
@@ -33,7 +33,7 @@ impl Scope {
         }
     }
 
-    /// Reads what [`Scope::storage_text`] wrote.
+    /// Parses a text that [`Scope::storage_text`] returned.
     ///
     /// # Errors
     /// `InvalidInput` for any other text.

@@ -18,7 +18,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// `buy` or `sell`.
+    /// Returns `buy` or `sell`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Buy => "buy",

@@ -1,11 +1,11 @@
-//! Types whose one form is text: how serde reads them, and the validated names.
+//! Types that are represented as text: their deserialisation, and validated names.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserializer, de};
 
-/// Reads a value from a string by its `FromStr`, without a copy of the string.
+/// Deserialises a value from a string with its `FromStr`, without copying the string.
 pub(crate) fn from_text<'de, D, T>(deserializer: D, expecting: &'static str) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -14,7 +14,7 @@ where
     from_text_with(deserializer, expecting, T::from_str)
 }
 
-/// Reads a value from a string by a function, without a copy of the string.
+/// Deserialises a value from a string with a function, without copying the string.
 pub(crate) fn from_text_with<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expecting: &'static str,
@@ -37,14 +37,14 @@ pub(crate) fn from_text_with<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_str(Text(expecting, parse))
 }
 
-/// A validated name whose text is shared: cloning it allocates nothing.
+/// Defines a validated name with shared text. Cloning a name allocates nothing.
 ///
 /// `text_name!(/// Doc. Name, "error.code", "field", "rule in words", |text| rule)`
 macro_rules! text_name {
     ($(#[$doc:meta])* $name:ident, $code:literal, $field:literal, $rule:literal, |$text:ident| $holds:expr) => {
         $(#[$doc])*
         ///
-        #[doc = concat!("It `", $rule, "`.")]
+        #[doc = concat!("The text `", $rule, "`.")]
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(std::sync::Arc<str>);
 
@@ -54,10 +54,10 @@ macro_rules! text_name {
     (@impl [$($generics:tt)*] [$name:ty], $code:literal, $field:literal, $rule:expr, $expecting:expr,
         |$text:ident| $holds:expr) => {
         impl<$($generics)*> $name {
-            /// Checks the text. Nothing is folded: another case is another text.
+            /// Creates the name if the text is valid. The text is not normalised, so names are case-sensitive.
             ///
             /// # Errors
-            /// `InvalidInput` with field and value.
+            /// `InvalidInput` with the field and the value.
             pub fn new(text: impl AsRef<str>) -> $crate::Result<Self> {
                 let $text = text.as_ref();
                 if $holds {

@@ -1,4 +1,4 @@
-//! Time: microseconds since the epoch, UTC, and the clock that stamps records.
+//! Time: microseconds since the Unix epoch in UTC, and the clock for timestamps of records.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,25 +11,25 @@ use crate::{Error, Result};
 const MICROS_PER_SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
-/// A moment in UTC, counted in microseconds since 1970-01-01T00:00:00Z.
+/// A time in UTC, in microseconds since 1970-01-01T00:00:00Z.
 ///
-/// It lies from 1970-01-05 (a Monday, so that the first bucket of every interval is itself a timestamp; zero,
-/// which is what an unset field holds, is refused) to 2262-01-31. Records end with
-/// [`Timestamp::MAX_RECORD`], so that exclusive ends and close times beyond the last record can be written.
+/// The domain begins at 1970-01-05, a Monday, so the first bucket of every interval starts at a valid timestamp. Zero,
+/// the usual value of an unset field, is thus rejected. The domain ends at 2262-01-31. The latest time of a record is
+/// [`Timestamp::MAX_RECORD`], so exclusive ends and close times after the last record are valid timestamps too.
 /// Displayed as `2021-01-08T00:00:00.000278Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// 1970-01-05T00:00:00Z.
+    /// The start of the domain, 1970-01-05T00:00:00Z.
     pub const MIN: Self = Self(4 * MICROS_PER_DAY);
     /// The latest time of a record, 2261-12-31T23:59:59.999999Z.
     pub const MAX_RECORD: Self = Self(106_651 * MICROS_PER_DAY - 1);
-    /// 2262-01-31T00:00:00Z.
+    /// The end of the domain, 2262-01-31T00:00:00Z.
     pub const MAX: Self = Self(106_681 * MICROS_PER_DAY);
 
-    /// The moment so many microseconds after the epoch.
+    /// Creates the timestamp of this number of microseconds after the epoch.
     ///
     /// # Errors
     /// `InvalidInput` outside [`Timestamp::MIN`] to [`Timestamp::MAX`].
@@ -37,7 +37,7 @@ impl Timestamp {
         Self::checked(Some(micros), format_args!("{micros} us"))
     }
 
-    /// The moment, if it is one; else an error that shows the value as it was given.
+    /// Returns the timestamp if it lies in the domain. The error shows the value in the caller's unit.
     fn checked(micros: Option<i64>, given: fmt::Arguments<'_>) -> Result<Self> {
         match micros {
             Some(micros) if (Self::MIN.0..=Self::MAX.0).contains(&micros) => Ok(Self(micros)),
@@ -48,56 +48,56 @@ impl Timestamp {
         }
     }
 
-    /// The moment so many milliseconds after the epoch. Errors as [`Timestamp::from_micros`].
+    /// Creates the timestamp of this number of milliseconds after the epoch. Errors as [`Timestamp::from_micros`].
     pub fn from_millis(millis: i64) -> Result<Self> {
         Self::checked(millis.checked_mul(1_000), format_args!("{millis} ms"))
     }
 
-    /// The moment so many seconds after the epoch. Errors as [`Timestamp::from_micros`].
+    /// Creates the timestamp of this number of seconds after the epoch. Errors as [`Timestamp::from_micros`].
     pub fn from_secs(secs: i64) -> Result<Self> {
         Self::checked(secs.checked_mul(MICROS_PER_SECOND), format_args!("{secs} s"))
     }
 
-    /// The moment so many nanoseconds after the epoch, cut (not rounded) to the microsecond. Errors as
-    /// [`Timestamp::from_micros`].
+    /// Creates the timestamp of this number of nanoseconds after the epoch, truncated (not rounded) to the microsecond.
+    /// Errors as [`Timestamp::from_micros`].
     pub fn from_nanos_floor(nanos: i64) -> Result<Self> {
         Self::from_micros(nanos.div_euclid(1_000))
     }
 
-    /// Microseconds since the epoch.
+    /// Returns the number of microseconds since the epoch.
     pub const fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// Milliseconds since the epoch, cut (not rounded).
+    /// Returns the number of milliseconds since the epoch, truncated (not rounded).
     pub const fn as_millis_floor(self) -> i64 {
         self.0.div_euclid(1_000)
     }
 
-    /// This moment cut to the millisecond: what a message bus keeps.
+    /// Returns this time truncated to the millisecond, the resolution of a message bus.
     #[must_use]
     pub const fn floor_to_millis(self) -> Self {
         Self(self.0 - self.0.rem_euclid(1_000))
     }
 
-    /// The moment `by` later (cut to microseconds), or None beyond [`Timestamp::MAX`].
+    /// Returns the time `by` later (truncated to microseconds), or None beyond [`Timestamp::MAX`].
     pub fn checked_add(self, by: Duration) -> Option<Self> {
         let micros = i64::try_from(by.as_micros()).ok()?;
         Self::from_micros(self.0.checked_add(micros)?).ok()
     }
 
-    /// The moment `by` earlier (cut to microseconds), or None before [`Timestamp::MIN`].
+    /// Returns the time `by` earlier (truncated to microseconds), or None before [`Timestamp::MIN`].
     pub fn checked_sub(self, by: Duration) -> Option<Self> {
         let micros = i64::try_from(by.as_micros()).ok()?;
         Self::from_micros(self.0.checked_sub(micros)?).ok()
     }
 
-    /// How long after `earlier` this is; zero if it is not later.
+    /// Returns the duration since `earlier`, or zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
-    /// Checks that this can be the time of a record.
+    /// Checks that a record can have this time.
     pub(crate) fn for_record(self, field: &'static str) -> Result<Self> {
         if self <= Self::MAX_RECORD {
             Ok(self)
@@ -111,7 +111,7 @@ impl Timestamp {
         }
     }
 
-    /// From inside the library, where the bounds are known to hold.
+    /// Creates a timestamp without checks, for callers in this library that know the bounds.
     pub(crate) const fn from_micros_unchecked(micros: i64) -> Self {
         Self(micros)
     }
@@ -140,8 +140,8 @@ impl fmt::Debug for Timestamp {
 impl FromStr for Timestamp {
     type Err = Error;
 
-    /// Reads what Display writes: `2021-01-08T00:00:00Z`, with up to six places of a second; a space may
-    /// stand for the `T`, and the time of day or the `Z` may be left out (it is UTC all the same).
+    /// Parses the format of `Display`: `2021-01-08T00:00:00Z`, with at most six decimal places of the second. A space
+    /// may replace the `T`. The time of day and the `Z` are optional; the time is always UTC.
     fn from_str(text: &str) -> Result<Self> {
         parse_utc(text)
             .ok_or_else(|| {
@@ -176,8 +176,9 @@ fn parse_utc(text: &str) -> Option<i64> {
     Some(days * MICROS_PER_DAY + (h * 3_600 + m * 60 + s) * MICROS_PER_SECOND + micros)
 }
 
-/// Days since 1970-01-01 of a proleptic Gregorian date. Source: Howard Hinnant, "chrono-Compatible Low-Level
-/// Date Algorithms", `days_from_civil`.
+/// Returns the days since 1970-01-01 of a proleptic Gregorian date.
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `days_from_civil`.
 const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let y = if month <= 2 { year - 1 } else { year };
     let era = y.div_euclid(400);
@@ -186,7 +187,7 @@ const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The inverse of [`days_from_civil`]. Same source, `civil_from_days`.
+/// Computes the inverse of [`days_from_civil`]. Source: the same, `civil_from_days`.
 const fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
@@ -208,7 +209,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 impl TryFrom<chrono::DateTime<chrono::Utc>> for Timestamp {
     type Error = Error;
 
-    /// Cut (not rounded) to the microsecond.
+    /// Truncates (does not round) to the microsecond.
     fn try_from(value: chrono::DateTime<chrono::Utc>) -> Result<Self> {
         Self::from_micros(value.timestamp_micros())
     }
@@ -221,13 +222,13 @@ impl From<Timestamp> for chrono::DateTime<chrono::Utc> {
     }
 }
 
-/// What stamps records. All waiting is tokio's; a clock only says what time it is.
+/// The clock for the timestamps of records. Timers use tokio's clock instead.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present time.
+    /// Returns the current time.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's clock. A clock set outside the domain (before 1970-01-05) reads as the nearest bound.
+/// The system clock. A time outside the domain, such as before 1970-01-05, reads as the nearest bound.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

@@ -8,7 +8,7 @@ use crate::Timestamp;
 use crate::bus::{self, Codec, Encoding, Positions, RejectedMessage, decode_record_with};
 use crate::record::{Dataset, RecordVec};
 
-/// Decoded messages, and the positions after them.
+/// Decoded messages, and the offsets to commit after them.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) records: RecordVec,
@@ -16,11 +16,11 @@ pub(super) struct Batch {
     pub(super) positions: Positions,
     /// The number of messages.
     pub(super) messages: usize,
-    /// The estimated memory of the messages.
+    /// The estimated memory of the messages, in bytes.
     pub(super) bytes: usize,
     /// The timestamp of the oldest message.
     pub(super) oldest: Option<Timestamp>,
-    /// The span of the first messages. The spans of the others are linked to it.
+    /// The span of the first messages. It links to the spans of the other messages.
     pub(super) span: Option<Span>,
 }
 
@@ -37,7 +37,7 @@ impl Batch {
         }
     }
 
-    /// Decodes messages and appends them. An empty list of codecs stands for every built-in codec.
+    /// Decodes messages and appends them. An empty list of codecs selects every built-in codec.
     pub(super) fn add(&mut self, received: &bus::Batch, codecs: &[Arc<dyn Codec>]) {
         let built_in: [&dyn Codec; 2] = [&Encoding::Json, &Encoding::Protobuf];
         let own: Vec<_> = codecs.iter().map(|codec| &**codec).collect();

@@ -10,19 +10,20 @@ use crate::{Backoff, Error, Result};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct IngestConfig {
-    /// The maximum number of messages in a batch. As many again may be received while a batch is stored. Defaults to
+    /// The maximum number of messages in a batch. While a batch is stored, as many further messages may be received. A
+    /// value above the store's [`max_batch`](crate::store::StoreInfo::max_batch) counts as that limit. Defaults to
     /// 50,000.
     pub max_records: usize,
     /// The size of received messages, in bytes, at which a batch is full. Defaults to 32 MiB.
     pub max_bytes: usize,
     /// The minimum time between two commits. Defaults to 100 ms.
     pub commit_interval: Duration,
-    /// The pauses before a failed call is repeated. Defaults to 100 ms, doubling up to 10 s, with a jitter of 0.5.
+    /// The delays before a failed call is repeated. Defaults to 100 ms, doubling up to 10 s, with a jitter of 0.5.
     pub backoff: Backoff,
-    /// The topic of the dead letters. Defaults to the topic of the message with `.dlq`.
+    /// The topic of the dead letters. Defaults to the topic of the message plus `.dlq`.
     pub dead_letters: DeadLetters,
-    /// The formats that are read. The first one reads messages without the header `content-type`. Defaults to an empty
-    /// list, which stands for every [`crate::bus::Encoding`].
+    /// The message formats that the ingest reads. A message without the header `content-type` is read with the first
+    /// format. Defaults to an empty list, which selects every [`crate::bus::Encoding`].
     pub codecs: Vec<Arc<dyn Codec>>,
 }
 
@@ -61,7 +62,7 @@ impl IngestConfig {
         self
     }
 
-    /// Sets the pauses before a failed call is repeated.
+    /// Sets the delays before a failed call is repeated.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
@@ -75,7 +76,7 @@ impl IngestConfig {
         self
     }
 
-    /// Sets the formats that are read.
+    /// Sets the message formats that the ingest reads.
     #[must_use]
     pub fn with_codecs(mut self, codecs: Vec<Arc<dyn Codec>>) -> Self {
         self.codecs = codecs;

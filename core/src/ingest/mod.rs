@@ -1,8 +1,8 @@
 //! [`Ingest`]: moves the records of a topic into a store.
 //!
-//! The stages overlap: while one batch is stored, the next messages are received and decoded. A batch holds what arrived
-//! while the batch before was stored. An idle topic therefore has the delay of one insert, and a backlog has the
-//! throughput of large inserts. `docs/ingest.md` describes the guarantees and the settings.
+//! The stages overlap: while one batch is stored, the next messages are received and decoded. A batch consists of the
+//! messages that arrived while the previous batch was stored. An idle topic therefore has the delay of one insert, and
+//! a backlog has the throughput of large inserts. `docs/ingest.md` describes the guarantees and the settings.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -50,24 +50,25 @@ use batch::Batch;
 
 /// The maximum number of messages that one `recv` returns. Decoding them takes about a millisecond.
 const MAX_RECV: usize = 1_000;
-/// The time for which a `recv` waits for messages.
+/// The time that a `recv` waits for messages.
 const RECV_WAIT: Duration = Duration::from_secs(1);
 
-/// Moves the records of one dataset from a bus to a store, as a member of a consumer group.
+/// An ingest that moves the records of one dataset from a bus to a store, as a member of a consumer group.
 ///
 /// # Guarantees
-/// - The order for every message is: store, dead letter if the message holds no record, commit. A record or a dead letter
-///   is never lost; after a crash some are written again, which the store's keys and the letters' origins make harmless.
-/// - One insert is in progress at a time, so the records of a series are stored in the order of their partition.
+/// - The order for every message is: store the record, publish a dead letter if the message has no valid record,
+///   commit. No record and no dead letter is lost. After a crash some are written again. The repetition is harmless,
+///   because records have keys and dead letters have their origin.
+/// - Only one insert is in progress at a time, so the records of a series are stored in the order of their partition.
 /// - A retryable error of the store or the bus is retried with backoff until it succeeds or the ingest must stop.
-///   Meanwhile at most `max_records` and `max_bytes` are received.
+///   Meanwhile at most one further batch is received.
 /// - When partitions are revoked, received records are stored and committed first.
-/// - Dropping the future of [`Ingest::run_until`] commits nothing more, and loses nothing. The insert in progress is
-///   aborted; its outcome is unknown.
+/// - Dropping the future of [`Ingest::run_until`] aborts the insert in progress, whose outcome is then unknown. Nothing
+///   more is committed, so no message is lost.
 ///
-/// # Use
-/// Run it as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself as degraded while it
-/// retries.
+/// # Usage
+/// Run the ingest as an [`Agent`] under the runtime, or call [`Ingest::run_until`]. An agent reports itself
+/// as degraded while it retries.
 #[derive(Debug)]
 pub struct Ingest {
     parts: Arc<Parts>,
@@ -75,7 +76,7 @@ pub struct Ingest {
     context: Option<AgentContext>,
 }
 
-/// What the stages share.
+/// The values that the stages share.
 #[derive(Debug)]
 struct Parts {
     bus: Arc<dyn MessageBus>,
@@ -86,19 +87,19 @@ struct Parts {
 }
 
 impl Parts {
-    /// Records the time of a stage.
+    /// Records the duration of a stage.
     fn observe(&self, stage: &'static str, began: Instant) {
         metrics::histogram!(INGEST_STAGE.name, "dataset" => self.dataset.name(), "stage" => stage)
             .record(began.elapsed().as_secs_f64());
     }
 
-    /// Returns the pause after a number of failures.
+    /// Returns the delay after a number of failures.
     fn pause(&self, failures: u32, error: &Error) -> Duration {
         let pause = self.config.backoff.delay(failures, fastrand::f64());
         if let RetryAdvice::After(at_least) = error.retry() { pause.max(at_least) } else { pause }
     }
 
-    /// Repeats a call until it succeeds, until an error that a retry cannot help, or until the first error after `stop`.
+    /// Repeats a call until it succeeds, fails with an error that is not retryable, or fails after `stop`.
     async fn retry<'a>(
         &'a self,
         stages: &Stages,
@@ -159,14 +160,14 @@ async fn written(write: &mut Option<AbortOnDropHandle<Result<()>>>) -> Result<()
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends.
+            // The task was cancelled, because the runtime shuts down.
             Err(error) => Err(Error::new(ErrorKind::Closed, "ingest.write", "ingest").with_source(error)),
         },
     }
 }
 
 impl Ingest {
-    /// Subscribes, and returns the ingest of `dataset`.
+    /// Subscribes to the bus and creates the ingest of `dataset`.
     ///
     /// # Errors
     /// `InvalidInput` for a limit of 0; the errors of [`MessageBus::subscribe`].
@@ -178,33 +179,33 @@ impl Ingest {
         mut config: IngestConfig,
     ) -> Result<Self> {
         config.check()?;
-        // A larger batch would be refused at every attempt.
+        // The store would reject a larger batch at every attempt.
         config.max_records = config.max_records.min(store.info().max_batch.max(1));
         let subscription = bus.subscribe(request.with_announced_revocations()).await?;
         let parts = Parts { bus, store, dataset, config, progress: Arc::default() };
         Ok(Self { parts: Arc::new(parts), subscription, context: None })
     }
 
-    /// Counts in `progress`, which other ingests may share: for example the ones before a restart.
+    /// Sets the counters. Several ingests may share them, for example the ingests before and after a restart.
     #[must_use]
     pub fn with_progress(mut self, progress: Arc<IngestProgress>) -> Self {
-        // Nothing else shares the parts before a run.
+        // The parts are not shared before a run, so the call succeeds.
         if let Some(parts) = Arc::get_mut(&mut self.parts) {
             parts.progress = progress;
         }
         self
     }
 
-    /// Returns the counters.
+    /// Returns the counters of processed messages.
     pub fn progress(&self) -> &Arc<IngestProgress> {
         &self.parts.progress
     }
 
-    /// Moves records until `stop` completes. Received records are then stored and committed before this returns.
+    /// Moves records until `stop` completes. Received records are stored and committed before the method returns.
     ///
     /// # Errors
-    /// An error of the store or the bus that a retry cannot help; any such error while the received records are stored
-    /// after `stop`. Messages that are not committed are redelivered to the next member.
+    /// A store or bus error that is not retryable. After `stop`, any error while the received records are stored.
+    /// Uncommitted messages are redelivered to the next member.
     pub async fn run_until(&mut self, stop: impl Future<Output = ()> + Send) -> Result<()> {
         let stages = Stages { failing: AtomicU8::new(0), context: self.context.clone() };
         let mut run = Run::new(self.parts.clone(), stages);
@@ -258,7 +259,7 @@ impl Stage {
     }
 }
 
-/// The stages that fail at the moment.
+/// The stages that currently fail.
 #[derive(Debug)]
 struct Stages {
     failing: AtomicU8,
@@ -291,23 +292,23 @@ impl Stages {
     }
 }
 
-/// One call of [`Ingest::run_until`].
+/// The state of one call of [`Ingest::run_until`].
 struct Run {
     parts: Arc<Parts>,
     stages: Arc<Stages>,
-    /// The messages that are decoded and not stored.
+    /// The decoded messages that are not being stored yet.
     pending: Batch,
-    /// The batch that is stored at the moment.
+    /// The write of the current batch.
     write: Option<AbortOnDropHandle<Result<()>>>,
-    /// The positions after the batch that is stored at the moment.
+    /// The offsets after the batch that is being stored.
     writing: Positions,
-    /// The positions that are stored and not committed.
+    /// The stored offsets that are not committed.
     stored: Positions,
     commit_at: Instant,
-    /// The pause after failed calls of the subscription.
+    /// The earliest time of the next `recv`, after failed calls of the subscription.
     receive_at: Instant,
     failures: u32,
-    /// A revocation waits until everything is stored and committed.
+    /// True while a revocation waits until everything is stored and committed.
     revoking: bool,
     /// Ends the retries of the write.
     stop: CancellationToken,
@@ -343,7 +344,7 @@ impl Run {
         loop {
             self.begin_write();
             if self.revoking && self.write.is_none() {
-                // The next `recv` gives the partitions away.
+                // The next `recv` gives up the partitions.
                 self.commit(subscription).await?;
                 self.revoking = !self.stored.is_empty();
             }
@@ -361,7 +362,7 @@ impl Run {
         }
     }
 
-    /// Stores and commits what was received.
+    /// Stores and commits the received messages.
     async fn drain(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
         self.stop.cancel();
         while !self.failed {
@@ -373,7 +374,7 @@ impl Run {
         if self.stored.is_empty() { Ok(()) } else { subscription.commit(&self.stored).await.map(drop) }
     }
 
-    /// The number of messages that may be received now.
+    /// Returns the number of messages that may be received now.
     fn room(&self) -> usize {
         let IngestConfig { max_records, max_bytes, .. } = self.parts.config;
         if self.revoking || self.pending.bytes >= max_bytes {
@@ -398,7 +399,7 @@ impl Run {
         Ok(())
     }
 
-    /// Keeps positions without messages, such as transaction markers, once all messages before them are stored.
+    /// Keeps offsets without messages, such as transaction markers, once all messages before them are stored.
     fn keep_empty(&mut self) {
         if self.pending.messages == 0 && self.write.is_none() {
             let positions = std::mem::take(&mut self.pending.positions);
@@ -406,7 +407,7 @@ impl Run {
         }
     }
 
-    /// Applies a change of the assignment to the positions that are not committed.
+    /// Applies an event of the subscription to the uncommitted offsets.
     fn apply(&mut self, notice: &Notice) {
         match notice {
             Notice::RevocationPending => self.revoking = true,
@@ -417,7 +418,7 @@ impl Run {
         }
     }
 
-    /// Forgets positions of partitions that others own, or that begin anew. They must not be committed.
+    /// Drops the offsets of lost or reset partitions, which must not be committed.
     fn forget(&mut self, is_lost: impl Fn(&TopicPartition) -> bool) {
         for positions in [&mut self.pending.positions, &mut self.writing, &mut self.stored] {
             positions.retain(|partition| !is_lost(partition));
@@ -446,7 +447,7 @@ impl Run {
         Ok(())
     }
 
-    /// Keeps positions for the next commit.
+    /// Keeps offsets for the next commit.
     fn keep(&mut self, positions: &Positions) {
         if self.stored.is_empty() {
             self.commit_at = self.commit_at.max(Instant::now());
@@ -471,7 +472,7 @@ impl Run {
         }
     }
 
-    /// Waits before the next call of the subscription, if the error is retryable.
+    /// Delays the next call of the subscription. Returns the error if it is not retryable.
     fn pause(&mut self, stage: Stage, error: Error) -> Result<()> {
         if !error.retry().is_retryable() {
             return Err(error);

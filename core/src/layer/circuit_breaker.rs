@@ -19,9 +19,10 @@ use crate::{Error, ErrorKind, Operation, Port, Result, RetryAdvice};
 pub struct CircuitBreakerConfig {
     /// The number of consecutive failures that opens the circuit. 0 counts as 1. Defaults to 10.
     pub failure_threshold: u32,
-    /// The time until an open circuit admits a probe. A value outside
-    /// [`CircuitBreakerConfig::MIN_OPEN_DURATION`] to [`CircuitBreakerConfig::MAX_OPEN_DURATION`] counts as the nearest
-    /// bound. Defaults to 2 s.
+    /// The time until an open circuit admits a probe. Defaults to 2 s.
+    ///
+    /// A value below [`CircuitBreakerConfig::MIN_OPEN_DURATION`] or above [`CircuitBreakerConfig::MAX_OPEN_DURATION`]
+    /// counts as the nearest bound.
     pub open_duration: Duration,
 }
 
@@ -34,7 +35,7 @@ impl Default for CircuitBreakerConfig {
 impl CircuitBreakerConfig {
     /// The shortest open duration: 1 ms.
     pub const MIN_OPEN_DURATION: Duration = Duration::from_millis(1);
-    /// The longest open duration: 5 s. It bounds the time until a recovered backend is noticed.
+    /// The longest open duration: 5 s. It bounds the time until the breaker notices a recovered backend.
     pub const MAX_OPEN_DURATION: Duration = Duration::from_secs(5);
 
     /// Sets the number of consecutive failures that opens the circuit.
@@ -67,11 +68,11 @@ pub enum CircuitState {
 ///
 /// A failure is a retryable error of kind `Unavailable`, `Timeout` or `Overloaded`, except the full queue of
 /// [`super::Limit`]. A success resets the count. Other errors, such as an invalid query or a conflict, leave the count
-/// unchanged. A publish is a success if one message was delivered.
+/// unchanged. A publish is a success if at least one message was delivered.
 ///
-/// A rejected call is `Unavailable`, code `layer.circuit_breaker.open`, with the advice `After` the rest of
+/// A rejected call is `Unavailable` with the code `layer.circuit_breaker.open` and the advice `After` the rest of
 /// `open_duration`. During a probe, other calls are rejected with the advice `Backoff`. If a probe hangs, another probe
-/// is admitted after `open_duration`. `recv` and `close` are always admitted and not counted.
+/// is admitted after `open_duration`. `recv` and `close` are always admitted and never counted.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     threshold: u32,
@@ -126,11 +127,11 @@ impl CircuitBreaker {
     }
 
     fn circuit(&self) -> MutexGuard<'_, Circuit> {
-        // No code panics between two related changes, so a poisoned lock still guards a valid circuit.
+        // No code panics between two related changes, so the circuit is valid even if the lock is poisoned.
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a call, or rejects it with the time of the next try.
+    /// Admits a call, or rejects it with the time of the next attempt.
     fn admit(&self, operation: Operation) -> Result<Admission<'_>> {
         let mut circuit = self.circuit();
         let advice = match circuit.state {
@@ -143,13 +144,13 @@ impl CircuitBreaker {
                     return Ok(Admission::new(self, &circuit));
                 }
             },
-            // The probe may hang, be a purge of ten minutes, or have a caller that does not poll it. Another probe
+            // The probe may hang, run for minutes (a purge), or have a caller that does not poll it. Another probe
             // joins it in the same generation, and the first result decides.
             State::HalfOpen { next_probe } if next_probe <= Instant::now() => {
                 circuit.state = State::HalfOpen { next_probe: later(self.open_duration) };
                 return Ok(Admission::new(self, &circuit));
             }
-            // The duration of the probe is unknown.
+            // The duration of the probe is unknown, so the advice has no time.
             State::HalfOpen { .. } => RetryAdvice::Backoff,
         };
         drop(circuit);
@@ -179,7 +180,7 @@ impl CircuitBreaker {
             (State::HalfOpen { .. }, Outcome::Success) => {
                 self.change(&mut circuit, State::Closed { failures: 0 });
             }
-            // The probe has no result. The next call may probe immediately.
+            // The probe has no result, so the next call may probe at once.
             (State::HalfOpen { .. }, Outcome::Neutral) => {
                 self.change(&mut circuit, State::Open { until: Instant::now() });
             }
@@ -213,12 +214,12 @@ impl CircuitBreaker {
     }
 }
 
-/// The evidence of a result about the backend's health.
+/// The meaning of a result for the backend's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Success,
     Failure,
-    /// No evidence: the error has another cause, or the call was dropped.
+    /// No information: the error has another cause, or the call was dropped.
     Neutral,
 }
 
@@ -251,7 +252,7 @@ impl Outcome {
     }
 }
 
-/// An admitted call. Dropped without a result, it is neutral.
+/// An admitted call. If it is dropped without a result, the outcome is neutral.
 struct Admission<'a> {
     breaker: &'a CircuitBreaker,
     generation: Option<u64>,

@@ -1,4 +1,4 @@
-//! The trait that a layer implements, and the port that it forms around another port.
+//! The `Layer` trait, and `Layered`, a port with a layer.
 
 use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::{Operation, Result};
 pub struct Call {
     /// The method that was called.
     pub operation: Operation,
-    /// The dataset of a store's call. None for calls without one.
+    /// The dataset of a store call. None for calls without a dataset.
     pub dataset: Option<Dataset>,
-    /// The number of records that an insert carries. None for other calls.
+    /// The number of records in an insert. None for other calls.
     pub records: Option<usize>,
 }
 
@@ -46,15 +46,15 @@ impl Call {
 /// Behaviour that is added to every call of a store or a bus.
 ///
 /// A layer receives each call as a future. The future does nothing until it is polled, so the layer can delay the call,
-/// reject the call, limit its time or observe its result. Only [`name`](Layer::name) is required: the other methods
-/// forward by default.
+/// reject it, limit its time or observe its result. Only [`name`](Layer::name) is required; the
+/// other methods forward by default.
 ///
 /// [`Layered`] applies a layer to a port. `docs/layers.md` shows how to write a layer.
 pub trait Layer: Debug + Send + Sync + 'static {
-    /// Returns the name for Display, for example `Timeout`.
+    /// Returns the name for `Display` output, for example `Timeout`.
     fn name(&self) -> &'static str;
 
-    /// Handles any call except a publish and a receive.
+    /// Handles any call except publish and receive.
     fn call<'a, T: Send + 'a>(
         &'a self,
         call: Call,
@@ -64,7 +64,7 @@ pub trait Layer: Debug + Send + Sync + 'static {
         future
     }
 
-    /// Handles a publish. Its report has a result for each message, so a failed message is not an error of the call.
+    /// Handles a publish. The report has an outcome for each message, so a failed message is not an error of the call.
     fn publish<'a>(
         &'a self,
         bus: &'a dyn MessageBus,
@@ -74,7 +74,7 @@ pub trait Layer: Debug + Send + Sync + 'static {
         bus.publish(batch, options)
     }
 
-    /// Handles a receive. An empty batch after `wait` is a success: the subscription was idle.
+    /// Handles a receive. An empty batch after `wait` is a success, because the subscription was idle.
     fn recv<'a>(
         &'a self,
         subscription: &'a mut dyn Subscription,
@@ -87,8 +87,8 @@ pub trait Layer: Debug + Send + Sync + 'static {
 
 /// A port with a layer around every call.
 ///
-/// It implements `PriceStore`, `MessageBus` and `Subscription` where `P` does. The subscriptions of a layered bus have
-/// the same layer.
+/// `Layered` implements `PriceStore`, `MessageBus` and `Subscription` where `P` does. The subscriptions of a layered
+/// bus have the same layer.
 #[derive(Debug)]
 pub struct Layered<P, L> {
     pub(super) inner: P,

@@ -1,4 +1,4 @@
-//! `Limit`: limits concurrency and the rate of calls.
+//! `Limit`: limits the concurrency and the rate of calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,13 +20,15 @@ pub struct LimitConfig {
     /// The maximum number of calls in progress. 0 counts as 1, and the upper bound is
     /// [`LimitConfig::MAX_CONCURRENCY`]. Defaults to 64.
     pub concurrency: usize,
-    /// The maximum number of calls in the queue. A call beyond it is rejected. Defaults to 1,024.
+    /// The maximum number of calls in the queue. Further calls are rejected. Defaults to 1,024.
     pub max_queued: usize,
-    /// The number of calls that may start per second, whatever the size of their batches. A rate outside
-    /// [`LimitConfig::MIN_RATE`] to [`LimitConfig::MAX_RATE`] counts as the nearest bound, and NaN as the lowest.
-    /// Defaults to None: no limit.
+    /// The number of calls that may start per second, whatever the size of their batches. Defaults to
+    /// None, which sets no limit.
+    ///
+    /// A rate below [`LimitConfig::MIN_RATE`] or above [`LimitConfig::MAX_RATE`] counts as the nearest bound. NaN
+    /// counts as the lower bound.
     pub rate: Option<f64>,
-    /// The number of calls that may start at once after a pause, if there is a `rate`. 0 counts as 1. Defaults to 1,
+    /// The number of calls that may start at once after a pause. Only used with a `rate`. 0 counts as 1. Defaults to 1,
     /// which spaces calls evenly.
     pub burst: u32,
 }
@@ -38,7 +40,7 @@ impl Default for LimitConfig {
 }
 
 impl LimitConfig {
-    /// The highest concurrency, which is the capacity of tokio's semaphore.
+    /// The highest concurrency: the capacity of tokio's semaphore.
     pub const MAX_CONCURRENCY: usize = Semaphore::MAX_PERMITS;
     /// The lowest rate: 0.001 calls per second.
     pub const MIN_RATE: f64 = 0.001;
@@ -68,11 +70,11 @@ impl LimitConfig {
     }
 }
 
-/// A layer that queues calls until a permit is free and the rate allows the next start, in the order of arrival. A call
-/// that finds the queue full is rejected with `Overloaded` and the advice `Backoff`.
+/// A layer that queues calls in the order of arrival until a permit is free and the rate allows the next start. If the
+/// queue is full, a call is rejected with `Overloaded` and the advice `Backoff`.
 ///
-/// `ping`, `close`, `subscribe`, `read` and all subscription calls bypass the limiter. A subscription makes one call at a
-/// time, and publishes that hold all permits may wait for its commit.
+/// `ping`, `close`, `subscribe`, `read` and all subscription calls bypass the limiter. A subscription makes one call at
+/// a time, and publishes that hold all permits may depend on its commit.
 #[derive(Debug)]
 pub struct Limit {
     permits: Semaphore,
@@ -83,7 +85,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Creates the layer.
+    /// Creates the layer from its settings.
     pub fn new(config: LimitConfig) -> Self {
         let LimitConfig { concurrency, max_queued, rate, burst } = config;
         Self {
@@ -107,7 +109,7 @@ impl Limit {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Waits for the permission to make one call. The call ends when the permit is dropped.
+    /// Waits for a permit and for the next start. The call holds the permit until it ends.
     async fn acquire(&self, operation: Operation) -> Result<SemaphorePermit<'_>> {
         if let Some(permit) = self.try_acquire() {
             return Ok(permit);
@@ -121,8 +123,8 @@ impl Limit {
         Ok(permit)
     }
 
-    /// Acquires a permit without waiting. It overtakes no queued call: the semaphore hands a released permit to its
-    /// first waiter.
+    /// Acquires a permit without waiting. Does not overtake a queued call, because the semaphore hands a released
+    /// permit to its first waiter.
     fn try_acquire(&self) -> Option<SemaphorePermit<'_>> {
         let permit = self.permits.try_acquire().ok()?;
         self.rate.as_ref().is_none_or(RateLimiter::try_start).then_some(permit)
@@ -135,7 +137,7 @@ impl Limit {
     }
 }
 
-/// One call in the queue, until it starts or its future is dropped.
+/// A call in the queue. It leaves the queue when it starts or when its future is dropped.
 struct Queued<'a> {
     queued: &'a AtomicUsize,
     gauge: Gauge,
@@ -169,10 +171,10 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// A rate limiter with the virtual schedule of the generic cell rate algorithm. The first waiter holds the lock while
-/// it sleeps and takes its start only afterwards, so a waiter that is dropped consumes no start.
+/// A rate limiter with the virtual schedule of the generic cell rate algorithm (GCRA). The first waiter holds the lock
+/// while it sleeps and takes its start only afterwards. A dropped waiter therefore consumes no start.
 //
-// The crate `governor` has the same arithmetic, but its timer ignores tokio's paused clock, and its waiters retry in
+// The crate `governor` has the same arithmetic. But its timer ignores tokio's paused clock, and its waiters retry in
 // any order.
 #[derive(Debug)]
 struct RateLimiter {
@@ -181,7 +183,7 @@ struct RateLimiter {
     next: Mutex<Option<Instant>>,
 }
 
-/// The resolution of tokio's timer, with a margin. Shorter intervals are made up for when the timer fires late.
+/// The resolution of tokio's timer, with a margin. With shorter intervals, calls catch up after the timer fires late.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 
 impl RateLimiter {

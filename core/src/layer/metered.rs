@@ -16,22 +16,22 @@ use crate::telemetry::{
 };
 use crate::{Error, ErrorKind, Operation, Result};
 
-/// A layer that counts calls and measures their duration through the `metrics` facade. [`crate::telemetry`] lists the
-/// names.
+/// A layer that counts calls and measures their duration through the `metrics`
+/// facade. [`crate::telemetry`] lists the names.
 ///
-/// The first call of an operation registers its metrics. Install the exporter before the first call: an exporter that is
-/// installed later does not see the metrics that are already registered.
+/// The first call of an operation registers its metrics. Install the exporter before the first call, because a later
+/// exporter does not see metrics that are already registered.
 pub struct Metered {
     backend: &'static str,
-    /// By operation, for calls without a dataset.
+    /// The metrics of calls without a dataset, by operation.
     operations: Vec<OnceLock<Arc<Handles>>>,
-    /// Of calls with a dataset. There are a few of them, so a search is short.
+    /// The metrics of calls with a dataset. The list is short, so a linear search is fast.
     datasets: RwLock<Vec<(Operation, &'static str, Arc<Handles>)>>,
 }
 
 /// The registered metrics of one operation.
 struct Handles {
-    /// Empty for calls without a dataset.
+    /// The dataset's name. Empty for calls without a dataset.
     dataset: &'static str,
     calls: Counter,
     duration: Histogram,
@@ -136,7 +136,7 @@ impl Metered {
     }
 }
 
-/// A call in progress. If its future is dropped, it is counted as dropped.
+/// A call in progress. If its future is dropped, the call is counted as dropped.
 struct Running<'a> {
     metered: &'a Metered,
     operation: Operation,

@@ -1,9 +1,11 @@
 //! Layers around any store and any bus: retries, time limits, concurrency limits, metrics, traces.
 //!
-//! A [`Layer`] sees every call of a port as a future and can delay, reject, limit or observe it. [`Layered`] applies a
-//! layer to a port and implements the same port, so layers nest and a layered port passes the same contract suite as
-//! the port inside. [`Retry`] implements the ports directly, because only a retry repeats the call. [`LayerStack`] composes all
-//! layers of this module in a fixed order.
+//! A [`Layer`] sees every call of a port as a future and can delay, reject, limit or observe the call. [`Layered`]
+//! applies a layer to a port and implements the same port. Layers therefore nest, and a layered port passes the same
+//! contract suite as the inner port.
+//!
+//! [`Retry`] implements the ports directly, because only a retry repeats a call. [`LayerStack`] composes all layers of
+//! this module in a fixed order.
 //!
 //! ```
 //! use qi_core::layer::{Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
@@ -35,5 +37,5 @@ pub use stack::LayerStack;
 pub use timeout::{Timeout, TimeoutConfig};
 pub use traced::Traced;
 
-/// The backend's name in metrics and errors of a layer that does not know it.
+/// The backend's name in metrics and errors of a layer without a configured name.
 const UNKNOWN_BACKEND: &str = "unknown";

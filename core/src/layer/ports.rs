@@ -1,4 +1,4 @@
-//! The three ports, implemented for [`Layered`] and [`Retry`]. Each method is listed once.
+//! The three ports, implemented for [`Layered`] and [`Retry`]. Macros list each method once.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::store::{
 };
 use crate::{Ohlcv, Operation, Result, Timestamp};
 
-/// Writes methods of a port with the signatures that `async_trait` expects, so that a body can return an inner future
-/// without another box. `$body` is the macro that writes the bodies; `[mut]` is for methods with `&mut self`.
+/// Generates methods of a port with the signatures that `async_trait` expects, so that a method can return an inner
+/// future without another box. `$body` is the macro that generates the bodies. `[mut]` is for methods with `&mut self`.
 macro_rules! methods {
     ($body:ident $receiver:tt $(
         $method:ident($($argument:tt)*) -> $output:ty = $operation:ident $([$dataset:expr $(, $records:expr)?])?;

@@ -1,4 +1,4 @@
-//! The port to a tracing system.
+//! The interface to a tracing system.
 
 use std::fmt::Debug;
 
@@ -6,25 +6,25 @@ use tracing::Span;
 
 use crate::bus::{HeaderName, Headers};
 
-/// Carries the context of a trace in the headers of messages. `qi-core` depends on no tracing system; `qi-adapters` has a
-/// propagator for OpenTelemetry behind the feature `opentelemetry`.
+/// A propagator that carries the context of a trace in message headers. `qi-core` depends on no tracing system.
+/// `qi-adapters` has a propagator for OpenTelemetry behind the feature `opentelemetry`.
 ///
 /// The headers named by [`Propagator::headers`] belong to the propagator. [`super::Traced`] removes them from received
 /// messages, so the consumer sees only the producer's headers.
 pub trait Propagator: Debug + Send + Sync + 'static {
-    /// Returns the names of the headers that the propagator writes, for example `traceparent`. If there are none,
+    /// Returns the names of the headers that the propagator writes, for example `traceparent`. If the list is empty,
     /// received messages are not searched.
     fn headers(&self) -> &[HeaderName];
 
     /// Adds the context of `span` to `headers`, if the span has a context.
     fn inject(&self, span: &Span, headers: &mut Headers);
 
-    /// Sets the origin of `span`: one context becomes its parent, several contexts become links. `contexts` holds the
-    /// different headers of this propagator in the batch, at least one. The span has not been entered yet.
+    /// Sets the origin of `span`. A single context becomes the span's parent; several contexts become links. `contexts`
+    /// has the distinct headers of this propagator in the batch, at least one. The span has not been entered yet.
     fn extract(&self, span: &Span, contexts: &[Headers]);
 }
 
-/// A propagator that carries no context.
+/// A propagator without a context.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoPropagator;
 

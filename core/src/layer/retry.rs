@@ -21,14 +21,14 @@ use crate::{Error, ErrorKind, Operation, Result, RetryAdvice};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct RetryConfig {
-    /// The maximum number of attempts, the first one included. 0 counts as 1. Defaults to 5.
+    /// The maximum number of attempts, including the first. 0 counts as 1. Defaults to 5.
     pub max_attempts: u32,
     /// The delays between attempts. Defaults to 100 ms, doubling up to 5 s, with a jitter of 0.5.
     pub backoff: Backoff,
-    /// The maximum time for all attempts and delays of a call. No attempt starts later; an attempt in progress is not
+    /// The maximum time for all attempts and delays of a call. No attempt starts later. An attempt in progress is not
     /// cancelled. Defaults to 30 s.
     pub max_elapsed: Duration,
-    /// The seed of the jitter. None seeds it from the process. Defaults to None.
+    /// The seed of the jitter. None selects a random seed. Defaults to None.
     pub seed: Option<u64>,
 }
 
@@ -72,13 +72,13 @@ impl RetryConfig {
 /// A port that repeats failed calls with growing delays.
 ///
 /// The error's [`RetryAdvice`] decides: `Never` is not retried, and `After` is the minimum delay. An error that an
-/// inner `Retry` marked as exhausted is not retried again. The last error is returned unchanged except for that mark.
+/// inner `Retry` marked as exhausted is not retried again. Apart from that mark, the last error is returned unchanged.
 ///
-/// A publish resends only messages that are `NotSent` with a retryable error. A message is not resent if a later
-/// message of the same key, or of the same explicit partition, was delivered or is unknown, because a resend would
-/// break their order. A `recv` is not retried; the caller's loop repeats it.
+/// A publish resends only messages that are `NotSent` with a retryable error. A message is not resent if that would
+/// break the order of its key or of its explicit partition. This is the case if a later message of the same key or
+/// partition was delivered or is unknown. A `recv` is not retried; the caller's loop repeats it.
 ///
-/// `Retry` is not a [`Layer`](super::Layer): a layer receives a call as one future, and only a retry repeats the call.
+/// `Retry` is not a [`Layer`](super::Layer), because a layer receives a call as one future and cannot repeat the call.
 #[derive(Debug)]
 pub struct Retry<P> {
     pub(super) inner: P,
@@ -147,7 +147,7 @@ impl<B: MessageBus> Retry<B> {
                         outcomes[at] = outcome;
                     }
                 }
-                // The bus sent nothing: these messages stay unsent, with the latest reason.
+                // The bus sent nothing, so these messages stay unsent, with the latest reason.
                 Err(error) => {
                     for at in resend {
                         outcomes[at] = Err(DeliveryError::not_sent(error.clone()));
@@ -158,7 +158,7 @@ impl<B: MessageBus> Retry<B> {
     }
 }
 
-/// The settings that all calls of a port share.
+/// The retry settings that all calls of a port share.
 #[derive(Debug, Clone)]
 pub(super) struct Schedule {
     config: RetryConfig,
@@ -182,7 +182,7 @@ pub(super) struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
-    /// Records a failed attempt and waits until the next one may start. Returns the error if no attempt is left.
+    /// Records a failed attempt and waits until the next attempt may start. Returns the error if no attempt is left.
     pub(super) async fn failed(&mut self, error: Error) -> Result<()> {
         self.made += 1;
         let Some(delay) = self.delay(&error) else { return Err(self.exhausted(error)) };
@@ -227,8 +227,8 @@ impl Attempts<'_> {
         metrics::counter!(RETRIES.name, &labels).increment(1);
     }
 
-    /// Returns the indices to resend, and the longest delay of these messages. A message whose own
-    /// delay exceeds the remaining time holds back later messages with the same ordering key.
+    /// Returns the indices to resend, and the longest delay of these messages. A message whose own delay exceeds the
+    /// remaining time holds back later messages with the same ordering key.
     fn plan_resend(
         &self,
         batch: &[Message],
@@ -274,8 +274,7 @@ enum OrderingKey<'a> {
 }
 
 impl<'a> OrderingKey<'a> {
-    /// Returns the ordering keys of a message: its explicit partition and its key. A message without either has no
-    /// order.
+    /// Returns the ordering keys of a message: its explicit partition and its key. A message with neither has no order.
     fn of(message: &'a Message) -> [Option<Self>; 2] {
         let topic = &message.topic;
         [
@@ -285,8 +284,8 @@ impl<'a> OrderingKey<'a> {
     }
 }
 
-/// Returns the indices that may be resent without breaking an order, ascending. The walk is backwards, because a
-/// message is excluded by a later message that is in the log or may be.
+/// Returns the indices that may be resent without breaking an order, ascending. The loop runs backwards, because a
+/// later message that is or may be in the log excludes earlier messages.
 fn resendable(batch: &[Message], outcomes: &[Result<Delivery, DeliveryError>]) -> Vec<usize> {
     let (mut passed, mut resend) = (HashSet::new(), Vec::new());
     for (at, (message, outcome)) in batch.iter().zip(outcomes).enumerate().rev() {

@@ -11,8 +11,8 @@ use crate::{MessageBus, Port, PriceStore};
 /// The layers of a port and their settings. The order is fixed:
 /// `Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(inner))))))`.
 ///
-/// The wait for a permit of `Limit` counts towards the time limit. Each attempt has its own time limit and is counted by
-/// the circuit breaker. One span and one measurement cover all attempts of a call.
+/// The time limit includes the wait for a permit of `Limit`. Each attempt has its own time limit, and the circuit
+/// breaker counts each attempt. One span and one measurement cover all attempts of a call.
 ///
 /// ```
 /// use qi_core::layer::{LayerStack, LimitConfig};

@@ -1,4 +1,4 @@
-//! `Timeout`: limits the time of every call.
+//! `Timeout`: limits the duration of every call.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ pub struct TimeoutConfig {
     pub bulk: Duration,
     /// The limit of a publish. Defaults to twice the delivery timeout of the bus plus `call`.
     ///
-    /// A limit below twice the delivery timeout counts as twice the delivery timeout: the bus may wait once for buffer
-    /// space and once for delivery, and it reports every message until then.
+    /// A smaller limit than twice the delivery timeout counts as twice the delivery timeout. The bus may wait once for
+    /// buffer space and once for delivery, and reports every message within that time.
     pub publish: Option<Duration>,
 }
 
@@ -54,7 +54,7 @@ impl TimeoutConfig {
 
 /// A layer that ends a call after its time limit with kind `Timeout`.
 ///
-/// The backend may still complete the call: a write may take effect until the server's own limit, and every message of
+/// The backend may still complete the call. A write may take effect until the server's own limit, and every message of
 /// a publish is `Unknown`.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeout {
@@ -62,7 +62,7 @@ pub struct Timeout {
 }
 
 impl Timeout {
-    /// Creates the layer.
+    /// Creates the layer from its settings.
     pub fn new(config: TimeoutConfig) -> Self {
         Self { config }
     }

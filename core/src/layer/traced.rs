@@ -15,16 +15,16 @@ use crate::bus::{
 use crate::record::Dataset;
 use crate::{Error, Operation, Port, Result};
 
-/// The maximum number of different contexts that the span of one batch links.
+/// The maximum number of distinct contexts to which the span of one batch links.
 const MAX_CONTEXTS: usize = 64;
 
-/// A layer that opens a span for every call, level info, target `qi_core::layer`, with the field names of OpenTelemetry's
-/// conventions for databases and messaging.
+/// A layer that opens a span for every call. Spans have the level info, the target `qi_core::layer`, and the field
+/// names of OpenTelemetry's conventions for databases and messaging.
 ///
 /// For a publish, the [`Propagator`] adds the span's context to every message through [`PublishOptions`]. A `recv` that
-/// returns messages removes these headers and opens a span `process`. The messages' context becomes its parent; several
-/// contexts become links. [`Batch::span`] returns this span to the consumer, and the span ends with the batch. An idle
-/// `recv` opens no span.
+/// returns messages removes these headers and opens a span `process`. A single context of the messages becomes its
+/// parent; several contexts become links. [`Batch::span`] returns this span to the consumer, and the span ends with the
+/// batch. An idle `recv` opens no span.
 #[derive(Debug)]
 pub struct Traced {
     backend: &'static str,
@@ -32,7 +32,7 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Creates the layer with the backend's name for the spans. Without a propagator, traces end at the bus.
+    /// Creates the layer with the backend's name for the spans. Traces end at the bus unless a propagator is set.
     pub fn new(backend: &'static str) -> Self {
         Self { backend, propagator: Arc::new(NoPropagator) }
     }
@@ -88,7 +88,7 @@ impl Traced {
         )
     }
 
-    /// Opens the span of the consumer's work on a batch. It is a root span unless the messages carry a context.
+    /// Opens the span of the consumer's work on a batch. The span is a root span unless the messages carry a context.
     fn process_span(&self, batch: &Batch) -> Span {
         let topics = Topics::of(batch.iter().map(|message| &message.topic));
         tracing::info_span!(
@@ -107,7 +107,7 @@ impl Traced {
         )
     }
 
-    /// Removes the propagator's headers from the messages and returns the different ones, at most [`MAX_CONTEXTS`].
+    /// Removes the propagator's headers from the messages. Returns the distinct contexts, at most [`MAX_CONTEXTS`].
     fn take_contexts(&self, batch: &mut Batch) -> Vec<Headers> {
         let names = self.propagator.headers();
         let mut contexts: Vec<Headers> = Vec::new();
@@ -126,7 +126,7 @@ impl Traced {
     }
 }
 
-/// Returns the backend's name in OpenTelemetry's conventions, if they have one.
+/// Returns the name that OpenTelemetry's conventions have for the backend, or the backend's own name.
 fn system(backend: &'static str) -> &'static str {
     match backend {
         "timescale" => "postgresql",
@@ -135,7 +135,7 @@ fn system(backend: &'static str) -> &'static str {
     }
 }
 
-/// Returns `messaging.operation.type`, if the conventions have one for the operation.
+/// Returns `messaging.operation.type`, if the conventions define it for the operation.
 fn operation_type(operation: Operation) -> Option<&'static str> {
     match operation {
         Operation::Publish => Some("send"),
@@ -145,7 +145,7 @@ fn operation_type(operation: Operation) -> Option<&'static str> {
     }
 }
 
-/// The topics of a batch, by name if there is one.
+/// The topics of a batch.
 enum Topics<'a> {
     None,
     One(&'a TopicName),
@@ -154,12 +154,12 @@ enum Topics<'a> {
 
 impl<'a> Topics<'a> {
     fn of(mut topics: impl Iterator<Item = &'a TopicName>) -> Self {
-        // Compares every message, so it runs only if a subscriber takes the span.
+        // The check compares every message, so it runs only if a subscriber records the span.
         if !tracing::span_enabled!(target: "qi_core::layer", tracing::Level::INFO) {
             return Self::None;
         }
         let Some(first) = topics.next() else { return Self::None };
-        // Names are usually clones, so the pointers are compared first.
+        // Names are usually clones, so comparing the pointers is usually enough.
         let same = |topic: &TopicName| std::ptr::eq(topic.as_str(), first.as_str()) || topic == first;
         if topics.all(same) { Self::One(first) } else { Self::Several }
     }

@@ -1,4 +1,4 @@
-//! The types of columns, and how their values are written and read.
+//! The types of columns, and the conversion of their values.
 
 use super::{Column, ColumnType, FieldReader, FieldWriter, Levels};
 use crate::domain::{counter, text_name};
@@ -6,7 +6,7 @@ use crate::{
     Decimal, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Side, Source, Symbol, Timestamp,
 };
 
-/// A type that a column can have. `Option` of such a type is an optional column.
+/// A type of column values. `Option` of such a type is an optional column.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a column of a record",
     label = "not a column type",
@@ -16,16 +16,16 @@ use crate::{
 pub trait ColumnValue: Sized {
     /// The type of the column.
     const TYPE: ColumnType;
-    /// Whether the value may be absent.
+    /// True if the value may be absent.
     const OPTIONAL: bool = false;
 
-    /// Writes the value.
+    /// Writes the value, with its presence if the column is optional.
     fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
 
-    /// Reads a value.
+    /// Reads a value of this type.
     ///
     /// # Errors
-    /// The reader's error; `InvalidInput` for a value outside the type.
+    /// The reader's error; `InvalidInput` for a value that the type does not allow.
     fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self>;
 
     /// Returns whether the value is absent.
@@ -33,7 +33,7 @@ pub trait ColumnValue: Sized {
         false
     }
 
-    /// Checks that stores can hold the value.
+    /// Checks that stores can represent the value.
     ///
     /// # Errors
     /// `InvalidInput` with the field and the value.
@@ -43,8 +43,8 @@ pub trait ColumnValue: Sized {
     }
 }
 
-/// A struct whose fields are columns of the record that contains it. Implement it with `#[derive(Columns)]`, and mark the
-/// field of the record with `#[flatten]`.
+/// A struct whose fields are columns of the record that contains it. Implement it with `#[derive(Columns)]`, and mark
+/// the field of the record with `#[flatten]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no columns",
     note = "add `#[derive(Columns)]` to the struct"
@@ -62,7 +62,7 @@ pub trait Columns: Sized {
     /// As [`ColumnValue::read`].
     fn read<F: FieldReader + ?Sized>(fields: &mut F) -> Result<Self>;
 
-    /// Checks that stores can hold the values.
+    /// Checks that stores can represent the values.
     ///
     /// # Errors
     /// `InvalidInput` with the field and the value.
@@ -74,10 +74,10 @@ pub trait Enumeration: Copy + 'static {
     /// The names of the variants in the declared order.
     const NAMES: &'static [&'static str];
 
-    /// Returns the position of the variant, from 1.
+    /// Returns the position of the variant, counted from 1.
     fn code(self) -> u8;
 
-    /// Returns the variant at a position, from 1.
+    /// Returns the variant at a position, counted from 1.
     fn from_code(code: u8) -> Option<Self>;
 }
 
@@ -170,7 +170,7 @@ impl Enumeration for Side {
     }
 }
 
-/// UTF-8 text of at most `MAX` bytes, without NUL. Cloning it costs a reference count.
+/// UTF-8 text of at most `MAX` bytes, without NUL. Cloning it costs one reference count.
 ///
 /// ```
 /// use qi_core::record::Text;

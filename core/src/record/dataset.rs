@@ -15,14 +15,14 @@ pub(super) mod row;
 
 /// The description of a dataset: a `Copy` handle to a static [`Description`].
 ///
-/// `PriceTick::DATASET` is the dataset of a declared record. [`Dataset::declare`] makes one at run time.
+/// `PriceTick::DATASET` is the dataset of a declared record. [`Dataset::declare`] creates a dataset at run time.
 #[derive(Clone, Copy)]
 pub struct Dataset(&'static Description);
 
 /// The parts of a dataset's description.
 #[derive(Clone, Copy)]
 pub struct Description {
-    /// The name, for example `ticks`: the name of the table.
+    /// The name of the dataset and of its table, for example `ticks`.
     pub name: &'static str,
     /// The version of the message format.
     pub version: u16,
@@ -32,26 +32,26 @@ pub struct Description {
     pub topic: &'static str,
     /// The type of a series.
     pub series: SeriesType,
-    /// The column with the interval, if it is part of the series.
+    /// The name of the interval column, if the interval is part of the series.
     pub interval: Option<&'static str>,
-    /// The time column.
+    /// The name of the time column.
     pub time: &'static str,
-    /// The column with the sequence number, if the key has one.
+    /// The name of the sequence number's column, if the key has a sequence number.
     pub seq: Option<&'static str>,
-    /// The columns beside the key, in the declared order.
+    /// The columns besides the key, in the declared order.
     pub values: &'static [Column],
-    /// Makes an empty vector of records. [`Dataset::declare`] replaces it.
+    /// The function that creates an empty vector of records. [`Dataset::declare`] replaces it.
     pub new_vec: fn(Dataset) -> RecordVec,
 }
 
 /// The type of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SeriesType {
-    /// An instrument.
+    /// The series of an instrument.
     Instrument,
-    /// A name: the column and its longest text in bytes.
+    /// The series of a name.
     Name {
-        /// The column.
+        /// The name of the column.
         column: &'static str,
         /// The longest text in bytes.
         max: usize,
@@ -59,7 +59,7 @@ pub enum SeriesType {
 }
 
 impl SeriesType {
-    /// Returns the type of a series `S`, from [`super::Series::MAX_NAME`] and the name of its field.
+    /// Returns the type of a series, from its [`super::Series::MAX_NAME`] and the name of its field.
     #[must_use]
     pub const fn of(max: Option<usize>, column: &'static str) -> Self {
         match max {
@@ -69,14 +69,14 @@ impl SeriesType {
     }
 }
 
-/// A value column.
+/// A column besides the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Column {
-    /// The name.
+    /// The name of the column.
     pub name: &'static str,
-    /// The type.
+    /// The type of the column.
     pub ty: ColumnType,
-    /// Whether the value may be absent.
+    /// True if the value may be absent.
     pub optional: bool,
 }
 
@@ -90,32 +90,32 @@ impl Column {
 pub enum ColumnType {
     /// An exact decimal with 20 digits before and 18 after the point.
     Decimal,
-    /// A number from 0 to 2⁶³ - 1.
+    /// An integer from 0 to 2⁶³ - 1.
     Counter,
-    /// A number of 64 bits with a sign.
+    /// A signed 64-bit integer.
     Integer,
-    /// A boolean.
+    /// A boolean, true or false.
     Boolean,
     /// UTF-8 text without NUL.
     Text {
         /// The longest text in bytes.
         max: usize,
     },
-    /// One of these names. Stores keep the position, from 1.
+    /// One of these names. Stores keep the position of the name, counted from 1.
     Enumeration(&'static [&'static str]),
-    /// A time with microseconds.
+    /// A time in microseconds.
     Timestamp,
     /// The interval of a bar.
     Interval,
-    /// A list of levels of an order book. It is never absent; an empty list is.
+    /// A list of levels of an order book. The list may be empty, but it is never absent.
     Levels {
-        /// The largest number of levels.
+        /// The maximum number of levels.
         max: usize,
     },
 }
 
 impl ColumnType {
-    /// Returns the name at a position of an enumeration, from 1.
+    /// Returns the name at a position of an enumeration, counted from 1.
     pub fn name_of(self, code: u8) -> Option<&'static str> {
         match self {
             Self::Enumeration(names) => names.get(usize::from(code).checked_sub(1)?).copied(),
@@ -130,7 +130,7 @@ impl fmt::Debug for Description {
     }
 }
 
-/// The rule of names.
+/// The rule for the names of datasets, columns and enumerations.
 const NAME: &str = "must match [a-z][a-z0-9_]{0,39}";
 
 impl Description {
@@ -150,7 +150,7 @@ impl Description {
         if self.values.len() > 100 {
             return refuse("columns", &self.values.len(), "must have at most 100 columns");
         }
-        // Adapters put these columns in place of the instrument.
+        // Adapters use these column names for the instrument.
         let mut names = vec!["instrument", "instrument_id", "exchange", "symbol"];
         if let SeriesType::Name { column, max } = self.series {
             if !(1..=512).contains(&max) {
@@ -202,18 +202,18 @@ impl Description {
 }
 
 impl Dataset {
-    /// Makes the handle of a description. `#[derive(Record)]` calls it.
+    /// Returns the handle of a description. `#[derive(Record)]` calls it.
     #[doc(hidden)]
     pub const fn from_static(description: &'static Description) -> Self {
         Self(description)
     }
 
     /// Declares a dataset at run time. Its records are [`super::Row`]s. The description stays in memory until the
-    /// process ends, so a program declares its datasets once, at the start.
+    /// process ends, so a program should declare each dataset once, at the start.
     ///
     /// # Errors
-    /// `InvalidInput` for a name that is not `[a-z][a-z0-9_]{0,39}`, a repeated or reserved column name, more than 100
-    /// columns, or a bound that is out of range.
+    /// `InvalidInput` for a name that does not match `[a-z][a-z0-9_]{0,39}`, a repeated or reserved column name, more
+    /// than 100 columns, or a bound that is out of range.
     pub fn declare(description: Description) -> Result<Self> {
         description.check()?;
         Ok(Self(Box::leak(Box::new(Description { new_vec: RowVec::empty, ..description }))))
@@ -224,7 +224,7 @@ impl Dataset {
         self.0.check()
     }
 
-    /// Returns the name: `ticks`.
+    /// Returns the name of the dataset, for example `ticks`.
     pub const fn name(self) -> &'static str {
         self.0.name
     }
@@ -234,7 +234,7 @@ impl Dataset {
         self.0.version
     }
 
-    /// Returns the name of one record in message headers: `tick`.
+    /// Returns the name of one record in message headers, for example `tick`.
     pub const fn message(self) -> &'static str {
         self.0.message
     }
@@ -249,17 +249,17 @@ impl Dataset {
         self.0.series
     }
 
-    /// Returns the column with the interval, if it is part of the series.
+    /// Returns the name of the interval column, if the interval is part of the series.
     pub const fn interval(self) -> Option<&'static str> {
         self.0.interval
     }
 
-    /// Returns the time column.
+    /// Returns the name of the time column.
     pub const fn time(self) -> &'static str {
         self.0.time
     }
 
-    /// Returns the column with the sequence number, if the key has one.
+    /// Returns the name of the sequence number's column, if the key has a sequence number.
     pub const fn seq(self) -> Option<&'static str> {
         self.0.seq
     }
@@ -274,8 +274,8 @@ impl Dataset {
         (self.0.new_vec)(self)
     }
 
-    /// Returns the time from which an `as_of` query sees a record: its time, or its close time if the series has an
-    /// interval.
+    /// Returns the time from which an `as_of` query returns a record: its time, or its close time if
+    /// the series has an interval.
     pub fn known_at(self, time: Timestamp, interval: Option<Interval>) -> Timestamp {
         interval.map_or(time, |interval| time.checked_add(interval.duration()).unwrap_or(Timestamp::MAX))
     }

@@ -1,57 +1,58 @@
-//! How values leave and enter a record.
+//! The interface through which values leave and enter a record.
 
 use std::borrow::Cow;
 
 use super::Level;
 use crate::{Decimal, Interval, Result, Timestamp};
 
-/// Takes the values of a record, one column after the other.
+/// A writer that receives the values of a record, column by column.
 ///
 /// An optional column begins with [`FieldWriter::presence`]; its value follows only if it is present.
 pub trait FieldWriter {
-    /// Takes whether the value of an optional column is present.
+    /// Writes the presence of the value of an optional column.
     fn presence(&mut self, present: bool);
-    /// Takes a decimal.
+    /// Writes a decimal value.
     fn decimal(&mut self, value: Decimal);
-    /// Takes a counter, at most 2⁶³ - 1.
+    /// Writes a counter, at most 2⁶³ - 1.
     fn counter(&mut self, value: u64);
-    /// Takes an integer.
+    /// Writes an integer value.
     fn integer(&mut self, value: i64);
-    /// Takes a boolean.
+    /// Writes a boolean value.
     fn boolean(&mut self, value: bool);
-    /// Takes a text.
+    /// Writes a text value.
     fn text(&mut self, value: &str);
-    /// Takes the position of an enumeration's name, from 1.
+    /// Writes the position of an enumeration's name, counted from 1.
     fn code(&mut self, value: u8);
-    /// Takes a time.
+    /// Writes a time value.
     fn time(&mut self, value: Timestamp);
-    /// Takes an interval.
+    /// Writes an interval value.
     fn interval(&mut self, value: Interval);
-    /// Takes a list of levels.
+    /// Writes a list of levels.
     fn levels(&mut self, value: &[Level]);
 }
 
-/// Gives the values of a record, one column after the other, in the order of [`FieldWriter`].
+/// A reader that returns the values of a record, column by column, in the order of [`FieldWriter`].
 ///
-/// Every method returns `CorruptData` if the stored value is not of the column's type.
+/// Every method returns `CorruptData` if the stored value does not have the column's type.
 pub trait FieldReader {
-    /// Returns whether the value of an optional column is present. If it is not, the column ends here.
+    /// Returns whether the value of an optional column is present. If the value is absent, the reader
+    /// moves to the next column.
     fn presence(&mut self) -> Result<bool>;
-    /// Returns a decimal.
+    /// Returns a decimal value.
     fn decimal(&mut self) -> Result<Decimal>;
-    /// Returns a counter.
+    /// Returns a counter, at most 2⁶³ - 1.
     fn counter(&mut self) -> Result<u64>;
-    /// Returns an integer.
+    /// Returns an integer value.
     fn integer(&mut self) -> Result<i64>;
-    /// Returns a boolean.
+    /// Returns a boolean value.
     fn boolean(&mut self) -> Result<bool>;
-    /// Returns a text.
+    /// Returns a text value.
     fn text(&mut self) -> Result<Cow<'_, str>>;
-    /// Returns the position of an enumeration's name, from 1.
+    /// Returns the position of an enumeration's name, counted from 1.
     fn code(&mut self) -> Result<u8>;
-    /// Returns a time.
+    /// Returns a time value.
     fn time(&mut self) -> Result<Timestamp>;
-    /// Returns an interval.
+    /// Returns an interval value.
     fn interval(&mut self) -> Result<Interval>;
     /// Returns a list of levels.
     fn levels(&mut self) -> Result<Vec<Level>>;

@@ -1,4 +1,4 @@
-//! Levels of order books.
+//! Levels of order books, and lists of levels.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub struct Level {
     pub quantity: Quantity,
 }
 
-/// Writes the pair `[price, quantity]`.
+/// Serialises the level as the pair `[price, quantity]`.
 impl Serialize for Level {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.price, self.quantity).serialize(serializer)
@@ -34,7 +34,7 @@ impl<'de> Deserialize<'de> for Level {
 pub struct Levels<const MAX: usize>(Vec<Level>);
 
 impl<const MAX: usize> Levels<MAX> {
-    /// Checks the number of levels.
+    /// Creates the list if it has at most `MAX` levels.
     ///
     /// # Errors
     /// `InvalidInput` for more than `MAX` levels.
@@ -46,7 +46,7 @@ impl<const MAX: usize> Levels<MAX> {
         Err(Error::invalid("record.levels", "levels", levels.len(), rule))
     }
 
-    /// Returns the levels.
+    /// Returns the levels in the order of the source.
     pub fn as_slice(&self) -> &[Level] {
         &self.0
     }
@@ -75,7 +75,7 @@ impl<'de, const MAX: usize> Deserialize<'de> for Levels<MAX> {
                 write!(f, "at most {MAX} levels as [price, quantity]")
             }
 
-            // It stops at the bound, whatever follows in the input.
+            // The visitor stops at the maximum, so a longer list costs no memory.
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut levels = Vec::new();
                 while let Some(level) = seq.next_element()? {

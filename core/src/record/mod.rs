@@ -1,13 +1,14 @@
-//! Records and datasets: what a store keeps and a bus carries, declared once.
+//! Records and datasets: the data that stores keep and buses carry, declared once.
 //!
-//! A [`Record`] is a struct with `#[derive(Record)]`. The derive macro makes the [`Dataset`] that describes it: its
-//! name, its version, its key and its columns. Stores, buses and tools work on this description, so they handle the
-//! records of every team the same way. `docs/your-own-records.md` goes from a struct to a stored table.
+//! A [`Record`] is a struct with `#[derive(Record)]`. The derive macro creates the [`Dataset`] that describes it: its
+//! name, its version, its key and its columns. Stores, buses and tools work with this description, so they handle the
+//! records of every application in the same way. `docs/your-own-records.md` shows the steps from a
+//! struct to a stored table.
 //!
-//! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *place* in it
-//! (a time and a sequence number). Series and place are the key.
+//! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *place* in it (a
+//! time and a sequence number). The series and the place are the key.
 //!
-//! Adapters see records without their type: a batch is `&dyn` [`Records`], and the answer to a query is a
+//! Adapters handle records without their Rust type. A batch is `&dyn` [`Records`], and the answer to a query is a
 //! [`RecordVec`].
 
 mod column;
@@ -34,13 +35,14 @@ pub use series::{Owner, OwnerRef, Series, SeriesKey, SeriesRef};
 
 use crate::{Result, Timestamp};
 
-/// The position of a record in its series: the time, then the sequence number. A record without a sequence number has 0.
+/// The position of a record in its series: the time, then the sequence number. The sequence number of a
+/// record without one is 0.
 pub type Place = (Timestamp, u64);
 
-/// A struct that a store can keep. Implement it with `#[derive(Record)]`.
+/// A struct that stores can keep and buses can carry. Implement it with `#[derive(Record)]`.
 ///
-/// The macro also implements serde's `Serialize` and `Deserialize`, which write the fields in the declared order, leave
-/// out absent ones, and check every record that they read.
+/// The macro also implements serde's `Serialize` and `Deserialize`. They write the fields in the declared order, omit
+/// absent fields, and validate every record that they read.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a record",
     note = "add `#[derive(Record)]` and `#[record(name = \"...\")]` to the struct"
@@ -52,25 +54,25 @@ pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Sen
     /// The description of the dataset.
     const DATASET: Dataset;
 
-    /// Returns the series.
+    /// Returns the series of the record.
     fn series(&self) -> Self::Series;
 
-    /// Returns the series without a copy.
+    /// Returns the series of the record without a copy.
     fn series_ref(&self) -> SeriesRef<'_>;
 
-    /// Returns the place in the series.
+    /// Returns the place of the record in its series.
     fn place(&self) -> Place;
 
     /// Writes the value columns in the declared order.
     fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
 
-    /// Reads the value columns in the declared order and checks the record.
+    /// Reads the value columns in the declared order and validates the record.
     ///
     /// # Errors
     /// The reader's error; `InvalidInput` for a record that [`Record::validate`] rejects.
     fn read<F: FieldReader + ?Sized>(series: Self::Series, place: Place, fields: &mut F) -> Result<Self>;
 
-    /// Checks the record's own rules, and that stores can hold its time and its sequence number.
+    /// Checks the record's own rules, and that stores can represent its time and its sequence number.
     ///
     /// # Errors
     /// `InvalidInput` with the field and the value.
@@ -81,13 +83,13 @@ pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Sen
         self.place().0
     }
 
-    /// Returns the time from which an `as_of` query sees the record: the close time of a bar, else [`Record::time`].
+    /// Returns the time from which an `as_of` query returns the record: the close time of a bar, else [`Record::time`].
     fn known_at(&self) -> Timestamp {
         Self::DATASET.known_at(self.time(), self.series_ref().interval)
     }
 }
 
-/// The parts that `#[derive(Record)]` uses. Not for direct use.
+/// Helpers for the code that `#[derive(Record)]` generates. Not for direct use.
 #[doc(hidden)]
 pub mod macros {
     pub use serde;
@@ -101,7 +103,7 @@ pub mod macros {
         value.is_absent()
     }
 
-    /// Returns the variant at a position.
+    /// Returns the variant at a position, counted from 1.
     pub fn enumeration<T: Enumeration>(code: u8) -> Result<T> {
         T::from_code(code).ok_or_else(|| {
             Error::new(ErrorKind::CorruptData, "record.enumeration", "read")
@@ -110,7 +112,7 @@ pub mod macros {
         })
     }
 
-    /// Joins column lists at compile time. `N` is the sum of the lengths.
+    /// Joins lists of columns at compile time. `N` is the sum of their lengths.
     #[must_use]
     pub const fn concat<const N: usize>(lists: &[&[Column]]) -> [Column; N] {
         let mut all = [Column::EMPTY; N];
@@ -127,7 +129,7 @@ pub mod macros {
         all
     }
 
-    /// Checks the key of a record.
+    /// Checks the time and the sequence number of a record.
     pub fn check_place(time: (&'static str, Timestamp), seq: Option<(&'static str, u64)>) -> Result<()> {
         time.1.for_record(time.0)?;
         if let Some((field, seq)) = seq {

@@ -1,4 +1,4 @@
-//! What records belong to.
+//! The series to which records belong.
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug};
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::{Error, Exchange, Instrument, Interval, Result, Scope, Source, Symbol};
 
-/// The owner of a series without its type: an instrument or a name.
+/// The owner of a series without its Rust type: an instrument or a name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// An instrument.
     Instrument(Instrument),
-    /// A name, as stores keep it. Names order as their bytes.
+    /// A name in its stored form. Names are ordered by their bytes.
     Name(Arc<str>),
 }
 
@@ -20,12 +20,12 @@ pub enum Owner {
 pub enum OwnerRef<'a> {
     /// An instrument.
     Instrument(&'a Instrument),
-    /// A name, as stores keep it.
+    /// A name in its stored form.
     Name(Cow<'a, str>),
 }
 
 impl OwnerRef<'_> {
-    /// Returns an owned copy.
+    /// Returns an owned copy of the owner.
     pub fn to_owned(&self) -> Owner {
         match self {
             Self::Instrument(instrument) => Owner::Instrument(Instrument::clone(instrument)),
@@ -35,7 +35,7 @@ impl OwnerRef<'_> {
 }
 
 impl Owner {
-    /// Returns the instrument, if the owner is one.
+    /// Returns the instrument, or None if the owner is a name.
     pub fn instrument(&self) -> Option<&Instrument> {
         match self {
             Self::Instrument(instrument) => Some(instrument),
@@ -43,7 +43,7 @@ impl Owner {
         }
     }
 
-    /// Returns the name, if the owner is one.
+    /// Returns the name, or None if the owner is an instrument.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Instrument(_) => None,
@@ -51,7 +51,7 @@ impl Owner {
         }
     }
 
-    /// Returns a borrowed copy.
+    /// Returns a borrowed owner.
     pub fn as_ref(&self) -> OwnerRef<'_> {
         match self {
             Self::Instrument(instrument) => OwnerRef::Instrument(instrument),
@@ -60,8 +60,8 @@ impl Owner {
     }
 }
 
-/// The instrument or the name: the key of messages. The empty name, which stands for [`Scope::Global`], is displayed as
-/// `global`.
+/// Displays the instrument or the name, which is the key of messages. The empty name, the stored form of
+/// [`Scope::Global`], is displayed as `global`.
 impl fmt::Display for OwnerRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -72,7 +72,7 @@ impl fmt::Display for OwnerRef<'_> {
     }
 }
 
-/// As [`OwnerRef`].
+/// Displays the same text as [`OwnerRef`].
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.as_ref(), f)
@@ -85,7 +85,7 @@ impl Debug for Owner {
     }
 }
 
-/// A series without its type. Series order by the owner, then by the interval.
+/// A series without its Rust type. Series are ordered by the owner, then by the interval.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SeriesKey {
     /// The instrument or the name.
@@ -112,14 +112,14 @@ impl SeriesRef<'_> {
         }
     }
 
-    /// Returns an owned copy.
+    /// Returns an owned copy of the series.
     pub fn to_owned(&self) -> SeriesKey {
         SeriesKey { owner: self.owner.to_owned(), interval: self.interval }
     }
 }
 
 impl SeriesKey {
-    /// Returns a borrowed copy.
+    /// Returns a borrowed series.
     pub fn as_ref(&self) -> SeriesRef<'_> {
         SeriesRef { owner: self.owner.as_ref(), interval: self.interval }
     }
@@ -143,13 +143,13 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     /// The owner: the series without its interval.
     type Owner: Ord + Clone + Debug + Send + Sync + 'static;
 
-    /// The longest name in bytes. None: the owner is an instrument.
+    /// The longest name in bytes. None if the owner is an instrument.
     const MAX_NAME: Option<usize>;
 
-    /// Returns the series without its type.
+    /// Returns the series without its Rust type.
     fn as_ref(&self) -> SeriesRef<'_>;
 
-    /// Returns an owned copy of the series without its type.
+    /// Returns an owned copy of the series without its Rust type.
     fn key(&self) -> SeriesKey {
         self.as_ref().to_owned()
     }
@@ -160,10 +160,10 @@ pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     /// `InvalidInput` if the key is of another type.
     fn from_key(key: &SeriesKey) -> Result<Self>;
 
-    /// Returns the owner.
+    /// Returns the owner of the series.
     fn owner(&self) -> Self::Owner;
 
-    /// Returns an owner without its type.
+    /// Returns an owner without its Rust type.
     fn owner_key(owner: &Self::Owner) -> Owner;
 }
 
@@ -213,7 +213,8 @@ impl<S: Series<Owner = S>> Series for (S, Interval) {
     }
 }
 
-/// Series that are names: the longest text, the stored text, and how it is read.
+/// Implements [`Series`] for names. The arguments are the longest text, the conversion to the stored text,
+/// and the conversion from it.
 macro_rules! names {
     ($([$($generics:tt)*] $name:ty, $max:expr, |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
         impl<$($generics)*> Series for $name {

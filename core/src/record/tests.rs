@@ -140,7 +140,7 @@ fn values_go_through_rows_and_json_unchanged() {
     }
 }
 
-/// The same columns as a declared struct, declared at run time.
+/// Returns the same columns as a declared struct, declared at run time.
 fn at_run_time() -> Dataset {
     let dataset = Everything::DATASET;
     Dataset::declare(Description {

@@ -1,4 +1,4 @@
-//! Analytics that live once, over any store: exact where money is concerned, `f64` where statistics are.
+//! Analytics over any store. Prices and sums are exact decimals; statistics are `f64`.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -15,9 +15,9 @@ use crate::{
 /// The bars that an analysis reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BarSource {
-    /// The stored ones.
+    /// Bars that the store keeps.
     Stored,
-    /// Those that are computed from the ticks.
+    /// Bars that the store computes from the ticks.
     Derived,
 }
 
@@ -32,12 +32,12 @@ pub struct Change {
     pub ratio: Decimal,
 }
 
-/// A bar, or the flat one that stands for a bucket without trades.
+/// A bar, or a flat bar in place of a bucket without trades.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilledBar {
-    /// The bar. A filled one has the previous close as its four prices, and zero volume and count.
+    /// The bar. A filled bar has the previous close as its four prices, and zero volume and count.
     pub bar: Ohlcv,
-    /// True for a bar that replaces a missing one.
+    /// True if the bar fills an empty bucket.
     pub filled: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct FilledBar {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MoversQuery {
-    /// Among which instruments.
+    /// The instruments to compare.
     pub selection: Selection<Instrument>,
     /// The time range.
     pub range: TimeRange,
@@ -54,10 +54,10 @@ pub struct MoversQuery {
 }
 
 impl MoversQuery {
-    /// The most that [`MoversQuery::limit`] may be.
+    /// The largest [`MoversQuery::limit`].
     pub const MAX_LIMIT: usize = 1_000;
 
-    /// The `limit` instruments that rose most and the `limit` that fell most.
+    /// Creates a query of the `limit` instruments that rose most and the `limit` instruments that fell most.
     ///
     /// # Errors
     /// `InvalidInput` unless `limit` lies in 1 to [`MoversQuery::MAX_LIMIT`].
@@ -73,9 +73,9 @@ impl MoversQuery {
 /// The answer to a [`MoversQuery`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Movers {
-    /// Those that rose, most first.
+    /// The instruments that rose, largest rise first.
     pub gainers: Vec<(Instrument, Change)>,
-    /// Those that fell, most first.
+    /// The instruments that fell, largest fall first.
     pub losers: Vec<(Instrument, Change)>,
 }
 
@@ -84,8 +84,10 @@ pub(super) async fn change(store: &(impl PriceStore + ?Sized), query: &StatsQuer
     Ok(Some(Change { open: stats.first(), close: stats.last(), ratio: stats.change()? }))
 }
 
-/// The sample standard deviation of ln(close / previous close), by Welford's method. Source: B. P. Welford,
-/// "Note on a Method for Calculating Corrected Sums of Squares and Products", Technometrics 4 (1962).
+/// Returns the sample standard deviation of ln(close / previous close), by Welford's method.
+///
+/// Source: B. P. Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products", Technometrics 4
+/// (1962).
 pub(super) async fn volatility(
     bars: impl Stream<Item = Result<Ohlcv>>,
     bars_per_year: Option<f64>,
@@ -151,7 +153,7 @@ pub(super) fn moving_average(
     .boxed()
 }
 
-/// Refuses newest first where an analysis walks with time.
+/// Rejects a descending query for an analysis that needs oldest first.
 pub(super) fn ascending_only(order: Order) -> Result<()> {
     match order {
         Order::Ascending => Ok(()),
@@ -194,13 +196,13 @@ pub(super) fn filled(bars: BoxStream<'_, Result<Ohlcv>>) -> BoxStream<'_, Result
     .boxed()
 }
 
-/// The runs of open times of `range` that have no bar.
+/// Returns the ranges of consecutive open times in `range` that have no bar.
 pub(super) fn gaps(
     bars: BoxStream<'_, Result<Ohlcv>>,
     interval: Interval,
     range: TimeRange,
 ) -> BoxStream<'_, Result<TimeRange>> {
-    // The first and the last open time that the range expects; past the end of time nothing is expected.
+    // The first open time that the range expects. None if it would lie after the end of the range or of the domain.
     let expected = interval.ceil(range.start()).filter(|start| *start < range.end());
     let end = interval.ceil(range.end()).unwrap_or(range.end());
     stream::try_unfold((bars, expected), move |(mut bars, mut expected)| async move {
@@ -219,7 +221,7 @@ pub(super) fn gaps(
     .boxed()
 }
 
-/// Ranks instruments by their change, keeping no more than the limit of each side.
+/// Ranks instruments by their change, and keeps at most the limit on each side.
 pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQuery) -> Result<Movers> {
     let MoversQuery { selection, range, limit } = query;
     let mut rank = Ranking::new(*limit);
@@ -244,14 +246,14 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
     Ok(rank.finish())
 }
 
-/// Two bounded heaps whose top is the least of those that are kept.
+/// Two bounded heaps. The top of each is the smallest kept entry.
 struct Ranking {
     limit: usize,
     gainers: BinaryHeap<Reverse<Ranked>>,
     losers: BinaryHeap<Reverse<Ranked>>,
 }
 
-/// Orders by size, then, for equal sizes, by instrument, the first one larger.
+/// An entry that orders by size and, for equal sizes, by instrument, the first instrument larger.
 struct Ranked(Decimal, Instrument, Change);
 
 impl Ranked {
@@ -306,7 +308,7 @@ impl Ranking {
     }
 
     fn finish(self) -> Movers {
-        // Ascending order of `Reverse` is the largest first.
+        // The ascending order of `Reverse` puts the largest first.
         let sorted = |heap: BinaryHeap<Reverse<Ranked>>| {
             heap.into_sorted_vec().into_iter().map(|Reverse(Ranked(_, i, change))| (i, change)).collect()
         };

@@ -1,4 +1,4 @@
-//! Cursors: opaque, versioned, good on every backend, and refused by any query but their own.
+//! Cursors: opaque, versioned text that works on every backend and only for the query that produced it.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
@@ -8,42 +8,42 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::record::Owner;
 use crate::{Error, Result, Timestamp};
 
-/// The end of a page. It is text that can be stored and sent, belongs to one query (its dataset, keys, interval,
-/// range and order, not its limit) and is refused by every other one. It works on every backend, so a reader may
-/// go on elsewhere.
+/// The end of a page, as text that can be stored and sent.
+///
+/// A cursor belongs to one query: its dataset, keys, interval, range and order, but not its limit. Every other query
+/// rejects it. It works on every backend, so a reader may continue on another backend.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Cursor(String);
 
-/// The position of a cursor: the record behind which a page begins.
+/// The position of a cursor: the record after which a page begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anchor {
     /// Before the first record.
     Start,
-    /// After the record at this place, of a dataset with sequence numbers.
+    /// After the record with this time and sequence number.
     Place(Timestamp, u64),
-    /// After the record at this time.
+    /// After the record with this time, in a dataset without sequence numbers.
     Time(Timestamp),
-    /// After this owner.
+    /// After this owner, for queries whose pages have owners.
     Owner(Owner),
 }
 
-/// The identity of a query: all that a cursor is bound to, hashed.
+/// The fingerprint of a query: a hash of everything that a cursor is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueryScope(u64);
 
-/// The first character of a cursor. Another one is of another version of the library.
+/// The first character of a cursor. Cursors of another version of the format have another first character.
 const VERSION: char = '1';
 
 impl QueryScope {
-    /// Hashes the parts of a query that a cursor is bound to.
+    /// Hashes the parts of a query to which its cursors are bound.
     pub(super) fn of(parts: fmt::Arguments<'_>) -> Self {
         let mut hash = Fnv(Fnv::OFFSET);
-        // Writing into a hash cannot fail.
         let _ = hash.write_fmt(parts);
         Self(hash.0)
     }
 
-    /// The cursor of this query after `anchor`.
+    /// Returns the cursor of this query after `anchor`.
     pub(super) fn cursor(self, anchor: &Anchor) -> Cursor {
         let place = match anchor {
             Anchor::Start => "s".to_owned(),
@@ -71,7 +71,7 @@ impl QueryScope {
         parse_anchor(place).map_or_else(|| refuse("must be one that a page gave"), Ok)
     }
 
-    /// Binds the place to the query, so that neither can be changed.
+    /// Hashes the position together with the query, so that a change of either is detected.
     fn seal(self, place: &str) -> u64 {
         let mut hash = Fnv(self.0);
         let _ = hash.write_str(place);
@@ -95,8 +95,10 @@ fn parse_anchor(place: &str) -> Option<Anchor> {
     }
 }
 
-/// FNV-1a, 64 bits. Source: Fowler, Noll, Vo, draft-eastlake-fnv. It finds mistakes, it is no protection against
-/// someone who forges a cursor, who could ask the same query anyway.
+/// The 64-bit FNV-1a hash. Source: Fowler, Noll, Vo, draft-eastlake-fnv.
+///
+/// It detects mistakes. It does not protect against a forged cursor, because the forger could
+/// send the same query anyway.
 struct Fnv(u64);
 
 impl Fnv {
@@ -128,7 +130,7 @@ impl fmt::Debug for Cursor {
 impl FromStr for Cursor {
     type Err = Error;
 
-    /// Takes any text of at most 320 bytes; whether it is a cursor of the query is checked where it is used.
+    /// Takes any text of at most 320 bytes. The query that uses the cursor checks that the cursor belongs to it.
     fn from_str(text: &str) -> Result<Self> {
         if text.len() > 320 {
             return Err(Error::invalid("store.cursor", "cursor", text, "must be one that a page gave"));

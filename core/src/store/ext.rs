@@ -1,4 +1,4 @@
-//! Conveniences for those who call a store, on every store.
+//! Convenience methods for callers of a store. Every store has them.
 
 use std::time::Duration;
 
@@ -17,32 +17,32 @@ use crate::{
     Selection, TimeRange, Timestamp,
 };
 
-/// What is built from the port: single records, streams over pages, bounded writes of any length, analytics.
+/// Methods that are built from the port: typed and single records, streams over pages, chunked writes, analytics.
 ///
-/// It is implemented for every [`PriceStore`] and cannot be implemented by hand.
+/// The trait is implemented for every [`PriceStore`] and cannot be implemented by hand.
 ///
-/// Streams ask page by page: no connection is held while the caller is busy, memory is one page, and every page
-/// has its own timeout and retry. A stream that failed has ended.
+/// Streams fetch page by page. They hold no connection while the caller is busy, and keep one page in memory. Every
+/// page has its own timeout and retries. A stream ends after its first error.
 pub trait PriceStoreExt: PriceStore {
-    /// Writes records; see the contract of [`PriceStore`].
+    /// Writes records under the contract of [`PriceStore`].
     ///
     /// # Errors
-    /// `InvalidInput` for a record that is not valid, with its index; the store's error.
+    /// `InvalidInput` with its index for a record that is not valid; else the store's error.
     fn insert_records<R: Record>(&self, batch: &[R]) -> impl Future<Output = Result<InsertReport>> + Send {
         async move { self.insert(&Slice::new(batch)?).await }
     }
 
-    /// Writes one record. For many records at once `insert_records` costs one round trip, for many single ones see
-    /// [`crate::Buffered`].
+    /// Writes one record. To write many records at once, use `insert_records`, which costs one round trip. To write a
+    /// series of single records, use [`crate::Buffered`].
     fn insert_record<R: Record>(&self, record: &R) -> impl Future<Output = Result<()>> + Send {
         async move { self.insert_records(std::slice::from_ref(record)).await.map(drop) }
     }
 
-    /// Writes records of any number, `chunk` at a time, each with its own timeout and retry. After an error the chunks
-    /// before it are stored; sending all again is safe.
+    /// Writes any number of records in chunks of `chunk` records. Each chunk has its own timeout and retries. After an
+    /// error the earlier chunks are stored, and sending all records again is safe.
     ///
     /// # Errors
-    /// `InvalidInput` for a chunk of 0 or above the store's `max_batch`; else the first chunk's error.
+    /// `InvalidInput` for a chunk of 0 or above the store's `max_batch`; else the error of the first chunk that fails.
     fn insert_records_chunked<R: Record>(
         &self,
         records: &[R],
@@ -65,7 +65,7 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// The records of one series in a range.
+    /// Returns the records of one series in a range.
     fn range_of<R: Record>(
         &self,
         query: &RangeQuery<R::Series>,
@@ -74,12 +74,12 @@ pub trait PriceStoreExt: PriceStore {
         async move { self.range(&request).await?.typed() }
     }
 
-    /// The records of a query as a stream, page after page.
+    /// Returns the records of a query as a stream, page after page.
     fn range_stream<R: Record>(&self, query: &RangeQuery<R::Series>) -> BoxStream<'_, Result<R>> {
         range_pages(self, query.request::<R>())
     }
 
-    /// The latest record of each selected owner, in the order of the owners.
+    /// Returns the latest record of each selected owner, in the order of the owners.
     fn latest_of<R: Record>(
         &self,
         query: &LatestQuery<<R::Series as Series>::Owner>,
@@ -88,7 +88,7 @@ pub trait PriceStoreExt: PriceStore {
         async move { self.latest(&request?).await?.typed() }
     }
 
-    /// The latest record of each selected owner as a stream, page after page, in the order of the owners.
+    /// Returns the latest record of each selected owner as a stream, page after page, in the order of the owners.
     fn latest_stream<R: Record>(
         &self,
         query: &LatestQuery<<R::Series as Series>::Owner>,
@@ -96,7 +96,7 @@ pub trait PriceStoreExt: PriceStore {
         latest_pages(self, query.request::<R>())
     }
 
-    /// The instruments that have at least one record in a dataset.
+    /// Returns the instruments that have at least one record in a dataset.
     ///
     /// # Errors
     /// `InvalidInput` for a dataset whose records do not belong to instruments.
@@ -122,7 +122,7 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_record(tick)
     }
 
-    /// Writes ticks of any number; see [`PriceStoreExt::insert_records_chunked`].
+    /// Writes any number of ticks; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_ticks_chunked(
         &self,
         ticks: &[PriceTick],
@@ -131,27 +131,28 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(ticks, chunk)
     }
 
-    /// Ticks of an instrument in a range, by (ts, seq).
+    /// Returns the ticks of an instrument in a range, by (ts, seq).
     fn ticks(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
         self.range_of(query)
     }
 
-    /// The ticks of a query as a stream, page after page.
+    /// Returns the ticks of a query as a stream, page after page.
     fn tick_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<PriceTick>> {
         range_pages(self, query.request::<PriceTick>())
     }
 
-    /// The latest tick of each selected instrument, in the order of the instruments.
+    /// Returns the latest tick of each selected instrument, in the order of the instruments.
     fn latest_ticks(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<PriceTick>>> + Send {
         self.latest_of(query)
     }
 
-    /// The latest tick of each selected instrument as a stream, page after page, in the order of the instruments.
+    /// Returns the latest tick of each selected instrument as a stream, page after page, in
+    /// the order of the instruments.
     fn latest_tick_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<PriceTick>> {
         latest_pages(self, query.request::<PriceTick>())
     }
 
-    /// The latest tick of one instrument.
+    /// Returns the latest tick of one instrument.
     fn latest_tick(&self, instrument: &Instrument) -> impl Future<Output = Result<Option<PriceTick>>> + Send {
         let query = LatestQuery::new(Selection::one(instrument.clone()));
         async move { Ok(self.latest_ticks(&query).await?.items.pop()) }
@@ -167,7 +168,7 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_record(quote)
     }
 
-    /// Writes quotes of any number; see [`PriceStoreExt::insert_records_chunked`].
+    /// Writes any number of quotes; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_quotes_chunked(
         &self,
         quotes: &[Quote],
@@ -176,27 +177,28 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(quotes, chunk)
     }
 
-    /// Quotes of an instrument in a range, by (ts, seq).
+    /// Returns the quotes of an instrument in a range, by (ts, seq).
     fn quotes(&self, query: &RangeQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
         self.range_of(query)
     }
 
-    /// The quotes of a query as a stream, page after page.
+    /// Returns the quotes of a query as a stream, page after page.
     fn quote_stream(&self, query: RangeQuery) -> BoxStream<'_, Result<Quote>> {
         range_pages(self, query.request::<Quote>())
     }
 
-    /// The latest quote of each selected instrument, in the order of the instruments.
+    /// Returns the latest quote of each selected instrument, in the order of the instruments.
     fn latest_quotes(&self, query: &LatestQuery) -> impl Future<Output = Result<Page<Quote>>> + Send {
         self.latest_of(query)
     }
 
-    /// The latest quote of each selected instrument as a stream, page after page, in the order of the instruments.
+    /// Returns the latest quote of each selected instrument as a stream, page after page, in
+    /// the order of the instruments.
     fn latest_quote_stream(&self, query: LatestQuery) -> BoxStream<'_, Result<Quote>> {
         latest_pages(self, query.request::<Quote>())
     }
 
-    /// The latest quote of one instrument.
+    /// Returns the latest quote of one instrument.
     fn latest_quote(&self, instrument: &Instrument) -> impl Future<Output = Result<Option<Quote>>> + Send {
         let query = LatestQuery::new(Selection::one(instrument.clone()));
         async move { Ok(self.latest_quotes(&query).await?.items.pop()) }
@@ -212,7 +214,7 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_record(bar)
     }
 
-    /// Writes bars of any number; see [`PriceStoreExt::insert_records_chunked`].
+    /// Writes any number of bars; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_bars_chunked(
         &self,
         bars: &[Ohlcv],
@@ -221,13 +223,13 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(bars, chunk)
     }
 
-    /// Stored bars of an instrument that open in a range, by open time.
+    /// Returns the stored bars of an instrument that open in a range, by open time.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
         let request = query.request();
         async move { self.range(&request).await?.typed() }
     }
 
-    /// The stored or derived bars of a query as a stream, page after page.
+    /// Returns the stored or derived bars of a query as a stream, page after page.
     fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Ohlcv>> {
         match source {
             BarSource::Stored => range_pages(self, query.request()),
@@ -241,18 +243,19 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// The latest stored bar of each selected instrument, in the order of the instruments.
+    /// Returns the latest stored bar of each selected instrument, in the order of the instruments.
     fn latest_bars(&self, query: &LatestBarsQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
         let request = query.request();
         async move { self.latest(&request?).await?.typed() }
     }
 
-    /// The latest stored bar of each selected instrument as a stream; see [`PriceStoreExt::latest_tick_stream`].
+    /// Returns the latest stored bar of each selected instrument as a stream; see
+    /// [`PriceStoreExt::latest_tick_stream`].
     fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Ohlcv>> {
         latest_pages(self, query.request())
     }
 
-    /// The latest stored bar of one instrument.
+    /// Returns the latest stored bar of one instrument.
     fn latest_bar(
         &self,
         instrument: &Instrument,
@@ -275,7 +278,7 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_record(snapshot)
     }
 
-    /// Writes snapshots of any number; see [`PriceStoreExt::insert_records_chunked`].
+    /// Writes any number of snapshots; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_snapshots_chunked(
         &self,
         snapshots: &[MarketSnapshot],
@@ -284,17 +287,17 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(snapshots, chunk)
     }
 
-    /// Snapshots of a scope in a range, by time.
+    /// Returns the snapshots of a scope in a range, by time.
     fn snapshots(&self, query: &SnapshotQuery) -> impl Future<Output = Result<Page<MarketSnapshot>>> + Send {
         self.range_of(query)
     }
 
-    /// The snapshots of a query as a stream, page after page.
+    /// Returns the snapshots of a query as a stream, page after page.
     fn snapshot_stream(&self, query: SnapshotQuery) -> BoxStream<'_, Result<MarketSnapshot>> {
         range_pages(self, query.request::<MarketSnapshot>())
     }
 
-    /// The latest snapshot of each selected scope, in the order of the scopes.
+    /// Returns the latest snapshot of each selected scope, in the order of the scopes.
     fn latest_snapshots(
         &self,
         query: &LatestQuery<Scope>,
@@ -302,19 +305,19 @@ pub trait PriceStoreExt: PriceStore {
         self.latest_of(query)
     }
 
-    /// The latest snapshot of each selected scope as a stream, page after page, in the order of the scopes.
+    /// Returns the latest snapshot of each selected scope as a stream, page after page, in the order of the scopes.
     fn latest_snapshot_stream(&self, query: LatestQuery<Scope>) -> BoxStream<'_, Result<MarketSnapshot>> {
         latest_pages(self, query.request::<MarketSnapshot>())
     }
 
-    /// The latest snapshot of one scope.
+    /// Returns the latest snapshot of one scope.
     fn latest_snapshot(&self, scope: &Scope) -> impl Future<Output = Result<Option<MarketSnapshot>>> + Send {
         let query = LatestQuery::new(Selection::one(scope.clone()));
         async move { Ok(self.latest_snapshots(&query).await?.items.pop()) }
     }
 
-    /// The bars of a query, oldest first, with a flat bar in every empty bucket between two of them. Buckets
-    /// before the first and after the last bar have no price to go by and stay empty.
+    /// Returns the bars of a query, oldest first, with a flat bar in every empty bucket between two bars. Buckets
+    /// before the first bar and after the last bar stay empty, because no earlier or later price is known.
     ///
     /// # Errors
     /// `InvalidInput` for a descending query.
@@ -323,11 +326,12 @@ pub trait PriceStoreExt: PriceStore {
         Ok(analytics::filled(self.bar_stream(query, source)))
     }
 
-    /// The stretches of a query's range that have no bars, oldest first: from the first missing open time to the
-    /// next one that is there. The whole range counts, before the first and after the last bar too.
+    /// Returns the ranges of a query in which bars are missing, oldest first. Each range extends from the first missing
+    /// open time to the open time of the next bar. The search covers the entire range of the query, also before the
+    /// first and after the last bar.
     ///
     /// # Errors
-    /// `InvalidInput` for a descending query or one that does not begin at the start of its range.
+    /// `InvalidInput` for a descending query, or for a query that does not begin at the start of its range.
     fn gaps(&self, query: BarQuery, source: BarSource) -> Result<BoxStream<'_, Result<TimeRange>>> {
         analytics::ascending_only(query.order)?;
         if let Some(cursor) = query.page.cursor() {
@@ -337,20 +341,20 @@ pub trait PriceStoreExt: PriceStore {
         Ok(analytics::gaps(self.bar_stream(query, source), interval, range))
     }
 
-    /// The volume-weighted average price of a range's ticks: exact sums, divided and rounded once. None without
-    /// ticks, without known quantities, or if their sum is 0.
+    /// Returns the volume-weighted average price of a range's ticks. The sums are exact, divided and rounded once. None
+    /// without ticks, without known quantities, or if the quantities sum to 0.
     fn vwap(&self, query: &StatsQuery) -> impl Future<Output = Result<Option<Decimal>>> + Send {
         async move { self.stats(query).await?.map_or(Ok(None), |stats| stats.vwap()) }
     }
 
-    /// How the price moved over a range; None without ticks.
+    /// Returns the change of the price over a range, or None without ticks.
     fn change(&self, query: &StatsQuery) -> impl Future<Output = Result<Option<Change>>> + Send {
         analytics::change(self, query)
     }
 
-    /// The sample standard deviation of ln(close / previous close) over bars. With `bars_per_year` it is
-    /// annualised by that number's square root (365 for daily bars of a market that never closes). None with
-    /// fewer than three bars.
+    /// Returns the sample standard deviation of ln(close / previous close) over bars. With `bars_per_year` the result
+    /// is annualised: multiplied by the square root of that number (365 for daily bars of a market that never closes).
+    /// None with fewer than three bars.
     ///
     /// # Errors
     /// `InvalidInput` for a descending query, or a `bars_per_year` that is not finite and positive.
@@ -366,11 +370,11 @@ pub trait PriceStoreExt: PriceStore {
         }
     }
 
-    /// The simple moving average of the last `window` closes, at the open time of each bar that completes a
-    /// window: exact sums, divided and rounded once.
+    /// Returns the simple moving average of the last `window` closes, at the open time of each bar that completes a
+    /// window. The sums are exact, divided and rounded once.
     ///
     /// # Errors
-    /// `InvalidInput` for a descending query, or, from the stream, a window outside 1 to 10,000.
+    /// `InvalidInput` for a descending query. The stream returns `InvalidInput` for a window outside 1 to 10,000.
     fn sma(
         &self,
         query: BarQuery,
@@ -381,8 +385,8 @@ pub trait PriceStoreExt: PriceStore {
         Ok(analytics::moving_average(self.bar_stream(query, source), window))
     }
 
-    /// The instruments that rose and fell most over a range, by the change of their ticks; equal ones in the order
-    /// of the instruments. One call of `stats` for each instrument.
+    /// Returns the instruments that rose and fell most over a range, by the change of their ticks. Equal changes are in
+    /// the order of the instruments. The method calls `stats` once for each instrument.
     fn movers(&self, query: &MoversQuery) -> impl Future<Output = Result<Movers>> + Send {
         analytics::movers(self, query)
     }
@@ -390,7 +394,8 @@ pub trait PriceStoreExt: PriceStore {
     /// Waits until the store answers a ping.
     ///
     /// # Errors
-    /// The last ping's error once `timeout` has passed, or at once if it says that trying again cannot help.
+    /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
+    /// `Timeout` if no ping was answered.
     fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<StoreStatus>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())
     }
@@ -398,7 +403,7 @@ pub trait PriceStoreExt: PriceStore {
 
 impl<S: PriceStore + ?Sized> PriceStoreExt for S {}
 
-/// The keyset loop: asks for a page, hands out its items, goes on after its cursor.
+/// Fetches a page, yields its items, and continues after the page's cursor.
 fn pages<'a, Q: Send + 'a, T: Send + 'a>(
     query: Result<Q>,
     ask: impl Fn(Q) -> BoxFuture<'a, Result<(Vec<T>, Option<Q>)>> + Copy + Send + 'a,

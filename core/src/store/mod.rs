@@ -1,7 +1,7 @@
-//! [`PriceStore`]: the port to price storage, its queries, and the analytics that are computed from it.
+//! [`PriceStore`]: the port for price storage, its queries, and the analytics that are computed from them.
 //!
-//! The contract of the port, point by point, stands in `docs/store.md`; the contract suite of `qi-testkit` checks
-//! every point on every implementation.
+//! `docs/store.md` describes the contract of the port point by point. The contract suite of `qi-testkit` checks every
+//! point on every implementation.
 
 mod analytics;
 mod cursor;

@@ -1,4 +1,4 @@
-//! Pages: bounded answers, and the cursor to go on with.
+//! Pages: bounded answers, each with the cursor of the next page.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,10 +6,10 @@ use super::Cursor;
 use crate::record::{Record, RecordVec};
 use crate::{Error, Result};
 
-/// The most items that a page may be asked for.
+/// The largest limit of a [`PageRequest`].
 pub const MAX_PAGE: usize = 10_000;
 
-/// The largest number of items of a page, and the cursor after which it begins.
+/// A request for a page: the largest number of items, and the cursor after which the page begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPageRequest")]
 pub struct PageRequest {
@@ -31,7 +31,7 @@ impl TryFrom<RawPageRequest> for PageRequest {
 }
 
 impl Default for PageRequest {
-    /// The first 1,000 items.
+    /// Returns a request for the first 1,000 items.
     fn default() -> Self {
         Self { limit: 1_000, after: None }
     }
@@ -50,7 +50,7 @@ impl PageRequest {
         }
     }
 
-    /// The same number of items, after `cursor`.
+    /// Returns a request for the same number of items, after `cursor`.
     #[must_use]
     pub fn after(self, cursor: Cursor) -> Self {
         Self { after: Some(cursor), ..self }
@@ -61,7 +61,7 @@ impl PageRequest {
         self.limit
     }
 
-    /// The cursor to go on after, if any.
+    /// Returns the cursor after which the page begins, if any.
     pub fn cursor(&self) -> Option<&Cursor> {
         self.after.as_ref()
     }
@@ -72,14 +72,14 @@ impl PageRequest {
 pub struct Page<T> {
     /// The items, in the query's order.
     pub items: Vec<T>,
-    /// The cursor of the next page; None on the last one.
+    /// The cursor of the next page; None on the last page.
     pub next: Option<Cursor>,
-    /// Where to ask again for what may have come since, in the query's order after the last item. It is always
-    /// there, and does not pass a derived bar that the end of the range still cuts.
+    /// The cursor for a later query of new items, in the query's order after the last item. It is present on every
+    /// page. It does not pass a derived bar that the end of the range cuts, because such a bar may still change.
     pub resume: Cursor,
 }
 
-/// A page of records without their type.
+/// A page of records without their Rust type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordPage {
     /// The records, in the query's order.

@@ -1,4 +1,4 @@
-//! The port itself.
+//! The `PriceStore` trait.
 
 use std::fmt::{Debug, Display};
 
@@ -12,38 +12,39 @@ use super::{
 use crate::record::{Dataset, Records};
 use crate::{Ohlcv, Result, Timestamp};
 
-/// Price storage: datasets of records, written in batches by key, read in pages.
+/// Price storage: datasets of records that are written in batches by key and read in pages.
 ///
-/// The port handles records without their type, so a store keeps the records of every dataset that the program
-/// registers. Callers use the typed methods of [`super::PriceStoreExt`], which every store has: `insert_ticks`, `ticks`,
-/// `insert::<R>`, streams, analytics.
+/// The port handles records without their Rust type, so a store keeps the records of every dataset that the program
+/// registers. Callers use the typed methods of [`super::PriceStoreExt`], for example `insert_ticks`, `ticks`,
+/// `insert_records::<R>`, the streams and the analytics. Every store has these methods.
 ///
-/// # What every store guarantees
-/// - **Idempotent by key.** A write that begins after another was acknowledged wins; of two overlapping ones
-///   either value may remain, never a mixture. Inside a batch the later record of a key wins.
-/// - **Checked first.** A batch above [`StoreInfo::max_batch`], or a cursor of another query, is `InvalidInput`
+/// # Guarantees of every store
+/// - **Idempotent by key.** A write that begins after another write was acknowledged wins. Of two overlapping writes,
+///   either value may remain, but never a mixture. If a batch repeats a key, the later record wins.
+/// - **Validation before I/O.** A batch above [`StoreInfo::max_batch`] or a cursor of another query is `InvalidInput`
 ///   before any I/O.
-/// - **Acknowledged means readable.** Ok: durable as configured, and seen by later reads through this handle.
-/// - **Not atomic.** After an error any part of a batch may be stored; sending it again is always safe.
-/// - **Half-open ranges, total order.** `[start, end)`, by (ts, seq).
-/// - **An error is never an empty result**, and an empty result is never an error: an unknown instrument is an
-///   empty page, None, or absent.
-/// - **Exact values.** What comes back is what was written; sums are exact and rounded once, half away from zero,
-///   at 18 places; a sum of 10²⁰ or more is `OutOfRange`.
-/// - **Nothing before [`PriceStore::ensure_schema`]**: every other data call is `SchemaMismatch`. So is a call for a
-///   dataset that the store was not opened with.
-/// - **Dropping a future** leaves the store usable. What it was writing is unknown, and may still land until the
-///   server-side limit.
+/// - **Acknowledged means readable.** After `Ok` the records are durable as configured, and later reads
+///   through this handle see them.
+/// - **Not atomic.** After an error any part of a batch may be stored. Sending the batch again is always safe.
+/// - **Half-open ranges, total order.** A range is `[start, end)`; records are ordered by (ts, seq).
+/// - **An error is never an empty result**, and an empty result is never an error. For an unknown instrument the answer
+///   is an empty page, None, or a missing entry.
+/// - **Exact values.** Reads return exactly the written values. Sums are exact and rounded once, half away from zero,
+///   to 18 places. A sum of 10²⁰ or more is `OutOfRange`.
+/// - **[`PriceStore::ensure_schema`] comes first.** Before it, every other data call is `SchemaMismatch`. A call for a
+///   dataset that the store was not opened with is `SchemaMismatch` too.
+/// - **Dropping a future** leaves the store usable. The result of a write in flight is unknown, and the write may still
+///   take effect until the server-side limit.
 /// - **After [`PriceStore::close`]** every call is `Closed`.
 ///
-/// # What varies
-/// - What a batch that failed left behind, and which of two overlapping writers wins.
-/// - Whether anything is removed without being asked: only what [`StoreInfo::retention`] names.
+/// # Differences between stores
+/// - The part of a failed batch that was stored, and the winner of two overlapping writes.
+/// - Automatic removal of data. A store removes data automatically only by the policies in [`StoreInfo::retention`].
 ///
-/// # What it is not
-/// A query language. For SQL of your own open the concrete adapter and use its raw handle.
+/// # Non-goals
+/// The port is not a query language. To run your own SQL, open the concrete adapter and use its raw handle.
 ///
-/// The full text with its reasons stands in `docs/store.md`.
+/// `docs/store.md` has the full contract with its reasons.
 ///
 /// ```
 /// use qi_core::store::{PriceStore, PriceStoreExt, RangeQuery};
@@ -65,28 +66,29 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Returns metadata about the store. Performs no I/O.
     fn info(&self) -> StoreInfo;
 
-    /// Creates the missing tables of the store's datasets, and adds optional columns that were declared since. It changes
-    /// nothing else: idempotent, safe to run from many processes and by two versions of a program at once, never
-    /// destructive.
+    /// Creates the missing tables of the store's datasets, and adds optional columns that were declared since. It
+    /// changes nothing else. The call is idempotent and never destructive. Many processes, and two versions of a
+    /// program, may run it at once.
     ///
-    /// A program whose columns are the first columns of the stored dataset is an older version of it, and may go on.
+    /// If the program's columns are the first columns of the stored dataset, the program is an older version of
+    /// it and the call succeeds.
     ///
     /// # Errors
-    /// `SchemaMismatch` if the schema is newer than this code, or a stored dataset differs from its declaration in
-    /// another way. The message says what differs and what to do.
+    /// `SchemaMismatch` if the schema is newer than this code, or if a stored dataset differs from its declaration in
+    /// another way. The message names the difference and the remedy.
     async fn ensure_schema(&self) -> Result<SchemaReport>;
 
-    /// Returns the statements that [`PriceStore::ensure_schema`] would run now, and changes nothing. Empty: the schema
-    /// is complete.
+    /// Returns the statements that [`PriceStore::ensure_schema`] would run now, and changes nothing. An empty list
+    /// means that the schema is complete.
     ///
     /// # Errors
     /// As [`PriceStore::ensure_schema`].
     async fn plan_schema(&self) -> Result<Vec<String>>;
 
-    /// Sends a request to the server and returns its round trip.
+    /// Sends a request to the server and returns its round-trip time.
     async fn ping(&self) -> Result<StoreStatus>;
 
-    /// Writes records; see the contract above. An empty batch is Ok without I/O.
+    /// Writes a batch of records under the guarantees above. An empty batch is Ok without I/O.
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport>;
 
     /// Returns the records of one series in a range, by (time, seq).
@@ -95,14 +97,14 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Returns the latest record of each selected owner, in the order of the owners.
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
 
-    /// Returns bars that are computed from the ticks at every call: late and corrected ticks change them at once. Each is
-    /// computed from its whole bucket; an empty bucket has none.
+    /// Returns bars that are computed from the ticks at every call, so late and corrected ticks change them at once.
+    /// Each bar is computed from its entire bucket. An empty bucket has no bar.
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
     async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
 
-    /// Returns figures over the ticks of a range; None without ticks.
+    /// Returns figures over the ticks of a range, or None if the range has no ticks.
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
@@ -111,13 +113,13 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     /// Returns the owners that have at least one record in a dataset, in order.
     async fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
 
-    /// Removes the records of a range. They are invisible afterwards; the same batch inserted again is visible
-    /// again. Repeating it is Ok.
+    /// Removes the records of a range. Later reads do not see them. Inserting the same batch again makes its records
+    /// visible again. Repeating the call is Ok.
     async fn delete_range(&self, query: &DeleteQuery) -> Result<()>;
 
     /// Removes the records of a dataset whose time is before `cutoff`, exact to the microsecond.
     async fn purge_before(&self, dataset: Dataset, cutoff: Timestamp) -> Result<()>;
 
-    /// Waits for what is under way, then releases everything. Idempotent.
+    /// Waits for calls in progress, then releases all resources. Idempotent.
     async fn close(&self) -> Result<()>;
 }

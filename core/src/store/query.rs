@@ -1,7 +1,8 @@
-//! What can be asked of a store.
+//! Queries of a store.
 //!
-//! Callers write typed queries: [`RangeQuery`], [`LatestQuery`] and their relatives. The port takes requests, which name
-//! a dataset and have no types: [`RangeRequest`], [`LatestRequest`]. [`super::PriceStoreExt`] makes one of the other.
+//! Callers write typed queries such as [`RangeQuery`] and [`LatestQuery`]. The port takes requests, which name a
+//! dataset and have no record type: [`RangeRequest`], [`LatestRequest`].
+//! [`super::PriceStoreExt`] converts queries to requests.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::{
     TimeRange, Timestamp,
 };
 
-/// The direction of the total order.
+/// The sort direction of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -52,7 +53,7 @@ macro_rules! setters {
     };
 }
 
-/// Records of one series in a range. The series is an instrument, unless the dataset has others.
+/// A query of the records of one series in a range. The series is an instrument, unless the dataset has other series.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RangeQuery<S = Instrument> {
@@ -60,13 +61,13 @@ pub struct RangeQuery<S = Instrument> {
     pub series: S,
     /// The time range.
     pub range: TimeRange,
-    /// Oldest or newest first, by (ts, seq).
+    /// The sort order: oldest or newest first, by (ts, seq).
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,
 }
 
-/// Snapshots of one scope in a range.
+/// A query of the snapshots of one scope in a range.
 pub type SnapshotQuery = RangeQuery<Scope>;
 
 impl<S> RangeQuery<S> {
@@ -82,7 +83,7 @@ impl<S> RangeQuery<S> {
         self
     }
 
-    /// Returns the request for the records `R`.
+    /// Returns the request for records of type `R`.
     pub fn request<R: Record<Series = S>>(&self) -> RangeRequest
     where
         S: Series,
@@ -99,7 +100,8 @@ impl<S> RangeQuery<S> {
 }
 setters!(RangeQuery<S>, S);
 
-/// Bars of one instrument and interval whose open time lies in a range: stored ones, or ones derived from ticks.
+/// A query of the bars of one instrument and interval whose open time lies in a range. The bars are
+/// stored, or derived from ticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BarQuery {
@@ -107,9 +109,9 @@ pub struct BarQuery {
     pub instrument: Instrument,
     /// The interval of the bars.
     pub interval: Interval,
-    /// The range of the open time. A bar is always computed from its whole bucket, even where the range cuts it.
+    /// The range of the open time. Every bar covers its entire bucket, even if the range cuts the bucket.
     pub range: TimeRange,
-    /// Oldest or newest first.
+    /// The sort order: oldest or newest first.
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,
@@ -137,16 +139,18 @@ impl BarQuery {
 }
 setters!(BarQuery);
 
-/// The latest record of each selected owner, in the order of the owners. An owner without a record is absent.
+/// A query of the latest record of each selected owner, in the order of the owners. An owner
+/// without a record is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestQuery<K = Instrument> {
-    /// The owners: instruments, or the names of the dataset.
+    /// The selected owners: instruments, or names of the dataset.
     pub selection: Selection<K>,
-    /// The interval, of a dataset whose series have one.
+    /// The interval, for a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// The moment of knowledge, inclusive: the latest with ts <= `as_of`, of bars with close time <= `as_of`,
-    /// because an open time would look ahead. None is without a limit.
+    /// The point in time up to which data counts as known, inclusive. The answer has the latest record with ts <=
+    /// `as_of`. For bars, the close time counts, because a bar's values are not known at its open
+    /// time. None sets no limit.
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
     pub page: PageRequest,
@@ -165,17 +169,17 @@ impl<K> LatestQuery<K> {
         self
     }
 
-    /// Sets the moment of knowledge, inclusive.
+    /// Sets the point in time up to which data counts as known, inclusive.
     #[must_use]
     pub fn as_of(mut self, time: Timestamp) -> Self {
         self.as_of = Some(time);
         self
     }
 
-    /// Returns the request for the records `R`.
+    /// Returns the request for records of type `R`.
     ///
     /// # Errors
-    /// `InvalidInput` if the dataset has intervals and the query has none, or the other way round.
+    /// `InvalidInput` if the dataset has intervals and the query has no interval, or the reverse.
     pub fn request<R: Record>(&self) -> Result<LatestRequest>
     where
         R::Series: Series<Owner = K>,
@@ -210,23 +214,23 @@ fn check_interval(dataset: Dataset, interval: Option<Interval>) -> Result<()> {
 fn owners<R: Record>(selection: &Selection<<R::Series as Series>::Owner>) -> Selection<Owner> {
     match selection {
         Selection::All => Selection::All,
-        // Owners order as their keys, so the list stays sorted.
+        // Owners sort as their keys, so the list stays sorted.
         Selection::These(keys) => {
             Selection::these(keys.iter().map(R::Series::owner_key)).unwrap_or(Selection::All)
         }
     }
 }
 
-/// The latest stored bar of each selected instrument at one interval.
+/// A query of the latest stored bar of each selected instrument at one interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestBarsQuery {
     /// The interval of the bars.
     pub interval: Interval,
-    /// The selection.
+    /// The selected instruments.
     pub selection: Selection<Instrument>,
-    /// The moment of knowledge, inclusive: the latest with close time <= `as_of`, because an open time
-    /// would look ahead.
+    /// The point in time up to which data counts as known, inclusive. The answer has the latest bar with close time <=
+    /// `as_of`, because a bar's values are not known at its open time. None sets no limit.
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
     pub page: PageRequest,
@@ -238,17 +242,17 @@ impl LatestBarsQuery {
         Self { interval, selection, as_of: None, page: PageRequest::default() }
     }
 
-    /// Sets the moment of knowledge, inclusive.
+    /// Sets the point in time up to which data counts as known, inclusive.
     #[must_use]
     pub fn as_of(mut self, time: Timestamp) -> Self {
         self.as_of = Some(time);
         self
     }
 
-    /// Returns the request.
+    /// Returns the request for the latest bars.
     ///
     /// # Errors
-    /// Never: bars have intervals.
+    /// Never, because bars have intervals.
     pub fn request(&self) -> Result<LatestRequest> {
         let Self { interval, selection, as_of, page } = self.clone();
         LatestQuery { selection, interval: Some(interval), as_of, page }.request::<Ohlcv>()
@@ -256,7 +260,7 @@ impl LatestBarsQuery {
 }
 setters!(LatestBarsQuery);
 
-/// Figures over the ticks of one instrument in a range.
+/// A query of figures over the ticks of one instrument in a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StatsQuery {
@@ -267,38 +271,38 @@ pub struct StatsQuery {
 }
 
 impl StatsQuery {
-    /// The figures of `instrument` in `range`.
+    /// Creates a query of the figures of `instrument` in `range`.
     pub fn new(instrument: Instrument, range: TimeRange) -> Self {
         Self { instrument, range }
     }
 }
 
-/// The instruments that have at least one record in a dataset.
+/// A query of the instruments that have at least one record in a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstrumentQuery {
     /// The dataset.
     pub dataset: Dataset,
-    /// Only those of this exchange.
+    /// The exchange to which the answer is limited, if any.
     pub exchange: Option<Exchange>,
     /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl InstrumentQuery {
-    /// Every instrument of `dataset`, in pages of 1,000.
+    /// Creates a query of every instrument of `dataset`, in pages of 1,000.
     pub fn new(dataset: Dataset) -> Self {
         Self { dataset, exchange: None, page: PageRequest::default() }
     }
 
-    /// Only those of `exchange`.
+    /// Limits the answer to instruments of `exchange`.
     #[must_use]
     pub fn of_exchange(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);
         self
     }
 
-    /// Returns the request.
+    /// Returns the request for the series of the dataset.
     ///
     /// # Errors
     /// `InvalidInput` for a dataset whose records do not belong to instruments.
@@ -319,16 +323,17 @@ setters!(InstrumentQuery);
 pub struct DeleteQuery {
     /// The dataset.
     pub dataset: Dataset,
-    /// The owners.
+    /// The selected owners.
     pub selection: Selection<Owner>,
-    /// The interval, of a dataset whose series have one.
+    /// The interval, for a dataset whose series have one.
     pub interval: Option<Interval>,
     /// The time range.
     pub range: TimeRange,
 }
 
 impl DeleteQuery {
-    /// The records `R` of these owners. A dataset of bars needs [`DeleteQuery::bars`].
+    /// Creates a query that deletes the records of type `R` of these owners. A dataset of bars needs
+    /// [`DeleteQuery::bars`].
     pub fn of<R: Record>(selection: &Selection<<R::Series as Series>::Owner>, range: TimeRange) -> Self {
         Self { dataset: R::DATASET, selection: owners::<R>(selection), interval: None, range }
     }
@@ -340,31 +345,31 @@ impl DeleteQuery {
         self
     }
 
-    /// Ticks of these instruments.
+    /// Creates a query that deletes ticks of these instruments.
     #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
     pub fn ticks(selection: Selection<Instrument>, range: TimeRange) -> Self {
         Self::of::<PriceTick>(&selection, range)
     }
 
-    /// Quotes of these instruments.
+    /// Creates a query that deletes quotes of these instruments.
     #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
     pub fn quotes(selection: Selection<Instrument>, range: TimeRange) -> Self {
         Self::of::<Quote>(&selection, range)
     }
 
-    /// Stored bars of this interval and these instruments.
+    /// Creates a query that deletes stored bars of this interval and these instruments.
     #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
     pub fn bars(interval: Interval, selection: Selection<Instrument>, range: TimeRange) -> Self {
         Self::of::<Ohlcv>(&selection, range).of_interval(interval)
     }
 
-    /// Snapshots of these scopes.
+    /// Creates a query that deletes snapshots of these scopes.
     #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
     pub fn snapshots(selection: Selection<Scope>, range: TimeRange) -> Self {
         Self::of::<MarketSnapshot>(&selection, range)
     }
 
-    /// Checks that the interval is given where the dataset has one. Adapters call it before any I/O.
+    /// Checks that the query has an interval if and only if the dataset has one. Adapters call it before any I/O.
     ///
     /// # Errors
     /// `InvalidInput` with the dataset.
@@ -373,24 +378,24 @@ impl DeleteQuery {
     }
 }
 
-/// Asks for the records of one series in a range: what [`super::PriceStore::range`] takes.
+/// A request for the records of one series in a range; the argument of [`super::PriceStore::range`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RangeRequest {
     /// The dataset.
     pub dataset: Dataset,
-    /// The series.
+    /// The series to read.
     pub series: SeriesKey,
     /// The time range.
     pub range: TimeRange,
-    /// Oldest or newest first, by (time, seq).
+    /// The sort order: oldest or newest first, by (time, seq).
     pub order: Order,
     /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl RangeRequest {
-    /// Creates a query of all records of `series` in `range`, oldest first, in pages of 1,000.
+    /// Creates a request for all records of `series` in `range`, oldest first, in pages of 1,000.
     pub fn new(dataset: Dataset, series: SeriesKey, range: TimeRange) -> Self {
         Self { dataset, series, range, order: Order::Ascending, page: PageRequest::default() }
     }
@@ -402,11 +407,11 @@ impl RangeRequest {
         self
     }
 
-    /// Builds the page of `found`: what the backend found after the anchor, in the query's order, up to the limit and
-    /// one more if there is more.
+    /// Builds the page from the records that the backend found after the anchor, in the query's order. `found` has at
+    /// most limit + 1 records. The additional record shows that there is a next page.
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn page_of(&self, mut found: RecordVec) -> Result<RecordPage> {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
@@ -421,24 +426,24 @@ impl RangeRequest {
 }
 setters!(RangeRequest);
 
-/// Asks for the latest record of each selected owner: what [`super::PriceStore::latest`] takes.
+/// A request for the latest record of each selected owner; the argument of [`super::PriceStore::latest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatestRequest {
     /// The dataset.
     pub dataset: Dataset,
-    /// The owners.
+    /// The selected owners.
     pub selection: Selection<Owner>,
-    /// The interval, of a dataset whose series have one.
+    /// The interval, for a dataset whose series have one.
     pub interval: Option<Interval>,
-    /// The moment of knowledge, inclusive.
+    /// The point in time up to which data counts as known, inclusive; see [`LatestQuery`].
     pub as_of: Option<Timestamp>,
     /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl LatestRequest {
-    /// Creates a query of the latest records of these owners, in pages of 1,000.
+    /// Creates a request for the latest records of these owners, in pages of 1,000.
     pub fn new(dataset: Dataset, selection: Selection<Owner>) -> Self {
         Self { dataset, selection, interval: None, as_of: None, page: PageRequest::default() }
     }
@@ -450,10 +455,11 @@ impl LatestRequest {
         self
     }
 
-    /// Checks the cursor, and that the interval is given where the dataset has one. Adapters call it before any I/O.
+    /// Checks the cursor, and that the request has an interval if and only if the dataset has one. Adapters call it
+    /// before any I/O.
     ///
     /// # Errors
-    /// `InvalidInput` with the dataset.
+    /// `InvalidInput` with the dataset, or with the cursor.
     pub fn check(&self) -> Result<()> {
         check_interval(self.dataset, self.interval)?;
         self.anchor().map(drop)
@@ -464,7 +470,7 @@ impl LatestRequest {
         SeriesKey { owner, interval: self.interval }
     }
 
-    /// Returns the latest time of a record that `as_of` lets through, None if it lets none through.
+    /// Returns the latest record time that `as_of` admits. None if it admits no time.
     pub fn until(&self) -> Option<Timestamp> {
         match (self.as_of, self.interval) {
             (Some(time), Some(interval)) => time.checked_sub(interval.duration()),
@@ -476,7 +482,7 @@ impl LatestRequest {
     /// Builds the page of `found`; see [`RangeRequest::page_of`].
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn page_of(&self, mut found: RecordVec) -> Result<RecordPage> {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
@@ -488,20 +494,20 @@ impl LatestRequest {
 }
 setters!(LatestRequest);
 
-/// Asks for the owners that have at least one record in a dataset: what [`super::PriceStore::series`] takes.
+/// A request for the owners that have at least one record in a dataset; the argument of [`super::PriceStore::series`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SeriesRequest {
     /// The dataset.
     pub dataset: Dataset,
-    /// Only instruments of this exchange.
+    /// The exchange to which instruments are limited, if any.
     pub exchange: Option<Exchange>,
     /// The page of the answer.
     pub page: PageRequest,
 }
 
 impl SeriesRequest {
-    /// Every owner of `dataset`, in pages of 1,000.
+    /// Creates a request for every owner of `dataset`, in pages of 1,000.
     pub fn new(dataset: Dataset) -> Self {
         Self { dataset, exchange: None, page: PageRequest::default() }
     }
@@ -509,7 +515,7 @@ impl SeriesRequest {
     /// Builds the page of `found`; see [`RangeRequest::page_of`].
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn page_of(&self, mut found: Vec<SeriesSummary>) -> Result<Page<SeriesSummary>> {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
@@ -520,30 +526,30 @@ impl SeriesRequest {
 }
 setters!(SeriesRequest);
 
-/// A query that is answered in pages: what a cursor of it is bound to, and where to go on.
+/// A query with paged answers: the fingerprint to which its cursors are bound, and the position of the next page.
 pub trait Paged {
-    /// The fingerprint of the query, to which its cursors are bound.
+    /// Returns the fingerprint of the query, to which its cursors are bound.
     fn scope(&self) -> QueryScope;
 
-    /// The page that is asked for.
+    /// Returns the requested page.
     fn request(&self) -> &PageRequest;
 
-    /// The anchor behind which the page begins.
+    /// Returns the position after which the page begins.
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     fn anchor(&self) -> Result<Anchor> {
         self.request().cursor().map_or(Ok(Anchor::Start), |cursor| self.scope().open(cursor))
     }
 }
 
-/// Returns whether there are more items than the page takes, and the number that it takes.
+/// Returns whether there are more items than the page takes, and the number of items that the page takes.
 fn cut(query: &impl Paged, found: usize) -> (bool, usize) {
     let limit = query.request().limit();
     (found > limit, found.min(limit))
 }
 
-/// The cursor of the next page after `last`, and the one to resume with after `passed`.
+/// Returns the cursor of the next page (after `last`), and the cursor to resume with (after `passed`).
 fn cursors(
     query: &impl Paged,
     more: bool,
@@ -585,7 +591,7 @@ impl Paged for SeriesRequest {
     }
 }
 
-/// A [`BarQuery`] that is asked of the ticks. Its cursors are no cursors of the stored bars.
+/// A [`BarQuery`] whose bars are computed from ticks. Its cursors are not valid for stored bars.
 #[derive(Debug, Clone, Copy)]
 pub struct Derived<'a>(pub &'a BarQuery);
 
@@ -600,16 +606,16 @@ impl Paged for Derived<'_> {
 }
 
 impl Derived<'_> {
-    /// Builds the page of `found`; see [`RangeRequest::page_of`]. The cursor to resume with does not pass a bar that the
-    /// end of the range cuts, because it may still grow.
+    /// Builds the page from `found`; see [`RangeRequest::page_of`]. The cursor to resume with does not pass a bar that
+    /// the end of the range cuts, because that bar may still change.
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn page_of(&self, mut found: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
         let anchor = |bar: &Ohlcv| Anchor::Time(bar.open_time());
-        // The first bar that may still change stops it, whatever comes behind.
+        // The resume cursor stops before the first bar that may still change, even if more bars follow.
         let passed = found.iter().take_while(|bar| bar.close_time() <= self.0.range.end()).last();
         let (next, resume) =
             cursors(self, more, found.last().map(anchor).as_ref(), passed.map(anchor).as_ref())?;
@@ -633,7 +639,7 @@ mod tests {
     }
 
     fn query(bars: &[Ohlcv]) -> BarQuery {
-        // The range ends inside the last bar, which may still grow.
+        // The range ends inside the last bar, so that bar may still change.
         let (first, last) = (&bars[0], &bars[bars.len() - 1]);
         let end = Timestamp::from_micros(last.open_time().as_micros() + 1).unwrap();
         BarQuery::new(
@@ -651,7 +657,7 @@ mod tests {
         let resumed = ascending.clone().after(page.resume);
         assert_eq!(Derived(&resumed).anchor().unwrap(), Anchor::Time(bars[1].open_time()));
         assert_eq!(page.next, None);
-        // The stored ones of the same query are data of their own, and all of them are passed.
+        // Stored bars of the same query do not change, so the cursor passes all of them.
         let page = stored(&ascending, bars.clone());
         assert_eq!(
             ascending.clone().after(page.resume).request().anchor().unwrap(),

@@ -1,4 +1,4 @@
-//! What a store says of itself, of a write, of a range.
+//! Reports: metadata of a store, results of writes and pings, and figures over a range.
 
 use std::time::Duration;
 
@@ -12,23 +12,23 @@ use crate::{Decimal, Error, ErrorKind, Instrument, Price, PriceTick, Quantity, R
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreInfo {
-    /// The backend's word in the configuration: `memory`, `timescale`, ...
+    /// The backend's name in the configuration: `memory`, `timescale`, ...
     pub backend: &'static str,
     /// The server's version.
     pub version: Option<String>,
-    /// The server's edition, where it has several.
+    /// The server's edition, if the server has editions.
     pub edition: Option<String>,
-    /// The largest batch that one insert takes; `insert_*_chunked` splits larger ones.
+    /// The largest batch that one insert accepts. The `insert_*_chunked` methods split larger batches.
     pub max_batch: usize,
-    /// The policies by which the store removes data automatically. Empty: none.
+    /// The policies by which the store removes data automatically. Empty if there are none.
     pub retention: Vec<Retention>,
 }
 
 impl StoreInfo {
-    /// The largest batch of one insert, of every backend: 1,000,000.
+    /// The largest batch of one insert on every backend: 1,000,000 records.
     pub const MAX_BATCH: usize = 1_000_000;
 
-    /// The info of a backend that was not asked yet.
+    /// Creates the info of a backend that no call has reached yet.
     pub fn new(backend: &'static str) -> Self {
         Self { backend, version: None, edition: None, max_batch: Self::MAX_BATCH, retention: Vec::new() }
     }
@@ -46,13 +46,13 @@ impl StoreInfo {
     }
 }
 
-/// A rule by which a store removes records by itself.
+/// A policy by which a store removes records automatically.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Retention {
-    /// Records whose time is older than this, of one dataset.
+    /// Removes records of a dataset that are older than this duration.
     Age(Dataset, Duration),
-    /// All but the newest so many records of each series, of one dataset.
+    /// Keeps only this number of newest records of each series of a dataset.
     RowsPerSeries(Dataset, usize),
 }
 
@@ -60,31 +60,31 @@ pub enum Retention {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SchemaReport {
-    /// The version that the schema has now.
+    /// The current version of the schema.
     pub version: u32,
-    /// The steps that this call applied, in order; empty if the schema was there.
+    /// The steps that this call applied, in order. Empty if the schema was complete.
     pub applied: Vec<String>,
 }
 
 impl SchemaReport {
-    /// The schema is at `version`, and this call applied these steps.
+    /// Creates the report of a schema at `version` to which this call applied the steps in `applied`.
     pub fn new(version: u32, applied: Vec<String>) -> Self {
         Self { version, applied }
     }
 }
 
-/// The answer to `ping`.
+/// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
     /// The duration of the round trip.
     pub round_trip: Duration,
-    /// The server's version, where there is a server.
+    /// The server's version, if the backend has a server.
     pub version: Option<String>,
 }
 
 impl StoreStatus {
-    /// A store that answered after `round_trip`.
+    /// Creates the status of a store that answered after `round_trip`.
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, version: None }
     }
@@ -101,12 +101,12 @@ pub struct InsertReport {
 }
 
 impl InsertReport {
-    /// A batch of `received` records of which `duplicates_in_batch` were replaced by later ones.
+    /// Creates the report of a batch of `received` records, of which later ones replaced `duplicates_in_batch`.
     pub fn new(received: usize, duplicates_in_batch: usize) -> Self {
         Self { received: received as u64, duplicates_in_batch: duplicates_in_batch as u64 }
     }
 
-    /// Both reports as one.
+    /// Returns the sum of both reports.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -121,9 +121,9 @@ impl InsertReport {
 pub struct SeriesSummary {
     /// The owner of the series.
     pub owner: Owner,
-    /// The time of the first record; of bars the open time.
+    /// The time of the first record. For bars, the open time.
     pub first: Timestamp,
-    /// The time of the last record; of bars the open time.
+    /// The time of the last record. For bars, the open time.
     pub last: Timestamp,
 }
 
@@ -131,7 +131,7 @@ impl SeriesSummary {
     /// Returns the summary of an instrument.
     ///
     /// # Errors
-    /// `InvalidInput` for an owner that is no instrument.
+    /// `InvalidInput` if the owner is not an instrument.
     pub fn of_instrument(self) -> Result<InstrumentSummary> {
         match self.owner {
             Owner::Instrument(instrument) => {
@@ -149,20 +149,20 @@ impl SeriesSummary {
 pub struct InstrumentSummary {
     /// The instrument.
     pub instrument: Instrument,
-    /// The time of the first record; of bars the open time.
+    /// The time of the first record. For bars, the open time.
     pub first: Timestamp,
-    /// The time of the last record; of bars the open time.
+    /// The time of the last record. For bars, the open time.
     pub last: Timestamp,
 }
 
-/// One observed price and its place.
+/// One observed price with its position in the series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PricePoint {
-    /// The time.
+    /// The time of the observation.
     pub ts: Timestamp,
-    /// The order among ticks of one `ts`.
+    /// The sequence number among ticks of the same `ts`.
     pub seq: u64,
-    /// The price.
+    /// The price at that time.
     pub price: Price,
 }
 
@@ -172,7 +172,7 @@ impl From<&PriceTick> for PricePoint {
     }
 }
 
-/// Figures over the ticks of a range, exact: sums are carried in 256 bits and rounded once.
+/// Exact figures over the ticks of a range. Sums are carried in 256 bits and rounded once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeStats {
     first: PricePoint,
@@ -184,8 +184,8 @@ pub struct RangeStats {
 }
 
 impl RangeStats {
-    /// The figures as a store summed them: `sums` are the sum of the known quantities and the sum of price times
-    /// quantity over the same ticks, None if no quantity is known.
+    /// Creates the figures from the sums of a store. `sums` are the sum of the known quantities, and the sum of price
+    /// times quantity over the same ticks; None if no quantity is known.
     ///
     /// # Errors
     /// `OutOfRange` if a sum is 10²⁰ or more.
@@ -205,7 +205,7 @@ impl RangeStats {
         Ok(Self { first, last, min, max, sums, count })
     }
 
-    /// The figures of ticks that come in the order (ts, seq); None of none.
+    /// Computes the figures of ticks that arrive in the order (ts, seq). Returns None without ticks.
     ///
     /// # Errors
     /// `OutOfRange` if a sum is 10²⁰ or more.
@@ -227,58 +227,60 @@ impl RangeStats {
         Self::new(first, last, (min, max), sums, count).map(Some)
     }
 
-    /// The first tick of the range.
+    /// Returns the first tick of the range.
     pub fn first(&self) -> PricePoint {
         self.first
     }
 
-    /// The last tick of the range.
+    /// Returns the last tick of the range.
     pub fn last(&self) -> PricePoint {
         self.last
     }
 
-    /// The lowest price.
+    /// Returns the lowest price.
     pub fn min(&self) -> Price {
         self.min
     }
 
-    /// The highest price.
+    /// Returns the highest price.
     pub fn max(&self) -> Price {
         self.max
     }
 
-    /// The sum of the known quantities, in the base currency; None if none is known.
+    /// Returns the sum of the known quantities, in the base currency; None if none is known.
     pub fn volume(&self) -> Option<Quantity> {
         self.sums.map(|(volume, ..)| volume)
     }
 
-    /// The sum of price times quantity, in the quote currency, rounded once, half away from zero, to 18 places.
+    /// Returns the sum of price times quantity, in the quote currency, rounded once, half away from zero, to 18 places.
+    /// None if no quantity is known.
     pub fn quote_volume(&self) -> Option<Quantity> {
         self.sums.map(|(.., shown)| shown)
     }
 
-    /// The number of ticks.
+    /// Returns the number of ticks.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The volume-weighted average price: the exact quote volume divided by the volume, rounded once. None if no
-    /// quantity is known or their sum is 0.
+    /// Returns the volume-weighted average price: the exact quote volume divided by the volume, rounded once. None if
+    /// no quantity is known or the quantities sum to 0.
     ///
     /// # Errors
-    /// `OutOfRange` if it is 10²⁰ or more.
+    /// `OutOfRange` if the price is 10²⁰ or more.
     pub fn vwap(&self) -> Result<Option<Decimal>> {
         self.sums.map_or(Ok(None), |(volume, turnover, _)| turnover.divided_by(volume))
     }
 
-    /// Last price over first price, minus 1: a ratio, not a percentage. Rounded once to 18 places.
+    /// Returns last price over first price, minus 1. The result is a ratio, not a percentage,
+    /// rounded once to 18 places.
     ///
     /// # Errors
-    /// `OutOfRange` if it is 10²⁰ or more.
+    /// `OutOfRange` if the ratio is 10²⁰ or more.
     pub fn change(&self) -> Result<Decimal> {
         let out = || Error::new(ErrorKind::OutOfRange, "store.change.overflow", "change");
         let (open, close) = (self.first.price, self.last.price);
-        // (close - open) / open equals close / open - 1 and is rounded once.
+        // (close - open) / open equals close / open - 1, and rounds only once.
         let difference = close.get().checked_sub(open.get()).ok_or_else(out)?;
         difference
             .checked_div(open.get())

@@ -1,4 +1,4 @@
-//! Message formats: a record becomes a payload with headers that describe it, and is read back strictly.
+//! Message formats. A codec writes a record as a payload with headers that describe it, and reads it back strictly.
 
 pub mod protobuf;
 
@@ -15,39 +15,39 @@ use crate::{Error, ErrorKind, Result};
 
 /// A format of message payloads.
 ///
-/// [`Encoding`] is the format that every program reads. A team can implement another one, for example with the framing
-/// of a schema registry (`docs/codecs.md`).
+/// [`Encoding`] has the formats that every program reads. A team can implement another format, for example with the
+/// framing of a schema registry (`docs/codecs.md`).
 pub trait Codec: Debug + Send + Sync + 'static {
-    /// Returns the media type of the header `content-type`.
+    /// Returns the media type for the header `content-type`.
     fn content_type(&self) -> &'static str;
 
     /// Appends the payload of a record.
     ///
     /// # Errors
-    /// `InvalidInput` for a record that the format cannot hold.
+    /// `InvalidInput` for a record that the format cannot represent.
     fn encode(&self, records: &dyn Records, at: usize, out: &mut Vec<u8>) -> Result<()>;
 
     /// Reads a record from a payload, checks the record and appends it.
     ///
     /// # Errors
-    /// `CorruptData` with the position of the fault.
+    /// `CorruptData` with the position of the error.
     fn decode(&self, payload: &[u8], records: &mut RecordVec) -> Result<()>;
 }
 
-/// The formats of this crate. A reader accepts each of them and selects by the header `content-type`.
+/// The formats of this crate. A reader accepts all of them and selects the format by the header `content-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Encoding {
     /// `application/json`: decimals as strings, times as integers of microseconds. A reader ignores unknown fields.
     #[default]
     Json,
-    /// `application/x-protobuf`: the wire format of Protocol Buffers with the messages of [`protobuf::schema`]. A reader
-    /// ignores unknown fields.
+    /// `application/x-protobuf`: the wire format of Protocol Buffers with the messages of [`protobuf::schema`]. A
+    /// reader ignores unknown fields.
     Protobuf,
 }
 
 impl Encoding {
-    /// Every format.
+    /// Every format of this crate.
     pub const ALL: [Self; 2] = [Self::Json, Self::Protobuf];
 
     /// Returns the name in the configuration: `json`.
@@ -106,11 +106,11 @@ impl Codec for Encoding {
 
 /// Returns the message of a record, keyed by its series, on `topic` or on the dataset's default topic.
 ///
-/// The message's timestamp is the time of publishing, because retention by age reads it. The record's own time is in the
-/// payload.
+/// The message's timestamp is the time of publishing, because retention by age uses it. The record's own
+/// time is in the payload.
 ///
 /// # Errors
-/// `InvalidInput` for an invalid record, or a record that the format cannot hold.
+/// `InvalidInput` for an invalid record, or a record that the format cannot represent.
 pub fn encode_message<R: Record>(
     codec: &dyn Codec,
     record: &R,
@@ -119,7 +119,7 @@ pub fn encode_message<R: Record>(
     encode_record(codec, &Slice::new(std::slice::from_ref(record))?, 0, topic)
 }
 
-/// Returns the message of one of several records without a type; see [`encode_message`].
+/// Returns the message of the record at index `at`, for records without their Rust type; see [`encode_message`].
 ///
 /// # Errors
 /// As [`encode_message`].
@@ -164,15 +164,15 @@ pub fn encode_records(
     Ok(messages.collect())
 }
 
-/// The usual size of a payload.
+/// The typical size of a payload in bytes.
 const PAYLOAD_BYTES: usize = 128;
 
-/// Makes the messages of one dataset and one format.
+/// A builder of messages of one dataset and one format.
 struct Encoder<'r> {
     records: &'r dyn Records,
     topic: TopicName,
     headers: Headers,
-    /// The key of the last message, whose series is that of the record at this index.
+    /// The index of the last encoded record, and its message key.
     key: Option<(usize, Bytes)>,
 }
 
@@ -206,7 +206,7 @@ impl<'r> Encoder<'r> {
     }
 }
 
-/// The names of the headers, checked once: a clone of each costs a reference count.
+/// The checked names of the headers. A clone of a name only increments a reference count.
 static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
     let [content_type, kind, version] =
         [header::CONTENT_TYPE, header::TYPE, header::VERSION].map(HeaderName::new);
@@ -215,12 +215,12 @@ static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
 
 /// Returns the record of a message in any format of [`Encoding`].
 ///
-/// A message without the headers, as other producers write it, is read as JSON of the wanted record. A message whose
-/// headers name another record is rejected.
+/// A message without these headers, as other producers write it, is read as JSON of the expected record. A message
+/// whose headers name another record is rejected.
 ///
 /// # Errors
-/// `CorruptData` with the message's topic, partition and offset in the context: another format, type or version,
-/// unreadable headers, a tombstone, or a payload that is no valid record.
+/// `CorruptData` with the message's topic, partition and offset in the context. Reasons are another format, type or
+/// version, unreadable headers, a tombstone, or a payload that is not a valid record.
 pub fn decode_message<R: Record>(message: &Received) -> Result<R> {
     let mut records = R::DATASET.new_vec();
     decode_record(message, &mut records)?;
@@ -236,8 +236,8 @@ pub fn decode_record(message: &Received, records: &mut RecordVec) -> Result<()> 
     decode_record_with(&[&Encoding::Json, &Encoding::Protobuf], message, records)
 }
 
-/// Appends the record of a message that one of `codecs` wrote. The first codec reads messages without the header
-/// `content-type`.
+/// Appends the record of a message that one of `codecs` wrote. A message without the header `content-type` is
+/// read with the first codec.
 ///
 /// # Errors
 /// As [`decode_message`].
@@ -247,7 +247,7 @@ pub fn decode_record_with(codecs: &[&dyn Codec], message: &Received, records: &m
         .map_err(|error| at(error, message))
 }
 
-/// Returns the payload of a message whose headers are those of the wanted record, or absent, and the codec of the payload.
+/// Returns the codec and the payload of a message. The headers must be absent or describe the expected record.
 fn checked<'c, 'm>(
     codecs: &[&'c dyn Codec],
     message: &'m Received,
@@ -294,7 +294,7 @@ fn checked<'c, 'm>(
     Ok((codec, payload))
 }
 
-/// Returns whether the decimal digits of a number are exactly `wanted`.
+/// Returns whether `found` is the canonical decimal form of `wanted`.
 fn is_number(found: &[u8], wanted: u16) -> bool {
     let is_canonical = !found.starts_with(b"+") && (found == b"0" || !found.starts_with(b"0"));
     is_canonical && std::str::from_utf8(found).is_ok_and(|text| text.parse() == Ok(wanted))
@@ -307,10 +307,9 @@ fn at(error: Error, message: &Received) -> Error {
         .with_context("offset", message.offset)
 }
 
-/// Compares a content type with a media type, in any letter case. Parameters are ignored, except a charset, which
-/// must be UTF-8.
+/// Returns whether a content type has this media type, in any letter case. Parameters are ignored, except a charset,
+/// which must be UTF-8.
 fn is_media_type(found: &[u8], wanted: &str) -> bool {
-    // The common case.
     if found == wanted.as_bytes() {
         return true;
     }
@@ -457,7 +456,7 @@ mod tests {
         for (name, text) in [(header::UNREADABLE_FROM, "5"), (header::UNREADABLE_CODE, "bus.x")] {
             message.headers.push(HeaderName::new(name).unwrap(), Some(text.into()));
         }
-        // A producer can set the headers.
+        // A producer can set the headers, so they alone do not make a message unreadable.
         assert!(decode_message::<PriceTick>(&message).is_ok());
         (message.headers_unreadable, message.payload) = (true, None);
         let error = decode_message::<PriceTick>(&message).unwrap_err();

@@ -1,7 +1,7 @@
 //! The wire format of Protocol Buffers, for every dataset.
 //!
-//! The messages follow from the description of the dataset, so there is no generated code. [`schema`] returns the `.proto`
-//! file of a dataset; `proto/qi/v1` holds the files of the built-in datasets, for programs in other languages.
+//! The messages follow from the description of the dataset, so there is no generated code. [`schema`] returns the
+//! `.proto` file of a dataset. `proto/qi/v1` has the files of the built-in datasets for programs in other languages.
 //!
 //! # Fields
 //! | number | field |
@@ -12,12 +12,11 @@
 //! | 4 | the sequence number, if the key has one |
 //! | from 5 | the value columns in the declared order |
 //!
-//! The numbers never change while columns are only appended, which is the rule of schema evolution. All singular fields
-//! have explicit presence (`optional`), so a missing value differs from zero. A message without a value that the dataset
-//! requires is rejected.
+//! The numbers never change, because schema evolution only appends columns. All singular fields have explicit presence
+//! (`optional`), so a missing value differs from zero. A message without a value that the dataset requires is rejected.
 //!
-//! Encoding is deterministic: fields in the order of their numbers, decimals without trailing zeros. A reader accepts
-//! every order, and of a repeated singular field the last value. The format is described at
+//! Encoding is deterministic: fields are in the order of their numbers, and decimals have no trailing zeros. A reader
+//! accepts fields in every order, and uses the last value of a repeated singular field. The format is described at
 //! <https://protobuf.dev/programming-guides/encoding/>.
 
 use std::borrow::Cow;
@@ -39,7 +38,7 @@ const TIME: u32 = 3;
 const SEQ: u32 = 4;
 const FIRST_VALUE: u32 = 5;
 
-/// The wire types of the format.
+/// The wire types of Protocol Buffers.
 mod wire {
     pub(super) const VARINT: u32 = 0;
     pub(super) const FIXED_64: u32 = 1;
@@ -47,7 +46,8 @@ mod wire {
     pub(super) const FIXED_32: u32 = 5;
 }
 
-/// Returns the `.proto` file of a dataset, with the message `qi.v1.` and the dataset's [`Dataset::message`] in camel case.
+/// Returns the `.proto` file of a dataset. Its message is `qi.v1.` plus the
+/// dataset's [`Dataset::message`] in camel case.
 ///
 /// ```
 /// use qi_core::PriceTick;
@@ -128,7 +128,7 @@ fn camel_case(name: &str) -> String {
     words.map(|word| word[..1].to_uppercase() + &word[1..]).collect()
 }
 
-/// Appends a record.
+/// Appends the encoded record at index `at`.
 pub(super) fn encode(records: &dyn Records, at: usize, out: &mut Vec<u8>) {
     let (series, place, dataset) = (records.series(at), records.place(at), records.dataset());
     put_series(&series.owner, out);
@@ -180,7 +180,7 @@ fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-/// Appends a field whose value is a message of less than 128 bytes.
+/// Appends a field whose value is a message of less than 128 bytes, so its length has one byte.
 fn put_short_message(number: u32, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     put_tag(number, wire::BYTES, out);
     let length = out.len();
@@ -198,7 +198,7 @@ fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
-/// The fields of the message `Decimal`.
+/// The field numbers of the message `Decimal`.
 const UNSCALED: u32 = 1;
 const SCALE: u32 = 2;
 const WIDE: u32 = 3;
@@ -217,7 +217,7 @@ fn put_decimal(number: u32, value: Decimal, out: &mut Vec<u8>) {
     });
 }
 
-/// Writes the value columns.
+/// A writer of the value columns.
 struct Writer<'a> {
     out: &'a mut Vec<u8>,
     /// The number of the next field.
@@ -272,17 +272,17 @@ impl FieldWriter for Writer<'_> {
     }
 }
 
-/// The last value of a field.
+/// The last value of a field, by wire type.
 #[derive(Clone, Copy)]
 enum Field<'a> {
     Absent,
     Varint(u64),
     Bytes(&'a [u8]),
-    /// A value of 32 or 64 fixed bits, which no field has.
+    /// A fixed value of 32 or 64 bits. No field of a dataset has this wire type.
     Fixed,
 }
 
-/// Datasets with at most so many fields are read without an allocation.
+/// The largest number of fields that are read without an allocation.
 const INLINE_FIELDS: usize = 16;
 
 /// Reads a record, checks it and appends it.
@@ -308,7 +308,7 @@ pub(super) fn decode(payload: &[u8], records: &mut RecordVec) -> Result<()> {
         if error.code() == CODE {
             return error;
         }
-        // The value is in the message already. A source would keep it in memory.
+        // The message already has the value. A source error would keep it in memory.
         let refused = fault(error.message().unwrap_or("no valid record"));
         match error.context_value("field") {
             Some(field) => refused.with_context("field", field),
@@ -368,10 +368,10 @@ fn take_varint(from: &mut &[u8]) -> Result<u64> {
     Err(fault("a varint is truncated or has more than 64 bits"))
 }
 
-/// Reads the value columns.
+/// A reader of the value columns.
 struct Reader<'a, 'f> {
     payload: &'a [u8],
-    /// The fields by their numbers.
+    /// The fields by number.
     fields: &'f [Field<'a>],
     columns: &'static [Column],
     /// The index of the next column.
@@ -508,7 +508,7 @@ impl FieldReader for Reader<'_, '_> {
         self.next_text().map(Cow::Borrowed)
     }
     fn code(&mut self) -> Result<u8> {
-        // A position that does not fit is none of the enumeration's, like 0.
+        // A value that does not fit is not a valid code, like 0.
         self.next_number().map(|value| u8::try_from(value).unwrap_or(0))
     }
     fn time(&mut self) -> Result<Timestamp> {
@@ -528,7 +528,7 @@ impl FieldReader for Reader<'_, '_> {
         read_fields(self.payload, |found, field| {
             if found == number as usize && refused.is_none() {
                 match bytes(field, name).and_then(|message| level(message, name)) {
-                    // One more than allowed is an error of the column.
+                    // One level above the maximum is kept, so that the column's check rejects the record.
                     Ok(level) if levels.len() <= max => levels.push(level),
                     Ok(_) => {}
                     Err(error) => refused = Some(error),

@@ -1,4 +1,4 @@
-//! Records without their type.
+//! Records without their Rust type.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -8,9 +8,10 @@ use super::Dataset;
 use crate::record::{FieldReader, FieldWriter, Place, Record, Series, SeriesKey, SeriesRef};
 use crate::{Error, ErrorKind, Result};
 
-/// Records of one dataset without their type: what a store writes.
+/// Records of one dataset without their Rust type. A store writes such records.
 ///
-/// [`Slice`] makes it out of typed records. [`RecordVec`] has it too, so a page that was read can be written elsewhere.
+/// [`Slice`] converts typed records. [`RecordVec::as_records`] returns the records of a page, so they can
+/// be written to another store.
 pub trait Records: Debug + Send + Sync {
     /// Returns the dataset.
     fn dataset(&self) -> Dataset;
@@ -23,16 +24,16 @@ pub trait Records: Debug + Send + Sync {
         self.len() == 0
     }
 
-    /// Returns the series of a record.
+    /// Returns the series of the record at an index.
     fn series(&self, at: usize) -> SeriesRef<'_>;
 
-    /// Returns the place of a record.
+    /// Returns the place of the record at an index.
     fn place(&self, at: usize) -> Place;
 
-    /// Writes the value columns of a record.
+    /// Writes the value columns of the record at an index.
     fn write(&self, at: usize, out: &mut dyn FieldWriter);
 
-    /// Appends a record as JSON, in the form that messages have.
+    /// Appends a record as JSON, in the format of messages.
     fn write_json(&self, at: usize, out: &mut Vec<u8>);
 
     /// Appends the places of all records.
@@ -40,7 +41,7 @@ pub trait Records: Debug + Send + Sync {
         out.extend((0..self.len()).map(|at| self.place(at)));
     }
 
-    /// Returns the number of records at the beginning of a range of indices that belong to one series.
+    /// Returns the number of consecutive records at the beginning of an index range that belong to one series.
     ///
     /// # Panics
     /// If the range ends after the last record.
@@ -49,7 +50,7 @@ pub trait Records: Debug + Send + Sync {
         range.take_while(|at| self.series(*at) == first).count()
     }
 
-    /// Appends copies of the records in a range of indices to a vector of the same dataset.
+    /// Appends copies of the records in an index range to a vector of the same dataset.
     ///
     /// # Errors
     /// `InvalidInput` for a vector of another dataset.
@@ -58,7 +59,8 @@ pub trait Records: Debug + Send + Sync {
         self.copy_to(&mut { range }, out, end..end)
     }
 
-    /// Copies the records at these indices into a vector of the same dataset, in place of its records in `into`.
+    /// Copies the records at these indices into a vector of the same dataset. The copies replace the vector's records
+    /// in `into`.
     ///
     /// # Errors
     /// `InvalidInput` for a vector of another dataset.
@@ -70,12 +72,12 @@ pub trait Records: Debug + Send + Sync {
     ) -> Result<()>;
 }
 
-/// Typed records as [`Records`].
+/// A slice of typed records that implements [`Records`].
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a, R>(&'a [R]);
 
 impl<'a, R: Record> Slice<'a, R> {
-    /// Checks the records, so that a store gets no invalid one.
+    /// Creates the slice if every record is valid, so a store receives no invalid record.
     ///
     /// # Errors
     /// `InvalidInput` with the field, the value and the index of the first invalid record.
@@ -136,7 +138,7 @@ macro_rules! as_records {
 
 as_records!(impl<R: Record> Records for Slice<'_, R>);
 
-/// Puts copies in place of the items in a range. One item for one item, or for none, moves no more than it must.
+/// Replaces the items in a range with copies. Replacing or inserting one item moves no more items than necessary.
 pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl Iterator<Item = T>) {
     let mut at = into.start;
     while at < into.end {
@@ -158,11 +160,11 @@ pub(super) fn replace<T>(out: &mut Vec<T>, into: Range<usize>, mut copies: impl 
     }
 }
 
-/// A vector of records of one dataset without their type: what a store reads.
+/// A vector of records of one dataset without their Rust type. Reads of a store return it.
 #[derive(Debug)]
 pub struct RecordVec(Box<dyn ErasedVec>);
 
-/// The methods of a vector beyond [`Records`].
+/// The methods of a vector besides [`Records`].
 pub(super) trait ErasedVec: Records + Any {
     fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()>;
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()>;
@@ -202,7 +204,7 @@ impl<R: Record> ErasedVec for Typed<R> {
 }
 
 impl RecordVec {
-    /// Makes an empty vector of typed records. `#[derive(Record)]` registers it as [`Dataset::new_vec`].
+    /// Creates an empty vector of typed records. `#[derive(Record)]` uses it for [`Dataset::new_vec`].
     #[doc(hidden)]
     pub fn of<R: Record>(_: Dataset) -> Self {
         Self(Box::new(Typed::<R>(Vec::new())))
@@ -221,19 +223,19 @@ impl RecordVec {
         Ok(&mut self.erased_mut::<Typed<R>>(R::DATASET)?.0)
     }
 
-    /// Returns the records with their type.
+    /// Returns the records as a typed slice.
     ///
     /// # Errors
-    /// `InvalidInput` if they are of another type.
+    /// `InvalidInput` if the records have another type.
     pub fn as_slice<R: Record>(&self) -> Result<&[R]> {
         let typed = (&*self.0 as &dyn Any).downcast_ref::<Typed<R>>();
         typed.map(|typed| &*typed.0).ok_or_else(|| other_dataset(self.0.dataset(), R::DATASET))
     }
 
-    /// Returns the records with their type.
+    /// Returns the records as a typed vector.
     ///
     /// # Errors
-    /// `InvalidInput` if they are of another type.
+    /// `InvalidInput` if the records have another type.
     pub fn into_vec<R: Record>(self) -> Result<Vec<R>> {
         let found = self.0.dataset();
         match (self.0 as Box<dyn Any>).downcast::<Typed<R>>() {
@@ -242,12 +244,12 @@ impl RecordVec {
         }
     }
 
-    /// Makes a vector of typed records.
+    /// Creates a vector of typed records.
     pub fn from_vec<R: Record>(records: Vec<R>) -> Self {
         Self(Box::new(Typed(records)))
     }
 
-    /// Returns the records for a store.
+    /// Returns the records in the form that stores write.
     pub fn as_records(&self) -> &dyn Records {
         &*self.0
     }
@@ -265,25 +267,25 @@ impl RecordVec {
     /// Reads a record and appends it.
     ///
     /// # Errors
-    /// The reader's error; `InvalidInput` for values that make no valid record, or a series of another type.
+    /// The reader's error; `InvalidInput` for values that form no valid record, or for a series of another type.
     pub fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
         self.0.push(series, place, fields)
     }
 
-    /// Reads a record from JSON, checks it and appends it.
+    /// Parses a record from JSON, validates it and appends it.
     ///
     /// # Errors
-    /// `CorruptData` with the line and the column of the fault.
+    /// `CorruptData` with the line and the column of the error.
     pub fn push_json(&mut self, json: &[u8]) -> Result<()> {
         self.0.push_json(json).map_err(|error| json_error(&error))
     }
 
-    /// Makes room for more records.
+    /// Reserves capacity for `additional` records.
     pub fn reserve(&mut self, additional: usize) {
         self.0.reserve(additional);
     }
 
-    /// Removes the records in a range of indices.
+    /// Removes the records in an index range.
     ///
     /// # Panics
     /// If the range ends after the last record.
@@ -291,14 +293,14 @@ impl RecordVec {
         self.0.remove(range);
     }
 
-    /// Removes all records from an index on.
+    /// Removes all records from index `len` on.
     pub fn truncate(&mut self, len: usize) {
         if len < self.len() {
             self.0.remove(len..self.len());
         }
     }
 
-    /// Moves the records from an index on into a new vector.
+    /// Moves the records from index `at` on into a new vector.
     ///
     /// # Panics
     /// If the index is after the last record.
@@ -327,7 +329,7 @@ impl Clone for RecordVec {
     fn clone(&self) -> Self {
         let mut copy = self.0.dataset().new_vec();
         copy.reserve(self.len());
-        // A dataset makes vectors of its own records.
+        // A dataset's vector accepts records of the same dataset, so the copy succeeds.
         let _ = self.as_records().copy_to(&mut (0..self.len()), &mut copy, 0..0);
         copy
     }
@@ -340,9 +342,9 @@ fn other_dataset(found: Dataset, wanted: Dataset) -> Error {
         .with_context("value", found)
 }
 
-/// The error of JSON that is no valid record.
+/// Returns the error for JSON that is not a valid record.
 fn json_error(error: &serde_json::Error) -> Error {
-    // The text may hold a value of the input. A message is cut; a source would keep the value in memory.
+    // The text may contain a value of the input. A message is truncated, but a source would keep the value in memory.
     Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode")
         .with_message(error)
         .with_context("line", error.line())

@@ -13,7 +13,7 @@ use super::{Column, ColumnType, Dataset, SeriesType};
 use crate::record::{FieldReader, FieldWriter, Level, Owner, Place, SeriesKey, SeriesRef};
 use crate::{Decimal, Error, ErrorKind, Interval, Result, Timestamp};
 
-/// A record of a dataset that was declared at run time, see [`Dataset::declare`].
+/// A record of a dataset that was declared at run time; see [`Dataset::declare`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     dataset: Dataset,
@@ -27,14 +27,14 @@ pub struct Row {
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names are those of `ColumnType`")]
 pub enum Value {
-    /// The value of an optional column is absent.
+    /// The absent value of an optional column.
     Absent,
     Decimal(Decimal),
     Counter(u64),
     Integer(i64),
     Boolean(bool),
     Text(String),
-    /// The position of the name, from 1.
+    /// The position of the name, counted from 1.
     Enumeration(u8),
     Timestamp(Timestamp),
     Interval(Interval),
@@ -97,10 +97,10 @@ impl Value {
 }
 
 impl Row {
-    /// Makes a record.
+    /// Creates a record, with its values in the order of the columns.
     ///
     /// # Errors
-    /// `InvalidInput` for a series, a place or a value that the dataset does not have.
+    /// `InvalidInput` for a series, a place or a value that does not fit the dataset.
     pub fn new(dataset: Dataset, series: SeriesKey, place: Place, values: Vec<Value>) -> Result<Self> {
         let refuse = |field: &'static str, value: &dyn std::fmt::Debug| {
             let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
@@ -132,17 +132,17 @@ impl Row {
         Ok(Self { dataset, series, place, values })
     }
 
-    /// Returns the dataset.
+    /// Returns the dataset of the record.
     pub fn dataset(&self) -> Dataset {
         self.dataset
     }
 
-    /// Returns the series.
+    /// Returns the series of the record.
     pub fn series(&self) -> &SeriesKey {
         &self.series
     }
 
-    /// Returns the place in the series.
+    /// Returns the place of the record in its series.
     pub fn place(&self) -> Place {
         self.place
     }
@@ -152,7 +152,7 @@ impl Row {
         &self.values
     }
 
-    /// Makes a vector for a store out of rows of one dataset.
+    /// Collects rows of one dataset into a vector for a store.
     ///
     /// # Errors
     /// `InvalidInput` for a row of another dataset.
@@ -165,15 +165,15 @@ impl Row {
         }
     }
 
-    /// Appends the record to a vector of its dataset, also to one of typed records.
+    /// Appends the record to a vector of its dataset. The vector may also have typed records.
     ///
     /// # Errors
-    /// `InvalidInput` for values that make no valid record.
+    /// `InvalidInput` for values that form no valid record.
     pub fn push_to(&self, out: &mut RecordVec) -> Result<()> {
         out.push(&self.series, self.place, &mut Fields(self.values.iter()))
     }
 
-    /// Copies records of any dataset as rows.
+    /// Copies records of any dataset into rows.
     ///
     /// # Errors
     /// `InvalidInput` for a value that does not fit its column.
@@ -188,7 +188,7 @@ impl Row {
             .collect()
     }
 
-    /// Reads what `Serialize` writes. Fields that the dataset does not have are passed over.
+    /// Parses the format of `Serialize`. Ignores fields that the dataset does not have.
     fn from_json(dataset: Dataset, json: &[u8]) -> serde_json::Result<Self> {
         use serde_json::from_value;
 
@@ -215,7 +215,7 @@ impl Row {
                 ColumnType::Enumeration(names) => {
                     let name: String = from_value(value)?;
                     let at = names.iter().position(|known| *known == name);
-                    // A dataset has at most 100 names; 0 is none of them.
+                    // A dataset has at most 100 names. Position 0 is invalid, so the check rejects it.
                     Value::Enumeration(at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0))
                 }
                 ColumnType::Timestamp => Value::Timestamp(from_value(value)?),
@@ -229,7 +229,7 @@ impl Row {
     }
 }
 
-/// Gives values one after the other.
+/// A reader that returns the values of a row.
 struct Fields<'a>(std::slice::Iter<'a, Value>);
 
 impl<'a> Fields<'a> {
@@ -278,7 +278,7 @@ impl FieldReader for Fields<'_> {
     }
 }
 
-/// Collects values. A value follows its presence.
+/// A writer that collects values.
 struct Values(Vec<Value>);
 
 impl FieldWriter for Values {
@@ -316,7 +316,7 @@ impl FieldWriter for Values {
     }
 }
 
-/// Writes the form of a declared struct: the key, then the values that are present.
+/// Serialises the row like a declared struct: the key, then the present values.
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;

@@ -7,13 +7,13 @@ use crate::record::{Place, Records, SeriesKey, SeriesRef};
 /// The series of a batch, and the rank of each record's series in their order.
 #[derive(Debug)]
 pub struct SeriesRanks {
-    /// The series in order, each once.
+    /// The series in order, without duplicates.
     pub series: Vec<SeriesKey>,
     /// The rank of each record's series, in the order of the batch.
     pub ranks: Vec<u64>,
 }
 
-/// The number of series that are known by their address. Allocations are multiples of 16 bytes.
+/// The number of series that are recognised by their address. Allocations are multiples of 16 bytes.
 const RECENT: usize = 512;
 
 impl SeriesRanks {
@@ -21,7 +21,8 @@ impl SeriesRanks {
     pub fn of(batch: &dyn Records) -> Self {
         let mut seen: HashMap<SeriesRef<'_>, u64> = HashMap::new();
         let mut ranks: Vec<u64> = Vec::with_capacity(batch.len());
-        // Records of one feed share their instruments, so most are known by their address, without a look at the text.
+        // Records of one feed share their instruments, so an address usually identifies the series without a text
+        // comparison.
         let mut recent = [(0_usize, None, 0_u64); RECENT];
         for at in 0..batch.len() {
             let series = batch.series(at);
@@ -45,7 +46,7 @@ impl SeriesRanks {
         let mut rank_of: Vec<(u64, u64)> = order.iter().map(|(_, number)| *number).zip(0..).collect();
         rank_of.sort_unstable();
         for rank in &mut ranks {
-            // Every number below the count is there.
+            // `rank_of` has an entry for every number below its length.
             *rank = usize::try_from(*rank).ok().and_then(|at| rank_of.get(at)).map_or(0, |(_, rank)| *rank);
         }
         Self { series: order.iter().map(|(series, _)| series.to_owned()).collect(), ranks }
@@ -55,20 +56,20 @@ impl SeriesRanks {
 /// A record of a batch, by its index, with the key by which it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// The first part of the order, for example the number of the chunk.
+    /// The first part of the sort order, for example the number of the chunk.
     pub group: i64,
     /// The adapter's number of the series.
     pub series: u64,
-    /// The place in the series.
+    /// The position in the series: the time and the sequence number.
     pub place: Place,
     /// The index in the batch.
     pub at: u32,
 }
 
-/// Returns the records in the order of group, series and place, each key once: its last record.
+/// Returns the last record of each key, in the order of group, series and place.
 ///
-/// Every writer has the same order, so two writers cannot lock each other out. `series` is the number of each record's
-/// series, in the order of the batch.
+/// All writers use the same order, so two writers cannot deadlock. `series` has the number of each record's series, in
+/// the order of the batch.
 pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(Place) -> i64) -> Vec<Entry> {
     let mut places = Vec::with_capacity(batch.len());
     batch.places(&mut places);
@@ -78,12 +79,12 @@ pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(Place) -> i64
             group: group(place),
             series: *series,
             place,
-            // A batch has at most 1,000,000 records.
+            // A batch has at most 1,000,000 records, so its indices fit.
             at: u32::try_from(at).unwrap_or(u32::MAX),
         })
         .collect();
     entries.sort_unstable();
-    // `dedup_by` keeps the first of equal ones: hand the later index to it.
+    // `dedup_by` keeps the first of equal entries, so that entry takes the later index.
     entries.dedup_by(|later, kept| {
         let same = (later.series, later.place) == (kept.series, kept.place);
         if same {

@@ -1,9 +1,9 @@
-//! The windows from which a page of derived bars is summed.
+//! The windows over which the bars of a page are computed.
 
 use crate::store::{Anchor, BarQuery, Derived, Order, Page, Paged};
 use crate::{Interval, Ohlcv, Result, TimeRange, Timestamp};
 
-/// By how much a window may grow beyond the length of the bars that are wanted, where ticks are rare.
+/// The largest factor by which a window grows beyond the length of the wanted bars if ticks are rare.
 const WIDEST: i64 = 64;
 
 /// Returns the end of the bucket that opens at `open`.
@@ -11,8 +11,10 @@ pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
     open.checked_add(interval.duration()).unwrap_or(Timestamp::MAX)
 }
 
-/// Plans the windows of whole buckets from which a page of derived bars is summed. No window is longer than the page, and
-/// gaps are jumped, so no page reads the whole range.
+/// A planner of the windows over which a page of derived bars is computed.
+///
+/// Each window consists of entire buckets. The planner limits the length of a window and jumps over gaps, so no page
+/// reads the entire range.
 ///
 /// ```no_run
 /// # use qi_core::store::kit::BucketWalk;
@@ -36,19 +38,19 @@ pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
 #[derive(Debug)]
 pub struct BucketWalk<'q> {
     query: &'q BarQuery,
-    /// The whole buckets that are left.
+    /// The buckets that are not read yet.
     rest: Option<TimeRange>,
     width: i64,
     found: Vec<Ohlcv>,
-    /// The number of bars that were found before the window.
+    /// The number of bars found before the current window.
     before: usize,
 }
 
 impl<'q> BucketWalk<'q> {
-    /// Begins at the query's cursor.
+    /// Creates a walk that begins at the query's cursor.
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn new(query: &'q BarQuery) -> Result<Self> {
         let rest = buckets_of(query, &Derived(query).anchor()?);
         Ok(Self { query, rest, width: 1, found: Vec::new(), before: 0 })
@@ -59,21 +61,23 @@ impl<'q> BucketWalk<'q> {
         self.rest.is_none_or(TimeRange::is_empty)
     }
 
-    /// Returns how many bars the page still takes, and one more that shows whether there is a next page.
+    /// Returns the number of bars that the page still takes, plus one. The additional bar shows that
+    /// there is a next page.
     pub fn wanted(&self) -> usize {
         self.query.page.limit() + 1 - self.found.len()
     }
 
-    /// Returns whether the next bar is on the page. The one behind it only shows that there is more: a sum of it that is
-    /// out of range is the error of its own page.
+    /// Returns whether the next bar belongs to the page. The additional bar only shows that there is a next page, so if
+    /// its sum is out of range, the next page reports that error.
     pub fn is_on_page(&self) -> bool {
         self.found.len() < self.query.page.limit()
     }
 
-    /// Returns the next window of whole buckets, None at the end. An adapter may make it shorter, by whole buckets.
+    /// Returns the next window of entire buckets, or None at the end. An adapter may shorten
+    /// the window by entire buckets.
     ///
     /// # Errors
-    /// Never in practice: a window lies in the domain.
+    /// Never in practice, because a window lies in the domain.
     pub fn window(&mut self) -> Result<Option<TimeRange>> {
         self.before = self.found.len();
         let Some(rest) = self.rest.filter(|rest| self.wanted() > 0 && !rest.is_empty()) else {
@@ -94,11 +98,11 @@ impl<'q> BucketWalk<'q> {
         self.found.push(bar);
     }
 
-    /// Goes on behind a window. If it had no bars, it returns the range in which the next tick is to be found, for
-    /// [`BucketWalk::jump`].
+    /// Continues after a window. If the window had no bars, returns the range in which to search for the next tick;
+    /// pass that tick to [`BucketWalk::jump`].
     ///
     /// # Errors
-    /// Never in practice: what is left lies in the domain.
+    /// Never in practice, because the remaining range lies in the domain.
     pub fn step(&mut self, window: TimeRange) -> Result<Option<TimeRange>> {
         let (Some(rest), got) = (self.rest, self.found.len() - self.before) else { return Ok(None) };
         let wanted = self.wanted() + got;
@@ -113,10 +117,10 @@ impl<'q> BucketWalk<'q> {
         Ok((got == 0 && !rest.is_empty()).then_some(rest))
     }
 
-    /// Goes on at the bucket of the next tick in the query's order; ends if there is none.
+    /// Continues at the bucket of the next tick in the query's order. Ends the walk if there is no next tick.
     ///
     /// # Errors
-    /// Never in practice: what is left lies in the domain.
+    /// Never in practice, because the remaining range lies in the domain.
     pub fn jump(&mut self, next_tick: Option<Timestamp>) -> Result<()> {
         let BarQuery { interval, order, .. } = *self.query;
         self.rest = match (self.rest, next_tick) {
@@ -134,20 +138,20 @@ impl<'q> BucketWalk<'q> {
         Ok(())
     }
 
-    /// Returns the page.
+    /// Returns the page of the collected bars.
     ///
     /// # Errors
-    /// `InvalidInput` if the cursor is not one of this query.
+    /// `InvalidInput` if the cursor does not belong to this query.
     pub fn page(self) -> Result<Page<Ohlcv>> {
         Derived(self.query).page_of(self.found)
     }
 }
 
-/// The whole buckets whose open time lies in the range and behind the cursor; None if there are none.
+/// Returns the buckets whose open time lies in the range and after the cursor; None if there are none.
 fn buckets_of(query: &BarQuery, anchor: &Anchor) -> Option<TimeRange> {
     let BarQuery { interval, range, order, .. } = query;
     let mut first = interval.ceil(range.start())?;
-    // An end on a boundary is that itself; the bucket that the end cuts is taken whole.
+    // If the range ends inside a bucket, the entire bucket belongs to the result.
     let mut end = interval.ceil(range.end()).unwrap_or(Timestamp::MAX);
     if let Anchor::Time(open) = anchor {
         match order {
@@ -177,7 +181,7 @@ mod tests {
     }
 
     proptest! {
-        /// Pages over buckets with ticks at these minutes, against a list of all of them.
+        /// Compares the pages over buckets with ticks at these minutes with a list of all of them.
         #[test]
         fn pages_make_up_all_buckets(
             minutes in prop::collection::btree_set(prop_oneof![0..40_i64, 0..20_000_i64], 0..40),

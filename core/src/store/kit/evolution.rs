@@ -1,6 +1,6 @@
-//! The changes of a dataset's declaration that a stored dataset accepts.
+//! The changes of a dataset's declaration that are compatible with a stored dataset.
 //!
-//! Stores record a dataset as lines of text: its key, then each of its columns.
+//! Stores record a dataset as lines of text. The first line is its key; each further line is a column.
 
 use crate::record::{Column, ColumnType, Dataset, SeriesType};
 use crate::{Error, ErrorKind, Result, Scope, Symbol};
@@ -34,12 +34,13 @@ fn line(column: &Column) -> String {
 
 const OPTIONAL: &str = " optional";
 
-/// Returns the numbers of the lines that are to be recorded: columns that were added at the end, and enumerations with
-/// new names. None of them: the stored dataset is that of the declaration, or has more optional columns, of a newer
+/// Returns the indices of the lines to record: columns that were added at the end, and enumerations with new names.
+///
+/// An empty result means that the stored dataset equals the declaration, or has additional optional columns of a newer
 /// version of the program.
 ///
 /// # Errors
-/// `SchemaMismatch` that says what differs and what to do.
+/// `SchemaMismatch` with the difference and the remedy.
 pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
     let refuse = |rule: &str, stored: &str, declared: &str| {
         Err(Error::new(ErrorKind::SchemaMismatch, "store.dataset.changed", "ensure_schema")
@@ -81,8 +82,8 @@ pub fn compare(dataset: Dataset, stored: &[String]) -> Result<Vec<usize>> {
     }
 }
 
-/// Returns the line with the present bounds of symbols and scopes. Databases of earlier versions have shorter ones, which
-/// no table enforces.
+/// Returns the line with the current size limits of symbols and scopes. Databases of earlier versions recorded smaller
+/// limits, which no table enforces.
 fn widened(line: &str) -> String {
     let (symbol, scope) = (Symbol::MAX_BYTES, Scope::MAX_BYTES);
     line.replacen(" text(64)", &format!(" text({symbol})"), 1).replacen(
@@ -92,7 +93,7 @@ fn widened(line: &str) -> String {
     )
 }
 
-/// Splits the line of an enumeration into its names and all else.
+/// Splits the line of an enumeration into its names and the rest of the line.
 fn enumeration(line: &str) -> Option<((&str, &str), Vec<&str>)> {
     let (column, rest) = line.split_once(" enumeration(")?;
     let (names, optional) = rest.split_once(')')?;

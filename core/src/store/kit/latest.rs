@@ -1,4 +1,4 @@
-//! The driver of `latest`.
+//! The page loop of `latest`.
 
 use crate::record::{Owner, RecordVec};
 use crate::store::{Anchor, LatestRequest, Paged, RecordPage};
@@ -9,15 +9,16 @@ pub trait LatestSource {
     /// The adapter's error.
     type Error: From<Error>;
 
-    /// Returns the next owners of the dataset behind `after`, in order, at most `count`. Fewer than `count` are the last
-    /// ones.
+    /// Returns at most `count` owners of the dataset after `after`, in order. Fewer than `count` owners
+    /// mean that no more follow.
     fn owners(
         &mut self,
         after: Option<&Owner>,
         count: usize,
     ) -> impl Future<Output = Result<Vec<Owner>, Self::Error>> + Send;
 
-    /// Appends the latest record of each owner up to `until`, in their order. An owner without one is left out.
+    /// Appends the latest record of each owner up to `until`, in the order of the owners. Skips
+    /// an owner without a record.
     fn newest(
         &mut self,
         owners: &[Owner],
@@ -26,12 +27,13 @@ pub trait LatestSource {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-/// Answers a `latest` request: asks for owners and their latest records until the page is full.
+/// Answers a `latest` request: fetches owners and their latest records until the page is full.
 ///
-/// Of owners that are named, any number may be absent: each round asks for twice as many, at most `most` at once.
+/// Any number of the selected owners may have no record. Each round therefore fetches twice as many owners as the round
+/// before. `most` limits this growth, and the number of owners in one call of [`LatestSource::newest`].
 ///
 /// # Errors
-/// The adapter's.
+/// The adapter's error.
 pub async fn latest<S: LatestSource + Send>(
     request: &LatestRequest,
     most: usize,

@@ -1,12 +1,12 @@
-//! The store kit: the parts that every adapter of a database needs beside its statements.
+//! The store kit: the parts that every adapter of a database needs besides its SQL statements.
 //!
 //! - [`entries`] sorts a batch by key and keeps the last record of each key.
 //! - [`latest`] drives the pages of a `latest` call over owners that may have a record.
-//! - [`BucketWalk`] plans the windows from which derived bars are summed.
-//! - [`rest_of`] gives the range that is left behind a cursor.
-//! - [`evolution`] compares a stored dataset with a declared one.
+//! - [`BucketWalk`] plans the windows over which derived bars are computed.
+//! - [`rest_of`] returns the part of a range that lies after a cursor.
+//! - [`evolution`] compares a stored dataset with its declaration.
 //!
-//! `docs/writing-an-adapter.md` uses them to write an adapter.
+//! `docs/writing-an-adapter.md` shows how to write an adapter with them.
 
 mod batch;
 mod buckets;

@@ -1,11 +1,13 @@
-//! The rest of a range behind a cursor.
+//! The rest of a range after a cursor.
 
 use crate::record::Place;
 use crate::store::{Anchor, Order};
 use crate::{Result, TimeRange, Timestamp};
 
-/// Returns the part of a range behind a cursor, and the place behind which it goes on within its first time (its last
-/// one, newest first). The place is None where the whole part counts.
+/// Returns the part of a range after a cursor, and the last place that the cursor has passed.
+///
+/// Records of the part's first time (its last time, newest first) count only after that place. The place is None if
+/// every record of the part counts.
 ///
 /// # Errors
 /// `InvalidInput` for a cursor whose time is outside the domain.
