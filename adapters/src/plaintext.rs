@@ -26,7 +26,7 @@ fn remote<'a>(hosts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 #[derive(Debug)]
 pub(crate) struct PasswordWarning {
     backend: &'static str,
-    /// Whether the warning was already logged, or is not needed.
+    /// True if the warning was already logged, or is not needed.
     done: AtomicBool,
 }
 
