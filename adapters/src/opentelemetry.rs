@@ -1,4 +1,4 @@
-//! OpenTelemetry context in message headers, so that one trace can cross the bus.
+//! OpenTelemetry context in message headers. It lets a trace cross the bus.
 //!
 //! The program installs `tracing-opentelemetry` itself and passes the propagator to the configuration:
 //!

@@ -164,7 +164,7 @@ impl ClickHouseConfig {
         self.retention.check(&RULES, "retention", &self.datasets, 100 * 366 * 24)
     }
 
-    /// Validates all settings.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.

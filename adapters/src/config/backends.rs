@@ -16,7 +16,7 @@ use crate::redpanda::RedpandaConfig;
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
 
-/// The backends that a configuration may name: the built-in backends and those that the program registered. The
+/// The backends that a configuration may name: the built-in backends and the backends that the program registered. The
 /// registry is an ordinary value, not global state.
 ///
 /// ```

@@ -230,7 +230,7 @@ impl BusSection {
 pub struct TopicSection {
     /// The number of partitions.
     pub partitions: Option<u32>,
-    /// The replication factor.
+    /// The replication factor of the topic.
     pub replication: Option<u16>,
     /// The retention time of messages, in hours.
     pub retention_hours: Option<u32>,

@@ -297,7 +297,7 @@ impl RedpandaConfig {
         Rules { section: self.section, code: "bus.redpanda.config", backend: "redpanda" }
     }
 
-    /// Validates all settings.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.

@@ -238,7 +238,7 @@ impl TimescaleConfig {
         Rules { section: self.section, code: "store.timescale.config", backend: "timescale" }
     }
 
-    /// Validates all settings.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.

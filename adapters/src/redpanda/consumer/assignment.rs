@@ -118,7 +118,7 @@ impl Assignment {
         self.generations
     }
 
-    /// Removes partitions.
+    /// Removes partitions from the assignment.
     pub(super) fn lose(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             if self.partitions.remove(partition).is_some() {
@@ -131,7 +131,7 @@ impl Assignment {
         }
     }
 
-    /// Removes all partitions.
+    /// Removes all partitions from the assignment.
     pub(super) fn lose_all(&mut self) {
         if !self.partitions.is_empty() {
             let all: Vec<_> = self.partitions.keys().cloned().collect();
@@ -161,8 +161,7 @@ impl Assignment {
         }
     }
 
-    /// Returns the buffered bytes of partitions that are not paused. Messages of paused partitions block no other
-    /// partition.
+    /// Returns the buffered bytes of partitions that are not paused. Messages of paused partitions do not block others.
     pub(super) fn buffered_bytes(&self) -> usize {
         let read = self.partitions.values().filter(|state| !state.paused);
         read.map(|state| state.buffered_bytes).sum()

@@ -146,8 +146,8 @@ impl Publisher {
         client_config::limit(self.config.delivery_timeout_ms)
     }
 
-    /// Routes every message. All messages of a topic in a call use the same metadata, so that one producer sends them
-    /// and keeps their order.
+    /// Routes every message. All messages of a topic in a call use the same metadata, so that a single producer sends
+    /// them and keeps their order.
     async fn routes(
         &self,
         admin: &Arc<AdminClient<KafkaContext>>,
