@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! [store]
-//! backend = "memory"          # one word, or QI__STORE__BACKEND, swaps it
+//! backend = "memory"          # or QI__STORE__BACKEND; selects the backend
 //! auto_schema = true
 //! [store.memory]
 //! max_rows = 1_000_000
@@ -108,12 +108,13 @@ impl Config {
         Self::builder().file(path).environment().build()
     }
 
-    /// Opens the configured store and wraps it in its layers. Calls `ensure_schema` if `auto_schema` is set. Performs
-    /// no I/O otherwise.
+    /// Opens the configured store and wraps it in its layers. Calls `ensure_schema` if `auto_schema` is set. Otherwise
+    /// does not wait for the server.
     ///
     /// # Errors
-    /// `Config` for an unknown backend, or a backend that is not compiled in. The error names the feature
-    /// that enables the backend.
+    /// `Config` for an unknown backend, a backend that is not compiled in, or invalid settings. For a backend that is
+    /// not compiled in, the error names the feature that enables it. With `auto_schema`, also the errors of
+    /// `ensure_schema`.
     pub async fn open_store(&self) -> Result<Arc<dyn PriceStore>> {
         self.open_store_as(&self.store.backend).await
     }

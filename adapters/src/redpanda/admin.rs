@@ -188,8 +188,8 @@ impl AdminOperations<'_> {
             };
             let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
             let entries: BTreeMap<_, _> = entries.collect();
-            // The driver drops the error of a topic whose settings must not be read. A topic always has settings, so an
-            // empty result means hidden settings.
+            // The driver drops the error of a topic whose settings the principal is not allowed to read. A topic always
+            // has settings, so an empty result means hidden settings.
             found.insert(name.clone(), (!entries.is_empty()).then_some(entries));
         }
         Ok(found)

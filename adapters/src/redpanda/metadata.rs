@@ -23,7 +23,7 @@ const METADATA_TTL: Duration = Duration::from_secs(1);
 pub(super) struct TopicMetadata {
     pub(super) partitions: u32,
     pub(super) max_message_bytes: usize,
-    /// The time of the look-up.
+    /// The time of the lookup.
     pub(super) at: Instant,
 }
 

@@ -154,8 +154,8 @@ impl Chunks {
     }
 
     /// Returns the time from which `latest` reads first: a few chunks before `until`, or before the newest known
-    /// chunk. A record at or after this time is newer than all earlier records, even if the newest chunk is no
-    /// longer the cached chunk.
+    /// chunk. If a key has a record at or after this time, its latest record is there as well, even if the cached
+    /// newest chunk is outdated.
     pub(super) async fn recent(
         &self,
         connection: &mut PgConnection,

@@ -193,7 +193,8 @@ impl Default for LimitsSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WriteSection {
-    /// The number of records from which a batch is sent by COPY. Defaults to 1,000.
+    /// The number of records from which COPY is used for a piece of a batch. Smaller pieces are merged. Defaults to
+    /// 1,000.
     pub copy_from: usize,
     /// The maximum number of records in one statement. Defaults to 50,000.
     pub piece: usize,

@@ -54,7 +54,7 @@ impl KnownTopic {
     }
 }
 
-/// Metadata that has to be looked up before a call is routed.
+/// Metadata that must be looked up before a call is routed.
 #[derive(Debug)]
 enum StaleMetadata<'a> {
     /// No metadata of this topic is known.
