@@ -1,4 +1,4 @@
-//! Certificates and authorities in PEM.
+//! Certificates and certificate authorities in PEM format.
 
 use std::io::{Error, ErrorKind, Result};
 
@@ -6,10 +6,10 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-/// Returns the authorities of a PEM, and no others.
+/// Returns a root store that contains only the certificate authorities of a PEM file.
 ///
 /// # Errors
-/// `InvalidData` for a PEM without a certificate, or with one that is no authority.
+/// `InvalidData` if the PEM contains no certificate, or a certificate that cannot serve as a trust anchor.
 pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
@@ -21,10 +21,10 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Returns the certificates of a PEM.
+/// Returns the certificates of a PEM file.
 ///
 /// # Errors
-/// `InvalidData` for a PEM that cannot be read.
+/// `InvalidData` if the PEM cannot be parsed.
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<std::result::Result<_, _>>().map_err(invalid)
 }
@@ -37,7 +37,7 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error 
 pub(crate) mod tests {
     use super::*;
 
-    /// A new authority, in PEM.
+    /// Returns a new self-signed certificate authority in PEM format.
     pub(crate) fn authority() -> String {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();

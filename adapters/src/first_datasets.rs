@@ -1,4 +1,4 @@
-//! The datasets of version 0.1.0. Its databases have their tables, but no record of their columns.
+//! The datasets of version 0.1.0. Databases of that version have the tables, but no record of their columns.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ mod tests {
     use qi_core::Datasets;
     use qi_core::store::kit::evolution;
 
-    /// When this fails because a dataset of the library was extended, the fixture stays and this test changes.
+    /// If an extension of a built-in dataset breaks this test, change the test and keep the fixture.
     #[test]
     fn they_are_the_first_datasets_of_the_library() {
         let lines = super::lines();
@@ -24,7 +24,7 @@ mod tests {
         assert_eq!(lines.len(), 4);
         for dataset in datasets.iter().take(4) {
             let stored = &lines[dataset.name()];
-            // The bounds of symbols and scopes grew, which needs no step.
+            // Only the maximum lengths of symbols and scopes grew, and that needs no migration step.
             assert!(evolution::compare(dataset, stored).unwrap().is_empty());
             assert_eq!(evolution::lines(dataset).len(), stored.len());
         }

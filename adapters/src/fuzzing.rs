@@ -1,7 +1,9 @@
-//! Fuzz targets, which are not part of the public interface. Each target takes any bytes. A target panics if decoding
-//! panics, or if an accepted value differs after encoding and decoding.
+//! Fuzz targets. They are not part of the public interface.
 //!
-//! `adapters/tests/fuzz.rs` runs the targets briefly, the crate `fuzz/` runs them under libFuzzer.
+//! Each target accepts arbitrary bytes. A target panics if decoding panics, or if an accepted value differs after a
+//! round trip through encoding and decoding.
+//!
+//! `adapters/tests/fuzz.rs` runs the targets briefly. The crate `fuzz/` runs the targets under libFuzzer.
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is the finding")]
 #![allow(clippy::unwrap_used, reason = "a panic is the finding")]
@@ -24,7 +26,7 @@ pub use crate::redpanda::fuzz_assignment as group_assignment;
 #[cfg(feature = "timescale")]
 pub use crate::timescale::fuzz_numeric as numeric;
 
-/// Decodes a message of each record type. The first line is the value of a header that the first byte selects.
+/// Decodes a message as each record type. The first byte may select a header. The first line is then its value.
 pub fn codecs(bytes: &[u8]) {
     let Some((selector, rest)) = bytes.split_first() else { return };
     let mut message = Received::new(TopicName::new("t").unwrap(), 0, 0);
@@ -69,7 +71,7 @@ fn decode<R: Record>(message: &Received) {
     }
 }
 
-/// Reads values of the domain from text.
+/// Parses domain values from text.
 pub fn texts(bytes: &[u8]) {
     fn same<T: std::str::FromStr + ToString + PartialEq + std::fmt::Debug>(text: &str) {
         if let Ok(value) = text.parse::<T>() {
@@ -84,7 +86,8 @@ pub fn texts(bytes: &[u8]) {
     same::<Scope>(text);
 }
 
-/// Builds a configuration. TOML ends at the first NUL, then lines of `NAME=value` are the environment.
+/// Builds a configuration. The TOML text ends at the first NUL. Each line after the NUL is an environment variable in
+/// the form `NAME=value`.
 pub fn configuration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let (toml, variables) = text.split_once('\0').unwrap_or((text, ""));
@@ -95,7 +98,7 @@ pub fn configuration(bytes: &[u8]) {
     }
 }
 
-/// Decodes rows of each dataset, of the library's own and of one with every type of column.
+/// Decodes rows of each built-in dataset, and of a dataset with every column type.
 #[cfg(feature = "clickhouse")]
 pub fn row_binary(bytes: &[u8]) {
     static EVERY: std::sync::LazyLock<Dataset> = std::sync::LazyLock::new(|| {
@@ -137,7 +140,7 @@ pub fn row_binary(bytes: &[u8]) {
     }
 }
 
-/// Opens a cursor of any text, and a cursor that names any place under a valid seal.
+/// Parses a cursor from any text, and a cursor with a valid seal around any sort key.
 pub fn cursors(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let ticks = RangeQuery::new("binance:BTC-USDT".parse().unwrap(), TimeRange::ALL).request::<PriceTick>();
@@ -148,18 +151,19 @@ pub fn cursors(bytes: &[u8]) {
     open(text, &series, |cursor| series.clone().after(cursor), page);
 }
 
-/// `resume` gives the cursor of the page of no records.
+/// Checks both cursors. `resume` returns the cursor of an empty page.
 fn open<Q: Paged>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q, resume: impl Fn(&Q) -> Cursor) {
     for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
         let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
         let query = after(cursor);
         let Ok(anchor) = query.anchor() else { continue };
-        // The page of no records resumes at its own anchor.
+        // An empty page resumes at its own anchor.
         assert_eq!(after(resume(&query).to_string().parse().unwrap()).anchor().unwrap(), anchor);
     }
 }
 
-/// Seals a place as the query would. The seal is a hash without a key (FNV-1a) that begins with the query's own hash.
+/// Seals a sort key as the query would. The seal is an FNV-1a hash without a secret key. It starts from the
+/// hash of the query.
 fn sealed(scope: &str, place: &str) -> String {
     let digits: String = scope.chars().filter(char::is_ascii_digit).collect();
     let seal = place.bytes().fold(digits.parse::<u64>().unwrap(), |hash, byte| {

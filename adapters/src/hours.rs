@@ -1,4 +1,4 @@
-//! Hours for each dataset.
+//! A number of hours for each dataset.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::rules::Rules;
 
-/// A number of hours for each dataset. The keys of the section are `<dataset>_hours`.
+/// A number of hours for each dataset. The keys of its section have the form `<dataset>_hours`.
 ///
 /// ```
 /// use qi_adapters::config::ClickHouseConfig;
@@ -33,22 +33,22 @@ impl TryFrom<BTreeMap<String, u32>> for DatasetHours {
 }
 
 impl DatasetHours {
-    /// Sets the hours of a dataset.
+    /// Sets the number of hours of a dataset.
     pub fn set(&mut self, dataset: impl Into<String>, hours: u32) {
         self.0.insert(dataset.into(), hours);
     }
 
-    /// Returns the hours of a dataset.
+    /// Returns the number of hours of a dataset.
     pub fn get(&self, dataset: &str) -> Option<u32> {
         self.0.get(dataset).copied()
     }
 
-    /// Returns whether no dataset has hours.
+    /// Returns whether no dataset has an entry.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Checks that each key of the section names a dataset, and that its hours are from 1 to `most`.
+    /// Checks that each key of the section names a registered dataset, and that its value lies from 1 to `most`.
     pub(crate) fn check(&self, rules: &Rules, section: &str, datasets: &Datasets, most: u64) -> Result<()> {
         for (dataset, hours) in &self.0 {
             let key = format!("{section}.{dataset}_hours");

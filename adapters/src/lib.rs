@@ -1,4 +1,4 @@
-//! The backends of `qi`, each behind a feature of its own, and the [configuration](config) that picks one.
+//! The backends of `qi`, each behind a Cargo feature, and the [configuration](config) that selects them.
 
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod authorities;

@@ -1,6 +1,6 @@
-//! OpenTelemetry's context in the headers of messages, so that one trace crosses the bus.
+//! OpenTelemetry context in message headers. It lets a trace cross the bus.
 //!
-//! The program installs `tracing-opentelemetry` as it likes, and hands the propagator to the configuration:
+//! The program installs `tracing-opentelemetry` itself and passes the propagator to the configuration:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -22,10 +22,11 @@ use qi_core::layer::Propagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Carries the context of `tracing-opentelemetry`'s spans by any propagator of OpenTelemetry: `traceparent` and
-/// `tracestate` by its `TraceContextPropagator`.
+/// Propagates the context of `tracing-opentelemetry` spans with any OpenTelemetry propagator. `TraceContextPropagator`
+/// uses the headers `traceparent` and `tracestate`.
 ///
-/// A batch that comes from one trace goes on with it; one that comes from several is linked to each.
+/// A batch with a single remote context continues its trace. A batch with several remote contexts is linked
+/// to each of them.
 #[derive(Debug)]
 pub struct OpenTelemetryPropagator<P> {
     inner: P,
@@ -33,10 +34,10 @@ pub struct OpenTelemetryPropagator<P> {
 }
 
 impl<P: TextMapPropagator> OpenTelemetryPropagator<P> {
-    /// With the header names of `inner`.
+    /// Creates a propagator that uses the header names of `inner`.
     ///
     /// # Errors
-    /// `InvalidInput` if one of them is no name of a header.
+    /// `InvalidInput` if one of the names is not a valid header name.
     pub fn new(inner: P) -> Result<Self> {
         let headers = inner.fields().map(HeaderName::new).collect::<Result<_>>()?;
         Ok(Self { inner, headers })
@@ -60,7 +61,7 @@ impl<P: TextMapPropagator + Send + Sync + 'static> Propagator for OpenTelemetryP
         match (remote.next(), remote.next()) {
             (None, _) => {}
             (Some(only), None) => {
-                // It fails for a span that nobody collects: then there is nothing to go on with.
+                // `set_parent` fails for a span that no subscriber collects. Such a span needs no parent.
                 let _not_collected = span.set_parent(only);
             }
             (Some(first), Some(second)) => {
@@ -79,7 +80,7 @@ struct Writer<'a> {
 
 impl Injector for Writer<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // An empty `tracestate` says nothing.
+        // An empty `tracestate` carries no information.
         if let Some(name) = self.known.iter().find(|name| name.as_str() == key && !value.is_empty()) {
             self.headers.push(name.clone(), Bytes::from(value));
         }

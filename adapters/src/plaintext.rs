@@ -1,10 +1,10 @@
-//! The warning about a password that may cross a network without encryption.
+//! The warning about a password that may cross a network unencrypted.
 
 use std::net::IpAddr;
 #[cfg(feature = "redpanda")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Warns once if one of the hosts is not this machine. Called when a backend is opened.
+/// Warns once if any of the hosts is not this machine. Each backend calls it when it is opened.
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 pub(crate) fn warn_of_password<'a>(backend: &'static str, hosts: impl Iterator<Item = &'a str>) {
     warn_of(backend, &remote(hosts));
@@ -21,18 +21,18 @@ fn remote<'a>(hosts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     hosts.filter(|host| !is_loopback(host)).collect()
 }
 
-/// The warning of a backend that learns of more hosts after it was opened. It is given once.
+/// The warning of a backend that discovers further hosts after it was opened. Logged at most once.
 #[cfg(feature = "redpanda")]
 #[derive(Debug)]
 pub(crate) struct PasswordWarning {
     backend: &'static str,
-    /// The warning was given, or there is nothing to warn of.
+    /// True if the warning was already logged, or is not needed.
     done: AtomicBool,
 }
 
 #[cfg(feature = "redpanda")]
 impl PasswordWarning {
-    /// `exposed` if a password is sent without encryption.
+    /// Creates the warning. `exposed` states that the password is sent without encryption.
     pub(crate) fn new(backend: &'static str, exposed: bool) -> Self {
         Self { backend, done: AtomicBool::new(!exposed) }
     }

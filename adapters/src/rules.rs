@@ -1,21 +1,21 @@
-//! What the section of a backend refuses.
+//! Validation of the values in a backend's section.
 
 use std::fmt;
 
 use qi_core::{Error, ErrorKind, Result};
 
-/// The section of a backend, as its errors name it.
+/// The section of a backend, for use in its errors.
 #[derive(Debug)]
 pub(super) struct Rules {
-    /// `store.clickhouse`
+    /// The path of the section, for example `store.clickhouse`.
     pub(super) section: &'static str,
-    /// `store.clickhouse.config`
+    /// The error code, for example `store.clickhouse.config`.
     pub(super) code: &'static str,
     pub(super) backend: &'static str,
 }
 
 impl Rules {
-    /// Refuses a number outside `least..=most`.
+    /// Rejects a number outside `least..=most`.
     pub(super) fn within(&self, key: &str, value: u64, least: u64, most: u64) -> Result<()> {
         if (least..=most).contains(&value) {
             return Ok(());
@@ -23,7 +23,7 @@ impl Rules {
         Err(self.refuse(key, value, format_args!("must lie from {least} to {most}")))
     }
 
-    /// The refusal of a value.
+    /// Returns the error for a rejected value.
     pub(super) fn refuse(&self, key: &str, value: impl fmt::Display, rule: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Config, self.code, "open")
             .with_message(rule)

@@ -1,5 +1,5 @@
-//! The folder of the development servers: `scripts/backends` refuses a folder that another user owns, can write or can
-//! replace. Servers would run programs from that folder.
+//! The folder of the development servers. `scripts/backends` rejects a folder that another user owns, can write to or
+//! can replace, because servers would run programs from that folder.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -17,7 +17,7 @@ fn backends(folder: &Path) -> (Option<i32>, String) {
     (out.status.code(), String::from_utf8(out.stderr).unwrap())
 }
 
-/// The script takes root before it takes a folder.
+/// Returns whether the tests run as root. The script checks for root before it checks the folder.
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n")
 }

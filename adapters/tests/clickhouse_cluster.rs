@@ -1,5 +1,6 @@
-//! What is sent with `cluster` configured. There is no cluster here: a port of the test's own takes the statements and
-//! answers as a server would that has nothing yet. They are compared as they are, so that a change of one is seen.
+//! The statements that the adapter sends with `cluster` configured. The tests use no cluster. A local port
+//! receives the statements and responds like a server without any tables. The statements are compared literally,
+//! so that any change is noticed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -47,7 +48,7 @@ impl Request {
     }
 }
 
-/// What a server answers that had no database, has one old partition, and has no rows.
+/// Returns the response of a server that has no database at first, one old partition and no rows.
 fn answer(request: &Request, made: &[Request]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let made = |start: &str| made.iter().any(|request| request.body.starts_with(start));
@@ -66,13 +67,13 @@ fn answer(request: &Request, made: &[Request]) -> Vec<u8> {
 }
 
 async fn recorded(log: &Mutex<Vec<Request>>) -> Vec<Request> {
-    // The log is complete when the answers are.
+    // The log is complete after all responses.
     tokio::task::yield_now().await;
     std::mem::take(&mut *log.lock().unwrap())
 }
 
 fn lines(requests: &[Request]) -> Vec<&str> {
-    // Questions that change nothing are asked of one node.
+    // Queries that change nothing are sent to a single node.
     requests.iter().map(|request| request.body.as_str()).filter(|sql| !sql.starts_with("SELECT")).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The contract of the price store on a real server: the ClickHouse that `QI_CLICKHOUSE_URL` names.
+//! The contract of the price store on a real server: the ClickHouse server of `QI_CLICKHOUSE_URL`.
 
 mod clickhouse_rig;
 mod servers;

@@ -1,4 +1,4 @@
-//! Datasets beside the library's own on a server: every type of column, names as series, and schemas that change.
+//! Declared datasets on a server: every type of column, names as series, and changing schemas.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -49,7 +49,7 @@ fn open(server: &Server, prefix: &str, datasets: Datasets) -> ClickHouseStore {
     ClickHouseStore::open(server.config(prefix).with_datasets(datasets)).unwrap()
 }
 
-/// A store with a prefix of its own, whose tables are dropped at the end.
+/// Runs a check with a unique prefix. The tables with this prefix are dropped at the end.
 async fn with_prefix<R: Future<Output = ()>>(server: &Server, check: impl FnOnce(String) -> R) {
     let prefix = format!("{}_", namespace());
     check(prefix.clone()).await;
@@ -67,7 +67,7 @@ enum Kind {
     Closed,
 }
 
-/// The names are words of SQL where they can be.
+/// The names are SQL keywords where possible.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "select")]
 struct Every {
@@ -141,7 +141,7 @@ async fn every_type(server: Server) {
         store.insert_records(&batch).await.unwrap();
         let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
         assert_eq!(store.range_of::<Every>(&query).await.unwrap().items, batch);
-        // What replaces a record has its absent values, and no older ones.
+        // A replacing record keeps its absent values and gets no older values.
         for (n, record) in (0..).zip(&mut batch) {
             let Every { instrument, timestamp, index, .. } = record.clone();
             *record = Every { instrument, timestamp, index, ..Every::new(n + 1, Kind::Closed) };
@@ -173,7 +173,7 @@ async fn every_type(server: Server) {
     .await;
 }
 
-/// A signal of a strategy at an interval.
+/// A signal of a strategy for an interval.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "order")]
 struct Signal {
@@ -212,7 +212,7 @@ async fn names(server: Server) {
         let latest = LatestQuery::new(Selection::All).of_interval(Interval::D1);
         let days: Vec<_> = batch.iter().filter(|s| s.length == Interval::D1).cloned().collect();
         assert_eq!(store.latest_of::<Signal>(&latest).await.unwrap().items, days);
-        // A bar is known when it has closed.
+        // A bar is known after it has closed.
         let closed = days[6].open_time.checked_add(Interval::D1.duration()).unwrap();
         let before = Timestamp::from_micros(closed.as_micros() - 1).unwrap();
         let items =
@@ -231,7 +231,7 @@ async fn names(server: Server) {
         let query = DeleteQuery::of::<Signal>(&some, TimeRange::ALL).of_interval(Interval::D1);
         store.delete_range(&query).await.unwrap();
         assert_eq!(store.latest_of::<Signal>(&latest).await.unwrap().items.len(), 4);
-        // What the dataset does not have.
+        // Owners and series of a kind that the dataset does not have.
         let instrument = Owner::Instrument("x:Y".parse().unwrap());
         let series = SeriesKey { owner: instrument.clone(), interval: Some(Interval::D1) };
         let nameless = SeriesKey { owner: Owner::Name("a".into()), interval: None };
@@ -278,7 +278,7 @@ async fn ages(server: Server) {
     .await;
 }
 
-/// A version of the dataset `flows`: its columns beside the key.
+/// Returns a version of the dataset `flows` with these value columns.
 fn version(columns: &[(&'static str, ColumnType, bool)]) -> Dataset {
     let column = |(name, ty, optional): &(&'static str, ColumnType, bool)| Column {
         name,
@@ -348,15 +348,15 @@ async fn added(server: Server) {
             ["column flows.note", "column flows.trades", "record of flows"]
         );
         assert_eq!(new.columns(two).await.unwrap(), ClickHouseStore::expected_columns(two));
-        // Rows that were there have none of the new values.
+        // Existing rows have none of the new values.
         let absent = |text: &str| vec![amount(text), Value::Absent, Value::Absent, Value::Absent];
         assert_eq!(stored(&new, two).await.unwrap(), [absent("1"), absent("2")]);
         let full = vec![amount("3"), Value::Enumeration(2), Value::Text("x".to_owned()), Value::Counter(7)];
         insert(&new, row(two, 1, full.clone())).await.unwrap();
         insert(&new, row(two, 2, full.clone())).await.unwrap();
         assert_eq!(stored(&new, two).await.unwrap(), [full.clone(), full.clone()]);
-        // The older version goes on, before and after it looks at the schema. It reads its own columns, and a row that
-        // it writes replaces the whole row.
+        // The older version continues to work, before and after it checks the schema. It reads its own columns, and its
+        // writes replace the entire row.
         for text in ["4", "5"] {
             insert(&old, row(one, 2, vec![amount(text), Value::Absent])).await.unwrap();
             assert_eq!(stored(&old, one).await.unwrap()[0], full[..2]);
@@ -381,17 +381,17 @@ async fn wider(server: Server) {
             new.ensure_schema().await.unwrap().applied,
             ["names of flows.kind", "column flows.note", "record of flows"]
         );
-        // The older version meets the wider type as it writes, and goes on.
+        // The older version detects the wider type during a write and continues.
         insert(&old, row(one, 2, vec![amount("2"), Value::Enumeration(1)])).await.unwrap();
         let third = open(&server, &prefix, of(one));
         insert(&third, row(one, 3, vec![amount("3"), Value::Absent])).await.unwrap();
         for old in [&old, &third] {
             insert(old, row(one, 4, vec![amount("4"), Value::Absent])).await.unwrap();
             assert_eq!(stored(old, one).await.unwrap().len(), 4);
-            // One that begins now has to know the names.
+            // A store that starts now must know all names.
             assert_eq!(old.ensure_schema().await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
         }
-        // It cannot read a name that it does not have.
+        // The older version cannot read an unknown name.
         insert(&new, row(two, 5, vec![amount("5"), Value::Enumeration(3), Value::Absent])).await.unwrap();
         assert_eq!(stored(&new, two).await.unwrap()[4][1], Value::Enumeration(3));
         assert_eq!(stored(&old, one).await.unwrap_err().kind(), ErrorKind::CorruptData);
@@ -404,7 +404,7 @@ async fn changed_table(server: Server) {
         let dataset = version(&[A, B, C]);
         let store = open(&server, &prefix, of(dataset));
         store.ensure_schema().await.unwrap();
-        // A column that somebody added holds the default of its type.
+        // A column that another program added contains the default of its type.
         sql(&store, &format!("ALTER TABLE {prefix}flows ADD COLUMN extra UInt64 AFTER amount")).await;
         assert!(store.ensure_schema().await.unwrap().applied.is_empty());
         insert(&store, row(dataset, 1, vec![amount("1"), Value::Absent, Value::Absent])).await.unwrap();
@@ -431,11 +431,11 @@ async fn at_once(server: Server) {
     let wide = ("kind", ColumnType::Enumeration(&["buy", "sell", "both"]), true);
     let (narrow, wide) = ([A, B, C, D], [A, wide, C, D]);
     for round in 0..8 {
-        // In the last rounds the versions have a name more than the schema that is there.
+        // In the last rounds, the versions have one more name than the existing schema.
         let columns = if round < 6 { narrow } else { wide };
         let versions = [version(&columns[..2]), version(&columns[..3]), version(&columns)];
         with_prefix(&server, async |prefix| {
-            // In some rounds on top of an older schema.
+            // Some rounds start from an older schema.
             if round % 2 == 1 || round >= 6 {
                 open(&server, &prefix, of(version(&narrow[..2]))).ensure_schema().await.unwrap();
             }
@@ -462,7 +462,7 @@ async fn at_once(server: Server) {
     }
 }
 
-/// What version 0.1.0 of the library sent.
+/// The statements of version 0.1.0 of the library.
 const FIRST: [&str; 6] = [
     "CREATE TABLE IF NOT EXISTS qi_migrations (version UInt32, name String, applied_at DateTime64(6, 'UTC')) ENGINE = ReplacingMergeTree ORDER BY version",
     "CREATE TABLE IF NOT EXISTS ticks (
@@ -530,7 +530,7 @@ async fn first_version(server: Server) {
     let mut config = server.config("");
     config.database.clone_from(&database);
     let store = ClickHouseStore::open(config.clone()).unwrap();
-    // The statements are the same, beside the one that makes the database.
+    // The statements are the same, except for the creation of the database.
     let planned = store.plan_schema().await.unwrap();
     assert_eq!(planned[0], format!("CREATE DATABASE IF NOT EXISTS `{database}`"));
     assert_eq!(planned[1..], FIRST);
@@ -546,7 +546,7 @@ async fn first_version(server: Server) {
     assert_eq!(store.plan_schema().await.unwrap(), [""; 0]);
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     assert_eq!(tables().await, before);
-    // With a dataset beside them they stay as they are.
+    // They stay unchanged with a further dataset.
     let more = ClickHouseStore::open(config.with_datasets(of(version(&[A])))).unwrap();
     assert_eq!(more.ensure_schema().await.unwrap().applied, ["table flows", "record of flows"]);
     assert_eq!(tables().await.len(), before.len() + 2);

@@ -1,4 +1,4 @@
-//! What goes wrong on a real server, provoked: each has its kind, and the store works again by itself.
+//! Faults provoked on a real server. Each fault has its error kind, and the store recovers without intervention.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -54,7 +54,8 @@ fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, retried: bool)
     error
 }
 
-/// A store with its tables, which are dropped at the end. The tables are made with the ordinary limits.
+/// Runs a check with a store and its tables, which are dropped at the end. The tables are created
+/// with the ordinary limits.
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
     change: impl FnOnce(&mut ClickHouseConfig),
@@ -109,7 +110,7 @@ async fn timeout(server: Server) {
             let slow = "SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1, \
                         function_sleep_max_microseconds_per_block = 100000000";
             let error = store.client().query_raw(slow).fetch_one::<u64>().await.unwrap_err();
-            // What the server says of its limit, and what the adapter makes of it.
+            // The server's report of its limit, and the adapter's error.
             assert!(error.to_string().contains("Code: 159"), "{error}");
             store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
         },
@@ -204,8 +205,8 @@ async fn parts_in_total(server: Server) {
     .await;
 }
 
-/// The adapter's own inserts have no such limit (`write::a_batch_over_150_months`), so this is somebody's SQL: its
-/// text is what tells the two meanings of code 252 apart.
+/// The adapter's inserts have no such limit (`write::a_batch_over_150_months`), so the insert is custom SQL. Its error
+/// text distinguishes the two meanings of code 252.
 async fn partitions(server: Server) {
     with_store(
         &server,
@@ -233,7 +234,7 @@ async fn busy(server: Server) {
     with_store(&server, change, async |store, _, _| {
         let (holder, batch) = (store.clone(), ticks("x:Y", 0, 800_000));
         let held = tokio::spawn(async move { holder.insert_ticks(&batch).await });
-        // The batch is checked before it takes its turn.
+        // The batch is checked before the call waits for a permit.
         let refused = loop {
             assert!(!held.is_finished(), "no ping waited for the insert");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -243,7 +244,7 @@ async fn busy(server: Server) {
         };
         let error = expect(refused, ErrorKind::Overloaded, true);
         assert_eq!(error.code(), "store.clickhouse.pool");
-        // Dropped in the middle, the call gives its turn back.
+        // A call that is dropped midway releases its permit.
         held.abort();
         let _ = held.await;
         store.ping().await.unwrap();
@@ -302,7 +303,7 @@ async fn five_kills(server: Server, spare: Spare) {
         async move {
             let mut spare = spare;
             for kill in 1..=5 {
-                // Spread over the work.
+                // The kills are spread over the work.
                 while written.load(Ordering::Relaxed) < total * kill / 7 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }

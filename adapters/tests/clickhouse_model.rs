@@ -1,4 +1,4 @@
-//! Random histories and schemas on a real server: beside the plain model, and beside the memory store.
+//! Random histories and schemas on a real server, compared with the plain model and with the memory store.
 
 mod clickhouse_rig;
 mod servers;

@@ -1,4 +1,4 @@
-//! What the adapter does on a server beyond the port: schema, columns, codes, retention, other stores.
+//! The behaviour of the adapter on a server beyond the port: schema, columns, error codes, retention, and other stores.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,10 +28,10 @@ use servers::{Spare, namespace, run, spare_trial, trial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a child process is told: to call `ensure_schema` on this server, with this prefix, and end.
+/// The instruction to a child process: call `ensure_schema` on this server with this prefix, and exit.
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
 
-/// The age of ticks in the schema that they make.
+/// The retention of ticks in the schema of the child processes, in hours.
 const FIFTY_YEARS: u32 = 50 * 366 * 24;
 
 fn main() {
@@ -67,7 +67,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// Ticks of one instrument, a minute apart, from 2023-11-14 on.
+/// Returns ticks of one instrument, one per minute from 2023-11-14 on.
 fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
     let start = Timestamp::from_secs(1_700_000_000).unwrap();
     let name: Instrument = instrument.parse().unwrap();
@@ -89,7 +89,7 @@ async fn stored(store: &ClickHouseStore, instrument: &str) -> Vec<PriceTick> {
     store.tick_stream(query).try_collect().await.unwrap()
 }
 
-/// A store with its tables, which are dropped at the end.
+/// Runs a check with a store and its tables, which are dropped at the end.
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
     change: impl FnOnce(&mut ClickHouseConfig),
@@ -226,7 +226,7 @@ async fn ages(server: Server) {
             aged.retention.set("ticks", 24);
             let third = ClickHouseStore::open(aged).unwrap();
             assert_eq!(third.ensure_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
-            // Ticks of 2023 go when parts are merged; those of now stay.
+            // Ticks of 2023 are removed when parts are merged. Current ticks stay.
             let now = Timestamp::from_micros(
                 i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_micros()).unwrap(),
             )
@@ -242,7 +242,7 @@ async fn ages(server: Server) {
     .await;
 }
 
-/// A TTL of the server ends in 2106 and begins again in 1970.
+/// A TTL of the server ends in 2106 and wraps to 1970.
 async fn far_ages(server: Server) {
     let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", 48);
     with_store(&server, change, async |store, config| {
@@ -281,7 +281,7 @@ async fn numbered(server: Server) {
     sql(&store, &format!("DROP DATABASE `{database}` SYNC")).await;
 }
 
-/// As replicated tables do by default: a block whose sum is known is not stored again, even if its rows were deleted.
+/// By default, replicated tables do not store a block with a known checksum again, even if its rows were deleted.
 async fn blocks(server: Server) {
     with_store(
         &server,
@@ -313,7 +313,7 @@ async fn blocks(server: Server) {
     .await;
 }
 
-/// With such a setting of a user's profile, a limit that is met cuts the answer and says nothing.
+/// With such a setting in a user's profile, exceeding a limit silently truncates the result.
 async fn overruled(server: Server) {
     with_store(
         &server,
@@ -331,7 +331,7 @@ async fn overruled(server: Server) {
                 broken.settings.insert(name.to_owned(), "break".to_owned());
                 let error = ClickHouseStore::open(broken).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Config);
-                // What the profile says is overruled: the request carries the adapter's own.
+                // The setting of the adapter in the request overrides the profile.
                 let mode: String = store
                     .client()
                     .query_raw(&format!(
@@ -347,7 +347,7 @@ async fn overruled(server: Server) {
     .await;
 }
 
-/// Deletes the newest ticks one after the other: an older one is the latest then.
+/// Deletes the newest ticks one at a time. An older tick then becomes the latest.
 async fn latest_beside_deletions(server: Server) {
     with_store(
         &server,
@@ -379,7 +379,7 @@ async fn latest_beside_deletions(server: Server) {
     .await;
 }
 
-/// Stands between a store and a server that speaks HTTP, and counts the requests.
+/// A proxy between a store and an HTTP server that counts the requests.
 struct Counter {
     listener: TcpListener,
     upstream: String,
@@ -387,7 +387,7 @@ struct Counter {
 }
 
 impl Counter {
-    /// The counter, and the URL of the server through it.
+    /// Returns the proxy, and the URL of the server through the proxy.
     async fn before(url: &str) -> (Self, String) {
         let (scheme, rest) = url.split_once("://").unwrap();
         assert_eq!(scheme, "http", "requests are counted where they are not encrypted");
@@ -410,7 +410,7 @@ impl Counter {
             (client.into_split(), server.into_split());
         let back = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
         let first_line = b" HTTP/1.1\r\n";
-        // What is at the end of a piece may be the beginning of such a word.
+        // The end of a piece may contain the beginning of a first line.
         let mut seen = Vec::new();
         let mut piece = vec![0; 64 << 10];
         while let Ok(length @ 1..) = from_client.read(&mut piece).await {
@@ -426,10 +426,10 @@ impl Counter {
     }
 }
 
-/// The most requests for one page; one for each instrument would be three thousand.
+/// The maximum number of requests for one page. One request per instrument would be three thousand requests.
 const FEW: usize = 100;
 
-/// One instrument in three thousand has bars of the interval, and it is the last one.
+/// Only the last of three thousand instruments has bars of the interval.
 async fn few_of_many(server: Server) {
     let (counter, url) = Counter::before(server.url()).await;
     let requests = counter.requests.clone();
@@ -487,8 +487,8 @@ fn assert_few(requests: usize) {
     assert!((1..=FEW).contains(&requests), "{requests} requests");
 }
 
-/// Many are asked for at once, and looked for in the newest days first: some are older, some have several ticks of
-/// their last time, and some have none.
+/// Many instruments are requested in one query, which searches the newest days first. Some have only older ticks, some
+/// have several ticks at their last time, and some have no ticks.
 async fn latest_of_many(server: Server) {
     with_store(
         &server,
@@ -539,7 +539,7 @@ async fn latest_of_many(server: Server) {
     .await;
 }
 
-/// Twenty instruments of 120,000 ticks each, and another one that goes on years later.
+/// Twenty instruments with 120,000 ticks each, and another instrument with a tick years later.
 async fn latest_of_ended(server: Server) {
     with_store(
         &server,
@@ -575,7 +575,7 @@ async fn purge(server: Server) {
         &server,
         |config| config.max_batch = 300_000,
         async |store, config| {
-            // One tick a minute for five months.
+            // One tick per minute for five months.
             let batch = ticks("x:Y", 0, 5 * 30 * 24 * 60);
             store.insert_ticks(&batch).await.unwrap();
             let partitions = async || -> Vec<String> {
@@ -638,7 +638,7 @@ async fn dropped_writes(server: Server) {
             cut += u32::from(write.await.is_err());
         }
         assert!(cut >= 8, "{cut} of 20 were dropped under way");
-        // Every turn is free again, and every record is whole.
+        // Every permit is free again, and every record is complete.
         futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
         let some = stored(&store, "x:Y").await;
         let whole: std::collections::HashMap<u64, &PriceTick> =
@@ -658,7 +658,7 @@ async fn own_sql(server: Server) {
             store.insert_ticks(&ticks("x:Y", 0, 1_000)).await.unwrap();
             let sql = format!("SELECT count() FROM {}ticks FINAL WHERE price > 105", config.table_prefix);
             let above: u64 = store.client().query_raw(&sql).fetch_one().await.unwrap();
-            // 143 at 105 and a little, 142 at 106 and a little.
+            // 143 prices slightly above 105, and 142 slightly above 106.
             assert_eq!(above, 285);
         },
     )
@@ -677,7 +677,7 @@ mod difference {
     use super::Server;
     use super::timescale_rig;
 
-    /// The same histories on the two databases.
+    /// Compares the same histories on two databases.
     pub(super) fn trial(server: &Server) -> Trial {
         let ours: Arc<dyn StoreFactory> = Arc::new(server.clone());
         let other: Arc<dyn StoreFactory> = Arc::new(timescale_rig::Server::timescale());
@@ -694,7 +694,7 @@ mod difference {
     }
 }
 
-/// The answer to a query, or the error's text.
+/// Returns the result of a query, or the text of its error.
 async fn ask(store: &ClickHouseStore, query: &str) -> Result<String, String> {
     let client = store.client().clone().with_setting("http_max_tries", "1");
     let rows = async { client.query_raw(query).fetch_bytes("TabSeparated")?.collect().await };
@@ -702,8 +702,8 @@ async fn ask(store: &ClickHouseStore, query: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&rows).into_owned())
 }
 
-/// Files of the machine, and what else SQL opens, are out of the development server's reach. A real server has
-/// `user_files_path` and grants for that.
+/// The development server cannot access the machine's files and other external sources of SQL. A real server restricts
+/// this access with `user_files_path` and grants.
 async fn confined(server: Server, spare: Spare) {
     let store = ClickHouseStore::open(server.config("")).unwrap();
     let secret = tempfile::NamedTempFile::new().unwrap();
@@ -730,7 +730,7 @@ async fn confined(server: Server, spare: Spare) {
         let answer = ask(&store, attempt).await;
         assert!(answer.is_err(), "{attempt}: {answer:?}");
     }
-    // These are accepted, and find nothing.
+    // The server accepts these statements, but finds nothing.
     for (create, read) in [
         ("CREATE TABLE qi.outside (a String) ENGINE = File('LineAsString', '/etc/passwd')", "qi.outside"),
         (
@@ -743,11 +743,11 @@ async fn confined(server: Server, spare: Spare) {
         let answer = ask(&store, &format!("SELECT * FROM {read}")).await;
         assert!(answer.is_err(), "{create}: {answer:?}");
     }
-    // A file that is written lies in the server's folder.
+    // A written file is placed in the folder of the server.
     let stray = format!("/tmp/{}", namespace());
     let _ = ask(&store, &format!("INSERT INTO FUNCTION file('{stray}', 'CSV', 'a UInt8') VALUES (1)")).await;
     assert!(!std::path::Path::new(&stray).exists());
-    // The process has no rights, and no group but its own.
+    // The process has no capabilities, and no group except its own.
     let port = address.rsplit_once(':').unwrap().1;
     let pid =
         Command::new("pgrep").args(["-f", &format!("clickhouse-dev-server.py .* {port}$")]).output().unwrap();
@@ -761,7 +761,7 @@ async fn confined(server: Server, spare: Spare) {
     drop(spare);
 }
 
-/// The statements of a role in `docs/hardening.md`, in the form of the development server.
+/// Returns the statements of a role in `docs/hardening.md`, in the form of the development server.
 fn granted(role: &str) -> Vec<String> {
     let page = include_str!("../../docs/hardening.md");
     let (_, block) = page.split_once("-- ClickHouse: ").expect("the page has the statements");
@@ -770,10 +770,10 @@ fn granted(role: &str) -> Vec<String> {
     grants.map(|line| line.trim_end_matches(&of_role).to_owned()).collect()
 }
 
-/// Starts the server again with these rights alone.
+/// Restarts the server with only these grants.
 async fn restart(spare: Spare, grants: &[String]) -> Spare {
     let file = tempfile::NamedTempFile::new().unwrap();
-    // The development server takes the name of a database in the address for `USE`, which a real server does not.
+    // The development server uses the database name in the address for `USE`, unlike a real server.
     std::fs::write(file.path(), format!("{}\nGRANT SHOW DATABASES ON default.*", grants.join("\n"))).unwrap();
     let path = file.path().display().to_string();
     spare.ordered("stop").await.ordered(format!("start {path}")).await
@@ -790,7 +790,7 @@ async fn grants(server: Server, spare: Spare) {
         change(&mut config);
         ClickHouseStore::open(config).unwrap()
     };
-    // The owner makes the database and the schema, and changes an age later.
+    // The migration role creates the database and the schema, and later changes a retention.
     ask(&open(&|_| ()), "DROP DATABASE qi SYNC").await.unwrap();
     let spare = restart(spare, &migration).await;
     let store = open(&|_| ());
@@ -798,7 +798,7 @@ async fn grants(server: Server, spare: Spare) {
     open(&ages).ensure_schema().await.unwrap();
     let refused = store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
-    // The runtime writes, reads, deletes and purges. It changes no table.
+    // The runtime role writes, reads, deletes and purges, but changes no table.
     let spare = restart(spare, &runtime).await;
     let store = open(&ages);
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
@@ -821,7 +821,7 @@ async fn grants(server: Server, spare: Spare) {
         );
     }
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
-    // A reader reads.
+    // The reader role only reads.
     let spare = restart(spare, &reader).await;
     let store = open(&ages);
     assert_eq!(count(&store, "x:Y").await, 10);

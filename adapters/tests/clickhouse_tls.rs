@@ -1,4 +1,4 @@
-//! `https`: the server's port behind a proxy that speaks TLS, with certificates of the test's own.
+//! Connections over `https`, through a TLS proxy with generated certificates in front of the server.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -30,7 +30,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// An authority, and what it signs.
+/// A certificate authority that signs certificates.
 struct Authority(Issuer<'static, KeyPair>, String);
 
 impl Authority {
@@ -42,7 +42,7 @@ impl Authority {
         Self(Issuer::new(params, key), pem)
     }
 
-    /// What a server for a host needs.
+    /// Returns the TLS acceptor of a server for a host.
     fn acceptor(&self, host: &str) -> TlsAcceptor {
         let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         let key = KeyPair::generate().unwrap();
@@ -59,10 +59,10 @@ impl Authority {
     }
 }
 
-/// A port that speaks TLS in front of the server: its URL, with the server's credentials.
+/// Starts a TLS proxy in front of the server. Returns its URL, with the credentials of the server.
 async fn proxy(server: &Server, acceptor: TlsAcceptor) -> String {
     let rest = server.url().split_once("://").unwrap().1.trim_end_matches('/');
-    // A server may take its default user without a password.
+    // A server may accept its default user without a password.
     let at = rest.rfind('@').map_or(0, |at| at + 1);
     let (credentials, host) = rest.split_at(at);
     let (listener, host) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), host.to_owned());
@@ -71,7 +71,7 @@ async fn proxy(server: &Server, acceptor: TlsAcceptor) -> String {
         while let Ok((client, _)) = listener.accept().await {
             let (acceptor, host) = (acceptor.clone(), host.clone());
             tokio::spawn(async move {
-                // A client that does not trust the certificate goes away.
+                // A client that does not trust the certificate disconnects.
                 let Ok(mut client) = acceptor.accept(client).await else { return };
                 let mut server = TcpStream::connect(host).await.unwrap();
                 let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
@@ -134,7 +134,7 @@ async fn refused(server: Server) {
             error.report()
         );
     }
-    // A server without TLS at the other end.
+    // A server without TLS on the remote side.
     let plain = server.url().replace("http://", "https://");
     let error = tokio::time::timeout(Duration::from_secs(20), ping(&plain, None)).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());

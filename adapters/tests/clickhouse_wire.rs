@@ -1,5 +1,5 @@
-//! Answers that no good server gives: cut, late, in the wrong place, or of something that is no ClickHouse at all.
-//! They come from a port of the test's own, so that no server is needed.
+//! Invalid responses: truncated, late, misplaced, or not from a ClickHouse server at all. A local port sends them, so
+//! no server is needed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,18 +16,18 @@ use qi_core::{Error, ErrorKind, PriceStore, PriceTick, Result, Selection, TimeRa
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What the server does with a request.
+/// The reaction of the server to a request.
 #[derive(Debug, Clone)]
 enum Turn {
-    /// Reads the whole request, and sends these bytes.
+    /// Reads the entire request and sends these bytes.
     Answer(Vec<u8>),
-    /// Sends these bytes when it has the headers, and goes away without reading the rest.
+    /// Sends these bytes after the headers, and disconnects without reading the rest.
     Early(Vec<u8>),
-    /// Goes away without a word.
+    /// Disconnects without a response.
     Gone,
 }
 
-/// A server that takes one turn after the other, each on a connection of its own; the last one again and again.
+/// Starts a server that takes the turns in order, each on a separate connection. It repeats the last turn indefinitely.
 async fn server(turns: Vec<Turn>) -> ClickHouseStore {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -84,7 +84,7 @@ fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Chunked, as the server streams; without its end if it is cut.
+/// Returns a chunked response, as the server streams it. The end is missing if `cut` is true.
 fn streamed(headers: &str, chunks: &[&[u8]], cut: bool) -> Vec<u8> {
     let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n{headers}\r\n");
     let mut out = head.into_bytes();
@@ -105,7 +105,7 @@ fn ticks(count: u64) -> Vec<PriceTick> {
     (0..count).map(tick).collect()
 }
 
-/// What a page of ticks is for this answer.
+/// Returns the error of a page of ticks for this response.
 async fn read(turn: Turn) -> Error {
     let store = server(vec![turn]).await;
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
@@ -120,8 +120,8 @@ fn of(error: &Error) -> (ErrorKind, &str, bool) {
     (error.kind(), error.code(), error.retry().is_retryable())
 }
 
-/// One row of a page as it is asked for: whether the walk along the key filled the page; time, sequence, price, no
-/// quantity, no side.
+/// Returns one row of a requested page: the flag for a full page, the time, the sequence number, the price, and no
+/// quantity and no side.
 fn row(seq: u64, full: bool) -> Vec<u8> {
     let price = 1_500_000_000_000_000_000_i128;
     let time = 1_700_000_000_000_000_i64;
@@ -136,26 +136,26 @@ async fn a_good_answer_is_a_page() {
     assert_eq!(store.ticks(&query).await.unwrap().items, ticks(3)[1..]);
 }
 
-/// The walk along the key and the rows are two looks at the table. A page that got short in between does not say that
-/// it is the last one.
+/// The walk along the key and the rows are read at different times. A page that became short in between is not
+/// necessarily the last page.
 #[tokio::test]
 async fn a_page_that_was_deleted_from_under_way_is_read_again() {
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(2).unwrap();
     let rows = |rows: &[Vec<u8>]| Turn::Answer(streamed("", &[&rows.concat()], false));
     let [short, whole, last] =
         [&[row(1, true)][..], &[row(1, true), row(2, true), row(3, true)], &[row(1, false)]].map(rows);
-    // Not for ever.
+    // The retries are limited.
     let error = server(vec![short.clone()]).await.ticks(&query).await.unwrap_err();
     assert_eq!(of(&error), (ErrorKind::Conflict, "store.clickhouse.changing", true));
     let store = server(vec![short, whole.clone()]).await;
     let page = store.ticks(&query).await.unwrap();
     assert!(page.items == ticks(3)[1..] && page.next.is_some());
-    // All of it is gone, and what comes behind it is there.
+    // All rows of the page were deleted, but further rows follow.
     let (none, more) = (Turn::Answer(streamed("", &[], false)), Turn::Answer(streamed("", &[&[1]], false)));
     let store = server(vec![none.clone(), more, whole]).await;
     let page = store.ticks(&query).await.unwrap();
     assert!(page.items == ticks(3)[1..] && page.next.is_some());
-    // And what is short because there is no more.
+    // A page is also short if no further rows exist.
     let page = server(vec![last]).await.ticks(&query).await.unwrap();
     assert!(page.items == ticks(2)[1..] && page.next.is_none());
     let page = server(vec![none]).await.ticks(&query).await.unwrap();
@@ -168,13 +168,13 @@ async fn an_error_in_the_middle_of_an_answer_is_an_error() {
     let rows = row(1, false);
     let after = streamed("", &[&rows, text.as_bytes()], false);
     assert_eq!(of(&read(Turn::Answer(after)).await), (ErrorKind::Timeout, "store.clickhouse.timeout", true));
-    // As the server has it since 25.11.
+    // The format since version 25.11.
     let tag = "rnywyenlaeqynhmu";
     let tagged = format!("\r\n__exception__\r\n{tag}\r\n{text}{} {tag}\r\n__exception__\r\n", text.len());
     let after =
         streamed(&format!("X-ClickHouse-Exception-Tag: {tag}\r\n"), &[&rows, tagged.as_bytes()], false);
     assert_eq!(of(&read(Turn::Answer(after)).await), (ErrorKind::Timeout, "store.clickhouse.timeout", true));
-    // And where only the header has it.
+    // Only the header contains the code.
     let header = answer("500 Internal Server Error", "X-ClickHouse-Exception-Code: 60\r\n", b"");
     assert_eq!(
         of(&read(Turn::Answer(header)).await),
@@ -193,7 +193,7 @@ async fn an_answer_that_is_cut_is_no_shorter_page() {
     ] {
         assert_eq!(of(&read(turn).await), (ErrorKind::Unavailable, "store.clickhouse.network", true));
     }
-    // Whole for HTTP, and not for its rows.
+    // Complete as an HTTP response, but truncated within a row.
     let part = streamed("", &[&rows[..30]], false);
     assert_eq!(
         of(&read(Turn::Answer(part)).await),
@@ -219,7 +219,7 @@ async fn what_is_no_clickhouse_is_told_from_it() {
     assert_eq!(of(&error), (ErrorKind::CorruptData, "store.clickhouse.value", false));
     let error = read(Turn::Answer(b"220 smtp.example.com ready\r\n".to_vec())).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    // Who says yes to everything has stored nothing.
+    // A server that accepts every request has stored nothing.
     for body in [&b""[..], page] {
         let store = server(vec![Turn::Answer(answer("200 OK", "", body))]).await;
         let result: Result<_> = store.insert_ticks(&ticks(10)).await;
@@ -245,8 +245,8 @@ async fn an_insert_that_is_refused_under_way_is_told_why() {
     }
 }
 
-/// A server that answers a request with this head, and then sends this part again and again while the client reads.
-/// Gives the number of parts that were sent when the client went away.
+/// Starts a server that responds to a request with this head, and then sends this part repeatedly while the client
+/// reads. The receiver gets the number of sent parts after the client disconnects.
 async fn endless(head: &str, part: Vec<u8>) -> (ClickHouseStore, tokio::sync::oneshot::Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -268,7 +268,7 @@ async fn endless(head: &str, part: Vec<u8>) -> (ClickHouseStore, tokio::sync::on
     (ClickHouseStore::open(config).unwrap(), sent)
 }
 
-/// A chunk of a chunked body.
+/// Returns a chunk of a chunked body.
 fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
@@ -280,7 +280,7 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
     let exception = "X-ClickHouse-Exception-Code: 60\r\n";
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     let missing = (ErrorKind::SchemaMismatch, "store.clickhouse.no_table", false);
-    // Several MiB with a length, with and without the header of the code.
+    // Several MiB with a length, both with and without the header of the code.
     for headers in ["", exception] {
         let error = read(Turn::Answer(answer("404 Not Found", headers, text.as_bytes()))).await;
         assert_eq!(of(&error), missing, "{}", error.report());
@@ -291,7 +291,7 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
             source.len()
         );
     }
-    // Without an end: the client reads a little and goes away.
+    // Without an end, the client reads a limited part and disconnects.
     let part = &text[..text.floor_char_boundary(64 * 1024)];
     for (head, part) in [
         (
@@ -311,7 +311,7 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
         assert_eq!(of(&store.ticks(&query).await.unwrap_err()), missing);
         assert!(sent.await.unwrap() * 64 * 1024 < 32 * MIB, "what fits into the buffers of the sockets");
     }
-    // A page of a proxy.
+    // The error page of a proxy.
     let page = "<html>".repeat(MIB);
     let error =
         read(Turn::Answer(answer("502 Bad Gateway", "Content-Type: text/html\r\n", page.as_bytes()))).await;
@@ -328,14 +328,14 @@ async fn an_answer_without_an_end_is_an_error() {
     let (store, sent) = endless(head, part.clone()).await;
     assert_eq!(of(&store.ticks(&query).await.unwrap_err()), too_large);
     assert!(sent.await.unwrap() > 0);
-    // Of a statement that gives no rows, too.
+    // The same applies to a statement that returns no rows.
     let (store, _sent) = endless(head, part).await;
     let error = store.delete_range(&DeleteQuery::ticks(Selection::All, TimeRange::ALL)).await.unwrap_err();
     assert_eq!(of(&error), too_large);
 }
 
-/// A server that answers statements by what they ask, and keeps the address and the text of each request. It keeps a
-/// connection unless the answer closes it.
+/// Starts a server that responds to statements by their text, and logs the address and the text of each request. It
+/// keeps a connection open unless the response closes it.
 async fn scripted(
     reply: impl Fn(&str, &str) -> Vec<u8> + Send + 'static,
 ) -> (ClickHouseConfig, Arc<Mutex<Vec<(String, String)>>>) {
@@ -379,9 +379,9 @@ fn is_insert(address: &str) -> bool {
 
 #[tokio::test]
 async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
-    // The version of the server: whether it knows the setting.
+    // True if the server knows the setting.
     let knows = Arc::new(AtomicBool::new(false));
-    // Replaced behind the back of an insert: between the question and the insert.
+    // True if the server is upgraded between the query and the insert.
     let upgrades = Arc::new(AtomicBool::new(false));
     let (now, upgrade) = (knows.clone(), upgrades.clone());
     let (config, log) = scripted(move |address, body| {
@@ -407,7 +407,7 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
     };
     store.insert_ticks(&ticks(1)).await.unwrap();
     assert!(!last_insert());
-    // A restart with another version, in both directions; each connection of this server is a new one.
+    // A restart with another version, in both directions. Each connection to this server is new.
     for version in [true, false, true, false] {
         knows.store(version, Ordering::SeqCst);
         store.insert_ticks(&ticks(1)).await.unwrap();
@@ -444,7 +444,7 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
     let store = ClickHouseStore::open(config).unwrap();
     store.insert_ticks(&ticks(1)).await.unwrap();
     log.lock().unwrap().clear();
-    // A proxy leads the open connection to an older server.
+    // A proxy routes the open connection to an older server.
     knows.store(false, Ordering::SeqCst);
     store.insert_ticks(&ticks(1)).await.unwrap();
     let requests = || std::mem::take(&mut *log.lock().unwrap());
@@ -453,7 +453,7 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
     let seen = requests();
     assert_eq!(inserts(&seen), [true, false, true]);
     assert!(!seen[2].0.contains("deduplicate_insert=disable"));
-    // The proxy leads back to a newer server, which refuses nothing: the answer expires after a minute.
+    // The proxy routes back to a newer server, which rejects nothing. The answer expires after a minute.
     knows.store(true, Ordering::SeqCst);
     store.insert_ticks(&ticks(1)).await.unwrap();
     assert_eq!(inserts(&requests()), [true]);

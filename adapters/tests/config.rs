@@ -1,5 +1,5 @@
-//! The configuration: one word swaps a backend, the environment overrides by full path, and every mistake is named
-//! with its place and the nearest key.
+//! The configuration. One key selects the backend, environment variables override keys by their full path, and every
+//! error names its location and the nearest key.
 
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -81,7 +81,7 @@ async fn a_backend_that_cannot_be_opened_says_why() {
         let error = open(word).await;
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(
-            // A backend that is there lacks an address.
+            // An available backend lacks an address.
             ["config.backend.not_compiled", "store.timescale.config", "store.clickhouse.config"]
                 .contains(&error.code()),
             "{error}"
@@ -329,7 +329,8 @@ async fn a_limit_of_the_file_limits_and_the_environment_overrides_it() {
         rate = 0.5
         burst = 1";
     let query = InstrumentQuery::new(PriceTick::DATASET);
-    // `auto_schema` has its turn when the store is opened, so that the first call waits for the second one.
+    // `auto_schema` takes the first token of the rate limit when the store is opened, so the first call
+    // waits for a token.
     let limited = build(file, NONE).unwrap().open_store().await.unwrap();
     let second = tokio::time::timeout(std::time::Duration::from_millis(100), limited.instruments(&query));
     assert!(second.await.is_err(), "one in two seconds");
@@ -569,7 +570,7 @@ async fn a_program_gives_its_datasets_to_every_store() {
     let rate = FundingRate { instrument: "x:Y".parse().unwrap(), ts, rate: "0.01".parse().unwrap() };
     store.insert_record(&rate).await.unwrap();
     assert_eq!(store.info().retention[0], qi_core::store::Retention::RowsPerSeries(FundingRate::DATASET, 7));
-    // Without them the same file names a dataset that is not there, whatever store is opened.
+    // Without these datasets, the file names a dataset that does not exist, whatever store is opened.
     for section in [
         "[store.memory.retention.signals]\nmax_rows_per_series = 7",
         "[store.clickhouse.retention]\nsignals_hours = 48",
@@ -589,7 +590,7 @@ async fn a_program_gives_its_datasets_to_every_store() {
     build("[store.clickhouse]\nurl = \"http://one:1\"", variables).unwrap();
 }
 
-/// `qi copy` tells by it whether its progress belongs to these two stores.
+/// `qi copy` uses the text to determine whether its progress belongs to these two stores.
 #[cfg(feature = "clickhouse")]
 #[tokio::test]
 async fn a_clickhouse_store_shows_which_tables_it_uses() {
@@ -674,7 +675,7 @@ mod redpanda {
                        sasl.mechanism = \"plain\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"\n\
                        properties.\"ssl.key.pem\" = \"hunter3\"\nproperties.\"linger.ms\" = 0.5";
         let opened = open(section).await;
-        // A build without OpenSSL does not know keys.
+        // A build without OpenSSL does not know the keys.
         assert_eq!(opened.is_ok(), cfg!(feature = "redpanda-tls"), "{opened:?}");
         let bus = match opened {
             Ok(bus) => bus,

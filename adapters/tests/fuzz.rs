@@ -1,5 +1,5 @@
-//! A brief, repeatable run of the fuzz targets: each target decodes mutations of valid inputs. `QI_FUZZ_RUNS` is the
-//! number of mutations for each target, 20,000 if not given. libFuzzer searches longer: see `fuzz/README.md`.
+//! A brief, repeatable run of the fuzz targets. Each target decodes mutations of valid inputs. `QI_FUZZ_RUNS` sets the
+//! number of mutations for each target, 20,000 by default. libFuzzer searches longer; see `fuzz/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,17 +12,17 @@ use qi_adapters::fuzzing;
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 
-/// Keeps the other tests from running: allocations are counted for the process.
+/// Prevents other tests from running concurrently, because allocations are counted per process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A decoder may allocate this much for any input, and this much for each byte of it.
+/// The bytes that a decoder may allocate for any input, and for each byte of the input.
 const ALLOWED_BYTES: usize = 1 << 20;
 const ALLOWED_PER_BYTE: usize = 4_096;
 
-/// Xorshift, so that every run is the same.
+/// A xorshift generator, so that every run is the same.
 struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// Parts that decide in the formats: lengths and counts at their limits, signs, and characters of syntax.
+/// Significant parts of the formats: lengths and counts at their limits, signs, and syntax characters.
 const PARTS: [&[u8]; 24] = [
     &[0],
     &[0xFF],
@@ -93,7 +93,7 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Shows the input of a panic.
+/// Prints the input of a panic.
 struct Shown<'a>(&'a [u8]);
 
 impl Drop for Shown<'_> {
@@ -136,7 +136,7 @@ fn any_message_is_decoded_or_refused() {
     seeds.push([&[0][..], b"application/json;charset=UTF-8\n", &seeds[0][1..]].concat());
     seeds.push([&[1][..], b"tick\n", &seeds[0][1..]].concat());
     seeds.push([&[2][..], b"1\n", &seeds[0][1..]].concat());
-    // Too large for mutations.
+    // Too large for a mutation.
     for nested in ["[", r#"{"a":"#] {
         fuzzing::codecs(format!("\u{9}{}", nested.repeat(100_000)).as_bytes());
         seeds.push(format!("\u{9}{}", nested.repeat(200)).into_bytes());
@@ -171,7 +171,7 @@ fn any_configuration_is_accepted_or_refused() {
         "[bus.redpanda.properties]\n\"socket.timeout.ms\" = 1000\n[bus.topics.crypto-prices]\npartitions = 3\n",
     ];
     let mut seeds = words(&files);
-    // Too large for mutations. A variable of the environment has at most 128 KiB on Linux.
+    // Too large for a mutation. An environment variable has at most 128 KiB on Linux.
     for nested in [
         "[".repeat(10_000),
         format!("a = {}", "[".repeat(10_000)),

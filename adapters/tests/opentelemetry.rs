@@ -1,4 +1,4 @@
-//! One trace crosses the bus: shown by what an exporter in memory was given.
+//! Traces that cross the bus, verified with the spans of an in-memory exporter.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Program {
         Ok(Self { store, bus, topic: TopicName::new(PriceTick::DATASET.topic())? })
     }
 
-    /// What a producer does in a span of its own.
+    /// Performs the work of a producer in a separate span.
     async fn publish(&self, ticks: &[PriceTick]) -> Result<()> {
         let work = async {
             self.bus.send_records(ticks, Some(&self.topic)).await?;
@@ -46,7 +46,7 @@ impl Program {
         work.instrument(tracing::info_span!(parent: None, "ingest")).await
     }
 
-    /// What a consumer does with one batch.
+    /// Performs the work of a consumer with one batch.
     async fn consume(&self) -> Result<usize> {
         let request = Subscribe::new("writer".parse()?, [self.topic.clone()])?;
         let mut reader = self.bus.subscribe(request).await?;
@@ -65,10 +65,10 @@ impl Program {
     }
 }
 
-/// Runs `work` under an OpenTelemetry subscriber, and gives the spans that ended.
+/// Runs `work` under an OpenTelemetry subscriber. Returns the finished spans.
 async fn collected(work: impl Future<Output = Result<()>>) -> Vec<SpanData> {
-    // While a process has one subscriber alone, a span that a thread without it meets first is off for good, on
-    // every thread. This one is everybody's, so what `work` does is on whoever met it first.
+    // If a process has only scoped subscribers, a callsite that is first reached on a thread without a subscriber stays
+    // disabled on every thread. A global subscriber prevents that.
     let _set_before = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     let exporter = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
@@ -174,7 +174,7 @@ async fn a_call_that_fails_is_marked_with_its_code() {
     assert_eq!(attribute(insert, "error.type").as_deref(), Some("store.memory.no_schema"));
 }
 
-/// What somebody else may have written into the headers of a message, and what of it goes on.
+/// Publishes a message with headers of another program. Returns the span of the consumer and the propagated headers.
 async fn published_on(headers: &[(&str, &[u8])]) -> (SpanData, Vec<(String, usize)>) {
     let passed_on = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = passed_on.clone();
@@ -242,7 +242,7 @@ async fn a_traceparent_that_is_none_begins_a_trace() {
     }
 }
 
-/// A bus of its own under the layer alone, and its topic.
+/// Creates a separate bus that has only this layer, and its topic.
 async fn traced(backend: &'static str) -> Result<(Layered<ChaosBus<MemoryBus>, Traced>, Chaos, TopicName)> {
     let (chaos, topic) = (Chaos::seeded(1), TopicName::new("crypto-prices")?);
     let w3c = Arc::new(OpenTelemetryPropagator::new(TraceContextPropagator::new())?);
@@ -317,7 +317,7 @@ async fn timescale_is_called_postgresql() {
 async fn a_batch_of_many_traces_is_linked_to_no_more_than_64_and_hangs_on_no_span_of_the_reader() {
     let spans = collected(async {
         let (bus, _, topic) = traced("memory").await?;
-        // Some come from nowhere.
+        // Some messages have no context.
         bus.inner().send(&vec![Message::new(topic.clone(), "x"); 3]).await?;
         for _ in 0..70 {
             let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;

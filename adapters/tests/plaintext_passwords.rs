@@ -1,4 +1,4 @@
-//! The warning about a password that may cross a network without encryption: once per backend that is opened.
+//! The warning about a password that may cross a network without encryption. Each opened backend logs it once.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -39,7 +39,7 @@ impl<S: Subscriber> Layer<S> for Warnings {
     }
 }
 
-/// The warnings while a backend is opened.
+/// Returns the warnings that are logged while a backend is opened.
 fn warnings<T>(open: impl FnOnce() -> Result<T>) -> Vec<String> {
     let warnings = Warnings::default();
     let subscriber = tracing_subscriber::registry().with(warnings.clone());
@@ -47,7 +47,7 @@ fn warnings<T>(open: impl FnOnce() -> Result<T>) -> Vec<String> {
     std::mem::take(&mut *warnings.0.lock().unwrap())
 }
 
-/// One warning that names the hosts and no secret, or none.
+/// Expects one warning with the hosts and without secrets, or no warning.
 fn expect<T>(hosts: Option<&str>, open: impl FnOnce() -> Result<T>) {
     let seen = warnings(open);
     match hosts {
@@ -77,7 +77,7 @@ async fn timescale_warns_unless_encryption_is_required() {
     }
     expect(None, open(&remote, &|config| config.tls.mode = Some(TlsMode::Require)));
     expect(Some("db.example.com"), open(&remote, &|config| config.tls.mode = Some(TlsMode::Prefer)));
-    // The password and the host of fields and parameters.
+    // The password and the host from fields and parameters.
     let fields = |config: &mut TimescaleConfig| {
         config.password = Some(SECRET.to_owned().into());
         config.host = Some("10.0.0.1".to_owned());
@@ -85,7 +85,7 @@ async fn timescale_warns_unless_encryption_is_required() {
     expect(Some("10.0.0.1"), open("postgres://qi@localhost/qi", &fields));
     let parameters = format!("postgres://qi@localhost/qi?password={SECRET}&hostaddr=10.0.0.2");
     expect(Some("10.0.0.2"), open(&parameters, &|_| ()));
-    // Without a password, or on this machine.
+    // No password, or a server on this machine.
     expect(None, open("postgres://qi@db.example.com/qi", &|_| ()));
     for host in ["localhost", "127.0.0.1", "127.1.2.3", "[::1]", "%2Fvar%2Frun%2Fpostgresql"] {
         expect(None, open(&format!("postgres://qi:{SECRET}@{host}/qi"), &|_| ()));

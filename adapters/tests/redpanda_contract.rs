@@ -1,4 +1,4 @@
-//! The contract of the message bus on real brokers: those that `QI_KAFKA_BROKERS` names.
+//! The contract of the message bus on real brokers: the brokers of `QI_KAFKA_BROKERS`.
 
 mod redpanda_rig;
 mod servers;
@@ -13,7 +13,7 @@ use servers::brief_or_long;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Most of a trial is waiting for brokers.
+    // Most of the time of a trial is spent waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(8));
     let brokers: Arc<dyn BusFactory> = Arc::new(Brokers::redpanda());
     let wrappings = brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK], [Wrapping::ARC_DYN]);

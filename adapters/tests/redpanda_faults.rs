@@ -1,4 +1,4 @@
-//! Brokers and readers die, provoked on real ones: nothing that was promised is lost, and everything goes on by itself.
+//! Failures of real brokers and readers. No promised message is lost, and all clients recover without intervention.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -29,7 +29,7 @@ use servers::{Spare, broken_trial, namespace, spare_trial, trial};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a trial that is its own reader is told: addresses, topic and group.
+/// The instruction to a child process that reads: addresses, topic and group.
 const READER: &str = "QI_TEST_READER";
 
 fn main() {
@@ -39,7 +39,7 @@ fn main() {
     }
     let brokers = Brokers::redpanda();
     let mut arguments = Arguments::from_args();
-    // Most of a trial is waiting for brokers to come and go.
+    // Most of the time of a trial is spent waiting for brokers to start and stop.
     arguments.test_threads = arguments.test_threads.or(Some(4));
     let trials: Vec<Trial> = vec![
         broken_trial(&brokers, "cluster", "a_cluster_without_one_and_two_of_its_nodes", nodes_lost),
@@ -80,7 +80,7 @@ fn spec(partitions: u32) -> TopicSpec {
     TopicSpec::new(TopicName::new(namespace()).unwrap(), partitions).unwrap()
 }
 
-/// Sends messages in a transaction of another program, which stays open.
+/// Sends messages in an open transaction of another program.
 fn begin(
     brokers: &Brokers,
     topic: &TopicName,
@@ -142,7 +142,7 @@ async fn unreadable_batch(brokers: Brokers) {
     let topic = create(&bus, spec(2)).await;
     let dead = TopicSpec::new(DeadLetters::default().topic_for(&topic).unwrap(), 1).unwrap();
     let dead = create(&bus, dead).await;
-    // Offsets 0 to 9 cannot be read, 10 can.
+    // Offsets 0 to 9 are unreadable, and offset 10 is readable.
     send_zstd(&brokers, &topic, 10);
     let group = GroupId::new(namespace()).unwrap();
     let request = || Subscribe::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
@@ -151,7 +151,7 @@ async fn unreadable_batch(brokers: Brokers) {
     let (mut bad, mut good, mut other) = (Vec::new(), Vec::new(), 0);
     for n in 0.. {
         assert!(Instant::now() < deadline, "{bad:?} {good:?} {other}");
-        // The other partition goes on meanwhile.
+        // The other partition continues in the meantime.
         let message = Message::new(topic.clone(), format!("{n}")).with_partition(1);
         bus.send(&[message]).await.unwrap();
         let batch = sub.recv(10, SECOND).await.unwrap();
@@ -184,7 +184,7 @@ async fn unreadable_batch(brokers: Brokers) {
     ] {
         assert_eq!(letter.headers.get(name).map(|value| &value[..]), Some(text.as_bytes()), "{name}");
     }
-    // A restart meets it no more, and a reader without a group passes it as well.
+    // After a restart, the batch is not received again. A reader without a group skips it as well.
     let mut sub = bus.subscribe(request()).await.unwrap();
     assert!(sub.recv(10, 2 * SECOND).await.unwrap().is_empty());
     sub.close().await.unwrap();
@@ -200,7 +200,7 @@ async fn unreadable_batch(brokers: Brokers) {
     bus.close().await.unwrap();
 }
 
-/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
+/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves only the marker.
 fn transact(
     brokers: &Brokers,
     topic: &TopicName,
@@ -216,7 +216,7 @@ fn transact(
     }
 }
 
-/// Reads and commits until the lag of the group is 0, and returns what came.
+/// Reads and commits until the lag of the group is 0. Returns the received messages.
 async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<Received> {
     let query = GroupQuery::one(GroupId::new(group).unwrap());
     let deadline = Instant::now() + 60 * SECOND;
@@ -241,7 +241,7 @@ async fn markers(brokers: Brokers) {
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
     let mut numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     assert_eq!(numbers, (0..10).collect::<Vec<_>>());
-    // And what comes behind the markers.
+    // Messages after the markers.
     let behind: Vec<_> =
         (0..3).map(|p| Message::new(topic.clone(), (10 + p).to_string()).with_partition(p)).collect();
     bus.send(&behind).await.unwrap();
@@ -249,7 +249,7 @@ async fn markers(brokers: Brokers) {
     numbers = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [10, 11, 12]);
-    // A reader without a group reaches the ends, too.
+    // A reader without a group reaches the ends as well.
     assert_eq!(all_of(&bus, &topic).await.len(), 13);
     sub.close().await.unwrap();
 }
@@ -262,7 +262,7 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     aborted.abort_transaction(30 * SECOND).unwrap();
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
     let query = GroupQuery::one(GroupId::new(topic.as_str()).unwrap());
-    // The reader passes the aborted messages. The open transaction counts in the lag and in the end of the log.
+    // The reader skips the aborted messages. The open transaction counts in the lag and in the end of the log.
     for _ in 0..4 {
         let batch = sub.recv(10, SECOND).await.unwrap();
         assert!(batch.is_empty());
@@ -276,7 +276,7 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     open_one.commit_transaction(30 * SECOND).unwrap();
     let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
-    // One that is aborted leaves no lag either.
+    // An aborted transaction leaves no lag either.
     let open_one = begin(&brokers, &topic, 0, 8..11);
     let lag = bus.groups(&query).await.unwrap()[0].lag();
     assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
@@ -295,7 +295,7 @@ async fn compacted(brokers: Brokers) {
         });
     let topic = create(&bus, spec).await;
     for part in 0..20 {
-        // The last message of all is in a segment that is not compacted.
+        // The last message is in a segment that is not compacted.
         let batch: Vec<_> = (part * 10..part * 10 + 10)
             .map(|n| Message::new(topic.clone(), n.to_string()).with_key(format!("k{}", n % 2)))
             .collect();
@@ -323,7 +323,7 @@ async fn markers_of_two_topics(brokers: Brokers) {
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut came = Vec::new();
     for round in 0..6 {
-        // One topic ends with a marker while the other one gets messages in the partition with the same number.
+        // One topic ends with a marker, while the other topic receives messages in the partition with the same number.
         let (marked, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
         let numbers = round * 10..round * 10 + 5;
         transact(&brokers, marked, 0, numbers.clone(), round % 3 != 0);
@@ -362,7 +362,7 @@ async fn header_names(brokers: Brokers) {
     assert_eq!(came[1].headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(), ["good"]);
 }
 
-/// A member of the group that has its topic's name.
+/// Returns a request for a member of the group with the name of the topic.
 fn member(topic: &TopicName, session: Duration, poll_limit: Duration) -> Subscribe {
     let group = GroupId::new(topic.as_str()).unwrap();
     Subscribe::new(group, [topic.clone()]).unwrap().with_limits(session, poll_limit).unwrap()
@@ -380,7 +380,7 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     let topic = create(&bus, spec(6)).await;
     let mut sub = bus.subscribe(member(&topic, 20 * SECOND, 60 * SECOND)).await.unwrap();
     let counter = Arc::new(Counter::default());
-    // On a fast machine all would be sent before the kill.
+    // On a fast machine, all messages would be sent before the kill.
     counter.hold.store(COUNT * 9 / 10, Ordering::Relaxed);
     let sending = counter.send_all(&bus, &topic, COUNT);
     let killing = async {
@@ -392,7 +392,7 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     };
     let reading = follow(&mut *sub, COUNT, 120 * SECOND);
     let ((), spare, read) = tokio::join!(sending, killing, reading);
-    // The client sent everything again by itself, and nothing twice.
+    // The client resent all messages without intervention, and none of them twice.
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     let log = all_of(&bus, &topic).await;
     counter.check(&log, COUNT);
@@ -408,7 +408,7 @@ async fn away_for_long(brokers: Brokers, spare: Spare) {
     let bus = open(&brokers, |config| config.delivery_timeout_ms = 1_500);
     let topic = create(&bus, spec(6)).await;
     let counter = Arc::new(Counter::default());
-    // On a fast machine all would be sent before the kills.
+    // On a fast machine, all messages would be sent before the kills.
     counter.hold.store(COUNT / 2, Ordering::Relaxed);
     let sending = counter.send_all(&bus, &topic, COUNT);
     let killing = async {
@@ -452,7 +452,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
         }
     }
     let spare = spare.ordered("kill").await;
-    // A commit says in time that it does not know.
+    // A commit reports in time that its outcome is unknown.
     let owned = sub.assignment();
     let began = Instant::now();
     expect(owned.await, ErrorKind::Unavailable);
@@ -461,7 +461,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     let error = sub.commit(&committed).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{}", error.report());
     assert!(error.retry().is_retryable() && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
-    // For longer than the session `recv` says so, each time after its wait, and ends nothing.
+    // For longer than the session timeout, each `recv` reports the failure after its wait and ends nothing.
     let (began, mut refused) = (Instant::now(), 0);
     while began.elapsed() < 2 * session {
         let asked = Instant::now();
@@ -487,7 +487,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report()),
         }
     }
-    // What came again was not committed.
+    // Messages that were redelivered had not been committed.
     let mut known = BTreeSet::new();
     for message in &got {
         let place = TopicPartition::new(topic.clone(), message.partition);
@@ -540,7 +540,7 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     let began = asked("delete_topics", began);
     expect(bus.wait_ready(2 * limit).await, ErrorKind::Unavailable);
     asked("wait_ready", began);
-    // The same bus works as soon as there is a broker.
+    // The same bus works as soon as a broker is available.
     let ready = tokio::spawn({
         let bus = bus.clone();
         async move { bus.wait_ready(60 * SECOND).await }
@@ -583,7 +583,7 @@ async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
             bus.publish(&batch, PublishOptions::NONE).await
         })
     };
-    // Closing.
+    // Close the bus.
     let publishing = publish(&bus);
     tokio::time::sleep(SECOND / 2).await;
     let began = Instant::now();
@@ -594,7 +594,7 @@ async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
     assert_eq!((report.len(), report.failed(DeliveryState::Unknown).count()), (OPEN, OPEN), "{report:?}");
     expect(sub.recv(1, SECOND).await, ErrorKind::Closed);
     expect(bus.ping().await, ErrorKind::Closed);
-    // Dropping.
+    // Drop the bus.
     let publishing = publish(&dropped);
     tokio::time::sleep(SECOND / 2).await;
     publishing.abort();
@@ -613,7 +613,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     let bus = open(&brokers, |_| {});
     let spec = spec(1).with_setting("segment.bytes", "1048576");
     let topic = create(&bus, spec).await;
-    // Nothing that can be compressed: a whole batch would fit into the reader's buffer.
+    // Incompressible data. Otherwise an entire batch would fit into the reader's buffer.
     let noise = |_| std::iter::repeat_with(|| fastrand::u8(..)).take(20_000).collect::<Vec<_>>();
     let big = |n: usize| Message::new(topic.clone(), noise(n)).with_partition(0);
     let low = async || {
@@ -635,7 +635,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     strict.commit(read.positions()).await.unwrap();
     strict.close().await.unwrap();
     assert_eq!((first.len(), read.len()), (5, 5));
-    // Everything goes, read or not.
+    // All messages are removed, whether they were read or not.
     let options =
         format!("--alter --entity-type topics --entity-name {topic} --add-config retention.ms=1000");
     tool(&brokers, "kafka.admin.ConfigCommand", &options, "").await;
@@ -661,7 +661,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     let [(from, to)] = resets[..] else { panic!("{resets:?}, and {got:?} came") };
     assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
-    // Who wants to be told is told.
+    // A reader with the reset policy `Fail` gets an error.
     let refused = async {
         let mut strict = bus.subscribe(small(StartFrom::Fail, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
@@ -678,13 +678,13 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     let topic = create(&bus, spec).await;
     let counter = Arc::new(Counter::default());
     counter.send(&bus, &topic, (0..500).collect()).await;
-    // Without one node everything goes on.
+    // The bus continues to work without one node.
     let spare = spare.ordered("kill 1").await;
     for n in (500..1_500).step_by(100) {
         counter.send(&bus, &topic, (n..n + 100).collect()).await;
     }
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
-    // Without two nothing is acknowledged.
+    // Without two nodes, no message is acknowledged.
     let spare = spare.ordered("kill 2").await;
     let hasty = open(&brokers, |config| config.delivery_timeout_ms = 4_000);
     let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
@@ -735,7 +735,7 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     let coordinator = async || {
         let options = format!("--describe --group {group} --state");
         let states = table(&tool(&brokers, "consumer.group.ConsumerGroupCommand", &options, "").await);
-        // The head of the table has one more word than its rows: COORDINATOR (ID).
+        // The head of the table has one word more than its rows: COORDINATOR (ID).
         let id = states[0].values().find(|word| word.starts_with('(')).unwrap();
         id.trim_matches(['(', ')']).to_owned()
     };
@@ -756,7 +756,7 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
         let deadline = Instant::now() + 90 * SECOND;
         while seen.len() < COUNT {
             assert!(Instant::now() < deadline, "{} messages came", seen.len());
-            // No error, whatever the coordinator does: the loop of a writer goes on.
+            // No failure of the coordinator is an error for `recv`, so the loop of a writer continues.
             let batch = sub.recv(500, SECOND).await.unwrap();
             seen.extend(batch.iter().cloned());
             notices.extend_from_slice(batch.notices());
@@ -766,7 +766,7 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     };
     let ((), spare, (seen, notices)) = tokio::join!(sending, killing, reading);
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
-    // Everything was committed, so that nothing came twice.
+    // All messages were committed, so no message was redelivered.
     counter.check(&seen, COUNT);
     assert!(notices.is_empty(), "the membership stays: {notices:?}");
     let second = coordinator().await;
@@ -778,8 +778,8 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-/// A process of its own: it writes what it receives to its output, commits three batches, and waits for its death with
-/// the fourth.
+/// Runs as a separate process. It writes received messages to its output, commits three batches, and waits to be killed
+/// with the fourth batch.
 fn reader_that_dies(told: &str) {
     let [addresses, topic, group] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -834,7 +834,7 @@ async fn reader_killed(brokers: Brokers) {
                 _ => break,
             }
         }
-        // SIGKILL.
+        // Sends SIGKILL.
         child.kill().unwrap();
         child.wait().unwrap();
         (written, committed)
@@ -853,19 +853,19 @@ async fn reader_killed(brokers: Brokers) {
         got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
     }
     got.extend(sub.recv(500, SECOND).await.unwrap().iter().map(|m| (m.partition, m.offset)));
-    // What comes again is exactly what was not committed, each once.
+    // Exactly the uncommitted messages are redelivered, each once.
     assert_eq!((got.len(), got.into_iter().collect::<BTreeSet<_>>()), (wanted.len(), wanted));
     sub.close().await.unwrap();
     clear(&bus, topic).await;
 }
 
-/// Removes what a trial made on brokers that all share.
+/// Deletes the topic of a trial from shared brokers, and closes the bus.
 async fn clear(bus: &RedpandaBus, topic: TopicName) {
     bus.delete_topics(&[topic]).await.unwrap();
     bus.close().await.unwrap();
 }
 
-/// Members that have nothing to read are told of every change all the same, and leave at once.
+/// Members without messages also receive every change, and leave immediately.
 async fn idle_members(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let topic = create(&bus, spec(1)).await;
@@ -873,7 +873,7 @@ async fn idle_members(brokers: Brokers) {
     let mut idle = Vec::new();
     for _ in 0..3 {
         let mut joining = Box::pin(bus.subscribe(member(&topic, 6 * SECOND, 30 * SECOND)));
-        // The owner is polled, as it is in life, and so takes part in the rebalance.
+        // The owner is polled, as in a real program, and so takes part in the rebalance.
         let joined = loop {
             tokio::select! {
                 joined = &mut joining => break joined.unwrap(),
@@ -908,13 +908,13 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
     let mut one = bus.subscribe(request).await.unwrap();
     let held = one.recv(100, 5 * SECOND).await.unwrap();
     assert!(!held.is_empty());
-    // It hangs. Somebody else joins, and has everything as soon as the limit has passed.
+    // The member hangs. Another member joins, and owns all partitions as soon as the maximum poll interval has passed.
     let began = Instant::now();
     let mut two = other.subscribe(member(&topic, session, poll_limit)).await.unwrap();
     let taken = follow(&mut *two, 400, 20 * SECOND).await;
     assert!(began.elapsed() < poll_limit + 8 * SECOND, "taken over after {:?}", began.elapsed());
     assert!(taken.len() == 400, "{} messages: each once", taken.len());
-    // It comes back: what it held is not its own any more, and it is told why.
+    // The member returns. It no longer owns its partitions, and receives the reason.
     let late = one.commit(held.positions()).await.unwrap();
     let lost: Vec<_> = held.positions().iter().map(|(partition, _)| partition.clone()).collect();
     assert_eq!((late.stored.is_empty(), late.lost), (true, lost));
@@ -948,7 +948,7 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
         notices.iter().any(|n| matches!(n, Notice::AssignmentChanged { gained, .. } if !gained.is_empty()));
     assert!(gained, "it has partitions again: {notices:?}");
     assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
-    // Together they have everything.
+    // Together they have received all messages.
     let mut all = shared.into_inner().unwrap();
     all.extend(got);
     let deadline = Instant::now() + 20 * SECOND;

@@ -1,4 +1,4 @@
-//! What Kafka's own programs write, read and report is what this library reads, writes and reports.
+//! The interoperability with Kafka's tools, which must write, read and report the same data as this library.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -44,7 +44,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// A bus and a new topic, which goes with the end of the check.
+/// Runs a check with a bus and a new topic, which is deleted at the end.
 async fn with_topic<R: Future<Output = ()>>(
     brokers: &Brokers,
     partitions: u32,
@@ -59,7 +59,7 @@ async fn with_topic<R: Future<Output = ()>>(
     bus.close().await.unwrap();
 }
 
-/// Everything in a topic, by partition and offset.
+/// Returns all messages in a topic, by partition and offset.
 async fn all_of(bus: &dyn MessageBus, topic: &TopicName, partitions: u32, count: usize) -> Vec<Received> {
     let from = (0..partitions).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
     let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
@@ -92,16 +92,16 @@ fn bytes(text: &str) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(text.as_bytes()))
 }
 
-/// What the console tools print for a null.
+/// The text that the console tools print for a null.
 const NULL: &str = "NULL";
 
 async fn written_there(brokers: Brokers) {
     with_topic(&brokers, 3, async |bus, topic| {
         let before = now();
         let lines = [
-            // Headers, key and payload.
+            // The headers, the key and the payload.
             ("source:binance,seq:7", "BTC", "1.5"),
-            // A name that comes twice, an empty value and a null.
+            // A repeated name, an empty value and a null.
             ("a:1,b:,a:2,c:NULL", "ETH", "2.5"),
             (NULL, "ETH", NULL),
             (NULL, "ETH", ""),
@@ -147,7 +147,7 @@ async fn written_there(brokers: Brokers) {
 
 fn now() -> Timestamp {
     use qi_core::Clock as _;
-    // What is kept is cut to the millisecond.
+    // Stored times are truncated to milliseconds.
     Timestamp::from_millis(qi_core::SystemClock.now().as_millis_floor()).unwrap()
 }
 
@@ -249,7 +249,7 @@ async fn gzip_of_zeros(brokers: Brokers) {
     .await;
 }
 
-/// Keys of every kind that a line of text can hold.
+/// Returns keys of every kind that a line of text can contain.
 fn keys() -> Vec<String> {
     let mut keys: Vec<_> = [
         "",
@@ -311,7 +311,7 @@ async fn info_of(bus: &dyn MessageBus, topic: &TopicName) -> TopicInfo {
     bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap()
 }
 
-/// Every setting of a topic as Kafka's tool prints it.
+/// Returns every setting of a topic, as printed by Kafka's tool.
 async fn settings_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String, String> {
     let options = format!("--describe --entity-type topics --entity-name {topic} --all");
     let printed = tool(brokers, "kafka.admin.ConfigCommand", &options, "").await;
@@ -322,7 +322,7 @@ async fn settings_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<String
     settings.collect()
 }
 
-/// What Kafka's tool says of a topic's partitions: leader, replicas and those in sync.
+/// Returns the partitions of a topic as reported by Kafka's tool: leader, replicas and in-sync replicas.
 async fn partitions_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<u32, (i32, Vec<i32>, Vec<i32>)> {
     let printed = tool(brokers, "TopicCommand", &format!("--describe --topic {topic}"), "").await;
     let numbers = |text: &str| text.split(',').map(|n| n.trim().parse().unwrap()).collect::<Vec<i32>>();
@@ -336,7 +336,7 @@ async fn partitions_there(brokers: &Brokers, topic: &TopicName) -> BTreeMap<u32,
     partitions.collect()
 }
 
-/// The first or the next offsets of a topic as Kafka's tool prints them.
+/// Returns the low or the high watermarks of a topic, as printed by Kafka's tool.
 async fn offsets_there(brokers: &Brokers, topic: &TopicName, time: &str) -> BTreeMap<u32, u64> {
     let printed = tool(brokers, "GetOffsetShell", &format!("--topic {topic} --time {time}"), "").await;
     let offsets = printed.lines().filter_map(|line| {
@@ -347,7 +347,7 @@ async fn offsets_there(brokers: &Brokers, topic: &TopicName, time: &str) -> BTre
     offsets.collect()
 }
 
-/// A topic is the same here and there.
+/// Asserts that Kafka's tools report the same topic.
 async fn assert_same_topic(brokers: &Brokers, info: &TopicInfo) {
     let partitions = info.partitions.iter();
     let ours: BTreeMap<_, _> =
@@ -415,7 +415,7 @@ async fn topic_made_there(brokers: Brokers) {
     let differs: Vec<_> = differs.iter().map(|d| (&*d.name, &*d.wanted, &*d.found)).collect();
     assert_eq!(differs, [("retention.ms", "172800000", "86400000")]);
     assert_eq!(outcomes[2].as_ref().unwrap_err().kind(), ErrorKind::Conflict);
-    // More partitions by the tool are seen here, and used, by clients that knew the topic before.
+    // Partitions added by the tool are detected and used, even by clients that knew the topic before.
     bus.publish_one(&Message::new(topic.clone(), "before")).await.unwrap();
     tool(&brokers, "TopicCommand", &format!("--alter --topic {topic} --partitions 6"), "").await;
     assert_same_topic(&brokers, &info_of(&bus, &topic).await).await;
@@ -429,7 +429,7 @@ async fn group_of(bus: &dyn MessageBus, group: &GroupId) -> GroupInfo {
     bus.groups(&GroupQuery::one(group.clone())).await.unwrap().pop().unwrap()
 }
 
-/// A group is the same here and there.
+/// Asserts that Kafka's tools report the same group.
 async fn assert_same_group(brokers: &Brokers, info: &GroupInfo, state: &str) {
     let ask = async |more: &str| {
         let options = format!("--describe --group {} {more}", info.id);
@@ -499,7 +499,7 @@ async fn groups(brokers: Brokers) {
                 read = one.recv(3, SECOND / 10) => drop(read.unwrap()),
             }
         };
-        // Until both have their share.
+        // Waits until both members have their share.
         let mut shares = (0, 0);
         let deadline = tokio::time::Instant::now() + 30 * SECOND;
         while shares.0 + shares.1 != 5 || shares.0 < 2 || shares.1 < 2 {
@@ -548,7 +548,7 @@ async fn commits_set_there(brokers: Brokers) {
         let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
         let got = drain(&mut *sub, 12).await;
         assert!(got.iter().all(|message| message.offset >= 4));
-        // And what is committed here is where Kafka's consumer goes on.
+        // Kafka's consumer continues from the offsets that are committed here.
         let upto: Positions = (0..2).map(|p| (TopicPartition::new(topic.clone(), p), 9)).collect();
         sub.commit(&upto).await.unwrap();
         sub.close().await.unwrap();
@@ -611,7 +611,7 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
         );
         let printed = tool(&brokers, "consumer.ConsoleConsumer", &options, "").await;
         assert_eq!(printed.lines().filter(|line| ["x", "y"].contains(line)).count(), 2, "{printed}");
-        // While it has committed nothing, it is not called unknown either.
+        // A group without commits is not reported as unknown either.
         let silent = GroupId::new(format!("{topic}-silent")).unwrap();
         let options = format!(
             "--topic {topic} --from-beginning --timeout-ms 6000 --group {silent} \
@@ -634,7 +634,7 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
             }
         };
         tokio::join!(tool(&brokers, "consumer.ConsoleConsumer", &options, ""), asking);
-        // A group of the classic protocol beside it, and a share group.
+        // A group of the classic protocol and a share group in the same cluster.
         let ours = GroupId::new(format!("{topic}-ours")).unwrap();
         let mut sub = bus.subscribe(Subscribe::new(ours.clone(), [topic.clone()]).unwrap()).await.unwrap();
         let options = format!("--topic {topic} --timeout-ms 5000 --group {topic}-share");

@@ -1,4 +1,4 @@
-//! Passwords and certificates: what real brokers let in, and what they and this library refuse.
+//! Authentication with passwords and certificates on real brokers, and its failures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -41,14 +41,14 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// The listeners of a broker beside its plain one.
+/// The listeners of a broker in addition to its plain listener.
 #[derive(Debug)]
 struct Doors {
-    /// With passwords.
+    /// The listener with passwords.
     passwords: String,
-    /// With a certificate of the broker's.
+    /// The listener with a certificate of the broker.
     encrypted: String,
-    /// With certificates of both sides.
+    /// The listener with certificates of both sides.
     mutual: String,
     folder: TempDir,
 }
@@ -61,9 +61,9 @@ impl Doors {
     }
 }
 
-/// Starts the broker anew with listeners that demand something.
+/// Restarts the broker with listeners that require authentication or encryption.
 async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
-    // All three are held until each has one: a port that was given back may be given again.
+    // All three ports are held until each listener has a port, because a released port may be assigned again.
     let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [passwords, encrypted, mutual] =
         held.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
@@ -96,7 +96,7 @@ async fn with_doors(spare: Spare, authority: &Authority) -> (Spare, Doors) {
 
 const SECURITY: &str = "org.apache.kafka.common.security";
 
-/// An authority, and what it signs.
+/// A certificate authority that signs certificates.
 struct Authority(Issuer<'static, KeyPair>, String);
 
 impl Authority {
@@ -109,7 +109,7 @@ impl Authority {
         Self(Issuer::new(params, key), pem)
     }
 
-    /// A certificate for a host, and its key.
+    /// Returns a certificate for a host, and its key.
     fn sign(&self, host: &str, name: &str) -> (String, String) {
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -118,7 +118,7 @@ impl Authority {
     }
 }
 
-/// Whoever has this configuration can do everything.
+/// Asserts that a client with this configuration can perform all operations.
 async fn let_in(config: RedpandaConfig) {
     let bus = RedpandaBus::open(config).unwrap();
     bus.ping().await.unwrap();
@@ -132,7 +132,7 @@ async fn let_in(config: RedpandaConfig) {
     bus.close().await.unwrap();
 }
 
-/// Whoever has this configuration is told so by every call, soon, and no secret is in what they are told.
+/// Asserts that every call with this configuration fails soon with this kind, and that no error contains a secret.
 async fn refused(config: RedpandaConfig, kind: ErrorKind) {
     let shown = format!("{config:?}");
     assert!(!shown.contains(PASSWORD), "{shown}");
@@ -175,7 +175,7 @@ async fn plain(_: Brokers, spare: Spare) {
     let_in(plain("alice", PASSWORD)).await;
     refused(plain("alice", &format!("{PASSWORD}?")), ErrorKind::Unauthorized).await;
     refused(plain("mallory", PASSWORD), ErrorKind::Unauthorized).await;
-    // Without a login the broker closes the connection, which says nothing.
+    // Without a login, the broker closes the connection without a reason.
     refused(config(&doors.passwords), ErrorKind::Unavailable).await;
     drop(spare);
 }
@@ -210,11 +210,11 @@ async fn certificates(_: Brokers, spare: Spare) {
     };
     let_in(encrypted(&doors.encrypted, &known)).await;
     refused(encrypted(&doors.encrypted, &unknown), ErrorKind::Unavailable).await;
-    // The certificate is for 127.0.0.1.
+    // The certificate is valid only for 127.0.0.1.
     let elsewhere = doors.encrypted.replace("127.0.0.1", "localhost");
     refused(encrypted(&elsewhere, &known), ErrorKind::Unavailable).await;
     refused(config(&doors.encrypted), ErrorKind::Unavailable).await;
-    // Both sides.
+    // Certificates of both sides.
     let by = |authority: &Authority, name: &str| {
         let (cert, key) = authority.sign("client", name);
         let mut config = encrypted(&doors.mutual, &known);

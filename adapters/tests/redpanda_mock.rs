@@ -1,5 +1,5 @@
-//! The adapter on librdkafka's mock cluster, which needs nothing installed: what of the contract the mock can do (the
-//! rest is shown as ignored, with the reason), and every error that it can inject.
+//! The adapter on librdkafka's mock cluster, which needs no installation. The tests run the part of the contract that
+//! the mock supports, and every error that the mock can inject. Other contract trials are ignored with a reason.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -32,12 +32,12 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// What the clients of this process report.
+/// The metrics of all clients in this process.
 static METRICS: OnceLock<Snapshotter> = OnceLock::new();
-/// What librdkafka says, of every trial.
+/// The log lines of librdkafka from all trials.
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Keeps what is said under librdkafka's name.
+/// A subscriber that collects the log lines of librdkafka.
 struct Listener;
 
 impl<S: tracing::Subscriber> Layer<S> for Listener {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     recorder.install().unwrap();
     tracing_subscriber::registry().with(Listener).init();
     let mut arguments = Arguments::from_args();
-    // Most of a trial is waiting for joins.
+    // Most of the time of a trial is spent waiting for joins.
     arguments.test_threads = arguments.test_threads.or(Some(6));
     let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
     let mut all = trials(&mock, &[Wrapping::PLAIN]);
@@ -112,19 +112,19 @@ fn fault(name: &str, run: fn(Lab) -> BoxFuture<'static, ()>) -> Trial {
 }
 
 impl Lab {
-    /// The next `count` answers to requests of this kind are this error.
+    /// Replaces the next `count` responses to requests of this kind with this error.
     fn inject(&self, api: Api, code: Code, count: usize) {
         self.mock.with(move |cluster| cluster.request_errors(api, &vec![code; count]));
     }
 
-    /// Message `n` of each of eight keys.
+    /// Returns message `n` of each of eight keys.
     fn messages(&self, from: usize, count: usize) -> Vec<Message> {
         let each = (from..from + count).flat_map(|n| (0..8).map(move |key| (key, n)));
         each.map(|(key, n)| Message::new(self.topic.clone(), n.to_string()).with_key(format!("k{key}")))
             .collect()
     }
 
-    /// What is in the topic, by key.
+    /// Returns the contents of the topic, by key.
     async fn stored(&self, count: usize) -> BTreeMap<String, Vec<usize>> {
         let from = (0..4).map(|p| (TopicPartition::new(self.topic.clone(), p), SeekTo::Earliest));
         let mut reader = self.bus.read(Read::new(from).unwrap()).await.unwrap();
@@ -162,7 +162,7 @@ impl Lab {
         self.bus.subscribe(request).await.unwrap()
     }
 
-    /// Waits until the log has a line of the cluster's first broker from this client.
+    /// Waits until the log has a line about the cluster's first broker from this client.
     async fn heard(&self, client: &str) {
         let broker = self.mock.addresses.split(',').next().unwrap();
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -220,7 +220,7 @@ async fn staying_errors(lab: Lab) {
     ];
     for (round, (code, kind)) in rows.into_iter().enumerate() {
         lab.inject(Api::Produce, code, 1);
-        // A topic of which nothing is known yet, so that a right was never there.
+        // A topic without any known metadata, so that the client never had a permission.
         let topic = TopicName::new(format!("refusing-{round}")).unwrap();
         lab.mock.topic(&topic, 1);
         let refused = lab.bus.publish(&[Message::new(topic, "x")], PublishOptions::NONE).await.unwrap();
@@ -232,10 +232,10 @@ async fn staying_errors(lab: Lab) {
             failure.error
         );
         assert_eq!(failure.error.retry(), RetryAdvice::Never, "{code:?}");
-        // It was this message's misfortune alone.
+        // The error affected only this message.
         lab.bus.send(&lab.messages(round, 1)).await.unwrap();
     }
-    // A connection that broke before the answer tells nothing.
+    // A connection that broke before the response leaves the outcome unknown.
     lab.inject(Api::Produce, Code::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION, 1);
     let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
     let failure = report.into_outcomes().pop().unwrap().unwrap_err();
@@ -245,7 +245,8 @@ async fn staying_errors(lab: Lab) {
 
 async fn right_taken_away(lab: Lab) {
     lab.bus.send(&lab.messages(0, 1)).await.unwrap();
-    // The log has it, the replicas were too few at that moment, and the repetition meets a user without the right.
+    // The message is in the log, but there were too few replicas at first. The retry then fails because the
+    // user lacks the permission.
     lab.mock.with(|cluster| {
         cluster.request_errors(
             Api::Produce,
@@ -267,7 +268,7 @@ async fn fatal_error(lab: Lab) {
         let report = lab.bus.publish(&lab.messages(1_000, 1)[..1], PublishOptions::NONE).await.unwrap();
         let failure = report.into_outcomes().pop().unwrap().unwrap_err();
         assert_eq!(failure.state, DeliveryState::Unknown, "in flight at a fatal error: {}", failure.error);
-        // The next one has a new producer, and what was unknown is not sent again.
+        // The next message has a new producer. A message with an unknown outcome is not sent again.
         let began = Instant::now();
         lab.bus.send(&lab.messages(round + 1, 1)).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
@@ -412,7 +413,7 @@ async fn commit_errors(lab: Lab) {
         lab.inject(Api::OffsetCommit, code, 1);
         assert_eq!(reader.commit(&positions).await.unwrap_err().kind(), kind, "{code:?}");
     }
-    // The group has gone on without this member: it joins again and reads on, from the last commit.
+    // The group has continued without this member. The member joins again and reads from the last commit.
     for code in [Code::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID] {
         lab.inject(Api::OffsetCommit, code, 2);
         let committed = reader.commit(&positions).await.unwrap();
@@ -454,7 +455,7 @@ async fn close_without_brokers(lab: Lab) {
     let began = Instant::now();
     let closed = bus.close().await.unwrap();
     assert_eq!(closed.unknown, 8);
-    // Five seconds to drain, and ten for the member to leave.
+    // 5 s for draining, and 10 s for the member to leave.
     assert!(began.elapsed() < Duration::from_secs(17), "closing took {:?}", began.elapsed());
     for failure in publishing.await.unwrap().unwrap().into_outcomes().into_iter().map(Result::unwrap_err) {
         assert_eq!(failure.state, DeliveryState::Unknown);
@@ -474,7 +475,7 @@ async fn dropping(lab: Lab) {
     assert!(began.elapsed() < Duration::from_millis(500), "dropping took {:?}", began.elapsed());
 }
 
-/// A producer that is not bound to the rules of this library.
+/// Returns a producer without the rules of this library.
 fn raw(lab: &Lab, compression: &str) -> BaseProducer {
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", &lab.mock.addresses).set("compression.type", compression);
@@ -486,7 +487,7 @@ fn header(name: &str) -> OwnedHeaders {
     OwnedHeaders::new().insert(Header { key: name, value: Some("v") })
 }
 
-/// Reads partition 0 from its beginning, and returns its messages.
+/// Reads partition 0 from its beginning. Returns its messages.
 async fn read(lab: &Lab, buffer: usize, count: usize) -> Vec<Received> {
     let from = [(TopicPartition::new(lab.topic.clone(), 0), SeekTo::Earliest)];
     let request = Read::new(from).unwrap().with_max_buffered_bytes(buffer);
@@ -538,12 +539,12 @@ async fn many_headers(lab: Lab) {
     drop(producer);
     let came = read(&lab, BUFFER, 1).await;
     assert_eq!(came[0].headers.len(), HEADERS);
-    // One batch holds at most the buffer, and the burst that filled it.
+    // One batch contains at most the buffer size plus the burst that filled the buffer.
     let weight: usize = came.iter().map(|message| message.headers.weight()).sum();
     assert!(weight <= BUFFER + (1 << 20) + 2 * came[0].headers.weight(), "{weight} bytes in one batch");
     let grown = resident().saturating_sub(before);
     println!("many headers: {grown} bytes more are resident");
-    // Three times the buffer, and what the other trials of this process need: the batch of zeros has 90 MB.
+    // Three times the buffer size, plus the memory of other trials in this process: the batch of zeros has 90 MB.
     assert!(grown < 20 * BUFFER, "{grown} bytes more are resident");
 }
 
@@ -586,13 +587,13 @@ async fn zeros(lab: Lab) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(most <= BUFFER / 2 + (1 << 20) + 2 * EACH, "{most} bytes in one batch");
-    // librdkafka decompresses the batch of 90 MB as a unit; everything else is bounded by the buffer.
+    // librdkafka decompresses the batch of 90 MB as a unit. The buffer bounds all other memory.
     let grown = peak.saturating_sub(before);
     println!("a batch of zeros: {grown} bytes more are resident");
     assert!(grown < 4 * 100 * EACH, "{grown} bytes more are resident");
 }
 
-/// The resident memory of this process in bytes.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -611,7 +612,7 @@ async fn member_at_rest(lab: Lab) {
     let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
     reader.pause(&all).await.unwrap();
     tokio::time::sleep(Duration::from_secs(9)).await;
-    // The poll limit has passed: everything is there for others, and stays with them.
+    // The maximum poll interval has passed. Other members can own all partitions, and keep them.
     let mut other = lab.bus.subscribe(request()).await.unwrap();
     for _ in 0..20 {
         other.recv(1, Duration::from_millis(100)).await.unwrap();
@@ -621,7 +622,7 @@ async fn member_at_rest(lab: Lab) {
     lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
     lab.heard("client=\"consumer\" group=\"rest\"").await;
     lab.mock.with(|cluster| cluster.broker_up(1)).unwrap();
-    // It comes back, though nobody waits for that, is told, and the pause is over.
+    // The partitions return without a waiting `recv`. The member receives the event, and the pause has ended.
     lab.bus.send(&lab.messages(2, 1)).await.unwrap();
     let (mut told, mut came) = (false, 0);
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -653,7 +654,7 @@ async fn reader_at_rest(lab: Lab) {
         }
     }
     tokio::time::sleep(Duration::from_secs(31)).await;
-    // It can be sent elsewhere meanwhile; the other partitions go on where they were.
+    // A seek is possible in the meantime. The other partitions continue at their positions.
     reader.seek(&[(all[0].clone(), SeekTo::Earliest)]).await.unwrap();
     came.remove(&0);
     lab.mock.with(|cluster| cluster.broker_down(1)).unwrap();
@@ -678,7 +679,7 @@ async fn reader_at_rest(lab: Lab) {
     }
 }
 
-/// The sums of metrics with this label, of what came since they were last looked at.
+/// Returns the sums of metrics with this label since the last call.
 fn measured(label: (&str, &str)) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::<String, f64>::new();
     for (key, _, _, value) in METRICS.get().unwrap().snapshot().into_vec() {
@@ -699,7 +700,7 @@ async fn observed(lab: Lab) {
         ["qi_redpanda_received_messages_total", "qi_redpanda_round_trip_seconds", "qi_redpanda_consumer_lag"];
     let mut reader = lab.member("observed").await;
     lab.bus.send(&lab.messages(0, 50)).await.unwrap();
-    // A small part is read, so that there is a lag.
+    // Reads only a small part, so that a lag remains.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut came = 0;
     while came < 10 {
@@ -709,7 +710,7 @@ async fn observed(lab: Lab) {
     let mut sums = BTreeMap::<String, f64>::new();
     while !WANTED.iter().all(|name| sums.get(*name).is_some_and(|sum| *sum > 0.0)) {
         assert!(Instant::now() < deadline, "what was measured: {sums:?}");
-        // Statistics are served while a reader reads, and this one gets nothing more.
+        // Statistics are served only while a reader reads. This reader receives no further messages.
         let assigned = reader.assignment().await.unwrap().partitions;
         let assigned: Vec<_> = assigned.into_iter().map(|assigned| assigned.partition).collect();
         reader.pause(&assigned).await.unwrap();

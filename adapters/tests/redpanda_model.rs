@@ -1,4 +1,4 @@
-//! The same random histories in memory and on real brokers leave the same behind.
+//! The same random histories in memory and on real brokers have the same results.
 
 mod redpanda_rig;
 mod servers;
@@ -24,7 +24,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// Members that died are soon forgotten; members that read in turn are silent for long.
+/// Returns timing in which dead members are removed soon, and members that take turns may be silent for a long time.
 fn pace(timing: Timing) -> Timing {
     Timing { session: Duration::from_secs(5), poll_limit: Duration::from_mins(3), ..timing }
 }

@@ -1,4 +1,4 @@
-//! Principals with few rights: what they may use, and what is shown to them as hidden.
+//! Principals with few permissions: the operations that they may use, and the groups that they see as hidden.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -34,7 +34,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// Starts the broker anew with an authorizer. Gives the address for users with a password; everybody at the plain
+/// Restarts the broker with an authorizer. Returns the address for users with a password. Every user of the plain
 /// address is an administrator.
 async fn with_authorizer(spare: Spare) -> (Spare, String) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -77,7 +77,7 @@ fn spec(text: &str) -> TopicSpec {
     TopicSpec::new(name(text), 2).unwrap().with_retention(Duration::from_hours(48))
 }
 
-/// Repeats a question until a change of the rights has reached the broker.
+/// Repeats a query until a change of the permissions has reached the broker.
 async fn until<T>(mut ask: impl AsyncFnMut() -> Result<T>, done: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -89,7 +89,7 @@ async fn until<T>(mut ask: impl AsyncFnMut() -> Result<T>, done: impl Fn(&T) -> 
     }
 }
 
-/// The visible topics, and whether their settings are visible.
+/// Returns the visible topics, and whether their settings are visible.
 fn visible(topics: &[TopicInfo]) -> Vec<(&str, bool)> {
     topics.iter().map(|info| (info.name.as_str(), info.settings.is_some())).collect()
 }
@@ -147,7 +147,8 @@ async fn topics(brokers: Brokers, spare: Spare) {
     sub.commit(batch.positions()).await.unwrap();
     sub.close().await.unwrap();
 
-    // Whoever may create a topic and not describe it is told so, and the topic exists.
+    // A principal may have the right to create a topic but not to describe it. The topic exists,
+    // although a second call fails.
     allow(&brokers, "nobody", "--topic qi-new --operation Create").await;
     let nobody = bus_of(&address, "nobody");
     assert_eq!(visible(&nobody.topics().await.unwrap()), []);
@@ -162,7 +163,7 @@ async fn topics(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-/// The state of each group, its topics, and its lag.
+/// Returns the state of each group, its topics, and its lag.
 fn shown(groups: &[GroupInfo]) -> BTreeMap<&str, (GroupState, Vec<&str>, Option<u64>)> {
     let shown = groups.iter().map(|info| {
         let topics = info.partitions.iter().map(|p| p.partition.topic.as_str()).collect();
@@ -205,7 +206,7 @@ async fn groups(brokers: Brokers, spare: Spare) {
     let ours = ("ours", (GroupState::Stable, vec!["seen"], Some(0)));
     assert_eq!(shown(&found), BTreeMap::from([ours.clone()]), "only groups that may be described are listed");
 
-    // The right to describe the cluster lists the groups of others, and does not describe them.
+    // The permission to describe the cluster lists the groups of other principals, but does not describe them.
     allow(&brokers, "watcher", "--cluster --operation Describe").await;
     let found = until(async || watcher.groups(&all).await, |found| found.len() == 3).await;
     let hidden = (GroupState::Hidden, vec![], None);
@@ -224,14 +225,14 @@ async fn groups(brokers: Brokers, spare: Spare) {
     assert_eq!(shown(&found), BTreeMap::from([("modern", not_described)]));
     assert_eq!(found[0].partitions[0].lag, Some(0));
 
-    // A topic that the query names must be visible.
+    // A topic named in the query must be visible.
     let seen = named.clone().with_topics(Selection::one(name("seen")));
     assert_eq!(watcher.groups(&seen).await.unwrap().len(), 2);
     let secret = named.with_topics(Selection::one(name("secret")));
     let error = watcher.groups(&secret).await.unwrap_err();
     assert_eq!((error.kind(), error.context_value("topic")), (ErrorKind::Unauthorized, Some("secret")));
 
-    // Nobody sees nothing, and that is no failure.
+    // A principal without permissions sees no group, which is not an error.
     let nobody = bus_of(&address, "nobody");
     assert_eq!(nobody.groups(&all).await.unwrap(), []);
     assert_eq!(visible(&nobody.topics().await.unwrap()), []);

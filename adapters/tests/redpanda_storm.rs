@@ -1,5 +1,6 @@
-//! The bus under the full stack on real brokers while a third of all calls goes wrong: nothing is lost, and what is
-//! doubled was unknown and is counted. The contract in the same weather; brokers are those of `QI_KAFKA_BROKERS`.
+//! The bus under the full stack on real brokers while a third of all calls fails. No message is lost, and every
+//! duplicate had an unknown outcome and is counted. The contract runs under the same conditions, on the brokers of
+//! `QI_KAFKA_BROKERS`.
 
 mod redpanda_rig;
 mod servers;
@@ -18,12 +19,12 @@ use redpanda_rig::Brokers;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Most of a trial is waiting for brokers.
+    // Most of the time of a trial is spent waiting for brokers.
     arguments.test_threads = arguments.test_threads.or(Some(8));
     let brokers = Brokers::redpanda();
     let factory: Arc<dyn BusFactory> = Arc::new(brokers.clone());
-    // What a bus is closed over is the outcome of one call: a part that a fault has kept back is not under way, and
-    // there is nothing to drain.
+    // This trial closes the bus during a single call. If a fault holds back a part of that call, the part is not in
+    // flight, and `close` has nothing to drain.
     let of_one_call = |name: &str| name.ends_with("life::close_drains");
     let all =
         trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS, Wrapping::FULL_STACK_OVER_CUTS]).into_iter();
@@ -43,7 +44,7 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut config = brokers.config();
-        // A publish that hangs is cut off after twice this and the limit.
+        // A hanging publish ends after twice this time plus the limit.
         config.delivery_timeout_ms = 3_000;
         let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(config)?);
         let name = servers::namespace();

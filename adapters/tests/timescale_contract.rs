@@ -1,5 +1,5 @@
 //! The contract of the price store on real servers: TimescaleDB (`QI_TIMESCALE_URL`) and plain PostgreSQL
-//! (`QI_POSTGRES_URL`). With `QI_TIMESCALE_CONVERT_CHUNKS=1` every chunk of TimescaleDB is converted to the
+//! (`QI_POSTGRES_URL`). With `QI_TIMESCALE_CONVERT_CHUNKS=1`, every chunk of TimescaleDB is converted to the
 //! columnstore after each write, which needs the Community edition.
 
 mod servers;

@@ -1,4 +1,4 @@
-//! Datasets that a program declares: their tables, their values, and what becomes of them when the declaration changes.
+//! Datasets that a program declares: their tables, their values, and changes of their declarations.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -56,7 +56,7 @@ enum Mood {
     Wild,
 }
 
-/// Every column type, required and optional. Some names are words of SQL, or aliases in the adapter's statements.
+/// Every column type, required and optional. Some names are SQL keywords, or aliases in the adapter's statements.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "order")]
 struct Everything {
@@ -86,7 +86,7 @@ struct Everything {
     h: Option<Interval>,
 }
 
-/// A series that is a name with an interval.
+/// A series that consists of a name and an interval.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "signals")]
 struct Signal {
@@ -99,7 +99,7 @@ struct Signal {
     score: Decimal,
 }
 
-/// No values: the key says it all.
+/// A record without values, which consists of its key.
 #[derive(Debug, Clone, PartialEq, Record)]
 #[record(name = "heartbeats")]
 struct Heartbeat {
@@ -153,7 +153,7 @@ fn everything(n: u64) -> Everything {
     }
 }
 
-/// A store of these datasets with its schema, which is dropped at the end.
+/// Runs a check with a store of these datasets and its schema, which is dropped at the end.
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
     datasets: Datasets,
@@ -195,7 +195,7 @@ async fn every_type(server: Server) {
                 assert_eq!(all::<Everything>(&store, name.clone()).await, records);
                 let expected = TimescaleStore::expected_columns(Everything::DATASET);
                 assert_eq!(store.columns(Everything::DATASET).await.unwrap(), expected);
-                // Replaced values, absent ones that were present, and the other way round.
+                // Replaced values, values that become absent, and absent values that become present.
                 for record in &mut records {
                     *record = Everything { n: record.n, time: record.time, ..everything(record.n + 1) };
                 }
@@ -222,7 +222,7 @@ async fn every_type(server: Server) {
                 assert_eq!(latest.items, records[899..]);
                 let known = store.instruments(&InstrumentQuery::new(Everything::DATASET)).await.unwrap();
                 assert_eq!((known.items.len(), known.items[0].last), (1, records[899].time));
-                // Values that no record has are corrupt.
+                // Values that no record can have are corrupt.
                 sqlx::query("UPDATE \"order\" SET mood = 3 WHERE n = 0").execute(store.pool()).await.unwrap();
                 let query = RangeQuery::new(name, TimeRange::ALL);
                 let error = store.range_of::<Everything>(&query).await.unwrap_err();
@@ -245,7 +245,7 @@ async fn names(server: Server) {
         datasets,
         |_| (),
         |store, _| async move {
-            // By their bytes: upper case comes first, whatever the collation of the database is.
+            // Sorted by bytes: upper case comes first, whatever the collation of the database is.
             let order = ["", "Beta", "alpha", "beta", "ä'"];
             let mut records = Vec::new();
             for (at, strategy) in order.iter().enumerate().rev() {
@@ -277,7 +277,7 @@ async fn names(server: Server) {
                 assert_eq!(latest.iter().map(|record| record.strategy.clone()).collect::<Vec<_>>(), texts);
                 assert_eq!(latest[4], signal("ä'", Interval::H1, 1_600, "-2"));
             }
-            // A bar is known when it has closed.
+            // A bar is known after it has closed.
             let close =
                 signal("", Interval::D1, 1, "1").open_time.checked_add(Interval::D1.duration()).unwrap();
             let some =
@@ -333,7 +333,7 @@ async fn keys_alone(server: Server) {
 }
 
 async fn unregistered(server: Server) {
-    // Nobody listens on port 1.
+    // No server listens on port 1.
     let mut config = server.config("x").with_datasets(Datasets::none().with::<Signal>().unwrap());
     config.url = TimescaleConfig::from_url("postgres://qi:x@127.0.0.1:1/qi").url;
     let store = TimescaleStore::open(config).unwrap();
@@ -368,7 +368,7 @@ fn column(name: &'static str, ty: ColumnType, optional: bool) -> Column {
     Column { name, ty, optional }
 }
 
-/// A version of a dataset with these columns.
+/// Returns a version of a dataset with these columns.
 fn version(columns: &[Column]) -> Dataset {
     Dataset::declare(description(columns)).unwrap()
 }
@@ -384,7 +384,7 @@ fn description(columns: &[Column]) -> Description {
         time: "ts",
         seq: None,
         values: columns.to_vec().leak(),
-        // `declare` replaces it.
+        // `declare` replaces this function.
         new_vec: qi_core::record::RecordVec::of::<PriceTick>,
     }
 }
@@ -409,7 +409,7 @@ async fn read(store: &TimescaleStore, dataset: Dataset) -> Vec<Vec<Value>> {
     Row::copy_of(page.records.as_records()).unwrap().iter().map(|row| row.values().to_vec()).collect()
 }
 
-/// An empty schema, which is dropped at the end.
+/// Runs a check with an empty schema, which is dropped at the end.
 async fn with_config<R: Future<Output = ()>>(server: &Server, check: impl FnOnce(TimescaleConfig) -> R) {
     let config = server.config(&namespace());
     check(config.clone()).await;
@@ -451,7 +451,8 @@ async fn added_column(server: Server) {
         let full = vec![one(), one(), Value::Timestamp(time(9))];
         write(&second, new, vec![row(new, 1, full)]).await;
 
-        // The older version goes on, before and after it asks for its schema, and leaves the new columns alone.
+        // The older version continues to work, before and after it ensures its schema, and does not
+        // change the new columns.
         for at in [2, 3] {
             let two = Value::Decimal(decimal("2"));
             write(&first, old, vec![row(old, 1, vec![two.clone()]), row(old, at, vec![one()])]).await;
@@ -538,7 +539,7 @@ async fn grown_enumeration(server: Server) {
         first.ensure_schema().await.unwrap();
         assert_eq!(second.ensure_schema().await.unwrap().applied, ["names of funding.mood"]);
         assert!(second.plan_schema().await.unwrap().is_empty());
-        // A version that cannot read the name goes on until it asks for its schema.
+        // A version that cannot read the name continues to work until it ensures its schema.
         assert_eq!(first.ensure_schema().await.unwrap_err().kind(), ErrorKind::SchemaMismatch);
         write(&second, new, vec![row(new, 0, vec![Value::Enumeration(3)])]).await;
         assert_eq!(read(&second, new).await, [[Value::Enumeration(3)]]);
@@ -617,7 +618,7 @@ async fn sql(url: &str, text: &str) {
     connection.close().await.unwrap();
 }
 
-/// The statements of version 0.1.0, with its checksums.
+/// Returns the statements of version 0.1.0, with its checksums.
 fn first_database(schema: &str, hypertables: bool) -> String {
     let tables = include_str!("../src/timescale/migrations/0001_tables.sql");
     let views = include_str!("../src/timescale/migrations/0002_views.sql");
@@ -660,7 +661,7 @@ async fn first_version(server: Server) {
     with_config(server, |config| async move {
         let hypertables = config.hypertables == Hypertables::On;
         if hypertables {
-            // The extension is there for certain.
+            // This store makes sure that the extension is installed.
             let any = server.config(&namespace());
             let store = TimescaleStore::open(any.clone()).unwrap();
             store.ensure_schema().await.unwrap();
@@ -693,7 +694,7 @@ async fn first_version(server: Server) {
         assert_eq!(store.snapshots(&query).await.unwrap().items[0].values().markets, Some(3));
         store.insert_tick(&tick.clone().with_side(None)).await.unwrap();
         assert_eq!(store.latest_tick(&name).await.unwrap(), Some(tick.with_side(None)));
-        // A dataset beside the four.
+        // A dataset in addition to the four built-in datasets.
         let dataset = version(&[column("rate", DECIMAL, false)]);
         let more = open(&config, dataset);
         let applied = more.ensure_schema().await.unwrap().applied;
@@ -724,7 +725,7 @@ async fn plan(server: Server) {
             .unwrap();
         assert!(!there);
 
-        // The plan of a dataset, run by hand, is all that is missing.
+        // Running the plan of a dataset manually completes the schema.
         TimescaleStore::open(config.clone()).unwrap().ensure_schema().await.unwrap();
         let plan = store.plan_schema().await.unwrap();
         assert!(!plan.is_empty());
@@ -778,7 +779,7 @@ async fn changed_by_hand(server: Server) {
         })
         .await;
     }
-    // A column that somebody added is theirs.
+    // A column that another program added is kept.
     with_config(server, |config| async move {
         let store = open(&config, dataset);
         store.ensure_schema().await.unwrap();

@@ -1,4 +1,4 @@
-//! What goes wrong on a real server, provoked: each has its kind, and the store works again by itself.
+//! Faults provoked on a real server. Each fault has its error kind, and the store recovers without intervention.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -56,7 +56,7 @@ fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, retried: bool)
     error
 }
 
-/// A store with its schema, in a namespace that is dropped at the end.
+/// Runs a check with a store and its schema, in a namespace that is dropped at the end.
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
     change: impl FnOnce(&mut TimescaleConfig),
@@ -65,7 +65,7 @@ async fn with_store<R: Future<Output = ()>>(
     let schema = namespace();
     let mut config = server.config(&schema);
     change(&mut config);
-    // The schema is made with the ordinary limits.
+    // The schema is created with the ordinary limits.
     let maker = TimescaleStore::open(server.config(&schema)).unwrap();
     maker.ensure_schema().await.unwrap();
     maker.close().await.unwrap();
@@ -101,7 +101,8 @@ async fn no_rights(server: Server) {
         config.password = Some("pw".to_owned().into());
     };
     with_store(&server, change, async |store, _| {
-        // Without the right to use the schema its tables are not even found; with it, they may not be touched.
+        // Without the permission to use the schema, its tables are not found. With only that
+        // permission, access is rejected.
         expect(store.insert_ticks(&ticks("x:Y", 0, 1)).await, ErrorKind::SchemaMismatch, false);
     })
     .await;
@@ -121,7 +122,7 @@ async fn no_rights(server: Server) {
     sqlx::query(AssertSqlSafe(format!("DROP ROLE {role}"))).execute(&mut root).await.unwrap();
 }
 
-/// Holds a lock on the ticks that keeps every other statement out, while `check` runs.
+/// Holds a lock on the ticks that blocks all other statements while `check` runs.
 async fn while_locked<R: Future<Output = ()>>(server: &Server, schema: &str, check: R) {
     let mut root = PgConnection::connect(server.url()).await.unwrap();
     let mut lock = root.begin().await.unwrap();
@@ -194,7 +195,7 @@ async fn pool_exhausted(server: Server) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let error = expect(store.ping().await, ErrorKind::Overloaded, true);
             assert_eq!(error.code(), "store.timescale.pool");
-            // Dropped in the middle, the call gives its slot back.
+            // A call that is dropped midway releases its slot.
             held.abort();
             let _ = held.await;
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -205,7 +206,7 @@ async fn pool_exhausted(server: Server) {
     .await;
 }
 
-/// A proxy whose new connections lead to an address that can be changed. Established connections stay.
+/// A proxy that routes new connections to a changeable address. Established connections stay.
 #[derive(Clone)]
 struct Switch {
     port: u16,
@@ -236,13 +237,13 @@ impl Switch {
     }
 }
 
-/// The `host:port` of a server's URL.
+/// Returns the `host:port` of a server's URL.
 fn authority(url: &str) -> String {
     let rest = url.split_once('@').unwrap().1;
     rest.split(['/', '?']).next().unwrap().to_owned()
 }
 
-/// Fills the pool with connections to the present server: inserts that wait for one lock.
+/// Fills the pool with connections to the current server, using inserts that wait for one lock.
 async fn warm(server: &Server, store: &Arc<dyn PriceStore>, name: &str, connections: usize) {
     let mut inserts = Vec::new();
     while_locked(server, "qi", async {
@@ -265,7 +266,7 @@ async fn warm(server: &Server, store: &Arc<dyn PriceStore>, name: &str, connecti
     }
 }
 
-/// Makes a server read-only for the sessions that it has, as a demoted primary is, or writable again.
+/// Makes a server read-only for its existing sessions, like a demoted primary, or writable again.
 async fn set_read_only(server: &Server, on: bool) {
     let mut root = PgConnection::connect(server.url()).await.unwrap();
     let alter = format!("ALTER SYSTEM SET default_transaction_read_only = {}", if on { "on" } else { "off" });
@@ -281,7 +282,7 @@ async fn set_read_only(server: &Server, on: bool) {
     }
 }
 
-/// The ticks of the instrument that a server has itself.
+/// Returns the number of ticks of the instrument on the server itself.
 async fn count(server: &Server) -> u64 {
     let store = TimescaleStore::open(server.config("qi")).unwrap();
     let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
@@ -313,10 +314,10 @@ async fn failover(server: Server, first: Spare) {
         config.write.piece = 2;
         TimescaleStore::open(config).unwrap()
     };
-    // Bare, and with the retries that every opened store has by default.
+    // One store without layers, and one store with the retries that every opened store has by default.
     let bare: Arc<dyn PriceStore> = Arc::new(open("bare"));
     let retries: Arc<dyn PriceStore> = Arc::new(Retry::new(open("retries"), RetryConfig::default()));
-    // The old primary stays up and read-only; its sessions live on.
+    // The old primary stays up and becomes read-only. Its sessions stay open.
     for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
         warm(&servers[0], store, name, CONNECTIONS).await;
     }
@@ -337,7 +338,7 @@ async fn failover(server: Server, first: Spare) {
     }
     let stored = [count(&servers[0]).await, count(&servers[1]).await];
     assert_eq!(stored, [1, 201], "the new primary has every tick");
-    // The new primary dies, and the old one takes over.
+    // The new primary dies, and the old primary takes over.
     for (store, name) in [(&bare, "bare"), (&retries, "retries")] {
         warm(&servers[1], store, name, CONNECTIONS).await;
     }
@@ -439,11 +440,11 @@ async fn disk_full(server: Server, spare: Spare) {
     assert!(written > 0, "{}", error.report());
     let error = expect::<()>(Err(error), ErrorKind::Unavailable, false);
     assert_eq!(error.code(), "store.timescale.disk_full");
-    // What is there can be read, and small writes fail in the same way.
+    // Existing records can be read, and small writes fail in the same way.
     let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     assert!(store.stats(&query).await.unwrap().unwrap().count() >= written);
     let spare = spare.ordered("disk 256m").await;
-    // With room the same batch goes in, and nothing else has to be done.
+    // With free space, the same batch is inserted without further intervention.
     store.insert_ticks(&ticks("x:Y", written, 10_000)).await.unwrap();
     assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), written + 10_000);
     root.close().await.unwrap();
@@ -482,7 +483,7 @@ async fn five_kills(server: Server, spare: Spare) {
         async move {
             let mut spare = spare;
             for kill in 1..=5 {
-                // Spread over the work, and between them connections are terminated.
+                // The kills are spread over the work, and connections are terminated in between.
                 while written.load(Ordering::Relaxed) < total * kill / 7 {
                     if let Ok(mut root) = PgConnection::connect(&url).await {
                         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \

@@ -1,4 +1,4 @@
-//! Random histories and schemas on real servers: beside the plain model, and beside the memory store.
+//! Random histories and schemas on real servers, compared with the plain model and with the memory store.
 
 mod servers;
 mod timescale_rig;

@@ -1,5 +1,5 @@
-//! What the adapter does on a server beyond the port: schema, roles, chunks, columnstore, metrics, and what
-//! `docs/backends/timescale.md` tells people to run.
+//! The behaviour of the adapter on a server beyond the port: schema, roles, chunks, columnstore, metrics, and the SQL
+//! in `docs/backends/timescale.md`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,15 +25,15 @@ use servers::{namespace, run, trial};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use timescale_rig::{Server, drop_schema};
 
-/// What a child process is told: to call `ensure_schema` on this server and end.
+/// The instruction to a child process: call `ensure_schema` on this server, and exit.
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
 
 fn main() {
     if let Ok(url) = std::env::var(CHILD) {
         return child(&url);
     }
-    // While a process has one subscriber alone, a span that a thread without it meets first is off for good, on
-    // every thread. This one is everybody's, so what a trial listens to is on whoever met it first.
+    // If a process has only scoped subscribers, a callsite that is first reached on a thread without a subscriber stays
+    // disabled on every thread. A global subscriber prevents that.
     tracing::subscriber::set_global_default(tracing_subscriber::registry()).expect("it is the first");
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
@@ -67,7 +67,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
-/// Ticks of one instrument, a minute apart, from 2023-11-14 on.
+/// Returns ticks of one instrument, one per minute from 2023-11-14 on.
 fn ticks(instrument: &str, from: u64, count: u64) -> Vec<PriceTick> {
     let start = Timestamp::from_secs(1_700_000_000).unwrap();
     let name: Instrument = instrument.parse().unwrap();
@@ -96,7 +96,7 @@ async fn sql(url: &str, text: &str) {
     connection.close().await.unwrap();
 }
 
-/// A store with its schema, which is dropped at the end.
+/// Runs a check with a store and its schema, which is dropped at the end.
 async fn with_store<R: Future<Output = ()>>(
     server: &Server,
     change: impl FnOnce(&mut TimescaleConfig),
@@ -111,7 +111,7 @@ async fn with_store<R: Future<Output = ()>>(
     drop_schema(server.url(), &config.schema).await;
 }
 
-/// In a database where not even the extension is.
+/// Starts in a database without the extension.
 async fn eight_processes(server: Server) {
     let database = namespace();
     sql(server.url(), &format!("CREATE DATABASE {database}")).await;
@@ -138,7 +138,7 @@ async fn eight_processes(server: Server) {
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }
 
-/// Prints the steps that it applied.
+/// Prints the steps that the child process applied.
 fn child(words: &str) {
     let (mode, url) = words.split_once(' ').unwrap();
     let mut config = TimescaleConfig::from_url(url);
@@ -191,7 +191,7 @@ async fn role_of_rows(server: Server) {
             let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
             writer.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&owner, "x:Y").await, 0);
-            // Dropping chunks is the owner's.
+            // Only the owner may drop chunks.
             let purged =
                 writer.purge_before(PriceTick::DATASET, Timestamp::from_secs(2_000_000_000).unwrap()).await;
             if config.hypertables == Hypertables::On {
@@ -206,8 +206,8 @@ async fn role_of_rows(server: Server) {
     .await;
 }
 
-/// The SQL on the page of this backend.
-/// A step of `docs/hardening.md` that begins with this comment, with other names for its roles and its schema.
+/// Returns the step of `docs/hardening.md` that begins with this comment, with other names for its
+/// roles and its schema.
 fn step(comment: &str, names: &str, schema: &str, database: &str) -> String {
     let page = include_str!("../../docs/hardening.md");
     let block =
@@ -243,7 +243,7 @@ async fn hardened(server: Server) {
     assert_eq!(count(&reader, "x:Y").await, 2_000);
     let refused = reader.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{}", refused.report());
-    // The migration role's tables of a later version are readable and writable without another grant.
+    // Tables that the migration role creates later are readable and writable without a further grant.
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
     let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
@@ -269,7 +269,7 @@ async fn hardened(server: Server) {
         assert_eq!(code, Err("42501".to_owned()), "{statement}");
     }
     connection.close().await.unwrap();
-    // A rotated password leaves open connections as they are, and refuses a new connection.
+    // Changing a password keeps open connections and rejects new connections.
     sql(server.url(), &format!("ALTER ROLE {names}_runtime PASSWORD 'changed'")).await;
     assert_eq!(count(&runtime, "x:Y").await, 0);
     let late = open("runtime");
@@ -298,7 +298,7 @@ async fn guide(server: Server) {
         |_| (),
         async |store, config| {
             store.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
-            // As somebody at psql.
+            // Runs the blocks like a user of psql.
             let mut person = PgConnection::connect(server.url()).await.unwrap();
             for block in blocks() {
                 let first = block.lines().next().unwrap();
@@ -310,7 +310,7 @@ async fn guide(server: Server) {
                 let text = text.replace("= 'qi'", &format!("= '{}'", config.schema));
                 let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(&mut person).await;
                 let rows = rows.unwrap_or_else(|error| panic!("{block}: {error}"));
-                // Jobs are there on request only, and the name of the application is another one here.
+                // Jobs exist only on request, and the name of the application differs in this test.
                 let expected = !block.contains("job_id") && !block.contains("application_name");
                 assert!(!rows.is_empty() || !expected, "no rows: {block}");
             }
@@ -363,13 +363,13 @@ async fn dropped_writes(server: Server) {
             cut += u32::from(write.await.is_err());
         }
         assert!(cut >= 10, "{cut} of 30 were dropped under way");
-        // Every slot of the pool is free again, and every record is whole.
+        // Every slot of the pool is free again, and every record is complete.
         futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
         let some = stored(&store, "x:Y").await;
         assert!(some.iter().all(|tick| batch.contains(tick)), "records are whole");
         store.insert_ticks(&batch).await.unwrap();
         assert!(stored(&store, "x:Y").await == batch);
-        // The server has noticed too: no statement goes on, no transaction is left open.
+        // The server has also detected it: no statement is running, and no transaction is open.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let mut root = PgConnection::connect(server.url()).await.unwrap();
         let busy: Vec<(String, String)> = sqlx::query_as(
@@ -420,7 +420,7 @@ async fn replay(server: Server) {
         async |store, _| {
             let batch = ticks("x:Y", 0, 120_000);
             store.insert_ticks(&batch).await.unwrap();
-            // Vacuum writes maps of its own.
+            // VACUUM writes additional maps.
             sqlx::query("VACUUM ticks").execute(store.pool()).await.unwrap();
             let before = table_bytes(&store).await;
             for _ in 0..3 {
@@ -436,7 +436,7 @@ async fn replay(server: Server) {
     .await;
 }
 
-/// Repeats of old and of recent records, equal and changed, at random places of batches of new records.
+/// Repeats of old and of recent records, equal and changed, at random positions in batches of new records.
 async fn repeats_among_new(server: Server) {
     with_store(
         &server,
@@ -448,7 +448,7 @@ async fn repeats_among_new(server: Server) {
                 let mut batch = Vec::new();
                 for name in names {
                     let stored = expected.entry(name).or_default();
-                    // The ticks of a round are every second one of its minutes, so a later round finds gaps to fill.
+                    // The ticks of a round are every second minute of its range, so a later round finds gaps to fill.
                     let from = round / 2 * 4_000;
                     let new = ticks(name, from, 4_000).into_iter().filter(|tick| tick.seq() % 2 == round % 2);
                     let new: Vec<_> = new.collect();
@@ -463,7 +463,7 @@ async fn repeats_among_new(server: Server) {
                     stored.extend(new);
                 }
                 batch.sort_by_key(|tick| tick.seq() * 7_919 % 10_007);
-                // Of a record that is changed twice, the stored one is the last.
+                // If a record is changed twice, the last change is stored.
                 let last: HashMap<_, _> = names
                     .iter()
                     .flat_map(|name| &expected[name])
@@ -483,7 +483,7 @@ async fn repeats_among_new(server: Server) {
     .await;
 }
 
-/// Writers that receive the same feed meet each other's records between the probe and the write.
+/// Writers that receive the same data insert the same records between the probe and the write.
 async fn same_records(server: Server) {
     with_store(
         &server,
@@ -521,7 +521,7 @@ async fn same_records(server: Server) {
     .await;
 }
 
-/// Sessions of this name that wait for a lock, and the locks of all its sessions.
+/// Returns the number of sessions of this name that wait for a lock, and the number of locks of all its sessions.
 async fn waiting(root: &mut PgConnection, application_name: &str) -> (i64, i64) {
     sqlx::query_as(
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'), \
@@ -533,7 +533,7 @@ async fn waiting(root: &mut PgConnection, application_name: &str) -> (i64, i64) 
     .unwrap()
 }
 
-/// Inserts a record in a transaction that is still open.
+/// Inserts a record in a transaction that stays open.
 async fn insert_uncommitted(url: &str, config: &TimescaleConfig, tick: &PriceTick) -> PgConnection {
     let mut other = PgConnection::connect(url).await.unwrap();
     let insert = format!(
@@ -549,7 +549,8 @@ async fn insert_uncommitted(url: &str, config: &TimescaleConfig, tick: &PriceTic
     other
 }
 
-/// Commits when a session of the store waits for the transaction. Returns the locks that its sessions then hold.
+/// Commits as soon as a session of the store waits for the transaction. Returns the number of locks that
+/// its sessions then hold.
 async fn commit_when_awaited(url: &str, config: &TimescaleConfig, mut other: PgConnection) -> i64 {
     let mut root = PgConnection::connect(url).await.unwrap();
     let name = config.application_name.as_deref().unwrap();
@@ -566,7 +567,7 @@ async fn commit_when_awaited(url: &str, config: &TimescaleConfig, mut other: PgC
     locks
 }
 
-/// 2,600 chunks of a day, and batches of new records with one late record.
+/// 2,600 chunks of one day, and batches of new records with one late record.
 async fn late_record(server: Server) {
     let change = |config: &mut TimescaleConfig| {
         config.chunks.set("ticks", 24);
@@ -575,7 +576,7 @@ async fn late_record(server: Server) {
     };
     with_store(&server, change, async |store, config| {
         const DAYS: i64 = 2_600;
-        // A chunk and its index, of which a statement locks few; the rest are the table and the catalog.
+        // The table, the catalog, and a few chunks with their indexes. A statement locks only few chunks.
         const LOCKS: i64 = 60;
         let old: Vec<_> = (0..DAYS).map(|day| tick_of("a:A", day * 86_400, 0)).collect();
         store.insert_ticks(&old).await.unwrap();
@@ -608,7 +609,8 @@ fn tick_of(instrument: &str, secs: i64, seq: u64) -> PriceTick {
     PriceTick::new(instrument.parse().unwrap(), ts, seq, "1".parse().unwrap()).unwrap()
 }
 
-/// Ids of instruments are kept in memory, and belong to others in a schema that was dropped and made again.
+/// Ids of instruments are cached in memory. They belong to other instruments after a schema was
+/// dropped and created again.
 async fn made_again(server: Server) {
     with_store(
         &server,
@@ -620,7 +622,7 @@ async fn made_again(server: Server) {
             other.ensure_schema().await.unwrap();
             let theirs = [tick_of("z:Z", 0, 0), tick_of("y:Y", 0, 0)];
             other.insert_ticks(&theirs).await.unwrap();
-            // The old one's ids are those of the two others now.
+            // The cached ids of the old store now belong to the two other instruments.
             let ours = tick_of("a:A", 0, 0).with_quantity("7".parse().ok());
             assert_eq!(count(&old, "a:B").await, 0);
             old.insert_ticks(std::slice::from_ref(&ours)).await.unwrap();
@@ -629,7 +631,7 @@ async fn made_again(server: Server) {
                 assert_eq!(stored(store, "a:A").await, std::slice::from_ref(&ours));
             }
             other.close().await.unwrap();
-            // The same by one store alone.
+            // The same with a single store.
             drop_schema(server.url(), &server_schema(&old)).await;
             old.ensure_schema().await.unwrap();
             old.insert_ticks(std::slice::from_ref(&ours)).await.unwrap();
@@ -671,11 +673,11 @@ async fn many_names(server: Server) {
                 (from..to).map(|n| tick_of(&format!("a:S{n}"), 0, 0)).collect()
             };
             store.insert_ticks(&names(0, 199_990)).await.unwrap();
-            // With these the memory of ids is full and begins anew, in the middle of a batch with a known name.
+            // These instruments fill the cache of ids, which is cleared in the middle of a batch with a known name.
             let mut batch = names(300_000, 300_020);
             batch.push(old);
             store.insert_ticks(&batch).await.unwrap();
-            // More than it can hold at all.
+            // More instruments than the cache can hold.
             store.insert_ticks(&names(400_000, 610_000)).await.unwrap();
             for name in ["a:OLD", "a:S0", "a:S300019", "a:S609999"] {
                 assert_eq!(count(&store, name).await, 1, "{name}");
@@ -704,7 +706,7 @@ async fn stats_race(server: Server) {
             let query = StatsQuery::new("a:B".parse().unwrap(), TimeRange::ALL);
             while !writer.is_finished() {
                 if let Some(stats) = store.stats(&query).await.unwrap() {
-                    // A batch of this size is one statement, and a deletion is another one.
+                    // A batch of this size is one statement, and a deletion is another statement.
                     assert_eq!(stats.count(), 500);
                 }
             }
@@ -723,7 +725,7 @@ async fn first_schema(server: Server) {
                 let (store, done) = (TimescaleStore::open(config.clone()).unwrap(), done.clone());
                 tokio::spawn(async move {
                     while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                        // Refused until the schema is there.
+                        // Rejected until the schema exists.
                         let _ = store.insert_ticks(&[tick_of("a:A", 0, 0)]).await;
                     }
                     store.close().await.unwrap();
@@ -742,7 +744,7 @@ async fn first_schema(server: Server) {
     }
 }
 
-/// A thousand chunks of an hour, in a store that is configured for weeks.
+/// 1,500 chunks of one hour, in a store that is configured for chunks of one week.
 async fn shorter_chunks(server: Server) {
     with_store(
         &server,
@@ -755,7 +757,8 @@ async fn shorter_chunks(server: Server) {
             longer.chunks.set("ticks", 168);
             let store = TimescaleStore::open(longer).unwrap();
             store.ensure_schema().await.unwrap();
-            // Each of these would need more locks than the server has, were it one statement; eight at once.
+            // As a single statement, each of these would need more locks than the server has. Eight
+            // of them run concurrently.
             let (start, end) = (batch[0].ts(), batch[batch.len() - 1].ts());
             let range = TimeRange::new(start, end).unwrap();
             let readers: Vec<_> = (0..8)
@@ -851,7 +854,7 @@ async fn chunks(server: Server) {
         |_| (),
         async |store, _| {
             assert!(store.chunks(PriceTick::DATASET).await.unwrap().is_empty());
-            // One tick a minute for ten weeks.
+            // One tick per minute for ten weeks.
             let batch = ticks("x:Y", 0, 10 * WEEK);
             for part in batch.chunks(30_000) {
                 store.insert_ticks(part).await.unwrap();
@@ -861,7 +864,7 @@ async fn chunks(server: Server) {
             assert!(before.is_sorted_by_key(|chunk| chunk.range.start()));
             assert!(before.iter().all(|chunk| chunk.bytes > 8_192 && !chunk.compressed), "{before:?}");
             assert!(before[0].range.start() <= batch[0].ts());
-            // In the middle of the fourth chunk.
+            // A time in the middle of the fourth chunk.
             let cutoff = before[3].range.start().checked_add(Duration::from_hours(50)).unwrap();
             store.purge_before(PriceTick::DATASET, cutoff).await.unwrap();
             let after = store.chunks(PriceTick::DATASET).await.unwrap();
@@ -897,7 +900,7 @@ async fn chunk_interval(server: Server) {
             let batch = ticks("x:Y", 10 * WEEK, WEEK);
             changed.insert_ticks(&batch).await.unwrap();
             assert!(changed.chunks(PriceTick::DATASET).await.unwrap().len() >= old + 7);
-            // Both kinds of chunks are read as one table, forwards and for the latest.
+            // Both kinds of chunks are read as one table, in ascending order and for the latest record.
             assert_eq!(count(&changed, "x:Y").await, 2 * WEEK);
             let latest = changed.latest_tick(&"x:Y".parse().unwrap()).await.unwrap();
             assert_eq!(latest.as_ref(), batch.last());
@@ -971,7 +974,7 @@ async fn ages(server: Server) {
                     (error.kind(), error.operation()),
                     (ErrorKind::Unsupported, "convert_to_columnstore")
                 );
-                // The store goes on without them.
+                // The store works without them.
                 store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
             }
             other.close().await.unwrap();
@@ -980,7 +983,7 @@ async fn ages(server: Server) {
     .await;
 }
 
-/// More rows than the server's own limit for a statement on converted chunks, which is 100,000.
+/// More rows than the server's limit for a statement on converted chunks, which is 100,000.
 fn columnstore_trial(server: &Server) -> Trial {
     let owned = server.clone();
     let name = "timescale/converted_chunks_are_written_replaced_deleted_and_purged";
@@ -1015,11 +1018,11 @@ async fn columnstore(server: Server) {
             assert!(chunks.iter().all(|chunk| chunk.compressed));
             let small: u64 = sizes(&store).await.iter().sum();
             assert!(small * 3 < before, "{small} bytes of {before}");
-            // A replay leaves it as it is.
+            // A replay changes nothing.
             store.insert_ticks(&batch).await.unwrap();
             assert_eq!(sizes(&store).await.iter().sum::<u64>(), small, "a replay writes nothing");
             assert!(stored(&store, "x:Y").await == batch);
-            // All of it replaced, in one call, then late records, then a deletion and a purge.
+            // Replaces all records in one call, inserts late records, and then runs a deletion and a purge.
             for tick in &mut batch {
                 *tick = tick.clone().with_quantity("0.5".parse().ok());
             }
@@ -1044,7 +1047,7 @@ async fn sizes(store: &TimescaleStore) -> Vec<u64> {
     store.chunks(PriceTick::DATASET).await.unwrap().iter().map(|chunk| chunk.bytes).collect()
 }
 
-/// Recorders of metrics and spans are a thread's, so this runs on one.
+/// Recorders of metrics and spans are local to a thread, so this trial runs on a single thread.
 fn way_trial(server: &Server) -> Trial {
     let owned = server.clone();
     presence::trial(
@@ -1072,7 +1075,7 @@ mod way {
         with_store,
     };
 
-    /// What was recorded as `way`, in order.
+    /// The recorded values of `way`, in order.
     #[derive(Clone, Default)]
     struct Ways(Arc<Mutex<Vec<String>>>);
 
@@ -1113,7 +1116,7 @@ mod way {
                         mixed.extend(ticks("x:Y", 1_000, 50));
                         mixed.extend(ticks("x:Z", 0, 1_300));
                         store.insert_ticks(&mixed).await.unwrap();
-                        // A replay.
+                        // A replay of existing records.
                         store.insert_ticks(&ticks("x:Y", 0, 1_200)).await.unwrap();
                         // A record that another writer inserts after the probe.
                         let raced = ticks("x:Y", 10_000, 1_100);
@@ -1134,7 +1137,7 @@ mod way {
             *ways.0.lock().unwrap(),
             ["merge", "copy", "merge", "copy", "merge", "merge", "copy_then_merge"]
         );
-        // A snapshot takes the figures with it, so one has to do.
+        // A snapshot resets the metrics, so only one snapshot is taken.
         let all = figures.snapshot().into_vec();
         let counted = |name: &str, way: &str| -> u64 {
             let mine = all.iter().filter(|(key, ..)| {

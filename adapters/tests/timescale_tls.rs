@@ -1,4 +1,4 @@
-//! Encrypted connections: what each mode demands of a real server, and what it refuses.
+//! Encrypted connections: the requirements of each mode on a real server, and its failures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit()
 }
 
-/// An authority, and what it signs.
+/// A certificate authority that signs certificates.
 struct Authority(Issuer<'static, KeyPair>, String);
 
 impl Authority {
@@ -36,7 +36,7 @@ impl Authority {
         Self(Issuer::new(params, key), pem)
     }
 
-    /// A certificate for a host, or for a client of this name, and its key.
+    /// Returns a certificate for hosts, or for a client of this name, and its key.
     fn sign(&self, hosts: &[&str], name: &str) -> (String, String) {
         let mut params =
             CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
@@ -46,7 +46,7 @@ impl Authority {
     }
 }
 
-/// Gives the server certificates, and a role that logs in by its own.
+/// Installs certificates on the server, and creates a role that authenticates with a certificate.
 async fn encrypt(root: &mut PgConnection, authority: &Authority) {
     let (cert, key) = authority.sign(&["127.0.0.1"], "server");
     for (file, pem) in [("ca.pem", &authority.1), ("server.pem", &cert), ("server.key", &key)] {
@@ -81,7 +81,7 @@ async fn modes(server: Server, spare: Spare) {
     let (ours, foreign) = (Authority::new(), Authority::new());
     let (known, unknown) = (file("ca.pem", &ours.1), file("foreign.pem", &foreign.1));
     let mut root = PgConnection::connect(server.url()).await.unwrap();
-    // Before the server can: whoever demands encryption is refused, whoever prefers it is not.
+    // Before the server supports TLS, `require` is rejected and `prefer` is accepted.
     assert_eq!(encrypted(&server, |c| c.tls.mode = Some(TlsMode::Prefer)).await.unwrap(), Some(false));
     refused(&server, |c| c.tls.mode = Some(TlsMode::Require)).await;
     encrypt(&mut root, &ours).await;
@@ -110,7 +110,7 @@ async fn modes(server: Server, spare: Spare) {
             None => refused(&server, change).await,
         }
     }
-    // The certificate is for 127.0.0.1.
+    // The certificate is valid only for 127.0.0.1.
     let elsewhere = |mode| {
         let change = with(mode, Some(&known));
         move |config: &mut TimescaleConfig| {
@@ -120,7 +120,7 @@ async fn modes(server: Server, spare: Spare) {
     };
     assert_eq!(encrypted(&server, elsewhere(TlsMode::VerifyCa)).await.unwrap(), Some(true));
     refused(&server, elsewhere(TlsMode::VerifyFull)).await;
-    // The URL says the same as the section, and parts of both go together.
+    // The URL has the same effect as the section, and parts of both can be combined.
     let url = |parameters: String| {
         let separator = if server.url().contains('?') { '&' } else { '?' };
         let url = format!("{}{separator}{parameters}", server.url());
@@ -136,14 +136,14 @@ async fn modes(server: Server, spare: Spare) {
         })
         .await;
     }
-    // Authorities that would be ignored are refused, and nothing is sent.
+    // Certificate authorities that would be ignored are rejected, and nothing is sent.
     for mode in [None, Some(TlsMode::Prefer), Some(TlsMode::Disable)] {
         let mut config = server.config("qi");
         (config.tls.mode, config.tls.root_cert) = (mode, Some(known.clone()));
         let error = TimescaleStore::open(config).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "store.timescale.config"));
     }
-    // A client that is known by its certificate alone.
+    // A client that authenticates only with its certificate.
     let (cert, key) = ours.sign(&[], "by_certificate");
     let (cert, key) = (file("client.pem", &cert), file("client.key", &key));
     let by_certificate = |config: &mut TimescaleConfig| {
@@ -159,7 +159,7 @@ async fn modes(server: Server, spare: Spare) {
     };
     let error = encrypted(&server, without).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{}", error.report());
-    // A file that is not there is a mistake of the configuration, not a server that is away.
+    // A missing file is a configuration error, not an unreachable server.
     let mut config = server.config("qi");
     with(TlsMode::VerifyFull, Some("/no/such/file.pem"))(&mut config);
     let error = TimescaleStore::open(config).unwrap_err();
@@ -168,7 +168,7 @@ async fn modes(server: Server, spare: Spare) {
     drop(spare);
 }
 
-/// Whether a connection of this configuration is encrypted, as the server sees it.
+/// Returns whether a connection with this configuration is encrypted, as reported by the server.
 async fn encrypted(server: &Server, change: impl FnOnce(&mut TimescaleConfig)) -> Result<Option<bool>> {
     let mut config = server.config("qi");
     config.pool.acquire_timeout_ms = 1_000;

@@ -1,4 +1,4 @@
-//! The columns in the code beside the migrated schema, and the domain types in a team's own SQL.
+//! The expected columns compared with the migrated schema, and the domain types in custom SQL.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -65,7 +65,7 @@ where
     T: Clone + PartialEq + std::fmt::Debug + Send,
     Pg<T>: for<'q> Encode<'q, Postgres> + for<'r> Decode<'r, Postgres> + Type<Postgres> + Send + Unpin,
 {
-    // A prepared statement is found again by its text alone, so every type needs a text of its own.
+    // Prepared statements are cached by their text, so every type needs a different text.
     let sql = AssertSqlSafe(format!("SELECT $1 AS \"{}\"", Pg::<T>::type_info()));
     let Pg(back): Pg<T> =
         sqlx::query_scalar(sql).bind(Pg(value.clone())).fetch_one(store.pool()).await.unwrap();
@@ -112,7 +112,8 @@ async fn values(store: TimescaleStore) {
     assert_eq!(back, prices);
 }
 
-/// 10,000 decimals in one array: the server's text is the library's, and what it sends back is the same.
+/// 10,000 decimals in one array. The server's text is the same as the library's text, and the
+/// returned values are equal.
 async fn decimals(store: TimescaleStore) {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let mut next = || {
@@ -161,7 +162,7 @@ async fn foreign(store: TimescaleStore) {
     refused::<Interval>(&store, "SELECT '7m'::text").await;
     refused::<u64>(&store, "SELECT (-1)::bigint").await;
     assert!(sqlx::query("SELECT $1 AS most").bind(Pg(u64::MAX)).execute(store.pool()).await.is_err());
-    // The same through the port: what the domain cannot hold is corrupt, and not left out.
+    // The same through the port: a value outside the domain is corrupt, and is not omitted.
     let tick = PriceTick::new("x:Y".parse().unwrap(), Timestamp::MIN, 0, "1".parse().unwrap()).unwrap();
     store.insert_ticks(std::slice::from_ref(&tick)).await.unwrap();
     sqlx::query("UPDATE ticks SET price = -1").execute(store.pool()).await.unwrap();

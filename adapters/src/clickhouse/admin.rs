@@ -1,4 +1,4 @@
-//! Administration: what is there, and its removal.
+//! Administration: the list of series, deletions and purges.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ use super::store::ClickHouseStore;
 use super::table::Place;
 use super::table::{Table, literal, read_time};
 
-/// A deletion is done when it is done everywhere, and takes no row that comes after it.
+/// Completes a deletion on every replica before the call returns. Rows inserted later are not affected.
 const SYNC: &str = "SETTINGS lightweight_deletes_sync = 2, mutations_sync = 2";
 
-/// How many keys one deletion names.
+/// The maximum number of owners in one deletion.
 const KEYS_AT_ONCE: usize = 500;
 
 impl ClickHouseStore {
@@ -28,14 +28,14 @@ impl ClickHouseStore {
         let mut wanted = "1".to_owned();
         if let Some(exchange) = &request.exchange {
             let of_exchange = format!("exchange = {}", literal(exchange.as_str()));
-            // No name belongs to an exchange.
+            // A dataset whose series are names has no exchange.
             let known = table.dataset.series() == SeriesType::Instrument;
             let _ = write!(wanted, " AND {}", if known { &of_exchange } else { "0" });
         }
         if let Anchor::Owner(after) = request.anchor()? {
             let _ = write!(wanted, " AND {} > {}", table.owner_tuple(), table.tuple(&after));
         }
-        // In the order of the key, so that it stops after a page.
+        // Aggregates in key order, so that the server can stop after one page.
         let sql = format!(
             "SELECT {columns}, min({time}), max({time}) FROM {name} WHERE {wanted} \
              GROUP BY {columns} ORDER BY {columns} LIMIT {most} SETTINGS optimize_aggregation_in_order = 1",
@@ -73,12 +73,12 @@ impl ClickHouseStore {
         run(&self.inner.connections.heavy, &sql).await
     }
 
-    /// Drops the partitions that lie before the cutoff, and deletes what the next one holds before it.
+    /// Drops the partitions that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
     pub(super) async fn purge(&self, table: &Table, cutoff: Timestamp) -> Result<(), Cause> {
         let client = &self.inner.connections.heavy;
         let place = Place::of(&self.inner.config);
         let name = &table.local;
-        // Whole partitions by the number that the server itself gives the cutoff.
+        // Selects entire partitions. The server computes the partition number of the cutoff.
         let sql = format!(
             "SELECT DISTINCT partition_id FROM {} WHERE active AND database = {} AND table = {} \
              AND toUInt64OrZero(partition_id) < toUInt64({}({})) AND partition_id != '0'",

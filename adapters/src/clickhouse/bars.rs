@@ -1,4 +1,4 @@
-//! Bars and figures out of ticks, summed by the server in 256 bits.
+//! Bars and statistics derived from ticks. The server computes the sums in 256-bit decimals.
 
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::BucketWalk;
@@ -12,21 +12,21 @@ use super::store::ClickHouseStore;
 use super::table::{of_instrument, read_price, read_time};
 use super::wire::Reader;
 
-/// The Monday from which buckets are counted, in microseconds: the first time that a record can have.
+/// The origin of all buckets in microseconds: Monday 1970-01-05, the earliest time of a record.
 const MONDAY: i64 = 345_600_000_000;
 
-/// From here on a sum is out of range whatever its exact value: the domain ends at 1e20, and the exact sums, which
-/// wrap without a word, are good up to 5e40.
+/// The threshold above which a sum is certainly out of range. The domain ends at 1e20. The exact sums are correct up to
+/// 5e40 and wrap silently above that.
 const SURELY_TOO_LARGE: f64 = 1e21;
 
-// What is summed of the ticks of a bucket or a range. Products have 36 places: 256 bits hold them exactly up to
-// 5.7e40, and the sums of doubles beside them tell when they would not. Open and close go by (ts, seq).
+// The aggregates over the ticks of a bucket or a range. Products have 36 decimal places, so 256 bits hold them exactly
+// up to 5.7e40. The additional sums of doubles detect an overflow. Open and close are ordered by (ts, seq).
 const FIGURES: &str = "argMin(price, (ts, seq)), max(price), min(price), argMax(price, (ts, seq)), count(), \
     countIf(isNotNull(quantity)), sum(toDecimal256(ifNull(quantity, 0), 18)), \
     sum(toDecimal256(price, 18) * toDecimal256(ifNull(quantity, 0), 18)), \
     sum(toFloat64(ifNull(quantity, 0))), sum(toFloat64(price) * toFloat64(ifNull(quantity, 0)))";
 
-/// The sums of [`FIGURES`]; None if no quantity is known.
+/// The sums of [`FIGURES`], or None if no tick has a quantity.
 type Sums = Option<Result<(Sum18, Sum36), Error>>;
 
 fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> {
@@ -36,7 +36,7 @@ fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> 
     if known == 0 {
         return Ok(None);
     }
-    // Written so that NaN is too large as well.
+    // The negated comparison also treats NaN as too large.
     if !(near_volume < SURELY_TOO_LARGE && near_turnover < SURELY_TOO_LARGE) {
         return Ok(Some(Err(Error::new(ErrorKind::OutOfRange, "store.clickhouse.sum", operation)
             .with_message("a sum is 1e20 or more"))));
@@ -45,11 +45,11 @@ fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> 
 }
 
 impl ClickHouseStore {
-    /// A page of derived bars, summed window by window. Gaps are jumped by asking for the next tick.
+    /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
     pub(super) async fn derived_page(&self, query: &BarQuery) -> Result<Page<Ohlcv>, Cause> {
         let mut walk = BucketWalk::new(query)?;
         if walk.is_done() {
-            // Even an empty range meets the server, which knows whether there is a schema.
+            // An empty range also queries the server, because only the server knows whether the schema exists.
             self.next_tick(query, TimeRange::new(query.range.start(), query.range.start())?).await?;
         }
         while let Some(window) = walk.window()? {
@@ -61,7 +61,7 @@ impl ClickHouseStore {
         Ok(walk.page()?)
     }
 
-    /// Adds the bars of a window.
+    /// Adds the bars of a window to `walk`.
     async fn buckets(
         &self,
         query: &BarQuery,
@@ -70,7 +70,7 @@ impl ClickHouseStore {
     ) -> Result<(), Cause> {
         let interval = query.interval;
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
-        // By integers: toStartOfInterval breaks after 2106, and returns a Date for weeks.
+        // Integer arithmetic, because `toStartOfInterval` breaks after 2106 and returns a Date for weeks.
         let sql = format!(
             "SELECT intDiv(toUnixTimestamp64Micro(ts) - {MONDAY}, {length}) * {length} + {MONDAY} AS bucket, {FIGURES} \
              FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL}",
@@ -108,7 +108,7 @@ impl ClickHouseStore {
         Ok(())
     }
 
-    /// The first tick of a range in the order of the query.
+    /// Returns the time of the first tick in a range, in the order of the query.
     async fn next_tick(&self, query: &BarQuery, range: TimeRange) -> Result<Option<Timestamp>, Cause> {
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
         let sql = format!(
@@ -120,7 +120,7 @@ impl ClickHouseStore {
         Ok(rows(&self.inner.connections.plain, &sql, read_time).await?.into_iter().next())
     }
 
-    /// Figures over a range.
+    /// Returns the statistics over a range.
     pub(super) async fn stats_of(&self, query: &StatsQuery) -> Result<Option<RangeStats>, Cause> {
         let sql = format!(
             "SELECT min((ts, seq)), max((ts, seq)), {FIGURES} FROM {} FINAL WHERE {} AND {} {FINAL}",
@@ -129,7 +129,8 @@ impl ClickHouseStore {
             within("ts", query.range),
         );
         let found = rows(&self.inner.connections.plain, &sql, |row| {
-            // Of nothing the server gives the zero of each type, which is no time of the domain.
+            // For an empty range the server returns the zero value of each type, which is not a valid
+            // time of the domain.
             let (first_ts, first_seq, last_ts, last_seq) = (row.i64()?, row.u64()?, row.i64()?, row.u64()?);
             let prices = (row.i128()?, row.i128()?, row.i128()?, row.i128()?);
             let count = row.u64()?;

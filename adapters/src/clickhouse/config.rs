@@ -1,4 +1,4 @@
-//! `[store.clickhouse]`.
+//! The section `[store.clickhouse]`.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ use crate::rules::Rules;
 const RULES: Rules =
     Rules { section: "store.clickhouse", code: "store.clickhouse.config", backend: "clickhouse" };
 
-/// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
+/// The address and the settings of a ClickHouse store. Compiled even without the feature `clickhouse`, because a file
+/// may contain the section of every backend.
 ///
 /// ```
 /// use qi_adapters::config::ClickHouseConfig;
@@ -26,38 +27,38 @@ const RULES: Rules =
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ClickHouseConfig {
-    /// `http://user:password@host:port` or `https://..`; never shown.
+    /// The URL of the server: `http://user:password@host:port` or `https://..`. Hidden in `Debug` output.
     pub url: Option<SecretString>,
-    /// Who asks; else the URL's user, else `default`.
+    /// The user name. Defaults to the user of the URL, then to `default`.
     pub user: Option<String>,
-    /// Their password; never shown.
+    /// The user's password. Defaults to the password of the URL. Hidden in `Debug` output.
     pub password: Option<SecretString>,
-    /// The database that holds the tables.
+    /// The database that contains the tables. Defaults to `qi`.
     pub database: String,
-    /// What the names of the tables begin with: lower-case letters, digits, underscores. Several can share one
-    /// database.
+    /// The prefix of all table names: lower-case letters, digits and underscores. Stores with different prefixes can
+    /// share one database. Defaults to no prefix.
     pub table_prefix: String,
-    /// The cluster of the server's configuration over which the tables are spread and copied; without it they are
-    /// this server's own.
+    /// The name of a cluster in the server's configuration. The tables are sharded and replicated over the cluster.
+    /// Without a cluster, the tables exist only on this server.
     pub cluster: Option<String>,
-    /// The largest batch that one insert takes; at most 1,000,000.
+    /// The maximum number of records in one insert. Defaults to 1,000,000, which is also the upper bound.
     pub max_batch: usize,
-    /// How requests and answers are compressed.
+    /// The compression of requests and responses. Defaults to LZ4.
     pub compression: Compression,
-    /// The file of certificate authorities that are trusted for `https`, PEM; else the public authorities are.
+    /// The PEM file of the trusted certificate authorities for `https`. Defaults to the public certificate authorities.
     pub root_cert: Option<String>,
-    /// Requests at once.
+    /// The limits on concurrent requests.
     pub pool: PoolSection,
-    /// What the server may spend on one request.
+    /// The server-side limits of one request.
     pub limits: LimitsSection,
-    /// Ways of writing.
+    /// The settings of inserts.
     pub write: WriteSection,
-    /// `[store.clickhouse.retention]`: the age at which rows of a dataset are removed by the server, a TTL. Without one
-    /// nothing is removed.
+    /// `[store.clickhouse.retention]`: the age at which the server removes the rows of a dataset, as a table TTL.
+    /// Without an entry, no rows of the dataset are removed.
     pub retention: DatasetHours,
-    /// Settings of the server for every request, as `SET` takes them.
+    /// Server settings for every request, as in the `SET` statement.
     pub settings: BTreeMap<String, String>,
-    /// The datasets of the store; the library's own unless [`Self::with_datasets`] gives others.
+    /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
 }
@@ -84,23 +85,23 @@ impl Default for ClickHouseConfig {
     }
 }
 
-/// How requests and answers are compressed.
+/// The compression of requests and responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
-    /// LZ4: less on the wire, a little more work.
+    /// LZ4 compression: less network traffic for slightly more CPU time.
     Lz4,
-    /// Not at all: for a server on the same machine.
+    /// No compression, for a server on the same machine.
     None,
 }
 
-/// `[store.clickhouse.pool]`
+/// `[store.clickhouse.pool]`: the limits on concurrent requests.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSection {
-    /// How many calls may be under way at once.
+    /// The maximum number of calls in progress. Defaults to 16.
     pub max_connections: usize,
-    /// How long a call waits for its turn, in milliseconds.
+    /// The maximum time that a call waits for a permit, in milliseconds. Defaults to 5 s.
     pub acquire_timeout_ms: u64,
 }
 
@@ -110,16 +111,17 @@ impl Default for PoolSection {
     }
 }
 
-/// `[store.clickhouse.limits]`: server-side limits, a little below the limits of the layer `Timeout` (30 s and
-/// 10 minutes), so that a call that was given up does not go on.
+/// `[store.clickhouse.limits]`: server-side limits. The time limits are slightly below the timeouts of the layer
+/// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsSection {
-    /// For one request, in milliseconds.
+    /// The time limit of one request, in milliseconds. Defaults to 25 s.
     pub statement_ms: u64,
-    /// For one request of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    /// The time limit of one request of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    /// Defaults to 570 s.
     pub heavy_ms: u64,
-    /// Memory of the server for one request, in bytes; 0 leaves it to the server.
+    /// The memory limit of one request on the server, in bytes. Defaults to 0, which applies the server's own limit.
     pub memory_bytes: u64,
 }
 
@@ -129,11 +131,12 @@ impl Default for LimitsSection {
     }
 }
 
-/// `[store.clickhouse.write]`
+/// `[store.clickhouse.write]`: the settings of inserts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WriteSection {
-    /// How many records one request carries at most. The server makes one part of it for each partition.
+    /// The maximum number of records in one request. The server creates one part per partition and request. Defaults to
+    /// 250,000.
     pub piece: usize,
 }
 
@@ -144,24 +147,24 @@ impl Default for WriteSection {
 }
 
 impl ClickHouseConfig {
-    /// The server at `url`, and the defaults for all else.
+    /// Creates a configuration for the server at `url`, with defaults for all other settings.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
     }
 
-    /// With these datasets in place of the library's own.
+    /// Replaces the built-in datasets with these datasets.
     #[must_use]
     pub fn with_datasets(mut self, datasets: Datasets) -> Self {
         self.datasets = datasets;
         self
     }
 
-    /// Checks the keys that name datasets.
+    /// Validates the keys that name datasets.
     pub(crate) fn check_datasets(&self) -> Result<()> {
         self.retention.check(&RULES, "retention", &self.datasets, 100 * 366 * 24)
     }
 
-    /// Checks every bound.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.
@@ -219,8 +222,9 @@ impl ClickHouseConfig {
     }
 }
 
-/// What the contract stands on: what the adapter sets itself, what would change the answers that it reads or hide
-/// rows from it, and what is no setting but a part of the request.
+/// The settings that a configuration must not change. The adapter sets some of these itself. Others would
+/// change the responses that the adapter reads, or hide rows. The remaining names are parameters of the HTTP
+/// request, not settings.
 const OWN_SETTINGS: &[&str] = &[
     "aggregate_functions_null_for_empty",
     "apply_deleted_mask",
@@ -256,12 +260,12 @@ const OWN_SETTINGS: &[&str] = &[
     "wait_end_of_query",
 ];
 
-/// The settings that the adapter sets with `cluster`. Without `cluster` the user may set them: ClickHouse Cloud, and
-/// replicas that are made without `ON CLUSTER`, need them for reads of own writes.
+/// The settings that the adapter sets with `cluster`. Without `cluster` the user may set them. ClickHouse Cloud needs
+/// them to read its own writes, and so do replicas that were created without `ON CLUSTER`.
 const CLUSTER_SETTINGS: &[&str] =
     &["insert_quorum", "insert_quorum_parallel", "select_sequential_consistency"];
 
-/// Three weeks and a half.
+/// The maximum of all times, about 24.8 days.
 const MAX_MS: u64 = i32::MAX as u64;
 
 #[cfg(test)]

@@ -1,32 +1,32 @@
-//! What the client and the server say, and what it means to a caller: one table.
+//! Errors of the client and the server, and their mapping to the library's errors in one table.
 
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
 
 use super::BACKEND;
 use super::wire::Malformed;
 
-/// The cause of a failed call, before it has the name of its operation.
+/// The cause of a failed call, before the operation is known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
-    /// An error of the client. It holds the server's response.
+    /// An error of the client, which contains the server's response.
     #[error(transparent)]
     Client(#[from] clickhouse::error::Error),
-    /// No permit within the acquire timeout.
+    /// No permit was free within the acquire timeout.
     #[error("{max_connections} requests are in flight, the maximum")]
     Busy { max_connections: usize },
     /// A call after `close`.
     #[error("the store is closed")]
     Closed,
-    /// Deletions during a read, or upgrades during a write, in each attempt.
+    /// Concurrent deletions disturbed every attempt of a read, or upgrades disturbed every attempt of a write.
     #[error("the data or the server changed during each attempt")]
     Changing,
-    /// A schema of another program.
+    /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
-    /// A response that is longer than a correct response to the request can be.
+    /// A response that is longer than any correct response to the request.
     #[error("the response is longer than {limit} bytes, the maximum for this request")]
     TooLarge { limit: usize },
-    /// Bytes that are not rows.
+    /// A response that does not decode to rows.
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// A row that is not a valid record.
@@ -37,7 +37,7 @@ pub(super) enum Cause {
     Core(#[from] Error),
 }
 
-/// The server's codes with their names, as `errorCodeToName` gives them.
+/// The server's error codes with their names, as returned by `errorCodeToName`.
 pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (407, "DECIMAL_OVERFLOW", ErrorKind::InvalidInput, "store.clickhouse.decimal_overflow"),
     (81, "UNKNOWN_DATABASE", ErrorKind::Config, "store.clickhouse.no_database"),
@@ -84,14 +84,14 @@ pub(super) const CODES: &[(u16, &str, ErrorKind, &str)] = &[
     (40, "CHECKSUM_DOESNT_MATCH", ErrorKind::CorruptData, "store.clickhouse.checksum"),
 ];
 
-/// The bytes of a server's text that an error keeps at most.
+/// The maximum length of the server's text in an error, in bytes.
 const TEXT_LIMIT: usize = 4 * 1024;
 
-/// Waiting does not empty a disk: never retried.
+/// The code of a full disk. Never retried, because waiting frees no space.
 const DISK_FULL: &str = "store.clickhouse.disk_full";
 
-/// The code in `Code: 60. DB::Exception: ...`. It stands at the beginning: a proxy's page may well hold the words
-/// "Error Code: 502".
+/// Returns the code of a text such as `Code: 60. DB::Exception: ...`. Only the beginning of the text counts, because a
+/// proxy's error page may contain "Error Code: 502".
 fn code_of(text: &str) -> Option<u16> {
     const BEFORE: [&str; 3] = ["", "Poco::Exception. ", "std::exception. "];
     let rest = BEFORE.iter().find_map(|before| text.strip_prefix(before)?.strip_prefix("Code: "))?;
@@ -101,14 +101,15 @@ fn code_of(text: &str) -> Option<u16> {
 
 fn by_response(text: &str) -> (ErrorKind, &'static str) {
     let Some(code) = code_of(text) else {
-        // Not the server's words: a proxy's, or a server that is going away.
+        // The text comes from a proxy or from a server that is shutting down.
         return (ErrorKind::Unavailable, "store.clickhouse.response");
     };
     match code {
-        // One code for two things: too many parts pass, too many partitions of one insert do not. The word alone
-        // does not tell: "Too many parts (2) in all partitions in total", or the name of a table.
+        // The server uses one code for two conditions. Too many parts is temporary; too many partitions in one insert
+        // is permanent. The word "partitions" alone is not sufficient. It also occurs in "Too many parts (2) in all
+        // partitions in total" and in names of tables.
         252 if text.contains("Too many partitions") => (ErrorKind::Internal, "store.clickhouse.partitions"),
-        // The query's own limit will not be higher next time.
+        // The memory limit of the query will be the same on the next attempt.
         241 if text.contains("(for query)") || text.contains("Query memory limit") => {
             (ErrorKind::Internal, "store.clickhouse.query_memory")
         }
@@ -133,22 +134,22 @@ fn by_client(error: &clickhouse::error::Error) -> (ErrorKind, &'static str) {
 }
 
 impl Cause {
-    /// Whether the connection failed, whatever the server would have said.
+    /// Returns whether the connection failed, so that the response of the server is unknown.
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::Network(_)))
     }
 
-    /// Whether it is an error of the server, with a code.
+    /// Returns whether the cause is a server error with a code.
     pub(super) fn is_answer(&self) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text).is_some())
     }
 
-    /// Whether the server answered with this code.
+    /// Returns whether the server responded with this code.
     pub(super) fn has_code(&self, code: u16) -> bool {
         matches!(self, Self::Client(clickhouse::error::Error::BadResponse(text)) if code_of(text) == Some(code))
     }
 
-    /// The public error of `operation`, with the original as its source.
+    /// Returns the public error of `operation`, with the original error as its source.
     pub(super) fn at(self, operation: Operation) -> Error {
         let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
         match self {
@@ -187,7 +188,7 @@ impl Cause {
     }
 }
 
-/// Cuts a long text of the server.
+/// Truncates a long error text of the server.
 fn bounded(error: clickhouse::error::Error) -> clickhouse::error::Error {
     match error {
         clickhouse::error::Error::BadResponse(text) if text.len() > TEXT_LIMIT => {
@@ -212,7 +213,7 @@ mod tests {
         answer(&format!("Code: {number}. DB::Exception: something (NAME) (version 26.9.2.1)"))
     }
 
-    /// The table of the design page, row by row.
+    /// Checks every row of the table of error codes.
     #[test]
     fn every_row_of_the_table() {
         use ErrorKind::{
@@ -231,7 +232,7 @@ mod tests {
             (&[202, 203, 241, 252, 439, 745], Overloaded, true),
             (&[57, 82, 517], Conflict, true),
             (&[40], CorruptData, false),
-            // What the table does not name is ours to look at, and not retried by guess.
+            // A code outside the table needs investigation, so it is not retried.
             (&[62, 1, 49, 9999], Internal, false),
         ] {
             for number in codes {

@@ -1,9 +1,10 @@
 //! A [`PriceStore`](qi_core::PriceStore) on ClickHouse.
 //!
-//! [`ClickHouseStore::open`] takes a [`ClickHouseConfig`] and does no I/O; `ensure_schema` creates the tables. The
-//! statements of each operation, and advice for the server, are in `docs/backends/clickhouse.md`.
+//! [`ClickHouseStore::open`] takes a [`ClickHouseConfig`] and performs no network I/O; `ensure_schema` creates the
+//! tables. `docs/backends/clickhouse.md` describes the statements of each operation and gives advice for the server.
 //!
-//! The settings are compiled without the feature `clickhouse`, because a configuration may contain every backend.
+//! The configuration is compiled even without the feature `clickhouse`, because a file may contain the
+//! section of every backend.
 
 #[cfg(feature = "clickhouse")]
 mod admin;

@@ -1,4 +1,4 @@
-//! Pages of records, and the latest of each key.
+//! Reads: pages of records, and the latest record of each owner.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -14,38 +14,39 @@ use super::store::ClickHouseStore;
 use super::table::{Table, read_time};
 use super::wire::Reader;
 
-/// Reads what is behind FINAL partition by partition: a key never leaves its partition, so that is safe.
+/// Applies FINAL to each partition separately. This is safe because all versions of a key are in the same partition.
 pub(super) const FINAL: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
 
-/// How many keys one statement of `latest` asks for: their names are below the 256 KiB that a query may have.
+/// The maximum number of owners in one statement of `latest`. Their names fit into the maximum query size of 256 KiB.
 const KEYS_AT_ONCE: usize = 500;
 
-/// How often a read begins again because of deletions.
+/// The maximum number of attempts of a read that concurrent deletions disturb.
 const TRIES: usize = 100;
 
-/// So many keys are looked up one by one, each by a SELECT of its own.
+/// The maximum number of owners that are looked up individually, without a scan first. Each lookup
+/// is a separate SELECT.
 const FEW: usize = 16;
 
-/// How many such SELECTs one statement has.
+/// The maximum number of individual lookups in one statement.
 const LOOKS_AT_ONCE: usize = 50;
 
-/// Where many keys are looked for first: in so many minutes before the newest time of the table.
+/// The time spans before the newest time that are scanned first if there are many owners, in minutes.
 const RECENT_MINUTES: [u32; 2] = [10, 7 * 24 * 60];
 
-/// So many rows can be read in the time of a look for one key.
+/// The number of rows that a scan reads in the time of one individual lookup.
 const WORTH_A_LOOK: u64 = 100_000;
 
-/// A time as a literal: an integer of microseconds, never a double.
+/// Returns a time as a literal: an integer of microseconds, never a double.
 pub(super) fn at(time: Timestamp) -> String {
     format!("fromUnixTimestamp64Micro({}, 'UTC')", time.as_micros())
 }
 
-/// `ts >= .. AND ts < ..`
+/// Returns the condition `ts >= .. AND ts < ..` for a range.
 pub(super) fn within(time: &str, range: TimeRange) -> String {
     format!("{time} >= {} AND {time} < {}", at(range.start()), at(range.end()))
 }
 
-/// The latest records that were found, and where the one of each owner stands.
+/// The latest records found so far, and the index of each owner's record.
 struct Newest {
     records: RecordVec,
     of: HashMap<Owner, usize>,
@@ -56,7 +57,7 @@ struct Latest<'a> {
     store: &'a ClickHouseStore,
     table: &'a Table,
     request: &'a LatestRequest,
-    /// What a row must be to count.
+    /// The SQL condition on the rows.
     counts: String,
 }
 
@@ -91,11 +92,11 @@ impl LatestSource for Latest<'_> {
 }
 
 impl ClickHouseStore {
-    /// A page of one series in a range.
+    /// Returns a page of one series in a range.
     ///
-    /// The inner statement walks the key in its order and stops after a page; it sees every version of a row, and
-    /// counts each key once. The outer one reads the rows up to there as they are valid. No column has a name that
-    /// begins with an underscore.
+    /// The inner statement walks the sorting key in order and stops after one page. It sees every version of a row, but
+    /// counts each key once. The outer statement reads the current versions of these rows. No column name begins with
+    /// an underscore, so the aliases cannot collide with columns.
     pub(super) async fn page(&self, table: &Table, request: &RangeRequest) -> Result<RecordPage, Cause> {
         let RangeRequest { series, range, order, .. } = request;
         let most = request.page.limit() + 1;
@@ -121,7 +122,7 @@ impl ClickHouseStore {
              SELECT toInt8(ifNull(_walk.2 = {most}, 0)), {list} FROM {name} FINAL \
              WHERE {wanted} AND ({place}) {side} _edge AND {bound} ORDER BY {sorted} LIMIT {most} {FINAL}",
             bound = if table.place().len() == 2 {
-                // The tuple alone would not be looked up in the key.
+                // The server does not use the primary index for the tuple alone.
                 format!("{} {side} _edge.1", table.time())
             } else {
                 "1".to_owned()
@@ -138,8 +139,8 @@ impl ClickHouseStore {
             if found.is_empty() {
                 full = !rows(client, &there, |row| Ok(row.i8()?)).await?.is_empty();
             }
-            // The two statements see the table one after the other. What was deleted between them would make a short
-            // page, which says that nothing comes behind it: such a page is read again.
+            // The inner and the outer statement see the table at different times. A row deleted in between would
+            // shorten the page, and a short page means that no records follow. Such a page is read again.
             if found.len() == most || !full {
                 return Ok(request.page_of(found)?);
             }
@@ -147,14 +148,14 @@ impl ClickHouseStore {
         Err(Cause::Changing)
     }
 
-    /// A page of the latest records of a selection.
+    /// Returns a page of the latest records of a selection.
     pub(super) async fn latest_page(
         &self,
         table: &Table,
         request: &LatestRequest,
     ) -> Result<RecordPage, Cause> {
-        // Keys without a record that counts are left out where they are looked for, or a short page of a few among
-        // very many would ask for all of them in turn.
+        // The statement excludes owners without a matching record. Otherwise a page with few matches among very many
+        // owners would query all of them in turn.
         let mut counts = format!("1{}", table.of_interval(request.interval));
         if let (Some(_), Some(until)) = (request.as_of, request.until()) {
             let _ = write!(counts, " AND {} <= {}", table.time(), at(until));
@@ -162,7 +163,7 @@ impl ClickHouseStore {
         kit::latest(request, KEYS_AT_ONCE, &mut Latest { store: self, table, request, counts }).await
     }
 
-    /// The latest record of each key up to `until`.
+    /// Returns the latest record of each owner up to `until`.
     async fn latest_of(
         &self,
         table: &Table,
@@ -181,11 +182,11 @@ impl ClickHouseStore {
         Err(Cause::Changing)
     }
 
-    /// Finds the latest record of each key. Returns the keys whose newest time was there and whose row was not: it was
-    /// deleted in between, and an older record is the latest one now.
+    /// Finds the latest record of each owner. Returns the owners whose row was deleted after the query for its time.
+    /// For these owners, an older record is now the latest.
     ///
-    /// First the newest time of each, whatever version of the row it is; then the rows of exactly these times as they
-    /// are valid.
+    /// First queries the newest time of each owner over all row versions. Then reads the current rows
+    /// at exactly these times.
     async fn newest_of(
         &self,
         table: &Table,
@@ -201,7 +202,7 @@ impl ClickHouseStore {
         }
         let exact: Vec<String> =
             times.iter().map(|(key, ts)| format!("({}, {})", Table::values(key), at(*ts))).collect();
-        // Several records of one time: the last one by its place.
+        // Of several records with the same time, the last one by sequence number.
         let sql = format!(
             "SELECT {columns}, {list} FROM {name} FINAL WHERE ({columns}, {time}) IN ({exact}){of_interval} \
              ORDER BY {sorted} LIMIT 1 BY {columns} {FINAL}",
@@ -222,11 +223,12 @@ impl ClickHouseStore {
         Ok(times.into_iter().map(|(key, _)| key).filter(|key| !found.of.contains_key(key)).collect())
     }
 
-    /// The newest time of each key that has one.
+    /// Returns the newest time of each owner that has a record.
     ///
-    /// Few keys are looked up one by one in the order of the key, which reads little however much there is of each,
-    /// and takes some milliseconds a key. Many are looked for all at once in the newest minutes and days, where most
-    /// of them are; of what is left the server tells how much there would be to read.
+    /// Few owners are looked up individually in key order. Such a lookup reads little data, however many records the
+    /// owner has, and takes a few milliseconds. Many owners are first searched together in the newest minutes and days,
+    /// which contain most of them. For the remaining owners, the server estimates the rows to read. The estimate
+    /// decides between one scan and individual lookups.
     async fn newest_times(
         &self,
         table: &Table,
@@ -294,12 +296,12 @@ impl ClickHouseStore {
     }
 }
 
-/// `ts DESC, seq DESC`
+/// Returns the sort order, for example `ts DESC, seq DESC`.
 fn ordered(table: &Table, direction: &str) -> String {
     table.place().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
 }
 
-/// What lies behind a cursor.
+/// Returns the condition for the rows after a cursor.
 fn behind(table: &Table, order: Order, anchor: &Anchor) -> Option<String> {
     let (strict, loose) = match order {
         Order::Ascending => (">", ">="),
@@ -307,7 +309,8 @@ fn behind(table: &Table, order: Order, anchor: &Anchor) -> Option<String> {
     };
     let time = table.time();
     match anchor {
-        // The time beside the tuple, so that the key is used: it reads less than half.
+        // The additional condition on the time lets the server use the primary index and read less than
+        // half of the rows.
         Anchor::Place(ts, seq) => {
             let ts = at(*ts);
             Some(format!("{time} {loose} {ts} AND ({}) {strict} ({ts}, {seq})", table.places))

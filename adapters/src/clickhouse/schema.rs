@@ -1,8 +1,8 @@
-//! The schema: made by statements that are safe to run from many processes at once.
+//! The schema. Its statements are safe to run from many processes at the same time.
 //!
-//! There are no locks and no transactions for them in this database. So each statement does nothing where its work is
-//! done, a record is written when all else is, and the schema is looked at again until nothing is left to do: another
-//! version of the program may have made a table in between.
+//! ClickHouse has no locks and no transactions for schema changes. Therefore a statement has no effect if its work is
+//! already done, and declarations are recorded after all other changes. The schema is checked again until no change is
+//! left, because another version of the program may have created a table in between.
 
 use std::collections::HashMap;
 
@@ -16,14 +16,14 @@ use super::table::{Found, OF_STEP_1, Place, Table, is_wider, literal};
 use super::wire::Reader;
 use crate::first_datasets;
 
-/// The version of the schema: the step that made the tables of the library's own datasets. Later changes of a dataset
-/// are recorded by its columns.
+/// The version of the schema: the step that created the tables of the first built-in datasets. Later changes of a
+/// dataset are recorded by its columns.
 const VERSION: u32 = 1;
 
-/// How often the schema is looked at.
+/// The maximum number of rounds of checks and changes.
 const ROUNDS: usize = 20;
 
-/// A statement that can be repeated, and what it is in the report.
+/// A repeatable statement with its description in the report.
 #[derive(Debug)]
 pub(super) struct Change {
     what: Option<String>,
@@ -37,11 +37,11 @@ impl Change {
     }
 }
 
-/// The statements that make a table; on a cluster a table on every node, and one in front of them that spreads the
-/// rows by what they belong to.
+/// Returns the statements that create a table. On a cluster these are a local table on every node, and a `Distributed`
+/// table in front that shards the rows by owner.
 ///
-/// Without a version column the order of insertion decides which of two rows of one key stays; with a clock of the
-/// server, a write one second "earlier" would be lost.
+/// The engine has no version column, so the order of insertion decides which row of a key is kept. With a timestamp of
+/// the server as version, a write with a clock one second behind would be lost.
 fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
     let columns: Vec<String> =
         table.columns.iter().map(|column| format!("    {}", column.definition())).collect();
@@ -62,7 +62,7 @@ fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
         key = table.keys,
     )];
     if let Some(cluster) = place.cluster {
-        // By the first part of the key, so that a series lies on one shard.
+        // Shards by the owner columns, so that all rows of a series are on one shard.
         statements.push(format!(
             "CREATE TABLE IF NOT EXISTS {name}{on} AS {local}\n\
              ENGINE = Distributed('{cluster}', `{database}`, {local}, cityHash64({owner}))",
@@ -74,17 +74,17 @@ fn create(place: &Place<'_>, table: &Table) -> Vec<String> {
     statements
 }
 
-/// The codes of a server that has no such database or table.
+/// The error codes for a database or a table that does not exist.
 const NO_DATABASE: u16 = 81;
 const NO_TABLE: u16 = 60;
 
-/// The table that records the steps.
+/// The table that records the migration steps.
 const STEPS: &str = "qi_migrations";
 
-/// The table that records the declarations of datasets beside those of the first step.
+/// The table that records all declarations of datasets that step 1 does not cover.
 const DATASETS: &str = "qi_datasets";
 
-/// Creates what is missing.
+/// Applies all missing changes.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &ClickHouseConfig,
@@ -96,11 +96,11 @@ pub(super) async fn ensure(
         if changes.is_empty() {
             return Ok(SchemaReport::new(VERSION, applied));
         }
-        // A declaration is recorded when the tables were looked at and follow it, because another program may have
+        // A declaration is recorded only after a check confirms that the tables match it. Another program may have
         // added other columns at the same time.
         let is_missing = changes.iter().any(|change| !change.is_record);
         for Change { what, sql, .. } in changes.into_iter().filter(|change| change.is_record != is_missing) {
-            // The server refuses a request that names a database which does not exist.
+            // The server rejects a request with a database that does not exist.
             let client =
                 if sql.starts_with("CREATE DATABASE") { &connections.server } else { &connections.heavy };
             run(client, &sql).await?;
@@ -110,17 +110,17 @@ pub(super) async fn ensure(
     Err(Cause::Changing)
 }
 
-/// What is there.
+/// The current state of the schema in the database.
 #[derive(Default)]
 struct Present {
     database: bool,
     steps: Vec<u64>,
     columns: HashMap<String, Vec<Found>>,
-    /// The declarations of each dataset that programs have recorded, as lines.
+    /// The recorded declarations of each dataset, as lines.
     recorded: HashMap<String, Vec<Vec<String>>>,
 }
 
-/// What is missing, in the order in which it is to be made.
+/// Returns the missing changes in the order of execution.
 pub(super) async fn plan(
     connections: &Connections,
     config: &ClickHouseConfig,
@@ -139,7 +139,7 @@ pub(super) async fn plan(
     }
     let (first, others): (Vec<&Table>, Vec<&Table>) =
         tables.iter().partition(|table| OF_STEP_1.contains(&table.dataset));
-    // The step is the one of all four: a program that leaves one out makes its tables without it.
+    // Step 1 covers all four datasets. A program that omits one of them creates its tables without the step.
     let step = present.steps.is_empty() && first.len() == OF_STEP_1.len();
     if step {
         changes.push(Change::new(None, place.record(STEPS, "version UInt32, name String", "version")));
@@ -175,7 +175,7 @@ async fn present(
     tables: &[Table],
 ) -> Result<Present, Cause> {
     let (client, place) = (&connections.heavy, Place::of(config));
-    // Step 1 makes the tables of these without a record.
+    // Step 1 creates the tables of these datasets without a record of their columns.
     let mut recorded: HashMap<_, Vec<_>> =
         first_datasets::lines().into_iter().map(|(dataset, lines)| (dataset, vec![lines])).collect();
     let sql = format!("SELECT toUInt64(version) AS v FROM {} FINAL ORDER BY v", place.table(STEPS));
@@ -217,7 +217,7 @@ async fn present(
     Ok(Present { database: true, steps, columns, recorded })
 }
 
-/// The columns of these tables, in order.
+/// Returns the columns of these tables, in order.
 pub(super) async fn found(
     client: &clickhouse::Client,
     config: &ClickHouseConfig,
@@ -239,7 +239,7 @@ pub(super) async fn found(
     .await
 }
 
-/// The statements that make a table what the declaration says.
+/// Returns the statements that adapt a table to its declaration.
 fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> Result<Vec<Change>, Cause> {
     let dataset = table.dataset;
     let what = |text: String| named.then_some(text);
@@ -274,7 +274,7 @@ fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> 
                     ("names of", format!("MODIFY COLUMN {} {}", column.sql, column.ty))
                 }
                 (None, Some(after)) if optional => {
-                    // A table without rows of its own compresses nothing.
+                    // A `Distributed` table stores no rows, so its columns have no codec.
                     let definition =
                         if is_local { column.definition() } else { format!("{} {}", column.sql, column.ty) };
                     ("column", format!("ADD COLUMN IF NOT EXISTS {definition} AFTER {}", after.sql))
@@ -296,7 +296,8 @@ fn missing(place: &Place<'_>, table: &Table, present: &Present, named: bool) -> 
     Ok(changes)
 }
 
-/// Compares a declaration with the recorded ones. Returns the statement that records it, unless one of them covers it.
+/// Compares a declaration with the recorded declarations. Returns the statement that records it, unless a
+/// recorded declaration covers it.
 fn record(place: &Place<'_>, table: &Table, present: &Present) -> Result<Option<Change>, Cause> {
     let dataset = table.dataset;
     let mut covered = false;
@@ -311,8 +312,9 @@ fn record(place: &Place<'_>, table: &Table, present: &Present) -> Result<Option<
     Ok((!covered).then(|| Change { is_record: true, ..Change::new(format!("record of {dataset}"), sql()) }))
 }
 
-/// When a row expires, as the server writes it. A TTL is a `DateTime`, which ends in 2106 and begins again in 1970: a
-/// later end is that last second, or rows of a far future would be gone at once.
+/// Returns the expiry of a row, in the form in which the server prints it. A TTL is a `DateTime`, which ends in 2106
+/// and wraps to 1970. A later expiry is capped at the last second of that range, because the server would otherwise
+/// remove rows of the far future at once.
 fn expiry(table: &Table, hours: u32) -> String {
     let seconds = u64::from(hours) * 3600;
     format!(
@@ -322,8 +324,8 @@ fn expiry(table: &Table, hours: u32) -> String {
     )
 }
 
-/// The statement that gives a table the configured age. One that was set by hand stays where the configuration says
-/// nothing.
+/// Returns the statement that sets the configured TTL of a table. Keeps a TTL that was set manually if the
+/// configuration has no entry.
 async fn retention(
     connections: &Connections,
     config: &ClickHouseConfig,

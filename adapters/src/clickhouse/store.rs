@@ -19,7 +19,7 @@ use super::schema;
 use super::table::Place;
 use super::table::{self, Table};
 
-/// A price store on ClickHouse. Cloning it shares the client.
+/// A price store on ClickHouse. Clones share the client.
 ///
 /// ```no_run
 /// use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
@@ -44,15 +44,15 @@ pub struct ClickHouseStore {
 pub(super) struct Inner {
     pub(super) config: ClickHouseConfig,
     pub(super) connections: Connections,
-    /// In the order of the registered datasets.
+    /// The tables, in the order of the registered datasets.
     pub(super) tables: Vec<Table>,
 }
 
 impl ClickHouseStore {
-    /// A store of this configuration. Nothing is sent; the first call meets the server.
+    /// Creates a store from this configuration. Performs no network I/O; the first call connects to the server.
     ///
     /// # Errors
-    /// `Config` for a bound that is out of range or a URL that cannot be read.
+    /// `Config` for a value out of range, an invalid URL, or an unreadable file of certificate authorities.
     pub fn open(config: ClickHouseConfig) -> Result<Self> {
         config.validate()?;
         let connections = Connections::open(&config)?;
@@ -60,15 +60,16 @@ impl ClickHouseStore {
         Ok(Self { inner: Arc::new(Inner { config, connections, tables }) })
     }
 
-    /// The client, for SQL of your own. It names the configured database, and has the limits of reads.
+    /// Returns the underlying client for custom SQL. The client uses the configured database and the limits of reads.
     pub fn client(&self) -> &clickhouse::Client {
         &self.inner.connections.plain
     }
 
-    /// The columns of a dataset's table in the database, in order, with their types.
+    /// Returns the columns of a dataset's table in the database, in order, with their types. Returns no columns if the
+    /// table does not exist.
     ///
     /// # Errors
-    /// What a read may fail with. A table that is absent has no columns.
+    /// The errors of a read.
     pub async fn columns(&self, dataset: Dataset) -> Result<Vec<(String, String)>> {
         let sql = format!(
             "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
@@ -85,24 +86,25 @@ impl ClickHouseStore {
         .map_err(|error| error.with_operation("columns"))
     }
 
-    /// The columns that this code writes and reads, in order, with their types: what [`Self::columns`] must give.
+    /// Returns the columns that this version reads and writes, in order, with their types. [`Self::columns`] must
+    /// return the same list.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
         let table = Table::new(dataset, &Place { database: "", prefix: "", cluster: None });
         table.columns.into_iter().map(|column| (column.name.to_owned(), column.ty)).collect()
     }
 
-    /// The server's error codes that this adapter tells apart, with the names that it knows them by: what the
-    /// server's own `errorCodeToName` must give.
+    /// Returns the server's error codes that this adapter distinguishes, each with its name. The server function
+    /// `errorCodeToName` must return the same names.
     pub fn known_codes() -> impl Iterator<Item = (u16, &'static str)> {
         error::CODES.iter().map(|(code, name, ..)| (*code, *name))
     }
 
-    /// The table of ticks, out of which bars and figures are computed.
+    /// Returns the table of ticks, the source of derived bars and statistics.
     pub(super) fn ticks(&self) -> String {
         Place::of(&self.inner.config).named(PriceTick::DATASET.name())
     }
 
-    /// The table of a registered dataset.
+    /// Returns the table of a registered dataset.
     pub(super) fn table_of(&self, dataset: Dataset, operation: Operation) -> Result<&Table> {
         let at = self.inner.config.datasets.position(dataset).map_err(|e| Cause::Core(e).at(operation))?;
         Ok(&self.inner.tables[at])
@@ -120,7 +122,7 @@ impl ClickHouseStore {
         info
     }
 
-    /// Refuses a call after `close`.
+    /// Rejects a call after `close`.
     pub(super) fn enter(&self, operation: Operation) -> Result<()> {
         if self.inner.connections.is_closed() {
             return Err(Cause::Closed.at(operation));
@@ -128,7 +130,7 @@ impl ClickHouseStore {
         Ok(())
     }
 
-    /// Runs a call when its turn comes, and names the operation in its error.
+    /// Runs a call with a permit, and adds the operation to its error.
     pub(super) async fn turn<T>(
         &self,
         operation: Operation,
@@ -139,12 +141,12 @@ impl ClickHouseStore {
     }
 }
 
-/// Refuses what cannot be asked, before any I/O.
+/// Rejects an invalid request before any I/O.
 fn checked(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> Result<()> {
     check().map_err(|cause| cause.at(operation))
 }
 
-/// Refuses owners that a dataset does not have.
+/// Rejects owners that do not fit the dataset.
 fn check_selection(table: &Table, selection: &Selection<Owner>) -> Result<(), Cause> {
     match selection {
         Selection::All => Ok(()),

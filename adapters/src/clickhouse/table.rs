@@ -1,5 +1,5 @@
-//! The table of a dataset: its columns, and the parts of statements that follow from them. The schema, writes, reads
-//! and the check of the columns all stand on it, so nothing about a record is written twice.
+//! The table of a dataset: its columns, and the parts of statements derived from them. The schema, the writes, the
+//! reads and the check of the columns all use this definition.
 
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
@@ -14,11 +14,11 @@ use super::config::ClickHouseConfig;
 use super::error::Cause;
 use super::wire::{Reader, Writer};
 
-/// A column: its name, its type as the server writes it, and how it is compressed.
+/// A column: its name, its type as the server prints it, and its compression codec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
     pub(super) name: &'static str,
-    /// The name in statements.
+    /// The name in statements, quoted if necessary.
     pub(super) sql: String,
     pub(super) ty: String,
     pub(super) codec: &'static str,
@@ -38,7 +38,7 @@ impl Column {
     }
 
     fn of(value: &Value) -> Self {
-        // Delta, DoubleDelta, Gorilla and T64 take no values of 16 bytes.
+        // Delta, DoubleDelta, Gorilla and T64 do not support values of 16 bytes.
         let (ty, codec) = match value.ty {
             ColumnType::Decimal => (DECIMAL.to_owned(), PACKED),
             ColumnType::Counter => ("UInt64".to_owned(), PACKED),
@@ -57,20 +57,20 @@ impl Column {
             ColumnType::Levels { .. } => {
                 (format!("Array(Tuple(price {DECIMAL}, quantity {DECIMAL}))"), PACKED)
             }
-            // A type of a later version of the core library: the server refuses it.
+            // A type of a later version of the core library. The server rejects this text as a type.
             _ => (format!("{:?}", value.ty), ""),
         };
         let ty = if value.optional { format!("Nullable({ty})") } else { ty };
         Self::new(value.name, ty, codec)
     }
 
-    /// `price Decimal(38, 18) CODEC(ZSTD(1))`
+    /// Returns the definition of the column, for example `price Decimal(38, 18) CODEC(ZSTD(1))`.
     pub(super) fn definition(&self) -> String {
         format!("{} {} {}", self.sql, self.ty, self.codec).trim_end().to_owned()
     }
 }
 
-/// Returns whether an enumeration has the names of another one first, and more behind them.
+/// Returns whether the enumeration `wide` begins with all names of `narrow` and has more names after them.
 pub(super) fn is_wider(wide: &str, narrow: &str) -> bool {
     narrow.contains("Enum8(")
         && wide.strip_prefix(narrow.trim_end_matches(')')).is_some_and(|rest| rest.starts_with(", "))
@@ -82,13 +82,13 @@ const TIMES: &str = "CODEC(DoubleDelta, ZSTD(1))";
 const DECIMAL: &str = "Decimal(38, 18)";
 const PACKED: &str = "CODEC(ZSTD(1))";
 
-/// A column in the database.
+/// A column as found in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) table: String,
     pub(super) name: String,
     pub(super) ty: String,
-    /// Whether it is part of the key.
+    /// True if the column is part of the sorting key.
     pub(super) key: bool,
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// Where the tables are.
+/// The location of the tables.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) database: &'a str,
@@ -112,22 +112,22 @@ impl<'a> Place<'a> {
         Self { database: &config.database, prefix: &config.table_prefix, cluster: config.cluster.as_deref() }
     }
 
-    /// The table that is read and written.
+    /// Returns the name of the table for reads and writes.
     pub(super) fn table(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// The table that holds the rows of a node: what is deleted from.
+    /// Returns the name of the table that stores the rows of a node. Deletions use this table.
     pub(super) fn local(&self, name: &str) -> String {
         if self.cluster.is_some() { format!("{}{name}_local", self.prefix) } else { self.table(name) }
     }
 
-    /// [`Place::table`] of a dataset in statements.
+    /// Returns [`Place::table`] of a dataset for use in statements.
     pub(super) fn named(&self, name: &str) -> String {
         self.quoted(name, "")
     }
 
-    /// [`Place::local`] of a dataset in statements.
+    /// Returns [`Place::local`] of a dataset for use in statements.
     pub(super) fn named_local(&self, name: &str) -> String {
         self.quoted(name, if self.cluster.is_some() { "_local" } else { "" })
     }
@@ -137,12 +137,12 @@ impl<'a> Place<'a> {
         if identifier(name) == name { whole } else { format!("`{whole}`") }
     }
 
-    /// ` ON CLUSTER 'name'`, or nothing.
+    /// Returns ` ON CLUSTER 'name'`, or an empty text without a cluster.
     pub(super) fn on_cluster(&self) -> String {
         self.cluster.map_or_else(String::new, |cluster| format!(" ON CLUSTER '{cluster}'"))
     }
 
-    /// The parts of all nodes.
+    /// Returns the table that lists the parts of all nodes.
     pub(super) fn parts(&self) -> String {
         self.cluster.map_or_else(
             || "system.parts".to_owned(),
@@ -150,7 +150,7 @@ impl<'a> Place<'a> {
         )
     }
 
-    /// A table that records what was done: on a cluster one that every node has in full.
+    /// Returns the statement that creates a table of records. On a cluster every node has a full copy of the table.
     pub(super) fn record(&self, name: &str, columns: &str, key: &str) -> String {
         let engine = match self.cluster {
             None => "ReplacingMergeTree",
@@ -167,7 +167,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Writes the columns behind the series.
+/// Writes the columns after the series.
 pub(super) fn write_rest(
     table: &Table,
     batch: &dyn qi_core::record::Records,
@@ -182,11 +182,12 @@ pub(super) fn write_rest(
     batch.write(at, out);
 }
 
-/// The datasets of version 0.1.0, whose tables step 1 makes.
+/// The datasets of version 0.1.0. Step 1 creates their tables.
 pub(super) const OF_STEP_1: [Dataset; 4] =
     [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
 
-/// A name in statements. Those of the first datasets are no words of SQL; others may be.
+/// Returns a name for use in statements. The names of the first datasets are not SQL keywords. Other names may be,
+/// so they are quoted.
 pub(super) fn identifier(name: &str) -> String {
     let own = |dataset: Dataset| {
         let series = match dataset.series() {
@@ -200,31 +201,32 @@ pub(super) fn identifier(name: &str) -> String {
     if OF_STEP_1.into_iter().any(own) { name.to_owned() } else { format!("`{name}`") }
 }
 
-/// A text as a literal.
+/// Returns a text as an SQL literal.
 pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// A table: what its rows belong to, where in that they stand, and what they hold.
+/// The table of a dataset, with prepared parts of statements.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) dataset: Dataset,
-    /// The name with the prefix.
+    /// The unquoted name with the prefix.
     pub(super) raw: String,
     pub(super) columns: Vec<Column>,
-    /// The number of columns of the owner, of the series and of the key. Each begins with the one before it.
+    /// The number of columns of the owner, of the series and of the key. Each group begins with the previous group.
     parts: [usize; 3],
-    /// The table that is read and written, and the table that holds the rows of a node, in statements.
+    /// The names in statements: the table for reads and writes, and the table that stores the rows of a node.
     pub(super) name: String,
     pub(super) local: String,
-    /// The columns of the owner, of the key, of the place, and of all but the series, joined by commas.
+    /// Column lists, separated by commas: the owner, the key, the place (time and sequence number), and all
+    /// columns except the series.
     pub(super) owners: String,
     pub(super) keys: String,
     pub(super) places: String,
     pub(super) reads: String,
     pub(super) insert: String,
-    /// The columns whose enumeration has more names in the database, with the type that they have there: another
-    /// version of the program added them. Rows must be sent with that type.
+    /// The columns whose enumeration has more names in the database, with their type there. Another version of the
+    /// program added these names. Rows must be sent with that type.
     wider: RwLock<Vec<(usize, String)>>,
 }
 
@@ -260,27 +262,27 @@ impl Table {
         }
     }
 
-    /// The time column.
+    /// Returns the time column.
     pub(super) fn time(&self) -> &str {
         &self.columns[self.parts[1]].sql
     }
 
-    /// The columns of the place.
+    /// Returns the columns of the place: the time, and the sequence number if the dataset has one.
     pub(super) fn place(&self) -> &[Column] {
         &self.columns[self.parts[1]..self.parts[2]]
     }
 
-    /// The number of columns of the key.
+    /// Returns the number of columns of the key.
     pub(super) fn key(&self) -> usize {
         self.parts[2]
     }
 
-    /// The function of the time that makes a partition.
+    /// Returns the function that maps the time to a partition.
     pub(super) fn partition(&self) -> &'static str {
         if self.dataset.seq().is_some() { "toYYYYMM" } else { "toYear" }
     }
 
-    /// Refuses an owner that the dataset does not have.
+    /// Rejects an owner that does not fit the dataset.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), Cause> {
         let instruments = self.dataset.series() == SeriesType::Instrument;
         if instruments == owner.instrument().is_some() {
@@ -292,7 +294,7 @@ impl Table {
             .into())
     }
 
-    /// Refuses a series that the dataset does not have.
+    /// Rejects a series that does not fit the dataset.
     pub(super) fn check_series(&self, series: &SeriesKey) -> Result<(), Cause> {
         self.check(&series.owner)?;
         if series.interval.is_some() == self.dataset.interval().is_some() {
@@ -304,12 +306,12 @@ impl Table {
             .into())
     }
 
-    /// `(exchange, symbol)`, or a single column as it is.
+    /// Returns `(exchange, symbol)`, or a single column without parentheses.
     pub(super) fn owner_tuple(&self) -> String {
         self.paren(&self.owners)
     }
 
-    /// `'kraken', 'BTC-EUR'`
+    /// Returns the literals of an owner, for example `'kraken', 'BTC-EUR'`.
     pub(super) fn values(owner: &Owner) -> String {
         match owner {
             Owner::Instrument(instrument) => {
@@ -320,7 +322,7 @@ impl Table {
         }
     }
 
-    /// An owner as one value to compare [`Table::owner_tuple`] with.
+    /// Returns an owner as a single value for comparison with [`Table::owner_tuple`].
     pub(super) fn tuple(&self, owner: &Owner) -> String {
         self.paren(&Self::values(owner))
     }
@@ -329,7 +331,7 @@ impl Table {
         if self.parts[0] > 1 { format!("({list})") } else { list.to_owned() }
     }
 
-    /// `exchange = 'kraken' AND symbol = 'BTC-EUR'`
+    /// Returns the condition for an owner, for example `exchange = 'kraken' AND symbol = 'BTC-EUR'`.
     pub(super) fn condition(&self, owner: &Owner) -> String {
         match owner {
             Owner::Instrument(instrument) => of_instrument(instrument),
@@ -337,7 +339,7 @@ impl Table {
         }
     }
 
-    /// ` AND interval = '1h'`, or nothing.
+    /// Returns ` AND interval = '1h'`, or an empty text without an interval.
     pub(super) fn of_interval(&self, interval: Option<Interval>) -> String {
         match (interval, self.dataset.interval()) {
             (Some(interval), Some(column)) => {
@@ -347,7 +349,7 @@ impl Table {
         }
     }
 
-    /// Reads an owner out of the columns of [`Table::owners`].
+    /// Reads an owner from the columns of [`Table::owners`].
     pub(super) fn read_owner(&self, row: &mut Reader<'_>) -> Result<Owner, Cause> {
         Ok(match self.dataset.series() {
             SeriesType::Instrument => {
@@ -358,7 +360,7 @@ impl Table {
         })
     }
 
-    /// Reads a record out of the columns of [`Table::reads`].
+    /// Reads a record from the columns of [`Table::reads`].
     pub(super) fn read(
         &self,
         row: &mut Reader<'_>,
@@ -384,8 +386,8 @@ impl Table {
         }
     }
 
-    /// Writes the names and types of the columns, so that a table of another schema refuses the rows and does not
-    /// misread them.
+    /// Writes the names and types of the columns, so that a table with another schema rejects the rows
+    /// instead of misreading them.
     pub(super) fn write_header(&self, out: &mut Writer) {
         out.length(self.columns.len());
         for column in &self.columns {
@@ -398,7 +400,7 @@ impl Table {
         }
     }
 
-    /// Keeps the enumerations that have more names in the database. Returns whether that is news.
+    /// Stores the enumerations that have more names in the database. Returns whether they changed.
     pub(super) fn learn(&self, found: &[Found]) -> bool {
         let wide = |(at, column): (usize, &Column)| {
             let found = found.iter().find(|found| found.name == column.name)?;
@@ -412,7 +414,7 @@ impl Table {
     }
 }
 
-/// `exchange = 'kraken' AND symbol = 'BTC-EUR'`
+/// Returns the condition for an instrument, for example `exchange = 'kraken' AND symbol = 'BTC-EUR'`.
 pub(super) fn of_instrument(instrument: &Instrument) -> String {
     let (exchange, symbol) = (instrument.exchange().as_str(), instrument.symbol().as_str());
     format!("exchange = {} AND symbol = {}", literal(exchange), literal(symbol))
@@ -426,10 +428,10 @@ pub(super) fn read_price(row: &mut Reader<'_>) -> Result<Price, Cause> {
     row.decimal().and_then(Price::new).map_err(Cause::Corrupt)
 }
 
-/// Decodes rows of a dataset from any bytes.
+/// Decodes arbitrary bytes as rows of a dataset.
 ///
 /// # Panics
-/// If an accepted row differs after encoding and decoding.
+/// Panics if an accepted row differs after a round trip through encoding and decoding.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_row_binary(dataset: Dataset, bytes: &[u8]) {
     let owner = match dataset.series() {

@@ -1,12 +1,12 @@
-//! `RowBinary`, the form of rows that goes over the wire in both directions. Source: `RowBinary` in
-//! ClickHouse's documentation of formats. Decimals and times are the integers of the domain itself, little-endian.
+//! `RowBinary`, the row format in both directions. ClickHouse's documentation of formats specifies it. Decimals and
+//! times are the integers of the domain types in little-endian order.
 
 use std::borrow::Cow;
 
 use qi_core::record::{FieldReader, FieldWriter, Level};
 use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result as CoreResult, Timestamp};
 
-/// A response that does not contain rows of the requested columns.
+/// A response that does not contain valid rows of the requested columns.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed response: {0}")]
 pub(super) struct Malformed(pub(super) String);
@@ -17,12 +17,13 @@ impl From<Malformed> for Error {
     }
 }
 
-/// Rows under way to the server.
+/// The encoder of rows for the server.
 #[derive(Debug, Default)]
 pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    /// Seven bits at a time, the least first; the highest bit says that more follow.
+    /// Writes a length as unsigned LEB128: seven bits per byte, least significant first. The highest bit of a byte is
+    /// set if more bytes follow.
     pub(super) fn length(&mut self, mut length: usize) {
         while length >= 0x80 {
             self.0.push(length.to_le_bytes()[0] | 0x80);
@@ -33,7 +34,7 @@ impl Writer {
 }
 
 impl FieldWriter for Writer {
-    /// The byte of a Nullable column that says NULL.
+    /// Writes the NULL marker of a Nullable column.
     fn presence(&mut self, present: bool) {
         self.0.push(u8::from(!present));
     }
@@ -71,7 +72,7 @@ impl FieldWriter for Writer {
     }
 }
 
-/// Rows that the server gave.
+/// The decoder of rows from the server.
 #[derive(Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -138,7 +139,7 @@ impl<'a> Reader<'a> {
         Ok(i128::from_le_bytes(self.take()?))
     }
 
-    /// 256 bits, as they are.
+    /// Reads 256 bits without interpretation.
     pub(super) fn wide(&mut self) -> Result<[u8; 32], Malformed> {
         self.take()
     }
@@ -183,7 +184,7 @@ impl FieldReader for Reader<'_> {
     }
     fn levels(&mut self) -> CoreResult<Vec<Level>> {
         let length = self.length()?;
-        // A level has two values of 16 bytes; no more room is made than there are bytes for.
+        // A level takes 32 bytes, so the remaining bytes bound the allocation.
         let mut levels = Vec::with_capacity(length.min(self.0.len() / 32));
         for _ in 0..length {
             let (price, quantity) = (self.decimal()?, self.decimal()?);

@@ -1,4 +1,4 @@
-//! Writing: rows in the order of their keys, each key once, in requests of bounded size.
+//! Inserts: rows in key order, each key once, in requests of bounded size.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ use super::store::{ClickHouseStore, Inner};
 use super::table::{Table, write_rest};
 use super::wire::Writer;
 
-/// What is sent at once, in bytes.
+/// The size of the buffer after which its rows are sent, in bytes.
 const SEND: usize = 256 * 1024;
 
-/// How long it may take to find out why a request was cut off.
+/// The maximum time to find out why the server cut off a request.
 const REFUSAL: Duration = Duration::from_secs(5);
 
-/// How often a piece is sent while the server's version changes.
+/// The maximum number of attempts to send a piece while the server's version changes.
 const TRIES: usize = 3;
 
-/// The code of a server that does not know a setting.
+/// The error code of a server that does not know a setting.
 const UNKNOWN_SETTING: u16 = 115;
 
-/// The code of a server that has other types of columns.
+/// The error code of a server whose columns have other types.
 const OTHER_TYPE: u16 = 117;
 
 impl ClickHouseStore {
@@ -57,14 +57,14 @@ impl ClickHouseStore {
         Ok(report)
     }
 
-    /// One request. Dropped before its end it is aborted, and the server forgets what came of it.
+    /// Sends one request. If the future is dropped early, the request is aborted and the server discards its rows.
     async fn send(&self, table: &Table, piece: &Piece<'_>) -> Result<(), Cause> {
         let connections = &self.inner.connections;
         let mut deduplicates = connections.deduplicates().await?;
         for _ in 0..TRIES {
             let mut result = self.request(table, piece, deduplicates).await;
-            // A server that refuses a request need not read all of it: it answers and goes away, and of that the
-            // client has only a connection that broke while it was sending.
+            // A server that rejects a request need not read all of it. It may respond and close the connection, and the
+            // client then sees only a connection that broke during the send.
             let broke = result.as_ref().is_err_and(Cause::is_network);
             if broke && let Some(refusal) = self.refusal(table, deduplicates).await {
                 result = Err(refusal);
@@ -72,7 +72,7 @@ impl ClickHouseStore {
             match result {
                 Err(cause) if cause.has_code(OTHER_TYPE) && self.is_wider(table).await => {}
                 Err(cause) if broke || !cause.has_code(UNKNOWN_SETTING) => return Err(cause),
-                // The request may have met another version of the server than the one that was asked.
+                // The request may have reached a server of another version than the earlier query did.
                 result => {
                     if result.is_err() {
                         connections.forget_deduplicates().await;
@@ -87,14 +87,15 @@ impl ClickHouseStore {
         Err(Cause::Changing)
     }
 
-    /// Returns whether an enumeration has got more names in the database since the last look.
+    /// Returns whether an enumeration gained names in the database since the last check.
     async fn is_wider(&self, table: &Table) -> bool {
         let Inner { connections, config, .. } = &*self.inner;
         let found = schema::found(&connections.plain, config, std::slice::from_ref(&table.raw)).await;
         found.is_ok_and(|found| table.learn(&found))
     }
 
-    /// Why the server refuses inserts, if it does: the answer to one without any rows, which is read to its end.
+    /// Returns the reason why the server rejects inserts, if it does. Sends an insert without rows, because its
+    /// response is always read to the end.
     async fn refusal(&self, table: &Table, deduplicates: bool) -> Option<Cause> {
         let nothing = Piece::default();
         let answer = tokio::time::timeout(REFUSAL, self.request(table, &nothing, deduplicates)).await.ok()?;
@@ -107,7 +108,7 @@ impl ClickHouseStore {
         table.write_header(&mut out);
         for entry in piece.entries {
             let Some(batch) = piece.batch else { break };
-            // The series of a batch are numbered by their ranks.
+            // The rank of a series is its index in `piece.series`.
             out.0.extend_from_slice(&piece.series[usize::try_from(entry.series).unwrap_or(usize::MAX)]);
             write_rest(table, batch, entry.at as usize, entry.place, &mut out);
             if out.0.len() >= SEND {

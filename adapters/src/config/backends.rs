@@ -1,4 +1,4 @@
-//! Which words are backends: the library's own, and those of a team.
+//! The registry of backends: built-in backends and backends that a program registers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,8 +16,8 @@ use crate::redpanda::RedpandaConfig;
 type StoreFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn PriceStore>> + Send + Sync>;
 type BusFactory = Arc<dyn Fn(&Section) -> Result<Arc<dyn MessageBus>> + Send + Sync>;
 
-/// The backends that a configuration may name: the library's own, and what was registered. It is a value that is
-/// passed on; nothing registers itself.
+/// The backends that a configuration may name: the built-in backends and the backends that the program registered. The
+/// registry is an ordinary value, not global state.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -52,7 +52,7 @@ impl fmt::Debug for Backends {
     }
 }
 
-/// The names of the library's own backends, each with the feature that it needs.
+/// The names of the built-in backends, each with the Cargo feature that it needs.
 const STORES: &[(&str, &str)] = &[
     ("memory", "memory"),
     ("timescale", "timescale"),
@@ -62,7 +62,7 @@ const STORES: &[(&str, &str)] = &[
 const BUSES: &[(&str, &str)] = &[("memory", "memory"), ("redpanda", "redpanda"), ("kafka", "redpanda")];
 
 impl Backends {
-    /// The library's own.
+    /// Returns a builder that already contains the built-in backends.
     pub fn builder() -> BackendsBuilder {
         BackendsBuilder(Self::default())
     }
@@ -128,7 +128,7 @@ impl Backends {
     }
 }
 
-/// The error for a backend that is not compiled in or not known.
+/// Returns the error for a backend that is unknown or not compiled in.
 fn cannot_open(port: &str, backend: &str, own: &[(&str, &str)], names: &[String]) -> Error {
     let (code, message) = if let Some((_, feature)) = own.iter().find(|(name, _)| *name == backend) {
         let message =
@@ -147,15 +147,15 @@ fn cannot_open(port: &str, backend: &str, own: &[(&str, &str)], names: &[String]
         .with_context("value", backend)
 }
 
-/// Registers backends of one's own.
+/// Registers the backends of a program.
 #[derive(Debug)]
 pub struct BackendsBuilder(Backends);
 
 impl BackendsBuilder {
-    /// A store under the word `name`: its section is `[store.NAME]`. The factory does no I/O.
+    /// Registers a store under `name`. Its section is `[store.NAME]`. The factory must not perform I/O.
     ///
     /// # Errors
-    /// `Config` for a name that is taken or is a key of the section.
+    /// `Config` if the name is invalid, already taken, or a reserved key of the section.
     pub fn register_store(
         mut self,
         name: &str,
@@ -166,10 +166,10 @@ impl BackendsBuilder {
         Ok(self)
     }
 
-    /// A bus under the word `name`: its section is `[bus.NAME]`. The factory does no I/O.
+    /// Registers a bus under `name`. Its section is `[bus.NAME]`. The factory must not perform I/O.
     ///
     /// # Errors
-    /// `Config` for a name that is taken or is a key of the section.
+    /// `Config` if the name is invalid, already taken, or a reserved key of the section.
     pub fn register_bus(
         mut self,
         name: &str,
@@ -180,7 +180,7 @@ impl BackendsBuilder {
         Ok(self)
     }
 
-    /// All of them.
+    /// Returns the registry with all registered backends.
     pub fn build(self) -> Backends {
         self.0
     }

@@ -1,7 +1,7 @@
-//! Reads a section into a struct: strict about keys, exact about where a mistake is.
+//! Deserializes a section into a struct. Rejects unknown keys and reports the exact location of an error.
 //!
-//! A deserializer of our own, because the struct's field list is what an unknown key is compared with, and because
-//! a value of the environment must become what the field asks for.
+//! A custom deserializer is needed for two reasons. The suggestion for an unknown key needs the field list of the
+//! struct, and a value from the environment must be converted to the type of its field.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,12 +11,12 @@ use serde::de::{self, Deserialize, DeserializeSeed, IntoDeserializer, Visitor};
 
 use super::tree::{Node, Value, join, unknown_key};
 
-/// Reads the section at `path`.
+/// Deserializes the section at `path`.
 pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str) -> Result<T> {
     T::deserialize(Reader { node, path: path.to_owned() }).map_err(|e| e.0)
 }
 
-/// An error of the configuration, in the form that serde needs.
+/// A configuration error, wrapped for serde.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(super) struct Failure(#[from] Error);
@@ -26,7 +26,7 @@ impl de::Error for Failure {
         Self(Error::new(ErrorKind::Config, "config.value", "load").with_message(message))
     }
 
-    // Without the value: this may be a password without its quotes.
+    // The message omits the value, because the value may be a password without quotes.
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::custom(format_args!("must be {expected}, not {}", sort_of(&found)))
     }
@@ -59,7 +59,7 @@ struct Reader<'de> {
 }
 
 impl<'de> Reader<'de> {
-    /// Says where, unless something further in has said it.
+    /// Adds the key and its origin to an error, unless a nested value already did.
     fn here<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         result.map_err(|Failure(error)| {
             if error.context_value("key").is_some() {

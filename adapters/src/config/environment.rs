@@ -1,4 +1,4 @@
-//! Environment variables over the file: `QI__` and the full path, in any case.
+//! Environment variables that override the file. A name is `QI__` plus the full path of the key, in any case.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use qi_core::{Error, ErrorKind, Result};
 use super::tree::{Node, Value};
 
 const PREFIX: &str = "QI__";
-/// The largest number of keys in a path. The tree is walked by recursion.
+/// The maximum number of keys in a path. The tree is traversed recursively.
 const MAX_DEPTH: usize = 32;
 
-/// The variables of this process that are ours, and the names of those that are no text.
+/// Returns the variables of this process with the prefix `QI__`, and the names of variables that are not valid UTF-8.
 pub(super) fn of_process() -> (Vec<(String, String)>, Vec<String>) {
     let (mut ours, mut broken) = (Vec::new(), Vec::new());
     for (name, value) in std::env::vars_os() {
@@ -26,7 +26,7 @@ pub(super) fn of_process() -> (Vec<(String, String)>, Vec<String>) {
     (ours, broken)
 }
 
-/// Puts every `QI__A__B=value` at `a.b`. Other variables are nobody's business.
+/// Writes the value of every variable `QI__A__B` to the key `a.b`. Ignores variables without the prefix.
 pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken: &[String]) -> Result<()> {
     if let Some(name) = broken.first() {
         return Err(refuse(name, "must be text in UTF-8, name and value"));
@@ -34,7 +34,7 @@ pub(super) fn overlay(root: &mut Node, variables: Vec<(String, String)>, broken:
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in variables {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        // The same key in another case would be decided by the order of the environment.
+        // If two variables differ only in case, the order of the environment would decide between them.
         if let Some(other) = seen.insert(path.to_lowercase(), name.clone()) {
             return Err(refuse(&name, &format!("names the same key as {other}")));
         }

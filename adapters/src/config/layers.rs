@@ -1,4 +1,4 @@
-//! The sections of the layers, equal under `[store]` and `[bus]`.
+//! The sections of the layers. `[store]` and `[bus]` have the same sections.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::de;
 use super::tree::{Node, join};
 
-/// The sections of the file. An absent section has the default values.
+/// The sections of the layers. An absent section has the default values.
 #[derive(Debug, Default)]
 pub(super) struct LayerSections {
     retry: RetrySection,
@@ -25,7 +25,7 @@ impl LayerSections {
     pub(super) const KEYS: &'static [&'static str] =
         &["retry", "timeout", "limit", "circuit_breaker", "metrics", "tracing"];
 
-    /// Reads the section of one of [`Self::KEYS`].
+    /// Reads a section whose name is in [`Self::KEYS`].
     pub(super) fn read(&mut self, key: &str, node: &Node, path: &str) -> Result<()> {
         match key {
             "retry" => self.retry = de::read(node, path)?,
@@ -39,7 +39,7 @@ impl LayerSections {
         Ok(())
     }
 
-    /// Returns the layers of the port `[store]` or `[bus]`.
+    /// Returns the layers of a port, `store` or `bus`.
     ///
     /// # Errors
     /// `Config` for a value outside its range.
@@ -62,10 +62,11 @@ impl LayerSections {
         Ok(stack)
     }
 
-    /// Checks the time limit of a publish against the delivery timeout of an opened bus.
+    /// Checks `publish_ms` against the delivery timeout of an opened bus.
     ///
     /// # Errors
-    /// `Config` if the limit would end a publish that the bus still reports.
+    /// `Config` if `publish_ms` is less than twice the delivery timeout, so that a publish could time out before the
+    /// bus reports its outcome.
     pub(super) fn check_publish(&self, port: &str, delivery_timeout: Duration) -> Result<()> {
         let least = millis(delivery_timeout.saturating_mul(2));
         match self.timeout.publish_ms.filter(|_| self.timeout.enabled) {
@@ -101,21 +102,21 @@ impl Rules {
     }
 }
 
-/// `[store.retry]`, `[bus.retry]`: the settings of [`RetryConfig`], with its defaults.
+/// `[store.retry]`, `[bus.retry]`: the settings of [`RetryConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
-    /// The maximum number of attempts, the first one included.
+    /// The maximum number of attempts, including the first.
     pub attempts: u32,
     /// The first delay, in milliseconds.
     pub min_ms: u64,
-    /// The longest delay, in milliseconds.
+    /// The maximum delay, in milliseconds.
     pub max_ms: u64,
-    /// The factor from one delay to the next.
+    /// The factor between consecutive delays.
     pub factor: f64,
-    /// The share of a delay that the jitter may subtract, from 0 to 1.
+    /// The fraction of a delay that the jitter may subtract, from 0 to 1.
     pub jitter: f64,
     /// The maximum time for all attempts and delays of a call, in milliseconds.
     pub budget_ms: u64,
@@ -158,17 +159,17 @@ impl RetrySection {
     }
 }
 
-/// `[store.timeout]`, `[bus.timeout]`: the settings of [`TimeoutConfig`], with its defaults.
+/// `[store.timeout]`, `[bus.timeout]`: the settings of [`TimeoutConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimeoutSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
-    /// The limit of ordinary calls, in milliseconds.
+    /// The timeout of ordinary calls, in milliseconds.
     pub limit_ms: u64,
-    /// The limit of `ensure_schema`, `delete_range`, `purge_before` and `close`, in milliseconds.
+    /// The timeout of `ensure_schema`, `delete_range`, `purge_before` and `close`, in milliseconds.
     pub heavy_ms: u64,
-    /// The limit of a publish, in milliseconds. Defaults to twice the delivery timeout of the bus plus `limit_ms`.
+    /// The timeout of a publish, in milliseconds. Defaults to twice the delivery timeout of the bus plus `limit_ms`.
     pub publish_ms: Option<u64>,
 }
 
@@ -194,7 +195,7 @@ impl TimeoutSection {
     }
 }
 
-/// `[store.limit]`, `[bus.limit]`: the settings of [`LimitConfig`], with its defaults.
+/// `[store.limit]`, `[bus.limit]`: the settings of [`LimitConfig`], with the same defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSection {
@@ -204,9 +205,9 @@ pub struct LimitSection {
     pub concurrency: usize,
     /// The maximum number of calls in the queue.
     pub waiting: usize,
-    /// The number of calls that may start per second. Defaults to no limit.
+    /// The maximum number of calls started per second. Defaults to no limit.
     pub rate: Option<f64>,
-    /// The number of calls that may start at once after a pause.
+    /// The maximum number of calls that may start at once after an idle period.
     pub burst: u32,
 }
 
@@ -236,7 +237,8 @@ impl LimitSection {
     }
 }
 
-/// `[store.circuit_breaker]`, `[bus.circuit_breaker]`: the settings of [`CircuitBreakerConfig`], with its defaults.
+/// `[store.circuit_breaker]`, `[bus.circuit_breaker]`: the settings of [`CircuitBreakerConfig`],
+/// with the same defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CircuitBreakerSection {
@@ -244,7 +246,7 @@ pub struct CircuitBreakerSection {
     pub enabled: bool,
     /// The number of consecutive failures that opens the circuit.
     pub failures: u32,
-    /// The time until an open circuit admits a probe, in milliseconds.
+    /// The time before an open circuit admits a probe, in milliseconds.
     pub open_ms: u64,
 }
 
@@ -269,7 +271,7 @@ impl CircuitBreakerSection {
     }
 }
 
-/// `[store.metrics]`, `[bus.metrics]`
+/// `[store.metrics]`, `[bus.metrics]`: the settings of the metrics layer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsSection {
@@ -283,7 +285,7 @@ impl Default for MetricsSection {
     }
 }
 
-/// `[store.tracing]`, `[bus.tracing]`
+/// `[store.tracing]`, `[bus.tracing]`: the settings of the tracing layer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TracingSection {

@@ -1,8 +1,8 @@
-//! One file and the environment pick the backends.
+//! Configuration from a TOML file and the environment, which selects the backends.
 //!
 //! ```toml
 //! [store]
-//! backend = "memory"          # one word, or QI__STORE__BACKEND, swaps it
+//! backend = "memory"          # or QI__STORE__BACKEND; selects the backend
 //! auto_schema = true
 //! [store.memory]
 //! max_rows = 1_000_000
@@ -12,9 +12,9 @@
 //! backend = "memory"
 //! ```
 //!
-//! Every key can be overridden by `QI__` and its full path: `QI__STORE__MEMORY__MAX_ROWS=500`. All backends may
-//! stand in one file, whatever is compiled in. An unknown key, in the file or in the environment, is an error that
-//! names the nearest known one.
+//! The environment variable `QI__` plus the full path overrides a key: `QI__STORE__MEMORY__MAX_ROWS=500`. One file may
+//! contain the sections of all backends, whether or not they are compiled in. An unknown key, in the file or in the
+//! environment, is an error that names the nearest known key.
 //!
 //! ```
 //! use qi_adapters::Config;
@@ -60,8 +60,7 @@ pub use sections::TopicSection;
 use sections::{BusSection, Port, StoreSection};
 use tree::Node;
 
-/// A configuration that is valid as a whole: every key is known, every value fits. Opening what it names is the
-/// next step.
+/// A validated configuration: every key is known and every value is valid. The backends are opened in a separate step.
 #[derive(Debug)]
 pub struct Config {
     store: Port<StoreSection>,
@@ -70,12 +69,12 @@ pub struct Config {
     propagator: Arc<dyn Propagator>,
 }
 
-/// Where a configuration comes from: a file or text, then the environment over it.
+/// Builds a configuration from a file or text, which environment variables override.
 #[derive(Debug)]
 pub struct ConfigBuilder {
     root: Option<Result<Node>>,
     variables: Vec<(String, String)>,
-    /// Variables of ours that are no text.
+    /// Names of `QI__` variables that are not valid UTF-8.
     broken: Vec<String>,
     backends: Backends,
     datasets: Datasets,
@@ -96,33 +95,34 @@ impl Default for ConfigBuilder {
 }
 
 impl Config {
-    /// Begins with nothing: both backends are `memory`.
+    /// Returns a builder without any source. Both backends default to `memory`.
     pub fn builder() -> ConfigBuilder {
         ConfigBuilder::default()
     }
 
-    /// The file at `path`, with the environment of this process over it.
+    /// Loads the file at `path`. The environment of this process overrides its keys.
     ///
     /// # Errors
-    /// `Config` for what cannot be read, an unknown key or a value that does not fit.
+    /// `Config` for a file that cannot be read, an unknown key or an invalid value.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::builder().file(path).environment().build()
     }
 
-    /// The store that the configuration names, with its layers. Without `auto_schema` nothing is sent; with it
-    /// the schema is ensured.
+    /// Opens the configured store and wraps it in its layers. Calls `ensure_schema` if `auto_schema` is set. Otherwise
+    /// does not wait for the server.
     ///
     /// # Errors
-    /// `Config` for a backend that is unknown, not compiled in (it says which feature turns it on) or not part of
-    /// this version.
+    /// `Config` for an unknown backend, a backend that is not compiled in, or invalid settings. For a backend that is
+    /// not compiled in, the error names the feature that enables it. With `auto_schema`, also the errors of
+    /// `ensure_schema`.
     pub async fn open_store(&self) -> Result<Arc<dyn PriceStore>> {
         self.open_store_as(&self.store.backend).await
     }
 
-    /// Another store of the same file: for copying between them.
+    /// Opens another store of the same file, for example to copy data between two stores.
     ///
     /// # Errors
-    /// As [`Config::open_store`].
+    /// The errors of [`Config::open_store`].
     pub async fn open_store_as(&self, backend: &str) -> Result<Arc<dyn PriceStore>> {
         let store = self.backends.open_store(backend, &self.store)?;
         let store = self.store.layers()?.with_propagator(self.propagator.clone()).wrap_store(store);
@@ -132,19 +132,19 @@ impl Config {
         Ok(store)
     }
 
-    /// The bus that the configuration names, with its layers. Nothing is sent.
+    /// Opens the configured bus and wraps it in its layers. Performs no I/O.
     ///
     /// # Errors
-    /// As [`Config::open_store`].
+    /// The errors of [`Config::open_store`].
     pub async fn open_bus(&self) -> Result<Arc<dyn MessageBus>> {
         self.open_bus_as(&self.bus.backend).await
     }
 
-    /// Another bus of the same file.
+    /// Opens another bus of the same file.
     ///
     /// # Errors
-    /// As [`Config::open_store`].
-    // It is async like its neighbours, so that a backend may come to need it without breaking callers.
+    /// The errors of [`Config::open_store`].
+    // Async like `open_store_as`, so that a future backend may await without a breaking change.
     #[expect(clippy::unused_async, reason = "one shape for stores and buses")]
     pub async fn open_bus_as(&self, backend: &str) -> Result<Arc<dyn MessageBus>> {
         let bus = self.backends.open_bus(backend, &self.bus)?;
@@ -152,20 +152,20 @@ impl Config {
         Ok(self.bus.layers()?.with_propagator(self.propagator.clone()).wrap_bus(bus))
     }
 
-    /// The word of the store's backend.
+    /// Returns the name of the store's backend.
     pub fn store_backend(&self) -> &str {
         &self.store.backend
     }
 
-    /// The word of the bus's backend.
+    /// Returns the name of the bus's backend.
     pub fn bus_backend(&self) -> &str {
         &self.bus.backend
     }
 
-    /// The standard topics with what `[bus.topics.NAME]` changes of them.
+    /// Returns the standard topics with the changes of `[bus.topics.NAME]`.
     ///
     /// # Errors
-    /// `InvalidInput` for a topic's settings that do not fit.
+    /// `Config` for invalid settings of a topic.
     pub fn catalogue(&self) -> Result<TopicCatalogue> {
         self.bus.known.catalogue()
     }
@@ -188,13 +188,13 @@ impl ConfigBuilder {
         Self { root: Some(root), ..self }
     }
 
-    /// Reads TOML text.
+    /// Reads the configuration from TOML text.
     #[must_use]
     pub fn toml(self, text: &str) -> Self {
         Self { root: Some(tree::parse(text, "toml")), ..self }
     }
 
-    /// Puts the environment of this process over the file: every variable that begins with `QI__`.
+    /// Overrides keys of the file with the environment of this process: every variable that begins with `QI__`.
     #[must_use]
     pub fn environment(self) -> Self {
         let (ours, broken) = environment::of_process();
@@ -203,7 +203,7 @@ impl ConfigBuilder {
         builder
     }
 
-    /// Puts these variables over the file, as if they were the environment.
+    /// Overrides keys of the file with these variables, as if they came from the environment.
     #[must_use]
     pub fn variables<K: Into<String>, V: Into<String>>(
         mut self,
@@ -213,13 +213,13 @@ impl ConfigBuilder {
         self
     }
 
-    /// Knows these backends beside the library's own.
+    /// Adds registered backends to the built-in ones.
     #[must_use]
     pub fn backends(self, backends: Backends) -> Self {
         Self { backends, ..self }
     }
 
-    /// Stores these datasets in place of the library's own.
+    /// Replaces the built-in datasets with these datasets.
     ///
     /// ```
     /// use qi_adapters::Config;
@@ -248,17 +248,17 @@ impl ConfigBuilder {
         Self { datasets, ..self }
     }
 
-    /// Carries traces over the bus by this, where `[bus.tracing]` is on. Which one is for the program to say, as it
-    /// picks the subscriber that collects the spans.
+    /// Sets the propagator that carries traces over the bus, if `[bus.tracing]` is enabled. The program selects the
+    /// propagator, as it selects the subscriber that collects the spans.
     #[must_use]
     pub fn propagator(self, propagator: Arc<dyn Propagator>) -> Self {
         Self { propagator, ..self }
     }
 
-    /// Checks everything.
+    /// Validates all sources and returns the configuration.
     ///
     /// # Errors
-    /// `Config` for what cannot be read, an unknown key or a value that does not fit.
+    /// `Config` for a file that cannot be read, an unknown key or an invalid value.
     pub fn build(self) -> Result<Config> {
         let Self { root, variables, broken, backends, datasets, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;

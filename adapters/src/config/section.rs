@@ -24,16 +24,16 @@ impl Section {
         Self::new(path, Node::empty("defaults"), datasets)
     }
 
-    /// Reads the section into a struct of one's own. A key that the struct does not have is an error that names
-    /// the nearest one; a value of the environment becomes what the field asks for.
+    /// Deserializes the section into a caller-defined struct. A value from the environment is converted to the
+    /// type of the field.
     ///
     /// # Errors
-    /// `Config` with the key and where it came from.
+    /// `Config` with the key and its origin. For an unknown key, the error suggests the nearest field of the struct.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         de::read(&self.node, &self.path)
     }
 
-    /// Returns the datasets of the program, which a store keeps.
+    /// Returns the program's datasets, which a store must hold.
     pub fn datasets(&self) -> &Datasets {
         &self.datasets
     }

@@ -1,4 +1,5 @@
-//! The sections. Each is a struct of its own that refuses unknown keys, whatever is compiled in.
+//! The sections of `[store]` and `[bus]`. Each section is a struct that rejects unknown keys, even if its backend
+//! is not compiled in.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,8 +20,8 @@ use crate::redpanda::RedpandaConfig;
 use crate::timescale::TimescaleConfig;
 use crate::timescale::config::Hypertables;
 
-/// `[store]` or `[bus]`: the backend's word, the sections of all backends, the layers, and what is known of the
-/// port alone.
+/// `[store]` or `[bus]`: the name of the backend, the sections of all backends, the layers, and the keys that
+/// only this port has.
 #[derive(Debug)]
 pub(super) struct Port<K> {
     pub(super) name: &'static str,
@@ -31,10 +32,10 @@ pub(super) struct Port<K> {
     pub(super) known: K,
 }
 
-/// What only one port has.
+/// The keys that only one of the two ports has.
 pub(super) trait OwnKeys: DeserializeOwned + Default {
     const KEYS: &'static [&'static str];
-    /// Checks the section of a backend that is part of the library; false for another one.
+    /// Validates the section of a built-in backend. Returns false for any other backend.
     fn check(name: &str, section: &Section) -> Result<bool>;
 }
 
@@ -78,7 +79,7 @@ impl<K: OwnKeys> Port<K> {
         Ok(Self { name, backend, sections, datasets: datasets.clone(), layers, known })
     }
 
-    /// The section of a backend; an absent one is empty.
+    /// Returns the section of a backend, or an empty section if the file has none.
     pub(super) fn section(&self, backend: &str) -> Section {
         let empty = || Section::empty(join(self.name, backend), &self.datasets);
         self.sections.get(backend).cloned().unwrap_or_else(empty)
@@ -93,7 +94,7 @@ impl<K: OwnKeys> Port<K> {
     }
 }
 
-/// What `[store]` has beside its backends.
+/// The keys of `[store]` that are not sections of backends or layers.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StoreSection {
@@ -142,7 +143,7 @@ pub(super) fn timescale(section: &Section) -> Result<TimescaleConfig> {
     Ok(section.read::<TimescaleConfig>()?.with_datasets(section.datasets().clone()))
 }
 
-/// Reads `[store.postgres]`: the keys of `[store.timescale]` without those that need the extension.
+/// Reads `[store.postgres]`, which accepts the keys of `[store.timescale]` that work without the extension.
 ///
 /// # Errors
 /// `Config` for an unknown key, an invalid value, or a key that needs the extension.
@@ -160,7 +161,7 @@ pub(super) fn postgres(section: &Section) -> Result<TimescaleConfig> {
     Ok(config)
 }
 
-/// What `[bus]` has beside its backends.
+/// The keys of `[bus]` that are not sections of backends or layers.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct BusSection {
@@ -223,18 +224,18 @@ impl BusSection {
     }
 }
 
-/// `[bus.topics.NAME]`: changes a topic of the standard catalogue, or adds one (1 partition unless it says).
+/// `[bus.topics.NAME]`: changes a topic of the standard catalogue, or adds a topic with 1 partition by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSection {
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: Option<u32>,
-    /// How many copies.
+    /// The replication factor of the topic.
     pub replication: Option<u16>,
-    /// How long messages stay, in hours.
+    /// The retention time of messages, in hours.
     pub retention_hours: Option<u32>,
-    /// The largest message in bytes.
+    /// The maximum size of a message, in bytes.
     pub max_message_bytes: Option<usize>,
-    /// Any other setting of the broker.
+    /// Further topic settings of the broker, by name.
     pub settings: BTreeMap<String, String>,
 }

@@ -1,29 +1,30 @@
-//! The configuration as a tree in which every value knows where it came from.
+//! The configuration as a tree. Every value records its origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use qi_core::{Error, ErrorKind, Result};
 
-/// A value and its origin: the file's name, or the environment variable.
+/// A value and its origin: the name of the file or of the environment variable.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(super) origin: String,
     pub(super) value: Value,
 }
 
-/// What a node holds.
+/// The value of a node.
 #[derive(Clone)]
 pub(super) enum Value {
     Table(BTreeMap<String, Node>),
     Array(Vec<Node>),
-    /// A scalar of the file, with the file's type.
+    /// A scalar from the file, with its TOML type.
     Scalar(toml::Value),
-    /// A value of the environment: text that becomes what is asked for, so that a password `12345` stays text.
+    /// A value from the environment. The text is converted to the type of the target field, so a password
+    /// `12345` stays text.
     Text(String),
 }
 
-/// Values may be secret, so that Debug shows none of them.
+/// `Debug` hides all scalars, because a value may be secret.
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -34,7 +35,7 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Reads TOML. `origin` is what errors name.
+/// Parses TOML. Errors name `origin`.
 pub(super) fn parse(text: &str, origin: &str) -> Result<Node> {
     let table: toml::Table = toml::from_str(text).map_err(|e| {
         // The parser's own Display quotes the line, which may hold a secret.
@@ -69,7 +70,7 @@ impl Node {
         &self.origin
     }
 
-    /// The table of a section.
+    /// Returns the table of a section, or an error if the node is not a section.
     pub(super) fn into_table(self, path: &str) -> Result<BTreeMap<String, Node>> {
         match self.value {
             Value::Table(table) => Ok(table),
@@ -81,7 +82,7 @@ impl Node {
     }
 }
 
-/// An unknown key, with the nearest one that is known.
+/// Returns the error for an unknown key. It suggests the nearest known key.
 pub(super) fn unknown_key<'a>(
     path: &str,
     key: &str,
@@ -99,7 +100,7 @@ pub(super) fn unknown_key<'a>(
         .with_context("origin", origin)
 }
 
-/// The known word that is most like `word`, if one is like it at all.
+/// Returns the known word that is most similar to `word`, if its similarity is above 0.7.
 pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))

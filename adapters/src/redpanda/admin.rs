@@ -1,4 +1,4 @@
-//! Topics: created, deleted, described.
+//! The administration of topics: creation, deletion and description.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use super::metadata::TopicMetadataCache;
 use super::offsets::{self, OffsetSpec};
 use super::{connect, error, metadata};
 
-/// The brokers' own topics, which nobody publishes to.
+/// The internal topics of the brokers, to which no client publishes.
 const INTERNAL: &[&str] = &["__consumer_offsets", "__transaction_state"];
-/// The interval between two look-ups of a change.
+/// The interval between two lookups of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// The longest wait for the offsets that one broker knows. A broker that is away can be in the metadata for long.
+/// The maximum wait for the offsets of one leader. The metadata may list an unreachable broker for a long time.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
-/// The number of successive answers, for each of several brokers, after which all brokers are taken to know a new topic.
+/// The number of successive responses per broker after which all brokers count as knowing a new topic.
 const ANSWERS_PER_BROKER: usize = 5;
 
-/// The asking side of a bus.
+/// The administration requests of a bus.
 pub(super) struct AdminOperations<'a> {
     pub(super) admin: &'a Arc<AdminClient<KafkaContext>>,
     pub(super) limit: Duration,
@@ -41,20 +41,20 @@ impl AdminOperations<'_> {
         AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
     }
 
-    /// An error of a question, with the reason that the connection has.
+    /// Returns the error of a request, with the reason that the connection reported.
     pub(super) fn failed(&self, e: rdkafka::error::KafkaError, operation: &'static str) -> Error {
         self.admin.inner().context().explain(error::asked(e, operation))
     }
 
-    /// Everything that the brokers say of their topics.
+    /// Requests the metadata of all topics.
     async fn metadata(&self, operation: &'static str) -> Result<Metadata> {
         let (admin, limit) = (self.admin.clone(), self.limit);
         let found = blocking(operation, move || Ok(fetch_metadata(admin.inner(), None, limit))).await?;
         found.map_err(|e| self.failed(e, operation))
     }
 
-    /// The same, by the client that asks for offsets: it would not believe in a partition that was added since it last
-    /// looked.
+    /// Requests the metadata of all topics with the query client. Without this request, the query client would not know
+    /// partitions that were added since its last lookup.
     async fn metadata_of(&self, query_client: &Arc<QueryClient>) -> Result<Metadata> {
         let (client, limit) = (query_client.clone(), self.limit);
         let found = blocking("topics", move || Ok(fetch_metadata(client.client(), None, limit))).await?;
@@ -71,17 +71,17 @@ impl AdminOperations<'_> {
     }
 
     pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
-        // One request may name a topic once.
+        // A request may contain each topic only once.
         let mut first: HashMap<&TopicName, usize> = HashMap::new();
         let mut asked: Vec<_> =
             specs.iter().enumerate().filter(|(at, s)| *first.entry(&s.name).or_insert(*at) == *at).collect();
-        // Existing topics are not part of the request, because a principal without the right to create topics is
-        // refused for them, too.
+        // The request omits existing topics, because the brokers also reject them for a principal without the
+        // right to create topics.
         let mut answered = HashMap::new();
         for (at, spec) in &asked {
             match self.compare(spec).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // The principal may create a topic that it may not describe.
+                // The principal may have the right to create a topic but not to describe it.
                 Err(error) if error.kind() == ErrorKind::Unauthorized => {}
                 Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
                 answer => drop(answered.insert(*at, answer)),
@@ -118,7 +118,7 @@ impl AdminOperations<'_> {
         Ok(outcomes)
     }
 
-    /// Waits until a new topic can be used, at most until the request timeout. The topic is created in any case.
+    /// Waits until a new topic is usable, at most for the request timeout. The topic exists even after a timeout.
     async fn wait_until_created(&self, topic: &TopicName) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         let mut answers = SuccessiveAnswers::default();
@@ -166,7 +166,7 @@ impl AdminOperations<'_> {
         Ok(TopicState::Existed { differs: differs.collect(), settings_hidden: false })
     }
 
-    /// The settings of topics, without the topics that do not exist. None for hidden settings.
+    /// Returns the settings of topics, without topics that do not exist. Returns None for hidden settings.
     async fn settings(
         &self,
         operation: &'static str,
@@ -182,13 +182,14 @@ impl AdminOperations<'_> {
         for (name, answer) in names.iter().zip(answers) {
             let answer = match answer {
                 Ok(answer) => answer,
-                // Deleted meanwhile.
+                // The topic was deleted in the meantime.
                 Err(Code::UnknownTopicOrPartition) => continue,
                 Err(code) => return Err(error::by_code(code, operation).with_context("topic", name)),
             };
             let entries = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
             let entries: BTreeMap<_, _> = entries.collect();
-            // The driver drops the error of a topic whose settings may not be read. A topic always has settings.
+            // The driver drops the error of a topic whose settings the principal is not allowed to read. A topic always
+            // has settings, so an empty result means hidden settings.
             found.insert(name.clone(), (!entries.is_empty()).then_some(entries));
         }
         Ok(found)
@@ -214,7 +215,7 @@ impl AdminOperations<'_> {
         }
         let mut answered = Vec::with_capacity(names.len());
         for name in names {
-            // Of a repeated name the second one finds nothing.
+            // The second entry of a repeated name finds no topic.
             let result = match outcomes.insert(name.as_str(), Err(Code::UnknownTopicOrPartition)) {
                 Some(Ok(())) => {
                     self.wait_until_deleted(name).await?;
@@ -258,7 +259,7 @@ impl AdminOperations<'_> {
         let (settings, watermarks) =
             tokio::join!(self.settings("topics", &names), self.watermarks(query_client, &described));
         let mut settings = match settings {
-            // The broker that has to answer is away. The offsets of the other brokers are not lost for that.
+            // The broker that must respond is unreachable. The offsets of the other brokers are still returned.
             Err(error) if error.retry().is_retryable() => {
                 tracing::warn!(error = %error.report(), "the settings of the topics are not known");
                 names.into_iter().map(|name| (name, None)).collect()
@@ -276,7 +277,7 @@ impl AdminOperations<'_> {
                 Watermarks::Gone => drop(described.remove(&partition.topic)),
             }
         }
-        // What was deleted meanwhile has no settings any more.
+        // A topic that was deleted in the meantime has no settings.
         let infos = described.into_iter().filter_map(|(name, partitions)| {
             let settings = settings.remove(&name)?;
             let info = TopicInfo::new(name, partitions);
@@ -288,8 +289,8 @@ impl AdminOperations<'_> {
         Ok(infos.collect())
     }
 
-    /// The first and the next offset of every partition that has a leader. Each leader is asked by a request of its own,
-    /// so that one that does not answer delays or fails no other.
+    /// Returns the low and the high watermark of every partition with a leader. Each leader gets a separate request, so
+    /// that an unresponsive leader neither delays nor fails the others.
     async fn watermarks(
         &self,
         query_client: &Arc<QueryClient>,
@@ -306,7 +307,8 @@ impl AdminOperations<'_> {
         Ok(try_join_all(asked).await?.concat())
     }
 
-    /// The watermarks of partitions that one broker leads. Unknown if it does not answer in time.
+    /// Returns the watermarks of partitions with the same leader. The watermarks are `Unknown` if the leader does
+    /// not respond in time.
     async fn watermarks_of_leader(
         &self,
         query_client: &Arc<QueryClient>,
@@ -343,7 +345,7 @@ impl AdminOperations<'_> {
                     }
                     refused
                 }
-                // The error of one partition can be that of all.
+                // The error of one partition may be reported for all partitions.
                 Err(error) => Some(error),
             };
             let Some(error) = refused else { return Ok(found) };
@@ -355,7 +357,7 @@ impl AdminOperations<'_> {
                 found.extend(open.into_iter().map(|partition| (partition, Watermarks::Unknown)));
                 return Ok(found);
             }
-            // A leader that moves is another one in a moment, and a topic that is being deleted is gone.
+            // The next metadata may contain a new leader, and it no longer contains a deleted topic.
             tokio::time::sleep(POLL_INTERVAL).await;
             let Ok(there) = self.metadata("topics").await else { continue };
             let (kept, gone): (Vec<_>, Vec<_>) = open.into_iter().partition(|partition| {
@@ -367,26 +369,26 @@ impl AdminOperations<'_> {
     }
 }
 
-/// The first and the next offset of a partition.
+/// The low and the high watermark of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Watermarks {
     Known {
         low: u64,
         high: u64,
     },
-    /// The leader does not answer.
+    /// No response of the leader.
     Unknown,
-    /// The partition was deleted meanwhile, or the principal may not describe it any more.
+    /// A partition that was deleted in the meantime, or that the principal is no longer allowed to describe.
     Gone,
 }
 
-/// The number of successive answers that name a new topic. Each request goes to any broker, and not every broker knows a
-/// new topic at once.
+/// The number of successive responses that contain a new topic. Each request goes to any broker, and not every broker
+/// knows a new topic immediately.
 #[derive(Default)]
 struct SuccessiveAnswers(usize);
 
 impl SuccessiveAnswers {
-    /// Adds an answer, and returns whether all brokers are taken to know the topic.
+    /// Adds a response. Returns whether all brokers count as knowing the topic.
     fn are_enough(&mut self, is_known: bool, brokers: usize) -> bool {
         self.0 = if is_known { self.0 + 1 } else { 0 };
         self.0 >= if brokers > 1 { ANSWERS_PER_BROKER * brokers.min(10) } else { 1 }
@@ -401,7 +403,7 @@ fn described_partition(partition: &rdkafka::metadata::MetadataPartition) -> Opti
     Some(info)
 }
 
-/// A specification in the brokers' own words.
+/// Returns the settings of a specification, with the brokers' names.
 fn settings_of(spec: &TopicSpec) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let policy = match spec.cleanup {

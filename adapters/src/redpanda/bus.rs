@@ -1,4 +1,4 @@
-//! `MessageBus` over the Kafka protocol.
+//! The `MessageBus` over the Kafka protocol.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -59,7 +59,7 @@ pub struct RedpandaBus {
     clients: Mutex<Clients>,
     consumers: Mutex<Vec<ConsumerHandle>>,
     phase: AtomicU8,
-    /// Calls of `publish` under way.
+    /// The number of `publish` calls in progress.
     publishing: AtomicUsize,
     published: Notify,
 }
@@ -83,11 +83,11 @@ enum Phase {
 }
 
 impl RedpandaBus {
-    /// A bus of this configuration. Nothing is sent; the first call meets the brokers.
+    /// Creates a bus from this configuration. Performs no network I/O; the first call connects to the brokers.
     ///
     /// # Errors
-    /// `Config` for a bound that is out of range, a property that librdkafka does not know, or encryption that was
-    /// not compiled in.
+    /// `Config` for a value out of range, a property that librdkafka does not know, encryption that was not compiled
+    /// in, or a program that is built with `panic = "abort"`.
     pub fn open(config: RedpandaConfig) -> Result<Self> {
         config.validate()?;
         client_config::check(&config)?;
@@ -106,11 +106,11 @@ impl RedpandaBus {
         })
     }
 
-    /// Returns the driver's client for administration, for calls that the port does not have. It connects with the first
-    /// call.
+    /// Returns the driver's client for administration, for calls that the port does not offer. The client connects
+    /// on the first call.
     ///
     /// # Errors
-    /// `Config` for settings that librdkafka does not accept together.
+    /// `Config` for a combination of settings that librdkafka rejects, `Closed` after `close`.
     pub fn admin(&self) -> Result<Arc<AdminClient<impl rdkafka::ClientContext + use<>>>> {
         self.admin_client("admin")
     }
@@ -166,13 +166,13 @@ impl RedpandaBus {
         }
     }
 
-    /// Begins a call. Consumes a share of tokio's budget, and fails if the bus is closed.
+    /// Begins a call. Consumes a unit of tokio's cooperative budget. Fails if the bus is closing or closed.
     async fn enter(&self, operation: &'static str) -> Result<()> {
         tokio::task::coop::consume_budget().await;
         if self.phase() == Phase::Open { Ok(()) } else { Err(error::closed(operation)) }
     }
 
-    /// Every topic of a reader must be there.
+    /// Returns the number of partitions of a topic. Fails if the topic does not exist.
     async fn partitions(
         &self,
         admin: &Arc<AdminClient<KafkaContext>>,
@@ -196,7 +196,7 @@ impl RedpandaBus {
         }
     }
 
-    /// Starts a consumer, and waits for its first assignment.
+    /// Starts a consumer and waits for its first assignment.
     async fn consume(
         &self,
         settings: ConsumerSettings,
@@ -219,7 +219,7 @@ impl RedpandaBus {
         Err(refused)
     }
 
-    /// Keeps a consumer, so that `close` of the bus closes it. Fails if the bus is closed.
+    /// Stores a consumer, so that `close` of the bus also closes the consumer. Fails if the bus is closed.
     fn keep(&self, consumer: ConsumerHandle, operation: &'static str) -> Result<()> {
         let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
         if self.phase() == Phase::Closed {
@@ -269,7 +269,8 @@ impl MessageBus for RedpandaBus {
 
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         tokio::task::coop::consume_budget().await;
-        // Counted first: `close` then either sees this call and waits for it, or this call sees `close`.
+        // The call is counted before it reads the phase. Either `close` sees the call and waits for it, or the call
+        // sees `close`.
         let _guard = PublishGuard::new(self);
         if self.phase() != Phase::Open {
             return Err(error::closed("publish"));
@@ -359,7 +360,7 @@ impl MessageBus for RedpandaBus {
     async fn close(&self) -> Result<CloseReport> {
         tokio::task::coop::consume_budget().await;
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
-        // A second close finds another phase and leaves it.
+        // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
         let drain = client_config::limit(self.config.close_timeout_ms);
         let _ = timeout(drain, self.drained()).await;
@@ -375,7 +376,7 @@ impl MessageBus for RedpandaBus {
             }
         }
         let clients = std::mem::take(&mut *self.clients());
-        // Ending a client joins its threads.
+        // Dropping a client joins its threads.
         blocking("close", move || {
             drop(clients);
             Ok(())
@@ -385,7 +386,7 @@ impl MessageBus for RedpandaBus {
     }
 }
 
-/// Counts a publish while it is under way, dropped or not.
+/// A guard that counts a publish until it completes or is dropped.
 struct PublishGuard<'a>(&'a RedpandaBus);
 
 impl<'a> PublishGuard<'a> {
@@ -416,7 +417,7 @@ impl Drop for RedpandaBus {
             .iter()
             .for_each(ConsumerHandle::close);
         let clients = std::mem::take(self.clients.get_mut().unwrap_or_else(PoisonError::into_inner));
-        // Ending a client joins its threads, which must not hold up whoever drops the bus.
+        // Dropping a client joins its threads, which must not block the caller that drops the bus.
         let ending = std::thread::Builder::new().name("qi-redpanda-end".to_owned());
         if ending.spawn(move || drop(clients)).is_err() {
             tracing::warn!("no thread could be had to end the clients of a bus");

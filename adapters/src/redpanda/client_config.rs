@@ -1,4 +1,4 @@
-//! The properties of librdkafka's clients. `docs/backends/redpanda.md` gives the reason for each.
+//! The properties of librdkafka's clients. `docs/backends/redpanda.md` gives the reason for each property.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::config::{MessageCompression, Profile, RedpandaConfig, SaslMechanism};
 use super::error::{self, BACKEND};
 use crate::plaintext::{PasswordWarning, host_of};
 
-/// librdkafka's numbers are i32.
+/// The maximum of librdkafka's integers, which are i32.
 const MOST: u64 = i32::MAX as u64;
 
 /// Returns the properties of every client.
@@ -25,7 +25,7 @@ fn common(config: &RedpandaConfig) -> ClientConfig {
         .set("client.software.version", env!("CARGO_PKG_VERSION"))
         .set("allow.auto.create.topics", "false")
         .set("statistics.interval.ms", config.statistics_ms.to_string())
-        // An answer that is this late does not come; the connection is made anew.
+        // A response that is later than this does not arrive. librdkafka opens a new connection.
         .set("socket.timeout.ms", config.request_timeout_ms.to_string())
         .set(
             "socket.connection.setup.timeout.ms",
@@ -72,7 +72,7 @@ fn security(config: &RedpandaConfig, set: &mut ClientConfig) {
     }
 }
 
-/// The user's own properties come last: what they may not change was refused before.
+/// Adds the user's properties last. The validation has already rejected properties that the user must not change.
 fn finish(config: &RedpandaConfig, mut set: ClientConfig) -> ClientConfig {
     for (property, value) in &config.properties {
         set.set(property, value.as_str());
@@ -96,7 +96,7 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
         .set("batch.num.messages", "1000000")
         .set("message.max.bytes", (config.max_message_bytes + OVERHEAD).to_string())
         .set("message.timeout.ms", config.delivery_timeout_ms.to_string())
-        // The adapter waits for space by itself; librdkafka would refuse.
+        // The adapter waits for space, whereas librdkafka would reject the message.
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
         .set("partitioner", "murmur2_random")
@@ -104,7 +104,7 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
     finish(config, set)
 }
 
-/// Room for what the protocol adds to a message.
+/// The space for the protocol's overhead of a message, in bytes.
 pub(super) const OVERHEAD: usize = 512;
 
 /// Returns the properties of members and readers.
@@ -115,19 +115,21 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         Profile::LowLatency => ("10", "1"),
         Profile::HighThroughput => ("100", "65536"),
     };
-    // Half of what may be buffered waits in librdkafka, half in the fetch buffer. A fetch is a part of that, so that the next
-    // one comes while the one before is read; it brings at least one message, whatever its size.
+    // librdkafka queues half of the buffer limit, and the fetch buffer holds the other half. A fetch is smaller than
+    // the queue, so that the next fetch arrives while the previous fetch is read. A fetch returns at least one
+    // message of any size.
     let queued = (max_buffered_bytes as u64 / 2).clamp(1_024, 1_000_000_000);
     let fetched = (queued / 2).clamp(1_024, 100_000_000);
     set.set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Offsets without a message at the end of a partition are looked for when this event comes.
+        // This event triggers the search for offsets without a message at the end of a partition.
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
-        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
+        // The property also bounds a zstd batch after decompression, but no other codec. The default would stop a
+        // reader at a batch of 100 MB.
         .set("receive.message.max.bytes", MOST.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
@@ -136,16 +138,17 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("fetch.min.bytes", min_bytes)
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "100")
-        // A deleted topic, or one with more partitions, is noticed by this.
+        // The refresh detects deleted topics and topics with additional partitions.
         .set("topic.metadata.refresh.interval.ms", "30000");
     set
 }
 
-/// A member of a group.
+/// Returns the properties of a group member.
 pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConfig {
     let mut set = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
-    // A third of the session at most, as the protocol's guides say, so that one lost heartbeat is no death.
+    // At most a third of the session timeout, as the protocol's documentation recommends. A single lost heartbeat then
+    // does not remove the member.
     let heartbeat = (session / 3).clamp(1, 500);
     set.set("group.id", request.group.as_str())
         .set("partition.assignment.strategy", "cooperative-sticky")
@@ -158,14 +161,15 @@ pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConf
     finish(config, set)
 }
 
-/// A reader without a group. librdkafka wants a group's name for it all the same; nothing is ever committed.
+/// Returns the properties of a reader without a group. librdkafka still requires the name of a group.
+/// The reader never commits.
 pub(super) fn reader(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut set = consumer(config, max_buffered_bytes);
     set.set("group.id", format!("qi-reader-{:016x}", fastrand::u64(..)));
     finish(config, set)
 }
 
-/// The client that asks for ends, groups and commits, and never joins a group.
+/// Returns the properties of the client that queries ends, groups and commits. It never joins a group.
 pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> ClientConfig {
     let mut set = quiet(config);
     set.set("enable.auto.commit", "false");
@@ -173,8 +177,8 @@ pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> Clie
         set.set("group.id", group);
     }
     let mut set = finish(config, set);
-    // A property of the user does not change this. The end of a partition is the end of its log, not the first open
-    // transaction of any producer; and an offset that such a transaction will commit does not delay the answer.
+    // The user's properties do not change this. The end of a partition is the end of its log, not the first open
+    // transaction of any producer. An offset in an open transaction also does not delay the response.
     set.set("isolation.level", "read_uncommitted");
     set
 }
@@ -184,14 +188,15 @@ pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
     finish(config, quiet(config))
 }
 
-/// Returns the properties of a client for requests. Its events are not served between requests, so it has no statistics.
+/// Returns the properties of a client for requests. Its events are not served between requests,
+/// so statistics are disabled.
 fn quiet(config: &RedpandaConfig) -> ClientConfig {
     let mut set = common(config);
     set.set("statistics.interval.ms", "0");
     set
 }
 
-/// Refuses a property that librdkafka does not know, or a value that it does not take, without connecting.
+/// Rejects unknown properties and invalid values without connecting.
 pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     if config.tls.enabled && !cfg!(feature = "redpanda-tls") {
         return Err(needs_tls(config, "tls.enabled"));
@@ -213,8 +218,8 @@ pub(super) fn check(config: &RedpandaConfig) -> Result<()> {
     })
 }
 
-/// Warns of a password for brokers that are reached without encryption. The brokers of the configuration are checked
-/// now, the hosts that they advertise when they are known.
+/// Returns the warning about a password that is sent to brokers without encryption. Checks the configured brokers now.
+/// The hosts that brokers advertise are checked when they are known.
 pub(super) fn warn(config: &RedpandaConfig) -> PasswordWarning {
     let exposed = config.sasl.password.is_some() && !config.tls.enabled;
     let warning = PasswordWarning::new(BACKEND, exposed);
@@ -222,7 +227,7 @@ pub(super) fn warn(config: &RedpandaConfig) -> PasswordWarning {
     warning
 }
 
-/// Refuses to read from the brokers in a program that a panic of the driver would end.
+/// Rejects a program that a panic of the driver would end.
 pub(super) fn check_panics(config: &RedpandaConfig, abort: bool) -> Result<()> {
     if !abort || config.allow_panic_abort {
         return Ok(());
@@ -247,7 +252,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MOST).min(MOST)
 }
 
-/// A time limit as librdkafka takes it.
+/// Returns a time limit within the range of librdkafka.
 pub(super) fn limit(millis: u64) -> Duration {
     Duration::from_millis(millis.min(MOST))
 }

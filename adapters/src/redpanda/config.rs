@@ -1,4 +1,4 @@
-//! `[bus.redpanda]` and `[bus.kafka]`.
+//! The sections `[bus.redpanda]` and `[bus.kafka]`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use crate::rules::Rules;
 
-/// Where the brokers are, and how they are used. Compiled always, so that one file can hold every backend.
+/// The addresses and the settings of a bus over the Kafka protocol. Compiled even without the feature `redpanda`,
+/// because a file may contain the section of every backend.
 ///
 /// ```
 /// use qi_adapters::config::{Profile, RedpandaConfig};
@@ -20,47 +21,48 @@ use crate::rules::Rules;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RedpandaConfig {
-    /// The brokers to begin with, as `host:port`, separated by commas; they name the others.
+    /// The bootstrap brokers, as `host:port`, separated by commas. The client discovers the other brokers through them.
     pub brokers: Option<String>,
-    /// The name of this client in the brokers' logs and quotas.
+    /// The name of this client in the logs and the quotas of the brokers. Defaults to `qi`.
     pub client_id: String,
-    /// What the settings below are tuned for.
+    /// The tuning profile of the client. Defaults to balanced.
     pub profile: Profile,
-    /// The format of published records. `bus.codec` sets it. Defaults to JSON.
+    /// The format of published records, which `bus.codec` sets. Defaults to JSON.
     #[serde(skip)]
     pub codec: Encoding,
-    /// How batches of messages are compressed; by default what the profile says.
+    /// The compression of message batches. Defaults to the compression of the profile.
     pub compression: Option<MessageCompression>,
-    /// The largest message that is taken, in bytes: key, payload and headers. A topic may allow less. Defaults to
-    /// 4 MiB: more than the 2 MiB and 64 KiB of the largest dead letter topic in the catalogue.
+    /// The maximum size of a message, in bytes: key, payload and headers. A topic may have a lower limit. Defaults to
+    /// 4 MiB, which exceeds the 2 MiB plus 64 KiB of the largest dead letter topic in the catalogue.
     pub max_message_bytes: usize,
-    /// How many bytes may wait for their acknowledgement before `publish` waits for space.
+    /// The maximum number of unacknowledged bytes, above which `publish` waits for space. Defaults to 64 MiB.
     pub buffer_bytes: usize,
-    /// How long a message may take from the client's buffer to its acknowledgement, in milliseconds; and how long
-    /// `publish` waits for space.
+    /// The maximum time from the client's buffer to the acknowledgement of a message, in milliseconds. It also limits
+    /// the time that `publish` waits for space. Defaults to 120 s.
     pub delivery_timeout_ms: u64,
-    /// How long a question to the brokers may take, in milliseconds: look-ups, administration, `ping`.
+    /// The timeout of a request to the brokers, in milliseconds: lookups, administration and `ping`. Defaults to 10 s.
     pub request_timeout_ms: u64,
-    /// How long a commit may take, repetitions included, in milliseconds.
+    /// The timeout of a commit, including retries, in milliseconds. Defaults to 10 s.
     pub commit_timeout_ms: u64,
-    /// How long `close` drains, in milliseconds.
+    /// The maximum time that `close` waits for messages in flight, in milliseconds. Defaults to 30 s.
     pub close_timeout_ms: u64,
-    /// How often the client's statistics become metrics, in milliseconds. They also say whether a broker is
-    /// connected.
+    /// The interval at which the client's statistics update the metrics, in milliseconds. The statistics also show
+    /// whether a broker is connected. Defaults to 1 s.
     pub statistics_ms: u64,
-    /// Opens the bus in a program that is built with `panic = "abort"`. Defaults to false.
+    /// Permission to open the bus in a program that is built with `panic = "abort"`. Defaults to false.
     ///
-    /// The driver panics on a message whose header name is not UTF-8 text, and the adapter catches the panic. With
-    /// `panic = "abort"` such a message ends the process. So set this only if every producer of the cluster is trusted.
+    /// The driver panics on a message whose header name is not UTF-8 text, and the adapter catches the
+    /// panic. With `panic = "abort"`, such a message ends the process. Enable this only if every producer
+    /// of the cluster is trusted.
     pub allow_panic_abort: bool,
-    /// Encryption.
+    /// The settings of encryption.
     pub tls: RedpandaTlsSection,
-    /// Who asks.
+    /// The settings of authentication.
     pub sasl: SaslSection,
-    /// Any other property of librdkafka. An unknown one is refused before anything is connected, and so is one that
-    /// a key of this section or the contract decides.
+    /// Further properties of librdkafka. The bus rejects unknown properties before it connects. It also rejects
+    /// properties that a key of this section or the adapter controls.
     pub properties: BTreeMap<String, PropertyValue>,
-    /// The section of the configuration, for errors: `bus.redpanda` or `bus.kafka`.
+    /// The path of the section in errors: `bus.redpanda` or `bus.kafka`.
     #[serde(skip)]
     pub(crate) section: &'static str,
 }
@@ -89,36 +91,36 @@ impl Default for RedpandaConfig {
     }
 }
 
-/// What the client is tuned for. The settings of each stand in `docs/backends/redpanda.md`.
+/// The tuning profile of the client. `docs/backends/redpanda.md` lists the settings of each profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// Batches of 2 ms, compressed.
+    /// Compressed batches with a linger of 2 ms.
     Balanced,
-    /// Nothing waits for company, and nothing is compressed.
+    /// Batches without linger and without compression.
     LowLatency,
-    /// Batches of 20 ms, compressed, and fetches that wait for some data.
+    /// Compressed batches with a linger of 20 ms, and fetches that wait for a minimum amount of data.
     HighThroughput,
 }
 
-/// How batches of messages are compressed on the wire and in the log.
+/// The compression of message batches in requests and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageCompression {
-    /// Not at all.
+    /// No compression of the batches.
     None,
-    /// LZ4: little work.
+    /// LZ4 compression, with low CPU usage.
     Lz4,
-    /// Zstandard: the least bytes.
+    /// Zstandard compression, with the smallest batches.
     Zstd,
-    /// Snappy.
+    /// Snappy compression of the batches.
     Snappy,
-    /// Gzip, for brokers and readers that know nothing else.
+    /// Gzip compression, for brokers and consumers that support no other codec.
     Gzip,
 }
 
 impl MessageCompression {
-    /// The broker's word.
+    /// Returns the broker's name of the codec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -130,50 +132,50 @@ impl MessageCompression {
     }
 }
 
-/// `[bus.redpanda.tls]`: needs the feature `redpanda-tls`.
+/// `[bus.redpanda.tls]`: the settings of encryption. Needs the feature `redpanda-tls`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedpandaTlsSection {
-    /// Whether connections are encrypted.
+    /// Enables encrypted connections. Defaults to false.
     pub enabled: bool,
-    /// The file of certificate authorities that are trusted, PEM; else those of the system.
+    /// The PEM file of the trusted certificate authorities. Defaults to the certificate authorities of the system.
     pub root_cert: Option<String>,
-    /// The file of the client's certificate, PEM.
+    /// The PEM file of the client's certificate.
     pub client_cert: Option<String>,
-    /// The file of the client's key, PEM.
+    /// The PEM file of the client's key.
     pub client_key: Option<String>,
-    /// The password of that key; never shown.
+    /// The password of the client's key. Hidden in `Debug` output.
     pub client_key_password: Option<SecretString>,
 }
 
-/// `[bus.redpanda.sasl]`: a user and a password. SCRAM needs the feature `redpanda-tls`.
+/// `[bus.redpanda.sasl]`: authentication with a user name and a password. SCRAM needs the feature `redpanda-tls`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SaslSection {
-    /// How the password is proven; without it nobody logs in.
+    /// The SASL mechanism. Without a mechanism, the client does not authenticate.
     pub mechanism: Option<SaslMechanism>,
-    /// The user.
+    /// The name of the user.
     pub username: Option<String>,
-    /// Their password; never shown.
+    /// The user's password. Hidden in `Debug` output.
     pub password: Option<SecretString>,
 }
 
-/// How a password is proven to a broker.
+/// The SASL mechanism, by which the client proves its password to a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SaslMechanism {
-    /// It is sent as it is: for encrypted connections.
+    /// The password in plain text, for encrypted connections.
     Plain,
-    /// A challenge with SHA-256.
+    /// A SCRAM challenge with SHA-256.
     #[serde(rename = "scram-sha-256")]
     ScramSha256,
-    /// A challenge with SHA-512.
+    /// A SCRAM challenge with SHA-512.
     #[serde(rename = "scram-sha-512")]
     ScramSha512,
 }
 
 impl SaslMechanism {
-    /// The broker's word.
+    /// Returns the broker's name of the mechanism.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",
@@ -183,14 +185,14 @@ impl SaslMechanism {
     }
 }
 
-/// The value of a property: text, a number or a boolean, all of which librdkafka takes as text. It may be a secret
-/// and is never shown.
+/// The value of a property: text, a number or a boolean. librdkafka receives it as text. Hidden in `Debug` output,
+/// because it may be a secret.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Scalar")]
 pub struct PropertyValue(String);
 
 impl PropertyValue {
-    /// The value as librdkafka takes it.
+    /// Returns the value as text for librdkafka.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -228,7 +230,7 @@ impl From<Scalar> for PropertyValue {
     }
 }
 
-/// Properties that a key of the section or the contract decides, and where.
+/// The properties that a key of the section or the adapter controls, each with the reason.
 const DECIDED: &[(&str, &str)] = &[
     ("bootstrap.servers", "the key `brokers` sets it"),
     ("metadata.broker.list", "the key `brokers` sets it"),
@@ -279,14 +281,14 @@ const DECIDED: &[(&str, &str)] = &[
     ("plugin.library.paths", "no library is loaded by configuration"),
 ];
 
-/// Properties that verify the brokers' certificates, and the values that do.
+/// The properties that control the verification of the brokers' certificates, each with the values that enable it.
 const VERIFYING: &[(&str, &[&str])] = &[
     ("enable.ssl.certificate.verification", &["true", "t", "1"]),
     ("ssl.endpoint.identification.algorithm", &["https"]),
 ];
 
 impl RedpandaConfig {
-    /// These brokers, and the defaults for all else.
+    /// Creates a configuration for these brokers, with defaults for all other settings.
     pub fn from_brokers(brokers: impl Into<String>) -> Self {
         Self { brokers: Some(brokers.into()), ..Self::default() }
     }
@@ -295,7 +297,7 @@ impl RedpandaConfig {
         Rules { section: self.section, code: "bus.redpanda.config", backend: "redpanda" }
     }
 
-    /// Checks every bound.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.
@@ -315,7 +317,7 @@ impl RedpandaConfig {
         rules.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
         rules.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
         rules.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
-        // librdkafka looks once a second whether it is time.
+        // librdkafka checks once a second whether the statistics are due.
         rules.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
@@ -336,7 +338,7 @@ impl RedpandaConfig {
             return Err(rules.refuse("sasl", "some of three", rule));
         }
         for (key, value) in &self.properties {
-            // librdkafka takes a property of topics with this prefix, too.
+            // librdkafka also accepts this prefix before a property of topics.
             let name = key.strip_prefix("topic.").unwrap_or(key);
             if let Some((_, reason)) = DECIDED.iter().find(|(decided, _)| *decided == key || *decided == name)
             {
@@ -362,7 +364,8 @@ impl RedpandaConfig {
     }
 }
 
-/// `host:port` with commas between; a scheme in front, as in a URL, would be taken for a part of the host.
+/// Checks for entries `host:port`, separated by commas. librdkafka would treat the scheme of a URL as a
+/// part of the host.
 fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
     let Some(brokers) = brokers else {
         return Err(rules.refuse(
@@ -382,5 +385,5 @@ fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// librdkafka's own limit for its timeouts: an i32 of milliseconds.
+/// librdkafka's limit for its timeouts: an i32 of milliseconds.
 const MAX_MS: u64 = i32::MAX as u64;

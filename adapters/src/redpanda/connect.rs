@@ -1,5 +1,5 @@
-//! The reports of every client of librdkafka: its log through `tracing`, its statistics as metrics, and whether a
-//! broker is connected.
+//! The reports of all librdkafka clients: their logs through `tracing`, their statistics as metrics, and the
+//! state of their connections.
 //!
 //! | metric | kind | labels | what |
 //! | --- | --- | --- | --- |
@@ -13,8 +13,8 @@
 //! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
 //! | `qi_redpanda_unreadable_ranges_total` | counter | topic, partition | ranges of offsets that were passed over, because they cannot be decompressed |
 //!
-//! `client` is `producer` or `consumer`; `group` is empty for all but members. Several clients of one kind
-//! in a process add up.
+//! `client` is `producer` or `consumer`. `group` is empty for all clients except group members. The values of several
+//! clients of one kind in a process are added.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,14 +35,14 @@ use rdkafka::statistics::Statistics;
 use super::error;
 use crate::plaintext::PasswordWarning;
 
-/// One client's report.
+/// The context of a client, which receives its reports.
 #[derive(Debug)]
 pub(super) struct KafkaContext {
     role: &'static str,
-    /// The group of a member; empty for all others.
+    /// The group of a member. Empty for other clients.
     group: String,
     connected: AtomicBool,
-    /// Why the brokers do not let this client in, while they do not.
+    /// The authentication error, as long as the brokers reject this client.
     auth_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
     reported: Mutex<Reported>,
     auth_errors: Option<AuthErrors>,
@@ -58,7 +58,7 @@ impl fmt::Debug for AuthErrors {
     }
 }
 
-/// The values of this client that the metrics have.
+/// The values of this client that are included in the metrics.
 #[derive(Debug, Default)]
 struct Reported {
     sent: u64,
@@ -72,32 +72,32 @@ struct Reported {
 
 impl KafkaContext {
     pub(super) fn new(role: &'static str, group: &str) -> Self {
-        // Until it is known better: a client that has just begun is not called unavailable.
+        // A new client counts as connected until its first report.
         let connected = AtomicBool::new(true);
         let (auth_error, reported) = (Mutex::default(), Mutex::default());
         let group = group.to_owned();
         Self { role, group, connected, auth_error, reported, auth_errors: None, password_warning: None }
     }
 
-    /// Checks the hosts that the brokers advertise.
+    /// Sets the warning for the hosts that the brokers advertise.
     pub(super) fn with_password_warning(mut self, warning: Arc<PasswordWarning>) -> Self {
         self.password_warning = Some(warning);
         self
     }
 
-    /// For a client of administration: the driver serves only the answers to its questions.
+    /// Sets the source of authentication errors. The driver does not serve the events of an administration client.
     pub(super) fn with_auth_errors_of(mut self, auth_errors: Arc<QueryClient>) -> Self {
         self.auth_errors = Some(AuthErrors(auth_errors));
         self
     }
 
-    /// Returns whether a broker was connected by the last statistics.
+    /// Returns whether any broker was connected at the time of the last statistics.
     pub(super) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The error of a call that nobody answered: the login that was refused, or the certificate that was not trusted,
-    /// where that is the reason.
+    /// Returns the error of a call without a response. If the reason is a rejected login or an untrusted
+    /// certificate, returns that error.
     pub(super) fn explain(&self, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
             return error;
@@ -159,7 +159,7 @@ impl KafkaContext {
                 lagging.insert((topic.topic.clone(), partition.partition));
             }
         }
-        // What went to another member has no lag here.
+        // A partition that moved to another member has no lag in this client.
         for (topic, partition) in reported.lagging.difference(&lagging) {
             self.set_lag(topic, *partition, 0);
         }
@@ -229,12 +229,13 @@ impl ClientContext for KafkaContext {
             }
             _ => {}
         }
-        // librdkafka goes on by itself; what does not pass comes back as the answer of a call.
+        // librdkafka retries. A permanent failure is also the result of a call.
         tracing::debug!(target: "librdkafka", client = self.role, group = self.group, %error, "{reason}");
     }
 }
 
-/// Requests the metadata of a topic, or of all. The hosts that it names get the password as well.
+/// Requests the metadata of one topic or of all topics. Checks the returned hosts, because they
+/// also receive the password.
 pub(super) fn fetch_metadata(
     client: &Client<KafkaContext>,
     topic: Option<&str>,
@@ -247,7 +248,7 @@ pub(super) fn fetch_metadata(
     Ok(metadata)
 }
 
-/// Runs a blocking call off the async threads.
+/// Runs a blocking call outside the async threads.
 pub(super) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -258,13 +259,14 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A client that only asks.
+/// The context of a client that only sends queries.
 impl ConsumerContext for KafkaContext {}
 
-/// A consumer that asks about groups and offsets and reads nothing.
+/// A consumer that queries groups and offsets, and reads no messages.
 pub(super) type QueryClient = BaseConsumer<KafkaContext>;
 
-/// The same as [`KafkaContext::explain`], for a client that only asks: its events may wait for somebody who comes for them.
+/// Returns the error of a call without a response, as [`KafkaContext::explain`] does. Serves the pending events
+/// of the client first.
 pub(super) fn explain(client: &QueryClient, error: Error) -> Error {
     take_events(client);
     client.context().explain(error)
@@ -274,9 +276,9 @@ fn take_events(client: &QueryClient) {
     drop(events(client));
 }
 
-/// Serves the events that wait, and returns the codes of those that are errors.
+/// Serves the pending events, and returns the codes of error events.
 pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
-    // An answer of nothing may also be an event that was served, such as a line of the log.
+    // A poll without a result may have served an event, such as a log line.
     const NOTHING: usize = 100;
     let (mut nothing, mut codes) = (0, Vec::new());
     while nothing < NOTHING {
@@ -291,8 +293,8 @@ pub(super) fn events(client: &QueryClient) -> Vec<RDKafkaErrorCode> {
     codes
 }
 
-/// Serves the events of a client that only asks, as long as there is such a client: while the brokers are away they
-/// would pile up in it.
+/// Serves the events of a query client until the client is dropped. Unserved events would accumulate while
+/// the brokers are unreachable.
 pub(super) fn serve(client: &Arc<QueryClient>) -> std::io::Result<()> {
     const PAUSE: Duration = Duration::from_secs(1);
     let client = Arc::downgrade(client);

@@ -1,4 +1,4 @@
-//! The errors of librdkafka and the brokers, mapped to `qi_core::Error` by one table.
+//! Errors of librdkafka and the brokers, and their mapping to `qi_core::Error` in one table.
 
 use std::fmt::Display;
 
@@ -9,8 +9,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 /// The backend name in errors and metrics.
 pub(super) const BACKEND: &str = "redpanda";
 
-/// Codes of brokers (0 and above) and of librdkafka itself (below 0), as librdkafka's `rdkafka.h` lists them. What is
-/// not here is `Internal`.
+/// The error codes of brokers (0 and above) and of librdkafka (below 0), as listed in librdkafka's `rdkafka.h`. Any
+/// other code is `Internal`.
 pub(super) const CODES: &[(Code, ErrorKind, &str)] = &[
     (Code::MessageSizeTooLarge, ErrorKind::InvalidInput, DeliveryError::TOO_LARGE),
     (Code::InvalidMessageSize, ErrorKind::InvalidInput, DeliveryError::TOO_LARGE),
@@ -101,7 +101,7 @@ pub(super) const CODES: &[(Code, ErrorKind, &str)] = &[
 const FULL: &str = "bus.redpanda.full";
 const FENCED: &str = "bus.redpanda.fenced";
 
-/// The code behind an error; administration answers carry it in another place than other calls.
+/// Returns the code of an error. Administration results contain the code in another place than other results.
 pub(super) fn code_of(error: &KafkaError) -> Option<Code> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -116,7 +116,7 @@ pub(super) fn by_code(code: Code, operation: &'static str) -> Error {
         .map_or((ErrorKind::Internal, "bus.redpanda.broker_error"), |(_, kind, name)| (*kind, *name));
     let error = error(kind, name, operation).with_context("code", code as i32).with_source(code);
     match code {
-        // Another member has this name, and will not give it back; a topic that exists goes on existing.
+        // Another member keeps this instance id, and an existing topic continues to exist. A retry does not help.
         Code::FencedInstanceId | Code::TopicAlreadyExists => error.with_retry(RetryAdvice::Never),
         _ => error,
     }
@@ -172,19 +172,19 @@ pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     )
 }
 
-/// Returns whether the principal may not describe a topic.
+/// Returns whether the principal is not allowed to describe a topic.
 pub(super) fn is_hidden(error: &KafkaError) -> bool {
     code_of(error) == Some(Code::TopicAuthorizationFailed)
 }
 
-/// A question that nobody answered: the brokers are away, whatever the client calls it.
+/// Returns the error of a failed request. A timeout becomes `Unavailable`, because no broker responded.
 pub(super) fn asked(e: KafkaError, operation: &'static str) -> Error {
     let error = of(e, operation);
     if error.kind() == ErrorKind::Timeout { unavailable(operation).with_source(error) } else { error }
 }
 
-/// What a failed delivery means. Only what a broker refused, or what never left the client, is certainly not in the
-/// log.
+/// Returns the error and the state of a failed delivery. A message is certainly not in the log only if a broker
+/// rejected it, or if it never left the client.
 pub(super) fn delivery(code: Code) -> DeliveryError {
     let state = match code {
         Code::MessageSizeTooLarge
@@ -279,7 +279,8 @@ pub(super) fn full(bytes: usize) -> Error {
         .with_context("buffer_bytes", bytes)
 }
 
-/// The producer is being replaced after a fatal error; what was not sent yet can be sent by the next one.
+/// Returns the error of a producer that is replaced after a fatal error. The next producer can
+/// send the unsent messages.
 pub(super) fn rebuilding() -> Error {
     error(ErrorKind::Unavailable, "bus.redpanda.rebuilding", "publish")
         .with_message("the producer met a fatal error and is replaced")

@@ -1,4 +1,4 @@
-//! Groups as an operator sees them: members and their partitions, commits and lag.
+//! Consumer groups from the view of an operator: members with their partitions, commits and lag.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,16 +23,16 @@ struct ListedGroup {
     members: Vec<GroupMember>,
 }
 
-/// The query clients of the last groups. They are kept, because a caller that waits for the lag of a group repeats its
-/// query soon.
+/// The query clients of the last groups. They are kept, because a caller that waits for the lag of a group
+/// repeats its query soon.
 #[derive(Default)]
 pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
 impl GroupClients {
-    /// The maximum number of clients.
+    /// The maximum number of kept clients.
     const MAX_CLIENTS: usize = 4;
 
-    /// Removes the client of this group.
+    /// Removes and returns the client of this group.
     fn take(&self, group: &GroupId) -> Option<Arc<QueryClient>> {
         let mut kept = self.lock();
         let at = kept.iter().position(|(of, _)| of == group)?;
@@ -46,7 +46,7 @@ impl GroupClients {
         let replaced = replaced.map(|at| kept.remove(at));
         kept.push((group.clone(), client));
         drop(kept);
-        // The drop of a client joins its threads.
+        // Dropping a client joins its threads.
         drop(replaced);
     }
 
@@ -55,7 +55,7 @@ impl GroupClients {
     }
 }
 
-/// Describes groups. Blocks.
+/// Describes groups. Blocks the calling thread.
 pub(super) fn describe(
     config: &RedpandaConfig,
     query_client: &QueryClient,
@@ -72,7 +72,7 @@ pub(super) fn describe(
     let wanted: Vec<_> = wanted.into_iter().collect();
     let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
     let request = DescribeRequest { config, query_client, kept, topics: &query.topics, asked: &asked, limit };
-    // Each group has a client of its own, which mostly waits.
+    // Each group needs a separate client, which mostly waits.
     let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
         let shares: Vec<_> = wanted
@@ -85,7 +85,7 @@ pub(super) fn describe(
             .collect();
         let ended = shares.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended
-            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a request-up panicked"))))
+            .map(|found| found.unwrap_or_else(|_| Err(error::internal("groups", "a request panicked"))))
             .collect()
     });
     Ok(found.into_iter().collect::<Result<Vec<_>>>()?.concat())
@@ -100,7 +100,7 @@ const MAX_CONCURRENT: usize = 16;
 /// The commits of a group. None if the principal may not describe the group.
 type Commits = Option<BTreeMap<TopicPartition, u64>>;
 
-/// The common part of the queries for groups.
+/// The common parameters of the queries for groups.
 #[derive(Clone, Copy)]
 struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
@@ -112,17 +112,17 @@ struct DescribeRequest<'a> {
 }
 
 impl DescribeRequest<'_> {
-    /// Describes one group. None if there is no such group.
+    /// Describes one group. Returns None if the group does not exist.
     fn describe(self, group: &GroupId) -> Result<Option<GroupInfo>> {
         let failed = |e| connect::explain(self.query_client, error::asked(e, "groups"));
         for round in 1.. {
-            // The coordinator of the group comes first: the list of groups hides a broker that does not answer behind the
-            // answer of another broker.
+            // The coordinator of the group is queried first. In the list of groups, the response of another broker can
+            // hide a broker that does not respond.
             let Some(commits) = self.commits(group)? else {
                 return Ok(Some(GroupInfo::new(group.clone(), GroupState::Hidden, Vec::new(), Vec::new())));
             };
             let listed = list(self.query_client, group, self.limit).map_err(failed)?;
-            // The brokers call a group dead that they cannot describe in this protocol, and list it all the same.
+            // The brokers list a group as dead if they cannot describe it in this protocol.
             if let Some(listed) = listed.filter(|listed| !matches!(listed.state.as_str(), "Dead" | "")) {
                 let state = match listed.state.as_str() {
                     "Stable" => GroupState::Stable,
@@ -165,12 +165,12 @@ impl DescribeRequest<'_> {
                     let committed = commits.get(&place).copied();
                     partitions.push(GroupPartition::new(place, committed, end));
                 }
-                // The other partitions do not fail for this one.
+                // A partition without a leader must not fail the other partitions.
                 Err(error) if error::is_leaderless(&error) => {
                     let committed = commits.get(&place).copied();
                     partitions.push(GroupPartition::new(place, committed, None));
                 }
-                // The topic was deleted meanwhile, or the principal may not describe it.
+                // The topic was deleted in the meantime, or the principal is not allowed to describe it.
                 Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -200,8 +200,8 @@ impl DescribeRequest<'_> {
         Ok(commits)
     }
 
-    /// Asks by the group's own client. Without the right to request up the coordinator, librdkafka waits until the limit
-    /// and reports the reason as an event only. So the first attempts are short.
+    /// Queries the commits with the client of the group. Without permission to look up the coordinator, librdkafka
+    /// waits until the limit and reports the reason only as an event. Therefore the first attempts are short.
     fn commits_by(self, client: &QueryClient) -> Result<Commits> {
         let mut shorter = [40, 10].into_iter();
         loop {
@@ -224,8 +224,8 @@ impl DescribeRequest<'_> {
     }
 }
 
-/// The partitions of these topics: there is no question for "all commits of this group". A topic that does not exist
-/// has none.
+/// Returns the partitions of these topics, because there is no query for all commits of a group. A topic that does not
+/// exist has no partitions.
 fn partitions(
     query_client: &QueryClient,
     topics: &Selection<TopicName>,
@@ -254,7 +254,7 @@ fn partitions(
     Ok(all)
 }
 
-/// The names of all groups of consumers.
+/// Returns the names of all consumer groups.
 fn names(query_client: &QueryClient, limit: Duration) -> KafkaResult<BTreeSet<GroupId>> {
     let list = query_client.fetch_group_list(None, limit)?;
     let consumers = list.groups().iter().filter(|group| matches!(group.protocol_type(), "consumer" | ""));
@@ -277,8 +277,8 @@ fn list(query_client: &QueryClient, group: &GroupId, limit: Duration) -> KafkaRe
     }))
 }
 
-/// Reads a member's assignment: the consumer protocol's version, then topics with their partitions, all numbers
-/// big-endian (`ConsumerProtocolAssignment.json` of Kafka). None if it is something else.
+/// Decodes a member's assignment: the version of the consumer protocol, then topics with their partitions. All numbers
+/// are big-endian (`ConsumerProtocolAssignment.json` of Kafka). Returns None for any other format.
 fn assignment(mut bytes: &[u8]) -> Option<Vec<TopicPartition>> {
     if bytes.is_empty() {
         return Some(Vec::new());
@@ -307,10 +307,10 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*head)
 }
 
-/// Decodes any bytes as a member's assignment.
+/// Decodes arbitrary bytes as a member's assignment.
 ///
 /// # Panics
-/// If the decoder finds more partitions than the bytes can hold.
+/// Panics if the decoder finds more partitions than the bytes can contain.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_assignment(bytes: &[u8]) {
     // A partition takes four bytes.

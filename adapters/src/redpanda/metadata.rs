@@ -1,5 +1,5 @@
-//! The metadata of topics for publishing. It is looked up before the first message, because librdkafka needs half a minute
-//! to report an unknown topic.
+//! The metadata of topics for publishing. It is looked up before the first message, because librdkafka reports an
+//! unknown topic only after half a minute.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use super::connect::{KafkaContext, fetch_metadata};
 use super::{client_config, error};
 
-/// Kafka's own default of `max.message.bytes`, for a topic whose settings may not be read.
+/// Kafka's default of `max.message.bytes`, for a topic whose settings cannot be read.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 /// The age from which metadata is looked up again before it rejects a message.
 const METADATA_TTL: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const METADATA_TTL: Duration = Duration::from_secs(1);
 pub(super) struct TopicMetadata {
     pub(super) partitions: u32,
     pub(super) max_message_bytes: usize,
-    /// The time of the look-up.
+    /// The time of the lookup.
     pub(super) at: Instant,
 }
 
@@ -42,7 +42,7 @@ impl TopicMetadataCache {
         self.lock().get(topic).copied()
     }
 
-    /// Removes a topic whose metadata a broker contradicts.
+    /// Removes a topic after a broker contradicted its metadata.
     pub(super) fn remove(&self, topic: &str) {
         self.lock().retain(|get, _| get.as_str() != topic);
     }
@@ -108,8 +108,8 @@ async fn max_message_bytes(
     };
     let found = match answer {
         Ok(found) => found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok()),
-        // Who may write need not be allowed to read settings, and not every broker has them or says so. A message that
-        // is refused for what is assumed makes the client look again.
+        // A client with the right to write may lack the right to read settings, and not every broker supports settings.
+        // If a broker rejects a message because the assumed limit is wrong, the client looks up the metadata again.
         Err(code) => {
             let error = error::by_code(code, operation);
             let assumed = [ErrorKind::Unauthorized, ErrorKind::Unsupported, ErrorKind::Timeout];
@@ -122,8 +122,8 @@ async fn max_message_bytes(
     Ok(found.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES))
 }
 
-/// How large the batches of a topic may be: with room for the protocol below its limit, because the brokers refuse a
-/// batch as a whole. Few sizes, so that few producers are needed.
+/// Returns the maximum size of a topic's batches, in bytes. It leaves space for the protocol below the topic's limit,
+/// because the brokers reject an entire batch. Most sizes are powers of two, so that few producers are needed.
 pub(super) fn batch_bytes(max_message_bytes: usize) -> usize {
     const MOST: usize = 1_000_000;
     let room = max_message_bytes.saturating_sub(client_config::OVERHEAD).clamp(1, MOST);

@@ -1,9 +1,10 @@
 //! A [`MessageBus`](qi_core::MessageBus) over the Kafka protocol, for Apache Kafka and Redpanda.
 //!
-//! [`RedpandaBus::open`] takes a [`RedpandaConfig`] and does no I/O; the first call connects. The properties of the client
-//! and the behaviour of the brokers are in `docs/backends/redpanda.md`.
+//! [`RedpandaBus::open`] takes a [`RedpandaConfig`] and performs no network I/O; the first call connects.
+//! `docs/backends/redpanda.md` describes the properties of the client and the behaviour of the brokers.
 //!
-//! The settings are compiled without the feature `redpanda`, because a configuration may contain every backend.
+//! The configuration is compiled even without the feature `redpanda`, because a file may contain the
+//! section of every backend.
 
 #[cfg(feature = "redpanda")]
 mod admin;

@@ -1,4 +1,4 @@
-//! Questions about offsets, each one call for all partitions: the ends of logs, offsets by time, commits.
+//! Queries for offsets: the ends of logs, offsets by time, and commits. Each query is one call for all partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) enum OffsetSpec {
     At(Timestamp),
 }
 
-/// Partitions as the driver takes them.
+/// Returns partitions as a list of the driver.
 pub(super) fn list<'a>(
     partitions: impl IntoIterator<Item = (&'a TopicPartition, Offset)>,
 ) -> KafkaResult<TopicPartitionList> {
@@ -53,7 +53,8 @@ fn read(list: &TopicPartitionList) -> Answers<Offset> {
     partitions(list).into_iter().zip(answers).collect()
 }
 
-/// One offset of each partition, or why there is none. The end where there is no message of that time or later.
+/// Returns one offset of each partition, or its error. For a time without a message at that time or later, returns the
+/// end of the partition.
 pub(super) fn find_each<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -63,7 +64,7 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     let asked = match spec {
         OffsetSpec::Earliest => Offset::Beginning,
         OffsetSpec::Latest => Offset::End,
-        // Messages were cut to the millisecond, too.
+        // The timestamps of messages are truncated to milliseconds as well.
         OffsetSpec::At(time) => Offset::Offset(time.as_millis_floor()),
     };
     let partitions: Vec<_> = partitions.into_iter().collect();
@@ -73,12 +74,12 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     let list = list(partitions.iter().map(|partition| (*partition, asked)))?;
     let answers = match client.offsets_for_times(list, limit) {
         Ok(list) => read(&list),
-        // librdkafka says so of partitions without leaders, too.
+        // librdkafka also returns this error for partitions without leaders.
         Err(error) if error::code_of(&error) == Some(Code::UnknownPartition) => {
             return without_leaders(client, &partitions, limit);
         }
-        // One partition that was deleted meanwhile, that is hidden, or that has no leader, can be the error of all; it is
-        // looked for.
+        // A single deleted, hidden or leaderless partition can fail the entire request. The recursion
+        // finds it by bisection.
         Err(error) if error::is_gone(&error) || error::is_hidden(&error) || error::is_leaderless(&error) => {
             let (left, right) = partitions.split_at(partitions.len() / 2);
             if left.is_empty() {
@@ -108,7 +109,8 @@ pub(super) fn find_each<'a, C: ConsumerContext>(
     Ok(offsets)
 }
 
-/// Why none of these partitions has a leader that librdkafka knows: it is there and has none, or it is gone or hidden.
+/// Returns the reason why librdkafka knows no leader of these partitions. A partition has no leader, is
+/// deleted, or is hidden.
 fn without_leaders<C: ConsumerContext, T>(
     client: &BaseConsumer<C>,
     partitions: &[&TopicPartition],
@@ -131,7 +133,7 @@ fn without_leaders<C: ConsumerContext, T>(
     Ok(answers)
 }
 
-/// One offset of each partition; the first error of a partition is the error of all.
+/// Returns one offset of each partition. The first error of a partition fails the call.
 pub(super) fn find<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -142,7 +144,7 @@ pub(super) fn find<'a, C: ConsumerContext>(
     found.into_iter().map(|(partition, answer)| Ok((partition, answer?))).collect()
 }
 
-/// The commits of the client's group, where there are any. A partition that is gone or hidden has none.
+/// Returns the existing commits of the client's group. A deleted or hidden partition has no commit.
 pub(super) fn committed<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -164,7 +166,7 @@ pub(super) fn committed<'a, C: ConsumerContext>(
     Ok(commits)
 }
 
-/// Returns the start of a partition without a valid commit. None if the policy is an error.
+/// Returns the offset to look up for a partition without a valid commit, or None if the reset policy is an error.
 pub(super) fn reset_spec(offset_reset: StartFrom) -> Option<OffsetSpec> {
     match offset_reset {
         StartFrom::Earliest => Some(OffsetSpec::Earliest),

@@ -1,4 +1,4 @@
-//! Administration: what is there, and its removal. Chunks, and their conversion.
+//! Administration: deletions and purges, and the list and the conversion of chunks.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ use super::sql::Stored;
 use super::store::TimescaleStore;
 use super::types::Pg;
 
-/// How many chunks one statement deletes from, and how many are dropped at once.
+/// The maximum number of chunks in one deletion, and in one drop of chunks.
 const AT_ONCE: i64 = 50;
 
 /// One chunk of a hypertable.
@@ -25,19 +25,19 @@ const AT_ONCE: i64 = 50;
 pub struct ChunkInfo {
     /// The table of the chunk, with its schema.
     pub name: String,
-    /// The times that it covers; a part before or behind what a [`Timestamp`] can be is cut off.
+    /// The time range of the chunk, limited to the range of a [`Timestamp`].
     pub range: TimeRange,
-    /// Whether it is in the columnstore.
+    /// True if the chunk is in the columnstore.
     pub compressed: bool,
-    /// Its size on disk with indexes, in bytes.
+    /// The size on disk, including indexes, in bytes.
     pub bytes: u64,
 }
 
 impl TimescaleStore {
-    /// The chunks of a dataset, oldest first. A store with `hypertables = "off"` has none.
+    /// Returns the chunks of a dataset, oldest first. Returns no chunks with `hypertables = "off"`.
     ///
     /// # Errors
-    /// `SchemaMismatch` without a schema, and what a read may fail with.
+    /// `SchemaMismatch` if the schema does not exist, and the errors of a read.
     pub async fn chunks(&self, dataset: Dataset) -> Result<Vec<ChunkInfo>> {
         const CALL: Operation = Operation::Series;
         let named = |error: qi_core::Error| error.with_operation("chunks");
@@ -50,7 +50,7 @@ impl TimescaleStore {
             return Ok(Vec::new());
         }
         let relation = self.inner.config.relation(stored.table.name());
-        // An unknown table is an error here and not an empty list.
+        // An unknown table must be an error here, not an empty list.
         sqlx::query("SELECT $1::regclass").bind(&relation).execute(&mut *lease).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT quote_ident(c.chunk_schema) || '.' || quote_ident(c.chunk_name), \
@@ -76,20 +76,21 @@ impl TimescaleStore {
                 name: row.try_get(0)?,
                 range: TimeRange::new(clamp(row.try_get(1)?), clamp(row.try_get(2)?))?,
                 compressed: row.try_get(3)?,
-                // A chunk that was dropped meanwhile has no size.
+                // A chunk that was dropped in the meantime has no size.
                 bytes: row.try_get::<Option<i64>, _>(4)?.unwrap_or(0).cast_unsigned(),
             })
         };
         rows.iter().map(read).collect()
     }
 
-    /// Converts every chunk of a dataset to the columnstore that is not in it yet, and gives how many it
-    /// converted. Reads and writes go on as before; converted chunks are many times smaller. Each chunk may take as
-    /// long as heavy work may. A chunk that is busy is left, and is the error after the others are done: call again.
-    /// `close` ends a conversion: converted chunks stay converted.
+    /// Converts all chunks of a dataset that are not yet in the columnstore. Returns the number of converted chunks.
+    ///
+    /// Reads and writes continue as before. Converted chunks are many times smaller. The conversion of each chunk may
+    /// take up to `limits.heavy_ms`. A busy chunk is skipped, and its error is returned after all other chunks; a
+    /// second call converts the skipped chunks. `close` cancels a conversion, but converted chunks stay converted.
     ///
     /// # Errors
-    /// `Unsupported` on an edition without columnstore, `Closed` after `close`.
+    /// `Unsupported` on an edition without columnstore, `Closed` after `close`, and the error of a busy chunk.
     pub async fn convert_to_columnstore(&self, dataset: Dataset) -> Result<usize> {
         const CALL: Operation = Operation::PurgeBefore;
         let named = |error: qi_core::Error| error.with_operation("convert_to_columnstore");
@@ -99,7 +100,7 @@ impl TimescaleStore {
     }
 
     async fn convert(&self, stored: &Stored) -> Result<usize, Cause> {
-        // A connection of its own: the statement runs in no transaction, so its limit is the session's.
+        // A separate connection, because the statement runs outside a transaction and its limit applies to the session.
         let mut connection = self.inner.connections.direct().await?;
         self.inner.connections.allow_heavy_session(&mut connection).await?;
         policy::community(&mut connection, "columnstore").await?;
@@ -110,14 +111,14 @@ impl TimescaleStore {
         }
         let (mut converted, mut busy) = (0, None);
         for chunk in self.chunk_list(&mut connection, stored).await? {
-            // A chunk that got new rows since is converted again: `CALL` takes only those rows then.
+            // A converted chunk with new rows is converted again. `CALL` then processes only the new rows.
             let name = chunk.name.replace('\'', "''");
             let sql = format!(
                 "CALL {extension}.convert_to_columnstore('{name}'::regclass, if_not_columnstore => true)"
             );
             match sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await {
                 Ok(_) => converted += usize::from(!chunk.compressed),
-                // Another process converted it in the meantime.
+                // Another process converted the chunk in the meantime.
                 Err(error) if has_state(&error, DUPLICATE_OBJECT) => {}
                 Err(error) if error.as_database_error().is_some() => busy = Some(error),
                 Err(error) => return Err(error.into()),
@@ -140,14 +141,14 @@ impl TimescaleStore {
             let _ = write!(sql, " AND \"{}\" = ANY($3)", stored.table.series()[0].name);
         }
         if let Some((column, interval)) = query.dataset.interval().zip(query.interval) {
-            // One of a fixed list of words.
+            // The interval comes from a fixed list of texts.
             let _ = write!(sql, " AND \"{column}\" = '{interval}'");
         }
         self.delete_parts(lease, stored, query.range, &sql, keys.as_ref()).await
     }
 
-    /// Runs a deletion over a range, a few chunks at a time, each in a transaction of its own: repeating it is
-    /// always safe.
+    /// Runs a deletion over a range, a few chunks at a time. Each part is a separate transaction. Repeating a
+    /// deletion is always safe.
     async fn delete_parts(
         &self,
         lease: &mut PooledConnection,
@@ -178,7 +179,7 @@ impl TimescaleStore {
         }
     }
 
-    /// Drops the chunks that lie before the cutoff, and deletes what the last one holds before it.
+    /// Drops the chunks that lie entirely before the cutoff. Then deletes the remaining rows before the cutoff.
     pub(super) async fn purge(
         &self,
         lease: &mut PooledConnection,
@@ -192,7 +193,7 @@ impl TimescaleStore {
             let extension = policy::installed(lease).await?;
             let mut rest = TimeRange::before(cutoff);
             loop {
-                // Few at a time, oldest first: dropping takes locks too.
+                // A few chunks at a time, oldest first, because dropping chunks also takes locks.
                 let part = chunks.part(lease, stored, rest, Order::Ascending, AT_ONCE).await?;
                 let mut transaction = lease.begin().await?;
                 self.inner.connections.allow_heavy(&mut transaction).await?;
@@ -225,7 +226,7 @@ mod tests {
     use super::*;
     use crate::timescale::TimescaleConfig;
 
-    /// The end of a test that would wait for the server.
+    /// The time limit of a test that would otherwise wait for the server.
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// A store whose server accepts connections and never answers.

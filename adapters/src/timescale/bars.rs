@@ -1,4 +1,4 @@
-//! Bars and figures out of ticks, summed by the server: exact, because numeric is.
+//! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::BucketWalk;
@@ -15,7 +15,7 @@ use super::store::TimescaleStore;
 use super::types::Pg;
 use super::wire;
 
-// Buckets are counted from a Monday, in integers. The first and the last price come from one ordered array.
+// Buckets count from a Monday, in integer arithmetic. One ordered array returns both the first and the last price.
 macro_rules! buckets {
     ($direction:literal) => {
         concat!(
@@ -45,11 +45,11 @@ const FIRST_POINT: &str = "SELECT ts, seq, price FROM ticks \
 const LAST_POINT: &str = "SELECT ts, seq, price FROM ticks \
     WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts DESC, seq DESC LIMIT 1";
 
-/// How many chunks the window of one statement touches at most.
+/// The maximum number of chunks in the window of one statement.
 const CHUNKS: i64 = 100;
 
 impl TimescaleStore {
-    /// A page of derived bars, summed window by window. Gaps are jumped by asking for the next tick.
+    /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
     pub(super) async fn derived_page(
         &self,
         lease: &mut PooledConnection,
@@ -86,7 +86,8 @@ impl TimescaleStore {
         Ok(walk.page()?)
     }
 
-    /// The part of a window that lies in few chunks, cut between buckets and never shorter than one.
+    /// Returns the part of a window that lies in few chunks. The part ends between two buckets and contains
+    /// at least one bucket.
     async fn in_few_chunks(
         &self,
         lease: &mut PooledConnection,
@@ -116,7 +117,7 @@ impl TimescaleStore {
         })
     }
 
-    /// The time of the first tick of a range in an order.
+    /// Returns the time of the first tick in a range, in the given order.
     async fn next_tick(
         &self,
         lease: &mut PooledConnection,
@@ -140,7 +141,7 @@ impl TimescaleStore {
         Ok(None)
     }
 
-    /// Figures over a range, all of one snapshot.
+    /// Returns the statistics over a range, computed in one snapshot.
     pub(super) async fn stats_of(
         &self,
         lease: &mut PooledConnection,
@@ -148,14 +149,14 @@ impl TimescaleStore {
         id: i32,
         query: &StatsQuery,
     ) -> Result<Option<RangeStats>, Cause> {
-        // Several statements: what is deleted between them must not be missing in one of them alone.
+        // The statements share a snapshot, because a concurrent deletion must not affect only some of them.
         let mut snapshot = lease.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         let stats = self.stats_in(&mut snapshot, ticks, id, query).await?;
         snapshot.rollback().await?;
         Ok(stats)
     }
 
-    /// Summed in parts that touch few chunks each.
+    /// Computes the statistics in parts that touch few chunks each.
     async fn stats_in(
         &self,
         connection: &mut PgConnection,
@@ -224,10 +225,10 @@ impl TimescaleStore {
     }
 }
 
-/// The figures of the parts so far.
+/// The statistics of the parts read so far.
 struct Figures {
     first: PricePoint,
-    /// The last part that has ticks.
+    /// The last part that contains ticks.
     part: TimeRange,
     min: Price,
     max: Price,
@@ -235,7 +236,7 @@ struct Figures {
     count: u64,
 }
 
-/// A bar of a row; `summed`, or with its time and prices alone.
+/// Reads a bar from a row. Reads the volumes only if `summed` is true.
 fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Ohlcv, Cause> {
     let Pg(open_time) = row.try_get::<Pg<Timestamp>, _>(0)?;
     let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
@@ -258,7 +259,7 @@ fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Ohlcv, Cause>
     Ok(Ohlcv::new(query.instrument.clone(), query.interval, open_time, values)?)
 }
 
-/// The sums of quantity and of price times quantity; None if no quantity is known.
+/// Reads the sums of quantity and of price times quantity. Returns None if no quantity is known.
 fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
     let (volume, turnover) = (row.try_get_raw(at)?, row.try_get_raw(at + 1)?);
     if volume.is_null() || turnover.is_null() {
@@ -272,7 +273,7 @@ fn read_sums(row: &PgRow, at: usize) -> Result<Option<(Sum18, Sum36)>, Cause> {
     Ok(Some((volume, turnover)))
 }
 
-/// A sum that not even 256 bits hold is out of range like any other; what is no sum at all is corrupt.
+/// Maps a sum that exceeds 256 bits to an out-of-range error, and an invalid sum to a decode error.
 fn beyond(error: wire::NumericError) -> Cause {
     match error {
         wire::NumericError::TooLarge => Cause::Core(

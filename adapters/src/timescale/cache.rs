@@ -1,4 +1,4 @@
-//! A cache of the schema: the ids of the instruments and the chunks.
+//! The cache of a schema: the ids of its instruments, and its chunks.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -6,7 +6,7 @@ use super::chunks::Chunks;
 use super::config::TimescaleConfig;
 use super::instrument_ids::InstrumentIds;
 
-/// A cache of the schema that a store has found.
+/// The cached ids of instruments and the cached chunks of a store's schema.
 pub(super) struct SchemaCache {
     pub(super) ids: InstrumentIds,
     pub(super) chunks: Chunks,

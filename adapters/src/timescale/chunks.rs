@@ -1,5 +1,5 @@
-//! Which part of a range one statement may look at. Every chunk that a statement touches costs locks and
-//! planning time: thousands of them exhaust the server's lock table (53200).
+//! The parts of a range that one statement may read. Every chunk that a statement touches costs locks and planning
+//! time. Thousands of chunks exhaust the server's lock table (SQLSTATE 53200).
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,40 +13,41 @@ use super::config::{Hypertables, TimescaleConfig};
 use super::error::Cause;
 use super::sql::Stored;
 
-/// What is known of the chunks of the tables.
+/// The cached knowledge about the chunks of the tables.
 #[derive(Debug)]
 pub(super) struct Chunks {
     schema: String,
     hypertables: bool,
-    /// By the position of the dataset.
+    /// The chunks of each table, indexed by the position of its dataset.
     tables: Vec<ChunksOfTable>,
 }
 
 #[derive(Debug)]
 struct ChunksOfTable {
-    /// The configured length of a chunk, in microseconds.
+    /// The configured chunk interval, in microseconds.
     micros: i64,
-    /// The least length of a chunk that there is or will be; 0 until it was asked for.
+    /// The length of the shortest chunk that exists or will be created, in microseconds. 0 until the first query.
     least: AtomicI64,
-    /// The start of the newest chunk, and when it was asked for.
+    /// The start of the newest chunk, and the time of the query.
     newest: Mutex<Option<(i64, Instant)>>,
     /// The end of the newest chunk in the columnstore, and the time of the query.
     converted_until: Mutex<Option<(i64, Instant)>>,
 }
 
-/// How many chunks the first statement of a page looks at, how many at most, and by how much that grows while
-/// too little is found.
+/// The number of chunks in the first part of a scan. The following parts grow by the factor `GROWTH` up to
+/// `MOST` chunks.
 const FIRST: i64 = 50;
 const MOST: i64 = 200;
 const GROWTH: i64 = 4;
 
-/// For how long the newest chunk is taken to be that: others write too, and what they add is looked at as well.
+/// The lifetime of the cached newest chunk. Other writers may add a newer chunk, but reads also cover the time
+/// after the cached chunk.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The interval at which a writer queries the chunks in the columnstore. The answer affects only the speed of a write.
 const CONVERTED_TTL: Duration = Duration::from_secs(30);
 
-/// How many chunks `latest` looks at first.
+/// The number of newest chunks that `latest` reads first.
 const NEWEST: i64 = 3;
 
 // The catalog of slices is indexed by time; the view timescaledb_information.chunks would read every chunk.
@@ -93,7 +94,8 @@ impl Chunks {
         }
     }
 
-    /// The least length of a chunk: the configured one, or that of chunks from before the configuration changed.
+    /// Returns the length of the shortest chunk: the configured interval, or the length of older chunks from before a
+    /// change of the configuration. Returns 0 for an ordinary table.
     pub(super) async fn least(&self, connection: &mut PgConnection, stored: &Stored) -> Result<i64, Cause> {
         let table = &self.tables[stored.position];
         let known = table.least.load(Ordering::Relaxed);
@@ -110,13 +112,13 @@ impl Chunks {
         Ok(least)
     }
 
-    /// A number that times share which lie in one chunk of the length `least`; the same for all times of an
-    /// ordinary table.
+    /// Returns the number of the chunk that contains a time, for chunks of the length `least`. Returns 0
+    /// for an ordinary table.
     pub(super) fn number(&self, least: i64, micros: i64) -> i64 {
         if self.hypertables { micros.div_euclid(least) } else { 0 }
     }
 
-    /// The part of `range` that comes first in `order` and lies in at most `most` chunks.
+    /// Returns the part of `range` that comes first in `order` and lies in at most `most` chunks.
     pub(super) async fn part(
         &self,
         connection: &mut PgConnection,
@@ -140,7 +142,7 @@ impl Chunks {
             .await?;
         let (count, edge): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
         let edge = match edge {
-            // All of it, and what is written meanwhile.
+            // The entire range, including chunks that are created in the meantime.
             _ if count < most => return Ok(range),
             Some(edge) if start < edge && edge < end => Timestamp::from_micros(edge).unwrap_or(range.end()),
             _ => return Ok(range),
@@ -151,8 +153,9 @@ impl Chunks {
         })
     }
 
-    /// From where on `latest` looks first: a few chunks before `until`, or before the newest chunk that there is.
-    /// What lies at or behind it is the latest of all, wherever the newest chunk really is.
+    /// Returns the time from which `latest` reads first: a few chunks before `until`, or before the newest known
+    /// chunk. If a key has a record at or after this time, its latest record is there as well, even if the cached
+    /// newest chunk is outdated.
     pub(super) async fn recent(
         &self,
         connection: &mut PgConnection,
@@ -209,7 +212,7 @@ impl Chunks {
         Ok(time.as_micros() < until)
     }
 
-    /// Forgets everything: another schema is there now.
+    /// Clears all cached knowledge, because the schema was created again.
     pub(super) fn forget_all(&self) {
         for table in &self.tables {
             table.forget();
@@ -217,7 +220,7 @@ impl Chunks {
         }
     }
 
-    /// Forgets the newest chunks: records were deleted, or chunks were converted.
+    /// Clears the cached knowledge about a table after a deletion of records or a conversion of chunks.
     pub(super) fn forget(&self, stored: &Stored) {
         self.tables[stored.position].forget();
     }
@@ -234,7 +237,7 @@ impl ChunksOfTable {
     }
 }
 
-/// Goes through a range in parts that touch few chunks each.
+/// A scan over a range, in parts that touch few chunks each.
 pub(super) struct ChunkScan {
     rest: TimeRange,
     order: Order,
@@ -246,8 +249,8 @@ impl ChunkScan {
         Self { rest: range, order, most: FIRST }
     }
 
-    /// The next part; None when the range is done. An empty range has one empty part, so that even that meets
-    /// the server, which knows whether there is a schema.
+    /// Returns the next part, or None at the end of the range. An empty range has one empty part, because only the
+    /// server knows whether the schema exists.
     pub(super) async fn next(
         &mut self,
         connection: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! `[store.timescale]`: TimescaleDB, or plain PostgreSQL.
+//! The section `[store.timescale]`, for TimescaleDB and plain PostgreSQL.
 
 use qi_core::Datasets;
 use qi_core::Result;
@@ -11,10 +11,11 @@ use serde::Deserialize;
 use crate::hours::DatasetHours;
 use crate::rules::Rules;
 
-/// Where the server is, and how it is used. Compiled always, so that one file can hold every backend.
+/// The address and the settings of a TimescaleDB store. Compiled even without the feature `timescale`, because a file
+/// may contain the section of every backend.
 ///
-/// The connection is a URL, or fields, or a URL of which fields replace parts: a password from the environment
-/// beside a URL in a file.
+/// The server is given as a URL, as separate fields, or as both. A field overrides the corresponding part of the URL,
+/// for example a password from the environment with a URL from a file.
 ///
 /// ```
 /// use qi_adapters::config::TimescaleConfig;
@@ -26,46 +27,48 @@ use crate::rules::Rules;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TimescaleConfig {
-    /// `postgres://user:password@host:port/database`; never shown.
+    /// The URL of the server: `postgres://user:password@host:port/database`. Hidden in `Debug` output.
     pub url: Option<SecretString>,
-    /// The host, or the folder of a Unix socket.
+    /// The host name, or the folder of a Unix socket.
     pub host: Option<String>,
-    /// The port.
+    /// The port number of the server.
     pub port: Option<u16>,
-    /// Who connects.
+    /// The name of the user.
     pub user: Option<String>,
-    /// Their password; never shown.
+    /// The user's password. Hidden in `Debug` output.
     pub password: Option<SecretString>,
-    /// The database.
+    /// The name of the database.
     pub database: Option<String>,
-    /// The schema (namespace) that holds the tables: lower-case letters, digits, underscores. Several can share
-    /// one database.
+    /// The database schema (namespace) of the tables: lower-case letters, digits and underscores. Several stores can
+    /// share one database. Defaults to `qi`.
     pub schema: String,
-    /// How the connections name themselves in `pg_stat_activity`; without it what the URL says, else `qi`.
+    /// The name of the connections in `pg_stat_activity`. Defaults to the name in the URL, then to `qi`.
     pub application_name: Option<String>,
-    /// Whether the tables are hypertables of TimescaleDB.
+    /// The kind of the tables: hypertables of TimescaleDB, or ordinary tables. Defaults to hypertables.
     pub hypertables: Hypertables,
-    /// The largest batch that one insert takes; at most 1,000,000.
+    /// The maximum number of records in one insert. Defaults to 1,000,000, which is also the upper bound.
     pub max_batch: usize,
-    /// The connections.
+    /// The settings of the connection pool.
     pub pool: PoolSection,
-    /// Encryption.
+    /// The settings of encryption.
     pub tls: TlsSection,
-    /// What the server may spend on one statement.
+    /// The server-side limits of one statement.
     pub limits: LimitsSection,
-    /// Ways of writing.
+    /// The settings of inserts.
     pub write: WriteSection,
-    /// How much time one chunk of a hypertable covers, for chunks that are created from now on. Without an entry: 7
-    /// days for a dataset with sequence numbers, else 365 days.
+    /// The chunk interval of each hypertable, in hours. A change applies to chunks that are created later. Defaults to
+    /// 7 days for a dataset with sequence numbers, and to 365 days for other datasets.
     pub chunks: DatasetHours,
-    /// After what time chunks go to the columnstore; Community edition. A dataset without an entry has no policy.
+    /// The age at which chunks are converted to the columnstore, in hours. Needs the Community edition. A dataset
+    /// without an entry has no policy.
     pub columnstore: DatasetHours,
-    /// After what time chunks are dropped; Community edition. A dataset without an entry has no policy.
+    /// The age at which chunks are dropped, in hours. Needs the Community edition. A dataset without an
+    /// entry has no policy.
     pub retention: DatasetHours,
-    /// The datasets of the store; the library's own unless [`Self::with_datasets`] gives others.
+    /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
-    /// The section of the configuration, for errors: `store.timescale` or `store.postgres`.
+    /// The path of the section in errors: `store.timescale` or `store.postgres`.
     #[serde(skip)]
     pub(crate) section: &'static str,
 }
@@ -96,29 +99,30 @@ impl Default for TimescaleConfig {
     }
 }
 
-/// Whether the tables are hypertables.
+/// The kind of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hypertables {
-    /// TimescaleDB: the extension is created where it is absent.
+    /// Hypertables of TimescaleDB. The extension is created if it is absent.
     On,
-    /// Plain PostgreSQL: ordinary tables.
+    /// Ordinary tables of plain PostgreSQL.
     Off,
 }
 
-/// `[store.timescale.pool]`
+/// `[store.timescale.pool]`: the settings of the connection pool.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSection {
-    /// How many connections at most. Every call uses one; a large write two, if another one is idle.
+    /// The maximum number of connections. Every call uses one connection; a large write may use more if the pool has
+    /// room. Defaults to 8.
     pub max_connections: u32,
-    /// How many are kept open without work.
+    /// The minimum number of connections that are kept open. Defaults to 0.
     pub min_connections: u32,
-    /// How long a call waits for a connection, in milliseconds.
+    /// The maximum time that a call waits for a connection, in milliseconds. Defaults to 5 s.
     pub acquire_timeout_ms: u64,
-    /// After how long without work a connection is closed, in milliseconds.
+    /// The time after which an idle connection is closed, in milliseconds. Defaults to 10 minutes.
     pub idle_timeout_ms: u64,
-    /// How old a connection may become, in milliseconds.
+    /// The maximum age of a connection, in milliseconds. Defaults to 30 minutes.
     pub max_lifetime_ms: u64,
 }
 
@@ -134,47 +138,48 @@ impl Default for PoolSection {
     }
 }
 
-/// `[store.timescale.tls]`
+/// `[store.timescale.tls]`: the settings of encryption.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSection {
-    /// What is demanded; without it, what the URL's `sslmode` says, else `prefer`.
+    /// The mode of encryption. Defaults to the `sslmode` of the URL, then to `prefer`.
     pub mode: Option<TlsMode>,
-    /// The file of the only certificate authorities that are trusted, PEM; else the public authorities are. Needs
-    /// `require`, `verify-ca` or `verify-full`.
+    /// The PEM file of the only trusted certificate authorities. Defaults to the public certificate authorities. Needs
+    /// the mode `require`, `verify-ca` or `verify-full`.
     pub root_cert: Option<String>,
-    /// The file of the client's certificate, PEM.
+    /// The PEM file of the client's certificate.
     pub client_cert: Option<String>,
-    /// The file of the client's key, PEM.
+    /// The PEM file of the client's key.
     pub client_key: Option<String>,
 }
 
-/// As `sslmode` of libpq.
+/// The mode of encryption, with the meaning of libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
-    /// Never.
+    /// Connections without encryption only.
     Disable,
-    /// If the server can; nothing is verified.
+    /// Encryption if the server supports it. The certificate is not verified.
     Prefer,
-    /// Always; nothing is verified, unless `root_cert` is given: then as [`Self::VerifyCa`].
+    /// Encryption only. The certificate is not verified, except with `root_cert`, which implies [`Self::VerifyCa`].
     Require,
-    /// Always, and the certificate comes from a known authority.
+    /// Encryption with a certificate of a trusted certificate authority.
     VerifyCa,
-    /// Always, and the certificate is the host's own.
+    /// Encryption with a certificate of a trusted certificate authority for the server's host name.
     VerifyFull,
 }
 
-/// `[store.timescale.limits]`: server-side limits, a little below the limits of the layer `Timeout` (30 s and
-/// 10 minutes), so that a call that was given up does not go on.
+/// `[store.timescale.limits]`: server-side limits. The limits are slightly below the timeouts of the layer `Timeout`
+/// (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsSection {
-    /// For one statement, in milliseconds.
+    /// The time limit of one statement, in milliseconds. Defaults to 25 s.
     pub statement_ms: u64,
-    /// For one statement of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    /// The time limit of one statement of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+    /// Defaults to 570 s.
     pub heavy_ms: u64,
-    /// For waiting for a lock, in milliseconds.
+    /// The time limit of the wait for a lock, in milliseconds. Defaults to 20 s.
     pub lock_ms: u64,
 }
 
@@ -184,15 +189,17 @@ impl Default for LimitsSection {
     }
 }
 
-/// `[store.timescale.write]`
+/// `[store.timescale.write]`: the settings of inserts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WriteSection {
-    /// From how many records on a batch is sent by COPY.
+    /// The number of records from which COPY is used for a piece of a batch. Smaller pieces are merged. Defaults to
+    /// 1,000.
     pub copy_from: usize,
-    /// How many records one statement carries at most.
+    /// The maximum number of records in one statement. Defaults to 50,000.
     pub piece: usize,
-    /// How many connections one batch uses at most; more than one only while others are idle.
+    /// The maximum number of connections for one batch. A batch uses further connections only if the pool has idle
+    /// connections or room. Defaults to 2.
     pub connections: usize,
 }
 
@@ -203,26 +210,26 @@ impl Default for WriteSection {
 }
 
 impl TimescaleConfig {
-    /// The server at `url`, and the defaults for all else.
+    /// Creates a configuration for the server at `url`, with defaults for all other settings.
     pub fn from_url(url: impl Into<String>) -> Self {
         Self { url: Some(SecretString::from(url.into())), ..Self::default() }
     }
 
-    /// With these datasets in place of the library's own.
+    /// Replaces the built-in datasets with these datasets.
     #[must_use]
     pub fn with_datasets(mut self, datasets: Datasets) -> Self {
         self.datasets = datasets;
         self
     }
 
-    /// Returns the length of a dataset's chunk, in microseconds.
+    /// Returns the chunk interval of a dataset, in microseconds.
     #[cfg(feature = "timescale")]
     pub(super) fn chunk_micros(&self, dataset: Dataset) -> i64 {
         let days = if dataset.seq().is_some() { 7 } else { 365 };
         i64::from(self.chunks.get(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
     }
 
-    /// Returns the name of a table with its schema.
+    /// Returns the quoted name of a table with its schema.
     #[cfg(feature = "timescale")]
     pub(super) fn relation(&self, table: &str) -> String {
         format!("\"{}\".\"{table}\"", self.schema)
@@ -232,7 +239,7 @@ impl TimescaleConfig {
         Rules { section: self.section, code: "store.timescale.config", backend: "timescale" }
     }
 
-    /// Checks every bound.
+    /// Validates all settings of the section.
     ///
     /// # Errors
     /// `Config` with the key and its value.
@@ -282,7 +289,7 @@ impl TimescaleConfig {
         self.check_datasets()
     }
 
-    /// Checks that the keys of datasets name datasets of the program.
+    /// Validates the keys that name datasets.
     pub(crate) fn check_datasets(&self) -> Result<()> {
         let rules = self.rules();
         let Self { chunks, columnstore, retention, datasets, .. } = self;
@@ -293,8 +300,8 @@ impl TimescaleConfig {
     }
 }
 
-/// What the driver understands behind the `?` of a URL. Anything else it would ignore, and write to its log with
-/// the value.
+/// The URL parameters that the driver understands. The driver would ignore any other parameter and write it to its
+/// log, including the value.
 const URL_PARAMETERS: &[&str] = &[
     "application_name",
     "dbname",
@@ -316,8 +323,8 @@ const URL_PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// Refuses another scheme and unknown parameters. A name is shown if it is nearly a known one; anything else may be
-/// a part of a password with a `?` or `&` in it, and is not shown.
+/// Rejects other schemes and unknown parameters. An error shows the name of a parameter only if it is similar to a
+/// known name. Any other name may be a part of a password that contains `?` or `&`.
 fn check_url(rules: &Rules, url: &str) -> Result<()> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(rules.refuse("url", "not shown", "must begin with postgres:// or postgresql://"));
@@ -340,7 +347,7 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// PostgreSQL's own limit for its timeouts: an i32 of milliseconds.
+/// PostgreSQL's limit for its timeouts: an i32 of milliseconds.
 const MAX_MS: u64 = i32::MAX as u64;
-/// A hundred years.
+/// The maximum number of hours, 100 years.
 const MAX_HOURS: u64 = 100 * 366 * 24;

@@ -1,23 +1,23 @@
-//! What the driver and the server say, and what it means to a caller: one table.
+//! Errors of the driver and the server, and their mapping to the library's errors in one table.
 
 use qi_core::{Error, ErrorKind, Operation, RetryAdvice};
 use sqlx::migrate::MigrateError;
 
 use super::BACKEND;
 
-/// The cause of a failed call, before it has the name of its operation.
+/// The cause of a failed call, before the operation is known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
     /// An error of the driver or the server.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
-    /// No connection within the acquire timeout, because the pool is exhausted.
+    /// The pool was exhausted, so no connection was free within the acquire timeout.
     #[error("all {in_use} connections of the pool are in use")]
     PoolBusy { in_use: u32 },
-    /// No connection within the acquire timeout, although the pool is not exhausted.
+    /// No connection was made within the acquire timeout, although the pool was not exhausted.
     #[error("no connection was made within the acquire timeout")]
     NoAnswer,
-    /// A schema of another program.
+    /// A schema that does not match this program.
     #[error("{rule}")]
     Schema { rule: String },
     /// A setting that needs another edition of the server.
@@ -37,8 +37,8 @@ impl From<MigrateError> for Cause {
     }
 }
 
-/// The server's codes, by PostgreSQL's Appendix A ("PostgreSQL Error Codes"): the whole code, or its class of two
-/// characters. The first row that fits counts.
+/// The server's error codes, from "PostgreSQL Error Codes" (Appendix A of the documentation). A row contains a full
+/// code or a class of two characters. The first matching row applies.
 const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("22003", ErrorKind::InvalidInput, "store.timescale.numeric_range"),
     ("22P02", ErrorKind::InvalidInput, "store.timescale.syntax"),
@@ -73,19 +73,19 @@ const SQLSTATES: &[(&str, ErrorKind, &str)] = &[
     ("53400", ErrorKind::Internal, "store.timescale.server_limit"),
 ];
 
-/// Waiting does not empty a disk: the one code of its kind that is never retried.
+/// The code of a full disk. Never retried, unlike other unavailability, because waiting frees no space.
 const DISK_FULL: &str = "store.timescale.disk_full";
 
-/// The code of a unique violation: what tells an optimistic COPY that a record was there.
+/// The code of a unique violation. COPY fails with this code if a record already exists.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
 
-/// What PostgreSQL says of a table that was dropped under a statement.
+/// PostgreSQL's message for a table that was dropped during a statement.
 const NO_RELATION: &str = "could not open relation with OID";
 
-/// The code of what is there already.
+/// The code of an object that already exists.
 pub(super) const DUPLICATE_OBJECT: &str = "42710";
 
-/// Whether the server answered with this SQLSTATE.
+/// Returns whether the server responded with this SQLSTATE.
 pub(super) fn has_state(error: &sqlx::Error, state: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == state)
 }
@@ -99,18 +99,18 @@ fn by_state(state: &str) -> (ErrorKind, &'static str) {
 
 fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
-        // A chunk was dropped between the plan of a statement and its run. PostgreSQL has no code for that.
+        // A chunk was dropped between the planning and the execution of a statement. PostgreSQL has no code for that.
         sqlx::Error::Database(e) if has_state(error, "XX000") && e.message().contains(NO_RELATION) => {
             (ErrorKind::Conflict, "store.timescale.dropped_chunk")
         }
         sqlx::Error::Database(e) => by_state(&e.code().unwrap_or_default()),
-        // How the driver hands on a handshake that failed: a certificate that is not trusted, for one.
+        // The driver's error for a failed TLS handshake, for example because of an untrusted certificate.
         sqlx::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             (ErrorKind::Unavailable, "store.timescale.tls")
         }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "store.timescale.io"),
         sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "store.timescale.tls"),
-        // What the server says makes no sense any more; a new connection may.
+        // The messages of the server are no longer valid. A new connection may work.
         sqlx::Error::Protocol(_) => (ErrorKind::Unavailable, "store.timescale.protocol"),
         sqlx::Error::PoolTimedOut => (ErrorKind::Overloaded, "store.timescale.pool"),
         sqlx::Error::PoolClosed => (ErrorKind::Closed, "store.timescale.closed"),
@@ -127,7 +127,7 @@ fn by_driver(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     }
 }
 
-/// The states, or the beginnings of states, after which a connection is of no use: it is broken, or its server is
+/// The SQLSTATEs, or their prefixes, that make a connection unusable. The connection is broken, or its server is
 /// shutting down or read-only.
 const ENDS: &[&str] = &["08", "25006", "25P03", "25P04", "57P"];
 
@@ -147,7 +147,7 @@ impl Cause {
         }
     }
 
-    /// The public error of `operation`, with the original as its source.
+    /// Returns the public error of `operation`, with the original error as its source.
     pub(super) fn at(self, operation: Operation) -> Error {
         let new = |kind, code: &'static str| Error::new(kind, code, operation).with_backend(BACKEND);
         match self {
@@ -224,7 +224,7 @@ mod tests {
         Cause::Sql(Answer::sql(state, "")).at(Operation::Insert)
     }
 
-    /// The table of the design page, row by row, with the codes of PostgreSQL's own list.
+    /// Checks every row of the table of error codes, with the codes of PostgreSQL's list.
     #[test]
     fn every_row_of_the_table() {
         use ErrorKind::{
@@ -245,7 +245,7 @@ mod tests {
             (&["40001", "40P01", "23505"], Conflict, true),
             (&["XX001", "XX002"], CorruptData, false),
             (&["53200", "53400"], Internal, false),
-            // What the table does not name is ours to look at, and not retried by guess.
+            // A code outside the table needs investigation, so it is not retried.
             (&["XX000", "42601", "P0001", "54000", ""], Internal, false),
         ] {
             for state in states {

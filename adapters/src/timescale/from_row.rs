@@ -1,4 +1,4 @@
-//! Records out of the rows of a team's own SQL.
+//! Records from the rows of custom SQL.
 
 use qi_core::Instrument;
 use qi_core::record::{Owner, Record, Series as _, SeriesKey, SeriesType};

@@ -1,4 +1,4 @@
-//! Instruments and their ids, as far as this process has met them.
+//! The ids of instruments, cached by this process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{PoisonError, RwLock};
@@ -10,21 +10,21 @@ use sqlx::{PgConnection, Row};
 use super::error::Cause;
 use super::types::Pg;
 
-/// The ids of instruments. They are never changed or removed by this library, so what was met once stays true.
+/// A cache of the ids of instruments. This library never changes or removes an id, so cached ids stay valid.
 #[derive(Debug, Default)]
 pub(super) struct InstrumentIds {
     ids: RwLock<HashMap<Instrument, i32>>,
 }
 
-/// How many instruments the cache holds. Beyond that it begins anew.
+/// The maximum number of cached instruments. A full cache is cleared.
 const MOST: usize = 200_000;
 
 const FIND: &str = "SELECT i.id, x.n \
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x(exchange, symbol, n) \
     JOIN instruments i ON i.exchange = x.exchange AND i.symbol = x.symbol";
 
-// Only what is absent, so that no id is spent in vain; in the order of the key, so that two writers of the same
-// new names cannot lock each other out.
+// Inserts only absent instruments, so that no ids are wasted. The order of the key prevents a deadlock between two
+// writers of the same new instruments.
 const ADD: &str = "INSERT INTO instruments (exchange, symbol) \
     SELECT x.exchange, x.symbol \
     FROM unnest($1::text[], $2::text[]) AS x(exchange, symbol) \
@@ -37,7 +37,7 @@ const LIST: &str = "SELECT id, exchange, symbol FROM instruments \
     ORDER BY exchange, symbol LIMIT $4";
 
 impl InstrumentIds {
-    /// Forgets everything: another schema is there now.
+    /// Clears the cache, because the schema was created again.
     pub(super) fn forget_all(&self) {
         self.ids.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -56,7 +56,7 @@ impl InstrumentIds {
         }
     }
 
-    /// The id of an instrument that has one.
+    /// Returns the id of an instrument, if it has an id.
     pub(super) async fn find(
         &self,
         connection: &mut PgConnection,
@@ -66,7 +66,7 @@ impl InstrumentIds {
         Ok(found.first().map(|(_, id)| *id))
     }
 
-    /// Those of the instruments that have an id, in the order given.
+    /// Returns the instruments that have an id, with their ids, in the given order.
     pub(super) async fn find_all(
         &self,
         connection: &mut PgConnection,
@@ -84,8 +84,8 @@ impl InstrumentIds {
         Ok(instruments.iter().cloned().zip(ids).filter_map(|(i, id)| Some((i, id?))).collect())
     }
 
-    /// The id of every instrument of a batch, in its order; those that have none get one. New ids are committed
-    /// before they are kept, so that a batch that fails leaves no id here that is not there.
+    /// Returns the id of every instrument of a batch, in order, and creates missing ids. New ids are committed before
+    /// they are cached, so a failed batch leaves no invalid id in the cache.
     pub(super) async fn ensure<'a>(
         &self,
         connection: &mut PgConnection,
@@ -97,7 +97,7 @@ impl InstrumentIds {
         }
         let mut met: HashMap<&Instrument, i32> = HashMap::with_capacity(absent.len());
         let absent: Vec<&Instrument> = absent.into_iter().collect();
-        // A batch has at most 1,000,000 records, and with that so many names.
+        // A batch has at most 1,000,000 records, and therefore at most 1,000,000 instruments.
         for part in absent.chunks(20_000) {
             let mut found = select(connection, part.iter().copied()).await?;
             if found.len() < part.len() {
@@ -107,17 +107,17 @@ impl InstrumentIds {
             }
             met.extend(found.into_iter().map(|(place, id)| (part[place], id)));
         }
-        // Not out of the cache, which may have begun anew in the meantime.
+        // The cache is not used here, because it may have been cleared in the meantime.
         for (instrument, id) in batch.zip(&mut ids).filter(|(_, id)| id.is_none()) {
             *id = met.get(instrument).copied();
         }
         self.keep(met.into_iter().map(|(instrument, id)| (instrument.clone(), id)));
         let all: Option<Vec<i32>> = ids.into_iter().collect();
-        // Somebody removes rows of this table, against the rules of the guide.
+        // Another program removed rows of this table, which the guide forbids.
         all.ok_or_else(|| Cause::Schema { rule: "an instrument that was just added is gone".to_owned() })
     }
 
-    /// The ids of a batch as far as they are known, and the instruments whose are not.
+    /// Returns the cached ids of a batch, and the instruments without a cached id.
     fn resolve<'a>(
         &self,
         batch: impl Iterator<Item = &'a Instrument>,
@@ -125,7 +125,7 @@ impl InstrumentIds {
         let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::with_capacity(batch.size_hint().0);
         let mut absent = BTreeSet::new();
-        // Records of one instrument often stand together.
+        // Consecutive records often belong to the same instrument.
         let mut last: Option<(&Instrument, Option<i32>)> = None;
         for instrument in batch {
             let id = match last {
@@ -144,7 +144,7 @@ impl InstrumentIds {
         (found, absent)
     }
 
-    /// The instruments behind `after`, of one exchange or of all, by (exchange, symbol).
+    /// Returns the instruments after `after`, of one exchange or of all exchanges, in the order of (exchange, symbol).
     pub(super) async fn list(
         &self,
         connection: &mut PgConnection,
@@ -152,7 +152,7 @@ impl InstrumentIds {
         exchange: Option<&Exchange>,
         limit: i64,
     ) -> Result<Vec<(Instrument, i32)>, Cause> {
-        // No exchange is empty, so two empty texts come before all of them.
+        // No exchange is empty, so two empty texts sort before all instruments.
         let (after_exchange, after_symbol) =
             after.map_or(("", ""), |i| (i.exchange().as_str(), i.symbol().as_str()));
         let rows = sqlx::query(LIST)
@@ -175,7 +175,7 @@ fn columns<'a>(instruments: impl Iterator<Item = &'a Instrument>) -> (Vec<&'a st
     instruments.map(|i| (i.exchange().as_str(), i.symbol().as_str())).unzip()
 }
 
-/// Which of the instruments have an id: their places in the list, and the ids.
+/// Returns the instruments that have an id, each as its index in the list and its id.
 async fn select<'a>(
     connection: &mut PgConnection,
     instruments: impl Iterator<Item = &'a Instrument>,

@@ -1,11 +1,12 @@
 //! A [`PriceStore`](qi_core::PriceStore) on TimescaleDB, or on plain PostgreSQL.
 //!
-//! [`TimescaleStore::open`] takes a [`TimescaleConfig`] and does no I/O; `ensure_schema` creates the tables. The
-//! statements of each operation, and advice for the server, are in `docs/backends/timescale.md`.
+//! [`TimescaleStore::open`] takes a [`TimescaleConfig`] and does not wait for the server; `ensure_schema` creates the
+//! tables. `docs/backends/timescale.md` describes the statements of each operation and gives advice for the server.
 //!
-//! Your own SQL uses [`TimescaleStore::pool`], and [`Pg`] for values of the domain.
+//! Custom SQL uses [`TimescaleStore::pool`], and [`Pg`] for values of the domain.
 //!
-//! The settings are compiled without the feature `timescale`, because a configuration may contain every backend.
+//! The configuration is compiled even without the feature `timescale`, because a file may contain the
+//! section of every backend.
 
 #[cfg(feature = "timescale")]
 mod admin;

@@ -1,16 +1,16 @@
-//! Pieces: the parts of a batch that one statement writes.
+//! Pieces: the parts of a batch. One statement writes one piece.
 
 use qi_core::store::kit::Entry;
 
-/// The largest span of a piece, in chunks. New chunks cost several locks each.
+/// The maximum span of a piece, in chunks. Each new chunk costs several locks.
 const SPAN: i64 = 50;
 
-/// The smallest distance of two consecutive records, in chunks, that ends a piece. A statement opens every chunk of its
-/// span: a few chunks without records cost less than another statement.
+/// The distance between two consecutive records that ends a piece, in chunks. A statement opens every chunk of its
+/// span, and a few chunks without records cost less than another statement.
 const GAP: i64 = 8;
 
-/// The number of records from which a piece ends at the next chunk. A statement looks up each of its records in every chunk
-/// of its span.
+/// The number of records after which a piece ends at the next chunk. A statement looks up each of its records in every
+/// chunk of its span.
 const ENOUGH: usize = 5_000;
 
 /// Cuts the entries into pieces of at most `most` records, each of which spans few chunks.

@@ -1,4 +1,4 @@
-//! Background policies of the Community edition: columnstore and retention, if the configuration asks for them.
+//! Background policies of the Community edition: columnstore and retention, if they are configured.
 
 use sqlx::PgConnection;
 
@@ -7,7 +7,7 @@ use super::error::Cause;
 use super::sql;
 use super::table::{Table, names};
 
-/// The steps that give every dataset the policies of the configuration. What was set by hand elsewhere stays.
+/// Returns the steps that create the configured policies. Keeps the existing policies of datasets without an entry.
 pub(super) async fn steps(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
@@ -48,7 +48,7 @@ pub(super) async fn steps(
     Ok(steps)
 }
 
-/// A kind of policy, as the extension names its parts.
+/// A kind of policy, with the extension's names for its parts.
 struct Policy {
     name: &'static str,
     procedure: &'static str,
@@ -72,7 +72,7 @@ const RETENTION: Policy = Policy {
     columnstore: false,
 };
 
-/// The schema of the extension's functions, quoted; None: the extension is not there.
+/// Returns the quoted schema of the extension's functions, or None if the extension is not installed.
 pub(super) async fn extension(connection: &mut PgConnection) -> Result<Option<String>, Cause> {
     Ok(sqlx::query_scalar(
         "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
@@ -82,12 +82,13 @@ pub(super) async fn extension(connection: &mut PgConnection) -> Result<Option<St
     .await?)
 }
 
-/// The schema of the functions of an extension that `ensure_schema` has met.
+/// Returns the quoted schema of the extension's functions. Fails if the extension is not installed.
 pub(super) async fn installed(connection: &mut PgConnection) -> Result<String, Cause> {
     Ok(extension(connection).await?.ok_or(sqlx::Error::RowNotFound)?)
 }
 
-/// Refuses an edition that has no policies. The license setting decides; distributions' names do not tell.
+/// Rejects any edition except the Community edition. Checks the license setting, because the names of
+/// distributions are not reliable.
 pub(super) async fn community(connection: &mut PgConnection, what: &str) -> Result<(), Cause> {
     let license: Option<String> = sqlx::query_scalar("SELECT current_setting('timescaledb.license', true)")
         .fetch_one(connection)
@@ -101,8 +102,8 @@ pub(super) async fn community(connection: &mut PgConnection, what: &str) -> Resu
     })
 }
 
-/// The statement that lets chunks of the table be converted, one segment for each series, newest first; None if they
-/// can be.
+/// Returns the statement that enables the columnstore of a table, or None if it is already enabled. Each series is a
+/// separate segment, ordered from the newest row to the oldest.
 pub(super) async fn enable_columnstore(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
@@ -133,7 +134,7 @@ pub(super) async fn enable_columnstore(
     )))
 }
 
-/// The age of a policy that is there, in hours.
+/// Returns the age of an existing policy, in hours.
 async fn policy_hours(
     connection: &mut PgConnection,
     config: &TimescaleConfig,

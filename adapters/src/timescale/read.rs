@@ -1,4 +1,4 @@
-//! Pages of records, and the latest of each key.
+//! Reads: pages of records, and the latest record of each owner.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,13 +23,13 @@ use super::types::Pg;
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// Owners that may have a record, with the key of each.
+/// Owners that may have records, with their keys.
 struct Keyed {
     keys: Keys,
     owners: Vec<Owner>,
 }
 
-/// Owners, as the parameter of a statement: instruments by their ids, names by themselves.
+/// Owners as the parameter of a statement: ids of instruments, or names.
 pub(super) enum Keys {
     Ids(Vec<i32>),
     Names(Vec<String>),
@@ -43,7 +43,7 @@ impl Keys {
         }
     }
 
-    /// Those at these places.
+    /// Returns the keys at these indexes.
     fn only(&self, places: &[usize]) -> Self {
         match self {
             Self::Ids(ids) => Self::Ids(places.iter().map(|at| ids[*at]).collect()),
@@ -94,7 +94,7 @@ impl LatestSource for Latest<'_> {
 }
 
 impl TimescaleStore {
-    /// A page of one series in a range. The range is read in parts that touch few chunks each.
+    /// Returns a page of one series in a range. Reads the range in parts that touch few chunks each.
     pub(super) async fn range_page(
         &self,
         lease: &mut PooledConnection,
@@ -118,7 +118,7 @@ impl TimescaleStore {
             Order::Descending => &stored.sql.descending,
         };
         let (range, place) = rest_of(request.range, request.order, &anchor)?;
-        // No sequence number lies before 0, so both take in all of the range.
+        // No sequence number is below 0, so both places include the entire range.
         let everything = match request.order {
             Order::Ascending => (range.start(), -1),
             Order::Descending => (range.end(), 0),
@@ -153,7 +153,7 @@ impl TimescaleStore {
         Ok(request.page_of(found)?)
     }
 
-    /// A page of the latest records of a selection.
+    /// Returns a page of the latest records of a selection.
     pub(super) async fn latest_page(
         &self,
         lease: &mut PooledConnection,
@@ -163,7 +163,7 @@ impl TimescaleStore {
         kit::latest(request, MAX_PAGE + 1, &mut Latest { store: self, lease, stored, request }).await
     }
 
-    /// A page of the owners that have records.
+    /// Returns a page of the owners that have records.
     pub(super) async fn series_page(
         &self,
         lease: &mut PooledConnection,
@@ -191,8 +191,8 @@ impl TimescaleStore {
         Ok(request.page_of(found)?)
     }
 
-    /// The latest row of each key up to `until`, by its place in `keys`. It looks at the newest few chunks
-    /// first, and further back only for what was not found.
+    /// Returns the latest row of each key up to `until`, by its index in `keys`. Reads the newest chunks first, and
+    /// older chunks only for keys without a row so far.
     async fn latest_rows(
         &self,
         lease: &mut PooledConnection,
@@ -206,7 +206,7 @@ impl TimescaleStore {
         if keys.len() == 0 {
             return Ok(found);
         }
-        // No record is later than this, so the end is a time too.
+        // No record is later than `MAX_RECORD`, so the exclusive end is a valid time too.
         let until = until.min(Timestamp::MAX_RECORD);
         let end = Timestamp::from_micros(until.as_micros() + 1)?;
         let recent = chunks.recent(lease, stored, until).await?.min(end);
@@ -234,7 +234,7 @@ impl TimescaleStore {
         Ok(found)
     }
 
-    /// The first and the last time of each key, by its place; a key without a record is absent.
+    /// Returns the first and the last time of each key, by its index. A key without records is absent.
     async fn edges(
         &self,
         lease: &mut PooledConnection,
@@ -242,7 +242,7 @@ impl TimescaleStore {
         keys: &Keys,
     ) -> Result<HashMap<usize, (Timestamp, Timestamp)>, Cause> {
         let lasts = self.edge(lease, stored, keys, Order::Descending).await?;
-        // Only what has a last one has a first one.
+        // Only a key with a last time has a first time.
         let mut places: Vec<usize> = lasts.keys().copied().collect();
         places.sort_unstable();
         let firsts = self.edge(lease, stored, &keys.only(&places), Order::Ascending).await?;
@@ -275,7 +275,7 @@ impl TimescaleStore {
             for row in query.fetch_all(&mut **lease).await? {
                 let Pg(time) = row.try_get::<Pg<Timestamp>, _>(1)?;
                 let place = missing[place_of(&row)?];
-                // Every interval has an answer of its own.
+                // The statement returns one row for each interval.
                 found
                     .entry(place)
                     .and_modify(|known| {
@@ -288,7 +288,7 @@ impl TimescaleStore {
         Ok(found)
     }
 
-    /// The next owners behind `after` that may have a record, at most `count`.
+    /// Returns the next owners after `after` that may have records, at most `count`.
     async fn owners(
         &self,
         lease: &mut PooledConnection,
@@ -305,7 +305,7 @@ impl TimescaleStore {
         Ok(Keyed::of(self.inner.cache.ids.list(lease, after, exchange, most).await?))
     }
 
-    /// These owners with their keys. An instrument without an id has no record and is left out.
+    /// Returns these owners with their keys. Omits an instrument without an id, because it has no records.
     async fn keyed(
         &self,
         lease: &mut PooledConnection,
@@ -319,7 +319,7 @@ impl TimescaleStore {
         Ok(Keyed::of(self.inner.cache.ids.find_all(lease, &instruments(owners)).await?))
     }
 
-    /// The next names behind `after` that have records. Each part of the table has its own; together they are in order.
+    /// Returns the next names after `after` that have records. Merges the names of all parts of the table in order.
     async fn names(
         &self,
         lease: &mut PooledConnection,
@@ -342,7 +342,7 @@ impl TimescaleStore {
         Ok(found.into_iter().take(asked).map(|name| Owner::Name(name.into())).collect())
     }
 
-    /// The keys of a selection; None for all.
+    /// Returns the keys of a selection, or None for all owners.
     pub(super) async fn selected(
         &self,
         lease: &mut PooledConnection,
@@ -374,7 +374,7 @@ fn owner_of(anchor: Anchor) -> Option<Owner> {
     }
 }
 
-/// The place in the array that the first column names, from 1.
+/// Returns the index in the first column of a row, which counts from 1.
 fn place_of(row: &PgRow) -> Result<usize, sqlx::Error> {
     usize::try_from(row.try_get::<i64, _>(0)? - 1).map_err(|e| sqlx::Error::Decode(e.into()))
 }

@@ -1,16 +1,16 @@
-//! Repeated records: which records of a batch may exist already.
+//! Repeated records: the records of a batch that may already exist.
 //!
-//! COPY is several times faster than a merge, but fails on one record that exists. The store therefore reads which keys
-//! exist, copies the new records and merges the others. The read costs far less than a lookup of every key: a batch is
-//! cut into segments of one series, and one index probe per segment returns the newest keys that exist in its range.
+//! COPY is several times faster than a merge, but fails if a single record exists. Therefore the store reads the
+//! existing keys, copies the new records and merges the others. This read costs far less than a lookup of every key. A
+//! batch is cut into segments of one series. One index probe per segment returns the newest existing keys in its range.
 
 use qi_core::record::Place;
 use qi_core::store::kit::Entry;
 
-/// The largest number of records of a segment. Shorter segments cost more probes.
+/// The maximum number of records in a segment. Shorter segments cost more probes.
 const SEGMENT_RECORDS: usize = 128;
 
-/// The largest number of existing keys that the probe returns for a segment.
+/// The maximum number of existing keys that the probe returns for a segment.
 pub(super) const SEGMENT_KEYS: usize = 8;
 
 /// Cuts a piece into segments: consecutive records of one series in one chunk.
@@ -35,8 +35,8 @@ pub(super) struct Parts {
     pub(super) repeats: Vec<Entry>,
 }
 
-/// Divides the records of the segments. `existing` holds keys that exist: of each segment, by its index, the newest ones,
-/// at most [`SEGMENT_KEYS`].
+/// Divides the records of the segments into new and repeated records. `existing` contains existing keys, each with the
+/// index of its segment: the newest keys of each segment, at most [`SEGMENT_KEYS`].
 pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, Place)>) -> Parts {
     existing.sort_unstable();
     let mut parts = Parts::default();
@@ -44,7 +44,7 @@ pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, Place)>) -
     for (at, segment) in segments.iter().enumerate() {
         let keys;
         (keys, rest) = rest.split_at(rest.partition_point(|(index, _)| *index <= at));
-        // Older keys are unknown if the probe returned as many keys as it may.
+        // Older keys are unknown if the probe returned the maximum number of keys.
         let unknown_before = keys.first().filter(|_| keys.len() >= SEGMENT_KEYS);
         for entry in *segment {
             let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.place < *oldest)

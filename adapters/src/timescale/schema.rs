@@ -1,5 +1,5 @@
-//! The schema: made and brought forward by steps. Those of the library are recorded with their checksums in
-//! `qi_migrations`, the columns of each further dataset in `qi_datasets`.
+//! The schema, created and migrated in steps. `qi_migrations` records the steps of the library with their checksums.
+//! `qi_datasets` records the columns of further datasets, and later changes of any dataset.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -20,14 +20,15 @@ use qi_core::store::kit::evolution;
 /// The table that records the steps.
 const RECORD: &str = "qi_migrations";
 
-/// The table that records the columns of the datasets: line 0 is the key.
+/// The table that records the columns of the datasets. Line 0 is the key.
 const DATASETS: &str = "qi_datasets";
 
-/// The lock under which one process at a time changes the schema of a database: an arbitrary number, the same in
-/// all versions. It is the database's and not the schema's, because CREATE EXTENSION is.
+/// The advisory lock for changes of the schema, which one process at a time holds. The number is arbitrary,
+/// and the same in all versions. The lock covers the database instead of the schema, because CREATE
+/// EXTENSION changes the database.
 const LOCK: i64 = 0x7169_5f73_6368_656d;
 
-/// The steps of the library, oldest first. They are only ever added to; each is applied once, in a transaction of its own.
+/// Returns the migration steps of the library, oldest first. New steps are only appended. Each step is applied once.
 fn migrations() -> Vec<Migration> {
     let step = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
@@ -38,9 +39,9 @@ fn migrations() -> Vec<Migration> {
     ]
 }
 
-/// A statement or more that are missing.
+/// A missing change, with one or more statements.
 pub(super) struct Step {
-    /// What it does, in [`SchemaReport::applied`].
+    /// The description of the step in [`SchemaReport::applied`].
     pub(super) label: String,
     pub(super) statements: Vec<String>,
     kind: Kind,
@@ -58,7 +59,7 @@ impl Step {
         Self { label, statements, kind: Kind::Plain }
     }
 
-    /// Runs the step. Its statements are made of checked names and numbers only.
+    /// Runs the step. Its statements contain only validated names and numbers.
     pub(super) async fn run(&self, connection: &mut PgConnection) -> Result<(), Cause> {
         if let Kind::Migration(step) = &self.kind {
             connection.ensure_migrations_table(RECORD).await?;
@@ -75,7 +76,7 @@ impl Step {
     fn explain(&self, error: sqlx::Error) -> Cause {
         let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         match (&self.kind, state.as_deref()) {
-            // "extension is not available", "must be preloaded": nothing that waiting mends.
+            // "extension is not available" or "must be preloaded": a retry does not help.
             (Kind::Extension, Some("0A000" | "58P01" | "55000" | "XX000")) => Cause::Edition {
                 rule: format!(
                     "TimescaleDB cannot be created here; `hypertables = \"off\"` does without: {error}"
@@ -92,12 +93,12 @@ impl Step {
     }
 }
 
-/// Creates what is missing, under a lock of the database.
+/// Applies all missing changes, under a lock of the database.
 pub(super) async fn ensure(
     connections: &Connections,
     config: &TimescaleConfig,
 ) -> Result<SchemaReport, Cause> {
-    // A connection of its own: its lock ends with it, whatever becomes of this future.
+    // A separate connection, because the lock ends with the connection, even if this future is dropped.
     let mut connection = connections.direct().await?;
     let outcome = ensure_on(&mut connection, connections, config).await;
     let _ = connection.close().await;
@@ -113,9 +114,9 @@ async fn ensure_on(
     let version = u32::try_from(version).unwrap_or(u32::MAX);
     connections.allow_heavy_session(connection).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *connection).await?;
-    // One transaction: nobody meets the tables before they are all that they should be. A writer that came between
-    // would leave rows in a table that is to become a hypertable. A database in order is not written to, so that a
-    // role without the right to create anything may call `ensure_schema` too.
+    // All steps run in one transaction, so that no client sees an incomplete table. A concurrent writer would leave
+    // rows in a table that is about to become a hypertable. If no step is missing, nothing is written, so a role
+    // without the right to create objects may also call `ensure_schema`.
     let mut transaction = connection.begin().await?;
     let mut applied = Vec::new();
     for step in steps(&mut transaction, config).await? {
@@ -124,7 +125,7 @@ async fn ensure_on(
     }
     transaction.commit().await?;
     for step in policies(connection, config).await? {
-        // Whole or not at all: never a moment without the age that was there.
+        // All statements or none, so that an existing policy is never missing in between.
         let mut transaction = connection.begin().await?;
         step.run(&mut transaction).await?;
         transaction.commit().await?;
@@ -156,14 +157,14 @@ async fn policies(connection: &mut PgConnection, config: &TimescaleConfig) -> Re
     }
 }
 
-/// The steps to a schema in order, but for the policies.
+/// Returns the missing steps in order, except for the policies.
 async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Result<Vec<Step>, Cause> {
     let mut steps = Vec::new();
     let extension = policy::extension(connection).await?;
     if config.hypertables == Hypertables::On && extension.is_none() {
-        // Into the schema that PostgreSQL's documentation recommends for what everybody uses, not into ours, which
-        // comes first in the search_path and may be dropped. `CREATE EXTENSION IF NOT EXISTS` alone races with
-        // itself; the lock keeps our own kind out.
+        // The extension is created in the schema that PostgreSQL's documentation recommends for shared objects. The
+        // configured schema comes first in the search_path and may be dropped. `CREATE EXTENSION IF NOT EXISTS` has a
+        // race condition. The lock prevents the race between processes of this library.
         let create = "CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public".to_owned();
         let step = Step::new("extension timescaledb".to_owned(), vec![create]);
         steps.push(Step { kind: Kind::Extension, ..step });
@@ -173,7 +174,7 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
         .fetch_one(&mut *connection)
         .await?;
     if !there {
-        // The name was checked: letters, digits and underscores.
+        // The name was validated: letters, digits and underscores.
         let create = format!("CREATE SCHEMA \"{}\"", config.schema);
         steps.push(Step::new(format!("schema {}", config.schema), vec![create]));
     }
@@ -192,7 +193,7 @@ async fn steps(connection: &mut PgConnection, config: &TimescaleConfig) -> Resul
     Ok(steps)
 }
 
-/// The steps that are recorded, with their checksums.
+/// Returns the recorded steps with their checksums.
 async fn recorded(connection: &mut PgConnection, schema: &str) -> Result<Vec<(i64, Vec<u8>)>, Cause> {
     let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(format!("\"{schema}\".{RECORD}"))
@@ -205,7 +206,7 @@ async fn recorded(connection: &mut PgConnection, schema: &str) -> Result<Vec<(i6
     Ok(sqlx::query_as(sql).fetch_all(connection).await?)
 }
 
-/// Refuses a database that has other steps than these.
+/// Rejects a database with recorded steps that differ from `steps`.
 fn check(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> {
     for (version, checksum) in recorded {
         let rule = match steps.iter().find(|step| step.version == *version) {
@@ -222,7 +223,7 @@ fn check(recorded: &[(i64, Vec<u8>)], steps: &[Migration]) -> Result<(), Cause> 
     Ok(())
 }
 
-/// The steps to the tables of the datasets. `fresh`: the library's own steps are not done yet.
+/// Returns the missing steps for the tables of the datasets. `fresh` states that no step of the library is applied yet.
 async fn datasets(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
@@ -268,17 +269,17 @@ async fn datasets(
     Ok(steps)
 }
 
-/// What is recorded of datasets.
+/// The recorded declarations of datasets.
 struct StoredLines {
     lines: HashMap<String, Vec<String>>,
     /// The datasets of step 1.
     first: HashSet<String>,
-    /// Whether there is a table of records.
+    /// True if the table of records exists.
     is_recorded: bool,
 }
 
 async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<StoredLines, Cause> {
-    // Step 1 makes the tables of these.
+    // Step 1 creates the tables of these datasets.
     let mut lines = first_datasets::lines();
     let first = lines.keys().cloned().collect();
     let is_recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
@@ -301,7 +302,7 @@ async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<Sto
             return Err(Cause::Schema { rule });
         }
         match known.get_mut(at) {
-            // What became of a line of step 1.
+            // A later version of a line of step 1.
             Some(first) => *first = text,
             None => known.push(text),
         }
@@ -309,10 +310,10 @@ async fn stored_lines(connection: &mut PgConnection, schema: &str) -> Result<Sto
     Ok(StoredLines { lines, first, is_recorded })
 }
 
-/// A column in the catalog: its name, its type, and whether it is required.
+/// A column in the catalog: its name, its type, and true if it is NOT NULL.
 type Present = (String, String, bool);
 
-/// The columns of those of the tables that are there.
+/// Returns the columns of those tables that exist.
 async fn present(
     connection: &mut PgConnection,
     schema: &str,
@@ -335,7 +336,7 @@ async fn present(
     Ok(present)
 }
 
-/// Refuses a table whose columns are not those that are recorded. Columns that others added are theirs.
+/// Rejects a table whose columns differ from the recorded columns. Ignores additional columns of other programs.
 fn check_columns(table: &Table, lines: usize, present: &[Present]) -> Result<(), Cause> {
     let count = table.key().len() + lines.saturating_sub(1);
     for column in table.columns().iter().take(count) {
@@ -373,7 +374,7 @@ fn create(table: &Table) -> Step {
     Step::new(format!("dataset {name}"), statements)
 }
 
-/// The steps to the lines of a declaration that are new.
+/// Returns the steps for the new or changed lines of a declaration.
 fn extend(table: &Table, stored: usize, changes: &[usize]) -> Vec<Step> {
     let (name, lines) = (table.name(), evolution::lines(table.dataset));
     let mut steps = Vec::new();
@@ -401,7 +402,7 @@ fn record(name: &str, at: usize, line: &str) -> String {
     )
 }
 
-/// The records as people read them: names in place of ids and codes.
+/// Returns the query of a dataset's view, with names instead of ids and codes.
 fn view(table: &Table) -> String {
     let instruments = table.dataset.series() == SeriesType::Instrument;
     let mut columns: Vec<String> = Vec::new();
@@ -422,7 +423,7 @@ fn view(table: &Table) -> String {
     format!("SELECT {} FROM \"{}\" t{join}", columns.join(", "), table.name())
 }
 
-/// The steps that make the tables hypertables, and give them the configured chunk intervals.
+/// Returns the steps that convert the tables to hypertables and set the configured chunk intervals.
 async fn hypertables(
     connection: &mut PgConnection,
     config: &TimescaleConfig,
@@ -467,7 +468,7 @@ async fn hypertables(
     Ok(steps)
 }
 
-/// The columns of a table as the database has them, in order, with their types.
+/// Returns the columns of a table in the database, in order, with their types.
 pub(super) async fn columns(
     connection: &mut PgConnection,
     schema: &str,
@@ -484,7 +485,7 @@ pub(super) async fn columns(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// The server's edition in a word.
+/// Returns the server's edition, for example `timescaledb community`.
 pub(super) fn edition(facts: &ServerInfo) -> Option<String> {
     match (&facts.extension, facts.license.as_deref()) {
         (None, _) if facts.server.is_empty() => None,

@@ -1,4 +1,4 @@
-//! The statements over the table of a dataset, made once for each store out of the dataset's description.
+//! The statements on the table of a dataset. Each store builds them once from the description of the dataset.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::table::{Column, ColumnType, Table, join, names};
 /// A registered dataset of a store.
 #[derive(Debug)]
 pub(super) struct Stored {
-    /// The position in the order of registration.
+    /// The position of the dataset in the order of registration.
     pub(super) position: usize,
     pub(super) table: Table,
     pub(super) sql: Sql,
@@ -25,34 +25,36 @@ impl Stored {
     }
 }
 
-/// The statements of one table. Tables are found through the `search_path` of the connection. Aliases begin with `_`,
-/// because no column of a dataset does.
+/// The statements of one table. The `search_path` of the connection selects the schema. Aliases begin with `_`, because
+/// no column of a dataset does.
 #[derive(Debug)]
 pub(super) struct Sql {
-    /// COPY of all columns, binary.
+    /// The COPY of all columns, in the binary format.
     pub(super) copy: String,
-    /// Parameters: one array for each column, then the least and the greatest time. Inserts what is new, replaces what
-    /// differs, leaves alone what is there.
+    /// The merge of rows: inserts new rows, replaces changed rows and skips equal rows. Parameters: one array for each
+    /// column, then the earliest and the latest time.
     pub(super) merge: SqlStr,
-    /// The same over chunks in the columnstore.
+    /// The merge of rows for chunks in the columnstore.
     pub(super) merge_converted: SqlStr,
-    /// Reads the newest keys that exist in segments of series. Parameters: one array for each column of
-    /// [`Table::segment`], then the least and the greatest time. The first column is the number of the segment, from 1.
+    /// The query for the newest existing keys in segments of series. Parameters: one array for each column of
+    /// [`Table::segment`], then the earliest and the latest time. The first column is the number of the
+    /// segment, from 1.
     pub(super) existing: SqlStr,
-    /// Parameters: start, end, limit; for tables with a sequence then the place of the cursor (time, sequence);
-    /// then the series.
+    /// The queries for a range. Parameters: start, end and limit, then the place of the cursor (time, sequence number)
+    /// for tables with a sequence number, then the series.
     pub(super) ascending: SqlStr,
     pub(super) descending: SqlStr,
-    /// Parameters: array of ids or names, start, end; then the interval, if the series has one. The first column is
-    /// the place in the array, from 1.
+    /// The query for the latest row of each key. Parameters: an array of ids or names, start and end, then the interval
+    /// if the series has an interval. The first column is the index in the array, from 1.
     pub(super) latest: SqlStr,
-    /// As `latest`, with the time alone: the first, the last; over all intervals, given as an array.
+    /// The queries for the first and the last time of each key. The parameters are those of `latest`, except that the
+    /// intervals are an array.
     pub(super) first_time: SqlStr,
     pub(super) last_time: SqlStr,
-    /// Parameters: the name to go on after (NULL: from the first), how many, start, end. The names that have records,
-    /// in order; only of tables whose series are names.
+    /// The query for the names that have records, in order. Empty for tables of instruments. Parameters: the name
+    /// before the first result (NULL for none), the number of names, start and end.
     pub(super) names: SqlStr,
-    /// Parameters: start, end. Without the conditions of a selection.
+    /// The deletion of a range, without the conditions of a selection. Parameters: start and end.
     pub(super) delete: String,
 }
 
@@ -86,9 +88,11 @@ impl Sql {
     }
 }
 
-/// A replay costs a read: rows that are there with the same values are not written again. ON CONFLICT is for the
-/// rows that another writer adds in between. The rows keep the order in which they come, in which every writer
-/// locks them. `there` joins what is there already. A table without values has nothing to replace.
+/// Returns the merge statement. `there` is the join with the existing rows.
+///
+/// A replay costs only a read, because equal rows are not written again. ON CONFLICT covers the rows that another
+/// writer inserts in between. All writers lock their rows in the same order, which is the order of the input. A table
+/// without value columns has nothing to replace.
 fn merge(table: &Table, there: &str) -> String {
     let columns = names(table.columns(), "");
     let differs = if table.values().is_empty() {
@@ -117,14 +121,15 @@ fn merge(table: &Table, there: &str) -> String {
     )
 }
 
-/// A column of what was sent.
+/// Returns the expression for a column of the input.
 fn sent(column: &Column) -> String {
     let cast = if column.ty == ColumnType::Levels { "::numeric[]" } else { "" };
     format!("x.\"{}\"{cast}", column.name)
 }
 
-/// Each row looked up by its whole key, which no statistics can lead astray: a join of a table that was never
-/// analyzed was planned as a loop over all pairs, and 50,000 rows took longer than the limit of a statement.
+/// Returns a join that looks up each row by its full key, whatever the statistics of the table are. For a table
+/// without statistics, a plain join was planned as a nested loop over all pairs. With 50,000 rows it took longer
+/// than the statement timeout.
 fn by_row(table: &Table) -> String {
     let count = table.columns().len();
     let mut found = vec![table.place()[0]];
@@ -141,9 +146,9 @@ fn by_row(table: &Table) -> String {
     )
 }
 
-/// All rows of the series and the times in question, read once: to look a row up in the columnstore takes a whole
-/// segment, and a million of them seven times as long. The statement runs without loops, so that it is a hash join
-/// whatever the statistics say.
+/// Returns a join that reads all rows of the series in the time range once. A lookup in the columnstore reads an entire
+/// segment, so a million lookups take seven times as long. The statement runs without nested loops, so it is a hash
+/// join whatever the statistics are.
 fn by_set(table: &Table) -> String {
     let count = table.columns().len();
     let series = table.series()[0];
@@ -161,8 +166,8 @@ fn by_set(table: &Table) -> String {
     )
 }
 
-/// One index probe for each segment. The row comparison bounds the keys exactly; TimescaleDB excludes chunks by the
-/// comparisons of the time alone.
+/// Returns the statement with one index probe per segment. The row comparison bounds the keys exactly. TimescaleDB
+/// excludes chunks only by the comparisons of the time column.
 fn existing(table: &Table) -> String {
     let bound = |prefix: &str, alias: &str| join(table.place(), |c| format!("{alias}\"{prefix}{}\"", c.name));
     let same_series = |column: &Column| format!("k.\"{0}\" = x.\"{0}\" AND ", column.name);
@@ -189,13 +194,13 @@ fn existing(table: &Table) -> String {
     )
 }
 
-/// `$1::int4[], $2::timestamptz[]`
+/// Returns the array parameters, for example `$1::int4[], $2::timestamptz[]`.
 fn arrays(columns: &[Column]) -> String {
     let array = |(at, column): (usize, &Column)| format!("${}::{}[]", at + 1, column.ty.element().name());
     columns.iter().enumerate().map(array).collect::<Vec<_>>().join(", ")
 }
 
-/// `k."instrument_id" = x."instrument_id" AND k."ts" = x."ts"`
+/// Returns the condition for equal keys, for example `k."instrument_id" = x."instrument_id" AND k."ts" = x."ts"`.
 fn same_key(table: &Table, side: &str) -> String {
     let same = |column: &Column| format!("{side}.\"{0}\" = x.\"{0}\"", column.name);
     table.key().iter().map(same).collect::<Vec<_>>().join(" AND ")
@@ -220,7 +225,7 @@ fn range(table: &Table, side: &str, direction: &str) -> String {
     )
 }
 
-/// `"ts" DESC, "seq" DESC`
+/// Returns the sort order, for example `"ts" DESC, "seq" DESC`.
 pub(super) fn ordered(table: &Table, direction: &str) -> String {
     join(table.place(), |column| format!("\"{}\" {direction}", column.name))
 }
@@ -258,7 +263,7 @@ fn edge(table: &Table, direction: &str) -> String {
     )
 }
 
-/// Each name is found by one step in the primary key.
+/// Returns the statement that finds each name with one step in the primary key.
 fn names_after(table: &Table, column: &str) -> String {
     let step = |after: &str| {
         format!(

@@ -21,7 +21,7 @@ use super::sql::Stored;
 use super::table::Table;
 use super::{BACKEND, schema};
 
-/// A price store on TimescaleDB, or on plain PostgreSQL (`hypertables = "off"`). Cloning it shares the pool.
+/// A price store on TimescaleDB, or on plain PostgreSQL (`hypertables = "off"`). Clones share the connection pool.
 ///
 /// ```no_run
 /// use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
@@ -47,7 +47,7 @@ pub(super) struct Inner {
     pub(super) config: TimescaleConfig,
     pub(super) connections: Connections,
     pub(super) cache: Arc<SchemaCache>,
-    /// By the position of the dataset.
+    /// The statements of each dataset, indexed by its position.
     stored: Vec<Stored>,
     closed: AtomicBool,
 }
@@ -72,11 +72,11 @@ impl Inner {
 }
 
 impl TimescaleStore {
-    /// A store of this configuration. Nothing is sent; the first call meets the server. Must be called inside a
-    /// tokio runtime.
+    /// Creates a store from this configuration and does not wait for the server. With `min_connections`, the pool
+    /// connects in the background; otherwise the first call connects. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// `Config` for a bound that is out of range or a URL that cannot be read.
+    /// `Config` for a value out of range, an invalid URL, or an unreadable file of the TLS section.
     pub fn open(config: TimescaleConfig) -> Result<Self> {
         config.validate()?;
         let cache = Arc::new(SchemaCache::new(&config));
@@ -87,16 +87,17 @@ impl TimescaleStore {
         Ok(Self { inner: Arc::new(Inner { config, connections, cache, stored, closed }) })
     }
 
-    /// The pool, for SQL of your own. Its connections find the tables without a schema's name, and have the
-    /// configured limits.
+    /// Returns the connection pool for custom SQL. Its connections find the tables without the name of the schema, and
+    /// have the configured limits.
     pub fn pool(&self) -> &PgPool {
         self.inner.connections.pool()
     }
 
-    /// The columns of a dataset's table in the database, in order, with their types.
+    /// Returns the columns of a dataset's table in the database, in order, with their types. Returns no columns if the
+    /// table does not exist.
     ///
     /// # Errors
-    /// What a read may fail with. A table that is absent has no columns.
+    /// The errors of a read.
     pub async fn columns(&self, dataset: Dataset) -> Result<Vec<(String, String)>> {
         let schema = &self.inner.config.schema;
         self.run(Operation::Series, async |lease| schema::columns(lease, schema, dataset.name()).await)
@@ -104,13 +105,14 @@ impl TimescaleStore {
             .map_err(|error| error.with_operation("columns"))
     }
 
-    /// The columns that this code writes and reads, in order, with their types: what [`Self::columns`] must give.
+    /// Returns the columns that this version reads and writes, in order, with their types. [`Self::columns`] must
+    /// return the same list.
     pub fn expected_columns(dataset: Dataset) -> Vec<(String, String)> {
         let table = Table::of(dataset);
         table.columns().iter().map(|c| (c.name.to_owned(), c.ty.name().to_owned())).collect()
     }
 
-    /// Refuses a call after `close`.
+    /// Rejects a call after `close`.
     pub(super) fn enter(&self, operation: Operation) -> Result<()> {
         if self.inner.closed.load(Ordering::SeqCst) {
             return Err(Error::closed("store.timescale.closed", operation).with_backend(BACKEND));
@@ -118,7 +120,7 @@ impl TimescaleStore {
         Ok(())
     }
 
-    /// Runs a call on one connection, and names the operation in its error.
+    /// Runs a call on one connection, and adds the operation to its error.
     pub(super) async fn run<T>(
         &self,
         operation: Operation,
@@ -131,7 +133,7 @@ impl TimescaleStore {
         outcome.map_err(|e| e.at(operation))
     }
 
-    /// Finds a dataset of the store. Refuses others, and any call after `close`.
+    /// Returns the entry of a registered dataset. Rejects other datasets, and any call after `close`.
     pub(super) fn stored(&self, operation: Operation, dataset: Dataset) -> Result<&Stored> {
         self.enter(operation)?;
         let position = self.inner.config.datasets.position(dataset);
@@ -139,12 +141,12 @@ impl TimescaleStore {
     }
 }
 
-/// Names the operation in the error of a check before any I/O.
+/// Adds the operation to the error of a check before any I/O.
 fn checked(operation: Operation, check: Result<()>) -> Result<()> {
     check.map_err(|error| Cause::Core(error).at(operation))
 }
 
-/// Refuses a series that no record of the dataset belongs to.
+/// Rejects owners that do not fit the dataset.
 fn check_owners(dataset: Dataset, owners: &[Owner]) -> Result<()> {
     let instruments = dataset.series() == SeriesType::Instrument;
     match owners.iter().find(|owner| owner.instrument().is_some() != instruments) {

@@ -1,5 +1,5 @@
-//! The table of a dataset: its columns, and how rows are written and read. COPY, UNNEST, reads and the schema all
-//! stand on it.
+//! The table of a dataset: its columns, and the encoding and decoding of rows. COPY, `unnest`, reads and the schema
+//! all use this definition.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -21,7 +21,7 @@ pub(super) struct Column {
     pub(super) name: &'static str,
     pub(super) ty: ColumnType,
     pub(super) optional: bool,
-    /// Whether the text sorts by its bytes.
+    /// True if the text sorts by its bytes.
     bytewise: bool,
 }
 
@@ -35,7 +35,7 @@ pub(super) enum ColumnType {
     Numeric,
     Timestamptz,
     Text,
-    /// Pairs of price and quantity: `numeric[]` of two dimensions.
+    /// Pairs of price and quantity, as a `numeric[]` of two dimensions.
     Levels,
 }
 
@@ -49,12 +49,12 @@ impl ColumnType {
             Declared::Enumeration(_) => Self::SmallInt,
             Declared::Timestamp => Self::Timestamptz,
             Declared::Levels { .. } => Self::Levels,
-            // `Text` and `Interval`; core adds no type without its adapters.
+            // `Text` and `Interval`. The core library adds no type without support in its adapters.
             _ => Self::Text,
         }
     }
 
-    /// The name in the catalog.
+    /// Returns the name of the type in the catalog.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Bool => "bool",
@@ -68,8 +68,8 @@ impl ColumnType {
         }
     }
 
-    /// The type of the elements of an array of such values. `unnest` takes arrays of arrays apart, so levels are the
-    /// text of an array there.
+    /// Returns the element type of an array of such values. `unnest` flattens arrays of arrays, so levels are the text
+    /// of an array there.
     pub(super) const fn element(self) -> Self {
         match self {
             Self::Levels => Self::Text,
@@ -108,7 +108,7 @@ impl Column {
         Self { name, ty, optional: false, bytewise: true }
     }
 
-    /// The column in CREATE TABLE.
+    /// Returns the column definition for CREATE TABLE.
     pub(super) fn definition(&self) -> String {
         let ty = match self.ty {
             ColumnType::Bool => "boolean",
@@ -125,7 +125,7 @@ impl Column {
     }
 }
 
-/// The table of a dataset: the columns of the series and of the place, which are the primary key, then the values.
+/// The table of a dataset. The columns of the series and of the place are the primary key. The value columns follow.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) dataset: Dataset,
@@ -154,12 +154,12 @@ impl Table {
         Self { dataset, columns, series, key }
     }
 
-    /// The name of the table.
+    /// Returns the name of the table.
     pub(super) fn name(&self) -> &'static str {
         self.dataset.name()
     }
 
-    /// The time column.
+    /// Returns the time column.
     pub(super) fn time(&self) -> &'static str {
         self.dataset.time()
     }
@@ -168,12 +168,12 @@ impl Table {
         &self.columns
     }
 
-    /// The columns of the series, the leading part of the primary key.
+    /// Returns the columns of the series, the leading part of the primary key.
     pub(super) fn series(&self) -> &[Column] {
         &self.columns[..self.series]
     }
 
-    /// The rest of the primary key; the time comes first.
+    /// Returns the columns of the place, the rest of the primary key. The time comes first.
     pub(super) fn place(&self) -> &[Column] {
         &self.columns[self.series..self.key]
     }
@@ -191,19 +191,19 @@ impl Table {
         &self.columns[self.key..]
     }
 
-    /// What a read selects: all but the series, which it knows.
+    /// Returns the columns that a read selects: all columns except the series, which the caller knows.
     pub(super) fn read_list(&self) -> &[Column] {
         &self.columns[self.series..]
     }
 
-    /// Reads the place of a record from the column `at` on.
+    /// Reads the place of a record, starting at the column `at`.
     pub(super) fn read_place(&self, row: &PgRow, at: usize) -> std::result::Result<Place, sqlx::Error> {
         let Pg(time) = row.try_get(at)?;
         let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
         Ok((time, seq))
     }
 
-    /// Reads a row of [`Table::read_list`] from the column `at` on, and appends its record.
+    /// Reads a row of [`Table::read_list`], starting at the column `at`, and appends its record.
     pub(super) fn read(
         &self,
         row: &PgRow,
@@ -217,38 +217,37 @@ impl Table {
     }
 }
 
-/// The names, quoted, each with a prefix, joined by commas.
+/// Returns the quoted names, each with a prefix, separated by commas.
 pub(super) fn names(columns: &[Column], prefix: &str) -> String {
     join(columns, |column| format!("{prefix}\"{}\"", column.name))
 }
 
-/// A text for each column, joined by commas.
+/// Returns a text for each column, separated by commas.
 pub(super) fn join(columns: &[Column], text: impl Fn(&Column) -> String) -> String {
     columns.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
-/// Where the columns of a row go.
+/// The buffers that receive the columns of a row.
 pub(super) trait Buffers {
-    /// Whether the buffers are arrays for `unnest`.
+    /// True if the buffers are arrays for `unnest`.
     const ARRAYS: bool;
 
-    /// The buffer of the next column.
+    /// Returns the buffer of the next column.
     fn next(&mut self) -> &mut Vec<u8>;
 }
 
-/// Writes a row, one column after the other, each as its length and its bytes: the form that COPY and the elements of
-/// an array share.
+/// An encoder of rows. Writes each column as its length and its bytes, the form of both COPY and array elements.
 pub(super) struct Encoder<B>(pub(super) B);
 
-/// The length that stands for NULL: -1.
+/// The length that represents NULL: -1.
 const NULL: [u8; 4] = (-1_i32).to_be_bytes();
 
-/// Writes a value after its length.
+/// Writes a value, preceded by its length.
 fn sized(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     write(out);
-    // A value of the domain has at most some thousand bytes.
+    // A value of the domain has at most a few thousand bytes.
     let len = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
     out[start..start + 4].copy_from_slice(&len.to_be_bytes());
 }
@@ -276,7 +275,7 @@ impl<B: Buffers> FieldWriter for Encoder<B> {
         sized(self.0.next(), |out| wire::encode(value.units(), out));
     }
     fn counter(&mut self, value: u64) {
-        // Core keeps every counter at or below i64::MAX.
+        // The core library keeps every counter at or below `i64::MAX`.
         self.fixed(value.to_be_bytes());
     }
     fn integer(&mut self, value: i64) {
@@ -308,7 +307,7 @@ impl<B: Buffers> FieldWriter for Encoder<B> {
     }
 }
 
-/// `{{price,quantity},{price,quantity}}`
+/// Writes levels as the text of an array: `{{price,quantity},{price,quantity}}`.
 fn levels_text(levels: &[Level], out: &mut Vec<u8>) {
     out.push(b'{');
     for (at, Level { price, quantity }) in levels.iter().enumerate() {
@@ -319,8 +318,9 @@ fn levels_text(levels: &[Level], out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// The dimensions (none of an empty array), no NULLs, the type of the elements; of each dimension the length and the
-/// first index; the elements. Source of the form: `array_send` and `array_recv` in PostgreSQL's `arrayfuncs.c`.
+/// Writes levels as a binary array. The parts are the number of dimensions (0 for an empty array), the NULL flag, and
+/// the type of the elements. The length and the first index of each dimension follow, then the elements. `array_send`
+/// and `array_recv` in PostgreSQL's `arrayfuncs.c` define the format.
 fn levels_binary(levels: &[Level], out: &mut Vec<u8>) {
     let dimensions: u32 = if levels.is_empty() { 0 } else { 2 };
     for word in [dimensions, 0, ColumnType::Numeric.oid()] {
@@ -338,7 +338,7 @@ fn levels_binary(levels: &[Level], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads what [`levels_binary`] writes.
+/// Decodes the output of [`levels_binary`].
 fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::BoxDynError> {
     let mut rest = bytes;
     let mut take = |count: usize| {
@@ -363,7 +363,7 @@ fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::Box
         return Err("not a list of pairs".into());
     }
     take(4)?;
-    // The count is checked by the bytes that follow.
+    // The number of bytes bounds the allocation, because the count is not trusted.
     let mut levels = Vec::with_capacity(usize::try_from(count)?.min(bytes.len() / 24));
     for _ in 0..count {
         let mut units = || -> std::result::Result<i128, sqlx::error::BoxDynError> {
@@ -375,14 +375,14 @@ fn read_levels(bytes: &[u8]) -> std::result::Result<Vec<Level>, sqlx::error::Box
     Ok(levels)
 }
 
-/// Reads the value columns of a row.
+/// A reader of the value columns of a row.
 pub(super) struct RowReader<'r> {
     row: &'r PgRow,
     columns: &'static [record::Column],
-    /// The index of the first value; None: the columns are found by their names, as a view has them.
+    /// The index of the first value column. If None, the columns are found by their names, as in a view.
     first: Option<usize>,
     next: usize,
-    /// The error of the driver, for which the reader's own stands.
+    /// The original error of the driver, which [`RowReader::cause`] returns.
     error: Option<sqlx::Error>,
 }
 
@@ -395,7 +395,7 @@ impl<'r> RowReader<'r> {
         Self { row, columns: dataset.values(), first: None, next: 0, error: None }
     }
 
-    /// The driver's error, or a value that makes no record: the row is corrupt.
+    /// Returns the error of the driver, or a decode error for values that make no valid record.
     pub(super) fn cause(self, error: Error) -> sqlx::Error {
         self.error.unwrap_or_else(|| sqlx::Error::Decode(Box::new(error)))
     }
@@ -478,7 +478,7 @@ impl FieldReader for RowReader<'_> {
         if self.first.is_some() {
             return self.value(ColumnType::SmallInt, |raw| Ok(u8::try_from(i16::decode(raw)?)?));
         }
-        // Views have the name.
+        // Views contain the name instead of the code.
         let record::ColumnType::Enumeration(names) = self.columns[self.next].ty else { return Ok(0) };
         self.value(ColumnType::Text, |raw| {
             let text = <&str>::decode(raw)?;

@@ -1,4 +1,4 @@
-//! The domain types for sqlx: for a team's own SQL on the tables.
+//! The domain types for sqlx, for custom SQL on the tables.
 
 use qi_core::domain::Source;
 use qi_core::{Decimal, Exchange, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp};
@@ -9,12 +9,13 @@ use sqlx::{Decode, Encode, Postgres, Type};
 
 use super::wire::{self, PG_EPOCH_MICROS};
 
-/// A value or a record of the domain, as sqlx binds and reads it.
+/// A wrapper that lets sqlx bind and read a value or a record of the domain.
 ///
-/// The values are sqlx's `Type`, `Encode` and `Decode`: [`Decimal`], [`Price`], [`Quantity`], [`Percent`] as
-/// `numeric`; [`Timestamp`] as `timestamptz`; [`Exchange`], [`Symbol`], [`Interval`], [`Side`], [`Scope`] and
-/// [`Source`] as `text`; a counter (`u64`) as `bigint`. Every record is `FromRow`, by the column names of the view of its
-/// dataset: `ticks_view`, `bars_view`, ... A stored value that the domain cannot hold is an error, never rounded.
+/// Values implement sqlx's `Type`, `Encode` and `Decode`. [`Decimal`], [`Price`], [`Quantity`] and [`Percent`]
+/// are `numeric`. [`Timestamp`] is `timestamptz`. [`Exchange`], [`Symbol`], [`Interval`], [`Side`], [`Scope`] and
+/// [`Source`] are `text`. A counter (`u64`) is `bigint`. Every record implements `FromRow`, with the column names
+/// of its dataset's view: `ticks_view`, `bars_view`, and so on. A stored value outside the domain is an error.
+/// Values are never rounded.
 ///
 /// ```no_run
 /// use qi_adapters::timescale::{Pg, TimescaleStore};
@@ -31,7 +32,7 @@ use super::wire::{self, PG_EPOCH_MICROS};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pg<T>(pub T);
 
-/// The bytes of a value in the binary form; the driver asks for the text form only in unprepared statements.
+/// Returns the bytes of a value in the binary format. The driver uses the text format only in unprepared statements.
 fn binary<'r>(value: &PgValueRef<'r>) -> Result<&'r [u8], BoxDynError> {
     match value.format() {
         PgValueFormat::Binary => value.as_bytes(),
@@ -75,7 +76,7 @@ numerics! {
     Percent => |units| Percent::from_units(units);
 }
 
-/// Values that are text in the tables.
+/// Values that the tables store as text.
 macro_rules! texts {
     ($($name:ty: |$value:ident| $write:expr, |$text:ident| $read:expr;)*) => {$(
         impl Type<Postgres> for Pg<$name> {
@@ -138,7 +139,7 @@ impl Encode<'_, Postgres> for Pg<Timestamp> {
 impl<'r> Decode<'r, Postgres> for Pg<Timestamp> {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         let micros = i64::from_be_bytes(binary(&value)?.try_into()?);
-        // Infinities are the ends of i64 and overflow here.
+        // Positive infinity is `i64::MAX` and overflows here. `Timestamp` rejects negative infinity.
         let micros = micros.checked_add(PG_EPOCH_MICROS).ok_or("an infinite time")?;
         Ok(Self(Timestamp::from_micros(micros)?))
     }

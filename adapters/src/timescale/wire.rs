@@ -1,5 +1,5 @@
-//! Decimals as PostgreSQL's binary numeric: digits of base 10,000 with the weight of the first one, a sign and
-//! a display scale. Source of the form: `numeric_send` and `numeric_recv` in PostgreSQL's `numeric.c`.
+//! Decimals in PostgreSQL's binary `numeric` format: digits of base 10,000, the weight of the first digit, a sign and a
+//! display scale. `numeric_send` and `numeric_recv` in PostgreSQL's `numeric.c` define the format.
 
 use qi_core::domain::ExactSum;
 
@@ -20,12 +20,12 @@ pub(super) enum NumericError {
     TooLarge,
 }
 
-/// 2000-01-01, from which PostgreSQL counts, in microseconds of the Unix epoch.
+/// PostgreSQL's epoch, 2000-01-01, in microseconds since the Unix epoch.
 pub(super) const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// The base of PostgreSQL's digits.
 const BASE: u64 = 10_000;
-/// The places of a decimal of the domain.
+/// The number of decimal places of a decimal of the domain.
 const SCALE: u16 = 18;
 const NEGATIVE: u16 = 0x4000;
 
@@ -36,8 +36,8 @@ const NEGATIVE: u16 = 0x4000;
     reason = "digits are below 10,000, halves below 10^18, and there are at most eleven digits"
 )]
 pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
-    // Twenty places are five whole digits of base 10,000, so the value is counted in units of 10⁻²⁰. The two
-    // halves of a magnitude below 10³⁸ are split off first: arithmetic of 64 bits is much faster than of 128.
+    // Twenty decimal places are five digits of base 10,000, so the value is counted in units of 10⁻²⁰. The magnitude is
+    // below 10³⁸. It is first split into two halves, because 64-bit arithmetic is much faster than 128-bit arithmetic.
     const FRACTION: u128 = 1_000_000_000_000_000_000;
     let magnitude = units.unsigned_abs();
     let (whole, fraction) = if let Ok(small) = u64::try_from(magnitude) {
@@ -45,7 +45,8 @@ pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
     } else {
         (magnitude / FRACTION, (magnitude % FRACTION) as u64)
     };
-    // From the least digit: five of the fraction (the last one has two places), up to six of the whole.
+    // From the least significant digit: five digits of the fraction (the last has two places), up to
+    // six of the integer.
     let (mut whole, mut fraction) = if whole == 0 {
         ((fraction / 1_000_000_000_000_000_000).into(), fraction % 1_000_000_000_000_000_000)
     } else {
@@ -64,7 +65,7 @@ pub(super) fn encode(units: i128, out: &mut Vec<u8>) {
         whole /= u128::from(BASE);
         count += 1;
     }
-    // What is left fits 64 bits.
+    // The remaining value fits in 64 bits.
     let mut rest = whole as u64;
     while rest > 0 {
         digits[count] = (rest % BASE) as u16;
@@ -112,7 +113,7 @@ impl<'a> Parts<'a> {
         if digits.len() != usize::from(count) * 2 {
             return Err(NumericError::Malformed);
         }
-        // Leading zeros are no digits, whatever their weight.
+        // Leading zeros do not count as digits, whatever their weight.
         let zeros = digits.chunks_exact(2).take_while(|pair| *pair == [0, 0]).count();
         let weight = i32::from(weight) - i32::try_from(zeros).map_err(|_| NumericError::Malformed)?;
         let parts = Self { negative, weight, digits: &digits[2 * zeros..] };
@@ -127,7 +128,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Reads a decimal as units of 10⁻¹⁸. Nothing is rounded.
+/// Decodes a decimal as units of 10⁻¹⁸, without rounding.
 pub(super) fn decode(bytes: &[u8]) -> Result<i128, NumericError> {
     const LIMIT: u128 = 10_u128.pow(38);
     let parts = Parts::read(bytes)?;
@@ -136,12 +137,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<i128, NumericError> {
         if digit == 0 {
             continue;
         }
-        // The digit stands for digit × 10^(4 × power), that is × 10^(4 × power + 18) units.
+        // The value of the digit is digit × 10^(4 × power), or digit × 10^(4 × power + 18) units.
         let power = parts.weight - i32::try_from(at).map_err(|_| NumericError::Malformed)?;
         let digit = u128::from(digit);
         let part = match power {
             -4..=5 => digit.checked_mul(10_u128.pow((4 * power + 18).unsigned_abs())),
-            // The last two places of the fifth digit lie beyond the eighteenth.
+            // The last two places of the fifth digit of the fraction are beyond the eighteenth decimal place.
             -5 if digit % 100 == 0 => Some(digit / 100),
             6.. => return Err(NumericError::TooLarge),
             _ => return Err(NumericError::TooFine),
@@ -155,7 +156,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<i128, NumericError> {
     Ok(if parts.negative { -units } else { units })
 }
 
-/// Reads a sum at `PLACES` decimal places (18 or 36), which may be far wider than a decimal.
+/// Decodes a sum with `PLACES` decimal places (18 or 36). A sum may be far wider than a decimal.
 pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLACES>, NumericError> {
     let parts = Parts::read(bytes)?;
     let places = i32::try_from(PLACES).map_err(|_| NumericError::Malformed)?;
@@ -168,7 +169,7 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
     for digit in parts.digits() {
         let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{digit:04}"));
     }
-    // The text counts units of 10^(4 × (weight - count + 1)); it becomes one of 10^-PLACES.
+    // The text counts units of 10^(4 × (weight - count + 1)). It is converted to units of 10^-PLACES.
     let shift = if count == 0 { 0 } else { 4 * (parts.weight - count + 1) + places };
     if shift > 80 {
         return Err(NumericError::TooLarge);
@@ -184,10 +185,10 @@ pub(super) fn decode_sum<const PLACES: u32>(bytes: &[u8]) -> Result<ExactSum<PLA
     ExactSum::from_units_text(&text).map_err(|_| NumericError::TooLarge)
 }
 
-/// Decodes any bytes as a decimal and as sums.
+/// Decodes arbitrary bytes as a decimal and as sums.
 ///
 /// # Panics
-/// If an accepted decimal differs after encoding and decoding, or from the sum.
+/// Panics if an accepted decimal differs after a round trip through encoding and decoding, or differs from the sum.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_numeric(bytes: &[u8]) {
     let sums = (decode_sum::<18>(bytes), decode_sum::<36>(bytes).is_ok());

@@ -1,4 +1,4 @@
-//! Writes: COPY of new records, a merge of records that may exist.
+//! Writes: COPY for new records, and a merge for records that may exist.
 
 use std::borrow::Cow;
 
@@ -24,12 +24,12 @@ use super::store::TimescaleStore;
 use super::table::{Buffers, Column, ColumnType, Encoder};
 use super::types::Pg;
 
-/// The path of a write: the label of the metric and the field of the span.
+/// The path of a write, as the label of the metric and the field of the span.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Copy,
     Merge,
-    /// COPY met a record that another writer inserted after the probe, so the records were merged.
+    /// COPY failed because another writer inserted a record after the probe. The records were then merged.
     CopyThenMerge,
 }
 
@@ -45,13 +45,14 @@ impl Way {
 
 /// The series of a batch.
 struct SeriesNumbers<'a> {
-    /// What orders a record's series: the id of the instrument or the rank of the name, then the interval.
+    /// The numbers by which the series are ordered. The high bits are the id of the instrument or the rank of the name;
+    /// the low bits are the interval.
     numbers: Vec<u64>,
-    /// The names of the batch in order; empty if the series are instruments.
+    /// The sorted names of the batch. Empty if the series are instruments.
     names: Vec<Cow<'a, str>>,
 }
 
-/// The bits of a series' number that are the interval's.
+/// The number of low bits that contain the interval in the number of a series.
 const INTERVAL_BITS: u32 = 8;
 
 fn instrument(batch: &dyn Records, at: usize) -> Option<&Instrument> {
@@ -84,7 +85,7 @@ impl TimescaleStore {
         let pieces = cut(&entries, self.inner.config.write.piece);
         let lanes = self.inner.config.write.connections.min(pieces.len());
         let queue = std::sync::Mutex::new(pieces.into_iter());
-        // What still waits for a connection when the first lane has left nothing to do, waits no longer.
+        // When the first lane has finished, the other lanes stop waiting for a connection.
         let done = Notify::new();
         let first = async {
             let outcome = job.lane(lease, &queue).await;
@@ -135,7 +136,7 @@ impl TimescaleStore {
     }
 }
 
-/// A batch under way.
+/// A batch that is being written.
 struct Job<'a> {
     store: &'a TimescaleStore,
     stored: &'a Stored,
@@ -144,7 +145,7 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Writes pieces until none is left, or one fails.
+    /// Writes pieces until none is left or a write fails.
     async fn lane(
         &self,
         lease: &mut PooledConnection,
@@ -153,7 +154,7 @@ impl<'a> Job<'a> {
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
         while let Some(piece) = next() {
             if let Err(error) = self.write(lease, piece).await {
-                // The other lanes end after their piece.
+                // The other lanes stop after their current piece.
                 let mut queue = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 queue.by_ref().for_each(drop);
                 return Err(error);
@@ -168,7 +169,7 @@ impl<'a> Job<'a> {
         }
         let Parts { new, repeats } = self.probe(lease, piece).await?;
         if new.len() < repeats.len() {
-            // Mostly a replay: one statement is cheaper than two.
+            // The piece is mostly a replay, so one statement is cheaper than two.
             return self.send(lease, piece, Way::Merge).await;
         }
         self.send(lease, &new, Way::Copy).await?;
@@ -178,7 +179,7 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Sends records by COPY or by a merge, each of which is one transaction.
+    /// Sends records by COPY or by a merge. Either is one transaction.
     async fn send(&self, lease: &mut PooledConnection, records: &[Entry], way: Way) -> Result<(), Cause> {
         let span = tracing::debug_span!(
             "timescale.write",
@@ -208,7 +209,7 @@ impl<'a> Job<'a> {
 
     fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
         let Entry { group: _, series, place, at } = *entry;
-        // A number has the bits of an id or of a rank above those of the interval.
+        // The bits above the interval contain the id or the rank.
         let owner = u32::try_from(series >> INTERVAL_BITS).unwrap_or(u32::MAX);
         match self.names.get(owner as usize) {
             Some(name) => out.text(name),
@@ -234,9 +235,9 @@ impl<'a> Job<'a> {
         self.batch.write(entry.at as usize, out);
     }
 
-    /// One COPY, one transaction: all of the records or none.
+    /// Writes all records or none, with one COPY in one transaction.
     async fn copy(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), sqlx::Error> {
-        /// The size at which the buffer is sent, in bytes.
+        /// The size of the buffer after which its rows are sent, in bytes.
         const SEND: usize = 256 * 1024;
         let columns = i16::try_from(self.stored.table.columns().len()).unwrap_or(i16::MAX).to_be_bytes();
         let mut copy = lease.copy_in_raw(&self.stored.sql.copy).await?;
@@ -261,10 +262,10 @@ impl<'a> Job<'a> {
         copy.finish().await.map(drop)
     }
 
-    /// Reads which keys of a piece exist.
+    /// Queries the existing keys of a piece, and divides its records into new and repeated records.
     async fn probe(&self, lease: &mut PooledConnection, piece: &[Entry]) -> Result<Parts, Cause> {
         let Stored { sql, table, .. } = self.stored;
-        // In the columnstore, each probe decompresses rows. Most replays are recognised by three records.
+        // In the columnstore each probe decompresses rows, so only three records are probed. They detect most replays.
         let converted = self.touches_columnstore(lease, piece).await?;
         let segments = if converted { samples(piece) } else { segments(piece) };
         let query = bind_arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
@@ -288,9 +289,10 @@ impl<'a> Job<'a> {
         Ok(divide(&segments, found.iter().map(key).collect::<Result<_, _>>()?))
     }
 
-    /// One statement that reads the existing records and writes only those that are new or differ.
+    /// Merges records with one statement. It reads the existing records, and writes only records that
+    /// are new or differ.
     async fn merge(&self, lease: &mut PooledConnection, records: &[Entry]) -> Result<(), Cause> {
-        /// The number of records from which the columnstore is read as a set, in a transaction.
+        /// The number of records from which the rows in the columnstore are read as a set, in a transaction.
         const MANY: usize = 200;
         let Stored { sql, table, .. } = self.stored;
         let bind = |statement| {
@@ -308,7 +310,7 @@ impl<'a> Job<'a> {
         Ok(transaction.commit().await?)
     }
 
-    /// Returns whether the piece may touch chunks in the columnstore. Only the Community edition has them.
+    /// Returns whether the piece may touch chunks in the columnstore. Only the Community edition has a columnstore.
     async fn touches_columnstore(
         &self,
         lease: &mut PooledConnection,
@@ -347,7 +349,7 @@ fn least_and_greatest(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
     times().min().zip(times().max())
 }
 
-/// Binds the least and the greatest time of a piece.
+/// Binds the earliest and the latest time of a piece.
 fn bind_times(query: Statement, piece: &[Entry]) -> Statement {
     match least_and_greatest(piece) {
         Some((least, greatest)) => query.bind(Pg(least)).bind(Pg(greatest)),
@@ -357,15 +359,15 @@ fn bind_times(query: Statement, piece: &[Entry]) -> Statement {
 
 type Statement = sqlx::query::Query<'static, Postgres, PgArguments>;
 
-/// The signature, no flags, no extension: "Binary Format" of PostgreSQL's COPY.
+/// The header of a COPY: the signature, no flags and no extension. See "Binary Format" in PostgreSQL's page on COPY.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// The smallest size of the last data of a COPY, in bytes: more than one TCP segment on the loopback interface.
+/// The minimum size of the last data of a COPY, in bytes: more than one TCP segment on the loopback interface.
 ///
-/// The driver does not set `TCP_NODELAY`. Its packet that ends a COPY is therefore sent after the server acknowledged the
-/// data, which takes 40 ms if the data fit in one segment.
+/// The driver does not set `TCP_NODELAY`. Therefore the final packet of a COPY is sent only after the server
+/// acknowledged the data. The acknowledgement takes 40 ms if the data fits in one segment.
 const MIN_SEND: usize = 64 * 1024;
 
-/// Lengthens a short COPY to [`MIN_SEND`] by an extension of its header, which the server skips.
+/// Extends a short COPY to [`MIN_SEND`] with a header extension, which the server skips.
 fn extend_header(copy: &mut Vec<u8>) {
     let Some(missing) = MIN_SEND.checked_sub(copy.len()) else { return };
     let length = u32::try_from(missing).unwrap_or(0).to_be_bytes();
@@ -373,10 +375,10 @@ fn extend_header(copy: &mut Vec<u8>) {
     copy.splice(end - length.len()..end, length.into_iter().chain(std::iter::repeat_n(0, missing)));
 }
 
-/// A row of -1 columns ends the data.
+/// The end of the data: a row of -1 columns.
 const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
 
-/// Rows of COPY, one behind the other.
+/// The rows of a COPY in one buffer.
 struct CopyRows(Vec<u8>);
 
 impl Buffers for CopyRows {
@@ -387,7 +389,7 @@ impl Buffers for CopyRows {
     }
 }
 
-/// The columns of a piece as arrays.
+/// The columns of a piece as arrays, with one buffer per column.
 struct Arrays {
     columns: Vec<Vec<u8>>,
     next: usize,
@@ -397,7 +399,7 @@ impl Arrays {
     fn new(columns: &[Column], rows: usize) -> Self {
         let buffer = |column: &Column| {
             let mut buffer = Vec::with_capacity(20 + rows * 20);
-            // One dimension, NULLs allowed, the element's type, the length, the first index.
+            // One dimension, NULLs allowed, the element type, the length, the first index.
             buffer.extend_from_slice(&1_i32.to_be_bytes());
             buffer.extend_from_slice(&1_i32.to_be_bytes());
             buffer.extend_from_slice(&column.ty.element().oid().to_be_bytes());
@@ -419,7 +421,7 @@ impl Buffers for Arrays {
     }
 }
 
-/// An array in PostgreSQL's binary form.
+/// An array in PostgreSQL's binary format.
 struct RawArray {
     bytes: Vec<u8>,
     ty: ColumnType,

@@ -1,4 +1,4 @@
-//! What a port of a test's own answers in place of a server.
+//! Responses of a local port that replaces a server.
 
 #![allow(clippy::unwrap_used, reason = "test support")]
 
@@ -11,8 +11,8 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// The rows of `system.columns` after `ensure_schema`: the tables of the library's own datasets with these beginnings
-/// and ends of their names, and whether they have a key.
+/// Returns the rows of `system.columns` after `ensure_schema`, for the tables of the built-in datasets. The names of
+/// the tables have this prefix and one of these suffixes. Each suffix states whether its tables have a key.
 pub(crate) fn columns(prefix: &str, ends: &[(&str, bool)]) -> Vec<u8> {
     let mut rows = Vec::new();
     for dataset in Datasets::standard().iter() {

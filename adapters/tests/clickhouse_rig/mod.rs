@@ -1,4 +1,4 @@
-//! Stores on the server that the environment names, each with a prefix of its own.
+//! Stores on the server of the environment, each with a unique prefix.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -14,40 +14,40 @@ use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 
 use crate::servers::{Tested, namespace};
 
-/// A server, and how its stores are made.
+/// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     url: Option<String>,
 }
 
 impl Server {
-    /// The one that `QI_CLICKHOUSE_URL` names.
+    /// Returns the server of `QI_CLICKHOUSE_URL`.
     pub(crate) fn clickhouse() -> Self {
         Self { url: std::env::var("QI_CLICKHOUSE_URL").ok().filter(|url| !url.is_empty()) }
     }
 
-    /// The address; the suites ask `absent` first.
+    /// Returns the address. The suites check `absent` first.
     pub(crate) fn url(&self) -> &str {
         self.url.as_deref().unwrap_or_default()
     }
 
-    /// The configuration of a store with a prefix.
+    /// Returns the configuration of a store with a prefix.
     pub(crate) fn config(&self, prefix: &str) -> ClickHouseConfig {
         let mut config = ClickHouseConfig::from_url(self.url());
         prefix.clone_into(&mut config.table_prefix);
         config.max_batch = 30_000;
-        // Some checks run beside each other.
+        // Some checks run concurrently.
         config.pool.acquire_timeout_ms = 20_000;
         config
     }
 
-    /// A store with a prefix of its own, and the prefix.
+    /// Returns a store with a unique prefix, and the prefix.
     pub(crate) fn open(&self, datasets: &Datasets) -> Result<(ClickHouseStore, String)> {
         let prefix = format!("{}_", namespace());
         Ok((self.with_datasets(&prefix, datasets.clone())?, prefix))
     }
 
-    /// A store of these datasets with a prefix.
+    /// Returns a store of these datasets with a prefix.
     pub(crate) fn with_datasets(&self, prefix: &str, datasets: Datasets) -> Result<ClickHouseStore> {
         ClickHouseStore::open(self.config(prefix).with_datasets(datasets))
     }
@@ -121,7 +121,7 @@ impl StoreFactory for Server {
     }
 
     async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
-        // Nobody listens on port 1.
+        // No server listens on port 1.
         let config = ClickHouseConfig::from_url(format!("http://qi:{SECRET}@127.0.0.1:1"));
         let store = ClickHouseStore::open(config.with_datasets(datasets.clone()))?;
         Ok(Fresh::new(Arc::new(store)))

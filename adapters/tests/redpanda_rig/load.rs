@@ -1,4 +1,4 @@
-//! Numbered messages, sent while brokers come and go, and what is found of them afterwards.
+//! Numbered messages, which are sent while brokers start and stop, and the checks of the resulting log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use qi_core::bus::{
 };
 use tokio::time::Instant;
 
-/// Keys of the load; each belongs to one task, so that its order is known.
+/// The number of keys of the load. Each key belongs to one task, so that its order is known.
 const KEYS: usize = 16;
 
-/// A new topic with this specification.
+/// Creates a new topic with this specification.
 pub(crate) async fn create(bus: &RedpandaBus, spec: TopicSpec) -> TopicName {
     let name = spec.name.clone();
     let outcome = bus.create_topics(&[spec]).await.unwrap().pop().unwrap();
@@ -23,36 +23,36 @@ pub(crate) async fn create(bus: &RedpandaBus, spec: TopicSpec) -> TopicName {
     name
 }
 
-/// Message `n`.
+/// Returns message `n` for a topic.
 pub(crate) fn numbered(topic: &TopicName, n: usize) -> Message {
     Message::new(topic.clone(), n.to_string()).with_key(format!("k{}", n % KEYS))
 }
 
-/// The number of a message.
+/// Returns the number of a message.
 pub(crate) fn number(message: &Received) -> usize {
     std::str::from_utf8(message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
 }
 
-/// Sends numbered messages until each is acknowledged, and counts.
+/// A sender of numbered messages. It sends each message until it is acknowledged, and counts the outcomes.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
-    /// Messages that are acknowledged.
+    /// The number of acknowledged messages.
     pub(crate) acknowledged: AtomicUsize,
-    /// Answers that a message is not in the log.
+    /// The number of messages reported as not sent.
     pub(crate) not_sent: AtomicUsize,
     /// The number of acknowledged messages at which `send_all` waits until this is 0 again. 0 is no bound.
     pub(crate) hold: AtomicUsize,
-    /// How often a message was called unknown, and therefore sent again.
+    /// The number of unknown outcomes of each message. Such a message was sent again.
     unknown: std::sync::Mutex<BTreeMap<usize, usize>>,
 }
 
 impl Counter {
-    /// How often each message was called unknown.
+    /// Returns the number of unknown outcomes of each message.
     pub(crate) fn unknown(&self) -> BTreeMap<usize, usize> {
         self.unknown.lock().unwrap().clone()
     }
 
-    /// Sends these numbers in order, each until it is acknowledged. No number of a later batch is sent before.
+    /// Sends these numbers in order, each until it is acknowledged. Sends no number of a later batch earlier.
     pub(crate) async fn send(&self, bus: &RedpandaBus, topic: &TopicName, numbers: Vec<usize>) {
         let mut open = numbers;
         while !open.is_empty() {
@@ -81,7 +81,7 @@ impl Counter {
         }
     }
 
-    /// Sends the numbers below `count` by four tasks with keys of their own.
+    /// Sends the numbers below `count` with four tasks, each of which has separate keys.
     pub(crate) async fn send_all(self: &Arc<Self>, bus: &Arc<RedpandaBus>, topic: &TopicName, count: usize) {
         const TASKS: usize = 4;
         let tasks = (0..TASKS).map(|task| {
@@ -103,15 +103,16 @@ impl Counter {
         }
     }
 
-    /// Waits until so many are acknowledged.
+    /// Waits until this number of messages is acknowledged.
     pub(crate) async fn reached(&self, count: usize) {
         while self.acknowledged.load(Ordering::Relaxed) < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// The log holds every number below `count` at least once; more often only those that were called unknown, and at
-    /// most once more for each time. Per key the numbers rise, whether a repeated one counts where it came first or last.
+    /// Asserts that the log contains every number below `count` at least once. A number may occur once more
+    /// for each of its unknown outcomes. The numbers of each key rise, whether the first or the last
+    /// occurrence of a repeated number counts.
     pub(crate) fn check(&self, log: &[Received], count: usize) {
         let unknown = self.unknown();
         let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
@@ -131,7 +132,7 @@ impl Counter {
     }
 }
 
-/// Per key the numbers rise, where each came first.
+/// Asserts that the numbers of each key rise, by their first occurrence.
 pub(crate) fn assert_ordered(log: &[Received]) {
     assert_rising(&first_of_each(log));
 }
@@ -149,7 +150,7 @@ fn assert_rising(numbers: &[usize]) {
     }
 }
 
-/// Everything in a topic, by partition and offset; the brokers are well.
+/// Returns all messages in a topic, by partition and offset. The brokers must be available.
 pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received> {
     let info = bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap();
     let places: BTreeMap<_, _> =
@@ -171,7 +172,8 @@ pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received
     all
 }
 
-/// Reads so many different numbers, whatever the brokers do meanwhile, and commits each batch; gives what came in order.
+/// Reads this number of different messages, whatever the brokers do, and commits each batch. Returns the
+/// received messages in order.
 pub(crate) async fn follow(sub: &mut dyn Subscription, count: usize, limit: Duration) -> Vec<Received> {
     let (mut all, mut known) = (Vec::new(), std::collections::BTreeSet::new());
     let deadline = Instant::now() + limit;

@@ -23,7 +23,7 @@ use super::NoWire;
 pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
 type Order = Box<dyn FnOnce(&Cluster) + Send>;
 
-/// A mock cluster on a thread of its own, because it may not move between threads.
+/// A mock cluster on a separate thread, because it must not move between threads.
 pub(crate) struct Mock {
     orders: Mutex<mpsc::Sender<Order>>,
     pub(crate) addresses: String,
@@ -49,7 +49,7 @@ impl Mock {
         Arc::new(Self { orders: Mutex::new(orders), addresses: addresses.recv().unwrap() })
     }
 
-    /// Does something to the cluster.
+    /// Runs a function on the cluster.
     pub(crate) fn with<T: Send + 'static>(&self, work: impl FnOnce(&Cluster) -> T + Send + 'static) -> T {
         let (told, answer) = mpsc::channel();
         let order: Order = Box::new(move |cluster| drop(told.send(work(cluster))));
@@ -57,19 +57,19 @@ impl Mock {
         answer.recv().unwrap()
     }
 
-    /// A new topic.
+    /// Creates a new topic.
     pub(crate) fn topic(&self, name: &TopicName, partitions: u32) {
         let name = name.to_string();
         self.with(move |cluster| cluster.create_topic(&name, partitions.cast_signed(), 1)).unwrap();
     }
 
-    /// A configuration whose limits suit tests.
+    /// Returns a configuration with limits for tests.
     pub(crate) fn config(&self) -> RedpandaConfig {
         super::config(&self.addresses)
     }
 }
 
-/// The real bus on a mock cluster, whose topics are made by the test.
+/// The real bus on a mock cluster. The test creates the topics.
 #[derive(Debug)]
 pub(crate) struct MockBus {
     pub(crate) bus: RedpandaBus,
@@ -120,7 +120,7 @@ impl MessageBus for MockBus {
     }
 }
 
-/// Makes a mock cluster for each trial.
+/// A factory that creates a mock cluster for each trial.
 #[derive(Debug)]
 pub(crate) struct MockFactory;
 
@@ -134,7 +134,7 @@ impl BusFactory for MockFactory {
         None
     }
 
-    /// It keeps no times, cannot describe or delete topics and does not list groups.
+    /// The mock stores no times, cannot describe or delete topics, and does not list groups.
     fn provides(&self) -> &'static [Need] {
         &[]
     }

@@ -1,4 +1,4 @@
-//! Buses on the brokers that the environment names, each trial with a prefix of its own.
+//! Buses on the brokers of the environment. Each trial has a unique prefix.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -24,7 +24,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::servers::{Tested, namespace};
 use wire::Proxies;
 
-/// Brokers, and how their buses are made.
+/// Brokers, and the creation of their buses.
 #[derive(Debug, Clone)]
 pub(crate) struct Brokers {
     addresses: Option<String>,
@@ -32,43 +32,43 @@ pub(crate) struct Brokers {
     traits: Arc<OnceLock<Traits>>,
 }
 
-/// What the brokers are like.
+/// The properties of the brokers.
 #[derive(Debug, Clone)]
 struct Traits {
-    /// The ports of all brokers, if all of them are on this machine.
+    /// The ports of all brokers, if all brokers are on this machine.
     ports: Option<Vec<u16>>,
     provides: &'static [Need],
 }
 
 impl Brokers {
-    /// Those that `QI_KAFKA_BROKERS` names.
+    /// Returns the brokers of `QI_KAFKA_BROKERS`.
     pub(crate) fn redpanda() -> Self {
         Self::named(std::env::var("QI_KAFKA_BROKERS").ok().filter(|addresses| !addresses.is_empty()))
     }
 
-    /// These.
+    /// Returns the brokers at these addresses.
     pub(crate) fn named(addresses: Option<String>) -> Self {
         Self { addresses, request_timeout_ms: 2_500, traits: Arc::default() }
     }
 
-    /// The same with clients that wait long for an answer: for trials that keep a machine busy.
+    /// Returns the same brokers with a longer request timeout, for trials that keep a machine busy.
     pub(crate) fn patient(self) -> Self {
         Self { request_timeout_ms: 20_000, ..self }
     }
 
-    /// The addresses; the suites ask `absent` first.
+    /// Returns the addresses. The suites check `absent` first.
     pub(crate) fn addresses(&self) -> &str {
         self.addresses.as_deref().unwrap_or_default()
     }
 
-    /// A configuration whose limits suit tests.
+    /// Returns a configuration with limits for tests.
     pub(crate) fn config(&self) -> RedpandaConfig {
         let mut config = config(self.addresses());
         config.request_timeout_ms = self.request_timeout_ms;
         config
     }
 
-    /// The driver's own configuration, for what tests do beside the library.
+    /// Returns the driver's configuration, for operations of tests without the library.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.addresses()).set("allow.auto.create.topics", "false");
@@ -99,7 +99,7 @@ impl Brokers {
         Traits { ports: here.then_some(ports), provides }
     }
 
-    /// Whether old messages go within seconds; by default a broker looks every five minutes.
+    /// Returns whether old messages are removed within seconds. By default a broker checks every five minutes.
     fn cleans_up_soon(&self, broker: i32) -> bool {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         let asked = [ResourceSpecifier::Broker(broker)];
@@ -111,7 +111,7 @@ impl Brokers {
     }
 }
 
-/// A configuration of these addresses whose limits suit tests.
+/// Returns a configuration for these addresses with limits for tests.
 pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     let mut config = RedpandaConfig::from_brokers(addresses);
     config.delivery_timeout_ms = 8_000;
@@ -202,7 +202,7 @@ impl Env {
         self.delete_groups().await
     }
 
-    /// Groups outlive their topics.
+    /// Deletes the groups of a trial, because groups outlive their topics.
     async fn delete_groups(&self) -> Result<()> {
         let client: BaseConsumer = self.brokers.client().create().permanent("test.rig", "rig")?;
         let prefix = self.prefix.clone();
@@ -217,7 +217,7 @@ impl Env {
         let admin: AdminClient<DefaultClientContext> =
             self.brokers.client().create().permanent("test.rig", "rig")?;
         if !ours.is_empty() {
-            // One whose member has not left yet stays behind.
+            // A group whose member has not left yet is not deleted.
             let _ = admin.delete_groups(&ours, &AdminOptions::new()).await.permanent("test.rig", "rig")?;
         }
         Ok(())
@@ -258,7 +258,7 @@ impl BusEnv for Env {
 
     fn timing(&self) -> Timing {
         Timing {
-            // Longer than it takes to notice that the brokers are away.
+            // Longer than the detection of unreachable brokers.
             session: Duration::from_secs(10),
             poll_limit: Duration::from_secs(12),
             short: Duration::from_millis(250),
@@ -267,7 +267,7 @@ impl BusEnv for Env {
     }
 
     async fn tear_down(&self) -> Result<()> {
-        // Brokers that have just begun, or are busy with what other trials do, may refuse for a moment.
+        // Brokers that have just started, or that other trials keep busy, may reject requests for a moment.
         let mut tries = 0;
         while let Err(error) = self.clear().await {
             if tries >= 50 {
@@ -280,7 +280,7 @@ impl BusEnv for Env {
     }
 }
 
-/// Brokers that are far away are reached as they are.
+/// The connections to remote brokers, which cannot be cut.
 #[derive(Debug)]
 pub(crate) struct NoWire;
 

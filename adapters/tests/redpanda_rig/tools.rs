@@ -1,4 +1,4 @@
-//! Kafka's own tools, by `scripts/backends kafka-tool`.
+//! Kafka's tools, run with `scripts/backends kafka-tool`.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use crate::servers::{Tested, no_root, run, script};
 
 use super::Brokers;
 
-/// Runs one of Kafka's programs against brokers, and gives what it prints.
+/// Runs one of Kafka's tools against brokers. Returns its output.
 pub(crate) async fn tool(brokers: &Brokers, class: &str, options: &str, input: &str) -> String {
     let mut words = vec!["kafka-tool".to_owned(), class.to_owned()];
     words.extend(["--bootstrap-server".to_owned(), brokers.addresses().to_owned()]);
@@ -23,7 +23,7 @@ pub(crate) async fn tool(brokers: &Brokers, class: &str, options: &str, input: &
     printed.await.unwrap().unwrap()
 }
 
-/// A trial that compares with what Kafka's tools see.
+/// Returns a trial that compares the results with Kafka's tools.
 pub(crate) fn tool_trial<R: Future<Output = ()>>(
     brokers: &Brokers,
     name: &str,
@@ -37,14 +37,14 @@ pub(crate) fn tool_trial<R: Future<Output = ()>>(
     })
 }
 
-/// Why the tools cannot run on this machine, if so.
+/// Returns the reason why the tools cannot run on this machine, if any.
 fn cannot() -> Option<&'static String> {
     static ANSWER: OnceLock<Option<String>> = OnceLock::new();
     let ask = || script(&["kafka-tool", "TopicCommand", "--version"], "").err();
     ANSWER.get_or_init(ask).as_ref()
 }
 
-/// The rows of a table whose columns are set apart by spaces, each by the names in the table's head.
+/// Returns the rows of a table with columns separated by spaces. Each row maps the names in the table's head to values.
 pub(crate) fn table(printed: &str) -> Vec<BTreeMap<String, String>> {
     let mut lines =
         printed.lines().map(str::trim).filter(|line| line.starts_with("GROUP") || line.contains(' '));

@@ -1,5 +1,5 @@
-//! A wire between one client and the brokers that can be cut: a TCP proxy for each broker. Brokers tell their clients
-//! where they are, so the proxies put their own ports into the answers.
+//! A connection between one client and the brokers that can be cut, with a TCP proxy for each broker. Brokers tell
+//! their clients their addresses, so the proxies replace the ports in the responses.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// The host that brokers must have: the proxies can put another port behind it, and nothing else.
+/// The required host of the brokers. The proxies can replace only the port after the host.
 pub(crate) const HOST: &str = "127.0.0.1";
 
-/// Proxies for all brokers, as one client sees them.
+/// Proxies for all brokers, from the view of one client.
 #[derive(Debug)]
 pub(crate) struct Proxies {
     cut: watch::Sender<bool>,
-    /// They end with this.
+    /// The proxy tasks, which end when this set is dropped.
     _tasks: JoinSet<()>,
 }
 
-/// A broker's port and its proxy's.
+/// The port of each broker and the port of its proxy.
 type Ports = Arc<Vec<(u16, u16)>>;
 
 impl Proxies {
-    /// Proxies for brokers on these ports, and what the client is told of them.
+    /// Starts proxies for brokers on these ports. Returns the proxies and their addresses.
     pub(crate) async fn of(brokers: &[u16]) -> std::io::Result<(Self, String)> {
         let mut listeners = Vec::new();
         let mut ports = Vec::new();
@@ -66,7 +66,7 @@ async fn accept(listener: TcpListener, broker: u16, ports: Ports, cut: watch::Re
             let _ = client.set_nodelay(true).and(server.set_nodelay(true));
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
-            // One that ends ends both.
+            // When one direction ends, both directions end.
             tokio::select! {
                 _ = requests(from_client, to_server, cut.clone()) => {}
                 _ = answers(from_server, to_client, &ports, cut) => {}
@@ -76,7 +76,7 @@ async fn accept(listener: TcpListener, broker: u16, ports: Ports, cut: watch::Re
     }
 }
 
-/// Waits while the wire is cut: what was sent meanwhile arrives late.
+/// Waits while the connection is cut. Data sent in the meantime arrives late.
 async fn whole(cut: &mut watch::Receiver<bool>) {
     let _ = cut.wait_for(|cut| !cut).await;
 }
@@ -102,7 +102,7 @@ async fn answers(
 ) -> Option<()> {
     let mut frame = Vec::new();
     loop {
-        // A length of 4 bytes, and so many bytes.
+        // A length of 4 bytes, followed by that number of bytes.
         let length = from.read_u32().await.ok()?;
         frame.clear();
         frame.extend(length.to_be_bytes());
@@ -116,11 +116,11 @@ async fn answers(
     }
 }
 
-/// Wherever a broker's host stands before its port, the proxy's port takes its place.
+/// Replaces the port of a broker with the port of its proxy, wherever the port follows the host.
 fn readdress(frame: &mut [u8], ports: &[(u16, u16)]) {
     let host = HOST.as_bytes();
     let mut at = 0;
-    // Fetched messages are no addresses.
+    // Fetched messages contain no addresses.
     let end = frame.len().min(64 << 10);
     while let Some(found) = frame[at..end].windows(host.len()).position(|window| window == host) {
         at += found + host.len();

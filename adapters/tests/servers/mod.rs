@@ -1,4 +1,4 @@
-//! What the tests on real servers share: names of their own, trials, and servers that they may break.
+//! Shared support for tests on real servers: unique names, trials, and servers that tests may break.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libtest_mimic::{Completion, Failed, Trial};
 use qi_testkit::presence;
 
-/// A name that no other trial has, of this run or of another one.
+/// Returns a name that no other trial has, in this run or in any other run.
 pub(crate) fn namespace() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -27,19 +27,19 @@ pub(crate) fn brief_or_long<T>(brief: impl Into<Vec<T>>, long: impl IntoIterator
     all
 }
 
-/// A kind of server that tests run on.
+/// A kind of server that the tests run on.
 pub(crate) trait Tested: Clone + Send + 'static {
-    /// Its word in `scripts/backends` and in `QI_REQUIRE_BACKENDS`.
+    /// Returns the name of the kind in `scripts/backends` and in `QI_REQUIRE_BACKENDS`.
     fn kind(&self) -> &str;
 
-    /// Why it cannot be tested here, if so.
+    /// Returns the reason why the kind cannot be tested on this machine, if any.
     fn missing(&self) -> Option<String>;
 
-    /// The same kind at another address.
+    /// Returns the same kind at another address.
     fn at(self, address: String) -> Self;
 }
 
-/// A server by the script, or a cluster of them. Dropping it removes it.
+/// A server or a cluster that the script started. Dropping it removes the server.
 #[derive(Debug)]
 pub(crate) struct Spare {
     kind: String,
@@ -47,20 +47,20 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Starts one, and gives its address; or says why none can be had on this machine.
+    /// Starts a server and returns its address, or the reason why this machine cannot start it.
     pub(crate) fn start(kind: &str) -> Result<(Self, String), String> {
         let spare = Self { kind: kind.to_owned(), name: namespace() };
         let address = script(&["spare", kind, &spare.name, "start"], "")?;
         Ok((spare, address))
     }
 
-    /// Does what the words say, and gives what the script prints.
+    /// Runs an action of the script. Returns its output.
     pub(crate) fn order(&self, action: &str) -> String {
         let words: Vec<_> = ["spare", &self.kind, &self.name].into_iter().chain(action.split(' ')).collect();
         script(&words, "").unwrap()
     }
 
-    /// The same from inside a runtime.
+    /// Runs an action of the script inside a runtime.
     pub(crate) async fn ordered(self, action: impl Into<String>) -> Self {
         let action = action.into();
         tokio::task::spawn_blocking(move || {
@@ -74,12 +74,12 @@ impl Spare {
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        // One that could not be started leaves nothing behind.
+        // A server that failed to start leaves nothing behind.
         let _ = script(&["spare", &self.kind, &self.name, "remove"], "");
     }
 }
 
-/// Runs `scripts/backends` with this input, and gives what it prints; or says why it cannot do that on this machine.
+/// Runs `scripts/backends` with this input. Returns its output, or the reason why this machine cannot run it.
 pub(crate) fn script(words: &[&str], input: &str) -> Result<String, String> {
     const CANNOT: i32 = 3;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
@@ -88,7 +88,7 @@ pub(crate) fn script(words: &[&str], input: &str) -> Result<String, String> {
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
-    // Whoever prints before it has read all is not held up.
+    // A separate thread writes the input, so that a script that prints before reading everything is not blocked.
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let out = child.wait_with_output().unwrap();
     let words = words.join(" ");
@@ -101,14 +101,14 @@ pub(crate) fn script(words: &[&str], input: &str) -> Result<String, String> {
     Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned())
 }
 
-/// Runs a check to its end.
+/// Runs a check to completion.
 pub(crate) fn run<R: Future<Output = ()>>(check: R) -> Result<Completion, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(check);
     Ok(Completion::Completed)
 }
 
-/// A trial on the shared server.
+/// Returns a trial on the shared server.
 pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
     server: &S,
     name: &str,
@@ -119,7 +119,7 @@ pub(crate) fn trial<S: Tested, R: Future<Output = ()>>(
     presence::trial(format!("{backend}/{name}"), &backend, absent, move || run(check(server)))
 }
 
-/// A trial on a server of its own.
+/// Returns a trial on a separate server.
 pub(crate) fn spare_trial<S: Tested, R: Future<Output = ()>>(
     server: &S,
     name: &'static str,
@@ -128,7 +128,7 @@ pub(crate) fn spare_trial<S: Tested, R: Future<Output = ()>>(
     broken_trial(server, server.kind(), name, check)
 }
 
-/// A trial on what the script starts by another word than the server's own.
+/// Returns a trial on a separate server that the script starts under another name than the kind of the server.
 pub(crate) fn broken_trial<S: Tested, R: Future<Output = ()>>(
     server: &S,
     started: &str,
@@ -146,7 +146,7 @@ pub(crate) fn broken_trial<S: Tested, R: Future<Output = ()>>(
     })
 }
 
-/// Why the script can start no servers here, as far as that is known without asking it.
+/// Returns the reason why the script cannot start servers on this machine, as far as this is known without running it.
 pub(crate) fn no_root() -> Option<String> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
     (!root).then(|| "a server that may be broken needs root".to_owned())

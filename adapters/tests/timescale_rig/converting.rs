@@ -8,13 +8,13 @@ use qi_core::layer::{Call, Layer};
 use qi_core::record::Dataset;
 use qi_core::{Operation, Result, RetryAdvice};
 
-/// Converts after each write, in the wrapped store.
+/// A layer that converts the chunks of its store after each write.
 #[derive(Debug)]
 pub(crate) struct Converting(pub(crate) TimescaleStore);
 
 impl Converting {
     async fn convert(&self, dataset: Dataset) -> Result<()> {
-        // Two writers convert at the same time; the one that comes too late tries again.
+        // Two writers may convert at the same time. The later writer retries.
         for _ in 0..20 {
             match self.0.convert_to_columnstore(dataset).await {
                 Err(error) if error.retry() == RetryAdvice::Backoff => {

@@ -1,4 +1,4 @@
-//! Stores on the servers that the environment names, each in a schema of its own.
+//! Stores on the servers of the environment, each in a separate schema.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::servers::{Tested, namespace};
 
-/// A server, and how its stores are made.
+/// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     name: &'static str,
@@ -30,7 +30,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// TimescaleDB.
+    /// Returns the TimescaleDB server of the environment.
     pub(crate) fn timescale() -> Self {
         Self {
             name: "timescale",
@@ -41,7 +41,7 @@ impl Server {
         }
     }
 
-    /// Plain PostgreSQL.
+    /// Returns the plain PostgreSQL server of the environment.
     pub(crate) fn postgres() -> Self {
         Self {
             name: "postgres",
@@ -52,24 +52,24 @@ impl Server {
         }
     }
 
-    /// The address; the suites ask `absent` first.
+    /// Returns the address. The suites check `absent` first.
     pub(crate) fn url(&self) -> &str {
         self.url.as_deref().unwrap_or_default()
     }
 
-    /// The configuration of a store in a schema.
+    /// Returns the configuration of a store in a schema.
     pub(crate) fn config(&self, schema: &str) -> TimescaleConfig {
         let mut config = TimescaleConfig::from_url(self.url());
         schema.clone_into(&mut config.schema);
         config.hypertables = self.hypertables;
         config.max_batch = 30_000;
         config.pool.max_connections = 6;
-        // Some checks run beside each other on few connections of a shared server.
+        // Some checks run concurrently on few connections of a shared server.
         config.pool.acquire_timeout_ms = 20_000;
         config
     }
 
-    /// A store in a schema of its own, and the schema's name.
+    /// Returns a store in a new schema, and the name of the schema.
     pub(crate) fn open(&self) -> Result<(TimescaleStore, String)> {
         let schema = namespace();
         Ok((TimescaleStore::open(self.config(&schema))?, schema))
@@ -108,10 +108,11 @@ fn url(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|url| !url.is_empty())
 }
 
-/// Removes a schema and all that is in it, on a connection of its own.
+/// Drops a schema and all its contents, on a separate connection.
 pub(crate) async fn drop_schema(url: &str, schema: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    // Other trials drop theirs at the same moment, and the catalog of TimescaleDB is one: a deadlock is tried again.
+    // Other trials drop their schemas at the same time. They share the catalog of TimescaleDB, so
+    // a deadlock is retried.
     for attempt in 0..10 {
         let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));
         match sqlx::query(drop).execute(&mut connection).await {
@@ -167,7 +168,7 @@ impl StoreFactory for Server {
     }
 
     async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
-        // Nobody listens on port 1.
+        // No server listens on port 1.
         let mut config = TimescaleConfig::from_url(format!("postgres://qi:{SECRET}@127.0.0.1:1/qi"));
         config.hypertables = self.hypertables;
         config.pool.acquire_timeout_ms = 100;

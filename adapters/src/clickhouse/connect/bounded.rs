@@ -1,8 +1,8 @@
 //! A connection that bounds the body of an error response.
 //!
-//! The driver collects the body of an error response without a limit and offers no hook for it. So the connection
-//! collects that body up to [`LIMIT`] and hands over a response of that length. Every other response passes
-//! unchanged; [`super::ask`] bounds it.
+//! The driver collects the body of an error response without a limit and offers no hook for it. Therefore the
+//! connection collects that body up to [`LIMIT`] and passes on a response of that length. Every other response passes
+//! unchanged, and [`super::ask`] bounds it.
 
 use std::io;
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The bytes of an error response's body that are read at most.
+/// The maximum number of bytes read from the body of an error response.
 pub(super) const LIMIT: usize = 64 * 1024;
 
-/// The bytes of a head that is looked at. The HTTP client refuses a longer head.
+/// The maximum size of an inspected head, in bytes. The HTTP client rejects a longer head.
 const HEAD_LIMIT: usize = 64 * 1024;
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
@@ -23,18 +23,18 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 pub(super) struct Bounded<T> {
     io: T,
     state: State,
-    /// The bytes to hand over before anything else.
+    /// The bytes to return before any further data.
     ready: Vec<u8>,
 }
 
 enum State {
-    /// A response begins; these bytes of its head were read.
+    /// The bytes of an incomplete response head.
     Head(Vec<u8>),
-    /// The response passes unchanged.
+    /// A response that passes unchanged.
     Pass,
-    /// The body of an error response is collected.
+    /// An error response whose body is being collected.
     Collect(Collector),
-    /// The response was cut: nothing follows on this connection.
+    /// A truncated response. The connection returns no further data.
     Cut,
 }
 
@@ -43,7 +43,7 @@ impl<T> Bounded<T> {
         Self { io, state: State::Head(Vec::new()), ready: Vec::new() }
     }
 
-    /// Takes bytes that were read; none means the end of the connection.
+    /// Processes bytes that were read. An empty slice marks the end of the connection.
     fn take(&mut self, bytes: &[u8]) {
         self.state = match std::mem::replace(&mut self.state, State::Pass) {
             State::Head(mut seen) => {
@@ -67,7 +67,7 @@ impl<T> Bounded<T> {
         };
         match Collector::of_error(&seen[..end]) {
             Some(collector) => self.collect(collector, &seen[end..], ended),
-            // An informational response comes before the response.
+            // An informational response precedes the final response.
             None if seen.starts_with(b"HTTP/1.1 1") => {
                 let rest = seen[end..].to_vec();
                 self.ready.extend_from_slice(&seen[..end]);
@@ -95,7 +95,7 @@ const PROTOCOL: &[u8] = b"HTTP/1.";
 
 /// An error response as it arrives.
 struct Collector {
-    /// The lines of the head, except for those that frame the body.
+    /// The lines of the head, without the lines that frame the body.
     head: String,
     framing: Framing,
     body: Vec<u8>,
@@ -103,15 +103,15 @@ struct Collector {
 
 /// The end of a body.
 enum Framing {
-    /// So many bytes are left.
+    /// The number of remaining bytes of the body.
     Length(usize),
-    /// The line of a chunk's size, as far as it was read.
+    /// The line of a chunk's size, as far as it was received.
     ChunkSize(Vec<u8>),
-    /// So many bytes of a chunk are left, with its line end.
+    /// The number of remaining bytes of a chunk, including its line end.
     Chunk(usize),
-    /// The line of a trailer, as far as it was read.
+    /// The line of a trailer, as far as it was received.
     Trailer(Vec<u8>),
-    /// The end of the connection.
+    /// The end of the connection ends the body.
     Close,
 }
 
@@ -127,7 +127,7 @@ impl Collector {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
-                // Of these only `close` matters to the client; the other options may frame the body.
+                // Only the option `close` matters to the client. Other options may frame the body.
                 "connection" => {
                     if value.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")) {
                         kept.push_str("connection: close\r\n");
@@ -150,12 +150,12 @@ impl Collector {
             kept.push_str(line);
             kept.push_str("\r\n");
         }
-        // These have no body.
+        // Responses with these status codes have no body.
         let empty = status.starts_with('1') || matches!(status, "204" | "304");
         (error && !empty).then_some(Self { head: kept, framing, body: Vec::new() })
     }
 
-    /// Takes bytes of the body. Returns whether the body is complete.
+    /// Processes bytes of the body. Returns whether the body is complete.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             match &mut self.framing {
@@ -171,7 +171,7 @@ impl Collector {
                 }
                 Framing::Chunk(left) => {
                     let count = bytes.len().min(*left);
-                    // The last two bytes are the chunk's line end.
+                    // The last two bytes are the line end of the chunk.
                     let data = count.min(left.saturating_sub(2));
                     self.body.extend_from_slice(&bytes[..data]);
                     *left -= count;
@@ -184,7 +184,7 @@ impl Collector {
                 Framing::ChunkSize(line) => {
                     let Some(size) = take_line(line, &mut bytes) else { return line.len() > HEAD_LIMIT };
                     let digits = size.split(';').next().unwrap_or_default().trim();
-                    // A size that cannot be read ends the body.
+                    // An invalid size ends the body.
                     let size = usize::from_str_radix(digits, 16).unwrap_or(0);
                     self.framing = match size {
                         0 => Framing::Trailer(Vec::new()),
@@ -200,11 +200,11 @@ impl Collector {
         }
     }
 
-    /// Returns the response with the collected body, which is cut at a character.
+    /// Returns the response with the collected body. A truncated body ends at a character boundary.
     fn response(mut self, cut: bool) -> Vec<u8> {
         if cut {
             self.body.truncate(LIMIT);
-            // Bytes that continue a character, then its first byte.
+            // Counts the continuation bytes at the end. The byte before them starts the character.
             let broken = self.body.iter().rev().take(3).take_while(|byte| **byte & 0xC0 == 0x80).count();
             let first = self.body.len().checked_sub(broken + 1);
             if first.is_some_and(|at| std::str::from_utf8(&self.body[at..]).is_err()) {
@@ -217,7 +217,7 @@ impl Collector {
     }
 }
 
-/// Takes a line from the bytes, without its end. None if it is not complete.
+/// Takes a line from the bytes, without its line end. Returns None if the line is incomplete.
 fn take_line(line: &mut Vec<u8>, bytes: &mut &[u8]) -> Option<String> {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
         line.extend_from_slice(bytes);
@@ -258,7 +258,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Bounded<T> {
 }
 
 impl<T> Bounded<T> {
-    /// Expects a response to what is written.
+    /// Prepares for the response to a request that is being written.
     fn expect(&mut self) {
         if matches!(self.state, State::Pass) && self.ready.is_empty() {
             self.state = State::Head(Vec::new());
@@ -306,7 +306,7 @@ impl<T: Connection> Connection for Bounded<T> {
 mod tests {
     use super::*;
 
-    /// The bytes that are handed over for a response that arrives in parts of this size.
+    /// Returns the bytes that pass for a response that arrives in parts of `size` bytes, and whether it was truncated.
     fn passed(response: &[u8], size: usize) -> (Vec<u8>, bool) {
         let mut bounded = Bounded::new(());
         let mut out = Vec::new();

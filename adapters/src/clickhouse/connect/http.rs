@@ -1,4 +1,4 @@
-//! The HTTP under the client: without Nagle's delay, and with authorities of one's own.
+//! The HTTP transport of the client, without Nagle's algorithm and with custom certificate authorities.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use tower_service::Service;
 use super::bounded::Bounded;
 use crate::authorities::authorities;
 
-/// Below the 3 s after which the server closes a connection that is idle (`keep_alive_timeout`).
+/// The time after which the client drops an idle connection. The server closes it after 3 s (`keep_alive_timeout`).
 const IDLE: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_mins(1);
-/// How long a connection may take to be made: a server that is away must not use up a call's time.
+/// The connect timeout. An unreachable server must not use up the time limit of a call.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A connector that bounds error responses and counts the connections.
@@ -54,10 +54,11 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A client that has no address yet. It adds the connections that it makes to `made`.
+/// Creates a client without an address. `made` counts the connections that the client opens.
 pub(super) fn client(root_cert: Option<&str>, made: Arc<AtomicU64>) -> Result<Client> {
     let mut http = HttpConnector::new();
-    // The end of an insert is a short packet: it would wait for the acknowledgement of the one before.
+    // An insert ends with a short packet. With Nagle's algorithm it would wait for the acknowledgement
+    // of the previous packet.
     http.set_nodelay(true);
     http.set_keepalive(Some(KEEPALIVE));
     http.set_connect_timeout(Some(CONNECT));
@@ -73,7 +74,7 @@ pub(super) fn client(root_cert: Option<&str>, made: Arc<AtomicU64>) -> Result<Cl
     Ok(Client::with_http_client(client))
 }
 
-/// Returns the authorities of the file; without a file, the public authorities.
+/// Returns the certificate authorities of the file, or the public certificate authorities if there is no file.
 fn roots(root_cert: Option<&str>) -> Result<RootCertStore> {
     let Some(file) = root_cert else { return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()) };
     std::fs::read(file).and_then(|pem| authorities(&pem)).map_err(|error| {

@@ -1,4 +1,4 @@
-//! Requests: how many at once, within what limits, and what becomes of their answers.
+//! Requests: their concurrency, their limits, and the decoding of their responses.
 
 mod bounded;
 mod http;
@@ -18,18 +18,18 @@ use super::error::Cause;
 use super::wire::{Malformed, Reader};
 use crate::plaintext::{host_of, warn_of_password};
 
-/// The server as this store uses it.
+/// The clients of a store, with its permits and its knowledge of the server.
 pub(super) struct Connections {
-    /// For reads and small statements.
+    /// The client for reads and small statements.
     pub(super) plain: Client,
-    /// For `ensure_schema`, deletions and purges.
+    /// The client for `ensure_schema`, deletions and purges.
     pub(super) heavy: Client,
-    /// `heavy` without a database: for making the database.
+    /// The client `heavy` without a database, for the creation of the database.
     pub(super) server: Client,
     insert: Client,
-    /// The connections made so far.
+    /// The number of connections opened so far.
     made: Arc<AtomicU64>,
-    /// The last answer to whether the server knows `deduplicate_insert`.
+    /// The cached answer of [`Connections::deduplicates`].
     deduplicates: Mutex<Option<Answer>>,
     permits: Semaphore,
     most: usize,
@@ -38,16 +38,16 @@ pub(super) struct Connections {
     version: RwLock<Option<String>>,
 }
 
-/// Whether the server knows `deduplicate_insert`.
+/// A cached answer to the question whether the server knows `deduplicate_insert`.
 struct Answer {
-    /// The value of `made` before the question.
+    /// The value of `made` before the query.
     made: u64,
     at: Instant,
     deduplicates: bool,
 }
 
 impl Connections {
-    /// Clients that have sent nothing yet.
+    /// Creates the clients. Performs no network I/O.
     pub(super) fn open(config: &ClickHouseConfig) -> Result<Self> {
         let text = config.url.as_ref().map_or("", ExposeSecret::expose_secret);
         let Address { base, user, password } = Address::read(text)?;
@@ -68,7 +68,8 @@ impl Connections {
             }
             client = client.with_password(password);
         }
-        // A limit that is met is an error. A profile of the server may say `break`: half an answer, and no word of it.
+        // Exceeding a limit must be an error. A profile of the server may set `break`, which silently
+        // returns a partial result.
         for mode in ["timeout", "read", "result", "sort", "group_by", "distinct", "set"] {
             client = client.with_setting(format!("{mode}_overflow_mode"), "throw");
         }
@@ -79,26 +80,27 @@ impl Connections {
             client = client.with_setting("max_memory_usage", config.limits.memory_bytes.to_string());
         }
         let limited = |client: Client, ms: u64| {
-            // Seconds, with a fraction; 0 would be no limit at all.
+            // In seconds with a fraction. 0 would disable the limit.
             client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
         };
         let server = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
         let client = client.with_database(&config.database);
-        // An answer comes when it is complete, so that a late error is an error and not a short page.
+        // The server responds only when the result is complete. A late error is then an error instead of a short page.
         let mut plain = limited(client.clone(), config.limits.statement_ms)
             .with_setting("wait_end_of_query", "1")
-            // What was acknowledged is read, and not what was there when somebody asked before.
+            // A cached result could miss acknowledged writes.
             .with_setting("use_query_cache", "0");
         let heavy = server.clone().with_database(&config.database);
         let mut insert = limited(client, config.limits.statement_ms)
-            // The sum of a block that was deleted since would hide it when it is sent again. Since 26.2 this is not
-            // enough: `inserting` adds the rest.
+            // With deduplication, the server would drop a block that is sent again after its rows were deleted. Since
+            // version 26.2 this setting is not sufficient: `inserting` adds another setting.
             .with_setting("insert_deduplicate", "0")
             .with_setting("async_insert", "0")
             .with_setting("max_partitions_per_insert_block", "0");
         if config.cluster.is_some() {
-            // Acknowledged when a majority of the copies has it, and read from a copy that has it: together these
-            // two make a write visible to the reads behind it, and only with inserts one after the other.
+            // A majority of the replicas acknowledges an insert, and a read uses a replica that has all
+            // acknowledged inserts. Together these settings make a write visible to later reads, provided that
+            // inserts run one at a time.
             plain = plain
                 .with_setting("select_sequential_consistency", "1")
                 .with_setting("optimize_skip_unused_shards", "1");
@@ -124,11 +126,12 @@ impl Connections {
 
     /// Returns whether the server knows the setting `deduplicate_insert`.
     ///
-    /// `deduplicate_insert` stands above `insert_deduplicate` since version 26.2, and is on there unless it is told
-    /// otherwise; an older server refuses the name. So the first insert asks, which also shows that a ClickHouse
-    /// answers: whoever says "200 OK" to an insert need not be one. A new connection may lead to another server or
-    /// version, so the answer holds until one is made. A proxy may change the server behind an open connection, so
-    /// the answer also expires, and [`Connections::forget_deduplicates`] drops it.
+    /// Since version 26.2, `deduplicate_insert` overrides `insert_deduplicate` and is enabled by default. An older
+    /// server rejects the name. The query before the first insert also confirms that the server is a ClickHouse
+    /// server, because any HTTP server may respond "200 OK" to an insert. A new connection may lead to another
+    /// server or version, so the answer is valid only until a new connection is opened. A proxy may change the
+    /// server behind an open connection, so the answer also expires after one minute.
+    /// [`Connections::forget_deduplicates`] drops the answer.
     pub(super) async fn deduplicates(&self) -> Result<bool, Cause> {
         const LIFETIME: Duration = Duration::from_mins(1);
         let mut answer = self.deduplicates.lock().await;
@@ -150,18 +153,18 @@ impl Connections {
         Ok(deduplicates)
     }
 
-    /// Makes the next insert ask again: a server refused a setting.
+    /// Drops the cached answer after the server rejected a setting. The next insert queries the server again.
     pub(super) async fn forget_deduplicates(&self) {
         *self.deduplicates.lock().await = None;
     }
 
-    /// The client for inserts into a server that knows `deduplicate_insert` or does not.
+    /// Returns the client for inserts. `deduplicates` states whether the server knows `deduplicate_insert`.
     pub(super) fn inserting(&self, deduplicates: bool) -> Client {
         let client = self.insert.clone();
         if deduplicates { client.with_setting("deduplicate_insert", "disable") } else { client }
     }
 
-    /// The server's address, without any secret.
+    /// Returns the server's address, without credentials.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
@@ -174,7 +177,7 @@ impl Connections {
         *self.version.write().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
-    /// A turn, waiting up to the acquire timeout.
+    /// Waits for a permit, up to the acquire timeout.
     pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Cause> {
         match tokio::time::timeout(self.acquire_timeout, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
@@ -183,10 +186,10 @@ impl Connections {
         }
     }
 
-    /// Waits for what is under way, and lets nothing else begin.
+    /// Waits for the calls in progress and admits no further calls.
     pub(super) async fn close(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);
-        // An error says that it is closed already.
+        // An error means that the store is already closed.
         let _all = self.permits.acquire_many(all).await;
         self.permits.close();
     }
@@ -196,10 +199,10 @@ impl Connections {
     }
 }
 
-/// The bytes of one answer that are kept at most. The largest page has 10,000 records of less than 1 KiB.
+/// The maximum size of one response, in bytes. The largest page has 10,000 records of less than 1 KiB.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
-/// Asks, and gives the rows as they came.
+/// Runs a query and returns the encoded rows.
 pub(super) async fn ask(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
     let mut cursor = client.query_raw(sql).fetch_bytes("RowBinary")?;
     let mut rows = Vec::new();
@@ -212,7 +215,7 @@ pub(super) async fn ask(client: &Client, sql: &str) -> Result<Vec<u8>, Cause> {
     Ok(rows)
 }
 
-/// Asks, and reads every row.
+/// Runs a query and decodes every row.
 pub(super) async fn rows<T>(
     client: &Client,
     sql: &str,
@@ -227,12 +230,12 @@ pub(super) async fn rows<T>(
     Ok(rows)
 }
 
-/// Runs a statement that gives nothing.
+/// Runs a statement that returns no rows.
 pub(super) async fn run(client: &Client, sql: &str) -> Result<(), Cause> {
     ask(client, sql).await.map(drop)
 }
 
-/// A URL taken apart: the credentials go into headers, because what is in an address is written to logs.
+/// A parsed URL. The credentials are sent in headers, because addresses appear in logs.
 struct Address {
     base: String,
     user: Option<String>,

@@ -1,5 +1,5 @@
-//! The assigned partitions of a consumer: positions, commit rules, and the events of the next batch. Nothing here does
-//! I/O.
+//! The assigned partitions of a consumer: positions, commit rules, and the events of the next batch. This module
+//! performs no I/O.
 
 use std::collections::BTreeMap;
 
@@ -15,34 +15,34 @@ pub(super) struct PartitionState {
     pub(super) position: u64,
     /// The next offset that librdkafka returns.
     pub(super) fetch_offset: u64,
-    /// librdkafka does not fetch from `fetch_offset`, so the partition has to be assigned again.
+    /// True if librdkafka does not fetch from `fetch_offset`. The partition must then be assigned again.
     pub(super) needs_reassign: bool,
     pub(super) committed: Option<u64>,
-    /// A start offset that has to be committed before the first message is handed out.
+    /// A start offset that must be committed before the first message is returned.
     pub(super) pending_commit: Option<u64>,
     /// The first offset of the log at the last reset.
     pub(super) log_start: u64,
     /// The position before a truncation of the log moved it back.
     truncated_from: u64,
     pub(super) paused: bool,
-    /// The offset does not exist and the reset policy is an error. A seek clears the error.
+    /// The error of an offset that does not exist, if the reset policy is an error. A seek clears it.
     pub(super) failed: Option<Error>,
     pub(super) buffered_bytes: usize,
 }
 
 impl PartitionState {
-    /// Returns whether a message before `next` has not been handed out.
+    /// Returns whether a message before `next` has not been returned to the caller.
     pub(super) fn is_beyond_position(&self, next: u64) -> bool {
         next > self.position.max(self.truncated_from)
     }
 
     /// Returns the offset to store for a commit of `next`. A commit of a batch from before a reset must not undo the
-    /// reset, so an offset that does not exist any more is replaced by the valid commit.
+    /// reset. Therefore an offset that no longer exists is replaced by the valid commit.
     pub(super) fn commit_offset(&self, next: u64) -> u64 {
         self.replacement(next).unwrap_or(next)
     }
 
-    /// Notes that the broker stored the commit `next`.
+    /// Records that the broker stored the commit `next`.
     pub(super) fn commit_stored(&mut self, next: u64) {
         if let Some(valid) = self.replacement(next) {
             // The reset happened while the commit was in flight.
@@ -52,11 +52,11 @@ impl PartitionState {
         }
     }
 
-    /// Returns the offset that replaces a commit of an offset that does not exist any more.
+    /// Returns the offset that replaces the commit of an offset that no longer exists.
     fn replacement(&self, next: u64) -> Option<u64> {
         let valid = self.pending_commit.or(self.committed).filter(|valid| *valid >= self.log_start);
         if (self.position + 1..=self.truncated_from).contains(&next) {
-            // Every message before the position was handed out, and the caller commits all of them.
+            // Every message before the position was returned, and the caller commits all of them.
             return valid.or(Some(self.position));
         }
         valid.filter(|_| next < self.log_start)
@@ -75,7 +75,7 @@ impl PartitionState {
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     pub(super) partitions: BTreeMap<TopicPartition, PartitionState>,
-    /// The number of changes.
+    /// The number of changes so far.
     pub(super) epoch: u64,
     generations: u64,
     /// The events of the next batch.
@@ -118,11 +118,11 @@ impl Assignment {
         self.generations
     }
 
-    /// Removes partitions.
+    /// Removes partitions from the assignment.
     pub(super) fn lose(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             if self.partitions.remove(partition).is_some() {
-                // A partition that was gained and lost between two batches is in no event.
+                // A partition that was gained and lost between two batches appears in no event.
                 match self.gained.iter().position(|gained| gained == partition) {
                     Some(at) => drop(self.gained.remove(at)),
                     None => self.lost.push(partition.clone()),
@@ -131,7 +131,7 @@ impl Assignment {
         }
     }
 
-    /// Removes all partitions.
+    /// Removes all partitions from the assignment.
     pub(super) fn lose_all(&mut self) {
         if !self.partitions.is_empty() {
             let all: Vec<_> = self.partitions.keys().cloned().collect();
@@ -154,15 +154,14 @@ impl Assignment {
         }
     }
 
-    /// Notes whether librdkafka fetches from the fetch offset.
+    /// Records whether librdkafka fetches from the fetch offset.
     pub(super) fn sought(&mut self, partition: &TopicPartition, done: bool) {
         if let Some(state) = self.partitions.get_mut(partition) {
             state.needs_reassign = !done;
         }
     }
 
-    /// Returns the buffered bytes of partitions that are not paused. Messages of paused partitions block no other
-    /// partition.
+    /// Returns the buffered bytes of partitions that are not paused. Messages of paused partitions do not block others.
     pub(super) fn buffered_bytes(&self) -> usize {
         let read = self.partitions.values().filter(|state| !state.paused);
         read.map(|state| state.buffered_bytes).sum()

@@ -1,8 +1,8 @@
-//! Requests that repeat until they succeed.
+//! Checks that are repeated until they succeed.
 
 use std::time::{Duration, Instant};
 
-/// A request to the brokers of which one runs at a time.
+/// A request to the brokers that runs at most once at a time.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     pub(super) due: Option<Instant>,
@@ -10,12 +10,12 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// Makes the check due after this time, unless it is due already.
+    /// Schedules the check after this time, unless it is already scheduled.
     pub(super) fn request(&mut self, after: Duration) {
         self.due.get_or_insert_with(|| Instant::now() + after);
     }
 
-    /// Returns whether the check is to run now. The caller then calls `finish` once.
+    /// Returns whether the check must run now. The caller then calls `finish` once.
     pub(super) fn start(&mut self) -> bool {
         let now = !self.running && self.due.is_some_and(|due| due <= Instant::now());
         if now {

@@ -3,13 +3,14 @@
 //! lag would never be 0.
 //!
 //! The event for the end of a partition is the trigger. It contains only the number of the partition, neither its topic
-//! nor an offset, so it moves no position. A client of its own, the probe, reads from the position. Its statistics contain
-//! the topic and the partition, and prove that a partition holds no message before an offset:
+//! nor an offset, so the event moves no position. A separate client, the probe, reads from the position. Its statistics
+//! contain the topic and the partition, and prove that a partition holds no message before an offset:
 //!
 //! - The probe begins at the position and never seeks, so `next_offset` is the offset up to which the log was read without
 //!   a gap.
 //! - librdkafka puts messages on the queue before it raises `next_offset`. It reads `next_offset` before it counts the
-//!   queue. So if the queue is empty (`fetchq_cnt`), the probe's poll has returned every message before `next_offset`.
+//!   queue. Therefore, if the queue is empty (`fetchq_cnt`), the probe's poll has returned every message before
+//!   `next_offset`.
 //! - The thread that polls is the thread that receives the statistics, and it has received no message.
 
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ use super::check::Check;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 
-/// The time that a partition is at its end before it is probed.
+/// The time that a partition must be at its end before it is probed.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// The pause between two probes of a consumer.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -44,7 +45,7 @@ pub(super) struct Tail {
     fetch_offset: u64,
 }
 
-/// Partitions to probe.
+/// The partitions to probe, with their tails.
 pub(super) type Tails = BTreeMap<TopicPartition, Tail>;
 
 /// The partitions of a consumer that reached their ends.
@@ -57,7 +58,7 @@ pub(super) struct EndProbe {
 }
 
 impl EndProbe {
-    /// Notes that librdkafka reached the end of a partition with this number, of any topic.
+    /// Records that librdkafka reached the end of a partition with this number, in any topic.
     pub(super) fn reached(&mut self, assignment: &Assignment, number: i32) {
         for (partition, state) in &assignment.partitions {
             if partition.partition.cast_signed() == number {
@@ -69,7 +70,7 @@ impl EndProbe {
         self.check.request(pause.max(SETTLE_TIME));
     }
 
-    /// Returns the partitions to probe now, which are still at their ends. None if no probe is due.
+    /// Returns the partitions to probe now, if they are still at their ends. Returns None if no probe is due.
     pub(super) fn start(&mut self, assignment: &Assignment) -> Option<Tails> {
         if !self.check.start() {
             return None;
@@ -102,8 +103,8 @@ impl EndProbe {
     }
 }
 
-/// Reads the ends of partitions. `skip` gets the partition, its generation, and the range of offsets without a message.
-/// Returns the partitions whose ends were not reached, each with the offset that the probe reached.
+/// Reads the ends of partitions. Calls `skip` with a partition, its generation, and a range of offsets without a
+/// message. Returns the partitions whose ends were not reached, each with the offset that the probe reached.
 pub(super) fn probe<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     config: &ClientConfig,
@@ -112,7 +113,7 @@ pub(super) fn probe<C: ConsumerContext>(
     is_closing: impl Fn() -> bool,
     skip: impl Fn(&TopicPartition, u64, u64, u64),
 ) -> Tails {
-    // A partition without a leader can be the error of all. The probe then finds the ends itself.
+    // A partition without a leader can fail the entire query. The probe then finds the ends itself.
     let ends = offsets::find_each(client, tails.keys(), OffsetSpec::Latest, limit).unwrap_or_default();
     tails.retain(|partition, tail| match ends.get(partition) {
         Some(Ok(end)) => *end > tail.fetch_offset,
@@ -132,7 +133,7 @@ pub(super) fn probe<C: ConsumerContext>(
     let deadline = Instant::now() + PROBE_TIMEOUT;
     while !tails.is_empty() && Instant::now() < deadline && !is_closing() {
         match reader.poll(STATISTICS_INTERVAL) {
-            // The consumer receives this message, too.
+            // The consumer receives this message as well.
             Some(Ok(message)) => tails.retain(|partition, _| {
                 partition.topic.as_str() != message.topic()
                     || partition.partition.cast_signed() != message.partition()
@@ -145,7 +146,7 @@ pub(super) fn probe<C: ConsumerContext>(
             let place = (partition.topic.to_string(), partition.partition.cast_signed());
             let Some(Read { to, end: seen }) = read.get(&place).copied() else { return true };
             let end = ends.get(partition).and_then(|end| end.as_ref().ok()).copied();
-            // A long tail takes several probes, each of which begins where the last one ended.
+            // A long tail needs several probes. Each probe begins where the previous probe ended.
             if to > tail.fetch_offset {
                 tracing::debug!(%partition, from = tail.fetch_offset, to, "offsets without a message");
                 skip(partition, tail.generation, tail.fetch_offset, to);
@@ -157,7 +158,7 @@ pub(super) fn probe<C: ConsumerContext>(
     tails
 }
 
-/// The progress of a probe in a partition of which no message is queued.
+/// The progress of a probe in a partition without queued messages.
 #[derive(Debug, Clone, Copy)]
 struct Read {
     to: u64,

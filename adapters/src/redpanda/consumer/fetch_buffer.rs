@@ -1,4 +1,4 @@
-//! Messages that librdkafka returned and `recv` has not handed out yet.
+//! Messages that librdkafka returned and `recv` has not returned yet.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -15,10 +15,10 @@ pub(super) struct FetchBuffer {
     skipped: BTreeSet<TopicPartition>,
 }
 
-/// The result of one `recv`. Its caller creates the messages.
+/// The result of one `recv`. The caller creates the messages from it.
 #[derive(Debug, Default)]
 pub(super) struct PolledBatch {
-    /// The taken parts of record batches, each with the position of its partition before.
+    /// The taken parts of record batches, each with the previous position of its partition.
     parts: Vec<(u64, RecordBatch)>,
     offsets: Positions,
     skipped: Vec<TopicPartition>,
@@ -47,7 +47,7 @@ impl FetchBuffer {
         }
     }
 
-    /// Takes up to `max` messages in the order of their arrival. None if there are none.
+    /// Takes up to `max` messages in the order of their arrival. Returns None if there are no messages.
     pub(super) fn take(&mut self, assignment: &mut Assignment, max: usize) -> Option<PolledBatch> {
         let mut polled = PolledBatch::default();
         let (mut at, mut left) = (0, max);
@@ -89,8 +89,8 @@ impl FetchBuffer {
         polled
     }
 
-    /// Adds the events, and the positions of partitions that moved over offsets without a message. A position waits for
-    /// the messages before it.
+    /// Adds the events, and the positions of partitions that moved over offsets without a message. A position is added
+    /// only after the messages before it were taken.
     fn finish(&mut self, assignment: &mut Assignment, polled: &mut PolledBatch) {
         self.skipped.retain(|partition| {
             let Some(state) = assignment.partitions.get(partition) else { return false };
@@ -104,7 +104,7 @@ impl FetchBuffer {
         polled.events = assignment.take_events();
     }
 
-    /// Puts back a batch that no caller received. Positions become what they were.
+    /// Puts back a batch that no caller received, and restores the positions.
     pub(super) fn put_back(&mut self, assignment: &mut Assignment, polled: PolledBatch) {
         for (position, part) in polled.parts.into_iter().rev() {
             if let Some(state) = assignment.current(&part.partition, part.generation) {
@@ -117,20 +117,20 @@ impl FetchBuffer {
         assignment.events.splice(..0, polled.events);
     }
 
-    /// Drops the messages of partitions that are not assigned any more.
+    /// Drops the messages of partitions that are no longer assigned.
     pub(super) fn drop_lost(&mut self, assignment: &Assignment) {
         self.batches.retain(|batch| assignment.partitions.contains_key(&batch.partition));
         self.skipped.retain(|partition| assignment.partitions.contains_key(partition));
     }
 
-    /// Continues at another offset. Buffered messages of the partition are dropped.
+    /// Continues at another offset. Drops the buffered messages of the partition.
     pub(super) fn seek(&mut self, assignment: &mut Assignment, partition: &TopicPartition, to: u64) {
         self.batches.retain(|batch| batch.partition != *partition);
         self.skipped.remove(partition);
         assignment.seek(partition, to);
     }
 
-    /// Continues at `to` after the buffered messages, because the fetch offset does not exist any more. The log begins at
+    /// Continues at `to` after the buffered messages, because the fetch offset no longer exists. The log begins at
     /// `log_start`.
     pub(super) fn reset(
         &mut self,
@@ -141,8 +141,8 @@ impl FetchBuffer {
         commit: bool,
     ) {
         let Some(state) = assignment.partitions.get_mut(partition) else { return };
-        // Buffered messages from there on are fetched again, or the log does not have them any more: a commit of them
-        // would skip the messages that have their offsets now.
+        // Buffered messages from `to` on are fetched again, or no longer exist in the log. Committing them would skip
+        // the messages that now have their offsets.
         let mut ends = false;
         let mut buffered_bytes = 0;
         self.batches.retain_mut(|batch| {
@@ -170,8 +170,8 @@ impl FetchBuffer {
         assignment.events.push(Notice::Reset { partition: partition.clone(), from, to });
     }
 
-    /// Moves a partition to `to`, because the offsets from `from` on hold no message. Does nothing if the fetch offset or
-    /// the generation changed.
+    /// Moves a partition to `to`, because the offsets from `from` on contain no message. Has no effect if the fetch
+    /// offset or the generation changed.
     pub(super) fn skip(
         &mut self,
         assignment: &mut Assignment,
@@ -343,7 +343,7 @@ mod tests {
             (9, 6, 9),
             "before the start is settled"
         );
-        // The commit was under way when the reset came: the start is to be committed after it.
+        // The commit was in flight during the reset, so the start must be committed after it.
         state.commit_stored(3);
         assert_eq!((state.committed, state.pending_commit), (Some(3), Some(9)));
         state.commit_stored(9);
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!((state.commit_offset(5), state.commit_offset(7)), (9, 7), "after it is settled");
         state.commit_stored(5);
         assert_eq!(state.pending_commit, Some(9), "once more, where a valid commit was overtaken");
-        // Where nothing valid is known, it is as it was told.
+        // Without a valid commit, the offset is stored as requested.
         (state.committed, state.pending_commit) = (Some(2), None);
         assert_eq!(state.commit_offset(3), 3);
     }
@@ -362,7 +362,7 @@ mod tests {
         consumer.state(0).commit_stored(2);
         consumer.push(0, 0..8);
         assert_eq!(consumer.take(8).len(), 8);
-        // The log ends at 5 now, and the reader goes on there; the commit is still in it.
+        // The log now ends at 5, and the reader continues there. The commit still exists in the log.
         consumer.reset(5, 0, false);
         let state = consumer.state(0);
         assert!(!state.is_beyond_position(8) && state.is_beyond_position(9));
@@ -370,7 +370,7 @@ mod tests {
             (state.commit_offset(8), state.commit_offset(6), state.commit_offset(5), state.commit_offset(4)),
             (2, 2, 5, 4)
         );
-        // The commit was under way when the log was cut: the valid one is to be stored again.
+        // The commit was in flight during the truncation, so the valid commit must be stored again.
         state.commit_stored(8);
         assert_eq!((state.committed, state.pending_commit), (Some(2), Some(2)));
         state.commit_stored(5);
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_was_cut_off_and_not_handed_out_is_dropped() {
-        // The log was cut at 5. The reader goes on there, or at its beginning.
+        // The log was truncated at 5. The reader continues there, or at the beginning of the log.
         for (read, to, rest, position) in [(2, 5, 3, 5), (4, 5, 1, 5), (7, 5, 0, 5), (2, 0, 0, 0)] {
             let mut consumer = Consumer::new(2);
             consumer.state(0).commit_stored(1);
@@ -428,7 +428,7 @@ mod tests {
             ),
             (5, 5, 3, true)
         );
-        // Twice, and then up: retention took the rest.
+        // The log is truncated twice. Then retention removes the rest, and the reset moves forward.
         consumer.reset(3, 0, false);
         assert_eq!(consumer.state(0).commit_offset(8), 3);
         consumer.reset(20, 15, true);
@@ -458,7 +458,7 @@ mod tests {
         );
         assert!(!consumer.state(0).is_beyond_position(5));
         assert!(places(&consumer.none()).is_empty(), "only once");
-        // An answer about another place or another ownership moves nothing.
+        // A result for another offset or another generation moves nothing.
         consumer.skip(0, first, 3, 9);
         consumer.seek(1, 0);
         consumer.skip(1, second, 0, 2);

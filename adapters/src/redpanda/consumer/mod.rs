@@ -1,8 +1,8 @@
 //! Consumers: members of groups, and readers without a group.
 //!
-//! One thread owns everything that a consumer knows: its assignment, its fetch buffer and its client. The calls of a
-//! subscription are commands to this thread, each with a reply. The thread never waits for a broker. Requests that do
-//! run on threads of their own and send their answers as commands.
+//! One thread owns the state of a consumer: its assignment, its fetch buffer and its client. The calls of a
+//! subscription are commands to this thread, each with a reply. The thread never waits for a broker. Blocking requests
+//! run on separate threads and send their results as commands.
 
 mod assignment;
 mod check;

@@ -1,5 +1,5 @@
-//! Rebalance events of librdkafka. They arrive in the middle of a poll and wait in a queue until the consumer thread
-//! carries them out, inside `recv` only.
+//! Rebalance events of librdkafka. They arrive during a poll and wait in a queue. The consumer thread carries them out
+//! only inside `recv`.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -18,7 +18,7 @@ use crate::redpanda::offsets;
 #[derive(Debug, Clone)]
 pub(super) struct Rebalance {
     pub(super) partitions: Vec<TopicPartition>,
-    /// Partitions are assigned, not revoked.
+    /// True for an assignment, false for a revocation.
     pub(super) assigns: bool,
 }
 
@@ -32,21 +32,22 @@ pub(super) struct RebalanceContext {
 pub(super) type Client = BaseConsumer<RebalanceContext>;
 
 impl RebalanceContext {
-    /// Creates a context, and the queue of its rebalance events. If the queue is dropped, events are acknowledged at once.
+    /// Creates a context, and the queue of its rebalance events. If the queue is dropped,
+    /// events are acknowledged immediately.
     pub(super) fn new(connection: KafkaContext) -> (Self, Receiver<Rebalance>) {
         let (events, queue) = mpsc::channel();
         (Self { connection, events }, queue)
     }
 }
 
-/// Acknowledges an event that nobody carries out.
+/// Acknowledges an event without carrying it out.
 pub(super) fn dismiss(client: &Client, event: &Rebalance) {
     let list = offsets::list(event.partitions.iter().map(|partition| (partition, Offset::Invalid)));
-    // A refusal is logged, and no caller waits for it.
+    // A rejection is logged, and no caller waits for it.
     let _ = list.and_then(|list| acknowledge(client, &list, event.assigns));
 }
 
-/// Applies to librdkafka's assignment the change that it asked for.
+/// Applies a change to librdkafka's assignment that librdkafka requested.
 pub(super) fn acknowledge(client: &Client, change: &TopicPartitionList, assigns: bool) -> KafkaResult<()> {
     let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
     let done = match (assigns, cooperative) {
@@ -78,7 +79,7 @@ impl ClientContext for RebalanceContext {
 impl ConsumerContext for RebalanceContext {
     fn rebalance(&self, client: &Client, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let assigns = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        // A copy: a list of the driver that stays alive blocks the drop of its client.
+        // A copy, because a list of the driver that stays alive blocks the drop of its client.
         let partitions = offsets::partitions(list);
         tracing::debug!(?partitions, assigns, "the assignment is to change");
         if self.events.send(Rebalance { partitions, assigns }).is_err() {

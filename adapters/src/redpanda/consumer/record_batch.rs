@@ -1,8 +1,8 @@
 //! Copies of librdkafka's messages.
 //!
-//! A message is copied in two steps. The consumer thread copies keys and payloads into record batches, each of which has
-//! one allocation for them. The caller of `recv` turns the batches into messages. The thread limits the rate, so it does
-//! as little as possible; and the memory of a message is allocated on the thread that frees it.
+//! A message is copied in two steps. The consumer thread copies keys and payloads into record batches, with one
+//! allocation per batch. The caller of `recv` converts the batches to messages. The thread limits the throughput, so it
+//! does as little as possible. The memory of a message is allocated on the thread that frees it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +14,15 @@ use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, M
 
 use super::unreadable::Range;
 
-/// A longer key or payload has an allocation of its own, so that a small message does not keep it alive.
+/// The size above which a key or payload has a separate allocation, in bytes. A small message then does not keep
+/// the large allocation alive.
 const LARGE: usize = 16 << 10;
-/// The maximum number of caught panics for one message. Each is written to the standard error. Headers after the last one
-/// are dropped.
+/// The maximum number of caught panics for one message. Each panic is written to the standard error. Headers after the
+/// last caught panic are dropped.
 const MAX_PANICS: usize = 8;
 /// The length of an absent key or payload.
 const ABSENT: u32 = u32::MAX;
-/// The length of a key or payload with an allocation of its own.
+/// The length that marks a key or payload with a separate allocation.
 const SEPARATE: u32 = u32::MAX - 1;
 
 /// Consecutive messages of one partition.
@@ -36,7 +37,7 @@ pub(super) struct RecordBatch {
     headers: VecDeque<Headers>,
 }
 
-/// A message without its bytes. It is small, because the thread writes one for each message.
+/// A message without its bytes. It is small, because the thread writes one record for each message.
 #[derive(Debug, Clone)]
 struct Record {
     offset: u64,
@@ -96,7 +97,7 @@ impl RecordBatchBuilder {
     }
 
     pub(super) fn finish(mut self) -> RecordBatch {
-        // The capacity was that of the previous batch. Memory that does not count as buffered is freed.
+        // The capacity was estimated from the previous batch. Unused memory does not count as buffered, so it is freed.
         if self.bytes.capacity() / 2 > self.bytes.len() {
             self.bytes.shrink_to_fit();
         }
@@ -127,14 +128,14 @@ impl RecordBatch {
         self.records.partition_point(|record| record.offset < offset)
     }
 
-    /// Returns the share of the buffer: all bytes, the messages to be built, and the memory of each header.
+    /// Returns the share of the buffer: all bytes, the future messages, and the memory of all headers.
     pub(super) fn weight(&self) -> usize {
         let large: usize = self.large.iter().map(Bytes::len).sum();
         let headers: usize = self.headers.iter().map(Headers::weight).sum();
         self.bytes.len() + large + headers + self.records.len() * size_of::<Received>()
     }
 
-    /// Takes the first `count` messages, or all if there are fewer.
+    /// Takes the first `count` messages, or all messages if there are fewer.
     pub(super) fn take(&mut self, count: usize) -> Self {
         let count = count.min(self.records.len());
         let records: Vec<Record> = if count == self.records.len() {
@@ -159,8 +160,8 @@ impl RecordBatch {
     /// Appends its messages to `messages`.
     pub(super) fn into_messages(self, messages: &mut Vec<Received>) {
         let Self { partition, records, bytes, mut large, mut headers, .. } = self;
-        // Each batch has its own copy of the name: the threads that create and drop messages would contend for the
-        // reference count of a shared one.
+        // Each batch has its own copy of the name. Otherwise the threads that create and drop messages would contend
+        // for the shared reference count.
         let topic = TopicName::new(partition.topic.as_str()).unwrap_or_else(|_| partition.topic.clone());
         let mut at = 0;
         let mut part = |length| match length {
@@ -186,8 +187,8 @@ impl RecordBatch {
 
 #[cfg(test)]
 impl RecordBatch {
-    /// Messages without keys, with payloads of these lengths from `offset` on, which is below 200. Each has a header if
-    /// `headers`.
+    /// Returns messages without keys. Their payloads have these lengths. Their offsets begin at `offset`, which is
+    /// below 200. Each message has a header if `headers` is true.
     pub(super) fn of(
         partition: TopicPartition,
         generation: u64,
@@ -211,8 +212,8 @@ impl RecordBatch {
 }
 
 impl RecordBatch {
-    /// Creates the message that stands for offsets which cannot be read. It is the last of them, so that positions pass
-    /// all of them, and names the first one.
+    /// Creates the message that represents offsets that cannot be read. Its offset is the last offset of the range, so
+    /// that positions pass the entire range. A header contains the first offset.
     pub(super) fn unreadable(partition: TopicPartition, generation: u64, range: Range, code: &str) -> Self {
         let mut builder = RecordBatchBuilder::new(partition, generation, 1, 0);
         let texts =
@@ -233,7 +234,7 @@ impl RecordBatch {
     }
 }
 
-/// Returns the headers with readable names, and whether there are others.
+/// Returns the headers with readable names, and whether other headers exist.
 fn headers(headers: &BorrowedHeaders) -> (Headers, bool) {
     let readable = |header: Header<'_, &[u8]>| {
         Some((HeaderName::new(header.key).ok()?, header.value.map(Bytes::copy_from_slice)))
@@ -254,7 +255,7 @@ fn headers(headers: &BorrowedHeaders) -> (Headers, bool) {
     (found, true)
 }
 
-/// The size of a message is small, because one is created for each record.
+/// A message must be small, because one is created for each record.
 const _: () = assert!(size_of::<Received>() <= 192);
 
 #[cfg(test)]

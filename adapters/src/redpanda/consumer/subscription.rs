@@ -1,4 +1,4 @@
-//! The port over a consumer.
+//! The implementation of `Subscription` for a consumer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::fetch_buffer::PolledBatch;
 use super::thread::{ConsumerHandle, ConsumerThread};
 use crate::redpanda::error;
 
-/// The maximum time for which `close` waits. The consumer thread continues to leave its group.
+/// The maximum time that `close` waits. After that time, the consumer thread continues to leave its group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A member of a group, or a reader without a group.
@@ -36,7 +36,7 @@ impl RedpandaSubscription {
     }
 }
 
-/// The reply of a `recv`. A reply that arrived although the future was dropped goes back to the consumer thread.
+/// The reply of a `recv`. If the future is dropped after the reply arrived, the reply goes back to the consumer thread.
 struct PendingReply<'a> {
     consumer: &'a ConsumerHandle,
     reply: oneshot::Receiver<Result<PolledBatch>>,

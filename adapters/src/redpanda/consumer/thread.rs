@@ -1,8 +1,8 @@
 //! The consumer thread.
 //!
-//! The thread polls only while the fetch buffer has room and a `recv` is waiting or ended less than a second ago. A thread
-//! that always polled would never exceed the maximum poll interval, and a stuck reader would keep its partitions. A
-//! consumer that nobody reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
+//! The thread polls only while the fetch buffer has space and a `recv` is waiting or ended less than a second ago. A
+//! thread that always polled would never exceed the maximum poll interval, so a stuck reader would keep its partitions.
+//! A consumer without reads is suspended: it leaves its group, and the thread serves only librdkafka's events.
 
 mod commit;
 mod handle;
@@ -41,32 +41,33 @@ use commit::Commits;
 pub(in crate::redpanda) use handle::{ConsumerHandle, Start, start};
 use reassign::Rebalancing;
 
-/// The interval in which librdkafka's events are served while nothing arrives.
+/// The interval at which librdkafka's events are served while no messages arrive.
 const EVENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause before a failed request is repeated.
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
-/// The interval in which deleted topics are looked up, and in which a suspended consumer is served.
+/// The interval at which deleted topics are looked up, and at which a suspended consumer is served.
 const METADATA_RECHECK: Duration = Duration::from_secs(1);
-/// The number of successive empty polls after which librdkafka's queue counts as empty. A poll that served an event is
-/// empty, too.
+/// The number of successive empty polls after which librdkafka's queue counts as empty. A poll that served an
+/// event is also empty.
 const MAX_EMPTY_POLLS: usize = 10;
-/// The same for a consumer that is suspended or has no room. Its queue may hold many events.
+/// The same number for a consumer that is suspended or has no space. Its queue may contain many events.
 const MAX_EMPTY_POLLS_SUSPENDED: usize = 100;
 /// The maximum number of messages that are polled before a waiting `recv` is served.
 const MAX_POLL_RECORDS: usize = 1_000;
-/// The number of polled bytes after which a waiting `recv` is served. The buffer may exceed its half by this number.
+/// The number of polled bytes after which a waiting `recv` is served. The buffer may exceed half of its
+/// limit by this number.
 const MAX_POLL_BYTES: usize = 1 << 20;
-/// The time after a `recv` in which the next one is expected, and messages are fetched ahead.
+/// The time after a `recv` during which the next `recv` is expected and messages are prefetched.
 const PREFETCH_WINDOW: Duration = Duration::from_secs(1);
-/// The interval in which a thread without room polls, and more often if the maximum poll interval is short.
+/// The interval at which a thread without space polls. It is shorter if the maximum poll interval is short.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The time after which a reader without a group is suspended. A member is suspended after its maximum poll interval.
 const READER_IDLE: Duration = Duration::from_secs(30);
 /// The minimum time for which `recv` waits for a change of the assignment, even if its `wait` is shorter.
 const MIN_CHANGE_WAIT: Duration = Duration::from_millis(500);
-/// A wait that ends, even for `Duration::MAX`.
+/// The maximum wait of a `recv`, so that even `Duration::MAX` ends.
 const MAX_WAIT: Duration = Duration::from_hours(24 * 365);
-/// The limit of calls that only change librdkafka's own state.
+/// The timeout of calls that only change the local state of librdkafka.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum time for which the client waits for requests in flight before it is dropped.
 const CLIENT_DROP_TIMEOUT: Duration = Duration::from_mins(1);
@@ -77,12 +78,12 @@ pub(in crate::redpanda) struct ConsumerSettings {
     pub(in crate::redpanda) topics: Vec<TopicName>,
     /// The start of a partition without a valid commit.
     pub(in crate::redpanda) offset_reset: StartFrom,
-    /// None for a reader without a group.
+    /// The maximum poll interval. None for a reader without a group.
     pub(in crate::redpanda) max_poll_interval: Option<Duration>,
-    /// A revocation takes effect in the `recv` after its announcement.
+    /// True if a revocation takes effect only in the `recv` after its announcement.
     pub(in crate::redpanda) announce_revocations: bool,
     pub(in crate::redpanda) max_buffered_bytes: usize,
-    /// The limit of one request to the brokers.
+    /// The timeout of one request to the brokers.
     pub(in crate::redpanda) request_timeout: Duration,
     pub(in crate::redpanda) commit_timeout: Duration,
 }
@@ -98,7 +99,7 @@ impl ConsumerSettings {
     }
 
     fn buffer_level(&self, buffered_bytes: usize, since_poll: Duration) -> BufferLevel {
-        // The other half waits in librdkafka.
+        // librdkafka queues the other half.
         let half = (self.max_buffered_bytes / 2).max(1);
         match buffered_bytes {
             bytes if bytes < half => BufferLevel::Free,
@@ -109,32 +110,33 @@ impl ConsumerSettings {
     }
 }
 
-/// The room of the fetch buffer.
+/// The space in the fetch buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BufferLevel {
     Free,
-    /// Room for one message for each `recv`, whose poll counts for the maximum poll interval.
+    /// Space for one message per `recv`, so that its poll counts for the maximum poll interval.
     AlmostFull,
-    /// No room: buffered messages are not taken, or arriving messages are larger than those that are taken.
+    /// No space. Buffered messages are not taken, or arriving messages are larger than the taken messages.
     Full,
-    /// No room, and a poll is necessary for the maximum poll interval.
+    /// No space, but a poll is necessary for the maximum poll interval.
     KeepaliveDue,
 }
 
 /// The membership of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Membership {
-    /// The first assignment was not carried out yet.
+    /// The state before the first assignment.
     Joining,
     Active,
-    /// Nobody reads the consumer. `left` once librdkafka was asked to leave the group. The next `recv` resumes.
+    /// The state without reads. `left` is true after librdkafka was instructed to leave the group. The next
+    /// `recv` resumes the consumer.
     Suspended {
         left: bool,
     },
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
-/// A call, or the answer of a request, which the thread applies to its state.
+/// A call or the result of a request, which the thread applies to its state.
 pub(super) type Command = Box<dyn FnOnce(&mut ConsumerThread) + Send>;
 
 /// A `recv` that waits for its reply.
@@ -145,45 +147,45 @@ struct PendingRecv {
     reply: Reply<PolledBatch>,
 }
 
-/// The owner of a consumer's state.
+/// The consumer thread, which owns the state of a consumer.
 pub(in crate::redpanda) struct ConsumerThread {
     commands: Receiver<Command>,
     rebalances: Receiver<Rebalance>,
-    /// The sender of `commands`, for the answers of requests.
+    /// The sender of `commands`, for the results of requests.
     answers: Sender<Command>,
     recv: Option<PendingRecv>,
     joined: Option<Reply<()>>,
     commits: Commits,
-    /// Dropped after the replies, because it may block.
+    /// Dropped after the replies, because dropping the client may block.
     client: Arc<Client>,
     client_config: ClientConfig,
     admin: Arc<AdminClient<KafkaContext>>,
     settings: Arc<ConsumerSettings>,
-    /// Whether the consumer closes. The thread has ended when the sender is dropped.
+    /// True if the consumer is closing. The sender is dropped at the end of the thread.
     closing: watch::Sender<bool>,
     membership: Membership,
     assignment: Assignment,
     buffer: FetchBuffer,
-    /// A `recv` began since the last poll.
+    /// True if a `recv` began since the last poll.
     recv_began: bool,
     last_recv: Instant,
     last_poll: Instant,
     /// The error that the next `recv` returns once.
     failure: Option<Error>,
-    /// The error of every call from now on.
+    /// The error that every further call returns.
     fatal: Option<Error>,
-    /// Answers that take effect inside `recv`.
+    /// The results of requests that take effect inside `recv`.
     deferred: VecDeque<Command>,
     rebalancing: Rebalancing,
-    /// Offsets may not exist any more.
+    /// The check for fetch offsets that no longer exist.
     offset_check: Check,
-    /// Topics may be deleted, or created again.
+    /// The check for topics that were deleted or created again.
     topic_check: Check,
     deleted: BTreeSet<TopicName>,
-    /// A batch of a partition cannot be decompressed.
+    /// The check for batches that cannot be decompressed.
     unreadable_check: Check,
     end_probe: EndProbe,
-    /// The messages and bytes of the last record batch.
+    /// The number of messages and bytes in the last record batch.
     last_batch: (usize, usize),
 }
 
@@ -255,7 +257,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Does what is to be done now, and returns how long the thread may wait for a command.
+    /// Performs all due work. Returns the maximum time that the thread may wait for a command.
     fn step(&mut self) -> Duration {
         if self.recv.as_ref().is_some_and(|recv| recv.reply.is_closed()) {
             self.end_recv();
@@ -285,7 +287,7 @@ impl ConsumerThread {
         let may_poll =
             if self.is_open() { !self.rebalancing.is_revoking() } else { !self.rebalancing.is_pending() };
         if !may_poll {
-            // The next `recv` carries the change out; until then nothing more is fetched.
+            // The next `recv` carries out the change. Until then, no messages are fetched.
             return self.until_deadline(EVENT_POLL_INTERVAL);
         }
         let level = self.settings.buffer_level(self.assignment.buffered_bytes(), self.since_poll());
@@ -311,7 +313,8 @@ impl ConsumerThread {
         if more { Duration::ZERO } else { self.until_deadline(EVENT_POLL_INTERVAL) }
     }
 
-    /// Returns whether the assignment may change: a `recv` waits, or the first assignment does.
+    /// Returns whether the assignment may change. This requires a waiting `recv`, or a caller that waits
+    /// for the first assignment.
     fn is_open(&self) -> bool {
         self.recv.is_some() || self.joined.is_some()
     }
@@ -325,7 +328,7 @@ impl ConsumerThread {
         self.last_poll.elapsed()
     }
 
-    /// Returns whether the maximum poll interval has passed, so that others may own the partitions.
+    /// Returns whether the maximum poll interval has passed. Other members may then own the partitions.
     fn is_overdue(&self) -> bool {
         self.settings.max_poll_interval.is_some_and(|limit| self.since_poll() >= limit)
     }
@@ -336,7 +339,7 @@ impl ConsumerThread {
         until.map_or(wait, |until| wait.min(until.saturating_duration_since(Instant::now())))
     }
 
-    /// Runs a request on a thread of its own. Its answer is a command to this thread.
+    /// Runs a request on a separate thread. Its result is a command to this thread.
     fn request<T: Send + 'static>(
         &mut self,
         request: impl FnOnce(&Client) -> T + Send + 'static,
@@ -345,7 +348,7 @@ impl ConsumerThread {
         let (client, answers) = (self.client.clone(), self.answers.clone());
         let work = move || {
             let result = request(&client);
-            // The client ends when no request uses it.
+            // The client is dropped when no request uses it.
             drop(client);
             let _ = answers.send(Box::new(move |thread| answer(thread, result)));
         };
@@ -354,7 +357,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Keeps an error for the next `recv`, unless the request is repeated.
+    /// Stores an error for the next `recv`, unless the request is retried.
     fn request_failed(&mut self, error: KafkaError) {
         let error = error::of(error, "recv");
         tracing::debug!(%error, "a request of the consumer failed");
@@ -363,7 +366,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Returns the error of a call that names a partition which is not assigned.
+    /// Returns an error if a partition is not assigned.
     fn check_assigned<'a>(
         &self,
         partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -394,7 +397,8 @@ impl ConsumerThread {
         self.recv.take()
     }
 
-    /// Returns when a `recv` is answered at the latest. It waits for changes that are carried out inside `recv`.
+    /// Returns the latest time of the reply to a `recv`. The reply waits for changes that are carried out inside
+    /// `recv`.
     fn recv_until(&self, recv: &PendingRecv) -> Instant {
         let changing = self.rebalancing.is_pending()
             || matches!(self.membership, Membership::Suspended { .. })
@@ -402,7 +406,7 @@ impl ConsumerThread {
         if changing { recv.deadline.max(recv.began + MIN_CHANGE_WAIT) } else { recv.deadline }
     }
 
-    /// Answers the waiting `recv` if there is something to return.
+    /// Replies to the waiting `recv` if there is a result.
     fn reply_recv(&mut self) {
         let Some(recv) = &self.recv else { return };
         let (max, last) = (recv.max, Instant::now() >= self.recv_until(recv));
@@ -414,7 +418,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Returns the result of a `recv`, with `last` in any case.
+    /// Returns the result of a `recv`, if there is a result. With `last`, there is always a result.
     fn recv_result(&mut self, max: usize, last: bool) -> Option<Result<PolledBatch>> {
         let error = self.fatal.clone().or_else(|| self.failure.take());
         if let Some(error) = error.or_else(|| self.assignment.failure()) {
@@ -425,7 +429,7 @@ impl ConsumerThread {
         {
             return Some(Err(error::unknown_topic(topic, "recv")));
         }
-        // Messages of partitions that are to be revoked must not be handed out.
+        // Messages of partitions that are about to be revoked must not be returned.
         if !self.rebalancing.is_revoking()
             && let Some(polled) = self.buffer.take(&mut self.assignment, max)
         {
@@ -441,17 +445,17 @@ impl ConsumerThread {
         Some(Ok(self.buffer.take_none(&mut self.assignment)))
     }
 
-    /// Takes back the result of a `recv` that was dropped.
+    /// Takes back the result of a `recv` whose future was dropped.
     pub(super) fn put_back(&mut self, result: Result<PolledBatch>) {
         match result {
             Ok(mut polled) => {
                 let events = polled.events.len();
                 polled.events.retain(|event| *event != Notice::RevocationPending);
-                // It is announced again.
+                // The revocation is announced again.
                 self.rebalancing.announced &= polled.events.len() == events;
                 self.buffer.put_back(&mut self.assignment, polled);
             }
-            // Other errors persist without this.
+            // Errors of the kinds `Unavailable` and `NotFound` occur again without this.
             Err(error) if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound) => {
                 self.failure = Some(error);
             }
@@ -459,7 +463,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Answers `subscribe` or `read` after the first assignment, or with the reason why there is none.
+    /// Replies to `subscribe` or `read` after the first assignment, or with the reason of its failure.
     fn complete_join(&mut self) {
         if self.joined.is_none() {
             return;
@@ -476,12 +480,13 @@ impl ConsumerThread {
         self.last_recv = Instant::now();
     }
 
-    /// Polls librdkafka's queue. Returns whether there may be more.
+    /// Polls librdkafka's queue. Returns whether the queue may contain more.
     fn poll(&mut self, most: usize) -> bool {
         let client = self.client.clone();
         let mut open = None;
-        // Freed together, after they were copied. The thread that fetches allocated them. If each message were freed as it
-        // comes, both threads would contend at every message, which costs a quarter of their rate.
+        // Messages are freed together after they were copied, because the fetching thread allocated them.
+        // Freeing each message on arrival would make both threads contend at every message, which costs a
+        // quarter of their throughput.
         let mut spent = Vec::with_capacity(most);
         let (mut bytes, mut empty) = (0, 0);
         let more = loop {
@@ -495,7 +500,7 @@ impl ConsumerThread {
                     self.finish_batch(&mut open);
                     self.handle_error(&error);
                 }
-                // What arrived is handed out first; the next call polls again.
+                // Received messages are returned first. The next call polls again.
                 None if self.take_rebalances() || !spent.is_empty() => break true,
                 None if empty >= MAX_EMPTY_POLLS => break false,
                 None => empty += 1,
@@ -515,7 +520,7 @@ impl ConsumerThread {
         if open.as_ref().is_none_or(|(open, _)| *open != source) {
             self.finish_batch(open);
             let Some((partition, generation)) = self.assigned(message) else { return 0 };
-            // About as long as the last one.
+            // The last batch is the estimate for the size of this batch.
             let (messages, bytes) = (self.last_batch.0.clamp(8, MAX_POLL_RECORDS), self.last_batch.1);
             *open = Some((source, RecordBatchBuilder::new(partition, generation, messages, bytes)));
         }
@@ -541,8 +546,8 @@ impl ConsumerThread {
         Some((partition, generation))
     }
 
-    /// Polls although the buffer has no room. Fetched messages are dropped before, and messages that arrive are fetched
-    /// again when there is room.
+    /// Polls although the buffer has no space. Drops fetched messages before the poll. Messages that arrive during the
+    /// poll are fetched again when there is space.
     fn keepalive(&mut self) {
         for (partition, offset, _) in self.fetch_offsets() {
             self.seek_client(&partition, offset);
@@ -571,9 +576,10 @@ impl ConsumerThread {
         valid.map(|(partition, state)| (partition.clone(), state.fetch_offset, state.generation)).collect()
     }
 
-    /// Makes librdkafka fetch from another offset. If it does not fetch the partition, the partition is assigned again.
+    /// Makes librdkafka fetch from another offset. If librdkafka does not fetch the partition, the
+    /// partition is assigned again.
     fn seek_client(&mut self, partition: &TopicPartition, to: u64) {
-        // A suspended consumer begins there when it resumes.
+        // A suspended consumer begins at this offset when it resumes.
         let done = matches!(self.membership, Membership::Suspended { .. }) || {
             let (topic, number) = (partition.topic.as_str(), partition.partition.cast_signed());
             self.client.seek(topic, number, offsets::offset(to), LOCAL_TIMEOUT).is_ok()
@@ -661,7 +667,7 @@ impl ConsumerThread {
         });
     }
 
-    /// Looks for offsets without a message at the ends of partitions.
+    /// Searches for offsets without a message at the ends of partitions.
     fn probe_ends(&mut self) {
         let Some(tails) = self.end_probe.start(&self.assignment) else { return };
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
@@ -679,12 +685,12 @@ impl ConsumerThread {
         self.request(probe, |thread, unknown| thread.end_probe.finish(unknown));
     }
 
-    /// Leaves the group.
+    /// Leaves the group, and drops the client.
     fn leave(mut self) {
         self.take_rebalances();
         self.dismiss_rebalances();
         let Self { commands, rebalances, client, recv, joined, commits, closing, .. } = self;
-        // Calls that wait, or come from now on, return. Later events are acknowledged at once.
+        // Waiting calls and further calls return. Later events are acknowledged immediately.
         drop((commands, rebalances, recv, joined, commits));
         let deadline = Instant::now() + CLIENT_DROP_TIMEOUT;
         while Arc::strong_count(&client) > 1 && Instant::now() < deadline {
@@ -695,7 +701,7 @@ impl ConsumerThread {
     }
 }
 
-/// Returns the offsets that a caller names.
+/// Resolves the positions of a caller to offsets.
 fn resolve(
     client: &Client,
     to: &[(TopicPartition, SeekTo)],

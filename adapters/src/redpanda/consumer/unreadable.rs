@@ -1,9 +1,9 @@
-//! Record batches that librdkafka cannot decompress. It reports an error without the partition and the offset, and fetches
-//! the same batch again for ever.
+//! Record batches that librdkafka cannot decompress. librdkafka reports an error without the partition and the offset,
+//! and fetches the same batch again indefinitely.
 //!
-//! A client of its own, the probe, reads one partition from one offset, and either gets a message, the end or the error.
-//! By such probes the partition is found, and then the first readable offset behind the batch. The offsets between become
-//! one message without a payload, which no codec accepts, so that it becomes a dead letter.
+//! A separate client, the probe, reads one partition from one offset. It receives a message, the end of the partition
+//! or the error. Probes first find the partition, and then the first readable offset after the batch. The offsets in
+//! between become one message without a payload. No codec accepts this message, so it becomes a dead letter.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,11 +17,11 @@ use super::assignment::Assignment;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 
-/// The longest time of one probe. A batch of 2 GiB takes some seconds.
+/// The maximum duration of one probe. A batch of 2 GiB takes some seconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-/// One wait for an answer of a probe.
+/// The maximum wait of one poll of a probe.
 const POLL: Duration = Duration::from_millis(100);
-/// The number of offsets of a range that are probed again before it is passed over.
+/// The number of offsets in a range that are probed again before the range is skipped.
 const SAMPLES: u64 = 8;
 
 /// A partition that may have an unreadable batch at its fetch offset.
@@ -32,7 +32,7 @@ pub(super) struct Suspect {
     pub(super) fetch_offset: u64,
 }
 
-/// Offsets that cannot be read.
+/// A range of offsets that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) first: u64,
@@ -40,12 +40,12 @@ pub(super) struct Range {
     pub(super) next: u64,
 }
 
-/// Returns whether librdkafka met a batch that it cannot decompress.
+/// Returns whether librdkafka received a batch that it cannot decompress.
 pub(super) fn is_unreadable(error: &KafkaError) -> bool {
     matches!(error, KafkaError::MessageConsumption(Code::BadCompression))
 }
 
-/// Returns the partitions that librdkafka reads.
+/// Returns the partitions that librdkafka fetches.
 pub(super) fn suspects(assignment: &Assignment) -> Vec<Suspect> {
     let read = assignment.partitions.iter().filter(|(_, state)| !state.paused && state.failed.is_none());
     read.map(|(partition, state)| Suspect {
@@ -56,8 +56,8 @@ pub(super) fn suspects(assignment: &Assignment) -> Vec<Suspect> {
     .collect()
 }
 
-/// Finds the unreadable ranges at the fetch offsets. `found` is called for a partition as soon as its batch is known to be
-/// unreadable, `passed` with its range. Returns whether all partitions were probed.
+/// Finds the unreadable ranges at the fetch offsets. Calls `found` as soon as the batch of a partition is known to be
+/// unreadable, and later `passed` with its range. Returns whether all partitions were probed.
 pub(super) fn find<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     config: &ClientConfig,
@@ -67,7 +67,7 @@ pub(super) fn find<C: ConsumerContext>(
     found: impl Fn(&Suspect),
     passed: impl Fn(&Suspect, Option<Range>),
 ) -> bool {
-    // The end of an open transaction is behind the last offset that can be read.
+    // The messages of an open transaction are after the last offset that can be read.
     let partitions = suspects.iter().map(|suspect| &suspect.partition);
     let ends = offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
         tracing::debug!(%error, "the ends of partitions are not known");
@@ -103,7 +103,7 @@ pub(super) fn find<C: ConsumerContext>(
     all
 }
 
-/// Returns whether a partition can be read from an offset. None if that is not known.
+/// Returns whether a partition can be read from an offset, or None if this is unknown.
 fn is_readable(config: &ClientConfig, partition: &TopicPartition, offset: u64) -> Option<bool> {
     let mut config = config.clone();
     config
@@ -112,7 +112,7 @@ fn is_readable(config: &ClientConfig, partition: &TopicPartition, offset: u64) -
         .set("statistics.interval.ms", "0")
         .set("queued.max.messages.kbytes", "1024")
         .set("max.partition.fetch.bytes", "1024");
-    // One client for each offset: what another offset was answered is not taken for this one.
+    // A separate client for each offset, because a late response for another offset must not count for this offset.
     let probe: BaseConsumer = config.create().ok()?;
     probe.assign(&offsets::list([(partition, offsets::offset(offset))]).ok()?).ok()?;
     let deadline = Instant::now() + PROBE_TIMEOUT;
@@ -127,10 +127,11 @@ fn is_readable(config: &ClientConfig, partition: &TopicPartition, offset: u64) -
     None
 }
 
-/// Returns the first readable offset behind `first`, which is not readable, or `end`. None if a probe has no answer.
+/// Returns the first readable offset after `first`, which is not readable, or `end`. Returns None if a
+/// probe has no result.
 ///
-/// Offsets between two unreadable batches are found if one of the probes meets them: the steps double, and the range that
-/// they leave is halved, and then sampled.
+/// Readable offsets between two unreadable batches are found if a probe hits them. The steps double, the remaining
+/// range is halved, and then it is sampled.
 fn first_readable(first: u64, end: u64, readable: impl Fn(u64) -> Option<bool>) -> Option<u64> {
     let (mut unreadable, mut next, mut step) = (first, end, 1);
     while let Some(offset) = first.checked_add(step).filter(|offset| *offset < end) {

@@ -24,7 +24,7 @@ use crate::redpanda::{client_config, error};
 
 /// The minimum age of a producer before it is replaced after a fatal error.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
-/// The same if the brokers rejected the client.
+/// The minimum age of a producer before it is replaced after the brokers rejected the client.
 const REJECTED_PAUSE: Duration = Duration::from_secs(30);
 
 /// The context of a producer's client.
@@ -32,11 +32,11 @@ pub(super) struct DeliveryContext {
     connection: KafkaContext,
     in_flight: Arc<InFlightTable>,
     metadata: Arc<TopicMetadataCache>,
-    /// Purged messages. Their outcome depends on the fatal error.
+    /// The purged messages. Their outcome depends on the fatal error.
     purged_messages: Mutex<Vec<(usize, RDKafkaErrorCode)>>,
-    /// The brokers accepted the client once, so a waiting message may have been sent before.
+    /// True if the brokers accepted the client at least once. A waiting message may then have been sent before.
     was_authorized: AtomicBool,
-    /// Topics that acknowledged a message from this producer.
+    /// The topics that acknowledged a message of this producer.
     acknowledged_topics: Mutex<HashSet<String>>,
     /// The handle of the last topic. It is compared and never dereferenced.
     last: AtomicPtr<RDKafkaTopic>,
@@ -55,9 +55,9 @@ impl DeliveryContext {
         }
     }
 
-    /// Notes that a topic acknowledged a message.
+    /// Records that a topic acknowledged a message.
     fn acknowledged(&self, message: &BorrowedMessage<'_>) {
-        // Called once for each message. Consecutive messages mostly have the same topic.
+        // Called for every message. Consecutive messages mostly have the same topic.
         let handle = message.topic_ptr();
         if self.last.load(Ordering::Relaxed) == handle {
             return;
@@ -70,8 +70,8 @@ impl DeliveryContext {
         }
     }
 
-    /// Returns whether a rejected message may be in the log. The client had the right before and lost it, and librdkafka
-    /// does not tell whether the rejected request was a retry.
+    /// Returns whether a rejected message may be in the log. The client may have lost a permission between two
+    /// attempts, and librdkafka does not report whether the rejected request was a retry.
     fn may_be_stored(&self, code: RDKafkaErrorCode, topic: &str) -> bool {
         let rights =
             [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
@@ -162,7 +162,7 @@ pub(super) struct ProducerHandle {
 /// The state of a producer.
 pub(super) enum ProducerState {
     Alive,
-    /// It met a fatal error, and is to be replaced after this time.
+    /// A producer with a fatal error, which is replaced after this time.
     Dead(Duration, Error),
 }
 
@@ -176,7 +176,7 @@ impl fmt::Debug for ProducerHandle {
 }
 
 impl ProducerHandle {
-    /// Builds a producer, which connects, and starts its thread.
+    /// Creates a producer, which connects in the background, and starts its thread.
     pub(super) fn build(
         config: &RedpandaConfig,
         batch_bytes: usize,
@@ -203,7 +203,7 @@ impl ProducerHandle {
         &self.producer
     }
 
-    /// Refreshes the metadata of a topic. A producer does so every five minutes.
+    /// Refreshes the metadata of a topic. A producer otherwise refreshes its metadata every five minutes.
     pub(super) async fn refresh_metadata(&self, topic: &TopicName, limit: Duration) {
         let (producer, topic) = (self.producer.clone(), topic.clone());
         let looked = connect::blocking("publish", move || {
@@ -249,8 +249,8 @@ fn rejection(fatal: Option<(RDKafkaErrorCode, String)>) -> Option<Error> {
     (error.kind() == ErrorKind::Unauthorized).then_some(error)
 }
 
-/// Answers for deliveries. In the end, or after a fatal error, librdkafka gives up what it holds and answers for that,
-/// so that nothing is left without an answer.
+/// Polls the producer and completes deliveries. After a stop or a fatal error, librdkafka purges its messages and
+/// reports each of them, so that no message remains without an outcome.
 fn run(producer: &Arc<BaseProducer<DeliveryContext>>, dead: &AtomicBool, stop: &AtomicBool) {
     let mut purged = false;
     loop {

@@ -30,7 +30,7 @@ impl PendingPublish {
         }
     }
 
-    /// Sets the outcome of a message, and returns whether all messages have one now.
+    /// Sets the outcome of a message. Returns whether all messages now have an outcome.
     fn set_outcome(&self, index: usize, outcome: Outcome) -> bool {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcomes.get_mut(index) {
@@ -62,7 +62,7 @@ impl PendingPublish {
         }
     }
 
-    /// Returns the outcomes. `missing` replaces those that are not known.
+    /// Returns the outcomes. `missing` replaces unknown outcomes.
     pub(super) fn report(&self, missing: &DeliveryError) -> PublishReport {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         PublishReport::new(
@@ -74,17 +74,17 @@ impl PendingPublish {
     }
 }
 
-/// The calls of `publish` in flight, and the buffer of their messages. It outlives the producers.
+/// The `publish` calls in flight, and the buffer space of their messages. The table outlives the producers.
 #[derive(Debug)]
 pub(super) struct InFlightTable {
     calls: Mutex<Slab<Arc<PendingPublish>>>,
     permits: Semaphore,
-    /// The number of messages that librdkafka has and that have no outcome.
+    /// The number of messages that librdkafka holds without an outcome.
     in_flight: AtomicUsize,
     idle: Notify,
 }
 
-/// The number of bits for the index of a message in its call. The slot of the call has the other bits.
+/// The number of bits for the index of a message in its call. The other bits contain the slot of the call.
 const INDEX_BITS: u32 = usize::BITS / 2;
 
 impl InFlightTable {
@@ -113,7 +113,7 @@ impl InFlightTable {
         (slot << INDEX_BITS) | index
     }
 
-    /// Counts a message that librdkafka is about to get. Its permits were acquired before.
+    /// Counts a message before it is passed to librdkafka. Its permits are already acquired.
     pub(super) fn add(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
@@ -125,7 +125,7 @@ impl InFlightTable {
         self.remove();
     }
 
-    /// Counts a message that is not in flight any more.
+    /// Counts a message that is no longer in flight.
     pub(super) fn remove(&self) {
         if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.idle.notify_waiters();
@@ -161,7 +161,7 @@ impl InFlightTable {
     }
 }
 
-/// Returns the share of the buffer for a message of this size, with librdkafka's own data about it.
+/// Returns the share of the buffer for a message of this size, including librdkafka's overhead.
 pub(super) fn weight(size: usize) -> usize {
     const OVERHEAD: usize = 256;
     size + OVERHEAD

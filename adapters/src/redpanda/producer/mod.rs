@@ -1,4 +1,4 @@
-//! Publishing.
+//! The publishing of messages.
 
 mod client;
 mod in_flight;

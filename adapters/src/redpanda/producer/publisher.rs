@@ -1,5 +1,5 @@
-//! Publishing. Messages that the client can reject are rejected alone. The others wait for space in the buffer, in order,
-//! and one completion reports the outcomes of the call.
+//! The publishing of messages. Messages that the client can reject are rejected individually. The other messages wait
+//! for space in the buffer, in order, and one completion reports the outcomes of the call.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ pub(in crate::redpanda) struct Publisher {
     config: Arc<RedpandaConfig>,
     in_flight: Arc<InFlightTable>,
     topics: Arc<TopicMetadataCache>,
-    /// Producers by the size of their batches: one, unless a topic allows only small ones.
+    /// The producers by the size of their batches. One producer suffices, unless a topic allows only small batches.
     producers: Mutex<HashMap<usize, Arc<ProducerHandle>>>,
     closed: AtomicBool,
 }
@@ -43,18 +43,18 @@ type Route = std::result::Result<usize, DeliveryError>;
 struct KnownTopic {
     topic: TopicName,
     metadata: Result<TopicMetadata>,
-    /// The call itself looked it up.
+    /// True if this call looked up the metadata.
     looked_up: bool,
 }
 
 impl KnownTopic {
-    /// Returns whether a rejection by this metadata may be wrong by now.
+    /// Returns whether a rejection based on this metadata may be outdated.
     fn may_be_stale(&self) -> bool {
         !self.looked_up && self.metadata.as_ref().is_ok_and(|metadata| !metadata.is_fresh())
     }
 }
 
-/// Metadata that has to be looked up before a call is routed.
+/// Metadata that must be looked up before a call is routed.
 #[derive(Debug)]
 enum StaleMetadata<'a> {
     /// No metadata of this topic is known.
@@ -97,7 +97,7 @@ impl Publisher {
     ) -> PublishReport {
         let routes = self.routes(admin, batch, options).await;
         let added = options.headers.weight();
-        // A message with many short headers may weigh more than the buffer holds. It then takes all of it.
+        // A message with many short headers may weigh more than the buffer. It then takes the entire buffer.
         let most = self.config.buffer_bytes;
         let weights: Vec<_> =
             batch.iter().map(|message| weight(message.weight() + added).min(most)).collect();
@@ -146,8 +146,8 @@ impl Publisher {
         client_config::limit(self.config.delivery_timeout_ms)
     }
 
-    /// Routes every message. All messages of a topic in a call are routed by the same metadata, so that one producer sends
-    /// them and their order is kept.
+    /// Routes every message. All messages of a topic in a call use the same metadata, so that a single producer sends
+    /// them and keeps their order.
     async fn routes(
         &self,
         admin: &Arc<AdminClient<KafkaContext>>,
@@ -173,7 +173,7 @@ impl Publisher {
         }
     }
 
-    /// Routes every message by the known metadata. An error names metadata to look up first.
+    /// Routes every message with the known metadata. An error contains the metadata to look up first.
     fn route_all<'a>(
         &self,
         known: &[KnownTopic],
@@ -182,7 +182,7 @@ impl Publisher {
     ) -> std::result::Result<Vec<Route>, StaleMetadata<'a>> {
         let mut routes = Vec::with_capacity(batch.len());
         for message in batch {
-            // Messages of one topic mostly come together.
+            // Consecutive messages mostly have the same topic.
             let at = known.iter().rposition(|known| known.topic == message.topic);
             let at = at.ok_or(StaleMetadata::Missing(&message.topic))?;
             let route = self.route(&known[at].metadata, message, options);
@@ -228,7 +228,7 @@ impl Publisher {
         Ok(metadata::batch_bytes(metadata.max_message_bytes))
     }
 
-    /// Waits for space and gives a message to librdkafka, which reports its outcome.
+    /// Waits for space and passes a message to librdkafka, which reports its outcome.
     async fn send(
         &self,
         producer: &mut Option<(usize, Arc<ProducerHandle>)>,
@@ -237,7 +237,7 @@ impl Publisher {
         message: &Message,
         added: &Headers,
     ) -> std::result::Result<(), Refusal> {
-        // Released on drop, unless librdkafka has the message.
+        // Released on drop, unless librdkafka accepts the message.
         let space = match chunk.space.as_mut().and_then(|space| space.split(outgoing.weight)) {
             Some(_) if self.closed.load(Ordering::Acquire) => {
                 return Err(Refusal::Call(DeliveryError::not_sent(error::closed("publish"))));
@@ -274,7 +274,7 @@ impl Publisher {
                     chunk.now = SystemClock.now();
                     continue;
                 }
-                // The topic has this partition, and the producer's metadata is older.
+                // The topic has this partition, but the metadata of the producer is older.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
                     used.refresh_metadata(
@@ -301,7 +301,7 @@ impl Publisher {
         }
     }
 
-    /// Begins a chunk. Reserves the space of all its messages if there is enough.
+    /// Begins a chunk. Reserves the space of all its messages if the buffer has enough space.
     fn chunk(&self, weights: &[usize]) -> Chunk<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
         let space = space.and_then(|weight| self.in_flight.permits().try_acquire_many(weight).ok());
@@ -368,7 +368,7 @@ impl Publisher {
 struct Outgoing {
     batch_bytes: usize,
     slot: usize,
-    /// The index of the call's first message that was routed.
+    /// The index of the first routed message of the call.
     first: usize,
     index: usize,
     weight: usize,
@@ -379,7 +379,7 @@ struct Outgoing {
 struct Chunk<'a> {
     /// The timestamp of messages without one. librdkafka would read the clock for each message.
     now: Timestamp,
-    /// The reserved space that is left. None if there was too little; then each message waits for its space.
+    /// The remaining reserved space. None if the buffer had too little space; each message then waits for its space.
     space: Option<SemaphorePermit<'a>>,
 }
 
@@ -414,7 +414,7 @@ impl Drop for Unsent<'_> {
     }
 }
 
-/// Returns the maximum overhead of the protocol for a message that is alone in its batch.
+/// Returns the maximum overhead of the protocol for a message that is alone in its batch, in bytes.
 fn framing(headers: usize) -> usize {
     100 + 10 * headers
 }
@@ -506,14 +506,14 @@ mod tests {
         let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let topic = TopicName::new("t").unwrap();
-        // Every chunk reserves its space, or some wait for the space of each message.
+        // Every chunk reserves its space, or some chunks wait for the space of each message.
         for buffer_bytes in [64 << 20, 200_000, 1_000] {
             let mut config = RedpandaConfig::from_brokers(cluster.bootstrap_servers());
             config.buffer_bytes = buffer_bytes;
             let admin =
                 client_config::admin(&config).create_with_context(KafkaContext::new("admin", "")).unwrap();
             let (admin, publisher) = (Arc::new(admin), Publisher::new(Arc::new(config)));
-            // The mock would be asked for settings until the request timeout has passed.
+            // Without this entry, the mock would be queried for settings until the request timeout.
             let at = std::time::Instant::now() + Duration::from_hours(1);
             publisher.topics.insert(&topic, TopicMetadata { at, ..metadata(1_000_000, Duration::ZERO) });
             let call = async |len: usize| {
@@ -541,11 +541,11 @@ mod tests {
             futures::future::join_all(lengths.iter().map(|len| call(*len))).await;
             publisher.drained().await;
             assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
-            // A call that is given up in the middle keeps nothing either.
+            // A call that is dropped midway does not keep space either.
             let _ = tokio::time::timeout(Duration::from_millis(1), call(2 * CHUNK_MESSAGES)).await;
             publisher.drained().await;
             assert_eq!(publisher.in_flight.permits().available_permits(), buffer_bytes);
-            // One that the close meets is answered to the last message.
+            // A call that is interrupted by `close` returns an outcome for every message.
             let batch = vec![Message::new(topic.clone(), "x"); 2 * CHUNK_MESSAGES];
             let publish = publisher.publish(&admin, &batch, PublishOptions::NONE);
             let (report, ()) = tokio::join!(publish, async { publisher.close() });
@@ -605,7 +605,7 @@ mod tests {
         all[0] = known(&topic, metadata(10_000, new), true);
         let routes: Vec<_> = route_all(&all).unwrap().into_iter().map(Result::ok).collect();
         assert_eq!(routes, [Some(8_192), Some(524_288), None, Some(8_192)]);
-        // Looking up took its time: what this call asked for is not asked for again.
+        // The lookup took time. Metadata that this call looked up is not looked up again.
         all[0] = known(&topic, metadata(10_000, old), true);
         assert!(route_all(&all).is_ok());
     }

@@ -1,4 +1,4 @@
-//! Connections: how they are made, lent and given back.
+//! Connections: how they are opened, borrowed and returned.
 
 #[cfg(unix)]
 mod tunnel;
@@ -20,38 +20,39 @@ use crate::plaintext::warn_of_password;
 #[cfg(unix)]
 use tunnel::{Route, Tunnel};
 
-/// What only the server knows. It is met when a connection is made.
+/// The properties of the server, queried on every new connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ServerInfo {
-    /// `17.5`
+    /// The version of PostgreSQL, for example `17.5`.
     pub(super) server: String,
-    /// `2.19.3`, where the extension is created.
+    /// The version of the extension if it is installed, for example `2.19.3`.
     pub(super) extension: Option<String>,
-    /// `apache` or `timescale`, where the extension's library is loaded.
+    /// The license, `apache` or `timescale`, if the extension's library is loaded.
     pub(super) license: Option<String>,
 }
 
-/// The pool, and what is known of the server behind it.
+/// The connection pool, with the properties of its server.
 pub(super) struct Connections {
     pool: PgPool,
-    /// The server that was asked for.
+    /// The configured address of the server.
     options: PgConnectOptions,
-    /// The server as the driver connects to it: `options`, or the tunnel.
+    /// The address that the driver connects to: `options`, or the tunnel.
     driver: PgConnectOptions,
     #[cfg(unix)]
     tunnel: Option<Tunnel>,
     facts: Arc<RwLock<ServerInfo>>,
     suspects: Arc<Suspects>,
-    /// What this store adds to the limit of the process.
+    /// The share of this store in the process-wide gauge of the connection limit.
     _limit: Share,
     acquire_timeout: Duration,
     heavy_ms: u64,
 }
 
 impl Connections {
-    /// A pool that has no connection yet. Must be called inside a tokio runtime.
+    /// Creates a pool without connections. Must be called inside a tokio runtime.
     ///
-    /// Whenever a connection is lent it says which schema it meets: in place of the pool's own ping, so at no cost.
+    /// Before a connection is borrowed, it queries the identity of its schema. This query replaces the ping of the
+    /// pool, so it adds no round trip.
     pub(super) fn open(config: &TimescaleConfig, cache: Arc<SchemaCache>) -> Result<Self> {
         let options = connect_options(config)?;
         let set = Effective::of(&options);
@@ -120,7 +121,7 @@ impl Connections {
         self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The server as `host:port/database`, without any secret.
+    /// Returns the address of the server as `host:port/database`, without credentials.
     pub(super) fn address(&self) -> String {
         let options = &self.options;
         let database = options.get_database().unwrap_or(options.get_username());
@@ -136,7 +137,7 @@ impl Connections {
             Ok(connection) => Ok(self.lend(connection)),
             Err(sqlx::Error::PoolTimedOut) => {
                 if self.pool.num_idle() > 0 {
-                    // An idle connection did not answer; the others lead to the same server.
+                    // An idle connection did not respond, and the other idle connections lead to the same server.
                     self.suspects.mark();
                 }
                 Err(self.why_none_came().await)
@@ -145,7 +146,7 @@ impl Connections {
         }
     }
 
-    /// The error of a connection that was not made: of the tunnel, the driver sees only that the socket closes.
+    /// Returns the cause of a failed connection attempt. With a tunnel, the driver sees only that the socket closes.
     fn explain(&self, error: sqlx::Error) -> Cause {
         #[cfg(unix)]
         if let (sqlx::Error::Io(_), Some(tunnel)) = (&error, &self.tunnel)
@@ -156,7 +157,7 @@ impl Connections {
         error.into()
     }
 
-    /// Runs work that uses no connection of the pool; `close` drops it.
+    /// Runs work that uses no connection of the pool. `close` cancels the work.
     pub(super) async fn until_closed<T>(
         &self,
         work: impl Future<Output = Result<T, Cause>>,
@@ -164,11 +165,12 @@ impl Connections {
         self.pool.close_event().do_until(work).await?
     }
 
-    /// Borrows one more connection for who holds one already: an idle one, or a new one where the pool has room.
-    /// Two that hold one may wait here for each other's, so this gives up after a while.
+    /// Borrows a further connection for a caller that already holds a connection. Uses an idle connection, or opens a
+    /// connection if the pool has room. Gives up after 2 s, because two such callers may wait for each other.
     pub(super) async fn lease_spare(&self) -> Option<PooledConnection> {
         const PATIENCE: Duration = Duration::from_secs(2);
-        // `try_acquire` would lend a connection that nothing asked: of a schema or server that is gone, maybe.
+        // `try_acquire` would skip the check of the connection. The connection may belong to a dropped schema
+        // or a lost server.
         if self.pool.num_idle() == 0 && self.pool.size() >= self.pool.options().get_max_connections() {
             return None;
         }
@@ -185,10 +187,10 @@ impl Connections {
         }
     }
 
-    /// The driver hides refused connections behind the timeout of the pool. If slots are free, one direct
-    /// connection tells the truth.
+    /// Returns the reason why no connection was available. The driver hides refused connections behind the timeout of
+    /// the pool. If the pool has room, a direct connection reveals the reason.
     async fn why_none_came(&self) -> Cause {
-        // Those of SQL of one's own too, which has no lease.
+        // Includes the connections of custom SQL, which have no `PooledConnection`.
         let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);
         let in_use = self.pool.size().saturating_sub(idle);
         if in_use >= self.pool.options().get_max_connections() {
@@ -198,7 +200,7 @@ impl Connections {
         match tokio::time::timeout(patience, self.direct()).await {
             Ok(Err(cause)) => cause,
             Ok(Ok(connection)) => {
-                // It answers again, too late for this call.
+                // The server responds again, but too late for this call.
                 let _ = connection.close().await;
                 Cause::NoAnswer
             }
@@ -206,7 +208,7 @@ impl Connections {
         }
     }
 
-    /// A connection beside the pool: for work that holds session locks, which end with the connection.
+    /// Opens a connection outside the pool, for work with session locks. The locks end with the connection.
     pub(super) async fn direct(&self) -> Result<PgConnection, Cause> {
         let mut connection = self.driver.connect().await.map_err(|error| self.explain(error))?;
         let facts = ask(&mut connection).await?;
@@ -214,7 +216,7 @@ impl Connections {
         Ok(connection)
     }
 
-    /// Gives the rest of the current transaction the limit for heavy work.
+    /// Applies the limit for heavy work to the rest of the current transaction.
     pub(super) async fn allow_heavy(&self, connection: &mut PgConnection) -> Result<(), Cause> {
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
             .bind(self.heavy_ms.to_string())
@@ -223,7 +225,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Gives all further statements of a connection the limit for heavy work.
+    /// Applies the limit for heavy work to all further statements of a connection.
     pub(super) async fn allow_heavy_session(&self, connection: &mut PgConnection) -> Result<(), Cause> {
         for setting in ["statement_timeout", "lock_timeout"] {
             sqlx::query("SELECT set_config($1, $2, false)")
@@ -236,13 +238,14 @@ impl Connections {
     }
 }
 
-/// What tells a schema from another one of the same name: the number of a table of it; 0 without it.
+/// Returns a number that identifies a schema among schemas of the same name: the OID of its table `instruments`, or 0
+/// if the table does not exist.
 async fn incarnation(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     let sql = "SELECT coalesce(to_regclass('instruments')::oid::int8, 0)";
     sqlx::query_scalar(sql).fetch_one(connection).await
 }
 
-/// What a new connection asks the server once.
+/// Queries the properties of the server.
 async fn ask(connection: &mut PgConnection) -> Result<ServerInfo, sqlx::Error> {
     let row = sqlx::query(
         "SELECT current_setting('server_version'), \
@@ -281,8 +284,8 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
         options = options.database(database);
     }
     let tls = &config.tls;
-    // The driver reads these files for every connection, so that they can be replaced. A wrong path would look
-    // like a server that is away.
+    // The driver reads these files for every connection, so that they can be replaced. Without this check, a wrong path
+    // would look like an unreachable server.
     for (key, file) in
         [("root_cert", &tls.root_cert), ("client_cert", &tls.client_cert), ("client_key", &tls.client_key)]
     {
@@ -324,32 +327,32 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
             ("statement_timeout", limits.statement_ms.to_string()),
             ("lock_timeout", limits.lock_ms.to_string()),
             ("idle_in_transaction_session_timeout", limits.statement_ms.to_string()),
-            // A statement whose caller has gone ends soon.
+            // Ends a statement soon after its client has disconnected.
             ("client_connection_check_interval", "1000".to_owned()),
-            // The bounds of a query decide which chunks are looked at: never a plan for any bounds.
+            // The bounds of a query determine its chunks, so a generic plan is never useful.
             ("plan_cache_mode", "force_custom_plan".to_owned()),
-            // Pages are short; compiling a plan would take longer than running it.
+            // Pages are short, so compiling a plan would take longer than running it.
             ("jit", "off".to_owned()),
-            // Writes to converted chunks: the batch is bounded by us, the number of tuples it touches is not.
+            // Batches are bounded, but the number of tuples that a write to converted chunks touches is not.
             ("timescaledb.max_tuples_decompressed_per_dml_transaction", "0".to_owned()),
-            // Statements open few chunks. The check of which chunks a looked-up row can be in takes longer than the
-            // lookup in each of them.
+            // Statements open few chunks. Finding the possible chunks of a looked-up row takes longer than the
+            // lookup in each chunk.
             ("timescaledb.enable_runtime_exclusion", "off".to_owned()),
         ])
         .log_statements(log::LevelFilter::Trace))
 }
 
-/// Returns whether a mode refuses a connection without encryption.
+/// Returns whether a mode rejects a connection without encryption.
 fn encrypts(mode: PgSslMode) -> bool {
     matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
 
-/// Returns whether the server is reached by a Unix socket.
+/// Returns whether the server is reached through a Unix socket.
 fn is_local(options: &PgConnectOptions) -> bool {
     options.get_socket().is_some() || options.get_host().starts_with('/')
 }
 
-/// The settings that the driver has from the configuration, the URL, the environment or a password file.
+/// The effective settings of the driver, from the configuration, the URL, the environment or a password file.
 struct Effective {
     password: bool,
     root_cert: Option<String>,
@@ -358,11 +361,11 @@ struct Effective {
 
 impl Effective {
     fn of(options: &PgConnectOptions) -> Self {
-        // Any user and host that a URL can hold.
+        // The user and the host are replaced by placeholders that a URL can represent.
         let url = options.clone().username("user").host("host").to_url_lossy();
         let parameter = |name: &str| {
             let value = url.query_pairs().find(|(key, _)| key == name)?.1;
-            // The driver marks a file, but not a PEM.
+            // The driver marks the path of a file, but not the text of a PEM.
             Some(value.strip_prefix("file: ").unwrap_or(&value).to_owned())
         };
         Self {
@@ -372,7 +375,7 @@ impl Effective {
         }
     }
 
-    /// Refuses authorities that a mode without verification would ignore.
+    /// Rejects certificate authorities in a mode that would not verify the certificate.
     fn check(&self, options: &PgConnectOptions, section: &str) -> Result<()> {
         if self.root_cert.is_none() || encrypts(options.get_ssl_mode()) || is_local(options) {
             return Ok(());
@@ -387,8 +390,8 @@ impl Effective {
             .with_context("value", format!("{:?}", options.get_ssl_mode()).to_lowercase()))
     }
 
-    /// The tunnel that verifies the server by the authorities of a file. As in libpq, `require` with authorities is
-    /// `verify-ca`.
+    /// Returns the tunnel that verifies the server with the certificate authorities of a file. As in libpq, `require`
+    /// with such a file means `verify-ca`.
     #[cfg(unix)]
     fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Tunnel>> {
         let mode = options.get_ssl_mode();
@@ -413,7 +416,7 @@ impl Effective {
         Ok(Some(tunnel))
     }
 
-    /// Refuses authorities of a file: the driver would trust the public authorities beside them.
+    /// Rejects a file of certificate authorities, because the driver would also trust the public authorities.
     #[cfg(not(unix))]
     fn tunnel(self, options: &PgConnectOptions, section: &str) -> Result<Option<Never>> {
         if self.root_cert.is_none() || !encrypts(options.get_ssl_mode()) {
@@ -426,7 +429,7 @@ impl Effective {
     }
 }
 
-/// A tunnel on a system without Unix sockets.
+/// The type of a tunnel on a system without Unix sockets.
 #[cfg(not(unix))]
 enum Never {}
 
@@ -442,7 +445,7 @@ impl Never {
 #[error("{0}")]
 struct InvalidUrl(String);
 
-/// A part of a gauge that all stores of the process add up to, for as long as it is held.
+/// A contribution to a gauge that sums over all stores of the process. Dropping it removes the contribution.
 struct Share {
     gauge: metrics::Gauge,
     value: f64,
@@ -462,25 +465,26 @@ impl Drop for Share {
     }
 }
 
-/// The connections that were made before a failover was noticed. The pool closes them instead of lending them.
+/// The marker of suspect connections, which were opened before a failover was detected. The pool closes such
+/// connections instead of lending them.
 #[derive(Default)]
 struct Suspects(RwLock<Option<Instant>>);
 
 impl Suspects {
-    /// Makes every connection of this moment a suspect.
+    /// Marks all current connections as suspect.
     fn mark(&self) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Returns whether a connection of this age is a suspect.
+    /// Returns whether a connection of this age is suspect.
     fn include(&self, age: Duration) -> bool {
         let marked = *self.0.read().unwrap_or_else(PoisonError::into_inner);
         marked.is_some_and(|marked| age >= marked.elapsed())
     }
 }
 
-/// A borrowed connection. Given back by [`PooledConnection::give_back`]; dropped without that, in the middle of something,
-/// it is closed, so that no half-done statement or transaction returns to the pool.
+/// A borrowed connection. [`PooledConnection::give_back`] returns it to the pool. A connection dropped without that
+/// call is closed, so that no incomplete statement or transaction returns to the pool.
 pub(super) struct PooledConnection {
     connection: Option<PoolConnection<Postgres>>,
     suspects: Arc<Suspects>,
@@ -488,8 +492,8 @@ pub(super) struct PooledConnection {
 }
 
 impl PooledConnection {
-    /// Returns the connection to the pool. If the outcome shows that the connection is broken or that its server is
-    /// not the primary, the connection is closed, and every older connection with it: they lead to the same server.
+    /// Returns the connection to the pool. If the outcome shows that the connection is broken or that its server is not
+    /// the primary, the connection is closed. Older connections lead to the same server, so they are closed as well.
     pub(super) fn give_back<T>(mut self, outcome: &Result<T, Cause>) {
         if outcome.as_ref().is_err_and(Cause::ends_connection) {
             self.suspects.mark();

@@ -1,8 +1,8 @@
-//! TLS that trusts the authorities of one file only.
+//! TLS that trusts only the certificate authorities of one file.
 //!
-//! The driver adds the public authorities to those of `root_cert`, so it accepts a certificate of any of them. With
-//! `root_cert`, the adapter therefore encrypts the connections itself: the driver connects to a Unix socket in a
-//! folder that only this user may enter, and each of its connections is carried over one connection with TLS.
+//! The driver trusts the public certificate authorities in addition to those of `root_cert`. With `root_cert`, the
+//! adapter therefore encrypts the connections itself. The driver connects to a Unix socket in a folder that only this
+//! user may enter. The tunnel carries each connection of the driver over a separate TLS connection.
 
 use std::fs::DirBuilder;
 use std::io::{self, Error, ErrorKind};
@@ -26,24 +26,25 @@ use tokio_rustls::client::TlsStream;
 
 use crate::authorities::{authorities, certificates};
 
-/// The bytes that are copied at once in each direction.
+/// The maximum number of bytes copied at once in each direction.
 const BUFFER: usize = 64 * 1024;
 
-/// The longest time until a connection to the server is encrypted.
+/// The time limit for opening an encrypted connection to the server.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The server and how it proves its identity. Each PEM is text or the path of a file.
+/// The server, and the certificates for its verification. Each PEM is a text or the path of a file.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) root_cert: String,
     pub(super) client: Option<(String, String)>,
-    /// Whether the certificate must name the host.
+    /// True if the certificate must name the host.
     pub(super) verifies_host: bool,
 }
 
-/// A Unix socket that leads to the server. Dropping the tunnel removes the socket; connections end with the driver's.
+/// A Unix socket that leads to the server. Dropping the tunnel removes the socket. An open connection ends with the
+/// driver's connection.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     folder: PathBuf,
@@ -66,7 +67,7 @@ impl Tunnel {
             since.map_or(0, |since| since.subsec_nanos()),
         );
         let folder = std::env::temp_dir().join(name);
-        // Fails if the folder exists, so nobody else can own it.
+        // Fails if the folder exists, so no other user can own the folder.
         DirBuilder::new().mode(0o700).create(&folder)?;
         let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{}", route.port)));
         let listener = listener.inspect_err(|_| drop(std::fs::remove_dir_all(&folder)))?;
@@ -75,12 +76,12 @@ impl Tunnel {
         Ok(Self { folder, accepting, failure })
     }
 
-    /// The folder of the socket, as the driver takes it.
+    /// Returns the folder of the socket, in the form that the driver expects.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Returns why the server was not reached, for a driver that sees only a socket that closes.
+    /// Returns the error of the last connection attempt, if it failed. The driver sees only that the socket closes.
     pub(super) fn failure(&self) -> Option<Error> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.as_ref().map(|(kind, text)| Error::new(*kind, text.clone()))
@@ -105,11 +106,11 @@ async fn accept(listener: UnixListener, route: Arc<Route>, failure: Arc<Mutex<Op
     }
 }
 
-/// Carries one connection of the driver. The first end that closes ends both.
+/// Carries one connection of the driver. When one end closes, both ends are closed.
 async fn carry(driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<Failure>>>) {
     let connected = tokio::select! {
         connected = tokio::time::timeout(CONNECT, route.connect()) => connected,
-        // The driver gave up: nobody asks why.
+        // The driver gave up, so no error is recorded.
         () = closed(&driver) => return,
     };
     let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
@@ -124,7 +125,8 @@ async fn carry(driver: UnixStream, route: Arc<Route>, failure: Arc<Mutex<Option<
     }
 }
 
-/// Copies what the driver sends, until it closes its end. A server that does not read does not delay that.
+/// Copies the data of the driver to the server until the driver closes its end. A server that does not read cannot
+/// delay the detection of that.
 async fn send(driver: &UnixStream, server: &mut WriteHalf<TlsStream<TcpStream>>) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -152,7 +154,7 @@ async fn send(driver: &UnixStream, server: &mut WriteHalf<TlsStream<TcpStream>>)
     }
 }
 
-/// Copies what the server sends, until it closes its end.
+/// Copies the data of the server to the driver until the server closes its end.
 async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStream) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -172,17 +174,17 @@ async fn receive(server: &mut ReadHalf<TlsStream<TcpStream>>, driver: &UnixStrea
     }
 }
 
-/// Waits until the driver has closed its end, and reads nothing of what it sent before.
+/// Waits until the driver closes its end. Reads none of the data that the driver sent.
 async fn closed(driver: &UnixStream) {
     const PERIOD: Duration = Duration::from_millis(500);
-    // The runtime tells of a closed end only together with other events.
+    // The runtime reports a closed end only together with other events.
     while !driver.ready(Interest::WRITABLE).await.is_ok_and(Ready::is_write_closed) {
         tokio::time::sleep(PERIOD).await;
     }
 }
 
 impl Route {
-    /// Connects as the chapter "SSL Session Encryption" of PostgreSQL's protocol says.
+    /// Connects as specified in the chapter "SSL Session Encryption" of PostgreSQL's protocol.
     async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
         const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
         let host = self.host.trim_matches(['[', ']']);
@@ -218,7 +220,7 @@ impl Route {
     }
 }
 
-/// The bytes of a PEM that is given as text or as the path of a file.
+/// Returns the bytes of a PEM that is given as a text or as the path of a file.
 fn pem(text: &str) -> io::Result<Vec<u8>> {
     if text.trim_start().starts_with("-----BEGIN") {
         Ok(text.as_bytes().to_vec())
@@ -227,12 +229,12 @@ fn pem(text: &str) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The kind by which a failure of TLS is told from one of the network.
+/// Returns an error whose kind distinguishes a TLS failure from a network failure.
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(ErrorKind::InvalidData, error)
 }
 
-/// Accepts a certificate of a known authority for any host.
+/// A verifier that accepts a certificate of a trusted authority for any host.
 #[derive(Debug)]
 struct AnyHost(Arc<WebPkiServerVerifier>);
 
@@ -302,7 +304,7 @@ mod tests {
         assert!(!folder.exists());
     }
 
-    /// A connection that is carried to a listener, and its two ends.
+    /// Starts a tunnel connection to a listener. Returns its task and its two ends.
     async fn carried(root_cert: &str) -> (JoinHandle<()>, UnixStream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let route = Route {

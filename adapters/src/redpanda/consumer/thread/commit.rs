@@ -1,4 +1,4 @@
-//! Commits. One is in flight at a time, and partitions are revoked only when none is.
+//! Commits. At most one commit is in flight, and partitions are revoked only when no commit is in flight.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 use super::{Check, Client, ConsumerThread, RETRY_BACKOFF, Reply, error, offsets};
 use crate::redpanda::offsets::OffsetSpec;
 
-/// The pause before a commit that a rebalance rejected is repeated.
+/// The pause before a commit is retried after a rebalance rejected it.
 const COMMIT_RETRY_BACKOFF: Duration = Duration::from_millis(50);
 
 /// The commits of a consumer.
@@ -20,7 +20,7 @@ pub(super) struct Commits {
     pub(super) in_flight: bool,
     /// The commit of start offsets.
     starts: Check,
-    /// The commit of start offsets was tried since the last assignment.
+    /// True if the commit of start offsets was tried since the last assignment.
     pub(super) starts_tried: bool,
 }
 
@@ -47,7 +47,8 @@ impl ConsumerThread {
         self.next_commit();
     }
 
-    /// Sends the next commit if none is in flight: the partitions that are still assigned, with valid offsets.
+    /// Sends the next commit if no commit is in flight. It contains the partitions that are still
+    /// assigned, with valid offsets.
     fn next_commit(&mut self) {
         if self.commits.in_flight {
             return;
@@ -55,7 +56,7 @@ impl ConsumerThread {
         let Some(PendingCommit { offsets, mut deadline, reply }) = self.commits.waiting.pop_front() else {
             return;
         };
-        // Nothing is stored if the caller dropped the call before.
+        // Nothing is stored if the caller already dropped the call.
         let skip = self.is_overdue() || reply.is_closed();
         let (mut assigned, mut lost) = (Positions::new(), Vec::new());
         for (partition, next) in offsets.iter() {
@@ -69,7 +70,7 @@ impl ConsumerThread {
             return self.next_commit();
         }
         if let Some(limit) = self.settings.max_poll_interval {
-            // Others own the partitions from then on.
+            // Other members own the partitions from then on.
             deadline = deadline.min(self.last_poll + limit);
         }
         self.commits.in_flight = true;
@@ -91,7 +92,7 @@ impl ConsumerThread {
         });
     }
 
-    /// Commits start offsets before their first messages are handed out, so that a takeover begins there, too.
+    /// Commits start offsets before their first messages are returned, so that a takeover begins at the same offsets.
     pub(super) fn commit_starts(&mut self) {
         let pending = self.assignment.partitions.iter();
         let starts: Vec<_> = pending
@@ -136,7 +137,7 @@ fn store(client: &Client, offsets: &Positions) -> KafkaResult<()> {
     client.commit(&list, CommitMode::Sync)
 }
 
-/// Stores offsets, and repeats a commit that a rebalance rejected. Moves partitions that are lost to `lost`.
+/// Stores offsets, and retries a commit that a rebalance rejected. Moves lost partitions to `lost`.
 fn store_with_retries(
     client: &Client,
     offsets: &mut Positions,
@@ -147,7 +148,7 @@ fn store_with_retries(
     while !offsets.is_empty() {
         let Err(refused) = store(client, offsets) else { break };
         let ends = match error::code_of(&refused) {
-            // The broker does not know this member any more: others have its partitions.
+            // The broker no longer knows this member. Other members own its partitions.
             Some(Code::UnknownMemberId | Code::AssignmentLost) => None,
             Some(
                 Code::RebalanceInProgress
@@ -160,7 +161,7 @@ fn store_with_retries(
                 std::thread::sleep(COMMIT_RETRY_BACKOFF);
                 continue;
             }
-            // Nothing can be stored for partitions of a topic that was deleted.
+            // Offsets in a deleted topic cannot be stored.
             _ if error::is_gone(&refused) => {
                 let partitions = offsets.iter().map(|(partition, _)| partition);
                 Some(offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_default())

@@ -87,7 +87,7 @@ impl ConsumerHandle {
         });
     }
 
-    /// Waits until the consumer has left its group. False if the limit passed before.
+    /// Waits until the consumer has left its group. Returns false if the limit passes first.
     pub(in crate::redpanda) async fn closed(&self, limit: Duration) -> bool {
         let mut closing = self.closing.clone();
         tokio::time::timeout(limit, async { while closing.changed().await.is_ok() {} }).await.is_ok()

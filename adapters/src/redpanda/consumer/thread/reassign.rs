@@ -1,4 +1,4 @@
-//! Changes of the assignment, which are carried out inside `recv` only.
+//! Changes of the assignment, which are carried out only inside `recv`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Check, Client, ConsumerThread, Membership, RETRY_BACKOFF, Rebalance,
 use crate::redpanda::consumer::rebalance::{acknowledge, dismiss};
 use crate::redpanda::offsets::OffsetSpec;
 
-/// The rebalance events that wait.
+/// The rebalance events that are not carried out yet.
 #[derive(Default)]
 pub(super) struct Rebalancing {
     events: VecDeque<Rebalance>,
@@ -20,19 +20,19 @@ pub(super) struct Rebalancing {
     pub(super) attempt: Check,
     /// The start offsets of the first event's partitions.
     starts: Option<Vec<StartOffset>>,
-    /// The revocation of the first event is announced.
+    /// True if the revocation of the first event was announced.
     pub(super) announced: bool,
-    /// The number of events before the first one.
+    /// The number of events before the first event.
     done: u64,
 }
 
-/// The start offset of a partition that is to be assigned.
+/// The start offset of a partition that is about to be assigned.
 pub(super) struct StartOffset {
     pub(super) partition: TopicPartition,
     pub(super) offset: u64,
-    /// A start without a commit has to be committed itself.
+    /// The commit of the partition. Without a commit, the start offset must be committed.
     pub(super) committed: Option<u64>,
-    /// There is no commit, and the reset policy is an error.
+    /// True if there is no commit and the reset policy is an error.
     pub(super) fails: bool,
 }
 
@@ -71,7 +71,7 @@ fn start_offsets(
     for (partition, start) in found {
         match start {
             Ok(start) => drop(starts.insert(partition, (start, None))),
-            // The topic was deleted. librdkafka waits for an answer for every partition.
+            // The topic was deleted, but librdkafka waits for a result for every partition.
             Err(error) if error::is_gone(&error) => drop(starts.insert(partition, (0, Some(0)))),
             Err(error) => return Err(error),
         }
@@ -114,7 +114,7 @@ impl ConsumerThread {
         });
     }
 
-    /// Notes the first assignment, which is the result of `subscribe` or `read`.
+    /// Records an assignment. The first assignment is the result of `subscribe` or `read`, so it causes no event.
     fn begin_membership(&mut self) {
         self.assignment.epoch += 1;
         self.commits.starts_tried = false;
@@ -134,18 +134,17 @@ impl ConsumerThread {
         any
     }
 
-    /// Acknowledges all events, and carries out none.
+    /// Acknowledges all events without carrying them out.
     pub(super) fn dismiss_rebalances(&mut self) {
         while let Some(event) = self.rebalancing.pop() {
             dismiss(&self.client, &event);
         }
     }
 
-    /// Carries out the events that wait. It ends early if a request has to be answered before, or if a repetition is due
-    /// later.
+    /// Carries out the waiting events. Ends early if a request must complete first, or if a retry is due later.
     pub(super) fn rebalance(&mut self) {
         while let Some(event) = self.rebalancing.events.front().cloned() {
-            // A commit in flight ends before others own its partitions.
+            // A commit in flight completes before other members own its partitions.
             if !event.assigns && (self.commits.in_flight || self.announce_revocation()) {
                 return;
             }
@@ -166,7 +165,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Announces a revocation to the `recv` that waits. Returns whether the revocation has to wait for the next `recv`.
+    /// Announces a revocation to the waiting `recv`. Returns whether the revocation must wait for the next `recv`.
     fn announce_revocation(&mut self) -> bool {
         if !self.settings.announce_revocations || self.rebalancing.announced {
             return false;
@@ -201,7 +200,7 @@ impl ConsumerThread {
         let offset_reset = self.settings.offset_reset;
         let find = move |client: &Client| start_offsets(client, &partitions, offset_reset, limit);
         self.request(find, move |thread, starts| {
-            // Another event is first if this one was dismissed.
+            // If this event was dismissed, another event is first.
             if thread.rebalancing.done != number {
                 return;
             }
@@ -215,9 +214,9 @@ impl ConsumerThread {
         });
     }
 
-    /// Adds partitions to the assignment, after librdkafka has accepted them.
+    /// Adds partitions to the assignment after librdkafka has accepted them.
     pub(super) fn take_over(&mut self, starts: &[StartOffset]) -> KafkaResult<()> {
-        // librdkafka keeps a pause over the loss of a partition.
+        // librdkafka keeps the paused state of a partition beyond the loss of the partition.
         let list = offsets::list(starts.iter().map(|start| (&start.partition, Offset::Invalid)))?;
         self.client.resume(&list)?;
         let list = starts.iter().map(|start| (&start.partition, offsets::offset(start.offset)));
@@ -233,8 +232,9 @@ impl ConsumerThread {
         Ok(())
     }
 
-    /// Assigns partitions again in which librdkafka could not seek. They leave its assignment for a moment. librdkafka
-    /// takes that for an acknowledgement if it waits for one, so it happens inside `recv` only, and after all events.
+    /// Assigns partitions again in which librdkafka could not seek. They leave librdkafka's assignment for a moment. If
+    /// librdkafka waits for an acknowledgement, it takes this change for the acknowledgement. Therefore the change
+    /// happens only inside `recv`, and after all events.
     pub(super) fn reassign(&mut self) {
         let states = self.assignment.partitions.iter();
         let stuck: Vec<_> = states
@@ -250,7 +250,7 @@ impl ConsumerThread {
                 continue;
             }
             let assigned = offsets::list([(&partition, offsets::offset(offset))]).and_then(|list| {
-                // The partition is out already if it could not be assigned the last time.
+                // The partition is already unassigned if the last attempt to assign it failed.
                 let _ = self.client.incremental_unassign(&list);
                 self.client.incremental_assign(&list)
             });

@@ -1,4 +1,4 @@
-//! Errors of librdkafka: offsets that do not exist any more, and deleted topics.
+//! Recovery from errors of librdkafka: offsets that no longer exist, deleted topics, and unreadable batches.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ type FetchOffset = (TopicPartition, u64, u64);
 /// The state of a fetch offset in the log.
 enum OffsetState {
     Valid,
-    /// The offset does not exist. The log has the offsets from `low` to `high`. `to` is the offset of the reset policy,
-    /// and None if the policy is an error.
+    /// An offset that does not exist. The log contains the offsets from `low` to `high`. `to` is the offset of the
+    /// reset policy, or None if the policy is an error.
     OutOfRange {
         to: Option<u64>,
         low: u64,
@@ -39,7 +39,7 @@ impl ConsumerThread {
             return;
         }
         if unreadable::is_unreadable(error) {
-            // librdkafka fetches the batch again, so the event comes again.
+            // librdkafka fetches the batch again, so the event is repeated.
             self.unreadable_check.request(RETRY_BACKOFF);
             return;
         }
@@ -67,7 +67,7 @@ impl ConsumerThread {
             }
             _ => {
                 let found = error::by_code(code, "recv");
-                // librdkafka repeats what may pass. `recv` returns an error once its wait has passed.
+                // librdkafka retries temporary errors. `recv` returns an error after its wait has passed.
                 if found.retry().is_retryable() || found.kind() == ErrorKind::Internal {
                     tracing::debug!(%code, "librdkafka continues after an error");
                 } else {
@@ -77,7 +77,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Looks for fetch offsets that do not exist any more.
+    /// Searches for fetch offsets that no longer exist.
     pub(super) fn check_offsets(&mut self) {
         if !self.offset_check.start() {
             return;
@@ -90,7 +90,7 @@ impl ConsumerThread {
         });
     }
 
-    /// Resets offsets that do not exist any more.
+    /// Resets offsets that no longer exist.
     fn reset_offsets(&mut self, found: KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)>) {
         self.offset_check.finish();
         let (found, all) = found.unwrap_or_default();
@@ -102,7 +102,8 @@ impl ConsumerThread {
             // A seek may have changed the offset.
             let Some(state) = state.filter(|state| state.fetch_offset == offset) else { continue };
             match now {
-                // librdkafka may have stopped here nevertheless: the log was truncated, and has grown again.
+                // librdkafka may have stopped at this offset nevertheless, if the log was truncated
+                // and has grown again.
                 OffsetState::Valid => self.seek_client(&partition, offset),
                 OffsetState::OutOfRange { to: Some(to), low, high } => {
                     tracing::warn!(%partition, from = offset, to, "the offset does not exist any more");
@@ -120,7 +121,8 @@ impl ConsumerThread {
         }
     }
 
-    /// Looks for batches that librdkafka cannot decompress, and passes them over. Other partitions go on meanwhile.
+    /// Searches for batches that librdkafka cannot decompress, and skips them. Other partitions
+    /// continue in the meantime.
     pub(super) fn check_unreadable(&mut self) {
         if !self.unreadable_check.start() {
             return;
@@ -142,7 +144,7 @@ impl ConsumerThread {
         };
         self.request(find, |thread, all| {
             thread.unreadable_check.finish();
-            // Events that came meanwhile may be of batches that are passed over now; others come again.
+            // Events from the meantime may be about batches that are now skipped. Other events are repeated.
             thread.unreadable_check.due = None;
             if !all {
                 thread.unreadable_check.request(METADATA_RECHECK);
@@ -150,7 +152,7 @@ impl ConsumerThread {
         });
     }
 
-    /// Stops librdkafka's fetches of a partition, which decompress an unreadable batch again and again.
+    /// Stops librdkafka's fetches of a partition, which would decompress an unreadable batch repeatedly.
     fn hold_back(&mut self, suspect: &Suspect) {
         let state = self.assignment.current(&suspect.partition, suspect.generation);
         if state.is_some_and(|state| state.fetch_offset == suspect.fetch_offset)
@@ -161,10 +163,10 @@ impl ConsumerThread {
         }
     }
 
-    /// Moves a partition behind an unreadable range, for which the caller gets one message.
+    /// Moves a partition past an unreadable range. The caller receives one message for the range.
     fn pass_over(&mut self, suspect: &Suspect, range: Option<Range>) {
         let partition = &suspect.partition;
-        // A seek may have changed the offset. It does not end the pause of librdkafka.
+        // A seek may have changed the offset, but a seek does not resume the partition in librdkafka.
         self.resume_client(partition);
         let state = self.assignment.current(partition, suspect.generation);
         let (Some(state), Some(range)) = (state, range) else { return };
@@ -183,7 +185,7 @@ impl ConsumerThread {
         self.seek_client(partition, range.next);
     }
 
-    /// Lets librdkafka fetch a partition unless the caller paused it.
+    /// Lets librdkafka fetch a partition again, unless the caller paused it.
     fn resume_client(&self, partition: &TopicPartition) {
         let state = self.assignment.partitions.get(partition);
         if state.is_some_and(|state| !state.paused)
@@ -194,7 +196,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Looks for topics that were deleted, or created again.
+    /// Searches for topics that were deleted or created again.
     pub(super) fn check_topics(&mut self) {
         if !self.deleted.is_empty() {
             self.topic_check.request(METADATA_RECHECK);
@@ -231,14 +233,14 @@ impl ConsumerThread {
     }
 }
 
-/// Returns whether a topic exists. None if the brokers did not answer.
+/// Returns whether a topic exists, or None if the brokers did not respond.
 fn topic_exists(admin: &AdminClient<KafkaContext>, topic: &TopicName, limit: Duration) -> Option<bool> {
     let found = admin.inner().fetch_metadata(Some(topic.as_str()), limit).ok()?;
     let unknown = |code: Code| matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition);
     Some(!found.topics().iter().any(|found| found.error().is_some_and(|code| unknown(code.into()))))
 }
 
-/// Returns the state of fetch offsets, and whether all of them are known.
+/// Returns the states of the fetch offsets, and whether all states are known.
 fn offset_states(
     client: &Client,
     fetched: Vec<FetchOffset>,

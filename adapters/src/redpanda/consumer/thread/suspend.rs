@@ -1,9 +1,9 @@
-//! Consumers that nobody reads.
+//! The suspension of consumers that are not read.
 //!
-//! A member leaves its group, because its maximum poll interval has passed and others are to have its partitions. A
-//! reader without a group keeps its positions, and librdkafka fetches nothing for it. The events of librdkafka are still
-//! served, because its log and its statistics would fill memory. A poll counts as participation, so a member has to leave
-//! before.
+//! A member leaves its group, because its maximum poll interval has passed and other members must get its partitions. A
+//! reader without a group keeps its positions, and librdkafka fetches nothing for it. The thread still serves the
+//! events of librdkafka, because its log and its statistics would fill the memory. A poll counts as participation, so a
+//! member must leave its group before the thread polls.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{
 };
 
 impl ConsumerThread {
-    /// Suspends the consumer, because nobody has read for too long.
+    /// Suspends the consumer, because no `recv` was called for too long.
     pub(super) fn suspend(&mut self) {
         if matches!(self.membership, Membership::Suspended { .. }) {
             return;
@@ -30,18 +30,18 @@ impl ConsumerThread {
         }
     }
 
-    /// Removes all partitions: others own them, because the maximum poll interval has passed.
+    /// Removes all partitions. Other members own them, because the maximum poll interval has passed.
     pub(super) fn lose_by_poll_interval(&mut self) {
         self.assignment.lose_all();
         self.buffer.drop_lost(&self.assignment);
         self.assignment.events.push(Notice::PollLimitPassed);
     }
 
-    /// Serves a suspended consumer, resumes it if a `recv` waits or ended less than a second ago, and returns how long the
-    /// thread may wait.
+    /// Serves a suspended consumer, and resumes it if a `recv` waits or ended less than a second ago. Returns the
+    /// maximum time that the thread may wait.
     pub(super) fn step_suspended(&mut self) -> Duration {
         if self.membership == (Membership::Suspended { left: false }) {
-            // A commit in flight ends before others own its partitions.
+            // A commit in flight completes before other members own its partitions.
             if self.commits.in_flight {
                 return RETRY_BACKOFF;
             }
@@ -68,7 +68,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Serves librdkafka's events. Rebalance events are acknowledged at once, and messages are dropped.
+    /// Serves librdkafka's events. Acknowledges rebalance events immediately, and drops messages.
     fn serve_events(&mut self) {
         self.take_rebalances();
         self.dismiss_rebalances();
@@ -88,8 +88,8 @@ impl ConsumerThread {
         self.dismiss_rebalances();
     }
 
-    /// Returns whether librdkafka has left the group. In the middle of a rebalance it waits for its end, and a
-    /// subscription before that would be forgotten. It has no subscription at once, but keeps its partitions until then.
+    /// Returns whether librdkafka has left the group. During a rebalance, librdkafka waits for its end and forgets a
+    /// subscription made before. Its subscription is empty immediately, but it keeps its partitions until then.
     fn has_left(&self) -> bool {
         let none = |topics: KafkaResult<TopicPartitionList>| topics.is_ok_and(|topics| topics.count() == 0);
         !self.settings.has_group() || none(self.client.subscription()) && none(self.client.assignment())

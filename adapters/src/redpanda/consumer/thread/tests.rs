@@ -55,7 +55,7 @@ fn push(thread: &mut ConsumerThread, offsets: std::ops::Range<u8>) {
     thread.buffer.push(&mut thread.assignment, batch);
 }
 
-/// Serves commands until a reply is there.
+/// Serves commands until a reply arrives.
 fn reply<T>(thread: &mut ConsumerThread, mut reply: oneshot::Receiver<Result<T>>) -> Result<T> {
     loop {
         if let Ok(result) = reply.try_recv() {
@@ -103,7 +103,7 @@ fn headers_count_in_the_bytes_of_a_poll() {
     let (mut buffered, mut most) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(30);
     while buffered < 40 * EACH && Instant::now() < deadline {
-        // Time for more than one poll returns.
+        // Enough time for more messages than one poll returns.
         std::thread::sleep(Duration::from_millis(300));
         thread.poll(MAX_POLL_RECORDS);
         let now = thread.assignment.buffered_bytes();
@@ -117,7 +117,7 @@ fn headers_count_in_the_bytes_of_a_poll() {
 #[test]
 fn partitions_that_librdkafka_rejects_are_not_assigned() {
     let (mut thread, _handle) = member(NOWHERE);
-    // It rejects a partition that is named twice.
+    // librdkafka rejects a list that contains a partition twice.
     assert!(thread.take_over(&[start_offset(3, None), start_offset(3, None)]).is_err());
     assert!(thread.assignment.partitions.is_empty());
     thread.take_over(&[start_offset(3, None)]).unwrap();
