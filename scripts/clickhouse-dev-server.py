@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""A development server: ClickHouse's own engine (the Python module chdb) behind ClickHouse's HTTP interface.
+"""A development server: ClickHouse's engine (the Python module chdb) behind ClickHouse's HTTP interface.
 
 It is for machines without a container engine, and for tests: one process, one user, no TLS, no other protocol.
-What it answers comes from the engine; what it adds is the HTTP around it, as the real server has it: queries in
-the body or in the address, settings and parameters in the address, streamed inserts, LZ4 in both directions, the
-code of an error in the header, and the server's HTTP status for it.
+The engine computes the results. This server adds the HTTP interface of the real server: queries in the body or in the
+address, settings and parameters in the address, streamed inserts, LZ4 in both directions, error codes in the header,
+and the HTTP status of each error.
 
     clickhouse-dev-server.py FOLDER PORT
 
 The engine keeps its data in FOLDER. The user and the password are QI_CLICKHOUSE_USER and QI_CLICKHOUSE_PASSWORD
-(qi and qi). Everything listens on 127.0.0.1 alone.
+(qi and qi). The server listens on 127.0.0.1 only.
 
-Started by root, the process confines itself before the first request, because SQL reads and writes files and opens
-connections: FOLDER becomes its root directory, its network has no interface but the socket that listens, and it runs
-as FOLDER's owner.
+If root starts the process, it confines itself before the first request, because SQL can read and write files and open
+connections. FOLDER becomes its root directory, its network has no interface except the listening socket, and it runs as
+FOLDER's owner.
 
-QI_CLICKHOUSE_GRANTS, one GRANT statement without TO a line, takes all other rights from the user.
+QI_CLICKHOUSE_GRANTS limits the rights of the user to its GRANT statements, one on each line and without TO.
 """
 
 import base64
@@ -41,7 +41,7 @@ import lz4.frame
 USER = os.environ.get("QI_CLICKHOUSE_USER", "qi")
 PASSWORD = os.environ.get("QI_CLICKHOUSE_PASSWORD", "qi")
 
-# Statuses by error code, as src/Server/HTTP/exceptionCodeToHTTPStatus.cpp of ClickHouse has them. The rest is 500.
+# HTTP statuses by error code, from ClickHouse's src/Server/HTTP/exceptionCodeToHTTPStatus.cpp. Other errors are 500.
 STATUS_OF_NAME = {
     401: "REQUIRED_PASSWORD",
     403: "UNKNOWN_USER WRONG_PASSWORD AUTHENTICATION_FAILED SET_NON_GRANTED_ROLE ACCESS_DENIED",
@@ -63,7 +63,7 @@ STATUS_OF_NAME = {
 }
 STATUS = {name: status for status, names in STATUS_OF_NAME.items() for name in names.split()}
 
-# What is in the address and is no setting.
+# The parameters of the address that are not settings.
 NO_SETTINGS = {
     "query", "database", "default_format", "compress", "decompress", "user", "password", "query_id", "session_id",
     "session_timeout", "session_check", "role", "enable_http_compression", "wait_end_of_query", "buffer_size",
@@ -74,12 +74,12 @@ NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
 INSERT = re.compile(r"^\s*INSERT\s+INTO\s+.*?\s+FORMAT\s+(\w+)\s*$", re.IGNORECASE | re.DOTALL)
 CHUNK = 1 << 18
 
-# The engine, which `main` loads: its module starts threads.
+# The engine. `main` loads it, because the module starts threads.
 chdb = None
 
 
 class Failed(Exception):
-    """What the engine, or this server in its place, refuses."""
+    """An error of the engine, or of this server in its place."""
 
     def __init__(self, text):
         text = text.strip()
@@ -91,17 +91,17 @@ class Failed(Exception):
 
 
 class Aborted(Exception):
-    """The client went away in the middle of its request."""
+    """The client disconnected in the middle of its request."""
 
 
 def checksum(block):
-    """CityHash128 of version 1.0.2, its two halves in the order of the wire."""
+    """Returns the CityHash128 of version 1.0.2, with its halves in wire order."""
     value = cityhash.CityHash128(block).to_bytes(16, "big")
     return value[7::-1] + value[:7:-1]
 
 
 def decompressed(chunks):
-    """Blocks of ClickHouse's own LZ4 form: a checksum of 16 bytes, the method, two lengths, the data."""
+    """Decompresses ClickHouse's LZ4 blocks: a checksum of 16 bytes, the method, two lengths, the data."""
     buffer = b""
     for chunk in chunks:
         buffer += chunk
@@ -154,8 +154,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (Aborted, ConnectionError):
             self.close_connection = True
         except ValueError as error:
-            # Bytes that are no request: a text that is not UTF-8, a length that is no number. Where the next request
-            # begins is not known.
+            # Invalid requests: text that is not UTF-8, or a length that is not a number. The position of the next
+            # request is unknown.
             self.close_connection = True
             self.answer(400, f"{error}\n".encode(), {})
 
@@ -194,9 +194,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             )
 
     def prepare(self, connection, address):
-        # The module takes a bare expression for a query, which the server calls a syntax error.
+        # The module accepts a bare expression as a query, which is a syntax error on the server.
         settings = ["implicit_select = 0"] + [
-            # As texts, which every setting takes: `compatibility` refuses a number.
+            # Every setting accepts text, but `compatibility` rejects a number.
             f"{name} = {quoted(value)}"
             for name, value in address.items()
             if name not in NO_SETTINGS and not name.startswith("param_") and re.fullmatch(r"\w+", name)
@@ -211,7 +211,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             execute(connection, "USE `" + database.replace("`", "``") + "`", "Null")
 
     def body(self):
-        """The body in parts, as it comes."""
+        """Yields the parts of the body as they arrive."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             while True:
                 line = self.rfile.readline(1024)
@@ -237,7 +237,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.consumed = True
 
     def drain(self):
-        """Reads what is left of a request that was refused, so that the connection can go on."""
+        """Reads the rest of a rejected request, so that the connection can be reused."""
         if self.consumed:
             return
         try:
@@ -264,13 +264,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return query
 
     def insert(self, connection, query, form, address):
-        # By way of a file: the module's own streamed insert says nothing of a block that the engine refused.
+        # With a file, because the module's streamed insert does not report a block that the engine rejects.
         head = query[: query.upper().rindex("FORMAT")].rstrip()
         with tempfile.NamedTemporaryFile(dir=self.server.spool) as file:
             parts = self.body()
             for part in decompressed(parts) if address.get("decompress") == "1" else parts:
                 file.write(part)
-            # What a client did not end must not be there.
+            # An insert that the client did not complete must not be stored.
             if not self.consumed:
                 raise Aborted
             file.flush()
@@ -302,7 +302,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def compressed(data):
-    """ClickHouse's own LZ4 form, in blocks of a mebibyte."""
+    """Compresses to ClickHouse's LZ4 format, in blocks of a mebibyte."""
     out = bytearray()
     for start in range(0, len(data), 1 << 20):
         part = data[start : start + (1 << 20)]
@@ -325,7 +325,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def confine(folder):
-    """Makes `folder` the root directory, and its owner the user. Returns the folder's new name."""
+    """Makes `folder` the root directory and its owner the user. Returns the new path of the folder."""
     owner = os.stat(folder)
     if os.geteuid() != 0:
         return folder
@@ -340,10 +340,10 @@ def confine(folder):
 
 
 def leave_network():
-    """Moves the process to a network without interfaces. Open sockets keep theirs."""
+    """Moves the process to a network without interfaces. Open sockets keep their network."""
     if os.geteuid() != 0:
         return
-    # Only the calling thread moves, and the threads that it creates later.
+    # Only the calling thread and its later threads move.
     if len(os.listdir("/proc/self/task")) != 1:
         sys.exit("the process has threads already: they would keep the network")
     clone_newnet = 0x40000000
@@ -353,7 +353,7 @@ def leave_network():
 
 
 def grant(folder, grants):
-    """Writes the users of the engine, which it reads from the working directory when it starts."""
+    """Writes the users of the engine. The engine reads the file from the working directory when it starts."""
     os.chdir(folder)
     if not grants:
         for left in ("config.xml", "users.xml"):
@@ -383,7 +383,7 @@ def main():
     folder = confine(folder)
     grants = os.environ.get("QI_CLICKHOUSE_GRANTS", "").splitlines()
     grant(folder, grants)
-    # One connection stays, so that the engine does too.
+    # One connection stays open, so that the engine stays loaded.
     keeper = chdb.connect(folder)
     if not grants:
         execute(keeper, "CREATE DATABASE IF NOT EXISTS qi", "Null")
@@ -393,7 +393,7 @@ def main():
     for left in os.listdir(server.spool):
         os.unlink(os.path.join(server.spool, left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    # An open port means that the server answers.
+    # An open port means that the server responds.
     server.server_activate()
     print(f"listens on 127.0.0.1:{port}", flush=True)
     try:

@@ -1,8 +1,8 @@
-//! 10,000 agents started and stopped, beside as many actors of kameo and of ractor and as many bare tokio
+//! Starts and stops 10,000 agents, compared with as many actors of kameo and of ractor and with as many bare tokio
 //! tasks, on a runtime with two workers and without a log subscriber.
 //!
-//! `cargo bench -p qi-benches --bench agents` measures each alone with criterion, then prints the ratios of
-//! interleaved pairs. An argument `ratios` leaves criterion out.
+//! `cargo bench -p qi-benches --bench agents` measures each side alone with criterion, then prints the ratios of
+//! interleaved pairs. The argument `ratios` omits criterion.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 const AGENTS: usize = 10_000;
 const ROUNDS: usize = 31;
 
-/// Tells when everybody is there.
+/// A barrier that notifies when all agents have arrived.
 #[derive(Default)]
 struct Meeting {
     here: AtomicUsize,
@@ -44,7 +44,7 @@ impl Agent for Waits {
     }
 }
 
-/// Ours: built, started until each one is in `run`, stopped, cleaned up, reported.
+/// Our side: builds the agents, waits until each is in `run`, stops them, cleans up, and reports.
 async fn agents() {
     let meeting = Arc::new(Meeting::default());
     let mut builder = AgentRuntime::builder();
@@ -127,7 +127,7 @@ async fn bare_tasks() {
     }
 }
 
-/// Runs `work` as a task of the runtime, so that nobody starts from outside the workers.
+/// Runs `work` as a task of the runtime, so that no side starts outside the workers.
 fn on<F: Future<Output = ()> + Send + 'static>(runtime: &Runtime, work: impl Fn() -> F) -> Duration {
     let begun = Instant::now();
     runtime.block_on(async { tokio::spawn(work()).await }).expect("the work ends");

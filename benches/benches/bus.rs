@@ -1,9 +1,9 @@
-//! 1,000,000 keyed messages of 100 bytes through the memory bus, published and received in batches of 1,000 with
-//! a commit after each, beside a bounded tokio channel of the same messages, sent one by one and received by
-//! `recv_many(1000)`.
+//! Publishes and receives 1,000,000 keyed messages of 100 bytes through the memory bus, in batches of 1,000 with a
+//! commit after each. The rival is a bounded tokio channel of the same messages, which are sent one by one and received
+//! by `recv_many(1000)`.
 //!
-//! `cargo bench -p qi-benches --bench bus` measures each alone with criterion, then prints the ratio of
-//! interleaved pairs. An argument `ratios` leaves criterion out.
+//! `cargo bench -p qi-benches --bench bus` measures each side alone with criterion, then prints the ratio of
+//! interleaved pairs. The argument `ratios` omits criterion.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ const BATCH: usize = 1_000;
 const ROUNDS: usize = 15;
 const INSTRUMENTS: usize = 50;
 
-/// The messages in batches. The payloads of a batch are parts of one buffer, as a codec or a network client makes
-/// them; the keys are those of fifty instruments.
+/// Returns the messages in batches. The payloads of a batch are parts of one buffer, as a codec or a network client
+/// makes them. The keys are those of fifty instruments.
 fn batches(topic: &TopicName) -> Vec<Vec<Message>> {
     let keys: Vec<Bytes> =
         (0..INSTRUMENTS).map(|n| Bytes::from(format!("exchange:COIN{n}-USDT").into_bytes())).collect();

@@ -1,7 +1,7 @@
 //! The cost of the six layers per call: the full stack against the bare memory backend, with a metrics exporter.
 //! The benchmark runs once without a subscriber and once with a subscriber that takes every span.
 //!
-//! `cargo bench -p qi-benches --bench layers` prints interleaved pairs; in the environment `ROUNDS` sets how many.
+//! `cargo bench -p qi-benches --bench layers` prints interleaved pairs. The variable `ROUNDS` sets their number.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 
 use std::hint::black_box;

@@ -1,8 +1,8 @@
-//! The memory store beside a plain `BTreeMap` of the same keys, and behind `Arc<dyn PriceStore>`.
+//! The memory store, compared with a plain `BTreeMap` of the same keys and with itself behind `Arc<dyn PriceStore>`.
 //!
-//! `cargo bench -p qi-benches --bench store` measures interleaved pairs and prints each ratio with its goal, then
-//! hands the store's own times to criterion. An argument `ratios` leaves criterion out; in the environment
-//! `ROUNDS` sets the number of pairs of inserts, and `INPUT` leaves out inputs whose name does not hold it.
+//! `cargo bench -p qi-benches --bench store` measures interleaved pairs and prints each ratio with its goal. Then
+//! criterion measures the store alone. The argument `ratios` omits criterion. The variable `ROUNDS` sets the number of
+//! pairs of inserts, and `INPUT` selects the inputs whose name contains it.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ fn main() {
     ];
     let chosen = std::env::var("INPUT").unwrap_or_default();
     for (name, ticks) in inputs.iter().filter(|(name, _)| name.contains(&chosen)) {
-        // Feeds come in the order of time, give or take; random order is measured and promised nothing.
+        // Feeds are almost in the order of time. Random order is measured without a goal.
         let goal = if name.contains("random") { "no goal" } else { "goal 1.0" };
         for (batch, words) in [(1_000, "batches of 1,000"), (MILLION, "one batch")] {
             let measured =
@@ -66,7 +66,7 @@ fn main() {
     }
 }
 
-/// A million ticks, one millisecond apart, of so many instruments in turn.
+/// Returns a million ticks, one millisecond apart, of this number of instruments in turn.
 fn ticks(instruments: usize) -> Vec<PriceTick> {
     let names: Vec<Instrument> =
         (0..instruments).map(|n| format!("binance:COIN{n:03}-USDT").parse().expect("a valid name")).collect();
@@ -83,8 +83,8 @@ fn ticks(instruments: usize) -> Vec<PriceTick> {
         .collect()
 }
 
-/// The same in an order that a fixed generator gives. Source: Steele, Lea, Flood, "Fast Splittable
-/// Pseudorandom Number Generators" (`SplitMix64`), with the shuffle of Fisher and Yates.
+/// Returns the ticks in a fixed random order. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
+/// Generators" (`SplitMix64`), with the shuffle of Fisher and Yates.
 fn shuffled(mut ticks: Vec<PriceTick>) -> Vec<PriceTick> {
     let mut state: u64 = 42;
     for n in (1..ticks.len()).rev() {
@@ -114,7 +114,7 @@ fn filled(runtime: &Runtime, ticks: &[PriceTick]) -> MemoryStore {
     store
 }
 
-/// The store that was written is dropped after the clock has stopped.
+/// Returns the time of the inserts. The store is dropped after the measurement.
 fn store_insert(runtime: &Runtime, ticks: &[PriceTick], batch: usize) -> Duration {
     let store = fresh(runtime);
     timed(|| {
@@ -156,7 +156,7 @@ fn map_of(ticks: &[PriceTick]) -> Map {
 
 type Key = (Instrument, Timestamp, u64);
 
-/// 10,000 ticks of the instrument of the first one: all that it has, or the middle of it.
+/// Selects the middle 10,000 ticks of the first tick's instrument.
 fn range_of_10_000(ticks: &[PriceTick]) -> (RangeQuery, Key, Key) {
     let own: Vec<&PriceTick> = ticks.iter().filter(|t| t.instrument() == ticks[0].instrument()).collect();
     let start = (own.len() - 10_000) / 2;

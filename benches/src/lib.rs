@@ -1,24 +1,24 @@
-//! What the benchmarks share: a ratio that survives a busy machine.
+//! Shared code of the benchmarks: a ratio that is robust on a busy machine.
 //!
-//! Two measurements made one after the other compare two states of the machine. Here every round measures both
-//! sides back to back, in an order that alternates, and the result is the median of the rounds' ratios.
+//! Two consecutive measurements compare two states of the machine. Here every round measures both sides back to back,
+//! in alternating order, and the result is the median of the rounds' ratios.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The outcome of [`ratio`]. Displayed as one line: `ratio 0.81 (ours 29.1 ms, rival 36.0 ms, 30 rounds, middle
-/// half 0.78 to 0.85)`.
+/// The result of [`ratio`]. Displays as one line: `ratio 0.81 (ours 29.1 ms, rival 36.0 ms, 30 rounds, middle half 0.78
+/// to 0.85)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ratio {
-    /// The median over the rounds of ours divided by rival's: below 1 is ahead.
+    /// The median over the rounds of our time divided by the rival's. Below 1, our side is faster.
     pub median: f64,
-    /// The quarter and three quarter points of the rounds' ratios.
+    /// The first and the third quartile of the rounds' ratios.
     pub quartiles: (f64, f64),
     /// The median time of our side.
     pub ours: Duration,
     /// The median time of the rival.
     pub rival: Duration,
-    /// How many rounds were measured.
+    /// The number of measured rounds.
     pub rounds: usize,
 }
 
@@ -34,10 +34,10 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// Measures `rounds` interleaved pairs (at least one) and gives the median of their ratios, ours over rival.
+/// Measures `rounds` interleaved pairs (at least one) and returns the median of their ratios, ours over rival.
 ///
-/// Each closure does its own set-up and returns only the time that counts; [`timed`] helps. One unmeasured call
-/// of each comes first. Which side begins alternates from round to round.
+/// Each closure does its own set-up and returns only the time to compare; [`timed`] helps. One unmeasured call of each
+/// closure comes first. The order of the two sides alternates from round to round.
 ///
 /// ```
 /// use qi_benches::{ratio, timed};
@@ -82,14 +82,14 @@ pub fn ratio(
     }
 }
 
-/// The middle one of some times (of an even number, the upper middle); zero if there are none.
+/// Returns the median of some times (the upper middle of an even number), or zero without times.
 pub fn median(times: impl IntoIterator<Item = Duration>) -> Duration {
     let mut times: Vec<Duration> = times.into_iter().collect();
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// How long `work` takes. Its result is kept from the optimiser and dropped after the clock has stopped.
+/// Returns the duration of `work`. The result is kept from the optimiser and dropped after the measurement.
 pub fn timed<T>(work: impl FnOnce() -> T) -> Duration {
     let start = Instant::now();
     let result = std::hint::black_box(work());
@@ -102,13 +102,13 @@ fn at(sorted: &[f64], quarter: usize) -> f64 {
     sorted[(sorted.len() - 1) * quarter / 4]
 }
 
-/// A section of a benchmark, and what runs it.
+/// A section of a benchmark, and the function that runs it.
 pub type Section<R> = (&'static str, fn(&R));
 
-/// Runs the sections of a benchmark on a server that the arguments choose, all of them unless some are named;
-/// `--rounds N` says another number of rounds. `open` gives the rig, or says why nothing can be measured.
+/// Runs the sections of a benchmark that the arguments name, or all of them. `--rounds N` sets the number of rounds.
+/// `open` returns the rig, or prints why nothing can be measured.
 ///
-/// An argument that is unknown ends the process.
+/// An unknown argument ends the process.
 ///
 /// # Panics
 /// If no number follows `--rounds`.
@@ -124,7 +124,7 @@ pub fn sections<R, const N: usize>(
                 let number = arguments.next().and_then(|text| text.parse().ok());
                 rounds = number.expect("--rounds takes a number");
             }
-            // Words for the other benchmarks of this crate, and what cargo adds.
+            // Arguments for the other benchmarks of this crate, and of cargo.
             "ratios" | "--bench" => {}
             name if sections.iter().any(|(section, _)| *section == name) => chosen.push(argument),
             other => {

@@ -11,21 +11,21 @@ use qi_core::bus::{DeadLetters, GroupId, TopicName};
 use qi_core::record::Dataset;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, TimeRange, Timestamp};
 
-/// Looks after the backends of qi: checks, migrates, shows, copies, replays, redrives.
+/// The operator's tool for the backends of qi: checks, migrates, queries, copies, replays, imports, redrives.
 #[derive(Debug, Parser)]
 #[command(name = "qi", version)]
 pub(crate) struct Options {
-    /// The configuration that names the backends; without it everything is in memory. QI__... variables override.
+    /// The configuration file. Without it all backends are in memory. QI__... variables override both.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Another store of the same file in place of `store.backend`.
+    /// Another store of the same file, instead of `store.backend`.
     #[arg(long, value_name = "BACKEND", global = true)]
     pub(crate) store: Option<String>,
-    /// All datasets of the library, in place of ticks, quotes, bars and snapshots. Commands that name a dataset do not
-    /// need it.
+    /// Opens all datasets of the library, instead of ticks, quotes, bars and snapshots. Commands that name a dataset
+    /// do not need this.
     #[arg(long, global = true)]
     pub(crate) all_datasets: bool,
-    /// How rows are shown.
+    /// The format of the output.
     #[arg(long, value_enum, default_value_t, global = true)]
     pub(crate) format: Format,
     #[command(subcommand)]
@@ -34,69 +34,68 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Connects to store and bus: versions, latency, what may be read, what is missing. Exit code 1 if something is
-    /// missing.
+    /// Checks the store and the bus: latency, versions, schema, topics and permissions. Exit code 1 if a check fails.
     Check {
-        /// Writes a tick of the instrument qi-check:PROBE too, and deletes it. Without this nothing is written.
+        /// Also writes a tick of the instrument qi-check:PROBE and deletes it. Without this, nothing is written.
         #[arg(long)]
         write: bool,
     },
-    /// Makes the schema of the store and the topics of the catalogue. It can be repeated.
+    /// Creates the schema of the store and the topics of the catalogue. Can be repeated.
     Migrate {
-        /// Shows the statements and the topics that are missing, and changes nothing.
+        /// Shows the missing statements and topics, and changes nothing.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Every topic, with partitions, copies and messages.
+    /// Shows every topic with partitions, replicas and messages.
     Topics,
-    /// How far consumer groups are behind.
+    /// Shows the lag of consumer groups.
     Lag {
-        /// Only these groups; all if there are none.
+        /// Only these groups. Defaults to all groups.
         #[arg(long = "group", value_name = "GROUP")]
         groups: Vec<GroupId>,
-        /// A row for each partition.
+        /// Shows a row for each partition.
         #[arg(long)]
         partitions: bool,
     },
-    /// Records of the store.
+    /// Shows records of the store.
     #[command(subcommand)]
     Query(Query),
-    /// From one store of the configuration to another; can be interrupted and goes on, and ends with a comparison by
-    /// counts and checksums. Exit code 1 if something differs.
+    /// Copies records from one store of the configuration to another, and compares both by counts and checksums. Can
+    /// be interrupted and continued. Exit code 1 if a series differs.
     Copy(CopyArguments),
-    /// The records of a topic's messages into the store, by message time. Joins no group and commits nothing.
+    /// Stores the records of a topic's messages, by message time. Joins no group and commits nothing.
     Replay(ReplayArguments),
-    /// Market data files as exchanges publish them, straight into the store, without a bus. Files are recognised by their
-    /// content: plain, .gz, .zst or .zip. Exit code 1 without a record, or with more bad lines than records.
+    /// Writes market data files of exchanges directly into the store, without a bus: plain, .gz, .zst or .zip. The
+    /// content determines the format. Exit code 1 without a record, or with more bad lines than records.
     Import(ImportArguments),
-    /// Dead letters: lists, shows and redrives messages that could not be decoded.
+    /// Lists, shows and redrives dead letters: messages that could not be decoded.
     #[command(subcommand)]
     Dlq(Dlq),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Dlq {
-    /// The number of dead letters of each topic, origin and error code. Without a topic: of every topic whose name
-    /// ends with `.dlq`.
+    /// Counts the dead letters of each topic, origin and error code. Without a topic, reads all topics with names that
+    /// end with `.dlq`.
     List {
         #[command(flatten)]
         source: DeadLetterTopic,
         #[command(flatten)]
         selection: DeadLetterSelection,
     },
-    /// Single dead letters, oldest first. Control characters are escaped in every format.
+    /// Shows single dead letters, oldest first. Control characters are escaped in every format.
     Show {
         #[command(flatten)]
         source: DeadLetterTopic,
         #[command(flatten)]
         selection: DeadLetterSelection,
-        /// The largest number of dead letters.
+        /// The maximum number of dead letters.
         #[arg(long, default_value_t = 20)]
         limit: usize,
-        /// Newest first.
+        /// Shows the newest first.
         #[arg(long)]
         newest: bool,
-        /// Shows key, payload, error and headers completely, in place of the first 1,024 bytes of each.
+        /// Shows key, payload, error and headers completely, instead of the first 1,024 bytes of each.
         #[arg(long)]
         full: bool,
     },
@@ -112,13 +111,13 @@ pub(crate) struct DeadLetterTopic {
     /// The dead letter topic.
     #[arg(value_name = "DEAD_LETTER_TOPIC")]
     dead_letter_topic: Option<TopicName>,
-    /// The origin topic, in place of its dead letter topic `<ORIGIN>.dlq`.
+    /// The origin topic, instead of its dead letter topic `<ORIGIN>.dlq`.
     #[arg(long, value_name = "ORIGIN")]
     topic: Option<TopicName>,
 }
 
 impl Options {
-    /// The datasets that the store is opened with.
+    /// Returns the datasets that the store is opened with.
     pub(crate) fn datasets(&self) -> Datasets {
         let standard = Datasets::standard();
         let named = match &self.command {
@@ -151,10 +150,10 @@ impl DeadLetterTopic {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeadLetterSelection {
-    /// Dead letters from this message time on, as 2024-01-31T12:00:00Z.
+    /// Only dead letters from this message time on, for example 2024-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     since: Option<Timestamp>,
-    /// Dead letters up to this message time, exclusive.
+    /// Only dead letters before this message time.
     #[arg(long, value_name = "TIME")]
     until: Option<Timestamp>,
     /// Only this error code, compared exactly. Can be repeated.
@@ -178,13 +177,13 @@ pub(crate) struct RedriveArguments {
     pub(crate) source: DeadLetterTopic,
     #[command(flatten)]
     pub(crate) selection: DeadLetterSelection,
-    /// The target of every message, in place of its origin topic.
+    /// The target of every message, instead of its origin topic.
     #[arg(long, value_name = "TOPIC")]
     pub(crate) to: Option<TopicName>,
-    /// Skips messages that were redriven this many times already.
+    /// Skips messages that were already redriven this many times.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) max_redrives: u32,
-    /// Keeps the progress in this file. The same command continues from there.
+    /// Saves the progress in this file. The same command continues from there.
     #[arg(long, value_name = "FILE")]
     pub(crate) progress: Option<PathBuf>,
     /// Shows the same summary and publishes nothing.
@@ -194,9 +193,9 @@ pub(crate) struct RedriveArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Query {
-    /// The latest record of each series of a dataset.
+    /// Shows the latest record of each series of a dataset.
     Latest {
-        /// Only these instruments or names; all if there are none.
+        /// Only these instruments or names. Defaults to all series.
         #[arg(value_name = "SERIES")]
         series: Vec<String>,
         /// The dataset.
@@ -205,21 +204,21 @@ pub(crate) enum Query {
         /// The interval, for bars.
         #[arg(long)]
         interval: Option<Interval>,
-        /// How many rows at most.
+        /// The maximum number of rows.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// The ticks of an instrument.
+    /// Shows the ticks of an instrument.
     Ticks {
         #[command(flatten)]
         asked: Asked,
     },
-    /// The records of one series of a dataset.
+    /// Shows the records of one series of a dataset.
     Records {
         /// The dataset.
         #[arg(value_parser = dataset)]
         dataset: Dataset,
-        /// The instrument or the name.
+        /// The instrument or the name of the series.
         #[arg(value_name = "SERIES")]
         series: String,
         /// The interval, for bars.
@@ -228,20 +227,20 @@ pub(crate) enum Query {
         #[command(flatten)]
         part: Part,
     },
-    /// The bars of an instrument, derived from its ticks.
+    /// Shows the bars of an instrument, derived from its ticks.
     Bars {
         #[command(flatten)]
         asked: Asked,
         /// The interval: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
         #[arg(long, default_value = "1m")]
         interval: Interval,
-        /// Stored bars in place of derived ones.
+        /// Shows stored bars, instead of derived ones.
         #[arg(long)]
         stored: bool,
     },
 }
 
-/// Of what, when, and how much.
+/// The instrument, the range and the limit of a query.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {
     /// The instrument.
@@ -251,15 +250,15 @@ pub(crate) struct Asked {
     pub(crate) part: Part,
 }
 
-/// When, and how much.
+/// The range and the limit of a query.
 #[derive(Debug, Args)]
 pub(crate) struct Part {
     #[command(flatten)]
     pub(crate) times: Times,
-    /// Newest first.
+    /// Shows the newest first.
     #[arg(long)]
     pub(crate) newest: bool,
-    /// How many rows at most.
+    /// The maximum number of rows.
     #[arg(long, default_value_t = 100)]
     pub(crate) limit: usize,
 }
@@ -267,10 +266,10 @@ pub(crate) struct Part {
 /// A range of times.
 #[derive(Debug, Args)]
 pub(crate) struct Times {
-    /// From this time on, as 2024-01-31T12:00:00Z.
+    /// The start, inclusive, for example 2024-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<Timestamp>,
-    /// Up to this time, exclusive.
+    /// The end, exclusive.
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Timestamp>,
 }
@@ -286,18 +285,18 @@ pub(crate) struct CopyArguments {
     /// The backend to read.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) from: String,
-    /// The backend to write; its schema is made if it is missing.
+    /// The backend to write. Its schema is created if it is missing.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) to: String,
-    /// Which datasets; ticks, quotes, bars and snapshots if there are none.
+    /// Only these datasets. Defaults to ticks, quotes, bars and snapshots.
     #[arg(long = "dataset", value_name = "DATASET", value_parser = dataset)]
     pub(crate) datasets: Vec<Dataset>,
-    /// Only these instruments; all if there are none.
+    /// Only these instruments. Defaults to all instruments.
     #[arg(long = "instrument", value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instruments: Vec<Instrument>,
     #[command(flatten)]
     pub(crate) times: Times,
-    /// Where the progress is kept: the same command goes on from there.
+    /// Saves the progress in this file. The same command continues from there.
     #[arg(long, value_name = "FILE")]
     pub(crate) progress: Option<PathBuf>,
 }
@@ -307,33 +306,33 @@ pub(crate) struct ReplayArguments {
     /// The topic.
     #[arg(long)]
     pub(crate) topic: TopicName,
-    /// From this message time on, as 2024-01-31T12:00:00Z.
+    /// The start of the message times, inclusive, for example 2024-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Timestamp,
-    /// Up to this message time, exclusive; else to the end that the topic has now.
+    /// The end of the message times, exclusive. Defaults to the present end of the topic.
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Timestamp>,
-    /// The longest wait for a partition that has no leader or gives nothing before its end, as 500ms, 60s or 5m. A
-    /// partition that is not read to its end is named, and the exit code is 1.
+    /// The longest wait for a partition without a leader, or without a message before its end, for example 500ms, 60s
+    /// or 5m. After it, the partition is named, and the exit code is 1.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     pub(crate) wait: Duration,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// The files, in the order of their times.
+    /// The files, earliest first.
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// The layout of files whose content tells none: binance kraken kraken-rest bybit okx tardis candles.
+    /// The format of files whose content does not determine it: binance kraken kraken-rest bybit okx tardis candles.
     #[arg(long, value_name = "LAYOUT")]
     pub(crate) input_format: Option<qi_files::Format>,
-    /// The columns of CSV files, from 0 or by the names of the header: time=0,price=1,quantity=2.
+    /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", conflicts_with = "input_format")]
     pub(crate) columns: Option<qi_files::ColumnMap>,
-    /// The instrument, if the files do not name it.
+    /// The instrument, if the files do not contain it.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     pub(crate) instrument: Option<Instrument>,
-    /// The interval of candles, if neither the names of the files nor their rows tell it.
+    /// The interval of the candles, if neither file names nor rows contain it.
     #[arg(long, value_name = "INTERVAL")]
     pub(crate) input_interval: Option<Interval>,
     /// Stops at the first bad line.

@@ -1,4 +1,4 @@
-//! `qi check`: does each backend answer, in which version, how fast, and what is missing.
+//! `qi check`: checks that the backends answer, and that schema and topics are complete.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use qi_core::{
 
 use crate::output::{Listing, maybe, text};
 
-/// How many pings the latency is the median of.
+/// The number of pings whose median is the latency.
 const PINGS: usize = 5;
 
-/// The instrument of the tick that is written for a look.
+/// The instrument of the tick that [`Findings::writing`] writes.
 const PROBE: &str = "qi-check:PROBE";
 
-/// What was found out about the backends, one row for each look.
+/// The results of the checks, one row for each check.
 #[derive(Debug, Default)]
 pub struct Findings {
     rows: Vec<Finding>,
@@ -35,12 +35,12 @@ struct Finding {
 }
 
 impl Findings {
-    /// Whether nothing is missing.
+    /// Returns true if no check failed.
     pub fn is_well(&self) -> bool {
         self.rows.iter().all(|row| row.well)
     }
 
-    /// The rows: target, what was looked at, `ok` or `MISSING`, and what was seen.
+    /// Returns the rows: target, check, `ok` or `MISSING`, and detail.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::new(["target", "check", "result", "detail"]);
         for Finding { target, what, well, detail } in &self.rows {
@@ -58,12 +58,12 @@ impl Findings {
         self.rows.push(Finding { target: target.to_owned(), what, well, detail });
     }
 
-    /// A backend that cannot even be opened.
+    /// Records a backend that could not be opened.
     pub fn cannot_open(&mut self, target: &str, error: &Error) {
         self.note(target, "open", Err(error.report()));
     }
 
-    /// Looks at a store: it answers, has its schema, and may be read. Nothing is written. False if it does not answer.
+    /// Checks that a store answers, has its schema and may be read. Writes nothing. Returns false without an answer.
     pub async fn store(&mut self, target: &str, store: &Arc<dyn PriceStore>, datasets: &Datasets) -> bool {
         let pings = pings(|| async { Ok(store.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
@@ -92,7 +92,7 @@ impl Findings {
         true
     }
 
-    /// Writes one tick of an instrument that no market has into a store, reads it back and deletes it.
+    /// Writes a tick of [`PROBE`] into a store, reads it and deletes it.
     pub async fn writing(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
         let result = match write_and_delete(&**store).await {
             Ok((Ok(true), Ok(()))) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),
@@ -103,7 +103,7 @@ impl Findings {
         self.note(target, "writing", result);
     }
 
-    /// Looks at a bus: it answers, its topics and groups may be listed, and the topics of the catalogue are there.
+    /// Checks that a bus answers, that topics and groups may be listed, and that the catalogue's topics are complete.
     pub async fn bus(&mut self, target: &str, bus: &Arc<dyn MessageBus>, catalogue: &TopicCatalogue) {
         let pings = pings(|| async { Ok(bus.ping().await?.round_trip) }).await;
         let answered = pings.is_ok();
@@ -155,8 +155,8 @@ impl Findings {
     }
 }
 
-/// Whether the tick was there once it was written, and whether it could be deleted. Who may write and not read, or whose
-/// write is only perhaps done, must not leave it behind.
+/// Returns whether the written tick was found, and the result of its deletion. The deletion is tried even if the
+/// principal may not read, or if the outcome of the write is unknown, so that no tick remains.
 async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Result<()>)> {
     let instrument: Instrument = PROBE.parse()?;
     // The retention of a store may remove an old tick before it is read.
@@ -170,7 +170,7 @@ async fn write_and_delete(store: &dyn PriceStore) -> Result<(Result<bool>, Resul
     Ok((found, store.delete_range(&mine).await))
 }
 
-/// The number of groups, and of those that cannot be described. Such groups belong to others and are no fault here.
+/// Returns the number of groups, and of groups that cannot be described. These belong to others and are no failure.
 fn counted_groups(groups: &[GroupInfo]) -> String {
     let mut counted = format!("{} groups", groups.len());
     for (state, word) in [(GroupState::NotDescribed, "not described"), (GroupState::Hidden, "hidden")] {
@@ -182,7 +182,7 @@ fn counted_groups(groups: &[GroupInfo]) -> String {
     counted
 }
 
-/// Some pings, and the median of what they took in words.
+/// Pings several times and returns the median latency as text.
 async fn pings<F: Future<Output = Result<Duration>>>(ping: impl Fn() -> F) -> Result<Option<String>> {
     let mut took = Vec::with_capacity(PINGS);
     for _ in 0..PINGS {

@@ -1,7 +1,7 @@
-//! `qi copy`: from one store to another, page by page, so that it can be interrupted anywhere and goes on.
+//! `qi copy`: copies records from one store to another in pages, and can be interrupted and continued at any page.
 //!
-//! Records are written by key, so a page that is written twice is there once. The place in each series is kept in a
-//! file after every page; at the end both stores are read again and compared by count and checksum.
+//! Records are written by key, so a page that is written twice is stored once. After every page, the position in each
+//! series is saved in a file. At the end both stores are read again and compared by counts and checksums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,63 +20,63 @@ use crate::{Series, Summary, progress};
 /// The code of errors of the progress file.
 const CODE: &str = "copy.progress";
 
-/// What to copy.
+/// The data to copy.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Which datasets, in this order.
+    /// The datasets, in the order of the copy.
     pub datasets: Vec<Dataset>,
-    /// Only these instruments; all if there are none. Datasets of names are copied as a whole.
+    /// The instruments. An empty set selects all. Datasets of names are copied completely.
     pub instruments: BTreeSet<Instrument>,
-    /// Which times; of bars the open time.
+    /// The range of times. The time of a bar is its open time.
     pub range: TimeRange,
-    /// Where the progress is kept. Without it an interrupted copy begins anew.
+    /// The progress file. Without it, an interrupted copy restarts from the beginning.
     pub progress: Option<PathBuf>,
 }
 
-/// How far a copy is, as it stands in the file.
+/// The content of a progress file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Progress {
-    /// What is copied, in words: another copy must not go on from here.
+    /// The plan as text. Another plan must not continue from this file.
     plan: String,
     series: BTreeMap<String, Place>,
 }
 
-/// How far one series is.
+/// The progress of one series.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Place {
     records: u64,
-    /// After which record to go on; None is at the beginning, or at the end if it is complete.
+    /// The cursor after which to continue. None at the beginning, and at the end of a complete series.
     after: Option<Cursor>,
     complete: bool,
 }
 
-/// One series in both stores.
+/// The comparison of one series in both stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compared {
-    /// Which.
+    /// The series.
     pub series: Series,
-    /// In the store that was read.
+    /// The summary in the source.
     pub source: Summary,
-    /// In the store that was written.
+    /// The summary in the target.
     pub target: Summary,
 }
 
-/// How a copy ended.
+/// The outcome of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything is copied and was compared.
+    /// All series were copied and compared.
     Done(Vec<Compared>),
-    /// It was stopped; the progress says where.
+    /// The copy was stopped. The progress file has the position.
     Interrupted,
 }
 
 impl Outcome {
-    /// Whether both stores hold the same.
+    /// Returns true if both stores have equal records.
     pub fn is_equal(&self) -> bool {
         matches!(self, Self::Done(all) if all.iter().all(|compared| compared.source == compared.target))
     }
 
-    /// A row for each series, with counts and checksums.
+    /// Returns a row for each series, with counts and checksums.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::new(["series", "source", "target", "checksum", "result"]);
         if let Self::Done(all) = self {
@@ -96,30 +96,30 @@ impl Outcome {
     }
 }
 
-/// A copy under way.
+/// A copy in progress.
 #[derive(Debug)]
 pub struct Copy {
     from: Arc<dyn PriceStore>,
     to: Arc<dyn PriceStore>,
     plan: Plan,
-    /// Stops it between two pages.
+    /// Stops the copy between two pages.
     pub stop: CancellationToken,
-    /// How many records this run has copied.
+    /// The number of records that this run has copied.
     pub copied: Arc<AtomicU64>,
 }
 
 impl Copy {
-    /// Copies by this plan.
+    /// Creates a copy with this plan.
     pub fn new(from: Arc<dyn PriceStore>, to: Arc<dyn PriceStore>, plan: Plan) -> Self {
         Self { from, to, plan, stop: CancellationToken::new(), copied: Arc::default() }
     }
 
-    /// Makes the schema of the target, copies what the progress does not say is there, and compares. A series that
-    /// differs is struck from the progress, so that the next run copies it again.
+    /// Creates the schema of the target, copies the series that are not complete in the progress file, and compares. A
+    /// series that differs is removed from the progress file, so that the next run copies it again.
     ///
     /// # Errors
-    /// Of a store; `InvalidInput` if the progress is that of another copy; `NotFound` for an instrument that the source
-    /// does not have.
+    /// Errors of a store; `InvalidInput` for the progress file of another copy; `NotFound` for an instrument that the
+    /// source does not have.
     pub async fn run(&self) -> Result<Outcome> {
         self.to.ensure_schema().await?;
         let mut progress = self.load()?;
@@ -152,7 +152,7 @@ impl Copy {
         Ok(Outcome::Done(compared))
     }
 
-    /// A name that nothing has is a mistake, not an empty copy.
+    /// Returns an error for an instrument without records, which is probably mistyped.
     fn check_instruments(&self, all: &[Series]) -> Result<()> {
         let there: BTreeSet<_> = all.iter().filter_map(|series| series.key.owner.instrument()).collect();
         match self.plan.instruments.iter().find(|instrument| !there.contains(instrument)) {
@@ -163,7 +163,7 @@ impl Copy {
         }
     }
 
-    /// Copies the rest of one series: reads a page while the one before it is written. False if it was stopped.
+    /// Copies the rest of one series, and reads a page while the page before is written. Returns false after a stop.
     async fn series(&self, series: &Series, progress: &mut Progress) -> Result<bool> {
         let name = series.to_string();
         let mut place = progress.series.get(&name).cloned().unwrap_or_default();
@@ -178,7 +178,7 @@ impl Copy {
             }
             let RecordPage { records, next, resume: _ } = page;
             let insert = async {
-                // Nothing is asked of the store for no records.
+                // An empty batch must not reach the store.
                 if records.is_empty() { Ok(()) } else { self.to.insert(records.as_records()).await.map(drop) }
             };
             let following = async {

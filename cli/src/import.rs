@@ -1,4 +1,4 @@
-//! Market data files straight into the store, without a bus.
+//! `qi import`: writes market data files directly into the store, without a bus.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,41 +14,41 @@ use crate::output::{Listing, text};
 
 /// The number of records in one insert.
 const CHUNK: usize = 10_000;
-/// The number of bad lines that are kept; all are counted.
+/// The number of bad lines that are kept for display. All are counted.
 const SHOWN: usize = 10;
 
-/// How to import.
+/// The options of an import.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Plan {
-    /// Whether the first bad line ends the import.
+    /// True to stop at the first bad line.
     pub strict: bool,
 }
 
-/// What became of a file.
+/// The result of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileCount {
-    /// The name.
+    /// The name of the file.
     pub name: String,
-    /// The number of records that were stored.
+    /// The number of stored records.
     pub records: u64,
-    /// The number of lines that hold no record.
+    /// The number of lines without a valid record.
     pub bad_lines: u64,
-    /// Whether the file equals the checksum beside it.
+    /// True if the file matches its checksum file.
     pub is_verified: bool,
 }
 
-/// What was imported.
+/// The result of an import.
 #[derive(Debug, Default)]
 pub struct Imported {
     /// The files, in their order.
     pub files: Vec<FileCount>,
-    /// The instruments that records were stored of.
+    /// The instruments of the stored records.
     pub instruments: BTreeSet<Instrument>,
     /// The first bad lines.
     pub bad_lines: Vec<Error>,
     /// The error that ended the import.
     pub error: Option<Error>,
-    /// Whether the import was stopped before its end.
+    /// True if the import was stopped before its end.
     pub interrupted: bool,
 }
 
@@ -58,12 +58,12 @@ impl Imported {
         self.files.iter().map(|file| file.records).sum()
     }
 
-    /// Returns the number of lines that hold no record.
+    /// Returns the number of lines without a valid record.
     pub fn bad(&self) -> u64 {
         self.files.iter().map(|file| file.bad_lines).sum()
     }
 
-    /// Returns whether the import reached its end, with a record and not more bad lines than records.
+    /// Returns true if the import reached its end, with a record and with at most as many bad lines as records.
     pub fn is_good(&self) -> bool {
         self.error.is_none() && !self.interrupted && self.records() > 0 && self.bad() <= self.records()
     }
@@ -87,11 +87,11 @@ impl Imported {
     }
 }
 
-/// Writes the records of files into a store. Trades without ids are numbered after the stored ones. `stored` counts the
-/// records.
+/// Writes the records of files into a store. The numbers of trades without ids continue after the stored ones. `stored`
+/// counts the records.
 ///
 /// # Errors
-/// Of the schema of the store. Later errors are in the result, with what was imported before them.
+/// Errors of the schema of the store. Later errors are in [`Imported::error`].
 pub async fn run(
     store: Arc<dyn PriceStore>,
     files: Files,
@@ -118,7 +118,7 @@ struct Import {
     done: Imported,
 }
 
-/// What can be imported.
+/// A record that files contain.
 trait Importable: Record {
     fn instrument(&self) -> &Instrument;
 
@@ -154,7 +154,7 @@ impl Import {
                 self.done.interrupted = true;
                 return Ok(());
             }
-            // On a thread for blocking work, so that a slow file does not hold up a signal.
+            // On a thread for blocking work, so that a slow file does not delay a signal.
             let strict = self.plan.strict;
             let work = move || {
                 let (mut count, mut first) = (0, Vec::new());

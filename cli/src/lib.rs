@@ -1,16 +1,15 @@
-//! What the program `qi` does, as functions over the ports: so it works on every backend, and is tested on memory.
+//! The commands of the program `qi`, as functions over the ports. They work on every backend and are tested in memory.
 //!
-//! - [`check`]: does each backend answer, and what is missing.
-//! - [`migrate`]: makes what is missing.
-//! - [`topics`]: topics, and how far groups are behind.
-//! - [`query`]: latest records, ticks, bars.
-//! - [`copy`]: from one store to another, with resume and proof.
-//! - [`replay`]: from a topic into a store, by time.
-//! - [`import`]: market data files into a store.
+//! - [`check`]: checks backends, schema and topics.
+//! - [`migrate`]: creates the schema and the topics.
+//! - [`topics`]: shows topics, and the lag of groups.
+//! - [`query`]: shows latest records, ranges and bars.
+//! - [`copy`]: copies from one store to another, with resume and a comparison.
+//! - [`replay`]: stores the records of a topic, by time.
+//! - [`import`]: writes market data files into a store.
 //! - [`dlq`]: lists, shows and redrives dead letters.
 //!
-//! What a person sees goes through [`output`]: a table, CSV or JSON.
-
+//! [`output`] formats the results as a table, CSV or JSON.
 pub mod check;
 pub mod copy;
 pub mod dlq;

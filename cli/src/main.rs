@@ -1,7 +1,7 @@
 //! The operator's tool. `--help` lists the commands.
 //!
-//! Exit codes: 0 well, 1 failed, something is missing or differs, 2 wrong usage or configuration, 130 and 143 stopped
-//! by SIGINT and SIGTERM.
+//! Exit codes: 0 success, 1 failure or difference or missing schema or topic, 2 wrong usage or configuration, 130 and
+//! 143 stopped by SIGINT and SIGTERM.
 
 mod arguments;
 
@@ -30,7 +30,7 @@ use arguments::{
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
-/// What librdkafka warns of is often passing, and comes back as an error if it is not.
+/// Most warnings of librdkafka are temporary. A permanent condition becomes an error of the bus.
 const DEFAULT_LOG: &str = "warn,librdkafka=error";
 
 fn main() -> ExitCode {
@@ -70,7 +70,7 @@ async fn run(options: Options, config: &Config) -> ExitCode {
     tokio::pin!(work);
     let outcome = tokio::select! {
         outcome = &mut work => outcome,
-        // A copy, a replay, an import and the dead letter commands end in order; everything else is dropped.
+        // Copies, replays, imports and dead letter commands end in order. Other commands are dropped.
         () = stop.overdue() => return ExitCode::from(stop.code()),
     };
     match outcome {
@@ -84,7 +84,7 @@ async fn run(options: Options, config: &Config) -> ExitCode {
     }
 }
 
-/// Does what is asked; true if all is well.
+/// Executes the command and returns true if it succeeded.
 async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool> {
     let datasets = options.datasets();
     let Options { config: _, store, all_datasets: _, format, command } = options;
@@ -145,7 +145,7 @@ async fn perform(options: Options, config: &Config, stop: &Stop) -> Result<bool>
             replay(&*bus, &*store, (arguments, datasets), stop).await
         }
         Command::Import(arguments) => {
-            // The files come first: a mistake in them needs no server.
+            // The files are opened first: an error in them needs no server.
             let (files, plan) = open_files(arguments).await?;
             import(open_store().await?, files, plan, stop, format).await
         }
@@ -346,7 +346,7 @@ async fn import(
     Ok(imported.is_good())
 }
 
-/// Shows the bytes of files while they are read, on a terminal.
+/// Shows the number of bytes that were read from the files, on a terminal.
 fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::AtomicU64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -369,7 +369,7 @@ fn bytes_bar(progress: qi_files::Progress, stored: Arc<std::sync::atomic::Atomic
     bar
 }
 
-/// The first SIGINT or SIGTERM stops in order, a second one, or ten seconds, at once.
+/// The stop signal. The first SIGINT or SIGTERM stops in order. A second one, or ten seconds, stops at once.
 #[derive(Debug, Default)]
 struct Stop {
     gently: CancellationToken,
@@ -383,7 +383,7 @@ impl Stop {
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         let (gently, now, code) = (self.gently.clone(), self.now.clone(), self.code.clone());
         tokio::spawn(async move {
-            // The shell's convention: 128 and the number of the signal.
+            // The convention of shells: 128 plus the number of the signal.
             let first = tokio::select! { _ = interrupt.recv() => 130, _ = terminate.recv() => 143 };
             code.store(first, Ordering::Relaxed);
             gently.cancel();
@@ -401,13 +401,13 @@ impl Stop {
         self.now.cancelled().await;
     }
 
-    /// The exit code of the first signal; 0 before one came.
+    /// Returns the exit code of the first signal, or 0 without a signal.
     fn code(&self) -> u8 {
         self.code.load(Ordering::Relaxed)
     }
 }
 
-/// Shows a count while it rises, on a terminal.
+/// Shows a rising count on a terminal.
 fn spinner(what: &'static str, count: impl Fn() -> u64 + Send + 'static) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -1,19 +1,19 @@
-//! `qi migrate`: makes the schema of a store, and the topics of the catalogue on a bus.
+//! `qi migrate`: creates the schema of a store and the topics of the catalogue.
 
 use qi_core::bus::{MessageBus, TopicCatalogue, TopicState};
 use qi_core::{PriceStore, Result};
 
 use crate::output::{Listing, text};
 
-/// No step yet.
+/// Returns a listing without steps.
 pub fn listing() -> Listing {
     Listing::new(["target", "what", "result"])
 }
 
-/// Brings a store's schema to this version. It can be repeated, by several at once.
+/// Migrates the schema of a store to this version. Can be repeated, and run by several processes at once.
 ///
 /// # Errors
-/// Of the store.
+/// Errors of the store.
 pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) -> Result<()> {
     let report = store.ensure_schema().await?;
     for step in &report.applied {
@@ -26,7 +26,7 @@ pub async fn store(target: &str, store: &dyn PriceStore, listing: &mut Listing) 
 /// Lists the statements that [`store`] would run now, and changes nothing.
 ///
 /// # Errors
-/// Of the store.
+/// Errors of the store.
 pub async fn plan_store(target: &str, store: &dyn PriceStore, listing: &mut Listing) -> Result<()> {
     for statement in store.plan_schema().await? {
         listing.push([text(target), text(statement), text("would run")]);
@@ -37,7 +37,7 @@ pub async fn plan_store(target: &str, store: &dyn PriceStore, listing: &mut List
 /// Lists the topics that [`bus`] would create now, and changes nothing.
 ///
 /// # Errors
-/// Of the bus.
+/// Errors of the bus.
 pub async fn plan_bus(
     target: &str,
     bus: &dyn MessageBus,
@@ -53,11 +53,11 @@ pub async fn plan_bus(
     Ok(())
 }
 
-/// Creates the topics that are missing. What is there is left as it is; settings that differ are shown. True if
-/// every topic is now there with its partitions.
+/// Creates the missing topics and lists the settings that differ. Existing topics are unchanged. Returns true if every
+/// topic exists with its partitions.
 ///
 /// # Errors
-/// Of the bus, if nothing was tried.
+/// Errors of the bus before any topic was tried.
 pub async fn bus(
     target: &str,
     bus: &dyn MessageBus,

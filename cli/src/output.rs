@@ -1,4 +1,4 @@
-//! Rows as a table for people, or as CSV or JSON for programs.
+//! Output of rows: a table for people, CSV or JSON for programs.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -7,19 +7,19 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value};
 
-/// How rows are shown.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Format {
     /// A table for people.
     #[default]
     Table,
-    /// Comma-separated values with a header, quoted where they must be.
+    /// Comma-separated values with a header, quoted where necessary.
     Csv,
-    /// An array of objects.
+    /// A JSON array of objects.
     Json,
 }
 
-/// Rows under headers. A cell is text, a number, true or false, or nothing.
+/// Rows with headers. A cell is a text, a number, a boolean or null.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Listing {
     headers: Vec<&'static str>,
@@ -27,24 +27,24 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// No rows yet.
+    /// Creates a listing without rows.
     pub fn new(headers: impl IntoIterator<Item = &'static str>) -> Self {
         Self { headers: headers.into_iter().collect(), rows: Vec::new() }
     }
 
-    /// One more row, with a cell for every header.
+    /// Appends a row with a cell for every header.
     pub fn push(&mut self, cells: impl IntoIterator<Item = Value>) {
         let mut cells: Vec<Value> = cells.into_iter().collect();
         cells.resize(self.headers.len(), Value::Null);
         self.rows.push(cells);
     }
 
-    /// The rows.
+    /// Returns the rows.
     pub fn rows(&self) -> &[Vec<Value>] {
         &self.rows
     }
 
-    /// As text that ends with a line break.
+    /// Renders the rows as text that ends with a line break.
     pub fn render(&self, format: Format) -> String {
         match format {
             Format::Table => self.table(),
@@ -53,10 +53,10 @@ impl Listing {
         }
     }
 
-    /// Writes it. A reader that has read enough is no failure.
+    /// Writes the rows. A closed pipe, for example to `head`, is not an error.
     ///
     /// # Errors
-    /// Of the writer.
+    /// Errors of the writer.
     pub fn write(&self, format: Format, out: &mut impl Write) -> io::Result<()> {
         match out.write_all(self.render(format).as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -100,7 +100,7 @@ impl Listing {
     }
 }
 
-/// A cell as people read it.
+/// Returns a cell as text for people.
 fn plain(cell: &Value, nothing: &str) -> String {
     match cell {
         Value::Null => nothing.to_owned(),
@@ -109,7 +109,7 @@ fn plain(cell: &Value, nothing: &str) -> String {
     }
 }
 
-/// Without what a terminal would obey: names and errors may hold what a server made up.
+/// Escapes control characters, because names and errors may contain text of a server.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -122,7 +122,7 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// Quoted as RFC 4180 has it, where it must be.
+/// Quotes text as RFC 4180 requires.
 fn quoted(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))
@@ -131,13 +131,13 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// Text for a cell.
+/// Returns a text cell.
 #[expect(clippy::needless_pass_by_value, reason = "cells are written from values and references alike")]
 pub(crate) fn text(value: impl ToString) -> Value {
     Value::String(value.to_string())
 }
 
-/// Text for a cell, or nothing.
+/// Returns a text cell, or null.
 pub(crate) fn maybe(value: Option<impl ToString>) -> Value {
     value.map_or(Value::Null, text)
 }

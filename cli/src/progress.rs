@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
-/// Reads the file, if there is one.
+/// Reads the file, if it exists.
 ///
 /// # Errors
 /// `InvalidInput` with `code` for a file that cannot be read, or that belongs to another plan.
@@ -42,7 +42,7 @@ pub(crate) fn save<T: Serialize>(path: Option<&Path>, code: &'static str, progre
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let json = serde_json::to_vec_pretty(progress).map_err(|e| broken(path, code, e))?;
     let write = || {
-        // A random name that must be new: no link is followed, neither here nor at the path.
+        // The random name must be new, so no symbolic link is followed, neither here nor at the path.
         let mut file = tempfile::Builder::new().prefix(".progress-").tempfile_in(folder)?;
         file.write_all(&json)?;
         replace(file, path, folder, File::sync_all)
@@ -50,7 +50,7 @@ pub(crate) fn save<T: Serialize>(path: Option<&Path>, code: &'static str, progre
     write().map_err(|e| broken(path, code, e))
 }
 
-/// Renames a file that is synced before, and syncs the folder, which holds the name.
+/// Renames a synced file, and syncs its folder, which contains the name.
 fn replace(
     file: NamedTempFile,
     path: &Path,

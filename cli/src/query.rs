@@ -1,4 +1,4 @@
-//! `qi query`: latest records, ranges of records, bars.
+//! `qi query`: latest records, ranges of records, and bars.
 
 use futures::TryStreamExt;
 use futures::stream::StreamExt;
@@ -14,11 +14,11 @@ use crate::output::{Listing, text};
 /// Reads the owner of a series: an instrument, or a name of the dataset.
 ///
 /// # Errors
-/// `InvalidInput` for a text that is no instrument, if the dataset belongs to instruments.
+/// `InvalidInput` for a text that is not an instrument, if the dataset belongs to instruments.
 pub fn owner(dataset: Dataset, name: &str) -> Result<Owner> {
     match dataset.series() {
         SeriesType::Instrument => name.parse().map(Owner::Instrument),
-        // The stored name of the whole market is empty.
+        // The scope of the complete market has an empty name in the store.
         SeriesType::Name { .. } if name == "global" => Ok(Owner::Name("".into())),
         SeriesType::Name { max, .. } if name.len() <= max => Ok(Owner::Name(name.into())),
         SeriesType::Name { max, .. } => {
@@ -27,10 +27,10 @@ pub fn owner(dataset: Dataset, name: &str) -> Result<Owner> {
     }
 }
 
-/// The latest record of each of these owners, or of all if none are named.
+/// Returns the latest record of each of these owners, or of all owners if none are named.
 ///
 /// # Errors
-/// Of the store; `InvalidInput` for an interval that the dataset does not have, or lacks.
+/// Errors of the store; `InvalidInput` for an interval of a dataset without intervals, or for a missing interval.
 pub async fn latest(
     store: &dyn PriceStore,
     dataset: Dataset,
@@ -47,10 +47,10 @@ pub async fn latest(
     pages(dataset, limit, ask).await
 }
 
-/// The records of a series in a range: the first ones, or the newest ones first.
+/// Returns the records of a series in a range: the oldest, or with `newest` the newest in descending order.
 ///
 /// # Errors
-/// Of the store.
+/// Errors of the store.
 pub async fn records(
     store: &dyn PriceStore,
     series: Series,
@@ -67,10 +67,10 @@ pub async fn records(
     pages(series.dataset, limit, ask).await
 }
 
-/// The bars of an instrument that open in a range, derived from its ticks.
+/// Returns the bars of an instrument that open in a range, derived from its ticks.
 ///
 /// # Errors
-/// Of the store.
+/// Errors of the store.
 pub async fn derived_bars(
     store: &dyn PriceStore,
     query: BarQuery,
@@ -85,7 +85,7 @@ pub async fn derived_bars(
     Ok(listing)
 }
 
-/// Page after page, up to `limit` records.
+/// Reads pages up to `limit` records.
 async fn pages(
     dataset: Dataset,
     limit: usize,
@@ -104,7 +104,7 @@ async fn pages(
     Ok(listing)
 }
 
-/// An empty listing with a column for each part of the key and each value.
+/// Returns an empty listing with a column for each part of the key and each value.
 fn headers(dataset: Dataset) -> Listing {
     let series = match dataset.series() {
         SeriesType::Instrument => "instrument",
@@ -130,7 +130,7 @@ fn rows(listing: &mut Listing, records: &dyn Records, limit: usize) -> Result<()
     Ok(())
 }
 
-/// Decimals as text, because JSON's numbers are not exact; numbers and booleans as themselves.
+/// Returns numbers and booleans as such, and decimals as text, because JSON numbers are not exact.
 fn cell(value: &Value, column: &Column) -> serde_json::Value {
     match value {
         Value::Decimal(value) => text(value),

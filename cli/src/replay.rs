@@ -1,4 +1,4 @@
-//! `qi replay`: from a topic by time into a store.
+//! `qi replay`: stores the records of a topic, by message time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,27 +14,27 @@ use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Result, TimeRang
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How many messages are stored at once.
+/// The maximum number of messages of one insert.
 const BATCH: usize = 10_000;
-/// How long one receive waits.
+/// The wait of one receive.
 const WAIT: Duration = Duration::from_millis(200);
-/// The pause between two requests for the ends of partitions.
+/// The interval between two requests for the ends of partitions.
 const RECHECK: Duration = Duration::from_secs(1);
-/// How many errors of messages are kept to be shown.
+/// The maximum number of message errors that are kept for display.
 const SHOWN: usize = 10;
 
-/// Which messages.
+/// The messages to replay.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Of this topic.
+    /// The topic.
     pub topic: TopicName,
     /// The datasets whose records are stored.
     pub datasets: Datasets,
-    /// From this message time on.
+    /// The start of the message times, inclusive.
     pub since: Timestamp,
-    /// Up to this message time, exclusive; else up to the end that the topic has when it begins.
+    /// The end of the message times, exclusive. None is the end that the topic has when the replay begins.
     pub until: Option<Timestamp>,
-    /// The longest wait for brokers that are away, and for a partition that has no leader or gives nothing before its
+    /// The longest wait for unavailable brokers, and for a partition without a leader or without a message before its
     /// end.
     pub wait: Duration,
 }
@@ -44,11 +44,10 @@ pub struct Plan {
 pub struct Unreached {
     /// The partition.
     pub partition: TopicPartition,
-    /// The next offset to read. None if nothing was read, because the partition had no leader that
-    /// answers.
+    /// The next offset to read. None if nothing was read, because the partition had no responding leader.
     pub position: Option<u64>,
-    /// The end of the partition when the replay began. None if it is not known, because the partition had no
-    /// leader that answers.
+    /// The end of the partition when the replay began. None if it is unknown, because the partition had no responding
+    /// leader.
     pub end: Option<u64>,
 }
 
@@ -60,18 +59,18 @@ impl fmt::Display for Unreached {
     }
 }
 
-/// What was replayed.
+/// The result of a replay.
 #[derive(Debug, Clone, Default)]
 pub struct Replayed {
-    /// Records that the store has now.
+    /// The number of stored records.
     pub stored: u64,
-    /// Messages that are no records: they were passed over.
+    /// The number of messages without a valid record, which were skipped.
     pub unreadable: u64,
-    /// What was wrong with the first of them.
+    /// The errors of the first of these messages.
     pub errors: Vec<Error>,
     /// Partitions that were not read to their ends within [`Plan::wait`].
     pub unreached: Vec<Unreached>,
-    /// Whether it was stopped before the end.
+    /// True if the replay was stopped before the end.
     pub interrupted: bool,
 }
 
@@ -82,14 +81,16 @@ impl Replayed {
     }
 }
 
-/// Stores the records of a topic's messages, of the dataset that the header `qi-type` names; those without one are ticks. Nothing is committed and no group is joined, so that a replay disturbs nobody, and since
-/// records are written by key it can be repeated.
+/// Stores the records of a topic's messages. The header `qi-type` names the dataset; a message without it is a tick. A
+/// replay joins no group and commits nothing, so it does not affect consumers. Records are written by key, so a replay
+/// can be repeated.
 ///
-/// A partition without a leader, or whose leader does not answer, is waited for. One that was not read to its end is in [`Replayed::unreached`].
+/// The replay waits for a partition without a responding leader. [`Replayed::unreached`] has the partitions that were
+/// not read to their end.
 ///
 /// # Errors
-/// `NotFound` for an unknown topic; `InvalidInput` for an end before the beginning; of the bus, if it has been away for
-/// [`Plan::wait`], or the store.
+/// `NotFound` for an unknown topic; `InvalidInput` for an end before the start; errors of the bus that last for
+/// [`Plan::wait`]; errors of the store.
 pub async fn run(
     bus: &dyn MessageBus,
     store: &dyn PriceStore,
@@ -101,7 +102,7 @@ pub async fn run(
     let began = Instant::now();
     let mut replay = Replay { bus, store, plan, stop, progress, replayed: Replayed::default() };
     let mut done = BTreeSet::new();
-    // When the partitions could not be opened first, and how many there were at the last attempt.
+    // The time of the first failure to open the partitions, and their number at the last attempt.
     let mut failed: Option<(Instant, usize)> = None;
     loop {
         let Some(ends) = replay.patiently(async || ends(bus, &plan.topic).await).await? else { break };
@@ -124,7 +125,7 @@ pub async fn run(
                     replay.drain(reader, positions, known).await?;
                 }
                 Ok(None) => break,
-                // One leader may have died after it told its end. The next answer of the brokers leaves it out.
+                // A leader may have died after it returned the end. The next metadata will not contain this leader.
                 Err(error) if error.retry().is_retryable() => {
                     if failed.is_some_and(|(since, before)| count >= before && since.elapsed() >= plan.wait) {
                         return Err(error);
@@ -150,8 +151,7 @@ pub async fn run(
 /// The ends of partitions.
 type Ends = BTreeMap<TopicPartition, u64>;
 
-/// Where each partition of a topic ends now: 0 if it is empty, None if it has no leader that answers, so
-/// that nobody knows.
+/// Returns the present end of each partition of a topic: 0 if it is empty, None if it has no responding leader.
 async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicPartition, Option<u64>>> {
     let found = bus.topics().await?.into_iter().find(|info| info.name == *topic).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "replay.topic", "replay")
@@ -165,7 +165,7 @@ async fn ends(bus: &dyn MessageBus, topic: &TopicName) -> Result<BTreeMap<TopicP
     Ok(partitions.collect())
 }
 
-/// A replay under way.
+/// A replay in progress.
 struct Replay<'a, P> {
     bus: &'a dyn MessageBus,
     store: &'a dyn PriceStore,
@@ -176,7 +176,7 @@ struct Replay<'a, P> {
 }
 
 impl<P: Fn(u64)> Replay<'_, P> {
-    /// Opens a reader of these partitions. None if the replay was stopped.
+    /// Opens a reader of these partitions. Returns None if the replay was stopped.
     async fn open(&mut self, ends: &Ends) -> Result<Option<(Box<dyn Subscription>, Positions)>> {
         let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(self.plan.since)));
         let request = Read::new(from)?;
@@ -185,7 +185,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
             match reader.assignment().await {
                 Ok(assignment) => Ok((reader, assignment)),
                 Err(error) => {
-                    // What went wrong before says more than what goes wrong now.
+                    // The first error is more useful than an error of `close`.
                     let _ = reader.close().await;
                     Err(error)
                 }
@@ -208,7 +208,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
         ends: Ends,
     ) -> Result<()> {
         let outcome = self.receive(&mut *reader, positions, ends).await;
-        // What went wrong before says more than what goes wrong now.
+        // `and` returns the first error, which is more useful than an error of `close`.
         let closed = reader.close().await;
         outcome.and(closed)
     }
@@ -246,8 +246,8 @@ impl<P: Fn(u64)> Replay<'_, P> {
         }
     }
 
-    /// What the bus answers, or None if the replay was stopped. Receives are not retried by any layer, because the
-    /// loop around them does it: this one, for a while.
+    /// Repeats a call while its error is retryable, up to [`Plan::wait`]. Returns None if the replay was stopped. The
+    /// loop is necessary because no layer retries `recv`.
     async fn patiently<T>(&mut self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<Option<T>> {
         let (since, stop) = (Instant::now(), self.stop);
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -267,15 +267,15 @@ impl<P: Fn(u64)> Replay<'_, P> {
     }
 }
 
-/// Where partitions are after a batch. Positions, because offsets need not be dense; a partition that was read to its end
-/// gives no progress.
+/// Returns the position of each partition after a batch. Positions also cover offsets without a message, such as
+/// transaction markers.
 fn places(batch: &Batch) -> BTreeMap<TopicPartition, u64> {
     let resets = batch.notices().iter().filter_map(|notice| match notice {
         Notice::Reset { partition, to, .. } => Some((partition.clone(), *to)),
         _ => None,
     });
     let mut places: BTreeMap<_, _> = resets.collect();
-    // What is delivered from before a reset is below it, and what comes after is above.
+    // Messages from before a reset have lower positions than its target, later messages have higher ones.
     for (partition, next) in batch.positions().iter() {
         let place = places.entry(partition.clone()).or_insert(next);
         *place = next.max(*place);
@@ -296,7 +296,7 @@ async fn keep(
         let partition = TopicPartition::new(message.topic.clone(), message.partition);
         let Some(end) = ends.get(&partition) else { continue };
         let late = plan.until.is_some_and(|until| message.timestamp.is_some_and(|time| time >= until));
-        // A late one ends nothing: times may go back and forth within a partition, and an earlier one may follow.
+        // A late message does not end the replay: message times need not rise, and an earlier time may follow.
         if late || message.offset >= *end {
             continue;
         }
@@ -316,7 +316,8 @@ async fn keep(
     Ok(())
 }
 
-/// The dataset that the header `qi-type` names; ticks if it is absent, or names none, which is refused.
+/// Returns the dataset of the header `qi-type`, or ticks without the header. For an unknown type returns ticks too, and
+/// then decoding rejects the message.
 fn dataset_of(message: &Received, datasets: &Datasets) -> Dataset {
     let kind = message.headers.get(header::TYPE);
     let named = datasets.iter().find(|dataset| kind.is_some_and(|kind| kind == dataset.message().as_bytes()));

@@ -1,4 +1,4 @@
-//! The series of a store: what is copied and compared piece by piece.
+//! The series of a store: the units of a copy and its comparison.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,12 +7,12 @@ use qi_core::record::{Dataset, Records, SeriesKey, SeriesType};
 use qi_core::store::{Cursor, LatestRequest, MAX_PAGE, PriceStore, RangeRequest, RecordPage, SeriesRequest};
 use qi_core::{Instrument, Interval, Result, Selection, TimeRange};
 
-/// One series of one dataset. Displayed as `ticks binance:BTC-USDT`, `bars binance:BTC-USDT 1m`.
+/// One series of a dataset. Displays as `ticks binance:BTC-USDT` or `bars binance:BTC-USDT 1m`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series {
     /// The dataset.
     pub dataset: Dataset,
-    /// The owner, and the interval of bars.
+    /// The owner, and the interval of a bar.
     pub key: SeriesKey,
 }
 
@@ -24,10 +24,10 @@ impl fmt::Display for Series {
 }
 
 impl Series {
-    /// Every series of a dataset; only those of `instruments` unless it is empty. Names belong to no instrument.
+    /// Lists the series of a dataset. A non-empty `instruments` selects series, except in datasets of names.
     ///
     /// # Errors
-    /// Of the store.
+    /// Errors of the store.
     pub async fn list(
         store: &dyn PriceStore,
         dataset: Dataset,
@@ -53,7 +53,7 @@ impl Series {
         Ok(all)
     }
 
-    /// The largest page of the series after a cursor, oldest first.
+    /// Reads the largest page of the series after a cursor, oldest first.
     pub(crate) async fn page(
         &self,
         store: &dyn PriceStore,
@@ -64,10 +64,10 @@ impl Series {
         store.range(&after.into_iter().fold(request, RangeRequest::after)).await
     }
 
-    /// How many records of the range a store has, and their checksum.
+    /// Returns the number of records in a range and their checksum.
     ///
     /// # Errors
-    /// Of the store.
+    /// Errors of the store.
     pub async fn summary(&self, store: &dyn PriceStore, range: TimeRange) -> Result<Summary> {
         let (mut summary, mut after) = (Summary::default(), None);
         loop {
@@ -81,7 +81,7 @@ impl Series {
     }
 }
 
-/// The owners of a dataset.
+/// Lists the owners of a dataset.
 async fn owners(store: &dyn PriceStore, dataset: Dataset) -> Result<Vec<SeriesKey>> {
     let mut request = SeriesRequest::new(dataset).with_limit(MAX_PAGE)?;
     let mut all = Vec::new();
@@ -95,7 +95,7 @@ async fn owners(store: &dyn PriceStore, dataset: Dataset) -> Result<Vec<SeriesKe
     }
 }
 
-/// The series of a dataset that have this interval.
+/// Lists the series of a dataset with an interval.
 async fn with_interval(
     store: &dyn PriceStore,
     dataset: Dataset,
@@ -115,12 +115,12 @@ async fn with_interval(
     }
 }
 
-/// How many records there are, and what they are, in a few bytes.
+/// A count and a checksum of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// How many.
+    /// The number of records.
     pub records: u64,
-    /// Equal for equal records, in whatever order.
+    /// The checksum, which does not depend on the order of the records.
     pub checksum: Checksum,
 }
 
@@ -136,8 +136,8 @@ impl Summary {
     }
 }
 
-/// The sum of the records' hashes: FNV-1a in 128 bits of their JSON, which writes every value in one way. It tells of
-/// accidents; it is no proof against somebody who wants to deceive.
+/// The sum of the 128-bit FNV-1a hashes of the records' JSON, which has one form for every value. The sum detects
+/// accidental differences, not deliberate ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Checksum(u128);
 

@@ -1,4 +1,4 @@
-//! `qi topics` and `qi lag`: what is on the bus, and how far groups are behind.
+//! `qi topics` and `qi lag`: the topics of a bus, and the lag of groups.
 
 use qi_core::bus::{GroupId, GroupInfo, GroupQuery, GroupState, MessageBus, PartitionInfo, TopicInfo};
 use qi_core::{Result, Selection};
@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use crate::output::{Listing, maybe, text};
 
-/// Returns every topic with its partitions, copies, messages and two of its settings. The settings of a topic that the
-/// principal may not read are `hidden`.
+/// Returns every topic with its partitions, replicas, messages and two of its settings. Settings that the principal
+/// may not read are `hidden`.
 ///
 /// # Errors
-/// Of the bus.
+/// Errors of the bus.
 pub async fn topics(bus: &dyn MessageBus) -> Result<Listing> {
     Ok(topic_rows(&bus.topics().await?))
 }
@@ -33,7 +33,7 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
         let replicas = partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(0);
         let behind: usize = partitions.iter().map(|p| p.replicas.len().saturating_sub(p.in_sync.len())).sum();
         let leaderless = partitions.iter().filter(|p| p.leader.is_none()).count();
-        // An upper bound: offsets need not be dense.
+        // An upper bound, because offsets may have gaps.
         let messages = total(partitions.iter().map(PartitionInfo::offsets));
         let low = total(partitions.iter().map(|p| p.low));
         let high = total(partitions.iter().map(|p| p.high));
@@ -57,11 +57,12 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
     listing
 }
 
-/// Returns the lag of groups, a row for each partition, or one for each group and topic if they are added up. A
-/// partition without a commit has no lag, nor has one whose end is unknown, because it has no leader. A group that is hidden, or that cannot be described, has a row without members.
+/// Returns the lag of groups: a row for each partition, or the sum for each group and topic. A partition without a
+/// commit, or with an unknown end because it has no leader, has no lag. A group that is hidden or cannot be described
+/// has a row without members.
 ///
 /// # Errors
-/// Of the bus.
+/// Errors of the bus.
 pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: bool) -> Result<Listing> {
     let selection = if groups.is_empty() { Selection::All } else { Selection::these(groups)? };
     Ok(lag_rows(&bus.groups(&GroupQuery::new(selection)).await?, each_partition))
@@ -116,7 +117,7 @@ fn lag_rows(groups: &[GroupInfo], each_partition: bool) -> Listing {
     listing
 }
 
-/// The sum of offsets, which another tenant can set to any number.
+/// Adds offsets without overflow, because another tenant can set an offset to any number.
 fn total(offsets: impl Iterator<Item = u64>) -> u64 {
     offsets.fold(0, u64::saturating_add)
 }

@@ -1,4 +1,4 @@
-//! The program as a person runs it: exit codes and output.
+//! The exit codes and the output of the program.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write as _;
@@ -38,7 +38,7 @@ fn migrate_and_topics_work_in_each_format() {
 #[test]
 fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    // Nothing listens on the port of discard.
+    // No server listens on the discard port.
     let url = "postgres://qi:SECRET@127.0.0.1:9/qi";
     writeln!(file, "[store]\nbackend = \"timescale\"\n[store.timescale]\nurl = \"{url}\"").unwrap();
     writeln!(file, "[store.retry]\nenabled = false").unwrap();
@@ -51,7 +51,7 @@ fn a_backend_that_is_away_is_exit_code_1_without_secrets() {
 #[test]
 fn a_password_over_a_plaintext_connection_is_warned_of_and_ordinary_commands_are_quiet() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    // Not a loopback address by its name; nothing listens there.
+    // The name is not a loopback address, and no server listens there.
     let url = "postgres://qi:SECRET@0.0.0.0:9/qi?sslmode=disable";
     writeln!(file, "[store]\nbackend = \"timescale\"\n[store.timescale]\nurl = \"{url}\"").unwrap();
     writeln!(file, "[store.retry]\nenabled = false").unwrap();

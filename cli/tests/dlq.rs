@@ -1,4 +1,4 @@
-//! The dead letter commands, on memory.
+//! The dead letter commands, in memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bus_rig;
@@ -62,7 +62,7 @@ fn rejected(offset: u64, code: &'static str) -> RejectedMessage {
     RejectedMessage::new(message, Error::new(ErrorKind::CorruptData, code, "decode"))
 }
 
-/// The dead letter of it, with a message time.
+/// The dead letter of a rejected message, with a message time.
 fn letter(rejected: &RejectedMessage, seconds: i64) -> Message {
     DeadLetters::default().letter(rejected, usize::MAX).unwrap().with_timestamp(time(seconds))
 }
@@ -147,7 +147,7 @@ async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
     assert_eq!(rows(None, Selection { codes, ..Selection::default() }).await, [tombstone]);
     let origins = BTreeSet::from([topic("crypto-quotes")]);
     assert_eq!(rows(None, Selection { origins, ..Selection::default() }).await, [quotes]);
-    // The second letter has an earlier time than the first one.
+    // The second dead letter has an earlier time than the first.
     let (since, until) = (Some(time(10)), Some(time(40)));
     let between = rows(None, Selection { since, until, ..Selection::default() }).await;
     assert_eq!(between.len(), 2);
@@ -271,7 +271,7 @@ async fn redrive_skips_and_counts_what_it_must_not_publish() {
         letter(&rejected(1, "a"), 1),
         letter(&rejected(1, "a"), 2),
         truncated,
-        // A complete copy of the truncated letter.
+        // A complete copy of the truncated dead letter.
         letter(&rejected(2, "a"), 1),
         with_redrives(3, "2"),
         with_redrives(4, "3"),
@@ -302,7 +302,7 @@ async fn redrive_skips_and_counts_what_it_must_not_publish() {
     let last = found.iter().find(|message| message.payload.as_deref() == Some(b"payload 3")).unwrap();
     assert_eq!(last.headers.get(header::REDRIVES).unwrap(), "3");
 
-    // A target takes the messages without an origin, and those of other dead letter topics.
+    // A target accepts messages without an origin, and messages of other dead letter topics.
     let other = Plan { to: Some(topic("crypto-quotes")), ..plan() };
     let redriven = redrive(&bus, &other).await.unwrap();
     assert!(redriven.is_complete());
@@ -343,7 +343,7 @@ async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
     assert_eq!(numbers(&redriven), [("redriven".to_owned(), 1), ("failed".to_owned(), 1)]);
 }
 
-/// Refuses each batch of several messages as too large.
+/// Rejects each batch of several messages as too large.
 #[derive(Debug)]
 struct RefusesBatches;
 
@@ -398,7 +398,7 @@ async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
         let bus = Layered::new(memory.connect(), chaos.clone());
         let failed = redrive(&bus, &plan).await.unwrap();
         assert!(failed.error.is_some() && numbers(&failed).is_empty());
-        // Retention removes the letter, or the copy too, before the bus is back.
+        // Retention removes the dead letter, or also its copy, before the bus is available again.
         memory.trim(&TopicPartition::new(letters(), 0), removed).unwrap();
         away.enable(false);
         let redriven = redrive(&bus, &plan).await.unwrap();
@@ -432,7 +432,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, path) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(3));
-    // Copies far behind their letters: the second run must recognise those that the first run has published.
+    // The copies are far behind their originals: the second run must recognise copies of messages of the first run.
     let all: Vec<_> = (0..1_500).chain(0..1_500).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
@@ -444,7 +444,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
     let first = number(&stopped, "redriven");
     assert!(first > 0 && first < 1_500, "{first}");
 
-    // Then the brokers are away in the middle of a batch, for longer than a minute: a part of it is published.
+    // Then the brokers are unavailable in the middle of a batch for more than a minute, so it is published in part.
     for _ in 0..100 {
         chaos.next(Operation::Publish, Fault::Error);
     }
@@ -454,7 +454,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
     assert_eq!(messages(&memory, &origin()).await.len() as u64, second);
     assert!(second > first && second < 1_500, "{second}");
 
-    // New dead letters, as redriven messages that fail again become them, belong to another run.
+    // New dead letters belong to another run, for example redriven messages that failed again.
     memory.send(&[letter(&rejected(5_000, "a"), 1)]).await.unwrap();
     chaos.enable(false);
     let published = AtomicU64::new(0);

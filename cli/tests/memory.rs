@@ -1,4 +1,4 @@
-//! What the commands do, on memory.
+//! The commands, in memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bus_rig;
@@ -33,14 +33,14 @@ use qi_testkit::store::{KeepConfig, MemoryStore, MemoryStoreConfig, RetentionCon
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-/// Ticks of different keys: the market sends some again.
+/// Ticks with distinct keys, because the market sends some ticks again.
 fn ticks(n: usize, instruments: usize) -> Vec<PriceTick> {
     let mut seen = BTreeSet::new();
     let market = Market::new(MarketConfig::new(7, instruments).unwrap()).unwrap();
     market.filter(|tick| seen.insert((tick.instrument().clone(), tick.ts(), tick.seq()))).take(n).collect()
 }
 
-/// A store with some of everything.
+/// A store with records of several datasets.
 async fn full() -> Arc<dyn PriceStore> {
     let store = MemoryStore::default();
     store.ensure_schema().await.unwrap();
@@ -127,7 +127,7 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
     assert_eq!(fails.run().await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(fails.copied.load(std::sync::atomic::Ordering::Relaxed), 10_000);
 
-    // Then it is stopped before it has done anything.
+    // Then the copy is stopped before its first page.
     let stopped = Copy::new(source.clone(), failing.clone(), plan.clone());
     stopped.stop.cancel();
     assert_eq!(stopped.run().await.unwrap(), Outcome::Interrupted);
@@ -157,7 +157,7 @@ async fn a_series_that_differs_is_copied_again_by_the_same_command() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let run = async || Copy::new(source.clone(), target.clone(), plan.clone()).run().await.unwrap();
     assert!(run().await.is_equal());
-    // One that comes late, before the place where the copy was.
+    // A late record, before the position of the copy.
     let first = ticks(1, 2).remove(0);
     let late = PriceTick::new(first.instrument().clone(), first.ts(), 999, first.price()).unwrap();
     source.insert_ticks(&[late]).await.unwrap();
@@ -182,7 +182,7 @@ async fn progress_follows_no_planted_link() {
     let (mine, path) = (folder.path().join("mine"), folder.path().join("copy.json"));
     std::fs::write(&mine, "mine").unwrap();
     std::os::unix::fs::symlink(&mine, folder.path().join("copy.json.part")).unwrap();
-    // A link at the path, to a file that another user wants to be created.
+    // A symbolic link at the path, to a file that another user wants to be created.
     let wanted = folder.path().join("wanted");
     std::os::unix::fs::symlink(&wanted, &path).unwrap();
     let plan = Plan { progress: Some(path.clone()), ..everything() };
@@ -333,7 +333,7 @@ async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command()
         specs.iter().map(|spec| TopicInfo::new(spec.name.clone(), partitions(spec))).collect();
     let described = topics.clone();
     bus.expect_topics().times(2).returning(move || Ok(described.clone()));
-    // Then one topic may not be described, and one partition has no leader.
+    // Then one topic cannot be described, and one partition has no leader.
     bus.expect_topics().returning(move || {
         let mut topics = topics.clone();
         topics[0].partitions[3].leader = None;
@@ -486,7 +486,7 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     let replayed = replay::run(&bus, &store, &plan, &never, |_| {}).await?;
     assert_eq!((replayed.stored, replayed.interrupted), (3_000, false));
 
-    // For good, it ends with the error; and a stop is heard meanwhile.
+    // A permanent outage ends the replay with the error, and a stop takes effect during the wait.
     let away = chaos.on(Operation::Recv, Rule::new(1.0, [Fault::Error]));
     let since = tokio::time::Instant::now();
     let error = replay::run(&bus, &store, &plan, &never, |_| {}).await.unwrap_err();
@@ -503,7 +503,7 @@ async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
     Ok(())
 }
 
-/// Gives nothing, as a partition does whose last offsets hold no messages.
+/// Delivers no message, like a partition whose last offsets hold no messages.
 #[derive(Debug)]
 struct Mute;
 

@@ -1,7 +1,7 @@
-//! The program on real servers: a million ticks are copied both ways and killed twice on the way; a topic is replayed
-//! into each database; dead letters are redriven and stored.
+//! The program on real servers. A copy of a million ticks in both directions is killed twice. A topic is replayed into
+//! each database. Dead letters are redriven and stored.
 //!
-//! Servers are those of `scripts/backends`; absent ones are shown as ignored. `QI_COPY_TICKS` sets another number of
+//! The tests need the servers of `scripts/backends`, and are ignored without them. `QI_COPY_TICKS` sets the number of
 //! ticks.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -56,12 +56,12 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Whether the script can start servers of its own.
+/// Returns whether the script can start servers.
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n")
 }
 
-/// Three brokers of the trial's own.
+/// Three brokers for one trial.
 struct Cluster(String);
 
 impl Cluster {
@@ -81,7 +81,7 @@ impl Drop for Cluster {
     }
 }
 
-/// One broker of three dies, and with it the only copy of some partitions.
+/// One of three brokers dies, with the only replica of some partitions.
 fn leaderless() -> Result<Completion, Failed> {
     const TICKS: usize = 600;
     let cluster = Cluster(format!("replay_{}", std::process::id()));
@@ -101,7 +101,7 @@ fn leaderless() -> Result<Completion, Failed> {
         }
         let market = Market::new(MarketConfig::new(5, 60)?)?;
         let ticks: Vec<_> = market.take(TICKS).collect();
-        // Not every broker knows of a new topic at once.
+        // Not every broker knows a new topic immediately.
         for attempt in 0.. {
             match bus.send_records(&ticks, Some(&topic)).await {
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < 20 => {
@@ -190,7 +190,7 @@ fn number_of_ticks() -> usize {
     std::env::var("QI_COPY_TICKS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000)
 }
 
-/// Tables of the trial's own, in both databases.
+/// Tables for one trial, in both databases.
 struct Place {
     name: String,
     variables: Vec<(String, String)>,
@@ -253,7 +253,7 @@ impl Drop for Place {
     }
 }
 
-/// Ticks of different keys: the market sends some again.
+/// Ticks with distinct keys, because the market sends some ticks again.
 fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
     let mut seen = HashSet::new();
     let market = Market::new(MarketConfig::new(5, 20)?)?;
@@ -261,7 +261,7 @@ fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
     Ok(market.take(ticks).collect())
 }
 
-/// Publishes ticks and one message that is no record to a topic of the trial's own, and replays it twice.
+/// Publishes ticks and one invalid message to a new topic, and replays the topic twice.
 fn replay(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 20_000;
     let place = Place::new(&format!("replay_{to}"));
@@ -307,7 +307,7 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     }
 }
 
-/// A broker by `scripts/backends`, which lets in a user with a password. Dropping it removes it.
+/// A broker of `scripts/backends` that accepts a user with a password. Dropping the value removes the broker.
 struct Guarded {
     name: String,
     /// The address of the administrator.
@@ -319,7 +319,7 @@ struct Guarded {
 const PASSWORD: &str = "a-secret-of-this-test";
 
 impl Guarded {
-    /// None if this machine can start no broker.
+    /// Starts a broker. Returns None if this machine cannot.
     fn start() -> Result<Option<Self>, Failed> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let folder = tempfile::tempdir()?;
@@ -372,7 +372,7 @@ impl Guarded {
         command
     }
 
-    /// Runs `qi` until it says what is expected, because rights reach the broker after they were set.
+    /// Runs `qi` until its output is as expected, because new rights take effect on the broker with a delay.
     fn expect(&self, arguments: &[&str], wanted: &[&str]) -> Result<(), Failed> {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -408,7 +408,7 @@ fn printed(out: &std::process::Output) -> Result<String, Failed> {
     }
 }
 
-/// Every command that needs no right to create, on a cluster with topics and groups of others.
+/// Runs every command that needs no right to create topics, on a cluster with topics and groups of others.
 fn few_rights() -> Result<Completion, Failed> {
     let Some(broker) = Guarded::start()? else {
         return presence::absent("redpanda", "this machine can start no broker".to_owned());
@@ -438,7 +438,7 @@ fn few_rights() -> Result<Completion, Failed> {
     broker.expect(&["migrate"], &["topic crypto-prices", "there"])?;
     broker.expect(&replay, &["100 records stored"])?;
     broker.expect(&["check"], &["0 groups", "8 of the catalogue, 8 in all"])?;
-    // A visible topic of others with hidden settings, and groups that are listed and may not be described.
+    // A visible topic with hidden settings, and listed groups that may not be described.
     allow("--topic other-team --operation Describe")?;
     broker.expect(&["topics"], &["other-team", "hidden"])?;
     allow("--cluster --operation Describe")?;
@@ -450,7 +450,7 @@ fn few_rights() -> Result<Completion, Failed> {
     broker.expect(&["lag"], &["modern", "not described", "crypto-prices"])?;
     broker.expect(&["lag", "--group", "modern", "--partitions"], &["not described", "crypto-prices"])?;
     broker.expect(&["check"], &["1 not described"])?;
-    // Settings that were visible and are not any more.
+    // Settings that were visible become hidden.
     let remove = "--remove --force --allow-principal User:app --resource-pattern-type prefixed --topic crypto- \
                   --operation DescribeConfigs";
     broker.tool("AclCommand", remove)?;
@@ -575,7 +575,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         let places = json["series"].as_object().into_iter().flat_map(|all| all.values());
         places.filter_map(|place| place["records"].as_u64()).sum()
     };
-    // Killed after a third and after two thirds, in the middle of whatever it does.
+    // Killed after a third and after two thirds of the ticks, at any point of its work.
     for thirds in 1..=2 {
         let mut child = place.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         while copied() < (ticks * thirds / 3) as u64 {
@@ -598,7 +598,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     if (sum("source"), sum("target")) != (ticks as u64, ticks as u64) || before >= ticks as u64 {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
-    // Under a TTL too, which removes an old tick as it is written.
+    // Also with a TTL, which removes an old tick at its insert.
     let retention =
         [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "24")];
     let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;

@@ -1,8 +1,8 @@
-//! Layer 2 as a user of `qi` would write it, over the ports alone.
+//! Layer 2 programs, written over the ports only.
 //!
 //! - [`pipeline`]: market data through a bus topic and a writer agent into a store, and bars read back.
 //! - [`probes`]: health and metrics over HTTP, for Kubernetes and Prometheus.
-//! - [`market`]: the reading and writing operations of a market-data layer, each a few lines.
+//! - [`market`]: the reading and writing operations of a market data layer, each a few lines.
 
 #![allow(missing_debug_implementations, reason = "agents and jobs are run, not printed")]
 
@@ -10,7 +10,7 @@ pub mod market;
 pub mod pipeline;
 pub mod probes;
 
-/// The code on the pages of `docs/` is compiled, and run where it can be, so that it cannot drift from the library.
+/// The code of the pages in `docs/`, which is compiled and, where possible, run.
 #[cfg(doctest)]
 mod guides {
     #[doc = include_str!("../../docs/agents.md")]

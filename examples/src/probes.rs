@@ -19,29 +19,29 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// How many connections may be open at once.
+/// The maximum number of open connections.
 const CONNECTIONS: usize = 64;
-/// How long a client may take to send its request.
+/// The time limit for a client's request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may last. One that never reads its answer would keep its place for ever, and so many of them
-/// the probes out. Who is cut off in the middle of more requests opens another one.
+/// The time limit of a connection. Without it, clients that never read their responses could occupy all connections
+/// and block the probes. A client that is disconnected between two requests opens another connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often histograms are emptied into their buckets, even if nobody reads them.
+/// The interval at which histograms are moved into their buckets, even without a scrape.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Bounds of the buckets of `.._seconds`, in seconds: from the memory store's calls to the longest attempt.
+/// The bucket bounds of `.._seconds`, in seconds: from a call of the memory store to the longest attempt.
 const SECONDS: &[f64] = &[
     0.000_01, 0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0,
 ];
-/// Bounds of the buckets of `.._records`.
+/// The bucket bounds of `.._records`.
 const RECORDS: &[f64] = &[1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0];
 
-/// Makes the Prometheus exporter the one that all metrics of this process go to. Before any backend is opened, since
+/// Installs the Prometheus exporter for all metrics of this process. Call this before any backend is opened, because
 /// layers keep the metrics that they registered.
 ///
 /// # Errors
-/// `Config` if the process has another exporter already.
+/// `Config` if the process already has an exporter.
 pub fn install_metrics() -> Result<PrometheusHandle> {
     let refuse =
         |error| Error::new(ErrorKind::Config, "pipeline.metrics", "install_metrics").with_source(error);
@@ -54,7 +54,7 @@ pub fn install_metrics() -> Result<PrometheusHandle> {
     Ok(handle)
 }
 
-/// What is served.
+/// The sources of the responses.
 #[derive(Debug)]
 struct Probes {
     health: Arc<Health>,
@@ -77,13 +77,13 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Promethe
         let stream = match accepted {
             Ok((stream, _peer)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely: others may close theirs meanwhile.
+                // Probably out of file descriptors: other connections may close theirs.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // More than that at once is none of Kubernetes' or Prometheus' doing.
+        // Kubernetes and Prometheus open fewer connections, so further ones are dropped.
         let Ok(permit) = free.clone().try_acquire_owned() else { continue };
         let probes = probes.clone();
         tokio::spawn(async move {
@@ -107,14 +107,14 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Promethe
 
 impl Probes {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        // Hyper leaves out the body of an answer to HEAD.
+        // Hyper omits the body of a response to HEAD.
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
             refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
         match request.uri().path() {
-            // From memory alone: it must be answered while every backend is away.
+            // Without I/O, because it must respond while every backend is unavailable.
             "/livez" => {
                 let live = self.health.is_live();
                 plain(status(live), if live { "live\n" } else { "an agent is stuck\n" })

@@ -1,4 +1,4 @@
-//! The agents of the pipeline pass the suite that every agent passes, over a bus and a store in memory.
+//! The agents of the pipeline pass the agent contract suite, over a bus and a store in memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ fn topic() -> TopicName {
     TopicName::new("crypto-prices").unwrap()
 }
 
-/// A bus with the topics and some ticks, and a store with its schema. Memory needs no waiting for that.
+/// A bus with the topics and some ticks, and a store with its schema. In memory, these futures are ready immediately.
 fn world() -> (Arc<dyn MessageBus>, Arc<dyn PriceStore>) {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(MemoryStoreConfig::default()).unwrap());

@@ -1,7 +1,7 @@
-//! The module graph of docs/architecture.md is the graph of the code, and it has no import cycle.
+//! The module graph of docs/architecture.md equals the graph of the code and has no import cycle.
 //!
-//! A module may import from its parent and from its own children; every other import is an edge. Imports through a
-//! re-export count for the module that defines the item.
+//! A module may import from its parent and from its own children. Every other import is an edge. An import through a
+//! re-export counts for the module that defines the item.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,11 +17,11 @@ const PAGE: &str = include_str!("../../docs/architecture.md");
 type Module = Vec<String>;
 type Graph = BTreeMap<Module, BTreeSet<Module>>;
 
-/// The imports of one module: paths as they are written, `use` trees expanded.
+/// The imports of one module, with expanded `use` trees.
 #[derive(Default)]
 struct Imports {
     used: Vec<Vec<String>>,
-    /// Re-exports: the new name and its path.
+    /// The re-exports: the new name and its path.
     exported: Vec<(String, Vec<String>)>,
 }
 
@@ -115,7 +115,7 @@ impl Crate {
         Self { modules }
     }
 
-    /// The module that defines what `path` names in `module`. None for another crate.
+    /// Returns the module that defines `path` as seen from `module`, or None for another crate.
     fn target(&self, module: &[String], path: &[String]) -> Option<Module> {
         let (mut at, mut rest) = match path[0].as_str() {
             "crate" => (Module::new(), &path[1..]),
@@ -157,7 +157,7 @@ impl Crate {
         Some(at)
     }
 
-    /// The imports of each module, without those of its parent and its children.
+    /// Returns the imports of each module, except from its parent and its children.
     fn graph(&self) -> Graph {
         let edges = |(module, imports): (&Module, &Imports)| {
             let targets = imports.used.iter().filter_map(|path| self.target(module, path));
@@ -172,7 +172,7 @@ impl Crate {
     }
 }
 
-/// The graph of the top-level modules: an import of a descendant is an import of its ancestor.
+/// Returns the graph of the top-level modules. An import of a descendant is an import of its ancestor.
 fn top_level(graph: &Graph) -> BTreeMap<String, BTreeSet<String>> {
     let mut top = BTreeMap::<String, BTreeSet<String>>::new();
     for (module, targets) in graph {
@@ -183,8 +183,7 @@ fn top_level(graph: &Graph) -> BTreeMap<String, BTreeSet<String>> {
     top
 }
 
-/// Walks the imports of a module in depth. Returns true if the walk meets a module of its own path, which then is a
-/// cycle.
+/// Walks the imports of a module in depth. Returns true if the walk reaches a module of its own path, which is a cycle.
 fn walk<N: Ord + Clone>(
     graph: &BTreeMap<N, BTreeSet<N>>,
     node: &N,
@@ -206,7 +205,7 @@ fn walk<N: Ord + Clone>(
     false
 }
 
-/// A cycle of imports.
+/// Returns a cycle of imports.
 fn cycle<N: Ord + Clone>(graph: &BTreeMap<N, BTreeSet<N>>) -> Option<Vec<N>> {
     let mut finished = BTreeSet::new();
     graph.keys().find_map(|node| {
@@ -264,7 +263,7 @@ fn a_cycle_is_found() {
     assert_eq!(cycle(&graph), Some(vec![module("a"), module("b"), module("c")]));
 }
 
-/// A sum that wraps would be stored as if it were right. The profile for benchmarks inherits it.
+/// A sum that wraps would be stored as a wrong value. The profile for benchmarks inherits the setting.
 #[test]
 fn the_release_profile_checks_overflows() {
     let manifest = include_str!("../../Cargo.toml");

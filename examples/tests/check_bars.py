@@ -1,7 +1,7 @@
-"""Bars of a recorded file, computed without the library: exact decimals, nothing but Python.
+"""Bars of a recorded file, computed without the library, with exact decimals of Python.
 
 usage: check_bars.py FILE binance|kraken|kraken-rest|candles INTERVAL
-Prints the number of records, then the CSV that the pipeline should export.
+Prints the number of records, and then the CSV that the pipeline must export.
 """
 
 import csv
@@ -19,7 +19,7 @@ def micros(text):
 
 
 def records(path, kind):
-    """(time in us, order among ties, open, high, low, close, volume, count) of each line."""
+    """Yields (time in us, order among ties, open, high, low, close, volume, count) of each line."""
     opener = gzip.open if path.endswith(".gz") else open
     with opener(path, "rt", newline="") as file:
         rows = csv.reader(file)

@@ -1,4 +1,4 @@
-//! The program as a person runs it: exit codes, output, signals.
+//! The exit codes, the output and the signals of the program.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -211,9 +211,9 @@ fn the_example_configurations_work_as_they_stand() {
     }
 }
 
-/// Sends a signal after a while; the exit code and how long the process still took.
+/// Sends a signal after a while. Returns the exit code, the time until the exit, and the output.
 fn signalled(signal: &str, after: Duration) -> (Option<i32>, Duration, String) {
-    // Long enough that the signal comes first, whatever the machine.
+    // Enough work that the signal arrives before the end on any machine.
     let mut child = pipeline()
         .args([
             "--ticks",
@@ -234,7 +234,7 @@ fn signalled(signal: &str, after: Duration) -> (Option<i32>, Duration, String) {
     (code, took, text(&child.wait_with_output().unwrap().stderr))
 }
 
-/// The runtime's shutdown deadline, and a second.
+/// The runtime's shutdown deadline plus a second.
 const LIMIT: Duration = Duration::from_secs(26);
 
 #[test]
@@ -242,7 +242,7 @@ fn sigint_at_20_random_moments_ends_with_130_in_time() {
     let seed = 20_240_101;
     let mut rng = fastrand::Rng::with_seed(seed);
     for _ in 0..20 {
-        // Not before the process has had time to listen.
+        // The process needs some time to listen for signals.
         let after = Duration::from_millis(rng.u64(100..1_000));
         let (code, took, complaints) = signalled("-INT", after);
         assert_eq!(code, Some(130), "after {after:?}: {complaints}");

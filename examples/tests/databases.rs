@@ -1,7 +1,7 @@
-//! The program on real databases: the bars that it exports are the bytes that it exports on memory.
+//! The program on real databases: the exported bars are byte-identical to the bars of a run in memory.
 //!
-//! Servers are those of `scripts/backends`; recorded files are looked for as in `recorded.rs`. What is not there is
-//! reported as ignored.
+//! The tests need the servers of `scripts/backends` and the recorded files of `recorded.rs`, and are ignored without
+//! them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,8 +19,8 @@ const FILES: [(&str, &str, &str); 3] = [
     ("btc-perp-1m-2022-01.csv.gz", "candles", "ftx:BTC-PERP"),
 ];
 
-/// A server: its name, the variable with its address, the example configuration, and what differs from that. NAME
-/// stands for a namespace of the trial's own.
+/// A server: its name, the variable with its address, the example configuration, and the overrides. NAME stands for the
+/// namespace of the trial.
 const SERVERS: [Server; 3] = [
     Server {
         name: "timescale",
@@ -113,7 +113,7 @@ impl Target {
         Ok(Completion::Completed)
     }
 
-    /// Two files that share a second, each read twice, export what one file with all lines exports.
+    /// Compares two files that share a second, each read twice, with one file that has all lines.
     fn split_second(&self) -> Result<Completion, Failed> {
         let folder = tempfile::tempdir()?;
         let (ours, memory) = (folder.path().join("ours.csv"), folder.path().join("memory.csv"));
@@ -146,7 +146,7 @@ impl Target {
         format!("p_{}_{}_{}", std::process::id(), self.server.name, hash(input))
     }
 
-    /// The program on this server.
+    /// Returns a command that runs the program on this server.
     fn pipeline(&self, namespace: &str) -> Command {
         let Server { config, changes, .. } = self.server;
         let variable = |key: &str| format!("QI__STORE__{}__{key}", config.to_uppercase());
@@ -171,7 +171,7 @@ impl Target {
     }
 }
 
-/// Two trials that run at once have different schemas.
+/// Returns a hash of the input, so that concurrent trials have different schemas.
 fn hash(input: &[String]) -> u32 {
     input
         .iter()
@@ -186,7 +186,7 @@ fn run(command: &mut Command, input: &[String], interval: &str, export: &Path) -
 
 async fn drop_schema(url: &str, schema: &str) -> Result<(), Failed> {
     let mut connection = PgConnection::connect(url).await?;
-    // Other trials change the same catalog at the same moment: a deadlock is tried again.
+    // Concurrent trials change the same catalog, so a deadlock is retried.
     let mut tries = 0;
     loop {
         let drop = AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {schema} CASCADE"));

@@ -12,7 +12,7 @@ use std::time::Duration;
 async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
-    // An earlier run over ticks that was stopped: 10 published, 3 committed.
+    // An earlier run was stopped: 10 ticks published, 3 committed.
     let request =
         Subscribe::new("pipeline-writer".parse().unwrap(), [TopicName::new("crypto-prices").unwrap()])
             .unwrap();

@@ -1,9 +1,9 @@
 //! Kills of the program, its broker and its database. At the end, the store holds each tick of the input once, and the
-//! exported bars are the bytes of an undisturbed run in memory. One message in a hundred is poison: each of these is
-//! in the dead letters.
+//! exported bars are byte-identical to an undisturbed run in memory. One message in a hundred is invalid (poison). Each
+//! poison message is in the dead letters.
 //!
-//! Every trial has its own broker and database from `scripts/backends spare`. Without them, the trials are shown as
-//! ignored; `QI_REQUIRE_BACKENDS` turns that into a failure.
+//! Every trial has its own broker and database of `scripts/backends spare`. Without them, the trials are ignored;
+//! `QI_REQUIRE_BACKENDS` turns that into a failure.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -36,7 +36,7 @@ const GROUP: &str = "pipeline-writer";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Most of a trial is waiting for servers that start.
+    // A trial mostly waits for servers to start.
     arguments.test_threads = arguments.test_threads.or(Some(2));
     let mut trials = Vec::new();
     for database in ["timescale", "clickhouse"] {
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Servers that may be killed are those of the script, which needs root.
+/// Returns the reason to ignore the trials: only servers of the script may be killed, and the script needs root.
 fn absent() -> Option<String> {
     if std::env::var("QI_KAFKA_BROKERS").is_ok_and(|brokers| !brokers.is_empty()) {
         let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
@@ -63,7 +63,7 @@ fn absent() -> Option<String> {
     Some("QI_KAFKA_BROKERS is not set".to_owned())
 }
 
-/// A server by the script. Dropping it removes it.
+/// A server of the script. Dropping the value removes the server.
 struct Spare {
     kind: &'static str,
     name: String,
@@ -91,7 +91,7 @@ impl Drop for Spare {
     }
 }
 
-/// A broker, a database, and how the program is told of them.
+/// A broker, a database, and the settings of the program for them.
 struct Rig {
     database: &'static str,
     broker: Spare,
@@ -107,9 +107,9 @@ impl Rig {
         let variables = vec![
             ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers.clone()),
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
-            // Short, so that what a kill left behind is given up soon.
+            // Short, so that requests of a killed process end soon.
             ("QI__BUS__REDPANDA__REQUEST_TIMEOUT_MS".to_owned(), "3000".to_owned()),
-            // About 17,000 ticks/s, so that the program lives as long as the test needs.
+            // About 17,000 ticks/s, so that the program runs long enough for the test.
             ("QI__BUS__LIMIT__RATE".to_owned(), "5".to_owned()),
         ];
         Ok(Self { database, broker, brokers, store, variables, folder: tempfile::tempdir()? })
@@ -123,7 +123,7 @@ impl Rig {
         self.folder.path().join("ours.csv")
     }
 
-    /// The program on the servers.
+    /// Returns a command that runs the program on the servers.
     fn pipeline(&self, ticks: usize) -> Command {
         let mut command = market(ticks, &self.export());
         command.arg("--config").arg(self.config()).args(["--member", "the-only-writer"]);
@@ -131,11 +131,11 @@ impl Rig {
         command
     }
 
-    /// Runs the program until it ends well.
+    /// Runs the program until it succeeds.
     fn finish(&self, ticks: usize, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
-            // A pipe that nobody reads would hold the program up at its log of dead letters.
+            // A full pipe without a reader would block the program's log of dead letters.
             let log = self.folder.path().join("stderr");
             let file = std::fs::File::create(&log).unwrap();
             let mut child = self.pipeline(ticks).stderr(file).stdout(Stdio::null()).spawn().unwrap();
@@ -180,8 +180,8 @@ impl Rig {
         MESSAGES
     }
 
-    /// Every poison message is in the dead letters, nothing else is, copies name the same origin, and the group's lag
-    /// is 0. `committed` of them came in transactions.
+    /// Compares the dead letters with the poison messages. Copies name the same origin, and the group's lag is 0.
+    /// `committed` of the poison messages came in transactions.
     fn compare_dead_letters(&self, sent: &Sent, committed: u64) {
         let (letters, groups) = self.block_on(async |config| {
             let bus = config.open_bus().await.unwrap();
@@ -204,7 +204,7 @@ impl Rig {
         println!("{} dead letters, {} of them copies", letters.len(), letters.len() - origins.len());
         let missing: Vec<_> = sent.acknowledged.difference(&origins).collect();
         assert!(missing.is_empty(), "not in the dead letters: {missing:?}");
-        // A message whose answer was lost with the broker may be in the log.
+        // A message whose response was lost with the broker may be in the log.
         let others = origins.difference(&sent.acknowledged).count() as u64;
         assert!(others <= sent.unknown, "{others} dead letters of messages that are no poison");
         assert!(others >= committed, "{others} dead letters for {committed} messages in transactions");
@@ -212,7 +212,7 @@ impl Rig {
         assert_eq!(lag, [Some(0)]);
     }
 
-    /// What is stored equals the input, each tick once, and the bars are those of a quiet run.
+    /// Compares the stored ticks with the input, each tick once, and the bars with those of an undisturbed run.
     fn compare(&self, ticks: usize) {
         let quiet = self.folder.path().join("quiet.csv");
         let ran = market(ticks, &quiet).stdout(Stdio::null()).status().unwrap();
@@ -239,7 +239,7 @@ impl Rig {
     }
 }
 
-/// Offsets of a topic by partition: the first, and the one after the last.
+/// Returns the first offset and the end offset of each partition of a topic.
 async fn offsets(bus: &dyn MessageBus, topic: &str) -> Vec<(TopicPartition, u64, u64)> {
     let topics = bus.topics().await.unwrap();
     let topic = topics.into_iter().find(|found| found.name.as_str() == topic).unwrap();
@@ -247,7 +247,7 @@ async fn offsets(bus: &dyn MessageBus, topic: &str) -> Vec<(TopicPartition, u64,
     partitions.map(|p| (TopicPartition::new(topic.name.clone(), p.id), p.low, p.high)).collect()
 }
 
-/// Every message of a topic.
+/// Returns every message of a topic.
 async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
     let mut open = offsets(bus, topic.as_str()).await;
     open.retain(|(_, low, high)| high > low);
@@ -266,7 +266,7 @@ async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
     messages
 }
 
-/// The program over a simulated market.
+/// Returns a command that runs the program over a simulated market.
 fn market(ticks: usize, export: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
     command.args(["--ticks", &ticks.to_string(), "--instruments", &INSTRUMENTS.to_string()]);
@@ -274,8 +274,8 @@ fn market(ticks: usize, export: &Path) -> Command {
     command
 }
 
-/// Kills the process twenty times at random moments and starts it again. Some rounds kill the broker or the database
-/// too. Poison messages of every kind arrive all the time.
+/// Kills the process twenty times at random times and restarts it. Some rounds also kill the broker or the database.
+/// Poison messages of every kind arrive throughout.
 fn killed(rig: &Rig) {
     const TICKS: usize = 60_000;
     let mut random = fastrand::Rng::new();
@@ -285,7 +285,7 @@ fn killed(rig: &Rig) {
     for round in 0..20 {
         poisoner.send(10 * (round + 1));
         let mut child = rig.pipeline(TICKS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Later the program may have ended, and the kill would meet nothing.
+        // After this time, the program may have ended before the kill.
         let latest = if matches!(round % 5, 1 | 3) { 1_000 } else { 1_700 };
         sleep(Duration::from_millis(random.u64(50..latest)));
         let alive = child.try_wait().unwrap().is_none();
@@ -304,7 +304,7 @@ fn killed(rig: &Rig) {
             _ => String::new(),
         };
     }
-    // A kill that meets a program which has ended by itself proves nothing.
+    // A kill of a program that has already ended proves nothing.
     assert!(met >= 15, "only {met} of 20 kills met a living program");
     assert!(servers_met >= 6, "only {servers_met} of 8 servers were killed under a living program");
     let published: u64 = rig.block_on(async |config| {
@@ -313,7 +313,7 @@ fn killed(rig: &Rig) {
         bus.close().await.unwrap();
         offsets.into_iter().map(|(_, low, high)| high - low).sum()
     });
-    // The last run publishes the input once more.
+    // The last run publishes the input again.
     poisoner.send((published + TICKS as u64) / 99 + 1);
     let mut sent = poisoner.finish();
     let committed = rig.transactions();
@@ -326,12 +326,12 @@ fn killed(rig: &Rig) {
 }
 
 fn kill(child: &mut Child) {
-    // It may have ended by itself.
+    // The process may have ended already.
     let _ = child.kill();
     child.wait().unwrap();
 }
 
-/// The program at work, with its metrics.
+/// A running program, with its metrics.
 struct Running {
     child: Child,
     address: String,
@@ -354,7 +354,7 @@ impl Running {
         Self { child, address, words }
     }
 
-    /// How many batches were stored so far.
+    /// Returns the number of batches stored so far.
     fn stored(&self) -> u64 {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -367,7 +367,7 @@ impl Running {
         sum("qi_calls_total{") - sum("qi_call_errors_total{")
     }
 
-    /// How long it takes until more is stored.
+    /// Returns the time until more batches are stored.
     fn goes_on(&mut self) -> Duration {
         let (began, before) = (Instant::now(), self.stored());
         while self.stored() == before {
@@ -379,8 +379,8 @@ impl Running {
     }
 }
 
-/// The broker and the database are each killed three times while the process runs, which is never started again: it
-/// goes on within ten seconds after the server answers.
+/// Kills the broker and the database three times each while the process runs without a restart. The process continues
+/// within ten seconds after the server answers.
 fn outlives(rig: &Rig) {
     const TICKS: usize = 1_000_000;
     let mut random = fastrand::Rng::new();
@@ -391,7 +391,7 @@ fn outlives(rig: &Rig) {
         for server in [&rig.broker, &rig.store] {
             sleep(Duration::from_millis(random.u64(500..4_000)));
             server.order("kill");
-            // Away for up to 20 seconds; a broker needs some of them to start.
+            // Unavailable for up to 20 seconds, which includes the start of a broker.
             sleep(Duration::from_millis(random.u64(500..15_000)));
             server.order("start");
             let took = running.goes_on();

@@ -1,4 +1,4 @@
-//! The table of metrics on the page is the table in the code.
+//! The metrics table of docs/observability.md equals the table in the code.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,7 +6,7 @@ use qi_core::telemetry::METRICS;
 
 const PAGE: &str = include_str!("../../docs/observability.md");
 
-/// The rows of the page that begin with a metric: the core's own first, then the adapters'.
+/// The rows of the page that begin with a metric: first the metrics of core, then of the adapters.
 fn rows() -> Vec<Vec<&'static str>> {
     let metrics = PAGE.lines().filter(|line| line.starts_with("| `qi_"));
     metrics.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
@@ -39,10 +39,10 @@ fn every_label_is_explained_and_has_few_values() {
 const DASHBOARD: &str = include_str!("../../ops/grafana/qi.json");
 const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
 
-/// Labels that Prometheus adds by itself.
+/// The labels that Prometheus adds.
 const OF_PROMETHEUS: [&str; 3] = ["instance", "job", "le"];
 
-/// The expressions of every panel.
+/// Returns the expressions of every panel.
 fn of_the_dashboard() -> Vec<String> {
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
     let targets =
@@ -50,13 +50,13 @@ fn of_the_dashboard() -> Vec<String> {
     targets.flatten().map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The expressions of every rule, each on a line of its own.
+/// Returns the expressions of every rule. Each is on one line.
 fn of_the_alerts() -> Vec<String> {
     let lines = ALERTS.lines().filter_map(|line| line.trim().strip_prefix("expr: '"));
     lines.map(|line| line.strip_suffix('\'').expect("one line").replace("''", "'")).collect()
 }
 
-/// The words of an expression: names of metrics, labels and functions. What stands in quotes or brackets is none.
+/// Returns the names of metrics, labels and functions in an expression, without quoted or bracketed text.
 fn words(expression: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let (mut quoted, mut depth) = (false, 0_u32);
@@ -79,7 +79,7 @@ fn words(expression: &str) -> Vec<String> {
     words
 }
 
-/// The row of a metric: by its name, or by what an exporter makes of a histogram.
+/// Returns the row of a metric, also for the series that an exporter derives from a histogram.
 fn row_of<'a>(word: &str, rows: &'a [Vec<&'static str>]) -> Option<&'a Vec<&'static str>> {
     let named = |name: &str| rows.iter().find(move |row| row[0].trim_matches('`') == name);
     named(word).or_else(|| {

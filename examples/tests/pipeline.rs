@@ -1,4 +1,4 @@
-//! The main job as a library: what goes in is stored, each once, whatever fails in between.
+//! The main job as a library: every input record is stored once, whatever fails.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -46,7 +46,7 @@ fn by_key(ticks: impl Iterator<Item = PriceTick>) -> BTreeMap<Key, PriceTick> {
     ticks.map(|tick| ((tick.instrument().clone(), tick.ts(), tick.seq()), tick)).collect()
 }
 
-/// Everything that a store has, in order.
+/// Returns all records of a store, in order.
 async fn contents(store: &dyn PriceStore) -> Vec<PriceTick> {
     let mut ticks = Vec::new();
     let instruments = store.instruments(&InstrumentQuery::new(PriceTick::DATASET)).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_n
         resent += summary.resent;
         restarts += log.all().iter().filter(|t| t.to == AgentStatus::Backoff).count();
     }
-    // The faults did happen, and each way back was taken.
+    // The faults happened, and each kind of recovery was used.
     assert!(faults > 5_000 && resent > 1_000, "{faults} faults, {resent} resent, {restarts} restarts");
 }
 
@@ -227,7 +227,7 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
     let config = IngestConfig::default();
     let ingest = Ingest::open(bus.clone(), store, PriceTick::DATASET, request, config).await.unwrap();
-    // Stored records, dead letters, and uncommitted messages.
+    // The numbers of stored records, dead letters, and uncommitted messages.
     let counts = async || {
         let topics = bus.topics().await.unwrap();
         let dead = topics.iter().find(|t| t.name.as_str() == "crypto-prices.dlq").unwrap();
@@ -376,7 +376,7 @@ fn an_input_of_bad_lines_alone_is_stopped() {
     let mut job = Job::new(memory_store(), memory_bus(), Data::Ticks(Box::new(lines))).unwrap();
     job.stop = stop;
     assert!(runtime.block_on(job.run()).unwrap().interrupted);
-    // Waits for the thread that reads.
+    // Waits for the reading thread.
     drop(runtime);
     assert!(read.load(Ordering::Relaxed) < 20_000, "the input is read after the stop");
 }
@@ -385,7 +385,7 @@ fn an_input_of_bad_lines_alone_is_stopped() {
 async fn a_slow_input_does_not_hold_up_other_tasks() {
     let wanted = Arc::new(tokio::sync::Notify::new());
     let (other, (send, receive)) = (wanted.clone(), std::sync::mpsc::channel());
-    // Each record is read once another task of this thread has run.
+    // Each record is read after another task of this thread has run.
     let ticks = market(1, 10).inspect(move |_| {
         wanted.notify_one();
         receive.recv_timeout(Duration::from_secs(20)).expect("another task runs");
@@ -400,7 +400,7 @@ async fn a_slow_input_does_not_hold_up_other_tasks() {
     assert_eq!(summary.published, 10);
 }
 
-/// Stores files without ids one after another, and gives what is stored: seconds, numbers, prices and quantities.
+/// Stores files without ids one after another. Returns the stored seconds, numbers, prices and quantities.
 async fn store_files(store: &Arc<dyn PriceStore>, files: &[&str]) -> Vec<(i64, u64, String)> {
     for content in files {
         let (_file, data) = trades(content);
@@ -467,7 +467,7 @@ async fn a_first_second_of_many_pages_continues_and_is_recognised() {
     let stored = store_files(&memory_store(), &[&a, &b]).await;
     assert_eq!(stored.len(), 5_000);
     assert_eq!(store_files(&memory_store(), &[&a, &b, &b]).await, stored);
-    // The documented exception: a file within one second that is read again is stored again.
+    // The documented exception: a file within one second is stored again if it is read again.
     assert_eq!(store_files(&memory_store(), &[&a, &b, &b, &a]).await.len(), 7_500);
 }
 
@@ -485,7 +485,7 @@ async fn files_within_one_second_lose_no_equal_trade() {
             ],
             6,
         ),
-        // The middle of the stored second, after a later second is stored.
+        // The middle of the stored second, after a later second was stored.
         (
             &[
                 "1700000001,1,1\n1700000001,2,1\n1700000001,3,1\n1700000002,5,1\n",
@@ -493,7 +493,7 @@ async fn files_within_one_second_lose_no_equal_trade() {
             ],
             6,
         ),
-        // A second that comes again in its file: what follows a new timestamp is no proof.
+        // A second that occurs twice in its file: the lines after a new timestamp are no proof of completeness.
         (
             &[
                 "1700000001,100,1\n1700000002,5,1\n1700000002,5,1\n",
@@ -518,7 +518,7 @@ async fn equal_sequences_on_both_sides_of_the_border_of_two_files_are_all_stored
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_is_killed_within_the_first_second_of_its_file_loses_nothing() {
-    // The documented exception: the trades of the killed run are there twice.
+    // The documented exception: the trades of the killed run are stored twice.
     let stored = store_files(&memory_store(), &[A, "1700000001,103,4\n1700000001,104,5\n", B]).await;
     assert_eq!(stored.len(), 9, "{stored:?}");
 }

@@ -1,4 +1,4 @@
-//! Probes and metrics of the program while it runs, over HTTP.
+//! The probes and metrics of the program over HTTP, while it runs.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The program with a job that outlasts the test, and where it listens.
+/// A program with a job that outlasts the test, and its address.
 struct Program {
     child: Child,
     address: String,
@@ -31,7 +31,7 @@ impl Program {
         Self { child, address }
     }
 
-    /// Status code and body.
+    /// Returns the status code and the body.
     fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -109,7 +109,7 @@ fn clients_that_read_no_answer_do_not_keep_the_probes_out() {
     let deaf = || {
         let mut stream = TcpStream::connect(&program.address).unwrap();
         stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-        // More answers than the buffers between the two hold.
+        // More responses than the socket buffers hold.
         let _full = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(5_000).as_bytes());
         stream
     };
@@ -123,7 +123,7 @@ fn clients_that_read_no_answer_do_not_keep_the_probes_out() {
         stream.read_to_string(&mut answer)?;
         Ok(answer.starts_with("HTTP/1.1 200"))
     };
-    // Kubernetes asks every ten seconds, and kills after three failures.
+    // Kubernetes probes every ten seconds, and kills after three failures.
     while !live().unwrap_or(false) {
         assert!(since.elapsed() < Duration::from_secs(20), "{} clients keep it to themselves", open.len());
         std::thread::sleep(Duration::from_millis(200));

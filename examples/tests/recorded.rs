@@ -1,8 +1,7 @@
-//! The program over each recorded file: totals equal a count of the file's lines, and bars equal those that
-//! `check_bars.py` computes from the file alone.
+//! The program over each recorded file: the totals equal the line count of the file, and the bars equal those that
+//! `check_bars.py` computes from the file.
 //!
-//! The files are looked for in `$QI_DATA_DIR`, else in `../shared/data` beside the checkout. A file that is not
-//! there is reported as ignored.
+//! The files are in `$QI_DATA_DIR`, or in `../shared/data` next to the checkout. Absent files are reported as ignored.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Runs the job on the file twice over one store: nothing is stored twice, nothing changes.
+/// Runs the job on the file twice over one store, and checks that the second run changes nothing.
 fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
     let (name, format) = (instrument.parse::<Instrument>()?, format.parse::<Format>()?);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(MemoryStoreConfig::default())?);

@@ -1,4 +1,4 @@
-//! Records of a source in batches that can be numbered and written.
+//! Batches of a source's records, for numbering and writing.
 
 use qi_core::{Error, Record, Result};
 
@@ -6,22 +6,22 @@ use crate::source::{FileStart, Input, Source};
 
 /// The number of records in a batch.
 const BATCH: usize = 10_000;
-/// The largest number of lines that are read for a batch.
+/// The maximum number of lines that are read for a batch.
 const MAX_BATCH: usize = 65_536;
 
-/// Records of one file, and what was read after them.
+/// Records of one file, and the input read after them.
 #[derive(Debug)]
 pub struct Batch<T> {
     /// The records.
     pub records: Vec<T>,
-    /// The record after them, which was read to know that a timestamp is complete.
+    /// The record after the batch, which was read to detect that a timestamp is complete.
     pub ahead: Option<T>,
     following: Option<FileStart>,
-    /// The file that begins with the first record.
+    /// The file whose first record is the first record of the batch.
     pub begins: Option<FileStart>,
-    /// Whether the trades have ordinals, which are to be numbered.
+    /// True if the sequence numbers of the trades are ordinals, which must be numbered.
     pub has_ordinals: bool,
-    /// Whether the source has ended.
+    /// True if the source has ended.
     pub ended: bool,
 }
 
@@ -38,11 +38,11 @@ impl<T: Record> Batch<T> {
         self.begins = Some(file);
     }
 
-    /// Reads the batch after this one: up to 10,000 records and bad lines of one file; of a file without ids, up to the
-    /// end of the last timestamp.
+    /// Reads the batch after this one: up to 10,000 records and bad lines of one file. A batch of a file without ids
+    /// extends to the end of its last timestamp.
     ///
     /// # Errors
-    /// Of `on_bad_line`, and of a source that cannot be read any further.
+    /// Errors of `on_bad_line`, and errors of a source that cannot be read further.
     pub fn read_next(
         mut self,
         source: &mut Source<T>,

@@ -1,12 +1,12 @@
-//! The interval of candles that nothing names.
+//! Inference of the interval of candles from their times.
 //!
-//! A sparse file has no row for a candle without trades, so the distances of its rows say nothing: candles of one minute
-//! may happen to lie 15 minutes apart. Only the grid of the complete file says something, and only if it has so many
-//! rows that candles of a shorter interval cannot lie on the grid by chance.
+//! A sparse file has no row for a candle without trades, so the distances of its rows are no evidence: candles of one
+//! minute can be 15 minutes apart by chance. The grid of the complete file is evidence only if the file has so many
+//! rows that candles of a shorter interval cannot be on the grid by chance.
 
 use qi_core::{Interval, Timestamp};
 
-/// The bits of evidence that are needed: a chance below one in a million.
+/// The required bits of evidence: an error probability below one in a million.
 const BITS: f64 = 20.0;
 
 /// Counts the rows on the grid of each interval.
@@ -21,13 +21,13 @@ pub(crate) struct Grid {
 #[derive(Debug, Default, Clone, Copy)]
 struct On {
     rows: u64,
-    /// The greatest common divisor of their times, in microseconds.
+    /// The greatest common divisor of the times of the rows, in microseconds.
     divisor: i64,
 }
 
 impl Grid {
     pub(crate) fn add(&mut self, time: Timestamp) {
-        // A row that is repeated is no evidence.
+        // A repeated row is no evidence.
         if self.previous.replace(time) == Some(time) {
             return;
         }
@@ -40,21 +40,21 @@ impl Grid {
         }
     }
 
-    /// The longest interval that the rows prove. None if it is ambiguous.
+    /// Returns the longest interval that the rows prove, or None.
     pub(crate) fn interval(&self) -> Option<Interval> {
         let mut longest_first = Interval::ALL.iter().zip(self.on).rev();
         longest_first.find(|(interval, on)| self.proves(**interval, *on)).map(|(interval, _)| *interval)
     }
 
     fn proves(&self, interval: Interval, on: On) -> bool {
-        // Half of the rows of an interval lie on the grid of one twice as long.
+        // Half of the rows of an interval are on the grid of an interval twice as long.
         let is_most = on.rows * 3 >= self.rows * 2;
-        // Otherwise all are on a longer grid, which may be of an interval that is not known, as 10 minutes.
+        // Otherwise all rows are on a longer grid, possibly of an unknown interval such as 10 minutes.
         let is_finest = on.divisor == interval.as_micros();
         if on.rows < 2 || !is_most || !is_finest {
             return false;
         }
-        // Candles of seconds have a row for each second, so that they are on no grid of minutes.
+        // Candles of seconds have a row for each second, so they are on no grid of minutes.
         let is_shorter = |other: &&Interval| {
             **other < interval
                 && other.divides(interval)
@@ -65,7 +65,8 @@ impl Grid {
         let (rows, on) = (self.rows as f64, on.rows as f64);
         #[expect(clippy::cast_precision_loss, reason = "intervals are far below 2^52 microseconds")]
         let ratio = (interval.as_micros() / shorter.as_micros()) as f64;
-        // The chance that so many rows of the shorter interval lie on the grid: at most C(rows, off) * ratio^-(on - 1).
+        // The probability that this many rows of the shorter interval are on the grid: at most C(rows, off) *
+        // ratio^-(on - 1).
         let off = (rows - on) / rows;
         let entropy = if off > 0.0 { -off * off.log2() - (1.0 - off) * (1.0 - off).log2() } else { 0.0 };
         (on - 1.0) * ratio.log2() - rows * entropy >= BITS

@@ -1,30 +1,30 @@
-//! Answers of Kraken's REST interface: `{"error":[],"result":{"XXBTZUSD":[[...],...],"last":"..."}}`, one or several
-//! after the other.
+//! Responses of Kraken's REST interface, one or several in a file:
+//! `{"error":[],"result":{"XXBTZUSD":[[...],...],"last":"..."}}`.
 //!
-//! Each inner array is handed on as a line of fields. The document is read as a stream, so the memory is bounded by the
-//! longest array.
+//! Each inner array is returned as a line of fields. The document is read as a stream, so the longest array bounds the
+//! memory.
 
 use std::io::{self, BufRead as _};
 
 use crate::lines::{Line, MAX_LINE_BYTES};
 use crate::unpack::Bytes;
 
-/// The deepest nesting.
+/// The maximum nesting depth.
 const MAX_DEPTH: usize = 8;
 
 /// Reads inner arrays into one buffer.
 pub(crate) struct Arrays {
     bytes: Bytes,
     open: Vec<u8>,
-    /// The last string, which is the key of what follows a colon.
+    /// The last string, which is the key of the value after a colon.
     string: String,
     key: String,
-    /// The key of the array of arrays: the pair.
+    /// The key of the outer array: the pair.
     pub(crate) pair: String,
-    /// The array that is handed on, and one that was read after it.
+    /// The array that was returned last, and an array that was read after it.
     buffer: String,
     held: Option<String>,
-    /// Whether the last array waits for the key `last`, because it may be a candle that has not ended.
+    /// True if the last array is held until the key `last`, because it may be a candle that has not ended.
     holds: bool,
     pub(crate) number: u64,
 }
@@ -54,7 +54,7 @@ impl Arrays {
         Ok(byte)
     }
 
-    /// Reads to the end of a string or an array, whose first byte was read. None if it is too long.
+    /// Reads to the end of a string or an array after its first byte. Returns None if the text is too long.
     fn capture(&mut self, ends: u8) -> io::Result<Option<String>> {
         let (mut text, mut quoted, mut escaped, mut fits) = (Vec::new(), ends == b'"', false, true);
         let mut skipped = 0usize;
@@ -81,7 +81,7 @@ impl Arrays {
         Ok(fits.then(|| String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// Hands on an array; the one before it, if the last one waits.
+    /// Returns an array. If the last array must be held, returns the array before it.
     fn array(&mut self, array: String) -> Option<Line> {
         let array = if self.holds { self.held.replace(array)? } else { array };
         self.number += 1;
@@ -132,7 +132,7 @@ impl Arrays {
                     self.open.push(byte);
                 }
                 b']' | b'}' => {
-                    // A bracket is two code points after its opening one, in ASCII.
+                    // In ASCII, a closing bracket is two code points after its opening bracket.
                     if self.open.pop().is_none_or(|open| open.abs_diff(byte) != 2) {
                         return Err(invalid("brackets that do not match"));
                     }
@@ -157,7 +157,7 @@ impl Arrays {
         }
     }
 
-    /// Releases the array that waits, once the value of the key `last` was read: a later candle has not ended.
+    /// Releases the held array when the value of the key `last` was read. A candle after this time has not ended.
     fn last(&mut self) -> Option<Line> {
         if self.open != *b"{{" || self.key != "last" {
             return None;

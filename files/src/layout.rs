@@ -1,4 +1,4 @@
-//! The layouts of files: which column holds what.
+//! The layouts of files: the columns and their meanings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use crate::lines::{Fields, MAX_FIELDS};
 use crate::number::units;
 use crate::time::{ANY, TimeUnit, is_time};
 
-/// What the lines of a file hold.
+/// The kind of records in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Trades.
@@ -18,7 +18,7 @@ pub enum Kind {
     Candles,
 }
 
-/// A hint for files that their content does not tell: the layout of lines without a header.
+/// A format hint for files whose content does not determine it: the layout of lines without a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Trades of Binance: `trades` or `aggTrades`.
@@ -42,7 +42,7 @@ impl Format {
     pub const ALL: [Self; 7] =
         [Self::Binance, Self::Kraken, Self::KrakenRest, Self::Bybit, Self::Okx, Self::Tardis, Self::Candles];
 
-    /// Returns the name: `kraken-rest`.
+    /// Returns the name, for example `kraken-rest`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Binance => "binance",
@@ -55,7 +55,7 @@ impl Format {
         }
     }
 
-    /// Returns what the files of the format hold.
+    /// Returns the kind of records of the format.
     pub const fn kind(self) -> Kind {
         match self {
             Self::Candles => Kind::Candles,
@@ -63,7 +63,7 @@ impl Format {
         }
     }
 
-    /// The layout of a file whose content tells none.
+    /// Returns the layout for a file whose content does not determine it.
     fn fallback(self) -> Layout {
         let headers: &[&str] = match self {
             Self::Binance => &["trade_id", "price", "quantity", "quote", "time", "buyer_maker", "best"],
@@ -96,7 +96,7 @@ impl FromStr for Format {
     }
 }
 
-/// The place of each column.
+/// The index of each column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Columns {
     pub(crate) time: Option<usize>,
@@ -170,7 +170,7 @@ impl Columns {
     }
 }
 
-/// The role of a column by the name that exchanges and pandas give it.
+/// Returns the role of a column name that exchanges and pandas use.
 fn role_of(name: &str) -> Option<&'static str> {
     Some(match name {
         "time" | "timestamp" | "ts" | "date" | "datetime" | "unix" | "open_time" | "opentime"
@@ -198,21 +198,21 @@ fn role_of(name: &str) -> Option<&'static str> {
     })
 }
 
-/// How the lines of a file are read.
+/// The rules for reading the lines of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout {
-    /// Who publishes such files.
+    /// The publisher of such files.
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) columns: Columns,
-    /// The number of fields. None: any that has the columns.
+    /// The number of fields. None accepts any number that has the columns.
     pub(crate) width: Option<usize>,
     pub(crate) units: &'static [TimeUnit],
     pub(crate) delimiter: u8,
     /// The first line, if it is a header.
     pub(crate) header: Option<Vec<u8>>,
     pub(crate) is_json: bool,
-    /// The exchange that publishes such files, if there is only one.
+    /// The exchange of such files, if there is only one.
     pub(crate) exchange: Option<&'static str>,
 }
 
@@ -220,7 +220,7 @@ const SECONDS: &[TimeUnit] = &[TimeUnit::Seconds];
 const MILLIS: &[TimeUnit] = &[TimeUnit::Millis];
 const MICROS: &[TimeUnit] = &[TimeUnit::Micros];
 const NANOS: &[TimeUnit] = &[TimeUnit::Nanos];
-/// What Binance has used: microseconds in the spot files since 2025.
+/// The time units of Binance. The spot files have microseconds since 2025.
 const BINANCE: &[TimeUnit] = &[TimeUnit::Millis, TimeUnit::Micros];
 
 fn only(unit: TimeUnit) -> &'static [TimeUnit] {
@@ -233,7 +233,7 @@ fn only(unit: TimeUnit) -> &'static [TimeUnit] {
 }
 
 impl Layout {
-    /// The layout of column names that this library chose itself.
+    /// Returns a layout from column names of this library.
     fn of_names(name: &'static str, headers: &[&str], is_json: bool) -> Self {
         let mut layout = Self {
             name,
@@ -257,12 +257,12 @@ impl Layout {
         layout
     }
 
-    /// Finds the columns by their names. The first column of a role counts.
+    /// Finds the columns by their names. The first column with a role is used.
     fn take_names<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
         for (at, name) in names.enumerate() {
-            // OKX writes a name in two languages: `price/价格`.
+            // OKX writes names in two languages: `price/价格`.
             let name = name.split('/').next().unwrap_or("").trim().to_ascii_lowercase().replace(' ', "_");
-            // pandas writes an index without a name.
+            // pandas writes an index column without a name.
             let name = if at == 0 && name.is_empty() { "time" } else { name.as_str() };
             let unit = TimeUnit::of_name(name);
             let bare = unit
@@ -280,15 +280,15 @@ impl Layout {
                 }
             }
         }
-        // A trade has one number beside its price, which some call its volume.
+        // A trade has one number besides its price, which some publishers call its volume.
         if self.columns.price.is_some() && self.columns.open.is_none() && self.columns.quantity.is_none() {
             self.columns.quantity = self.columns.volume.take();
         }
     }
 
-    /// The layout of a header line, if it is one.
+    /// Returns the layout of a header line. None if the line is not a header.
     fn of_header(line: &[u8], delimiter: u8) -> Option<Self> {
-        // Old files of OKX have names that are not UTF-8 after the slash.
+        // Old files of OKX have names after the slash that are not UTF-8.
         let text = String::from_utf8_lossy(line);
         let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
         let count = fields.split(&text, delimiter, &mut out)?;
@@ -339,7 +339,7 @@ impl Layout {
         Some(layout)
     }
 
-    /// The layout of a line of values without a header.
+    /// Returns the layout of a line of values without a header.
     fn of_values(fields: &[&str]) -> Option<Self> {
         let number = |at: usize| fields.get(at).is_some_and(|field| units(field).is_some());
         let numbers = |range: std::ops::Range<usize>| range.into_iter().all(number);
@@ -430,7 +430,7 @@ impl Layout {
         Some(layout)
     }
 
-    /// The layout of a file by its first lines. None if none of them tells.
+    /// Returns the layout of a file from its first lines. None if they do not determine it.
     pub(crate) fn recognise(lines: &[Vec<u8>]) -> Option<Self> {
         let mut lines = lines.iter().filter(|line| !line.trim_ascii().is_empty());
         let first = lines.next()?;
@@ -449,7 +449,7 @@ impl Layout {
         std::iter::once(first).chain(lines).find_map(of).map(|layout| Self { delimiter, ..layout })
     }
 
-    /// The layout of Kraken's JSON by its first array.
+    /// Returns the layout of Kraken's JSON from its first array.
     pub(crate) fn of_json(array: &str) -> Option<Self> {
         let (mut fields, mut out) = (Fields::default(), [""; MAX_FIELDS]);
         let count = fields.split(array, b',', &mut out)?;
@@ -464,18 +464,18 @@ impl Layout {
         }
     }
 
-    /// The layout of a format, for a file whose content tells none.
+    /// Returns the layout of a format, for a file whose content does not determine it.
     pub(crate) fn of_format(format: Format) -> Self {
         format.fallback()
     }
 
-    /// The interval in the times of a line: Binance writes when a candle closes.
+    /// Returns the interval in the times of a line, because Binance writes the close time of a candle.
     pub(crate) fn interval_of(&self, fields: &[&str]) -> Option<std::result::Result<Interval, i64>> {
         let at = |place: Option<usize>| fields.get(place?).copied();
         let (open, close) = (at(self.columns.time)?, at(self.columns.close_time)?);
         let open = crate::time::parse(open, self.units).ok()?.as_micros();
         let close = crate::time::parse(close, self.units).ok()?.as_micros();
-        // The last unit before the next candle.
+        // The close time is the last unit before the next candle.
         let length = (close - open + 1_000) / 1_000_000 * 1_000_000;
         Some(Interval::ALL.iter().copied().find(|i| i.as_micros() == length).ok_or(length))
     }
@@ -484,23 +484,23 @@ impl Layout {
 const JSON_TRADES: [&str; 7] = ["price", "quantity", "time_s", "side", "order_type", "misc", "trade_id"];
 
 fn delimiter(line: &[u8]) -> u8 {
-    // A line of the first few is counted, so the naive way is fast enough.
+    // Only the first few lines are counted, so a simple count is fast enough.
     let count = |wanted: u8| line.split(|byte| *byte == wanted).count();
-    // The first of those with the largest count.
+    // The first delimiter with the largest count.
     [b',', b';', b'\t'].into_iter().rev().max_by_key(|byte| count(*byte)).unwrap_or(b',')
 }
 
-/// The columns of a CSV file, as `time=0,price=1,quantity=2` or by the names of its header: `time=Date,price=Last`.
+/// The columns of a CSV file by number, `time=0,price=1,quantity=2`, or by header name, `time=Date,price=Last`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnMap(Vec<(&'static str, Option<TimeUnit>, String)>);
 
 impl ColumnMap {
-    /// Returns what the lines hold.
+    /// Returns the kind of records in the lines.
     pub fn kind(&self) -> Kind {
         if self.0.iter().any(|(role, ..)| *role == "open") { Kind::Candles } else { Kind::Trades }
     }
 
-    /// The layout of a file whose first line is this one.
+    /// Returns the layout of a file with this first line.
     pub(crate) fn layout(&self, first: &[u8]) -> Result<Layout> {
         let delimiter = delimiter(first);
         let text = String::from_utf8_lossy(first);
@@ -527,7 +527,7 @@ impl ColumnMap {
             }
         }
         let time = layout.columns.time.and_then(|at| out[..count].get(at));
-        // A first line whose time has no digit is a header.
+        // If the time of the first line has no digit, the line is a header.
         if named || time.is_some_and(|time| !time.bytes().any(|byte| byte.is_ascii_digit())) {
             layout.header = Some(first.to_vec());
         }

@@ -1,8 +1,8 @@
-//! Readers for market data files as exchanges publish them.
+//! Readers for market data files in the formats that exchanges publish.
 //!
 //! [`open`] recognises each file by its content: the compression (gzip, Zstandard, zip or none), the layout of its
-//! columns and the unit of its times. Names of files say the instrument and the interval of candles, where the publisher
-//! writes them there. The formats are listed in `docs/files.md`.
+//! columns and the unit of its times. The instrument and the interval of candles come from the file name, if the
+//! publisher includes them. `docs/files.md` lists the formats.
 //!
 //! ```
 //! use qi_files::{Data, FileOptions, Input};
@@ -27,9 +27,9 @@
 //! # }
 //! ```
 //!
-//! The memory is bounded: a source holds one line ([`MAX_LINE_BYTES`]), the buffers of the decompression (32 KiB for
-//! gzip and zip, the window of the file for Zstandard, at most 128 MiB), and for trades without ids the numbers of 65,536
-//! timestamps.
+//! The memory is bounded. A source holds one line ([`MAX_LINE_BYTES`]), the buffers of the decompression (less than 1
+//! MiB for gzip and zip; the window of the file for Zstandard, at most 128 MiB), and for trades without ids the numbers
+//! of 65,536 timestamps.
 
 mod batch;
 mod interval;

@@ -4,19 +4,19 @@ use std::io::{self, BufRead as _, Read as _};
 
 use crate::unpack::Bytes;
 
-/// The longest line in bytes. A longer one is a bad line.
+/// The maximum length of a line in bytes. A longer line is a bad line.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
-/// The number of bytes without a line break after which the input counts as broken.
+/// The number of bytes without a line break after which the input is an error.
 const MAX_SKIP: usize = 16 << 20;
-/// The largest number of fields of a line.
+/// The maximum number of fields of a line.
 pub(crate) const MAX_FIELDS: usize = 64;
 
-/// A line, or the reason why there is none.
+/// The result of reading a line.
 #[derive(Debug)]
 pub(crate) enum Line {
-    /// The text is in the buffer, without its line break.
+    /// A line, whose text is in the buffer without its line break.
     Text,
-    /// A rule that the line breaks, and its beginning.
+    /// A bad line: the violated rule and the beginning of the line.
     Bad(&'static str, String),
     /// The end of the stream.
     End,
@@ -35,18 +35,18 @@ impl Lines {
         Self { bytes, buffer: Vec::new(), number: 0 }
     }
 
-    /// The text of the last line.
+    /// Returns the text of the last line.
     pub(crate) fn text(&self) -> &str {
-        // `next` has checked it.
+        // `next` has validated the bytes.
         std::str::from_utf8(&self.buffer).unwrap_or("")
     }
 
-    /// The bytes of the last line.
+    /// Returns the bytes of the last line.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Reads up to the end of the line, but not more than the longest line. Returns whether the line has ended.
+    /// Reads up to the end of the line, but not more than the maximum length. Returns true if the line has ended.
     fn part(&mut self) -> io::Result<bool> {
         self.buffer.clear();
         let read = (&mut self.bytes).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.buffer)?;
@@ -83,16 +83,16 @@ impl Lines {
     }
 }
 
-/// The fields of a line, without the spaces around them. Quotes are those of RFC 4180.
+/// The fields of a line, without surrounding spaces. Quotes follow RFC 4180.
 #[derive(Default)]
 pub(crate) struct Fields {
     unquoted: String,
-    /// Whether a field is in `unquoted`, or in the line; its start and its end there.
+    /// For each field, whether it is in `unquoted` instead of the line, its start and its end.
     places: Vec<(bool, usize, usize)>,
 }
 
 impl Fields {
-    /// Splits a line. None if it has too many fields, or a quote is not closed.
+    /// Splits a line. Returns None for too many fields or an unclosed quote.
     pub(crate) fn split<'a>(
         &'a mut self,
         line: &'a str,
@@ -138,7 +138,7 @@ impl Fields {
         Some(self.places.len())
     }
 
-    /// Copies a quoted field from its first character, and returns the place after its closing quote.
+    /// Copies a quoted field from its first character, and returns the index after its closing quote.
     fn unquote(&mut self, line: &str, mut at: usize) -> Option<usize> {
         loop {
             let quote = at + line[at..].find('"')?;

@@ -1,11 +1,11 @@
-//! What the names of published files say.
+//! Instrument and interval from the names of published files.
 
 use qi_core::{Exchange, Instrument, Interval, Symbol};
 
 use crate::layout::{Kind, Layout};
 use crate::unpack::Stream;
 
-/// The name without the endings of compression and format.
+/// Returns the name without the extensions of compression and format.
 fn stem(name: &str) -> &str {
     let mut stem = name;
     for end in [".gz", ".zst", ".zip", ".csv", ".txt", ".json"] {
@@ -14,7 +14,7 @@ fn stem(name: &str) -> &str {
     stem
 }
 
-/// The instrument, where the publisher writes it in the name.
+/// Returns the instrument in the name, if the publisher includes it.
 pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument> {
     let stem = stem(stream.name());
     let symbol = match layout.name {
@@ -44,7 +44,7 @@ pub(crate) fn instrument(stream: &Stream, layout: &Layout) -> Option<Instrument>
     Some(Instrument::new(Exchange::new(exchange).ok()?, Symbol::new(symbol).ok()?))
 }
 
-/// The part before the date at the end of a name: the digits before a date belong to the symbol.
+/// Returns the part before the date at the end of a name. The digits before a date belong to the symbol.
 fn dated(stem: &str, end: usize) -> Option<&str> {
     let tail = &stem[end..];
     let at = [10, 7].into_iter().find_map(|length| {
@@ -55,7 +55,7 @@ fn dated(stem: &str, end: usize) -> Option<&str> {
     Some(&stem[..end + at])
 }
 
-/// Spot or futures: by the columns, by the folders of the published tree, else unknown.
+/// Determines spot or futures from the columns, or from the folders of the published tree. None if unknown.
 fn binance(
     stream: &Stream,
     layout: &Layout,
@@ -88,7 +88,7 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// The interval of candles, where the name has exactly one: `BTCUSDT-1h-2025-01.zip`, `XBTUSD_60.csv`.
+/// Returns the interval of candles, if the name has exactly one: `BTCUSDT-1h-2025-01.zip`, `XBTUSD_60.csv`.
 pub(crate) fn interval(stream: &Stream, layout: &Layout) -> Option<Interval> {
     let stem = stem(stream.name());
     if layout.name == "kraken" {

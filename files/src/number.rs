@@ -1,11 +1,11 @@
-//! Exact decimals as files write them: also with an exponent, a leading or a trailing point.
+//! Exact decimals in the notations of files, including exponents and leading or trailing points.
 
 use qi_core::{Decimal, Error, Price, Quantity, Result};
 
-/// The longest text of a number in bytes.
+/// The maximum length of a number in bytes.
 const MAX_TEXT: usize = 64;
 
-/// Returns the units of 10⁻¹⁸ of a number. None if the text is no number, or has no exact value in these units.
+/// Returns a number in units of 10⁻¹⁸. None if the text is not a number, or has no exact value in these units.
 pub(crate) fn units(text: &str) -> Option<i128> {
     if text.len() > MAX_TEXT {
         return None;
@@ -20,7 +20,7 @@ pub(crate) fn units(text: &str) -> Option<i128> {
         None => (rest, 0),
     };
     let (mut digits, mut count, mut places, mut after_point) = (0i128, 0usize, 0i32, false);
-    // Zeros at the end change nothing, however many they are.
+    // Any number of trailing zeros does not change the value.
     let mut zeros = 0u32;
     for byte in mantissa.bytes() {
         match byte {
@@ -58,7 +58,7 @@ pub(crate) fn units(text: &str) -> Option<i128> {
     (scaled <= Decimal::MAX_UNITS).then_some(if negative { -scaled } else { scaled })
 }
 
-/// The error of a field.
+/// Returns the error of a field.
 pub(crate) fn bad(field: &'static str, value: impl std::fmt::Display, rule: impl std::fmt::Display) -> Error {
     Error::invalid("files.line", field, value, rule)
 }
@@ -75,7 +75,7 @@ pub(crate) fn quantity(field: &'static str, text: &str) -> Result<Quantity> {
     Quantity::from_units(exact(field, text)?).map_err(|error| error.with_context("column", field))
 }
 
-/// A whole number, also as `12.0` or `1.2e1`.
+/// Parses a whole number, also in the forms `12.0` and `1.2e1`.
 pub(crate) fn whole(field: &'static str, text: &str) -> Result<u64> {
     if let Ok(number) = text.parse() {
         return Ok(number);
@@ -133,7 +133,7 @@ mod tests {
         fn a_decimal_is_read_as_it_is_written(units in -Decimal::MAX_UNITS..=Decimal::MAX_UNITS, shift in -20i32..20) {
             let text = Decimal::from_units(units).unwrap().to_string();
             proptest::prop_assert_eq!(super::units(&text), Some(units));
-            // The same number with its point moved.
+            // The same number with another position of its point.
             let scientific = format!("{units}e{}", -18 + shift);
             let wanted = match shift {
                 0.. => units.checked_mul(10i128.pow(shift.unsigned_abs())),

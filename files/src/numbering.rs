@@ -1,27 +1,27 @@
 //! Numbers of trades without ids, continued from the trades in the store.
 //!
 //! A source without ids numbers the trades of one timestamp from 0 in its own order. If the trades of one timestamp are
-//! split over two files, both files would use the same numbers, and the second file would overwrite trades of the first.
-//! So each timestamp that the store may already have is compared with the store before its trades are published:
+//! split over two files, both files would use the same numbers, and the second file would overwrite trades of the
+//! first. Therefore, before the trades of a timestamp are published, they are compared with the stored trades:
 //!
-//! - Trades that the store has in the same order keep their stored numbers: the file is read again.
-//! - Other trades get the numbers after the highest stored one: the file continues the timestamp.
+//! - If the store has the trades in the same order, they keep their stored numbers: the file is read again.
+//! - Other trades get the numbers after the highest stored number: the file continues the timestamp.
 //!
-//! A trade has no identity but its price and quantity, so equal trades leave a choice. Stored trades that equal the
-//! source's are those of an earlier run if one of these holds:
+//! A trade has no identity except its price and quantity, so equal trades are ambiguous. Stored trades that equal
+//! trades of the source are from an earlier run if one of these conditions is true:
 //!
-//! 1. The timestamp before it in the source was stored too.
-//! 2. All its trades are found at the beginning or the end of the stored timestamp, and the source goes on with another
-//!    timestamp whose next trade is stored and was not found to be new.
+//! 1. The previous timestamp of the source was stored too.
+//! 2. All trades of the timestamp are at the beginning or the end of the stored timestamp, and the source continues
+//!    with another timestamp whose next trade is stored and did not count as new.
 //!
-//! Otherwise they count as new trades, because a duplicate can be found later and a lost trade cannot. So a file that
-//! is read again, after any kill, stores nothing twice, with two exceptions: a file that lies within one timestamp,
-//! because the store holds nothing that tells it from a further part of the same timestamp; and a run that was killed
-//! before it stored a trade of the second timestamp of its file. Two files that are equal over complete timestamps are
-//! taken for one file that is read again.
+//! Otherwise the trades count as new, because a duplicate can be detected later, and a lost trade cannot. A file that
+//! is read again, after any kill, is therefore stored once, with two exceptions. The first is a file that lies within
+//! one timestamp, because the store cannot distinguish it from a further part of the same timestamp. The second is a
+//! run that was killed before it stored a trade of the second timestamp of its file. Two files that are equal over
+//! complete timestamps count as one file that is read again.
 //!
-//! Numbers follow the order of the runs, so the earlier file should be read first. Two runs at the same time over one
-//! instrument are not supported.
+//! Numbers follow the order of the runs, so read the earlier file first. Two concurrent runs over one instrument are
+//! not supported.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -34,16 +34,16 @@ use qi_core::{Instrument, PriceStore, PriceStoreExt, PriceTick, Result, TimeRang
 
 use crate::ties::MAX_TIES;
 
-/// The largest distance of two timestamps that one query covers.
+/// The maximum distance of two timestamps in one query.
 const MAX_GAP: Duration = Duration::from_hours(1);
 
-/// Numbers the trades of one file of one instrument.
+/// Numbers for the trades of one file of one instrument.
 pub struct Numbering {
     store: Arc<dyn PriceStore>,
-    /// The time of the latest stored trade when the source began; `Timestamp::MIN` for an empty store.
+    /// The time of the latest stored trade at the start of the file. `Timestamp::MIN` for an empty store.
     latest: Option<Timestamp>,
     moments: BTreeMap<Timestamp, Moment>,
-    /// Whether the previous timestamp was stored; false before the first.
+    /// True if the previous timestamp was stored. False before the first timestamp.
     stored_before: bool,
 }
 
@@ -53,14 +53,14 @@ impl fmt::Debug for Numbering {
     }
 }
 
-/// One timestamp: the trades that were stored before this run, and the next number.
+/// A timestamp: the trades that were stored before this run, and the next number.
 #[derive(Debug)]
 struct Moment {
     stored: Vec<PriceTick>,
-    /// The stored trade that the next trade of the source must equal.
+    /// The index of the stored trade that the next trade of the source must equal.
     at: usize,
     next: u64,
-    /// Whether all trades of the source counted as new ones.
+    /// True if all trades of the source count as new.
     is_new: bool,
 }
 
@@ -85,22 +85,22 @@ fn equal(one: &PriceTick, other: &PriceTick) -> bool {
 }
 
 impl Numbering {
-    /// Numbers the trades of a file after the trades in `store`. All that was read before must be stored when the first
-    /// trades of the file are numbered.
+    /// Creates the numbering of a file, which continues from the trades in `store`. Earlier files must be stored before
+    /// the first trades of the file are numbered.
     pub fn new(store: Arc<dyn PriceStore>) -> Self {
         Self { store, latest: None, moments: BTreeMap::new(), stored_before: false }
     }
 
-    /// Begins another file.
+    /// Starts another file.
     pub fn restart(&mut self) {
         *self = Self::new(self.store.clone());
     }
 
-    /// Numbers the next trades of the source; `following` is the trade after them. After an error the same call can be
-    /// made again.
+    /// Numbers the next trades of the source. `following` is the trade after them. After an error the call can be
+    /// repeated.
     ///
     /// # Errors
-    /// Of the store.
+    /// Errors of the store.
     pub async fn number(&mut self, ticks: &mut [PriceTick], following: Option<&PriceTick>) -> Result<()> {
         let Some(instrument) = ticks.first().map(|tick| tick.instrument().clone()) else { return Ok(()) };
         let latest = self.latest(&instrument).await?;
@@ -113,7 +113,8 @@ impl Numbering {
                 continue;
             }
             if !self.moments.contains_key(&ts) {
-                // A timestamp may come again in its source, so the next trade is looked for after its first one.
+                // A timestamp may occur again in its source, so the search for the next trade starts after its first
+                // one.
                 let next = ticks[places[0]..].iter().chain(following).find(|tick| tick.ts() != ts);
                 let passed = next.is_some_and(|next| {
                     let there = match self.moments.get(&next.ts()) {
@@ -124,7 +125,7 @@ impl Numbering {
                     there.is_some_and(|there| there.iter().any(|tick| equal(tick, next)))
                 });
                 let own: Vec<&PriceTick> = places.iter().map(|place| &ticks[*place]).collect();
-                // Removed only now: the timestamp before may have had to look at it.
+                // Removed only now, because the timestamp before may have used it.
                 let found = stored.remove(&ts).unwrap_or_default();
                 let at = start(&own, &found, self.stored_before, passed);
                 let is_new = at == found.len();
@@ -142,14 +143,14 @@ impl Numbering {
                 }
             }
         }
-        // The source forgets as many, and refuses what comes after that.
+        // The source keeps as many timestamps, and rejects earlier records.
         while self.moments.len() > MAX_TIES {
             self.moments.pop_first();
         }
         Ok(())
     }
 
-    /// The time of the latest trade when the file began.
+    /// Returns the time of the latest stored trade at the start of the file.
     async fn latest(&mut self, instrument: &Instrument) -> Result<Timestamp> {
         if let Some(latest) = self.latest {
             return Ok(latest);
@@ -158,7 +159,7 @@ impl Numbering {
         Ok(*self.latest.insert(latest))
     }
 
-    /// The stored trades of these timestamps.
+    /// Returns the stored trades of these timestamps.
     async fn stored(
         &self,
         instrument: &Instrument,
@@ -186,7 +187,7 @@ impl Numbering {
     }
 }
 
-/// The places of each timestamp, in the order in which the timestamps first occur.
+/// Returns the indexes of each timestamp, in the order of the first occurrences of the timestamps.
 fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
     let mut groups: Vec<(Timestamp, Vec<usize>)> = Vec::new();
     let mut index = HashMap::new();
@@ -200,8 +201,8 @@ fn by_time(ticks: &[PriceTick]) -> Vec<(Timestamp, Vec<usize>)> {
     groups
 }
 
-/// The index of the stored trade that the source's first trade of a timestamp is; the number of stored trades if all
-/// of the source's are new. See the rules above.
+/// Returns the index of the stored trade that equals the source's first trade of a timestamp. If all trades of the
+/// source are new, returns the number of stored trades. The module documentation has the rules.
 fn start(own: &[&PriceTick], stored: &[PriceTick], stored_before: bool, passed: bool) -> usize {
     let is_read_again = |from: &usize| {
         let end = from + own.len();

@@ -20,7 +20,7 @@ pub(crate) fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// The side of a word. Tardis writes `unknown` for a side that the exchange does not publish.
+/// Parses a side. Tardis writes `unknown` for a side that the exchange does not publish.
 #[expect(clippy::option_option, reason = "an unknown side differs from a text that is no side")]
 fn side(text: &str) -> Option<Option<Side>> {
     match text {
@@ -38,20 +38,20 @@ pub(crate) fn is_side(text: &str) -> bool {
     !text.is_empty() && side(text).is_some()
 }
 
-/// Where the instrument of a line comes from.
+/// The origin of the instrument of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Naming {
-    /// The instrument of each line. A column with the symbol must not change.
+    /// One instrument for all lines. A column with the symbol must not change.
     One(Instrument),
     /// The columns of the line.
     Columns,
 }
 
-/// How the lines of one stream become records.
+/// The conversion of the lines of one stream to records.
 pub(crate) struct Rows {
     pub(crate) layout: Layout,
     pub(crate) naming: Naming,
-    /// Whether the trades have numbers as ids.
+    /// True if the ids of the trades are numbers.
     pub(crate) has_ids: bool,
     pub(crate) interval: Option<Interval>,
     pub(crate) fields: Fields,
@@ -75,7 +75,7 @@ impl Rows {
                 format_args!("must have at most {MAX_FIELDS} fields, with closed quotes"),
             )),
             Some(count) => match self.layout.width {
-                // An empty field after the last one is a delimiter at the end of the line.
+                // An empty additional field is a delimiter at the end of the line.
                 Some(width) if count != width && !(count == width + 1 && out[width].is_empty()) => {
                     Err(bad("line", line, format_args!("must have {width} fields")))
                 }
@@ -129,12 +129,12 @@ impl Rows {
         Ok(found)
     }
 
-    /// The instrument of a line.
+    /// Returns the instrument of a line.
     pub(crate) fn name(&mut self, line: &str) -> Result<Instrument> {
         self.with(line, Self::instrument)
     }
 
-    /// The trade of a line.
+    /// Returns the trade of a line.
     pub(crate) fn trade(&mut self, line: &str, ties: &mut Ties) -> Result<PriceTick> {
         self.with(line, |this, fields| {
             let columns = this.layout.columns;
@@ -147,7 +147,7 @@ impl Rows {
             let side = this.side(fields)?;
             let id = if this.has_ids { Some(whole("id", field(fields, columns.id, "id")?)?) } else { None };
             let instrument = this.instrument(fields)?;
-            // The last step, so that no bad line takes a number.
+            // The last step, so that a bad line takes no number.
             let seq = id.map_or_else(|| ties.next(time), Ok)?;
             Ok(PriceTick::new(instrument, time, seq, price)?.with_quantity(amount).with_side(side))
         })
@@ -157,7 +157,7 @@ impl Rows {
         if let Some(at) = self.layout.columns.buyer_maker {
             let text = field(fields, Some(at), "buyer_maker")?;
             let maker = truth(text).ok_or_else(|| bad("buyer_maker", text, "must be true or false"))?;
-            // The maker bought, so the taker sold.
+            // If the buyer was the maker, the taker sold.
             return Ok(Some(if maker { Side::Sell } else { Side::Buy }));
         }
         let Some(at) = self.layout.columns.side else { return Ok(None) };
@@ -165,14 +165,14 @@ impl Rows {
         side(text).ok_or_else(|| bad("side", text, "must be buy, sell or unknown"))
     }
 
-    /// The time of a line.
+    /// Returns the time of a line.
     pub(crate) fn time(&mut self, line: &str) -> Result<Timestamp> {
         self.with(line, |this, fields| {
             time::parse(field(fields, this.layout.columns.time, "time")?, this.layout.units)
         })
     }
 
-    /// The candle of a line.
+    /// Returns the candle of a line.
     pub(crate) fn candle(&mut self, line: &str, interval: Interval) -> Result<Ohlcv> {
         self.with(line, |this, fields| {
             let columns = this.layout.columns;
@@ -214,13 +214,13 @@ impl Rows {
         })
     }
 
-    /// Whether the id of a line is a number that a store can hold.
+    /// Returns whether the id of a line is a number that a store can hold.
     pub(crate) fn is_id(&mut self, line: &str) -> bool {
         let found = self.with(line, |this, fields| whole("id", field(fields, this.layout.columns.id, "id")?));
         found.is_ok_and(|id| i64::try_from(id).is_ok())
     }
 
-    /// The interval in the times of a line.
+    /// Returns the interval in the times of a line.
     pub(crate) fn interval_of(&mut self, line: &str) -> Option<std::result::Result<Interval, i64>> {
         self.with(line, |this, fields| Ok(this.layout.interval_of(fields))).ok().flatten()
     }

@@ -1,4 +1,4 @@
-//! Files one after the other, as one source of records.
+//! Several files as one source of records.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,35 +15,35 @@ use crate::row::{Naming, Rows};
 use crate::ties::Ties;
 use crate::unpack::{Progress, Stream, streams};
 
-/// Everything in a source that is no record.
+/// Any item of a source that is not a record.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
-    /// A file begins. The records up to the next file are of this one.
+    /// The start of a file. The records up to the next file belong to this file.
     File(FileStart),
-    /// A line that holds no record. The next line may hold one.
+    /// A line without a valid record. Later lines may have records.
     BadLine(Error),
-    /// The source cannot be read any further.
+    /// The error of a source that cannot be read further.
     Broken(Error),
 }
 
-/// A file that begins.
+/// The start of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileStart {
-    /// The path; for an entry of an archive `archive.zip!entry.csv`.
+    /// The path. For an entry of an archive: `archive.zip!entry.csv`.
     pub name: String,
-    /// Whether the sequence numbers are the exchange's ids. Otherwise each is an ordinal among the trades of one
+    /// True if the sequence numbers are the exchange's ids. Otherwise each one is an ordinal among the trades of one
     /// timestamp in this file, which [`crate::Numbering`] continues from the stored trades.
     pub has_ids: bool,
-    /// Whether the file equals the checksum beside it.
+    /// True if the file matches its checksum file.
     pub is_verified: bool,
 }
 
 /// Records in the order of the files and their lines.
 pub type Source<T> = Box<dyn Iterator<Item = Result<T, Input>> + Send>;
 
-/// What the files hold.
+/// The records of files.
 pub enum Data {
     /// Trades.
     Trades(Source<PriceTick>),
@@ -66,14 +66,14 @@ impl std::fmt::Debug for Data {
 pub struct Files {
     /// The records.
     pub data: Data,
-    /// The bytes that were read.
+    /// The progress in bytes.
     pub progress: Progress,
-    /// The instruments that are known before the files are read, without repetition: of the options, of the names, or of
-    /// the first lines.
+    /// The distinct instruments that are known before the files are read: from the options, the names, or the first
+    /// lines.
     pub instruments: Vec<Instrument>,
 }
 
-/// What the files do not say themselves.
+/// Options for properties that files do not contain.
 #[derive(Debug, Clone, Default)]
 pub struct FileOptions {
     format: Option<Format>,
@@ -83,21 +83,21 @@ pub struct FileOptions {
 }
 
 impl FileOptions {
-    /// Sets the format of files whose content tells none.
+    /// Sets the format of files whose content does not determine it.
     #[must_use]
     pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
         self.format = format.into();
         self
     }
 
-    /// Sets the columns of CSV files. Nothing is recognised then.
+    /// Sets the columns of CSV files. This disables the recognition of formats.
     #[must_use]
     pub fn columns(mut self, columns: impl Into<Option<ColumnMap>>) -> Self {
         self.columns = columns.into();
         self
     }
 
-    /// Sets the instrument, in place of the one in the name or the columns of the files.
+    /// Sets the instrument, instead of the instrument in the name or the columns of the files.
     #[must_use]
     pub fn instrument(mut self, instrument: impl Into<Option<Instrument>>) -> Self {
         self.instrument = instrument.into();
@@ -112,10 +112,10 @@ impl FileOptions {
     }
 }
 
-/// The bytes and lines at the start of a file by which it is recognised.
+/// The number of lines at the start of a file that are used for its recognition.
 const SAMPLE_LINES: usize = 50;
 
-/// A stream and how it is read.
+/// A stream and its layout.
 struct Plan {
     stream: Stream,
     layout: Layout,
@@ -124,11 +124,11 @@ struct Plan {
     interval: Option<Interval>,
 }
 
-/// Opens files, recognises each by its content, and verifies the checksums beside them.
+/// Opens files, recognises each by its content, and verifies checksum files.
 ///
 /// # Errors
 /// `InvalidInput` if a file cannot be opened or recognised, if files hold different kinds of records, or if an
-/// instrument or an interval is not known; the message names the option to set. `CorruptData` for a damaged file.
+/// instrument or an interval is unknown; the message names the option to set. `CorruptData` for a damaged file.
 pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
     let progress = Progress::default();
     let mut plans: Vec<Plan> = Vec::new();
@@ -167,7 +167,7 @@ pub fn open(paths: &[PathBuf], options: &FileOptions) -> Result<Files> {
                 interval,
             )
         }
-        // Empty files hold no candles either.
+        // Empty files contain no candles either.
         _ => Data::Trades(Box::new(Reader::new(plans, progress.clone(), Box::new(Rows::trade)))),
     };
     Ok(Files { data, progress, instruments })
@@ -185,11 +185,11 @@ fn common_interval(plans: &[Plan], options: &FileOptions) -> Result<Interval> {
             _ => {}
         }
     }
-    // Without a plan there is no line, and the interval does not matter.
+    // Without a plan there is no line, and the interval has no effect.
     Ok(common.unwrap_or(Interval::M1))
 }
 
-/// The first lines of a stream.
+/// Returns the first lines of a stream.
 fn sample(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
     let mut lines = Lines::new(stream.open(&Progress::default())?);
     let mut found = Vec::new();
@@ -197,7 +197,7 @@ fn sample(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
         match lines.next() {
             Ok(Line::End) => break,
             Ok(Line::Text | Line::Bad(..)) => found.push(lines.raw().to_vec()),
-            // The reader reports the damage behind the first lines.
+            // The reader reports damage after the first lines.
             Err(_) if !found.is_empty() => break,
             Err(error) => return Err(error),
         }
@@ -205,7 +205,7 @@ fn sample(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
     Ok(found)
 }
 
-/// The first arrays of a JSON document, as lines.
+/// Returns the first arrays of a JSON document, as lines.
 fn sample_json(stream: &Stream) -> io::Result<(Vec<Vec<u8>>, String)> {
     let mut arrays = Arrays::new(stream.open(&Progress::default())?, false);
     let mut found = Vec::new();
@@ -219,7 +219,7 @@ fn sample_json(stream: &Stream) -> io::Result<(Vec<Vec<u8>>, String)> {
     Ok((found, arrays.pair))
 }
 
-/// How a stream is read, and its first instrument. None for an empty one.
+/// Returns the plan for a stream, and its first instrument. None for an empty stream.
 fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<Instrument>)>> {
     let label = stream.label();
     let broken = |error: io::Error| broken(&label, 0, error);
@@ -229,7 +229,7 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
     }
     let mut layout = match (&options.columns, Layout::recognise(&lines), options.format) {
         (Some(columns), ..) => columns.layout(&lines[0])?,
-        // The hint decides where the content may be either: six numbers, for example.
+        // The hint decides ambiguous content, for example six numbers.
         (_, Some(layout), None) => layout,
         (_, Some(layout), Some(format)) if layout.kind == format.kind() => layout,
         (_, _, Some(format)) => Layout::of_format(format),
@@ -267,7 +267,7 @@ fn plan(stream: Stream, options: &FileOptions) -> Result<Option<(Plan, Option<In
     };
     let mut rows = Rows::new(layout, naming, false, None);
     let has_column = rows.layout.columns.id.is_some();
-    // Trades whose ids are texts are numbered as those without ids.
+    // Trades with textual ids are numbered like trades without ids.
     rows.has_ids = has_column && texts.iter().any(|line| rows.is_id(line));
     let first = match &rows.naming {
         Naming::One(instrument) => Some(instrument.clone()),
@@ -326,7 +326,7 @@ fn broken(label: &str, line: u64, error: io::Error) -> Error {
     if line > 0 { error.with_context("line", line) } else { error }
 }
 
-/// The lines of a stream that are neither empty nor the header; the arrays of a JSON document.
+/// The lines of a stream without empty lines and the header, or the arrays of a JSON document.
 enum Records {
     Lines(Lines, Option<Vec<u8>>),
     Arrays(Box<Arrays>),
@@ -348,7 +348,7 @@ impl Records {
             Self::Lines(lines, header) => loop {
                 match lines.next()? {
                     Line::End => return Ok(Line::End),
-                    // The parts of a joined file have a header each.
+                    // Each part of a concatenated file has a header.
                     _ if header.as_deref() == Some(lines.raw()) => {}
                     Line::Text if lines.raw().trim_ascii().is_empty() => {}
                     line => return Ok(line),
@@ -374,7 +374,7 @@ impl Records {
 
 type Parse<T> = Box<dyn FnMut(&mut Rows, &str, &mut Ties) -> Result<T> + Send>;
 
-/// Reads the streams of the plans one after the other.
+/// A reader of the streams of the plans, one after the other.
 struct Reader<T> {
     plans: VecDeque<Plan>,
     open: Option<Opened>,
@@ -406,7 +406,7 @@ impl<T> Reader<T> {
         Input::File(FileStart { name: label, has_ids, is_verified: stream.verified })
     }
 
-    /// Ends the source: what follows a damaged file may depend on it.
+    /// Ends the source, because later files may depend on a damaged file.
     fn give_up(&mut self, error: Error) -> Input {
         self.plans.clear();
         self.open = None;

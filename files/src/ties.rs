@@ -6,11 +6,11 @@ use qi_core::{Result, Timestamp};
 
 use crate::number::bad;
 
-/// The number of timestamps that are remembered to number the trades of a file without ids.
+/// The number of timestamps for which the numbers of trades without ids are kept.
 pub(crate) const MAX_TIES: usize = 65_536;
 
-/// Numbers the records of one timestamp in the order in which they come. A bounded number of timestamps is
-/// remembered. A record from before them is refused, because its number is not known.
+/// Numbers the records of one timestamp in their order. A bounded number of timestamps is kept. A record of an earlier
+/// timestamp is rejected, because its number is unknown.
 #[derive(Debug, Default)]
 pub(crate) struct Ties {
     next: BTreeMap<Timestamp, u64>,

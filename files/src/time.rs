@@ -1,4 +1,4 @@
-//! Times of records: numbers in one of four units, or dates as pandas and exchanges write them.
+//! Times of records: numbers in one of four units, or dates in the notations of pandas and exchanges.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use qi_core::{Decimal, Error, Result, Timestamp};
 
 use crate::number::{bad, units};
 
-/// The unit of a number that counts from 1970.
+/// The unit of a number of time since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeUnit {
     /// Seconds.
@@ -16,7 +16,7 @@ pub enum TimeUnit {
     Millis,
     /// Microseconds.
     Micros,
-    /// Nanoseconds, cut to the microsecond.
+    /// Nanoseconds, truncated to the microsecond.
     Nanos,
 }
 
@@ -24,7 +24,7 @@ pub enum TimeUnit {
 pub(crate) const ANY: &[TimeUnit] = &[TimeUnit::Seconds, TimeUnit::Millis, TimeUnit::Micros, TimeUnit::Nanos];
 
 impl TimeUnit {
-    /// The unit that the end of a column's name states: `time_ms`.
+    /// Returns the unit in the suffix of a column name, for example `time_ms`.
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         let end = name.rsplit(['_', ' ', '(', '[']).next()?.trim_end_matches([')', ']']);
         match end {
@@ -45,7 +45,7 @@ impl TimeUnit {
         }
     }
 
-    /// The microseconds of so many units of 10⁻¹⁸ of this unit, cut to the microsecond.
+    /// Converts 10⁻¹⁸ parts of this unit to microseconds, truncated.
     fn micros(self, units: i128) -> i128 {
         let per_micro = Decimal::UNITS_PER_ONE / 1_000_000;
         match self {
@@ -66,12 +66,12 @@ impl fmt::Display for TimeUnit {
     }
 }
 
-/// 1971-01-01 and 2200-01-01 in microseconds. A number of a wrong unit lies outside: the units are a factor of 1,000
-/// apart.
+/// 1971-01-01 and 2200-01-01 in microseconds. A number in the wrong unit is outside this range, because the units
+/// differ by a factor of 1,000.
 const FIRST: i128 = 31_536_000_000_000;
 const END: i128 = 7_258_118_400_000_000;
 
-/// Reads a time. Of several units it takes the one that gives a time from 1971 to 2199.
+/// Parses a time. Of several allowed units, uses the one with a time from 1971 to 2199.
 ///
 /// # Errors
 /// `InvalidInput` that names the assumed unit.
@@ -96,13 +96,13 @@ pub(crate) fn parse(text: &str, allowed: &[TimeUnit]) -> Result<Timestamp> {
     Err(bad("time", text, rule))
 }
 
-/// Whether a text looks like a time, of whatever unit.
+/// Returns whether a text looks like a time in any unit.
 pub(crate) fn is_time(text: &str) -> bool {
     parse(text, ANY).is_ok()
 }
 
-/// Reads `2022-01-01`, `2022-01-01 00:00`, `2022-01-01T00:00:00.123456789+02:00` and the like. Without an offset it is
-/// UTC. Places after the microsecond are cut.
+/// Parses `2022-01-01`, `2022-01-01 00:00`, `2022-01-01T00:00:00.123456789+02:00` and the like. The default offset is
+/// UTC. Digits after the microsecond are truncated.
 fn date(text: &str) -> Result<Timestamp> {
     parse_date(text)
         .ok_or_else(|| bad("time", text, "must be a number, or a date such as 2022-01-01 00:00:00"))?

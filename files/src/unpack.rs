@@ -1,4 +1,4 @@
-//! Compressed files as streams of bytes: gzip, Zstandard and the entries of zip archives, recognised by their content.
+//! Compressed files as byte streams: gzip, Zstandard and the entries of zip archives, recognised by their content.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -17,14 +17,14 @@ use sha2::{Digest as _, Sha256};
 /// A reader of lines.
 pub(crate) type Bytes = Box<dyn BufRead + Send>;
 
-/// The most layers of compression in one file: a gzip file in a zip archive has two.
+/// The maximum number of compression layers in one file. A gzip file in a zip archive has two.
 const MAX_LAYERS: usize = 3;
-/// The most entries of an archive.
+/// The maximum number of entries of an archive.
 const MAX_ENTRIES: usize = 65_536;
-/// The largest window of a Zstandard file: 128 MiB, as `zstd -d` allows.
+/// The maximum window of a Zstandard file: 128 MiB, as for `zstd -d`.
 const MAX_WINDOW: u64 = 128 << 20;
 
-/// The bytes that were read of the files. Clones count together.
+/// The progress of reading files, in bytes on disk. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
     read: Arc<AtomicU64>,
@@ -32,7 +32,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns the number of bytes that were read, as they are on disk.
+    /// Returns the number of bytes read, in bytes on disk.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
@@ -47,14 +47,14 @@ impl Progress {
     }
 }
 
-/// One stream of lines: a file, or an entry of an archive.
+/// A stream of lines: a file, or an entry of an archive.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream {
     pub(crate) path: PathBuf,
     entry: Option<Entry>,
-    /// The bytes on disk.
+    /// The size on disk in bytes.
     pub(crate) size: u64,
-    /// Whether a checksum beside the file was verified.
+    /// True if the file matches its checksum file.
     pub(crate) verified: bool,
 }
 
@@ -69,7 +69,7 @@ struct Entry {
 }
 
 impl Stream {
-    /// Where the lines come from: `file.zip!entry.csv`.
+    /// Returns the origin of the lines, for example `file.zip!entry.csv`.
     pub(crate) fn label(&self) -> String {
         match &self.entry {
             Some(entry) => format!("{}!{}", self.path.display(), entry.name),
@@ -77,13 +77,13 @@ impl Stream {
         }
     }
 
-    /// The name of the file without folders, or of the entry.
+    /// Returns the name of the file without folders, or of the entry.
     pub(crate) fn name(&self) -> &str {
         let path = self.entry.as_ref().map_or(self.path.as_path(), |entry| Path::new(&entry.name));
         path.file_name().and_then(|name| name.to_str()).unwrap_or("")
     }
 
-    /// Opens the stream; what is read counts as progress.
+    /// Opens the stream. Bytes that are read count as progress.
     pub(crate) fn open(&self, progress: &Progress) -> io::Result<Bytes> {
         let mut file = File::open(&self.path)?;
         let bytes: Bytes = match &self.entry {
@@ -109,7 +109,8 @@ impl Stream {
 
 const BUFFER: usize = 64 << 10;
 
-/// Where the data of an entry begins: after its local header, whose name and extra fields have lengths of their own.
+/// Returns the offset of an entry's data, after its local header. The name and the extra fields there have their own
+/// lengths.
 fn data_of(file: &mut File, header: u64) -> io::Result<u64> {
     let mut local = [0; 30];
     file.seek(SeekFrom::Start(header))?;
@@ -129,7 +130,7 @@ fn unpack(mut bytes: Bytes) -> io::Result<Bytes> {
             [0x1f, 0x8b, ..] => {
                 Box::new(BufReader::with_capacity(BUFFER, Members::<Gzip>::Between(Some(bytes))))
             }
-            // The last one is a frame to be skipped, which pzstd writes first.
+            // The second pattern is a skippable frame, which pzstd writes first.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 Box::new(BufReader::with_capacity(BUFFER, Members::<Zstd>::Between(Some(bytes))))
             }
@@ -145,7 +146,7 @@ fn unpack(mut bytes: Bytes) -> io::Result<Bytes> {
     Ok(bytes)
 }
 
-/// Counts what is read.
+/// A reader that counts its bytes as progress.
 struct Counted<R> {
     inner: R,
     progress: Progress,
@@ -159,7 +160,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// An entry of an archive, compared with the size and the checksum of the archive's directory.
+/// An entry of an archive, which is verified with the size and the checksum in the archive's directory.
 struct Checked {
     inner: Box<dyn Read + Send>,
     sum: Crc,
@@ -184,12 +185,12 @@ impl Read for Checked {
     }
 }
 
-/// A compressed part of a file that other parts may follow.
+/// A compressed part of a file, which other parts may follow.
 trait Member: Read + Sized {
-    /// Begins a part. A part to be skipped is skipped, and the bytes after it are returned as the error.
+    /// Begins a part. A skippable part is skipped, and the bytes after it are returned as the error.
     fn begin(bytes: Bytes) -> io::Result<std::result::Result<Self, Bytes>>;
 
-    /// Checks the part after its end and returns the bytes after it.
+    /// Verifies the part at its end and returns the bytes after it.
     fn end(self) -> io::Result<Bytes>;
 }
 
@@ -209,7 +210,7 @@ impl Member for Gzip {
     }
 }
 
-/// A frame. The decoder is boxed, because it is large.
+/// A Zstandard frame. The decoder is boxed, because it is large.
 struct Zstd {
     decoder: Box<FrameDecoder>,
     bytes: Bytes,
@@ -256,7 +257,7 @@ impl Member for Zstd {
     }
 }
 
-/// The parts of a file, one after the other, with zeros after each as padding.
+/// The parts of a file in sequence. Zeros after a part are padding.
 enum Members<M> {
     Inside(M),
     Between(Option<Bytes>),
@@ -303,7 +304,7 @@ pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
         Error::invalid("files.open", "input", path.display(), "must be a file that can be read")
             .with_source(e)
     };
-    // Opening a pipe waits for its writer, and nobody could stop that.
+    // Opening a pipe waits for its writer, and this wait could not be cancelled.
     let metadata = path.metadata().map_err(refuse)?;
     if !metadata.is_file() {
         return Err(refuse(io::Error::other("it is no ordinary file")));
@@ -331,7 +332,7 @@ pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
         }
         let path_of = entry.file_path();
         let name = String::from_utf8_lossy(path_of.as_bytes()).into_owned();
-        // What macOS adds is no data.
+        // Files that macOS adds contain no data.
         if entry.is_dir() || name.starts_with("__MACOSX/") || name.ends_with(".DS_Store") {
             continue;
         }
@@ -353,7 +354,7 @@ pub(crate) fn streams(path: &Path) -> Result<Vec<Stream>> {
     Ok(found)
 }
 
-/// Compares a file with `FILE.CHECKSUM` beside it, if there is one. The file is read from its start again afterwards.
+/// Verifies a file with `FILE.CHECKSUM`, if that exists. Afterwards the file is at its start again.
 fn verify(path: &Path, file: &mut File) -> Result<bool> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".CHECKSUM");

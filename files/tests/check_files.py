@@ -1,9 +1,9 @@
-"""Records of a published file, computed without the library: csv, json and decimal, nothing but Python.
+"""Records of a published file, computed without the library, with csv, json and decimal of Python.
 
 usage: check_files.py FILE KIND DELIMITER HEADER UNIT COLUMNS
 KIND is trades or candles, HEADER the number of lines before the data, UNIT the number of time units in a second, or
-`date`. COLUMNS are places: of trades time,price,quantity,side,id (- for none); of candles
-time,open,high,low,close,volume,count. A side that is a truth says whether the buyer was the maker.
+`date`. COLUMNS are indexes: for trades time,price,quantity,side,id (- for none); for candles
+time,open,high,low,close,volume,count. A boolean side states whether the buyer was the maker.
 Prints the count, the first and the last record, the sum of the quantities, and the bars (of one minute for trades, of
 one hour for candles).
 """

@@ -1,5 +1,5 @@
-//! One sample of each format, compared with an independent computation by `check_files.py`: count, first and last
-//! record, sum and bars.
+//! One sample of each format. The count, the first and last record, the sum and the bars are compared with an
+//! independent computation by `check_files.py`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,7 +22,7 @@ struct Sample {
     /// The arguments of `check_files.py` after the file.
     check: [&'static str; 5],
     instrument: &'static str,
-    /// The instrument is in the name or the lines of the file.
+    /// True if the name or the lines of the file contain the instrument.
     names_itself: bool,
     columns: Option<&'static str>,
 }
@@ -87,7 +87,7 @@ fn options(sample: &Sample) -> FileOptions {
     FileOptions::default().instrument(instrument).columns(columns)
 }
 
-/// The records, the bad lines, and the error that ended the source.
+/// Returns the records, the bad lines, and the error that ended the source.
 fn read<T>(source: Source<T>) -> (Vec<T>, Vec<Error>, Option<Error>) {
     let (mut records, mut bad) = (Vec::new(), Vec::new());
     for record in source {
@@ -107,7 +107,7 @@ fn complete<T>(source: Source<T>) -> Vec<T> {
     records
 }
 
-/// What `check_files.py` prints.
+/// Returns the records in the output format of `check_files.py`.
 async fn report(files: Files, instrument: &Instrument) -> String {
     let mut text = String::new();
     let (count, ends, sum, bars) = match files.data {
@@ -217,7 +217,7 @@ async fn every_compression_is_recognised_by_its_content() {
         let (one, two) = content.split_at(content.len() / 2);
         let level = ruzstd::encoding::CompressionLevel::Fastest;
         let mut frames = ruzstd::encoding::compress_to_vec(one, level);
-        // A frame to be skipped, as pzstd writes it.
+        // A skippable frame, as pzstd writes it.
         frames.extend([0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
         frames.extend(ruzstd::encoding::compress_to_vec(two, level));
         let packed = work.path().join(format!("{}.zst", sample.file));

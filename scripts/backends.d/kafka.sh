@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Apache Kafka in KRaft mode from its published jars, for the kind `redpanda`: it speaks what Redpanda speaks, and
-# Redpanda's own program is not to be had without a container engine. Sourced by scripts/backends.
+# Apache Kafka in KRaft mode from its published jars, for the kind `redpanda`. It speaks the protocol of Redpanda, whose
+# server needs a container engine. Sourced by scripts/backends.
 #
-# A node is broker and controller in one process. A server is one node; a cluster has three, for tests that take one
-# or two of them away.
+# A node is broker and controller in one process. A server has one node. A cluster has three nodes, for tests that stop
+# one or two of them.
 
 kafka_version=4.3.1
 kafka_jars=("org.apache.kafka:kafka_2.13:$kafka_version" "org.apache.kafka:kafka-tools:$kafka_version"
     org.apache.logging.log4j:log4j-slf4j-impl:2.24.3)
 maven_dependency_plugin=3.8.1
 kafka="${dir:?}/redpanda"
-# What Kafka's own start script gives the JVM.
+# The JVM options of Kafka's start script.
 kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35
     -XX:+ExplicitGCInvokesConcurrent -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true
     "-Dlog4j2.configurationFile=$kafka/log4j2.xml")
@@ -18,10 +18,10 @@ kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupa
 # Kafka runs as a user without rights.
 as_kafka=(setpriv --reuid=qi-kafka --regid=qi-kafka --clear-groups --no-new-privs --)
 
-# Halves the time of a start, and costs speed later: for servers that are started often, and for small programs.
+# Halves the start time and costs speed later, so it is for frequently started servers and for small programs.
 kafka_quick=(-XX:TieredStopAtLevel=1)
 
-# A Java that is new enough, or nothing.
+# Prints the path of a sufficiently new Java, or nothing.
 java_program() {
     local java version
     for java in "$(command -v java || true)" /usr/lib/jvm/default-java/bin/java /usr/lib/jvm/java-17-*/bin/java; do
@@ -38,13 +38,13 @@ install_redpanda() {
     local wanted="${kafka_jars[*]}" jar group artifact version
     if kafka_is_installed; then return; fi
     mkdir -p "$kafka"
-    # Tests start servers side by side.
+    # Tests start servers concurrently.
     exec 8>"$kafka/lock"
     flock 8
     if ! kafka_is_installed; then
         [[ -n "$(java_program)" ]] || apt_install openjdk-17-jre-headless
         command -v mvn >/dev/null || apt_install maven
-        # Its program is about to go away.
+        # The program of the running server is about to be removed.
         stop redpanda main
         say "installing Kafka $kafka_version into $kafka"
         rm -rf "$kafka/libs"
@@ -77,7 +77,7 @@ kafka_is_installed() {
     [[ "$(cat "$kafka/libs/.installed" 2>/dev/null || true)" == "${kafka_jars[*]}" && -n "$(java_program)" ]]
 }
 
-# kafka_tool CLASS ARGUMENT...: one of Kafka's own programs, in place of this one.
+# kafka_tool CLASS ARGUMENT...: replaces this process with one of Kafka's programs.
 kafka_tool() {
     local class="$1" options=(-Xmx512m "${kafka_jvm[@]}")
     shift
@@ -86,22 +86,22 @@ kafka_tool() {
     exec "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" "$class" "$@"
 }
 
-# kafka_answers PORT [OTHER...]: whether the broker at PORT answers a request for the cluster's metadata, and names
-# itself and the others as brokers that live.
+# kafka_answers PORT [OTHER...]: returns whether the broker at PORT responds to a metadata request, and lists itself and
+# the others as live brokers.
 kafka_answers() (
     exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
-    # Metadata, version 1: correlation 1, no client's name, an empty list of topics.
+    # A metadata request, version 1: correlation id 1, no client id, an empty list of topics.
     printf '\x00\x00\x00\x0e\x00\x03\x00\x01\x00\x00\x00\x01\xff\xff\x00\x00\x00\x00' >&3
     size="$(timeout 2 head -c 4 <&3 | od -An -v -tx1 | tr -d ' \n')"
     [[ "$size" == 0000???? ]] || exit 1
     answer="$(timeout 2 head -c "$((16#$size))" <&3 | od -An -v -tx1 | tr -d ' \n')"
     for port in "$@"; do
-        # A broker's host and port, as they stand in the answer.
+        # A broker's host and port, in the encoding of the response.
         [[ "$answer" == *"$(printf '127.0.0.1' | od -An -tx1 | tr -d ' ')$(printf '%08x' "$port")"* ]] || exit 1
     done
 ) 2>/dev/null
 
-# Writes down a port for ever, so that a server has it again after it was killed, and prints it.
+# Saves a port permanently, so that a server has the same port after a kill, and prints it.
 kept_port() {
     local file="$dir/redpanda-$1.port"
     [[ -s "$file" ]] || free_port >"$file"
@@ -144,15 +144,15 @@ log.cleaner.backoff.ms=1000
 # Of 128 MiB, which a small heap has not.
 log.cleaner.dedupe.buffer.size=16777216
 CONF
-    # Of a setting that stands there twice the last one counts.
+    # If a setting occurs twice, the last one counts.
     if [[ -n "${kafka_settings:-}" ]]; then cat "$kafka_settings" >>"$data/server.properties"; fi
-    # Kafka's user owns the log only, because root writes the files beside it.
+    # Kafka's user owns only the log, because root writes the other files.
     mkdir -p "$data/log"
     give qi-kafka "$data/log"
     kafka_copy_files "$data"
 }
 
-# Kafka's user may not be able to read the files that the settings of a test name, so the server gets its own copies.
+# Kafka's user may not be able to read the files in the settings of a test, so the server gets copies.
 kafka_copy_files() {
     local data="$1" key file
     while IFS='=' read -r key file; do
@@ -161,7 +161,7 @@ kafka_copy_files() {
     done < <(grep -E '^[a-z.]*ssl\.[a-z]+\.location=' "$data/server.properties" || true)
 }
 
-# kafka_format NAME CLUSTER_ID, once.
+# kafka_format NAME CLUSTER_ID: formats the log once.
 kafka_format() {
     local data
     data="$(data_of redpanda "$1")"
@@ -176,16 +176,16 @@ kafka_format() {
     touch "$data/.formatted"
 }
 
-# A cluster's id: 16 bytes in base64, as Kafka spells it; a dash at its beginning would look like an option.
+# A cluster id: 16 bytes in Kafka's base64 form. A leading dash would look like an option.
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | tr -d '='; }
 
-# kafka_launch NAME: starts the process; kafka_await waits for it.
+# kafka_launch NAME: starts the process. kafka_await waits for it.
 kafka_launch() {
     local data options=(-Xmx384m "${kafka_jvm[@]}" "${kafka_quick[@]}")
     data="$(data_of redpanda "$1")"
     if [[ "$1" == main ]]; then options=(-Xmx768m "${kafka_jvm[@]}"); fi
     options+=("-XX:ErrorFile=$data/log/java-error-%p.log")
-    # The locks and the output of this script must not live on in the server.
+    # The server must not inherit the locks and the output of this script.
     setsid "${as_kafka[@]}" "$(java_program)" "${options[@]}" -cp "$kafka/libs/*" kafka.Kafka "$data/server.properties" \
         </dev/null >"$kafka/$1.log" 2>&1 8>&- 9>&- &
     echo "$!" >"$data.pid"
@@ -196,7 +196,7 @@ kafka_await() {
     local name="$1" pid
     pid="$(data_of redpanda "$name").pid"
     shift
-    # A client's outgoing connection may hold the port for a moment, so a start that fails is tried again.
+    # A client's outgoing connection may hold the port for a moment, so a failed start is repeated.
     for _ in 1 2 3 4 5; do
         for _ in $(seq 1200); do
             if kafka_answers "$@"; then return; fi
@@ -214,9 +214,9 @@ kafka_await() {
 
 start_redpanda() {
     local name="$1" port="$2" session=3000
-    # One that was started with another QI_KAFKA_PORT.
+    # The running server may have been started with another QI_KAFKA_PORT.
     if ! grep -qsF "PLAINTEXT://127.0.0.1:$port," "$(data_of redpanda "$name")/server.properties"; then stop redpanda "$name"; fi
-    # The server that all share keeps Kafka's own limit: a machine that compiles may be slow.
+    # The shared server keeps Kafka's default timeout, because a compiling machine may be slow.
     if [[ "$name" == main ]]; then session=9000; fi
     if [[ -z "$(pid_of redpanda "$name")" ]]; then
         if answers "$port"; then taken redpanda "$port"; fi
@@ -241,7 +241,7 @@ cluster() {
         start) start_cluster "$name" "${nodes[@]}" ;;
         kill) for node in "${nodes[@]}"; do kill_hard redpanda "$(node_of "$name" "$node")"; done ;;
         stop)
-            # Side by side: one that is left alone has nobody to take its leave of, and waits until it is killed.
+            # Concurrently, because the last node cannot leave the quorum in order, and would wait until it is killed.
             for node in "${nodes[@]}"; do stop redpanda "$(node_of "$name" "$node")" & done
             wait
             ;;
@@ -253,7 +253,7 @@ cluster() {
     esac
 }
 
-# start_cluster NAME NODE...: prints the addresses of the nodes. Before it ends each of them knows that the others live.
+# start_cluster NAME NODE...: prints the addresses of the nodes, after each node knows that the others are alive.
 start_cluster() {
     local name="$1" node voters=() ports=() addresses=() id="$kafka/cluster-$1.id"
     shift

@@ -1,4 +1,4 @@
-//! Reading: a page beside the bare statement; the latest of each instrument, bars and bytes beside TimescaleDB.
+//! Reading: a page compared with the bare statement; latest ticks, bars and bytes compared with TimescaleDB.
 
 use std::hint::black_box;
 
@@ -9,14 +9,14 @@ use qi_core::{Interval, Selection, TimeRange};
 use crate::rig::{Other, Place, Rig};
 use crate::ticks::{INSTRUMENTS, MILLION};
 
-/// From one tick to the next, in microseconds: 10,000,000 are a day, or a year.
+/// The time between two ticks in microseconds, so that 10,000,000 ticks are a day, or a year.
 const DAY: i64 = 8_640;
 const YEAR: i64 = 365 * DAY;
 
 /// Short measurements need many rounds.
 const FACTOR: usize = 10;
 
-/// One instrument's 10,000 ticks out of a million.
+/// Reads 10,000 ticks of one instrument from a million.
 pub(crate) fn page(rig: &Rig) {
     let place = rig.fresh(|_| ());
     rig.fill(&place.store, MILLION, DAY);
@@ -53,7 +53,7 @@ pub(crate) fn page(rig: &Rig) {
     println!("page of 10,000 ticks into records / the bytes of the bare statement: {times}");
 }
 
-/// Both stores with 10,000,000 ticks.
+/// Returns both stores with 10,000,000 ticks.
 fn both(rig: &Rig, step: i64) -> Option<(Place<'_>, Other<'_>)> {
     let Some(other) = rig.timescale() else {
         println!("QI_TIMESCALE_URL is not set, so nothing was measured");
@@ -71,7 +71,7 @@ fn both(rig: &Rig, step: i64) -> Option<(Place<'_>, Other<'_>)> {
     Some((place, other))
 }
 
-/// The latest of all instruments.
+/// Reads the latest tick of every instrument.
 pub(crate) fn latest(rig: &Rig) {
     let Some((place, other)) = both(rig, DAY) else { return };
     let query = LatestQuery::new(Selection::All);
@@ -86,7 +86,7 @@ pub(crate) fn latest(rig: &Rig) {
     println!("latest of 100 instruments / TimescaleDB: {times}");
 }
 
-/// Bars of a minute out of a day of 10,000,000 ticks, and of a day out of a year of them.
+/// Derives bars of a minute from a day of 10,000,000 ticks, and bars of a day from a year of them.
 pub(crate) fn bars(rig: &Rig) {
     for (step, interval, count, what) in [
         (DAY, Interval::M1, 1_440, "a day of 1-minute bars"),

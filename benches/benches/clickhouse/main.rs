@@ -1,5 +1,5 @@
-//! The ClickHouse adapter beside its rivals on a real server, the one that `QI_CLICKHOUSE_URL` names, and beside the
-//! TimescaleDB that `QI_TIMESCALE_URL` names.
+//! The ClickHouse adapter, compared with its rivals on the server of `QI_CLICKHOUSE_URL`, and with the TimescaleDB of
+//! `QI_TIMESCALE_URL`.
 //!
 //! ```sh
 //! scripts/backends up && eval "$(scripts/backends env)"
@@ -8,7 +8,7 @@
 //! cargo bench -p qi-benches --bench clickhouse -- --rounds 3 latest   # fewer rounds
 //! ```
 //!
-//! Every line is the median over rounds that measure both sides back to back, in an order that alternates.
+//! Every line is the median over rounds that measure both sides back to back, in alternating order.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
@@ -22,7 +22,7 @@ mod write;
 use qi_benches::Section;
 use rig::Rig;
 
-/// The sections and what runs them.
+/// The sections and their functions.
 const SECTIONS: [Section<Rig>; 4] =
     [("write", write::run), ("page", beside::page), ("latest", beside::latest), ("bars", beside::bars)];
 

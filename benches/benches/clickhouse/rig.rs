@@ -1,4 +1,4 @@
-//! The servers, and tables on them that last for one measurement.
+//! The servers, and tables on them for one measurement.
 
 use std::future::Future;
 
@@ -19,7 +19,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// None if no server is named.
+    /// Returns None if no server is named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         let named = |variable| std::env::var(variable).ok().filter(|url| !url.is_empty());
         Some(Self {
@@ -35,14 +35,14 @@ impl Rig {
         self.runtime.block_on(future)
     }
 
-    /// The version of the server.
+    /// Returns the version of the server.
     pub(crate) fn server(&self) -> String {
         let store =
             ClickHouseStore::open(ClickHouseConfig::from_url(&self.url)).expect("a valid configuration");
         self.block_on(store.ping()).expect("a server that answers").version.unwrap_or_default()
     }
 
-    /// A ClickHouse store with tables of its own.
+    /// Returns a ClickHouse store with new tables.
     pub(crate) fn fresh(&self, change: impl FnOnce(&mut ClickHouseConfig)) -> Place<'_> {
         let prefix = format!("bench_{}_{:08x}_", std::process::id(), fastrand::u32(..));
         let mut config = ClickHouseConfig::from_url(&self.url);
@@ -53,7 +53,7 @@ impl Rig {
         Place { rig: self, store, prefix }
     }
 
-    /// A TimescaleDB store with a schema of its own; None if no such server is named.
+    /// Returns a TimescaleDB store with a new schema, or None if no server is named.
     pub(crate) fn timescale(&self) -> Option<Other<'_>> {
         let url = self.timescale.as_deref()?;
         let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
@@ -67,7 +67,7 @@ impl Rig {
         Some(Other { rig: self, store, schema })
     }
 
-    /// Sends as many ticks as one likes, made batch by batch: `count`, with this time between them.
+    /// Inserts `count` ticks, `step` microseconds apart, which are generated batch by batch.
     pub(crate) fn fill(&self, store: &dyn PriceStore, count: usize, step: i64) {
         const BATCH: usize = 200_000;
         let first = crate::ticks::time(0).as_micros();
@@ -81,7 +81,7 @@ impl Rig {
     }
 }
 
-/// A ClickHouse store and its tables, which are removed when this is dropped.
+/// A ClickHouse store and its tables, which are removed when the value is dropped.
 pub(crate) struct Place<'a> {
     rig: &'a Rig,
     pub(crate) store: ClickHouseStore,
@@ -93,12 +93,12 @@ impl Place<'_> {
         self.rig.block_on(self.store.client().query_raw(sql).fetch_one()).expect("a number")
     }
 
-    /// How many ticks there are.
+    /// Returns the number of ticks.
     pub(crate) fn count(&self) -> u64 {
         self.number(&format!("SELECT count() FROM {}ticks FINAL", self.prefix))
     }
 
-    /// Merges what there is, and gives the bytes on disk.
+    /// Merges the parts of the table, and returns the bytes on disk.
     pub(crate) fn settle(&self) -> u64 {
         let merge = format!("OPTIMIZE TABLE {}ticks", self.prefix);
         self.rig.block_on(self.store.client().query_raw(&merge).execute()).expect("a merge");
@@ -120,7 +120,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A TimescaleDB store and its schema, which is removed when this is dropped.
+/// A TimescaleDB store and its schema, which is removed when the value is dropped.
 pub(crate) struct Other<'a> {
     rig: &'a Rig,
     pub(crate) store: TimescaleStore,
@@ -128,7 +128,7 @@ pub(crate) struct Other<'a> {
 }
 
 impl Other<'_> {
-    /// Statistics, no background work later on, and the bytes of the table with its index.
+    /// Updates the statistics, prevents later background work, and returns the bytes of the table with its index.
     pub(crate) fn settle(&self) -> i64 {
         self.sql("VACUUM (ANALYZE) ticks");
         self.sql("CHECKPOINT");

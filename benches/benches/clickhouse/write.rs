@@ -1,4 +1,4 @@
-//! Writing 1,000,000 new ticks, beside a bare HTTP request of rows that were made before.
+//! Writing 1,000,000 new ticks, compared with a bare HTTP request of prepared rows.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -46,7 +46,7 @@ fn on(rig: &Rig, work: impl FnOnce(&Place<'_>)) -> Duration {
     time
 }
 
-/// One request with all rows.
+/// Sends one request with all rows.
 fn post(rig: &Rig, prefix: &str, body: &[u8]) {
     let rest = rig.url.split_once("://").expect("a URL").1;
     let (credentials, host) = rest.split_once('@').expect("credentials");
@@ -65,7 +65,7 @@ fn post(rig: &Rig, prefix: &str, body: &[u8]) {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// The rows as the table has them.
+/// Returns the rows in the format of the table.
 fn row_binary(ticks: &[PriceTick]) -> Vec<u8> {
     let mut out = Vec::with_capacity(ticks.len() * 80);
     for tick in ticks {

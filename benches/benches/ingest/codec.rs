@@ -1,4 +1,4 @@
-//! Encoding and decoding of ticks.
+//! Encoding and decoding of ticks in both message formats.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The complete pipeline over real servers, beside the slowest of its parts and beside a hand-written loop; and the two
-//! message formats.
+//! The complete pipeline over real servers, compared with the slowest of its parts and with a hand-written loop; and
+//! the two message formats.
 //!
 //! ```sh
 //! scripts/backends up && eval "$(scripts/backends env)"
@@ -8,8 +8,8 @@
 //! cargo bench -p qi-benches --bench ingest -- --rounds 1 pipeline
 //! ```
 //!
-//! The market has 100 instruments and repeats one tick in a hundred, as feeds do after a reconnect. Brokers, databases and
-//! the program share the machine.
+//! The market has 100 instruments and repeats one tick in a hundred, like feeds after a reconnect. Brokers, databases
+//! and the program share the machine.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
@@ -50,7 +50,7 @@ pub(crate) struct Rig {
     runtime: Runtime,
 }
 
-/// The variables that name the servers.
+/// Returns the value of a variable that names a server.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -77,7 +77,7 @@ impl Rig {
     }
 }
 
-/// A store with tables of its own.
+/// Returns a store with new tables.
 pub(crate) async fn fresh(database: &str, url: &str) -> Arc<dyn PriceStore> {
     let store: Arc<dyn PriceStore> = if database == "clickhouse" {
         let mut config = ClickHouseConfig::from_url(url);
@@ -150,7 +150,7 @@ async fn insert(store: &dyn PriceStore, ticks: &[PriceTick]) -> Duration {
     began.elapsed()
 }
 
-/// Stores a topic by an ingest until `count` messages are stored and committed. `publish` runs beside it.
+/// Stores a topic with an ingest until `count` messages are stored and committed. `publish` runs concurrently.
 pub(crate) async fn ingest(
     bus: Arc<dyn MessageBus>,
     store: Arc<dyn PriceStore>,
@@ -223,7 +223,7 @@ fn pipeline(rig: &Rig) {
     }
 }
 
-/// Rounds of both sides of a comparison, as text.
+/// Returns the ratios of both sides of a comparison as text.
 pub(crate) fn compare(
     rig: &Rig,
     ours: impl FnMut() -> Duration,

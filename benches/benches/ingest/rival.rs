@@ -1,4 +1,4 @@
-//! A writer as it is often written by hand: poll, `serde_json`, COPY into a temporary table, upsert, commit.
+//! A typical hand-written writer: poll, `serde_json`, COPY into a temporary table, upsert, commit.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! From `publish` to `recv`, at 1,000 messages a second, each sent alone, in the profile for low latency; beside
-//! Kafka's own tool, which sends the next message when the one before has come.
+//! The time from `publish` to `recv` at 1,000 messages a second, each published alone, with the profile for low
+//! latency. The rival is Kafka's own tool, which sends the next message after the one before has arrived.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The Redpanda adapter beside its rivals on real brokers, those that `QI_KAFKA_BROKERS` names.
+//! The Redpanda adapter, compared with its rivals on the brokers of `QI_KAFKA_BROKERS`.
 //!
 //! ```sh
 //! scripts/backends up redpanda && eval "$(scripts/backends env)"
@@ -7,8 +7,8 @@
 //! cargo bench -p qi-benches --bench redpanda -- --rounds 3 latency  # fewer rounds
 //! ```
 //!
-//! Every ratio is the median over rounds that measure both sides back to back, in an order that alternates. All sides
-//! use one core of librdkafka and share the machine with the broker.
+//! Every ratio is the median over rounds that measure both sides back to back, in alternating order. All sides use one
+//! library (librdkafka) and share the machine with the broker.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
@@ -20,7 +20,7 @@ mod rig;
 use qi_benches::Section;
 use rig::Rig;
 
-/// The sections and what runs them.
+/// The sections and their functions.
 const SECTIONS: [Section<Rig>; 3] =
     [("publish", publish::run), ("receive", receive::run), ("latency", latency::run)];
 

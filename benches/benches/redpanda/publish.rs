@@ -1,4 +1,4 @@
-//! 1,000,000 keyed messages of 100 bytes, acknowledged by all replicas.
+//! Publishes 1,000,000 keyed messages of 100 bytes, acknowledged by all replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,12 +18,12 @@ use rdkafka::producer::{
 use crate::rig::{MESSAGES, PARTITIONS, Rig, batches};
 
 const BATCH: usize = 10_000;
-/// Calls under way at once.
+/// The number of calls in progress.
 const CALLS: usize = 8;
-/// Futures of the rival under way at once.
+/// The number of futures of the rival in progress.
 const FUTURES: usize = 100_000;
 
-/// What the adapter sets for a producer.
+/// The settings of the adapter for a producer.
 const SETTINGS: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
     ("acks", "all"),
@@ -61,7 +61,7 @@ fn ours(rig: &Rig) -> Duration {
     let batches = batches(&topic.name, BATCH);
     let bus = Arc::new(rig.bus(Profile::Balanced));
     rig.block_on(async {
-        // Connected, with the topic known, as the rival is.
+        // The client is connected and knows the topic, like the rival.
         bus.send(&batches[0][..1]).await.expect("brokers that answer");
         let start = Instant::now();
         let calls = stream::iter(&batches).map(|batch| bus.send(batch)).buffered(CALLS);

@@ -1,5 +1,5 @@
-//! 1,000,000 messages of 100 bytes that are there already, read from the beginning: by a reader without a group, and by
-//! the only member of a new group, whose joining counts.
+//! Reads 1,000,000 stored messages of 100 bytes from the beginning: with a reader without a group, and with the only
+//! member of a new group, where joining the group is measured too.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const BATCH: usize = 1_000;
 /// Properties of librdkafka.
 type Settings = &'static [(&'static str, &'static str)];
 
-/// What the adapter sets for a reader.
+/// The settings of the adapter for a reader.
 const SETTINGS: Settings = &[
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -97,15 +97,15 @@ fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
     })
 }
 
-/// What a rival does with a message; the length of the payload comes back.
+/// The rival's processing of a message. Returns the length of the payload.
 type Look = fn(&BorrowedMessage<'_>) -> usize;
 
-/// Looks at nothing else, as the shortest loop does.
+/// Reads only the payload, like the shortest loop.
 fn length(message: &BorrowedMessage<'_>) -> usize {
     black_box(message.payload()).map_or(0, <[u8]>::len)
 }
 
-/// Makes the message its own, with its headers, as the adapter does and whoever keeps one must.
+/// Copies the message with its headers, as the adapter does and as is necessary to keep a message.
 fn detached(message: &BorrowedMessage<'_>) -> usize {
     black_box(message.detach()).payload().map_or(0, <[u8]>::len)
 }
@@ -132,7 +132,7 @@ fn bare(rig: &Rig, topic: &TopicName, settings: Settings, look: Look, joins: boo
     }
     let (mut count, mut bytes) = (0, 0);
     while count < MESSAGES {
-        // An event that was served, such as a rebalance, looks like nothing.
+        // A served event, such as a rebalance, also returns None.
         let Some(message) = consumer.poll(Duration::from_secs(10)) else {
             assert!(start.elapsed() < Duration::from_mins(1), "the brokers do not answer");
             continue;

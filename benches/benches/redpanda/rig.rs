@@ -1,4 +1,4 @@
-//! The brokers, and topics on them that last for one measurement.
+//! The brokers, and topics on them for one measurement.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use qi_core::bus::{Message, MessageBus, TopicName, TopicSpec};
 use rdkafka::ClientConfig;
 use tokio::runtime::Runtime;
 
-/// So many messages of 100 bytes make a measurement.
+/// The number of messages of 100 bytes in a measurement.
 pub(crate) const MESSAGES: usize = 1_000_000;
 pub(crate) const PARTITIONS: u32 = 12;
 const INSTRUMENTS: usize = 50;
@@ -22,7 +22,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// None if no brokers are named.
+    /// Returns None if no brokers are named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         let brokers = std::env::var("QI_KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -39,7 +39,7 @@ impl Rig {
         RedpandaBus::open(config).expect("a valid configuration")
     }
 
-    /// The driver's own configuration.
+    /// Returns the driver's configuration.
     pub(crate) fn client(&self, properties: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
@@ -49,7 +49,7 @@ impl Rig {
         config
     }
 
-    /// A new topic, gone with what is returned.
+    /// Creates a topic that is deleted when the result is dropped.
     pub(crate) fn topic(&self, partitions: u32) -> Topic<'_> {
         let name = TopicName::new(name()).expect("a valid name");
         let spec = TopicSpec::new(name.clone(), partitions).expect("a valid number");
@@ -61,7 +61,7 @@ impl Rig {
     }
 }
 
-/// A name that no topic and no group has yet.
+/// Returns a new name for a topic or a group.
 pub(crate) fn name() -> String {
     format!("bench-{}-{:08x}", std::process::id(), fastrand::u32(..))
 }
@@ -77,13 +77,13 @@ impl Drop for Topic<'_> {
         let names = std::slice::from_ref(&self.name);
         let _ = self.rig.block_on(self.bus.delete_topics(names));
         let _ = self.rig.block_on(self.bus.close());
-        // The broker deletes in the background; the next measurement is not to pay for it.
+        // The broker deletes in the background, which must not slow the next measurement.
         std::thread::sleep(Duration::from_millis(500));
     }
 }
 
-/// Messages of 100 bytes with the keys of fifty instruments, in batches. The payloads of a batch are parts of one
-/// buffer, as a codec makes them, and no two are equal.
+/// Returns messages of 100 bytes with the keys of fifty instruments, in batches. The payloads of a batch are parts of
+/// one buffer, as a codec makes them, and all are different.
 pub(crate) fn batches(topic: &TopicName, batch: usize) -> Vec<Vec<Message>> {
     let keys: Vec<Bytes> =
         (0..INSTRUMENTS).map(|n| Bytes::from(format!("exchange:COIN{n}-USDT").into_bytes())).collect();
@@ -93,7 +93,7 @@ pub(crate) fn batches(topic: &TopicName, batch: usize) -> Vec<Vec<Message>> {
             let mut buffer = BytesMut::with_capacity(100 * batch);
             (0..batch)
                 .map(|n| {
-                    // Half of it is as good as random, as the digits of prices are.
+                    // Half of the payload is hard to compress, like the digits of prices.
                     buffer.put_bytes(b'x', 60);
                     (0..5).for_each(|_| buffer.put_u64(random.u64(..)));
                     Message::new(topic.clone(), buffer.split().freeze())

@@ -1,4 +1,4 @@
-//! The TimescaleDB adapter beside its rivals on a real server, the one that `QI_TIMESCALE_URL` names.
+//! The TimescaleDB adapter, compared with its rivals on the server of `QI_TIMESCALE_URL`.
 //!
 //! ```sh
 //! scripts/backends up && eval "$(scripts/backends env)"
@@ -7,9 +7,9 @@
 //! cargo bench -p qi-benches --bench timescale -- --rounds 3 replay   # fewer rounds
 //! ```
 //!
-//! Every line is the median over rounds that measure both sides back to back, in an order that alternates. Each
-//! round that writes has tables of its own, and a CHECKPOINT before each side, so that no side pays for what the
-//! other one left in the log. `psql` must be found on the machine.
+//! Every line is the median over rounds that measure both sides back to back, in alternating order. Each round that
+//! writes has its own tables, and a CHECKPOINT before each side, so that no side pays for the write-ahead log of the
+//! other. `psql` must be installed.
 #![allow(missing_docs, reason = "a benchmark has no public items")]
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
@@ -25,7 +25,7 @@ mod write;
 use qi_benches::Section;
 use rig::Rig;
 
-/// The sections and what runs them.
+/// The sections and their functions.
 const SECTIONS: [Section<Rig>; 8] = [
     ("write", write::run),
     ("replay", replay::run),

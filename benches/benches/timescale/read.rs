@@ -1,4 +1,4 @@
-//! Reading: a page, the latest of each instrument, bars.
+//! Reading: a page, the latest tick of each instrument, bars.
 
 use std::hint::black_box;
 
@@ -14,7 +14,7 @@ use crate::ticks::{INSTRUMENTS, MILLION, time};
 /// Short measurements need many rounds.
 const FACTOR: usize = 15;
 
-/// One instrument's 10,000 ticks out of a million.
+/// Reads 10,000 ticks of one instrument from a million.
 pub(crate) fn page(rig: &Rig) {
     const BARE: &str = "SELECT ts, seq, price, quantity, side FROM ticks \
         WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts, seq LIMIT 10000";
@@ -45,7 +45,7 @@ pub(crate) fn page(rig: &Rig) {
     println!("page of 10,000 ticks / the bare query (goal 1.2): {times}");
 }
 
-/// The latest of all instruments, in tables that grow.
+/// Reads the latest tick of every instrument, in tables of increasing size.
 pub(crate) fn latest(rig: &Rig) {
     let (small, large) = (filled(rig, MILLION), filled(rig, 10 * MILLION));
     let times = latest_ratio(rig, &large, &small);
@@ -68,7 +68,7 @@ fn latest_ratio(rig: &Rig, large: &Place<'_>, small: &Place<'_>) -> Ratio {
     ratio(rig.rounds * FACTOR, || ask(large), || ask(small))
 }
 
-/// One day of bars of a minute out of 10,000,000 ticks of that day.
+/// Derives one day of bars of a minute from 10,000,000 ticks of that day.
 pub(crate) fn bars(rig: &Rig) {
     let place = filled(rig, 10 * MILLION);
     let ids: Vec<i32> = rig.market.instruments().iter().map(|i| place.id_of(i.symbol().as_str())).collect();
@@ -108,7 +108,7 @@ fn bare_bars(rig: &Rig, place: &Place<'_>, id: i32) -> Vec<Bar> {
     rows
 }
 
-/// A store with so many ticks.
+/// Returns a store with this number of ticks.
 fn filled(rig: &Rig, ticks: usize) -> Place<'_> {
     let place = rig.fresh(|_| ());
     place.fill(0..ticks);
@@ -116,7 +116,7 @@ fn filled(rig: &Rig, ticks: usize) -> Place<'_> {
     place
 }
 
-/// A store with one tick of every instrument in each of so many weeks, a chunk each.
+/// Returns a store with one tick of every instrument in each of this number of weeks, one chunk for each week.
 fn weekly(rig: &Rig, weeks: usize) -> Place<'_> {
     const WEEK: i64 = 7 * 86_400_000_000;
     let place = rig.fresh(|_| ());

@@ -1,4 +1,4 @@
-//! Batches with 1 percent of repeated records beside batches without them, on TimescaleDB and on PostgreSQL.
+//! Batches with 1 percent of repeated records, compared with batches without, on TimescaleDB and on PostgreSQL.
 
 use std::cell::Cell;
 
@@ -54,7 +54,7 @@ struct Feed<'a> {
 
 impl Feed<'_> {
     fn tick(&self, n: usize) -> PriceTick {
-        // The market has 100 instruments in turn: every hundredth tick is of the same one.
+        // The market has 100 instruments in turn, so every hundredth tick is of the same instrument.
         self.rig.market.tick(n * INSTRUMENTS / self.instruments)
     }
 
@@ -63,7 +63,7 @@ impl Feed<'_> {
         (start..start + count).map(|n| self.tick(n)).collect()
     }
 
-    /// A batch of new records, of which one in a hundred at a random place is replaced by a repeat.
+    /// Returns a batch of new records, in which one record in a hundred, at a random position, is replaced by a repeat.
     fn with_repeats(&self, size: usize, repeats: Repeats) -> Vec<PriceTick> {
         let newest = self.next.get();
         let mut batch = self.take(size);

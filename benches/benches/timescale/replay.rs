@@ -1,4 +1,4 @@
-//! The same million again, where all of it is there already.
+//! Writing a million ticks again that are already stored.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::rig::{Place, Rig, print_rates};
 use crate::rivals;
 use crate::ticks::{MILLION, csv_with_ids};
 
-/// Bytes before and after.
+/// The sizes of the table in bytes, before and after.
 type Sizes = RefCell<Vec<(i64, i64)>>;
 
 pub(crate) fn run(rig: &Rig) {
@@ -33,11 +33,11 @@ pub(crate) fn run(rig: &Rig) {
     }
 }
 
-/// How long the second time takes in a store that wrote the ticks once.
+/// Returns the duration of the second write into a store that already has the ticks.
 fn again(rig: &Rig, sizes: &Sizes, work: impl FnOnce(&Place<'_>)) -> Duration {
     let place = rig.fresh(|_| ());
     place.fill(0..MILLION);
-    // Vacuum adds maps of its own to the table: not in the middle.
+    // Vacuum adds its own maps to the table, which must not happen during the measurement.
     place.settle();
     let before = place.bytes();
     let time = timed(|| work(&place));

@@ -1,4 +1,4 @@
-//! The server, and schemas on it that last for one measurement.
+//! The server, and schemas on it for one measurement.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ pub(crate) struct Rig {
     pub(crate) rounds: usize,
     pub(crate) url: String,
     hypertables: Hypertables,
-    /// For files of rows.
+    /// A folder for files of rows.
     pub(crate) folder: tempfile::TempDir,
     runtime: Runtime,
     psql: PathBuf,
 }
 
 impl Rig {
-    /// None if no server is named.
+    /// Returns None if no server is named.
     pub(crate) fn new(rounds: usize) -> Option<Self> {
         Self::on("QI_TIMESCALE_URL", Hypertables::On, rounds)
     }
@@ -54,7 +54,7 @@ impl Rig {
         self.runtime.block_on(future)
     }
 
-    /// The versions of the server.
+    /// Returns the versions of the server.
     pub(crate) fn server(&self) -> String {
         self.block_on(async {
             let store = self.open("public", |_| ());
@@ -72,7 +72,7 @@ impl Rig {
         TimescaleStore::open(config).expect("a valid configuration")
     }
 
-    /// A store in a schema of its own, with its tables.
+    /// Returns a store with its tables in a new schema.
     pub(crate) fn fresh(&self, change: impl FnOnce(&mut TimescaleConfig)) -> Place<'_> {
         let schema = format!("bench_{}_{:08x}", std::process::id(), fastrand::u32(..));
         let store = self.block_on(async {
@@ -83,7 +83,7 @@ impl Rig {
         Place { rig: self, store, schema }
     }
 
-    /// Runs statements on a connection of their own.
+    /// Runs statements on a new connection.
     pub(crate) fn sql(&self, statements: &str) {
         self.block_on(async {
             let mut connection = PgConnection::connect(&self.url).await.expect("a connection");
@@ -93,7 +93,7 @@ impl Rig {
         });
     }
 
-    /// Writes back what lies in the server's memory, so that the side that follows does not pay for it.
+    /// Writes the server's dirty pages to disk, so that the next side does not pay for them.
     pub(crate) fn checkpoint(&self) {
         self.sql("CHECKPOINT");
     }
@@ -114,13 +114,13 @@ impl Rig {
     }
 }
 
-/// Debian's wrapper script costs time of its own, so the program itself comes first.
+/// Prefers the program itself to Debian's wrapper script, which is slower.
 fn find_psql() -> PathBuf {
     let versions = (13..=18).rev().map(|n| PathBuf::from(format!("/usr/lib/postgresql/{n}/bin/psql")));
     versions.into_iter().find(|path| path.exists()).unwrap_or_else(|| Path::new("psql").to_owned())
 }
 
-/// A store and its schema, which is removed when this is dropped.
+/// A store and its schema, which is removed when the value is dropped.
 pub(crate) struct Place<'a> {
     rig: &'a Rig,
     pub(crate) store: TimescaleStore,
@@ -128,7 +128,7 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Sends ticks in batches of this size.
+    /// Inserts ticks in batches of this size.
     pub(crate) fn insert(&self, ticks: &[PriceTick], batch: usize) {
         self.rig.block_on(async {
             for part in ticks.chunks(batch) {
@@ -137,7 +137,7 @@ impl Place<'_> {
         });
     }
 
-    /// The ticks of some numbers, made batch by batch: as many as one likes.
+    /// Inserts the ticks of these numbers, which are generated batch by batch.
     pub(crate) fn fill(&self, numbers: std::ops::Range<usize>) {
         const BATCH: usize = 200_000;
         for start in numbers.clone().step_by(BATCH) {
@@ -146,12 +146,12 @@ impl Place<'_> {
         }
     }
 
-    /// How many ticks there are.
+    /// Returns the number of ticks.
     pub(crate) fn count(&self) -> i64 {
         self.scalar("SELECT count(*) FROM ticks")
     }
 
-    /// The bytes of the table of ticks with its index.
+    /// Returns the bytes of the table of ticks with its index.
     pub(crate) fn bytes(&self) -> i64 {
         self.scalar(&format!("SELECT public.hypertable_size('{}.ticks')", self.schema))
     }
@@ -166,7 +166,7 @@ impl Place<'_> {
         self.rig.block_on(query.fetch_one(self.store.pool())).expect("an instrument")
     }
 
-    /// Statistics, and no background work later on.
+    /// Updates the statistics, and prevents later background work.
     pub(crate) fn settle(&self) {
         self.rig.sql(&format!("VACUUM (ANALYZE) {}.ticks", self.schema));
         self.rig.checkpoint();
@@ -176,7 +176,8 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.rig.block_on(async {
-            // First the chunks, some at a time: one DROP of a thousand needs more locks than a server has.
+            // The chunks are dropped first, some at a time, because one DROP of a thousand chunks needs more locks than
+            // a server has.
             let purged = self.store.purge_before(PriceTick::DATASET, Timestamp::MAX).await;
             let closed = self.store.close().await;
             if let Err(error) = purged.and(closed) {
@@ -187,7 +188,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Prints how many times the rival's rate ours is. Both sides were timed for `rows` rows.
+/// Prints the ratio of our rate to the rival's rate. Both sides were timed for `rows` rows.
 pub(crate) fn print_rates(what: &str, goal: &str, rows: usize, times: &Ratio) {
     let rate = |time: Duration| rows as f64 / time.as_secs_f64();
     println!(

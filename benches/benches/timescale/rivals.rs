@@ -1,4 +1,4 @@
-//! What people write by hand.
+//! Typical hand-written statements.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, QueryBuilder};
 use crate::rig::Rig;
 use crate::ticks::INSTRUMENTS;
 
-/// A table with names as text, and the indexes that `create_hypertable` adds when nobody stops it.
+/// Creates a table with names as text, and with the indexes that `create_hypertable` adds by default.
 pub(crate) fn hand_written_table(rig: &Rig, schema: &str) {
     rig.sql(&format!(
         "CREATE TABLE {schema}.trades (
@@ -28,12 +28,12 @@ pub(crate) fn hand_written_table(rig: &Rig, schema: &str) {
     ));
 }
 
-/// `\copy` of a file of CSV into a table.
+/// Copies a CSV file into a table with `\copy`.
 pub(crate) fn copy_csv(rig: &Rig, table: &str, file: &Path) {
     rig.psql(&[&format!("\\copy {table} FROM '{}' WITH (FORMAT csv)", file.display())]);
 }
 
-/// A temporary table, COPY into it, and one plain upsert out of it.
+/// Copies a file into a temporary table, and merges it with one plain upsert.
 pub(crate) fn staged_upsert(rig: &Rig, schema: &str, file: &Path) {
     rig.psql(&[
         &format!("CREATE TEMPORARY TABLE incoming (LIKE {schema}.ticks)"),
@@ -45,8 +45,8 @@ pub(crate) fn staged_upsert(rig: &Rig, schema: &str, file: &Path) {
     ]);
 }
 
-/// Statements of 1,000 rows of bound values each, in binary and prepared once: the fastest form of it. The
-/// connection has the server's own settings.
+/// Upserts with statements of 1,000 rows of bound values, in binary and prepared once, which is the fastest variant.
+/// The connection has the settings of the server.
 pub(crate) async fn values_upsert(url: &str, schema: &str, ticks: &[PriceTick]) {
     let options: PgConnectOptions = url.parse().expect("a URL");
     let options = options.options([("search_path", schema)]);
@@ -73,8 +73,8 @@ pub(crate) async fn values_upsert(url: &str, schema: &str, ticks: &[PriceTick]) 
     connection.close().await.expect("a connection that closes");
 }
 
-/// Statements of 1,000 rows as literals, parsed and planned anew each time, as `psql` and most object-relational
-/// mappers send them.
+/// Upserts with statements of 1,000 rows of literals, which are parsed and planned each time, like those of `psql` and
+/// most object-relational mappers.
 pub(crate) async fn literal_upsert(url: &str, schema: &str, ticks: &[PriceTick]) {
     let mut connection = PgConnection::connect(url).await.expect("a connection");
     for part in ticks.chunks(1_000) {
@@ -101,7 +101,7 @@ pub(crate) async fn literal_upsert(url: &str, schema: &str, ticks: &[PriceTick])
     connection.close().await.expect("a connection that closes");
 }
 
-/// Statements with one array for each column, 10,000 rows each, into the adapter's own table.
+/// Upserts with statements with one array for each column, 10,000 rows each, into the adapter's table.
 pub(crate) async fn unnest_upsert(store: &TimescaleStore, ticks: &[PriceTick]) {
     const SQL: &str = "INSERT INTO ticks (instrument_id, ts, seq, price, quantity, side) \
         SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::bigint[], $4::numeric[], $5::numeric[], $6::smallint[]) \
@@ -120,7 +120,7 @@ pub(crate) async fn unnest_upsert(store: &TimescaleStore, ticks: &[PriceTick]) {
     }
 }
 
-/// The ids that the files of rows use too.
+/// Returns the instrument's id, which the files of rows use too.
 fn id_of(tick: &PriceTick) -> i32 {
     let number = usize::try_from(tick.seq()).expect("a small number") % INSTRUMENTS;
     i32::try_from(number + 1).expect("at most 100")

@@ -1,4 +1,4 @@
-//! New ticks of 100 instruments in the order of time: 10,000,000 of them are one day.
+//! New ticks of 100 instruments in the order of time. 10,000,000 ticks are one day.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -9,9 +9,9 @@ use qi_core::{Decimal, Instrument, Price, PriceTick, Quantity, Side, Timestamp};
 pub(crate) const MILLION: usize = 1_000_000;
 pub(crate) const INSTRUMENTS: usize = 100;
 
-/// 2023-11-16, the first day of a chunk of 7 days: the day of ticks lies in one chunk.
+/// 2023-11-16, the first day of a chunk of 7 days, so that the day of ticks is in one chunk.
 const START: i64 = 1_700_092_800_000_000;
-/// From one tick to the next, in microseconds.
+/// The time between two ticks, in microseconds.
 const STEP: i64 = 8_640;
 
 /// The hundred instruments.
@@ -28,7 +28,7 @@ impl Market {
         &self.0
     }
 
-    /// The tick of a number: prices to the cent, quantities to 8 places, as exchanges give them.
+    /// Returns a tick by its number. Prices have 2 places and quantities 8, like those of exchanges.
     pub(crate) fn tick(&self, n: usize) -> PriceTick {
         self.tick_at(n, time(n))
     }
@@ -46,18 +46,18 @@ impl Market {
             .with_side(if n.is_multiple_of(3) { Side::Sell } else { Side::Buy })
     }
 
-    /// The ticks of some numbers, made one by one.
+    /// Returns the ticks of these numbers.
     pub(crate) fn ticks(&self, numbers: std::ops::Range<usize>) -> Vec<PriceTick> {
         numbers.map(|n| self.tick(n)).collect()
     }
 }
 
-/// The time of a tick.
+/// Returns the time of a tick by its number.
 pub(crate) fn time(n: usize) -> Timestamp {
     Timestamp::from_micros(START + i64::try_from(n).expect("a small number") * STEP).expect("a time of 2023")
 }
 
-/// The rows as CSV for the table `ticks`, whose instruments have the ids 1 to 100.
+/// Writes the rows as CSV for the table `ticks`, whose instruments have the ids 1 to 100.
 pub(crate) fn csv_with_ids(ticks: &[PriceTick], file: &Path) {
     csv(ticks, file, |n, tick, out| {
         let side = match tick.side() {
@@ -71,7 +71,7 @@ pub(crate) fn csv_with_ids(ticks: &[PriceTick], file: &Path) {
     });
 }
 
-/// The rows as CSV with names in place of ids.
+/// Writes the rows as CSV with names instead of ids.
 pub(crate) fn csv_with_names(ticks: &[PriceTick], file: &Path) {
     csv(ticks, file, |_, tick, out| {
         let (exchange, symbol) = (tick.instrument().exchange(), tick.instrument().symbol());

@@ -1,4 +1,4 @@
-//! From how many rows on COPY is worth it, and how much memory a long write needs.
+//! The batch size from which COPY is faster, and the memory of a long write.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use qi_benches::{ratio, timed};
 use crate::rig::Rig;
 use crate::ticks::MILLION;
 
-/// Small batches by COPY and by the merging statement, side by side.
+/// Compares small batches by COPY with the same batches by the merging statement.
 pub(crate) fn break_even(rig: &Rig) {
     let way = |copy_from: usize| move |config: &mut TimescaleConfig| config.write.copy_from = copy_from;
     let (copies, merges) = (rig.fresh(way(1)), rig.fresh(way(usize::MAX)));
@@ -43,10 +43,10 @@ pub(crate) fn break_even(rig: &Rig) {
     }
 }
 
-/// The argument of a process that does nothing but write, and says how much memory it needed.
+/// The argument of a process that only writes and reports its memory.
 pub(crate) const CHILD: &str = "--write-and-report-memory";
 
-/// Two processes that write different numbers of ticks, made as they go.
+/// Starts two processes that write different numbers of ticks.
 pub(crate) fn memory(rig: &Rig) {
     let program = std::env::current_exe().expect("the path of this program");
     let measured = [MILLION, 10 * MILLION].map(|ticks| {
@@ -68,7 +68,7 @@ pub(crate) fn memory(rig: &Rig) {
     );
 }
 
-/// What [`memory`] starts.
+/// Runs the process that [`memory`] starts.
 pub(crate) fn child(mut arguments: impl Iterator<Item = String>) {
     const BATCH: usize = 100_000;
     let ticks: usize = arguments.next().and_then(|text| text.parse().ok()).expect("a number of ticks");
@@ -81,7 +81,7 @@ pub(crate) fn child(mut arguments: impl Iterator<Item = String>) {
     println!("{}", peak_kib());
 }
 
-/// The most memory that this process had resident, as Linux counts it.
+/// Returns the peak resident memory of this process from Linux, in KiB.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line VmHWM");

@@ -10,7 +10,7 @@ use crate::rig::{Place, Rig, print_rates};
 use crate::rivals;
 use crate::ticks::{MILLION, csv_with_ids, csv_with_names};
 
-/// A batch of a loader that does not hold everything in memory.
+/// The batch size of a loader that does not hold all ticks in memory.
 const BATCH: usize = 100_000;
 
 pub(crate) fn run(rig: &Rig) {
@@ -60,7 +60,7 @@ pub(crate) fn run(rig: &Rig) {
     );
 }
 
-/// How long the store takes for all ticks, from the records in memory to the answer.
+/// Returns the time of the store for all ticks, from the records in memory to the result.
 fn store(rig: &Rig, ticks: &[PriceTick], connections: usize, batch: usize) -> Duration {
     let config = |config: &mut TimescaleConfig| config.write.connections = connections;
     let place = rig.fresh(config);
@@ -70,7 +70,7 @@ fn store(rig: &Rig, ticks: &[PriceTick], connections: usize, batch: usize) -> Du
     time
 }
 
-/// How long a rival takes on tables as the store makes them.
+/// Returns the time of a rival on tables that the store has created.
 fn on(rig: &Rig, work: impl FnOnce(&Place<'_>)) -> Duration {
     let place = rig.fresh(|_| ());
     rig.checkpoint();

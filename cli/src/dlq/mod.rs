@@ -4,9 +4,9 @@
 //! - [`show()`]: single dead letters, as text that is safe on a terminal.
 //! - [`redrive()`]: publishes the messages again.
 //!
-//! Two dead letters of the same origin (topic, partition, offset, timestamp) are copies. The timestamp tells a topic
-//! from another one of the same name that was created later. The commands recognise a copy among the last
-//! [`SEEN_ORIGINS`] origins; this set takes about 50 MiB when it is full.
+//! Two dead letters of the same origin (topic, partition, offset, timestamp) are copies. The timestamp distinguishes a
+//! topic from a later one with the same name. The commands recognise a copy among the last [`SEEN_ORIGINS`] origins;
+//! this set takes about 50 MiB when it is full.
 
 mod list;
 mod redrive;
@@ -37,12 +37,12 @@ pub fn is_dead_letter_topic(topic: &TopicName) -> bool {
     topic.as_str().ends_with(".dlq")
 }
 
-/// The dead letters that a command looks at.
+/// The dead letters that a command selects.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// The first message time of a dead letter, inclusive.
+    /// The start of the message times of dead letters, inclusive.
     pub since: Option<Timestamp>,
-    /// The last message time of a dead letter, exclusive.
+    /// The end of the message times of dead letters, exclusive.
     pub until: Option<Timestamp>,
     /// The error codes, compared exactly. An empty set selects every code.
     pub codes: BTreeSet<String>,
@@ -55,7 +55,7 @@ impl Selection {
         TimeRange::new(self.since.unwrap_or(Timestamp::MIN), self.until.unwrap_or(Timestamp::MAX)).map(drop)
     }
 
-    /// Returns the position at which a reader starts. Times need not rise within a partition, so `holds` compares the
+    /// Returns the start position of a reader. Message times need not rise within a partition, so `holds` compares the
     /// time of every message.
     fn start(&self) -> SeekTo {
         self.since.map_or(SeekTo::Earliest, SeekTo::At)
@@ -113,7 +113,7 @@ impl<'a> Letter<'a> {
         self.0.headers.iter().any(|(name, _)| name.as_str() == header::TRUNCATED)
     }
 
-    /// A header that is not a number counts as the largest number, so that it cannot hide a loop.
+    /// Returns the number of redrives. An invalid header counts as the largest number, so that it cannot hide a loop.
     fn redrives(self) -> u32 {
         self.text(header::REDRIVES).map_or(0, |text| text.parse().unwrap_or(u32::MAX))
     }
@@ -121,11 +121,11 @@ impl<'a> Letter<'a> {
 
 type OriginKey = (u64, u32, u64);
 
-/// The origins that were read last.
+/// The origins that were read most recently.
 #[derive(Debug)]
 struct Seen {
     limit: usize,
-    // Topic names and timestamps are kept as hashes with a random key: a producer can invent any number of names.
+    // The keys are hashes with a random key, because a producer can invent any number of topic names and timestamps.
     hasher: RandomState,
     keys: HashSet<OriginKey>,
     order: VecDeque<OriginKey>,
@@ -168,7 +168,7 @@ fn escaped(bytes: &[u8], limit: usize) -> String {
             used += c.len_utf8();
             match c {
                 '"' | '\'' => shown.push(c),
-                // Debug also escapes what changes the direction of text, and what has no width.
+                // Debug also escapes characters that change the direction of text or have no width.
                 c => shown.extend(c.escape_debug()),
             }
         }

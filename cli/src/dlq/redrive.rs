@@ -18,15 +18,15 @@ use super::{Letter, Origin, OriginKey, SEEN_ORIGINS, Seen, Selection, Unread, is
 use crate::output::{Listing, text};
 use crate::progress;
 
-/// The code of the error for a target that would make a loop.
+/// The code of the error for a target that would cause a loop.
 pub const REFUSED_TARGET: &str = "dlq.target";
 const PROGRESS: &str = "dlq.progress";
-/// The time after its first failure for which a publish is repeated.
+/// The time after the first failure for which a publish is repeated.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The number of failed messages that are named.
 const NAMED: usize = 10;
 
-/// The dead letters to redrive, and where to.
+/// The dead letters to redrive, and their target.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The dead letter topic.
@@ -39,7 +39,7 @@ pub struct Plan {
     pub max_redrives: u32,
     /// The progress file. Without it every run starts at the beginning.
     pub progress: Option<PathBuf>,
-    /// True to publish nothing and to leave the progress file as it is.
+    /// True to publish nothing and to leave the progress file unchanged.
     pub dry_run: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct Counts {
     pub redriven: BTreeMap<TopicName, u64>,
     /// The messages that may be in the target topic more than once, because the outcome of a publish was unknown.
     pub may_be_twice: u64,
-    /// Skipped: copies of a dead letter that was read before.
+    /// Skipped: copies of an earlier dead letter.
     pub copies: u64,
     /// Skipped: dead letters without the complete message.
     pub truncated: u64,
@@ -68,7 +68,7 @@ pub struct Counts {
     pub dead_letter_target: u64,
     /// Messages that the bus rejects permanently.
     pub failed: u64,
-    /// The first ten of these, with the reason.
+    /// The first ten of the failed messages, with the reason.
     pub failures: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ pub struct Redriven {
     pub unread: Vec<Unread>,
     /// True if the command was stopped before the end.
     pub interrupted: bool,
-    /// True if the progress file says that an earlier run has finished. This run then did nothing.
+    /// True if an earlier run with the progress file has finished. This run then did nothing.
     pub was_finished: bool,
     /// The error that ended the run before the end.
     pub error: Option<Error>,
@@ -127,19 +127,19 @@ struct Progress {
 struct PartitionProgress {
     /// The next offset; None before the first message.
     next: Option<u64>,
-    /// The end offset at the start of the first run. Later dead letters belong to another run: they may come from
-    /// messages that this run has published.
+    /// The end offset at the start of the first run. Later dead letters belong to another run, because they may come
+    /// from messages that this run has published.
     end: u64,
-    /// Offsets from `next` on that are processed. They lie behind a message whose publish did not succeed.
+    /// The processed offsets from `next` on. They follow a message whose publish did not succeed.
     processed: BTreeSet<u64>,
 }
 
-/// Publishes the messages of the selected dead letters again, without the headers of the dead letter, to the origin
-/// topic or to the target of the plan. The header `qi-redrives` counts the redrives of a message. The key decides the
-/// partition, and the message time is the time of publishing.
+/// Publishes the messages of the selected dead letters again, to their origin topic or to the target of the plan.
+/// The headers of the dead letter are removed. The header `qi-redrives` counts the redrives of a message. The key
+/// determines the partition, and the message time is the time of publishing.
 ///
-/// Delivery is at least once: what was published after the last write of the progress file is published again by the
-/// next run. `progress` gets the number of published messages of this run.
+/// Delivery is at least once: the next run publishes messages again that were published after the last write of the
+/// progress file. `progress` receives the number of published messages of this run.
 ///
 /// # Errors
 /// `InvalidInput` with [`REFUSED_TARGET`] for a target that is a dead letter topic; `InvalidInput` for a progress file
@@ -181,7 +181,7 @@ fn no_topic(topic: &TopicName) -> Error {
         .with_context("topic", topic)
 }
 
-/// A message of the dead letter topic with the decision about it.
+/// A message of the dead letter topic with its verdict.
 struct Judged {
     partition: u32,
     offset: u64,
@@ -254,7 +254,7 @@ impl<'a> Run<'a> {
                     rule,
                 ));
             }
-            // Retention may have removed what an earlier run did not reach.
+            // Retention may have removed messages that an earlier run did not reach.
             at.next = at.next.map(|next| next.max(*low));
         }
         let seen = Seen::new(SEEN_ORIGINS);
@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
             match &judged.verdict {
                 Verdict::Ignored => {}
                 Verdict::Foreign => counts.foreign += 1,
-                // The first copy was not published, so the next run has to read this one too.
+                // The first copy was not published, so the next run must read this copy too.
                 Verdict::Copy if judged.origin.is_some_and(|origin| pending_origins.contains(&origin)) => {
                     pending.insert(at);
                 }
@@ -408,7 +408,7 @@ impl<'a> Run<'a> {
         if !self.plan.selection.holds(letter) {
             return Ok(Verdict::Ignored);
         }
-        // A complete copy of a truncated letter has to be published.
+        // A complete copy of a truncated dead letter must be published.
         let is_truncated = letter.is_truncated();
         let is_copy = !is_truncated && origin.as_ref().is_some_and(|origin| !self.seen.insert(origin));
         let at = self.progress.partitions.get(&letter.0.partition);
@@ -433,7 +433,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Publishes messages. Repeats those that the bus did not get, and those whose outcome is unknown, for a minute.
+    /// Publishes messages. For a minute, repeats messages that the bus does not have, or whose outcome is unknown.
     /// Returns the outcomes, the number of messages with an unknown outcome, and the error if messages are pending.
     async fn publish(&self, messages: &[&Message]) -> (Vec<Outcome>, u64, Option<Error>) {
         if self.plan.dry_run {
@@ -470,7 +470,7 @@ impl<'a> Run<'a> {
                         doubtful.insert(at);
                         last = Some(failure.error);
                     }
-                    // A broker may have refused the batch of the message.
+                    // The broker may have rejected the batch that contains the message.
                     Err(failure) if failure.is_too_large() && batch.len() > 1 => drop(alone.insert(at)),
                     Err(failure) if is_of_the_message(&failure.error) => {
                         outcomes[at] = Outcome::Failed(failure.error);
@@ -509,7 +509,7 @@ impl Counts {
     }
 }
 
-/// Returns true for an error that other messages of the batch do not have.
+/// Returns true for an error that is specific to its message.
 fn is_of_the_message(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound)
 }

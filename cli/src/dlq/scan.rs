@@ -25,7 +25,7 @@ const MAX_RETRY: Duration = Duration::from_mins(1);
 pub struct Unread {
     /// The partition.
     pub partition: TopicPartition,
-    /// The next offset and the end offset; None if the partition has no leader that answers.
+    /// The next offset and the end offset. None if the partition has no responding leader.
     pub position: Option<(u64, u64)>,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Partitions {
 
 impl Partitions {
     /// Finds the partitions of the topics that `wanted` selects. Waits up to 30 s for leaders. The end of a partition
-    /// is the one of the first answer in which it has a leader.
+    /// comes from the first response in which the partition has a leader.
     pub(super) async fn find(
         bus: &dyn MessageBus,
         stop: &CancellationToken,
@@ -164,7 +164,7 @@ impl<'a> Scan<'a> {
                 Ok(assignment) => {
                     assignment.partitions.into_iter().map(|at| (at.partition, at.position)).collect()
                 }
-                // A leader does not answer. The other partitions are read nevertheless.
+                // A leader does not respond. The other partitions are read.
                 Err(error) if error.retry().is_retryable() => {
                     batch.positions().iter().map(|(partition, next)| (partition.clone(), next)).collect()
                 }

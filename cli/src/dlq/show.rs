@@ -32,7 +32,7 @@ const COLUMNS: [&str; 15] = [
     "payload",
 ];
 
-/// The headers that have columns of their own.
+/// The headers with their own columns.
 const IN_COLUMNS: [&str; 8] = [
     header::ORIGIN_TOPIC,
     header::ORIGIN_PARTITION,
@@ -44,14 +44,14 @@ const IN_COLUMNS: [&str; 8] = [
     header::REDRIVES,
 ];
 
-/// The dead letters to show, and how much of each.
+/// The dead letters to show, and the size of their fields.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
     /// The largest number of dead letters.
     pub limit: usize,
-    /// True to show the newest ones first, in place of the oldest ones.
+    /// True to show the newest dead letters first, instead of the oldest.
     pub newest: bool,
-    /// True to show key, payload, error and headers completely, in place of 1,024 bytes of each.
+    /// True to show key, payload, error and headers completely, instead of 1,024 bytes of each.
     pub full: bool,
 }
 
@@ -79,7 +79,7 @@ impl Shown {
                 listing.push([text(""), text("")]);
             }
             for (column, value) in COLUMNS.iter().zip(row) {
-                // As text, so that all values are aligned to the left.
+                // Numbers become text, so that all values are aligned to the left.
                 let value = if value.is_number() { text(value) } else { value.clone() };
                 listing.push([text(column), value]);
             }

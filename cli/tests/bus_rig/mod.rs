@@ -1,4 +1,4 @@
-//! Buses on which partitions have no leader, or end with transaction markers.
+//! Buses whose partitions have no leader, or end with transaction markers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use qi_core::bus::{
 use qi_core::layer::Layer;
 use qi_testkit::bus::MemoryBus;
 
-/// A bus on which one partition of each topic has no leader, for a number of requests for topics.
+/// A bus whose topics have one partition without a leader, for a number of requests for topics.
 #[derive(Debug)]
 pub(crate) struct Leaderless {
     bus: MemoryBus,
@@ -88,8 +88,8 @@ impl MessageBus for Leaderless {
     }
 }
 
-/// Delivers nothing of a partition from the second receive on, as one does whose leader is lost, up to the receive of
-/// this number.
+/// Delivers no message of a partition from the second receive up to the receive of this number, as if its leader were
+/// lost.
 #[derive(Debug)]
 pub(crate) struct LosesLeader {
     partition: TopicPartition,
@@ -126,7 +126,7 @@ impl Layer for LosesLeader {
     }
 }
 
-/// Delivers each offset from this one on as a transaction marker: as a position without a message.
+/// Delivers each offset from this offset on as a transaction marker: a position without a message.
 #[derive(Debug)]
 pub(crate) struct HoldsMarkers(pub(crate) u64);
 

@@ -1,7 +1,7 @@
-//! Market data through a bus into a store, and bars read back. `--help` lists the options.
+//! The main job: market data through a bus into a store, and bars read back. `--help` lists the options.
 //!
-//! Exit codes: 0 done, 1 failed or an agent did not end in time, 2 wrong usage or configuration, 130 and 143 after
-//! a clean stop by SIGINT and SIGTERM.
+//! Exit codes: 0 success, 1 failure or an agent that did not end in time, 2 wrong usage or configuration, 130 and 143
+//! after an orderly stop by SIGINT and SIGTERM.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -28,29 +28,29 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const USAGE: u8 = 2;
 const FAILED: u8 = 1;
 
-/// Market data -> bus topic -> writer agent -> store -> bars and latest prices read back.
+/// Sends market data through a bus topic and a writer agent into a store, and reads bars and latest prices back.
 ///
-/// With no options a simulated market of 200,000 ticks goes through a bus and a store in memory.
+/// Without options, a simulated market of 200,000 ticks goes through a bus and a store in memory.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// The configuration that picks the backends; without it everything is in memory. QI__... variables override.
+    /// The configuration file. Without it all backends are in memory. QI__... variables override both.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Files as exchanges publish them, in place of the simulated market: plain, .gz, .zst or .zip. They are recognised
-    /// by their content.
+    /// Market data files of exchanges, instead of the simulated market: plain, .gz, .zst or .zip. The content
+    /// determines the format.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     input: Vec<PathBuf>,
-    /// The format of files whose content tells none: binance kraken kraken-rest bybit okx tardis candles.
+    /// The format of files whose content does not determine it: binance kraken kraken-rest bybit okx tardis candles.
     #[arg(long, requires = "input")]
     format: Option<Format>,
-    /// The columns of CSV files, from 0 or by the names of the header: time=0,price=1,quantity=2.
+    /// The columns of CSV files, by number from 0 or by header name: time=0,price=1,quantity=2.
     #[arg(long, value_name = "COLUMNS", requires = "input", conflicts_with = "format")]
     columns: Option<ColumnMap>,
-    /// The interval of the candles in the files, if neither their names nor their rows tell it.
+    /// The interval of the candles in the files, if neither file names nor rows contain it.
     #[arg(long, value_name = "INTERVAL", requires = "input")]
     input_interval: Option<Interval>,
-    /// The instrument of the files, if they do not name it; or the one of the simulated market to export.
+    /// The instrument of the files, if they do not contain it; or the simulated instrument to export.
     #[arg(long, value_name = "EXCHANGE:SYMBOL")]
     instrument: Option<Instrument>,
     /// The interval of the bars: 1s 5s 15s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 1w.
@@ -65,16 +65,16 @@ struct Options {
     /// Stops at the first bad line of the input.
     #[arg(long)]
     strict: bool,
-    /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs; port 0 takes a free one.
+    /// Serves /livez, /startupz, /readyz and /metrics over HTTP while the job runs. Port 0 selects a free port.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// The writer's name in its group: after a kill, the next one of that name goes on at once.
+    /// The writer's static member name in its group. After a kill, the next run with this name continues at once.
     #[arg(long, value_name = "NAME")]
     member: Option<MemberId>,
-    /// How many ticks the simulated market has.
+    /// The number of ticks in the simulated market.
     #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
     ticks: usize,
-    /// How many instruments the simulated market has.
+    /// The number of instruments in the simulated market.
     #[arg(long, default_value_t = 10, conflicts_with = "input")]
     instruments: usize,
     /// The seed of the simulated market.
@@ -89,14 +89,14 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, FAILED),
     };
     let code = runtime.block_on(async {
-        // Before anything else, so that a signal ends the job in order from now on.
+        // First of all, so that a signal stops the job in order from now on.
         let stop = Stop::default();
         match listen(&stop) {
             Ok(signalled) => run(stop, &signalled).await,
             Err(error) => fail(&error, FAILED),
         }
     });
-    // What still blocks a thread must not hold up the end.
+    // A blocked thread must not delay the exit.
     runtime.shutdown_background();
     code
 }
@@ -135,21 +135,22 @@ async fn run(stop: Stop, signalled: &AtomicI32) -> ExitCode {
             }
             match signalled.load(Ordering::Relaxed) {
                 0 => verdict(&summary, progress.is_some(), exported.as_ref()),
-                // The shell's convention: 128 and the number of the signal.
+                // The convention of shells: 128 plus the number of the signal.
                 number => ExitCode::from(128 + u8::try_from(number).unwrap_or(0)),
             }
         }
     }
 }
 
-/// The exit code of an error before the job began: wrong usage and configuration are 2; a server that does not answer
-/// and a file that cannot be read are 1.
+/// Returns the exit code of an error before the job began: 2 for wrong usage and configuration, 1 for an unavailable
+/// server and an unreadable file.
 fn code_of(error: &Error) -> u8 {
     let is_usage = matches!(error.kind(), ErrorKind::Config | ErrorKind::InvalidInput);
     if is_usage && error.code() != "files.format" { USAGE } else { FAILED }
 }
 
-/// The exit code of a job that ended: it fails if it read no record, more bad lines than records, or wrote no export.
+/// Returns the exit code of a completed job. A job without records, with more bad lines than records, or without its
+/// export has failed.
 fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) -> ExitCode {
     let Summary { published, bad_lines, .. } = summary;
     let has_bars =
@@ -167,7 +168,7 @@ fn verdict(summary: &Summary, reads_files: bool, exported: Option<&Instrument>) 
     ExitCode::from(FAILED)
 }
 
-/// The first SIGINT or SIGTERM stops gently, a second one at once. The number of the first is kept.
+/// Listens for SIGINT and SIGTERM. The first signal stops in order, a second one at once. The result has the first.
 fn listen(stop: &Stop) -> Result<Arc<AtomicI32>> {
     let on = |kind: SignalKind| signal(kind).permanent("pipeline.signal", "listen");
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
@@ -203,7 +204,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(J
         let (paths, how) = (options.input.clone(), FileOptions::default());
         let how = how.format(options.format).columns(options.columns).instrument(instrument.clone());
         let how = how.interval(options.input_interval);
-        // Checksums and the interval of candles need a look at the complete files.
+        // Checksums and the interval of candles require a scan of the complete files.
         let opened = tokio::task::spawn_blocking(move || qi_files::open(&paths, &how));
         let files = opened.await.permanent("pipeline.input", "open")??;
         (files.data.into(), files.instruments, Some(files.progress))
@@ -232,7 +233,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(J
             }
         },
     };
-    // The exporter comes first: what is opened keeps the one that it finds.
+    // The exporter comes first, because a backend keeps the exporter that exists when it is opened.
     let metrics =
         options.listen.map(|address| Ok::<_, Error>((address, probes::install_metrics()?))).transpose()?;
     let (store, bus) = (config.open_store().await?, config.open_bus().await?);
@@ -260,7 +261,7 @@ async fn prepare(options: Options, stop: &Stop, tally: &Arc<Tally>) -> Result<(J
     Ok((job, progress))
 }
 
-/// Serves probes and metrics from a task that ends with the program.
+/// Serves probes and metrics in a task that ends with the program.
 async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: PrometheusHandle) -> Result<()> {
     let refuse = |error| {
         Error::new(ErrorKind::Config, "pipeline.listen", "listen")
@@ -275,7 +276,7 @@ async fn listen_on(address: SocketAddr, health: Arc<Health>, metrics: Prometheus
     Ok(())
 }
 
-/// A bar on a terminal, nothing in a pipe: the bytes of the files, or the ticks of the market.
+/// Shows the progress on a terminal: the bytes of the files, or the ticks of the market. Hidden in a pipe.
 fn watch(tally: &Arc<Tally>, progress: Option<&Progress>, ticks: u64) -> ProgressBar {
     let bar = ProgressBar::new(progress.map_or(ticks, Progress::total));
     let template = if progress.is_some() {
@@ -311,7 +312,7 @@ fn show(summary: &Summary, json: bool) -> io::Result<()> {
     };
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        // A reader that has read enough is no failure.
+        // A closed pipe, for example to `head`, is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome,
     }

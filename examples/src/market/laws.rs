@@ -1,37 +1,38 @@
-//! What a market-data layer holds its data to, beyond what the types of the core make impossible anyway. Each law
-//! is a pure function of its arguments, the present time among them.
+//! Rules for market data that the types of the core do not enforce. Each rule is a pure function of its arguments,
+//! including the present time.
 //!
-//! The types already refuse a price that is not positive, a negative quantity, candles whose prices contradict each
+//! The types already reject a price that is not positive, a negative quantity, candles whose prices contradict each
 //! other, a dominance outside 0 to 100 percent, a record without an exchange, a time outside the domain, and a
-//! malformed symbol. `Result` hands every error on; one key has at most one record. So no function here repeats
-//! those.
+//! malformed symbol. Every error is returned as a `Result`, and a key has at most one record. The functions of this
+//! module do not repeat these checks.
 //!
-//! Left out on purpose:
-//! - **A longest range of one year.** It bounded the answer; here pages do, and a range may be any length.
-//! - **A warning above a volume of a million.** Volume is counted in the base currency, and a million means
-//!   something else for bitcoin than for a coin of a fraction of a cent.
-//! - **The same source along a chain.** The exchange is part of the key, so that it cannot change on the way; a
-//!   snapshot's source travels inside it.
+//! Left out:
+//! - **A maximum range of one year.** It bounded the size of the result. Here pages bound it, and a range may have any
+//!   length.
+//! - **A warning above a volume of a million.** Volume is counted in the base currency, so a million means something
+//!   different for bitcoin and for a coin worth a fraction of a cent.
+//! - **An equal source along a chain.** The exchange is part of the key and cannot change on the way. The source of a
+//!   snapshot is a field of the snapshot.
 
 use std::time::Duration;
 
 use qi_core::{Decimal, Error, ErrorKind, MarketSnapshot, Percent, Result, TimeRange, Timestamp};
 
-/// How old a current price may be.
+/// The maximum age of a current price.
 pub const CURRENT: Duration = Duration::from_hours(1);
-/// How old a real-time price may be.
+/// The maximum age of a real-time price.
 pub const REAL_TIME: Duration = Duration::from_secs(30);
 
-/// Both ends count, as people mean it who say "from Monday to Friday"; ranges of the core end before their end.
+/// Returns a range that includes both ends, as in "from Monday to Friday". Ranges of the core exclude their end.
 ///
 /// # Errors
 /// `InvalidInput` if the end is before the start.
 pub fn inclusive(start: Timestamp, end: Timestamp) -> Result<TimeRange> {
-    // The latest moment of all is no record's time, so that nothing is lost by not reaching past it.
+    // No record has the time `Timestamp::MAX`, so a range that excludes it is complete.
     TimeRange::new(start, end.checked_add(Duration::from_micros(1)).unwrap_or(Timestamp::MAX))
 }
 
-/// A range of the past: both ends count, and it does not end in the future.
+/// Returns a range of the past, which includes both ends and does not end in the future.
 ///
 /// # Errors
 /// `InvalidInput` if the end is before the start or after `now`.
@@ -40,10 +41,10 @@ pub fn past(start: Timestamp, end: Timestamp, now: Timestamp) -> Result<TimeRang
     inclusive(start, end)
 }
 
-/// A record's time is not in the future, give or take what two clocks may differ by.
+/// Checks that a record's time is not in the future, within the tolerance for the difference of two clocks.
 ///
 /// # Errors
-/// `InvalidInput` if it is.
+/// `InvalidInput` for a time in the future.
 pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -> Result<()> {
     if time.since(now) <= tolerance {
         return Ok(());
@@ -52,10 +53,10 @@ pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -
     Err(Error::invalid("market.law.future", "time", time, rule))
 }
 
-/// A record is no older than `limit`: [`CURRENT`], [`REAL_TIME`], or what an actor promises.
+/// Checks that a record is not older than `limit`: [`CURRENT`], [`REAL_TIME`], or a limit of the actor.
 ///
 /// # Errors
-/// `Application`, code `market.law.stale`, with its age; not retryable, because the same record only gets older.
+/// `Application`, code `market.law.stale`, with the age. Not retryable, because the record only gets older.
 pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
     let age = now.since(time);
     if age <= limit {
@@ -67,10 +68,10 @@ pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
         .with_context("age_s", age.as_secs()))
 }
 
-/// A snapshot says who published it.
+/// Checks that a snapshot has a source.
 ///
 /// # Errors
-/// `InvalidInput` if it does not.
+/// `InvalidInput` for a snapshot without a source.
 pub fn attributed(snapshot: &MarketSnapshot) -> Result<()> {
     match &snapshot.values().source {
         Some(_) => Ok(()),
@@ -78,8 +79,8 @@ pub fn attributed(snapshot: &MarketSnapshot) -> Result<()> {
     }
 }
 
-/// Whether a market moved by more than `limit` percent in a day, up or down: no error, but worth a look before it
-/// is believed.
+/// Returns whether a market moved by more than `limit` percent in a day, up or down. Such a record is valid, but
+/// should be checked before use.
 pub fn moved_suspiciously(snapshot: &MarketSnapshot, limit: Percent) -> bool {
     let limit = limit.get();
     let below = Decimal::ZERO.checked_sub(limit).unwrap_or(Decimal::MIN);

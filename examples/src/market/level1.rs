@@ -1,28 +1,28 @@
-//! The best bid and ask with what is computed from them.
+//! The best bid and ask, and values computed from them.
 
 use qi_core::{Decimal, Error, ErrorKind, Quote, Result};
 
-/// A quote as Layer 2 shows it. The spread is computed when it is asked for and never stored, so that it cannot
-/// contradict its prices.
+/// A quote for display by Layer 2. The spread is computed on demand and never stored, so that it cannot contradict the
+/// prices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Level1(pub Quote);
 
 impl Level1 {
-    /// Ask minus bid, in the quote currency: negative in a crossed book, None unless both sides are known.
+    /// Returns ask minus bid, in the quote currency. Negative in a crossed book, None unless both sides are known.
     pub fn spread(&self) -> Option<Decimal> {
         let (bid, ask) = (self.0.values().bid_price?, self.0.values().ask_price?);
         ask.get().checked_sub(bid.get())
     }
 
-    /// The spread in percent of the middle between bid and ask; None unless both sides are known.
+    /// Returns the spread in percent of the middle between bid and ask. None unless both sides are known.
     ///
     /// # Errors
-    /// `OutOfRange` for prices so large or so far apart that a step of the computation has no room.
+    /// `OutOfRange` if an intermediate result is outside the domain of decimals.
     pub fn spread_percent(&self) -> Result<Option<Decimal>> {
         let (Some(bid), Some(ask)) = (self.0.values().bid_price, self.0.values().ask_price) else {
             return Ok(None);
         };
-        // 100 * (ask - bid) / ((ask + bid) / 2), with the one division, which rounds, at the end.
+        // 100 * (ask - bid) / ((ask + bid) / 2), with one division at the end, because division rounds.
         let percent = || {
             let twice_the_middle = ask.get().checked_add(bid.get())?;
             let spread = ask.get().checked_sub(bid.get())?;

@@ -1,23 +1,21 @@
-//! A market-data layer as its engineer would write it: nine operations that read, nine that write, over
-//! `Arc<dyn PriceStore>` and `Arc<dyn MessageBus>` and nothing else.
+//! A market data layer: nine reading and nine writing operations over `Arc<dyn PriceStore>` and `Arc<dyn MessageBus>`.
 //!
-//! - [`MarketReader`]: current prices, candles, histories, quotes and market figures out of a store.
-//! - [`MarketWriter`]: prices, candles, quotes and market figures onto a bus, collected into batches, with figures
-//!   of what became of them.
-//! - [`laws`]: what such a layer checks beyond the types: freshness, the order of time, suspicious figures.
+//! - [`MarketReader`]: reads current prices, candles, histories, quotes and market figures from a store.
+//! - [`MarketWriter`]: publishes prices, candles, quotes and market figures in batches, with metrics of their outcomes.
+//! - [`laws`]: rules beyond the types: freshness, the order of time, suspicious figures.
 //!
-//! # A price in another currency is another instrument
-//! There is no column per currency. Bitcoin in US dollars is the symbol `BTC-USD`, in ether `BTC-ETH`, and an
-//! aggregator's observation in three currencies is three ticks of one time. So every currency has its own history,
-//! candles and latest price, and none of them is None for want of a column. [`pair`] makes the symbol.
+//! # Currencies
+//! A price in another currency is another instrument. Bitcoin in US dollars has the symbol `BTC-USD`, in ether
+//! `BTC-ETH`. An aggregator's observation in three currencies is three ticks of one time. Every currency therefore has
+//! its own history, candles and latest price. [`pair`] creates the symbol.
 //!
-//! # Which exchange
-//! An instrument is a symbol on an exchange. Where an operation takes a symbol, it asks all exchanges that the
-//! reader was made for, in one query, and says how it chooses among their answers.
+//! # Exchanges
+//! An instrument is a symbol on an exchange. An operation that takes a symbol queries all exchanges of the reader at
+//! once, and documents its choice among their results.
 //!
-//! # Nothing found, and not able to look
-//! An unknown symbol is None or an empty list. A store that is closed, away or without a schema is an error; no
-//! operation makes an empty answer of it.
+//! # Empty results
+//! An unknown symbol is None or an empty list. A store that is closed, unavailable or without a schema is an error,
+//! never an empty result.
 
 pub mod laws;
 mod level1;
@@ -32,7 +30,7 @@ pub use metrics::{BatchReport, PublishingMetrics};
 pub use reader::MarketReader;
 pub use writer::MarketWriter;
 
-/// The symbol of a coin's price in a currency.
+/// Returns the symbol of a coin's price in a currency.
 ///
 /// ```
 /// use qi_examples::market::pair;
@@ -43,7 +41,7 @@ pub use writer::MarketWriter;
 /// ```
 ///
 /// # Errors
-/// `InvalidInput` if both together are longer than a symbol may be.
+/// `InvalidInput` if the result is longer than a symbol may be.
 pub fn pair(coin: &Symbol, currency: &Symbol) -> Result<Symbol> {
     Symbol::new(format!("{coin}-{currency}"))
 }

@@ -17,7 +17,7 @@ use super::laws;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// Reads market data out of any store.
+/// Reads market data from any store.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -41,7 +41,7 @@ pub struct MarketReader {
 }
 
 impl MarketReader {
-    /// Reads from `store` what these exchanges (or aggregators) published.
+    /// Creates a reader of the records of these exchanges (or aggregators).
     ///
     /// # Errors
     /// `InvalidInput` without an exchange.
@@ -53,22 +53,22 @@ impl MarketReader {
         Ok(Self { store, exchanges, clock: Arc::new(SystemClock) })
     }
 
-    /// Counts days back from this clock's time.
+    /// Sets the clock from which days are counted back.
     #[must_use]
     pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { clock, ..self }
     }
 
-    /// `getCurrentPrice`: the newest price of a symbol on any of the exchanges, in the currency that the symbol
-    /// names. Of two with the same time the one of the first exchange, by name.
+    /// `getCurrentPrice`: returns the newest price of a symbol on any of the exchanges, in the currency of the symbol.
+    /// Of two prices of one time, returns the price of the first exchange by name.
     pub async fn current_price(&self, symbol: &Symbol) -> Result<Option<Price>> {
         let ticks = self.current_prices(std::slice::from_ref(symbol)).await?;
         let newest = ticks.into_iter().max_by_key(|tick| (tick.ts(), Reverse(tick.instrument().clone())));
         Ok(newest.map(|tick| tick.price()))
     }
 
-    /// `getCurrentPrices`: the latest tick of each symbol on each exchange that has one, by exchange and symbol.
-    /// Market capitalisation and changes are asked of [`MarketReader::market_analytics`].
+    /// `getCurrentPrices`: returns the latest tick of each symbol on each exchange that has one, ordered by exchange
+    /// and symbol. [`MarketReader::market_analytics`] returns market capitalisation and changes.
     ///
     /// # Errors
     /// `InvalidInput` without a symbol.
@@ -77,15 +77,15 @@ impl MarketReader {
         self.store.latest_tick_stream(query).try_collect().await
     }
 
-    /// `getCurrentOHLCV`: the newest stored candle of a symbol on any of the exchanges. Of two with the same open
-    /// time the one of the first exchange, by name.
+    /// `getCurrentOHLCV`: returns the newest stored candle of a symbol on any of the exchanges. Of two candles with one
+    /// open time, returns the candle of the first exchange by name.
     pub async fn current_ohlcv(&self, symbol: &Symbol, interval: Interval) -> Result<Option<Ohlcv>> {
         let bars = self.latest_ohlcv(std::slice::from_ref(symbol), interval).await?;
         Ok(bars.into_iter().max_by_key(|bar| (bar.open_time(), Reverse(bar.instrument().clone()))))
     }
 
-    /// `getLatestOHLCV`: the latest stored candle of each symbol on each exchange that has one, by exchange and
-    /// symbol.
+    /// `getLatestOHLCV`: returns the latest stored candle of each symbol on each exchange that has one, ordered by
+    /// exchange and symbol.
     ///
     /// # Errors
     /// `InvalidInput` without a symbol.
@@ -94,11 +94,11 @@ impl MarketReader {
         self.store.latest_bar_stream(query).try_collect().await
     }
 
-    /// `getPriceHistory`: every tick of the last `days` days up to now, oldest first. It is a stream, page after
-    /// page to the end: a busy day has millions of ticks, and a list would have to cut them off somewhere.
+    /// `getPriceHistory`: returns every tick of the last `days` days up to now, oldest first. The result is a stream of
+    /// pages, because a busy day has millions of ticks.
     ///
     /// # Errors
-    /// `InvalidInput` for days that reach behind the beginning of time.
+    /// `InvalidInput` for days before the earliest timestamp.
     pub fn price_history(
         &self,
         instrument: &Instrument,
@@ -112,9 +112,8 @@ impl MarketReader {
         Ok(self.store.tick_stream(RangeQuery::new(instrument.clone(), range)))
     }
 
-    /// `getOHLCVByDateRange`: the candles that open in a range, oldest first, page after page to the end: those
-    /// that were stored, or those that follow from the ticks. [`laws::inclusive`] makes a range whose both ends
-    /// count.
+    /// `getOHLCVByDateRange`: returns the candles that open in a range, oldest first, as a stream of pages. `source`
+    /// selects stored candles or candles derived from ticks. [`laws::inclusive`] creates a range with both ends.
     pub fn ohlcv_by_date_range(
         &self,
         instrument: &Instrument,
@@ -125,14 +124,14 @@ impl MarketReader {
         self.store.bar_stream(BarQuery::new(instrument.clone(), interval, range), source)
     }
 
-    /// `getAvailableTickers`: what has ticks, on every exchange of the store, each with its latest one. A page of
-    /// it: its `next` says whether there is more, and `PageRequest::after` goes on there.
+    /// `getAvailableTickers`: returns a page of the instruments with ticks, on every exchange of the store, each with
+    /// its latest tick. `next` is the cursor of the next page, for `PageRequest::after`.
     pub async fn available_tickers(&self, page: PageRequest) -> Result<Page<PriceTick>> {
         self.store.latest_ticks(&LatestQuery::new(Selection::All).with_page(page)).await
     }
 
-    /// `getLevel1Data`: the newest quote of a symbol on one exchange, or on any of them. Of two with the same time
-    /// the one of the first exchange, by name. Spot, future and swap differ by their symbols.
+    /// `getLevel1Data`: returns the newest quote of a symbol on one exchange, or on any of them. Of two quotes of one
+    /// time, returns the quote of the first exchange by name. Spot, futures and swaps differ by their symbols.
     pub async fn level1(&self, symbol: &Symbol, exchange: Option<&Exchange>) -> Result<Option<Level1>> {
         let selection = match exchange {
             Some(exchange) => Selection::one(Instrument::new(exchange.clone(), symbol.clone())),
@@ -144,12 +143,12 @@ impl MarketReader {
         Ok(newest.map(Level1))
     }
 
-    /// `getMarketAnalytics`: the latest figures of the whole market, of an exchange, or of a coin.
+    /// `getMarketAnalytics`: returns the latest figures of the complete market, of an exchange, or of a coin.
     pub async fn market_analytics(&self, scope: &Scope) -> Result<Option<MarketSnapshot>> {
         self.store.latest_snapshot(scope).await
     }
 
-    /// These symbols on every exchange of this reader.
+    /// Returns these symbols on every exchange of this reader.
     fn on_every_exchange(&self, symbols: &[Symbol]) -> Result<Selection<Instrument>> {
         let on = |exchange: &Exchange, symbol: &Symbol| Instrument::new(exchange.clone(), symbol.clone());
         Selection::these(self.exchanges.iter().flat_map(|e| symbols.iter().map(move |s| on(e, s))))

@@ -19,10 +19,10 @@ use super::metrics::{BatchReport, Meter, PublishingMetrics};
 
 /// Publishes market data on any bus.
 ///
-/// All records of a writer go through one buffer, single ones and batches alike, so that each instrument's records
-/// reach its partition in the order of the calls. A full buffer makes the caller wait. What became of a single
-/// record is told by its receipt, or, for those who drop receipts, by [`MarketWriter::flush`]; of a batch by its
-/// report; of all by [`MarketWriter::publishing_metrics`].
+/// All records of a writer go through one buffer, so that each instrument's records reach its partition in the order of
+/// the calls. The caller waits while the buffer is full. A receipt has the result of a single record;
+/// [`MarketWriter::flush`] returns the failures of dropped receipts. A report has the results of a batch, and
+/// [`MarketWriter::publishing_metrics`] counts all results.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
@@ -32,9 +32,9 @@ use super::metrics::{BatchReport, Meter, PublishingMetrics};
 /// async fn feed(bus: Arc<dyn MessageBus>, ticks: &[PriceTick]) -> Result<()> {
 ///     let market = MarketWriter::new(bus, BufferedConfig::default())?;
 ///     for tick in ticks {
-///         let _receipt = market.publish_price(tick).await?; // taken, not yet delivered
+///         let _receipt = market.publish_price(tick).await?; // accepted, not yet delivered
 ///     }
-///     market.flush(Duration::from_secs(30)).await?; // delivered, or this says why not
+///     market.flush(Duration::from_secs(30)).await?; // all delivered, or the first failure
 ///     market.close(Duration::from_secs(30)).await
 /// }
 /// ```
@@ -46,8 +46,8 @@ pub struct MarketWriter {
 }
 
 impl MarketWriter {
-    /// Publishes on `bus`, collecting records up to these bounds. `max_delay` is the longest that a record waits
-    /// for others, and with it what a call of one batch takes at most beside the bus. Must be called inside a tokio
+    /// Creates a writer that publishes on `bus` and collects records up to these bounds. `max_delay` is the longest
+    /// wait of a record for others, so it also adds to the duration of a batch call. Must be called inside a tokio
     /// runtime.
     ///
     /// # Errors
@@ -58,46 +58,46 @@ impl MarketWriter {
         Ok(Self { bus, buffer: Buffered::new(outbox, config)?, meter })
     }
 
-    /// `publishPrice`: takes one tick. An aggregator's price in several currencies is a tick of each.
+    /// `publishPrice`: accepts one tick. An aggregator's price in several currencies is one tick for each currency.
     pub async fn publish_price(&self, tick: &PriceTick) -> Result<Receipt<Delivery>> {
         self.publish(tick, None).await
     }
 
-    /// `publishPrices`: sends ticks, and answers for each when the bus has.
+    /// `publishPrices`: sends ticks, and returns after the bus has returned their results.
     pub async fn publish_prices(&self, ticks: &[PriceTick]) -> Result<BatchReport> {
         self.publish_all(ticks, None).await
     }
 
-    /// `publishOHLCV`: takes one candle.
+    /// `publishOHLCV`: accepts one candle.
     pub async fn publish_ohlcv(&self, bar: &Ohlcv) -> Result<Receipt<Delivery>> {
         self.publish(bar, None).await
     }
 
-    /// `publishOHLCVBatch`: sends candles, and answers for each when the bus has.
+    /// `publishOHLCVBatch`: sends candles, and returns after the bus has returned their results.
     pub async fn publish_ohlcv_batch(&self, bars: &[Ohlcv]) -> Result<BatchReport> {
         self.publish_all(bars, None).await
     }
 
-    /// `publishAnalytics`: takes the figures of a market.
+    /// `publishAnalytics`: accepts the figures of a market.
     pub async fn publish_analytics(&self, snapshot: &MarketSnapshot) -> Result<Receipt<Delivery>> {
         self.publish(snapshot, None).await
     }
 
-    /// `publishLevel1`: takes one quote, both sides with their sizes.
+    /// `publishLevel1`: accepts one quote, both sides with their sizes.
     pub async fn publish_level1(&self, quote: &Quote) -> Result<Receipt<Delivery>> {
         self.publish(quote, None).await
     }
 
-    /// `flush`: sends what is held and waits for the bus's answers.
+    /// `flush`: sends the buffered records and waits for their results.
     ///
     /// # Errors
-    /// The first failure of any record since the flush before; `Timeout` after `limit` (it goes on all the same).
+    /// The first failure of any record since the last flush; `Timeout` after `limit`, while the flush continues.
     pub async fn flush(&self, limit: Duration) -> Result<()> {
         self.buffer.flush(limit).await
     }
 
-    /// `createDestination`: creates a topic. One that exists with as many partitions is left as it is, and the
-    /// answer says which of its settings differ.
+    /// `createDestination`: creates a topic. An existing topic with the same number of partitions is unchanged, and the
+    /// result lists the settings that differ.
     ///
     /// # Errors
     /// `Conflict` for a topic that exists with another number of partitions.
@@ -109,14 +109,14 @@ impl MarketWriter {
         outcome.result
     }
 
-    /// `getPublishingMetrics`: how many messages the bus has answered for, how many of them failed, and how long
-    /// a delivery took.
+    /// `getPublishingMetrics`: returns the number of messages with a result, the number of failures, and the latency of
+    /// deliveries.
     pub fn publishing_metrics(&self) -> PublishingMetrics {
         self.meter.read()
     }
 
-    /// Takes any record, for its own topic or another one, as [`MarketWriter::create_destination`] makes them.
-    /// Waits while the buffer is full.
+    /// Accepts any record, for its own topic or another one that [`MarketWriter::create_destination`] created. Waits
+    /// while the buffer is full.
     ///
     /// # Errors
     /// `Closed` after [`MarketWriter::close`].
@@ -131,10 +131,10 @@ impl MarketWriter {
             .await
     }
 
-    /// Sends any records, for their own topic or another one, and answers for each when the bus has.
+    /// Sends any records, for their own topic or another one, and returns after the bus has returned their results.
     ///
     /// # Errors
-    /// `InvalidInput` if a record cannot be written as a message; nothing was sent then.
+    /// `InvalidInput` if a record cannot be encoded; then nothing is sent.
     pub async fn publish_all<T: Record>(
         &self,
         records: &[T],
@@ -156,8 +156,8 @@ impl MarketWriter {
         Ok(BatchReport(outcomes))
     }
 
-    /// Takes nothing more, sends what is held, and waits for the answers. Idempotent. The bus stays open: it
-    /// belongs to whoever made it.
+    /// Accepts no more records, sends the buffered ones, and waits for the results. Idempotent. The bus stays open,
+    /// because it belongs to the caller.
     ///
     /// # Errors
     /// As [`MarketWriter::flush`].
@@ -166,13 +166,13 @@ impl MarketWriter {
     }
 }
 
-/// A message, and since when its publisher waits.
+/// A message, and the time of its publish call.
 struct Taken {
     message: Message,
     since: Instant,
 }
 
-/// Publishes what the buffer collected, and measures it.
+/// The sink of the buffer, which publishes batches and measures the results.
 struct Outbox {
     bus: Arc<dyn MessageBus>,
     meter: Arc<Meter>,
@@ -186,7 +186,7 @@ impl Sink<Taken> for Outbox {
         let messages: Vec<_> = batch.iter().map(|taken| taken.message.clone()).collect();
         let answers = match self.bus.publish(&messages, PublishOptions::NONE).await {
             Ok(report) => report.into_outcomes(),
-            // Nothing was tried: that is an answer for every message.
+            // No message was tried: every message has this result.
             Err(error) => batch.iter().map(|_| Err(DeliveryError::not_sent(error.clone()))).collect(),
         };
         let measured = batch.iter().zip(answers);

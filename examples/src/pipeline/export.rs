@@ -1,4 +1,4 @@
-//! Bars as CSV: exact decimals, ascending. The file appears complete or not at all.
+//! Export of bars as CSV: exact decimals, ascending. The file appears complete or not at all.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 use qi_core::{Error, ErrorKind, Ohlcv, Result};
 use tempfile::NamedTempFile;
 
-/// A file that is written under a random name in its folder, and renamed when it is complete and synced. A link at its
-/// path is replaced, and its target stays as it is.
+/// A file that is written under a random name in its folder, and renamed when it is complete and synced. A symbolic
+/// link at its path is replaced, and the target of the link is unchanged.
 pub(super) struct Export {
     path: PathBuf,
     out: BufWriter<NamedTempFile>,
 }
 
 impl Export {
-    /// Begins the file, in the folder of its path.
+    /// Creates the file, in the folder of its path.
     pub(super) fn create(path: &Path) -> Result<Self> {
         let mut options = tempfile::Builder::new();
-        // As an ordinary new file: the umask of the process applies.
+        // The umask of the process applies, as for any new file.
         options.prefix(".export-").permissions(Permissions::from_mode(0o666));
         let file = options.tempfile_in(folder(path)).map_err(|e| failed(path, e))?;
         let mut export = Self { path: path.to_owned(), out: BufWriter::new(file) };
@@ -56,7 +56,7 @@ impl Export {
     }
 }
 
-/// Renames a file that is synced before, and syncs the folder, which holds the name.
+/// Renames a synced file, and syncs its folder, which contains the name.
 fn replace(file: NamedTempFile, path: &Path, sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     sync(file.as_file())?;
     file.persist(path)?;

@@ -1,4 +1,4 @@
-//! The feed: publishes a source to its end, and then ends.
+//! The feed: publishes a source completely, and then ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,26 +17,26 @@ use super::caught_up;
 use super::record::Record;
 use super::tally::Tally;
 
-/// The number of records that are published at once.
+/// The number of records of one publish.
 const BATCH: usize = 4_096;
-/// How long to wait before what is not delivered is sent again; the bus's own retries lie inside of a publish.
+/// The pause before undelivered messages are sent again. The bus's own retries happen within a publish.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Publishes every record of a source. The next batch is read and encoded while one batch is published, so the records of
-/// an instrument keep their order.
+/// An agent that publishes every record of a source. It reads and encodes the next batch while one batch is published,
+/// so the records of an instrument keep their order.
 ///
-/// A message that the bus did not acknowledge is published again. If its outcome is unknown, it may be twice on the topic;
-/// it is counted, and the store's keys make it harmless.
+/// A message without an acknowledgement is published again. If its outcome is unknown, it may be on the topic twice.
+/// Such messages are counted, and the store's keys make them harmless.
 pub struct Feed<T> {
-    /// Where records go.
+    /// The bus.
     pub bus: Arc<dyn MessageBus>,
     /// The topic.
     pub topic: TopicName,
-    /// Where they come from.
+    /// The source of the records.
     pub source: Source<T>,
-    /// What is counted.
+    /// The counters.
     pub tally: Arc<Tally>,
-    /// Whether a bad line ends the feed.
+    /// True to stop at the first bad line.
     pub strict: bool,
 }
 
@@ -82,7 +82,7 @@ impl<T: Record> Feed<T> {
             };
             if let Some((numbering, query)) = numbering.as_mut().filter(|_| part.has_ordinals) {
                 if part.begins.is_some() {
-                    // The numbers of a file follow those of the files before it, whose records must be stored.
+                    // The numbers of a file continue those of the files before it, whose records must be stored.
                     if !delivered(sending.take()).await? {
                         return Ok(());
                     }
@@ -109,13 +109,13 @@ impl<T: Record> Feed<T> {
                 };
                 sending = Some(AbortOnDropHandle::new(tokio::spawn(delivery.publish(batch))));
             }
-            // On a runtime with one thread, the future that runs it gets its turn only between tasks that yield.
+            // On a runtime with one thread, its main future runs only while tasks yield.
             tokio::task::yield_now().await;
         }
         delivered(sending).await.map(drop)
     }
 
-    /// Reads on a thread for blocking work: a slow file, or one of bad lines, holds up no other task.
+    /// Reads on a thread for blocking work, so that a slow file or a file of bad lines delays no other task.
     async fn read(&mut self, part: Batch<T>) -> Result<Batch<T>> {
         let mut source = std::mem::replace(&mut self.source, Box::new(std::iter::empty()));
         let (tally, strict) = (Arc::clone(&self.tally), self.strict);
@@ -139,7 +139,7 @@ impl<T: Record> Feed<T> {
     }
 }
 
-/// Waits for a batch that is published. Returns false if the feed must end before.
+/// Waits for the batch in progress. Returns false if the feed must stop before.
 async fn delivered(sending: Option<AbortOnDropHandle<Result<bool>>>) -> Result<bool> {
     let Some(sending) = sending else { return Ok(true) };
     match sending.await {
@@ -151,7 +151,7 @@ async fn delivered(sending: Option<AbortOnDropHandle<Result<bool>>>) -> Result<b
     }
 }
 
-/// A batch that is published.
+/// A publish in progress.
 struct Delivery {
     cx: AgentContext,
     bus: Arc<dyn MessageBus>,
@@ -160,7 +160,7 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// Publishes until every message is acknowledged. Returns false if the feed must end before.
+    /// Publishes until every message is acknowledged. Returns false if the feed must stop before.
     async fn publish(self, mut batch: Vec<Message>) -> Result<bool> {
         let cx = &self.cx;
         loop {
@@ -196,7 +196,7 @@ impl Delivery {
     }
 }
 
-/// Numbers the records of a part; false if the feed is to end before. A store that is away is asked again.
+/// Numbers the records of a part. Returns false if the feed must stop before. Retries while the store is unavailable.
 async fn number<T: Record>(
     cx: &AgentContext,
     numbering: &mut Numbering,
@@ -219,7 +219,7 @@ async fn number<T: Record>(
     }
 }
 
-/// The error of a message that sending again cannot help.
+/// Returns the error of a message that was rejected permanently.
 fn for_good(failure: &qi_core::bus::DeliveryError) -> Option<Error> {
     let refused = failure.state == DeliveryState::NotSent && !failure.error.retry().is_retryable();
     refused.then(|| failure.error.clone())

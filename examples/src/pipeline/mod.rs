@@ -1,7 +1,7 @@
-//! The main job: market data -> bus topic -> writer agent under the runtime -> store -> bars and latest prices read
-//! back.
+//! The main job: sends market data through a bus topic and a writer agent into a store, and reads bars and latest
+//! prices back.
 //!
-//! The binary `pipeline` is this function with a command line in front of it.
+//! The binary `pipeline` is this function with a command line.
 
 mod export;
 mod feed;
@@ -39,11 +39,11 @@ pub use tally::Tally;
 use export::Export;
 use feed::NumberedFeed;
 
-/// What goes in.
+/// The input of a job.
 pub enum Data {
     /// Ticks, whose bars are derived.
     Ticks(Source<PriceTick>),
-    /// Bars of an interval, which are stored as they are and merged into coarser ones.
+    /// Bars of an interval, which are stored unchanged and merged into coarser ones.
     Bars(Source<Ohlcv>, Interval),
 }
 
@@ -56,65 +56,65 @@ impl From<qi_files::Data> for Data {
     }
 }
 
-/// Everything that the job needs.
+/// The inputs and settings of a job.
 pub struct Job {
-    /// Where records are stored.
+    /// The store of the records.
     pub store: Arc<dyn PriceStore>,
-    /// What they travel on.
+    /// The bus between feed and writer.
     pub bus: Arc<dyn MessageBus>,
     /// The topics to create.
     pub catalogue: TopicCatalogue,
-    /// What goes in.
+    /// The input.
     pub data: Data,
     /// The interval of the bars that are read back.
     pub interval: Interval,
-    /// Where the bars of one instrument are written as CSV. Without bars, and after more bad lines than records, an
-    /// existing file stays as it is.
+    /// The CSV file for the bars of one instrument. Without bars, and after more bad lines than records, an existing
+    /// file is unchanged.
     pub export: Option<(PathBuf, Instrument)>,
-    /// Whether the first bad line ends the job.
+    /// True to stop at the first bad line.
     pub strict: bool,
     /// The settings of the writer.
     pub ingest: IngestConfig,
     /// The writer's name in its group, as a static member.
     pub member: Option<MemberId>,
-    /// What is counted; a clone can be watched while the job runs.
+    /// The counters. A clone can be read while the job runs.
     pub tally: Arc<Tally>,
-    /// How to stop it.
+    /// The stop signals.
     pub stop: Stop,
-    /// Sees every transition of the agents.
+    /// The observer of the agents' transitions.
     pub observer: Option<Box<dyn Observer>>,
-    /// Is given the agents to watch, as soon as there are some.
+    /// The health report that the job adds its agents to.
     pub health: Option<Arc<Health>>,
-    /// Called if an agent does not end by the deadline: a binary exits there.
+    /// The callback for an agent that does not end by the deadline. A binary exits there.
     pub on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }
 
-/// Called with the report of a runtime that did not end in time.
+/// A callback with the report of a runtime that did not end in time.
 pub type OnDeadlineExceeded = Box<dyn FnOnce(&RuntimeReport) + Send>;
 
-/// Two ways to stop a job.
+/// The two ways to stop a job.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// In order: what was received is stored and committed.
+    /// Stops in order: received records are stored and committed.
     pub gently: CancellationToken,
-    /// At once: hooks are dropped, cleanups still run.
+    /// Stops at once: hooks are dropped, cleanups still run.
     pub now: CancellationToken,
 }
 
-/// The group in which the writer reads.
+/// The consumer group of the writer.
 const GROUP: &str = "pipeline-writer";
-/// How long the writer may take to join its group: a backend may be away meanwhile.
+/// The time limit for the writer to join its group. A backend may be unavailable for a part of it.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
-/// The pauses between two requests for the writer's lag once the feed has ended. They double from the first to the last.
+/// The first and the longest pause between two requests for the writer's lag after the feed has ended. Pauses double.
 const LAG_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
-/// The number of requests without an answer about the lag after which a warning is logged.
+/// The number of requests without a result about the lag after which a warning is logged.
 const LOOKS_PER_WARNING: u32 = 30;
 
 impl Job {
-    /// Ticks through `bus` into `store`, with everything else as it is by default.
+    /// Creates a job with default settings.
     ///
     /// # Errors
-    /// Never in practice: the names of the standard topics are valid.
+    /// None in practice, because the names of the standard topics are valid.
     pub fn new(store: Arc<dyn PriceStore>, bus: Arc<dyn MessageBus>, data: Data) -> Result<Self> {
         Ok(Self {
             store,
@@ -134,11 +134,11 @@ impl Job {
         })
     }
 
-    /// Checks what can be checked before anything is sent.
+    /// Checks the settings before anything is sent.
     ///
     /// # Errors
-    /// `InvalidInput` if the bars of the input cannot be merged into the wanted interval, or the exported file could
-    /// not be created.
+    /// `InvalidInput` if the bars of the input cannot be merged into the requested interval, or if the export file
+    /// cannot be created.
     pub fn check(&self) -> Result<()> {
         if let Data::Bars(_, interval) = &self.data
             && !interval.divides(self.interval)
@@ -164,15 +164,15 @@ impl Job {
         Ok(())
     }
 
-    /// Runs the job to its end: until the feed has ended, the writer's lag is 0, and everything was read back.
-    /// A job that is stopped ends in order and says so in the summary, which then has no rows.
+    /// Runs the job until the feed has ended, the writer's lag is 0, and the results were read back. A stopped job ends
+    /// in order, and its summary is marked as interrupted and has no rows.
     ///
     /// # Errors
-    /// Of an agent that failed for good, or of a backend.
+    /// Errors of an agent that failed permanently, and errors of a backend.
     pub async fn run(mut self) -> Result<Summary> {
         self.check()?;
         let stop = self.stop.clone();
-        // Before anything is sent: a file that cannot be written is better known now.
+        // Before anything is sent, so that an error of the export file is detected early.
         let export = self.export.as_ref().map(|(path, _)| Export::create(path)).transpose()?;
         let since = Instant::now();
         let work = async {
@@ -201,14 +201,14 @@ impl Job {
         }
     }
 
-    /// Runs feed and writer until everything that was published is stored, or until it is to stop.
+    /// Runs feed and writer until every published record is stored, or until a stop.
     async fn carry<T: Record>(&mut self, source: Source<T>) -> Result<()> {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
             let config = self.ingest.clone();
             let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
-            // After a kill, the next writer with this static member name continues without waiting for the session.
+            // After a kill, the next writer with this static member name continues without the session timeout.
             request.member.clone_from(&self.member);
             move |_cx| {
                 let (bus, store) = (bus.clone(), store.clone());
@@ -261,9 +261,9 @@ impl Job {
     }
 }
 
-/// Returns once the feed has ended and nothing is left to read on the writer's topic. What the group has committed in
-/// other topics does not count. A look-up that fails is made again: if it cannot help, the writer fails for the same
-/// reason and ends the job.
+/// Returns once the feed has ended and no message is left to read on the writer's topic. Commits of the group in other
+/// topics do not count. A failed look-up is repeated. If the error is permanent, the writer fails for the same reason
+/// and ends the job.
 async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
@@ -272,21 +272,21 @@ async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuer
     caught_up(bus, query).await;
 }
 
-/// Returns once the group has processed everything that was on the topics of the query at the first look. Messages that
-/// arrive later, from other producers, do not count.
+/// Returns once the group has processed all messages that were on the topics of the query at the first look-up. Later
+/// messages of other producers do not count.
 async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
     let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for looks in 1.. {
         match bus.groups(query).await.as_deref() {
-            // A lag is known only if each partition has a commit and an end.
+            // The lag is known only if each partition has a commit and an end.
             Ok([group, ..]) if group.lag().is_some() => {
                 let each = || group.partitions.iter();
                 let ends = ends.get_or_insert_with(|| {
                     each().filter_map(|found| Some((found.partition.clone(), found.end?))).collect()
                 });
                 let mut left = each().filter(|found| {
-                    // A topic that was deleted and created again ends before the end of the first look.
+                    // A topic that was deleted and created again ends before the end of the first look-up.
                     let end =
                         ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
                     found.committed < end
@@ -319,11 +319,11 @@ mod tests {
 
     use super::*;
 
-    /// The commits and ends of all partitions at one look. None is an error.
+    /// The commits and ends of all partitions in one look-up. None is an error.
     type Look = Option<&'static [(Option<u64>, Option<u64>)]>;
 
-    /// Waits over these answers; the last one is repeated. Returns the number of requests, and how long it waited. None
-    /// after a day.
+    /// Waits with these results, of which the last one is repeated. Returns the number of requests and the waiting
+    /// time, or None after a day.
     async fn wait_over(looks: &'static [Look]) -> Option<(usize, Duration)> {
         let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (counted, mut bus) = (requests.clone(), MockBus::new());

@@ -1,4 +1,4 @@
-//! What is in the store once everything was carried: a row for each instrument, and the exported bars.
+//! The results in the store: a row for each instrument, and the exported bars.
 
 use futures::TryStreamExt;
 use qi_core::store::{BarQuery, BarSource, PriceStoreExt, StatsQuery};
@@ -8,8 +8,8 @@ use super::export::Export;
 use super::report::InstrumentRow;
 use super::{Job, PriceStore};
 
-/// The rows of the instruments that were published; `input` is the interval of the input's bars, if it had bars. The
-/// bars of the exported instrument go into `export`.
+/// Returns a row for each published instrument. `input` is the interval of the input's bars, if it has bars. The bars
+/// of the exported instrument are written to `export`.
 pub(super) async fn rows(
     job: &Job,
     input: Option<Interval>,
@@ -30,7 +30,7 @@ pub(super) async fn rows(
         has_bars |= exported == Some(&instrument) && row.bars > 0;
         rows.push(row);
     }
-    // An empty file would replace a good one.
+    // Without bars, an existing file is kept.
     export.filter(|_| has_bars).map_or(Ok(()), Export::finish)?;
     Ok(rows)
 }
@@ -69,7 +69,7 @@ async fn of_bars(
     row.last_price = store.latest_bar(instrument, interval).await?.map(|bar| bar.close());
     let query = BarQuery::new(instrument.clone(), interval, TimeRange::ALL);
     let mut bars = store.bar_stream(query, BarSource::Stored);
-    // The finer bars of one coarser bar at a time: a week of seconds at most.
+    // The finer bars of one coarser bar: at most a week of seconds.
     let mut group: Vec<Ohlcv> = Vec::new();
     loop {
         let bar = bars.try_next().await?;

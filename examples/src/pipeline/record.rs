@@ -1,18 +1,18 @@
-//! What the pipeline can carry: ticks, and bars where the input has no ticks.
+//! The records that the pipeline can carry: ticks, or bars if the input has no ticks.
 
 use futures::future::BoxFuture;
 use qi_core::{Instrument, Ohlcv, PriceTick, Result};
 use qi_files::Numbering;
 
-/// A record that travels on the bus and is stored.
+/// A record that is published and stored.
 pub trait Record: qi_core::Record {
-    /// What it is about.
+    /// Returns the instrument of the record.
     fn instrument(&self) -> &Instrument;
 
-    /// Numbers the records of a source without ids; `following` is the record after them.
+    /// Numbers the records of a source without ids. `following` is the record after them.
     ///
     /// # Errors
-    /// The store's.
+    /// Errors of the store.
     fn number<'a>(
         _numbering: &'a mut Numbering,
         _batch: &'a mut [Self],

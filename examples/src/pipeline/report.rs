@@ -1,4 +1,4 @@
-//! What the job says at its end: a table for people, JSON for programs.
+//! The summary of a job: a table for people, JSON for programs.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use serde::Serialize;
 
 use super::Tally;
 
-/// What became of one instrument.
+/// The results of one instrument.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InstrumentRow {
-    /// Which.
+    /// The instrument.
     pub instrument: Instrument,
-    /// Records that were published, repeated ones each time.
+    /// The number of published records. Repeated records count each time.
     pub published: u64,
-    /// Records that are in the store.
+    /// The number of records in the store.
     pub stored: u64,
     /// The latest price in the store.
     pub last_price: Option<Price>,
-    /// Bars of the wanted interval.
+    /// The number of bars of the requested interval.
     pub bars: u64,
     /// The volume-weighted average price of the stored ticks.
     pub vwap: Option<Decimal>,
-    /// Published records in a second.
+    /// The published records per second.
     pub per_second: f64,
 }
 
@@ -33,29 +33,29 @@ impl InstrumentRow {
     }
 }
 
-/// What the whole job did.
+/// The results of a job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Whether it was stopped before its end; there are no rows then.
+    /// True if the job was stopped before its end. The summary then has no rows.
     pub interrupted: bool,
-    /// Records that the bus acknowledged.
+    /// The number of records that the bus acknowledged.
     pub published: u64,
-    /// Messages that were sent again because their outcome was unknown.
+    /// The number of messages that were sent again because their outcome was unknown.
     pub resent: u64,
-    /// Records that are in the store, over all rows; of an interrupted job those that its writer has stored, what
-    /// came twice counted twice.
+    /// The number of records in the store, over all rows. For an interrupted job, the number of records that its writer
+    /// has stored, where a record that was received twice counts twice.
     pub stored: u64,
-    /// Messages that could not be decoded.
+    /// The number of messages that could not be decoded.
     pub dead_letters: u64,
-    /// Input lines that hold no record.
+    /// The number of input lines without a valid record.
     pub bad_lines: u64,
-    /// From the first record to the last one stored, in seconds.
+    /// The time from the first record until the last one is stored, in seconds.
     pub seconds: f64,
-    /// Published records in a second.
+    /// The published records per second.
     pub per_second: f64,
-    /// The most memory that the process has had so far, in bytes, where the system says it (Linux).
+    /// The peak memory of the process in bytes, if the system reports it (Linux).
     pub peak_memory_bytes: Option<u64>,
-    /// A row for each instrument.
+    /// The rows of the instruments.
     pub instruments: Vec<InstrumentRow>,
 }
 
@@ -86,7 +86,7 @@ impl Summary {
         Self { interrupted: true, stored: tally.stored(), ..Self::done(tally, took, Vec::new()) }
     }
 
-    /// The table for people.
+    /// Returns the table for people.
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
@@ -114,7 +114,7 @@ impl Summary {
     }
 }
 
-/// The line `VmHWM:  123 kB` of `/proc/self/status`, in bytes. Source: `proc_pid_status(5)`.
+/// Returns the value of the line `VmHWM:  123 kB` of `/proc/self/status`, in bytes. Source: `proc_pid_status(5)`.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! What is counted while the job runs.
+//! The counters of a running job.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qi_core::{Error, IngestProgress, Instrument};
 
-/// How many bad lines are kept to be shown; all are counted.
+/// The number of bad lines that are kept for display. All are counted.
 const SHOWN: usize = 10;
 
-/// Counters that the feed and the writer share with whoever watches.
+/// Counters that feed and writer share with observers of the job.
 #[derive(Debug, Default)]
 pub struct Tally {
     published: AtomicU64,
@@ -26,12 +26,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tally {
-    /// Records that the bus has acknowledged, each once however often it was sent.
+    /// Returns the number of records that the bus has acknowledged. A record that was sent several times counts once.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Messages that were sent again because their outcome was unknown.
+    /// Returns the number of messages that were sent again because their outcome was unknown.
     pub fn resent(&self) -> u64 {
         self.resent.load(Ordering::Relaxed)
     }
@@ -41,22 +41,22 @@ impl Tally {
         self.ingest.stored()
     }
 
-    /// Messages that went to the dead letters.
+    /// Returns the number of messages that became dead letters.
     pub fn dead_letters(&self) -> u64 {
         self.ingest.dead_letters()
     }
 
-    /// Input lines that hold no record.
+    /// Returns the number of input lines without a valid record.
     pub fn bad_lines(&self) -> u64 {
         self.bad.load(Ordering::Relaxed)
     }
 
-    /// The first bad lines.
+    /// Returns the first bad lines.
     pub fn first_bad_lines(&self) -> Vec<Error> {
         lock(&self.shown).clone()
     }
 
-    /// Published records by instrument.
+    /// Returns the number of published records of each instrument.
     pub fn instruments(&self) -> BTreeMap<Instrument, u64> {
         lock(&self.instruments).clone()
     }
@@ -65,7 +65,7 @@ impl Tally {
         self.published.fetch_add(instruments.len() as u64, Ordering::Relaxed);
         let mut counts = lock(&self.instruments);
         for instrument in instruments {
-            // The common case, an instrument that is there already, clones nothing.
+            // An instrument that is already counted, the common case, needs no clone.
             if let Some(count) = counts.get_mut(instrument) {
                 *count += 1;
             } else {

@@ -12,12 +12,12 @@ use super::TOPIC;
 
 /// The partitions of the topic in the standard catalogue.
 const PARTITIONS: usize = 12;
-/// The `max.message.bytes` of that topic.
+/// The `max.message.bytes` of the topic.
 const MAX_MESSAGE_BYTES: usize = 2 << 20;
-/// What a record batch of one uncompressed record without headers adds to the payload, at most.
+/// The maximum overhead of a record batch with one uncompressed record without headers.
 const BATCH_OVERHEAD: usize = 100;
 
-/// Every kind of poison once.
+/// Returns one message of every kind of poison.
 fn kinds() -> Vec<RawMessage> {
     let valid = r#"{"instrument":"sim:POISON","ts":1700000000000000,"seq":1,"price":"1"}"#;
     let number = "9".repeat(1 << 20);
@@ -52,14 +52,14 @@ pub(crate) struct Poisoner {
     thread: JoinHandle<Sent>,
 }
 
-/// What was acknowledged, and what may be in the log.
+/// The acknowledged messages, and the messages that may be in the log.
 #[derive(Default)]
 pub(crate) struct Sent {
-    /// Partition and offset of every acknowledged message.
+    /// The partition and offset of every acknowledged message.
     pub(crate) acknowledged: BTreeSet<(u32, u64)>,
-    /// Messages by kind.
+    /// The number of messages of each kind.
     pub(crate) by_kind: Vec<u64>,
-    /// Messages without an answer.
+    /// The number of messages without a response.
     pub(crate) unknown: u64,
 }
 
@@ -87,7 +87,7 @@ impl Poisoner {
                     sent.by_kind[kind] += 1;
                     next += 1;
                 } else {
-                    // The broker is down or starts, or the topic is not there yet.
+                    // The broker is down or starting, or the topic does not exist yet.
                     sent.unknown += 1;
                     std::thread::sleep(Duration::from_millis(200));
                 }
@@ -96,12 +96,12 @@ impl Poisoner {
         Self { stop, wanted, thread }
     }
 
-    /// Sends until this many messages are acknowledged.
+    /// Sends messages until this many are acknowledged.
     pub(crate) fn send(&self, messages: u64) {
         self.wanted.fetch_max(messages, Ordering::SeqCst);
     }
 
-    /// Sends what is left of the target, and ends.
+    /// Sends the rest of the target, and ends.
     pub(crate) fn finish(self) -> Sent {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()

@@ -1,4 +1,4 @@
-//! The laws where they are used: on what the operations answer.
+//! The rules of `laws`, applied to the results of the operations.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ async fn a_current_price_that_is_an_hour_old_is_current_and_a_minute_later_it_is
     );
 }
 
-/// The combination of a reader and a writer: what is read, held to a law, is published; the first that breaks it
-/// ends the flow with its error.
+/// Combines a reader and a writer: each record that satisfies a rule is published, and the first violation ends the
+/// flow with its error.
 #[tokio::test(start_paused = true)]
 async fn a_reader_flows_into_a_writer_until_a_law_is_broken() {
     let ((store, _), (bus, _)) = (store().await, bus().await);

@@ -1,4 +1,4 @@
-//! The market operations in memory: what each answers, and what it never hides.
+//! The market operations in memory: their results and their errors.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

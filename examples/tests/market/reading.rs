@@ -205,7 +205,7 @@ async fn market_analytics_of_the_whole_an_exchange_and_a_coin_do_not_overwrite_e
     }
 }
 
-/// What each operation answers about a symbol, as one line: the number of records, or the kind of the error.
+/// Returns the results of all operations for a symbol: the number of records, or the kind of the error.
 async fn every_answer(market: &MarketReader) -> Vec<Result<usize, ErrorKind>> {
     let (btc, name) = (symbol("BTC-USD"), instrument("kraken:BTC-USD"));
     let some = std::slice::from_ref(&btc);

@@ -1,4 +1,4 @@
-//! What both sides of the tests need: a store, a bus, and records at seconds after a beginning.
+//! The fixtures of the tests: a store, a bus, and records at seconds after a start time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub(crate) fn snapshot(scope: Scope, seconds: i64, markets: u64) -> MarketSnapsh
     MarketSnapshot::new(scope, at(seconds), values).unwrap()
 }
 
-/// A store with its schema, whose calls go wrong when the test says so.
+/// Returns a store with its schema and a layer that injects faults on request.
 pub(crate) async fn store() -> (Arc<dyn PriceStore>, Chaos) {
     let chaos = Chaos::seeded(1);
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(MemoryStore::default(), chaos.clone()));
@@ -63,20 +63,20 @@ pub(crate) async fn store() -> (Arc<dyn PriceStore>, Chaos) {
     (store, chaos)
 }
 
-/// Reads binance and kraken, an hour after the beginning.
+/// Returns a reader of binance and kraken, an hour after the start.
 pub(crate) fn reader(store: &Arc<dyn PriceStore>) -> MarketReader {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(at(3_600)));
     MarketReader::new(Arc::clone(store), exchanges()).unwrap().with_clock(clock)
 }
 
-/// A bus with the topics of the catalogue, whose calls go wrong when the test says so.
+/// Returns a bus with the topics of the catalogue and a layer that injects faults on request.
 pub(crate) async fn bus() -> (Arc<dyn MessageBus>, Chaos) {
     let (bus, chaos) = bare_bus();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     (bus, chaos)
 }
 
-/// A bus without topics.
+/// Returns a bus without topics.
 pub(crate) fn bare_bus() -> (Arc<dyn MessageBus>, Chaos) {
     let chaos = Chaos::seeded(1);
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(at(0)));

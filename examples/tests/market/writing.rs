@@ -13,7 +13,7 @@ use qi_testkit::chaos::Fault;
 
 use crate::rig::{SECOND, bar, bare_bus, bus, quote, reader, snapshot, store, symbol, tick};
 
-/// Small batches and a delay that a test on paused time can see.
+/// A delay that tests on paused time can observe; the batches are small.
 const DELAY: Duration = Duration::from_millis(50);
 
 fn writer(bus: &Arc<dyn MessageBus>) -> MarketWriter {
@@ -179,7 +179,7 @@ async fn metrics_are_measured_and_unknown_before_the_first_answer() {
     assert_eq!((none.total_messages(), none.success_rate(), none.error_rate()), (0, None, None));
     assert_eq!(none.average_latency(), None);
 
-    // Alone it waits for the delay to pass; three at once fill a batch and wait for nothing.
+    // A single record waits for the delay. Three records fill a batch and do not wait.
     let alone = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     alone.await.unwrap();
     assert_eq!(market.publishing_metrics().average_latency(), Some(DELAY));
