@@ -92,7 +92,7 @@ impl Findings {
         true
     }
 
-    /// Writes a tick of [`PROBE`] into a store, reads it and deletes it.
+    /// Writes a tick of the instrument `qi-check:PROBE` into a store, reads it and deletes it.
     pub async fn writing(&mut self, target: &str, store: &Arc<dyn PriceStore>) {
         let result = match write_and_delete(&**store).await {
             Ok((Ok(true), Ok(()))) => Ok(Some(format!("wrote, read and deleted a tick of {PROBE}"))),

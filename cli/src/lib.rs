@@ -10,6 +10,7 @@
 //! - [`dlq`]: lists, shows and redrives dead letters.
 //!
 //! [`output`] formats the results as a table, CSV or JSON.
+
 pub mod check;
 pub mod copy;
 pub mod dlq;
