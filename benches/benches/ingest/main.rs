@@ -1,5 +1,5 @@
-//! The complete pipeline over real servers, compared with the slowest of its parts and with a hand-written loop; and
-//! the two message formats.
+//! The complete pipeline over real servers, compared with the slowest of its parts and with a hand-written loop; its
+//! delay and its backlog at a fixed rate; and the two message formats.
 //!
 //! ```sh
 //! scripts/backends up && eval "$(scripts/backends env)"
@@ -14,6 +14,7 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios have three digits")]
 
 mod codec;
+mod load;
 mod rival;
 
 use std::future::Future;
@@ -23,19 +24,30 @@ use std::time::{Duration, Instant};
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
-use qi_benches::{Section, median, ratio};
+use qi_benches::{Section, median, processor_time, ratio};
 use qi_core::bus::{
     Encoding, GroupId, MessageBus, MessageBusExt as _, SeekTo, Subscribe, TopicName, TopicPartition,
     TopicSpec, encode_records,
 };
 use qi_core::record::Slice;
 use qi_core::store::PriceStoreExt as _;
-use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick};
+use qi_core::{Ingest, IngestConfig, IngestProgress, PriceStore, PriceTick};
 use qi_testkit::market::{Market, MarketConfig};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-const SECTIONS: [Section<Rig>; 3] = [("codec", codec::run), ("pipeline", pipeline), ("rival", rival::run)];
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const SECTIONS: [Section<Rig>; 5] = [
+    ("codec", codec::run),
+    ("pipeline", pipeline),
+    ("rival", rival::run),
+    ("delay", load::delay),
+    ("sustained", load::sustained),
+];
 const TICKS: usize = 1_000_000;
 const PARTITIONS: u32 = 12;
 const BATCH: usize = 4_096;
@@ -92,9 +104,15 @@ pub(crate) async fn fresh(database: &str, url: &str) -> Arc<dyn PriceStore> {
     store
 }
 
-pub(crate) async fn topic(bus: &dyn MessageBus) -> TopicName {
+/// The databases that the environment names, with their addresses.
+pub(crate) fn databases() -> impl Iterator<Item = (&'static str, String)> {
+    let known = [("timescale", "QI_TIMESCALE_URL"), ("clickhouse", "QI_CLICKHOUSE_URL")];
+    known.into_iter().filter_map(|(database, name)| Some((database, variable(name)?)))
+}
+
+pub(crate) async fn topic(bus: &dyn MessageBus, partitions: u32) -> TopicName {
     let name = TopicName::new(unique()).expect("a valid name");
-    let spec = TopicSpec::new(name.clone(), PARTITIONS).expect("a valid number");
+    let spec = TopicSpec::new(name.clone(), partitions).expect("a valid number");
     for outcome in bus.create_topics(&[spec]).await.expect("brokers that answer") {
         outcome.result.expect("a new topic");
     }
@@ -113,7 +131,7 @@ pub(crate) async fn publish(
         let batch = encode_records(&encoding, &Slice::new(chunk).expect("valid ticks"), Some(&topic));
         let batch = batch.expect("messages");
         if let Some(sending) = sending.take() {
-            let sent: tokio::task::JoinHandle<_> = sending;
+            let sent: JoinHandle<_> = sending;
             sent.await.expect("no panic");
         }
         let bus = bus.clone();
@@ -150,32 +168,44 @@ async fn insert(store: &dyn PriceStore, ticks: &[PriceTick]) -> Duration {
     began.elapsed()
 }
 
-/// Stores a topic with an ingest until `count` messages are stored and committed. `publish` runs concurrently.
-pub(crate) async fn ingest(
-    bus: Arc<dyn MessageBus>,
-    store: Arc<dyn PriceStore>,
-    topic: &TopicName,
-    count: usize,
-    publish: impl Future<Output = Duration>,
-) -> Duration {
-    let request = Subscribe::new(GroupId::new(unique()).expect("a group"), [topic.clone()]).expect("a topic");
-    let config = IngestConfig::default();
-    let mut ingest = Ingest::open(bus, store, PriceTick::DATASET, request, config).await.expect("an ingest");
-    let progress = ingest.progress().clone();
-    let (stop, began) = (CancellationToken::new(), Instant::now());
-    let stopped = stop.clone().cancelled_owned();
-    let run = tokio::spawn(async move {
-        ingest.run_until(stopped).await.expect("servers that answer");
-        ingest.close().await.expect("a group");
-    });
-    publish.await;
-    while progress.stored() < count as u64 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+/// An ingest in a task.
+pub(crate) struct Running {
+    pub(crate) progress: Arc<IngestProgress>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) async fn start(
+        bus: Arc<dyn MessageBus>,
+        store: Arc<dyn PriceStore>,
+        topic: &TopicName,
+    ) -> Self {
+        let request =
+            Subscribe::new(GroupId::new(unique()).expect("a group"), [topic.clone()]).expect("a topic");
+        let config = IngestConfig::default();
+        let mut ingest =
+            Ingest::open(bus, store, PriceTick::DATASET, request, config).await.expect("an ingest");
+        let (progress, stop) = (ingest.progress().clone(), CancellationToken::new());
+        let stopped = stop.clone().cancelled_owned();
+        let task = tokio::spawn(async move {
+            ingest.run_until(stopped).await.expect("servers that answer");
+            ingest.close().await.expect("a group");
+        });
+        Self { progress, stop, task }
     }
-    let took = began.elapsed();
-    stop.cancel();
-    run.await.expect("no panic");
-    took
+
+    /// Waits until this number of records is stored.
+    pub(crate) async fn stored(&self, count: usize) {
+        while self.progress.stored() < count as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("no panic");
+    }
 }
 
 pub(crate) fn rate(took: Duration) -> String {
@@ -186,24 +216,29 @@ fn pipeline(rig: &Rig) {
     let Some(brokers) = variable("QI_KAFKA_BROKERS") else {
         return println!("pipeline: QI_KAFKA_BROKERS is not set, so nothing was measured");
     };
-    for (database, variable_name) in [("timescale", "QI_TIMESCALE_URL"), ("clickhouse", "QI_CLICKHOUSE_URL")]
-    {
-        let Some(url) = variable(variable_name) else { continue };
+    for (database, url) in databases() {
         let bus = rig.bus(&brokers);
         for encoding in Encoding::ALL {
-            let mut rounds: [Vec<Duration>; 4] = Default::default();
+            let mut rounds: [Vec<Duration>; 5] = Default::default();
             let mut ratios = Vec::new();
             for _ in 0..rig.rounds {
                 let took = rig.block_on(async {
-                    let (first, second) = (topic(&*bus).await, topic(&*bus).await);
+                    let (first, second) = (topic(&*bus, PARTITIONS).await, topic(&*bus, PARTITIONS).await);
                     let published = publish(bus.clone(), first.clone(), &rig.ticks, encoding).await;
                     let received = receive(&*bus, &first, TICKS).await;
                     let stored = insert(&*fresh(database, &url).await, &rig.ticks).await;
                     let store = fresh(database, &url).await;
-                    let publishing = publish(bus.clone(), second.clone(), &rig.ticks, encoding);
-                    let whole = ingest(bus.clone(), store, &second, TICKS, publishing).await;
+                    let running = Running::start(bus.clone(), store, &second).await;
+                    // The first tick arrives when the group has assigned the partitions.
+                    publish(bus.clone(), second.clone(), &rig.ticks[..1], encoding).await;
+                    running.stored(1).await;
+                    let (began, processor) = (Instant::now(), processor_time());
+                    publish(bus.clone(), second.clone(), &rig.ticks[1..], encoding).await;
+                    running.stored(TICKS).await;
+                    let (whole, processor) = (began.elapsed(), processor_time() - processor);
+                    running.stop().await;
                     let _ = bus.delete_topics(&[first, second]).await;
-                    [published, received, stored, whole]
+                    [published, received, stored, whole, processor]
                 });
                 let slowest = took[..3].iter().max().copied().unwrap_or_default();
                 ratios.push(slowest.as_secs_f64() / took[3].as_secs_f64());
@@ -212,12 +247,15 @@ fn pipeline(rig: &Rig) {
                 }
             }
             ratios.sort_by(f64::total_cmp);
-            let [published, received, stored, whole] = rounds.map(|all| rate(median(all)));
+            let [published, received, stored, whole, processor] = rounds.map(median);
+            let [published, received, stored, whole] = [published, received, stored, whole].map(rate);
             println!(
                 "{database}, {encoding}: pipeline {whole}; alone: publish {published}, receive and decode {received}, \
-                 store {stored}; share of the slowest part {:.2} (median of {} rounds)",
+                 store {stored}; share of the slowest part {:.2} (median of {} rounds); processor time of the \
+                 pipeline {:.1} us a tick",
                 ratios[ratios.len() / 2],
-                rig.rounds
+                rig.rounds,
+                processor.as_secs_f64() * 1e6 / TICKS as f64
             );
         }
     }

@@ -10,7 +10,7 @@ use rdkafka::message::Message as _;
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::{Rig, TICKS, compare, fresh, ingest, publish, topic, unique, variable};
+use crate::{PARTITIONS, Rig, Running, TICKS, compare, fresh, publish, topic, unique, variable};
 
 #[derive(Deserialize)]
 struct Tick {
@@ -28,14 +28,19 @@ pub(crate) fn run(rig: &Rig) {
     };
     let bus = rig.bus(&brokers);
     let name = rig.block_on(async {
-        let name = topic(&*bus).await;
+        let name = topic(&*bus, PARTITIONS).await;
         publish(bus.clone(), name.clone(), &rig.ticks, Encoding::Json).await;
         name
     });
     let ours = || {
         rig.block_on(async {
             let store = fresh("timescale", &url).await;
-            ingest(bus.clone(), store, &name, TICKS, std::future::ready(Duration::ZERO)).await
+            let began = Instant::now();
+            let running = Running::start(bus.clone(), store, &name).await;
+            running.stored(TICKS).await;
+            let took = began.elapsed();
+            running.stop().await;
+            took
         })
     };
     let theirs = || rig.block_on(by_hand(&brokers, &url, &name));
@@ -87,6 +92,9 @@ async fn by_hand(brokers: &str, url: &str, topic: &TopicName) -> Duration {
                 tick.price
             );
             count += 1;
+        }
+        if count == 0 {
+            continue;
         }
         let mut copy = connection.copy_in_raw("COPY incoming FROM STDIN").await.expect("a copy");
         copy.send(rows.as_bytes()).await.expect("rows");

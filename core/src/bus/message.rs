@@ -1,6 +1,7 @@
 //! Messages to publish, and received messages.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,56 +11,75 @@ use crate::Timestamp;
 /// The ordered headers of a message. A name may be repeated.
 ///
 /// A value of None is a null, which differs from an empty value. This library writes no nulls, but other clients may.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Headers(Vec<(HeaderName, Option<Bytes>)>);
+///
+/// A clone shares the list with the original, until one of them is changed.
+#[derive(Clone, Default)]
+pub struct Headers(Option<Arc<Vec<(HeaderName, Option<Bytes>)>>>);
 
 impl Headers {
     /// Creates an empty list of headers. Allocates nothing.
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self(None)
+    }
+
+    fn as_slice(&self) -> &[(HeaderName, Option<Bytes>)] {
+        self.0.as_ref().map_or(&[], |list| list)
+    }
+
+    fn list(&mut self) -> &mut Vec<(HeaderName, Option<Bytes>)> {
+        Arc::make_mut(self.0.get_or_insert_default())
     }
 
     /// Adds a header at the end.
     pub fn push(&mut self, name: HeaderName, value: impl Into<Option<Bytes>>) {
-        self.0.push((name, value.into()));
+        self.list().push((name, value.into()));
     }
 
     /// Returns the value of the last header with this name, like Kafka's `lastHeader`. Returns None if there is no such
     /// header, or if its value is a null.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
-        self.0.iter().rev().find(|(n, _)| n.as_str() == name).and_then(|(_, value)| value.as_ref())
+        self.as_slice().iter().rev().find(|(n, _)| n.as_str() == name).and_then(|(_, value)| value.as_ref())
     }
 
     /// Removes every header with this name.
     pub fn remove(&mut self, name: &str) {
-        self.0.retain(|(n, _)| n.as_str() != name);
+        if self.as_slice().iter().any(|(n, _)| n.as_str() == name) {
+            self.list().retain(|(n, _)| n.as_str() != name);
+        }
     }
 
     /// Removes every header with one of these names, and returns the removed headers. Allocates
     /// nothing if there are none.
     #[must_use = "`remove` throws a header away"]
     pub fn split_off(&mut self, names: &[HeaderName]) -> Self {
-        Self(self.0.extract_if(.., |(name, _)| names.contains(name)).collect())
+        if !self.as_slice().iter().any(|(name, _)| names.contains(name)) {
+            return Self::new();
+        }
+        self.list().extract_if(.., |(name, _)| names.contains(name)).collect()
     }
 
     /// Adds all of `others` at the end.
     pub fn extend(&mut self, others: &Self) {
-        self.0.extend_from_slice(&others.0);
+        if self.is_empty() {
+            self.clone_from(others);
+        } else if !others.is_empty() {
+            self.list().extend_from_slice(others.as_slice());
+        }
     }
 
     /// Returns all headers in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&HeaderName, Option<&Bytes>)> {
-        self.0.iter().map(|(name, value)| (name, value.as_ref()))
+        self.as_slice().iter().map(|(name, value)| (name, value.as_ref()))
     }
 
     /// Returns the number of headers.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.as_slice().len()
     }
 
     /// Returns true if there are no headers.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.as_slice().is_empty()
     }
 
     /// Returns the estimated memory in bytes: names, values, and 128 bytes for each header. Buffers use this number,
@@ -70,18 +90,28 @@ impl Headers {
 
     fn overhead(&self) -> usize {
         const EACH: usize = 128;
-        self.0.len() * EACH
+        self.len() * EACH
     }
 
     /// Returns the size of names and values in bytes.
     pub fn size(&self) -> usize {
-        self.0.iter().map(|(name, value)| name.as_str().len() + value.as_ref().map_or(0, Bytes::len)).sum()
+        self.iter().map(|(name, value)| name.as_str().len() + value.map_or(0, Bytes::len)).sum()
     }
 }
 
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        let shared = self.0.as_ref().zip(other.0.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        shared || self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Headers {}
+
 impl FromIterator<(HeaderName, Option<Bytes>)> for Headers {
     fn from_iter<I: IntoIterator<Item = (HeaderName, Option<Bytes>)>>(headers: I) -> Self {
-        Self(headers.into_iter().collect())
+        let list: Vec<_> = headers.into_iter().collect();
+        Self((!list.is_empty()).then(|| Arc::new(list)))
     }
 }
 

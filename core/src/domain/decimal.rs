@@ -197,6 +197,11 @@ impl Decimal {
         (if self.0 < 0 { -magnitude } else { magnitude }, places)
     }
 
+    /// Returns 10 to the power of `places`, or None above [`Decimal::SCALE`].
+    pub(crate) fn power_of_ten(places: u32) -> Option<i128> {
+        POWERS_OF_TEN.get(places as usize).copied().map(i128::from)
+    }
+
     /// Writes the text without trailing zeros, and without a point if there are no places.
     fn write_text(self, text: &mut DecimalText) -> &str {
         let (mut whole, part) = self.split();

@@ -245,7 +245,8 @@ impl Publisher {
             Some(space) => space,
             None => self.acquire(&outgoing, chunk).await.map_err(Refusal::Call)?,
         };
-        let mut record = record(message, added, InFlightTable::opaque(outgoing.slot, outgoing.index));
+        let mut record = record(message, InFlightTable::opaque(outgoing.slot, outgoing.index));
+        record.headers = chunk.headers(&message.headers, added);
         let mut refreshed = false;
         loop {
             let used = match producer {
@@ -305,7 +306,7 @@ impl Publisher {
     fn chunk(&self, weights: &[usize]) -> Chunk<'_> {
         let space = u32::try_from(weights.iter().sum::<usize>()).ok();
         let space = space.and_then(|weight| self.in_flight.permits().try_acquire_many(weight).ok());
-        Chunk { now: SystemClock.now(), space }
+        Chunk { now: SystemClock.now(), space, headers: None }
     }
 
     async fn acquire<'a>(
@@ -381,6 +382,28 @@ struct Chunk<'a> {
     now: Timestamp,
     /// The remaining reserved space. None if the buffer had too little space; each message then waits for its space.
     space: Option<SemaphorePermit<'a>>,
+    /// The headers of the previous message, also in the form of librdkafka. A copy costs less than a conversion.
+    headers: Option<(Headers, OwnedHeaders)>,
+}
+
+impl Chunk<'_> {
+    /// Converts the headers of a message and the headers that the call adds.
+    fn headers(&mut self, own: &Headers, added: &Headers) -> Option<OwnedHeaders> {
+        let count = own.len() + added.len();
+        if count == 0 {
+            return None;
+        }
+        if let Some((known, converted)) = &self.headers
+            && known == own
+        {
+            return Some(converted.clone());
+        }
+        let mut headers = OwnedHeaders::new_with_capacity(count);
+        for (name, value) in own.iter().chain(added.iter()) {
+            headers = headers.insert(Header { key: name.as_str(), value: value.map(|value| &value[..]) });
+        }
+        Some(self.headers.insert((own.clone(), headers)).1.clone())
+    }
 }
 
 /// A rejection of one message, or of the call's remaining messages.
@@ -419,19 +442,11 @@ fn framing(headers: usize) -> usize {
     100 + 10 * headers
 }
 
-fn record<'a>(message: &'a Message, added: &Headers, name: usize) -> BaseRecord<'a, [u8], [u8], usize> {
+fn record(message: &Message, name: usize) -> BaseRecord<'_, [u8], [u8], usize> {
     let mut record = BaseRecord::with_opaque_to(message.topic.as_str(), name);
     record.key = message.key.as_deref();
     record.payload = message.payload.as_deref();
     record.partition = message.partition.map(u32::cast_signed);
-    let count = message.headers.len() + added.len();
-    if count > 0 {
-        let mut headers = OwnedHeaders::new_with_capacity(count);
-        for (name, value) in message.headers.iter().chain(added.iter()) {
-            headers = headers.insert(Header { key: name.as_str(), value: value.map(|value| &value[..]) });
-        }
-        record.headers = Some(headers);
-    }
     record
 }
 

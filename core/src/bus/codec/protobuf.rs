@@ -27,7 +27,7 @@ use crate::record::{
     Column, ColumnType, Dataset, FieldReader, FieldWriter, Level, Owner, RecordVec, Records, SeriesKey,
     SeriesType,
 };
-use crate::{Decimal, Error, Interval, Result, Timestamp};
+use crate::{Decimal, Error, Instrument, Interval, Result, Timestamp};
 
 /// The `.proto` file with the messages that all datasets share: `qi/v1/types.proto`.
 pub const TYPES: &str = include_str!("../../../proto/qi/v1/types.proto");
@@ -383,7 +383,8 @@ impl<'a> Reader<'a, '_> {
         let text = |number: u32, name: &str| text(self.field(number), name);
         let owner = match dataset.series() {
             SeriesType::Instrument => {
-                Owner::Instrument(text(SERIES, "instrument")?.parse().map_err(|error| invalid(&error))?)
+                let instrument = text(SERIES, "instrument")?;
+                Owner::Instrument(Instrument::recent(instrument).map_err(|error| invalid(&error))?)
             }
             SeriesType::Name { column, .. } => Owner::Name(text(SERIES, column)?.into()),
         };
@@ -479,7 +480,8 @@ fn decimal(message: &[u8], name: &str) -> Result<Decimal> {
     };
     let places = u32::try_from(scale).ok().and_then(|scale| Decimal::SCALE.checked_sub(scale));
     let places = places.ok_or_else(|| refuse("has more than 18 decimal places"))?;
-    let units = unscaled.checked_mul(10_i128.pow(places)).and_then(|units| Decimal::from_units(units).ok());
+    let units = Decimal::power_of_ten(places).and_then(|power| unscaled.checked_mul(power));
+    let units = units.and_then(|units| Decimal::from_units(units).ok());
     units.ok_or_else(|| refuse("must be below 1e20 in magnitude"))
 }
 
