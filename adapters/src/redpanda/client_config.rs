@@ -107,6 +107,10 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// Room for what the protocol adds to a message.
 pub(super) const OVERHEAD: usize = 512;
 
+/// The maximum size of a response, and of a zstd batch after decompression. librdkafka triples its buffer until the batch
+/// fits, so it reads every batch up to a third of this size.
+const RECEIVED: u64 = 512 << 20;
+
 /// Returns the properties of members and readers.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut set = common(config);
@@ -127,8 +131,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
-        // It also bounds a zstd batch after decompression, and no other codec. The default stops a reader at 100 MB.
-        .set("receive.message.max.bytes", MOST.to_string())
+        .set("receive.message.max.bytes", RECEIVED.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
