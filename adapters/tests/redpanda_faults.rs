@@ -19,8 +19,9 @@ use qi_core::bus::{
     MessageBusExt, Notice, Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe,
     Subscription, TopicName, TopicPartition, TopicSpec, header,
 };
-use qi_core::{Error, ErrorKind, PriceTick, Result, Selection};
+use qi_core::{Error, ErrorKind, Ingest, IngestConfig, PriceStore as _, PriceTick, Result, Selection};
 use qi_testkit::kafka::{self, Codec, RawBatch, RawMessage};
+use qi_testkit::store::MemoryStore;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
@@ -67,6 +68,7 @@ fn main() {
         trial(&brokers, "a_readable_batch_between_two_unreadable_ones_is_read", good_between_bombs),
         trial(&brokers, "batches_that_only_java_can_decompress_become_dead_letters", other_codecs),
         trial(&brokers, "a_gzip_batch_of_300_mb_is_read", gzip_bomb),
+        trial(&brokers, "a_dead_letter_topic_that_is_deleted_is_created_again", deleted_dead_letters),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -316,6 +318,40 @@ async fn gzip_bomb(brokers: Brokers) {
     assert_eq!(came, (vec![], (0..300).collect()));
 }
 
+async fn deleted_dead_letters(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let dead = TopicSpec::new(DeadLetters::default().topic_for(&topic).unwrap(), 1).unwrap();
+    let name = create(&bus, dead.clone()).await;
+    let store = Arc::new(MemoryStore::default());
+    store.ensure_schema().await.unwrap();
+    let config = IngestConfig::default().with_dead_letter_topic(dead);
+    let request = member(&topic, 10 * SECOND, 60 * SECOND);
+    let mut ingest = Ingest::open(bus.clone(), store, PriceTick::DATASET, request, config).await.unwrap();
+    let progress = ingest.progress().clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(async move {
+        let result = ingest.run_until(async { drop(stopped.await) }).await;
+        ingest.close().await?;
+        result
+    });
+    for letters in 1..=2 {
+        let deadline = Instant::now() + 60 * SECOND;
+        bus.send(&[Message::new(topic.clone(), "no record")]).await.unwrap();
+        while progress.dead_letters() < letters {
+            assert!(!running.is_finished() && Instant::now() < deadline, "{:?}", running.await);
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        if letters == 1 {
+            let outcomes = bus.delete_topics(std::slice::from_ref(&name)).await.unwrap();
+            outcomes.into_iter().for_each(|outcome| drop(outcome.result.unwrap()));
+        }
+    }
+    stop.send(()).unwrap();
+    running.await.unwrap().unwrap();
+    assert_eq!(all_of(&bus, &name).await.len(), 1);
+}
+
 /// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
 fn transact(
     brokers: &Brokers,
@@ -383,8 +419,10 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
         let batch = sub.recv(10, SECOND).await.unwrap();
         assert!(batch.is_empty());
         sub.commit(batch.positions()).await.unwrap();
-        let lag = bus.groups(&query).await.unwrap()[0].lag();
+        let group = bus.groups(&query).await.unwrap().remove(0);
+        let lag = group.lag();
         assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
+        assert_eq!(group.partitions[0].last_stable, Some(5));
         let listed = bus.topics().await.unwrap();
         let high = listed.iter().find(|info| info.name == topic).unwrap().partitions[0].high;
         assert!(high >= 8, "the end is {high}");

@@ -17,7 +17,8 @@ use qi_core::bus::{
     DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
     TopicName, TopicSpec, encode_message, header,
 };
-use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
+use qi_core::{Clock as _, ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, SystemClock, TimeRange};
+use qi_testkit::kafka::{self, Codec, RawBatch};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         };
         let name = format!("redpanda_to_{to}::a_replay_stores_every_record_once");
         trials.push(presence::trial(name, backend, words.clone(), move || replay(to)));
+        let name = format!("redpanda_to_{to}::a_replay_skips_batches_that_cannot_be_decompressed");
+        trials.push(presence::trial(name, backend, words.clone(), move || replay_bombs(to)));
         let name = format!("redpanda_to_{to}::dead_letters_are_redriven_and_stored_by_the_fixed_writer");
         trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
@@ -305,6 +308,48 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     } else {
         Err(format!("{stored} are stored").into())
     }
+}
+
+/// Replays a topic with batches of 2.6 GB before and between ticks.
+fn replay_bombs(to: &str) -> Result<Completion, Failed> {
+    const TICKS: usize = 100;
+    let place = Place::new(&format!("bomb_{to}"));
+    let config = Config::builder().variables(place.variables.clone()).build()?;
+    let topic = TopicName::new(&place.name)?;
+    let ticks = distinct(TICKS)?;
+    let brokers = url_of(BROKERS).unwrap_or_default();
+    let bomb = RawBatch::zeros(Codec::Zstd, 2_600, 1_000_000)?.encode()?;
+    let (bus, since) = place.runtime.block_on(async {
+        let bus = config.open_bus().await?;
+        for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
+            outcome.result?;
+        }
+        // Publishing waits for the leader.
+        bus.publish_one(&Message::new(topic.clone(), "too early")).await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let since = SystemClock.now();
+        for ticks in ticks.chunks(TICKS / 2) {
+            kafka::produce(brokers.split(',').next().unwrap_or_default(), &place.name, 0, &bomb)?;
+            bus.send_records(ticks, Some(&topic)).await?;
+        }
+        Ok::<_, Failed>((bus, since.to_string()))
+    })?;
+    let arguments = ["replay", "--store", to, "--topic", &place.name, "--since", &since];
+    let began = Instant::now();
+    let out = place.qi(&arguments).output()?;
+    let _gone = place.runtime.block_on(async {
+        bus.delete_topics(std::slice::from_ref(&topic)).await?;
+        bus.close().await
+    })?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let wanted = format!("{TICKS} records stored, 2 messages were none");
+    if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec.unreadable") {
+        return Err(format!("{}: {said}", out.status).into());
+    }
+    if began.elapsed() > Duration::from_secs(30) {
+        return Err(format!("the replay took {:?}", began.elapsed()).into());
+    }
+    Ok(Completion::Completed)
 }
 
 /// A broker by `scripts/backends`, which lets in a user with a password. Dropping it removes it.

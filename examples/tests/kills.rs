@@ -14,6 +14,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,16 @@ use futures::TryStreamExt;
 use kills_rig::{Poisoner, Sent};
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::MessageBus;
 use qi_core::bus::{GroupQuery, Read, Received, SeekTo, TopicName, TopicPartition, header};
 use qi_core::store::RangeQuery;
-use qi_core::{PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_core::{PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_examples::pipeline::{Data, Job};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
+use qi_testkit::store::MemoryStore;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
 const INSTRUMENTS: usize = 4;
 const EXPORTED: &str = "sim:A0002-USDT";
@@ -51,6 +56,9 @@ fn main() -> ExitCode {
             trials.push(presence::trial(format!("redpanda+{database}/{name}"), "redpanda", absent(), trial));
         }
     }
+    let trial = || open_transaction().map(|()| Completion::Completed);
+    let name = "redpanda/an_open_transaction_delays_the_job_only_before_its_own_records".to_owned();
+    trials.push(presence::trial(name, "redpanda", absent(), trial));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -89,6 +97,45 @@ impl Drop for Spare {
     fn drop(&mut self) {
         self.order("remove");
     }
+}
+
+/// Runs the job while another producer has an open transaction in every partition.
+fn open_transaction() -> Result<(), Failed> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let (_broker, brokers) = Spare::start("redpanda");
+    let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(RedpandaConfig::from_brokers(&brokers))?);
+    let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
+    let run = async |ticks: std::ops::Range<usize>| -> Result<u64, qi_core::Error> {
+        let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
+        let ticks = market.skip(ticks.start).take(ticks.len()).map(Ok);
+        let job = Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?;
+        job.run().await.map(|summary| summary.stored)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        assert!(run(0..100).await? >= 100);
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", &brokers).set("transactional.id", "another");
+        config.set("transaction.timeout.ms", "600000");
+        let producer: BaseProducer = config.create()?;
+        producer.init_transactions(LIMIT)?;
+        producer.begin_transaction()?;
+        for partition in 0..12 {
+            let record = BaseRecord::<(), str>::to(TOPIC).partition(partition).payload("no record");
+            producer.send(record).map_err(|(error, _)| error)?;
+        }
+        producer.flush(LIMIT)?;
+        tokio::time::timeout(LIMIT, run(0..0)).await.map_err(|_| "the job waits for a transaction")??;
+        let job = run(100..200);
+        tokio::pin!(job);
+        let early = tokio::time::timeout(Duration::from_secs(5), &mut job).await;
+        assert!(early.is_err(), "the job ended before its records were stored: {early:?}");
+        producer.abort_transaction(LIMIT)?;
+        let stored = tokio::time::timeout(LIMIT, job).await.map_err(|_| "the job does not end")??;
+        assert!(stored >= 100, "{stored} records were stored");
+        bus.close().await?;
+        Ok(())
+    })
 }
 
 /// A broker, a database, and how the program is told of them.

@@ -182,6 +182,13 @@ pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> Clie
     set
 }
 
+/// Returns the properties of the client that requests last stable offsets.
+pub(super) fn stable_client(config: &RedpandaConfig) -> ClientConfig {
+    let mut set = query_client(config, None);
+    set.set("isolation.level", "read_committed");
+    set
+}
+
 /// Returns the properties of the client for administration.
 pub(super) fn admin(config: &RedpandaConfig) -> ClientConfig {
     finish(config, quiet(config))
