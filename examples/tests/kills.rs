@@ -105,15 +105,19 @@ fn open_transaction() -> Result<(), Failed> {
     let (_broker, brokers) = Spare::start("redpanda");
     let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(RedpandaConfig::from_brokers(&brokers))?);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
-    let run = async |ticks: std::ops::Range<usize>| -> Result<u64, qi_core::Error> {
-        let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
-        let ticks = market.skip(ticks.start).take(ticks.len()).map(Ok);
-        let job = Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?;
-        job.run().await.map(|summary| summary.stored)
+    let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
+    let input: Vec<_> = market.take(200).collect();
+    let run = async |ticks: &[PriceTick]| {
+        let ticks = ticks.to_vec().into_iter().map(Ok);
+        Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?.run().await
+    };
+    // Some ticks of the market have equal keys.
+    let keys = |ticks: &[PriceTick]| -> BTreeSet<_> {
+        ticks.iter().map(|tick| (tick.instrument().clone(), tick.ts(), tick.seq())).collect()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        assert!(run(0..100).await? >= 100);
+        run(&input[..100]).await?;
         let mut config = rdkafka::ClientConfig::new();
         config.set("bootstrap.servers", &brokers).set("transactional.id", "another");
         config.set("transaction.timeout.ms", "600000");
@@ -125,14 +129,20 @@ fn open_transaction() -> Result<(), Failed> {
             producer.send(record).map_err(|(error, _)| error)?;
         }
         producer.flush(LIMIT)?;
-        tokio::time::timeout(LIMIT, run(0..0)).await.map_err(|_| "the job waits for a transaction")??;
-        let job = run(100..200);
+        tokio::time::timeout(LIMIT, run(&[])).await.map_err(|_| "the job waits for a transaction")??;
+        let job = run(&input[100..]);
         tokio::pin!(job);
         let early = tokio::time::timeout(Duration::from_secs(5), &mut job).await;
         assert!(early.is_err(), "the job ended before its records were stored: {early:?}");
         producer.abort_transaction(LIMIT)?;
-        let stored = tokio::time::timeout(LIMIT, job).await.map_err(|_| "the job does not end")??;
-        assert!(stored >= 100, "{stored} records were stored");
+        tokio::time::timeout(LIMIT, job).await.map_err(|_| "the job does not end")??;
+        let mut stored = Vec::new();
+        for instrument in keys(&input).into_iter().map(|(instrument, ..)| instrument).collect::<BTreeSet<_>>()
+        {
+            let query = RangeQuery::new(instrument, TimeRange::ALL);
+            stored.extend(store.tick_stream(query).try_collect::<Vec<_>>().await?);
+        }
+        assert_eq!(keys(&stored), keys(&input));
         bus.close().await?;
         Ok(())
     })

@@ -127,6 +127,10 @@ impl ConsumerThread {
             return;
         }
         let batches = std::mem::take(&mut self.unreadable);
+        if batches.is_empty() {
+            self.unreadable_check.finish();
+            return;
+        }
         let suspects = unreadable::suspects(&self.assignment, &batches);
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
         let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
