@@ -19,8 +19,9 @@ use qi_core::bus::{
     MessageBusExt, Notice, Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe,
     Subscription, TopicName, TopicPartition, TopicSpec, header,
 };
-use qi_core::{Error, ErrorKind, PriceTick, Result, Selection};
-use qi_testkit::kafka::{self, RawMessage};
+use qi_core::{Error, ErrorKind, Ingest, IngestConfig, PriceStore as _, PriceTick, Result, Selection};
+use qi_testkit::kafka::{self, Codec, RawBatch, RawMessage};
+use qi_testkit::store::MemoryStore;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use redpanda_rig::load::{Counter, all_of, assert_ordered, create, follow, number, numbered};
 use redpanda_rig::tools::{table, tool};
@@ -63,6 +64,11 @@ fn main() {
         trial(&brokers, "compacted_gaps_leave_no_lag", compacted),
         trial(&brokers, "a_zstd_batch_of_more_than_100_mb_is_read", large_zstd_batch),
         trial(&brokers, "an_unreadable_batch_becomes_a_dead_letter_and_stops_no_partition", unreadable_batch),
+        trial(&brokers, "a_batch_of_2_6_gb_is_skipped_within_seconds", large_bomb),
+        trial(&brokers, "a_readable_batch_between_two_unreadable_ones_is_read", good_between_bombs),
+        trial(&brokers, "batches_that_only_java_can_decompress_become_dead_letters", other_codecs),
+        trial(&brokers, "a_gzip_batch_of_300_mb_is_read", gzip_bomb),
+        trial(&brokers, "a_dead_letter_topic_that_is_deleted_is_created_again", deleted_dead_letters),
         trial(&brokers, "two_topics_with_markers_leave_no_lag_and_lose_nothing", markers_of_two_topics),
         trial(&brokers, "a_header_name_that_is_no_text_stops_no_reader", header_names),
         trial(&brokers, "topics_are_listed_while_others_are_deleted", listed_while_deleted),
@@ -200,7 +206,153 @@ async fn unreadable_batch(brokers: Brokers) {
     bus.close().await.unwrap();
 }
 
-/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves only the marker.
+/// Sends an encoded batch to partition 0 and returns its first offset.
+async fn produce(brokers: &Brokers, topic: &TopicName, batch: &RawBatch) -> u64 {
+    let addresses = brokers.config().brokers.unwrap();
+    let (address, topic) = (addresses.split(',').next().unwrap().to_owned(), topic.to_string());
+    let batch = batch.encode().unwrap();
+    let producing = move || {
+        // A topic that was created just now may have no leader yet.
+        let mut attempts = (0..50).map(|_| {
+            let result = kafka::produce(&address, &topic, 0, &batch);
+            if result.is_err() {
+                std::thread::sleep(SECOND / 10);
+            }
+            result
+        });
+        attempts.find(|result| result.as_ref().map_or_else(|e| e.to_string() != "error code 6", |_| true))
+    };
+    tokio::task::spawn_blocking(producing).await.unwrap().unwrap().unwrap()
+}
+
+/// The unreadable ranges, each with its first and last offset, and the offsets of the readable messages.
+type Ranges = (Vec<(u64, u64)>, Vec<u64>);
+
+/// Reads partition 0 of a group's topic to `end`, while messages are sent to partition 1. Returns what came from
+/// partition 0, and the longest time without a message of partition 1.
+async fn skip_unreadable(
+    bus: &RedpandaBus,
+    topic: &TopicName,
+    end: u64,
+    limit: Duration,
+) -> (Ranges, Duration) {
+    let request = member(topic, 10 * SECOND, 60 * SECOND).with_max_buffered_bytes(2 << 20);
+    let mut sub = bus.subscribe(request).await.unwrap();
+    let (began, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+    let (mut bad, mut good) = (Vec::new(), Vec::new());
+    let mut next = 0;
+    while next < end {
+        assert!(began.elapsed() < limit, "{bad:?} {good:?}");
+        bus.send(&[Message::new(topic.clone(), "1").with_partition(1)]).await.unwrap();
+        let batch = sub.recv(1_000, SECOND / 5).await.unwrap();
+        for message in &batch {
+            if message.partition == 1 {
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                continue;
+            }
+            match message.unreadable() {
+                Some((first, _)) => bad.push((first.parse().unwrap(), message.offset)),
+                None => good.push(message.offset),
+            }
+            next = message.offset + 1;
+        }
+        sub.commit(batch.positions()).await.unwrap();
+    }
+    sub.close().await.unwrap();
+    eprintln!("{:?} to the end, {longest:?} without a message of partition 1", began.elapsed());
+    ((bad, good), longest.max(last.elapsed()))
+}
+
+async fn large_bomb(brokers: Brokers) {
+    const RECORDS: u64 = 2_600;
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(2)).await;
+    bus.send(&[Message::new(topic.clone(), "0").with_partition(0)]).await.unwrap();
+    let bomb = RawBatch::zeros(Codec::Zstd, RECORDS.try_into().unwrap(), 1_000_000).unwrap();
+    assert_eq!(produce(&brokers, &topic, &bomb).await, 1);
+    bus.send(&[Message::new(topic.clone(), "2").with_partition(0)]).await.unwrap();
+    let (came, longest) = skip_unreadable(&bus, &topic, RECORDS + 2, 60 * SECOND).await;
+    assert_eq!(came, (vec![(1, RECORDS)], vec![0, RECORDS + 1]));
+    assert!(longest < 15 * SECOND, "the other partition waited for {longest:?}");
+}
+
+async fn good_between_bombs(brokers: Brokers) {
+    let bus = open(&brokers, |config| {
+        config.properties.insert("receive.message.max.bytes".to_owned(), "2000000".into());
+        config.properties.insert("fetch.max.bytes".to_owned(), "1000000".into());
+    });
+    let topic = create(&bus, spec(2)).await;
+    let bomb = RawBatch::zeros(Codec::Zstd, 300, 10_000).unwrap();
+    produce(&brokers, &topic, &bomb).await;
+    bus.send(&[Message::new(topic.clone(), "1").with_partition(0)]).await.unwrap();
+    for _ in 0..2 {
+        produce(&brokers, &topic, &bomb).await;
+    }
+    bus.send(&[Message::new(topic.clone(), "2").with_partition(0)]).await.unwrap();
+    let (came, _) = skip_unreadable(&bus, &topic, 902, 60 * SECOND).await;
+    assert_eq!(came, (vec![(0, 299), (301, 600), (601, 900)], vec![300, 901]));
+}
+
+async fn other_codecs(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(2)).await;
+    for codec in [Codec::Lz4, Codec::Snappy] {
+        let mut batch = RawBatch::zeros(codec, 3, 10).unwrap();
+        produce(&brokers, &topic, &batch).await;
+        // Java reads one frame of LZ4 and ignores what follows. It reads every stream of Snappy, librdkafka only one.
+        let empty = RawBatch::zeros(codec, 0, 0).unwrap();
+        batch.records.extend(empty.records);
+        produce(&brokers, &topic, &batch).await;
+    }
+    bus.send(&[Message::new(topic.clone(), "1").with_partition(0)]).await.unwrap();
+    let (came, _) = skip_unreadable(&bus, &topic, 13, 60 * SECOND).await;
+    assert_eq!(came, (vec![(3, 5), (9, 11)], vec![0, 1, 2, 6, 7, 8, 12]));
+}
+
+async fn gzip_bomb(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(2)).await;
+    produce(&brokers, &topic, &RawBatch::zeros(Codec::Gzip, 300, 1_000_000).unwrap()).await;
+    let (came, _) = skip_unreadable(&bus, &topic, 300, 60 * SECOND).await;
+    assert_eq!(came, (vec![], (0..300).collect()));
+}
+
+async fn deleted_dead_letters(brokers: Brokers) {
+    let bus = open(&brokers, |_| {});
+    let topic = create(&bus, spec(1)).await;
+    let dead = TopicSpec::new(DeadLetters::default().topic_for(&topic).unwrap(), 1).unwrap();
+    let name = create(&bus, dead.clone()).await;
+    let store = Arc::new(MemoryStore::default());
+    store.ensure_schema().await.unwrap();
+    let config = IngestConfig::default().with_dead_letter_topic(dead);
+    let request = member(&topic, 10 * SECOND, 60 * SECOND);
+    let mut ingest = Ingest::open(bus.clone(), store, PriceTick::DATASET, request, config).await.unwrap();
+    let progress = ingest.progress().clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(async move {
+        let result = ingest.run_until(async { drop(stopped.await) }).await;
+        ingest.close().await?;
+        result
+    });
+    for letters in 1..=2 {
+        let deadline = Instant::now() + 60 * SECOND;
+        bus.send(&[Message::new(topic.clone(), "no record")]).await.unwrap();
+        while progress.dead_letters() < letters {
+            assert!(!running.is_finished() && Instant::now() < deadline, "{:?}", running.await);
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        if letters == 1 {
+            let outcomes = bus.delete_topics(std::slice::from_ref(&name)).await.unwrap();
+            outcomes.into_iter().for_each(|outcome| drop(outcome.result.unwrap()));
+        }
+    }
+    stop.send(()).unwrap();
+    running.await.unwrap().unwrap();
+    assert_eq!(all_of(&bus, &name).await.len(), 1);
+}
+
+/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
 fn transact(
     brokers: &Brokers,
     topic: &TopicName,
@@ -267,8 +419,10 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
         let batch = sub.recv(10, SECOND).await.unwrap();
         assert!(batch.is_empty());
         sub.commit(batch.positions()).await.unwrap();
-        let lag = bus.groups(&query).await.unwrap()[0].lag();
+        let group = bus.groups(&query).await.unwrap().remove(0);
+        let lag = group.lag();
         assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
+        assert_eq!(group.partitions[0].last_stable, Some(5));
         let listed = bus.topics().await.unwrap();
         let high = listed.iter().find(|info| info.name == topic).unwrap().partitions[0].high;
         assert!(high >= 8, "the end is {high}");

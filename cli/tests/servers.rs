@@ -18,6 +18,7 @@ use qi_core::bus::{
     TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
+use qi_testkit::kafka::{self, Codec, RawBatch};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         };
         let name = format!("redpanda_to_{to}::a_replay_stores_every_record_once");
         trials.push(presence::trial(name, backend, words.clone(), move || replay(to)));
+        let name = format!("redpanda_to_{to}::a_replay_skips_batches_that_cannot_be_decompressed");
+        trials.push(presence::trial(name, backend, words.clone(), move || replay_bombs(to)));
         let name = format!("redpanda_to_{to}::dead_letters_are_redriven_and_stored_by_the_fixed_writer");
         trials.push(presence::trial(name, backend, words, move || redrive(to)));
     }
@@ -307,7 +310,50 @@ fn replay(to: &str) -> Result<Completion, Failed> {
     }
 }
 
-/// A broker of `scripts/backends` that accepts a user with a password. Dropping the value removes the broker.
+/// Replays a topic with batches of 2.6 GB between ticks.
+///
+/// The first message is older than every batch and newer than `--since`. A search by time that reaches such a batch makes
+/// Apache Kafka decompress all of it in its heap, and ends a broker with a small heap.
+fn replay_bombs(to: &str) -> Result<Completion, Failed> {
+    const TICKS: usize = 100;
+    let place = Place::new(&format!("bomb_{to}"));
+    let config = Config::builder().variables(place.variables.clone()).build()?;
+    let topic = TopicName::new(&place.name)?;
+    let ticks = distinct(TICKS)?;
+    let brokers = url_of(BROKERS).unwrap_or_default();
+    let bomb = RawBatch::zeros(Codec::Zstd, 2_600, 1_000_000)?.encode()?;
+    let bus = place.runtime.block_on(async {
+        let bus = config.open_bus().await?;
+        for outcome in bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await? {
+            outcome.result?;
+        }
+        // Publishing waits for the leader.
+        bus.publish_one(&Message::new(topic.clone(), "no record")).await?;
+        for ticks in ticks.chunks(TICKS / 2) {
+            kafka::produce(brokers.split(',').next().unwrap_or_default(), &place.name, 0, &bomb)?;
+            bus.send_records(ticks, Some(&topic)).await?;
+        }
+        Ok::<_, Failed>(bus)
+    })?;
+    let arguments = ["replay", "--store", to, "--topic", &place.name, "--since", "2000-01-01T00:00:00Z"];
+    let began = Instant::now();
+    let out = place.qi(&arguments).output()?;
+    let _gone = place.runtime.block_on(async {
+        bus.delete_topics(std::slice::from_ref(&topic)).await?;
+        bus.close().await
+    })?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let wanted = format!("{TICKS} records stored, 3 messages were none");
+    if out.status.code() != Some(1) || !said.contains(&wanted) || !said.contains("bus.codec.unreadable") {
+        return Err(format!("{}: {said}", out.status).into());
+    }
+    if began.elapsed() > Duration::from_secs(30) {
+        return Err(format!("the replay took {:?}", began.elapsed()).into());
+    }
+    Ok(Completion::Completed)
+}
+
+/// A broker by `scripts/backends`, which lets in a user with a password. Dropping it removes it.
 struct Guarded {
     name: String,
     /// The address of the administrator.

@@ -14,6 +14,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,16 @@ use futures::TryStreamExt;
 use kills_rig::{Poisoner, Sent};
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
+use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::MessageBus;
 use qi_core::bus::{GroupQuery, Read, Received, SeekTo, TopicName, TopicPartition, header};
 use qi_core::store::RangeQuery;
-use qi_core::{PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_core::{PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
+use qi_examples::pipeline::{Data, Job};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::presence;
+use qi_testkit::store::MemoryStore;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
 const INSTRUMENTS: usize = 4;
 const EXPORTED: &str = "sim:A0002-USDT";
@@ -51,6 +56,9 @@ fn main() -> ExitCode {
             trials.push(presence::trial(format!("redpanda+{database}/{name}"), "redpanda", absent(), trial));
         }
     }
+    let trial = || open_transaction().map(|()| Completion::Completed);
+    let name = "redpanda/an_open_transaction_delays_the_job_only_before_its_own_records".to_owned();
+    trials.push(presence::trial(name, "redpanda", absent(), trial));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -91,7 +99,56 @@ impl Drop for Spare {
     }
 }
 
-/// A broker, a database, and the settings of the program for them.
+/// Runs the job while another producer has an open transaction in every partition.
+fn open_transaction() -> Result<(), Failed> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let (_broker, brokers) = Spare::start("redpanda");
+    let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(RedpandaConfig::from_brokers(&brokers))?);
+    let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::default());
+    let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
+    let input: Vec<_> = market.take(200).collect();
+    let run = async |ticks: &[PriceTick]| {
+        let ticks = ticks.to_vec().into_iter().map(Ok);
+        Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?.run().await
+    };
+    // Some ticks of the market have equal keys.
+    let keys = |ticks: &[PriceTick]| -> BTreeSet<_> {
+        ticks.iter().map(|tick| (tick.instrument().clone(), tick.ts(), tick.seq())).collect()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        run(&input[..100]).await?;
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", &brokers).set("transactional.id", "another");
+        config.set("transaction.timeout.ms", "600000");
+        let producer: BaseProducer = config.create()?;
+        producer.init_transactions(LIMIT)?;
+        producer.begin_transaction()?;
+        for partition in 0..12 {
+            let record = BaseRecord::<(), str>::to(TOPIC).partition(partition).payload("no record");
+            producer.send(record).map_err(|(error, _)| error)?;
+        }
+        producer.flush(LIMIT)?;
+        tokio::time::timeout(LIMIT, run(&[])).await.map_err(|_| "the job waits for a transaction")??;
+        let job = run(&input[100..]);
+        tokio::pin!(job);
+        let early = tokio::time::timeout(Duration::from_secs(5), &mut job).await;
+        assert!(early.is_err(), "the job ended before its records were stored: {early:?}");
+        producer.abort_transaction(LIMIT)?;
+        tokio::time::timeout(LIMIT, job).await.map_err(|_| "the job does not end")??;
+        let mut stored = Vec::new();
+        for instrument in keys(&input).into_iter().map(|(instrument, ..)| instrument).collect::<BTreeSet<_>>()
+        {
+            let query = RangeQuery::new(instrument, TimeRange::ALL);
+            stored.extend(store.tick_stream(query).try_collect::<Vec<_>>().await?);
+        }
+        assert_eq!(keys(&stored), keys(&input));
+        bus.close().await?;
+        Ok(())
+    })
+}
+
+/// A broker, a database, and how the program is told of them.
 struct Rig {
     database: &'static str,
     broker: Spare,

@@ -151,6 +151,30 @@ async fn pass(time: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deleted_dead_letter_topic_is_created_again_if_the_ingest_has_its_settings() {
+    let dead = TopicName::new("crypto-prices.dlq").unwrap();
+    let specs = TopicCatalogue::standard().unwrap().specs().unwrap();
+    let spec = specs.into_iter().find(|spec| spec.name == dead).unwrap();
+    for (topic_again, letters) in [(Some(spec), 1), (None, 0)] {
+        let world = World::new(1_000).await;
+        let mut config = IngestConfig::default();
+        config.dead_letter_topic = topic_again;
+        let (stop, run) = world.start(config).await;
+        let outcomes = world.bus.delete_topics(std::slice::from_ref(&dead)).await.unwrap();
+        assert!(outcomes[0].result.is_ok());
+        world.bus.publish_one(&Message::new(topic(), "no record")).await.unwrap();
+        pass(30 * SECOND).await;
+        if letters == 0 {
+            assert_eq!(run.await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
+            continue;
+        }
+        assert_eq!((world.letters().await.len(), world.lag().await), (letters, Some(0)));
+        stop.cancel();
+        run.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
     let world = World::new(0).await;
     let (stop, run) = world.start(IngestConfig::default()).await;

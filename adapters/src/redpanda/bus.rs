@@ -69,6 +69,8 @@ pub struct RedpandaBus {
 struct Clients {
     admin: Option<Arc<AdminClient<KafkaContext>>>,
     query_client: Option<Arc<QueryClient>>,
+    /// The client that requests last stable offsets.
+    stable_client: Option<Arc<QueryClient>>,
     of_groups: Arc<groups::GroupClients>,
 }
 
@@ -135,19 +137,34 @@ impl RedpandaBus {
     }
 
     fn query_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
+        let config = || client_config::query_client(&self.config, None);
+        self.kept_client(|clients| &mut clients.query_client, config, operation)
+    }
+
+    fn stable_client(&self, operation: &'static str) -> Result<Arc<QueryClient>> {
+        let config = || client_config::stable_client(&self.config);
+        self.kept_client(|clients| &mut clients.stable_client, config, operation)
+    }
+
+    fn kept_client(
+        &self,
+        kept: impl FnOnce(&mut Clients) -> &mut Option<Arc<QueryClient>>,
+        config: impl FnOnce() -> ClientConfig,
+        operation: &'static str,
+    ) -> Result<Arc<QueryClient>> {
         let mut clients = self.clients();
-        if let Some(query_client) = &clients.query_client {
-            return Ok(query_client.clone());
+        let kept = kept(&mut clients);
+        if let Some(client) = kept {
+            return Ok(client.clone());
         }
         if self.phase() == Phase::Closed {
             return Err(error::closed(operation));
         }
-        let query_client =
-            client_config::query_client(&self.config, None).create_with_context(self.admin_context());
-        let query_client: QueryClient = query_client.map_err(|e| error::of(e, operation))?;
-        let query_client = Arc::new(query_client);
-        connect::serve(&query_client).map_err(|e| error::internal(operation, e))?;
-        Ok(clients.query_client.insert(query_client).clone())
+        let client: QueryClient =
+            config().create_with_context(self.admin_context()).map_err(|e| error::of(e, operation))?;
+        let client = Arc::new(client);
+        connect::serve(&client).map_err(|e| error::internal(operation, e))?;
+        Ok(kept.insert(client).clone())
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -344,11 +361,14 @@ impl MessageBus for RedpandaBus {
 
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.enter("groups").await?;
-        let (query_client, config) = (self.query_client("groups")?, self.config.clone());
+        let query_client = self.query_client("groups")?;
+        let (stable_client, config) = (self.stable_client("groups")?, self.config.clone());
         let (query, request_timeout, kept) =
             (query.clone(), self.request_timeout(), self.clients().of_groups.clone());
-        blocking("groups", move || groups::describe(&config, &query_client, &kept, &query, request_timeout))
-            .await
+        let describe = move || {
+            groups::describe(&config, [&query_client, &stable_client], &kept, &query, request_timeout)
+        };
+        blocking("groups", describe).await
     }
 
     async fn ping(&self) -> Result<BusStatus> {

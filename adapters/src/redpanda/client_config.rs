@@ -107,6 +107,10 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
 /// The space for the protocol's overhead of a message, in bytes.
 pub(super) const OVERHEAD: usize = 512;
 
+/// The maximum size of a response, and of a zstd batch after decompression. librdkafka triples its buffer until the batch
+/// fits, so it reads every batch up to a third of this size.
+const RECEIVED: u64 = 512 << 20;
+
 /// Returns the properties of members and readers.
 fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig {
     let mut set = common(config);
@@ -128,9 +132,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
         .set("isolation.level", "read_committed")
         .set("message.max.bytes", fetched.min(config.max_message_bytes as u64).to_string())
         .set("fetch.max.bytes", fetched.to_string())
-        // The property also bounds a zstd batch after decompression, but no other codec. The default would stop a
-        // reader at a batch of 100 MB.
-        .set("receive.message.max.bytes", MOST.to_string())
+        .set("receive.message.max.bytes", RECEIVED.to_string())
         .set("max.partition.fetch.bytes", fetched.min(1 << 20).to_string())
         .set("queued.max.messages.kbytes", (queued / 1_024).to_string())
         .set("queued.min.messages", "1000000")
@@ -180,6 +182,13 @@ pub(super) fn query_client(config: &RedpandaConfig, group: Option<&str>) -> Clie
     // The user's properties do not change this. The end of a partition is the end of its log, not the first open
     // transaction of any producer. An offset in an open transaction also does not delay the response.
     set.set("isolation.level", "read_uncommitted");
+    set
+}
+
+/// Returns the properties of the client that requests last stable offsets.
+pub(super) fn stable_client(config: &RedpandaConfig) -> ClientConfig {
+    let mut set = query_client(config, None);
+    set.set("isolation.level", "read_committed");
     set
 }
 

@@ -11,7 +11,7 @@
 //! | `qi_redpanda_queued_bytes` | gauge | client, group | bytes in librdkafka's send queue |
 //! | `qi_redpanda_round_trip_seconds` | histogram | client, group | a broker's mean round trip of one interval |
 //! | `qi_redpanda_consumer_lag` | gauge | group, topic, partition | messages between the commit and the end of a partition |
-//! | `qi_redpanda_unreadable_ranges_total` | counter | topic, partition | ranges of offsets that were passed over, because they cannot be decompressed |
+//! | `qi_redpanda_unreadable_ranges_total` | counter | topic, partition | ranges of offsets that were skipped, because they cannot be decompressed |
 //!
 //! `client` is `producer` or `consumer`. `group` is empty for all clients except group members. The values of several
 //! clients of one kind in a process are added.

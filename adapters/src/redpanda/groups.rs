@@ -55,10 +55,10 @@ impl GroupClients {
     }
 }
 
-/// Describes groups. Blocks the calling thread.
+/// Describes groups. Blocks. The second client requests last stable offsets.
 pub(super) fn describe(
     config: &RedpandaConfig,
-    query_client: &QueryClient,
+    [query_client, stable_client]: [&QueryClient; 2],
     kept: &GroupClients,
     query: &GroupQuery,
     limit: Duration,
@@ -71,8 +71,16 @@ pub(super) fn describe(
     };
     let wanted: Vec<_> = wanted.into_iter().collect();
     let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
-    let request = DescribeRequest { config, query_client, kept, topics: &query.topics, asked: &asked, limit };
-    // Each group needs a separate client, which mostly waits.
+    let request = DescribeRequest {
+        config,
+        query_client,
+        stable_client,
+        kept,
+        topics: &query.topics,
+        asked: &asked,
+        limit,
+    };
+    // Each group has a client of its own, which mostly waits.
     let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
         let shares: Vec<_> = wanted
@@ -105,6 +113,7 @@ type Commits = Option<BTreeMap<TopicPartition, u64>>;
 struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
     query_client: &'a QueryClient,
+    stable_client: &'a QueryClient,
     kept: Option<&'a GroupClients>,
     topics: &'a Selection<TopicName>,
     asked: &'a [TopicPartition],
@@ -160,14 +169,11 @@ impl DescribeRequest<'_> {
         let mut partitions = Vec::with_capacity(places.len());
         let ends = offsets::find_each(self.query_client, &places, OffsetSpec::Latest, self.limit);
         for (place, end) in ends.map_err(failed)? {
+            let committed = commits.get(&place).copied();
             match end {
-                Ok(end) => {
-                    let committed = commits.get(&place).copied();
-                    partitions.push(GroupPartition::new(place, committed, end));
-                }
-                // A partition without a leader must not fail the other partitions.
+                Ok(end) => partitions.push(GroupPartition::new(place, committed, end)),
+                // The other partitions do not fail for this one.
                 Err(error) if error::is_leaderless(&error) => {
-                    let committed = commits.get(&place).copied();
                     partitions.push(GroupPartition::new(place, committed, None));
                 }
                 // The topic was deleted in the meantime, or the principal is not allowed to describe it.
@@ -175,7 +181,26 @@ impl DescribeRequest<'_> {
                 Err(error) => return Err(failed(error)),
             }
         }
+        self.add_last_stable(&mut partitions);
         Ok(GroupInfo::new(group.clone(), state, members, partitions))
+    }
+
+    /// Adds the last stable offsets. A commit at the end proves that no transaction is open.
+    fn add_last_stable(self, partitions: &mut [GroupPartition]) {
+        let behind = partitions.iter().filter(|found| found.committed != found.end);
+        let behind: Vec<_> = behind.map(|found| found.partition.clone()).collect();
+        if behind.is_empty() {
+            return;
+        }
+        let stable = offsets::find_each(self.stable_client, &behind, OffsetSpec::Latest, self.limit);
+        let stable = stable.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the last stable offsets are not known");
+            BTreeMap::new()
+        });
+        for found in partitions.iter_mut().filter(|found| found.committed != found.end) {
+            let offset = stable.get(&found.partition).and_then(|offset| offset.as_ref().ok()).copied();
+            found.last_stable = offset.zip(found.end).map(|(offset, end)| offset.min(end));
+        }
     }
 
     fn commits(self, group: &GroupId) -> Result<Commits> {

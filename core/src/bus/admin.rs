@@ -338,7 +338,10 @@ pub struct GroupPartition {
     pub committed: Option<u64>,
     /// The high watermark: the offset of the next message. None if it is unknown, because the partition has no leader.
     pub end: Option<u64>,
-    /// The high watermark minus the commit. None without a commit or without a known high watermark.
+    /// The last stable offset: a reader receives the message at this offset, and later ones, after the first open
+    /// transaction has ended. Equal to `end` without an open transaction. None while it is unknown.
+    pub last_stable: Option<u64>,
+    /// The end minus the commit; None without a commit or a known end.
     pub lag: Option<u64>,
 }
 
@@ -347,7 +350,14 @@ impl GroupPartition {
     pub fn new(partition: TopicPartition, committed: Option<u64>, end: impl Into<Option<u64>>) -> Self {
         let end = end.into();
         let lag = committed.zip(end).map(|(next, end)| end.saturating_sub(next));
-        Self { partition, committed, end, lag }
+        Self { partition, committed, end, last_stable: end, lag }
+    }
+
+    /// Sets the last stable offset of a partition, which is `end` by default.
+    #[must_use]
+    pub fn with_last_stable(mut self, offset: Option<u64>) -> Self {
+        self.last_stable = offset;
+        self
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bus::{Codec, DeadLetters};
+use crate::bus::{Codec, DeadLetters, TopicSpec};
 use crate::{Backoff, Error, Result};
 
 /// The settings of [`super::Ingest`].
@@ -22,8 +22,11 @@ pub struct IngestConfig {
     pub backoff: Backoff,
     /// The topic of the dead letters. Defaults to the topic of the message plus `.dlq`.
     pub dead_letters: DeadLetters,
-    /// The message formats that the ingest reads. A message without the header `content-type` is read with the first
-    /// format. Defaults to an empty list, which selects every [`crate::bus::Encoding`].
+    /// The topic to create again if it was deleted while the ingest runs. Defaults to None: the ingest then ends with
+    /// `NotFound` at the next dead letter.
+    pub dead_letter_topic: Option<TopicSpec>,
+    /// The formats that are read. The first one reads messages without the header `content-type`. Defaults to an empty
+    /// list, which stands for every [`crate::bus::Encoding`].
     pub codecs: Vec<Arc<dyn Codec>>,
 }
 
@@ -35,6 +38,7 @@ impl Default for IngestConfig {
             commit_interval: Duration::from_millis(100),
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)).with_jitter(0.5),
             dead_letters: DeadLetters::default(),
+            dead_letter_topic: None,
             codecs: Vec::new(),
         }
     }
@@ -76,7 +80,14 @@ impl IngestConfig {
         self
     }
 
-    /// Sets the message formats that the ingest reads.
+    /// Sets the topic to create again if it was deleted while the ingest runs.
+    #[must_use]
+    pub fn with_dead_letter_topic(mut self, topic: TopicSpec) -> Self {
+        self.dead_letter_topic = Some(topic);
+        self
+    }
+
+    /// Sets the formats that are read.
     #[must_use]
     pub fn with_codecs(mut self, codecs: Vec<Arc<dyn Codec>>) -> Self {
         self.codecs = codecs;

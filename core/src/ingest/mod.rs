@@ -39,7 +39,8 @@ pub use progress::IngestProgress;
 
 use crate::agent::{Agent, AgentContext, ExitReason};
 use crate::bus::{
-    MessageBus, MessageBusExt as _, Notice, Positions, Subscribe, Subscription, TopicPartition,
+    MessageBus, MessageBusExt as _, Notice, Positions, RejectedMessage, Subscribe, Subscription,
+    TopicPartition, TopicState,
 };
 use crate::deadline::later;
 use crate::telemetry::{
@@ -144,13 +145,31 @@ async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: Cance
         }
     }
     if !batch.rejected.is_empty() {
-        let publish = || -> BoxFuture<'_, Result<()>> {
-            Box::pin(bus.send_dead_letters(&batch.rejected, &config.dead_letters))
-        };
+        let publish =
+            || -> BoxFuture<'_, Result<()>> { Box::pin(send_dead_letters(&**bus, &batch.rejected, config)) };
         parts.retry(&stages, Stage::DeadLetters, &stop, publish).await?;
     }
     progress.add(records.len(), batch.rejected.len());
     Ok(())
+}
+
+/// Publishes dead letters. If their topic was deleted, it is created again and the error is retryable.
+async fn send_dead_letters(
+    bus: &dyn MessageBus,
+    rejected: &[RejectedMessage],
+    config: &IngestConfig,
+) -> Result<()> {
+    let sent = bus.send_dead_letters(rejected, &config.dead_letters).await;
+    let (Err(error), Some(topic)) = (&sent, &config.dead_letter_topic) else { return sent };
+    if error.kind() != ErrorKind::NotFound {
+        return sent;
+    }
+    for outcome in bus.create_topics(std::slice::from_ref(topic)).await? {
+        if outcome.result? == TopicState::Created {
+            tracing::warn!(topic = %topic.name, "the dead letter topic did not exist and was created");
+        }
+    }
+    sent.map_err(|error| error.with_retry(RetryAdvice::Backoff))
 }
 
 /// Waits for the write in progress.

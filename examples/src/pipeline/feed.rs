@@ -86,7 +86,7 @@ impl<T: Record> Feed<T> {
                     if !delivered(sending.take()).await? {
                         return Ok(());
                     }
-                    if cx.until_cancelled(caught_up(&*self.bus, query)).await.is_none() {
+                    if cx.until_cancelled(caught_up(&*self.bus, query, &self.tally)).await.is_none() {
                         return Ok(());
                     }
                     numbering.restart();
@@ -173,6 +173,9 @@ impl Delivery {
                     let outcomes = report.outcomes();
                     if let Some(error) = outcomes.iter().filter_map(|o| o.as_ref().err()).find_map(for_good) {
                         return Err(error);
+                    }
+                    if let Some(topic) = batch.first().map(|message| &message.topic) {
+                        self.tally.delivered(topic, outcomes.iter().flatten());
                     }
                     let unknown = report.failed(DeliveryState::Unknown).count() as u64;
                     let mut outcomes = outcomes.iter();

@@ -206,7 +206,10 @@ impl Job {
         let (topic, group) = (TopicName::new(T::DATASET.topic())?, GroupId::new(GROUP)?);
         let writer = {
             let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
-            let config = self.ingest.clone();
+            let mut config = self.ingest.clone();
+            let dead_letters = config.dead_letters.topic_for(&topic)?;
+            let specs = self.catalogue.specs()?;
+            config.dead_letter_topic = specs.into_iter().find(|spec| spec.name == dead_letters);
             let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
             // After a kill, the next writer with this static member name continues without the session timeout.
             request.member.clone_from(&self.member);
@@ -252,7 +255,7 @@ impl Job {
             .run_until(async {
                 tokio::select! {
                     () = self.stop.gently.cancelled() => {}
-                    () = drained(&handle, &*self.bus, &query) => {}
+                    () = drained(&handle, &*self.bus, &query, &self.tally) => {}
                 }
             })
             .await;
@@ -261,20 +264,21 @@ impl Job {
     }
 }
 
-/// Returns once the feed has ended and no message is left to read on the writer's topic. Commits of the group in other
-/// topics do not count. A failed look-up is repeated. If the error is permanent, the writer fails for the same reason
-/// and ends the job.
-async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery) {
+/// Returns once the feed has ended and nothing is left to read on the writer's topic. What the group has committed in
+/// other topics does not count. A look-up that fails is made again: if it cannot help, the writer fails for the same
+/// reason and ends the job.
+async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
         return std::future::pending().await;
     }
-    caught_up(bus, query).await;
+    caught_up(bus, query, tally).await;
 }
 
-/// Returns once the group has processed all messages that were on the topics of the query at the first look-up. Later
-/// messages of other producers do not count.
-async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
+/// Returns once the group has processed everything that was on the topics of the query at the first look. Messages that
+/// arrive later, from other producers, do not count. The group cannot receive what lies behind an open transaction: it
+/// counts only where the feed published it.
+async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
     let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
     for looks in 1.. {
@@ -289,7 +293,8 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
                     // A topic that was deleted and created again ends before the end of the first look-up.
                     let end =
                         ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
-                    found.committed < end
+                    let stable = found.last_stable.map(|offset| offset.max(tally.end(&found.partition)));
+                    found.committed < stable.map_or(end, |stable| end.min(Some(stable)))
                 });
                 if left.next().is_none() {
                     return;
@@ -313,7 +318,7 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery) {
 #[cfg(test)]
 mod tests {
     use qi_core::ErrorKind;
-    use qi_core::bus::{GroupInfo, GroupPartition, GroupState};
+    use qi_core::bus::{Delivery, GroupInfo, GroupPartition, GroupState};
     use qi_testkit::mock::MockBus;
     use tokio::time::Instant;
 
@@ -343,7 +348,9 @@ mod tests {
         let topic = TopicName::new("t").unwrap();
         let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic));
         let since = Instant::now();
-        tokio::time::timeout(Duration::from_hours(24), caught_up(&bus, &query)).await.ok()?;
+        tokio::time::timeout(Duration::from_hours(24), caught_up(&bus, &query, &Tally::default()))
+            .await
+            .ok()?;
         Some((requests.load(std::sync::atomic::Ordering::SeqCst), since.elapsed()))
     }
 
@@ -359,6 +366,27 @@ mod tests {
         assert_eq!(wait_over(again).await.unwrap().0, 3);
         // A topic that was deleted.
         assert_eq!(wait_over(&[Some(&[(Some(5), Some(10))]), Some(&[])]).await.unwrap().0, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_transaction_delays_the_job_only_before_its_own_records() {
+        let topic = TopicName::new("t").unwrap();
+        let partition = TopicPartition::new(topic.clone(), 0);
+        let (found, mut bus) = (partition.clone(), MockBus::new());
+        bus.expect_groups().returning(move |_| {
+            let found = GroupPartition::new(found.clone(), Some(5), 9).with_last_stable(Some(5));
+            Ok(vec![GroupInfo::new(GroupId::new("g")?, GroupState::Stable, Vec::new(), vec![found])])
+        });
+        let query = GroupQuery::one(GroupId::new("g").unwrap()).with_topics(Selection::one(topic.clone()));
+        let tally = Tally::default();
+        let wait = async |tally: &Tally| {
+            tokio::time::timeout(Duration::from_hours(1), caught_up(&bus, &query, tally)).await.is_ok()
+        };
+        let delivery = |offset| Delivery { partition: 0, offset, timestamp: None };
+        tally.delivered(&topic, [delivery(4), delivery(3)].iter());
+        assert!(wait(&tally).await, "everything before the transaction is committed");
+        tally.delivered(&topic, [delivery(7)].iter());
+        assert!(!wait(&tally).await, "the message at offset 7 is not stored");
     }
 
     #[tokio::test(start_paused = true)]

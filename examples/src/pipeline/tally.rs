@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use qi_core::bus::{Delivery, TopicName, TopicPartition};
 use qi_core::{Error, IngestProgress, Instrument};
 
 /// The number of bad lines that are kept for display. All are counted.
@@ -19,6 +20,8 @@ pub struct Tally {
     bad: AtomicU64,
     shown: Mutex<Vec<Error>>,
     instruments: Mutex<BTreeMap<Instrument, u64>>,
+    /// The offset after the last acknowledged message of each partition.
+    ends: Mutex<BTreeMap<TopicPartition, u64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,6 +75,20 @@ impl Tally {
                 counts.insert(instrument.clone(), 1);
             }
         }
+    }
+
+    /// Notes the offsets of acknowledged messages.
+    pub(super) fn delivered<'a>(&self, topic: &TopicName, deliveries: impl Iterator<Item = &'a Delivery>) {
+        let mut ends = lock(&self.ends);
+        for delivery in deliveries {
+            let end = ends.entry(TopicPartition::new(topic.clone(), delivery.partition)).or_default();
+            *end = (*end).max(delivery.offset + 1);
+        }
+    }
+
+    /// Returns the offset after the last acknowledged message of a partition, or 0.
+    pub(super) fn end(&self, partition: &TopicPartition) -> u64 {
+        lock(&self.ends).get(partition).copied().unwrap_or_default()
     }
 
     pub(super) fn again(&self, messages: u64) {

@@ -2,6 +2,7 @@
 //! only inside `recv`.
 
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
 
 use qi_core::bus::TopicPartition;
 use rdkafka::config::RDKafkaLogLevel;
@@ -11,6 +12,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
+use super::unreadable::UnreadableBatch;
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::offsets;
 
@@ -27,6 +29,8 @@ pub(super) struct Rebalance {
 pub(super) struct RebalanceContext {
     pub(super) connection: KafkaContext,
     events: Sender<Rebalance>,
+    /// The batch that the error of the current poll names.
+    unreadable: Mutex<Option<UnreadableBatch>>,
 }
 
 pub(super) type Client = BaseConsumer<RebalanceContext>;
@@ -36,7 +40,12 @@ impl RebalanceContext {
     /// events are acknowledged immediately.
     pub(super) fn new(connection: KafkaContext) -> (Self, Receiver<Rebalance>) {
         let (events, queue) = mpsc::channel();
-        (Self { connection, events }, queue)
+        (Self { connection, events, unreadable: Mutex::default() }, queue)
+    }
+
+    /// Takes the batch that the error of the last poll names. None for any other error.
+    pub(super) fn take_unreadable(&self) -> Option<UnreadableBatch> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -72,6 +81,7 @@ impl ClientContext for RebalanceContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = UnreadableBatch::of(reason);
         self.connection.error(error, reason);
     }
 }

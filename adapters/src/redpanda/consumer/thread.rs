@@ -33,7 +33,7 @@ use super::end_probe::{self, EndProbe};
 use super::fetch_buffer::{FetchBuffer, PolledBatch};
 use super::rebalance::{Client, Rebalance, RebalanceContext};
 use super::record_batch::RecordBatchBuilder;
-use super::unreadable;
+use super::unreadable::UnreadableBatch;
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
@@ -182,7 +182,8 @@ pub(in crate::redpanda) struct ConsumerThread {
     /// The check for topics that were deleted or created again.
     topic_check: Check,
     deleted: BTreeSet<TopicName>,
-    /// The check for batches that cannot be decompressed.
+    /// Batches that cannot be decompressed, whose partitions are not known yet.
+    unreadable: BTreeSet<UnreadableBatch>,
     unreadable_check: Check,
     end_probe: EndProbe,
     /// The number of messages and bytes in the last record batch.
@@ -229,6 +230,7 @@ impl ConsumerThread {
             offset_check: Check::default(),
             topic_check: Check::default(),
             deleted: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             unreadable_check: Check::default(),
             end_probe: EndProbe::default(),
             last_batch: (0, 0),

@@ -1,28 +1,55 @@
-//! Record batches that librdkafka cannot decompress. librdkafka reports an error without the partition and the offset,
-//! and fetches the same batch again indefinitely.
+//! Record batches that librdkafka cannot decompress. It fetches such a batch again and again.
 //!
-//! A separate client, the probe, reads one partition from one offset. It receives a message, the end of the partition
-//! or the error. Probes first find the partition, and then the first readable offset after the batch. The offsets in
-//! between become one message without a payload. No codec accepts this message, so it becomes a dead letter.
+//! The text of librdkafka's error names the first offset and the size of the batch, but not the partition. A client of its
+//! own, the probe, reads one partition from one offset, and gets a message, the end, or an error that names the batch at
+//! this offset. By such probes the partition is found, and then the first offset behind the batch. The offsets of the
+//! batch become one message without a payload, which no codec accepts, so that it becomes a dead letter.
+//!
+//! A probe has a low limit for decompressed batches, so its error names a large batch within milliseconds. Such an error
+//! does not prove that the consumer cannot read the batch. A second probe with the consumer's limit proves it once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::TopicPartition;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message as _;
+use rdkafka::{ClientConfig, ClientContext};
 
 use super::assignment::Assignment;
 use crate::redpanda::error;
 use crate::redpanda::offsets::{self, OffsetSpec};
 
-/// The maximum duration of one probe. A batch of 2 GiB takes some seconds.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The maximum wait of one poll of a probe.
+/// The maximum duration of one probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum duration of a probe with the consumer's limit. A batch of 2 GiB takes some seconds.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time of one wait for the answer of a probe.
 const POLL: Duration = Duration::from_millis(100);
-/// The number of offsets in a range that are probed again before the range is skipped.
-const SAMPLES: u64 = 8;
+/// The maximum size of a response to a probe, and of a zstd batch after decompression.
+const PROBE_BYTES: u64 = 16 << 20;
+/// The maximum number of consecutive batches that are skipped at once.
+const MAX_RANGES: usize = 32;
+
+/// A batch that librdkafka cannot decompress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct UnreadableBatch {
+    first: u64,
+    /// The size of the compressed records in bytes.
+    bytes: u64,
+}
+
+impl UnreadableBatch {
+    /// Returns the batch that an error of librdkafka names.
+    pub(super) fn of(reason: &str) -> Option<Self> {
+        let (_, rest) = reason.strip_prefix("Decompression (codec ")?.split_once(") of message at ")?;
+        let (first, rest) = rest.split_once(" of ")?;
+        let (bytes, _) = rest.split_once(" bytes failed")?;
+        Some(Self { first: first.parse().ok()?, bytes: bytes.parse().ok()? })
+    }
+}
 
 /// A partition that may have an unreadable batch at its fetch offset.
 #[derive(Debug, Clone)]
@@ -36,131 +63,236 @@ pub(super) struct Suspect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) first: u64,
-    /// The next readable offset, or the end of the partition.
+    /// The first offset behind the range.
     pub(super) next: u64,
 }
 
-/// Returns whether librdkafka received a batch that it cannot decompress.
-pub(super) fn is_unreadable(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::MessageConsumption(Code::BadCompression))
-}
-
-/// Returns the partitions that librdkafka fetches.
-pub(super) fn suspects(assignment: &Assignment) -> Vec<Suspect> {
+/// Returns the partitions that librdkafka reads. A partition whose fetch offset is close to one of the batches comes
+/// first.
+pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBatch>) -> Vec<Suspect> {
     let read = assignment.partitions.iter().filter(|(_, state)| !state.paused && state.failed.is_none());
-    read.map(|(partition, state)| Suspect {
-        partition: partition.clone(),
-        generation: state.generation,
-        fetch_offset: state.fetch_offset,
-    })
-    .collect()
+    let mut suspects: Vec<_> = read
+        .map(|(partition, state)| Suspect {
+            partition: partition.clone(),
+            generation: state.generation,
+            fetch_offset: state.fetch_offset,
+        })
+        .collect();
+    suspects.sort_by_key(|suspect| {
+        batches.iter().map(|batch| batch.first.abs_diff(suspect.fetch_offset)).min().unwrap_or(u64::MAX)
+    });
+    suspects
 }
 
-/// Finds the unreadable ranges at the fetch offsets. Calls `found` as soon as the batch of a partition is known to be
-/// unreadable, and later `passed` with its range. Returns whether all partitions were probed.
-pub(super) fn find<C: ConsumerContext>(
-    client: &BaseConsumer<C>,
-    config: &ClientConfig,
-    suspects: &[Suspect],
-    limit: Duration,
-    is_closing: impl Fn() -> bool,
-    found: impl Fn(&Suspect),
-    passed: impl Fn(&Suspect, Option<Range>),
-) -> bool {
-    // The messages of an open transaction are after the last offset that can be read.
-    let partitions = suspects.iter().map(|suspect| &suspect.partition);
-    let ends = offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
-        tracing::debug!(%error, "the ends of partitions are not known");
-        BTreeMap::new()
-    });
-    let mut all = true;
-    for suspect in suspects {
-        let end = match ends.get(&suspect.partition) {
-            Some(Ok(end)) => *end,
-            Some(Err(error)) if error::is_gone(error) || error::is_hidden(error) => continue,
-            _ => {
-                all = false;
+/// The state of an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// A message or the end follows.
+    Readable,
+    /// The offset belongs to this batch, or only offsets without a message precede the batch.
+    Unreadable(UnreadableBatch),
+}
+
+/// A search for unreadable batches.
+pub(super) struct Search<'a> {
+    pub(super) config: &'a ClientConfig,
+    /// The batches of unknown partitions.
+    pub(super) batches: &'a BTreeSet<UnreadableBatch>,
+    pub(super) is_closing: &'a dyn Fn() -> bool,
+}
+
+impl Search<'_> {
+    /// Finds the unreadable ranges at the fetch offsets. `found` is called for a partition as soon as its batch is known,
+    /// and `skipped` with its ranges. Returns whether all batches were found or all partitions were probed.
+    pub(super) fn run<C: ConsumerContext>(
+        &self,
+        client: &BaseConsumer<C>,
+        suspects: &[Suspect],
+        limit: Duration,
+        found: impl Fn(&Suspect),
+        skipped: impl Fn(&Suspect, Vec<Range>),
+    ) -> bool {
+        let partitions = suspects.iter().map(|suspect| &suspect.partition);
+        // The end of an open transaction is behind the last offset that can be read.
+        let ends =
+            offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
+                tracing::debug!(%error, "the ends of partitions are not known");
+                BTreeMap::new()
+            });
+        let Some(probe) = self.probe(true) else { return false };
+        let (mut all, mut left) = (true, self.batches.clone());
+        for suspect in suspects {
+            if left.is_empty() {
+                return true;
+            }
+            let end = match ends.get(&suspect.partition) {
+                Some(Ok(end)) => *end,
+                Some(Err(error)) if error::is_gone(error) || error::is_hidden(error) => continue,
+                _ => {
+                    all = false;
+                    continue;
+                }
+            };
+            if end <= suspect.fetch_offset {
                 continue;
             }
-        };
-        if end <= suspect.fetch_offset {
-            continue;
-        }
-        let readable = |offset| {
-            if is_closing() { None } else { is_readable(config, &suspect.partition, offset) }
-        };
-        match readable(suspect.fetch_offset) {
-            Some(true) => {}
-            None => all = false,
-            Some(false) => {
-                found(suspect);
-                let next = first_readable(suspect.fetch_offset, end, readable);
-                all &= next.is_some();
-                passed(suspect, next.map(|next| Range { first: suspect.fetch_offset, next }));
+            match self.ask(&probe, &suspect.partition, suspect.fetch_offset) {
+                Some(Answer::Readable) => {}
+                None => all = false,
+                Some(Answer::Unreadable(batch)) if left.contains(&batch) => {
+                    found(suspect);
+                    let ask = |offset| self.ask(&probe, &suspect.partition, offset);
+                    let confirm = |offset| self.confirm(&suspect.partition, offset);
+                    let ranges = ranges(suspect.fetch_offset, end, ask, confirm);
+                    if !ranges.is_empty() {
+                        left.remove(&batch);
+                    }
+                    skipped(suspect, ranges);
+                }
+                // librdkafka has not reported the batch. Either the consumer can read it, or its error follows.
+                Some(Answer::Unreadable(_)) => {}
             }
         }
+        all
     }
-    all
+
+    /// Creates a probe.
+    fn probe(&self, is_limited: bool) -> Option<BaseConsumer<ProbeContext>> {
+        ProbeContext::client(self.config, self.batches, is_limited)
+            .inspect_err(|error| tracing::warn!(%error, "unreadable batches cannot be probed"))
+            .ok()
+    }
+
+    fn ask(
+        &self,
+        probe: &BaseConsumer<ProbeContext>,
+        partition: &TopicPartition,
+        offset: u64,
+    ) -> Option<Answer> {
+        ask(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
+    }
+
+    /// Asks a probe with the limit of the consumer.
+    fn confirm(&self, partition: &TopicPartition, offset: u64) -> Option<Answer> {
+        let probe = self.probe(false)?;
+        ask(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
+    }
 }
 
-/// Returns whether a partition can be read from an offset, or None if this is unknown.
-fn is_readable(config: &ClientConfig, partition: &TopicPartition, offset: u64) -> Option<bool> {
-    let mut config = config.clone();
-    config
-        .remove("group.instance.id")
-        .set("enable.partition.eof", "true")
-        .set("statistics.interval.ms", "0")
-        .set("queued.max.messages.kbytes", "1024")
-        .set("max.partition.fetch.bytes", "1024");
-    // A separate client for each offset, because a late response for another offset must not count for this offset.
-    let probe: BaseConsumer = config.create().ok()?;
-    probe.assign(&offsets::list([(partition, offsets::offset(offset))]).ok()?).ok()?;
-    let deadline = Instant::now() + PROBE_TIMEOUT;
-    while Instant::now() < deadline {
-        match probe.poll(POLL) {
-            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Some(true),
-            Some(Err(error)) if is_unreadable(&error) => return Some(false),
-            Some(Err(error)) => tracing::debug!(%error, "a probe continues after an error"),
-            None => {}
+/// Returns the consecutive unreadable ranges from `first` on, one for each batch. A range whose end is not known ends the
+/// search.
+fn ranges(
+    first: u64,
+    end: u64,
+    ask: impl Fn(u64) -> Option<Answer>,
+    confirm: impl Fn(u64) -> Option<Answer>,
+) -> Vec<Range> {
+    let (mut ranges, mut at) = (Vec::new(), first);
+    while at < end && ranges.len() < MAX_RANGES {
+        let Some(answer @ Answer::Unreadable(batch)) = ask(at) else { break };
+        if confirm(at) != Some(answer) {
+            break;
         }
+        let begin = at.max(batch.first);
+        let Some(next) = end_of(batch, begin, end, &ask) else { break };
+        ranges.push(Range { first: begin, next });
+        at = next;
     }
-    None
+    ranges
 }
 
-/// Returns the first readable offset after `first`, which is not readable, or `end`. Returns None if a
-/// probe has no result.
-///
-/// Readable offsets between two unreadable batches are found if a probe hits them. The steps double, the remaining
-/// range is halved, and then it is sampled.
-fn first_readable(first: u64, end: u64, readable: impl Fn(u64) -> Option<bool>) -> Option<u64> {
-    let (mut unreadable, mut next, mut step) = (first, end, 1);
-    while let Some(offset) = first.checked_add(step).filter(|offset| *offset < end) {
-        if readable(offset)? {
+/// Returns the first offset behind a batch that holds the offset `at`, or `end`. None if a probe has no answer. The steps
+/// double, and the range that they leave is halved.
+fn end_of(batch: UnreadableBatch, at: u64, end: u64, ask: impl Fn(u64) -> Option<Answer>) -> Option<u64> {
+    let belongs = |offset| ask(offset).map(|answer| answer == Answer::Unreadable(batch));
+    let (mut inside, mut next, mut step) = (at, end, 1);
+    while let Some(offset) = at.checked_add(step).filter(|offset| *offset < end) {
+        if !belongs(offset)? {
             next = offset;
             break;
         }
-        (unreadable, step) = (offset, step.saturating_mul(2));
+        (inside, step) = (offset, step.saturating_mul(2));
     }
-    loop {
-        while next - unreadable > 1 {
-            let middle = unreadable + (next - unreadable) / 2;
-            if readable(middle)? { next = middle } else { unreadable = middle }
-        }
-        let stride = (next - first).div_ceil(SAMPLES + 1).max(1);
-        let mut samples = (1..=SAMPLES).map(|n| first + n * stride).filter(|offset| *offset < next);
-        let (mut before, mut met) = (first, None);
-        for offset in samples.by_ref() {
-            if readable(offset)? {
-                met = Some(offset);
-                break;
-            }
-            before = offset;
-        }
-        match met {
-            Some(offset) => (unreadable, next) = (before, offset),
-            None => return Some(next),
-        }
+    while next - inside > 1 {
+        let middle = inside + (next - inside) / 2;
+        if belongs(middle)? { inside = middle } else { next = middle }
     }
+    Some(next)
+}
+
+/// The context of a probe: the batch that the error of the current poll names.
+#[derive(Debug, Default)]
+struct ProbeContext(Mutex<Option<UnreadableBatch>>);
+
+impl ProbeContext {
+    fn client(
+        config: &ClientConfig,
+        batches: &BTreeSet<UnreadableBatch>,
+        is_limited: bool,
+    ) -> KafkaResult<BaseConsumer<Self>> {
+        let mut config = config.clone();
+        config
+            .remove("group.instance.id")
+            .set("enable.partition.eof", "true")
+            .set("statistics.interval.ms", "0")
+            .set("queued.max.messages.kbytes", "1024")
+            .set("max.partition.fetch.bytes", "1024");
+        if is_limited {
+            let allowed = config.get("receive.message.max.bytes").and_then(|bytes| bytes.parse().ok());
+            // A response holds the batch, even if the batch is larger than the limit of the request.
+            let largest = batches.iter().map(|batch| batch.bytes).max().unwrap_or_default();
+            let received = PROBE_BYTES.max(largest.saturating_mul(2)).min(allowed.unwrap_or(u64::MAX));
+            let fetched = received.saturating_sub(512).min(1 << 20);
+            config
+                .set("receive.message.max.bytes", received.to_string())
+                .set("fetch.max.bytes", fetched.to_string())
+                .set("message.max.bytes", fetched.to_string())
+                .set("fetch.error.backoff.ms", "0");
+        }
+        config.create_with_context(Self::default())
+    }
+
+    fn take(&self) -> Option<UnreadableBatch> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for ProbeContext {
+    fn error(&self, _: KafkaError, reason: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = UnreadableBatch::of(reason);
+    }
+}
+
+impl ConsumerContext for ProbeContext {}
+
+/// Reads a partition from an offset. None if there is no answer. librdkafka drops the answers of an earlier assignment.
+fn ask(
+    probe: &BaseConsumer<ProbeContext>,
+    partition: &TopicPartition,
+    offset: u64,
+    timeout: Duration,
+    is_closing: &dyn Fn() -> bool,
+) -> Option<Answer> {
+    probe.assign(&offsets::list([(partition, offsets::offset(offset))]).ok()?).ok()?;
+    let deadline = Instant::now() + timeout;
+    let answer = loop {
+        if Instant::now() >= deadline || is_closing() {
+            break None;
+        }
+        match probe.poll(POLL) {
+            Some(Ok(message)) if message.offset().cast_unsigned() >= offset => break Some(Answer::Readable),
+            Some(Err(KafkaError::PartitionEOF(_))) => break Some(Answer::Readable),
+            Some(Err(error)) => match probe.context().take() {
+                Some(batch) => break Some(Answer::Unreadable(batch)),
+                None => tracing::debug!(%error, "a probe continues after an error"),
+            },
+            Some(Ok(_)) | None => {}
+        }
+    };
+    if let Err(error) = probe.unassign() {
+        tracing::debug!(%error, "a probe continues to fetch");
+    }
+    answer
 }
 
 #[cfg(test)]
@@ -169,33 +301,67 @@ mod tests {
 
     use super::*;
 
+    /// A log of batches. Each has a first offset and whether it can be read; the next one begins where it ends.
+    fn answer(log: &[(u64, bool)], offset: u64) -> Answer {
+        let at = log.partition_point(|(first, _)| *first <= offset) - 1;
+        let (first, readable) = log[at];
+        if readable { Answer::Readable } else { Answer::Unreadable(UnreadableBatch { first, bytes: 7 }) }
+    }
+
     #[test]
-    fn the_first_offset_behind_an_unreadable_batch_is_found_in_few_probes() {
-        for (first, next, end) in
-            [(0, 1, 2), (0, 1, 1), (7, 2_607, 2_608), (7, 2_607, 1 << 40), (5, 9, 9), (0, 1 << 30, 1 << 31)]
+    fn the_error_of_a_batch_names_its_offset_and_size() {
+        let reason =
+            "Decompression (codec 0x4) of message at 12 of 345 bytes failed: Local: Invalid compressed data";
+        assert_eq!(UnreadableBatch::of(reason), Some(UnreadableBatch { first: 12, bytes: 345 }));
+        for other in
+            ["", "Message at offset 5 (7 bytes) failed CRC32 check", "Decompression (codec 0x4) of x"]
         {
-            let probes = Cell::new(0);
-            let readable = |offset| {
-                probes.set(probes.get() + 1);
-                assert!(offset > first && offset < end);
-                Some(offset >= next)
-            };
-            assert_eq!(first_readable(first, end, readable), Some(next));
-            assert!(probes.get() <= 72, "{probes:?}");
+            assert_eq!(UnreadableBatch::of(other), None);
         }
     }
 
     #[test]
-    fn a_readable_batch_between_unreadable_ones_is_kept() {
-        let readable = |offset| Some((10..13).contains(&offset) || (100..=150).contains(&offset));
-        assert_eq!(first_readable(0, 1_000, readable), Some(10), "a sample meets it");
-        assert_eq!(first_readable(9, 1_000, readable), Some(10));
-        assert_eq!(first_readable(13, 1_000, readable), Some(100));
+    fn the_first_offset_behind_a_batch_is_found_in_few_probes() {
+        for (first, next, end) in
+            [(0, 1, 2), (0, 1, 1), (7, 2_607, 2_608), (7, 2_607, 1 << 40), (5, 9, 9), (0, 1 << 30, 1 << 31)]
+        {
+            let (probes, log) = (Cell::new(0), [(first, false), (next, true)]);
+            let ask = |offset| {
+                probes.set(probes.get() + 1);
+                assert!(offset < end);
+                Some(answer(&log, offset))
+            };
+            assert_eq!(ranges(first, end, ask, |offset| Some(answer(&log, offset))), [Range { first, next }]);
+            assert!(probes.get() <= 64, "{probes:?}");
+        }
     }
 
     #[test]
-    fn nothing_is_passed_over_without_an_answer() {
-        let readable = |offset| (offset != 4).then_some(offset > 5);
-        assert_eq!(first_readable(0, 9, readable), None);
+    fn every_readable_batch_is_kept() {
+        let log = [(0, false), (10, true), (13, false), (100, false), (400, true), (450, false)];
+        let ask = |offset| Some(answer(&log, offset));
+        let range = |first, next| Range { first, next };
+        assert_eq!(ranges(4, 1_000, ask, ask), [range(4, 10)], "from the middle of a batch");
+        assert_eq!(ranges(13, 1_000, ask, ask), [range(13, 100), range(100, 400)]);
+        assert_eq!(ranges(450, 451, ask, ask), [range(450, 451)]);
+        assert_eq!(ranges(11, 1_000, ask, ask), []);
+    }
+
+    #[test]
+    fn a_batch_that_only_the_limit_of_the_probe_rejects_is_kept() {
+        let log = [(0, false), (10, false), (20, true)];
+        let confirm = |offset| Some(if offset < 10 { answer(&log, offset) } else { Answer::Readable });
+        assert_eq!(
+            ranges(0, 30, |offset| Some(answer(&log, offset)), confirm),
+            [Range { first: 0, next: 10 }]
+        );
+    }
+
+    #[test]
+    fn nothing_is_skipped_without_an_answer() {
+        let log = [(0, false), (6, true)];
+        let ask = |offset| (offset != 4).then(|| answer(&log, offset));
+        assert_eq!(ranges(0, 9, ask, ask), []);
+        assert_eq!(ranges(0, 9, |offset| Some(answer(&log, offset)), |_| None), []);
     }
 }

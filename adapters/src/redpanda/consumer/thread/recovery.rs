@@ -10,10 +10,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
 use rdkafka::Offset;
 
-use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets, unreadable};
+use super::{Client, ConsumerThread, METADATA_RECHECK, RETRY_BACKOFF, error, offsets};
 use crate::redpanda::connect::KafkaContext;
 use crate::redpanda::consumer::record_batch::RecordBatch;
-use crate::redpanda::consumer::unreadable::{Range, Suspect};
+use crate::redpanda::consumer::unreadable::{self, Range, Search, Suspect};
 use crate::redpanda::offsets::OffsetSpec;
 
 /// A partition with its fetch offset and generation.
@@ -38,8 +38,9 @@ impl ConsumerThread {
             self.end_probe.reached(&self.assignment, *number);
             return;
         }
-        if unreadable::is_unreadable(error) {
-            // librdkafka fetches the batch again, so the event is repeated.
+        if let Some(batch) = self.client.context().take_unreadable() {
+            // librdkafka fetches the batch again, so the event comes again.
+            self.unreadable.insert(batch);
             self.unreadable_check.request(RETRY_BACKOFF);
             return;
         }
@@ -121,13 +122,17 @@ impl ConsumerThread {
         }
     }
 
-    /// Searches for batches that librdkafka cannot decompress, and skips them. Other partitions
-    /// continue in the meantime.
+    /// Looks for batches that librdkafka cannot decompress, and skips them. Other partitions are read meanwhile.
     pub(super) fn check_unreadable(&mut self) {
         if !self.unreadable_check.start() {
             return;
         }
-        let suspects = unreadable::suspects(&self.assignment);
+        let batches = std::mem::take(&mut self.unreadable);
+        if batches.is_empty() {
+            self.unreadable_check.finish();
+            return;
+        }
+        let suspects = unreadable::suspects(&self.assignment, &batches);
         let (config, limit) = (self.client_config.clone(), self.settings.request_timeout);
         let (closing, answers) = (self.closing.subscribe(), self.answers.clone());
         let find = move |client: &Client| {
@@ -135,17 +140,19 @@ impl ConsumerThread {
                 let suspect = suspect.clone();
                 let _ = answers.send(Box::new(move |thread| thread.hold_back(&suspect)));
             };
-            let passed = |suspect: &Suspect, range: Option<Range>| {
+            let skipped = |suspect: &Suspect, ranges: Vec<Range>| {
                 let suspect = suspect.clone();
-                let pass = move |thread: &mut Self| thread.pass_over(&suspect, range);
-                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(pass))));
+                let skip = move |thread: &mut Self| thread.skip_unreadable(&suspect, &ranges);
+                let _ = answers.send(Box::new(move |thread| thread.deferred.push_back(Box::new(skip))));
             };
-            unreadable::find(client, &config, &suspects, limit, || *closing.borrow(), found, passed)
+            let search = Search { config: &config, batches: &batches, is_closing: &|| *closing.borrow() };
+            search.run(client, &suspects, limit, found, skipped)
         };
         self.request(find, |thread, all| {
             thread.unreadable_check.finish();
-            // Events from the meantime may be about batches that are now skipped. Other events are repeated.
+            // Events that came meanwhile may be of batches that are skipped now; others come again.
             thread.unreadable_check.due = None;
+            thread.unreadable.clear();
             if !all {
                 thread.unreadable_check.request(METADATA_RECHECK);
             }
@@ -163,26 +170,28 @@ impl ConsumerThread {
         }
     }
 
-    /// Moves a partition past an unreadable range. The caller receives one message for the range.
-    fn pass_over(&mut self, suspect: &Suspect, range: Option<Range>) {
+    /// Moves a partition behind unreadable ranges, for each of which the caller gets one message.
+    fn skip_unreadable(&mut self, suspect: &Suspect, ranges: &[Range]) {
         let partition = &suspect.partition;
         // A seek may have changed the offset, but a seek does not resume the partition in librdkafka.
         self.resume_client(partition);
         let state = self.assignment.current(partition, suspect.generation);
-        let (Some(state), Some(range)) = (state, range) else { return };
-        if state.fetch_offset != range.first {
+        let (Some(state), Some(last)) = (state, ranges.last()) else { return };
+        if state.fetch_offset != suspect.fetch_offset {
             return;
         }
         let code = error::by_code(Code::BadCompression, "recv");
-        tracing::error!(
-            %partition, first = range.first, last = range.next - 1, code = code.code(),
-            "offsets that cannot be read are passed over"
-        );
         let labels = [("topic", partition.topic.to_string()), ("partition", partition.partition.to_string())];
-        metrics::counter!("qi_redpanda_unreadable_ranges_total", &labels).increment(1);
-        let batch = RecordBatch::unreadable(partition.clone(), suspect.generation, range, code.code());
-        self.buffer.push(&mut self.assignment, batch);
-        self.seek_client(partition, range.next);
+        for range in ranges {
+            tracing::error!(
+                %partition, first = range.first, last = range.next - 1, code = code.code(),
+                "offsets that cannot be read are skipped"
+            );
+            metrics::counter!("qi_redpanda_unreadable_ranges_total", &labels).increment(1);
+            let batch = RecordBatch::unreadable(partition.clone(), suspect.generation, *range, code.code());
+            self.buffer.push(&mut self.assignment, batch);
+        }
+        self.seek_client(partition, last.next);
     }
 
     /// Lets librdkafka fetch a partition again, unless the caller paused it.
