@@ -12,7 +12,7 @@ use bytes::Bytes;
 #[cfg(feature = "clickhouse")]
 use qi_core::Datasets;
 use qi_core::bus::{
-    Codec as _, Encoding, HeaderName, Received, TopicName, decode_message, encode_message, header,
+    Codec as _, Encoding, HeaderName, ReceivedMessage, TopicName, decode_message, encode_message, header,
 };
 use qi_core::record::{Column, ColumnType, Dataset, Description, SeriesType};
 use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
@@ -29,7 +29,7 @@ pub use crate::timescale::fuzz_numeric as numeric;
 /// Decodes a message as each record type. The first byte may select a header. The first line is then its value.
 pub fn codecs(bytes: &[u8]) {
     let Some((selector, rest)) = bytes.split_first() else { return };
-    let mut message = Received::new(TopicName::new("t").unwrap(), 0, 0);
+    let mut message = ReceivedMessage::new(TopicName::new("t").unwrap(), 0, 0);
     let names = [header::CONTENT_TYPE, header::TYPE, header::VERSION];
     let payload = match names.get(usize::from(*selector)) {
         Some(name) => {
@@ -50,7 +50,7 @@ pub fn codecs(bytes: &[u8]) {
     }
 }
 
-fn decode_each(message: &Received) {
+fn decode_each(message: &ReceivedMessage) {
     decode::<PriceTick>(message);
     decode::<Quote>(message);
     decode::<Ohlcv>(message);
@@ -58,14 +58,14 @@ fn decode_each(message: &Received) {
     decode::<BookSnapshot>(message);
 }
 
-fn decode<R: Record>(message: &Received) {
+fn decode<R: Record>(message: &ReceivedMessage) {
     let record: R = match decode_message(message) {
         Ok(record) => record,
         Err(error) => return drop(error.report()),
     };
     for encoding in Encoding::ALL {
         let encoded = encode_message(&encoding, &record, None).unwrap();
-        let mut again = Received::new(encoded.topic, 0, 0);
+        let mut again = ReceivedMessage::new(encoded.topic, 0, 0);
         (again.payload, again.headers) = (encoded.payload, encoded.headers);
         assert_eq!(decode_message::<R>(&again).unwrap(), record);
     }

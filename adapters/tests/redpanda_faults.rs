@@ -15,9 +15,9 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus,
-    MessageBusExt, Notice, Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe,
-    Subscription, TopicName, TopicPartition, TopicSpec, header,
+    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupInstanceId, GroupQuery, Message, MessageBus,
+    MessageBusExt, OffsetReset, Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo,
+    SubscribeRequest, Subscription, SubscriptionEvent, TopicName, TopicPartition, TopicSpec, header,
 };
 use qi_core::{Error, ErrorKind, PriceTick, Result, Selection};
 use qi_testkit::kafka::{self, RawMessage};
@@ -124,7 +124,8 @@ async fn large_zstd_batch(brokers: Brokers) {
     let topic = create(&bus, spec(1)).await;
     send_zstd(&brokers, &topic, MESSAGES);
     let from = [(TopicPartition::new(topic.clone(), 0), SeekTo::Earliest)];
-    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
+    let mut reader =
+        bus.open_reader(ReaderRequest::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
     let mut came = 0;
     while came <= MESSAGES {
@@ -145,7 +146,8 @@ async fn unreadable_batch(brokers: Brokers) {
     // Offsets 0 to 9 are unreadable, and offset 10 is readable.
     send_zstd(&brokers, &topic, 10);
     let group = GroupId::new(namespace()).unwrap();
-    let request = || Subscribe::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
+    let request =
+        || SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
     let mut sub = bus.subscribe(request()).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
     let (mut bad, mut good, mut other) = (Vec::new(), Vec::new(), 0);
@@ -163,7 +165,7 @@ async fn unreadable_batch(brokers: Brokers) {
             }
         }
         bus.send_dead_letters(&batch.decode::<PriceTick>().rejected, &DeadLetters::default()).await.unwrap();
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         if !good.is_empty() && other > n {
             break;
         }
@@ -189,7 +191,8 @@ async fn unreadable_batch(brokers: Brokers) {
     assert!(sub.recv(10, 2 * SECOND).await.unwrap().is_empty());
     sub.close().await.unwrap();
     let from = [(TopicPartition::new(topic, 0), SeekTo::Earliest)];
-    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
+    let mut reader =
+        bus.open_reader(ReaderRequest::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
     let mut offsets = Vec::new();
     while offsets.len() < 2 {
         assert!(Instant::now() < deadline + 60 * SECOND, "{offsets:?}");
@@ -217,13 +220,13 @@ fn transact(
 }
 
 /// Reads and commits until the lag of the group is 0. Returns the received messages.
-async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<Received> {
+async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<ReceivedMessage> {
     let query = GroupQuery::one(GroupId::new(group).unwrap());
     let deadline = Instant::now() + 60 * SECOND;
     let mut all = Vec::new();
     loop {
         let batch = sub.recv(1_000, SECOND).await.unwrap();
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         all.extend(batch.into_messages());
         let groups = bus.groups(&query).await.unwrap();
         if groups[0].lag() == Some(0) && sub.assignment().await.unwrap().lag() == 0 {
@@ -266,7 +269,7 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     for _ in 0..4 {
         let batch = sub.recv(10, SECOND).await.unwrap();
         assert!(batch.is_empty());
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         let lag = bus.groups(&query).await.unwrap()[0].lag();
         assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
         let listed = bus.topics().await.unwrap();
@@ -319,7 +322,7 @@ async fn markers_of_two_topics(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let (first, second) = (create(&bus, spec(2)).await, create(&bus, spec(2)).await);
     let group = GroupId::new(first.as_str()).unwrap();
-    let request = Subscribe::new(group, [first.clone(), second.clone()]).unwrap();
+    let request = SubscribeRequest::new(group, [first.clone(), second.clone()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut came = Vec::new();
     for round in 0..6 {
@@ -363,9 +366,9 @@ async fn header_names(brokers: Brokers) {
 }
 
 /// Returns a request for a member of the group with the name of the topic.
-fn member(topic: &TopicName, session: Duration, poll_limit: Duration) -> Subscribe {
+fn member(topic: &TopicName, session: Duration, max_poll_interval: Duration) -> SubscribeRequest {
     let group = GroupId::new(topic.as_str()).unwrap();
-    Subscribe::new(group, [topic.clone()]).unwrap().with_limits(session, poll_limit).unwrap()
+    SubscribeRequest::new(group, [topic.clone()]).unwrap().with_timeouts(session, max_poll_interval).unwrap()
 }
 
 fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
@@ -442,13 +445,13 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     let counter = Arc::new(Counter::default());
     counter.send(&bus, &topic, (0..300).collect()).await;
     let mut sub = bus.subscribe(member(&topic, session, 60 * SECOND)).await.unwrap();
-    let mut got: Vec<Received> = Vec::new();
-    let mut committed = Positions::new();
+    let mut got: Vec<ReceivedMessage> = Vec::new();
+    let mut committed = Offsets::new();
     while got.len() < 200 {
         let batch = sub.recv(50, SECOND).await.unwrap();
         got.extend(batch.iter().cloned());
         if got.len() <= 100 {
-            committed.advance(&sub.commit(batch.positions()).await.unwrap().stored);
+            committed.merge(&sub.commit(batch.offsets()).await.unwrap().stored);
         }
     }
     let spare = spare.ordered("kill").await;
@@ -478,7 +481,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     assert!(refused >= 5, "the broker is away, and recv said so {refused} times");
     let spare = spare.ordered("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
-    let distinct = |got: &[Received]| got.iter().map(number).collect::<BTreeSet<_>>().len();
+    let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();
     let deadline = Instant::now() + 40 * SECOND;
     while distinct(&got) < 400 {
         assert!(Instant::now() < deadline, "{} messages came", distinct(&got));
@@ -496,7 +499,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     }
     assert_ordered(&got);
     let assignment = sub.assignment().await.unwrap();
-    let ends: Positions = assignment.partitions.into_iter().map(|p| (p.partition, p.position)).collect();
+    let ends: Offsets = assignment.partitions.into_iter().map(|p| (p.partition, p.position)).collect();
     let stored = sub.commit(&ends).await.unwrap();
     assert_eq!((stored.stored, stored.lost), (ends, vec![]));
     sub.close().await.unwrap();
@@ -524,7 +527,7 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     expect(bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await, ErrorKind::Unavailable);
     let began = asked("subscribe", began);
     let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
-    expect(bus.read(Read::new([place]).unwrap()).await, ErrorKind::Unavailable);
+    expect(bus.open_reader(ReaderRequest::new([place]).unwrap()).await, ErrorKind::Unavailable);
     let began = asked("read", began);
     expect(bus.topics().await, ErrorKind::Unavailable);
     let began = asked("topics", began);
@@ -621,18 +624,18 @@ async fn retention(brokers: Brokers, spare: Spare) {
         info.partitions[0].low
     };
     bus.send(&(0..300).map(big).collect::<Vec<_>>()).await.unwrap();
-    let small = |start: StartFrom, name: &str| {
+    let small = |start: OffsetReset, name: &str| {
         let mut request =
-            member(&topic, 6 * SECOND, 60 * SECOND).otherwise(start).with_max_buffered_bytes(40_000);
+            member(&topic, 6 * SECOND, 60 * SECOND).with_offset_reset(start).with_max_buffered_bytes(40_000);
         request.group = GroupId::new(format!("{topic}-{name}")).unwrap();
         request
     };
-    let mut sub = bus.subscribe(small(StartFrom::Earliest, "earliest")).await.unwrap();
-    let mut strict = bus.subscribe(small(StartFrom::Earliest, "fail")).await.unwrap();
+    let mut sub = bus.subscribe(small(OffsetReset::Earliest, "earliest")).await.unwrap();
+    let mut strict = bus.subscribe(small(OffsetReset::Earliest, "fail")).await.unwrap();
     let first = sub.recv(5, 5 * SECOND).await.unwrap();
-    sub.commit(first.positions()).await.unwrap();
+    sub.commit(first.offsets()).await.unwrap();
     let read = strict.recv(5, 5 * SECOND).await.unwrap();
-    strict.commit(read.positions()).await.unwrap();
+    strict.commit(read.offsets()).await.unwrap();
     strict.close().await.unwrap();
     assert_eq!((first.len(), read.len()), (5, 5));
     // All messages are removed, whether they were read or not.
@@ -652,8 +655,8 @@ async fn retention(brokers: Brokers, spare: Spare) {
     while got.last() != Some(&304) {
         assert!(Instant::now() < deadline, "{got:?} came, and {resets:?}");
         let batch = sub.recv(100, SECOND).await.unwrap();
-        resets.extend(batch.notices().iter().filter_map(|notice| match notice {
-            Notice::Reset { from, to, .. } => Some((*from, *to)),
+        resets.extend(batch.events().iter().filter_map(|event| match event {
+            SubscriptionEvent::Reset { from, to, .. } => Some((*from, *to)),
             _ => None,
         }));
         got.extend(batch.iter().map(|message| message.offset));
@@ -663,7 +666,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
     // A reader with the reset policy `Fail` gets an error.
     let refused = async {
-        let mut strict = bus.subscribe(small(StartFrom::Fail, "fail")).await?;
+        let mut strict = bus.subscribe(small(OffsetReset::Error, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
     };
     let error = expect(refused.await, ErrorKind::NotFound);
@@ -752,23 +755,23 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
         spare.ordered(format!("kill {first}")).await
     };
     let reading = async {
-        let (mut seen, mut notices) = (Vec::new(), Vec::new());
+        let (mut seen, mut events) = (Vec::new(), Vec::new());
         let deadline = Instant::now() + 90 * SECOND;
         while seen.len() < COUNT {
             assert!(Instant::now() < deadline, "{} messages came", seen.len());
             // No failure of the coordinator is an error for `recv`, so the loop of a writer continues.
             let batch = sub.recv(500, SECOND).await.unwrap();
             seen.extend(batch.iter().cloned());
-            notices.extend_from_slice(batch.notices());
-            sub.commit(batch.positions()).await.unwrap();
+            events.extend_from_slice(batch.events());
+            sub.commit(batch.offsets()).await.unwrap();
         }
-        (seen, notices)
+        (seen, events)
     };
-    let ((), spare, (seen, notices)) = tokio::join!(sending, killing, reading);
+    let ((), spare, (seen, events)) = tokio::join!(sending, killing, reading);
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     // All messages were committed, so no message was redelivered.
     counter.check(&seen, COUNT);
-    assert!(notices.is_empty(), "the membership stays: {notices:?}");
+    assert!(events.is_empty(), "the membership stays: {events:?}");
     let second = coordinator().await;
     assert_ne!(first, second);
     let info = bus.groups(&GroupQuery::one(group)).await.unwrap().pop().unwrap();
@@ -786,8 +789,8 @@ fn reader_that_dies(told: &str) {
     runtime.block_on(async {
         let bus = RedpandaBus::open(config(addresses)).unwrap();
         let topic = TopicName::new(topic).unwrap();
-        let request = Subscribe::new(GroupId::new(group).unwrap(), [topic]).unwrap();
-        let mut sub = bus.subscribe(request.with_limits(3 * SECOND, 60 * SECOND).unwrap()).await.unwrap();
+        let request = SubscribeRequest::new(GroupId::new(group).unwrap(), [topic]).unwrap();
+        let mut sub = bus.subscribe(request.with_timeouts(3 * SECOND, 60 * SECOND).unwrap()).await.unwrap();
         let mut batches = 0;
         loop {
             let batch = sub.recv(70, SECOND).await.unwrap();
@@ -805,7 +808,7 @@ fn reader_that_dies(told: &str) {
                 println!("hangs");
                 std::future::pending::<()>().await;
             }
-            for (partition, next) in sub.commit(batch.positions()).await.unwrap().stored.iter() {
+            for (partition, next) in sub.commit(batch.offsets()).await.unwrap().stored.iter() {
                 println!("committed {} {next}", partition.partition);
             }
         }
@@ -896,42 +899,42 @@ async fn idle_members(brokers: Brokers) {
 }
 
 async fn stuck(brokers: Brokers, name: Option<&str>) {
-    let (session, poll_limit) = (3 * SECOND, 4 * SECOND);
+    let (session, max_poll_interval) = (3 * SECOND, 4 * SECOND);
     let (bus, other) = (open(&brokers, |_| {}), open(&brokers, |_| {}));
     let topic = create(&bus, spec(4)).await;
     let counter = Counter::default();
     counter.send(&bus, &topic, (0..400).collect()).await;
-    let mut request = member(&topic, session, poll_limit);
+    let mut request = member(&topic, session, max_poll_interval);
     if let Some(name) = name {
-        request = request.as_member(MemberId::new(name).unwrap());
+        request = request.with_group_instance_id(GroupInstanceId::new(name).unwrap());
     }
     let mut one = bus.subscribe(request).await.unwrap();
     let held = one.recv(100, 5 * SECOND).await.unwrap();
     assert!(!held.is_empty());
     // The member hangs. Another member joins, and owns all partitions as soon as the maximum poll interval has passed.
     let began = Instant::now();
-    let mut two = other.subscribe(member(&topic, session, poll_limit)).await.unwrap();
+    let mut two = other.subscribe(member(&topic, session, max_poll_interval)).await.unwrap();
     let taken = follow(&mut *two, 400, 20 * SECOND).await;
-    assert!(began.elapsed() < poll_limit + 8 * SECOND, "taken over after {:?}", began.elapsed());
+    assert!(began.elapsed() < max_poll_interval + 8 * SECOND, "taken over after {:?}", began.elapsed());
     assert!(taken.len() == 400, "{} messages: each once", taken.len());
     // The member returns. It no longer owns its partitions, and receives the reason.
-    let late = one.commit(held.positions()).await.unwrap();
-    let lost: Vec<_> = held.positions().iter().map(|(partition, _)| partition.clone()).collect();
+    let late = one.commit(held.offsets()).await.unwrap();
+    let lost: Vec<_> = held.offsets().iter().map(|(partition, _)| partition.clone()).collect();
     assert_eq!((late.stored.is_empty(), late.lost), (true, lost));
     let back = tokio::spawn(async move {
-        let mut notices = Vec::new();
+        let mut events = Vec::new();
         let mut got = Vec::new();
         let deadline = Instant::now() + 30 * SECOND;
         while Instant::now() < deadline {
             let batch = one.recv(100, SECOND / 4).await.unwrap();
-            notices.extend_from_slice(batch.notices());
+            events.extend_from_slice(batch.events());
             got.extend(batch.iter().map(number));
-            one.commit(batch.positions()).await.unwrap();
+            one.commit(batch.offsets()).await.unwrap();
             if !got.is_empty() {
                 break;
             }
         }
-        (one, notices, got)
+        (one, events, got)
     });
     let shared = Mutex::new(BTreeSet::new());
     let mut next = 400;
@@ -940,13 +943,14 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
         next += 40;
         let batch = two.recv(100, SECOND / 4).await.unwrap();
         shared.lock().unwrap().extend(batch.iter().map(number));
-        two.commit(batch.positions()).await.unwrap();
+        two.commit(batch.offsets()).await.unwrap();
     }
-    let (mut one, notices, got) = back.await.unwrap();
-    assert!(notices.contains(&Notice::PollLimitPassed), "{notices:?}");
-    let gained =
-        notices.iter().any(|n| matches!(n, Notice::AssignmentChanged { gained, .. } if !gained.is_empty()));
-    assert!(gained, "it has partitions again: {notices:?}");
+    let (mut one, events, got) = back.await.unwrap();
+    assert!(events.contains(&SubscriptionEvent::MaxPollIntervalExceeded), "{events:?}");
+    let gained = events
+        .iter()
+        .any(|n| matches!(n, SubscriptionEvent::AssignmentChanged { gained, .. } if !gained.is_empty()));
+    assert!(gained, "it has partitions again: {events:?}");
     assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
     // Together they have received all messages.
     let mut all = shared.into_inner().unwrap();

@@ -14,8 +14,8 @@ use qi_cli::output::Format;
 use qi_cli::{Series, check, migrate, query, replay, topics};
 use qi_core::bus::{
     Batch, BusStatus, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
-    Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
-    TopicState,
+    SubscribeRequest, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition,
+    TopicSpec, TopicState,
 };
 use qi_core::layer::{Layer, Layered};
 use qi_core::record::{Level, Owner, SeriesKey};
@@ -453,9 +453,9 @@ async fn topics_and_lag_are_shown() {
     assert_eq!((&row[1], &row[5]), (&12.into(), &100.into()));
 
     let mut reader =
-        bus.subscribe(Subscribe::new("writer".parse().unwrap(), [topic]).unwrap()).await.unwrap();
+        bus.subscribe(SubscribeRequest::new("writer".parse().unwrap(), [topic]).unwrap()).await.unwrap();
     let batch = reader.recv(40, std::time::Duration::from_secs(1)).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     let sum = topics::lag(&bus, vec![], false).await.unwrap();
     assert_eq!((&sum.rows()[0][0], &sum.rows()[0][6]), (&"writer".into(), &(100 - batch.len()).into()));
     let each = topics::lag(&bus, vec!["writer".parse().unwrap()], true).await.unwrap();

@@ -14,8 +14,8 @@ use qi_adapters::Config;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_cli::Series;
 use qi_core::bus::{
-    DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
-    TopicName, TopicSpec, encode_message, header,
+    DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, SubscribeRequest,
+    Subscription, TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
 use qi_testkit::market::{Market, MarketConfig};
@@ -486,7 +486,7 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
         }
         bus.send(&messages).await?;
         let group = GroupId::new(&place.name)?;
-        let mut reader = bus.subscribe(Subscribe::new(group, [topic.clone()])?).await?;
+        let mut reader = bus.subscribe(SubscribeRequest::new(group, [topic.clone()])?).await?;
         write(&*bus, &*store, &mut *reader, TICKS, false).await?;
         let progress = tempfile::tempdir()?;
         let file = progress.path().join("redrive.json").display().to_string();
@@ -536,7 +536,7 @@ async fn write(
     let mut processed = 0;
     while processed < messages {
         let mut batch = reader.recv(1_000, Duration::from_secs(10)).await?;
-        if batch.is_empty() && batch.notices().is_empty() {
+        if batch.is_empty() && batch.events().is_empty() {
             return Err(format!("{processed} of {messages} messages came").into());
         }
         if is_fixed {
@@ -545,7 +545,7 @@ async fn write(
         let decoded = batch.decode::<PriceTick>();
         store.insert_ticks(&decoded.records).await?;
         bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
-        reader.commit(batch.positions()).await?;
+        reader.commit(batch.offsets()).await?;
         processed += batch.len();
     }
     Ok(())

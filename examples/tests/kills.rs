@@ -22,7 +22,7 @@ use kills_rig::{Poisoner, Sent};
 use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
 use qi_core::MessageBus;
-use qi_core::bus::{GroupQuery, Read, Received, SeekTo, TopicName, TopicPartition, header};
+use qi_core::bus::{GroupQuery, ReaderRequest, ReceivedMessage, SeekTo, TopicName, TopicPartition, header};
 use qi_core::store::RangeQuery;
 use qi_core::{PriceStoreExt, PriceTick, TimeRange, Timestamp};
 use qi_testkit::market::{Market, MarketConfig};
@@ -190,7 +190,7 @@ impl Rig {
             bus.close().await.unwrap();
             (letters, groups)
         });
-        let number = |letter: &Received, name: &str| -> u64 {
+        let number = |letter: &ReceivedMessage, name: &str| -> u64 {
             let value = letter.headers.get(name).unwrap_or_else(|| panic!("{name} is missing: {letter:?}"));
             std::str::from_utf8(value).unwrap().parse().unwrap()
         };
@@ -248,11 +248,11 @@ async fn offsets(bus: &dyn MessageBus, topic: &str) -> Vec<(TopicPartition, u64,
 }
 
 /// Returns every message of a topic.
-async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
+async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<ReceivedMessage> {
     let mut open = offsets(bus, topic.as_str()).await;
     open.retain(|(_, low, high)| high > low);
     let from = open.iter().map(|(partition, ..)| (partition.clone(), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let mut messages = Vec::new();
     let deadline = Instant::now() + Duration::from_mins(2);
     while !open.is_empty() {

@@ -20,8 +20,8 @@ use mockall::mock;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::bus::{
     Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
-    MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
-    TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    MessageBus, Offsets, PublishOptions, PublishReport, ReaderRequest, SeekTo, SubscribeRequest,
+    Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use qi_core::record::{Dataset, RecordVec, Records};
 use qi_core::store::{
@@ -103,8 +103,8 @@ mock! {
     impl MessageBus for Bus {
         fn info(&self) -> BusInfo;
         async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport>;
-        async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>>;
-        async fn read(&self, request: Read) -> Result<Box<dyn Subscription>>;
+        async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
+        async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>>;
         async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>>;
         async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>>;
         async fn topics(&self) -> Result<Vec<TopicInfo>>;
@@ -121,7 +121,7 @@ mock! {
     #[async_trait]
     impl Subscription for Reader {
         async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
-        async fn commit(&mut self, upto: &Positions) -> Result<Committed>;
+        async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
         async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()>;
         async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
         async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;

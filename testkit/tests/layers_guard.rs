@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use qi_core::bus::{
-    BusInfo, Delivery, DeliveryError, Message, MessageBus, Positions, PublishOptions, PublishReport,
-    Subscribe, TopicName,
+    BusInfo, Delivery, DeliveryError, Message, MessageBus, Offsets, PublishOptions, PublishReport,
+    SubscribeRequest, TopicName,
 };
 use qi_core::layer::{
     Call, CircuitBreaker, CircuitBreakerConfig, CircuitState, Layer, LayerStack, Layered, Limit, LimitConfig,
@@ -175,9 +175,9 @@ async fn ping_close_and_subscription_calls_bypass_the_limiter() {
     let never = LimitConfig::default().with_rate(0.001, 1).with_max_queued(0);
     let bus = Layered::new(bus, Limit::new(never));
     for _ in 0..3 {
-        let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+        let request = SubscribeRequest::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
         let mut reader = bus.subscribe(request).await.unwrap();
-        reader.commit(&Positions::new()).await.unwrap();
+        reader.commit(&Offsets::new()).await.unwrap();
     }
 }
 
@@ -391,10 +391,10 @@ async fn an_open_circuit_admits_close_and_recv() {
     });
     bus.expect_close().returning(|| Ok(qi_core::bus::CloseReport::new(0)));
     let bus = breaker(bus, 1);
-    let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+    let request = SubscribeRequest::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
     let mut reader = bus.subscribe(request.clone()).await.unwrap();
     let _ = bus.topics().await;
-    assert_eq!(reader.commit(&Positions::new()).await.unwrap_err().code(), "layer.circuit_breaker.open");
+    assert_eq!(reader.commit(&Offsets::new()).await.unwrap_err().code(), "layer.circuit_breaker.open");
     assert!(bus.subscribe(request).await.is_err());
     reader.recv(1, Duration::ZERO).await.unwrap();
     reader.close().await.unwrap();

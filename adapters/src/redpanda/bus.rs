@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::Result;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
-    PublishReport, Read, StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome,
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, OffsetReset, PublishOptions,
+    PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName, TopicOutcome,
     TopicPartition, TopicSpec,
 };
 use rdkafka::ClientConfig;
@@ -36,7 +36,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```no_run
 /// use std::time::Duration;
 /// use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
-/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest, TopicName, TopicSpec};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> qi_core::Result<()> {
@@ -45,9 +45,9 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// bus.create_topics(&[TopicSpec::new(topic.clone(), 12)?]).await?;
 /// bus.publish_one(&Message::new(topic.clone(), "1.5").with_key("binance:BTC-USDT")).await?;
 ///
-/// let mut sub = bus.subscribe(Subscribe::new(GroupId::new("writer")?, [topic])?).await?;
+/// let mut sub = bus.subscribe(SubscribeRequest::new(GroupId::new("writer")?, [topic])?).await?;
 /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
-/// sub.commit(batch.positions()).await?;
+/// sub.commit(batch.offsets()).await?;
 /// bus.close().await?;
 /// # Ok(())
 /// # }
@@ -187,7 +187,7 @@ impl RedpandaBus {
     fn settings(&self, max_buffered_bytes: usize) -> ConsumerSettings {
         ConsumerSettings {
             topics: Vec::new(),
-            offset_reset: StartFrom::Earliest,
+            offset_reset: OffsetReset::Earliest,
             max_poll_interval: None,
             announce_revocations: false,
             max_buffered_bytes,
@@ -282,7 +282,7 @@ impl MessageBus for RedpandaBus {
         Ok(self.publisher.publish(&admin, batch, options).await)
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.enter("subscribe").await?;
         let admin = self.admin_client("subscribe")?;
         for topic in &request.topics {
@@ -291,16 +291,16 @@ impl MessageBus for RedpandaBus {
         let client_config = client_config::member(&self.config, &request);
         let settings = ConsumerSettings {
             topics: request.topics.clone(),
-            offset_reset: request.otherwise,
-            max_poll_interval: Some(request.poll_limit),
+            offset_reset: request.offset_reset,
+            max_poll_interval: Some(request.max_poll_interval),
             announce_revocations: request.announce_revocations,
             ..self.settings(request.max_buffered_bytes)
         };
         let group = request.group.as_str();
-        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
+        self.consume(settings, client_config, group, Start::SubscribeRequest, "subscribe").await
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
         self.enter("read").await?;
         let admin = self.admin_client("read")?;
         let mut topics: Vec<TopicName> = Vec::new();

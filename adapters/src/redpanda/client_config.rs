@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qi_core::bus::Subscribe;
+use qi_core::bus::SubscribeRequest;
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
@@ -144,7 +144,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
 }
 
 /// Returns the properties of a group member.
-pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConfig {
+pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> ClientConfig {
     let mut set = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
     // At most a third of the session timeout, as the protocol's documentation recommends. A single lost heartbeat then
@@ -154,8 +154,11 @@ pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConf
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", session.to_string())
         .set("heartbeat.interval.ms", heartbeat.to_string())
-        .set("max.poll.interval.ms", millis(request.poll_limit).clamp(session, 86_400_000).to_string());
-    if let Some(member) = &request.member {
+        .set(
+            "max.poll.interval.ms",
+            millis(request.max_poll_interval).clamp(session, 86_400_000).to_string(),
+        );
+    if let Some(member) = &request.group_instance_id {
         set.set("group.instance.id", member.as_str());
     }
     finish(config, set)

@@ -260,7 +260,7 @@ impl BusEnv for Env {
         Timing {
             // Longer than the detection of unreachable brokers.
             session: Duration::from_secs(10),
-            poll_limit: Duration::from_secs(12),
+            max_poll_interval: Duration::from_secs(12),
             short: Duration::from_millis(250),
             eventually: Duration::from_mins(1),
         }

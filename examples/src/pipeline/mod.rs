@@ -20,8 +20,8 @@ use qi_core::agent::{
     AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
 };
 use qi_core::bus::{
-    GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, Subscribe, TopicCatalogue, TopicName,
-    TopicPartition,
+    GroupId, GroupInstanceId, GroupQuery, MessageBus, MessageBusExt, SubscribeRequest, TopicCatalogue,
+    TopicName, TopicPartition,
 };
 use qi_core::health::Health;
 use qi_core::{
@@ -76,7 +76,7 @@ pub struct Job {
     /// The settings of the writer.
     pub ingest: IngestConfig,
     /// The writer's name in its group, as a static member.
-    pub member: Option<MemberId>,
+    pub member: Option<GroupInstanceId>,
     /// The counters. A clone can be read while the job runs.
     pub tally: Arc<Tally>,
     /// The stop signals.
@@ -207,9 +207,9 @@ impl Job {
         let writer = {
             let (bus, store, progress) = (self.bus.clone(), self.store.clone(), self.tally.ingest.clone());
             let config = self.ingest.clone();
-            let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
+            let mut request = SubscribeRequest::new(group.clone(), [topic.clone()])?;
             // After a kill, the next writer with this static member name continues without the session timeout.
-            request.member.clone_from(&self.member);
+            request.group_instance_id.clone_from(&self.member);
             move |_cx| {
                 let (bus, store) = (bus.clone(), store.clone());
                 let ingest = Ingest::open(bus, store, T::DATASET, request.clone(), config.clone());

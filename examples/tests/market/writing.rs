@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::{GroupId, Received, Subscribe, TopicName, TopicSpec, TopicState};
+use qi_core::bus::{GroupId, ReceivedMessage, SubscribeRequest, TopicName, TopicSpec, TopicState};
 use qi_core::{
     BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStoreExt as _, PriceTick,
     Quote, Record, Scope,
@@ -21,10 +21,10 @@ fn writer(bus: &Arc<dyn MessageBus>) -> MarketWriter {
     MarketWriter::new(Arc::clone(bus), config).unwrap()
 }
 
-async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
+async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<ReceivedMessage> {
     let group = GroupId::new(format!("reads {topic}")).unwrap();
     let mut sub =
-        bus.subscribe(Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap()).await.unwrap();
+        bus.subscribe(SubscribeRequest::new(group, [TopicName::new(topic).unwrap()]).unwrap()).await.unwrap();
     let mut found = Vec::new();
     loop {
         let batch = sub.recv(1_000, SECOND).await.unwrap();
@@ -39,7 +39,7 @@ async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
 async fn records<T: Record>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
     let topic = T::DATASET.topic();
     let group = GroupId::new(format!("decodes {topic}")).unwrap();
-    let request = Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap();
+    let request = SubscribeRequest::new(group, [TopicName::new(topic).unwrap()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut found = Vec::new();
     loop {

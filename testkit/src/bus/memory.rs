@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport, Read,
-    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
+    ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use qi_core::{Clock, Error, MessageBus, Result, Subscription, SystemClock};
 use tokio::sync::Notify;
@@ -42,7 +42,7 @@ use super::{MemoryBusConfig, error};
 ///
 /// ```
 /// use std::time::Duration;
-/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest, TopicName, TopicSpec};
 /// use qi_testkit::bus::MemoryBus;
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -51,10 +51,10 @@ use super::{MemoryBusConfig, error};
 /// bus.create_topics(&[TopicSpec::new(topic.clone(), 12)?]).await?;
 /// bus.publish_one(&Message::new(topic.clone(), "1.5").with_key("binance:BTC-USDT")).await?;
 ///
-/// let mut sub = bus.subscribe(Subscribe::new(GroupId::new("writer")?, [topic])?).await?;
+/// let mut sub = bus.subscribe(SubscribeRequest::new(GroupId::new("writer")?, [topic])?).await?;
 /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
 /// assert_eq!(batch.messages()[0].payload.as_deref(), Some(&b"1.5"[..]));
-/// sub.commit(batch.positions()).await?;
+/// sub.commit(batch.offsets()).await?;
 /// bus.close().await?;
 /// # Ok::<(), qi_core::Error>(())
 /// # }).unwrap();
@@ -188,12 +188,12 @@ impl MessageBus for MemoryBus {
         Ok(Sending::new(batch, options).run(&self.log, &self.client).await)
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.enter("subscribe").await?;
         Ok(Box::new(MemorySubscription::join(self.log.clone(), self.client.clone(), request)?))
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
         self.enter("read").await?;
         Ok(Box::new(MemoryReader::open(self.log.clone(), self.client.clone(), &request)?))
     }

@@ -154,8 +154,11 @@ impl State {
         let members = present
             .into_iter()
             .map(|(key, member)| {
-                let name =
-                    member.request.member.as_ref().map_or(format!("member-{key}"), ToString::to_string);
+                let name = member
+                    .request
+                    .group_instance_id
+                    .as_ref()
+                    .map_or(format!("member-{key}"), ToString::to_string);
                 let partitions = member.owned.keys().cloned().collect();
                 GroupMember::new(name, format!("memory-{}", member.client), partitions)
             })

@@ -90,7 +90,7 @@ impl BusEnv for MemoryEnv {
     fn timing(&self) -> Timing {
         Timing {
             session: Duration::from_secs(6),
-            poll_limit: Duration::from_secs(10),
+            max_poll_interval: Duration::from_secs(10),
             short: Duration::from_millis(50),
             eventually: Duration::from_mins(1),
         }

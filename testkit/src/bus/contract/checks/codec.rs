@@ -44,7 +44,7 @@ impl Records {
 
 async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Verdict<Batch> {
     let all = lab.all_of(bus, topic, 1, count).await?;
-    Ok(Batch::new(all, qi_core::bus::Positions::new(), Vec::new()))
+    Ok(Batch::new(all, qi_core::bus::Offsets::new(), Vec::new()))
 }
 
 /// Publishes samples of a record and reads them back.
