@@ -17,7 +17,7 @@ use qi_core::bus::{
 use qi_core::record::{Column, ColumnType, Dataset, Description, SeriesType};
 use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{
-    BookSnapshot, Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record, Scope,
+    Bar, BookSnapshot, Decimal, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Record, Scope,
     TimeRange, Timestamp,
 };
 
@@ -53,7 +53,7 @@ pub fn codecs(bytes: &[u8]) {
 fn decode_each(message: &ReceivedMessage) {
     decode::<PriceTick>(message);
     decode::<Quote>(message);
-    decode::<Ohlcv>(message);
+    decode::<Bar>(message);
     decode::<MarketSnapshot>(message);
     decode::<BookSnapshot>(message);
 }
@@ -153,7 +153,7 @@ pub fn cursors(bytes: &[u8]) {
 
 /// Checks both cursors. `resume` returns the cursor of an empty page.
 fn open<Q: Paged>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q, resume: impl Fn(&Q) -> Cursor) {
-    for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
+    for cursor in [text.to_owned(), sealed(&format!("{:?}", query.fingerprint()), text)] {
         let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
         let query = after(cursor);
         let Ok(anchor) = query.anchor() else { continue };

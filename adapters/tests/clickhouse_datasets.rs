@@ -227,7 +227,7 @@ async fn names(server: Server) {
             request = request.after(next);
         }
         assert_eq!(listed, texts.clone().map(|text| Owner::Name(text.as_str().into())));
-        let some = Selection::these(texts[1..4].iter().cloned()).unwrap();
+        let some = Selection::only(texts[1..4].iter().cloned()).unwrap();
         let query = DeleteQuery::of::<Signal>(&some, TimeRange::ALL).of_interval(Interval::D1);
         store.delete_range(&query).await.unwrap();
         assert_eq!(store.latest_of::<Signal>(&latest).await.unwrap().items.len(), 4);

@@ -21,7 +21,7 @@ use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::Datasets;
 use qi_core::store::{DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
+    Bar, BarValues, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
 };
 use servers::{Spare, namespace, run, spare_trial, trial};
@@ -274,7 +274,7 @@ async fn numbered(server: Server) {
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 10);
-    let one = Selection::these(["x:Y".parse().unwrap()]).unwrap();
+    let one = Selection::only(["x:Y".parse().unwrap()]).unwrap();
     store.delete_range(&DeleteQuery::ticks(one, TimeRange::ALL)).await.unwrap();
     store.purge_before(PriceTick::DATASET, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 0);
@@ -451,7 +451,7 @@ async fn few_of_many(server: Server) {
             };
             let name = |n: u32| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
             let bar =
-                |n, interval: Interval| Ohlcv::new(name(n), interval, interval.floor(time), values).unwrap();
+                |n, interval: Interval| Bar::new(name(n), interval, interval.floor(time), values).unwrap();
             let mut bars: Vec<_> = (0..3_000).map(|n| bar(n, Interval::M1)).collect();
             bars.push(bar(3_000, Interval::D1));
             store.insert_bars(&bars).await.unwrap();
@@ -470,7 +470,7 @@ async fn few_of_many(server: Server) {
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
             assert_few(asked());
             let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
-            let named = Selection::these(absent.chain(["x:Z".parse().unwrap()])).unwrap();
+            let named = Selection::only(absent.chain(["x:Z".parse().unwrap()])).unwrap();
             let query = LatestQuery::new(named).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
             assert_few(asked());
@@ -516,7 +516,7 @@ async fn latest_of_many(server: Server) {
             };
             for query in [
                 LatestQuery::new(Selection::All),
-                LatestQuery::new(Selection::these((0..200).map(name)).unwrap()),
+                LatestQuery::new(Selection::only((0..200).map(name)).unwrap()),
             ] {
                 let all = store.latest_ticks(&query).await.unwrap();
                 assert!(all.items == of_each(Timestamp::MAX) && all.next.is_none());
@@ -804,7 +804,7 @@ async fn grants(server: Server, spare: Spare) {
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     store.insert_ticks(&ticks("x:Z", 0, 10)).await.unwrap();
-    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
     store.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!((count(&store, "x:Y").await, count(&store, "x:Z").await), (0, 10));
     store.purge_before(PriceTick::DATASET, Timestamp::from_secs(2_000_000_000).unwrap()).await.unwrap();

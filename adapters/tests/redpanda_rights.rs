@@ -212,7 +212,7 @@ async fn groups(brokers: Brokers, spare: Spare) {
     let hidden = (GroupState::Hidden, vec![], None);
     let wanted = BTreeMap::from([ours.clone(), ("theirs", hidden.clone()), ("modern", hidden.clone())]);
     assert_eq!(shown(&found), wanted);
-    let named = query(Selection::these(["ours", "theirs"].map(|id| GroupId::new(id).unwrap())).unwrap());
+    let named = query(Selection::only(["ours", "theirs"].map(|id| GroupId::new(id).unwrap())).unwrap());
     for _ in 0..2 {
         let found = watcher.groups(&named).await.unwrap();
         assert_eq!(shown(&found), BTreeMap::from([ours.clone(), ("theirs", hidden.clone())]));

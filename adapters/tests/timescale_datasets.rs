@@ -281,7 +281,7 @@ async fn names(server: Server) {
             let close =
                 signal("", Interval::D1, 1, "1").open_time.checked_add(Interval::D1.duration()).unwrap();
             let some =
-                Selection::these(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
+                Selection::only(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
             for (as_of, day) in [(close, 1), (Timestamp::from_micros(close.as_micros() - 1).unwrap(), 0)] {
                 let query = LatestQuery::new(some.clone()).of_interval(Interval::D1).as_of(as_of);
                 let page = store.latest_of::<Signal>(&query).await.unwrap();

@@ -16,7 +16,7 @@ use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{DeleteQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    ErrorKind, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Quote, Result, Selection, TimeRange,
+    Bar, ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Quote, Result, Selection, TimeRange,
     Timestamp,
 };
 use qi_testkit::presence;
@@ -188,7 +188,7 @@ async fn role_of_rows(server: Server) {
             writer.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
             writer.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
             assert_eq!(count(&writer, "x:Y").await, 2_000);
-            let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+            let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
             writer.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&owner, "x:Y").await, 0);
             // Only the owner may drop chunks.
@@ -246,7 +246,7 @@ async fn hardened(server: Server) {
     // Tables that the migration role creates later are readable and writable without a further grant.
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
-    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
     runtime.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!(count(&reader, "x:Y").await, 0);
     // The runtime role changes no table, no record of the migrations and no other role.
@@ -696,7 +696,7 @@ async fn stats_race(server: Server) {
             let writer = tokio::spawn({
                 let store = store.clone();
                 async move {
-                    let some = Selection::these(["a:B".parse::<Instrument>().unwrap()]).unwrap();
+                    let some = Selection::only(["a:B".parse::<Instrument>().unwrap()]).unwrap();
                     for _ in 0..150 {
                         store.insert_ticks(&batch).await.unwrap();
                         store.delete_range(&DeleteQuery::ticks(some.clone(), TimeRange::ALL)).await.unwrap();
@@ -951,7 +951,7 @@ async fn ages(server: Server) {
             aged.columnstore.set("ticks", 336);
             aged.retention.set("bars", 24_000);
             let other = TimescaleStore::open(aged.clone()).unwrap();
-            let rule = Retention::Age(Ohlcv::DATASET, Duration::from_hours(24_000));
+            let rule = Retention::Age(Bar::DATASET, Duration::from_hours(24_000));
             assert_eq!(other.info().retention, [rule]);
             if is_community(&store) {
                 let applied = other.ensure_schema().await.unwrap().applied;
@@ -1032,7 +1032,7 @@ async fn columnstore(server: Server) {
             store.insert_ticks(&ticks("x:LATE", 0, 150_000)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 150_000);
             store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
-            let late = Selection::these(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
+            let late = Selection::only(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
             store.delete_range(&DeleteQuery::ticks(late, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 0);
             let cutoff = batch[120_001].ts();

@@ -12,7 +12,7 @@ use qi_core::bus::{
     PublishReport, SubscribeRequest, Subscription, TopicName,
 };
 use qi_core::layer::{Call, Layer, LayerStack, Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
-use qi_core::store::{StoreInfo, StoreStatus};
+use qi_core::store::{StoreInfo, StorePingReport};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceTick, Result, RetryAdvice, Timestamp};
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
@@ -33,7 +33,7 @@ fn flaky(times: u32, error: Error) -> (MockStore, Arc<AtomicU32>) {
         if count.fetch_add(1, Ordering::Relaxed) < times {
             Err(error.clone())
         } else {
-            Ok(StoreStatus::new(Duration::ZERO))
+            Ok(StorePingReport::new(Duration::ZERO))
         }
     });
     (store, calls)

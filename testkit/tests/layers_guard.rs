@@ -14,7 +14,7 @@ use qi_core::layer::{
     Call, CircuitBreaker, CircuitBreakerConfig, CircuitState, Layer, LayerStack, Layered, Limit, LimitConfig,
     RetryConfig, TimeoutConfig,
 };
-use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
+use qi_core::store::{InsertReport, StoreInfo, StorePingReport};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceStoreExt, Result, RetryAdvice};
 use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
@@ -33,7 +33,7 @@ fn willing() -> MockStore {
     let mut store = MockStore::new();
     store.expect_info().returning(|| StoreInfo::new("mock"));
     store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
-    store.expect_ping().returning(|| Ok(StoreStatus::new(Duration::ZERO)));
+    store.expect_ping().returning(|| Ok(StorePingReport::new(Duration::ZERO)));
     store.expect_close().returning(|| Ok(()));
     store
 }

@@ -11,7 +11,7 @@ use qi_core::bus::{
     Codec as _, Encoding, HeaderName, ReceivedMessage, TopicName, decode_message, encode_message, header,
 };
 use qi_core::{
-    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
+    Bar, BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceTick, Quote,
     Timestamp,
 };
 use qi_testkit::presence;
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         };
     }
     let trials = trials![
-        PriceTick "Tick", Quote "Quote", Ohlcv "Bar", MarketSnapshot "Snapshot", FundingRate "FundingRate",
+        PriceTick "Tick", Quote "Quote", Bar "Bar", MarketSnapshot "Snapshot", FundingRate "FundingRate",
         OpenInterest "OpenInterest", Liquidation "Liquidation", MarkPrice "MarkPrice",
         BookSnapshot "BookSnapshot"
     ];

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::Result;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, OffsetReset, PublishOptions,
-    PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName, TopicOutcome,
-    TopicPartition, TopicSpec,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, OffsetReset,
+    PublishOptions, PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName,
+    TopicOutcome, TopicPartition, TopicSpec,
 };
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
@@ -351,7 +351,7 @@ impl MessageBus for RedpandaBus {
             .await
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.enter("ping").await?;
         let admin = self.admin_client("ping")?;
         AdminOperations { admin: &admin, limit: self.request_timeout() }.ping().await

@@ -202,7 +202,7 @@ impl ClientContext for KafkaContext {
             RDKafkaLogLevel::Warning => {
                 tracing::warn!(target: "librdkafka", client, group, facility, "{message}");
             }
-            RDKafkaLogLevel::SubscriptionEvent | RDKafkaLogLevel::Info => {
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
                 tracing::info!(target: "librdkafka", client, group, facility, "{message}");
             }
             RDKafkaLogLevel::Debug => {

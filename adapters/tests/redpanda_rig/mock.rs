@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
     ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
     TopicState,
 };
@@ -113,7 +113,7 @@ impl MessageBus for MockBus {
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.bus.groups(query).await
     }
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.bus.ping().await
     }
     async fn close(&self) -> Result<CloseReport> {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_core::Result;
 use qi_core::bus::{
-    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    Batch, BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
     PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName, TopicOutcome,
     TopicPartition, TopicSpec,
 };
@@ -79,7 +79,7 @@ impl MessageBus for Leaderless {
         self.bus.groups(query).await
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.bus.ping().await
     }
 

@@ -20,7 +20,7 @@ mod report;
 mod subscription;
 
 pub use admin::{
-    BusInfo, BusStatus, CleanupPolicy, CloseReport, GroupInfo, GroupMember, GroupPartition, GroupQuery,
+    BusInfo, BusPingReport, CleanupPolicy, CloseReport, GroupInfo, GroupMember, GroupPartition, GroupQuery,
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;

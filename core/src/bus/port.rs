@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use auto_impl::auto_impl;
 
 use super::{
-    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Headers, Message,
-    Offsets, PublishReport, ReaderRequest, SeekTo, SubscribeRequest, TopicInfo, TopicName, TopicOutcome,
-    TopicPartition, TopicSpec,
+    Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Headers,
+    Message, Offsets, PublishReport, ReaderRequest, SeekTo, SubscribeRequest, TopicInfo, TopicName,
+    TopicOutcome, TopicPartition, TopicSpec,
 };
 use crate::Result;
 
@@ -125,7 +125,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>>;
 
     /// Sends a request to the brokers and returns the round-trip time.
-    async fn ping(&self) -> Result<BusStatus>;
+    async fn ping(&self) -> Result<BusPingReport>;
 
     /// Waits for messages in flight, up to a limit, and ends all subscriptions. Idempotent.
     async fn close(&self) -> Result<CloseReport>;
@@ -133,8 +133,8 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
 
 /// A reader: a member of a consumer group, or a reader without a group.
 ///
-/// - A rebalance takes effect only inside [`Subscription::recv`], or when the maximum poll interval or the session timeout
-///   expires. The member keeps the partitions of a batch until its next `recv`.
+/// - A rebalance takes effect only inside [`Subscription::recv`], or when the maximum poll interval or the session
+///   timeout expires. The member keeps the partitions of a batch until its next `recv`.
 /// - Dropping a future of `recv` loses no message and commits nothing.
 /// - In a healthy cluster `recv` returns no error that must end the caller's loop. Events such as rebalances are in
 ///   `Batch::events`.
@@ -146,7 +146,8 @@ pub trait Subscription: Debug + Send {
     /// # Errors
     /// - `InvalidInput` for a `max` of 0.
     /// - `NotFound` if the last topic of the subscription was deleted. If other topics remain, a deleted topic is a
-    ///   [`SubscriptionEvent::TopicDeleted`](super::SubscriptionEvent::TopicDeleted) and the reader continues with the others.
+    ///   [`SubscriptionEvent::TopicDeleted`](super::SubscriptionEvent::TopicDeleted) and the reader continues with the
+    ///   others.
     /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a
     ///   later call continues from it.
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;

@@ -65,8 +65,8 @@ pub enum SeekTo {
     Latest,
 }
 
-/// A request to read topics as a member of a group. The member continues from the group's commits. `offset_reset` is the
-/// start position of a partition without a valid commit.
+/// A request to read topics as a member of a group. The member continues from the group's commits. `offset_reset` is
+/// the start position of a partition without a valid commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscribeRequest {
@@ -84,7 +84,8 @@ pub struct SubscribeRequest {
     pub max_poll_interval: Duration,
     /// The name of a static member, which keeps its partitions during a quick restart. None for a dynamic member.
     pub group_instance_id: Option<GroupInstanceId>,
-    /// Announces a revocation with [`SubscriptionEvent::RevocationPending`] one `recv` before it takes effect. Defaults to false.
+    /// Announces a revocation with [`SubscriptionEvent::RevocationPending`] one `recv` before it takes effect. Defaults
+    /// to false.
     ///
     /// Set it for a member that receives ahead of its processing. The member then stores the records of a partition
     /// before the next owner does.
@@ -141,7 +142,8 @@ impl SubscribeRequest {
     /// Sets the session timeout and the maximum poll interval.
     ///
     /// # Errors
-    /// `InvalidInput` if the session timeout is zero or longer than the maximum poll interval. Brokers require this order.
+    /// `InvalidInput` if the session timeout is zero or longer than the maximum poll interval. Brokers require this
+    /// order.
     pub fn with_timeouts(mut self, session_timeout: Duration, max_poll_interval: Duration) -> Result<Self> {
         if session_timeout.is_zero() || session_timeout > max_poll_interval {
             return Err(Error::invalid(

@@ -140,7 +140,7 @@ async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: Cance
         #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 records")]
         metrics::histogram!(INGEST_BATCH.name, "dataset" => dataset).record(records.len() as f64);
         if let Some(oldest) = batch.oldest {
-            let delay = SystemClock.now().since(oldest);
+            let delay = SystemClock.now().duration_since(oldest);
             metrics::histogram!(INGEST_DELAY.name, "dataset" => dataset).record(delay.as_secs_f64());
         }
     }

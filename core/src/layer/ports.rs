@@ -6,16 +6,16 @@ use futures::future::BoxFuture;
 
 use super::{Call, Layer, Layered, Retry};
 use crate::bus::{
-    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
+    Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Message,
     MessageBus, Offsets, PublishOptions, PublishReport, ReaderRequest, SeekTo, SubscribeRequest,
     Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use crate::record::{Dataset, Records};
 use crate::store::{
     BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
-use crate::{Ohlcv, Operation, Result, Timestamp};
+use crate::{Bar, Operation, Result, Timestamp};
 
 /// Generates methods of a port with the signatures that `async_trait` expects, so that a method can return an inner
 /// future without another box. `$body` is the macro that generates the bodies. `[mut]` is for methods with `&mut self`.
@@ -57,11 +57,11 @@ macro_rules! price_store {
         methods! { $body []
             ensure_schema() -> SchemaReport = EnsureSchema;
             plan_schema() -> Vec<String> = PlanSchema;
-            ping() -> StoreStatus = StorePing;
+            ping() -> StorePingReport = StorePing;
             insert(batch: &dyn Records) -> InsertReport = Insert[batch.dataset(), batch.len()];
             range(request: &RangeRequest) -> RecordPage = Range[request.dataset];
             latest(request: &LatestRequest) -> RecordPage = Latest[request.dataset];
-            derived_bars(query: &BarQuery) -> Page<Ohlcv> = DerivedBars;
+            derived_bars(query: &BarQuery) -> Page<Bar> = DerivedBars;
             stats(query: &StatsQuery) -> Option<RangeStats> = Stats;
             series(request: &SeriesRequest) -> Page<SeriesSummary> = Series[request.dataset];
             delete_range(query: &DeleteQuery) -> () = DeleteRange[query.dataset];
@@ -85,7 +85,7 @@ macro_rules! message_bus {
             delete_topics(names: &[TopicName]) -> Vec<TopicOutcome> = DeleteTopics;
             topics() -> Vec<TopicInfo> = Topics;
             groups(query: &GroupQuery) -> Vec<GroupInfo> = Groups;
-            ping() -> BusStatus = BusPing;
+            ping() -> BusPingReport = BusPing;
             close() -> CloseReport = BusClose;
         }
     };

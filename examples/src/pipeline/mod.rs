@@ -25,8 +25,7 @@ use qi_core::bus::{
 };
 use qi_core::health::Health;
 use qi_core::{
-    Backoff, Error, Ingest, IngestConfig, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result,
-    Selection,
+    Backoff, Bar, Error, Ingest, IngestConfig, Instrument, Interval, PriceStore, PriceTick, Result, Selection,
 };
 use qi_files::{Numbering, Source};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +43,7 @@ pub enum Data {
     /// Ticks, whose bars are derived.
     Ticks(Source<PriceTick>),
     /// Bars of an interval, which are stored unchanged and merged into coarser ones.
-    Bars(Source<Ohlcv>, Interval),
+    Bars(Source<Bar>, Interval),
 }
 
 impl From<qi_files::Data> for Data {
@@ -332,7 +331,7 @@ mod tests {
             let Some(offsets) = looks[look] else {
                 return Err(Error::new(ErrorKind::Unavailable, "test", "groups"));
             };
-            let Selection::These(topics) = &query.topics else { panic!("the lag of every topic") };
+            let Selection::Only(topics) = &query.topics else { panic!("the lag of every topic") };
             let partition = |id| TopicPartition::new(topics[0].clone(), id);
             let of = |(id, (committed, end)): (u32, &(Option<u64>, Option<u64>))| {
                 GroupPartition::new(partition(id), *committed, *end)

@@ -408,8 +408,8 @@ impl Group {
             owned.position =
                 match start(log, self.commits.get(partition).copied(), member.request.offset_reset) {
                     Start::Committed(at) => Some(at),
-                    // The start is committed before the first message is delivered, so a takeover before the reader's first
-                    // commit begins at the same position.
+                    // The start is committed before the first message is delivered, so a takeover before the reader's
+                    // first commit begins at the same position.
                     Start::Fresh(at) => {
                         self.commits.insert(partition.clone(), at);
                         Some(at)
@@ -477,7 +477,7 @@ impl Group {
         left_since.retain(|topic, _| left.contains(topic));
         for topic in left {
             let since = *left_since.entry(topic.clone()).or_insert(now);
-            if now.since(since) >= keep {
+            if now.duration_since(since) >= keep {
                 commits.retain(|partition, _| partition.topic != topic);
                 left_since.remove(&topic);
             }
@@ -487,7 +487,7 @@ impl Group {
     /// Returns the time for which the group has had no members.
     pub(super) fn idle_for(&mut self, now: Timestamp) -> Duration {
         if self.members.is_empty() {
-            now.since(*self.empty_since.get_or_insert(now))
+            now.duration_since(*self.empty_since.get_or_insert(now))
         } else {
             self.empty_since = None;
             Duration::ZERO

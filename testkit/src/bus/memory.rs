@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
     ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use qi_core::{Clock, Error, MessageBus, Result, Subscription, SystemClock};
@@ -228,10 +228,10 @@ impl MessageBus for MemoryBus {
         Ok(state.describe_groups(query))
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         let began = Instant::now();
         self.enter("ping").await?;
-        Ok(BusStatus::new(Some(error::BACKEND.to_owned()), 1, began.elapsed()))
+        Ok(BusPingReport::new(Some(error::BACKEND.to_owned()), 1, began.elapsed()))
     }
 
     async fn close(&self) -> Result<CloseReport> {

@@ -341,7 +341,7 @@ fn corrupt(code: &'static str) -> Error {
 mod tests {
     use super::*;
     use crate::{
-        BarValues, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, QuoteValues, Scope, SnapshotValues,
+        Bar, BarValues, Interval, MarketSnapshot, PriceTick, Quote, QuoteValues, Scope, SnapshotValues,
         Timestamp,
     };
 
@@ -369,7 +369,7 @@ mod tests {
         there_and_back(&tick(), "crypto-prices");
         let values = QuoteValues { ask_price: Some(price), ..Default::default() };
         there_and_back(&Quote::new(instrument.clone(), Timestamp::MIN, 0, values).unwrap(), "crypto-quotes");
-        let bar = Ohlcv::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
+        let bar = Bar::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
         there_and_back(&bar, "crypto-ohlcv");
         let values = SnapshotValues { markets: Some(1), ..Default::default() };
         there_and_back(

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, Delivery, DeliveryError, GroupId, GroupInfo, GroupPartition, GroupQuery,
-    GroupState, HeaderName, Headers, Message, OffsetReset, Offsets, PublishOptions, PublishReport,
-    ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicSpec, TopicState, murmur2,
+    BusInfo, BusPingReport, CloseReport, Delivery, DeliveryError, GroupId, GroupInfo, GroupPartition,
+    GroupQuery, GroupState, HeaderName, Headers, Message, OffsetReset, Offsets, PublishOptions,
+    PublishReport, ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicSpec,
+    TopicState, murmur2,
 };
 use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
 
@@ -267,7 +268,7 @@ impl MessageBus for Broken {
             }
         }
         if self.is(Fault::InventsGroups)
-            && let Selection::These(wanted) = &query.groups
+            && let Selection::Only(wanted) = &query.groups
         {
             let known: Vec<GroupId> = groups.iter().map(|group| group.id.clone()).collect();
             let unknown = wanted.iter().filter(|id| !known.contains(id)).cloned();
@@ -276,7 +277,7 @@ impl MessageBus for Broken {
         Ok(groups)
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.inner.ping().await
     }
 

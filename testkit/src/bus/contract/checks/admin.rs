@@ -182,7 +182,7 @@ async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
     let named = query.clone().with_topics(Selection::one(kept.clone()));
     let rows = vec![(at(&kept, 0), Some(0)), (at(&kept, 1), Some(0))];
     ensure_eq!(lag(&named).await?, (Some(0), rows.clone()), "the lag over the named topic");
-    let with_unknown = Selection::these([kept.clone(), lab.fresh_name()?])?;
+    let with_unknown = Selection::only([kept.clone(), lab.fresh_name()?])?;
     let asked = query.clone().with_topics(with_unknown);
     ensure_eq!(lag(&asked).await?, (Some(0), rows), "the lag over that topic and an unknown one");
     let elsewhere = query.with_topics(Selection::one(lab.fresh_name()?));

@@ -7,7 +7,7 @@ use qi_core::bus::{
 };
 use qi_core::record::{Dataset, Description, Row, Slice};
 use qi_core::{
-    BookSnapshot, ErrorKind, FundingRate, Instrument, Liquidation, MarkPrice, MarketSnapshot, Ohlcv,
+    Bar, BookSnapshot, ErrorKind, FundingRate, Instrument, Liquidation, MarkPrice, MarketSnapshot,
     OpenInterest, Price, PriceTick, Quote, Timestamp,
 };
 
@@ -109,7 +109,7 @@ async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     let bus = &*lab.bus().await?;
     there_and_back::<PriceTick>(lab, bus).await?;
     there_and_back::<Quote>(lab, bus).await?;
-    there_and_back::<Ohlcv>(lab, bus).await?;
+    there_and_back::<Bar>(lab, bus).await?;
     there_and_back::<MarketSnapshot>(lab, bus).await?;
     there_and_back::<FundingRate>(lab, bus).await?;
     there_and_back::<OpenInterest>(lab, bus).await?;
