@@ -103,7 +103,7 @@ async fn every_change_goes_to_all_nodes() {
     });
     config.cluster = Some("main".to_owned());
     config.table_prefix = "m_".to_owned();
-    config.retention.set("ticks", 48);
+    config.retention.set("ticks", std::time::Duration::from_hours(48));
     let store = ClickHouseStore::open(config).unwrap();
 
     let planned = store.plan_schema().await.unwrap();

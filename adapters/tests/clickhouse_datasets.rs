@@ -268,7 +268,7 @@ async fn unregistered(server: Server) {
 async fn ages(server: Server) {
     with_prefix(&server, async |prefix| {
         let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<Signal>().unwrap());
-        config.retention.set("order", 48);
+        config.retention.set("order", std::time::Duration::from_hours(48));
         let store = ClickHouseStore::open(config).unwrap();
         assert_eq!(store.info().retention.len(), 1);
         let made = store.ensure_schema().await.unwrap().applied;

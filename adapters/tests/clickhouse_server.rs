@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
 
 /// The retention of ticks in the schema of the child processes, in hours.
-const FIFTY_YEARS: u32 = 50 * 366 * 24;
+const FIFTY_YEARS: Duration = Duration::from_hours(50 * 366 * 24);
 
 fn main() {
     if let Ok(words) = std::env::var(CHILD) {
@@ -217,13 +217,13 @@ async fn ages(server: Server) {
         |_| (),
         async |store, config| {
             let mut aged = config.clone();
-            aged.retention.set("ticks", 48);
+            aged.retention.set("ticks", Duration::from_hours(48));
             let other = ClickHouseStore::open(aged.clone()).unwrap();
             let rule = Retention::Age(PriceTick::DATASET, Duration::from_hours(48));
             assert_eq!(other.info().retention, [rule]);
             assert_eq!(other.ensure_schema().await.unwrap().applied, ["retention of ticks after 48 h"]);
             assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
-            aged.retention.set("ticks", 24);
+            aged.retention.set("ticks", Duration::from_hours(24));
             let third = ClickHouseStore::open(aged).unwrap();
             assert_eq!(third.ensure_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
             // Ticks of 2023 are removed when parts are merged. Current ticks stay.
@@ -244,7 +244,7 @@ async fn ages(server: Server) {
 
 /// A TTL of the server ends in 2106 and wraps to 1970.
 async fn far_ages(server: Server) {
-    let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", 48);
+    let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", Duration::from_hours(48));
     with_store(&server, change, async |store, config| {
         let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
             let time = Timestamp::from_secs(secs).unwrap();
@@ -255,7 +255,7 @@ async fn far_ages(server: Server) {
         sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
         assert_eq!(stored(&store, "x:FAR").await, far);
         let mut long = config.clone();
-        long.retention.set("ticks", 878_400);
+        long.retention.set("ticks", Duration::from_hours(878_400));
         let store = ClickHouseStore::open(long).unwrap();
         store.ensure_schema().await.unwrap();
         assert!(store.ensure_schema().await.unwrap().applied.is_empty(), "it is there");

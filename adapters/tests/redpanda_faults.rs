@@ -379,7 +379,7 @@ fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
 
 async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 100_000;
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 60_000);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_mins(1));
     let topic = create(&bus, spec(6)).await;
     let mut sub = bus.subscribe(member(&topic, 20 * SECOND, 60 * SECOND)).await.unwrap();
     let counter = Arc::new(Counter::default());
@@ -408,7 +408,7 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
 
 async fn away_for_long(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 40_000;
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 1_500);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_millis(1500));
     let topic = create(&bus, spec(6)).await;
     let counter = Arc::new(Counter::default());
     // On a fast machine, all messages would be sent before the kills.
@@ -439,7 +439,7 @@ async fn away_for_long(brokers: Brokers, spare: Spare) {
 async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     let session = 3 * SECOND;
     let bus = open(&brokers, |config| {
-        (config.delivery_timeout_ms, config.commit_timeout_ms) = (30_000, 2_000);
+        (config.delivery_timeout, config.commit_timeout) = (Duration::from_secs(30), Duration::from_secs(2));
     });
     let topic = create(&bus, spec(3)).await;
     let counter = Arc::new(Counter::default());
@@ -510,7 +510,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
 async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     let spare = spare.ordered("kill").await;
     let limit = SECOND;
-    let bus = open(&brokers, |config| config.request_timeout_ms = 1_000);
+    let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(1));
     let began = Instant::now();
     let topic = TopicName::new(namespace()).unwrap();
     let asked = |what: &'static str, began: Instant| {
@@ -561,7 +561,8 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
 async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
     const OPEN: usize = 50;
     let change = |config: &mut RedpandaConfig| {
-        (config.delivery_timeout_ms, config.close_timeout_ms) = (60_000, 1_500);
+        (config.delivery_timeout, config.close_timeout) =
+            (Duration::from_mins(1), Duration::from_millis(1500));
     };
     let (bus, dropped) = (open(&brokers, change), open(&brokers, change));
     let topic = create(&bus, spec(2)).await;
@@ -676,7 +677,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
 }
 
 async fn nodes_lost(brokers: Brokers, spare: Spare) {
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 15_000);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(15));
     let spec = spec(6).with_replication(3).with_setting("min.insync.replicas", "2");
     let topic = create(&bus, spec).await;
     let counter = Arc::new(Counter::default());
@@ -689,7 +690,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     // Without two nodes, no message is acknowledged.
     let spare = spare.ordered("kill 2").await;
-    let hasty = open(&brokers, |config| config.delivery_timeout_ms = 4_000);
+    let hasty = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(4));
     let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
     let mut doubtful = BTreeMap::new();
     for bus in [&bus, &hasty] {
@@ -729,7 +730,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
 async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 20_000;
     let bus = open(&brokers, |config| {
-        (config.delivery_timeout_ms, config.commit_timeout_ms) = (60_000, 20_000);
+        (config.delivery_timeout, config.commit_timeout) = (Duration::from_mins(1), Duration::from_secs(20));
     });
     let topic = create(&bus, spec(6).with_replication(3)).await;
     let request = member(&topic, 20 * SECOND, 60 * SECOND);
@@ -969,7 +970,7 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
 }
 
 async fn listed_while_deleted(brokers: Brokers) {
-    let bus = open(&brokers, |config| config.request_timeout_ms = 20_000);
+    let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(20));
     let kept = create(&bus, spec(2)).await;
     let churn = async {
         for _ in 0..8 {

@@ -599,8 +599,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
     // Also with a TTL, which removes an old tick at its insert.
-    let retention =
-        [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "24")];
+    let retention = [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "24h")];
     let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();

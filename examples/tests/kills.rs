@@ -108,7 +108,7 @@ impl Rig {
             ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers.clone()),
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
             // Short, so that requests of a killed process end soon.
-            ("QI__BUS__REDPANDA__REQUEST_TIMEOUT_MS".to_owned(), "3000".to_owned()),
+            ("QI__BUS__REDPANDA__REQUEST_TIMEOUT".to_owned(), "3s".to_owned()),
             // About 17,000 ticks/s, so that the program runs long enough for the test.
             ("QI__BUS__LIMIT__RATE".to_owned(), "5".to_owned()),
         ];

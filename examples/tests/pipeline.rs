@@ -109,7 +109,8 @@ async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_n
                     .with_seed(seed),
             )
             .with_timeout(TimeoutConfig::default().with_call(second).with_bulk(second));
-        let config = MemoryBusConfig { delivery_timeout_ms: 1_000, ..MemoryBusConfig::default() };
+        let config =
+            MemoryBusConfig { delivery_timeout: Duration::from_secs(1), ..MemoryBusConfig::default() };
         let bus = MemoryBus::new(config, Arc::new(SystemClock)).unwrap();
         let plain = memory_store();
         let store = stack.wrap_store(ChaosStore::new(plain.clone(), of_store.clone()));

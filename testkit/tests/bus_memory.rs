@@ -41,7 +41,7 @@ async fn small_with(spec: TopicSpec, clock: Arc<dyn Clock>) -> MemoryBus {
     let config = MemoryBusConfig {
         max_bytes: 100_000,
         max_message_bytes: 10_000,
-        delivery_timeout_ms: 3_000,
+        delivery_timeout: Duration::from_secs(3),
         ..MemoryBusConfig::default()
     };
     let bus = MemoryBus::new(config, clock).unwrap();
@@ -175,7 +175,7 @@ async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
     let config = MemoryBusConfig {
         max_bytes: 20_000,
         max_message_bytes: 10_000,
-        close_timeout_ms: 1_000,
+        close_timeout: Duration::from_secs(1),
         ..MemoryBusConfig::default()
     };
     let bus = Arc::new(MemoryBus::new(config, Arc::new(ManualClock::default())).unwrap());

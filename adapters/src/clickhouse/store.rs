@@ -1,6 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records};
@@ -115,8 +115,8 @@ impl ClickHouseStore {
         info.version = self.inner.connections.version();
         info.max_batch = self.inner.config.max_batch;
         let ages = self.inner.config.datasets.iter().filter_map(|dataset| {
-            let hours = self.inner.config.retention.get(dataset.name())?;
-            Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
+            let age = self.inner.config.retention.get(dataset.name())?;
+            Some(Retention::Age(dataset, age))
         });
         info.retention = ages.collect();
         info

@@ -155,7 +155,7 @@ impl RedpandaBus {
     }
 
     fn request_timeout(&self) -> Duration {
-        client_config::limit(self.config.request_timeout_ms)
+        client_config::limit(self.config.request_timeout)
     }
 
     fn phase(&self) -> Phase {
@@ -192,7 +192,7 @@ impl RedpandaBus {
             announce_revocations: false,
             max_buffered_bytes,
             request_timeout: self.request_timeout(),
-            commit_timeout: client_config::limit(self.config.commit_timeout_ms),
+            commit_timeout: client_config::limit(self.config.commit_timeout),
         }
     }
 
@@ -263,7 +263,7 @@ impl fmt::Debug for RedpandaBus {
 #[async_trait]
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
-        let delivery = client_config::limit(self.config.delivery_timeout_ms);
+        let delivery = client_config::limit(self.config.delivery_timeout);
         BusInfo::new(BACKEND, delivery, self.config.max_message_bytes).with_encoding(self.config.codec)
     }
 
@@ -362,7 +362,7 @@ impl MessageBus for RedpandaBus {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
         // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
-        let drain = client_config::limit(self.config.close_timeout_ms);
+        let drain = client_config::limit(self.config.close_timeout);
         let _ = timeout(drain, self.drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records, SeriesType};
@@ -63,8 +63,8 @@ impl Inner {
         });
         info.max_batch = self.config.max_batch;
         let ages = self.config.datasets.iter().filter_map(|dataset| {
-            let hours = self.config.retention.get(dataset.name())?;
-            Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
+            let age = self.config.retention.get(dataset.name())?;
+            Some(Retention::Age(dataset, age))
         });
         info.retention = ages.collect();
         info

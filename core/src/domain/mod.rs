@@ -4,6 +4,7 @@
 //! error names the field and the value.
 
 mod decimal;
+pub mod duration;
 mod interval;
 mod name;
 mod range;

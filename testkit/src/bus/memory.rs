@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
@@ -68,7 +67,7 @@ impl MemoryBus {
     /// Creates an empty log and a client of it. `clock` provides the timestamps and the age of messages.
     ///
     /// # Errors
-    /// `Config` if `max_message_bytes`, `topic_max_message_bytes` or `delivery_timeout_ms` is 0, or if `max_bytes` has
+    /// `Config` if `max_message_bytes`, `topic_max_message_bytes` or `delivery_timeout` is 0, or if `max_bytes` has
     /// no room for the largest message.
     pub fn new(config: MemoryBusConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         config.validate()?;
@@ -174,7 +173,7 @@ impl fmt::Debug for MemoryBus {
 impl MessageBus for MemoryBus {
     fn info(&self) -> BusInfo {
         let config = &self.log.config;
-        BusInfo::new(error::BACKEND, config.delivery_timeout(), config.max_message_bytes)
+        BusInfo::new(error::BACKEND, config.delivery_timeout, config.max_message_bytes)
             .with_encoding(config.codec)
     }
 
@@ -237,7 +236,7 @@ impl MessageBus for MemoryBus {
     async fn close(&self) -> Result<CloseReport> {
         cooperate().await;
         self.client.begin_close();
-        let limit = Duration::from_millis(self.log.config.close_timeout_ms);
+        let limit = self.log.config.close_timeout;
         // A publish that still waits for space after the limit fails as `NotSent`, so no message remains `Unknown`.
         let _ = timeout(limit, self.client.drained()).await;
         {

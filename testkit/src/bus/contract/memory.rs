@@ -49,7 +49,11 @@ impl BusFactory for MemoryFactory {
 }
 
 fn config() -> MemoryBusConfig {
-    MemoryBusConfig { delivery_timeout_ms: 10_000, close_timeout_ms: 5_000, ..MemoryBusConfig::default() }
+    MemoryBusConfig {
+        delivery_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(5),
+        ..MemoryBusConfig::default()
+    }
 }
 
 #[derive(Debug)]

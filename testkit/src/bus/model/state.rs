@@ -91,7 +91,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Applies the session timeouts and poll limits.
+    /// Applies the session timeouts and maximum poll intervals.
     pub(super) fn expire(&mut self, session: Duration, max_poll_interval: Duration) {
         let now = Instant::now();
         self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));

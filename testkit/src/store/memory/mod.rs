@@ -241,7 +241,7 @@ impl PriceStore for MemoryStore {
             }
             let to = batch.len().min(from + SLICE);
             let now = self.clock.now();
-            let cutoff = |table: &Table| keep(table).max_age().and_then(|age| now.checked_sub(age));
+            let cutoff = |table: &Table| keep(table).max_age.and_then(|age| now.checked_sub(age));
             let put = self.write(OP, |State { rows, tables, schema: _ }| {
                 let max_rows = self.config.max_rows;
                 // The records may exceed the capacity, so expired records of all datasets are removed first.
