@@ -62,8 +62,9 @@ fn parse_or_rule(text: &str) -> Result<Duration, &'static str> {
 /// ```
 pub fn format(duration: Duration) -> String {
     let millis = duration.as_millis();
-    let fits =
-        |(_, length): &&(&str, u64)| millis >= u128::from(*length) && millis % u128::from(*length) == 0;
+    let fits = |(_, length): &&(&str, u64)| {
+        millis >= u128::from(*length) && millis.is_multiple_of(u128::from(*length))
+    };
     let (unit, length) = UNITS.iter().find(fits).unwrap_or(&("s", 1_000));
     format!("{}{unit}", millis / u128::from(*length))
 }
@@ -102,7 +103,7 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duratio
 pub mod option {
     use serde::{Deserialize, Serialize};
 
-    use super::*;
+    use super::{Deserializer, Duration, Result, Serializer};
 
     #[derive(Serialize, Deserialize)]
     #[serde(transparent)]

@@ -413,7 +413,7 @@ impl Run {
         match event {
             SubscriptionEvent::RevocationPending => self.revoking = true,
             SubscriptionEvent::AssignmentChanged { lost, .. } => {
-                self.forget(|partition| lost.contains(partition))
+                self.forget(|partition| lost.contains(partition));
             }
             SubscriptionEvent::Reset { partition, .. } => self.forget(|other| other == partition),
             SubscriptionEvent::MaxPollIntervalExceeded => self.forget(|_| true),
