@@ -81,7 +81,7 @@ impl BrokenReader {
             Fault::HidesResets => events.retain(|event| !matches!(event, SubscriptionEvent::Reset { .. })),
             Fault::HidesDeletion => events.retain(|n| !matches!(n, SubscriptionEvent::TopicDeleted { .. })),
             Fault::HidesMaxPollInterval => {
-                events.retain(|event| *event != SubscriptionEvent::MaxPollIntervalExceeded)
+                events.retain(|event| *event != SubscriptionEvent::MaxPollIntervalExceeded);
             }
             Fault::HidesRevocations => events.retain(|event| *event != SubscriptionEvent::RevocationPending),
             Fault::HidesAssignments => events.retain(|event| !lost_or_gained(event)),
