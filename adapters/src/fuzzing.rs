@@ -12,12 +12,12 @@ use bytes::Bytes;
 #[cfg(feature = "clickhouse")]
 use qi_core::Datasets;
 use qi_core::bus::{
-    Codec as _, Encoding, HeaderName, Received, TopicName, decode_message, encode_message, header,
+    Codec as _, Encoding, HeaderName, ReceivedMessage, TopicName, decode_message, encode_message, header,
 };
 use qi_core::record::{Column, ColumnType, Dataset, Description, SeriesType};
 use qi_core::store::{Cursor, Paged, RangeQuery, RangeRequest, SeriesRequest};
 use qi_core::{
-    BookSnapshot, Decimal, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record, Scope,
+    Bar, BookSnapshot, Decimal, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Record, Scope,
     TimeRange, Timestamp,
 };
 
@@ -29,7 +29,7 @@ pub use crate::timescale::fuzz_numeric as numeric;
 /// Decodes a message as each record type. The first byte may select a header. The first line is then its value.
 pub fn codecs(bytes: &[u8]) {
     let Some((selector, rest)) = bytes.split_first() else { return };
-    let mut message = Received::new(TopicName::new("t").unwrap(), 0, 0);
+    let mut message = ReceivedMessage::new(TopicName::new("t").unwrap(), 0, 0);
     let names = [header::CONTENT_TYPE, header::TYPE, header::VERSION];
     let payload = match names.get(usize::from(*selector)) {
         Some(name) => {
@@ -50,22 +50,22 @@ pub fn codecs(bytes: &[u8]) {
     }
 }
 
-fn decode_each(message: &Received) {
+fn decode_each(message: &ReceivedMessage) {
     decode::<PriceTick>(message);
     decode::<Quote>(message);
-    decode::<Ohlcv>(message);
+    decode::<Bar>(message);
     decode::<MarketSnapshot>(message);
     decode::<BookSnapshot>(message);
 }
 
-fn decode<R: Record>(message: &Received) {
+fn decode<R: Record>(message: &ReceivedMessage) {
     let record: R = match decode_message(message) {
         Ok(record) => record,
         Err(error) => return drop(error.report()),
     };
     for encoding in Encoding::ALL {
         let encoded = encode_message(&encoding, &record, None).unwrap();
-        let mut again = Received::new(encoded.topic, 0, 0);
+        let mut again = ReceivedMessage::new(encoded.topic, 0, 0);
         (again.payload, again.headers) = (encoded.payload, encoded.headers);
         assert_eq!(decode_message::<R>(&again).unwrap(), record);
     }
@@ -153,7 +153,7 @@ pub fn cursors(bytes: &[u8]) {
 
 /// Checks both cursors. `resume` returns the cursor of an empty page.
 fn open<Q: Paged>(text: &str, query: &Q, after: impl Fn(Cursor) -> Q, resume: impl Fn(&Q) -> Cursor) {
-    for cursor in [text.to_owned(), sealed(&format!("{:?}", query.scope()), text)] {
+    for cursor in [text.to_owned(), sealed(&format!("{:?}", query.fingerprint()), text)] {
         let Ok(cursor) = cursor.parse::<Cursor>() else { continue };
         let query = after(cursor);
         let Ok(anchor) = query.anchor() else { continue };

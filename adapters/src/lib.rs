@@ -4,12 +4,12 @@
 mod authorities;
 pub mod clickhouse;
 pub mod config;
+mod durations;
 #[cfg(any(feature = "clickhouse", feature = "timescale"))]
 mod first_datasets;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hours;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
 #[cfg(any(feature = "clickhouse", feature = "redpanda", feature = "timescale"))]

@@ -1,7 +1,9 @@
 //! Validation of the values in a backend's section.
 
 use std::fmt;
+use std::time::Duration;
 
+use qi_core::domain::duration;
 use qi_core::{Error, ErrorKind, Result};
 
 /// The section of a backend, for use in its errors.
@@ -21,6 +23,22 @@ impl Rules {
             return Ok(());
         }
         Err(self.refuse(key, value, format_args!("must lie from {least} to {most}")))
+    }
+
+    /// Rejects a duration outside `least..=most`.
+    pub(super) fn duration_within(
+        &self,
+        key: &str,
+        value: Duration,
+        least: Duration,
+        most: Duration,
+    ) -> Result<()> {
+        if (least..=most).contains(&value) {
+            return Ok(());
+        }
+        let (least, most) = (duration::format(least), duration::format(most));
+        let rule = format_args!("must lie from {least} to {most}");
+        Err(self.refuse(key, duration::format(value), rule))
     }
 
     /// Returns the error for a rejected value.

@@ -103,7 +103,7 @@ async fn every_change_goes_to_all_nodes() {
     });
     config.cluster = Some("main".to_owned());
     config.table_prefix = "m_".to_owned();
-    config.retention.set("ticks", 48);
+    config.retention.set("ticks", std::time::Duration::from_hours(48));
     let store = ClickHouseStore::open(config).unwrap();
 
     let planned = store.plan_schema().await.unwrap();
@@ -168,7 +168,7 @@ async fn every_change_goes_to_all_nodes() {
         requests[0].body.contains("FROM m_ticks FINAL") && requests[0].has("select_sequential_consistency=1")
     );
 
-    let these = Selection::these(["x:Y".parse().unwrap()]).unwrap();
+    let these = Selection::only(["x:Y".parse().unwrap()]).unwrap();
     let range = TimeRange::new(time, Timestamp::MAX).unwrap();
     store.delete_range(&DeleteQuery::ticks(these, range)).await.unwrap();
     store.purge_before(PriceTick::DATASET, time).await.unwrap();

@@ -227,7 +227,7 @@ async fn names(server: Server) {
             request = request.after(next);
         }
         assert_eq!(listed, texts.clone().map(|text| Owner::Name(text.as_str().into())));
-        let some = Selection::these(texts[1..4].iter().cloned()).unwrap();
+        let some = Selection::only(texts[1..4].iter().cloned()).unwrap();
         let query = DeleteQuery::of::<Signal>(&some, TimeRange::ALL).of_interval(Interval::D1);
         store.delete_range(&query).await.unwrap();
         assert_eq!(store.latest_of::<Signal>(&latest).await.unwrap().items.len(), 4);
@@ -268,7 +268,7 @@ async fn unregistered(server: Server) {
 async fn ages(server: Server) {
     with_prefix(&server, async |prefix| {
         let mut config = server.config(&prefix).with_datasets(Datasets::none().with::<Signal>().unwrap());
-        config.retention.set("order", 48);
+        config.retention.set("order", std::time::Duration::from_hours(48));
         let store = ClickHouseStore::open(config).unwrap();
         assert_eq!(store.info().retention.len(), 1);
         let made = store.ensure_schema().await.unwrap().applied;

@@ -105,7 +105,7 @@ async fn unknown_cluster(server: Server) {
 async fn timeout(server: Server) {
     with_store(
         &server,
-        |config| config.limits.statement_ms = 200,
+        |config| config.server_limits.statement_timeout = Duration::from_millis(200),
         async |store, _, _| {
             let slow = "SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1, \
                         function_sleep_max_microseconds_per_block = 100000000";
@@ -117,7 +117,7 @@ async fn timeout(server: Server) {
     )
     .await;
     let change = |config: &mut ClickHouseConfig| {
-        config.limits.statement_ms = 20;
+        config.server_limits.statement_timeout = Duration::from_millis(20);
         config.settings.insert("max_threads".to_owned(), "1".to_owned());
     };
     with_store(&server, change, async |store, maker, _| {
@@ -135,7 +135,7 @@ async fn timeout(server: Server) {
 async fn memory(server: Server) {
     with_store(
         &server,
-        |config| config.limits.memory_bytes = 2_000_000,
+        |config| config.server_limits.memory_bytes = 2_000_000,
         async |store, maker, _| {
             for part in ticks("x:Y", 0, 300_000).chunks(30_000) {
                 maker.insert_ticks(part).await.unwrap();
@@ -228,7 +228,7 @@ async fn partitions(server: Server) {
 async fn busy(server: Server) {
     let change = |config: &mut ClickHouseConfig| {
         config.pool.max_connections = 1;
-        config.pool.acquire_timeout_ms = 100;
+        config.pool.acquire_timeout = Duration::from_millis(100);
         config.max_batch = 1_000_000;
     };
     with_store(&server, change, async |store, _, _| {

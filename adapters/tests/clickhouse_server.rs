@@ -21,7 +21,7 @@ use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::Datasets;
 use qi_core::store::{DeleteQuery, LatestBarsQuery, LatestQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Selection,
+    Bar, BarValues, ErrorKind, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, Selection,
     TimeRange, Timestamp,
 };
 use servers::{Spare, namespace, run, spare_trial, trial};
@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 const CHILD: &str = "QI_TEST_ENSURE_SCHEMA";
 
 /// The retention of ticks in the schema of the child processes, in hours.
-const FIFTY_YEARS: u32 = 50 * 366 * 24;
+const FIFTY_YEARS: Duration = Duration::from_hours(50 * 366 * 24);
 
 fn main() {
     if let Ok(words) = std::env::var(CHILD) {
@@ -217,13 +217,13 @@ async fn ages(server: Server) {
         |_| (),
         async |store, config| {
             let mut aged = config.clone();
-            aged.retention.set("ticks", 48);
+            aged.retention.set("ticks", Duration::from_hours(48));
             let other = ClickHouseStore::open(aged.clone()).unwrap();
             let rule = Retention::Age(PriceTick::DATASET, Duration::from_hours(48));
             assert_eq!(other.info().retention, [rule]);
             assert_eq!(other.ensure_schema().await.unwrap().applied, ["retention of ticks after 48 h"]);
             assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
-            aged.retention.set("ticks", 24);
+            aged.retention.set("ticks", Duration::from_hours(24));
             let third = ClickHouseStore::open(aged).unwrap();
             assert_eq!(third.ensure_schema().await.unwrap().applied, ["retention of ticks after 24 h"]);
             // Ticks of 2023 are removed when parts are merged. Current ticks stay.
@@ -244,7 +244,7 @@ async fn ages(server: Server) {
 
 /// A TTL of the server ends in 2106 and wraps to 1970.
 async fn far_ages(server: Server) {
-    let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", 48);
+    let change = |config: &mut ClickHouseConfig| config.retention.set("ticks", Duration::from_hours(48));
     with_store(&server, change, async |store, config| {
         let far = [4_295_000_000, 5_680_281_600, 9_214_646_399].map(|secs| {
             let time = Timestamp::from_secs(secs).unwrap();
@@ -255,7 +255,7 @@ async fn far_ages(server: Server) {
         sql(&store, &format!("OPTIMIZE TABLE {table} FINAL")).await;
         assert_eq!(stored(&store, "x:FAR").await, far);
         let mut long = config.clone();
-        long.retention.set("ticks", 878_400);
+        long.retention.set("ticks", Duration::from_hours(878_400));
         let store = ClickHouseStore::open(long).unwrap();
         store.ensure_schema().await.unwrap();
         assert!(store.ensure_schema().await.unwrap().applied.is_empty(), "it is there");
@@ -274,7 +274,7 @@ async fn numbered(server: Server) {
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 10);
-    let one = Selection::these(["x:Y".parse().unwrap()]).unwrap();
+    let one = Selection::only(["x:Y".parse().unwrap()]).unwrap();
     store.delete_range(&DeleteQuery::ticks(one, TimeRange::ALL)).await.unwrap();
     store.purge_before(PriceTick::DATASET, Timestamp::from_secs(1_800_000_000).unwrap()).await.unwrap();
     assert_eq!(count(&store, "x:Y").await, 0);
@@ -451,7 +451,7 @@ async fn few_of_many(server: Server) {
             };
             let name = |n: u32| -> Instrument { format!("x:A{n:04}").parse().unwrap() };
             let bar =
-                |n, interval: Interval| Ohlcv::new(name(n), interval, interval.floor(time), values).unwrap();
+                |n, interval: Interval| Bar::new(name(n), interval, interval.floor(time), values).unwrap();
             let mut bars: Vec<_> = (0..3_000).map(|n| bar(n, Interval::M1)).collect();
             bars.push(bar(3_000, Interval::D1));
             store.insert_bars(&bars).await.unwrap();
@@ -470,7 +470,7 @@ async fn few_of_many(server: Server) {
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
             assert_few(asked());
             let absent = (0..3_000).map(|n| format!("x:B{n:04}").parse().unwrap());
-            let named = Selection::these(absent.chain(["x:Z".parse().unwrap()])).unwrap();
+            let named = Selection::only(absent.chain(["x:Z".parse().unwrap()])).unwrap();
             let query = LatestQuery::new(named).with_limit(1).unwrap();
             assert_eq!(store.latest_ticks(&query).await.unwrap().items, ticks("x:Z", 0, 1));
             assert_few(asked());
@@ -516,7 +516,7 @@ async fn latest_of_many(server: Server) {
             };
             for query in [
                 LatestQuery::new(Selection::All),
-                LatestQuery::new(Selection::these((0..200).map(name)).unwrap()),
+                LatestQuery::new(Selection::only((0..200).map(name)).unwrap()),
             ] {
                 let all = store.latest_ticks(&query).await.unwrap();
                 assert!(all.items == of_each(Timestamp::MAX) && all.next.is_none());
@@ -804,7 +804,7 @@ async fn grants(server: Server, spare: Spare) {
     assert!(store.ensure_schema().await.unwrap().applied.is_empty());
     store.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
     store.insert_ticks(&ticks("x:Z", 0, 10)).await.unwrap();
-    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
     store.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!((count(&store, "x:Y").await, count(&store, "x:Z").await), (0, 10));
     store.purge_before(PriceTick::DATASET, Timestamp::from_secs(2_000_000_000).unwrap()).await.unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clickhouse_rig::Server;
 use libtest_mimic::Arguments;
 use qi_adapters::clickhouse::ClickHouseStore;
-use qi_core::store::{RangeQuery, StoreStatus};
+use qi_core::store::{RangeQuery, StorePingReport};
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, Result, TimeRange, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -118,7 +118,7 @@ async fn refused(server: Server) {
         config.root_cert = root_cert;
         ClickHouseStore::open(config)
     };
-    let ping = async |url: &str, root_cert: Option<String>| -> Result<StoreStatus> {
+    let ping = async |url: &str, root_cert: Option<String>| -> Result<StorePingReport> {
         open(url.to_owned(), root_cert)?.ping().await
     };
     let url = proxy(&server, ours.acceptor("127.0.0.1")).await;

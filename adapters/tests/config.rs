@@ -122,14 +122,17 @@ fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
             "unknown key `bus.limit.concurency`; did you mean `bus.limit.concurrency`?",
         ),
         (
-            "[bus.circuit_breaker]\nopenms = 1",
-            "unknown key `bus.circuit_breaker.openms`; did you mean `bus.circuit_breaker.open_ms`?",
+            "[bus.circuit_breaker]\nopendur = 1",
+            "unknown key `bus.circuit_breaker.opendur`; did you mean `bus.circuit_breaker.open_duration`?",
         ),
         (
             "[store.metrics]\nenable = true",
             "unknown key `store.metrics.enable`; did you mean `store.metrics.enabled`?",
         ),
-        ("[bus.retry]\natempts = 1", "unknown key `bus.retry.atempts`; did you mean `bus.retry.attempts`?"),
+        (
+            "[bus.retry]\nmax_atempts = 1",
+            "unknown key `bus.retry.max_atempts`; did you mean `bus.retry.max_attempts`?",
+        ),
         (
             "[bus.redpanda]\nbroker = \"x\"",
             "unknown key `bus.redpanda.broker`; did you mean `bus.redpanda.brokers`?",
@@ -154,7 +157,7 @@ fn an_unknown_key_names_the_nearest_one_and_where_it_stood() {
 #[test]
 fn a_key_like_no_other_is_answered_with_the_list() {
     let error = refused("[store.retry]\nzzz = 1", NONE);
-    assert!(error.message().unwrap().contains("known here: enabled, attempts, "), "{error}");
+    assert!(error.message().unwrap().contains("known here: enabled, max_attempts, "), "{error}");
 }
 
 #[tokio::test]
@@ -343,17 +346,17 @@ fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
     let permits = "must lie from 1 to 2305843009213693951";
     let rate = "must lie from 0.001 to 1000000 calls per second";
     for (section, field, value, shown, rule) in [
-        ("retry", "attempts", "0", "0", "must be at least 1"),
-        ("retry", "max_ms", "99", "99", "must not be below min_ms"),
+        ("retry", "max_attempts", "0", "0", "must be at least 1"),
+        ("retry", "max_delay", "\"99ms\"", "99ms", "must not be below min_delay"),
         ("retry", "factor", "0.5", "0.5", "must be finite and at least 1"),
         ("retry", "factor", "inf", "inf", "must be finite and at least 1"),
         ("retry", "factor", "nan", "NaN", "must be finite and at least 1"),
         ("retry", "jitter", "1.5", "1.5", "must lie from 0 to 1"),
         ("retry", "jitter", "-0.1", "-0.1", "must lie from 0 to 1"),
         ("retry", "jitter", "nan", "NaN", "must lie from 0 to 1"),
-        ("timeout", "limit_ms", "0", "0", "must be at least 1"),
-        ("timeout", "heavy_ms", "0", "0", "must be at least 1"),
-        ("timeout", "publish_ms", "0", "0", "must be at least 1"),
+        ("timeout", "call", "\"0s\"", "0s", "must be at least 1ms"),
+        ("timeout", "bulk", "\"0s\"", "0s", "must be at least 1ms"),
+        ("timeout", "publish", "\"0s\"", "0s", "must be at least 1ms"),
         ("limit", "concurrency", "0", "0", permits),
         ("limit", "concurrency", "9223372036854775807", "9223372036854775807", permits),
         ("limit", "rate", "0.0", "0", rate),
@@ -361,9 +364,9 @@ fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
         ("limit", "rate", "inf", "inf", rate),
         ("limit", "rate", "nan", "NaN", rate),
         ("limit", "burst", "0", "0", "must be at least 1"),
-        ("circuit_breaker", "failures", "0", "0", "must be at least 1"),
-        ("circuit_breaker", "open_ms", "0", "0", "must lie from 1 to 5000"),
-        ("circuit_breaker", "open_ms", "5001", "5001", "must lie from 1 to 5000"),
+        ("circuit_breaker", "failure_threshold", "0", "0", "must be at least 1"),
+        ("circuit_breaker", "open_duration", "\"0ms\"", "0s", "must lie from 1ms to 5s"),
+        ("circuit_breaker", "open_duration", "\"5001ms\"", "5001ms", "must lie from 1ms to 5s"),
     ] {
         for port in ["store", "bus"] {
             let file = format!("[{port}.{section}]\n{field} = {value}");
@@ -379,13 +382,13 @@ fn a_layer_value_outside_its_range_is_refused_with_its_key_value_and_rule() {
 
 #[tokio::test]
 async fn a_publish_limit_below_twice_the_delivery_timeout_of_the_bus_is_refused() {
-    let memory = "[bus.memory]\ndelivery_timeout_ms = 1000\n[bus.timeout]\npublish_ms";
-    let error = build(&format!("{memory} = 1999"), NONE).unwrap().open_bus().await.unwrap_err();
+    let memory = "[bus.memory]\ndelivery_timeout = \"1s\"\n[bus.timeout]\npublish";
+    let error = build(&format!("{memory} = \"1999ms\""), NONE).unwrap().open_bus().await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Config, "config.value"));
-    assert_eq!(error.context_value("key"), Some("bus.timeout.publish_ms"));
-    assert_eq!(error.context_value("value"), Some("1999"));
-    assert_eq!(error.message(), Some("must be at least twice the delivery timeout of the bus, 2000 ms"));
-    for fits in ["2000", "1999\nenabled = false"] {
+    assert_eq!(error.context_value("key"), Some("bus.timeout.publish"));
+    assert_eq!(error.context_value("value"), Some("1999ms"));
+    assert_eq!(error.message(), Some("must be at least twice the delivery timeout of the bus, 2s"));
+    for fits in ["\"2s\"", "\"1999ms\"\nenabled = false"] {
         build(&format!("{memory} = {fits}"), NONE).unwrap().open_bus().await.unwrap();
     }
 }
@@ -393,7 +396,7 @@ async fn a_publish_limit_below_twice_the_delivery_timeout_of_the_bus_is_refused(
 #[test]
 fn topics_of_the_catalogue_can_be_changed_and_added() {
     let catalogue = build(
-        "[bus.topics.crypto-prices]\npartitions = 3\n[bus.topics.mine]\nretention_hours = 2\nsettings = { \"a.b\" = \"c\" }",
+        "[bus.topics.crypto-prices]\npartitions = 3\n[bus.topics.mine]\nretention = \"2h\"\nsettings = { \"a.b\" = \"c\" }",
         [("QI__BUS__TOPICS__CRYPTO-PRICES__REPLICATION", "3")],
     )
     .unwrap()
@@ -474,16 +477,19 @@ mod timescale {
             ("host = \"h\"\nmax_batch = 1_000_001", "store.timescale.max_batch"),
             ("host = \"h\"\npool.max_connections = 0", "store.timescale.pool.max_connections"),
             ("host = \"h\"\npool.min_connections = 9", "store.timescale.pool.min_connections"),
-            ("host = \"h\"\nlimits.statement_ms = 0", "store.timescale.limits.statement_ms"),
-            ("host = \"h\"\nlimits.lock_ms = 2_147_483_648", "store.timescale.limits.lock_ms"),
+            (
+                "host = \"h\"\nserver_limits.statement_timeout = \"0s\"",
+                "store.timescale.server_limits.statement_timeout",
+            ),
+            (
+                "host = \"h\"\nserver_limits.lock_timeout = \"25d\"",
+                "store.timescale.server_limits.lock_timeout",
+            ),
             ("host = \"h\"\nwrite.piece = 100_001", "store.timescale.write.piece"),
             ("host = \"h\"\nwrite.connections = 65", "store.timescale.write.connections"),
-            ("host = \"h\"\nchunks.ticks_hours = 0", "store.timescale.chunks.ticks_hours"),
-            ("host = \"h\"\nretention.ticks_hours = 0", "store.timescale.retention.ticks_hours"),
-            (
-                "host = \"h\"\nhypertables = \"off\"\ncolumnstore.bars_hours = 1",
-                "store.timescale.columnstore",
-            ),
+            ("host = \"h\"\nchunks.ticks = \"0h\"", "store.timescale.chunks.ticks"),
+            ("host = \"h\"\nretention.ticks = \"90m\"", "store.timescale.retention.ticks"),
+            ("host = \"h\"\nhypertables = \"off\"\ncolumnstore.bars = \"1h\"", "store.timescale.columnstore"),
             ("host = \"h\"\ntls.client_cert = \"a.pem\"", "store.timescale.tls"),
         ] {
             let error = open(section).await.expect_err(section);
@@ -509,9 +515,9 @@ mod timescale {
                 "store.postgres.tls.client_cert",
             ),
             ("host = \"h\"\nhypertables = \"on\"", "store.postgres.hypertables"),
-            ("host = \"h\"\nchunks.ticks_hours = 24", "store.postgres.chunks"),
-            ("host = \"h\"\ncolumnstore.ticks_hours = 24", "store.postgres.columnstore"),
-            ("host = \"h\"\nretention.ticks_hours = 24", "store.postgres.retention"),
+            ("host = \"h\"\nchunks.ticks = \"1d\"", "store.postgres.chunks"),
+            ("host = \"h\"\ncolumnstore.ticks = \"1d\"", "store.postgres.columnstore"),
+            ("host = \"h\"\nretention.ticks = \"1d\"", "store.postgres.retention"),
         ] {
             let file = format!("[store]\nbackend = \"postgres\"\n[store.postgres]\n{section}");
             let opened = async { build(&file, NONE)?.open_store().await };
@@ -525,7 +531,7 @@ mod timescale {
     #[tokio::test]
     async fn fields_replace_parts_of_the_url_and_the_environment_replaces_fields() {
         let file = "[store]\nbackend = \"timescale\"\n[store.timescale]\n\
-                    url = \"postgres://a:first@one:1/x\"\nport = 2\nretention.ticks_hours = 48";
+                    url = \"postgres://a:first@one:1/x\"\nport = 2\nretention.ticks = \"48h\"";
         let variables = [
             ("QI__STORE__TIMESCALE__HOST", "two"),
             ("QI__STORE__TIMESCALE__PASSWORD", "second"),
@@ -562,8 +568,8 @@ async fn a_program_gives_its_datasets_to_every_store() {
     use qi_core::PriceStoreExt as _;
     let datasets = Datasets::standard().with::<FundingRate>().unwrap();
     let file = "[store]\nauto_schema = true\n[store.memory.retention.signals]\nmax_rows_per_series = 7\n\
-                [store.clickhouse.retention]\nsignals_hours = 48\nticks_hours = 24\n\
-                [store.timescale.retention]\nsignals_hours = 48\n[store.timescale.chunks]\nsignals_hours = 24";
+                [store.clickhouse.retention]\nsignals = \"48h\"\nticks = \"24h\"\n\
+                [store.timescale.retention]\nsignals = \"48h\"\n[store.timescale.chunks]\nsignals = \"24h\"";
     let config = Config::builder().datasets(datasets).toml(file).build().unwrap();
     let store = config.open_store().await.unwrap();
     let ts = qi_core::Timestamp::from_secs(1_700_000_000).unwrap();
@@ -573,20 +579,19 @@ async fn a_program_gives_its_datasets_to_every_store() {
     // Without these datasets, the file names a dataset that does not exist, whatever store is opened.
     for section in [
         "[store.memory.retention.signals]\nmax_rows_per_series = 7",
-        "[store.clickhouse.retention]\nsignals_hours = 48",
-        "[store.timescale.chunks]\nsignals_hours = 48",
+        "[store.clickhouse.retention]\nsignals = \"48h\"",
+        "[store.timescale.chunks]\nsignals = \"48h\"",
     ] {
         let error = refused(section, NONE);
         let key = error.context_value("key").unwrap_or_default();
         assert!(key.contains("signals"), "{error}");
     }
-    for (section, key) in
-        [("ticks_hours = 0", "ticks_hours"), ("ticks = 1", "ticks"), ("ticks_hours = -1", "ticks_hours")]
+    for (section, key) in [("ticks = \"0h\"", "ticks"), ("ticks = 1", "ticks"), ("ticks = \"-1h\"", "ticks")]
     {
         let error = refused(&format!("[store.clickhouse.retention]\n{section}"), NONE);
         assert!(error.report().contains(key), "{error}");
     }
-    let variables = [("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "48")];
+    let variables = [("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "48h")];
     build("[store.clickhouse]\nurl = \"http://one:1\"", variables).unwrap();
 }
 
@@ -628,11 +633,11 @@ mod redpanda {
             ("brokers = \"a:1\"\nclient_id = \"\"", "bus.redpanda.client_id"),
             ("brokers = \"a:1\"\nmax_message_bytes = 1", "bus.redpanda.max_message_bytes"),
             ("brokers = \"a:1\"\nbuffer_bytes = 1_000_000", "bus.redpanda.buffer_bytes"),
-            ("brokers = \"a:1\"\ndelivery_timeout_ms = 0", "bus.redpanda.delivery_timeout_ms"),
-            ("brokers = \"a:1\"\nrequest_timeout_ms = 300_001", "bus.redpanda.request_timeout_ms"),
-            ("brokers = \"a:1\"\ncommit_timeout_ms = 2_147_483_648", "bus.redpanda.commit_timeout_ms"),
-            ("brokers = \"a:1\"\nclose_timeout_ms = 0", "bus.redpanda.close_timeout_ms"),
-            ("brokers = \"a:1\"\nstatistics_ms = 999", "bus.redpanda.statistics_ms"),
+            ("brokers = \"a:1\"\ndelivery_timeout = \"0s\"", "bus.redpanda.delivery_timeout"),
+            ("brokers = \"a:1\"\nrequest_timeout = \"301s\"", "bus.redpanda.request_timeout"),
+            ("brokers = \"a:1\"\ncommit_timeout = \"25d\"", "bus.redpanda.commit_timeout"),
+            ("brokers = \"a:1\"\nclose_timeout = \"0s\"", "bus.redpanda.close_timeout"),
+            ("brokers = \"a:1\"\nstatistics_interval = \"999ms\"", "bus.redpanda.statistics_interval"),
             ("brokers = \"a:1\"\ntls.client_cert = \"a.pem\"", "bus.redpanda.tls"),
             ("brokers = \"a:1\"\ntls.root_cert = \"a.pem\"", "bus.redpanda.tls.enabled"),
             ("brokers = \"a:1\"\nsasl.username = \"u\"", "bus.redpanda.sasl"),
@@ -737,7 +742,7 @@ mod redpanda {
         let file = "[bus]\nbackend = \"redpanda\"\n[bus.redpanda]\nbrokers = \"a:1\"\n[bus.timeout]\nenabled = false";
         let variables = [
             ("QI__BUS__REDPANDA__BROKERS", "b:2"),
-            ("QI__BUS__REDPANDA__DELIVERY_TIMEOUT_MS", "30000"),
+            ("QI__BUS__REDPANDA__DELIVERY_TIMEOUT", "30s"),
             ("QI__BUS__REDPANDA__SASL__MECHANISM", "plain"),
             ("QI__BUS__REDPANDA__SASL__USERNAME", "12345"),
             ("QI__BUS__REDPANDA__SASL__PASSWORD", "67890"),

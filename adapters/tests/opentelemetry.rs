@@ -10,7 +10,8 @@ use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData
 use qi_adapters::Config;
 use qi_adapters::opentelemetry::OpenTelemetryPropagator;
 use qi_core::bus::{
-    DeadLetters, HeaderName, Headers, Message, MessageBusExt, PublishOptions, Subscribe, TopicName, TopicSpec,
+    DeadLetters, HeaderName, Headers, Message, MessageBusExt, PublishOptions, SubscribeRequest, TopicName,
+    TopicSpec,
 };
 use qi_core::layer::{Layered, Propagator, Traced};
 use qi_core::{MessageBus, Operation, PriceStore, PriceStoreExt as _, PriceTick, Result};
@@ -48,7 +49,7 @@ impl Program {
 
     /// Performs the work of a consumer with one batch.
     async fn consume(&self) -> Result<usize> {
-        let request = Subscribe::new("writer".parse()?, [self.topic.clone()])?;
+        let request = SubscribeRequest::new("writer".parse()?, [self.topic.clone()])?;
         let mut reader = self.bus.subscribe(request).await?;
         let batch = reader.recv(1_000, Duration::from_secs(1)).await?;
         let work = async {
@@ -58,7 +59,7 @@ impl Program {
             let decoded = batch.decode::<PriceTick>();
             self.store.insert_ticks(&decoded.records).await?;
             self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
-            reader.commit(batch.positions()).await?;
+            reader.commit(batch.offsets()).await?;
             Ok(decoded.records.len())
         };
         work.instrument(batch.span()).await
@@ -191,7 +192,7 @@ async fn published_on(headers: &[(&str, &[u8])]) -> (SpanData, Vec<(String, usiz
             message = message.with_header(HeaderName::new(name)?, value.to_vec());
         }
         bus.inner().send(&[message]).await?;
-        let mut reader = bus.subscribe(Subscribe::new("reader".parse()?, [topic])?).await?;
+        let mut reader = bus.subscribe(SubscribeRequest::new("reader".parse()?, [topic])?).await?;
         let batch = reader.recv(1, Duration::from_secs(1)).await?;
         let work = async {
             let mut out = Headers::default();
@@ -262,11 +263,11 @@ async fn spans_of_a_bus_say_what_they_are_and_what_went_wrong() {
         let (bus, chaos, topic) = traced("redpanda").await?;
         let message = || Message::new(topic.clone(), "x");
         let _report = bus.publish(&[message()], PublishOptions::NONE).await?;
-        let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic.clone()])?).await?;
+        let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic.clone()])?).await?;
         chaos.next(Operation::Recv, Fault::Error);
         assert!(reader.recv(1, Duration::from_secs(1)).await.is_err());
         let batch = reader.recv(1, Duration::from_secs(1)).await?;
-        reader.commit(batch.positions()).await?;
+        reader.commit(batch.offsets()).await?;
         chaos.next(Operation::Seek, Fault::Error);
         assert!(reader.seek(&[]).await.is_err());
         Ok(())
@@ -323,7 +324,7 @@ async fn a_batch_of_many_traces_is_linked_to_no_more_than_64_and_hangs_on_no_spa
             let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;
         }
         let work = async {
-            let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic])?).await?;
+            let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic])?).await?;
             assert_eq!(reader.recv(100, Duration::from_secs(1)).await?.len(), 73);
             Ok(())
         };

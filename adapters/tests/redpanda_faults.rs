@@ -15,9 +15,9 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupQuery, MemberId, Message, MessageBus,
-    MessageBusExt, Notice, Positions, PublishOptions, Read, Received, SeekTo, StartFrom, Subscribe,
-    Subscription, TopicName, TopicPartition, TopicSpec, header,
+    CleanupPolicy, DeadLetters, DeliveryState, GroupId, GroupInstanceId, GroupQuery, Message, MessageBus,
+    MessageBusExt, OffsetReset, Offsets, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo,
+    SubscribeRequest, Subscription, SubscriptionEvent, TopicName, TopicPartition, TopicSpec, header,
 };
 use qi_core::{Error, ErrorKind, Ingest, IngestConfig, PriceStore as _, PriceTick, Result, Selection};
 use qi_testkit::kafka::{self, Codec, RawBatch, RawMessage};
@@ -130,7 +130,8 @@ async fn large_zstd_batch(brokers: Brokers) {
     let topic = create(&bus, spec(1)).await;
     send_zstd(&brokers, &topic, MESSAGES);
     let from = [(TopicPartition::new(topic.clone(), 0), SeekTo::Earliest)];
-    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
+    let mut reader =
+        bus.open_reader(ReaderRequest::new(from).unwrap().with_max_buffered_bytes(4 << 20)).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
     let mut came = 0;
     while came <= MESSAGES {
@@ -151,7 +152,8 @@ async fn unreadable_batch(brokers: Brokers) {
     // Offsets 0 to 9 are unreadable, and offset 10 is readable.
     send_zstd(&brokers, &topic, 10);
     let group = GroupId::new(namespace()).unwrap();
-    let request = || Subscribe::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
+    let request =
+        || SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap().with_max_buffered_bytes(1 << 20);
     let mut sub = bus.subscribe(request()).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
     let (mut bad, mut good, mut other) = (Vec::new(), Vec::new(), 0);
@@ -169,7 +171,7 @@ async fn unreadable_batch(brokers: Brokers) {
             }
         }
         bus.send_dead_letters(&batch.decode::<PriceTick>().rejected, &DeadLetters::default()).await.unwrap();
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         if !good.is_empty() && other > n {
             break;
         }
@@ -195,7 +197,8 @@ async fn unreadable_batch(brokers: Brokers) {
     assert!(sub.recv(10, 2 * SECOND).await.unwrap().is_empty());
     sub.close().await.unwrap();
     let from = [(TopicPartition::new(topic, 0), SeekTo::Earliest)];
-    let mut reader = bus.read(Read::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
+    let mut reader =
+        bus.open_reader(ReaderRequest::new(from).unwrap().with_max_buffered_bytes(1 << 20)).await.unwrap();
     let mut offsets = Vec::new();
     while offsets.len() < 2 {
         assert!(Instant::now() < deadline + 60 * SECOND, "{offsets:?}");
@@ -257,7 +260,7 @@ async fn skip_unreadable(
             }
             next = message.offset + 1;
         }
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
     }
     sub.close().await.unwrap();
     eprintln!("{:?} to the end, {longest:?} without a message of partition 1", began.elapsed());
@@ -369,13 +372,13 @@ fn transact(
 }
 
 /// Reads and commits until the lag of the group is 0. Returns the received messages.
-async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<Received> {
+async fn drain(bus: &RedpandaBus, sub: &mut dyn Subscription, group: &str) -> Vec<ReceivedMessage> {
     let query = GroupQuery::one(GroupId::new(group).unwrap());
     let deadline = Instant::now() + 60 * SECOND;
     let mut all = Vec::new();
     loop {
         let batch = sub.recv(1_000, SECOND).await.unwrap();
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         all.extend(batch.into_messages());
         let groups = bus.groups(&query).await.unwrap();
         if groups[0].lag() == Some(0) && sub.assignment().await.unwrap().lag() == 0 {
@@ -418,7 +421,7 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     for _ in 0..4 {
         let batch = sub.recv(10, SECOND).await.unwrap();
         assert!(batch.is_empty());
-        sub.commit(batch.positions()).await.unwrap();
+        sub.commit(batch.offsets()).await.unwrap();
         let group = bus.groups(&query).await.unwrap().remove(0);
         let lag = group.lag();
         assert!(lag.is_some_and(|lag| lag >= 3), "the lag is {lag:?}");
@@ -473,7 +476,7 @@ async fn markers_of_two_topics(brokers: Brokers) {
     let bus = open(&brokers, |_| {});
     let (first, second) = (create(&bus, spec(2)).await, create(&bus, spec(2)).await);
     let group = GroupId::new(first.as_str()).unwrap();
-    let request = Subscribe::new(group, [first.clone(), second.clone()]).unwrap();
+    let request = SubscribeRequest::new(group, [first.clone(), second.clone()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut came = Vec::new();
     for round in 0..6 {
@@ -517,9 +520,9 @@ async fn header_names(brokers: Brokers) {
 }
 
 /// Returns a request for a member of the group with the name of the topic.
-fn member(topic: &TopicName, session: Duration, poll_limit: Duration) -> Subscribe {
+fn member(topic: &TopicName, session: Duration, max_poll_interval: Duration) -> SubscribeRequest {
     let group = GroupId::new(topic.as_str()).unwrap();
-    Subscribe::new(group, [topic.clone()]).unwrap().with_limits(session, poll_limit).unwrap()
+    SubscribeRequest::new(group, [topic.clone()]).unwrap().with_timeouts(session, max_poll_interval).unwrap()
 }
 
 fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
@@ -530,7 +533,7 @@ fn expect<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) -> Error {
 
 async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 100_000;
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 60_000);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_mins(1));
     let topic = create(&bus, spec(6)).await;
     let mut sub = bus.subscribe(member(&topic, 20 * SECOND, 60 * SECOND)).await.unwrap();
     let counter = Arc::new(Counter::default());
@@ -559,7 +562,7 @@ async fn killed_in_the_middle(brokers: Brokers, spare: Spare) {
 
 async fn away_for_long(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 40_000;
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 1_500);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_millis(1500));
     let topic = create(&bus, spec(6)).await;
     let counter = Arc::new(Counter::default());
     // On a fast machine, all messages would be sent before the kills.
@@ -590,19 +593,19 @@ async fn away_for_long(brokers: Brokers, spare: Spare) {
 async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     let session = 3 * SECOND;
     let bus = open(&brokers, |config| {
-        (config.delivery_timeout_ms, config.commit_timeout_ms) = (30_000, 2_000);
+        (config.delivery_timeout, config.commit_timeout) = (Duration::from_secs(30), Duration::from_secs(2));
     });
     let topic = create(&bus, spec(3)).await;
     let counter = Arc::new(Counter::default());
     counter.send(&bus, &topic, (0..300).collect()).await;
     let mut sub = bus.subscribe(member(&topic, session, 60 * SECOND)).await.unwrap();
-    let mut got: Vec<Received> = Vec::new();
-    let mut committed = Positions::new();
+    let mut got: Vec<ReceivedMessage> = Vec::new();
+    let mut committed = Offsets::new();
     while got.len() < 200 {
         let batch = sub.recv(50, SECOND).await.unwrap();
         got.extend(batch.iter().cloned());
         if got.len() <= 100 {
-            committed.advance(&sub.commit(batch.positions()).await.unwrap().stored);
+            committed.merge(&sub.commit(batch.offsets()).await.unwrap().stored);
         }
     }
     let spare = spare.ordered("kill").await;
@@ -632,7 +635,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     assert!(refused >= 5, "the broker is away, and recv said so {refused} times");
     let spare = spare.ordered("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
-    let distinct = |got: &[Received]| got.iter().map(number).collect::<BTreeSet<_>>().len();
+    let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();
     let deadline = Instant::now() + 40 * SECOND;
     while distinct(&got) < 400 {
         assert!(Instant::now() < deadline, "{} messages came", distinct(&got));
@@ -650,7 +653,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     }
     assert_ordered(&got);
     let assignment = sub.assignment().await.unwrap();
-    let ends: Positions = assignment.partitions.into_iter().map(|p| (p.partition, p.position)).collect();
+    let ends: Offsets = assignment.partitions.into_iter().map(|p| (p.partition, p.position)).collect();
     let stored = sub.commit(&ends).await.unwrap();
     assert_eq!((stored.stored, stored.lost), (ends, vec![]));
     sub.close().await.unwrap();
@@ -661,7 +664,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
 async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     let spare = spare.ordered("kill").await;
     let limit = SECOND;
-    let bus = open(&brokers, |config| config.request_timeout_ms = 1_000);
+    let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(1));
     let began = Instant::now();
     let topic = TopicName::new(namespace()).unwrap();
     let asked = |what: &'static str, began: Instant| {
@@ -678,7 +681,7 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
     expect(bus.subscribe(member(&topic, 6 * SECOND, 60 * SECOND)).await, ErrorKind::Unavailable);
     let began = asked("subscribe", began);
     let place = (TopicPartition::new(topic.clone(), 0), SeekTo::Earliest);
-    expect(bus.read(Read::new([place]).unwrap()).await, ErrorKind::Unavailable);
+    expect(bus.open_reader(ReaderRequest::new([place]).unwrap()).await, ErrorKind::Unavailable);
     let began = asked("read", began);
     expect(bus.topics().await, ErrorKind::Unavailable);
     let began = asked("topics", began);
@@ -712,7 +715,8 @@ async fn nothing_reachable(brokers: Brokers, spare: Spare) {
 async fn ends_without_a_broker(brokers: Brokers, spare: Spare) {
     const OPEN: usize = 50;
     let change = |config: &mut RedpandaConfig| {
-        (config.delivery_timeout_ms, config.close_timeout_ms) = (60_000, 1_500);
+        (config.delivery_timeout, config.close_timeout) =
+            (Duration::from_mins(1), Duration::from_millis(1500));
     };
     let (bus, dropped) = (open(&brokers, change), open(&brokers, change));
     let topic = create(&bus, spec(2)).await;
@@ -775,18 +779,18 @@ async fn retention(brokers: Brokers, spare: Spare) {
         info.partitions[0].low
     };
     bus.send(&(0..300).map(big).collect::<Vec<_>>()).await.unwrap();
-    let small = |start: StartFrom, name: &str| {
+    let small = |start: OffsetReset, name: &str| {
         let mut request =
-            member(&topic, 6 * SECOND, 60 * SECOND).otherwise(start).with_max_buffered_bytes(40_000);
+            member(&topic, 6 * SECOND, 60 * SECOND).with_offset_reset(start).with_max_buffered_bytes(40_000);
         request.group = GroupId::new(format!("{topic}-{name}")).unwrap();
         request
     };
-    let mut sub = bus.subscribe(small(StartFrom::Earliest, "earliest")).await.unwrap();
-    let mut strict = bus.subscribe(small(StartFrom::Earliest, "fail")).await.unwrap();
+    let mut sub = bus.subscribe(small(OffsetReset::Earliest, "earliest")).await.unwrap();
+    let mut strict = bus.subscribe(small(OffsetReset::Earliest, "fail")).await.unwrap();
     let first = sub.recv(5, 5 * SECOND).await.unwrap();
-    sub.commit(first.positions()).await.unwrap();
+    sub.commit(first.offsets()).await.unwrap();
     let read = strict.recv(5, 5 * SECOND).await.unwrap();
-    strict.commit(read.positions()).await.unwrap();
+    strict.commit(read.offsets()).await.unwrap();
     strict.close().await.unwrap();
     assert_eq!((first.len(), read.len()), (5, 5));
     // All messages are removed, whether they were read or not.
@@ -806,8 +810,8 @@ async fn retention(brokers: Brokers, spare: Spare) {
     while got.last() != Some(&304) {
         assert!(Instant::now() < deadline, "{got:?} came, and {resets:?}");
         let batch = sub.recv(100, SECOND).await.unwrap();
-        resets.extend(batch.notices().iter().filter_map(|notice| match notice {
-            Notice::Reset { from, to, .. } => Some((*from, *to)),
+        resets.extend(batch.events().iter().filter_map(|event| match event {
+            SubscriptionEvent::Reset { from, to, .. } => Some((*from, *to)),
             _ => None,
         }));
         got.extend(batch.iter().map(|message| message.offset));
@@ -817,7 +821,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
     // A reader with the reset policy `Fail` gets an error.
     let refused = async {
-        let mut strict = bus.subscribe(small(StartFrom::Fail, "fail")).await?;
+        let mut strict = bus.subscribe(small(OffsetReset::Error, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
     };
     let error = expect(refused.await, ErrorKind::NotFound);
@@ -827,7 +831,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
 }
 
 async fn nodes_lost(brokers: Brokers, spare: Spare) {
-    let bus = open(&brokers, |config| config.delivery_timeout_ms = 15_000);
+    let bus = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(15));
     let spec = spec(6).with_replication(3).with_setting("min.insync.replicas", "2");
     let topic = create(&bus, spec).await;
     let counter = Arc::new(Counter::default());
@@ -840,7 +844,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     // Without two nodes, no message is acknowledged.
     let spare = spare.ordered("kill 2").await;
-    let hasty = open(&brokers, |config| config.delivery_timeout_ms = 4_000);
+    let hasty = open(&brokers, |config| config.delivery_timeout = Duration::from_secs(4));
     let batch: Vec<_> = (1_500..1_600).map(|n| numbered(&topic, n)).collect();
     let mut doubtful = BTreeMap::new();
     for bus in [&bus, &hasty] {
@@ -880,7 +884,7 @@ async fn nodes_lost(brokers: Brokers, spare: Spare) {
 async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     const COUNT: usize = 20_000;
     let bus = open(&brokers, |config| {
-        (config.delivery_timeout_ms, config.commit_timeout_ms) = (60_000, 20_000);
+        (config.delivery_timeout, config.commit_timeout) = (Duration::from_mins(1), Duration::from_secs(20));
     });
     let topic = create(&bus, spec(6).with_replication(3)).await;
     let request = member(&topic, 20 * SECOND, 60 * SECOND);
@@ -906,23 +910,23 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
         spare.ordered(format!("kill {first}")).await
     };
     let reading = async {
-        let (mut seen, mut notices) = (Vec::new(), Vec::new());
+        let (mut seen, mut events) = (Vec::new(), Vec::new());
         let deadline = Instant::now() + 90 * SECOND;
         while seen.len() < COUNT {
             assert!(Instant::now() < deadline, "{} messages came", seen.len());
             // No failure of the coordinator is an error for `recv`, so the loop of a writer continues.
             let batch = sub.recv(500, SECOND).await.unwrap();
             seen.extend(batch.iter().cloned());
-            notices.extend_from_slice(batch.notices());
-            sub.commit(batch.positions()).await.unwrap();
+            events.extend_from_slice(batch.events());
+            sub.commit(batch.offsets()).await.unwrap();
         }
-        (seen, notices)
+        (seen, events)
     };
-    let ((), spare, (seen, notices)) = tokio::join!(sending, killing, reading);
+    let ((), spare, (seen, events)) = tokio::join!(sending, killing, reading);
     assert_eq!((counter.not_sent.load(Ordering::Relaxed), counter.unknown()), (0, BTreeMap::new()));
     // All messages were committed, so no message was redelivered.
     counter.check(&seen, COUNT);
-    assert!(notices.is_empty(), "the membership stays: {notices:?}");
+    assert!(events.is_empty(), "the membership stays: {events:?}");
     let second = coordinator().await;
     assert_ne!(first, second);
     let info = bus.groups(&GroupQuery::one(group)).await.unwrap().pop().unwrap();
@@ -940,8 +944,8 @@ fn reader_that_dies(told: &str) {
     runtime.block_on(async {
         let bus = RedpandaBus::open(config(addresses)).unwrap();
         let topic = TopicName::new(topic).unwrap();
-        let request = Subscribe::new(GroupId::new(group).unwrap(), [topic]).unwrap();
-        let mut sub = bus.subscribe(request.with_limits(3 * SECOND, 60 * SECOND).unwrap()).await.unwrap();
+        let request = SubscribeRequest::new(GroupId::new(group).unwrap(), [topic]).unwrap();
+        let mut sub = bus.subscribe(request.with_timeouts(3 * SECOND, 60 * SECOND).unwrap()).await.unwrap();
         let mut batches = 0;
         loop {
             let batch = sub.recv(70, SECOND).await.unwrap();
@@ -959,7 +963,7 @@ fn reader_that_dies(told: &str) {
                 println!("hangs");
                 std::future::pending::<()>().await;
             }
-            for (partition, next) in sub.commit(batch.positions()).await.unwrap().stored.iter() {
+            for (partition, next) in sub.commit(batch.offsets()).await.unwrap().stored.iter() {
                 println!("committed {} {next}", partition.partition);
             }
         }
@@ -1050,42 +1054,42 @@ async fn idle_members(brokers: Brokers) {
 }
 
 async fn stuck(brokers: Brokers, name: Option<&str>) {
-    let (session, poll_limit) = (3 * SECOND, 4 * SECOND);
+    let (session, max_poll_interval) = (3 * SECOND, 4 * SECOND);
     let (bus, other) = (open(&brokers, |_| {}), open(&brokers, |_| {}));
     let topic = create(&bus, spec(4)).await;
     let counter = Counter::default();
     counter.send(&bus, &topic, (0..400).collect()).await;
-    let mut request = member(&topic, session, poll_limit);
+    let mut request = member(&topic, session, max_poll_interval);
     if let Some(name) = name {
-        request = request.as_member(MemberId::new(name).unwrap());
+        request = request.with_group_instance_id(GroupInstanceId::new(name).unwrap());
     }
     let mut one = bus.subscribe(request).await.unwrap();
     let held = one.recv(100, 5 * SECOND).await.unwrap();
     assert!(!held.is_empty());
     // The member hangs. Another member joins, and owns all partitions as soon as the maximum poll interval has passed.
     let began = Instant::now();
-    let mut two = other.subscribe(member(&topic, session, poll_limit)).await.unwrap();
+    let mut two = other.subscribe(member(&topic, session, max_poll_interval)).await.unwrap();
     let taken = follow(&mut *two, 400, 20 * SECOND).await;
-    assert!(began.elapsed() < poll_limit + 8 * SECOND, "taken over after {:?}", began.elapsed());
+    assert!(began.elapsed() < max_poll_interval + 8 * SECOND, "taken over after {:?}", began.elapsed());
     assert!(taken.len() == 400, "{} messages: each once", taken.len());
     // The member returns. It no longer owns its partitions, and receives the reason.
-    let late = one.commit(held.positions()).await.unwrap();
-    let lost: Vec<_> = held.positions().iter().map(|(partition, _)| partition.clone()).collect();
+    let late = one.commit(held.offsets()).await.unwrap();
+    let lost: Vec<_> = held.offsets().iter().map(|(partition, _)| partition.clone()).collect();
     assert_eq!((late.stored.is_empty(), late.lost), (true, lost));
     let back = tokio::spawn(async move {
-        let mut notices = Vec::new();
+        let mut events = Vec::new();
         let mut got = Vec::new();
         let deadline = Instant::now() + 30 * SECOND;
         while Instant::now() < deadline {
             let batch = one.recv(100, SECOND / 4).await.unwrap();
-            notices.extend_from_slice(batch.notices());
+            events.extend_from_slice(batch.events());
             got.extend(batch.iter().map(number));
-            one.commit(batch.positions()).await.unwrap();
+            one.commit(batch.offsets()).await.unwrap();
             if !got.is_empty() {
                 break;
             }
         }
-        (one, notices, got)
+        (one, events, got)
     });
     let shared = Mutex::new(BTreeSet::new());
     let mut next = 400;
@@ -1094,13 +1098,14 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
         next += 40;
         let batch = two.recv(100, SECOND / 4).await.unwrap();
         shared.lock().unwrap().extend(batch.iter().map(number));
-        two.commit(batch.positions()).await.unwrap();
+        two.commit(batch.offsets()).await.unwrap();
     }
-    let (mut one, notices, got) = back.await.unwrap();
-    assert!(notices.contains(&Notice::PollLimitPassed), "{notices:?}");
-    let gained =
-        notices.iter().any(|n| matches!(n, Notice::AssignmentChanged { gained, .. } if !gained.is_empty()));
-    assert!(gained, "it has partitions again: {notices:?}");
+    let (mut one, events, got) = back.await.unwrap();
+    assert!(events.contains(&SubscriptionEvent::MaxPollIntervalExceeded), "{events:?}");
+    let gained = events
+        .iter()
+        .any(|n| matches!(n, SubscriptionEvent::AssignmentChanged { gained, .. } if !gained.is_empty()));
+    assert!(gained, "it has partitions again: {events:?}");
     assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
     // Together they have received all messages.
     let mut all = shared.into_inner().unwrap();
@@ -1119,7 +1124,7 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
 }
 
 async fn listed_while_deleted(brokers: Brokers) {
-    let bus = open(&brokers, |config| config.request_timeout_ms = 20_000);
+    let bus = open(&brokers, |config| config.request_timeout = Duration::from_secs(20));
     let kept = create(&bus, spec(2)).await;
     let churn = async {
         for _ in 0..8 {

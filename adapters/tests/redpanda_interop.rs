@@ -14,8 +14,8 @@ use libtest_mimic::Arguments;
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
     CleanupPolicy, DeadLetters, Delivery, GroupId, GroupInfo, GroupQuery, GroupState, HeaderName, Headers,
-    Message, MessageBus, MessageBusExt, Positions, Read, Received, SeekTo, Subscribe, Subscription,
-    TopicInfo, TopicName, TopicPartition, TopicSpec, TopicState, header, partition_for_key,
+    Message, MessageBus, MessageBusExt, Offsets, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest,
+    Subscription, TopicInfo, TopicName, TopicPartition, TopicSpec, TopicState, header, partition_for_key,
 };
 use qi_core::{ErrorKind, PriceTick, Selection, Timestamp};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -60,15 +60,20 @@ async fn with_topic<R: Future<Output = ()>>(
 }
 
 /// Returns all messages in a topic, by partition and offset.
-async fn all_of(bus: &dyn MessageBus, topic: &TopicName, partitions: u32, count: usize) -> Vec<Received> {
+async fn all_of(
+    bus: &dyn MessageBus,
+    topic: &TopicName,
+    partitions: u32,
+    count: usize,
+) -> Vec<ReceivedMessage> {
     let from = (0..partitions).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let all = drain(&mut *reader, count).await;
     reader.close().await.unwrap();
     all
 }
 
-async fn drain(reader: &mut dyn Subscription, count: usize) -> Vec<Received> {
+async fn drain(reader: &mut dyn Subscription, count: usize) -> Vec<ReceivedMessage> {
     let mut all = Vec::new();
     let deadline = tokio::time::Instant::now() + 30 * SECOND;
     while all.len() < count {
@@ -226,7 +231,8 @@ async fn gzip_of_zeros(brokers: Brokers) {
         let tick = PriceTick::new("a:B".parse().unwrap(), time, 1, "1".parse().unwrap()).unwrap();
         bus.send_records(std::slice::from_ref(&tick), Some(&topic)).await.unwrap();
         let group = GroupId::new(topic.as_str()).unwrap();
-        let member = async || bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await;
+        let member =
+            async || bus.subscribe(SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap()).await;
         let mut reader = member().await.unwrap();
         let mut records = Vec::new();
         while records.is_empty() {
@@ -234,7 +240,7 @@ async fn gzip_of_zeros(brokers: Brokers) {
             let decoded = batch.decode::<PriceTick>();
             records.extend(decoded.records);
             bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await.unwrap();
-            reader.commit(batch.positions()).await.unwrap();
+            reader.commit(batch.offsets()).await.unwrap();
         }
         assert_eq!(records, [tick]);
         reader.close().await.unwrap();
@@ -489,7 +495,7 @@ async fn groups(brokers: Brokers) {
         let batch: Vec<_> = (0..50).map(|n| Message::new(topic.clone(), "x").with_partition(n % 5)).collect();
         bus.send(&batch).await.unwrap();
         let other = RedpandaBus::open(brokers.config()).unwrap();
-        let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
+        let request = SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap();
         let mut one = bus.subscribe(request.clone()).await.unwrap();
         let join = other.subscribe(request);
         tokio::pin!(join);
@@ -506,7 +512,7 @@ async fn groups(brokers: Brokers) {
             assert!(tokio::time::Instant::now() < deadline, "shares {shares:?}");
             for sub in [&mut one, &mut two] {
                 let batch = sub.recv(3, SECOND / 5).await.unwrap();
-                sub.commit(batch.positions()).await.unwrap();
+                sub.commit(batch.offsets()).await.unwrap();
             }
             let owned =
                 async |sub: &mut Box<dyn Subscription>| sub.assignment().await.unwrap().partitions.len();
@@ -545,11 +551,12 @@ async fn commits_set_there(brokers: Brokers) {
         let info = group_of(&*bus, &group).await;
         let seen: Vec<_> = info.partitions.iter().map(|p| (p.committed, p.end, p.lag)).collect();
         assert_eq!(seen, [(Some(4), Some(10), Some(6)); 2]);
-        let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let mut sub =
+            bus.subscribe(SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
         let got = drain(&mut *sub, 12).await;
         assert!(got.iter().all(|message| message.offset >= 4));
         // Kafka's consumer continues from the offsets that are committed here.
-        let upto: Positions = (0..2).map(|p| (TopicPartition::new(topic.clone(), p), 9)).collect();
+        let upto: Offsets = (0..2).map(|p| (TopicPartition::new(topic.clone(), p), 9)).collect();
         sub.commit(&upto).await.unwrap();
         sub.close().await.unwrap();
         let options = format!(
@@ -569,8 +576,9 @@ async fn open_transaction(brokers: Brokers) {
     with_topic(&brokers, 1, async |bus, topic| {
         let group = GroupId::new(topic.as_str()).unwrap();
         bus.send(&[Message::new(topic.clone(), "x"), Message::new(topic.clone(), "y")]).await.unwrap();
-        let mut sub = bus.subscribe(Subscribe::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
-        let upto: Positions = [(TopicPartition::new(topic.clone(), 0), 1)].into_iter().collect();
+        let mut sub =
+            bus.subscribe(SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let upto: Offsets = [(TopicPartition::new(topic.clone(), 0), 1)].into_iter().collect();
         drain(&mut *sub, 2).await;
         sub.commit(&upto).await.unwrap();
         sub.close().await.unwrap();
@@ -636,7 +644,8 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
         tokio::join!(tool(&brokers, "consumer.ConsoleConsumer", &options, ""), asking);
         // A group of the classic protocol and a share group in the same cluster.
         let ours = GroupId::new(format!("{topic}-ours")).unwrap();
-        let mut sub = bus.subscribe(Subscribe::new(ours.clone(), [topic.clone()]).unwrap()).await.unwrap();
+        let mut sub =
+            bus.subscribe(SubscribeRequest::new(ours.clone(), [topic.clone()]).unwrap()).await.unwrap();
         let options = format!("--topic {topic} --timeout-ms 5000 --group {topic}-share");
         tool(&brokers, "consumer.ConsoleShareConsumer", &options, "").await;
         let one = GroupQuery::one(group.clone());

@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use qi_adapters::config::SaslMechanism;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, PublishOptions, Subscribe, TopicName,
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, PublishOptions, SubscribeRequest, TopicName,
     TopicSpec,
 };
 use qi_core::{Error, ErrorKind};
@@ -127,7 +127,7 @@ async fn let_in(config: RedpandaConfig) {
     assert!(made[0].result.is_ok(), "{made:?}");
     bus.send(&[Message::new(topic.clone(), "x")]).await.unwrap();
     let group = GroupId::new(topic.as_str()).unwrap();
-    let mut sub = bus.subscribe(Subscribe::new(group, [topic]).unwrap()).await.unwrap();
+    let mut sub = bus.subscribe(SubscribeRequest::new(group, [topic]).unwrap()).await.unwrap();
     assert_eq!(sub.recv(1, Duration::from_secs(10)).await.unwrap().len(), 1);
     bus.close().await.unwrap();
 }
@@ -154,7 +154,7 @@ async fn refused(config: RedpandaConfig, kind: ErrorKind) {
     told(failure.error, began);
     let group = GroupId::new(topic.as_str()).unwrap();
     let began = Instant::now();
-    told(bus.subscribe(Subscribe::new(group, [topic]).unwrap()).await.unwrap_err(), began);
+    told(bus.subscribe(SubscribeRequest::new(group, [topic]).unwrap()).await.unwrap_err(), began);
     let began = Instant::now();
     told(bus.topics().await.unwrap_err(), began);
     bus.close().await.unwrap();

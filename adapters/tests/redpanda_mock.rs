@@ -17,8 +17,8 @@ use libtest_mimic::{Arguments, Trial};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Notice, Positions, PublishOptions, Read,
-    Received, SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
+    DeliveryState, GroupId, Message, MessageBus, MessageBusExt, Offsets, PublishOptions, ReaderRequest,
+    ReceivedMessage, SeekTo, SubscribeRequest, Subscription, SubscriptionEvent, TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, RetryAdvice};
 use qi_testkit::bus::contract::{BusFactory, Wrapping, trials};
@@ -127,7 +127,7 @@ impl Lab {
     /// Returns the contents of the topic, by key.
     async fn stored(&self, count: usize) -> BTreeMap<String, Vec<usize>> {
         let from = (0..4).map(|p| (TopicPartition::new(self.topic.clone(), p), SeekTo::Earliest));
-        let mut reader = self.bus.read(Read::new(from).unwrap()).await.unwrap();
+        let mut reader = self.bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
         let (mut found, mut came) = (BTreeMap::<String, Vec<usize>>::new(), 0);
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -157,8 +157,8 @@ impl Lab {
     }
 
     async fn member(&self, group: &str) -> Box<dyn Subscription> {
-        let request = Subscribe::new(GroupId::new(group).unwrap(), [self.topic.clone()]).unwrap();
-        let request = request.with_limits(Duration::from_secs(4), Duration::from_secs(30)).unwrap();
+        let request = SubscribeRequest::new(GroupId::new(group).unwrap(), [self.topic.clone()]).unwrap();
+        let request = request.with_timeouts(Duration::from_secs(4), Duration::from_secs(30)).unwrap();
         self.bus.subscribe(request).await.unwrap()
     }
 
@@ -173,15 +173,15 @@ impl Lab {
         }
     }
 
-    async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Positions {
-        let mut positions = Positions::new();
+    async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Offsets {
+        let mut positions = Offsets::new();
         let mut came = 0;
         let deadline = Instant::now() + Duration::from_secs(30);
         while came < count {
             match reader.recv(1_000, Duration::from_secs(1)).await {
                 Ok(batch) => {
                     came += batch.len();
-                    positions.advance(batch.positions());
+                    positions.merge(batch.offsets());
                 }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
             }
@@ -488,10 +488,10 @@ fn header(name: &str) -> OwnedHeaders {
 }
 
 /// Reads partition 0 from its beginning. Returns its messages.
-async fn read(lab: &Lab, buffer: usize, count: usize) -> Vec<Received> {
+async fn read(lab: &Lab, buffer: usize, count: usize) -> Vec<ReceivedMessage> {
     let from = [(TopicPartition::new(lab.topic.clone(), 0), SeekTo::Earliest)];
-    let request = Read::new(from).unwrap().with_max_buffered_bytes(buffer);
-    let mut reader = lab.bus.read(request).await.unwrap();
+    let request = ReaderRequest::new(from).unwrap().with_max_buffered_bytes(buffer);
+    let mut reader = lab.bus.open_reader(request).await.unwrap();
     let deadline = Instant::now() + Duration::from_mins(1);
     let mut came = Vec::new();
     while came.len() < count {
@@ -515,8 +515,9 @@ async fn header_names(lab: Lab) {
     }
     producer.flush(Duration::from_secs(10)).unwrap();
     let came = read(&lab, 1 << 20, 4).await;
-    let names =
-        |message: &Received| message.headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    let names = |message: &ReceivedMessage| {
+        message.headers.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+    };
     assert_eq!(names(&came[0]), ["", "b"]);
     assert_eq!(names(&came[1]), [&long, "b"]);
     assert_eq!(names(&came[3]), ["plain"]);
@@ -574,15 +575,15 @@ async fn zeros(lab: Lab) {
     drop(producer);
     let before = resident();
     let from = [(TopicPartition::new(lab.topic.clone(), 0), SeekTo::Earliest)];
-    let request = Read::new(from).unwrap().with_max_buffered_bytes(BUFFER);
-    let mut reader = lab.bus.read(request).await.unwrap();
+    let request = ReaderRequest::new(from).unwrap().with_max_buffered_bytes(BUFFER);
+    let mut reader = lab.bus.open_reader(request).await.unwrap();
     let (mut came, mut most, mut peak) = (0, 0, 0);
     let deadline = Instant::now() + Duration::from_mins(1);
     while came < 100 {
         peak = peak.max(resident());
         assert!(Instant::now() < deadline, "only {came} messages came");
         let batch = reader.recv(10_000, Duration::from_millis(500)).await.unwrap();
-        most = most.max(batch.iter().map(Received::size).sum());
+        most = most.max(batch.iter().map(ReceivedMessage::size).sum());
         came += batch.len();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -602,8 +603,8 @@ fn resident() -> usize {
 
 async fn member_at_rest(lab: Lab) {
     let request = || {
-        let request = Subscribe::new(GroupId::new("rest").unwrap(), [lab.topic.clone()]).unwrap();
-        request.with_limits(Duration::from_secs(4), Duration::from_secs(8)).unwrap()
+        let request = SubscribeRequest::new(GroupId::new("rest").unwrap(), [lab.topic.clone()]).unwrap();
+        request.with_timeouts(Duration::from_secs(4), Duration::from_secs(8)).unwrap()
     };
     let mut reader = lab.bus.subscribe(request()).await.unwrap();
     lab.bus.send(&lab.messages(0, 2)).await.unwrap();
@@ -631,20 +632,20 @@ async fn member_at_rest(lab: Lab) {
         tokio::time::sleep(Duration::from_millis(20)).await;
         match reader.recv(100, Duration::ZERO).await {
             Ok(batch) => {
-                told |= batch.notices().contains(&Notice::PollLimitPassed);
+                told |= batch.events().contains(&SubscriptionEvent::MaxPollIntervalExceeded);
                 came += batch.len();
             }
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
         }
     }
-    assert!(told, "it was not told that the poll limit had passed");
+    assert!(told, "it was not told that the maximum poll interval had passed");
 }
 
 async fn reader_at_rest(lab: Lab) {
     lab.bus.send(&lab.messages(0, 5)).await.unwrap();
     let all: Vec<_> = (0..4).map(|p| TopicPartition::new(lab.topic.clone(), p)).collect();
     let from = all.iter().map(|partition| (partition.clone(), SeekTo::Earliest));
-    let mut reader = lab.bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = lab.bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let mut came = BTreeMap::<u32, Vec<u64>>::new();
     let deadline = Instant::now() + Duration::from_secs(90);
     while came.values().map(Vec::len).sum::<usize>() < 14 {
@@ -666,7 +667,7 @@ async fn reader_at_rest(lab: Lab) {
         tokio::time::sleep(Duration::from_millis(20)).await;
         match reader.recv(100, Duration::ZERO).await {
             Ok(batch) => {
-                assert!(batch.notices().is_empty(), "{:?}", batch.notices());
+                assert!(batch.events().is_empty(), "{:?}", batch.events());
                 for message in &batch {
                     came.entry(message.partition).or_default().push(message.offset);
                 }

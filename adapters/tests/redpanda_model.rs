@@ -26,5 +26,5 @@ fn main() {
 
 /// Returns timing in which dead members are removed soon, and members that take turns may be silent for a long time.
 fn pace(timing: Timing) -> Timing {
-    Timing { session: Duration::from_secs(5), poll_limit: Duration::from_mins(3), ..timing }
+    Timing { session: Duration::from_secs(5), max_poll_interval: Duration::from_mins(3), ..timing }
 }

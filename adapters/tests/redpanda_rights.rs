@@ -13,8 +13,8 @@ use libtest_mimic::Arguments;
 use qi_adapters::config::SaslMechanism;
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    GroupId, GroupInfo, GroupQuery, GroupState, Message, MessageBus, MessageBusExt, Subscribe, TopicInfo,
-    TopicName, TopicSpec, TopicState,
+    GroupId, GroupInfo, GroupQuery, GroupState, Message, MessageBus, MessageBusExt, SubscribeRequest,
+    TopicInfo, TopicName, TopicSpec, TopicState,
 };
 use qi_core::{ErrorKind, Result, Selection};
 use redpanda_rig::tools::tool;
@@ -140,11 +140,11 @@ async fn topics(brokers: Brokers, spare: Spare) {
     assert_eq!(results[3].as_ref().unwrap_err().context_value("topic"), Some("qi-missing"));
 
     bus.send(&[Message::new(name("qi-prices"), "x")]).await.unwrap();
-    let request = Subscribe::new(GroupId::new("writer").unwrap(), [name("qi-prices")]).unwrap();
+    let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [name("qi-prices")]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let batch = sub.recv(1, Duration::from_secs(10)).await.unwrap();
     assert_eq!(batch.len(), 1);
-    sub.commit(batch.positions()).await.unwrap();
+    sub.commit(batch.offsets()).await.unwrap();
     sub.close().await.unwrap();
 
     // A principal may have the right to create a topic but not to describe it. The topic exists,
@@ -183,13 +183,13 @@ async fn groups(brokers: Brokers, spare: Spare) {
     let mut members = Vec::new();
     for group in ["ours", "theirs"] {
         let group = GroupId::new(group).unwrap();
-        let request = Subscribe::new(group, [name("seen"), name("secret")]).unwrap();
+        let request = SubscribeRequest::new(group, [name("seen"), name("secret")]).unwrap();
         let mut sub = root.subscribe(request).await.unwrap();
         let mut received = 0;
         while received < 2 {
             let batch = sub.recv(10, Duration::from_secs(10)).await.unwrap();
             received += batch.len();
-            sub.commit(batch.positions()).await.unwrap();
+            sub.commit(batch.offsets()).await.unwrap();
         }
         members.push(sub);
     }
@@ -212,7 +212,7 @@ async fn groups(brokers: Brokers, spare: Spare) {
     let hidden = (GroupState::Hidden, vec![], None);
     let wanted = BTreeMap::from([ours.clone(), ("theirs", hidden.clone()), ("modern", hidden.clone())]);
     assert_eq!(shown(&found), wanted);
-    let named = query(Selection::these(["ours", "theirs"].map(|id| GroupId::new(id).unwrap())).unwrap());
+    let named = query(Selection::only(["ours", "theirs"].map(|id| GroupId::new(id).unwrap())).unwrap());
     for _ in 0..2 {
         let found = watcher.groups(&named).await.unwrap();
         assert_eq!(shown(&found), BTreeMap::from([ours.clone(), ("theirs", hidden.clone())]));

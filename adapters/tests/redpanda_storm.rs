@@ -45,7 +45,7 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
     runtime.block_on(async {
         let mut config = brokers.config();
         // A hanging publish ends after twice this time plus the limit.
-        config.delivery_timeout_ms = 3_000;
+        config.delivery_timeout = Duration::from_secs(3);
         let bus: Arc<dyn MessageBus> = Arc::new(RedpandaBus::open(config)?);
         let name = servers::namespace();
         let topic = TopicName::new(&name)?;

@@ -281,7 +281,7 @@ async fn names(server: Server) {
             let close =
                 signal("", Interval::D1, 1, "1").open_time.checked_add(Interval::D1.duration()).unwrap();
             let some =
-                Selection::these(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
+                Selection::only(["nobody".parse().unwrap(), texts[1].clone(), texts[2].clone()]).unwrap();
             for (as_of, day) in [(close, 1), (Timestamp::from_micros(close.as_micros() - 1).unwrap(), 0)] {
                 let query = LatestQuery::new(some.clone()).of_interval(Interval::D1).as_of(as_of);
                 let page = store.latest_of::<Signal>(&query).await.unwrap();
@@ -814,7 +814,7 @@ async fn chunks_and_ages(server: Server) {
     with_store(
         &server,
         datasets,
-        |config| config.chunks.set("order", 24),
+        |config| config.chunks.set("order", Duration::from_hours(24)),
         |store, config| async move {
             assert_eq!(micros(&config, "order").await, 24);
             assert_eq!(micros(&config, "signals").await, 365 * 24);
@@ -824,8 +824,8 @@ async fn chunks_and_ages(server: Server) {
             assert_eq!(store.chunks(Everything::DATASET).await.unwrap().len(), 2);
             if is_community(&store) {
                 let mut aged = config.clone();
-                aged.columnstore.set("order", 48);
-                aged.retention.set("signals", 100);
+                aged.columnstore.set("order", Duration::from_hours(48));
+                aged.retention.set("signals", Duration::from_hours(100));
                 let other = TimescaleStore::open(aged).unwrap();
                 assert_eq!(
                     other.info().retention,
@@ -842,7 +842,7 @@ async fn chunks_and_ages(server: Server) {
                 other.close().await.unwrap();
             }
             let mut unknown = config.clone();
-            unknown.chunks.set("nothing", 1);
+            unknown.chunks.set("nothing", Duration::from_hours(1));
             let error = TimescaleStore::open(unknown).unwrap_err();
             assert_eq!(error.context_value("key"), Some("store.timescale.chunks.nothing_hours"));
         },

@@ -78,7 +78,7 @@ async fn with_store<R: Future<Output = ()>>(
 async fn wrong_password(server: Server) {
     let mut config = server.config("nowhere");
     config.password = Some("wrong".to_owned().into());
-    config.pool.acquire_timeout_ms = 1_000;
+    config.pool.acquire_timeout = Duration::from_secs(1);
     let store = TimescaleStore::open(config).unwrap();
     let error = expect(store.ping().await, ErrorKind::Unauthorized, false);
     assert_eq!(error.code(), "store.timescale.login");
@@ -135,7 +135,7 @@ async fn while_locked<R: Future<Output = ()>>(server: &Server, schema: &str, che
 async fn lock_timeout(server: Server) {
     with_store(
         &server,
-        |config| config.limits.lock_ms = 200,
+        |config| config.server_limits.lock_timeout = Duration::from_millis(200),
         async |store, schema| {
             let batch = ticks("x:Y", 0, 1_000);
             while_locked(&server, &schema, async {
@@ -152,7 +152,7 @@ async fn lock_timeout(server: Server) {
 async fn statement_timeout(server: Server) {
     with_store(
         &server,
-        |config| config.limits.statement_ms = 300,
+        |config| config.server_limits.statement_timeout = Duration::from_millis(300),
         async |store, schema| {
             let batch = ticks("x:Y", 0, 10);
             while_locked(&server, &schema, async {
@@ -186,7 +186,7 @@ async fn read_only(server: Server) {
 async fn pool_exhausted(server: Server) {
     let change = |config: &mut TimescaleConfig| {
         config.pool.max_connections = 1;
-        config.pool.acquire_timeout_ms = 200;
+        config.pool.acquire_timeout = Duration::from_millis(200);
     };
     with_store(&server, change, async |store, schema| {
         while_locked(&server, &schema, async {
@@ -395,7 +395,7 @@ async fn terminated(server: Server) {
 async fn killed_in_copy(server: Server, spare: Spare) {
     let mut config = server.config("qi");
     config.max_batch = 1_000_000;
-    config.pool.acquire_timeout_ms = 500;
+    config.pool.acquire_timeout = Duration::from_millis(500);
     let store = TimescaleStore::open(config).unwrap();
     store.ensure_schema().await.unwrap();
     let batch = Arc::new(ticks("x:Y", 0, 400_000));
@@ -457,7 +457,7 @@ async fn five_kills(server: Server, spare: Spare) {
     const EACH: u64 = 250_000;
     const BATCH: u64 = 5_000;
     let mut config = server.config("qi");
-    config.pool.acquire_timeout_ms = 500;
+    config.pool.acquire_timeout = Duration::from_millis(500);
     let store = TimescaleStore::open(config).unwrap();
     store.ensure_schema().await.unwrap();
     let (written, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

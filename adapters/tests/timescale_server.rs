@@ -16,7 +16,7 @@ use qi_adapters::config::Hypertables;
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::store::{DeleteQuery, RangeQuery, Retention, StatsQuery};
 use qi_core::{
-    ErrorKind, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Quote, Result, Selection, TimeRange,
+    Bar, ErrorKind, Instrument, PriceStore, PriceStoreExt, PriceTick, Quote, Result, Selection, TimeRange,
     Timestamp,
 };
 use qi_testkit::presence;
@@ -188,7 +188,7 @@ async fn role_of_rows(server: Server) {
             writer.insert_ticks(&ticks("x:Y", 0, 2_000)).await.unwrap();
             writer.insert_ticks(&ticks("x:Y", 0, 10)).await.unwrap();
             assert_eq!(count(&writer, "x:Y").await, 2_000);
-            let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+            let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
             writer.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&owner, "x:Y").await, 0);
             // Only the owner may drop chunks.
@@ -246,7 +246,7 @@ async fn hardened(server: Server) {
     // Tables that the migration role creates later are readable and writable without a further grant.
     sql(&url("migration"), &format!("CREATE TABLE {schema}.later (a int)")).await;
     sql(&url("runtime"), &format!("INSERT INTO {schema}.later SELECT 1; SELECT a FROM {schema}.later")).await;
-    let some = Selection::these(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
+    let some = Selection::only(["x:Y".parse::<Instrument>().unwrap()]).unwrap();
     runtime.delete_range(&DeleteQuery::ticks(some, TimeRange::ALL)).await.unwrap();
     assert_eq!(count(&reader, "x:Y").await, 0);
     // The runtime role changes no table, no record of the migrations and no other role.
@@ -388,7 +388,7 @@ async fn dropped_writes(server: Server) {
 async fn paused_stream(server: Server) {
     let change = |config: &mut TimescaleConfig| {
         config.pool.max_connections = 1;
-        config.pool.acquire_timeout_ms = 1_000;
+        config.pool.acquire_timeout = Duration::from_secs(1);
     };
     with_store(&server, change, async |store, _| {
         store.insert_ticks(&ticks("x:Y", 0, 3_000)).await.unwrap();
@@ -570,7 +570,7 @@ async fn commit_when_awaited(url: &str, config: &TimescaleConfig, mut other: PgC
 /// 2,600 chunks of one day, and batches of new records with one late record.
 async fn late_record(server: Server) {
     let change = |config: &mut TimescaleConfig| {
-        config.chunks.set("ticks", 24);
+        config.chunks.set("ticks", Duration::from_hours(24));
         config.application_name = Some(namespace());
         config.write.connections = 1;
     };
@@ -650,7 +650,7 @@ fn server_schema(store: &TimescaleStore) -> String {
 async fn own_sql(server: Server) {
     let change = |config: &mut TimescaleConfig| {
         config.pool.max_connections = 1;
-        config.pool.acquire_timeout_ms = 300;
+        config.pool.acquire_timeout = Duration::from_millis(300);
     };
     with_store(&server, change, async |store, _| {
         let held = store.pool().acquire().await.unwrap();
@@ -696,7 +696,7 @@ async fn stats_race(server: Server) {
             let writer = tokio::spawn({
                 let store = store.clone();
                 async move {
-                    let some = Selection::these(["a:B".parse::<Instrument>().unwrap()]).unwrap();
+                    let some = Selection::only(["a:B".parse::<Instrument>().unwrap()]).unwrap();
                     for _ in 0..150 {
                         store.insert_ticks(&batch).await.unwrap();
                         store.delete_range(&DeleteQuery::ticks(some.clone(), TimeRange::ALL)).await.unwrap();
@@ -748,13 +748,13 @@ async fn first_schema(server: Server) {
 async fn shorter_chunks(server: Server) {
     with_store(
         &server,
-        |config| config.chunks.set("ticks", 1),
+        |config| config.chunks.set("ticks", Duration::from_hours(1)),
         async |short, config| {
             const HOURS: i64 = 1_500;
             let batch: Vec<_> = (0..HOURS).map(|n| tick_of("a:A", n * 3_600, 0)).collect();
             short.insert_ticks(&batch).await.unwrap();
             let mut longer = config.clone();
-            longer.chunks.set("ticks", 168);
+            longer.chunks.set("ticks", Duration::from_hours(168));
             let store = TimescaleStore::open(longer).unwrap();
             store.ensure_schema().await.unwrap();
             // As a single statement, each of these would need more locks than the server has. Eight
@@ -892,7 +892,7 @@ async fn chunk_interval(server: Server) {
         async |store, config| {
             store.insert_ticks(&ticks("x:Y", 0, WEEK)).await.unwrap();
             let mut shorter = config.clone();
-            shorter.chunks.set("ticks", 24);
+            shorter.chunks.set("ticks", Duration::from_hours(24));
             let changed = TimescaleStore::open(shorter).unwrap();
             assert_eq!(changed.ensure_schema().await.unwrap().applied, ["chunk interval of ticks"]);
             assert!(changed.ensure_schema().await.unwrap().applied.is_empty());
@@ -948,10 +948,10 @@ async fn ages(server: Server) {
         async |store, config| {
             store.ping().await.unwrap();
             let mut aged = config.clone();
-            aged.columnstore.set("ticks", 336);
-            aged.retention.set("bars", 24_000);
+            aged.columnstore.set("ticks", Duration::from_hours(336));
+            aged.retention.set("bars", Duration::from_hours(24_000));
             let other = TimescaleStore::open(aged.clone()).unwrap();
-            let rule = Retention::Age(Ohlcv::DATASET, Duration::from_hours(24_000));
+            let rule = Retention::Age(Bar::DATASET, Duration::from_hours(24_000));
             assert_eq!(other.info().retention, [rule]);
             if is_community(&store) {
                 let applied = other.ensure_schema().await.unwrap().applied;
@@ -960,7 +960,7 @@ async fn ages(server: Server) {
                     ["columnstore policy of ticks after 336 h", "retention policy of bars after 24000 h"]
                 );
                 assert!(other.ensure_schema().await.unwrap().applied.is_empty(), "they are there");
-                aged.columnstore.set("ticks", 48);
+                aged.columnstore.set("ticks", Duration::from_hours(48));
                 let third = TimescaleStore::open(aged).unwrap();
                 let applied = third.ensure_schema().await.unwrap().applied;
                 assert_eq!(applied, ["columnstore policy of ticks after 48 h"]);
@@ -1032,7 +1032,7 @@ async fn columnstore(server: Server) {
             store.insert_ticks(&ticks("x:LATE", 0, 150_000)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 150_000);
             store.convert_to_columnstore(PriceTick::DATASET).await.unwrap();
-            let late = Selection::these(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
+            let late = Selection::only(["x:LATE".parse::<Instrument>().unwrap()]).unwrap();
             store.delete_range(&DeleteQuery::ticks(late, TimeRange::ALL)).await.unwrap();
             assert_eq!(count(&store, "x:LATE").await, 0);
             let cutoff = batch[120_001].ts();

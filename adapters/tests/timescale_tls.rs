@@ -171,7 +171,7 @@ async fn modes(server: Server, spare: Spare) {
 /// Returns whether a connection with this configuration is encrypted, as reported by the server.
 async fn encrypted(server: &Server, change: impl FnOnce(&mut TimescaleConfig)) -> Result<Option<bool>> {
     let mut config = server.config("qi");
-    config.pool.acquire_timeout_ms = 1_000;
+    config.pool.acquire_timeout = Duration::from_secs(1);
     change(&mut config);
     let store = TimescaleStore::open(config)?;
     store.wait_ready(Duration::from_secs(2)).await?;

@@ -8,10 +8,10 @@ mod timescale_rig;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qi_adapters::timescale::{Pg, TimescaleStore};
 use qi_core::Datasets;
-use qi_core::domain::Source;
+use qi_core::domain::Provider;
 use qi_core::{
-    BarValues, Decimal, Exchange, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt,
-    PriceTick, Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
+    Bar, BarValues, Decimal, Exchange, Interval, MarketSnapshot, Price, PriceStore, PriceStoreExt, PriceTick,
+    Quantity, Quote, QuoteValues, Scope, Side, SnapshotValues, Symbol, Timestamp,
 };
 use qi_testkit::presence;
 use qi_testkit::store::contract::StoreFactory;
@@ -95,7 +95,7 @@ async fn values(store: TimescaleStore) {
     round_trip(&store, Side::Buy).await;
     round_trip(&store, Exchange::new("binance").unwrap()).await;
     round_trip(&store, Symbol::new("BTC-USDT").unwrap()).await;
-    round_trip(&store, Source::new("coingecko").unwrap()).await;
+    round_trip(&store, Provider::new("coingecko").unwrap()).await;
     round_trip(&store, i64::MAX.cast_unsigned()).await;
     let none: Option<Pg<Price>> = sqlx::query_scalar("SELECT $1 AS none")
         .bind(None::<Pg<Price>>)
@@ -195,12 +195,12 @@ async fn records(store: TimescaleStore) {
     store.insert_quotes(&quotes).await.unwrap();
     assert_eq!(view::<Quote>(&store, "SELECT * FROM quotes_view").await, quotes);
 
-    let bars = vec![Ohlcv::new(name, Interval::W1, ts, BarValues::flat(price)).unwrap()];
+    let bars = vec![Bar::new(name, Interval::W1, ts, BarValues::flat(price)).unwrap()];
     store.insert_bars(&bars).await.unwrap();
-    assert_eq!(view::<Ohlcv>(&store, "SELECT * FROM bars_view").await, bars);
+    assert_eq!(view::<Bar>(&store, "SELECT * FROM bars_view").await, bars);
 
     let values =
-        SnapshotValues { markets: Some(3), source: Source::new("x").ok(), ..SnapshotValues::default() };
+        SnapshotValues { markets: Some(3), source: Provider::new("x").ok(), ..SnapshotValues::default() };
     let snapshots = vec![MarketSnapshot::new(Scope::Global, ts, values).unwrap()];
     store.insert_snapshots(&snapshots).await.unwrap();
     assert_eq!(view::<MarketSnapshot>(&store, "SELECT * FROM snapshots_view").await, snapshots);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use criterion::Criterion;
 use qi_benches::ratio;
-use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest, TopicName, TopicSpec};
 use qi_testkit::bus::{MemoryBus, MemoryBusConfig};
 use tokio::runtime::Runtime;
 
@@ -51,7 +51,7 @@ fn bus(runtime: &Runtime) -> Duration {
         let spec = TopicSpec::new(topic.clone(), 12).expect("twelve partitions are allowed");
         bus.create_topics(&[spec]).await.expect("the bus is open");
         let group = GroupId::new("writer").expect("a valid name");
-        let request = Subscribe::new(group, [topic]).expect("there is a topic");
+        let request = SubscribeRequest::new(group, [topic]).expect("there is a topic");
         let mut reader = bus.subscribe(request).await.expect("the topic exists");
 
         let start = Instant::now();
@@ -64,7 +64,7 @@ fn bus(runtime: &Runtime) -> Duration {
         while received < MESSAGES {
             let batch = reader.recv(BATCH, Duration::from_secs(1)).await.expect("the topic exists");
             received += black_box(batch.messages()).len();
-            reader.commit(batch.positions()).await.expect("the partitions are ours");
+            reader.commit(batch.offsets()).await.expect("the partitions are ours");
         }
         writer.await.expect("the writer does not panic");
         start.elapsed()

@@ -349,17 +349,8 @@ fn dataset(text: &str) -> std::result::Result<Dataset, String> {
 }
 
 fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("must be a number with the unit ms, s, m or h".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "must begin with a number".to_owned())?;
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
+    let rule = |e: Error| e.message().unwrap_or_default().trim_start_matches("duration ").to_owned();
+    qi_core::domain::duration::parse(text).map_err(rule)
 }
 
 #[cfg(test)]
@@ -368,11 +359,11 @@ mod tests {
 
     #[test]
     fn durations_have_a_number_and_a_unit() {
-        for (text, seconds) in [("60s", 60), ("5m", 300), ("2h", 7_200), ("0s", 0)] {
+        for (text, seconds) in [("60s", 60), ("5m", 300), ("2h", 7_200), ("1d", 86_400), ("0s", 0)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for text in ["", "60", "s", "-1s", "1.5s", "1d", "99999999999999999999s", "9999999999999999h"] {
+        for text in ["", "60", "s", "-1s", "1.5s", "1w", "99999999999999999999s", "9999999999999999h"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qi_core::{
-    Error, Instrument, Ohlcv, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _,
-};
+use qi_core::{Bar, Error, Instrument, PriceStore, PriceStoreExt, PriceTick, Record, Result, ResultExt as _};
 use qi_files::{Batch, Data, Files, Numbering, Source};
 use tokio_util::sync::CancellationToken;
 
@@ -136,7 +134,7 @@ impl Importable for PriceTick {
     }
 }
 
-impl Importable for Ohlcv {
+impl Importable for Bar {
     fn instrument(&self) -> &Instrument {
         self.instrument()
     }

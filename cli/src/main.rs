@@ -19,7 +19,7 @@ use qi_cli::{Series, check, copy, dlq, import, migrate, query, replay, topics};
 use qi_core::Datasets;
 use qi_core::record::{Owner, SeriesKey};
 use qi_core::store::BarQuery;
-use qi_core::{Error, Ohlcv, PriceStore, PriceTick, Result, ResultExt as _};
+use qi_core::{Bar, Error, PriceStore, PriceTick, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -237,7 +237,7 @@ async fn ask(store: &dyn PriceStore, query: Query) -> Result<Listing> {
             range(PriceTick::DATASET, Owner::Instrument(instrument), None, part).await
         }
         Query::Bars { asked: Asked { instrument, part }, interval, stored: true } => {
-            range(Ohlcv::DATASET, Owner::Instrument(instrument), Some(interval), part).await
+            range(Bar::DATASET, Owner::Instrument(instrument), Some(interval), part).await
         }
         Query::Bars { asked: Asked { instrument, part }, interval, stored: false } => {
             let Part { times, newest, limit } = part;

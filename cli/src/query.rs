@@ -6,7 +6,7 @@ use qi_core::record::{Column, Dataset, Owner, Records, Row, SeriesType, Value};
 use qi_core::store::{
     BarQuery, BarSource, Cursor, LatestRequest, MAX_PAGE, PriceStore, PriceStoreExt, RangeRequest, RecordPage,
 };
-use qi_core::{Error, Interval, Ohlcv, Result, Selection, TimeRange};
+use qi_core::{Bar, Error, Interval, Result, Selection, TimeRange};
 
 use crate::Series;
 use crate::output::{Listing, text};
@@ -38,7 +38,7 @@ pub async fn latest(
     interval: Option<Interval>,
     limit: usize,
 ) -> Result<Listing> {
-    let selection = if owners.is_empty() { Selection::All } else { Selection::these(owners)? };
+    let selection = if owners.is_empty() { Selection::All } else { Selection::only(owners)? };
     let mut request = LatestRequest::new(dataset, selection).with_limit(limit.clamp(1, MAX_PAGE))?;
     request.interval = interval;
     let ask = async |after: Option<Cursor>| {
@@ -79,8 +79,8 @@ pub async fn derived_bars(
 ) -> Result<Listing> {
     let query = query.with_limit(limit.clamp(1, MAX_PAGE))?;
     let query = if newest { query.descending() } else { query };
-    let bars: Vec<Ohlcv> = store.bar_stream(query, BarSource::Derived).take(limit).try_collect().await?;
-    let mut listing = headers(<Ohlcv as qi_core::Record>::DATASET);
+    let bars: Vec<Bar> = store.bar_stream(query, BarSource::Derived).take(limit).try_collect().await?;
+    let mut listing = headers(<Bar as qi_core::Record>::DATASET);
     rows(&mut listing, qi_core::record::RecordVec::from_vec(bars).as_records(), limit)?;
     Ok(listing)
 }
@@ -117,7 +117,7 @@ fn headers(dataset: Dataset) -> Listing {
 fn rows(listing: &mut Listing, records: &dyn Records, limit: usize) -> Result<()> {
     let dataset = records.dataset();
     for row in Row::copy_of(records)?.iter().take(limit) {
-        let (time, seq) = row.place();
+        let (time, seq) = row.sort_key();
         let key = [
             Some(text(&row.series().owner)),
             row.series().interval.map(text),

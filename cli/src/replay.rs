@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use qi_core::Datasets;
 use qi_core::bus::{
-    Batch, MessageBus, Notice, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition,
-    decode_record, header,
+    Batch, MessageBus, Offsets, ReaderRequest, ReceivedMessage, SeekTo, Subscription, SubscriptionEvent,
+    TopicName, TopicPartition, decode_record, header,
 };
 use qi_core::record::{Dataset, RecordVec};
 use qi_core::{Backoff, Error, ErrorKind, PriceStore, PriceTick, Result, TimeRange, Timestamp};
@@ -177,11 +177,11 @@ struct Replay<'a, P> {
 
 impl<P: Fn(u64)> Replay<'_, P> {
     /// Opens a reader of these partitions. Returns None if the replay was stopped.
-    async fn open(&mut self, ends: &Ends) -> Result<Option<(Box<dyn Subscription>, Positions)>> {
+    async fn open(&mut self, ends: &Ends) -> Result<Option<(Box<dyn Subscription>, Offsets)>> {
         let from = ends.keys().map(|partition| (partition.clone(), SeekTo::At(self.plan.since)));
-        let request = Read::new(from)?;
+        let request = ReaderRequest::new(from)?;
         let opening = async {
-            let mut reader = self.bus.read(request).await?;
+            let mut reader = self.bus.open_reader(request).await?;
             match reader.assignment().await {
                 Ok(assignment) => Ok((reader, assignment)),
                 Err(error) => {
@@ -204,7 +204,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
     async fn drain(
         &mut self,
         mut reader: Box<dyn Subscription>,
-        positions: Positions,
+        positions: Offsets,
         ends: Ends,
     ) -> Result<()> {
         let outcome = self.receive(&mut *reader, positions, ends).await;
@@ -216,7 +216,7 @@ impl<P: Fn(u64)> Replay<'_, P> {
     async fn receive(
         &mut self,
         reader: &mut dyn Subscription,
-        mut positions: Positions,
+        mut positions: Offsets,
         mut ends: Ends,
     ) -> Result<()> {
         let mut heard = Instant::now();
@@ -270,13 +270,13 @@ impl<P: Fn(u64)> Replay<'_, P> {
 /// Returns the position of each partition after a batch. Positions also cover offsets without a message, such as
 /// transaction markers.
 fn places(batch: &Batch) -> BTreeMap<TopicPartition, u64> {
-    let resets = batch.notices().iter().filter_map(|notice| match notice {
-        Notice::Reset { partition, to, .. } => Some((partition.clone(), *to)),
+    let resets = batch.events().iter().filter_map(|event| match event {
+        SubscriptionEvent::Reset { partition, to, .. } => Some((partition.clone(), *to)),
         _ => None,
     });
     let mut places: BTreeMap<_, _> = resets.collect();
     // Messages from before a reset have lower positions than its target, later messages have higher ones.
-    for (partition, next) in batch.positions().iter() {
+    for (partition, next) in batch.offsets().iter() {
         let place = places.entry(partition.clone()).or_insert(next);
         *place = next.max(*place);
     }
@@ -318,7 +318,7 @@ async fn keep(
 
 /// Returns the dataset of the header `qi-type`, or ticks without the header. For an unknown type returns ticks too, and
 /// then decoding rejects the message.
-fn dataset_of(message: &Received, datasets: &Datasets) -> Dataset {
+fn dataset_of(message: &ReceivedMessage, datasets: &Datasets) -> Dataset {
     let kind = message.headers.get(header::TYPE);
     let named = datasets.iter().find(|dataset| kind.is_some_and(|kind| kind == dataset.message().as_bytes()));
     named.unwrap_or(PriceTick::DATASET)
@@ -333,7 +333,7 @@ mod tests {
         let partition = TopicPartition::new(TopicName::new("t").unwrap(), 0);
         for (next, expected) in [(5, 9), (12, 12)] {
             let positions = [(partition.clone(), next)].into_iter().collect();
-            let reset = Notice::Reset { partition: partition.clone(), from: 5, to: 9 };
+            let reset = SubscriptionEvent::Reset { partition: partition.clone(), from: 5, to: 9 };
             let batch = Batch::new(Vec::new(), positions, vec![reset]);
             assert_eq!(places(&batch), [(partition.clone(), expected)].into());
         }

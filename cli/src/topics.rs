@@ -64,7 +64,7 @@ fn topic_rows(topics: &[TopicInfo]) -> Listing {
 /// # Errors
 /// Errors of the bus.
 pub async fn lag(bus: &dyn MessageBus, groups: Vec<GroupId>, each_partition: bool) -> Result<Listing> {
-    let selection = if groups.is_empty() { Selection::All } else { Selection::these(groups)? };
+    let selection = if groups.is_empty() { Selection::All } else { Selection::only(groups)? };
     Ok(lag_rows(&bus.groups(&GroupQuery::new(selection)).await?, each_partition))
 }
 

@@ -15,8 +15,8 @@ use qi_cli::dlq::{self, Plan, Redriven, Selection, View};
 use qi_cli::output::Format;
 use qi_core::bus::{
     DeadLetters, DeliveryError, Encoding, HeaderName, Message, MessageBus, MessageBusExt, PublishOptions,
-    PublishReport, Read, Received, RejectedMessage, SeekTo, Subscribe, TopicCatalogue, TopicName,
-    TopicPartition, TopicSpec, encode_message, header,
+    PublishReport, ReaderRequest, ReceivedMessage, RejectedMessage, SeekTo, SubscribeRequest, TopicCatalogue,
+    TopicName, TopicPartition, TopicSpec, encode_message, header,
 };
 use qi_core::layer::{Layer, Layered};
 use qi_core::{Error, ErrorKind, Operation, PriceStore, PriceStoreExt as _, PriceTick, Result, Timestamp};
@@ -54,7 +54,7 @@ async fn bus() -> MemoryBus {
 
 /// A rejected message at an offset of the origin topic.
 fn rejected(offset: u64, code: &'static str) -> RejectedMessage {
-    let mut message = Received::new(origin(), 3, offset);
+    let mut message = ReceivedMessage::new(origin(), 3, offset);
     message.timestamp = Some(time(-100));
     message.key = Some(format!("key {offset}").into());
     message.payload = Some(format!("payload {offset}").into());
@@ -95,11 +95,11 @@ fn number(redriven: &Redriven, result: &str) -> u64 {
 }
 
 /// Every message of a topic, by partition and offset.
-async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
+async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<ReceivedMessage> {
     let info = bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap();
     let end: u64 = info.partitions.iter().map(|p| p.high - p.low).sum();
     let from = info.partitions.iter().map(|p| (TopicPartition::new(topic.clone(), p.id), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let mut all = Vec::new();
     while all.len() < usize::try_from(end).unwrap() {
         all.extend(reader.recv(1_000, Duration::from_secs(1)).await.unwrap().into_messages());
@@ -108,8 +108,9 @@ async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
     all
 }
 
-fn payloads(messages: &[Received]) -> Vec<String> {
-    let text = |message: &Received| String::from_utf8(message.payload.clone().unwrap().to_vec()).unwrap();
+fn payloads(messages: &[ReceivedMessage]) -> Vec<String> {
+    let text =
+        |message: &ReceivedMessage| String::from_utf8(message.payload.clone().unwrap().to_vec()).unwrap();
     let mut all: Vec<_> = messages.iter().map(text).collect();
     all.sort();
     all
@@ -570,7 +571,7 @@ async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three
     let mistyped = mistyped.with_header(HeaderName::new(header::TYPE).unwrap(), "trade");
     bus.send(&[mistyped, Message::new(origin(), "no record").with_key("k")]).await.unwrap();
     let mut reader =
-        bus.subscribe(Subscribe::new("writer".parse().unwrap(), [origin()]).unwrap()).await.unwrap();
+        bus.subscribe(SubscribeRequest::new("writer".parse().unwrap(), [origin()]).unwrap()).await.unwrap();
     let mut write = async |wanted: usize, is_fixed: bool| {
         let mut handled = 0;
         while handled < wanted {
@@ -582,7 +583,7 @@ async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three
             let decoded = batch.decode::<PriceTick>();
             store.insert_ticks(&decoded.records).await.unwrap();
             bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await.unwrap();
-            reader.commit(batch.positions()).await.unwrap();
+            reader.commit(batch.offsets()).await.unwrap();
             handled += batch.len();
         }
     };

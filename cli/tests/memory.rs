@@ -13,15 +13,15 @@ use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
 use qi_cli::{Series, check, migrate, query, replay, topics};
 use qi_core::bus::{
-    Batch, BusStatus, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
-    Subscribe, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
-    TopicState,
+    Batch, BusPingReport, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
+    SubscribeRequest, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition,
+    TopicSpec, TopicState,
 };
 use qi_core::layer::{Layer, Layered};
 use qi_core::record::{Level, Owner, SeriesKey};
 use qi_core::store::BarQuery;
 use qi_core::{
-    BarValues, BookSnapshot, Datasets, ErrorKind, Instrument, Interval, MarketSnapshot, MessageBus, Ohlcv,
+    Bar, BarValues, BookSnapshot, Datasets, ErrorKind, Instrument, Interval, MarketSnapshot, MessageBus,
     Operation, PriceStore, PriceStoreExt as _, PriceTick, Quote, QuoteValues, Result, Scope, SnapshotValues,
     TimeRange, Timestamp,
 };
@@ -52,7 +52,7 @@ async fn full() -> Arc<dyn PriceStore> {
     let quotes: Vec<_> = (0..10).map(|n| Quote::new(name.clone(), time(n), 0, values).unwrap()).collect();
     store.insert_quotes(&quotes).await.unwrap();
     for interval in [Interval::M1, Interval::D1] {
-        let bar = |n| Ohlcv::new(name.clone(), interval, time(n), BarValues::flat(price)).unwrap();
+        let bar = |n| Bar::new(name.clone(), interval, time(n), BarValues::flat(price)).unwrap();
         store.insert_bars(&(0..5).map(bar).collect::<Vec<_>>()).await.unwrap();
     }
     let values = SnapshotValues { markets: Some(9), ..SnapshotValues::default() };
@@ -215,7 +215,7 @@ async fn an_instrument_that_the_source_does_not_have_is_an_error() {
 async fn only_what_is_asked_for_is_copied() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
-        datasets: vec![PriceTick::DATASET, Ohlcv::DATASET],
+        datasets: vec![PriceTick::DATASET, Bar::DATASET],
         instruments: BTreeSet::from(["sim:A0001-USDT".parse().unwrap()]),
         ..everything()
     };
@@ -264,7 +264,7 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 
 #[tokio::test]
 async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
-    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age_secs(86_400));
+    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_mins(1440)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();
@@ -317,7 +317,7 @@ async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command()
     let catalogue = TopicCatalogue::standard().unwrap();
     let specs = catalogue.specs().unwrap();
     let mut bus = MockBus::new();
-    bus.expect_ping().returning(|| Ok(BusStatus::new(None, 1, Duration::from_millis(1))));
+    bus.expect_ping().returning(|| Ok(BusPingReport::new(None, 1, Duration::from_millis(1))));
     bus.expect_groups().returning(|_| {
         let states =
             [("a", GroupState::Hidden), ("b", GroupState::NotDescribed), ("c", GroupState::NotDescribed)];
@@ -387,7 +387,7 @@ async fn queries_show_latest_ticks_and_bars() {
     let newest = query::records(&*store, of_ticks, TimeRange::ALL, true, 3).await.unwrap();
     assert_eq!(newest.rows()[0], one.rows()[0]);
 
-    let of_bars = series(Ohlcv::DATASET, name.clone(), Some(Interval::D1));
+    let of_bars = series(Bar::DATASET, name.clone(), Some(Interval::D1));
     let stored = query::records(&*store, of_bars, TimeRange::ALL, false, 100).await.unwrap();
     assert_eq!(stored.rows().len(), 5);
     let bars = BarQuery::new(name, Interval::D1, TimeRange::ALL);
@@ -415,7 +415,7 @@ async fn queries_show_every_dataset() {
     let shown = query::records(&store, series, TimeRange::ALL, false, 10).await.unwrap();
     assert_eq!((&shown.rows()[0][0], &shown.rows()[0][7]), (&"global".into(), &9.into()));
     assert!(query::owner(BookSnapshot::DATASET, "global").is_err());
-    assert!(query::latest(&store, Ohlcv::DATASET, vec![], None, 10).await.is_err(), "bars need an interval");
+    assert!(query::latest(&store, Bar::DATASET, vec![], None, 10).await.is_err(), "bars need an interval");
 }
 
 #[tokio::test]
@@ -453,9 +453,9 @@ async fn topics_and_lag_are_shown() {
     assert_eq!((&row[1], &row[5]), (&12.into(), &100.into()));
 
     let mut reader =
-        bus.subscribe(Subscribe::new("writer".parse().unwrap(), [topic]).unwrap()).await.unwrap();
+        bus.subscribe(SubscribeRequest::new("writer".parse().unwrap(), [topic]).unwrap()).await.unwrap();
     let batch = reader.recv(40, std::time::Duration::from_secs(1)).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     let sum = topics::lag(&bus, vec![], false).await.unwrap();
     assert_eq!((&sum.rows()[0][0], &sum.rows()[0][6]), (&"writer".into(), &(100 - batch.len()).into()));
     let each = topics::lag(&bus, vec!["writer".parse().unwrap()], true).await.unwrap();

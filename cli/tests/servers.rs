@@ -14,8 +14,8 @@ use qi_adapters::Config;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_cli::Series;
 use qi_core::bus::{
-    DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, Subscribe, Subscription,
-    TopicName, TopicSpec, encode_message, header,
+    DeadLetters, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt, SubscribeRequest,
+    Subscription, TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, PriceStore, PriceStoreExt as _, PriceTick, TimeRange};
 use qi_testkit::kafka::{self, Codec, RawBatch};
@@ -532,7 +532,7 @@ fn redrive(to: &str) -> Result<Completion, Failed> {
         }
         bus.send(&messages).await?;
         let group = GroupId::new(&place.name)?;
-        let mut reader = bus.subscribe(Subscribe::new(group, [topic.clone()])?).await?;
+        let mut reader = bus.subscribe(SubscribeRequest::new(group, [topic.clone()])?).await?;
         write(&*bus, &*store, &mut *reader, TICKS, false).await?;
         let progress = tempfile::tempdir()?;
         let file = progress.path().join("redrive.json").display().to_string();
@@ -582,7 +582,7 @@ async fn write(
     let mut processed = 0;
     while processed < messages {
         let mut batch = reader.recv(1_000, Duration::from_secs(10)).await?;
-        if batch.is_empty() && batch.notices().is_empty() {
+        if batch.is_empty() && batch.events().is_empty() {
             return Err(format!("{processed} of {messages} messages came").into());
         }
         if is_fixed {
@@ -591,7 +591,7 @@ async fn write(
         let decoded = batch.decode::<PriceTick>();
         store.insert_ticks(&decoded.records).await?;
         bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
-        reader.commit(batch.positions()).await?;
+        reader.commit(batch.offsets()).await?;
         processed += batch.len();
     }
     Ok(())
@@ -645,8 +645,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
     // Also with a TTL, which removes an old tick at its insert.
-    let retention =
-        [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS_HOURS", "24")];
+    let retention = [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "24h")];
     let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();

@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind, PriceStore, PriceStoreExt, Record, Result};
 
 /// The destination of batches. `Arc<dyn PriceStore>` implements it for records, and `Arc<dyn MessageBus>` for messages.
 #[async_trait]
-pub trait Sink<R>: Send + Sync + 'static {
+pub trait BatchSink<R>: Send + Sync + 'static {
     /// The result for one record.
     type Answer: Send + 'static;
 
@@ -35,7 +35,7 @@ pub trait Sink<R>: Send + Sync + 'static {
 }
 
 #[async_trait]
-impl<R: Record> Sink<R> for Arc<dyn PriceStore> {
+impl<R: Record> BatchSink<R> for Arc<dyn PriceStore> {
     type Answer = ();
 
     async fn write(&self, batch: &[R]) -> Result<Vec<Result<()>>> {
@@ -45,7 +45,7 @@ impl<R: Record> Sink<R> for Arc<dyn PriceStore> {
 }
 
 #[async_trait]
-impl Sink<Message> for Arc<dyn MessageBus> {
+impl BatchSink<Message> for Arc<dyn MessageBus> {
     type Answer = Delivery;
 
     async fn write(&self, batch: &[Message]) -> Result<Vec<Result<Delivery>>> {
@@ -131,7 +131,7 @@ impl BufferedConfig {
 ///     buffer.close(Duration::from_secs(30)).await
 /// }
 /// ```
-pub struct Buffered<R, S: Sink<R>> {
+pub struct Buffered<R, S: BatchSink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
     room: Arc<Semaphore>,
@@ -175,13 +175,13 @@ impl<A> Future for Receipt<A> {
     }
 }
 
-impl<R, S: Sink<R>> fmt::Debug for Buffered<R, S> {
+impl<R, S: BatchSink<R>> fmt::Debug for Buffered<R, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffered").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl<R: Send + Sync + 'static, S: Sink<R>> Buffered<R, S> {
+impl<R: Send + Sync + 'static, S: BatchSink<R>> Buffered<R, S> {
     /// Creates a buffer in front of `sink` and starts its task. Must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -282,7 +282,7 @@ fn worker_gone(operation: &'static str) -> Error {
         .with_message("the task behind the buffer has ended; whether the record was written is unknown")
 }
 
-struct Worker<R, S: Sink<R>> {
+struct Worker<R, S: BatchSink<R>> {
     sink: Arc<S>,
     config: BufferedConfig,
     receiver: mpsc::UnboundedReceiver<Command<R, S::Answer>>,
@@ -297,7 +297,7 @@ enum EndedBy {
     Nothing,
 }
 
-impl<R: Send + Sync + 'static, S: Sink<R>> Worker<R, S> {
+impl<R: Send + Sync + 'static, S: BatchSink<R>> Worker<R, S> {
     /// Writes batches until the buffer is closed or dropped. Returns the first failure since the last flush.
     async fn run(mut self) -> Result<()> {
         while let Some(command) = self.receiver.recv().await {

@@ -27,15 +27,15 @@ pub mod telemetry;
 
 pub use agent::{Agent, AgentContext, AgentRuntime, AgentSpec, ExitReason, agent_fn};
 pub use backoff::Backoff;
-pub use buffered::{Buffered, BufferedConfig, Receipt, Sink};
+pub use buffered::{BatchSink, Buffered, BufferedConfig, Receipt};
 pub use bus::{MessageBus, MessageBusExt, Subscription};
 pub use datasets::{
-    BarValues, BookSnapshot, Datasets, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv,
+    Bar, BarValues, BookSnapshot, Datasets, FundingRate, Liquidation, MarkPrice, MarketSnapshot,
     OpenInterest, PriceTick, Quote, QuoteValues, SnapshotValues,
 };
 pub use domain::{
-    Clock, Decimal, Exchange, Instrument, Interval, Percent, Price, Quantity, Scope, Selection, Side, Source,
-    Symbol, SystemClock, TimeRange, Timestamp,
+    Clock, Decimal, Exchange, Instrument, Interval, Percent, Price, Provider, Quantity, Scope, Selection,
+    Side, Symbol, SystemClock, TimeRange, Timestamp,
 };
 pub use error::{Error, ErrorKind, Result, ResultExt, RetryAdvice};
 pub use ingest::{Ingest, IngestConfig, IngestProgress};

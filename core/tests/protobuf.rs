@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
-use qi_core::bus::{Encoding, Received, TopicName, decode_message, encode_message, protobuf};
+use qi_core::bus::{Encoding, ReceivedMessage, TopicName, decode_message, encode_message, protobuf};
 use qi_core::record::{Level, Levels};
 use qi_core::{
     BookSnapshot, Datasets, Decimal, Instrument, Price, PriceTick, Quantity, Record, Side, Timestamp,
 };
 
-fn received(payload: &[u8]) -> Received {
-    let mut message = Received::new(TopicName::new("t").unwrap(), 0, 0);
+fn received(payload: &[u8]) -> ReceivedMessage {
+    let mut message = ReceivedMessage::new(TopicName::new("t").unwrap(), 0, 0);
     let content_type = qi_core::bus::Codec::content_type(&Encoding::Protobuf);
     let name = qi_core::bus::HeaderName::new(qi_core::bus::header::CONTENT_TYPE).unwrap();
     message.headers.push(name, bytes::Bytes::from_static(content_type.as_bytes()));

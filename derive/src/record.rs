@@ -250,7 +250,7 @@ fn key(fields: &Fields) -> TokenStream {
         fn series_ref(&self) -> ::qi_core::record::SeriesRef<'_> {
             #borrowed
         }
-        fn place(&self) -> ::qi_core::record::Place {
+        fn sort_key(&self) -> ::qi_core::record::SortKey {
             (self.#time, #seq)
         }
     }
@@ -278,8 +278,8 @@ fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
             Role::Series if fields.interval.is_some() => quote!(series.0),
             Role::Series => quote!(series),
             Role::Interval => quote!(series.1),
-            Role::Time => quote!(place.0),
-            Role::Seq => quote!(place.1),
+            Role::Time => quote!(sort_key.0),
+            Role::Seq => quote!(sort_key.1),
             Role::Flatten | Role::Value => {
                 let local = local(field);
                 quote!(#local)
@@ -303,7 +303,7 @@ fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
         }
         fn read<F: ::qi_core::record::FieldReader + ?Sized>(
             series: Self::Series,
-            place: ::qi_core::record::Place,
+            sort_key: ::qi_core::record::SortKey,
             fields: &mut F,
         ) -> ::qi_core::Result<Self> {
             #(#reads)*
@@ -312,7 +312,7 @@ fn values(attributes: &Attributes, fields: &Fields) -> TokenStream {
             ::core::result::Result::Ok(record)
         }
         fn validate(&self) -> ::qi_core::Result<()> {
-            ::qi_core::record::macros::check_place((#time_name, self.#time), #seq)?;
+            ::qi_core::record::macros::check_sort_key((#time_name, self.#time), #seq)?;
             #(#checks)*
             #validate
             ::core::result::Result::Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, run};
-use qi_core::bus::{GroupId, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+use qi_core::bus::{GroupId, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
 use qi_core::{Ingest, IngestConfig, MessageBus, PriceStore, PriceTick};
 use qi_examples::pipeline::Feed;
 use qi_testkit::agent::{Time, agent_contract, agent_contract_async};
@@ -38,7 +38,7 @@ fn world() -> (Arc<dyn MessageBus>, Arc<dyn PriceStore>) {
 fn main() -> ExitCode {
     let mut trials = agent_contract_async(Time::Paused, "writer", || {
         let (bus, store) = world();
-        let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+        let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default())
     });
     trials.extend(agent_contract("feed", || {

@@ -1,6 +1,6 @@
 //! A job waits for its own topic only.
 #![allow(clippy::unwrap_used, reason = "a test")]
-use qi_core::bus::{MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+use qi_core::bus::{MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
 use qi_core::{MessageBus, PriceStore, PriceTick, Timestamp};
 use qi_examples::pipeline::{Data, Job, source};
 use qi_testkit::{bus::MemoryBus, store::MemoryStore};
@@ -14,7 +14,7 @@ async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     // An earlier run was stopped: 10 ticks published, 3 committed.
     let request =
-        Subscribe::new("pipeline-writer".parse().unwrap(), [TopicName::new("crypto-prices").unwrap()])
+        SubscribeRequest::new("pipeline-writer".parse().unwrap(), [TopicName::new("crypto-prices").unwrap()])
             .unwrap();
     let mut reader = bus.subscribe(request).await.unwrap();
     let at = Timestamp::from_secs(1_700_000_000).unwrap();
@@ -23,7 +23,7 @@ async fn candles_do_not_wait_for_the_ticks_of_an_earlier_run() {
         .collect();
     bus.send_records(&ticks, None).await.unwrap();
     let batch = reader.recv(3, Duration::from_secs(1)).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     reader.close().await.unwrap();
 
     let mut file = tempfile::NamedTempFile::new().unwrap();

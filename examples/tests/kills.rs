@@ -24,7 +24,7 @@ use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::Config;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::MessageBus;
-use qi_core::bus::{GroupQuery, Read, Received, SeekTo, TopicName, TopicPartition, header};
+use qi_core::bus::{GroupQuery, ReaderRequest, ReceivedMessage, SeekTo, TopicName, TopicPartition, header};
 use qi_core::store::RangeQuery;
 use qi_core::{PriceStore, PriceStoreExt, PriceTick, TimeRange, Timestamp};
 use qi_examples::pipeline::{Data, Job};
@@ -165,7 +165,7 @@ impl Rig {
             ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers.clone()),
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
             // Short, so that requests of a killed process end soon.
-            ("QI__BUS__REDPANDA__REQUEST_TIMEOUT_MS".to_owned(), "3000".to_owned()),
+            ("QI__BUS__REDPANDA__REQUEST_TIMEOUT".to_owned(), "3s".to_owned()),
             // About 17,000 ticks/s, so that the program runs long enough for the test.
             ("QI__BUS__LIMIT__RATE".to_owned(), "5".to_owned()),
         ];
@@ -247,7 +247,7 @@ impl Rig {
             bus.close().await.unwrap();
             (letters, groups)
         });
-        let number = |letter: &Received, name: &str| -> u64 {
+        let number = |letter: &ReceivedMessage, name: &str| -> u64 {
             let value = letter.headers.get(name).unwrap_or_else(|| panic!("{name} is missing: {letter:?}"));
             std::str::from_utf8(value).unwrap().parse().unwrap()
         };
@@ -305,11 +305,11 @@ async fn offsets(bus: &dyn MessageBus, topic: &str) -> Vec<(TopicPartition, u64,
 }
 
 /// Returns every message of a topic.
-async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<Received> {
+async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<ReceivedMessage> {
     let mut open = offsets(bus, topic.as_str()).await;
     open.retain(|(_, low, high)| high > low);
     let from = open.iter().map(|(partition, ..)| (partition.clone(), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let mut messages = Vec::new();
     let deadline = Instant::now() + Duration::from_mins(2);
     while !open.is_empty() {

@@ -8,7 +8,8 @@ const PAGE: &str = include_str!("../../docs/observability.md");
 
 /// The rows of the page that begin with a metric: first the metrics of core, then of the adapters.
 fn rows() -> Vec<Vec<&'static str>> {
-    let metrics = PAGE.lines().filter(|line| line.starts_with("| `qi_"));
+    // The targets of the log, such as `qi_core::agent`, have a table too.
+    let metrics = PAGE.lines().filter(|line| line.starts_with("| `qi_") && !line.starts_with("| `qi_core::"));
     metrics.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 

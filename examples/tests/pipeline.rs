@@ -109,7 +109,8 @@ async fn a_third_of_all_calls_failing_hanging_or_cut_loses_nothing_and_doubles_n
                     .with_seed(seed),
             )
             .with_timeout(TimeoutConfig::default().with_call(second).with_bulk(second));
-        let config = MemoryBusConfig { delivery_timeout_ms: 1_000, ..MemoryBusConfig::default() };
+        let config =
+            MemoryBusConfig { delivery_timeout: Duration::from_secs(1), ..MemoryBusConfig::default() };
         let bus = MemoryBus::new(config, Arc::new(SystemClock)).unwrap();
         let plain = memory_store();
         let store = stack.wrap_store(ChaosStore::new(plain.clone(), of_store.clone()));
@@ -197,14 +198,14 @@ async fn another_producer_on_the_topic_does_not_keep_the_job_from_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn lag_in_a_topic_that_the_group_has_left_does_not_keep_the_job_from_its_end() {
-    use qi_core::bus::{GroupId, GroupQuery, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+    use qi_core::bus::{GroupId, GroupQuery, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
     let bus = memory_bus();
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     let (group, left) = (GroupId::new("pipeline-writer").unwrap(), TopicName::new("crypto-quotes").unwrap());
     bus.send_records(&market(13, 100).collect::<Vec<_>>(), Some(&left)).await.unwrap();
-    let mut reader = bus.subscribe(Subscribe::new(group.clone(), [left]).unwrap()).await.unwrap();
+    let mut reader = bus.subscribe(SubscribeRequest::new(group.clone(), [left]).unwrap()).await.unwrap();
     let batch = reader.recv(10, Duration::from_secs(1)).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     reader.close().await.unwrap();
     let job = Job::new(memory_store(), bus.clone(), data(market(13, 100))).unwrap();
     let run = tokio::time::timeout(Duration::from_hours(1), job.run());
@@ -215,7 +216,9 @@ async fn lag_in_a_topic_that_the_group_has_left_does_not_keep_the_job_from_its_e
 
 #[tokio::test(start_paused = true)]
 async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
-    use qi_core::bus::{GroupId, GroupQuery, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+    use qi_core::bus::{
+        GroupId, GroupQuery, Message, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName,
+    };
     use qi_core::{Ingest, IngestConfig};
     let (bus, plain, chaos) = (memory_bus(), memory_store(), Chaos::seeded(1));
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
@@ -224,7 +227,7 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
     bus.publish_one(&Message::new(topic.clone(), "no record")).await.unwrap();
     bus.send_records(&market(7, 1).collect::<Vec<_>>(), None).await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(plain.clone(), chaos.clone()));
-    let request = Subscribe::new(group.clone(), [topic.clone()]).unwrap();
+    let request = SubscribeRequest::new(group.clone(), [topic.clone()]).unwrap();
     let config = IngestConfig::default();
     let ingest = Ingest::open(bus.clone(), store, PriceTick::DATASET, request, config).await.unwrap();
     // The numbers of stored records, dead letters, and uncommitted messages.

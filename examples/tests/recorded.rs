@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use libtest_mimic::{Arguments, Failed, Trial};
 use qi_core::store::{BarQuery, BarSource, RangeQuery};
-use qi_core::{Error, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt, PriceTick, TimeRange};
+use qi_core::{Bar, Error, Instrument, Interval, PriceStore, PriceStoreExt, PriceTick, TimeRange};
 use qi_examples::pipeline::Job;
 use qi_files::{FileOptions, Format};
 use qi_testkit::bus::MemoryBus;
@@ -65,7 +65,7 @@ fn twice(path: &Path, format: &str, instrument: &str) -> Result<(), Failed> {
         let query = RangeQuery::new(name.clone(), TimeRange::ALL);
         let ticks: Vec<PriceTick> = runtime.block_on(store.tick_stream(query).try_collect())?;
         let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);
-        let bars: Vec<Ohlcv> = runtime.block_on(store.bar_stream(bars, BarSource::Stored).try_collect())?;
+        let bars: Vec<Bar> = runtime.block_on(store.bar_stream(bars, BarSource::Stored).try_collect())?;
         Ok::<_, Error>((summary.stored, ticks, bars))
     };
     let (first, second) = (run()?, run()?);

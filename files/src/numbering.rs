@@ -168,7 +168,7 @@ impl Numbering {
         let mut ranges: Vec<(Timestamp, Timestamp)> = Vec::new();
         for ts in wanted {
             match ranges.last_mut() {
-                Some((_, last)) if ts.since(*last) <= MAX_GAP => *last = *ts,
+                Some((_, last)) if ts.duration_since(*last) <= MAX_GAP => *last = *ts,
                 _ => ranges.push((*ts, *ts)),
             }
         }

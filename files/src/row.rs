@@ -1,7 +1,7 @@
 //! Records of single lines.
 
 use qi_core::{
-    BarValues, Error, Exchange, Instrument, Interval, Ohlcv, PriceTick, Result, Side, Symbol, Timestamp,
+    Bar, BarValues, Error, Exchange, Instrument, Interval, PriceTick, Result, Side, Symbol, Timestamp,
 };
 
 use crate::layout::Layout;
@@ -173,7 +173,7 @@ impl Rows {
     }
 
     /// Returns the candle of a line.
-    pub(crate) fn candle(&mut self, line: &str, interval: Interval) -> Result<Ohlcv> {
+    pub(crate) fn candle(&mut self, line: &str, interval: Interval) -> Result<Bar> {
         self.with(line, |this, fields| {
             let columns = this.layout.columns;
             let text = field(fields, columns.time, "time")?;
@@ -210,7 +210,7 @@ impl Rows {
                 count: optional(columns.count, "count")?.map(|text| whole("count", text)).transpose()?,
             };
             let instrument = this.instrument(fields)?;
-            Ohlcv::new(instrument, interval, time, values)
+            Bar::new(instrument, interval, time, values)
         })
     }
 

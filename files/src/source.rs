@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use qi_core::{Error, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result};
+use qi_core::{Bar, Error, ErrorKind, Instrument, Interval, PriceTick, Result};
 
 use crate::interval::Grid;
 use crate::json::Arrays;
@@ -48,7 +48,7 @@ pub enum Data {
     /// Trades.
     Trades(Source<PriceTick>),
     /// Candles of one interval.
-    Candles(Source<Ohlcv>, Interval),
+    Candles(Source<Bar>, Interval),
 }
 
 impl std::fmt::Debug for Data {

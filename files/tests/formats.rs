@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use qi_core::datasets::coarsen;
+use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource};
 use qi_core::{
-    Decimal, Error, Instrument, Interval, Ohlcv, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
+    Bar, Decimal, Error, Instrument, Interval, PriceStore, PriceStoreExt as _, PriceTick, TimeRange,
 };
 use qi_files::{Data, FileOptions, Files, Format, Input, Source, open};
 use qi_testkit::store::MemoryStore;
@@ -118,15 +118,15 @@ async fn report(files: Files, instrument: &Instrument) -> String {
                 let (time, seq) = (trade.ts().as_micros(), trade.seq());
                 format!("{time} {seq} {} {} {side}", trade.price(), trade.quantity().unwrap())
             };
-            let sum = trades
-                .iter()
-                .fold(Decimal::ZERO, |sum, trade| sum.checked_add(trade.quantity().unwrap().get()).unwrap());
+            let sum = trades.iter().fold(Decimal::ZERO, |sum, trade| {
+                sum.checked_add(trade.quantity().unwrap().decimal()).unwrap()
+            });
             assert!(trades.iter().all(|trade| trade.instrument() == instrument));
             let store = Arc::new(MemoryStore::default());
             store.ensure_schema().await.unwrap();
             store.insert_ticks(&trades).await.unwrap();
             let query = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
-            let bars: Vec<Ohlcv> =
+            let bars: Vec<Bar> =
                 futures::TryStreamExt::try_collect(store.bar_stream(query, BarSource::Derived))
                     .await
                     .unwrap();
@@ -135,7 +135,7 @@ async fn report(files: Files, instrument: &Instrument) -> String {
         }
         Data::Candles(source, _) => {
             let candles = complete(source);
-            let show = |candle: &Ohlcv| {
+            let show = |candle: &Bar| {
                 let values = candle.values();
                 let count = values.count.map(|count| count.to_string()).unwrap_or_default();
                 let (open, high, low, close) = (values.open, values.high, values.low, values.close);
@@ -143,11 +143,11 @@ async fn report(files: Files, instrument: &Instrument) -> String {
                 format!("{time} {open} {high} {low} {close} {} {count}", values.volume.unwrap())
             };
             let sum = candles.iter().fold(Decimal::ZERO, |sum, candle| {
-                sum.checked_add(candle.values().volume.unwrap().get()).unwrap()
+                sum.checked_add(candle.values().volume.unwrap().decimal()).unwrap()
             });
             assert!(candles.iter().all(|candle| candle.instrument() == instrument));
             let ends = [show(&candles[0]), show(candles.last().unwrap())];
-            (candles.len(), ends, sum, coarsen(&candles, Interval::H1).unwrap())
+            (candles.len(), ends, sum, resample(&candles, Interval::H1).unwrap())
         }
     };
     let [first, last] = ends;

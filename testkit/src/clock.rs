@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// let clock = ManualClock::default();
 /// let before = clock.now();
 /// clock.advance(Duration::from_secs(5));
-/// assert!(clock.now().since(before) >= Duration::from_secs(5));
+/// assert!(clock.now().duration_since(before) >= Duration::from_secs(5));
 /// ```
 #[derive(Debug)]
 pub struct ManualClock {

@@ -19,16 +19,16 @@ use async_trait::async_trait;
 use mockall::mock;
 use qi_core::agent::{Agent, AgentContext, ExitReason};
 use qi_core::bus::{
-    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
-    MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
-    TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Message,
+    MessageBus, Offsets, PublishOptions, PublishReport, ReaderRequest, SeekTo, SubscribeRequest,
+    Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use qi_core::record::{Dataset, RecordVec, Records};
 use qi_core::store::{
     BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
-use qi_core::{Ohlcv, Result, Timestamp};
+use qi_core::{Bar, Result, Timestamp};
 
 mock! {
     /// A `PriceStore` with scripted responses. An inserted batch arrives as an owned copy.
@@ -37,10 +37,10 @@ mock! {
         pub fn insert(&self, batch: RecordVec) -> Result<InsertReport>;
         pub fn ensure_schema(&self) -> Result<SchemaReport>;
         pub fn plan_schema(&self) -> Result<Vec<String>>;
-        pub fn ping(&self) -> Result<StoreStatus>;
+        pub fn ping(&self) -> Result<StorePingReport>;
         pub fn range(&self, request: &RangeRequest) -> Result<RecordPage>;
         pub fn latest(&self, request: &LatestRequest) -> Result<RecordPage>;
-        pub fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
+        pub fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>>;
         pub fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>>;
         pub fn series(&self, request: &SeriesRequest) -> Result<Page<SeriesSummary>>;
         pub fn delete_range(&self, query: &DeleteQuery) -> Result<()>;
@@ -66,7 +66,7 @@ impl PriceStore for MockStore {
     async fn plan_schema(&self) -> Result<Vec<String>> {
         Self::plan_schema(self)
     }
-    async fn ping(&self) -> Result<StoreStatus> {
+    async fn ping(&self) -> Result<StorePingReport> {
         Self::ping(self)
     }
     async fn range(&self, request: &RangeRequest) -> Result<RecordPage> {
@@ -75,7 +75,7 @@ impl PriceStore for MockStore {
     async fn latest(&self, request: &LatestRequest) -> Result<RecordPage> {
         Self::latest(self, request)
     }
-    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         Self::derived_bars(self, query)
     }
     async fn stats(&self, query: &StatsQuery) -> Result<Option<RangeStats>> {
@@ -103,13 +103,13 @@ mock! {
     impl MessageBus for Bus {
         fn info(&self) -> BusInfo;
         async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport>;
-        async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>>;
-        async fn read(&self, request: Read) -> Result<Box<dyn Subscription>>;
+        async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
+        async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>>;
         async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>>;
         async fn delete_topics(&self, names: &[TopicName]) -> Result<Vec<TopicOutcome>>;
         async fn topics(&self) -> Result<Vec<TopicInfo>>;
         async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>>;
-        async fn ping(&self) -> Result<BusStatus>;
+        async fn ping(&self) -> Result<BusPingReport>;
         async fn close(&self) -> Result<CloseReport>;
     }
 }
@@ -121,7 +121,7 @@ mock! {
     #[async_trait]
     impl Subscription for Reader {
         async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
-        async fn commit(&mut self, upto: &Positions) -> Result<Committed>;
+        async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
         async fn seek(&mut self, to: &[(TopicPartition, SeekTo)]) -> Result<()>;
         async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
         async fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;

@@ -95,7 +95,7 @@ async fn records_are_stamped_by_the_runtimes_clock() {
             let running = handle.wait_for("a", |s| s.status == Running).await.unwrap();
             assert_eq!(running.since, created.since);
             let backoff = handle.wait_for("a", |s| s.status == Backoff).await.unwrap();
-            assert_eq!(backoff.since.since(running.since), ms(1_500));
+            assert_eq!(backoff.since.duration_since(running.since), ms(1_500));
             assert_eq!(log.errors("a")[0].at, backoff.since);
         })
         .await;

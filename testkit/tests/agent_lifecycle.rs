@@ -29,7 +29,7 @@ async fn happy_path_is_exactly_this() {
     assert_eq!(life.calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
     let history = life.log.of("a");
     assert!(history.iter().all(|t| t.incarnation == 1 && &*t.agent == "a"));
-    assert_eq!(history[2].at.since(history[1].at), ms(1_000), "it ran until the stop");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(1_000), "it ran until the stop");
     assert_eq!(history[3].at, history[2].at, "and ended at once");
     let agent = life.report.agent("a").unwrap();
     assert_eq!((agent.status, agent.termination, agent.restarts), (Stopped, Termination::Orderly, 0));
@@ -50,7 +50,7 @@ async fn panic_in_run_is_cleaned_up_before_the_next_value_is_made() {
     let backoff = history[3].backoff.unwrap();
     assert_eq!(backoff.attempt, 1);
     assert!((ms(160)..=ms(200)).contains(&backoff.delay), "{backoff:?}");
-    let waited = history[4].at.since(history[3].at);
+    let waited = history[4].at.duration_since(history[3].at);
     assert!((backoff.delay..=backoff.delay + ms(1)).contains(&waited), "{waited:?}");
     assert_eq!(life.report.agent("a").unwrap().restarts, 1);
 }
@@ -153,7 +153,7 @@ async fn initialize_has_its_time_and_crashes_are_counted() {
     assert_eq!(life.exits(), ["initialize timed out"; 3]);
     assert_eq!(life.statuses().last(), Some(&Failed));
     let history = life.log.of("a");
-    assert_eq!(history[1].at.since(history[0].at), ms(700));
+    assert_eq!(history[1].at.duration_since(history[0].at), ms(700));
     assert_eq!(life.error_codes(), ["agent.timeout"; 3]);
 }
 
@@ -302,7 +302,7 @@ async fn error_or_panic_of_a_child_ends_the_run() {
 async fn child_that_ends_well_ends_nothing() {
     let life = live([Script::run(Step::child(Step::Ok))], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
-    assert_eq!(life.log.of("a")[2].at.since(life.log.of("a")[1].at), ms(1_000));
+    assert_eq!(life.log.of("a")[2].at.duration_since(life.log.of("a")[1].at), ms(1_000));
 }
 
 struct WithChildren {
@@ -374,7 +374,7 @@ async fn children_see_the_cancel_and_are_gone_before_cleanup() {
     assert!(seen_cancel.load(Ordering::SeqCst));
     let history = log.of("a");
     assert_eq!(
-        history[3].at.since(history[2].at),
+        history[3].at.duration_since(history[2].at),
         Duration::from_secs(5),
         "the deaf one had the stop timeout"
     );
@@ -413,7 +413,7 @@ async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
             .await;
     assert_eq!(life.exits(), ["no heartbeat", "cancelled"]);
     let history = life.log.of("a");
-    assert_eq!(history[2].at.since(history[1].at), ms(3_000), "counted from Running");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(3_000), "counted from Running");
     assert_eq!(life.calls.calls()[2], "Cleanup#1(Stale)");
 
     let log = TransitionLog::default();
@@ -430,7 +430,7 @@ async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
     let handle = runtime.handle();
     runtime.run_until(tokio::time::sleep(ms(9_150))).await.result().unwrap();
     let history = log.of("a");
-    assert_eq!(history[2].at.since(history[1].at), ms(9_100), "nine beats later and the limit");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(9_100), "nine beats later and the limit");
     assert!(handle.snapshot("a").unwrap().last_heartbeat.is_some());
 }
 
@@ -580,8 +580,8 @@ async fn hook_and_children_share_one_stop_timeout() {
     })
     .await;
     let history = log.of("a");
-    assert_eq!(history[2].at.since(history[1].at), ms(3_100));
-    assert_eq!(history[3].at.since(history[2].at), ms(2_000), "what is left of 5 s");
+    assert_eq!(history[2].at.duration_since(history[1].at), ms(3_100));
+    assert_eq!(history[3].at.duration_since(history[2].at), ms(2_000), "what is left of 5 s");
     assert_eq!(report.shutdown_took, ms(5_000));
     report.result().unwrap();
 }

@@ -89,7 +89,7 @@ fn check(seen: &Seen, log: &TransitionLog, agent: &str) {
         (AgentStatus::Stopping, "cleanup"),
     ] {
         let pairs = history.windows(2).filter(|pair| pair[0].to == status);
-        let took: Vec<_> = pairs.map(|pair| whole(pair[1].at.since(pair[0].at))).collect();
+        let took: Vec<_> = pairs.map(|pair| whole(pair[1].at.duration_since(pair[0].at))).collect();
         if !took.is_empty() {
             let key = format!("qi_agent_phase_duration_seconds{{agent={agent},phase={phase}}}");
             assert_eq!(micros(&seen.histogram(&key)), took, "{agent} {phase}");

@@ -101,7 +101,7 @@ async fn soft_deadline_drops_hooks_and_leaves_cleanups_the_reserve() {
     assert!(quick_calls.is_clean() && never_calls.is_clean());
     for name in ["quick", "never"] {
         let history = log.of(name);
-        assert_eq!(at(&history, Stopping).since(at(&history, Running)), ms(101 + 8_000), "{name}");
+        assert_eq!(at(&history, Stopping).duration_since(at(&history, Running)), ms(101 + 8_000), "{name}");
     }
     assert_eq!(log.statuses("quick").last(), Some(&Stopped), "its cleanup fits the reserve");
     assert_eq!(log.statuses("never").last(), Some(&Failed));
@@ -153,7 +153,7 @@ async fn limits_shrink_in_proportion_when_the_path_is_too_long() {
     assert_eq!(order_of(&log, Stopping), ["three", "two", "one"]);
     let took = |name: &str| {
         let history = log.of(name);
-        at(&history, Failed).since(at(&history, Stopping))
+        at(&history, Failed).duration_since(at(&history, Stopping))
     };
     for name in ["one", "two", "three"] {
         let cleanup = took(name);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use qi_core::{Buffered, BufferedConfig, Error, ErrorKind, Result, Sink};
+use qi_core::{BatchSink, Buffered, BufferedConfig, Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ impl Numbers {
 }
 
 #[async_trait]
-impl Sink<u32> for Numbers {
+impl BatchSink<u32> for Numbers {
     type Answer = u32;
 
     async fn write(&self, batch: &[u32]) -> Result<Vec<Result<u32>>> {

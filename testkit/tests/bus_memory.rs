@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use qi_core::bus::{
     Batch, CleanupPolicy, Committed, DeliveryState, GroupId, HeaderName, Message, MessageBus, MessageBusExt,
-    Messages, Notice, PublishOptions, Read, Received, SeekTo, Subscribe, TopicName, TopicPartition,
-    TopicSpec,
+    Messages, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, SubscribeRequest, SubscriptionEvent,
+    TopicName, TopicPartition, TopicSpec,
 };
 use qi_core::{Clock, ErrorKind, RetryAdvice, Timestamp};
 use qi_testkit::ManualClock;
@@ -28,8 +28,8 @@ fn at(partition: u32) -> TopicPartition {
     TopicPartition::new(topic(), partition)
 }
 
-fn request(group: &str) -> Subscribe {
-    Subscribe::new(GroupId::new(group).unwrap(), [topic()]).unwrap()
+fn request(group: &str) -> SubscribeRequest {
+    SubscribeRequest::new(GroupId::new(group).unwrap(), [topic()]).unwrap()
 }
 
 /// Returns a bus with a capacity of 100 kB and one partition, which waits 3 s for space.
@@ -41,7 +41,7 @@ async fn small_with(spec: TopicSpec, clock: Arc<dyn Clock>) -> MemoryBus {
     let config = MemoryBusConfig {
         max_bytes: 100_000,
         max_message_bytes: 10_000,
-        delivery_timeout_ms: 3_000,
+        delivery_timeout: Duration::from_secs(3),
         ..MemoryBusConfig::default()
     };
     let bus = MemoryBus::new(config, clock).unwrap();
@@ -84,7 +84,7 @@ async fn what_every_group_has_committed_goes_first() {
     bus.send(&kilobytes(0..80)).await.unwrap();
     for (reader, count) in [(&mut quick, 80), (&mut slow, 30)] {
         let batch = reader.recv(count, SECOND).await.unwrap();
-        reader.commit(batch.positions()).await.unwrap();
+        reader.commit(batch.offsets()).await.unwrap();
     }
     let began = Instant::now();
     bus.send(&kilobytes(80..105)).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_commit_lets_a_waiting_publish_go_on() {
     tokio::time::sleep(SECOND).await;
     assert!(!sending.is_finished(), "the bus is full");
     let batch = reader.recv(70, SECOND).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     let deliveries = sending.await.unwrap().unwrap();
     assert_eq!(deliveries.last().map(|d| d.offset), Some(149));
 }
@@ -127,7 +127,7 @@ async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
     clock.advance(Duration::from_mins(31));
     assert_eq!(low_and_high(&bus).await, (5, 8));
     let batch = reader.recv(10, SECOND).await.unwrap();
-    assert_eq!(batch.notices(), [Notice::Reset { partition: at(0), from: 0, to: 5 }]);
+    assert_eq!(batch.events(), [SubscriptionEvent::Reset { partition: at(0), from: 0, to: 5 }]);
     assert_eq!(batch.messages()[0].offset, 5);
     // The retention counts from the message's own timestamp, so an old event time makes a message old.
     let old = Message::new(topic(), "x").with_timestamp(Timestamp::MIN);
@@ -147,11 +147,11 @@ async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
         let mut count = 0;
         while count < 40 {
             let batch = reader.recv(40, SECOND).await.unwrap();
-            reader.commit(batch.positions()).await.unwrap();
+            reader.commit(batch.offsets()).await.unwrap();
             count += batch.len();
         }
     }
-    let mut all = bus.read(Read::new([(at(0), SeekTo::Earliest)]).unwrap()).await.unwrap();
+    let mut all = bus.open_reader(ReaderRequest::new([(at(0), SeekTo::Earliest)]).unwrap()).await.unwrap();
     let batch = all.recv(1_000, SECOND).await.unwrap();
     let offsets: Vec<_> = batch.iter().map(|m| m.offset).collect();
     assert!(offsets.len() < 200 && offsets.is_sorted(), "{offsets:?}");
@@ -175,7 +175,7 @@ async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
     let config = MemoryBusConfig {
         max_bytes: 20_000,
         max_message_bytes: 10_000,
-        close_timeout_ms: 1_000,
+        close_timeout: Duration::from_secs(1),
         ..MemoryBusConfig::default()
     };
     let bus = Arc::new(MemoryBus::new(config, Arc::new(ManualClock::default())).unwrap());
@@ -204,7 +204,7 @@ async fn nothing_is_delivered_once_close_has_returned() {
     bus.close().await.unwrap();
     // The commit frees space for the rest.
     let batch = reader.recv(1_000, SECOND).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     let report = waiting.await.unwrap();
     let refused: Vec<_> = report.failed(DeliveryState::NotSent).collect();
     let delivered = usize::try_from(high).unwrap() - 80;
@@ -221,7 +221,7 @@ async fn a_group_without_members_is_forgotten_with_its_retention() {
     let mut reader = bus.subscribe(request("g")).await.unwrap();
     bus.send(&kilobytes(0..1)).await.unwrap();
     let batch = reader.recv(1, SECOND).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     reader.close().await.unwrap();
     let all = qi_core::bus::GroupQuery::new(qi_core::Selection::All);
     assert_eq!(bus.groups(&all).await.unwrap().len(), 1);
@@ -238,12 +238,12 @@ async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commi
     let spec = TopicSpec::new(other.clone(), 1).unwrap();
     bus.create_topics(&[spec]).await.unwrap().remove(0).result.unwrap();
     bus.subscribe(request("g")).await.unwrap().close().await.unwrap();
-    let elsewhere = Subscribe::new(GroupId::new("g").unwrap(), [other]).unwrap();
+    let elsewhere = SubscribeRequest::new(GroupId::new("g").unwrap(), [other]).unwrap();
     let _moved = bus.subscribe(elsewhere).await.unwrap();
     let mut reader = bus.subscribe(request("h")).await.unwrap();
     bus.send(&kilobytes(0..80)).await.unwrap();
     let batch = reader.recv(80, SECOND).await.unwrap();
-    reader.commit(batch.positions()).await.unwrap();
+    reader.commit(batch.offsets()).await.unwrap();
     let error = bus.send(&kilobytes(80..150)).await.unwrap_err();
     assert_eq!(error.context_value("group"), Some("g"), "it may come back: {error}");
     clock.advance(Duration::from_hours(7 * 24 + 1));
@@ -331,7 +331,7 @@ async fn single_messages_commit_what_was_handed_out() {
 #[tokio::test(start_paused = true)]
 async fn a_static_member_that_is_there_twice_fences_the_older_one() {
     let bus = small().await;
-    let member = || request("g").as_member(qi_core::bus::MemberId::new("one").unwrap());
+    let member = || request("g").with_group_instance_id(qi_core::bus::GroupInstanceId::new("one").unwrap());
     let mut old = bus.subscribe(member()).await.unwrap();
     let mut new = bus.subscribe(member()).await.unwrap();
     bus.send(&kilobytes(0..1)).await.unwrap();
@@ -383,7 +383,7 @@ async fn threads_lose_nothing_while_members_come_and_go() {
                         return;
                     }
                     if turn % 3 != 0 {
-                        sub.commit(batch.positions()).await.unwrap();
+                        sub.commit(batch.offsets()).await.unwrap();
                     }
                 }
             }
@@ -427,7 +427,7 @@ async fn a_commit_of_single_messages_covers_the_offsets_behind_the_last_one() {
         // Transaction markers follow the messages.
         let positions = [(at(0), 5)].into_iter().collect();
         let messages = match seen.fetch_add(1, Ordering::Relaxed) {
-            0 => vec![Received::new(topic(), 0, 0), Received::new(topic(), 0, 1)],
+            0 => vec![ReceivedMessage::new(topic(), 0, 0), ReceivedMessage::new(topic(), 0, 1)],
             _ => vec![],
         };
         Ok(Batch::new(messages, positions, vec![]))

@@ -98,7 +98,7 @@ fn the_model_notices_broken_buses() {
         "seeks_one_too_far",
         "counts_one_too_many_behind",
         "hides_that_a_position_had_gone",
-        "hides_that_the_poll_limit_passed",
+        "hides_an_exceeded_max_poll_interval",
         "hides_changes_of_the_assignment",
         "keeps_silent_about_a_deleted_topic",
     ]

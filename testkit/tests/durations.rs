@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::agent::{AgentContext, AgentRuntime, AgentSpec, AgentStatus, Backoff, RestartPolicy, agent_fn};
-use qi_core::bus::{GroupId, Message, MessageBusExt, Subscribe, TopicCatalogue, TopicName};
+use qi_core::bus::{GroupId, Message, MessageBusExt, SubscribeRequest, TopicCatalogue, TopicName};
 use qi_core::health::Health;
 use qi_core::layer::{LayerStack, Layered, RetryConfig, TimeoutConfig};
 use qi_core::{
@@ -68,8 +68,8 @@ async fn a_subscription_waits_for_a_message_without_a_limit() {
     let bus = Arc::new(MemoryBus::default());
     bus.create_catalogue(&TopicCatalogue::standard().unwrap()).await.unwrap();
     let topic = TopicName::new("crypto-prices").unwrap();
-    let request = Subscribe::new(GroupId::new("g").unwrap(), [topic.clone()]).unwrap();
-    let mut subscription = bus.subscribe(request.with_limits(MAX, MAX).unwrap()).await.unwrap();
+    let request = SubscribeRequest::new(GroupId::new("g").unwrap(), [topic.clone()]).unwrap();
+    let mut subscription = bus.subscribe(request.with_timeouts(MAX, MAX).unwrap()).await.unwrap();
     let publisher = bus.clone();
     tokio::spawn(async move {
         sleep(Duration::from_secs(5)).await;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use qi_core::bus::{
-    Batch, Encoding, GroupId, GroupQuery, Message, MessageBusExt, Received, Subscribe, Subscription,
-    TopicCatalogue, TopicName, encode_records,
+    Batch, Encoding, GroupId, GroupQuery, Message, MessageBusExt, ReceivedMessage, SubscribeRequest,
+    Subscription, TopicCatalogue, TopicName, encode_records,
 };
 use qi_core::layer::{Call, Layer, Layered};
 use qi_core::record::Slice;
@@ -91,7 +91,7 @@ impl World {
     }
 
     async fn ingest(&self, config: IngestConfig) -> Ingest {
-        let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+        let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
         let bus: Arc<dyn MessageBus> = Arc::new(self.bus.connect());
         Ingest::open(bus, self.store.clone(), PriceTick::DATASET, request, config).await.unwrap()
     }
@@ -119,9 +119,9 @@ impl World {
         groups[0].lag()
     }
 
-    async fn letters(&self) -> Vec<Received> {
+    async fn letters(&self) -> Vec<ReceivedMessage> {
         let topic = TopicName::new("crypto-prices.dlq").unwrap();
-        let request = Subscribe::new(GroupId::new("letters").unwrap(), [topic]).unwrap();
+        let request = SubscribeRequest::new(GroupId::new("letters").unwrap(), [topic]).unwrap();
         let mut subscription = self.bus.subscribe(request).await.unwrap();
         subscription.recv(1_000, Duration::from_millis(10)).await.unwrap().into_messages()
     }
@@ -398,7 +398,7 @@ impl Layer for HiddenMarkers {
 async fn positions_without_messages_are_committed_after_the_messages_before_them() {
     let world = World::new(0).await;
     let bus: Arc<dyn MessageBus> = Arc::new(Layered::new(world.bus.connect(), HiddenMarkers));
-    let request = Subscribe::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
+    let request = SubscribeRequest::new(GroupId::new("writer").unwrap(), [topic()]).unwrap();
     let config = IngestConfig::default();
     let mut ingest =
         Ingest::open(bus, world.store.clone(), PriceTick::DATASET, request, config).await.unwrap();

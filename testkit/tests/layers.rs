@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use qi_core::bus::{
     Batch, BusInfo, Delivery, DeliveryError, DeliveryState, Message, MessageBus, PublishOptions,
-    PublishReport, Subscribe, Subscription, TopicName,
+    PublishReport, SubscribeRequest, Subscription, TopicName,
 };
 use qi_core::layer::{Call, Layer, LayerStack, Layered, Retry, RetryConfig, Timeout, TimeoutConfig};
-use qi_core::store::{StoreInfo, StoreStatus};
+use qi_core::store::{StoreInfo, StorePingReport};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceTick, Result, RetryAdvice, Timestamp};
 use qi_testkit::chaos::{Chaos, ChaosStore, Fault, Rule};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
@@ -33,7 +33,7 @@ fn flaky(times: u32, error: Error) -> (MockStore, Arc<AtomicU32>) {
         if count.fetch_add(1, Ordering::Relaxed) < times {
             Err(error.clone())
         } else {
-            Ok(StoreStatus::new(Duration::ZERO))
+            Ok(StorePingReport::new(Duration::ZERO))
         }
     });
     (store, calls)
@@ -463,7 +463,7 @@ async fn subscriptions_have_the_layers_of_their_bus_and_recv_is_not_retried() {
     });
     let recording = Recording::new(100);
     let bus = LayerStack::default().wrap_bus(Layered::new(bus, recording.clone()));
-    let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+    let request = SubscribeRequest::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     assert_eq!(sub.recv(1, Duration::ZERO).await.unwrap_err().exhausted(), None);
     assert_eq!(recording.count(Operation::Recv), 1);

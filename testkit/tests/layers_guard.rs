@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use qi_core::bus::{
-    BusInfo, Delivery, DeliveryError, Message, MessageBus, Positions, PublishOptions, PublishReport,
-    Subscribe, TopicName,
+    BusInfo, Delivery, DeliveryError, Message, MessageBus, Offsets, PublishOptions, PublishReport,
+    SubscribeRequest, TopicName,
 };
 use qi_core::layer::{
     Call, CircuitBreaker, CircuitBreakerConfig, CircuitState, Layer, LayerStack, Layered, Limit, LimitConfig,
     RetryConfig, TimeoutConfig,
 };
-use qi_core::store::{InsertReport, StoreInfo, StoreStatus};
+use qi_core::store::{InsertReport, StoreInfo, StorePingReport};
 use qi_core::{Backoff, Error, ErrorKind, Operation, PriceStore, PriceStoreExt, Result, RetryAdvice};
 use qi_testkit::chaos::{Chaos, Fault};
 use qi_testkit::mock::{MockBus, MockReader, MockStore};
@@ -33,7 +33,7 @@ fn willing() -> MockStore {
     let mut store = MockStore::new();
     store.expect_info().returning(|| StoreInfo::new("mock"));
     store.expect_insert().returning(|_| Ok(InsertReport::new(0, 0)));
-    store.expect_ping().returning(|| Ok(StoreStatus::new(Duration::ZERO)));
+    store.expect_ping().returning(|| Ok(StorePingReport::new(Duration::ZERO)));
     store.expect_close().returning(|| Ok(()));
     store
 }
@@ -175,9 +175,9 @@ async fn ping_close_and_subscription_calls_bypass_the_limiter() {
     let never = LimitConfig::default().with_rate(0.001, 1).with_max_queued(0);
     let bus = Layered::new(bus, Limit::new(never));
     for _ in 0..3 {
-        let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+        let request = SubscribeRequest::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
         let mut reader = bus.subscribe(request).await.unwrap();
-        reader.commit(&Positions::new()).await.unwrap();
+        reader.commit(&Offsets::new()).await.unwrap();
     }
 }
 
@@ -391,10 +391,10 @@ async fn an_open_circuit_admits_close_and_recv() {
     });
     bus.expect_close().returning(|| Ok(qi_core::bus::CloseReport::new(0)));
     let bus = breaker(bus, 1);
-    let request = Subscribe::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
+    let request = SubscribeRequest::new("g".parse().unwrap(), ["t".parse().unwrap()]).unwrap();
     let mut reader = bus.subscribe(request.clone()).await.unwrap();
     let _ = bus.topics().await;
-    assert_eq!(reader.commit(&Positions::new()).await.unwrap_err().code(), "layer.circuit_breaker.open");
+    assert_eq!(reader.commit(&Offsets::new()).await.unwrap_err().code(), "layer.circuit_breaker.open");
     assert!(bus.subscribe(request).await.is_err());
     reader.recv(1, Duration::ZERO).await.unwrap();
     reader.close().await.unwrap();

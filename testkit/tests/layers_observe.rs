@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics_rig::measured;
 use qi_core::bus::{
     BusInfo, DeadLetters, Delivery, DeliveryError, HeaderName, Headers, Message, MessageBus, MessageBusExt,
-    PublishOptions, PublishReport, Received, RejectedMessage, Subscribe, TopicName, TopicSpec,
+    PublishOptions, PublishReport, ReceivedMessage, RejectedMessage, SubscribeRequest, TopicName, TopicSpec,
 };
 use qi_core::layer::{
     CircuitBreakerConfig, LayerStack, Layered, LimitConfig, Metered, Propagator, RetryConfig, Traced,
@@ -78,7 +78,7 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
             }))
         });
         let rejected = ["a", "a", "a", "b"].map(|topic| {
-            let message = Received::new(TopicName::new(topic).unwrap(), 0, 0);
+            let message = ReceivedMessage::new(TopicName::new(topic).unwrap(), 0, 0);
             RejectedMessage::new(message, Error::new(ErrorKind::CorruptData, "test.code", "decode"))
         });
         let error = bus.send_dead_letters(&rejected, &DeadLetters::default()).await.unwrap_err();
@@ -98,7 +98,7 @@ fn a_message_whose_smallest_dead_letter_is_refused_is_counted_as_dropped() {
             let too_large = || Error::new(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE, "publish");
             Ok(PublishReport::new(batch.iter().map(|_| Err(DeliveryError::not_sent(too_large()))).collect()))
         });
-        let message = Received::new(TopicName::new("a").unwrap(), 0, 0);
+        let message = ReceivedMessage::new(TopicName::new("a").unwrap(), 0, 0);
         let error = Error::new(ErrorKind::CorruptData, "test.code", "decode");
         let rejected = [RejectedMessage::new(message, error)];
         bus.send_dead_letters(&rejected, &DeadLetters::default()).await.unwrap();
@@ -224,7 +224,8 @@ fn received_messages_are_counted() {
         let made = bus.create_topics(&[TopicSpec::new(topic.clone(), 1).unwrap()]).await.unwrap();
         assert!(made[0].result.is_ok());
         let _report = bus.publish(&vec![Message::new(topic.clone(), "x"); 5], PublishOptions::NONE).await;
-        let mut reader = bus.subscribe(Subscribe::new("g".parse().unwrap(), [topic]).unwrap()).await.unwrap();
+        let mut reader =
+            bus.subscribe(SubscribeRequest::new("g".parse().unwrap(), [topic]).unwrap()).await.unwrap();
         for wanted in [3, 2, 0] {
             assert_eq!(reader.recv(3, Duration::from_secs(1)).await.unwrap().len(), wanted);
         }
@@ -317,7 +318,7 @@ async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> 
     for len in [1, 3] {
         let _report = bus.publish(&vec![message(); len], PublishOptions::NONE).await?;
     }
-    let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic.clone()])?).await?;
+    let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic.clone()])?).await?;
     let batch = reader.recv(100, Duration::from_secs(1)).await?;
     assert_eq!(batch.len(), 4);
     assert!(!batch.span().is_disabled());
@@ -335,7 +336,7 @@ async fn without_a_subscriber_headers_are_removed_all_the_same() -> Result<()> {
     let numbers = Arc::new(Numbers::default());
     let (bus, topic) = a_traced_bus(&numbers).await;
     let _report = bus.publish(&[Message::new(topic.clone(), "x")], PublishOptions::NONE).await?;
-    let mut reader = bus.subscribe(Subscribe::new("g".parse()?, [topic])?).await?;
+    let mut reader = bus.subscribe(SubscribeRequest::new("g".parse()?, [topic])?).await?;
     let batch = reader.recv(1, Duration::from_secs(1)).await?;
     assert!(batch.messages()[0].headers.is_empty());
     Ok(())

@@ -8,10 +8,10 @@ use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, run};
 use qi_core::bus::{
-    Codec as _, Encoding, HeaderName, Received, TopicName, decode_message, encode_message, header,
+    Codec as _, Encoding, HeaderName, ReceivedMessage, TopicName, decode_message, encode_message, header,
 };
 use qi_core::{
-    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
+    Bar, BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceTick, Quote,
     Timestamp,
 };
 use qi_testkit::presence;
@@ -74,7 +74,7 @@ fn there_and_back<R: Sample>(message: &str) -> Result<Completion, Failed> {
         if found != wanted {
             return Err(format!("Python read {found}, not {wanted}").into());
         }
-        let mut received = Received::new(TopicName::new("t")?, 0, 0);
+        let mut received = ReceivedMessage::new(TopicName::new("t")?, 0, 0);
         let content_type = Encoding::Protobuf.content_type().as_bytes();
         received
             .headers
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         };
     }
     let trials = trials![
-        PriceTick "Tick", Quote "Quote", Ohlcv "Bar", MarketSnapshot "Snapshot", FundingRate "FundingRate",
+        PriceTick "Tick", Quote "Quote", Bar "Bar", MarketSnapshot "Snapshot", FundingRate "FundingRate",
         OpenInterest "OpenInterest", Liquidation "Liquidation", MarkPrice "MarkPrice",
         BookSnapshot "BookSnapshot"
     ];

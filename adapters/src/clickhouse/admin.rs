@@ -56,7 +56,7 @@ impl ClickHouseStore {
         let wanted = format!("{}{}", within(table.time(), query.range), table.of_interval(query.interval));
         match &query.selection {
             Selection::All => self.delete_where(table, &wanted).await,
-            Selection::These(keys) => {
+            Selection::Only(keys) => {
                 for part in keys.chunks(KEYS_AT_ONCE) {
                     let part: Vec<String> = part.iter().map(|key| table.tuple(key)).collect();
                     let wanted = format!("{} IN ({}) AND {wanted}", table.owner_tuple(), part.join(", "));

@@ -3,7 +3,7 @@
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::BucketWalk;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{BarValues, Error, ErrorKind, Ohlcv, Operation, Quantity, TimeRange, Timestamp};
+use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Quantity, TimeRange, Timestamp};
 
 use super::connect::rows;
 use super::error::Cause;
@@ -46,7 +46,7 @@ fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> 
 
 impl ClickHouseStore {
     /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
-    pub(super) async fn derived_page(&self, query: &BarQuery) -> Result<Page<Ohlcv>, Cause> {
+    pub(super) async fn derived_page(&self, query: &BarQuery) -> Result<Page<Bar>, Cause> {
         let mut walk = BucketWalk::new(query)?;
         if walk.is_done() {
             // An empty range also queries the server, because only the server knows whether the schema exists.
@@ -102,7 +102,7 @@ impl ClickHouseStore {
                 values.quote_volume = Some(Quantity::new(turnover.total()?)?);
             }
             walk.push(
-                Ohlcv::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
+                Bar::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
             );
         }
         Ok(())

@@ -1,14 +1,16 @@
 //! The section `[store.clickhouse]`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use qi_core::Datasets;
 use qi_core::Result;
+use qi_core::domain::duration;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::hours::DatasetHours;
+use crate::durations::DatasetDurations;
 use crate::rules::Rules;
 
 const RULES: Rules =
@@ -50,12 +52,12 @@ pub struct ClickHouseConfig {
     /// The limits on concurrent requests.
     pub pool: PoolSection,
     /// The server-side limits of one request.
-    pub limits: LimitsSection,
+    pub server_limits: ServerLimitsSection,
     /// The settings of inserts.
     pub write: WriteSection,
     /// `[store.clickhouse.retention]`: the age at which the server removes the rows of a dataset, as a table TTL.
     /// Without an entry, no rows of the dataset are removed.
-    pub retention: DatasetHours,
+    pub retention: DatasetDurations,
     /// Server settings for every request, as in the `SET` statement.
     pub settings: BTreeMap<String, String>,
     /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
@@ -76,9 +78,9 @@ impl Default for ClickHouseConfig {
             compression: Compression::Lz4,
             root_cert: None,
             pool: PoolSection::default(),
-            limits: LimitsSection::default(),
+            server_limits: ServerLimitsSection::default(),
             write: WriteSection::default(),
-            retention: DatasetHours::default(),
+            retention: DatasetDurations::default(),
             settings: BTreeMap::new(),
             datasets: Datasets::standard(),
         }
@@ -101,33 +103,40 @@ pub enum Compression {
 pub struct PoolSection {
     /// The maximum number of calls in progress. Defaults to 16.
     pub max_connections: usize,
-    /// The maximum time that a call waits for a permit, in milliseconds. Defaults to 5 s.
-    pub acquire_timeout_ms: u64,
+    /// The maximum time that a call waits for a permit. Defaults to 5 s.
+    #[serde(with = "duration")]
+    pub acquire_timeout: Duration,
 }
 
 impl Default for PoolSection {
     fn default() -> Self {
-        Self { max_connections: 16, acquire_timeout_ms: 5_000 }
+        Self { max_connections: 16, acquire_timeout: Duration::from_secs(5) }
     }
 }
 
-/// `[store.clickhouse.limits]`: server-side limits. The time limits are slightly below the timeouts of the layer
+/// `[store.clickhouse.server_limits]`: server-side limits. The time limits are slightly below the timeouts of the layer
 /// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct LimitsSection {
-    /// The time limit of one request, in milliseconds. Defaults to 25 s.
-    pub statement_ms: u64,
-    /// The time limit of one request of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+pub struct ServerLimitsSection {
+    /// The time limit of one request. Defaults to 25 s.
+    #[serde(with = "duration")]
+    pub statement_timeout: Duration,
+    /// The time limit of one request of `ensure_schema`, `delete_range` and `purge_before`.
     /// Defaults to 570 s.
-    pub heavy_ms: u64,
+    #[serde(with = "duration")]
+    pub bulk_timeout: Duration,
     /// The memory limit of one request on the server, in bytes. Defaults to 0, which applies the server's own limit.
     pub memory_bytes: u64,
 }
 
-impl Default for LimitsSection {
+impl Default for ServerLimitsSection {
     fn default() -> Self {
-        Self { statement_ms: 25_000, heavy_ms: 570_000, memory_bytes: 0 }
+        Self {
+            statement_timeout: Duration::from_secs(25),
+            bulk_timeout: Duration::from_secs(570),
+            memory_bytes: 0,
+        }
     }
 }
 
@@ -161,7 +170,7 @@ impl ClickHouseConfig {
 
     /// Validates the keys that name datasets.
     pub(crate) fn check_datasets(&self) -> Result<()> {
-        self.retention.check(&RULES, "retention", &self.datasets, 100 * 366 * 24)
+        self.retention.check(&RULES, "retention", &self.datasets)
     }
 
     /// Validates all settings of the section.
@@ -169,7 +178,7 @@ impl ClickHouseConfig {
     /// # Errors
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
-        let Self { url, database, table_prefix, max_batch, pool, limits, write, settings, .. } = self;
+        let Self { url, database, table_prefix, max_batch, pool, server_limits, write, settings, .. } = self;
         let Some(url) = url else {
             return Err(RULES.refuse("url", "none", "the server's `url` must be given"));
         };
@@ -196,9 +205,19 @@ impl ClickHouseConfig {
         }
         RULES.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         RULES.within("pool.max_connections", pool.max_connections as u64, 1, 10_000)?;
-        RULES.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
-        RULES.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
-        RULES.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
+        RULES.duration_within("pool.acquire_timeout", pool.acquire_timeout, MIN_DURATION, MAX_DURATION)?;
+        RULES.duration_within(
+            "server_limits.statement_timeout",
+            server_limits.statement_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
+        RULES.duration_within(
+            "server_limits.bulk_timeout",
+            server_limits.bulk_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
         RULES.within("write.piece", write.piece as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         self.check_datasets()?;
         for name in settings.keys() {
@@ -266,7 +285,9 @@ const CLUSTER_SETTINGS: &[&str] =
     &["insert_quorum", "insert_quorum_parallel", "select_sequential_consistency"];
 
 /// The maximum of all times, about 24.8 days.
-const MAX_MS: u64 = i32::MAX as u64;
+const MAX_DURATION: Duration = Duration::from_millis(i32::MAX as u64);
+/// The minimum of all timeouts.
+const MIN_DURATION: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {

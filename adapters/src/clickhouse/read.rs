@@ -121,7 +121,7 @@ impl ClickHouseStore {
              ORDER BY {sorted} LIMIT 1 BY {place} LIMIT {most})) AS _walk, _walk.1 AS _edge \
              SELECT toInt8(ifNull(_walk.2 = {most}, 0)), {list} FROM {name} FINAL \
              WHERE {wanted} AND ({place}) {side} _edge AND {bound} ORDER BY {sorted} LIMIT {most} {FINAL}",
-            bound = if table.place().len() == 2 {
+            bound = if table.sort_key().len() == 2 {
                 // The server does not use the primary index for the tuple alone.
                 format!("{} {side} _edge.1", table.time())
             } else {
@@ -298,7 +298,7 @@ impl ClickHouseStore {
 
 /// Returns the sort order, for example `ts DESC, seq DESC`.
 fn ordered(table: &Table, direction: &str) -> String {
-    table.place().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
+    table.sort_key().iter().map(|c| format!("{} {direction}", c.sql)).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the condition for the rows after a cursor.
@@ -311,7 +311,7 @@ fn behind(table: &Table, order: Order, anchor: &Anchor) -> Option<String> {
     match anchor {
         // The additional condition on the time lets the server use the primary index and read less than
         // half of the rows.
-        Anchor::Place(ts, seq) => {
+        Anchor::SortKey(ts, seq) => {
             let ts = at(*ts);
             Some(format!("{time} {loose} {ts} AND ({}) {strict} ({ts}, {seq})", table.places))
         }

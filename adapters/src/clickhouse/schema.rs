@@ -333,7 +333,7 @@ async fn retention(
     present: &Present,
 ) -> Result<Option<Change>, Cause> {
     let dataset = table.dataset;
-    let Some(hours) = config.retention.get(dataset.name()) else { return Ok(None) };
+    let Some(hours) = config.retention.hours(dataset.name()) else { return Ok(None) };
     let place = Place::of(config);
     let (name, ttl) = (place.local(dataset.name()), expiry(table, hours));
     if present.columns.contains_key(&name) {

@@ -1,15 +1,15 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records};
 use qi_core::store::{
     BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
     RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
-    StoreStatus,
+    StorePingReport,
 };
-use qi_core::{Ohlcv, Operation, PriceTick, Result, Selection, Timestamp};
+use qi_core::{Bar, Operation, PriceTick, Result, Selection, Timestamp};
 
 use super::BACKEND;
 use super::config::ClickHouseConfig;
@@ -115,8 +115,8 @@ impl ClickHouseStore {
         info.version = self.inner.connections.version();
         info.max_batch = self.inner.config.max_batch;
         let ages = self.inner.config.datasets.iter().filter_map(|dataset| {
-            let hours = self.inner.config.retention.get(dataset.name())?;
-            Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
+            let age = self.inner.config.retention.get(dataset.name())?;
+            Some(Retention::Age(dataset, age))
         });
         info.retention = ages.collect();
         info
@@ -150,7 +150,7 @@ fn checked(operation: Operation, check: impl FnOnce() -> Result<(), Cause>) -> R
 fn check_selection(table: &Table, selection: &Selection<Owner>) -> Result<(), Cause> {
     match selection {
         Selection::All => Ok(()),
-        Selection::These(owners) => owners.iter().try_for_each(|owner| table.check(owner)),
+        Selection::Only(owners) => owners.iter().try_for_each(|owner| table.check(owner)),
     }
 }
 
@@ -198,7 +198,7 @@ impl PriceStore for ClickHouseStore {
         .await
     }
 
-    async fn ping(&self) -> Result<StoreStatus> {
+    async fn ping(&self) -> Result<StorePingReport> {
         let started = Instant::now();
         let connections = &self.inner.connections;
         let versions = self
@@ -206,7 +206,7 @@ impl PriceStore for ClickHouseStore {
                 connect::rows(&connections.plain, "SELECT version()", |row| Ok(row.text()?.to_owned())).await
             })
             .await?;
-        let mut status = StoreStatus::new(started.elapsed());
+        let mut status = StorePingReport::new(started.elapsed());
         if let Some(version) = versions.into_iter().next() {
             connections.met(version.clone());
             status.version = Some(version);
@@ -236,7 +236,7 @@ impl PriceStore for ClickHouseStore {
         self.turn(Operation::Latest, self.latest_page(table, request)).await
     }
 
-    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         self.table_of(PriceTick::DATASET, Operation::DerivedBars)?;
         checked(Operation::DerivedBars, || Ok(Derived(query).anchor().map(drop)?))?;
         self.turn(Operation::DerivedBars, self.derived_page(query)).await

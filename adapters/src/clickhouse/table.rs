@@ -8,7 +8,7 @@ use qi_core::record::{
     Column as Value, ColumnType, Dataset, FieldReader as _, FieldWriter as _, Owner, OwnerRef, RecordVec,
     SeriesKey, SeriesType,
 };
-use qi_core::{Error, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceTick, Quote, Timestamp};
+use qi_core::{Bar, Error, Instrument, Interval, MarketSnapshot, Price, PriceTick, Quote, Timestamp};
 
 use super::config::ClickHouseConfig;
 use super::error::Cause;
@@ -172,7 +172,7 @@ pub(super) fn write_rest(
     table: &Table,
     batch: &dyn qi_core::record::Records,
     at: usize,
-    (time, seq): qi_core::record::Place,
+    (time, seq): qi_core::record::SortKey,
     out: &mut Writer,
 ) {
     out.time(time);
@@ -184,7 +184,7 @@ pub(super) fn write_rest(
 
 /// The datasets of version 0.1.0. Step 1 creates their tables.
 pub(super) const OF_STEP_1: [Dataset; 4] =
-    [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
+    [PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET];
 
 /// Returns a name for use in statements. The names of the first datasets are not SQL keywords. Other names may be,
 /// so they are quoted.
@@ -218,7 +218,7 @@ pub(super) struct Table {
     /// The names in statements: the table for reads and writes, and the table that stores the rows of a node.
     pub(super) name: String,
     pub(super) local: String,
-    /// Column lists, separated by commas: the owner, the key, the place (time and sequence number), and all
+    /// Column lists, separated by commas: the owner, the key, the sort key (time and sequence number), and all
     /// columns except the series.
     pub(super) owners: String,
     pub(super) keys: String,
@@ -267,8 +267,8 @@ impl Table {
         &self.columns[self.parts[1]].sql
     }
 
-    /// Returns the columns of the place: the time, and the sequence number if the dataset has one.
-    pub(super) fn place(&self) -> &[Column] {
+    /// Returns the columns of the sort key: the time, and the sequence number if the dataset has one.
+    pub(super) fn sort_key(&self) -> &[Column] {
         &self.columns[self.parts[1]..self.parts[2]]
     }
 
@@ -445,7 +445,7 @@ pub fn fuzz_row_binary(dataset: Dataset, bytes: &[u8]) {
     let mut found = dataset.new_vec();
     while table.read(&mut reader, &series, &mut found).is_ok() {
         let (records, mut out) = (found.as_records(), Writer::default());
-        write_rest(&table, records, 0, records.place(0), &mut out);
+        write_rest(&table, records, 0, records.sort_key(0), &mut out);
         let (mut again, mut read) = (dataset.new_vec(), Reader::new(&out.0));
         assert!(table.read(&mut read, &series, &mut again).is_ok(), "{found:?}");
         assert!(again == found && read.is_empty(), "{found:?}");

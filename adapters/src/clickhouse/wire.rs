@@ -66,8 +66,8 @@ impl FieldWriter for Writer {
     fn levels(&mut self, levels: &[Level]) {
         self.length(levels.len());
         for level in levels {
-            self.decimal(level.price.get());
-            self.decimal(level.quantity.get());
+            self.decimal(level.price.decimal());
+            self.decimal(level.quantity.decimal());
         }
     }
 }

@@ -110,7 +110,7 @@ impl ClickHouseStore {
             let Some(batch) = piece.batch else { break };
             // The rank of a series is its index in `piece.series`.
             out.0.extend_from_slice(&piece.series[usize::try_from(entry.series).unwrap_or(usize::MAX)]);
-            write_rest(table, batch, entry.at as usize, entry.place, &mut out);
+            write_rest(table, batch, entry.at as usize, entry.sort_key, &mut out);
             if out.0.len() >= SEND {
                 let full = std::mem::replace(&mut out.0, Vec::with_capacity(SEND + 1024));
                 insert.send(Bytes::from(full)).await?;

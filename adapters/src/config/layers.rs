@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use qi_core::domain::duration;
 use qi_core::layer::{CircuitBreakerConfig, LayerStack, LimitConfig, RetryConfig, TimeoutConfig};
 use qi_core::{Backoff, Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -62,19 +63,22 @@ impl LayerSections {
         Ok(stack)
     }
 
-    /// Checks `publish_ms` against the delivery timeout of an opened bus.
+    /// Checks `publish` against the delivery timeout of an opened bus.
     ///
     /// # Errors
-    /// `Config` if `publish_ms` is less than twice the delivery timeout, so that a publish could time out before the
+    /// `Config` if `publish` is less than twice the delivery timeout, so that a publish could time out before the
     /// bus reports its outcome.
     pub(super) fn check_publish(&self, port: &str, delivery_timeout: Duration) -> Result<()> {
-        let least = millis(delivery_timeout.saturating_mul(2));
-        match self.timeout.publish_ms.filter(|_| self.timeout.enabled) {
+        let least = delivery_timeout.saturating_mul(2);
+        match self.timeout.publish.filter(|_| self.timeout.enabled) {
             Some(limit) => Rules { section: join(port, "timeout") }.check(
-                "publish_ms",
-                limit,
+                "publish",
+                duration::format(limit),
                 limit >= least,
-                format_args!("must be at least twice the delivery timeout of the bus, {least} ms"),
+                format_args!(
+                    "must be at least twice the delivery timeout of the bus, {}",
+                    duration::format(least)
+                ),
             ),
             None => Ok(()),
         }
@@ -100,6 +104,11 @@ impl Rules {
     fn at_least_one(&self, field: &str, value: u64) -> Result<()> {
         self.check(field, value, value >= 1, "must be at least 1")
     }
+
+    fn at_least_one_millisecond(&self, field: &str, value: Duration) -> Result<()> {
+        let valid = value >= Duration::from_millis(1);
+        self.check(field, duration::format(value), valid, "must be at least 1ms")
+    }
 }
 
 /// `[store.retry]`, `[bus.retry]`: the settings of [`RetryConfig`], with the same defaults.
@@ -109,17 +118,20 @@ pub struct RetrySection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The maximum number of attempts, including the first.
-    pub attempts: u32,
-    /// The first delay, in milliseconds.
-    pub min_ms: u64,
-    /// The maximum delay, in milliseconds.
-    pub max_ms: u64,
+    pub max_attempts: u32,
+    /// The first delay.
+    #[serde(with = "duration")]
+    pub min_delay: Duration,
+    /// The maximum delay.
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
     /// The factor between consecutive delays.
     pub factor: f64,
     /// The fraction of a delay that the jitter may subtract, from 0 to 1.
     pub jitter: f64,
-    /// The maximum time for all attempts and delays of a call, in milliseconds.
-    pub budget_ms: u64,
+    /// The maximum time for all attempts and delays of a call.
+    #[serde(with = "duration")]
+    pub max_elapsed: Duration,
 }
 
 impl Default for RetrySection {
@@ -127,21 +139,22 @@ impl Default for RetrySection {
         let RetryConfig { max_attempts, backoff, max_elapsed, .. } = RetryConfig::default();
         Self {
             enabled: true,
-            attempts: max_attempts,
-            min_ms: millis(backoff.min),
-            max_ms: millis(backoff.max),
+            max_attempts,
+            min_delay: backoff.min,
+            max_delay: backoff.max,
             factor: backoff.factor,
             jitter: backoff.jitter,
-            budget_ms: millis(max_elapsed),
+            max_elapsed,
         }
     }
 }
 
 impl RetrySection {
     fn config(&self, rules: &Rules) -> Result<RetryConfig> {
-        let Self { attempts, min_ms, max_ms, factor, jitter, .. } = *self;
-        rules.at_least_one("attempts", attempts.into())?;
-        rules.check("max_ms", max_ms, max_ms >= min_ms, "must not be below min_ms")?;
+        let Self { max_attempts, min_delay, max_delay, factor, jitter, .. } = *self;
+        rules.at_least_one("max_attempts", max_attempts.into())?;
+        let (shown, valid) = (duration::format(max_delay), max_delay >= min_delay);
+        rules.check("max_delay", shown, valid, "must not be below min_delay")?;
         rules.check(
             "factor",
             factor,
@@ -149,13 +162,11 @@ impl RetrySection {
             "must be finite and at least 1",
         )?;
         rules.check("jitter", jitter, (0.0..=1.0).contains(&jitter), "must lie from 0 to 1")?;
-        let backoff = Backoff::new(Duration::from_millis(min_ms), Duration::from_millis(max_ms))
-            .with_factor(factor)
-            .with_jitter(jitter);
+        let backoff = Backoff::new(min_delay, max_delay).with_factor(factor).with_jitter(jitter);
         Ok(RetryConfig::default()
-            .with_max_attempts(attempts)
+            .with_max_attempts(max_attempts)
             .with_backoff(backoff)
-            .with_max_elapsed(Duration::from_millis(self.budget_ms)))
+            .with_max_elapsed(self.max_elapsed))
     }
 }
 
@@ -165,31 +176,32 @@ impl RetrySection {
 pub struct TimeoutSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
-    /// The timeout of ordinary calls, in milliseconds.
-    pub limit_ms: u64,
-    /// The timeout of `ensure_schema`, `delete_range`, `purge_before` and `close`, in milliseconds.
-    pub heavy_ms: u64,
-    /// The timeout of a publish, in milliseconds. Defaults to twice the delivery timeout of the bus plus `limit_ms`.
-    pub publish_ms: Option<u64>,
+    /// The timeout of ordinary calls.
+    #[serde(with = "duration")]
+    pub call: Duration,
+    /// The timeout of `ensure_schema`, `delete_range`, `purge_before` and `close`.
+    #[serde(with = "duration")]
+    pub bulk: Duration,
+    /// The timeout of a publish. Defaults to twice the delivery timeout of the bus plus `call`.
+    #[serde(with = "duration::option")]
+    pub publish: Option<Duration>,
 }
 
 impl Default for TimeoutSection {
     fn default() -> Self {
         let TimeoutConfig { call, bulk, .. } = TimeoutConfig::default();
-        Self { enabled: true, limit_ms: millis(call), heavy_ms: millis(bulk), publish_ms: None }
+        Self { enabled: true, call, bulk, publish: None }
     }
 }
 
 impl TimeoutSection {
     fn config(&self, rules: &Rules) -> Result<TimeoutConfig> {
-        rules.at_least_one("limit_ms", self.limit_ms)?;
-        rules.at_least_one("heavy_ms", self.heavy_ms)?;
-        let mut config = TimeoutConfig::default()
-            .with_call(Duration::from_millis(self.limit_ms))
-            .with_bulk(Duration::from_millis(self.heavy_ms));
-        if let Some(limit) = self.publish_ms {
-            rules.at_least_one("publish_ms", limit)?;
-            config = config.with_publish(Duration::from_millis(limit));
+        rules.at_least_one_millisecond("call", self.call)?;
+        rules.at_least_one_millisecond("bulk", self.bulk)?;
+        let mut config = TimeoutConfig::default().with_call(self.call).with_bulk(self.bulk);
+        if let Some(limit) = self.publish {
+            rules.at_least_one_millisecond("publish", limit)?;
+            config = config.with_publish(limit);
         }
         Ok(config)
     }
@@ -204,7 +216,7 @@ pub struct LimitSection {
     /// The maximum number of calls in progress.
     pub concurrency: usize,
     /// The maximum number of calls in the queue.
-    pub waiting: usize,
+    pub max_queued: usize,
     /// The maximum number of calls started per second. Defaults to no limit.
     pub rate: Option<f64>,
     /// The maximum number of calls that may start at once after an idle period.
@@ -214,19 +226,19 @@ pub struct LimitSection {
 impl Default for LimitSection {
     fn default() -> Self {
         let LimitConfig { concurrency, max_queued, rate, burst, .. } = LimitConfig::default();
-        Self { enabled: true, concurrency, waiting: max_queued, rate, burst }
+        Self { enabled: true, concurrency, max_queued, rate, burst }
     }
 }
 
 impl LimitSection {
     fn config(&self, rules: &Rules) -> Result<LimitConfig> {
-        let Self { concurrency, waiting, rate, burst, .. } = *self;
+        let Self { concurrency, max_queued, rate, burst, .. } = *self;
         let (max, min_rate, max_rate) =
             (LimitConfig::MAX_CONCURRENCY, LimitConfig::MIN_RATE, LimitConfig::MAX_RATE);
         let valid = (1..=max).contains(&concurrency);
         rules.check("concurrency", concurrency, valid, format_args!("must lie from 1 to {max}"))?;
         rules.at_least_one("burst", burst.into())?;
-        let mut config = LimitConfig::default().with_concurrency(concurrency).with_max_queued(waiting);
+        let mut config = LimitConfig::default().with_concurrency(concurrency).with_max_queued(max_queued);
         if let Some(rate) = rate {
             let valid = (min_rate..=max_rate).contains(&rate);
             let rule = format_args!("must lie from {min_rate} to {max_rate} calls per second");
@@ -245,29 +257,30 @@ pub struct CircuitBreakerSection {
     /// Enables the layer. Defaults to true.
     pub enabled: bool,
     /// The number of consecutive failures that opens the circuit.
-    pub failures: u32,
-    /// The time before an open circuit admits a probe, in milliseconds.
-    pub open_ms: u64,
+    pub failure_threshold: u32,
+    /// The time before an open circuit admits a probe.
+    #[serde(with = "duration")]
+    pub open_duration: Duration,
 }
 
 impl Default for CircuitBreakerSection {
     fn default() -> Self {
         let CircuitBreakerConfig { failure_threshold, open_duration, .. } = CircuitBreakerConfig::default();
-        Self { enabled: true, failures: failure_threshold, open_ms: millis(open_duration) }
+        Self { enabled: true, failure_threshold, open_duration }
     }
 }
 
 impl CircuitBreakerSection {
     fn config(&self, rules: &Rules) -> Result<CircuitBreakerConfig> {
-        let Self { failures, open_ms, .. } = *self;
-        rules.at_least_one("failures", failures.into())?;
-        let min = millis(CircuitBreakerConfig::MIN_OPEN_DURATION);
-        let max = millis(CircuitBreakerConfig::MAX_OPEN_DURATION);
-        let valid = (min..=max).contains(&open_ms);
-        rules.check("open_ms", open_ms, valid, format_args!("must lie from {min} to {max}"))?;
+        let Self { failure_threshold, open_duration, .. } = *self;
+        rules.at_least_one("failure_threshold", failure_threshold.into())?;
+        let (min, max) = (CircuitBreakerConfig::MIN_OPEN_DURATION, CircuitBreakerConfig::MAX_OPEN_DURATION);
+        let valid = (min..=max).contains(&open_duration);
+        let rule = format!("must lie from {} to {}", duration::format(min), duration::format(max));
+        rules.check("open_duration", duration::format(open_duration), valid, rule)?;
         Ok(CircuitBreakerConfig::default()
-            .with_failure_threshold(failures)
-            .with_open_duration(Duration::from_millis(open_ms)))
+            .with_failure_threshold(failure_threshold)
+            .with_open_duration(open_duration))
     }
 }
 
@@ -297,8 +310,4 @@ impl Default for TracingSection {
     fn default() -> Self {
         Self { enabled: true }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -29,6 +29,7 @@ mod backends;
 mod de;
 mod environment;
 mod layers;
+mod renamed;
 mod section;
 mod sections;
 mod tree;
@@ -42,13 +43,13 @@ use qi_core::layer::{NoPropagator, Propagator};
 use qi_core::{Error, ErrorKind, MessageBus, PriceStore, Result};
 
 pub use crate::clickhouse::ClickHouseConfig;
-pub use crate::hours::DatasetHours;
+pub use crate::durations::DatasetDurations;
 pub use crate::redpanda::config::{
     MessageCompression, Profile, PropertyValue, RedpandaConfig, RedpandaTlsSection, SaslMechanism,
     SaslSection,
 };
 pub use crate::timescale::config::{
-    Hypertables, LimitsSection, PoolSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
+    Hypertables, PoolSection, ServerLimitsSection, TimescaleConfig, TlsMode, TlsSection, WriteSection,
 };
 pub use backends::{Backends, BackendsBuilder};
 pub use layers::{
@@ -239,7 +240,7 @@ impl ConfigBuilder {
     ///
     /// let config = Config::builder()
     ///     .datasets(Datasets::standard().with::<FundingRate>()?)
-    ///     .toml("[store.clickhouse.retention]\nfunding_rates_hours = 48")
+    ///     .toml("[store.clickhouse.retention]\nfunding_rates = \"48h\"")
     ///     .build()?;
     /// # Ok::<(), qi_core::Error>(())
     /// ```
@@ -263,6 +264,7 @@ impl ConfigBuilder {
         let Self { root, variables, broken, backends, datasets, propagator } = self;
         let mut root = root.unwrap_or_else(|| Ok(Node::empty("defaults")))?;
         environment::overlay(&mut root, variables, &broken)?;
+        renamed::check(&root)?;
         let mut root = root.into_table("")?;
         let mut section = |name: &str| root.remove(name).unwrap_or_else(|| Node::empty("defaults"));
         let (store, bus) = (section("store"), section("bus"));

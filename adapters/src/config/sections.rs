@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use qi_core::Datasets;
 use qi_core::bus::{Encoding, TopicCatalogue, TopicName, TopicSpec};
+use qi_core::domain::duration;
 use qi_core::layer::LayerStack;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -206,8 +207,8 @@ impl BusSection {
                 spec = known;
                 spec.partitions = partitions;
             }
-            if let Some(hours) = section.retention_hours {
-                spec = spec.with_retention(Duration::from_hours(hours.into()));
+            if let Some(retention) = section.retention {
+                spec = spec.with_retention(retention);
             }
             if let Some(bytes) = section.max_message_bytes {
                 spec = spec.with_max_message_bytes(bytes);
@@ -232,8 +233,9 @@ pub struct TopicSection {
     pub partitions: Option<u32>,
     /// The replication factor of the topic.
     pub replication: Option<u16>,
-    /// The retention time of messages, in hours.
-    pub retention_hours: Option<u32>,
+    /// The retention time of messages.
+    #[serde(with = "duration::option")]
+    pub retention: Option<Duration>,
     /// The maximum size of a message, in bytes.
     pub max_message_bytes: Option<usize>,
     /// Further topic settings of the broker, by name.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use qi_core::bus::{
-    BusStatus, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome, TopicPartition,
-    TopicSpec, TopicState,
+    BusPingReport, CleanupPolicy, PartitionInfo, SettingDiff, TopicInfo, TopicName, TopicOutcome,
+    TopicPartition, TopicSpec, TopicState,
 };
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -61,13 +61,13 @@ impl AdminOperations<'_> {
         found.map_err(|e| connect::explain(query_client, error::asked(e, "topics")))
     }
 
-    pub(super) async fn ping(&self) -> Result<BusStatus> {
+    pub(super) async fn ping(&self) -> Result<BusPingReport> {
         let began = Instant::now();
         let metadata = self.metadata("ping").await?;
         let round_trip = began.elapsed();
         let (admin, limit) = (self.admin.clone(), self.limit);
         let cluster = blocking("ping", move || Ok(admin.inner().fetch_cluster_id(limit))).await?;
-        Ok(BusStatus::new(cluster, metadata.brokers().len(), round_trip))
+        Ok(BusPingReport::new(cluster, metadata.brokers().len(), round_trip))
     }
 
     pub(super) async fn create(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {

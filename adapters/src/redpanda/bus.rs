@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_core::Result;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
-    PublishReport, Read, StartFrom, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome,
-    TopicPartition, TopicSpec,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, OffsetReset,
+    PublishOptions, PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName,
+    TopicOutcome, TopicPartition, TopicSpec,
 };
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
@@ -36,7 +36,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```no_run
 /// use std::time::Duration;
 /// use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
-/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest, TopicName, TopicSpec};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> qi_core::Result<()> {
@@ -45,9 +45,9 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// bus.create_topics(&[TopicSpec::new(topic.clone(), 12)?]).await?;
 /// bus.publish_one(&Message::new(topic.clone(), "1.5").with_key("binance:BTC-USDT")).await?;
 ///
-/// let mut sub = bus.subscribe(Subscribe::new(GroupId::new("writer")?, [topic])?).await?;
+/// let mut sub = bus.subscribe(SubscribeRequest::new(GroupId::new("writer")?, [topic])?).await?;
 /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
-/// sub.commit(batch.positions()).await?;
+/// sub.commit(batch.offsets()).await?;
 /// bus.close().await?;
 /// # Ok(())
 /// # }
@@ -172,7 +172,7 @@ impl RedpandaBus {
     }
 
     fn request_timeout(&self) -> Duration {
-        client_config::limit(self.config.request_timeout_ms)
+        client_config::limit(self.config.request_timeout)
     }
 
     fn phase(&self) -> Phase {
@@ -204,12 +204,12 @@ impl RedpandaBus {
     fn settings(&self, max_buffered_bytes: usize) -> ConsumerSettings {
         ConsumerSettings {
             topics: Vec::new(),
-            offset_reset: StartFrom::Earliest,
+            offset_reset: OffsetReset::Earliest,
             max_poll_interval: None,
             announce_revocations: false,
             max_buffered_bytes,
             request_timeout: self.request_timeout(),
-            commit_timeout: client_config::limit(self.config.commit_timeout_ms),
+            commit_timeout: client_config::limit(self.config.commit_timeout),
         }
     }
 
@@ -280,7 +280,7 @@ impl fmt::Debug for RedpandaBus {
 #[async_trait]
 impl MessageBus for RedpandaBus {
     fn info(&self) -> BusInfo {
-        let delivery = client_config::limit(self.config.delivery_timeout_ms);
+        let delivery = client_config::limit(self.config.delivery_timeout);
         BusInfo::new(BACKEND, delivery, self.config.max_message_bytes).with_encoding(self.config.codec)
     }
 
@@ -299,7 +299,7 @@ impl MessageBus for RedpandaBus {
         Ok(self.publisher.publish(&admin, batch, options).await)
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.enter("subscribe").await?;
         let admin = self.admin_client("subscribe")?;
         for topic in &request.topics {
@@ -308,16 +308,16 @@ impl MessageBus for RedpandaBus {
         let client_config = client_config::member(&self.config, &request);
         let settings = ConsumerSettings {
             topics: request.topics.clone(),
-            offset_reset: request.otherwise,
-            max_poll_interval: Some(request.poll_limit),
+            offset_reset: request.offset_reset,
+            max_poll_interval: Some(request.max_poll_interval),
             announce_revocations: request.announce_revocations,
             ..self.settings(request.max_buffered_bytes)
         };
         let group = request.group.as_str();
-        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
+        self.consume(settings, client_config, group, Start::SubscribeRequest, "subscribe").await
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
         self.enter("read").await?;
         let admin = self.admin_client("read")?;
         let mut topics: Vec<TopicName> = Vec::new();
@@ -371,7 +371,7 @@ impl MessageBus for RedpandaBus {
         blocking("groups", describe).await
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.enter("ping").await?;
         let admin = self.admin_client("ping")?;
         AdminOperations { admin: &admin, limit: self.request_timeout() }.ping().await
@@ -382,7 +382,7 @@ impl MessageBus for RedpandaBus {
         let (open, closing) = (Phase::Open as u8, Phase::Closing as u8);
         // A second call of `close` finds another phase and does not change it.
         let _ = self.phase.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst);
-        let drain = client_config::limit(self.config.close_timeout_ms);
+        let drain = client_config::limit(self.config.close_timeout);
         let _ = timeout(drain, self.drained()).await;
         let unknown = self.publisher.in_flight();
         self.phase.store(Phase::Closed as u8, Ordering::SeqCst);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qi_core::bus::Subscribe;
+use qi_core::bus::SubscribeRequest;
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
@@ -24,14 +24,14 @@ fn common(config: &RedpandaConfig) -> ClientConfig {
         .set("client.software.name", "qi")
         .set("client.software.version", env!("CARGO_PKG_VERSION"))
         .set("allow.auto.create.topics", "false")
-        .set("statistics.interval.ms", config.statistics_ms.to_string())
+        .set("statistics.interval.ms", millis(config.statistics_interval).to_string())
         // A response that is later than this does not arrive. librdkafka opens a new connection.
-        .set("socket.timeout.ms", config.request_timeout_ms.to_string())
+        .set("socket.timeout.ms", millis(config.request_timeout).to_string())
         .set(
             "socket.connection.setup.timeout.ms",
-            config.request_timeout_ms.clamp(1_000, 300_000).to_string(),
+            millis(config.request_timeout).clamp(1_000, 300_000).to_string(),
         )
-        .set("api.version.request.timeout.ms", config.request_timeout_ms.clamp(10, 300_000).to_string())
+        .set("api.version.request.timeout.ms", millis(config.request_timeout).clamp(10, 300_000).to_string())
         .set("socket.nagle.disable", "true")
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.ms", "50")
@@ -95,7 +95,7 @@ pub(super) fn producer(config: &RedpandaConfig, batch_bytes: usize) -> ClientCon
         .set("batch.size", batch_bytes.to_string())
         .set("batch.num.messages", "1000000")
         .set("message.max.bytes", (config.max_message_bytes + OVERHEAD).to_string())
-        .set("message.timeout.ms", config.delivery_timeout_ms.to_string())
+        .set("message.timeout.ms", millis(config.delivery_timeout).to_string())
         // The adapter waits for space, whereas librdkafka would reject the message.
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
@@ -146,7 +146,7 @@ fn consumer(config: &RedpandaConfig, max_buffered_bytes: usize) -> ClientConfig 
 }
 
 /// Returns the properties of a group member.
-pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConfig {
+pub(super) fn member(config: &RedpandaConfig, request: &SubscribeRequest) -> ClientConfig {
     let mut set = consumer(config, request.max_buffered_bytes);
     let session = millis(request.session_timeout).clamp(1, 3_600_000);
     // At most a third of the session timeout, as the protocol's documentation recommends. A single lost heartbeat then
@@ -156,8 +156,11 @@ pub(super) fn member(config: &RedpandaConfig, request: &Subscribe) -> ClientConf
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", session.to_string())
         .set("heartbeat.interval.ms", heartbeat.to_string())
-        .set("max.poll.interval.ms", millis(request.poll_limit).clamp(session, 86_400_000).to_string());
-    if let Some(member) = &request.member {
+        .set(
+            "max.poll.interval.ms",
+            millis(request.max_poll_interval).clamp(session, 86_400_000).to_string(),
+        );
+    if let Some(member) = &request.group_instance_id {
         set.set("group.instance.id", member.as_str());
     }
     finish(config, set)
@@ -262,8 +265,8 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Returns a time limit within the range of librdkafka.
-pub(super) fn limit(millis: u64) -> Duration {
-    Duration::from_millis(millis.min(MOST))
+pub(super) fn limit(duration: Duration) -> Duration {
+    duration.min(Duration::from_millis(MOST))
 }
 
 #[cfg(test)]

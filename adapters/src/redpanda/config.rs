@@ -1,9 +1,11 @@
 //! The sections `[bus.redpanda]` and `[bus.kafka]`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use qi_core::Result;
 use qi_core::bus::Encoding;
+use qi_core::domain::duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -13,9 +15,10 @@ use crate::rules::Rules;
 /// because a file may contain the section of every backend.
 ///
 /// ```
+/// use std::time::Duration;
 /// use qi_adapters::config::{Profile, RedpandaConfig};
 /// let config = RedpandaConfig::from_brokers("127.0.0.1:9092");
-/// assert_eq!((config.profile, config.delivery_timeout_ms), (Profile::Balanced, 120_000));
+/// assert_eq!((config.profile, config.delivery_timeout), (Profile::Balanced, Duration::from_mins(2)));
 /// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,18 +40,23 @@ pub struct RedpandaConfig {
     pub max_message_bytes: usize,
     /// The maximum number of unacknowledged bytes, above which `publish` waits for space. Defaults to 64 MiB.
     pub buffer_bytes: usize,
-    /// The maximum time from the client's buffer to the acknowledgement of a message, in milliseconds. It also limits
+    /// The maximum time from the client's buffer to the acknowledgement of a message. It also limits
     /// the time that `publish` waits for space. Defaults to 120 s.
-    pub delivery_timeout_ms: u64,
-    /// The timeout of a request to the brokers, in milliseconds: lookups, administration and `ping`. Defaults to 10 s.
-    pub request_timeout_ms: u64,
-    /// The timeout of a commit, including retries, in milliseconds. Defaults to 10 s.
-    pub commit_timeout_ms: u64,
-    /// The maximum time that `close` waits for messages in flight, in milliseconds. Defaults to 30 s.
-    pub close_timeout_ms: u64,
-    /// The interval at which the client's statistics update the metrics, in milliseconds. The statistics also show
+    #[serde(with = "duration")]
+    pub delivery_timeout: Duration,
+    /// The timeout of a request to the brokers: lookups, administration and `ping`. Defaults to 10 s.
+    #[serde(with = "duration")]
+    pub request_timeout: Duration,
+    /// The timeout of a commit, including retries. Defaults to 10 s.
+    #[serde(with = "duration")]
+    pub commit_timeout: Duration,
+    /// The maximum time that `close` waits for messages in flight. Defaults to 30 s.
+    #[serde(with = "duration")]
+    pub close_timeout: Duration,
+    /// The interval at which the client's statistics update the metrics. The statistics also show
     /// whether a broker is connected. Defaults to 1 s.
-    pub statistics_ms: u64,
+    #[serde(with = "duration")]
+    pub statistics_interval: Duration,
     /// Permission to open the bus in a program that is built with `panic = "abort"`. Defaults to false.
     ///
     /// The driver panics on a message whose header name is not UTF-8 text, and the adapter catches the
@@ -77,11 +85,11 @@ impl Default for RedpandaConfig {
             compression: None,
             max_message_bytes: 4 << 20,
             buffer_bytes: 64 << 20,
-            delivery_timeout_ms: 120_000,
-            request_timeout_ms: 10_000,
-            commit_timeout_ms: 10_000,
-            close_timeout_ms: 30_000,
-            statistics_ms: 1_000,
+            delivery_timeout: Duration::from_mins(2),
+            request_timeout: Duration::from_secs(10),
+            commit_timeout: Duration::from_secs(10),
+            close_timeout: Duration::from_secs(30),
+            statistics_interval: Duration::from_secs(1),
             allow_panic_abort: false,
             tls: RedpandaTlsSection::default(),
             sasl: SaslSection::default(),
@@ -238,11 +246,11 @@ const DECIDED: &[(&str, &str)] = &[
     ("compression.codec", "the key `compression` sets it"),
     ("compression.type", "the key `compression` sets it"),
     ("message.max.bytes", "the key `max_message_bytes` sets it"),
-    ("message.timeout.ms", "the key `delivery_timeout_ms` sets it"),
-    ("delivery.timeout.ms", "the key `delivery_timeout_ms` sets it"),
+    ("message.timeout.ms", "the key `delivery_timeout` sets it"),
+    ("delivery.timeout.ms", "the key `delivery_timeout` sets it"),
     ("queue.buffering.max.kbytes", "the key `buffer_bytes` sets it"),
     ("queue.buffering.max.messages", "the key `buffer_bytes` sets it"),
-    ("statistics.interval.ms", "the key `statistics_ms` sets it"),
+    ("statistics.interval.ms", "the key `statistics_interval` sets it"),
     ("security.protocol", "`tls` and `sasl` set it"),
     ("sasl.mechanism", "`sasl.mechanism` sets it"),
     ("sasl.mechanisms", "`sasl.mechanism` sets it"),
@@ -313,12 +321,32 @@ impl RedpandaConfig {
         rules.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
         let least = 2 * self.max_message_bytes as u64;
         rules.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
-        rules.within("delivery_timeout_ms", self.delivery_timeout_ms, 100, MAX_MS)?;
-        rules.within("request_timeout_ms", self.request_timeout_ms, 100, 300_000)?;
-        rules.within("commit_timeout_ms", self.commit_timeout_ms, 100, MAX_MS)?;
-        rules.within("close_timeout_ms", self.close_timeout_ms, 1, MAX_MS)?;
+        rules.duration_within(
+            "delivery_timeout",
+            self.delivery_timeout,
+            Duration::from_millis(100),
+            MAX_DURATION,
+        )?;
+        rules.duration_within(
+            "request_timeout",
+            self.request_timeout,
+            Duration::from_millis(100),
+            Duration::from_mins(5),
+        )?;
+        rules.duration_within(
+            "commit_timeout",
+            self.commit_timeout,
+            Duration::from_millis(100),
+            MAX_DURATION,
+        )?;
+        rules.duration_within("close_timeout", self.close_timeout, Duration::from_millis(1), MAX_DURATION)?;
         // librdkafka checks once a second whether the statistics are due.
-        rules.within("statistics_ms", self.statistics_ms, 1_000, 86_400_000)?;
+        rules.duration_within(
+            "statistics_interval",
+            self.statistics_interval,
+            Duration::from_secs(1),
+            Duration::from_hours(24),
+        )?;
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
             return Err(rules.refuse(
@@ -386,4 +414,4 @@ fn check_brokers(rules: &Rules, brokers: Option<&str>) -> Result<()> {
 }
 
 /// librdkafka's limit for its timeouts: an i32 of milliseconds.
-const MAX_MS: u64 = i32::MAX as u64;
+const MAX_DURATION: Duration = Duration::from_millis(i32::MAX as u64);

@@ -67,7 +67,7 @@ pub(super) fn describe(
     let asked = partitions(query_client, &query.topics, limit)?;
     let wanted: BTreeSet<GroupId> = match &query.groups {
         Selection::All => names(query_client, limit).map_err(failed)?,
-        Selection::These(these) => these.iter().cloned().collect(),
+        Selection::Only(these) => these.iter().cloned().collect(),
     };
     let wanted: Vec<_> = wanted.into_iter().collect();
     let kept = (wanted.len() <= GroupClients::MAX_CLIENTS).then_some(kept);
@@ -258,7 +258,7 @@ fn partitions(
 ) -> Result<Vec<TopicPartition>> {
     let names: Vec<Option<&TopicName>> = match topics {
         Selection::All => vec![None],
-        Selection::These(these) => these.iter().map(Some).collect(),
+        Selection::Only(these) => these.iter().map(Some).collect(),
     };
     let mut all = Vec::new();
     for name in names {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use qi_core::Timestamp;
-use qi_core::bus::{StartFrom, TopicName, TopicPartition};
+use qi_core::bus::{OffsetReset, TopicName, TopicPartition};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
@@ -167,12 +167,12 @@ pub(super) fn committed<'a, C: ConsumerContext>(
 }
 
 /// Returns the offset to look up for a partition without a valid commit, or None if the reset policy is an error.
-pub(super) fn reset_spec(offset_reset: StartFrom) -> Option<OffsetSpec> {
+pub(super) fn reset_spec(offset_reset: OffsetReset) -> Option<OffsetSpec> {
     match offset_reset {
-        StartFrom::Earliest => Some(OffsetSpec::Earliest),
-        StartFrom::Latest => Some(OffsetSpec::Latest),
-        StartFrom::At(time) => Some(OffsetSpec::At(time)),
-        StartFrom::Fail => None,
+        OffsetReset::Earliest => Some(OffsetSpec::Earliest),
+        OffsetReset::Latest => Some(OffsetSpec::Latest),
+        OffsetReset::At(time) => Some(OffsetSpec::At(time)),
+        OffsetReset::Error => None,
     }
 }
 

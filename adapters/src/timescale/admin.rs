@@ -86,8 +86,9 @@ impl TimescaleStore {
     /// Converts all chunks of a dataset that are not yet in the columnstore. Returns the number of converted chunks.
     ///
     /// Reads and writes continue as before. Converted chunks are many times smaller. The conversion of each chunk may
-    /// take up to `limits.heavy_ms`. A busy chunk is skipped, and its error is returned after all other chunks; a
-    /// second call converts the skipped chunks. `close` cancels a conversion, but converted chunks stay converted.
+    /// take up to `server_limits.bulk_timeout`. A busy chunk is skipped, and its error is returned after all other
+    /// chunks; a second call converts the skipped chunks. `close` cancels a conversion, but converted chunks stay
+    /// converted.
     ///
     /// # Errors
     /// `Unsupported` on an edition without columnstore, `Closed` after `close`, and the error of a busy chunk.

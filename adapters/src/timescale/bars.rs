@@ -3,7 +3,7 @@
 use qi_core::domain::{Sum18, Sum36};
 use qi_core::store::kit::BucketWalk;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
-use qi_core::{BarValues, Error, ErrorKind, Ohlcv, Operation, Price, Quantity, TimeRange, Timestamp};
+use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, Row, ValueRef};
 
@@ -56,7 +56,7 @@ impl TimescaleStore {
         ticks: &Stored,
         id: i32,
         query: &BarQuery,
-    ) -> Result<Page<Ohlcv>, Cause> {
+    ) -> Result<Page<Bar>, Cause> {
         let mut walk = BucketWalk::new(query)?;
         while let Some(window) = walk.window()? {
             let window = self.in_few_chunks(lease, ticks, window, query).await?;
@@ -237,7 +237,7 @@ struct Figures {
 }
 
 /// Reads a bar from a row. Reads the volumes only if `summed` is true.
-fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Ohlcv, Cause> {
+fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Bar, Cause> {
     let Pg(open_time) = row.try_get::<Pg<Timestamp>, _>(0)?;
     let price = |at| row.try_get::<Pg<Price>, _>(at).map(|price| price.0);
     let sums = if summed { read_sums(row, 6)? } else { None };
@@ -256,7 +256,7 @@ fn read_bar(row: &PgRow, query: &BarQuery, summed: bool) -> Result<Ohlcv, Cause>
         quote_volume,
         count: Some(row.try_get::<Pg<u64>, _>(5)?.0),
     };
-    Ok(Ohlcv::new(query.instrument.clone(), query.interval, open_time, values)?)
+    Ok(Bar::new(query.instrument.clone(), query.interval, open_time, values)?)
 }
 
 /// Reads the sums of quantity and of price times quantity. Returns None if no quantity is known.

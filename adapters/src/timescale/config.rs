@@ -1,14 +1,17 @@
 //! The section `[store.timescale]`, for TimescaleDB and plain PostgreSQL.
 
+use std::time::Duration;
+
 use qi_core::Datasets;
 use qi_core::Result;
+use qi_core::domain::duration;
 #[cfg(feature = "timescale")]
 use qi_core::record::Dataset;
 use qi_core::store::StoreInfo;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::hours::DatasetHours;
+use crate::durations::DatasetDurations;
 use crate::rules::Rules;
 
 /// The address and the settings of a TimescaleDB store. Compiled even without the feature `timescale`, because a file
@@ -53,18 +56,18 @@ pub struct TimescaleConfig {
     /// The settings of encryption.
     pub tls: TlsSection,
     /// The server-side limits of one statement.
-    pub limits: LimitsSection,
+    pub server_limits: ServerLimitsSection,
     /// The settings of inserts.
     pub write: WriteSection,
-    /// The chunk interval of each hypertable, in hours. A change applies to chunks that are created later. Defaults to
-    /// 7 days for a dataset with sequence numbers, and to 365 days for other datasets.
-    pub chunks: DatasetHours,
-    /// The age at which chunks are converted to the columnstore, in hours. Needs the Community edition. A dataset
+    /// The chunk interval of each hypertable, in full hours. A change applies to chunks that are created later.
+    /// Defaults to 7 days for a dataset with sequence numbers, and to 365 days for other datasets.
+    pub chunks: DatasetDurations,
+    /// The age at which chunks are converted to the columnstore, in full hours. Needs the Community edition. A dataset
     /// without an entry has no policy.
-    pub columnstore: DatasetHours,
-    /// The age at which chunks are dropped, in hours. Needs the Community edition. A dataset without an
+    pub columnstore: DatasetDurations,
+    /// The age at which chunks are dropped, in full hours. Needs the Community edition. A dataset without an
     /// entry has no policy.
-    pub retention: DatasetHours,
+    pub retention: DatasetDurations,
     /// The datasets of the store. Defaults to the built-in datasets; see [`Self::with_datasets`].
     #[serde(skip)]
     pub datasets: Datasets,
@@ -88,11 +91,11 @@ impl Default for TimescaleConfig {
             max_batch: StoreInfo::MAX_BATCH,
             pool: PoolSection::default(),
             tls: TlsSection::default(),
-            limits: LimitsSection::default(),
+            server_limits: ServerLimitsSection::default(),
             write: WriteSection::default(),
-            chunks: DatasetHours::default(),
-            columnstore: DatasetHours::default(),
-            retention: DatasetHours::default(),
+            chunks: DatasetDurations::default(),
+            columnstore: DatasetDurations::default(),
+            retention: DatasetDurations::default(),
             datasets: Datasets::standard(),
             section: "store.timescale",
         }
@@ -118,12 +121,15 @@ pub struct PoolSection {
     pub max_connections: u32,
     /// The minimum number of connections that are kept open. Defaults to 0.
     pub min_connections: u32,
-    /// The maximum time that a call waits for a connection, in milliseconds. Defaults to 5 s.
-    pub acquire_timeout_ms: u64,
-    /// The time after which an idle connection is closed, in milliseconds. Defaults to 10 minutes.
-    pub idle_timeout_ms: u64,
-    /// The maximum age of a connection, in milliseconds. Defaults to 30 minutes.
-    pub max_lifetime_ms: u64,
+    /// The maximum time that a call waits for a connection. Defaults to 5 s.
+    #[serde(with = "duration")]
+    pub acquire_timeout: Duration,
+    /// The time after which an idle connection is closed. Defaults to 10 minutes.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+    /// The maximum age of a connection. Defaults to 30 minutes.
+    #[serde(with = "duration")]
+    pub max_lifetime: Duration,
 }
 
 impl Default for PoolSection {
@@ -131,9 +137,9 @@ impl Default for PoolSection {
         Self {
             max_connections: 8,
             min_connections: 0,
-            acquire_timeout_ms: 5_000,
-            idle_timeout_ms: 600_000,
-            max_lifetime_ms: 1_800_000,
+            acquire_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_mins(10),
+            max_lifetime: Duration::from_mins(30),
         }
     }
 }
@@ -169,23 +175,30 @@ pub enum TlsMode {
     VerifyFull,
 }
 
-/// `[store.timescale.limits]`: server-side limits. The limits are slightly below the timeouts of the layer `Timeout`
-/// (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
+/// `[store.timescale.server_limits]`: server-side limits. The limits are slightly below the timeouts of the layer
+/// `Timeout` (30 s and 10 minutes), so that the server stops a call that its caller abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct LimitsSection {
-    /// The time limit of one statement, in milliseconds. Defaults to 25 s.
-    pub statement_ms: u64,
-    /// The time limit of one statement of `ensure_schema`, `delete_range` and `purge_before`, in milliseconds.
+pub struct ServerLimitsSection {
+    /// The time limit of one statement. Defaults to 25 s.
+    #[serde(with = "duration")]
+    pub statement_timeout: Duration,
+    /// The time limit of one statement of `ensure_schema`, `delete_range` and `purge_before`.
     /// Defaults to 570 s.
-    pub heavy_ms: u64,
-    /// The time limit of the wait for a lock, in milliseconds. Defaults to 20 s.
-    pub lock_ms: u64,
+    #[serde(with = "duration")]
+    pub bulk_timeout: Duration,
+    /// The time limit of the wait for a lock. Defaults to 20 s.
+    #[serde(with = "duration")]
+    pub lock_timeout: Duration,
 }
 
-impl Default for LimitsSection {
+impl Default for ServerLimitsSection {
     fn default() -> Self {
-        Self { statement_ms: 25_000, heavy_ms: 570_000, lock_ms: 20_000 }
+        Self {
+            statement_timeout: Duration::from_secs(25),
+            bulk_timeout: Duration::from_secs(570),
+            lock_timeout: Duration::from_secs(20),
+        }
     }
 }
 
@@ -226,7 +239,7 @@ impl TimescaleConfig {
     #[cfg(feature = "timescale")]
     pub(super) fn chunk_micros(&self, dataset: Dataset) -> i64 {
         let days = if dataset.seq().is_some() { 7 } else { 365 };
-        i64::from(self.chunks.get(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
+        i64::from(self.chunks.hours(dataset.name()).unwrap_or(days * 24)) * 3_600_000_000
     }
 
     /// Returns the quoted name of a table with its schema.
@@ -245,7 +258,8 @@ impl TimescaleConfig {
     /// `Config` with the key and its value.
     pub fn validate(&self) -> Result<()> {
         let rules = self.rules();
-        let Self { url, host, schema, max_batch, pool, limits, write, columnstore, retention, .. } = self;
+        let Self { url, host, schema, max_batch, pool, server_limits, write, columnstore, retention, .. } =
+            self;
         if url.is_none() && host.is_none() {
             return Err(rules.refuse("url", "none", "the server's `url` or its `host` must be given"));
         }
@@ -272,17 +286,32 @@ impl TimescaleConfig {
         rules.within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
         rules.within("pool.max_connections", pool.max_connections.into(), 1, 10_000)?;
         rules.within("pool.min_connections", pool.min_connections.into(), 0, pool.max_connections.into())?;
-        rules.within("pool.acquire_timeout_ms", pool.acquire_timeout_ms, 1, MAX_MS)?;
-        rules.within("pool.idle_timeout_ms", pool.idle_timeout_ms, 1, MAX_MS)?;
-        rules.within("pool.max_lifetime_ms", pool.max_lifetime_ms, 1, MAX_MS)?;
-        rules.within("limits.statement_ms", limits.statement_ms, 1, MAX_MS)?;
-        rules.within("limits.heavy_ms", limits.heavy_ms, 1, MAX_MS)?;
-        rules.within("limits.lock_ms", limits.lock_ms, 1, MAX_MS)?;
+        rules.duration_within("pool.acquire_timeout", pool.acquire_timeout, MIN_DURATION, MAX_DURATION)?;
+        rules.duration_within("pool.idle_timeout", pool.idle_timeout, MIN_DURATION, MAX_DURATION)?;
+        rules.duration_within("pool.max_lifetime", pool.max_lifetime, MIN_DURATION, MAX_DURATION)?;
+        rules.duration_within(
+            "server_limits.statement_timeout",
+            server_limits.statement_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
+        rules.duration_within(
+            "server_limits.bulk_timeout",
+            server_limits.bulk_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
+        rules.duration_within(
+            "server_limits.lock_timeout",
+            server_limits.lock_timeout,
+            MIN_DURATION,
+            MAX_DURATION,
+        )?;
         rules.within("write.copy_from", write.copy_from as u64, 1, u64::MAX)?;
         rules.within("write.piece", write.piece as u64, 1, 100_000)?;
         rules.within("write.connections", write.connections as u64, 1, 64)?;
-        for (section, hours) in [("columnstore", columnstore), ("retention", retention)] {
-            if !hours.is_empty() && self.hypertables == Hypertables::Off {
+        for (section, ages) in [("columnstore", columnstore), ("retention", retention)] {
+            if !ages.is_empty() && self.hypertables == Hypertables::Off {
                 return Err(rules.refuse(section, "", "needs hypertables = \"on\""));
             }
         }
@@ -293,8 +322,8 @@ impl TimescaleConfig {
     pub(crate) fn check_datasets(&self) -> Result<()> {
         let rules = self.rules();
         let Self { chunks, columnstore, retention, datasets, .. } = self;
-        for (section, hours) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
-            hours.check(&rules, section, datasets, MAX_HOURS)?;
+        for (section, ages) in [("chunks", chunks), ("columnstore", columnstore), ("retention", retention)] {
+            ages.check(&rules, section, datasets)?;
         }
         Ok(())
     }
@@ -348,6 +377,6 @@ fn check_url(rules: &Rules, url: &str) -> Result<()> {
 }
 
 /// PostgreSQL's limit for its timeouts: an i32 of milliseconds.
-const MAX_MS: u64 = i32::MAX as u64;
-/// The maximum number of hours, 100 years.
-const MAX_HOURS: u64 = 100 * 366 * 24;
+const MAX_DURATION: Duration = Duration::from_millis(i32::MAX as u64);
+/// The minimum of all timeouts.
+const MIN_DURATION: Duration = Duration::from_millis(1);

@@ -26,11 +26,11 @@ impl<R: Record> FromRow<'_, PgRow> for Pg<R> {
         };
         let interval = dataset.interval().map(|column| get(row, column)).transpose()?;
         let seq = dataset.seq().map(|column| get(row, column)).transpose()?;
-        let place = (get(row, dataset.time())?, seq.unwrap_or(0));
+        let sort_key = (get(row, dataset.time())?, seq.unwrap_or(0));
         let series = R::Series::from_key(&SeriesKey { owner, interval });
         let series = series.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         let mut reader = RowReader::view(row, dataset);
-        match R::read(series, place, &mut reader) {
+        match R::read(series, sort_key, &mut reader) {
             Ok(record) => Ok(Self(record)),
             Err(error) => Err(reader.cause(error)),
         }

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     fn sizes(groups: impl IntoIterator<Item = i64>, most: usize) -> Vec<usize> {
-        let entry = |group| Entry { group, series: 1, place: (qi_core::Timestamp::MIN, 0), at: 0 };
+        let entry = |group| Entry { group, series: 1, sort_key: (qi_core::Timestamp::MIN, 0), at: 0 };
         let entries: Vec<_> = groups.into_iter().map(entry).collect();
         cut(&entries, most).iter().map(|piece| piece.len()).collect()
     }

@@ -16,8 +16,8 @@ pub(super) async fn steps(
     let mut steps = Vec::new();
     for dataset in config.datasets.iter() {
         let table = Table::of(dataset);
-        for (kind, hours) in [(&COLUMNSTORE, &config.columnstore), (&RETENTION, &config.retention)] {
-            let Some(hours) = hours.get(dataset.name()) else { continue };
+        for (kind, ages) in [(&COLUMNSTORE, &config.columnstore), (&RETENTION, &config.retention)] {
+            let Some(hours) = ages.hours(dataset.name()) else { continue };
             let mut statements = Vec::new();
             if installed.is_some() {
                 community(connection, kind.name).await?;

@@ -351,7 +351,7 @@ impl TimescaleStore {
     ) -> Result<Option<Keys>, Cause> {
         match selection {
             Selection::All => Ok(None),
-            Selection::These(owners) => Ok(Some(self.keyed(lease, stored, owners).await?.keys)),
+            Selection::Only(owners) => Ok(Some(self.keyed(lease, stored, owners).await?.keys)),
         }
     }
 }

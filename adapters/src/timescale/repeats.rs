@@ -4,7 +4,7 @@
 //! existing keys, copies the new records and merges the others. This read costs far less than a lookup of every key. A
 //! batch is cut into segments of one series. One index probe per segment returns the newest existing keys in its range.
 
-use qi_core::record::Place;
+use qi_core::record::SortKey;
 use qi_core::store::kit::Entry;
 
 /// The maximum number of records in a segment. Shorter segments cost more probes.
@@ -37,7 +37,7 @@ pub(super) struct Parts {
 
 /// Divides the records of the segments into new and repeated records. `existing` contains existing keys, each with the
 /// index of its segment: the newest keys of each segment, at most [`SEGMENT_KEYS`].
-pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, Place)>) -> Parts {
+pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, SortKey)>) -> Parts {
     existing.sort_unstable();
     let mut parts = Parts::default();
     let mut rest = existing.as_slice();
@@ -47,8 +47,8 @@ pub(super) fn divide(segments: &[&[Entry]], mut existing: Vec<(usize, Place)>) -
         // Older keys are unknown if the probe returned the maximum number of keys.
         let unknown_before = keys.first().filter(|_| keys.len() >= SEGMENT_KEYS);
         for entry in *segment {
-            let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.place < *oldest)
-                || keys.binary_search_by_key(&entry.place, |(_, place)| *place).is_ok();
+            let is_repeat = unknown_before.is_some_and(|(_, oldest)| entry.sort_key < *oldest)
+                || keys.binary_search_by_key(&entry.sort_key, |(_, sort_key)| *sort_key).is_ok();
             if is_repeat { parts.repeats.push(*entry) } else { parts.new.push(*entry) }
         }
     }
@@ -64,10 +64,10 @@ mod tests {
     const SECS: i64 = 1_700_000_000;
 
     fn entry(group: i64, series: u64, at: u32) -> Entry {
-        Entry { group, series, place: place(at), at }
+        Entry { group, series, sort_key: sort_key(at), at }
     }
 
-    fn place(at: u32) -> Place {
+    fn sort_key(at: u32) -> SortKey {
         (Timestamp::from_secs(SECS + i64::from(at)).unwrap(), 0)
     }
 
@@ -88,7 +88,7 @@ mod tests {
         let segments = segments(&piece);
         // The probe also returns keys of other records, in any order.
         let between = (Timestamp::from_micros(SECS * 1_000_000 + 5_500_000).unwrap(), 0);
-        let existing = vec![(1, place(150)), (0, place(9)), (0, between), (0, place(3))];
+        let existing = vec![(1, sort_key(150)), (0, sort_key(9)), (0, between), (0, sort_key(3))];
         let Parts { new, repeats } = divide(&segments, existing);
         assert_eq!(repeats.iter().map(|entry| entry.at).collect::<Vec<_>>(), [3, 9, 150]);
         assert_eq!(new.len(), 198);
@@ -99,7 +99,7 @@ mod tests {
     fn records_before_the_known_keys_may_be_repeats() {
         let piece: Vec<_> = (0..100).map(|at| entry(0, 1, at)).collect();
         let segments = segments(&piece);
-        let newest: Vec<_> = (40..48).map(|at| (0, place(at))).collect();
+        let newest: Vec<_> = (40..48).map(|at| (0, sort_key(at))).collect();
         assert_eq!(newest.len(), SEGMENT_KEYS);
         let Parts { new, repeats } = divide(&segments, newest.clone());
         assert_eq!(repeats, piece[..48]);

@@ -40,8 +40,8 @@ pub(super) struct Sql {
     /// [`Table::segment`], then the earliest and the latest time. The first column is the number of the
     /// segment, from 1.
     pub(super) existing: SqlStr,
-    /// The queries for a range. Parameters: start, end and limit, then the place of the cursor (time, sequence number)
-    /// for tables with a sequence number, then the series.
+    /// The queries for a range. Parameters: start, end and limit, then the sort key of the cursor (time, sequence
+    /// number) for tables with a sequence number, then the series.
     pub(super) ascending: SqlStr,
     pub(super) descending: SqlStr,
     /// The query for the latest row of each key. Parameters: an array of ids or names, start and end, then the interval
@@ -132,7 +132,7 @@ fn sent(column: &Column) -> String {
 /// than the statement timeout.
 fn by_row(table: &Table) -> String {
     let count = table.columns().len();
-    let mut found = vec![table.place()[0]];
+    let mut found = vec![table.sort_key()[0]];
     found.extend(table.values());
     format!(
         "LATERAL (SELECT {found} FROM \"{name}\" k \
@@ -169,7 +169,8 @@ fn by_set(table: &Table) -> String {
 /// Returns the statement with one index probe per segment. The row comparison bounds the keys exactly. TimescaleDB
 /// excludes chunks only by the comparisons of the time column.
 fn existing(table: &Table) -> String {
-    let bound = |prefix: &str, alias: &str| join(table.place(), |c| format!("{alias}\"{prefix}{}\"", c.name));
+    let bound =
+        |prefix: &str, alias: &str| join(table.sort_key(), |c| format!("{alias}\"{prefix}{}\"", c.name));
     let same_series = |column: &Column| format!("k.\"{0}\" = x.\"{0}\" AND ", column.name);
     let segment = table.segment();
     format!(
@@ -182,7 +183,7 @@ fn existing(table: &Table) -> String {
         series = names(table.series(), ""),
         first = bound("_first_", ""),
         last = bound("_last_", ""),
-        place = names(table.place(), "k."),
+        place = names(table.sort_key(), "k."),
         table = table.name(),
         same_series = table.series().iter().map(same_series).collect::<String>(),
         x_first = bound("_first_", "x."),
@@ -190,7 +191,7 @@ fn existing(table: &Table) -> String {
         time = table.time(),
         lo = segment.len() + 1,
         hi = segment.len() + 2,
-        order = join(table.place(), |c| format!("k.\"{}\" DESC", c.name)),
+        order = join(table.sort_key(), |c| format!("k.\"{}\" DESC", c.name)),
     )
 }
 
@@ -227,7 +228,7 @@ fn range(table: &Table, side: &str, direction: &str) -> String {
 
 /// Returns the sort order, for example `"ts" DESC, "seq" DESC`.
 pub(super) fn ordered(table: &Table, direction: &str) -> String {
-    join(table.place(), |column| format!("\"{}\" {direction}", column.name))
+    join(table.sort_key(), |column| format!("\"{}\" {direction}", column.name))
 }
 
 fn latest(table: &Table) -> String {
@@ -284,7 +285,7 @@ fn names_after(table: &Table, column: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use qi_core::{MarketSnapshot, Ohlcv, PriceTick};
+    use qi_core::{Bar, MarketSnapshot, PriceTick};
 
     use super::*;
 
@@ -322,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_interval_belongs_to_the_series() {
-        let bars = Sql::of(&Table::of(Ohlcv::DATASET));
+        let bars = Sql::of(&Table::of(Bar::DATASET));
         assert!(bars.descending.as_str().ends_with(
             "WHERE \"open_time\" >= $1 AND \"open_time\" < $2 AND \"instrument_id\" = $4 AND \"interval\" = $5 \
              ORDER BY \"open_time\" DESC LIMIT $3"

@@ -1,16 +1,16 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use qi_core::record::{Dataset, Owner, Records, SeriesType};
 use qi_core::store::{
     BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
     RangeStats, RecordPage, Retention, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
-    StoreStatus,
+    StorePingReport,
 };
-use qi_core::{Error, Interval, Ohlcv, Operation, PriceTick, Result, Selection};
+use qi_core::{Bar, Error, Interval, Operation, PriceTick, Result, Selection};
 use sqlx::PgPool;
 
 use super::cache::SchemaCache;
@@ -63,8 +63,8 @@ impl Inner {
         });
         info.max_batch = self.config.max_batch;
         let ages = self.config.datasets.iter().filter_map(|dataset| {
-            let hours = self.config.retention.get(dataset.name())?;
-            Some(Retention::Age(dataset, Duration::from_hours(hours.into())))
+            let age = self.config.retention.get(dataset.name())?;
+            Some(Retention::Age(dataset, age))
         });
         info.retention = ages.collect();
         info
@@ -161,7 +161,7 @@ fn check_owners(dataset: Dataset, owners: &[Owner]) -> Result<()> {
 fn check_selection(dataset: Dataset, selection: &Selection<Owner>) -> Result<()> {
     match selection {
         Selection::All => Ok(()),
-        Selection::These(owners) => check_owners(dataset, owners),
+        Selection::Only(owners) => check_owners(dataset, owners),
     }
 }
 
@@ -226,14 +226,14 @@ impl PriceStore for TimescaleStore {
             .map_err(|cause| cause.at(Operation::PlanSchema))
     }
 
-    async fn ping(&self) -> Result<StoreStatus> {
+    async fn ping(&self) -> Result<StorePingReport> {
         let started = Instant::now();
         self.run(Operation::StorePing, async |lease| {
             sqlx::query("SELECT 1").execute(&mut **lease).await?;
             Ok(())
         })
         .await?;
-        let mut status = StoreStatus::new(started.elapsed());
+        let mut status = StorePingReport::new(started.elapsed());
         status.version = self.inner.info().version;
         Ok(status)
     }
@@ -262,7 +262,7 @@ impl PriceStore for TimescaleStore {
         self.run(CALL, async |lease| self.latest_page(lease, stored, request).await).await
     }
 
-    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         const CALL: Operation = Operation::DerivedBars;
         let ticks = self.stored(CALL, PriceTick::DATASET)?;
         checked(CALL, Derived(query).anchor().map(drop))?;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 
 use qi_core::record::{
-    self, Dataset, FieldReader, FieldWriter, Level, Place, RecordVec, SeriesKey, SeriesType,
+    self, Dataset, FieldReader, FieldWriter, Level, RecordVec, SeriesKey, SeriesType, SortKey,
 };
 use qi_core::{Decimal, Error, ErrorKind, Interval, Price, Quantity, Result, Timestamp};
 use sqlx::postgres::{PgRow, PgValueRef};
@@ -125,7 +125,7 @@ impl Column {
     }
 }
 
-/// The table of a dataset. The columns of the series and of the place are the primary key. The value columns follow.
+/// The table of a dataset. The columns of the series and of the sort key are the primary key. The value columns follow.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) dataset: Dataset,
@@ -173,8 +173,8 @@ impl Table {
         &self.columns[..self.series]
     }
 
-    /// Returns the columns of the place, the rest of the primary key. The time comes first.
-    pub(super) fn place(&self) -> &[Column] {
+    /// Returns the columns of the sort key, the rest of the primary key. The time comes first.
+    pub(super) fn sort_key(&self) -> &[Column] {
         &self.columns[self.series..self.key]
     }
 
@@ -182,9 +182,9 @@ impl Table {
         &self.columns[..self.key]
     }
 
-    /// Returns the columns of a segment's bounds: the key of its first record, then the place of its last record.
+    /// Returns the columns of a segment's bounds: the key of its first record, then the sort key of its last record.
     pub(super) fn segment(&self) -> Vec<Column> {
-        [self.key(), self.place()].concat()
+        [self.key(), self.sort_key()].concat()
     }
 
     pub(super) fn values(&self) -> &[Column] {
@@ -196,8 +196,8 @@ impl Table {
         &self.columns[self.series..]
     }
 
-    /// Reads the place of a record, starting at the column `at`.
-    pub(super) fn read_place(&self, row: &PgRow, at: usize) -> std::result::Result<Place, sqlx::Error> {
+    /// Reads the sort key of a record, starting at the column `at`.
+    pub(super) fn read_sort_key(&self, row: &PgRow, at: usize) -> std::result::Result<SortKey, sqlx::Error> {
         let Pg(time) = row.try_get(at)?;
         let seq = if self.dataset.seq().is_some() { row.try_get::<Pg<u64>, _>(at + 1)?.0 } else { 0 };
         Ok((time, seq))
@@ -211,9 +211,9 @@ impl Table {
         series: &SeriesKey,
         out: &mut RecordVec,
     ) -> std::result::Result<(), sqlx::Error> {
-        let place = self.read_place(row, at)?;
+        let sort_key = self.read_sort_key(row, at)?;
         let mut reader = RowReader::table(row, self.dataset, at + self.key - self.series);
-        out.push(series, place, &mut reader).map_err(|error| reader.cause(error))
+        out.push(series, sort_key, &mut reader).map_err(|error| reader.cause(error))
     }
 }
 

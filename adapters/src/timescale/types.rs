@@ -1,6 +1,6 @@
 //! The domain types for sqlx, for custom SQL on the tables.
 
-use qi_core::domain::Source;
+use qi_core::domain::Provider;
 use qi_core::{Decimal, Exchange, Interval, Percent, Price, Quantity, Scope, Side, Symbol, Timestamp};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -13,7 +13,7 @@ use super::wire::{self, PG_EPOCH_MICROS};
 ///
 /// Values implement sqlx's `Type`, `Encode` and `Decode`. [`Decimal`], [`Price`], [`Quantity`] and [`Percent`]
 /// are `numeric`. [`Timestamp`] is `timestamptz`. [`Exchange`], [`Symbol`], [`Interval`], [`Side`], [`Scope`] and
-/// [`Source`] are `text`. A counter (`u64`) is `bigint`. Every record implements `FromRow`, with the column names
+/// [`Provider`] are `text`. A counter (`u64`) is `bigint`. Every record implements `FromRow`, with the column names
 /// of its dataset's view: `ticks_view`, `bars_view`, and so on. A stored value outside the domain is an error.
 /// Values are never rounded.
 ///
@@ -114,7 +114,7 @@ texts! {
     Interval: |value| value.as_str(), |text| text.parse();
     Side: |value| value.as_str(), |text| text.parse();
     Scope: |value| value.storage_text(), |text| Scope::from_storage_text(text);
-    Source: |value| value.as_str(), |text| Source::new(text);
+    Provider: |value| value.as_str(), |text| Provider::new(text);
 }
 
 impl Type<Postgres> for Pg<Timestamp> {

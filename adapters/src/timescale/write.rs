@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use futures::future::join_all;
 use qi_core::Instrument;
 use qi_core::Timestamp;
-use qi_core::record::{FieldWriter as _, OwnerRef, Place, Records, SeriesType};
+use qi_core::record::{FieldWriter as _, OwnerRef, Records, SeriesType, SortKey};
 use qi_core::store::InsertReport;
 use qi_core::store::kit::{Entry, entries};
 use sqlx::encode::IsNull;
@@ -208,7 +208,7 @@ impl<'a> Job<'a> {
     }
 
     fn encode_key<B: Buffers>(&self, entry: &Entry, out: &mut Encoder<B>) {
-        let Entry { group: _, series, place, at } = *entry;
+        let Entry { group: _, series, sort_key, at } = *entry;
         // The bits above the interval contain the id or the rank.
         let owner = u32::try_from(series >> INTERVAL_BITS).unwrap_or(u32::MAX);
         match self.names.get(owner as usize) {
@@ -220,10 +220,10 @@ impl<'a> Job<'a> {
         {
             out.interval(interval);
         }
-        self.encode_place(place, out);
+        self.encode_sort_key(sort_key, out);
     }
 
-    fn encode_place<B: Buffers>(&self, (ts, seq): Place, out: &mut Encoder<B>) {
+    fn encode_sort_key<B: Buffers>(&self, (ts, seq): SortKey, out: &mut Encoder<B>) {
         out.time(ts);
         if self.stored.table.dataset.seq().is_some() {
             out.counter(seq);
@@ -271,7 +271,7 @@ impl<'a> Job<'a> {
         let query = bind_arrays(&sql.existing, &table.segment(), &segments, |segment, out| {
             let (Some(first), Some(last)) = (segment.first(), segment.last()) else { return };
             self.encode_key(first, out);
-            self.encode_place(last.place, out);
+            self.encode_sort_key(last.sort_key, out);
         });
         let query = bind_times(query, piece);
         let found = query.fetch_all(&mut **lease).await?;
@@ -281,10 +281,10 @@ impl<'a> Job<'a> {
         if converted {
             return Ok(Parts { new: Vec::new(), repeats: piece.to_vec() });
         }
-        let key = |row: &PgRow| -> Result<(usize, Place), Cause> {
+        let key = |row: &PgRow| -> Result<(usize, SortKey), Cause> {
             let number: i64 = row.try_get(0)?;
             let segment = usize::try_from(number - 1).unwrap_or(usize::MAX);
-            Ok((segment, table.read_place(row, 1)?))
+            Ok((segment, table.read_sort_key(row, 1)?))
         };
         Ok(divide(&segments, found.iter().map(key).collect::<Result<_, _>>()?))
     }
@@ -345,7 +345,7 @@ fn bind_arrays<T>(
 }
 
 fn least_and_greatest(piece: &[Entry]) -> Option<(Timestamp, Timestamp)> {
-    let times = || piece.iter().map(|entry| entry.place.0);
+    let times = || piece.iter().map(|entry| entry.sort_key.0);
     times().min().zip(times().max())
 }
 

@@ -37,7 +37,7 @@ impl Server {
         prefix.clone_into(&mut config.table_prefix);
         config.max_batch = 30_000;
         // Some checks run concurrently.
-        config.pool.acquire_timeout_ms = 20_000;
+        config.pool.acquire_timeout = std::time::Duration::from_secs(20);
         config
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::bus::{
-    DeliveryState, Message, MessageBus, PublishOptions, Read, Received, SeekTo, Subscription, TopicName,
-    TopicPartition, TopicSpec, TopicState,
+    DeliveryState, Message, MessageBus, PublishOptions, ReaderRequest, ReceivedMessage, SeekTo, Subscription,
+    TopicName, TopicPartition, TopicSpec, TopicState,
 };
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ pub(crate) fn numbered(topic: &TopicName, n: usize) -> Message {
 }
 
 /// Returns the number of a message.
-pub(crate) fn number(message: &Received) -> usize {
+pub(crate) fn number(message: &ReceivedMessage) -> usize {
     std::str::from_utf8(message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
 }
 
@@ -113,7 +113,7 @@ impl Counter {
     /// Asserts that the log contains every number below `count` at least once. A number may occur once more
     /// for each of its unknown outcomes. The numbers of each key rise, whether the first or the last
     /// occurrence of a repeated number counts.
-    pub(crate) fn check(&self, log: &[Received], count: usize) {
+    pub(crate) fn check(&self, log: &[ReceivedMessage], count: usize) {
         let unknown = self.unknown();
         let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
         for message in log {
@@ -133,11 +133,11 @@ impl Counter {
 }
 
 /// Asserts that the numbers of each key rise, by their first occurrence.
-pub(crate) fn assert_ordered(log: &[Received]) {
+pub(crate) fn assert_ordered(log: &[ReceivedMessage]) {
     assert_rising(&first_of_each(log));
 }
 
-fn first_of_each(log: &[Received]) -> Vec<usize> {
+fn first_of_each(log: &[ReceivedMessage]) -> Vec<usize> {
     let mut known = std::collections::BTreeSet::new();
     log.iter().map(number).filter(|n| known.insert(*n)).collect()
 }
@@ -151,12 +151,12 @@ fn assert_rising(numbers: &[usize]) {
 }
 
 /// Returns all messages in a topic, by partition and offset. The brokers must be available.
-pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received> {
+pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<ReceivedMessage> {
     let info = bus.topics().await.unwrap().into_iter().find(|info| info.name == *topic).unwrap();
     let places: BTreeMap<_, _> =
         info.partitions.iter().map(|p| (TopicPartition::new(topic.clone(), p.id), p.high)).collect();
     let from = places.keys().map(|partition| (partition.clone(), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from).unwrap()).await.unwrap();
+    let mut reader = bus.open_reader(ReaderRequest::new(from).unwrap()).await.unwrap();
     let mut all = Vec::new();
     let deadline = Instant::now() + Duration::from_mins(1);
     loop {
@@ -174,7 +174,11 @@ pub(crate) async fn all_of(bus: &RedpandaBus, topic: &TopicName) -> Vec<Received
 
 /// Reads this number of different messages, whatever the brokers do, and commits each batch. Returns the
 /// received messages in order.
-pub(crate) async fn follow(sub: &mut dyn Subscription, count: usize, limit: Duration) -> Vec<Received> {
+pub(crate) async fn follow(
+    sub: &mut dyn Subscription,
+    count: usize,
+    limit: Duration,
+) -> Vec<ReceivedMessage> {
     let (mut all, mut known) = (Vec::new(), std::collections::BTreeSet::new());
     let deadline = Instant::now() + limit;
     while known.len() < count {
@@ -183,7 +187,7 @@ pub(crate) async fn follow(sub: &mut dyn Subscription, count: usize, limit: Dura
             Ok(batch) => {
                 known.extend(batch.iter().map(number));
                 all.extend(batch.iter().cloned());
-                if let Err(error) = sub.commit(batch.positions()).await {
+                if let Err(error) = sub.commit(batch.offsets()).await {
                     assert!(error.retry().is_retryable(), "{}", error.report());
                 }
             }

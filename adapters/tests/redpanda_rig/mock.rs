@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport, Read,
-    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec, TopicState,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
+    ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    TopicState,
 };
 use qi_core::{
     Clock as _, Error, ErrorKind, MessageBus, Result, ResultExt as _, Subscription, SystemClock, Timestamp,
@@ -90,11 +91,11 @@ impl MessageBus for MockBus {
     async fn publish(&self, batch: &[Message], options: &PublishOptions) -> Result<PublishReport> {
         self.bus.publish(batch, options).await
     }
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.bus.subscribe(request).await
     }
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
-        self.bus.read(request).await
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
+        self.bus.open_reader(request).await
     }
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         let created = specs.iter().map(|spec| {
@@ -112,7 +113,7 @@ impl MessageBus for MockBus {
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>> {
         self.bus.groups(query).await
     }
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.bus.ping().await
     }
     async fn close(&self) -> Result<CloseReport> {
@@ -186,7 +187,7 @@ impl BusEnv for MockEnv {
     fn timing(&self) -> Timing {
         Timing {
             session: Duration::from_secs(4),
-            poll_limit: Duration::from_secs(8),
+            max_poll_interval: Duration::from_secs(8),
             short: Duration::from_millis(250),
             eventually: Duration::from_mins(1),
         }

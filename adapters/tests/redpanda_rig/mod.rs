@@ -28,7 +28,7 @@ use wire::Proxies;
 #[derive(Debug, Clone)]
 pub(crate) struct Brokers {
     addresses: Option<String>,
-    request_timeout_ms: u64,
+    request_timeout: Duration,
     traits: Arc<OnceLock<Traits>>,
 }
 
@@ -48,12 +48,12 @@ impl Brokers {
 
     /// Returns the brokers at these addresses.
     pub(crate) fn named(addresses: Option<String>) -> Self {
-        Self { addresses, request_timeout_ms: 2_500, traits: Arc::default() }
+        Self { addresses, request_timeout: Duration::from_millis(2500), traits: Arc::default() }
     }
 
     /// Returns the same brokers with a longer request timeout, for trials that keep a machine busy.
     pub(crate) fn patient(self) -> Self {
-        Self { request_timeout_ms: 20_000, ..self }
+        Self { request_timeout: Duration::from_secs(20), ..self }
     }
 
     /// Returns the addresses. The suites check `absent` first.
@@ -64,7 +64,7 @@ impl Brokers {
     /// Returns a configuration with limits for tests.
     pub(crate) fn config(&self) -> RedpandaConfig {
         let mut config = config(self.addresses());
-        config.request_timeout_ms = self.request_timeout_ms;
+        config.request_timeout = self.request_timeout;
         config
     }
 
@@ -114,11 +114,11 @@ impl Brokers {
 /// Returns a configuration for these addresses with limits for tests.
 pub(crate) fn config(addresses: &str) -> RedpandaConfig {
     let mut config = RedpandaConfig::from_brokers(addresses);
-    config.delivery_timeout_ms = 8_000;
-    config.request_timeout_ms = 2_500;
-    config.commit_timeout_ms = 8_000;
-    config.close_timeout_ms = 5_000;
-    config.statistics_ms = 1_000;
+    config.delivery_timeout = Duration::from_secs(8);
+    config.request_timeout = Duration::from_millis(2500);
+    config.commit_timeout = Duration::from_secs(8);
+    config.close_timeout = Duration::from_secs(5);
+    config.statistics_interval = Duration::from_secs(1);
     config
 }
 
@@ -187,7 +187,7 @@ impl Env {
             None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
         };
         let mut config = config(&addresses);
-        config.request_timeout_ms = self.brokers.request_timeout_ms;
+        config.request_timeout = self.brokers.request_timeout;
         change(&mut config);
         Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
     }
@@ -260,7 +260,7 @@ impl BusEnv for Env {
         Timing {
             // Longer than the detection of unreachable brokers.
             session: Duration::from_secs(10),
-            poll_limit: Duration::from_secs(12),
+            max_poll_interval: Duration::from_secs(12),
             short: Duration::from_millis(250),
             eventually: Duration::from_mins(1),
         }

@@ -65,7 +65,7 @@ impl Server {
         config.max_batch = 30_000;
         config.pool.max_connections = 6;
         // Some checks run concurrently on few connections of a shared server.
-        config.pool.acquire_timeout_ms = 20_000;
+        config.pool.acquire_timeout = std::time::Duration::from_secs(20);
         config
     }
 
@@ -171,7 +171,7 @@ impl StoreFactory for Server {
         // No server listens on port 1.
         let mut config = TimescaleConfig::from_url(format!("postgres://qi:{SECRET}@127.0.0.1:1/qi"));
         config.hypertables = self.hypertables;
-        config.pool.acquire_timeout_ms = 100;
+        config.pool.acquire_timeout = std::time::Duration::from_millis(100);
         config.datasets = datasets.clone();
         Ok(Fresh::new(Arc::new(TimescaleStore::open(config)?)))
     }

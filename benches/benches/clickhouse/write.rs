@@ -75,9 +75,9 @@ fn row_binary(ticks: &[PriceTick]) -> Vec<u8> {
         }
         out.extend_from_slice(&tick.ts().as_micros().to_le_bytes());
         out.extend_from_slice(&tick.seq().to_le_bytes());
-        out.extend_from_slice(&tick.price().get().units().to_le_bytes());
+        out.extend_from_slice(&tick.price().decimal().units().to_le_bytes());
         out.push(0);
-        out.extend_from_slice(&tick.quantity().expect("a quantity").get().units().to_le_bytes());
+        out.extend_from_slice(&tick.quantity().expect("a quantity").decimal().units().to_le_bytes());
         out.push(0);
         out.push(if tick.side() == Some(Side::Buy) { 1 } else { 2 });
     }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use qi_benches::timed;
 use qi_core::PriceTick;
-use qi_core::bus::{Encoding, Message, Received, decode_record, encode_records};
+use qi_core::bus::{Encoding, Message, ReceivedMessage, decode_record, encode_records};
 use qi_core::record::Slice;
 
 use crate::Rig;
 
 const COUNT: usize = 100_000;
 
-fn received(message: Message, offset: u64) -> Received {
-    let mut received = Received::new(message.topic, 0, offset);
+fn received(message: Message, offset: u64) -> ReceivedMessage {
+    let mut received = ReceivedMessage::new(message.topic, 0, offset);
     (received.key, received.payload, received.headers) = (message.key, message.payload, message.headers);
     received
 }

@@ -26,7 +26,7 @@ use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_benches::{Section, median, processor_time, ratio};
 use qi_core::bus::{
-    Encoding, GroupId, MessageBus, MessageBusExt as _, SeekTo, Subscribe, TopicName, TopicPartition,
+    Encoding, GroupId, MessageBus, MessageBusExt as _, SeekTo, SubscribeRequest, TopicName, TopicPartition,
     TopicSpec, encode_records,
 };
 use qi_core::record::Slice;
@@ -148,8 +148,8 @@ pub(crate) async fn publish(
 /// Receives and decodes a topic.
 async fn receive(bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Duration {
     let from = (0..PARTITIONS).map(|id| (TopicPartition::new(topic.clone(), id), SeekTo::Earliest));
-    let request = qi_core::bus::Read::new(from).expect("partitions");
-    let mut reader = bus.read(request).await.expect("a topic");
+    let request = qi_core::bus::ReaderRequest::new(from).expect("partitions");
+    let mut reader = bus.open_reader(request).await.expect("a topic");
     let (began, mut found) = (Instant::now(), 0);
     while found < count {
         let batch = reader.recv(1_000, Duration::from_secs(5)).await.expect("brokers that answer");
@@ -181,8 +181,8 @@ impl Running {
         store: Arc<dyn PriceStore>,
         topic: &TopicName,
     ) -> Self {
-        let request =
-            Subscribe::new(GroupId::new(unique()).expect("a group"), [topic.clone()]).expect("a topic");
+        let request = SubscribeRequest::new(GroupId::new(unique()).expect("a group"), [topic.clone()])
+            .expect("a topic");
         let config = IngestConfig::default();
         let mut ingest =
             Ingest::open(bus, store, PriceTick::DATASET, request, config).await.expect("an ingest");

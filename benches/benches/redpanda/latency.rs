@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use qi_adapters::config::Profile;
-use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe};
+use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest};
 
 use crate::rig::Rig;
 
@@ -29,7 +29,7 @@ fn ours(rig: &Rig) -> (f64, f64) {
     let bus = std::sync::Arc::new(rig.bus(Profile::LowLatency));
     let times = rig.block_on(async {
         let group = GroupId::new(topic.name.as_str()).expect("a valid name");
-        let request = Subscribe::new(group, [topic.name.clone()]).expect("a topic");
+        let request = SubscribeRequest::new(group, [topic.name.clone()]).expect("a topic");
         let mut reader = bus.subscribe(request).await.expect("brokers that answer");
         let began = Instant::now();
         let (sender, name) = (bus.clone(), topic.name.clone());

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use qi_adapters::config::Profile;
 use qi_benches::ratio;
 use qi_core::bus::{
-    GroupId, MessageBus, MessageBusExt, Read, SeekTo, Subscribe, Subscription, TopicName, TopicPartition,
+    GroupId, MessageBus, MessageBusExt, ReaderRequest, SeekTo, SubscribeRequest, Subscription, TopicName,
+    TopicPartition,
 };
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -78,9 +79,11 @@ fn ours(rig: &Rig, topic: &TopicName, joins: bool) -> Duration {
         let start = Instant::now();
         let mut reader: Box<dyn Subscription> = if joins {
             let group = GroupId::new(name()).expect("a valid name");
-            bus.subscribe(Subscribe::new(group, [topic.clone()]).expect("a topic")).await.expect("a topic")
+            bus.subscribe(SubscribeRequest::new(group, [topic.clone()]).expect("a topic"))
+                .await
+                .expect("a topic")
         } else {
-            bus.read(Read::new(from).expect("partitions")).await.expect("a topic")
+            bus.open_reader(ReaderRequest::new(from).expect("partitions")).await.expect("a topic")
         };
         let (mut count, mut bytes) = (0, 0);
         while count < MESSAGES {

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use qi_adapters::timescale::Pg;
 use qi_benches::{Ratio, ratio, timed};
 use qi_core::store::{BarQuery, LatestQuery, PriceStore, PriceStoreExt, RangeQuery};
-use qi_core::{Interval, Ohlcv, Price, PriceTick, Quantity, Selection, TimeRange, Timestamp};
+use qi_core::{Bar, Interval, Price, PriceTick, Quantity, Selection, TimeRange, Timestamp};
 use sqlx::postgres::types::PgInterval;
 
 use crate::rig::{Place, Rig};
@@ -86,7 +86,7 @@ pub(crate) fn bars(rig: &Rig) {
     println!("144,000 bars, all 100 instruments one by one / time_bucket and first: {times}");
 }
 
-fn port_bars(rig: &Rig, place: &Place<'_>, instrument: usize) -> Vec<Ohlcv> {
+fn port_bars(rig: &Rig, place: &Place<'_>, instrument: usize) -> Vec<Bar> {
     let range = TimeRange::new(time(0), time(10 * MILLION)).expect("in order");
     let query = BarQuery::new(rig.market.instruments()[instrument].clone(), Interval::M1, range);
     let query = query.with_limit(10_000).expect("the largest page");
@@ -95,15 +95,15 @@ fn port_bars(rig: &Rig, place: &Place<'_>, instrument: usize) -> Vec<Ohlcv> {
     page.items
 }
 
-type Bar = (Pg<Timestamp>, Pg<Price>, Pg<Price>, Pg<Price>, Pg<Price>, i64, String, String);
+type BareBar = (Pg<Timestamp>, Pg<Price>, Pg<Price>, Pg<Price>, Pg<Price>, i64, String, String);
 
-fn bare_bars(rig: &Rig, place: &Place<'_>, id: i32) -> Vec<Bar> {
+fn bare_bars(rig: &Rig, place: &Place<'_>, id: i32) -> Vec<BareBar> {
     const BARE: &str = "SELECT public.time_bucket($4, ts) AS bucket, public.first(price, ts), max(price), \
         min(price), public.last(price, ts), count(*), sum(quantity)::text, sum(price * quantity)::text \
         FROM ticks WHERE instrument_id = $1 AND ts >= $2 AND ts < $3 GROUP BY bucket ORDER BY bucket";
     let minute = PgInterval { months: 0, days: 0, microseconds: Interval::M1.as_micros() };
     let query = sqlx::query_as(BARE).bind(id).bind(Pg(time(0))).bind(Pg(time(10 * MILLION))).bind(minute);
-    let rows: Vec<Bar> = rig.block_on(query.fetch_all(place.store.pool())).expect("rows");
+    let rows: Vec<BareBar> = rig.block_on(query.fetch_all(place.store.pool())).expect("rows");
     assert_eq!(rows.len(), 1_440);
     rows
 }

@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 use std::hash::BuildHasher as _;
 use std::str::FromStr;
 
-use qi_core::bus::{Received, SeekTo, TopicName, header};
+use qi_core::bus::{ReceivedMessage, SeekTo, TopicName, header};
 use qi_core::{Result, TimeRange, Timestamp};
 
 pub use list::{Listed, list};
@@ -82,7 +82,7 @@ struct Origin {
 
 /// A message of a dead letter topic.
 #[derive(Debug, Clone, Copy)]
-struct Letter<'a>(&'a Received);
+struct Letter<'a>(&'a ReceivedMessage);
 
 impl<'a> Letter<'a> {
     fn text(self, name: &str) -> Option<Cow<'a, str>> {

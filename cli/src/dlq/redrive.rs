@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qi_core::bus::{
-    DeliveryState, HeaderName, Message, MessageBus, Positions, PublishOptions, PublishReport, Received,
+    DeliveryState, HeaderName, Message, MessageBus, Offsets, PublishOptions, PublishReport, ReceivedMessage,
     SeekTo, TopicName, TopicPartition, header,
 };
 use qi_core::{Backoff, Error, ErrorKind, Result};
@@ -336,8 +336,8 @@ impl<'a> Run<'a> {
     /// published.
     async fn process(
         &mut self,
-        messages: &[Received],
-        offsets: &Positions,
+        messages: &[ReceivedMessage],
+        offsets: &Offsets,
         published: &mut u64,
     ) -> Result<bool> {
         let judged = messages.iter().map(|message| self.judge(message)).collect::<Result<Vec<_>>>()?;
@@ -396,7 +396,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn judge(&mut self, message: &Received) -> Result<Judged> {
+    fn judge(&mut self, message: &ReceivedMessage) -> Result<Judged> {
         let letter = Letter(message);
         let origin = letter.origin();
         let key = origin.as_ref().map(|origin| self.seen.key(origin));

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use qi_core::bus::{MessageBus, Positions, Read, Received, SeekTo, Subscription, TopicName, TopicPartition};
+use qi_core::bus::{
+    MessageBus, Offsets, ReaderRequest, ReceivedMessage, SeekTo, Subscription, TopicName, TopicPartition,
+};
 use qi_core::{Backoff, Error, ErrorKind, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -120,7 +122,7 @@ pub(super) struct Scan<'a> {
     /// The ends of the partitions that are not read completely.
     left: BTreeMap<TopicPartition, u64>,
     /// The next offset of each partition, after the messages that `next` returned.
-    pub(super) offsets: Positions,
+    pub(super) offsets: Offsets,
     last_progress: Instant,
     pub(super) unread: Vec<Unread>,
     pub(super) interrupted: bool,
@@ -133,7 +135,7 @@ impl<'a> Scan<'a> {
         stop: &'a CancellationToken,
         parts: impl IntoIterator<Item = (TopicPartition, SeekTo, u64, u64)>,
     ) -> Result<Self> {
-        let (mut from, mut left, mut offsets) = (Vec::new(), BTreeMap::new(), Positions::new());
+        let (mut from, mut left, mut offsets) = (Vec::new(), BTreeMap::new(), Offsets::new());
         for (partition, start, low, end) in parts {
             if low < end {
                 from.push((partition.clone(), start));
@@ -142,13 +144,14 @@ impl<'a> Scan<'a> {
                 offsets.set(partition, end);
             }
         }
-        let reader = if from.is_empty() { None } else { Some(bus.read(Read::new(from)?).await?) };
+        let reader =
+            if from.is_empty() { None } else { Some(bus.open_reader(ReaderRequest::new(from)?).await?) };
         let (last_progress, unread) = (Instant::now(), Vec::new());
         Ok(Self { reader, stop, left, offsets, last_progress, unread, interrupted: false })
     }
 
     /// Returns the next messages, or None after the last one or after a stop.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<Received>>> {
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<ReceivedMessage>>> {
         let Self { reader: Some(reader), stop, .. } = self else { return Ok(None) };
         while !self.left.is_empty() {
             if stop.is_cancelled() {
@@ -166,7 +169,7 @@ impl<'a> Scan<'a> {
                 }
                 // A leader does not respond. The other partitions are read.
                 Err(error) if error.retry().is_retryable() => {
-                    batch.positions().iter().map(|(partition, next)| (partition.clone(), next)).collect()
+                    batch.offsets().iter().map(|(partition, next)| (partition.clone(), next)).collect()
                 }
                 Err(error) => return Err(error),
             };

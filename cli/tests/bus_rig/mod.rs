@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use qi_core::Result;
 use qi_core::bus::{
-    Batch, BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
-    PublishReport, Read, Subscribe, Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition,
-    TopicSpec,
+    Batch, BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, MessageBus, PublishOptions,
+    PublishReport, ReaderRequest, SubscribeRequest, Subscription, TopicInfo, TopicName, TopicOutcome,
+    TopicPartition, TopicSpec,
 };
 use qi_core::layer::Layer;
 use qi_testkit::bus::MemoryBus;
@@ -59,12 +59,12 @@ impl MessageBus for Leaderless {
         self.bus.publish(batch, options).await
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.bus.subscribe(request).await
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
-        self.bus.read(request).await
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
+        self.bus.open_reader(request).await
     }
 
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
@@ -79,7 +79,7 @@ impl MessageBus for Leaderless {
         self.bus.groups(query).await
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.bus.ping().await
     }
 

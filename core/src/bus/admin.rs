@@ -41,7 +41,7 @@ impl BusInfo {
 /// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct BusStatus {
+pub struct BusPingReport {
     /// The cluster's id, if the cluster reports one.
     pub cluster_id: Option<String>,
     /// The number of brokers that answered.
@@ -50,7 +50,7 @@ pub struct BusStatus {
     pub round_trip: Duration,
 }
 
-impl BusStatus {
+impl BusPingReport {
     /// Creates the status of a cluster with `brokers` brokers that answered after `round_trip`.
     pub fn new(cluster_id: Option<String>, brokers: usize, round_trip: Duration) -> Self {
         Self { cluster_id, brokers, round_trip }

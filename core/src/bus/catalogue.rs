@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{CleanupPolicy, TopicName, TopicSpec};
 use crate::record::Dataset;
-use crate::{MarketSnapshot, Ohlcv, PriceTick, Quote, Result};
+use crate::{Bar, MarketSnapshot, PriceTick, Quote, Result};
 
 const DAY: Duration = Duration::from_hours(24);
 const MAX_MESSAGE: usize = 2 << 20;
@@ -33,7 +33,7 @@ impl TopicCatalogue {
     /// # Errors
     /// Never in practice, because the names and numbers are constants of the domain.
     pub fn standard() -> Result<Self> {
-        Self::of([PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
+        Self::of([PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET])
     }
 
     /// Creates the catalogue of the topics of these datasets, for example of [`crate::Datasets::iter`].

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{HeaderName, Headers, Message, Received, TopicName, header};
+use super::{HeaderName, Headers, Message, ReceivedMessage, TopicName, header};
 use crate::{Error, Result};
 
 /// The size limit of the error's text in a dead letter, in bytes.
@@ -23,14 +23,14 @@ const MAX_ORIGIN_CHARS: usize = 245;
 #[non_exhaustive]
 pub struct RejectedMessage {
     /// The message as it was received.
-    pub message: Received,
+    pub message: ReceivedMessage,
     /// The reason for the rejection.
     pub error: Error,
 }
 
 impl RejectedMessage {
     /// Pairs a message with the reason of its rejection, for programs that reject messages by their own rules.
-    pub fn new(message: Received, error: Error) -> Self {
+    pub fn new(message: ReceivedMessage, error: Error) -> Self {
         Self { message, error }
     }
 }
@@ -112,7 +112,7 @@ pub(super) fn error_text(error: &Error) -> String {
     text
 }
 
-fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Result<Headers> {
+fn origin_and_error(message: &ReceivedMessage, error: &Error, with_text: bool) -> Result<Headers> {
     let mut own = Headers::new();
     add(&mut own, header::ORIGIN_TOPIC, message.topic.to_string())?;
     add(&mut own, header::ORIGIN_PARTITION, message.partition.to_string())?;
@@ -137,7 +137,12 @@ fn origin_and_error(message: &Received, error: &Error, with_text: bool) -> Resul
 }
 
 /// Truncates a dead letter so that, together with `own`, it has at most `max_bytes` bytes where possible.
-fn truncate(letter: &mut Message, original: &Received, own: &mut Headers, max_bytes: usize) -> Result<()> {
+fn truncate(
+    letter: &mut Message,
+    original: &ReceivedMessage,
+    own: &mut Headers,
+    max_bytes: usize,
+) -> Result<()> {
     add(own, header::TRUNCATED, original.size().to_string())?;
     if let Some(payload) = &original.payload {
         add(own, header::DIGEST, format!("sha256:{}", digest(payload)))?;
@@ -197,8 +202,8 @@ mod tests {
     use super::*;
     use crate::{ErrorKind, Timestamp};
 
-    fn received(payload: usize, headers: usize) -> Received {
-        let mut message = Received::new(TopicName::new("origin").unwrap(), 3, 17);
+    fn received(payload: usize, headers: usize) -> ReceivedMessage {
+        let mut message = ReceivedMessage::new(TopicName::new("origin").unwrap(), 3, 17);
         message.timestamp = Some(Timestamp::from_secs(1_700_000_000).unwrap());
         message.key = Some(Bytes::from_static(b"a key"));
         message.payload = Some(vec![b'x'; payload].into());
@@ -208,7 +213,7 @@ mod tests {
         message
     }
 
-    fn rejected(message: Received) -> RejectedMessage {
+    fn rejected(message: ReceivedMessage) -> RejectedMessage {
         let error = Error::new(ErrorKind::CorruptData, "bus.codec.json", "decode").with_message("no record");
         RejectedMessage::new(message, error)
     }
@@ -237,7 +242,7 @@ mod tests {
         assert_eq!(values.collect::<Vec<_>>(), ["origin", "3", "17", "1700000000000000", "bus.codec.json"]);
         assert_eq!(text(&letter, "qi-error").unwrap(), "decode: corrupt data [bus.codec.json]: no record");
         // A broker's timestamp of -1 means that there is no timestamp.
-        let without = Received { timestamp: None, ..message };
+        let without = ReceivedMessage { timestamp: None, ..message };
         let letter = DeadLetters::default().letter(&rejected(without), 1 << 20).unwrap();
         assert_eq!(text(&letter, header::ORIGIN_TIMESTAMP), None);
     }

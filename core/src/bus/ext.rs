@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    BusStatus, DeadLetters, Delivery, DeliveryError, Message, MessageBus, PublishOptions, PublishReport,
+    BusPingReport, DeadLetters, Delivery, DeliveryError, Message, MessageBus, PublishOptions, PublishReport,
     RejectedMessage, TopicCatalogue, TopicName, TopicOutcome, codec, dead_letter,
 };
 use crate::record::{Record, Slice};
@@ -120,7 +120,7 @@ pub trait MessageBusExt: MessageBus {
     /// # Errors
     /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
     /// `Timeout` if no ping was answered.
-    fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<BusStatus>> + Send {
+    fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<BusPingReport>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())
     }
 }

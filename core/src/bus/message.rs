@@ -201,7 +201,7 @@ impl Message {
 /// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Received {
+pub struct ReceivedMessage {
     /// The topic.
     pub topic: TopicName,
     /// The partition's number.
@@ -220,7 +220,7 @@ pub struct Received {
     pub headers_unreadable: bool,
 }
 
-impl Received {
+impl ReceivedMessage {
     /// Creates a message at an offset, for authors of bus adapters.
     pub fn new(topic: TopicName, partition: u32, offset: u64) -> Self {
         Self {

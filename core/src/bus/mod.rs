@@ -20,7 +20,7 @@ mod report;
 mod subscription;
 
 pub use admin::{
-    BusInfo, BusStatus, CleanupPolicy, CloseReport, GroupInfo, GroupMember, GroupPartition, GroupQuery,
+    BusInfo, BusPingReport, CleanupPolicy, CloseReport, GroupInfo, GroupMember, GroupPartition, GroupQuery,
     GroupState, PartitionInfo, SettingDiff, TopicInfo, TopicOutcome, TopicSpec, TopicState,
 };
 pub use catalogue::TopicCatalogue;
@@ -30,13 +30,13 @@ pub use codec::{
 };
 pub use dead_letter::{DeadLetters, Decoded, RejectedMessage};
 pub use ext::MessageBusExt;
-pub use message::{Headers, Message, Received};
+pub use message::{Headers, Message, ReceivedMessage};
 pub use messages::Messages;
-pub use name::{GroupId, HeaderName, MemberId, TopicName};
+pub use name::{GroupId, GroupInstanceId, HeaderName, TopicName};
 pub use partitioner::{murmur2, partition_for_key};
 pub use port::{MessageBus, PublishOptions, Subscription};
 pub use report::{Delivery, DeliveryError, DeliveryState, PublishReport};
 pub use subscription::{
-    AssignedPartition, Assignment, Batch, Committed, Notice, Positions, Read, SeekTo, StartFrom, Subscribe,
-    TopicPartition,
+    AssignedPartition, Assignment, Batch, Committed, OffsetReset, Offsets, ReaderRequest, SeekTo,
+    SubscribeRequest, SubscriptionEvent, TopicPartition,
 };

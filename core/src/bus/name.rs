@@ -24,7 +24,7 @@ text_name!(
 text_name!(
     /// The name of a static member of a group, Kafka's `group.instance.id`. A process that restarts with the same name
     /// is the same member, so a quick restart moves no partitions.
-    MemberId,
+    GroupInstanceId,
     "bus.member",
     "member",
     "must match [a-zA-Z0-9._-]{1,249} and be neither '.' nor '..'",

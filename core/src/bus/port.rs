@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use auto_impl::auto_impl;
 
 use super::{
-    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Headers, Message,
-    Positions, PublishReport, Read, SeekTo, Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition,
-    TopicSpec,
+    Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Headers,
+    Message, Offsets, PublishReport, ReaderRequest, SeekTo, SubscribeRequest, TopicInfo, TopicName,
+    TopicOutcome, TopicPartition, TopicSpec,
 };
 use crate::Result;
 
@@ -65,7 +65,7 @@ impl PublishOptions {
 ///     let decoded = batch.decode::<PriceTick>();
 ///     store.insert_ticks(&decoded.records).await?;
 ///     bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
-///     sub.commit(batch.positions()).await?;
+///     sub.commit(batch.offsets()).await?;
 ///     Ok(())
 /// }
 /// ```
@@ -90,13 +90,13 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     ///
     /// # Errors
     /// `NotFound` for an unknown topic.
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>>;
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>>;
 
     /// Reads partitions without a group, from any offset, for example for a replay. Such a reader cannot commit.
     ///
     /// # Errors
     /// `NotFound` for an unknown topic, `InvalidInput` for an unknown partition.
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>>;
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>>;
 
     /// Creates topics and returns one outcome for each. An existing topic with the same number of partitions is
     /// `Existed`; with another number it is a `Conflict` that is not retryable. If the principal may not create topics,
@@ -125,7 +125,7 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
     async fn groups(&self, query: &GroupQuery) -> Result<Vec<GroupInfo>>;
 
     /// Sends a request to the brokers and returns the round-trip time.
-    async fn ping(&self) -> Result<BusStatus>;
+    async fn ping(&self) -> Result<BusPingReport>;
 
     /// Waits for messages in flight, up to a limit, and ends all subscriptions. Idempotent.
     async fn close(&self) -> Result<CloseReport>;
@@ -133,11 +133,11 @@ pub trait MessageBus: Debug + Display + Send + Sync + 'static {
 
 /// A reader: a member of a consumer group, or a reader without a group.
 ///
-/// - A rebalance takes effect only inside [`Subscription::recv`], or when the poll limit or the session timeout
-///   expires. The member keeps the partitions of a batch until its next `recv`.
+/// - A rebalance takes effect only inside [`Subscription::recv`], or when the maximum poll interval or the session
+///   timeout expires. The member keeps the partitions of a batch until its next `recv`.
 /// - Dropping a future of `recv` loses no message and commits nothing.
 /// - In a healthy cluster `recv` returns no error that must end the caller's loop. Events such as rebalances are in
-///   `Batch::notices`.
+///   `Batch::events`.
 #[async_trait]
 #[auto_impl(Box)]
 pub trait Subscription: Debug + Send {
@@ -146,7 +146,8 @@ pub trait Subscription: Debug + Send {
     /// # Errors
     /// - `InvalidInput` for a `max` of 0.
     /// - `NotFound` if the last topic of the subscription was deleted. If other topics remain, a deleted topic is a
-    ///   [`Notice::TopicDeleted`](super::Notice) and the reader continues with the others.
+    ///   [`SubscriptionEvent::TopicDeleted`](super::SubscriptionEvent::TopicDeleted) and the reader continues with the
+    ///   others.
     /// - `Unavailable` if no broker is connected when `wait` expires. The position stays, and a
     ///   later call continues from it.
     async fn recv(&mut self, max: usize, wait: Duration) -> Result<Batch>;
@@ -157,7 +158,7 @@ pub trait Subscription: Debug + Send {
     ///
     /// # Errors
     /// `InvalidInput` above the position of `recv` (below is allowed), `Unsupported` without a group.
-    async fn commit(&mut self, upto: &Positions) -> Result<Committed>;
+    async fn commit(&mut self, upto: &Offsets) -> Result<Committed>;
 
     /// Moves the position of owned partitions. Commits nothing.
     ///

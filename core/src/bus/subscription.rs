@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::Span;
 
-use super::{Decoded, GroupId, MemberId, Received, RejectedMessage, TopicName, decode_record};
+use super::{Decoded, GroupId, GroupInstanceId, ReceivedMessage, RejectedMessage, TopicName, decode_record};
 use crate::record::{Record, RecordVec};
 use crate::{Error, Result, Timestamp};
 
@@ -40,7 +40,7 @@ impl fmt::Debug for TopicPartition {
 
 /// The start position in a partition for which the group has no valid commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum StartFrom {
+pub enum OffsetReset {
     /// The oldest message that still exists.
     #[default]
     Earliest,
@@ -49,7 +49,7 @@ pub enum StartFrom {
     /// The first message with this time or a later time.
     At(Timestamp),
     /// No position: the subscription returns an error.
-    Fail,
+    Error,
 }
 
 /// A target position in a partition.
@@ -65,38 +65,39 @@ pub enum SeekTo {
     Latest,
 }
 
-/// A request to read topics as a member of a group. The member continues from the group's commits. `otherwise` is the
-/// start position of a partition without a valid commit.
+/// A request to read topics as a member of a group. The member continues from the group's commits. `offset_reset` is
+/// the start position of a partition without a valid commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Subscribe {
+pub struct SubscribeRequest {
     /// The topics: at least one, sorted, without duplicates.
     pub topics: Vec<TopicName>,
     /// The consumer group to join.
     pub group: GroupId,
     /// The start position in a partition without a valid commit.
-    pub otherwise: StartFrom,
+    pub offset_reset: OffsetReset,
     /// The largest number of bytes that may be fetched before `recv` asks for them.
     pub max_buffered_bytes: usize,
     /// The time without a heartbeat after which the member counts as dead.
     pub session_timeout: Duration,
     /// The longest time between calls of `recv`. After it the member loses its partitions to others.
-    pub poll_limit: Duration,
+    pub max_poll_interval: Duration,
     /// The name of a static member, which keeps its partitions during a quick restart. None for a dynamic member.
-    pub member: Option<MemberId>,
-    /// Announces a revocation with [`Notice::RevocationPending`] one `recv` before it takes effect. Defaults to false.
+    pub group_instance_id: Option<GroupInstanceId>,
+    /// Announces a revocation with [`SubscriptionEvent::RevocationPending`] one `recv` before it takes effect. Defaults
+    /// to false.
     ///
     /// Set it for a member that receives ahead of its processing. The member then stores the records of a partition
     /// before the next owner does.
     pub announce_revocations: bool,
 }
 
-impl Subscribe {
-    /// The default of [`Subscribe::max_buffered_bytes`]: 16 MiB.
+impl SubscribeRequest {
+    /// The default of [`SubscribeRequest::max_buffered_bytes`]: 16 MiB.
     pub const MAX_BUFFERED_BYTES: usize = 16 << 20;
 
     /// Creates a request to read `topics` as a member of `group`. A partition without a commit starts at the earliest
-    /// message. The session timeout is 30 s, and the poll limit is 5 minutes.
+    /// message. The session timeout is 30 s, and the maximum poll interval is 5 minutes.
     ///
     /// # Errors
     /// `InvalidInput` for an empty list of topics.
@@ -115,19 +116,19 @@ impl Subscribe {
         Ok(Self {
             topics,
             group,
-            otherwise: StartFrom::default(),
+            offset_reset: OffsetReset::default(),
             max_buffered_bytes: Self::MAX_BUFFERED_BYTES,
             session_timeout: Duration::from_secs(30),
-            poll_limit: Duration::from_mins(5),
-            member: None,
+            max_poll_interval: Duration::from_mins(5),
+            group_instance_id: None,
             announce_revocations: false,
         })
     }
 
     /// Sets the start position for partitions without a valid commit.
     #[must_use]
-    pub fn otherwise(mut self, start: StartFrom) -> Self {
-        self.otherwise = start;
+    pub fn with_offset_reset(mut self, offset_reset: OffsetReset) -> Self {
+        self.offset_reset = offset_reset;
         self
     }
 
@@ -138,25 +139,28 @@ impl Subscribe {
         self
     }
 
-    /// Sets the session timeout and the poll limit.
+    /// Sets the session timeout and the maximum poll interval.
     ///
     /// # Errors
-    /// `InvalidInput` if the session timeout is zero or longer than the poll limit. Brokers require this order.
-    pub fn with_limits(mut self, session_timeout: Duration, poll_limit: Duration) -> Result<Self> {
-        if session_timeout.is_zero() || session_timeout > poll_limit {
+    /// `InvalidInput` if the session timeout is zero or longer than the maximum poll interval. Brokers require this
+    /// order.
+    pub fn with_timeouts(mut self, session_timeout: Duration, max_poll_interval: Duration) -> Result<Self> {
+        if session_timeout.is_zero() || session_timeout > max_poll_interval {
             return Err(Error::invalid(
                 "bus.subscribe.session",
                 "session_timeout",
                 format_args!("{session_timeout:?}"),
-                format_args!("must lie above 0 and not exceed the poll limit of {poll_limit:?}"),
+                format_args!(
+                    "must lie above 0 and not exceed the maximum poll interval of {max_poll_interval:?}"
+                ),
             ));
         }
         self.session_timeout = session_timeout;
-        self.poll_limit = poll_limit;
+        self.max_poll_interval = max_poll_interval;
         Ok(self)
     }
 
-    /// Enables [`Subscribe::announce_revocations`].
+    /// Enables [`SubscribeRequest::announce_revocations`].
     #[must_use]
     pub fn with_announced_revocations(mut self) -> Self {
         self.announce_revocations = true;
@@ -165,8 +169,8 @@ impl Subscribe {
 
     /// Joins as this static member.
     #[must_use]
-    pub fn as_member(mut self, member: MemberId) -> Self {
-        self.member = Some(member);
+    pub fn with_group_instance_id(mut self, id: GroupInstanceId) -> Self {
+        self.group_instance_id = Some(id);
         self
     }
 }
@@ -174,14 +178,14 @@ impl Subscribe {
 /// A request to read partitions without a group, from given positions. The reader commits nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Read {
+pub struct ReaderRequest {
     /// The partitions, without duplicates, and their start positions.
     pub from: Vec<(TopicPartition, SeekTo)>,
     /// The largest number of bytes that may be fetched before `recv` asks for them.
     pub max_buffered_bytes: usize,
 }
 
-impl Read {
+impl ReaderRequest {
     /// Creates a request to read these partitions from these positions. The last position
     /// of a repeated partition counts.
     ///
@@ -197,7 +201,10 @@ impl Read {
                 "must name at least one partition",
             ));
         }
-        Ok(Self { from: from.into_iter().collect(), max_buffered_bytes: Subscribe::MAX_BUFFERED_BYTES })
+        Ok(Self {
+            from: from.into_iter().collect(),
+            max_buffered_bytes: SubscribeRequest::MAX_BUFFERED_BYTES,
+        })
     }
 
     /// Sets the largest number of bytes that may be fetched ahead.
@@ -210,9 +217,9 @@ impl Read {
 
 /// Offsets to commit: the next offset to read of each partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Positions(BTreeMap<TopicPartition, u64>);
+pub struct Offsets(BTreeMap<TopicPartition, u64>);
 
-impl Positions {
+impl Offsets {
     /// Creates an empty set of offsets.
     pub fn new() -> Self {
         Self::default()
@@ -229,7 +236,7 @@ impl Positions {
     }
 
     /// Merges `later` into this set. The higher offset of each partition counts.
-    pub fn advance(&mut self, later: &Self) {
+    pub fn merge(&mut self, later: &Self) {
         for (partition, next) in &later.0 {
             let mine = self.0.entry(partition.clone()).or_insert(*next);
             *mine = (*mine).max(*next);
@@ -237,7 +244,7 @@ impl Positions {
     }
 
     /// Marks a message as processed.
-    pub fn pass(&mut self, message: &Received) {
+    pub fn mark_processed(&mut self, message: &ReceivedMessage) {
         let next = message.offset + 1;
         // A partition that is already present, the common case, needs no clone.
         match self.0.iter_mut().find(|(p, _)| p.partition == message.partition && p.topic == message.topic) {
@@ -267,13 +274,13 @@ impl Positions {
     }
 }
 
-impl FromIterator<(TopicPartition, u64)> for Positions {
+impl FromIterator<(TopicPartition, u64)> for Offsets {
     fn from_iter<I: IntoIterator<Item = (TopicPartition, u64)>>(positions: I) -> Self {
         Self(positions.into_iter().collect())
     }
 }
 
-impl Extend<(TopicPartition, u64)> for Positions {
+impl Extend<(TopicPartition, u64)> for Offsets {
     fn extend<I: IntoIterator<Item = (TopicPartition, u64)>>(&mut self, positions: I) {
         self.0.extend(positions);
     }
@@ -282,7 +289,7 @@ impl Extend<(TopicPartition, u64)> for Positions {
 /// An event of a subscription, delivered with its next batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Notice {
+pub enum SubscriptionEvent {
     /// The assignment of partitions to members changed.
     AssignmentChanged {
         /// The partitions that the member gained.
@@ -291,9 +298,9 @@ pub enum Notice {
         lost: Vec<TopicPartition>,
     },
     /// A rebalance is about to revoke partitions. The next call of `recv` gives them up, so store and commit the
-    /// received messages first. Sent only with [`Subscribe::announce_revocations`].
+    /// received messages first. Sent only with [`SubscribeRequest::announce_revocations`].
     RevocationPending,
-    /// The offset no longer exists, for example after retention, so the position was reset by `otherwise`.
+    /// The offset no longer exists, for example after retention, so the position was reset by `offset_reset`.
     Reset {
         /// The partition.
         partition: TopicPartition,
@@ -302,8 +309,8 @@ pub enum Notice {
         /// The position after the reset.
         to: u64,
     },
-    /// `recv` was not called within the poll limit, so the partitions went to other members.
-    PollLimitPassed,
+    /// `recv` was not called within the maximum poll interval, so the partitions went to other members.
+    MaxPollIntervalExceeded,
     /// A topic of the subscription was deleted, and other topics of the subscription remain. The member loses its
     /// partitions. If the topic is created again, the subscription reads it again.
     TopicDeleted {
@@ -315,16 +322,16 @@ pub enum Notice {
 /// Messages in order, the offsets to commit after processing, and the events since the previous batch.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    messages: Vec<Received>,
-    positions: Positions,
-    notices: Vec<Notice>,
+    messages: Vec<ReceivedMessage>,
+    offsets: Offsets,
+    events: Vec<SubscriptionEvent>,
     span: Option<Span>,
 }
 
 impl Batch {
     /// Creates a batch, for authors of bus adapters.
-    pub fn new(messages: Vec<Received>, positions: Positions, notices: Vec<Notice>) -> Self {
-        Self { messages, positions, notices, span: None }
+    pub fn new(messages: Vec<ReceivedMessage>, offsets: Offsets, events: Vec<SubscriptionEvent>) -> Self {
+        Self { messages, offsets, events, span: None }
     }
 
     /// Sets the span of the batch's processing, for authors of layers.
@@ -351,7 +358,7 @@ impl Batch {
     ///     let decoded = batch.decode::<PriceTick>();
     ///     store.insert_ticks(&decoded.records).await?;
     ///     bus.send_dead_letters(&decoded.rejected, &DeadLetters::default()).await?;
-    ///     sub.commit(batch.positions()).await
+    ///     sub.commit(batch.offsets()).await
     /// }
     /// .instrument(span)
     /// .await?;
@@ -379,17 +386,17 @@ impl Batch {
     }
 
     /// Returns the messages. The messages of a partition are in the order of their offsets.
-    pub fn messages(&self) -> &[Received] {
+    pub fn messages(&self) -> &[ReceivedMessage] {
         &self.messages
     }
 
     /// Returns the messages for modification.
-    pub fn messages_mut(&mut self) -> &mut Vec<Received> {
+    pub fn messages_mut(&mut self) -> &mut Vec<ReceivedMessage> {
         &mut self.messages
     }
 
     /// Returns the messages and consumes the batch.
-    pub fn into_messages(self) -> Vec<Received> {
+    pub fn into_messages(self) -> Vec<ReceivedMessage> {
         self.messages
     }
 
@@ -398,17 +405,17 @@ impl Batch {
     /// A position may lie more than one offset after the last message, and an empty batch may have positions. The end
     /// of a partition may have offsets without a message, such as transaction markers. Committing these positions moves
     /// the group past them, so commit the positions of an empty batch too.
-    pub fn positions(&self) -> &Positions {
-        &self.positions
+    pub fn offsets(&self) -> &Offsets {
+        &self.offsets
     }
 
     /// Returns the events since the previous batch.
-    pub fn notices(&self) -> &[Notice] {
-        &self.notices
+    pub fn events(&self) -> &[SubscriptionEvent] {
+        &self.events
     }
 
     /// Returns an iterator over the messages.
-    pub fn iter(&self) -> std::slice::Iter<'_, Received> {
+    pub fn iter(&self) -> std::slice::Iter<'_, ReceivedMessage> {
         self.messages.iter()
     }
 
@@ -417,15 +424,15 @@ impl Batch {
         self.messages.len()
     }
 
-    /// Returns true if there are no messages. The batch may still have notices.
+    /// Returns true if there are no messages. The batch may still have events.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 }
 
 impl<'a> IntoIterator for &'a Batch {
-    type Item = &'a Received;
-    type IntoIter = std::slice::Iter<'a, Received>;
+    type Item = &'a ReceivedMessage;
+    type IntoIter = std::slice::Iter<'a, ReceivedMessage>;
     fn into_iter(self) -> Self::IntoIter {
         self.messages.iter()
     }
@@ -436,7 +443,7 @@ impl<'a> IntoIterator for &'a Batch {
 #[non_exhaustive]
 pub struct Committed {
     /// The offsets that the broker has stored now.
-    pub stored: Positions,
+    pub stored: Offsets,
     /// The partitions that this member no longer owns. Nothing was stored for them, and their owner receives the
     /// messages again. The commit is still `Ok`.
     pub lost: Vec<TopicPartition>,
@@ -444,7 +451,7 @@ pub struct Committed {
 
 impl Committed {
     /// Creates a result with the stored offsets and the partitions that belong to other members.
-    pub fn new(stored: Positions, lost: Vec<TopicPartition>) -> Self {
+    pub fn new(stored: Offsets, lost: Vec<TopicPartition>) -> Self {
         Self { stored, lost }
     }
 }

@@ -48,7 +48,7 @@ impl BarValues {
 /// One bar of an instrument. The key is (instrument, interval, `open_time`). The bar covers `[open_time, close_time)`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Record)]
 #[record(name = "bars", message = "bar", topic = "crypto-ohlcv", validate = Self::holds_together)]
-pub struct Ohlcv {
+pub struct Bar {
     #[series]
     instrument: Instrument,
     #[interval]
@@ -59,7 +59,7 @@ pub struct Ohlcv {
     values: BarValues,
 }
 
-impl Ohlcv {
+impl Bar {
     /// Creates a bar that opens at `open_time`.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl BarBuilder {
 /// # Errors
 /// `InvalidInput` if the finer interval does not divide the coarser interval, if the bars differ in instrument or
 /// interval, or if they are not in ascending order. `OutOfRange` if a sum exceeds the range of the domain.
-pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
+pub fn resample(bars: &[Bar], to: Interval) -> Result<Vec<Bar>> {
     let Some(first) = bars.first() else { return Ok(Vec::new()) };
     if !first.interval.divides(to) {
         let rule = format!("must divide {to}");
@@ -218,12 +218,12 @@ pub fn coarsen(bars: &[Ohlcv], to: Interval) -> Result<Vec<Ohlcv>> {
         }
     }
     bars.chunk_by(|a, b| to.floor(a.open_time) == to.floor(b.open_time))
-        .map(|group| Ohlcv::new(first.instrument.clone(), to, to.floor(group[0].open_time), merge(group)?))
+        .map(|group| Bar::new(first.instrument.clone(), to, to.floor(group[0].open_time), merge(group)?))
         .collect()
 }
 
 /// Merges the values of several bars. `group` is not empty.
-fn merge(group: &[Ohlcv]) -> Result<BarValues> {
+fn merge(group: &[Bar]) -> Result<BarValues> {
     let total = |of: fn(&BarValues) -> Option<Quantity>| -> Result<Option<Quantity>> {
         let Some(known) = group.iter().map(|bar| of(&bar.values)).collect::<Option<Vec<_>>>() else {
             return Ok(None);
@@ -252,12 +252,12 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn bar(minute: i64, prices: [&str; 4], volume: Option<&str>) -> Ohlcv {
+    fn bar(minute: i64, prices: [&str; 4], volume: Option<&str>) -> Bar {
         let [open, high, low, close] = prices.map(p);
         let volume = volume.map(|v| v.parse().unwrap());
         let values = BarValues { open, high, low, close, volume, quote_volume: volume, count: Some(2) };
         let open_time = Timestamp::from_secs(1_000_000_020 + 60 * minute).unwrap();
-        Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, open_time, values).unwrap()
+        Bar::new("x:Y".parse().unwrap(), Interval::M1, open_time, values).unwrap()
     }
 
     fn tick(seq: u64, price: &str, quantity: Option<&str>) -> PriceTick {
@@ -272,7 +272,7 @@ mod tests {
             let [open, high, low, close] = prices.map(p);
             let values = BarValues { open, high, low, close, ..BarValues::flat(open) };
             let time = Timestamp::from_secs(at).unwrap();
-            Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, time, values)
+            Bar::new("x:Y".parse().unwrap(), Interval::M1, time, values)
         };
         assert!(new(["2", "3", "1", "2"], 1_000_000_020).is_ok());
         for (prices, at, field) in [
@@ -321,28 +321,28 @@ mod tests {
             bar(1, ["11", "15", "11", "14"], Some("0.2")),
             bar(7, ["14", "14", "2", "3"], None),
         ];
-        let merged = coarsen(&bars, Interval::M5).unwrap();
+        let merged = resample(&bars, Interval::M5).unwrap();
         assert_eq!(merged.len(), 2);
         let BarValues { open, high, low, close, volume, count, .. } = *merged[0].values();
         assert_eq!([open, high, low, close], ["10", "15", "9", "14"].map(p));
         assert_eq!((volume, count), ("0.3".parse().ok(), Some(4)));
         assert_eq!(merged[1].values().volume, None, "unknown stays unknown");
-        assert!(coarsen(&[], Interval::M5).unwrap().is_empty());
+        assert!(resample(&[], Interval::M5).unwrap().is_empty());
     }
 
     #[test]
     fn what_cannot_be_merged_is_refused() {
         let bars = [bar(0, ["1"; 4], None), bar(1, ["1"; 4], None)];
-        assert!(coarsen(&bars, Interval::S5).is_err());
-        assert!(coarsen(&[bars[1].clone(), bars[0].clone()], Interval::M5).is_err());
-        assert!(coarsen(&[bars[0].clone(), bars[0].clone()], Interval::M5).is_err());
+        assert!(resample(&bars, Interval::S5).is_err());
+        assert!(resample(&[bars[1].clone(), bars[0].clone()], Interval::M5).is_err());
+        assert!(resample(&[bars[0].clone(), bars[0].clone()], Interval::M5).is_err());
     }
 
     #[test]
     fn json_is_checked_like_the_constructor() {
         let bar = bar(0, ["1", "2", "1", "2"], Some("3"));
         let json = serde_json::to_string(&bar).unwrap();
-        assert_eq!(serde_json::from_str::<Ohlcv>(&json).unwrap(), bar);
-        assert!(serde_json::from_str::<Ohlcv>(&json.replace("\"high\":\"2\"", "\"high\":\"1.5\"")).is_err());
+        assert_eq!(serde_json::from_str::<Bar>(&json).unwrap(), bar);
+        assert!(serde_json::from_str::<Bar>(&json.replace("\"high\":\"2\"", "\"high\":\"1.5\"")).is_err());
     }
 }

@@ -59,7 +59,8 @@ impl BookSnapshot {
             return refuse("bids, asks", &"none", "must not both be empty");
         }
         for (field, levels) in [("bids", self.bids()), ("asks", self.asks())] {
-            if let Some(level) = levels.iter().find(|level| level.quantity.get() == crate::Decimal::ZERO) {
+            if let Some(level) = levels.iter().find(|level| level.quantity.decimal() == crate::Decimal::ZERO)
+            {
                 return refuse(field, &level.price, "must have a quantity above 0 at each price");
             }
         }

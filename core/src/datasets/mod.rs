@@ -11,7 +11,7 @@ mod registry;
 mod snapshot;
 mod tick;
 
-pub use bar::{BarBuilder, BarValues, Ohlcv, coarsen};
+pub use bar::{Bar, BarBuilder, BarValues, resample};
 pub use book::BookSnapshot;
 pub use derivatives::{FundingRate, Liquidation, MarkPrice, OpenInterest};
 pub use quote::{Quote, QuoteValues};

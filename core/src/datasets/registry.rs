@@ -1,7 +1,7 @@
 //! The datasets of a program.
 
 use super::{
-    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
+    Bar, BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceTick, Quote,
 };
 use crate::record::{Dataset, Record};
 use crate::{Error, ErrorKind, Result};
@@ -27,7 +27,7 @@ impl Default for Datasets {
 impl Datasets {
     /// Returns ticks, quotes, bars and snapshots, the default datasets of a store.
     pub fn standard() -> Self {
-        Self(vec![PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET])
+        Self(vec![PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET])
     }
 
     /// Returns all datasets of this library: the default datasets, then funding rates, open interest, liquidations,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Columns, Record};
-use crate::{Decimal, Error, Percent, Quantity, Result, Scope, Source, Timestamp};
+use crate::{Decimal, Error, Percent, Provider, Quantity, Result, Scope, Timestamp};
 
 /// The values of a [`MarketSnapshot`]. None means unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, Columns)]
@@ -35,7 +35,7 @@ pub struct SnapshotValues {
     pub change_7d: Option<Percent>,
     /// The publisher. It does not count as a value: a snapshot needs at least one other value.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
+    pub source: Option<Provider>,
 }
 
 /// The values that an aggregator published about a market at one time. The key is (scope, ts). At
@@ -77,7 +77,7 @@ impl MarketSnapshot {
         } = &self.values;
         for (field, share) in [("btc_dominance", btc_dominance), ("eth_dominance", eth_dominance)] {
             if let Some(share) = share
-                && !(Decimal::ZERO..=Decimal::from_int(100)).contains(&share.get())
+                && !(Decimal::ZERO..=Decimal::from_int(100)).contains(&share.decimal())
             {
                 return Err(Error::invalid(
                     "domain.snapshot.dominance",
@@ -133,7 +133,7 @@ mod tests {
         let new = |values| MarketSnapshot::new(Scope::Global, Timestamp::MIN, values);
         let percent = |text: &str| text.parse::<Percent>().ok();
         assert!(new(SnapshotValues::default()).is_err());
-        assert!(new(SnapshotValues { source: Source::new("x").ok(), ..Default::default() }).is_err());
+        assert!(new(SnapshotValues { source: Provider::new("x").ok(), ..Default::default() }).is_err());
         assert!(new(SnapshotValues { change_7d: percent("-250"), ..Default::default() }).is_ok());
         for (share, fits) in [("0", true), ("100", true), ("100.000000000000000001", false), ("-0.1", false)]
         {

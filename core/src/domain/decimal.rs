@@ -450,7 +450,7 @@ macro_rules! number {
             }
 
             /// Returns the number as a decimal.
-            pub const fn get(self) -> Decimal {
+            pub const fn decimal(self) -> Decimal {
                 self.0
             }
 

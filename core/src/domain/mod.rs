@@ -4,6 +4,7 @@
 //! error names the field and the value.
 
 mod decimal;
+pub mod duration;
 mod interval;
 mod name;
 mod range;
@@ -14,7 +15,7 @@ mod time;
 
 pub use decimal::{Decimal, ExactSum, Percent, Price, Quantity, Sum18, Sum36};
 pub use interval::Interval;
-pub use name::{Exchange, Instrument, Source, Symbol};
+pub use name::{Exchange, Instrument, Provider, Symbol};
 pub use range::{Selection, TimeRange};
 pub use scope::Scope;
 pub use side::Side;

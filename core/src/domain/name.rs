@@ -72,7 +72,7 @@ fn is_visible(c: char) -> bool {
 }
 text_name!(
     /// The publisher of a snapshot: `coingecko`.
-    Source,
+    Provider,
     "domain.source",
     "source",
     "must be 1 to 64 printable ASCII characters",

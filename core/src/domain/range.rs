@@ -94,7 +94,8 @@ pub enum Selection<K> {
     /// Every existing key.
     All,
     /// Only these keys, in ascending order without duplicates.
-    These(Keys<K>),
+    #[serde(rename = "these")]
+    Only(Keys<K>),
 }
 
 /// The keys of a [`Selection`]: sorted, without duplicates, at least one.
@@ -114,7 +115,7 @@ impl<K: Ord> Selection<K> {
     ///
     /// # Errors
     /// `InvalidInput` for an empty list.
-    pub fn these(keys: impl IntoIterator<Item = K>) -> Result<Self> {
+    pub fn only(keys: impl IntoIterator<Item = K>) -> Result<Self> {
         let mut keys: Vec<K> = keys.into_iter().collect();
         if keys.is_empty() {
             return Err(Error::invalid(
@@ -126,19 +127,19 @@ impl<K: Ord> Selection<K> {
         }
         keys.sort_unstable();
         keys.dedup();
-        Ok(Self::These(Keys(keys)))
+        Ok(Self::Only(Keys(keys)))
     }
 
     /// Creates a selection of a single key.
     pub fn one(key: K) -> Self {
-        Self::These(Keys(vec![key]))
+        Self::Only(Keys(vec![key]))
     }
 
     /// Returns whether the key is selected.
     pub fn contains(&self, key: &K) -> bool {
         match self {
             Self::All => true,
-            Self::These(keys) => keys.binary_search(key).is_ok(),
+            Self::Only(keys) => keys.binary_search(key).is_ok(),
         }
     }
 }
@@ -149,11 +150,12 @@ impl<'de, K: Ord + Deserialize<'de>> Deserialize<'de> for Selection<K> {
         #[serde(rename_all = "snake_case")]
         enum Raw<K> {
             All,
-            These(Vec<K>),
+            #[serde(rename = "these")]
+            Only(Vec<K>),
         }
         match Raw::deserialize(deserializer)? {
             Raw::All => Ok(Self::All),
-            Raw::These(keys) => Self::these(keys).map_err(serde::de::Error::custom),
+            Raw::Only(keys) => Self::only(keys).map_err(serde::de::Error::custom),
         }
     }
 }
@@ -178,8 +180,8 @@ mod tests {
 
     #[test]
     fn an_empty_selection_is_refused_and_repeated_keys_count_once() {
-        assert!(Selection::<u8>::these([]).is_err());
-        let Selection::These(keys) = Selection::these([2, 1, 2]).unwrap() else { panic!() };
+        assert!(Selection::<u8>::only([]).is_err());
+        let Selection::Only(keys) = Selection::only([2, 1, 2]).unwrap() else { panic!() };
         assert_eq!(*keys, [1, 2]);
         assert!(serde_json::from_str::<Selection<u8>>("{\"these\":[]}").is_err());
         assert_eq!(serde_json::from_str::<Selection<u8>>("\"all\"").unwrap(), Selection::All);

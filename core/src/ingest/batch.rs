@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::Span;
 
 use crate::Timestamp;
-use crate::bus::{self, Codec, Encoding, Positions, RejectedMessage, decode_record_with};
+use crate::bus::{self, Codec, Encoding, Offsets, RejectedMessage, decode_record_with};
 use crate::record::{Dataset, RecordVec};
 
 /// Decoded messages, and the offsets to commit after them.
@@ -13,7 +13,7 @@ use crate::record::{Dataset, RecordVec};
 pub(super) struct Batch {
     pub(super) records: RecordVec,
     pub(super) rejected: Vec<RejectedMessage>,
-    pub(super) positions: Positions,
+    pub(super) positions: Offsets,
     /// The number of messages.
     pub(super) messages: usize,
     /// The estimated memory of the messages, in bytes.
@@ -29,7 +29,7 @@ impl Batch {
         Self {
             records: dataset.new_vec(),
             rejected: Vec::new(),
-            positions: Positions::new(),
+            positions: Offsets::new(),
             messages: 0,
             bytes: 0,
             oldest: None,
@@ -53,7 +53,7 @@ impl Batch {
             }
         }
         self.messages += received.len();
-        self.positions.advance(received.positions());
+        self.positions.merge(received.offsets());
         if !received.is_empty() {
             let span = received.span();
             match &self.span {

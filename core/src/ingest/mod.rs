@@ -6,11 +6,11 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use qi_core::bus::{GroupId, MessageBus, Subscribe, TopicName};
+//! use qi_core::bus::{GroupId, MessageBus, SubscribeRequest, TopicName};
 //! use qi_core::{Ingest, IngestConfig, PriceStore, PriceTick, Result};
 //!
 //! async fn store_ticks(bus: Arc<dyn MessageBus>, store: Arc<dyn PriceStore>) -> Result<()> {
-//!     let request = Subscribe::new(GroupId::new("writer")?, [TopicName::new("crypto-prices")?])?;
+//!     let request = SubscribeRequest::new(GroupId::new("writer")?, [TopicName::new("crypto-prices")?])?;
 //!     let mut ingest =
 //!         Ingest::open(bus, store, PriceTick::DATASET, request, IngestConfig::default()).await?;
 //!     ingest.run_until(async { drop(tokio::signal::ctrl_c().await) }).await?;
@@ -39,8 +39,8 @@ pub use progress::IngestProgress;
 
 use crate::agent::{Agent, AgentContext, ExitReason};
 use crate::bus::{
-    MessageBus, MessageBusExt as _, Notice, Positions, RejectedMessage, Subscribe, Subscription,
-    TopicPartition, TopicState,
+    MessageBus, MessageBusExt as _, Offsets, RejectedMessage, SubscribeRequest, Subscription,
+    SubscriptionEvent, TopicPartition, TopicState,
 };
 use crate::deadline::later;
 use crate::telemetry::{
@@ -140,7 +140,7 @@ async fn write(parts: Arc<Parts>, stages: Arc<Stages>, batch: Batch, stop: Cance
         #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52 records")]
         metrics::histogram!(INGEST_BATCH.name, "dataset" => dataset).record(records.len() as f64);
         if let Some(oldest) = batch.oldest {
-            let delay = SystemClock.now().since(oldest);
+            let delay = SystemClock.now().duration_since(oldest);
             metrics::histogram!(INGEST_DELAY.name, "dataset" => dataset).record(delay.as_secs_f64());
         }
     }
@@ -194,7 +194,7 @@ impl Ingest {
         bus: Arc<dyn MessageBus>,
         store: Arc<dyn PriceStore>,
         dataset: Dataset,
-        request: Subscribe,
+        request: SubscribeRequest,
         mut config: IngestConfig,
     ) -> Result<Self> {
         config.check()?;
@@ -320,9 +320,9 @@ struct Run {
     /// The write of the current batch.
     write: Option<AbortOnDropHandle<Result<()>>>,
     /// The offsets after the batch that is being stored.
-    writing: Positions,
+    writing: Offsets,
     /// The stored offsets that are not committed.
-    stored: Positions,
+    stored: Offsets,
     commit_at: Instant,
     /// The earliest time of the next `recv`, after failed calls of the subscription.
     receive_at: Instant,
@@ -342,8 +342,8 @@ impl Run {
             stages: Arc::new(stages),
             pending,
             write: None,
-            writing: Positions::new(),
-            stored: Positions::new(),
+            writing: Offsets::new(),
+            stored: Offsets::new(),
             commit_at: Instant::now(),
             receive_at: Instant::now(),
             failures: 0,
@@ -408,8 +408,8 @@ impl Run {
             Err(error) => return self.pause(Stage::Receive, error),
         };
         self.succeeded(Stage::Receive);
-        for notice in batch.notices() {
-            self.apply(notice);
+        for event in batch.events() {
+            self.apply(event);
         }
         let began = Instant::now();
         self.pending.add(&batch, &self.parts.config.codecs);
@@ -427,13 +427,15 @@ impl Run {
     }
 
     /// Applies an event of the subscription to the uncommitted offsets.
-    fn apply(&mut self, notice: &Notice) {
-        match notice {
-            Notice::RevocationPending => self.revoking = true,
-            Notice::AssignmentChanged { lost, .. } => self.forget(|partition| lost.contains(partition)),
-            Notice::Reset { partition, .. } => self.forget(|other| other == partition),
-            Notice::PollLimitPassed => self.forget(|_| true),
-            Notice::TopicDeleted { topic } => self.forget(|partition| partition.topic == *topic),
+    fn apply(&mut self, event: &SubscriptionEvent) {
+        match event {
+            SubscriptionEvent::RevocationPending => self.revoking = true,
+            SubscriptionEvent::AssignmentChanged { lost, .. } => {
+                self.forget(|partition| lost.contains(partition));
+            }
+            SubscriptionEvent::Reset { partition, .. } => self.forget(|other| other == partition),
+            SubscriptionEvent::MaxPollIntervalExceeded => self.forget(|_| true),
+            SubscriptionEvent::TopicDeleted { topic } => self.forget(|partition| partition.topic == *topic),
         }
     }
 
@@ -467,11 +469,11 @@ impl Run {
     }
 
     /// Keeps offsets for the next commit.
-    fn keep(&mut self, positions: &Positions) {
+    fn keep(&mut self, positions: &Offsets) {
         if self.stored.is_empty() {
             self.commit_at = self.commit_at.max(Instant::now());
         }
-        self.stored.advance(positions);
+        self.stored.merge(positions);
     }
 
     async fn commit(&mut self, subscription: &mut dyn Subscription) -> Result<()> {
@@ -483,7 +485,7 @@ impl Run {
         match subscription.commit(&self.stored).await {
             Ok(_) => {
                 self.parts.observe(Stage::Commit.as_str(), began);
-                self.stored = Positions::new();
+                self.stored = Offsets::new();
                 self.succeeded(Stage::Commit);
                 Ok(())
             }

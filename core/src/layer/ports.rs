@@ -6,16 +6,16 @@ use futures::future::BoxFuture;
 
 use super::{Call, Layer, Layered, Retry};
 use crate::bus::{
-    Assignment, Batch, BusInfo, BusStatus, CloseReport, Committed, GroupInfo, GroupQuery, Message,
-    MessageBus, Positions, PublishOptions, PublishReport, Read, SeekTo, Subscribe, Subscription, TopicInfo,
-    TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    Assignment, Batch, BusInfo, BusPingReport, CloseReport, Committed, GroupInfo, GroupQuery, Message,
+    MessageBus, Offsets, PublishOptions, PublishReport, ReaderRequest, SeekTo, SubscribeRequest,
+    Subscription, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use crate::record::{Dataset, Records};
 use crate::store::{
     BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
-use crate::{Ohlcv, Operation, Result, Timestamp};
+use crate::{Bar, Operation, Result, Timestamp};
 
 /// Generates methods of a port with the signatures that `async_trait` expects, so that a method can return an inner
 /// future without another box. `$body` is the macro that generates the bodies. `[mut]` is for methods with `&mut self`.
@@ -57,11 +57,11 @@ macro_rules! price_store {
         methods! { $body []
             ensure_schema() -> SchemaReport = EnsureSchema;
             plan_schema() -> Vec<String> = PlanSchema;
-            ping() -> StoreStatus = StorePing;
+            ping() -> StorePingReport = StorePing;
             insert(batch: &dyn Records) -> InsertReport = Insert[batch.dataset(), batch.len()];
             range(request: &RangeRequest) -> RecordPage = Range[request.dataset];
             latest(request: &LatestRequest) -> RecordPage = Latest[request.dataset];
-            derived_bars(query: &BarQuery) -> Page<Ohlcv> = DerivedBars;
+            derived_bars(query: &BarQuery) -> Page<Bar> = DerivedBars;
             stats(query: &StatsQuery) -> Option<RangeStats> = Stats;
             series(request: &SeriesRequest) -> Page<SeriesSummary> = Series[request.dataset];
             delete_range(query: &DeleteQuery) -> () = DeleteRange[query.dataset];
@@ -79,13 +79,13 @@ macro_rules! message_bus {
 
         methods! { $body []
             publish(batch: &[Message], options: &PublishOptions) -> PublishReport = Publish;
-            subscribe(request: Subscribe) -> Box<dyn Subscription> = Subscribe;
-            read(request: Read) -> Box<dyn Subscription> = Read;
+            subscribe(request: SubscribeRequest) -> Box<dyn Subscription> = Subscribe;
+            open_reader(request: ReaderRequest) -> Box<dyn Subscription> = OpenReader;
             create_topics(specs: &[TopicSpec]) -> Vec<TopicOutcome> = CreateTopics;
             delete_topics(names: &[TopicName]) -> Vec<TopicOutcome> = DeleteTopics;
             topics() -> Vec<TopicInfo> = Topics;
             groups(query: &GroupQuery) -> Vec<GroupInfo> = Groups;
-            ping() -> BusStatus = BusPing;
+            ping() -> BusPingReport = BusPing;
             close() -> CloseReport = BusClose;
         }
     };
@@ -95,7 +95,7 @@ macro_rules! subscription {
     ($body:ident) => {
         methods! { $body [mut]
             recv(max: usize, wait: Duration) -> Batch = Recv;
-            commit(upto: &Positions) -> Committed = Commit;
+            commit(upto: &Offsets) -> Committed = Commit;
             seek(to: &[(TopicPartition, SeekTo)]) -> () = Seek;
             pause(partitions: &[TopicPartition]) -> () = Pause;
             resume(partitions: &[TopicPartition]) -> () = Resume;
@@ -114,7 +114,7 @@ macro_rules! layered {
         $self.layer.recv(&mut $self.inner, $max, $wait)
     };
     ($self:ident, $call:expr, subscribe($request:ident)) => { layered!(@ $self, $call, subscribe, $request) };
-    ($self:ident, $call:expr, read($request:ident)) => { layered!(@ $self, $call, read, $request) };
+    ($self:ident, $call:expr, open_reader($request:ident)) => { layered!(@ $self, $call, open_reader, $request) };
     (@ $self:ident, $call:expr, $open:ident, $request:ident) => {
         Box::pin(async move {
             let subscription = $self.layer.call($call, $self.inner.$open($request)).await?;
@@ -133,7 +133,7 @@ macro_rules! retried {
     };
     ($self:ident, $call:expr, recv($max:ident, $wait:ident)) => { $self.inner.recv($max, $wait) };
     ($self:ident, $call:expr, subscribe($request:ident)) => { retried!(@ $self, $call, subscribe, $request) };
-    ($self:ident, $call:expr, read($request:ident)) => { retried!(@ $self, $call, read, $request) };
+    ($self:ident, $call:expr, open_reader($request:ident)) => { retried!(@ $self, $call, open_reader, $request) };
     (@ $self:ident, $call:expr, $open:ident, $request:ident) => {
         Box::pin(async move {
             Ok($self.wrap(retried!(@@ $self, $call, $self.inner.$open($request.clone()))))

@@ -3,7 +3,7 @@
 use super::{Column, ColumnType, FieldReader, FieldWriter, Levels};
 use crate::domain::{counter, text_name};
 use crate::{
-    Decimal, Exchange, Interval, Percent, Price, Quantity, Result, Scope, Side, Source, Symbol, Timestamp,
+    Decimal, Exchange, Interval, Percent, Price, Provider, Quantity, Result, Scope, Side, Symbol, Timestamp,
 };
 
 /// A type of column values. `Option` of such a type is an optional column.
@@ -11,7 +11,7 @@ use crate::{
     message = "`{Self}` cannot be a column of a record",
     label = "not a column type",
     note = "column types are `Price`, `Quantity`, `Percent`, `Decimal`, `u64`, `i64`, `bool`, `Timestamp`, `Interval`, \
-            `Text`, `Source`, `Symbol`, `Exchange`, `Levels`, enums with `#[derive(Enumeration)]`, and `Option` of these"
+            `Text`, `Provider`, `Symbol`, `Exchange`, `Levels`, enums with `#[derive(Enumeration)]`, and `Option` of these"
 )]
 pub trait ColumnValue: Sized {
     /// The type of the column.
@@ -124,14 +124,14 @@ macro_rules! values {
 
 values! {
     Decimal, ColumnType::Decimal, decimal, |v| *v, |v| Ok(v);
-    Price, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
-    Quantity, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
-    Percent, ColumnType::Decimal, decimal, |v| v.get(), |v| Self::new(v);
+    Price, ColumnType::Decimal, decimal, |v| v.decimal(), |v| Self::new(v);
+    Quantity, ColumnType::Decimal, decimal, |v| v.decimal(), |v| Self::new(v);
+    Percent, ColumnType::Decimal, decimal, |v| v.decimal(), |v| Self::new(v);
     i64, ColumnType::Integer, integer, |v| *v, |v| Ok(v);
     bool, ColumnType::Boolean, boolean, |v| *v, |v| Ok(v);
     Timestamp, ColumnType::Timestamp, time, |v| *v, |v| Ok(v);
     Interval, ColumnType::Interval, interval, |v| *v, |v| Ok(v);
-    Source, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
+    Provider, ColumnType::Text { max: 64 }, text, |v| v.as_str(), |v| Self::new(v);
     Symbol, ColumnType::Text { max: Self::MAX_BYTES }, text, |v| v.as_str(), |v| Self::new(v);
     Exchange, ColumnType::Text { max: 32 }, text, |v| v.as_str(), |v| Self::new(v);
     Side, ColumnType::Enumeration(Self::NAMES), code, |v| v.code(), |v| super::macros::enumeration(v);

@@ -5,8 +5,8 @@
 //! records of every application in the same way. `docs/your-own-records.md` shows the steps from a
 //! struct to a stored table.
 //!
-//! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *place* in it (a
-//! time and a sequence number). The series and the place are the key.
+//! A record belongs to a *series* (an instrument, an instrument with an interval, or a name) and has a *sort key* in it
+//! (a time and a sequence number). The series and the sort key are the key.
 //!
 //! Adapters handle records without their Rust type. A batch is `&dyn` [`Records`], and the answer to a query is a
 //! [`RecordVec`].
@@ -37,7 +37,7 @@ use crate::{Result, Timestamp};
 
 /// The position of a record in its series: the time, then the sequence number. The sequence number of a
 /// record without one is 0.
-pub type Place = (Timestamp, u64);
+pub type SortKey = (Timestamp, u64);
 
 /// A struct that stores can keep and buses can carry. Implement it with `#[derive(Record)]`.
 ///
@@ -60,8 +60,8 @@ pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Sen
     /// Returns the series of the record without a copy.
     fn series_ref(&self) -> SeriesRef<'_>;
 
-    /// Returns the place of the record in its series.
-    fn place(&self) -> Place;
+    /// Returns the sort key of the record in its series.
+    fn sort_key(&self) -> SortKey;
 
     /// Writes the value columns in the declared order.
     fn write<W: FieldWriter + ?Sized>(&self, out: &mut W);
@@ -70,7 +70,8 @@ pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Sen
     ///
     /// # Errors
     /// The reader's error; `InvalidInput` for a record that [`Record::validate`] rejects.
-    fn read<F: FieldReader + ?Sized>(series: Self::Series, place: Place, fields: &mut F) -> Result<Self>;
+    fn read<F: FieldReader + ?Sized>(series: Self::Series, sort_key: SortKey, fields: &mut F)
+    -> Result<Self>;
 
     /// Checks the record's own rules, and that stores can represent its time and its sequence number.
     ///
@@ -80,7 +81,7 @@ pub trait Record: Clone + PartialEq + Debug + Serialize + DeserializeOwned + Sen
 
     /// Returns the time that ranges, purges and retention use.
     fn time(&self) -> Timestamp {
-        self.place().0
+        self.sort_key().0
     }
 
     /// Returns the time from which an `as_of` query returns the record: the close time of a bar, else [`Record::time`].
@@ -130,7 +131,7 @@ pub mod macros {
     }
 
     /// Checks the time and the sequence number of a record.
-    pub fn check_place(time: (&'static str, Timestamp), seq: Option<(&'static str, u64)>) -> Result<()> {
+    pub fn check_sort_key(time: (&'static str, Timestamp), seq: Option<(&'static str, u64)>) -> Result<()> {
         time.1.for_record(time.0)?;
         if let Some((field, seq)) = seq {
             crate::domain::counter(field, seq)?;

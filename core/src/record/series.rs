@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-use crate::{Error, Exchange, Instrument, Interval, Result, Scope, Source, Symbol};
+use crate::{Error, Exchange, Instrument, Interval, Provider, Result, Scope, Symbol};
 
 /// The owner of a series without its Rust type: an instrument or a name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,7 +137,7 @@ impl fmt::Display for SeriesKey {
 /// The type of a series: [`Instrument`], `(Instrument, Interval)`, or a name.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the series of a record",
-    note = "a series is an `Instrument`, a `Scope`, a `Symbol`, an `Exchange`, a `Source` or a `Text`"
+    note = "a series is an `Instrument`, a `Scope`, a `Symbol`, an `Exchange`, a `Provider` or a `Text`"
 )]
 pub trait Series: Ord + Clone + Debug + Send + Sync + 'static {
     /// The owner: the series without its interval.
@@ -246,6 +246,6 @@ names! {
     [] Scope, Self::MAX_BYTES, |scope| scope.storage_text(), |text| Self::from_storage_text(text);
     [] Symbol, Self::MAX_BYTES, |value| value.as_str(), |text| Self::new(text);
     [] Exchange, 32, |value| value.as_str(), |text| Self::new(text);
-    [] Source, 64, |value| value.as_str(), |text| Self::new(text);
+    [] Provider, 64, |value| value.as_str(), |text| Self::new(text);
     [const MAX: usize] super::Text<MAX>, MAX, |value| value.as_str(), |text| Self::new(text);
 }

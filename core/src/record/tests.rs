@@ -214,13 +214,13 @@ fn vectors_copy_replace_and_remove() {
 fn a_row_fits_its_dataset() {
     let dataset = at_run_time();
     let row = Row::copy_of(&Slice::new(&[everything(1)]).unwrap()).unwrap().remove(0);
-    let new = |series: SeriesKey, place, values| Row::new(dataset, series, place, values);
-    let (series, place, values) = (row.series().clone(), row.place(), row.values().to_vec());
-    assert!(new(series.clone(), place, values.clone()).is_ok());
+    let new = |series: SeriesKey, sort_key, values| Row::new(dataset, series, sort_key, values);
+    let (series, sort_key, values) = (row.series().clone(), row.sort_key(), row.values().to_vec());
+    assert!(new(series.clone(), sort_key, values.clone()).is_ok());
     let with = |at: usize, value: Value| {
         let mut values = values.clone();
         values[at] = value;
-        new(series.clone(), place, values)
+        new(series.clone(), sort_key, values)
     };
     for (at, value) in [
         (0, Value::Absent),
@@ -235,9 +235,9 @@ fn a_row_fits_its_dataset() {
         let error = with(at, value).unwrap_err();
         assert_eq!(error.context_value("field"), Some(dataset.values()[at].name));
     }
-    assert!(new(SeriesKey { interval: None, ..series.clone() }, place, values.clone()).is_err());
+    assert!(new(SeriesKey { interval: None, ..series.clone() }, sort_key, values.clone()).is_err());
     let instrument = "a:B".parse::<Instrument>().unwrap().key();
-    assert!(new(SeriesKey { interval: Some(Interval::H1), ..instrument }, place, values.clone()).is_err());
+    assert!(new(SeriesKey { interval: Some(Interval::H1), ..instrument }, sort_key, values.clone()).is_err());
     assert!(new(series, (Timestamp::MAX, 0), values).is_err());
 }
 

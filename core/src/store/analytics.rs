@@ -8,9 +8,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 
 use super::{Order, PricePoint, PriceStore, SeriesRequest, StatsQuery};
 use crate::domain::Sum18;
-use crate::{
-    BarValues, Decimal, Error, Instrument, Interval, Ohlcv, Result, Selection, TimeRange, Timestamp,
-};
+use crate::{Bar, BarValues, Decimal, Error, Instrument, Interval, Result, Selection, TimeRange, Timestamp};
 
 /// The bars that an analysis reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +34,7 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilledBar {
     /// The bar. A filled bar has the previous close as its four prices, and zero volume and count.
-    pub bar: Ohlcv,
+    pub bar: Bar,
     /// True if the bar fills an empty bucket.
     pub filled: bool,
 }
@@ -89,7 +87,7 @@ pub(super) async fn change(store: &(impl PriceStore + ?Sized), query: &StatsQuer
 /// Source: B. P. Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products", Technometrics 4
 /// (1962).
 pub(super) async fn volatility(
-    bars: impl Stream<Item = Result<Ohlcv>>,
+    bars: impl Stream<Item = Result<Bar>>,
     bars_per_year: Option<f64>,
 ) -> Result<Option<f64>> {
     if let Some(n) = bars_per_year
@@ -105,7 +103,7 @@ pub(super) async fn volatility(
     let (mut previous, mut count, mut mean, mut squares) = (None, 0.0, 0.0, 0.0);
     let mut bars = pin!(bars);
     while let Some(bar) = bars.try_next().await? {
-        let close = bar.close().get().to_f64_lossy();
+        let close = bar.close().decimal().to_f64_lossy();
         if let Some(previous) = previous.replace(close) {
             let step: f64 = f64::ln(close / previous);
             count += 1.0;
@@ -125,7 +123,7 @@ pub(super) async fn volatility(
 pub(super) const MAX_WINDOW: usize = 10_000;
 
 pub(super) fn moving_average(
-    bars: BoxStream<'_, Result<Ohlcv>>,
+    bars: BoxStream<'_, Result<Bar>>,
     window: usize,
 ) -> BoxStream<'_, Result<(Timestamp, Decimal)>> {
     if !(1..=MAX_WINDOW).contains(&window) {
@@ -167,11 +165,11 @@ pub(super) fn ascending_only(order: Order) -> Result<()> {
 }
 
 /// Puts a flat bar into every empty bucket between two bars.
-pub(super) fn filled(bars: BoxStream<'_, Result<Ohlcv>>) -> BoxStream<'_, Result<FilledBar>> {
+pub(super) fn filled(bars: BoxStream<'_, Result<Bar>>) -> BoxStream<'_, Result<FilledBar>> {
     struct State<'a> {
-        bars: BoxStream<'a, Result<Ohlcv>>,
-        last: Option<Ohlcv>,
-        ahead: Option<Ohlcv>,
+        bars: BoxStream<'a, Result<Bar>>,
+        last: Option<Bar>,
+        ahead: Option<Bar>,
     }
     let state = State { bars, last: None, ahead: None };
     stream::try_unfold(state, |mut state| async move {
@@ -182,7 +180,7 @@ pub(super) fn filled(bars: BoxStream<'_, Result<Ohlcv>>) -> BoxStream<'_, Result
         let item = match &state.last {
             Some(last) if last.close_time() < ahead.open_time() => {
                 let values = BarValues::flat(last.close());
-                let bar = Ohlcv::new(last.instrument().clone(), last.interval(), last.close_time(), values)?;
+                let bar = Bar::new(last.instrument().clone(), last.interval(), last.close_time(), values)?;
                 FilledBar { bar, filled: true }
             }
             _ => match state.ahead.take() {
@@ -198,7 +196,7 @@ pub(super) fn filled(bars: BoxStream<'_, Result<Ohlcv>>) -> BoxStream<'_, Result
 
 /// Returns the ranges of consecutive open times in `range` that have no bar.
 pub(super) fn gaps(
-    bars: BoxStream<'_, Result<Ohlcv>>,
+    bars: BoxStream<'_, Result<Bar>>,
     interval: Interval,
     range: TimeRange,
 ) -> BoxStream<'_, Result<TimeRange>> {
@@ -226,7 +224,7 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
     let MoversQuery { selection, range, limit } = query;
     let mut rank = Ranking::new(*limit);
     match selection {
-        Selection::These(instruments) => {
+        Selection::Only(instruments) => {
             for instrument in instruments.iter() {
                 rank.look_at(store, instrument, *range).await?;
             }

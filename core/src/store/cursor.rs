@@ -21,7 +21,7 @@ pub enum Anchor {
     /// Before the first record.
     Start,
     /// After the record with this time and sequence number.
-    Place(Timestamp, u64),
+    SortKey(Timestamp, u64),
     /// After the record with this time, in a dataset without sequence numbers.
     Time(Timestamp),
     /// After this owner, for queries whose pages have owners.
@@ -30,12 +30,12 @@ pub enum Anchor {
 
 /// The fingerprint of a query: a hash of everything that a cursor is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueryScope(u64);
+pub struct QueryFingerprint(u64);
 
 /// The first character of a cursor. Cursors of another version of the format have another first character.
 const VERSION: char = '1';
 
-impl QueryScope {
+impl QueryFingerprint {
     /// Hashes the parts of a query to which its cursors are bound.
     pub(super) fn of(parts: fmt::Arguments<'_>) -> Self {
         let mut hash = Fnv(Fnv::OFFSET);
@@ -47,7 +47,7 @@ impl QueryScope {
     pub(super) fn cursor(self, anchor: &Anchor) -> Cursor {
         let place = match anchor {
             Anchor::Start => "s".to_owned(),
-            Anchor::Place(ts, seq) => format!("p{}.{seq}", ts.as_micros()),
+            Anchor::SortKey(ts, seq) => format!("p{}.{seq}", ts.as_micros()),
             Anchor::Time(ts) => format!("t{}", ts.as_micros()),
             Anchor::Owner(Owner::Instrument(instrument)) => format!("i{instrument}"),
             Anchor::Owner(Owner::Name(name)) => format!("n{name}"),
@@ -86,7 +86,7 @@ fn parse_anchor(place: &str) -> Option<Anchor> {
         "s" => rest.is_empty().then_some(Anchor::Start),
         "p" => {
             let (ts, seq) = rest.split_once('.')?;
-            Some(Anchor::Place(time(ts)?, seq.parse().ok()?))
+            Some(Anchor::SortKey(time(ts)?, seq.parse().ok()?))
         }
         "t" => time(rest).map(Anchor::Time),
         "i" => rest.parse().ok().map(|instrument| Anchor::Owner(Owner::Instrument(instrument))),
@@ -159,7 +159,7 @@ mod tests {
         let t = Timestamp::MIN;
         vec![
             Anchor::Start,
-            Anchor::Place(t, u64::MAX),
+            Anchor::SortKey(t, u64::MAX),
             Anchor::Time(Timestamp::MAX),
             Anchor::Owner(Owner::Instrument("okx:BTC:PERP/X.1".parse().unwrap())),
             Anchor::Owner(Owner::Name("".into())),
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_cursor_gives_back_its_anchor_to_its_own_query_only() {
-        let (own, other) = (QueryScope::of(format_args!("a")), QueryScope::of(format_args!("b")));
+        let (own, other) = (QueryFingerprint::of(format_args!("a")), QueryFingerprint::of(format_args!("b")));
         for anchor in anchors() {
             let cursor = own.cursor(&anchor);
             let text: Cursor = cursor.to_string().parse().unwrap();
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_changed_cursor_is_refused_wherever_it_was_changed() {
-        let own = QueryScope::of(format_args!("a"));
-        let good = own.cursor(&Anchor::Place(Timestamp::MIN, 7)).to_string();
+        let own = QueryFingerprint::of(format_args!("a"));
+        let good = own.cursor(&Anchor::SortKey(Timestamp::MIN, 7)).to_string();
         for at in 0..good.len() {
             let mut bad = good.clone().into_bytes();
             bad[at] = if bad[at] == b'3' { b'4' } else { b'3' };

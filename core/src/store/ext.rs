@@ -9,11 +9,11 @@ use super::analytics::{self, BarSource, Change, FilledBar, Movers, MoversQuery};
 use super::{
     BarQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, LatestRequest,
     Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesSummary, SnapshotQuery, StatsQuery,
-    StoreStatus,
+    StorePingReport,
 };
 use crate::record::{Record, Series, Slice};
 use crate::{
-    Decimal, Error, ErrorKind, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope,
+    Bar, Decimal, Error, ErrorKind, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Result, Scope,
     Selection, TimeRange, Timestamp,
 };
 
@@ -59,7 +59,7 @@ pub trait PriceStoreExt: PriceStore {
             }
             let mut report = InsertReport::default();
             for part in records.chunks(chunk) {
-                report = report.plus(self.insert_records(part).await?);
+                report = report.merge(self.insert_records(part).await?);
             }
             Ok(report)
         }
@@ -205,32 +205,32 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Writes bars.
-    fn insert_bars(&self, batch: &[Ohlcv]) -> impl Future<Output = Result<InsertReport>> + Send {
+    fn insert_bars(&self, batch: &[Bar]) -> impl Future<Output = Result<InsertReport>> + Send {
         self.insert_records(batch)
     }
 
     /// Writes one bar.
-    fn insert_bar(&self, bar: &Ohlcv) -> impl Future<Output = Result<()>> + Send {
+    fn insert_bar(&self, bar: &Bar) -> impl Future<Output = Result<()>> + Send {
         self.insert_record(bar)
     }
 
     /// Writes any number of bars; see [`PriceStoreExt::insert_records_chunked`].
     fn insert_bars_chunked(
         &self,
-        bars: &[Ohlcv],
+        bars: &[Bar],
         chunk: usize,
     ) -> impl Future<Output = Result<InsertReport>> + Send {
         self.insert_records_chunked(bars, chunk)
     }
 
     /// Returns the stored bars of an instrument that open in a range, by open time.
-    fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
+    fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.range(&request).await?.typed() }
     }
 
     /// Returns the stored or derived bars of a query as a stream, page after page.
-    fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Ohlcv>> {
+    fn bar_stream(&self, query: BarQuery, source: BarSource) -> BoxStream<'_, Result<Bar>> {
         match source {
             BarSource::Stored => range_pages(self, query.request()),
             BarSource::Derived => pages(Ok(query), move |query| {
@@ -244,14 +244,14 @@ pub trait PriceStoreExt: PriceStore {
     }
 
     /// Returns the latest stored bar of each selected instrument, in the order of the instruments.
-    fn latest_bars(&self, query: &LatestBarsQuery) -> impl Future<Output = Result<Page<Ohlcv>>> + Send {
+    fn latest_bars(&self, query: &LatestBarsQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.latest(&request?).await?.typed() }
     }
 
     /// Returns the latest stored bar of each selected instrument as a stream; see
     /// [`PriceStoreExt::latest_tick_stream`].
-    fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Ohlcv>> {
+    fn latest_bar_stream(&self, query: LatestBarsQuery) -> BoxStream<'_, Result<Bar>> {
         latest_pages(self, query.request())
     }
 
@@ -260,7 +260,7 @@ pub trait PriceStoreExt: PriceStore {
         &self,
         instrument: &Instrument,
         interval: Interval,
-    ) -> impl Future<Output = Result<Option<Ohlcv>>> + Send {
+    ) -> impl Future<Output = Result<Option<Bar>>> + Send {
         let query = LatestBarsQuery::new(interval, Selection::one(instrument.clone()));
         async move { Ok(self.latest_bars(&query).await?.items.pop()) }
     }
@@ -396,7 +396,7 @@ pub trait PriceStoreExt: PriceStore {
     /// # Errors
     /// The last ping's error if no further ping fits into `timeout`, or at once an error that is not retryable.
     /// `Timeout` if no ping was answered.
-    fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<StoreStatus>> + Send {
+    fn wait_ready(&self, timeout: Duration) -> impl Future<Output = Result<StorePingReport>> + Send {
         crate::ready::wait_ready(timeout, || self.ping())
     }
 }

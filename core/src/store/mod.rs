@@ -13,7 +13,7 @@ mod query;
 mod report;
 
 pub use analytics::{BarSource, Change, FilledBar, Movers, MoversQuery};
-pub use cursor::{Anchor, Cursor, QueryScope};
+pub use cursor::{Anchor, Cursor, QueryFingerprint};
 pub use ext::PriceStoreExt;
 pub use page::{MAX_PAGE, Page, PageRequest, RecordPage};
 pub use port::PriceStore;
@@ -23,5 +23,5 @@ pub use query::{
 };
 pub use report::{
     InsertReport, InstrumentSummary, PricePoint, RangeStats, Retention, SchemaReport, SeriesSummary,
-    StoreInfo, StoreStatus,
+    StoreInfo, StorePingReport,
 };

@@ -7,10 +7,10 @@ use auto_impl::auto_impl;
 
 use super::{
     BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, RangeRequest, RangeStats, RecordPage,
-    SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
 use crate::record::{Dataset, Records};
-use crate::{Ohlcv, Result, Timestamp};
+use crate::{Bar, Result, Timestamp};
 
 /// Price storage: datasets of records that are written in batches by key and read in pages.
 ///
@@ -86,7 +86,7 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     async fn plan_schema(&self) -> Result<Vec<String>>;
 
     /// Sends a request to the server and returns its round-trip time.
-    async fn ping(&self) -> Result<StoreStatus>;
+    async fn ping(&self) -> Result<StorePingReport>;
 
     /// Writes a batch of records under the guarantees above. An empty batch is Ok without I/O.
     async fn insert(&self, batch: &dyn Records) -> Result<InsertReport>;
@@ -102,7 +102,7 @@ pub trait PriceStore: Debug + Display + Send + Sync + 'static {
     ///
     /// # Errors
     /// `OutOfRange` if a volume is 10²⁰ or more.
-    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>>;
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>>;
 
     /// Returns figures over the ticks of a range, or None if the range has no ticks.
     ///

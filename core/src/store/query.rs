@@ -6,11 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cursor::{Anchor, Cursor, QueryScope};
+use super::cursor::{Anchor, Cursor, QueryFingerprint};
 use super::{Page, PageRequest, RecordPage, SeriesSummary};
 use crate::record::{Dataset, Owner, Record, RecordVec, Series, SeriesKey, SeriesType};
 use crate::{
-    Error, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Result, Scope, Selection,
+    Bar, Error, Exchange, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Result, Scope, Selection,
     TimeRange, Timestamp,
 };
 
@@ -134,7 +134,7 @@ impl BarQuery {
     pub fn request(&self) -> RangeRequest {
         let Self { instrument, interval, range, order, page } = self;
         let series = (instrument.clone(), *interval).key();
-        RangeRequest { dataset: Ohlcv::DATASET, series, range: *range, order: *order, page: page.clone() }
+        RangeRequest { dataset: Bar::DATASET, series, range: *range, order: *order, page: page.clone() }
     }
 }
 setters!(BarQuery);
@@ -215,8 +215,8 @@ fn owners<R: Record>(selection: &Selection<<R::Series as Series>::Owner>) -> Sel
     match selection {
         Selection::All => Selection::All,
         // Owners sort as their keys, so the list stays sorted.
-        Selection::These(keys) => {
-            Selection::these(keys.iter().map(R::Series::owner_key)).unwrap_or(Selection::All)
+        Selection::Only(keys) => {
+            Selection::only(keys.iter().map(R::Series::owner_key)).unwrap_or(Selection::All)
         }
     }
 }
@@ -255,7 +255,7 @@ impl LatestBarsQuery {
     /// Never, because bars have intervals.
     pub fn request(&self) -> Result<LatestRequest> {
         let Self { interval, selection, as_of, page } = self.clone();
-        LatestQuery { selection, interval: Some(interval), as_of, page }.request::<Ohlcv>()
+        LatestQuery { selection, interval: Some(interval), as_of, page }.request::<Bar>()
     }
 }
 setters!(LatestBarsQuery);
@@ -360,7 +360,7 @@ impl DeleteQuery {
     /// Creates a query that deletes stored bars of this interval and these instruments.
     #[allow(clippy::needless_pass_by_value, reason = "as the other constructors")]
     pub fn bars(interval: Interval, selection: Selection<Instrument>, range: TimeRange) -> Self {
-        Self::of::<Ohlcv>(&selection, range).of_interval(interval)
+        Self::of::<Bar>(&selection, range).of_interval(interval)
     }
 
     /// Creates a query that deletes snapshots of these scopes.
@@ -417,8 +417,8 @@ impl RangeRequest {
         found.truncate(count);
         let records = found.as_records();
         let last = count.checked_sub(1).map(|last| {
-            let (time, seq) = records.place(last);
-            if self.dataset.seq().is_some() { Anchor::Place(time, seq) } else { Anchor::Time(time) }
+            let (time, seq) = records.sort_key(last);
+            if self.dataset.seq().is_some() { Anchor::SortKey(time, seq) } else { Anchor::Time(time) }
         });
         let (next, resume) = cursors(self, more, last.as_ref(), last.as_ref())?;
         Ok(RecordPage { records: found, next, resume })
@@ -529,7 +529,7 @@ setters!(SeriesRequest);
 /// A query with paged answers: the fingerprint to which its cursors are bound, and the position of the next page.
 pub trait Paged {
     /// Returns the fingerprint of the query, to which its cursors are bound.
-    fn scope(&self) -> QueryScope;
+    fn fingerprint(&self) -> QueryFingerprint;
 
     /// Returns the requested page.
     fn request(&self) -> &PageRequest;
@@ -539,7 +539,7 @@ pub trait Paged {
     /// # Errors
     /// `InvalidInput` if the cursor does not belong to this query.
     fn anchor(&self) -> Result<Anchor> {
-        self.request().cursor().map_or(Ok(Anchor::Start), |cursor| self.scope().open(cursor))
+        self.request().cursor().map_or(Ok(Anchor::Start), |cursor| self.fingerprint().open(cursor))
     }
 }
 
@@ -556,15 +556,15 @@ fn cursors(
     last: Option<&Anchor>,
     passed: Option<&Anchor>,
 ) -> Result<(Option<Cursor>, Cursor)> {
-    let (scope, before) = (query.scope(), query.anchor()?);
+    let (scope, before) = (query.fingerprint(), query.anchor()?);
     let next = more.then(|| scope.cursor(last.unwrap_or(&before)));
     Ok((next, scope.cursor(passed.unwrap_or(&before))))
 }
 
 impl Paged for RangeRequest {
-    fn scope(&self) -> QueryScope {
+    fn fingerprint(&self) -> QueryFingerprint {
         let Self { dataset, series, range, order, page: _ } = self;
-        QueryScope::of(format_args!("{dataset}|{series}|{range}|{order:?}"))
+        QueryFingerprint::of(format_args!("{dataset}|{series}|{range}|{order:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
@@ -572,9 +572,14 @@ impl Paged for RangeRequest {
 }
 
 impl Paged for LatestRequest {
-    fn scope(&self) -> QueryScope {
+    fn fingerprint(&self) -> QueryFingerprint {
         let Self { dataset, selection, interval, as_of, page: _ } = self;
-        QueryScope::of(format_args!("latest_{dataset}|{interval:?}|{selection:?}|{as_of:?}"))
+        // Stored cursors depend on this text, so it does not follow the names of the variants.
+        let owners = match selection {
+            Selection::All => "All".to_owned(),
+            Selection::Only(owners) => format!("These(Keys({:?}))", &owners[..]),
+        };
+        QueryFingerprint::of(format_args!("latest_{dataset}|{interval:?}|{owners}|{as_of:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
@@ -582,9 +587,9 @@ impl Paged for LatestRequest {
 }
 
 impl Paged for SeriesRequest {
-    fn scope(&self) -> QueryScope {
+    fn fingerprint(&self) -> QueryFingerprint {
         let Self { dataset, exchange, page: _ } = self;
-        QueryScope::of(format_args!("series|{dataset}|{exchange:?}"))
+        QueryFingerprint::of(format_args!("series|{dataset}|{exchange:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.page
@@ -596,9 +601,9 @@ impl Paged for SeriesRequest {
 pub struct Derived<'a>(pub &'a BarQuery);
 
 impl Paged for Derived<'_> {
-    fn scope(&self) -> QueryScope {
+    fn fingerprint(&self) -> QueryFingerprint {
         let BarQuery { instrument, interval, range, order, page: _ } = self.0;
-        QueryScope::of(format_args!("derived|{instrument}|{interval}|{range}|{order:?}"))
+        QueryFingerprint::of(format_args!("derived|{instrument}|{interval}|{range}|{order:?}"))
     }
     fn request(&self) -> &PageRequest {
         &self.0.page
@@ -611,10 +616,10 @@ impl Derived<'_> {
     ///
     /// # Errors
     /// `InvalidInput` if the cursor does not belong to this query.
-    pub fn page_of(&self, mut found: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
+    pub fn page_of(&self, mut found: Vec<Bar>) -> Result<Page<Bar>> {
         let (more, count) = cut(self, found.len());
         found.truncate(count);
-        let anchor = |bar: &Ohlcv| Anchor::Time(bar.open_time());
+        let anchor = |bar: &Bar| Anchor::Time(bar.open_time());
         // The resume cursor stops before the first bar that may still change, even if more bars follow.
         let passed = found.iter().take_while(|bar| bar.close_time() <= self.0.range.end()).last();
         let (next, resume) =
@@ -628,17 +633,17 @@ mod tests {
     use super::*;
     use crate::BarValues;
 
-    fn stored(query: &BarQuery, bars: Vec<Ohlcv>) -> RecordPage {
+    fn stored(query: &BarQuery, bars: Vec<Bar>) -> RecordPage {
         query.request().page_of(RecordVec::from_vec(bars)).unwrap()
     }
 
-    fn bar(hour: i64) -> Ohlcv {
+    fn bar(hour: i64) -> Bar {
         let open = Timestamp::from_secs(1_600_000_000 / 3_600 * 3_600 + hour * 3_600).unwrap();
         let values = BarValues::flat("1".parse().unwrap());
-        Ohlcv::new("x:Y".parse().unwrap(), Interval::H1, open, values).unwrap()
+        Bar::new("x:Y".parse().unwrap(), Interval::H1, open, values).unwrap()
     }
 
-    fn query(bars: &[Ohlcv]) -> BarQuery {
+    fn query(bars: &[Bar]) -> BarQuery {
         // The range ends inside the last bar, so that bar may still change.
         let (first, last) = (&bars[0], &bars[bars.len() - 1]);
         let end = Timestamp::from_micros(last.open_time().as_micros() + 1).unwrap();

@@ -76,14 +76,14 @@ impl SchemaReport {
 /// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct StoreStatus {
+pub struct StorePingReport {
     /// The duration of the round trip.
     pub round_trip: Duration,
     /// The server's version, if the backend has a server.
     pub version: Option<String>,
 }
 
-impl StoreStatus {
+impl StorePingReport {
     /// Creates the status of a store that answered after `round_trip`.
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, version: None }
@@ -108,7 +108,7 @@ impl InsertReport {
 
     /// Returns the sum of both reports.
     #[must_use]
-    pub fn plus(self, other: Self) -> Self {
+    pub fn merge(self, other: Self) -> Self {
         Self {
             received: self.received + other.received,
             duplicates_in_batch: self.duplicates_in_batch + other.duplicates_in_batch,
@@ -281,9 +281,9 @@ impl RangeStats {
         let out = || Error::new(ErrorKind::OutOfRange, "store.change.overflow", "change");
         let (open, close) = (self.first.price, self.last.price);
         // (close - open) / open equals close / open - 1, and rounds only once.
-        let difference = close.get().checked_sub(open.get()).ok_or_else(out)?;
+        let difference = close.decimal().checked_sub(open.decimal()).ok_or_else(out)?;
         difference
-            .checked_div(open.get())
+            .checked_div(open.decimal())
             .ok_or_else(|| out().with_context("open", open).with_context("close", close))
     }
 }

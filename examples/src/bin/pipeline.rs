@@ -15,7 +15,7 @@ use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use qi_adapters::Config;
-use qi_core::bus::MemberId;
+use qi_core::bus::GroupInstanceId;
 use qi_core::health::Health;
 use qi_core::{Error, ErrorKind, Instrument, Interval, Result, ResultExt as _};
 use qi_examples::pipeline::{Data, Job, Stop, Summary, Tally};
@@ -70,7 +70,7 @@ struct Options {
     listen: Option<SocketAddr>,
     /// The writer's static member name in its group. After a kill, the next run with this name continues at once.
     #[arg(long, value_name = "NAME")]
-    member: Option<MemberId>,
+    member: Option<GroupInstanceId>,
     /// The number of ticks in the simulated market.
     #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
     ticks: usize,

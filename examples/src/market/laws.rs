@@ -46,7 +46,7 @@ pub fn past(start: Timestamp, end: Timestamp, now: Timestamp) -> Result<TimeRang
 /// # Errors
 /// `InvalidInput` for a time in the future.
 pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -> Result<()> {
-    if time.since(now) <= tolerance {
+    if time.duration_since(now) <= tolerance {
         return Ok(());
     }
     let rule = format!("must not be after {now} by more than {tolerance:?}");
@@ -58,7 +58,7 @@ pub fn not_in_the_future(time: Timestamp, now: Timestamp, tolerance: Duration) -
 /// # Errors
 /// `Application`, code `market.law.stale`, with the age. Not retryable, because the record only gets older.
 pub fn fresh(time: Timestamp, now: Timestamp, limit: Duration) -> Result<()> {
-    let age = now.since(time);
+    let age = now.duration_since(time);
     if age <= limit {
         return Ok(());
     }
@@ -82,15 +82,15 @@ pub fn attributed(snapshot: &MarketSnapshot) -> Result<()> {
 /// Returns whether a market moved by more than `limit` percent in a day, up or down. Such a record is valid, but
 /// should be checked before use.
 pub fn moved_suspiciously(snapshot: &MarketSnapshot, limit: Percent) -> bool {
-    let limit = limit.get();
+    let limit = limit.decimal();
     let below = Decimal::ZERO.checked_sub(limit).unwrap_or(Decimal::MIN);
-    snapshot.values().change_24h.is_some_and(|change| !(below..=limit).contains(&change.get()))
+    snapshot.values().change_24h.is_some_and(|change| !(below..=limit).contains(&change.decimal()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qi_core::{Scope, SnapshotValues, Source};
+    use qi_core::{Provider, Scope, SnapshotValues};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_secs(1_704_067_200 + seconds).unwrap()
@@ -130,11 +130,11 @@ mod tests {
 
     #[test]
     fn a_snapshot_needs_a_source_and_a_large_change_a_second_look() {
-        let snapshot = |change: &str, source: Option<Source>| {
+        let snapshot = |change: &str, source: Option<Provider>| {
             let values = SnapshotValues { change_24h: change.parse().ok(), source, ..Default::default() };
             MarketSnapshot::new(Scope::Global, at(0), values).unwrap()
         };
-        assert!(attributed(&snapshot("1", Source::new("coingecko").ok())).is_ok());
+        assert!(attributed(&snapshot("1", Provider::new("coingecko").ok())).is_ok());
         assert!(attributed(&snapshot("1", None)).is_err());
         let fifty: Percent = "50".parse().unwrap();
         for (change, suspicious) in [("50", false), ("50.01", true), ("-50", false), ("-50.01", true)] {

@@ -11,7 +11,7 @@ impl Level1 {
     /// Returns ask minus bid, in the quote currency. Negative in a crossed book, None unless both sides are known.
     pub fn spread(&self) -> Option<Decimal> {
         let (bid, ask) = (self.0.values().bid_price?, self.0.values().ask_price?);
-        ask.get().checked_sub(bid.get())
+        ask.decimal().checked_sub(bid.decimal())
     }
 
     /// Returns the spread in percent of the middle between bid and ask. None unless both sides are known.
@@ -24,8 +24,8 @@ impl Level1 {
         };
         // 100 * (ask - bid) / ((ask + bid) / 2), with one division at the end, because division rounds.
         let percent = || {
-            let twice_the_middle = ask.get().checked_add(bid.get())?;
-            let spread = ask.get().checked_sub(bid.get())?;
+            let twice_the_middle = ask.decimal().checked_add(bid.decimal())?;
+            let spread = ask.decimal().checked_sub(bid.decimal())?;
             spread.checked_mul(Decimal::from_int(200))?.checked_div(twice_the_middle)
         };
         percent().map(Some).ok_or_else(|| {

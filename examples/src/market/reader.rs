@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use qi_core::store::{BarQuery, BarSource, LatestBarsQuery, LatestQuery, Page, PageRequest, RangeQuery};
 use qi_core::{
-    Clock, Error, Exchange, Instrument, Interval, MarketSnapshot, Ohlcv, Price, PriceStore, PriceStoreExt,
+    Bar, Clock, Error, Exchange, Instrument, Interval, MarketSnapshot, Price, PriceStore, PriceStoreExt,
     PriceTick, Result, Scope, Selection, Symbol, SystemClock, TimeRange,
 };
 
@@ -79,7 +79,7 @@ impl MarketReader {
 
     /// `getCurrentOHLCV`: returns the newest stored candle of a symbol on any of the exchanges. Of two candles with one
     /// open time, returns the candle of the first exchange by name.
-    pub async fn current_ohlcv(&self, symbol: &Symbol, interval: Interval) -> Result<Option<Ohlcv>> {
+    pub async fn current_ohlcv(&self, symbol: &Symbol, interval: Interval) -> Result<Option<Bar>> {
         let bars = self.latest_ohlcv(std::slice::from_ref(symbol), interval).await?;
         Ok(bars.into_iter().max_by_key(|bar| (bar.open_time(), Reverse(bar.instrument().clone()))))
     }
@@ -89,7 +89,7 @@ impl MarketReader {
     ///
     /// # Errors
     /// `InvalidInput` without a symbol.
-    pub async fn latest_ohlcv(&self, symbols: &[Symbol], interval: Interval) -> Result<Vec<Ohlcv>> {
+    pub async fn latest_ohlcv(&self, symbols: &[Symbol], interval: Interval) -> Result<Vec<Bar>> {
         let query = LatestBarsQuery::new(interval, self.on_every_exchange(symbols)?);
         self.store.latest_bar_stream(query).try_collect().await
     }
@@ -120,7 +120,7 @@ impl MarketReader {
         interval: Interval,
         range: TimeRange,
         source: BarSource,
-    ) -> BoxStream<'_, Result<Ohlcv>> {
+    ) -> BoxStream<'_, Result<Bar>> {
         self.store.bar_stream(BarQuery::new(instrument.clone(), interval, range), source)
     }
 
@@ -151,6 +151,6 @@ impl MarketReader {
     /// Returns these symbols on every exchange of this reader.
     fn on_every_exchange(&self, symbols: &[Symbol]) -> Result<Selection<Instrument>> {
         let on = |exchange: &Exchange, symbol: &Symbol| Instrument::new(exchange.clone(), symbol.clone());
-        Selection::these(self.exchanges.iter().flat_map(|e| symbols.iter().map(move |s| on(e, s))))
+        Selection::only(self.exchanges.iter().flat_map(|e| symbols.iter().map(move |s| on(e, s))))
     }
 }

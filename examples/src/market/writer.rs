@@ -10,8 +10,8 @@ use qi_core::bus::{
 };
 use qi_core::record::Slice;
 use qi_core::{
-    Buffered, BufferedConfig, Error, ErrorKind, MarketSnapshot, Ohlcv, PriceTick, Quote, Receipt, Record,
-    Result, Sink,
+    Bar, BatchSink, Buffered, BufferedConfig, Error, ErrorKind, MarketSnapshot, PriceTick, Quote, Receipt,
+    Record, Result,
 };
 use tokio::time::Instant;
 
@@ -69,12 +69,12 @@ impl MarketWriter {
     }
 
     /// `publishOHLCV`: accepts one candle.
-    pub async fn publish_ohlcv(&self, bar: &Ohlcv) -> Result<Receipt<Delivery>> {
+    pub async fn publish_ohlcv(&self, bar: &Bar) -> Result<Receipt<Delivery>> {
         self.publish(bar, None).await
     }
 
     /// `publishOHLCVBatch`: sends candles, and returns after the bus has returned their results.
-    pub async fn publish_ohlcv_batch(&self, bars: &[Ohlcv]) -> Result<BatchReport> {
+    pub async fn publish_ohlcv_batch(&self, bars: &[Bar]) -> Result<BatchReport> {
         self.publish_all(bars, None).await
     }
 
@@ -179,7 +179,7 @@ struct Outbox {
 }
 
 #[async_trait]
-impl Sink<Taken> for Outbox {
+impl BatchSink<Taken> for Outbox {
     type Answer = Delivery;
 
     async fn write(&self, batch: &[Taken]) -> Result<Vec<Result<Delivery>>> {

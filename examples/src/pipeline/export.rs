@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use qi_core::{Error, ErrorKind, Ohlcv, Result};
+use qi_core::{Bar, Error, ErrorKind, Result};
 use tempfile::NamedTempFile;
 
 /// A file that is written under a random name in its folder, and renamed when it is complete and synced. A symbolic
@@ -31,7 +31,7 @@ impl Export {
         writeln!(self.out, "{line}").map_err(|e| failed(&self.path, e))
     }
 
-    pub(super) fn write(&mut self, bar: &Ohlcv) -> Result<()> {
+    pub(super) fn write(&mut self, bar: &Bar) -> Result<()> {
         let values = bar.values();
         let or_empty = |value: Option<String>| value.unwrap_or_default();
         self.line(format_args!(

@@ -20,13 +20,12 @@ use qi_core::agent::{
     AgentRuntime, AgentSpec, AgentStatus, MetricsObserver, Observer, RuntimeHandle, RuntimeReport,
 };
 use qi_core::bus::{
-    GroupId, GroupQuery, MemberId, MessageBus, MessageBusExt, Subscribe, TopicCatalogue, TopicName,
-    TopicPartition,
+    GroupId, GroupInstanceId, GroupQuery, MessageBus, MessageBusExt, SubscribeRequest, TopicCatalogue,
+    TopicName, TopicPartition,
 };
 use qi_core::health::Health;
 use qi_core::{
-    Backoff, Error, Ingest, IngestConfig, Instrument, Interval, Ohlcv, PriceStore, PriceTick, Result,
-    Selection,
+    Backoff, Bar, Error, Ingest, IngestConfig, Instrument, Interval, PriceStore, PriceTick, Result, Selection,
 };
 use qi_files::{Numbering, Source};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +43,7 @@ pub enum Data {
     /// Ticks, whose bars are derived.
     Ticks(Source<PriceTick>),
     /// Bars of an interval, which are stored unchanged and merged into coarser ones.
-    Bars(Source<Ohlcv>, Interval),
+    Bars(Source<Bar>, Interval),
 }
 
 impl From<qi_files::Data> for Data {
@@ -76,7 +75,7 @@ pub struct Job {
     /// The settings of the writer.
     pub ingest: IngestConfig,
     /// The writer's name in its group, as a static member.
-    pub member: Option<MemberId>,
+    pub member: Option<GroupInstanceId>,
     /// The counters. A clone can be read while the job runs.
     pub tally: Arc<Tally>,
     /// The stop signals.
@@ -210,9 +209,9 @@ impl Job {
             let dead_letters = config.dead_letters.topic_for(&topic)?;
             let specs = self.catalogue.specs()?;
             config.dead_letter_topic = specs.into_iter().find(|spec| spec.name == dead_letters);
-            let mut request = Subscribe::new(group.clone(), [topic.clone()])?;
+            let mut request = SubscribeRequest::new(group.clone(), [topic.clone()])?;
             // After a kill, the next writer with this static member name continues without the session timeout.
-            request.member.clone_from(&self.member);
+            request.group_instance_id.clone_from(&self.member);
             move |_cx| {
                 let (bus, store) = (bus.clone(), store.clone());
                 let ingest = Ingest::open(bus, store, T::DATASET, request.clone(), config.clone());
@@ -337,7 +336,7 @@ mod tests {
             let Some(offsets) = looks[look] else {
                 return Err(Error::new(ErrorKind::Unavailable, "test", "groups"));
             };
-            let Selection::These(topics) = &query.topics else { panic!("the lag of every topic") };
+            let Selection::Only(topics) = &query.topics else { panic!("the lag of every topic") };
             let partition = |id| TopicPartition::new(topics[0].clone(), id);
             let of = |(id, (committed, end)): (u32, &(Option<u64>, Option<u64>))| {
                 GroupPartition::new(partition(id), *committed, *end)

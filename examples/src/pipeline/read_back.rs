@@ -2,7 +2,7 @@
 
 use futures::TryStreamExt;
 use qi_core::store::{BarQuery, BarSource, PriceStoreExt, StatsQuery};
-use qi_core::{Instrument, Interval, Ohlcv, Result, TimeRange};
+use qi_core::{Bar, Instrument, Interval, Result, TimeRange};
 
 use super::export::Export;
 use super::report::InstrumentRow;
@@ -70,13 +70,12 @@ async fn of_bars(
     let query = BarQuery::new(instrument.clone(), interval, TimeRange::ALL);
     let mut bars = store.bar_stream(query, BarSource::Stored);
     // The finer bars of one coarser bar: at most a week of seconds.
-    let mut group: Vec<Ohlcv> = Vec::new();
+    let mut group: Vec<Bar> = Vec::new();
     loop {
         let bar = bars.try_next().await?;
-        let same =
-            |a: &Ohlcv, b: &Ohlcv| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
+        let same = |a: &Bar, b: &Bar| job.interval.floor(a.open_time()) == job.interval.floor(b.open_time());
         if !bar.as_ref().zip(group.first()).is_some_and(|(bar, first)| same(bar, first)) {
-            for coarse in qi_core::datasets::coarsen(&group, job.interval)? {
+            for coarse in qi_core::datasets::resample(&group, job.interval)? {
                 row.bars += 1;
                 write(export, &coarse)?;
             }
@@ -88,6 +87,6 @@ async fn of_bars(
     }
 }
 
-fn write(export: &mut Option<Export>, bar: &Ohlcv) -> Result<()> {
+fn write(export: &mut Option<Export>, bar: &Bar) -> Result<()> {
     export.as_mut().map_or(Ok(()), |export| export.write(bar))
 }

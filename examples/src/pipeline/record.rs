@@ -1,7 +1,7 @@
 //! The records that the pipeline can carry: ticks, or bars if the input has no ticks.
 
 use futures::future::BoxFuture;
-use qi_core::{Instrument, Ohlcv, PriceTick, Result};
+use qi_core::{Bar, Instrument, PriceTick, Result};
 use qi_files::Numbering;
 
 /// A record that is published and stored.
@@ -36,7 +36,7 @@ impl Record for PriceTick {
     }
 }
 
-impl Record for Ohlcv {
+impl Record for Bar {
     fn instrument(&self) -> &Instrument {
         self.instrument()
     }

@@ -3,7 +3,7 @@
 use futures::TryStreamExt;
 use qi_core::store::{BarSource, PageRequest};
 use qi_core::{
-    Error, ErrorKind, Interval, MarketSnapshot, Ohlcv, Operation, PriceStoreExt as _, PriceTick, Scope,
+    Bar, Error, ErrorKind, Interval, MarketSnapshot, Operation, PriceStoreExt as _, PriceTick, Scope,
 };
 use qi_examples::market::{MarketReader, laws, pair};
 use qi_testkit::chaos::Fault;
@@ -14,8 +14,8 @@ fn prices(ticks: &[PriceTick]) -> Vec<String> {
     ticks.iter().map(|tick| format!("{} {}", tick.instrument(), tick.price())).collect()
 }
 
-fn opens(bars: &[Ohlcv]) -> Vec<u64> {
-    bars.iter().map(|bar| bar.open_time().since(at(0)).as_secs() / 60).collect()
+fn opens(bars: &[Bar]) -> Vec<u64> {
+    bars.iter().map(|bar| bar.open_time().duration_since(at(0)).as_secs() / 60).collect()
 }
 
 #[tokio::test]

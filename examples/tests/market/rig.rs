@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::bus::TopicCatalogue;
 use qi_core::layer::Layered;
 use qi_core::{
-    BarValues, Clock, Exchange, Instrument, Interval, MarketSnapshot, MessageBus, MessageBusExt, Ohlcv,
+    Bar, BarValues, Clock, Exchange, Instrument, Interval, MarketSnapshot, MessageBus, MessageBusExt,
     PriceStore, PriceTick, Quote, QuoteValues, Scope, SnapshotValues, Symbol, Timestamp,
 };
 use qi_examples::market::MarketReader;
@@ -39,9 +39,9 @@ pub(crate) fn tick(name: &str, seconds: i64, seq: u64, price: &str) -> PriceTick
     PriceTick::new(instrument(name), at(seconds), seq, price.parse().unwrap()).unwrap()
 }
 
-pub(crate) fn bar(name: &str, minute: i64, close: &str) -> Ohlcv {
+pub(crate) fn bar(name: &str, minute: i64, close: &str) -> Bar {
     let values = BarValues::flat(close.parse().unwrap());
-    Ohlcv::new(instrument(name), Interval::M1, at(60 * minute), values).unwrap()
+    Bar::new(instrument(name), Interval::M1, at(60 * minute), values).unwrap()
 }
 
 pub(crate) fn quote(name: &str, seconds: i64, bid: &str, ask: &str) -> Quote {

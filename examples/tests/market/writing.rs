@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use qi_core::bus::{GroupId, Received, Subscribe, TopicName, TopicSpec, TopicState};
+use qi_core::bus::{GroupId, ReceivedMessage, SubscribeRequest, TopicName, TopicSpec, TopicState};
 use qi_core::{
-    BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Ohlcv, Operation, PriceStoreExt as _, PriceTick,
+    Bar, BufferedConfig, ErrorKind, MarketSnapshot, MessageBus, Operation, PriceStoreExt as _, PriceTick,
     Quote, Record, Scope,
 };
 use qi_examples::market::{MarketWriter, PublishingMetrics};
@@ -21,10 +21,10 @@ fn writer(bus: &Arc<dyn MessageBus>) -> MarketWriter {
     MarketWriter::new(Arc::clone(bus), config).unwrap()
 }
 
-async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
+async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<ReceivedMessage> {
     let group = GroupId::new(format!("reads {topic}")).unwrap();
     let mut sub =
-        bus.subscribe(Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap()).await.unwrap();
+        bus.subscribe(SubscribeRequest::new(group, [TopicName::new(topic).unwrap()]).unwrap()).await.unwrap();
     let mut found = Vec::new();
     loop {
         let batch = sub.recv(1_000, SECOND).await.unwrap();
@@ -39,7 +39,7 @@ async fn messages(bus: &Arc<dyn MessageBus>, topic: &str) -> Vec<Received> {
 async fn records<T: Record>(bus: &Arc<dyn MessageBus>) -> Vec<T> {
     let topic = T::DATASET.topic();
     let group = GroupId::new(format!("decodes {topic}")).unwrap();
-    let request = Subscribe::new(group, [TopicName::new(topic).unwrap()]).unwrap();
+    let request = SubscribeRequest::new(group, [TopicName::new(topic).unwrap()]).unwrap();
     let mut sub = bus.subscribe(request).await.unwrap();
     let mut found = Vec::new();
     loop {
@@ -69,7 +69,7 @@ async fn each_single_record_is_delivered_on_the_topic_of_its_kind() {
     market.publish_level1(&quote).await.unwrap().await.unwrap();
     market.publish_analytics(&snapshot).await.unwrap().await.unwrap();
     assert_eq!(records::<PriceTick>(&bus).await, [tick]);
-    assert_eq!(records::<Ohlcv>(&bus).await, [bar]);
+    assert_eq!(records::<Bar>(&bus).await, [bar]);
     assert_eq!(records::<Quote>(&bus).await, [quote]);
     assert_eq!(records::<MarketSnapshot>(&bus).await, [snapshot]);
 }
@@ -97,7 +97,7 @@ async fn batches_of_prices_and_candles_answer_for_every_record() {
     assert_eq!(report.into_result().unwrap().len(), 10);
     let bars: Vec<_> = (0..4).map(|minute| bar("kraken:BTC-USD", minute, "1")).collect();
     assert_eq!(market.publish_ohlcv_batch(&bars).await.unwrap().delivered(), 4);
-    assert_eq!((records::<PriceTick>(&bus).await, records::<Ohlcv>(&bus).await), (ticks, bars));
+    assert_eq!((records::<PriceTick>(&bus).await, records::<Bar>(&bus).await), (ticks, bars));
     assert!(market.publish_prices(&[]).await.unwrap().outcomes().is_empty());
 }
 
@@ -108,7 +108,7 @@ async fn a_batch_does_not_overtake_the_single_records_before_it() {
     let (old, new) = (bar("kraken:BTC-USD", 1, "1"), bar("kraken:BTC-USD", 1, "2"));
     let _receipt = market.publish_ohlcv(&old).await.unwrap();
     market.publish_ohlcv_batch(std::slice::from_ref(&new)).await.unwrap().into_result().unwrap();
-    assert_eq!(records::<Ohlcv>(&bus).await, [old, new], "the correction comes last, and wins in the store");
+    assert_eq!(records::<Bar>(&bus).await, [old, new], "the correction comes last, and wins in the store");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use qi_core::bus::Encoding;
+use qi_core::domain::duration;
 use qi_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
@@ -13,7 +14,7 @@ use super::topic::RECORD_COST;
 /// ```
 /// use qi_testkit::bus::MemoryBusConfig;
 /// let config = MemoryBusConfig { max_bytes: 64 << 20, ..MemoryBusConfig::default() };
-/// assert_eq!(config.delivery_timeout_ms, 120_000);
+/// assert_eq!(config.delivery_timeout, std::time::Duration::from_mins(2));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -25,18 +26,23 @@ pub struct MemoryBusConfig {
     pub max_message_bytes: usize,
     /// The largest message of a topic without its own limit, in bytes. Defaults to 1,048,588 bytes, like Kafka.
     pub topic_max_message_bytes: usize,
-    /// The longest wait of `publish` for space, in milliseconds. Defaults to 2 minutes.
-    pub delivery_timeout_ms: u64,
-    /// The longest wait of `close` for a `publish` that waits for space, in milliseconds. Defaults to 30 s.
-    pub close_timeout_ms: u64,
-    /// The retention of a topic without its own retention, in milliseconds. Defaults to 7 days, like Kafka.
-    pub retention_ms: u64,
-    /// The retention of commits, in milliseconds, after the group has lost its last member or the topic its last
+    /// The longest wait of `publish` for space. Defaults to 2 minutes.
+    #[serde(with = "duration")]
+    pub delivery_timeout: Duration,
+    /// The longest wait of `close` for a `publish` that waits for space. Defaults to 30 s.
+    #[serde(with = "duration")]
+    pub close_timeout: Duration,
+    /// The retention of a topic without its own retention. Defaults to 7 days, like Kafka.
+    #[serde(with = "duration")]
+    pub retention: Duration,
+    /// The retention of commits after the group has lost its last member or the topic its last
     /// subscribed member. Defaults to 7 days, like Kafka.
-    pub group_retention_ms: u64,
-    /// The time for which messages without a key go to one partition before the next partition is chosen, in
-    /// milliseconds. Defaults to 10 ms.
-    pub sticky_ms: u64,
+    #[serde(with = "duration")]
+    pub group_retention: Duration,
+    /// The time for which messages without a key go to one partition before the next partition is chosen.
+    /// Defaults to 10 ms.
+    #[serde(with = "duration")]
+    pub sticky_linger: Duration,
     /// The format of published records. `bus.codec` sets it. Defaults to JSON.
     #[serde(skip)]
     pub codec: Encoding,
@@ -44,16 +50,16 @@ pub struct MemoryBusConfig {
 
 impl Default for MemoryBusConfig {
     fn default() -> Self {
-        const WEEK_MS: u64 = 7 * 24 * 3_600 * 1_000;
+        const WEEK: Duration = Duration::from_hours(7 * 24);
         Self {
             max_bytes: 256 << 20,
             max_message_bytes: 4 << 20,
             topic_max_message_bytes: 1_048_588,
-            delivery_timeout_ms: 120_000,
-            close_timeout_ms: 30_000,
-            retention_ms: WEEK_MS,
-            group_retention_ms: WEEK_MS,
-            sticky_ms: 10,
+            delivery_timeout: Duration::from_mins(2),
+            close_timeout: Duration::from_secs(30),
+            retention: WEEK,
+            group_retention: WEEK,
+            sticky_linger: Duration::from_millis(10),
             codec: Encoding::default(),
         }
     }
@@ -78,13 +84,9 @@ impl MemoryBusConfig {
         if self.max_bytes < self.max_message_bytes.saturating_add(RECORD_COST) {
             return wrong("max_bytes", self.max_bytes as u64, "must have room for max_message_bytes");
         }
-        if self.delivery_timeout_ms == 0 {
-            return wrong("delivery_timeout_ms", 0, "must be above 0");
+        if self.delivery_timeout.is_zero() {
+            return wrong("delivery_timeout", 0, "must be above 0");
         }
         Ok(())
-    }
-
-    pub(super) fn delivery_timeout(&self) -> Duration {
-        Duration::from_millis(self.delivery_timeout_ms)
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::Timestamp;
-use qi_core::bus::{Batch, Notice, Positions, StartFrom, Subscribe, TopicName, TopicPartition};
+use qi_core::bus::{
+    Batch, OffsetReset, Offsets, SubscribeRequest, SubscriptionEvent, TopicName, TopicPartition,
+};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -17,7 +19,7 @@ pub(super) type Topics = BTreeMap<TopicName, Topic>;
 /// A partition that a member owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owned {
-    /// The offset of the next message for `recv`. None if `StartFrom::Fail` finds no valid position.
+    /// The offset of the next message for `recv`. None if `OffsetReset::Error` finds no valid position.
     pub(super) position: Option<u64>,
     pub(super) paused: bool,
     /// The low watermark at the last reset of the position. Older offsets no longer existed at that time.
@@ -43,11 +45,11 @@ pub(super) enum Standing {
     In,
     /// The member was unreachable for longer than its session timeout.
     SessionPassed,
-    /// The member did not call `recv` within its poll limit.
-    PollLimitPassed,
+    /// The member did not call `recv` within its maximum poll interval.
+    MaxPollIntervalExceeded,
 }
 
-/// The notices of a member's next batch. The size is bounded, because it holds each partition at most once.
+/// The events of a member's next batch. The size is bounded, because it holds each partition at most once.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     gained: BTreeSet<TopicPartition>,
@@ -55,7 +57,7 @@ pub(super) struct Pending {
     resets: BTreeMap<TopicPartition, (u64, u64)>,
     /// The deleted topics, each with true if a batch has reported the deletion.
     deleted: BTreeMap<TopicName, bool>,
-    poll_limit: bool,
+    max_poll_interval: bool,
 }
 
 impl Pending {
@@ -90,30 +92,30 @@ impl Pending {
         self.gained.clear();
     }
 
-    /// Takes the notices. Each notice is reported once.
-    pub(super) fn take(&mut self) -> Vec<Notice> {
+    /// Takes the events. Each event is reported once.
+    pub(super) fn take(&mut self) -> Vec<SubscriptionEvent> {
         let mut deleted = std::mem::take(&mut self.deleted);
-        let Self { gained, lost, resets, poll_limit, .. } = std::mem::take(self);
-        let mut notices = Vec::new();
+        let Self { gained, lost, resets, max_poll_interval, .. } = std::mem::take(self);
+        let mut events = Vec::new();
         for (topic, told) in &mut deleted {
             if !std::mem::replace(told, true) {
-                notices.push(Notice::TopicDeleted { topic: topic.clone() });
+                events.push(SubscriptionEvent::TopicDeleted { topic: topic.clone() });
             }
         }
         self.deleted = deleted;
-        if poll_limit {
-            notices.push(Notice::PollLimitPassed);
+        if max_poll_interval {
+            events.push(SubscriptionEvent::MaxPollIntervalExceeded);
         }
         if !gained.is_empty() || !lost.is_empty() {
             let (gained, lost) = (gained.into_iter().collect(), lost.into_iter().collect());
-            notices.push(Notice::AssignmentChanged { gained, lost });
+            events.push(SubscriptionEvent::AssignmentChanged { gained, lost });
         }
-        notices.extend(resets.into_iter().map(|(partition, (from, to))| Notice::Reset {
+        events.extend(resets.into_iter().map(|(partition, (from, to))| SubscriptionEvent::Reset {
             partition,
             from,
             to,
         }));
-        notices
+        events
     }
 }
 
@@ -121,7 +123,7 @@ impl Pending {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) client: u64,
-    pub(super) request: Subscribe,
+    pub(super) request: SubscribeRequest,
     pub(super) owned: BTreeMap<TopicPartition, Owned>,
     pub(super) epoch: u64,
     pub(super) pending: Pending,
@@ -141,7 +143,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(client: u64, request: Subscribe, notify: Arc<Notify>, now: Instant) -> Self {
+    pub(super) fn new(client: u64, request: SubscribeRequest, notify: Arc<Notify>, now: Instant) -> Self {
         Self {
             client,
             request,
@@ -162,16 +164,17 @@ impl Member {
     /// Returns whether the group reserves the partitions of this member after its departure. The group reserves them
     /// for a static member, and for an unreachable member, whose departure it cannot notice.
     fn keeps_its_seat(&self) -> bool {
-        self.request.member.is_some() || self.away_since.is_some()
+        self.request.group_instance_id.is_some() || self.away_since.is_some()
     }
 
-    /// Returns the next deadline: the end of the session or of the poll limit.
+    /// Returns the next deadline: the end of the session or of the maximum poll interval.
     fn expires(&self) -> Option<Instant> {
         if self.standing != Standing::In {
             return None;
         }
         let session = self.away_since.and_then(|since| since.checked_add(self.request.session_timeout));
-        let poll = if self.polling { None } else { self.last_poll.checked_add(self.request.poll_limit) };
+        let poll =
+            if self.polling { None } else { self.last_poll.checked_add(self.request.max_poll_interval) };
         session.into_iter().chain(poll).min()
     }
 }
@@ -196,24 +199,24 @@ pub(super) struct Group {
 pub(super) enum Start {
     /// The requested position, which is valid.
     Committed(u64),
-    /// A position by `otherwise`, because none was requested.
+    /// A position by `offset_reset`, because none was requested.
     Fresh(u64),
-    /// A position by `otherwise`, because the requested position no longer exists.
+    /// A position by `offset_reset`, because the requested position no longer exists.
     Reset { from: u64, to: u64 },
-    /// No position, by `StartFrom::Fail`.
+    /// No position, by `OffsetReset::Error`.
     Fail,
 }
 
 /// Returns the position at which a reader starts that requests `position` of `partition`.
-pub(super) fn start(partition: &Partition, position: Option<u64>, otherwise: StartFrom) -> Start {
+pub(super) fn start(partition: &Partition, position: Option<u64>, offset_reset: OffsetReset) -> Start {
     if let Some(position) = position.filter(|position| partition.holds(*position)) {
         return Start::Committed(position);
     }
-    let to = match otherwise {
-        StartFrom::Earliest => partition.start,
-        StartFrom::Latest => partition.end,
-        StartFrom::At(time) => partition.first_at(time),
-        StartFrom::Fail => return Start::Fail,
+    let to = match offset_reset {
+        OffsetReset::Earliest => partition.start,
+        OffsetReset::Latest => partition.end,
+        OffsetReset::At(time) => partition.first_at(time),
+        OffsetReset::Error => return Start::Fail,
     };
     position.map_or(Start::Fresh(to), |from| Start::Reset { from, to })
 }
@@ -257,7 +260,7 @@ impl Group {
         }
     }
 
-    /// Ends the membership of members whose session or poll limit has passed.
+    /// Ends the membership of members whose session or maximum poll interval has passed.
     pub(super) fn expire(&mut self, now: Instant, topics: &Topics) {
         let silent: Vec<u64> = self
             .members
@@ -280,8 +283,8 @@ impl Group {
                 } else if session {
                     member.standing = Standing::SessionPassed;
                 } else {
-                    member.standing = Standing::PollLimitPassed;
-                    member.pending.poll_limit = true;
+                    member.standing = Standing::MaxPollIntervalExceeded;
+                    member.pending.max_poll_interval = true;
                 }
             }
         }
@@ -327,8 +330,11 @@ impl Group {
 
     /// Inserts a new member. If a member with the same static id exists, the new member replaces it.
     pub(super) fn succeed(&mut self, key: u64, member: Member) {
-        let old = member.request.member.as_ref().and_then(|id| {
-            self.members.iter().find(|(_, m)| m.request.member.as_ref() == Some(id)).map(|(old, _)| *old)
+        let old = member.request.group_instance_id.as_ref().and_then(|id| {
+            self.members
+                .iter()
+                .find(|(_, m)| m.request.group_instance_id.as_ref() == Some(id))
+                .map(|(old, _)| *old)
         });
         if let Some(old) = old {
             self.owners.retain(|_, owner| *owner != old);
@@ -366,9 +372,9 @@ impl Group {
             return None;
         }
         member.polling = false;
-        let mut notices = member.pending.take();
-        notices.push(Notice::RevocationPending);
-        Some(Batch::new(Vec::new(), Positions::new(), notices))
+        let mut events = member.pending.take();
+        events.push(SubscriptionEvent::RevocationPending);
+        Some(Batch::new(Vec::new(), Offsets::new(), events))
     }
 
     /// Applies the target assignment to a member inside `recv`: gives up partitions of other members
@@ -399,23 +405,23 @@ impl Group {
                 continue;
             };
             let mut owned = Owned::new(None);
-            owned.position = match start(log, self.commits.get(partition).copied(), member.request.otherwise)
-            {
-                Start::Committed(at) => Some(at),
-                // The start is committed before the first message is delivered, so a takeover before the reader's first
-                // commit begins at the same position.
-                Start::Fresh(at) => {
-                    self.commits.insert(partition.clone(), at);
-                    Some(at)
-                }
-                Start::Reset { from, to } => {
-                    self.commits.insert(partition.clone(), to);
-                    member.pending.reset(partition.clone(), from, to);
-                    owned.floor = log.start;
-                    Some(to)
-                }
-                Start::Fail => None,
-            };
+            owned.position =
+                match start(log, self.commits.get(partition).copied(), member.request.offset_reset) {
+                    Start::Committed(at) => Some(at),
+                    // The start is committed before the first message is delivered, so a takeover before the reader's
+                    // first commit begins at the same position.
+                    Start::Fresh(at) => {
+                        self.commits.insert(partition.clone(), at);
+                        Some(at)
+                    }
+                    Start::Reset { from, to } => {
+                        self.commits.insert(partition.clone(), to);
+                        member.pending.reset(partition.clone(), from, to);
+                        owned.floor = log.start;
+                        Some(to)
+                    }
+                    Start::Fail => None,
+                };
             member.owned.insert(partition.clone(), owned);
             member.pending.gained.insert(partition.clone());
             self.owners.insert(partition.clone(), key);
@@ -471,7 +477,7 @@ impl Group {
         left_since.retain(|topic, _| left.contains(topic));
         for topic in left {
             let since = *left_since.entry(topic.clone()).or_insert(now);
-            if now.since(since) >= keep {
+            if now.duration_since(since) >= keep {
                 commits.retain(|partition, _| partition.topic != topic);
                 left_since.remove(&topic);
             }
@@ -481,7 +487,7 @@ impl Group {
     /// Returns the time for which the group has had no members.
     pub(super) fn idle_for(&mut self, now: Timestamp) -> Duration {
         if self.members.is_empty() {
-            now.since(*self.empty_since.get_or_insert(now))
+            now.duration_since(*self.empty_since.get_or_insert(now))
         } else {
             self.empty_since = None;
             Duration::ZERO

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport, Read,
-    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
+    BusInfo, BusPingReport, CloseReport, GroupInfo, GroupQuery, Message, PublishOptions, PublishReport,
+    ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicPartition, TopicSpec,
 };
 use qi_core::{Clock, Error, MessageBus, Result, Subscription, SystemClock};
 use tokio::sync::Notify;
@@ -42,7 +41,7 @@ use super::{MemoryBusConfig, error};
 ///
 /// ```
 /// use std::time::Duration;
-/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, Subscribe, TopicName, TopicSpec};
+/// use qi_core::bus::{GroupId, Message, MessageBus, MessageBusExt, SubscribeRequest, TopicName, TopicSpec};
 /// use qi_testkit::bus::MemoryBus;
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -51,10 +50,10 @@ use super::{MemoryBusConfig, error};
 /// bus.create_topics(&[TopicSpec::new(topic.clone(), 12)?]).await?;
 /// bus.publish_one(&Message::new(topic.clone(), "1.5").with_key("binance:BTC-USDT")).await?;
 ///
-/// let mut sub = bus.subscribe(Subscribe::new(GroupId::new("writer")?, [topic])?).await?;
+/// let mut sub = bus.subscribe(SubscribeRequest::new(GroupId::new("writer")?, [topic])?).await?;
 /// let batch = sub.recv(1_000, Duration::from_secs(1)).await?;
 /// assert_eq!(batch.messages()[0].payload.as_deref(), Some(&b"1.5"[..]));
-/// sub.commit(batch.positions()).await?;
+/// sub.commit(batch.offsets()).await?;
 /// bus.close().await?;
 /// # Ok::<(), qi_core::Error>(())
 /// # }).unwrap();
@@ -68,7 +67,7 @@ impl MemoryBus {
     /// Creates an empty log and a client of it. `clock` provides the timestamps and the age of messages.
     ///
     /// # Errors
-    /// `Config` if `max_message_bytes`, `topic_max_message_bytes` or `delivery_timeout_ms` is 0, or if `max_bytes` has
+    /// `Config` if `max_message_bytes`, `topic_max_message_bytes` or `delivery_timeout` is 0, or if `max_bytes` has
     /// no room for the largest message.
     pub fn new(config: MemoryBusConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         config.validate()?;
@@ -174,7 +173,7 @@ impl fmt::Debug for MemoryBus {
 impl MessageBus for MemoryBus {
     fn info(&self) -> BusInfo {
         let config = &self.log.config;
-        BusInfo::new(error::BACKEND, config.delivery_timeout(), config.max_message_bytes)
+        BusInfo::new(error::BACKEND, config.delivery_timeout, config.max_message_bytes)
             .with_encoding(config.codec)
     }
 
@@ -188,12 +187,12 @@ impl MessageBus for MemoryBus {
         Ok(Sending::new(batch, options).run(&self.log, &self.client).await)
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         self.enter("subscribe").await?;
         Ok(Box::new(MemorySubscription::join(self.log.clone(), self.client.clone(), request)?))
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
         self.enter("read").await?;
         Ok(Box::new(MemoryReader::open(self.log.clone(), self.client.clone(), &request)?))
     }
@@ -228,16 +227,16 @@ impl MessageBus for MemoryBus {
         Ok(state.describe_groups(query))
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         let began = Instant::now();
         self.enter("ping").await?;
-        Ok(BusStatus::new(Some(error::BACKEND.to_owned()), 1, began.elapsed()))
+        Ok(BusPingReport::new(Some(error::BACKEND.to_owned()), 1, began.elapsed()))
     }
 
     async fn close(&self) -> Result<CloseReport> {
         cooperate().await;
         self.client.begin_close();
-        let limit = Duration::from_millis(self.log.config.close_timeout_ms);
+        let limit = self.log.config.close_timeout;
         // A publish that still waits for space after the limit fails as `NotSent`, so no message remains `Unknown`.
         let _ = timeout(limit, self.client.drained()).await;
         {

@@ -1,7 +1,7 @@
 //! Random histories, checked against a simple model and compared between two buses.
 //!
 //! [`follow`] runs a history on a bus and compares every response with a model of lists and maps. The bus decides the
-//! assignment of partitions. The model takes the assignment from the notices and checks that the notices are complete.
+//! assignment of partitions. The model takes the assignment from the events and checks that the events are complete.
 //! [`trace`] runs a history without the model and returns the results on which two buses must agree. [`check_traces`]
 //! compares the results of many histories.
 

@@ -35,7 +35,7 @@ impl<'a> Sending<'a> {
 
     /// Appends the batch and waits for space up to the delivery timeout.
     pub(super) async fn run(mut self, log: &Log, client: &Client) -> PublishReport {
-        let deadline = Instant::now() + log.config.delivery_timeout();
+        let deadline = Instant::now() + log.config.delivery_timeout;
         loop {
             let space = log.space.notified();
             tokio::pin!(space);

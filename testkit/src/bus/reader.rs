@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    AssignedPartition, Assignment, Batch, Committed, Positions, Read, SeekTo, StartFrom, TopicPartition,
+    AssignedPartition, Assignment, Batch, Committed, OffsetReset, Offsets, ReaderRequest, SeekTo,
+    TopicPartition,
 };
 use qi_core::{Result, Subscription};
 use tokio::sync::Notify;
@@ -45,7 +46,7 @@ pub(super) struct MemoryReader {
 
 impl MemoryReader {
     /// Opens a reader at the positions of the request.
-    pub(super) fn open(log: Arc<Log>, client: Arc<Client>, request: &Read) -> Result<Self> {
+    pub(super) fn open(log: Arc<Log>, client: Arc<Client>, request: &ReaderRequest) -> Result<Self> {
         let notify = Arc::new(Notify::new());
         let mut places = BTreeMap::new();
         {
@@ -105,10 +106,10 @@ impl MemoryReader {
             };
             left = true;
             *used -= topic.expire(time);
-            // A reader without a group has no `otherwise`. If its position no longer exists, it continues
+            // A reader without a group has no `offset_reset`. If its position no longer exists, it continues
             // at the low watermark.
             if let Some(log) = topic.partition(partition.partition)
-                && let Start::Reset { from, to } = start(log, place.owned.position, StartFrom::Earliest)
+                && let Start::Reset { from, to } = start(log, place.owned.position, OffsetReset::Earliest)
             {
                 self.pending.reset(partition.clone(), from, to);
                 place.owned.position = Some(to);
@@ -193,7 +194,7 @@ impl Subscription for MemoryReader {
         }
     }
 
-    async fn commit(&mut self, _upto: &Positions) -> Result<Committed> {
+    async fn commit(&mut self, _upto: &Offsets) -> Result<Committed> {
         self.enter("commit").await?;
         Err(error::no_group())
     }

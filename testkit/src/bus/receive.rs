@@ -1,6 +1,6 @@
 //! Reads from the log, for members of groups and for readers without a group.
 
-use qi_core::bus::{Batch, GroupId, Positions, Received, StartFrom, TopicPartition};
+use qi_core::bus::{Batch, GroupId, OffsetReset, Offsets, ReceivedMessage, TopicPartition};
 use qi_core::{Result, Timestamp};
 use tokio::time::Instant;
 
@@ -27,15 +27,15 @@ pub(super) struct Limits {
 /// A batch under construction.
 #[derive(Debug)]
 pub(super) struct Filling {
-    messages: Vec<Received>,
-    positions: Positions,
+    messages: Vec<ReceivedMessage>,
+    positions: Offsets,
     limits: Limits,
     bytes: usize,
 }
 
 impl Filling {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { messages: Vec::new(), positions: Positions::new(), limits, bytes: 0 }
+        Self { messages: Vec::new(), positions: Offsets::new(), limits, bytes: 0 }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -62,7 +62,8 @@ impl Filling {
         let mut next = position;
         self.messages.reserve(room.min(log.records.len() - first));
         for record in log.records.range(first..).take(room) {
-            let mut message = Received::new(partition.topic.clone(), partition.partition, record.offset);
+            let mut message =
+                ReceivedMessage::new(partition.topic.clone(), partition.partition, record.offset);
             message.timestamp = Some(record.at);
             message.key.clone_from(&record.key);
             message.payload.clone_from(&record.payload);
@@ -104,7 +105,7 @@ impl State {
     ) -> Result<Look> {
         let Self { topics, groups, used, .. } = self;
         let group = groups.get_mut(&seat.group).ok_or_else(|| error::fenced("recv"))?;
-        // Deadlines are applied first, so a call after the poll limit does not count as one in time.
+        // Deadlines are applied first, so a call after the maximum poll interval does not count as one in time.
         group.expire(now, topics);
         group.rejoin(seat.key, now, topics);
         let member = group.members.get_mut(&seat.key).ok_or_else(|| error::fenced("recv"))?;
@@ -130,7 +131,7 @@ impl State {
                 topics,
                 partition,
                 owned,
-                member.request.otherwise,
+                member.request.offset_reset,
                 &mut member.pending,
                 &mut group.commits,
             )?;
@@ -163,12 +164,12 @@ impl State {
     }
 }
 
-/// Resets a position that no longer exists by `otherwise`, reports the reset, and commits the new position.
+/// Resets a position that no longer exists by `offset_reset`, reports the reset, and commits the new position.
 fn renew(
     topics: &Topics,
     partition: &TopicPartition,
     owned: &mut Owned,
-    otherwise: StartFrom,
+    offset_reset: OffsetReset,
     pending: &mut Pending,
     commits: &mut std::collections::BTreeMap<TopicPartition, u64>,
 ) -> Result<()> {
@@ -176,7 +177,7 @@ fn renew(
     else {
         return Ok(());
     };
-    match start(log, owned.position, otherwise) {
+    match start(log, owned.position, offset_reset) {
         Start::Committed(_) => {}
         Start::Fail => {
             owned.floor = log.start;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use qi_core::bus::{
     GroupId, GroupInfo, GroupMember, GroupPartition, GroupQuery, GroupState, PartitionInfo, TopicInfo,
@@ -70,7 +69,7 @@ impl State {
         for topic in topics.values_mut() {
             *used -= topic.expire(time);
         }
-        let keep = Duration::from_millis(config.group_retention_ms);
+        let keep = config.group_retention;
         groups.retain(|_, group| {
             group.expire(now, topics);
             group.forget_left(time, keep);
@@ -154,8 +153,11 @@ impl State {
         let members = present
             .into_iter()
             .map(|(key, member)| {
-                let name =
-                    member.request.member.as_ref().map_or(format!("member-{key}"), ToString::to_string);
+                let name = member
+                    .request
+                    .group_instance_id
+                    .as_ref()
+                    .map_or(format!("member-{key}"), ToString::to_string);
                 let partitions = member.owned.keys().cloned().collect();
                 GroupMember::new(name, format!("memory-{}", member.client), partitions)
             })

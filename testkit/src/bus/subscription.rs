@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    AssignedPartition, Assignment, Batch, Committed, Positions, SeekTo, StartFrom, Subscribe, TopicPartition,
+    AssignedPartition, Assignment, Batch, Committed, OffsetReset, Offsets, SeekTo, SubscribeRequest,
+    TopicPartition,
 };
 use qi_core::{Result, Subscription};
 use tokio::sync::Notify;
@@ -34,7 +35,7 @@ pub(super) struct MemorySubscription {
 
 impl MemorySubscription {
     /// Joins the group and takes free partitions.
-    pub(super) fn join(log: Arc<Log>, client: Arc<Client>, request: Subscribe) -> Result<Self> {
+    pub(super) fn join(log: Arc<Log>, client: Arc<Client>, request: SubscribeRequest) -> Result<Self> {
         let now = Instant::now();
         let notify = Arc::new(Notify::new());
         let seat = {
@@ -47,7 +48,7 @@ impl MemorySubscription {
             let seat = Seat { group: request.group.clone(), key };
             let State { topics, groups, .. } = &mut *state;
             let group = groups.entry(request.group.clone()).or_default();
-            let (names, strict) = (request.topics.clone(), request.otherwise == StartFrom::Fail);
+            let (names, strict) = (request.topics.clone(), request.offset_reset == OffsetReset::Error);
             group.succeed(key, Member::new(client.id, request, notify.clone(), now));
             group.rebalance(topics);
             group.settle(key, topics);
@@ -169,10 +170,10 @@ impl Subscription for MemorySubscription {
         }
     }
 
-    async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
+    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
         let committed = self
             .with_member("commit", |member, _, commits| {
-                let (mut stored, mut lost) = (Positions::new(), Vec::new());
+                let (mut stored, mut lost) = (Offsets::new(), Vec::new());
                 for (partition, next) in upto.iter() {
                     match member.owned.get(partition) {
                         None => lost.push(partition.clone()),

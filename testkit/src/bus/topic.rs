@@ -162,11 +162,11 @@ impl Topic {
             id,
             partitions: (0..spec.partitions).map(|_| Partition::new()).collect(),
             max_message_bytes: spec.max_message_bytes.unwrap_or(config.topic_max_message_bytes),
-            retention: spec.retention.unwrap_or(Duration::from_millis(config.retention_ms)),
+            retention: spec.retention.unwrap_or(config.retention),
             cleanup: spec.cleanup,
             settings: spec.settings.clone(),
             sticky: Sticky { partition: 0, until: None },
-            sticky_for: Duration::from_millis(config.sticky_ms),
+            sticky_for: config.sticky_linger,
             watchers: Vec::new(),
         }
     }

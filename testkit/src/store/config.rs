@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qi_core::Datasets;
+use qi_core::domain::duration;
 use qi_core::record::Dataset;
 use qi_core::store::{Retention, StoreInfo};
 use qi_core::{Error, ErrorKind, Result};
@@ -52,10 +53,11 @@ pub struct RetentionConfig(BTreeMap<String, KeepConfig>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeepConfig {
-    /// The largest age of a record in seconds, at least 1 s. The age counts from the record's time; the time of a bar
+    /// The largest age of a record, at least 1 s. The age counts from the record's time; the time of a bar
     /// is its open time. Older records are removed at the next insert into the dataset, and at every insert that could
     /// exceed `max_rows`.
-    pub max_age_secs: Option<u64>,
+    #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
     /// The number of records to keep in each series, at least 1. The newest records are kept. A series is an
     /// instrument, an instrument with an interval, or a scope.
     pub max_rows_per_series: Option<usize>,
@@ -63,22 +65,18 @@ pub struct KeepConfig {
 
 impl KeepConfig {
     /// The largest age, about 292 years. It covers the complete time domain.
-    const MAX_AGE_SECS: u64 = 9_223_372_036;
+    const MAX_AGE: Duration = Duration::from_secs(9_223_372_036);
 
-    /// Creates a rule that keeps records up to an age in seconds.
+    /// Creates a rule that keeps records up to an age.
     #[must_use]
-    pub fn by_age_secs(secs: u64) -> Self {
-        Self { max_age_secs: Some(secs), ..Self::default() }
+    pub fn by_age(max_age: Duration) -> Self {
+        Self { max_age: Some(max_age), ..Self::default() }
     }
 
     /// Creates a rule that keeps the newest `rows` records of each series.
     #[must_use]
     pub fn by_rows(rows: usize) -> Self {
         Self { max_rows_per_series: Some(rows), ..Self::default() }
-    }
-
-    pub(super) fn max_age(self) -> Option<Duration> {
-        self.max_age_secs.map(Duration::from_secs)
     }
 }
 
@@ -101,7 +99,7 @@ impl RetentionConfig {
             .iter()
             .flat_map(|dataset| {
                 let keep = self.of(dataset);
-                let age = keep.max_age().map(|age| Retention::Age(dataset, age));
+                let age = keep.max_age.map(|age| Retention::Age(dataset, age));
                 let rows = keep.max_rows_per_series.map(|rows| Retention::RowsPerSeries(dataset, rows));
                 age.into_iter().chain(rows)
             })
@@ -142,14 +140,16 @@ impl MemoryStoreConfig {
         let Self { max_rows, max_batch, retention, datasets } = self;
         within("max_rows", *max_rows as u64, 1, usize::MAX as u64)?;
         within("max_batch", *max_batch as u64, 1, StoreInfo::MAX_BATCH as u64)?;
-        for (name, KeepConfig { max_age_secs, max_rows_per_series }) in &retention.0 {
+        for (name, KeepConfig { max_age, max_rows_per_series }) in &retention.0 {
             if datasets.get(name).is_none() {
                 let known: Vec<_> = datasets.iter().map(Dataset::name).collect();
                 let rule = format!("must name a dataset of the store: {}", known.join(", "));
                 return Err(refused(format!("retention.{name}"), &rule, name));
             }
-            if let Some(secs) = max_age_secs {
-                within(format!("retention.{name}.max_age_secs"), *secs, 1, KeepConfig::MAX_AGE_SECS)?;
+            let (least, most) = (Duration::from_secs(1), KeepConfig::MAX_AGE);
+            if let Some(age) = max_age.filter(|age| !(least..=most).contains(age)) {
+                let rule = format!("must lie from {} to {}", duration::format(least), duration::format(most));
+                return Err(refused(format!("retention.{name}.max_age"), &rule, duration::format(age)));
             }
             if let Some(rows) = max_rows_per_series {
                 within(format!("retention.{name}.max_rows_per_series"), *rows as u64, 1, usize::MAX as u64)?;
@@ -190,11 +190,8 @@ mod tests {
             (default().with_max_batch(0), "max_batch"),
             (default().with_max_batch(1_000_001), "max_batch"),
             (default().with_retention(keep(KeepConfig::by_rows(0))), "retention.ticks.max_rows_per_series"),
-            (default().with_retention(keep(KeepConfig::by_age_secs(0))), "retention.ticks.max_age_secs"),
-            (
-                default().with_retention(keep(KeepConfig::by_age_secs(u64::MAX))),
-                "retention.ticks.max_age_secs",
-            ),
+            (default().with_retention(keep(KeepConfig::by_age(Duration::ZERO))), "retention.ticks.max_age"),
+            (default().with_retention(keep(KeepConfig::by_age(Duration::MAX))), "retention.ticks.max_age"),
             (
                 default().with_retention(RetentionConfig::default().keep("trades", KeepConfig::by_rows(1))),
                 "retention.trades",
@@ -207,7 +204,7 @@ mod tests {
 
     #[test]
     fn retention_is_shown_rule_by_rule() {
-        let both = KeepConfig { max_age_secs: Some(60), max_rows_per_series: Some(5) };
+        let both = KeepConfig { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
         let config = RetentionConfig::default().keep("quotes", both);
         let minute = Duration::from_mins(1);
         assert_eq!(

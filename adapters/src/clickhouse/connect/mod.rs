@@ -76,22 +76,24 @@ impl Connections {
         for (name, value) in &config.settings {
             client = client.with_setting(name, value);
         }
-        if config.limits.memory_bytes > 0 {
-            client = client.with_setting("max_memory_usage", config.limits.memory_bytes.to_string());
+        if config.server_limits.memory_bytes > 0 {
+            client = client.with_setting("max_memory_usage", config.server_limits.memory_bytes.to_string());
         }
-        let limited = |client: Client, ms: u64| {
+        let limited = |client: Client, timeout: Duration| {
             // In seconds with a fraction. 0 would disable the limit.
-            client.with_setting("max_execution_time", format!("{}.{:03}", ms / 1000, ms % 1000))
+            let (seconds, millis) = (timeout.as_secs(), timeout.subsec_millis());
+            client.with_setting("max_execution_time", format!("{seconds}.{millis:03}"))
         };
-        let server = limited(client.clone(), config.limits.heavy_ms).with_setting("wait_end_of_query", "1");
+        let server =
+            limited(client.clone(), config.server_limits.bulk_timeout).with_setting("wait_end_of_query", "1");
         let client = client.with_database(&config.database);
         // The server responds only when the result is complete. A late error is then an error instead of a short page.
-        let mut plain = limited(client.clone(), config.limits.statement_ms)
+        let mut plain = limited(client.clone(), config.server_limits.statement_timeout)
             .with_setting("wait_end_of_query", "1")
             // A cached result could miss acknowledged writes.
             .with_setting("use_query_cache", "0");
         let heavy = server.clone().with_database(&config.database);
-        let mut insert = limited(client, config.limits.statement_ms)
+        let mut insert = limited(client, config.server_limits.statement_timeout)
             // With deduplication, the server would drop a block that is sent again after its rows were deleted. Since
             // version 26.2 this setting is not sufficient: `inserting` adds another setting.
             .with_setting("insert_deduplicate", "0")
@@ -118,7 +120,7 @@ impl Connections {
             deduplicates: Mutex::default(),
             permits: Semaphore::new(config.pool.max_connections),
             most: config.pool.max_connections,
-            acquire_timeout: Duration::from_millis(config.pool.acquire_timeout_ms),
+            acquire_timeout: config.pool.acquire_timeout,
             address: base,
             version: RwLock::default(),
         })

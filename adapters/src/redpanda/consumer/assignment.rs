@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use qi_core::Error;
-use qi_core::bus::{Notice, TopicPartition};
+use qi_core::bus::{SubscriptionEvent, TopicPartition};
 
 /// The state of one assigned partition.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(super) struct Assignment {
     pub(super) epoch: u64,
     generations: u64,
     /// The events of the next batch.
-    pub(super) events: Vec<Notice>,
+    pub(super) events: Vec<SubscriptionEvent>,
     gained: Vec<TopicPartition>,
     lost: Vec<TopicPartition>,
 }
@@ -173,11 +173,11 @@ impl Assignment {
     }
 
     /// Takes the events of the next batch.
-    pub(super) fn take_events(&mut self) -> Vec<Notice> {
+    pub(super) fn take_events(&mut self) -> Vec<SubscriptionEvent> {
         let mut events = std::mem::take(&mut self.events);
         if !self.gained.is_empty() || !self.lost.is_empty() {
             let (gained, lost) = (std::mem::take(&mut self.gained), std::mem::take(&mut self.lost));
-            events.push(Notice::AssignmentChanged { gained, lost });
+            events.push(SubscriptionEvent::AssignmentChanged { gained, lost });
         }
         events
     }

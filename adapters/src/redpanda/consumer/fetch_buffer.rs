@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use qi_core::bus::{Batch, Notice, Positions, TopicPartition};
+use qi_core::bus::{Batch, Offsets, SubscriptionEvent, TopicPartition};
 
 use super::assignment::Assignment;
 use super::record_batch::RecordBatch;
@@ -20,9 +20,9 @@ pub(super) struct FetchBuffer {
 pub(super) struct PolledBatch {
     /// The taken parts of record batches, each with the previous position of its partition.
     parts: Vec<(u64, RecordBatch)>,
-    offsets: Positions,
+    offsets: Offsets,
     skipped: Vec<TopicPartition>,
-    pub(super) events: Vec<Notice>,
+    pub(super) events: Vec<SubscriptionEvent>,
 }
 
 impl PolledBatch {
@@ -167,7 +167,7 @@ impl FetchBuffer {
             state.pending_commit = Some(to);
         }
         self.skipped.remove(partition);
-        assignment.events.push(Notice::Reset { partition: partition.clone(), from, to });
+        assignment.events.push(SubscriptionEvent::Reset { partition: partition.clone(), from, to });
     }
 
     /// Moves a partition to `to`, because the offsets from `from` on contain no message. Has no effect if the fetch
@@ -308,7 +308,10 @@ mod tests {
         assert!(consumer.poll(10).is_none());
         assert_eq!((consumer.position(0), consumer.buffered()), (7, 0));
         let news = consumer.none();
-        assert_eq!(news.notices(), [Notice::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]);
+        assert_eq!(
+            news.events(),
+            [SubscriptionEvent::AssignmentChanged { gained: vec![], lost: vec![at(1)] }]
+        );
     }
 
     #[test]
@@ -319,7 +322,7 @@ mod tests {
         assert_eq!(consumer.take(2), [(0, 0), (0, 1)]);
         assert_eq!(consumer.position(0), 2);
         let batch = consumer.poll(2).unwrap().into_batch();
-        assert_eq!(batch.positions().get(&at(0)), Some(3), "what a commit of this batch names");
+        assert_eq!(batch.offsets().get(&at(0)), Some(3), "what a commit of this batch names");
         assert_eq!(consumer.position(0), 9, "what comes next");
     }
 
@@ -449,7 +452,7 @@ mod tests {
         assert_eq!((consumer.position(0), consumer.position(1)), (0, 2));
         let batch = consumer.poll(2).unwrap().into_batch();
         let places =
-            |batch: &Batch| batch.positions().iter().map(|(p, at)| (p.partition, at)).collect::<Vec<_>>();
+            |batch: &Batch| batch.offsets().iter().map(|(p, at)| (p.partition, at)).collect::<Vec<_>>();
         assert_eq!(places(&batch), [(0, 2), (1, 2)]);
         assert_eq!(
             places(&consumer.poll(2).unwrap().into_batch()),
@@ -488,8 +491,11 @@ mod tests {
         let batch = consumer.poll(9).unwrap().into_batch();
         let all: Vec<_> = batch.iter().map(|m| (m.partition, m.offset)).collect();
         assert_eq!(all, [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]);
-        assert_eq!((batch.positions().get(&at(0)), batch.positions().get(&at(1))), (Some(5), Some(5)));
-        assert_eq!(batch.notices(), [Notice::AssignmentChanged { gained: vec![at(2)], lost: vec![] }]);
+        assert_eq!((batch.offsets().get(&at(0)), batch.offsets().get(&at(1))), (Some(5), Some(5)));
+        assert_eq!(
+            batch.events(),
+            [SubscriptionEvent::AssignmentChanged { gained: vec![at(2)], lost: vec![] }]
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use qi_core::Timestamp;
-use qi_core::bus::{HeaderName, Headers, Received, TopicName, TopicPartition, header};
+use qi_core::bus::{HeaderName, Headers, ReceivedMessage, TopicName, TopicPartition, header};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _};
 
 use super::unreadable::Range;
@@ -133,7 +133,7 @@ impl RecordBatch {
     pub(super) fn weight(&self) -> usize {
         let large: usize = self.large.iter().map(Bytes::len).sum();
         let headers: usize = self.headers.iter().map(Headers::weight).sum();
-        self.bytes.len() + large + headers + self.records.len() * size_of::<Received>()
+        self.bytes.len() + large + headers + self.records.len() * size_of::<ReceivedMessage>()
     }
 
     /// Takes the first `count` messages, or all messages if there are fewer.
@@ -159,7 +159,7 @@ impl RecordBatch {
     }
 
     /// Appends its messages to `messages`.
-    pub(super) fn into_messages(self, messages: &mut Vec<Received>) {
+    pub(super) fn into_messages(self, messages: &mut Vec<ReceivedMessage>) {
         let Self { partition, records, bytes, mut large, mut headers, .. } = self;
         // Each batch has its own copy of the name. Otherwise the threads that create and drop messages would contend
         // for the shared reference count.
@@ -175,7 +175,7 @@ impl RecordBatch {
             }
         };
         messages.extend(records.into_iter().map(|record| {
-            let mut message = Received::new(topic.clone(), partition.partition, record.offset);
+            let mut message = ReceivedMessage::new(topic.clone(), partition.partition, record.offset);
             (message.timestamp, message.headers_unreadable) = (record.timestamp, record.headers_unreadable);
             (message.key, message.payload) = (part(record.key), part(record.payload));
             if record.headers {
@@ -267,7 +267,7 @@ fn headers(headers: &BorrowedHeaders, previous: Option<&Headers>) -> (Headers, b
 }
 
 /// A message must be small, because one is created for each record.
-const _: () = assert!(size_of::<Received>() <= 192);
+const _: () = assert!(size_of::<ReceivedMessage>() <= 192);
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::Result;
-use qi_core::bus::{Assignment, Batch, Committed, Positions, SeekTo, Subscription, TopicPartition};
+use qi_core::bus::{Assignment, Batch, Committed, Offsets, SeekTo, Subscription, TopicPartition};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -67,7 +67,7 @@ impl Subscription for RedpandaSubscription {
         Ok(polled.into_batch())
     }
 
-    async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
+    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
         self.consumer.check("commit")?;
         if !self.consumer.settings.has_group() {
             return Err(error::no_group());

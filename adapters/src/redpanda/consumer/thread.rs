@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use qi_core::bus::{
-    self, AssignedPartition, Notice, Positions, SeekTo, StartFrom, TopicName, TopicPartition,
+    self, AssignedPartition, OffsetReset, Offsets, SeekTo, SubscriptionEvent, TopicName, TopicPartition,
 };
 use qi_core::{Error, ErrorKind, Result};
 use rdkafka::admin::AdminClient;
@@ -77,7 +77,7 @@ const CLIENT_DROP_TIMEOUT: Duration = Duration::from_mins(1);
 pub(in crate::redpanda) struct ConsumerSettings {
     pub(in crate::redpanda) topics: Vec<TopicName>,
     /// The start of a partition without a valid commit.
-    pub(in crate::redpanda) offset_reset: StartFrom,
+    pub(in crate::redpanda) offset_reset: OffsetReset,
     /// The maximum poll interval. None for a reader without a group.
     pub(in crate::redpanda) max_poll_interval: Option<Duration>,
     /// True if a revocation takes effect only in the `recv` after its announcement.
@@ -452,7 +452,7 @@ impl ConsumerThread {
         match result {
             Ok(mut polled) => {
                 let events = polled.events.len();
-                polled.events.retain(|event| *event != Notice::RevocationPending);
+                polled.events.retain(|event| *event != SubscriptionEvent::RevocationPending);
                 // The revocation is announced again.
                 self.rebalancing.announced &= polled.events.len() == events;
                 self.buffer.put_back(&mut self.assignment, polled);
@@ -639,7 +639,7 @@ impl ConsumerThread {
         let ends = move |client: &Client| {
             let failed = |e| client.context().connection.explain(error::asked(e, "assignment"));
             let found = offsets::find_each(client, &partitions, OffsetSpec::Latest, limit).map_err(failed)?;
-            let mut ends = Positions::new();
+            let mut ends = Offsets::new();
             for (partition, end) in found {
                 match end {
                     Ok(end) => ends.set(partition, end),
@@ -650,7 +650,7 @@ impl ConsumerThread {
             }
             Ok(ends)
         };
-        self.request(ends, move |thread, ends: Result<Positions>| {
+        self.request(ends, move |thread, ends: Result<Offsets>| {
             let described = ends.map(|ends| {
                 let partitions = thread.assignment.partitions.iter().map(|(partition, state)| {
                     let end = ends.get(partition).unwrap_or(state.position);

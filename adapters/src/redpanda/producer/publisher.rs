@@ -143,7 +143,7 @@ impl Publisher {
     }
 
     fn delivery_timeout(&self) -> Duration {
-        client_config::limit(self.config.delivery_timeout_ms)
+        client_config::limit(self.config.delivery_timeout)
     }
 
     /// Routes every message. All messages of a topic in a call use the same metadata, so that a single producer sends
@@ -199,7 +199,7 @@ impl Publisher {
         admin: &Arc<AdminClient<KafkaContext>>,
         topic: &TopicName,
     ) -> Result<TopicMetadata> {
-        let limit = client_config::limit(self.config.request_timeout_ms);
+        let limit = client_config::limit(self.config.request_timeout);
         let metadata = metadata::look_up(admin, topic, limit, "publish").await;
         match &metadata {
             Ok(metadata) => self.topics.insert(topic, *metadata),
@@ -278,11 +278,8 @@ impl Publisher {
                 // The topic has this partition, but the metadata of the producer is older.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
-                    used.refresh_metadata(
-                        &message.topic,
-                        client_config::limit(self.config.request_timeout_ms),
-                    )
-                    .await;
+                    used.refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
+                        .await;
                     chunk.now = SystemClock.now();
                     continue;
                 }

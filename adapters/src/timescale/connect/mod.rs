@@ -45,7 +45,7 @@ pub(super) struct Connections {
     /// The share of this store in the process-wide gauge of the connection limit.
     _limit: Share,
     acquire_timeout: Duration,
-    heavy_ms: u64,
+    bulk_timeout: Duration,
 }
 
 impl Connections {
@@ -66,7 +66,7 @@ impl Connections {
             driver = driver.socket(tunnel.folder()).ssl_mode(PgSslMode::Disable);
         }
         let pool = &config.pool;
-        let acquire_timeout = Duration::from_millis(pool.acquire_timeout_ms);
+        let acquire_timeout = pool.acquire_timeout;
         let facts = Arc::new(RwLock::new(ServerInfo::default()));
         let (known, of_new) = (facts.clone(), cache.clone());
         let suspects = Arc::<Suspects>::default();
@@ -76,8 +76,8 @@ impl Connections {
             .max_connections(pool.max_connections)
             .min_connections(pool.min_connections)
             .acquire_timeout(acquire_timeout)
-            .idle_timeout(Duration::from_millis(pool.idle_timeout_ms))
-            .max_lifetime(Duration::from_millis(pool.max_lifetime_ms))
+            .idle_timeout(pool.idle_timeout)
+            .max_lifetime(pool.max_lifetime)
             .after_connect(move |connection, _| {
                 let (known, cache) = (known.clone(), of_new.clone());
                 Box::pin(async move {
@@ -109,7 +109,7 @@ impl Connections {
             suspects,
             _limit: Share::of("qi_timescale_connections_limit", config.pool.max_connections),
             acquire_timeout,
-            heavy_ms: config.limits.heavy_ms,
+            bulk_timeout: config.server_limits.bulk_timeout,
         })
     }
 
@@ -219,7 +219,7 @@ impl Connections {
     /// Applies the limit for heavy work to the rest of the current transaction.
     pub(super) async fn allow_heavy(&self, connection: &mut PgConnection) -> Result<(), Cause> {
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
-            .bind(self.heavy_ms.to_string())
+            .bind(self.bulk_timeout.as_millis().to_string())
             .execute(connection)
             .await?;
         Ok(())
@@ -230,7 +230,7 @@ impl Connections {
         for setting in ["statement_timeout", "lock_timeout"] {
             sqlx::query("SELECT set_config($1, $2, false)")
                 .bind(setting)
-                .bind(self.heavy_ms.to_string())
+                .bind(self.bulk_timeout.as_millis().to_string())
                 .execute(&mut *connection)
                 .await?;
         }
@@ -319,14 +319,14 @@ fn connect_options(config: &TimescaleConfig) -> Result<PgConnectOptions> {
     }
     let name =
         config.application_name.as_deref().or(options.get_application_name()).unwrap_or("qi").to_owned();
-    let limits = &config.limits;
+    let limits = &config.server_limits;
     Ok(options
         .application_name(&name)
         .options([
             ("search_path", config.schema.clone()),
-            ("statement_timeout", limits.statement_ms.to_string()),
-            ("lock_timeout", limits.lock_ms.to_string()),
-            ("idle_in_transaction_session_timeout", limits.statement_ms.to_string()),
+            ("statement_timeout", limits.statement_timeout.as_millis().to_string()),
+            ("lock_timeout", limits.lock_timeout.as_millis().to_string()),
+            ("idle_in_transaction_session_timeout", limits.statement_timeout.as_millis().to_string()),
             // Ends a statement soon after its client has disconnected.
             ("client_connection_check_interval", "1000".to_owned()),
             // The bounds of a query determine its chunks, so a generic plan is never useful.

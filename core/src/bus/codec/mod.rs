@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 
-use super::{HeaderName, Headers, Message, Received, TopicName, header};
+use super::{HeaderName, Headers, Message, ReceivedMessage, TopicName, header};
 use crate::record::{Record, RecordVec, Records, Slice};
 use crate::{Error, ErrorKind, Result};
 
@@ -221,7 +221,7 @@ static HEADERS: LazyLock<Result<[HeaderName; 3]>> = LazyLock::new(|| {
 /// # Errors
 /// `CorruptData` with the message's topic, partition and offset in the context. Reasons are another format, type or
 /// version, unreadable headers, a tombstone, or a payload that is not a valid record.
-pub fn decode_message<R: Record>(message: &Received) -> Result<R> {
+pub fn decode_message<R: Record>(message: &ReceivedMessage) -> Result<R> {
     let mut records = R::DATASET.new_vec();
     decode_record(message, &mut records)?;
     let record = records.into_vec::<R>()?.pop();
@@ -232,7 +232,7 @@ pub fn decode_message<R: Record>(message: &Received) -> Result<R> {
 ///
 /// # Errors
 /// As [`decode_message`].
-pub fn decode_record(message: &Received, records: &mut RecordVec) -> Result<()> {
+pub fn decode_record(message: &ReceivedMessage, records: &mut RecordVec) -> Result<()> {
     decode_record_with(&[&Encoding::Json, &Encoding::Protobuf], message, records)
 }
 
@@ -241,7 +241,11 @@ pub fn decode_record(message: &Received, records: &mut RecordVec) -> Result<()> 
 ///
 /// # Errors
 /// As [`decode_message`].
-pub fn decode_record_with(codecs: &[&dyn Codec], message: &Received, records: &mut RecordVec) -> Result<()> {
+pub fn decode_record_with(
+    codecs: &[&dyn Codec],
+    message: &ReceivedMessage,
+    records: &mut RecordVec,
+) -> Result<()> {
     checked(codecs, message, records)
         .and_then(|(codec, payload)| codec.decode(payload, records))
         .map_err(|error| at(error, message))
@@ -250,7 +254,7 @@ pub fn decode_record_with(codecs: &[&dyn Codec], message: &Received, records: &m
 /// Returns the codec and the payload of a message. The headers must be absent or describe the expected record.
 fn checked<'c, 'm>(
     codecs: &[&'c dyn Codec],
-    message: &'m Received,
+    message: &'m ReceivedMessage,
     records: &RecordVec,
 ) -> Result<(&'c dyn Codec, &'m [u8])> {
     if let Some((first, reason)) = message.unreadable() {
@@ -300,7 +304,7 @@ fn is_number(found: &[u8], wanted: u16) -> bool {
     is_canonical && std::str::from_utf8(found).is_ok_and(|text| text.parse() == Ok(wanted))
 }
 
-fn at(error: Error, message: &Received) -> Error {
+fn at(error: Error, message: &ReceivedMessage) -> Error {
     error
         .with_context("topic", &message.topic)
         .with_context("partition", message.partition)
@@ -337,12 +341,12 @@ fn corrupt(code: &'static str) -> Error {
 mod tests {
     use super::*;
     use crate::{
-        BarValues, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, QuoteValues, Scope, SnapshotValues,
+        Bar, BarValues, Interval, MarketSnapshot, PriceTick, Quote, QuoteValues, Scope, SnapshotValues,
         Timestamp,
     };
 
-    fn received(message: &Message) -> Received {
-        let mut received = Received::new(message.topic.clone(), 3, 17);
+    fn received(message: &Message) -> ReceivedMessage {
+        let mut received = ReceivedMessage::new(message.topic.clone(), 3, 17);
         received.key.clone_from(&message.key);
         received.payload.clone_from(&message.payload);
         received.headers.clone_from(&message.headers);
@@ -365,7 +369,7 @@ mod tests {
         there_and_back(&tick(), "crypto-prices");
         let values = QuoteValues { ask_price: Some(price), ..Default::default() };
         there_and_back(&Quote::new(instrument.clone(), Timestamp::MIN, 0, values).unwrap(), "crypto-quotes");
-        let bar = Ohlcv::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
+        let bar = Bar::new(instrument, Interval::W1, Timestamp::MIN, BarValues::flat(price)).unwrap();
         there_and_back(&bar, "crypto-ohlcv");
         let values = SnapshotValues { markets: Some(1), ..Default::default() };
         there_and_back(

@@ -130,7 +130,7 @@ fn camel_case(name: &str) -> String {
 
 /// Appends the encoded record at index `at`.
 pub(super) fn encode(records: &dyn Records, at: usize, out: &mut Vec<u8>) {
-    let (series, place, dataset) = (records.series(at), records.place(at), records.dataset());
+    let (series, place, dataset) = (records.series(at), records.sort_key(at), records.dataset());
     put_series(&series.owner, out);
     if let Some(interval) = series.interval {
         put_bytes(INTERVAL, interval.as_str().as_bytes(), out);
@@ -265,8 +265,8 @@ impl FieldWriter for Writer<'_> {
         let number = self.next();
         for level in value {
             put_short_message(number, self.out, |out| {
-                put_decimal(1, level.price.get(), out);
-                put_decimal(2, level.quantity.get(), out);
+                put_decimal(1, level.price.decimal(), out);
+                put_decimal(2, level.quantity.decimal(), out);
             });
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use super::Dataset;
-use crate::record::{FieldReader, FieldWriter, Place, Record, Series, SeriesKey, SeriesRef};
+use crate::record::{FieldReader, FieldWriter, Record, Series, SeriesKey, SeriesRef, SortKey};
 use crate::{Error, ErrorKind, Result};
 
 /// Records of one dataset without their Rust type. A store writes such records.
@@ -27,8 +27,8 @@ pub trait Records: Debug + Send + Sync {
     /// Returns the series of the record at an index.
     fn series(&self, at: usize) -> SeriesRef<'_>;
 
-    /// Returns the place of the record at an index.
-    fn place(&self, at: usize) -> Place;
+    /// Returns the sort key of the record at an index.
+    fn sort_key(&self, at: usize) -> SortKey;
 
     /// Writes the value columns of the record at an index.
     fn write(&self, at: usize, out: &mut dyn FieldWriter);
@@ -36,9 +36,9 @@ pub trait Records: Debug + Send + Sync {
     /// Appends a record as JSON, in the format of messages.
     fn write_json(&self, at: usize, out: &mut Vec<u8>);
 
-    /// Appends the places of all records.
-    fn places(&self, out: &mut Vec<Place>) {
-        out.extend((0..self.len()).map(|at| self.place(at)));
+    /// Appends the sort keys of all records.
+    fn sort_keys(&self, out: &mut Vec<SortKey>) {
+        out.extend((0..self.len()).map(|at| self.sort_key(at)));
     }
 
     /// Returns the number of consecutive records at the beginning of an index range that belong to one series.
@@ -101,8 +101,8 @@ macro_rules! as_records {
             fn series(&self, at: usize) -> SeriesRef<'_> {
                 self.0[at].series_ref()
             }
-            fn place(&self, at: usize) -> Place {
-                self.0[at].place()
+            fn sort_key(&self, at: usize) -> SortKey {
+                self.0[at].sort_key()
             }
             fn write(&self, at: usize, out: &mut dyn FieldWriter) {
                 self.0[at].write(out);
@@ -111,8 +111,8 @@ macro_rules! as_records {
                 // Writing into memory does not fail, and every record has a JSON form.
                 let _ = serde_json::to_writer(out, &self.0[at]);
             }
-            fn places(&self, out: &mut Vec<Place>) {
-                out.extend(self.0.iter().map(Record::place));
+            fn sort_keys(&self, out: &mut Vec<SortKey>) {
+                out.extend(self.0.iter().map(Record::sort_key));
             }
             fn copy_to(
                 &self,
@@ -166,7 +166,7 @@ pub struct RecordVec(Box<dyn ErasedVec>);
 
 /// The methods of a vector besides [`Records`].
 pub(super) trait ErasedVec: Records + Any {
-    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()>;
+    fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()>;
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()>;
     fn reserve(&mut self, additional: usize);
     fn remove(&mut self, range: Range<usize>);
@@ -181,8 +181,8 @@ struct Typed<R>(Vec<R>);
 as_records!(impl<R: Record> Records for Typed<R>);
 
 impl<R: Record> ErasedVec for Typed<R> {
-    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
-        self.0.push(R::read(R::Series::from_key(series)?, place, fields)?);
+    fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()> {
+        self.0.push(R::read(R::Series::from_key(series)?, sort_key, fields)?);
         Ok(())
     }
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
@@ -268,8 +268,13 @@ impl RecordVec {
     ///
     /// # Errors
     /// The reader's error; `InvalidInput` for values that form no valid record, or for a series of another type.
-    pub fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
-        self.0.push(series, place, fields)
+    pub fn push(
+        &mut self,
+        series: &SeriesKey,
+        sort_key: SortKey,
+        fields: &mut dyn FieldReader,
+    ) -> Result<()> {
+        self.0.push(series, sort_key, fields)
     }
 
     /// Parses a record from JSON, validates it and appends it.

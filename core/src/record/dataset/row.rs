@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use super::records::ErasedVec;
 use super::records::{RecordVec, Records};
 use super::{Column, ColumnType, Dataset, SeriesType};
-use crate::record::{FieldReader, FieldWriter, Level, Owner, Place, SeriesKey, SeriesRef};
+use crate::record::{FieldReader, FieldWriter, Level, Owner, SeriesKey, SeriesRef, SortKey};
 use crate::{Decimal, Error, ErrorKind, Interval, Result, Timestamp};
 
 /// A record of a dataset that was declared at run time; see [`Dataset::declare`].
@@ -18,7 +18,7 @@ use crate::{Decimal, Error, ErrorKind, Interval, Result, Timestamp};
 pub struct Row {
     dataset: Dataset,
     series: SeriesKey,
-    place: Place,
+    sort_key: SortKey,
     values: Vec<Value>,
 }
 
@@ -100,8 +100,8 @@ impl Row {
     /// Creates a record, with its values in the order of the columns.
     ///
     /// # Errors
-    /// `InvalidInput` for a series, a place or a value that does not fit the dataset.
-    pub fn new(dataset: Dataset, series: SeriesKey, place: Place, values: Vec<Value>) -> Result<Self> {
+    /// `InvalidInput` for a series, a sort key or a value that does not fit the dataset.
+    pub fn new(dataset: Dataset, series: SeriesKey, sort_key: SortKey, values: Vec<Value>) -> Result<Self> {
         let refuse = |field: &'static str, value: &dyn std::fmt::Debug| {
             let error = Error::invalid("record.row", field, format_args!("{value:?}"), "must fit its column");
             Err(error.with_context("dataset", dataset))
@@ -114,12 +114,12 @@ impl Row {
         if !owner_fits || series.interval.is_some() != dataset.interval().is_some() {
             return refuse("series", &series);
         }
-        if dataset.seq().is_none() && place.1 != 0 {
-            return refuse("seq", &place.1);
+        if dataset.seq().is_none() && sort_key.1 != 0 {
+            return refuse("seq", &sort_key.1);
         }
-        crate::record::macros::check_place(
-            (dataset.time(), place.0),
-            dataset.seq().map(|seq| (seq, place.1)),
+        crate::record::macros::check_sort_key(
+            (dataset.time(), sort_key.0),
+            dataset.seq().map(|seq| (seq, sort_key.1)),
         )?;
         if values.len() != dataset.values().len() {
             return refuse("values", &values.len());
@@ -129,7 +129,7 @@ impl Row {
                 return refuse(column.name, value);
             }
         }
-        Ok(Self { dataset, series, place, values })
+        Ok(Self { dataset, series, sort_key, values })
     }
 
     /// Returns the dataset of the record.
@@ -142,9 +142,9 @@ impl Row {
         &self.series
     }
 
-    /// Returns the place of the record in its series.
-    pub fn place(&self) -> Place {
-        self.place
+    /// Returns the sort key of the record in its series.
+    pub fn sort_key(&self) -> SortKey {
+        self.sort_key
     }
 
     /// Returns the values in the order of the columns.
@@ -170,7 +170,7 @@ impl Row {
     /// # Errors
     /// `InvalidInput` for values that form no valid record.
     pub fn push_to(&self, out: &mut RecordVec) -> Result<()> {
-        out.push(&self.series, self.place, &mut Fields(self.values.iter()))
+        out.push(&self.series, self.sort_key, &mut Fields(self.values.iter()))
     }
 
     /// Copies records of any dataset into rows.
@@ -183,7 +183,7 @@ impl Row {
             .map(|at| {
                 let mut values = Values(Vec::with_capacity(dataset.values().len()));
                 records.write(at, &mut values);
-                Self::new(dataset, records.series(at).to_owned(), records.place(at), values.0)
+                Self::new(dataset, records.series(at).to_owned(), records.sort_key(at), values.0)
             })
             .collect()
     }
@@ -331,9 +331,9 @@ impl Serialize for Row {
         if let (Some(column), Some(interval)) = (self.dataset.interval(), self.series.interval) {
             map.serialize_entry(column, &interval)?;
         }
-        map.serialize_entry(self.dataset.time(), &self.place.0)?;
+        map.serialize_entry(self.dataset.time(), &self.sort_key.0)?;
         if let Some(seq) = self.dataset.seq() {
-            map.serialize_entry(seq, &self.place.1)?;
+            map.serialize_entry(seq, &self.sort_key.1)?;
         }
         for (column, value) in self.dataset.values().iter().zip(&self.values) {
             match value {
@@ -375,8 +375,8 @@ impl Records for RowVec {
     fn series(&self, at: usize) -> SeriesRef<'_> {
         self.rows[at].series.as_ref()
     }
-    fn place(&self, at: usize) -> Place {
-        self.rows[at].place
+    fn sort_key(&self, at: usize) -> SortKey {
+        self.rows[at].sort_key
     }
     fn write(&self, at: usize, out: &mut dyn FieldWriter) {
         for (value, column) in self.rows[at].values.iter().zip(self.dataset.values()) {
@@ -400,10 +400,10 @@ impl Records for RowVec {
 }
 
 impl ErasedVec for RowVec {
-    fn push(&mut self, series: &SeriesKey, place: Place, fields: &mut dyn FieldReader) -> Result<()> {
+    fn push(&mut self, series: &SeriesKey, sort_key: SortKey, fields: &mut dyn FieldReader) -> Result<()> {
         let columns = self.dataset.values();
         let values = columns.iter().map(|column| Value::read(column, fields)).collect::<Result<_>>()?;
-        self.rows.push(Row::new(self.dataset, series.clone(), place, values)?);
+        self.rows.push(Row::new(self.dataset, series.clone(), sort_key, values)?);
         Ok(())
     }
     fn push_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
@@ -516,19 +516,19 @@ mod tests {
     fn a_row_is_checked() {
         let dataset = Dataset::declare(description(&[COLUMN])).unwrap();
         let series = SeriesKey { owner: Owner::Instrument("x:Y".parse().unwrap()), interval: None };
-        let place = (Timestamp::MIN, 0);
-        let row = |series: &SeriesKey, place, values| Row::new(dataset, series.clone(), place, values);
-        row(&series, place, vec![Value::Absent]).unwrap();
+        let sort_key = (Timestamp::MIN, 0);
+        let row = |series: &SeriesKey, sort_key, values| Row::new(dataset, series.clone(), sort_key, values);
+        row(&series, sort_key, vec![Value::Absent]).unwrap();
         let named = SeriesKey { owner: Owner::Name("x:Y".into()), interval: None };
         let timed = SeriesKey { interval: Some(Interval::M1), ..series.clone() };
         for refused in [
-            row(&named, place, vec![Value::Absent]),
-            row(&timed, place, vec![Value::Absent]),
+            row(&named, sort_key, vec![Value::Absent]),
+            row(&timed, sort_key, vec![Value::Absent]),
             row(&series, (Timestamp::MIN, 1), vec![Value::Absent]),
             row(&series, (Timestamp::MAX, 0), vec![Value::Absent]),
-            row(&series, place, vec![]),
-            row(&series, place, vec![Value::Integer(1)]),
-            row(&series, place, vec![Value::Counter(u64::MAX)]),
+            row(&series, sort_key, vec![]),
+            row(&series, sort_key, vec![Value::Integer(1)]),
+            row(&series, sort_key, vec![Value::Counter(u64::MAX)]),
         ] {
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::record::{Place, Records, SeriesKey, SeriesRef};
+use crate::record::{Records, SeriesKey, SeriesRef, SortKey};
 
 /// The series of a batch, and the rank of each record's series in their order.
 #[derive(Debug)]
@@ -61,24 +61,24 @@ pub struct Entry {
     /// The adapter's number of the series.
     pub series: u64,
     /// The position in the series: the time and the sequence number.
-    pub place: Place,
+    pub sort_key: SortKey,
     /// The index in the batch.
     pub at: u32,
 }
 
-/// Returns the last record of each key, in the order of group, series and place.
+/// Returns the last record of each key, in the order of group, series and sort key.
 ///
 /// All writers use the same order, so two writers cannot deadlock. `series` has the number of each record's series, in
 /// the order of the batch.
-pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(Place) -> i64) -> Vec<Entry> {
-    let mut places = Vec::with_capacity(batch.len());
-    batch.places(&mut places);
-    let all = places.into_iter().zip(series).enumerate();
+pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(SortKey) -> i64) -> Vec<Entry> {
+    let mut sort_keys = Vec::with_capacity(batch.len());
+    batch.sort_keys(&mut sort_keys);
+    let all = sort_keys.into_iter().zip(series).enumerate();
     let mut entries: Vec<Entry> = all
-        .map(|(at, (place, series))| Entry {
-            group: group(place),
+        .map(|(at, (sort_key, series))| Entry {
+            group: group(sort_key),
             series: *series,
-            place,
+            sort_key,
             // A batch has at most 1,000,000 records, so its indices fit.
             at: u32::try_from(at).unwrap_or(u32::MAX),
         })
@@ -86,7 +86,7 @@ pub fn entries(batch: &dyn Records, series: &[u64], group: impl Fn(Place) -> i64
     entries.sort_unstable();
     // `dedup_by` keeps the first of equal entries, so that entry takes the later index.
     entries.dedup_by(|later, kept| {
-        let same = (later.series, later.place) == (kept.series, kept.place);
+        let same = (later.series, later.sort_key) == (kept.series, kept.sort_key);
         if same {
             kept.at = later.at;
         }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(ranks, [1, 0, 1, 0, 1]);
         let at = |entries: Vec<Entry>| entries.iter().map(|entry| entry.at).collect::<Vec<_>>();
         assert_eq!(at(entries(&batch, &ranks, |_| 0)), [3, 1, 2, 4]);
-        let late = |(ts, _): Place| i64::from(ts > Timestamp::from_secs(1_700_000_005).unwrap());
+        let late = |(ts, _): SortKey| i64::from(ts > Timestamp::from_secs(1_700_000_005).unwrap());
         assert_eq!(at(entries(&batch, &ranks, late)), [3, 2, 4, 1], "groups come first");
     }
 }

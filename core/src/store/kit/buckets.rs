@@ -1,7 +1,7 @@
 //! The windows over which the bars of a page are computed.
 
 use crate::store::{Anchor, BarQuery, Derived, Order, Page, Paged};
-use crate::{Interval, Ohlcv, Result, TimeRange, Timestamp};
+use crate::{Bar, Interval, Result, TimeRange, Timestamp};
 
 /// The largest factor by which a window grows beyond the length of the wanted bars if ticks are rare.
 const WIDEST: i64 = 64;
@@ -19,10 +19,10 @@ pub fn bucket_end(interval: Interval, open: Timestamp) -> Timestamp {
 /// ```no_run
 /// # use qi_core::store::kit::BucketWalk;
 /// # use qi_core::store::{BarQuery, Page};
-/// # use qi_core::{Ohlcv, Result, TimeRange, Timestamp};
-/// # fn sum(_: TimeRange, _: usize) -> Result<Vec<Ohlcv>> { Ok(Vec::new()) }
+/// # use qi_core::{Bar, Result, TimeRange, Timestamp};
+/// # fn sum(_: TimeRange, _: usize) -> Result<Vec<Bar>> { Ok(Vec::new()) }
 /// # fn next_tick(_: TimeRange) -> Result<Option<Timestamp>> { Ok(None) }
-/// fn page(query: &BarQuery) -> Result<Page<Ohlcv>> {
+/// fn page(query: &BarQuery) -> Result<Page<Bar>> {
 ///     let mut walk = BucketWalk::new(query)?;
 ///     while let Some(window) = walk.window()? {
 ///         for bar in sum(window, walk.wanted())? { // in the query's order
@@ -41,7 +41,7 @@ pub struct BucketWalk<'q> {
     /// The buckets that are not read yet.
     rest: Option<TimeRange>,
     width: i64,
-    found: Vec<Ohlcv>,
+    found: Vec<Bar>,
     /// The number of bars found before the current window.
     before: usize,
 }
@@ -94,7 +94,7 @@ impl<'q> BucketWalk<'q> {
     }
 
     /// Adds a bar of the window, in the query's order.
-    pub fn push(&mut self, bar: Ohlcv) {
+    pub fn push(&mut self, bar: Bar) {
         self.found.push(bar);
     }
 
@@ -142,7 +142,7 @@ impl<'q> BucketWalk<'q> {
     ///
     /// # Errors
     /// `InvalidInput` if the cursor does not belong to this query.
-    pub fn page(self) -> Result<Page<Ohlcv>> {
+    pub fn page(self) -> Result<Page<Bar>> {
         Derived(self.query).page_of(self.found)
     }
 }
@@ -175,9 +175,9 @@ mod tests {
         Timestamp::from_secs(BASE + 60 * minutes).unwrap()
     }
 
-    fn bar(minute: i64) -> Ohlcv {
+    fn bar(minute: i64) -> Bar {
         let values = BarValues::flat("1".parse().unwrap());
-        Ohlcv::new("x:Y".parse().unwrap(), Interval::M1, at(minute), values).unwrap()
+        Bar::new("x:Y".parse().unwrap(), Interval::M1, at(minute), values).unwrap()
     }
 
     proptest! {

@@ -56,7 +56,7 @@ pub async fn latest<S: LatestSource + Send>(
                 let last = owners.len() < asked;
                 (owners, last)
             }
-            Selection::These(named) => {
+            Selection::Only(named) => {
                 let start = after.as_ref().map_or(0, |after| named.partition_point(|owner| owner <= after));
                 let end = named.len().min(start + asked);
                 (named[start..end].to_vec(), end == named.len())

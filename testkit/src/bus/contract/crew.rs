@@ -5,18 +5,19 @@ use std::collections::BTreeSet;
 use futures::FutureExt;
 use futures::future::{Either, select};
 use qi_core::bus::{
-    Message, MessageBus, MessageBusExt, Notice, Received, Subscribe, Subscription, TopicPartition,
+    Message, MessageBus, MessageBusExt, ReceivedMessage, SubscribeRequest, Subscription, SubscriptionEvent,
+    TopicPartition,
 };
 use tokio::time::Instant;
 
 use super::{Failure, Lab, Verdict};
 
-/// A member with its received messages and notices.
+/// A member with its received messages and events.
 #[derive(Debug)]
 pub(super) struct Mate {
     pub(super) sub: Box<dyn Subscription>,
-    pub(super) got: Vec<Received>,
-    pub(super) notices: Vec<Notice>,
+    pub(super) got: Vec<ReceivedMessage>,
+    pub(super) events: Vec<SubscriptionEvent>,
 }
 
 impl Mate {
@@ -24,7 +25,7 @@ impl Mate {
     pub(super) async fn turn(&mut self, lab: &Lab, max: usize) -> Verdict<usize> {
         let batch = self.sub.recv(max, lab.timing().short).await?;
         // Stored before the next await, because this future may be dropped.
-        self.notices.extend_from_slice(batch.notices());
+        self.events.extend_from_slice(batch.events());
         self.got.extend(batch.iter().cloned());
         let own = self.own().await?;
         for message in &batch {
@@ -49,7 +50,7 @@ pub(super) struct Crew<'a> {
     lab: &'a Lab,
     pub(super) mates: Vec<Mate>,
     /// The messages of members that have left.
-    gone: Vec<Vec<Received>>,
+    gone: Vec<Vec<ReceivedMessage>>,
 }
 
 impl<'a> Crew<'a> {
@@ -58,7 +59,7 @@ impl<'a> Crew<'a> {
     }
 
     /// Adds a member while the others are polled, as in real use.
-    pub(super) async fn join(&mut self, bus: &dyn MessageBus, request: Subscribe) -> Verdict {
+    pub(super) async fn join(&mut self, bus: &dyn MessageBus, request: SubscribeRequest) -> Verdict {
         let sub = {
             let mut joining = bus.subscribe(request).fuse();
             loop {
@@ -75,7 +76,7 @@ impl<'a> Crew<'a> {
 
     /// Adds a member that has already joined.
     pub(super) fn take_in(&mut self, sub: Box<dyn Subscription>) {
-        self.mates.push(Mate { sub, got: Vec::new(), notices: Vec::new() });
+        self.mates.push(Mate { sub, got: Vec::new(), events: Vec::new() });
     }
 
     /// Removes a member and keeps its messages.
@@ -87,7 +88,7 @@ impl<'a> Crew<'a> {
     }
 
     /// Returns the messages of each member, including members that have left.
-    pub(super) fn histories(&self) -> impl Iterator<Item = &[Received]> {
+    pub(super) fn histories(&self) -> impl Iterator<Item = &[ReceivedMessage]> {
         self.mates.iter().map(|mate| &mate.got[..]).chain(self.gone.iter().map(|got| &got[..]))
     }
 
@@ -149,7 +150,7 @@ impl<'a> Crew<'a> {
 
     /// Returns the number of messages received, including redelivered messages.
     pub(super) fn total(&self) -> usize {
-        self.histories().map(<[Received]>::len).sum()
+        self.histories().map(<[ReceivedMessage]>::len).sum()
     }
 
     /// Publishes while the members are polled.

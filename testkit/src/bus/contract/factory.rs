@@ -44,8 +44,8 @@ pub enum Pace {
 pub struct Timing {
     /// The session timeout of the members.
     pub session: Duration,
-    /// The poll limit of the members.
-    pub poll_limit: Duration,
+    /// The maximum poll interval of the members.
+    pub max_poll_interval: Duration,
     /// The time within which a waiting member receives a message that is in the log.
     pub short: Duration,
     /// The time within which every expected effect has occurred.

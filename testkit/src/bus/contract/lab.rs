@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use qi_core::Timestamp;
 use qi_core::bus::{
-    GroupId, GroupInfo, GroupQuery, Message, MessageBus, MessageBusExt, Received, SeekTo, Subscribe,
-    Subscription, TopicName, TopicPartition, TopicSpec,
+    GroupId, GroupInfo, GroupQuery, Message, MessageBus, MessageBusExt, ReceivedMessage, SeekTo,
+    SubscribeRequest, Subscription, TopicName, TopicPartition, TopicSpec,
 };
 use tokio::time::Instant;
 
@@ -96,10 +96,11 @@ impl Lab {
         Ok(GroupId::new(format!("{}-group-{number}", self.env.prefix()))?)
     }
 
-    /// Returns a subscribe request with the backend's session timeout and poll limit.
-    pub(super) fn request(&self, group: &GroupId, topic: &TopicName) -> Verdict<Subscribe> {
+    /// Returns a subscribe request with the backend's session timeout and maximum poll interval.
+    pub(super) fn request(&self, group: &GroupId, topic: &TopicName) -> Verdict<SubscribeRequest> {
         let timing = self.timing();
-        Ok(Subscribe::new(group.clone(), [topic.clone()])?.with_limits(timing.session, timing.poll_limit)?)
+        Ok(SubscribeRequest::new(group.clone(), [topic.clone()])?
+            .with_timeouts(timing.session, timing.max_poll_interval)?)
     }
 
     /// Subscribes as the only member of a new group.
@@ -112,7 +113,11 @@ impl Lab {
     }
 
     /// Receives `count` messages with one reader and returns them in the order of arrival.
-    pub(super) async fn drain(&self, reader: &mut dyn Subscription, count: usize) -> Verdict<Vec<Received>> {
+    pub(super) async fn drain(
+        &self,
+        reader: &mut dyn Subscription,
+        count: usize,
+    ) -> Verdict<Vec<ReceivedMessage>> {
         let mut all = Vec::with_capacity(count);
         let deadline = Instant::now() + self.timing().eventually;
         while all.len() < count {
@@ -144,9 +149,9 @@ impl Lab {
         topic: &TopicName,
         partitions: u32,
         count: usize,
-    ) -> Verdict<Vec<Received>> {
+    ) -> Verdict<Vec<ReceivedMessage>> {
         let from = (0..partitions).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
-        let mut reader = bus.read(qi_core::bus::Read::new(from)?).await?;
+        let mut reader = bus.open_reader(qi_core::bus::ReaderRequest::new(from)?).await?;
         let all = self.drain(&mut *reader, count).await?;
         self.quiet(&mut *reader).await?;
         reader.close().await?;
@@ -198,12 +203,12 @@ pub(super) async fn fill(bus: &dyn MessageBus, topic: &TopicName, partitions: u3
 }
 
 /// Returns the payload as text.
-pub(super) fn text(message: &Received) -> String {
+pub(super) fn text(message: &ReceivedMessage) -> String {
     String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
 }
 
 /// Splits a payload into the text before `#` and the number after it.
-pub(super) fn parts(message: &Received) -> Verdict<(String, usize)> {
+pub(super) fn parts(message: &ReceivedMessage) -> Verdict<(String, usize)> {
     let text = text(message);
     let (key, n) =
         text.split_once('#').ok_or_else(|| Failure::new(format_args!("a strange payload {text:?}")))?;

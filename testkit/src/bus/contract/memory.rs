@@ -49,7 +49,11 @@ impl BusFactory for MemoryFactory {
 }
 
 fn config() -> MemoryBusConfig {
-    MemoryBusConfig { delivery_timeout_ms: 10_000, close_timeout_ms: 5_000, ..MemoryBusConfig::default() }
+    MemoryBusConfig {
+        delivery_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(5),
+        ..MemoryBusConfig::default()
+    }
 }
 
 #[derive(Debug)]
@@ -90,7 +94,7 @@ impl BusEnv for MemoryEnv {
     fn timing(&self) -> Timing {
         Timing {
             session: Duration::from_secs(6),
-            poll_limit: Duration::from_secs(10),
+            max_poll_interval: Duration::from_secs(10),
             short: Duration::from_millis(50),
             eventually: Duration::from_mins(1),
         }

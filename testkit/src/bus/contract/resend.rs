@@ -131,7 +131,7 @@ impl Layer for Resend {
                 let mut batch = subscription.recv(max, left).await?;
                 let received = batch.len();
                 self.hide_doubles(&mut batch);
-                if received == 0 || !batch.is_empty() || !batch.notices().is_empty() {
+                if received == 0 || !batch.is_empty() || !batch.events().is_empty() {
                     return Ok(batch);
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qi_core::bus::{
-    DeliveryState, GroupId, Message, MessageBus, PublishOptions, Subscribe, Subscription, TopicName,
+    DeliveryState, GroupId, Message, MessageBus, PublishOptions, SubscribeRequest, Subscription, TopicName,
 };
 use qi_core::layer::{CircuitBreakerConfig, LayerStack, RetryConfig, TimeoutConfig};
 use qi_core::{Backoff, Operation};
@@ -81,7 +81,7 @@ pub async fn storm(
     for part in all.chunks(BATCH) {
         send_all(&*stack, topic, part.to_vec(), &mut unknown).await?;
     }
-    let mut reader = stack.subscribe(Subscribe::new(group, [topic.clone()])?).await?;
+    let mut reader = stack.subscribe(SubscribeRequest::new(group, [topic.clone()])?).await?;
     let found = read_all(&mut *reader, messages).await?;
     reader.close().await?;
 
@@ -147,7 +147,7 @@ async fn read_all(
             ensure!(n < messages, "a message that nobody sent: {text:?}");
             found.entry(n).or_default().insert((message.partition, message.offset));
         }
-        reader.commit(batch.positions()).await?;
+        reader.commit(batch.offsets()).await?;
     }
     Ok(found)
 }

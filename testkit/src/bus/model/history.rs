@@ -110,7 +110,7 @@ pub enum Step {
         /// True to create the topic again.
         again: bool,
     },
-    /// Waits for the sum of the session timeout and the poll limit.
+    /// Waits for the sum of the session timeout and the maximum poll interval.
     Silence,
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use qi_core::bus::{
-    GroupId, GroupQuery, HeaderName, Message, MessageBus, MessageBusExt, Positions, SeekTo, StartFrom,
-    Subscribe, Subscription, TopicName, TopicPartition, TopicSpec,
+    GroupId, GroupQuery, HeaderName, Message, MessageBus, MessageBusExt, OffsetReset, Offsets, SeekTo,
+    SubscribeRequest, Subscription, TopicName, TopicPartition, TopicSpec,
 };
 use qi_core::{ErrorKind, Result};
 
@@ -83,23 +83,27 @@ impl<'a> Stage<'a> {
     }
 
     /// Adds a member to a group. Returns None if the group is full.
-    pub(super) async fn join(&mut self, group: usize, latest: bool) -> Result<Option<(usize, StartFrom)>> {
+    pub(super) async fn join(&mut self, group: usize, latest: bool) -> Result<Option<(usize, OffsetReset)>> {
         let Some((client, request)) = self.invite(group, latest).await? else { return Ok(None) };
-        let otherwise = request.otherwise;
+        let offset_reset = request.offset_reset;
         let sub = client.bus.subscribe(request).await?;
-        Ok(Some((self.take_in(group, Actor { client, sub }), otherwise)))
+        Ok(Some((self.take_in(group, Actor { client, sub }), offset_reset)))
     }
 
     /// Returns a client and a request for a new member, or None if the group is full.
-    pub(super) async fn invite(&self, group: usize, latest: bool) -> Result<Option<(Client, Subscribe)>> {
+    pub(super) async fn invite(
+        &self,
+        group: usize,
+        latest: bool,
+    ) -> Result<Option<(Client, SubscribeRequest)>> {
         if self.actors[group].len() >= MEMBERS {
             return Ok(None);
         }
         let timing = self.env.timing();
-        let otherwise = if latest { StartFrom::Latest } else { StartFrom::Earliest };
-        let request = Subscribe::new(self.groups[group].clone(), self.topics.clone())?
-            .with_limits(timing.session, timing.poll_limit)?
-            .otherwise(otherwise);
+        let offset_reset = if latest { OffsetReset::Latest } else { OffsetReset::Earliest };
+        let request = SubscribeRequest::new(self.groups[group].clone(), self.topics.clone())?
+            .with_timeouts(timing.session, timing.max_poll_interval)?
+            .with_offset_reset(offset_reset);
         Ok(Some((self.env.connect().await?, request)))
     }
 
@@ -157,7 +161,7 @@ impl Run<'_> {
 
     fn expire(&mut self) {
         let timing = self.stage.env.timing();
-        self.groups.iter_mut().for_each(|group| group.expire(timing.session, timing.poll_limit));
+        self.groups.iter_mut().for_each(|group| group.expire(timing.session, timing.max_poll_interval));
     }
 
     async fn step(&mut self, step: &Step) -> Verdict {
@@ -176,7 +180,7 @@ impl Run<'_> {
             Step::Delete { topic, again } => self.delete(topic, again).await,
             Step::Silence => {
                 let timing = self.stage.env.timing();
-                tokio::time::sleep(timing.session + timing.poll_limit).await;
+                tokio::time::sleep(timing.session + timing.max_poll_interval).await;
                 Ok(())
             }
         }
@@ -206,8 +210,8 @@ impl Run<'_> {
             ensure!(full || joined.is_err_and(|e| e.kind() == ErrorKind::NotFound), "joined without a topic");
             return Ok(());
         }
-        let Some((at, otherwise)) = joined? else { return Ok(()) };
-        self.groups[group].members.insert(at, Member::new(otherwise));
+        let Some((at, offset_reset)) = joined? else { return Ok(()) };
+        self.groups[group].members.insert(at, Member::new(offset_reset));
         let Some(actor) = self.stage.actors[group].get_mut(&at) else { return Ok(()) };
         for assigned in actor.sub.assignment().await?.partitions {
             self.groups[group].take(&self.logs, at, &assigned.partition)?;
@@ -267,12 +271,12 @@ impl Run<'_> {
     async fn commit(&mut self, group: usize, place: usize, short_of: u64) -> Verdict {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
-        let mut upto: Positions = member
+        let mut upto: Offsets = member
             .positions
             .iter()
             .map(|(p, position)| (p.clone(), position.saturating_sub(short_of)))
             .collect();
-        let stored: Positions =
+        let stored: Offsets =
             upto.iter().map(|(p, next)| (p.clone(), self.groups[group].stored(at, p, next))).collect();
         let lost: Vec<_> =
             member.told.iter().filter(|p| !member.positions.contains_key(*p)).cloned().collect();

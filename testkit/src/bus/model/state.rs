@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use qi_core::bus::{Batch, Message, Notice, StartFrom, TopicName, TopicPartition};
+use qi_core::bus::{Batch, Message, OffsetReset, SubscriptionEvent, TopicName, TopicPartition};
 use tokio::time::Instant;
 
 use crate::bus::contract::{Failure, Verdict, ensure, ensure_eq};
@@ -30,11 +30,11 @@ pub(super) type Logs = BTreeMap<TopicPartition, Log>;
 
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) otherwise: StartFrom,
+    pub(super) offset_reset: OffsetReset,
     /// The owned partitions with the next offset of each.
     pub(super) positions: BTreeMap<TopicPartition, u64>,
     pub(super) paused: BTreeSet<TopicPartition>,
-    /// The partitions that the member owns according to its notices.
+    /// The partitions that the member owns according to its events.
     pub(super) told: BTreeSet<TopicPartition>,
     /// The resets that the member has not yet been notified of.
     resets: BTreeMap<TopicPartition, (u64, u64)>,
@@ -47,9 +47,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(otherwise: StartFrom) -> Self {
+    pub(super) fn new(offset_reset: OffsetReset) -> Self {
         Self {
-            otherwise,
+            offset_reset,
             positions: BTreeMap::new(),
             paused: BTreeSet::new(),
             told: BTreeSet::new(),
@@ -91,12 +91,12 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Applies the session timeouts and poll limits.
-    pub(super) fn expire(&mut self, session: Duration, poll_limit: Duration) {
+    /// Applies the session timeouts and maximum poll intervals.
+    pub(super) fn expire(&mut self, session: Duration, max_poll_interval: Duration) {
         let now = Instant::now();
         self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));
         for member in self.members.values_mut().filter(|member| !member.out) {
-            if member.last_poll + poll_limit <= now {
+            if member.last_poll + max_poll_interval <= now {
                 member.lose_all();
                 member.poll_limit_passed = true;
                 member.out = true;
@@ -111,8 +111,8 @@ impl Group {
         let log =
             logs.get(partition).ok_or_else(|| Failure::new(format_args!("{partition} does not exist")))?;
         let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
-        let start = match member.otherwise {
-            StartFrom::Latest => log.end(),
+        let start = match member.offset_reset {
+            OffsetReset::Latest => log.end(),
             _ => log.start,
         };
         let position = match self.commits.get(partition) {
@@ -149,10 +149,10 @@ impl Group {
 
     /// Compares a batch with the model.
     pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
-        self.hear(logs, at, batch.notices())?;
+        self.hear(logs, at, batch.events())?;
         let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
         member.polled();
-        ensure!(!member.poll_limit_passed, "it was not told that its poll limit had passed");
+        ensure!(!member.poll_limit_passed, "it was not told that its maximum poll interval had passed");
         ensure_eq!(member.told, member.positions.keys().cloned().collect(), "what it was told that it owns");
         ensure!(member.resets.is_empty(), "it was not told of {:?}", member.resets);
         ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
@@ -176,7 +176,7 @@ impl Group {
             read.insert(partition, *position);
         }
         ensure_eq!(
-            batch.positions().iter().map(|(p, n)| (p.clone(), n)).collect::<BTreeMap<_, _>>(),
+            batch.offsets().iter().map(|(p, n)| (p.clone(), n)).collect::<BTreeMap<_, _>>(),
             read,
             "positions"
         );
@@ -190,14 +190,17 @@ impl Group {
         Ok(())
     }
 
-    fn hear(&mut self, logs: &Logs, at: usize, notices: &[Notice]) -> Verdict {
-        for notice in notices {
+    fn hear(&mut self, logs: &Logs, at: usize, events: &[SubscriptionEvent]) -> Verdict {
+        for event in events {
             let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
-            match notice {
-                Notice::PollLimitPassed => {
-                    ensure!(std::mem::take(&mut member.poll_limit_passed), "the poll limit has not passed");
+            match event {
+                SubscriptionEvent::MaxPollIntervalExceeded => {
+                    ensure!(
+                        std::mem::take(&mut member.poll_limit_passed),
+                        "the maximum poll interval has not passed"
+                    );
                 }
-                Notice::AssignmentChanged { gained, lost } => {
+                SubscriptionEvent::AssignmentChanged { gained, lost } => {
                     for partition in lost {
                         ensure!(member.told.remove(partition), "{partition} was not its own and is lost");
                         member.lose(partition);
@@ -209,7 +212,7 @@ impl Group {
                         self.take(logs, at, partition)?;
                     }
                 }
-                Notice::Reset { partition, from, to } => {
+                SubscriptionEvent::Reset { partition, from, to } => {
                     let log = logs.get(partition).ok_or_else(|| Failure::new("a reset of nothing"))?;
                     let known = member.resets.remove(partition);
                     let position = member.positions.get_mut(partition);
@@ -219,8 +222,9 @@ impl Group {
                         continue;
                     }
                     ensure!(!log.holds(*position), "{position} of {partition} is still there");
-                    let start = if member.otherwise == StartFrom::Latest { log.end() } else { log.start };
-                    // Two resets before the first notice become one reset.
+                    let start =
+                        if member.offset_reset == OffsetReset::Latest { log.end() } else { log.start };
+                    // Two resets before the first event become one reset.
                     let origin = known.map_or(*position, |(from, _)| from);
                     ensure_eq!((*from, *to), (origin, start), "the reset of {partition}");
                     *position = start;
@@ -230,10 +234,10 @@ impl Group {
                     }
                 }
                 // The topic may exist again. Other steps compare its partitions.
-                Notice::TopicDeleted { .. } => {}
+                SubscriptionEvent::TopicDeleted { .. } => {}
                 other => {
                     return Err(Failure::new(format_args!(
-                        "a notice that the model does not know: {other:?}"
+                        "an event that the model does not know: {other:?}"
                     )));
                 }
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::join;
-use qi_core::bus::{GroupQuery, Headers, MessageBusExt, Positions, Received, TopicPartition};
+use qi_core::bus::{GroupQuery, Headers, MessageBusExt, Offsets, ReceivedMessage, TopicPartition};
 use qi_core::{Error, ErrorKind, Timestamp};
 use tokio::time::Instant;
 
@@ -56,7 +56,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
                 gather(&mut stage, group, total, &mut seen).await?;
                 if let Some((_, actor)) = stage.actor(group, member) {
                     let assignment = actor.sub.assignment().await?;
-                    let beyond: Positions = assignment
+                    let beyond: Offsets = assignment
                         .partitions
                         .into_iter()
                         .take(1)
@@ -106,7 +106,7 @@ fn code(error: &Error) -> String {
     error.code().split('.').skip(2).collect::<Vec<_>>().join(".")
 }
 
-fn content(message: &Received) -> Content {
+fn content(message: &ReceivedMessage) -> Content {
     (message.key.clone(), message.payload.clone(), message.headers.clone(), message.timestamp)
 }
 
@@ -194,7 +194,7 @@ async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Se
 /// Commits the received messages of the group through the owners of the partitions.
 async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> Verdict {
     for actor in stage.actors[group].values_mut() {
-        let mut upto = Positions::new();
+        let mut upto = Offsets::new();
         for assigned in actor.sub.assignment().await?.partitions {
             let last =
                 seen.get(&(group, assigned.partition.clone())).and_then(|all| all.keys().last().copied());

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use qi_core::bus::{
-    BusInfo, BusStatus, CloseReport, Delivery, DeliveryError, GroupId, GroupInfo, GroupPartition, GroupQuery,
-    GroupState, HeaderName, Headers, Message, Positions, PublishOptions, PublishReport, Read, StartFrom,
-    Subscribe, TopicInfo, TopicName, TopicOutcome, TopicSpec, TopicState, murmur2,
+    BusInfo, BusPingReport, CloseReport, Delivery, DeliveryError, GroupId, GroupInfo, GroupPartition,
+    GroupQuery, GroupState, HeaderName, Headers, Message, OffsetReset, Offsets, PublishOptions,
+    PublishReport, ReaderRequest, SubscribeRequest, TopicInfo, TopicName, TopicOutcome, TopicSpec,
+    TopicState, murmur2,
 };
 use qi_core::{Error, ErrorKind, MessageBus, Result, Selection, Subscription};
 
@@ -18,7 +19,7 @@ use super::fault::Fault;
 use super::reader::BrokenReader;
 
 /// The commits that only the faulty bus reports as stored.
-pub(super) type Stale = Arc<Mutex<Positions>>;
+pub(super) type Stale = Arc<Mutex<Offsets>>;
 
 /// A correct bus with one fault.
 #[derive(Debug)]
@@ -204,11 +205,11 @@ impl MessageBus for Broken {
         Ok(PublishReport::new(outcomes))
     }
 
-    async fn subscribe(&self, request: Subscribe) -> Result<Box<dyn Subscription>> {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Box<dyn Subscription>> {
         if self.is(Fault::CreatesOnSubscribe) {
             self.create_unknown(request.topics.iter()).await?;
         }
-        let latest = self.is(Fault::LatestAnew) && request.otherwise == StartFrom::Latest;
+        let latest = self.is(Fault::LatestAnew) && request.offset_reset == OffsetReset::Latest;
         let first = request.topics.first().cloned();
         let sub = self.inner.subscribe(request).await?;
         let extra = match first {
@@ -224,8 +225,8 @@ impl MessageBus for Broken {
         Ok(Box::new(reader))
     }
 
-    async fn read(&self, request: Read) -> Result<Box<dyn Subscription>> {
-        let sub = self.inner.read(request).await?;
+    async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {
+        let sub = self.inner.open_reader(request).await?;
         let fault = match self.fault {
             Fault::HidesResetsOfReaders => Fault::HidesResets,
             other => other,
@@ -267,7 +268,7 @@ impl MessageBus for Broken {
             }
         }
         if self.is(Fault::InventsGroups)
-            && let Selection::These(wanted) = &query.groups
+            && let Selection::Only(wanted) = &query.groups
         {
             let known: Vec<GroupId> = groups.iter().map(|group| group.id.clone()).collect();
             let unknown = wanted.iter().filter(|id| !known.contains(id)).cloned();
@@ -276,7 +277,7 @@ impl MessageBus for Broken {
         Ok(groups)
     }
 
-    async fn ping(&self) -> Result<BusStatus> {
+    async fn ping(&self) -> Result<BusPingReport> {
         self.inner.ping().await
     }
 

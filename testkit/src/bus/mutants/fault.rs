@@ -46,7 +46,7 @@ pub(super) enum Fault {
     IgnoresTopicsOfQuery,
     HidesResets,
     HidesResetsOfReaders,
-    HidesPollLimit,
+    HidesMaxPollInterval,
     HidesRevocations,
     HidesAssignments,
     TwoOwners,

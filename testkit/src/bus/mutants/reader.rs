@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use qi_core::bus::{
-    Assignment, Batch, Committed, Notice, Positions, Read, Received, SeekTo, TopicName, TopicPartition,
+    Assignment, Batch, Committed, Offsets, ReaderRequest, ReceivedMessage, SeekTo, SubscriptionEvent,
+    TopicName, TopicPartition,
 };
 use qi_core::{ErrorKind, MessageBus, Result, Subscription};
 
@@ -21,7 +22,7 @@ pub(super) struct BrokenReader {
     stale: Stale,
     /// A reader of a partition that another member owns.
     extra: Option<Box<dyn Subscription>>,
-    last: BTreeMap<TopicPartition, Received>,
+    last: BTreeMap<TopicPartition, ReceivedMessage>,
     after_rebalance: bool,
 }
 
@@ -40,7 +41,7 @@ impl BrokenReader {
         bus: &Arc<dyn MessageBus>,
         topic: TopicName,
     ) -> Result<Box<dyn Subscription>> {
-        bus.read(Read::new([(TopicPartition::new(topic, 0), SeekTo::Latest)])?).await
+        bus.open_reader(ReaderRequest::new([(TopicPartition::new(topic, 0), SeekTo::Latest)])?).await
     }
 
     /// Seeks all assigned partitions to their end.
@@ -52,15 +53,15 @@ impl BrokenReader {
 
     /// Applies the fault to a batch.
     async fn spoil(&mut self, batch: Batch) -> Result<Batch> {
-        let positions = batch.positions().clone();
-        let mut notices = batch.notices().to_vec();
+        let positions = batch.offsets().clone();
+        let mut events = batch.events().to_vec();
         let mut messages = batch.into_messages();
-        let lost: Vec<_> = notices.iter().filter_map(lost).flatten().cloned().collect();
+        let lost: Vec<_> = events.iter().filter_map(lost).flatten().cloned().collect();
         match self.fault {
             Fault::CommitsInRecv => drop(self.inner.commit(&positions).await?),
             Fault::DeliversLost => messages.extend(lost.iter().filter_map(|p| self.last.get(p)).cloned()),
             Fault::DoublesAfterRebalance => {
-                self.after_rebalance |= notices.iter().any(lost_or_gained);
+                self.after_rebalance |= events.iter().any(lost_or_gained);
                 if self.after_rebalance && !messages.is_empty() {
                     self.after_rebalance = false;
                     messages.push(messages[0].clone());
@@ -77,30 +78,32 @@ impl BrokenReader {
                     messages.extend(extra.recv(10, Duration::ZERO).await?.into_messages());
                 }
             }
-            Fault::HidesResets => notices.retain(|notice| !matches!(notice, Notice::Reset { .. })),
-            Fault::HidesDeletion => notices.retain(|n| !matches!(n, Notice::TopicDeleted { .. })),
-            Fault::HidesPollLimit => notices.retain(|notice| *notice != Notice::PollLimitPassed),
-            Fault::HidesRevocations => notices.retain(|notice| *notice != Notice::RevocationPending),
-            Fault::HidesAssignments => notices.retain(|notice| !lost_or_gained(notice)),
+            Fault::HidesResets => events.retain(|event| !matches!(event, SubscriptionEvent::Reset { .. })),
+            Fault::HidesDeletion => events.retain(|n| !matches!(n, SubscriptionEvent::TopicDeleted { .. })),
+            Fault::HidesMaxPollInterval => {
+                events.retain(|event| *event != SubscriptionEvent::MaxPollIntervalExceeded);
+            }
+            Fault::HidesRevocations => events.retain(|event| *event != SubscriptionEvent::RevocationPending),
+            Fault::HidesAssignments => events.retain(|event| !lost_or_gained(event)),
             _ => {}
         }
         for message in &messages {
             let partition = TopicPartition::new(message.topic.clone(), message.partition);
             self.last.insert(partition, message.clone());
         }
-        Ok(Batch::new(messages, positions, notices))
+        Ok(Batch::new(messages, positions, events))
     }
 }
 
-fn lost(notice: &Notice) -> Option<&[TopicPartition]> {
-    match notice {
-        Notice::AssignmentChanged { lost, .. } => Some(lost),
+fn lost(event: &SubscriptionEvent) -> Option<&[TopicPartition]> {
+    match event {
+        SubscriptionEvent::AssignmentChanged { lost, .. } => Some(lost),
         _ => None,
     }
 }
 
-fn lost_or_gained(notice: &Notice) -> bool {
-    matches!(notice, Notice::AssignmentChanged { .. })
+fn lost_or_gained(event: &SubscriptionEvent) -> bool {
+    matches!(event, SubscriptionEvent::AssignmentChanged { .. })
 }
 
 #[async_trait]
@@ -127,7 +130,7 @@ impl Subscription for BrokenReader {
         }
     }
 
-    async fn commit(&mut self, upto: &Positions) -> Result<Committed> {
+    async fn commit(&mut self, upto: &Offsets) -> Result<Committed> {
         let everything = || Ok(Committed::new(upto.clone(), Vec::new()));
         match self.fault {
             Fault::ForgetsCommits => everything(),
@@ -136,7 +139,7 @@ impl Subscription for BrokenReader {
                 let committed = self.inner.commit(upto).await;
                 if committed.is_err() {
                     for (partition, next) in upto.iter() {
-                        let one: Positions = [(partition.clone(), next)].into_iter().collect();
+                        let one: Offsets = [(partition.clone(), next)].into_iter().collect();
                         // The invalid position fails again. The other positions are stored although the commit
                         // as a whole fails.
                         let _ = self.inner.commit(&one).await;

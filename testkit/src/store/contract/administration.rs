@@ -3,7 +3,7 @@
 use qi_core::record::Dataset;
 use qi_core::store::{DeleteQuery, InstrumentQuery, InstrumentSummary, PriceStore, PriceStoreExt};
 use qi_core::{
-    Instrument, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote, Record, Selection, TimeRange, Timestamp,
+    Bar, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Record, Selection, TimeRange, Timestamp,
 };
 
 use super::expect::{Failure, Outcome, same_rows};
@@ -36,7 +36,7 @@ async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Resu
     }
 }
 
-const DATASETS: [Dataset; 3] = [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET];
+const DATASETS: [Dataset; 3] = [PriceTick::DATASET, Quote::DATASET, Bar::DATASET];
 
 async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
     // '-' sorts before the digits. Neither the language nor the length affects the order.
@@ -51,7 +51,7 @@ async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
         let name = &ordered[n * 7 % ordered.len()];
         case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, 1)]).await?;
         case.store().insert_quotes(&[Quote::make(name, minute(0), 0, 1)]).await?;
-        case.store().insert_bars(&[Ohlcv::make(&(name.clone(), Interval::M1), minute(0), 0, 1)]).await?;
+        case.store().insert_bars(&[Bar::make(&(name.clone(), Interval::M1), minute(0), 0, 1)]).await?;
     }
     for dataset in DATASETS {
         let found = listed(case.store(), InstrumentQuery::new(dataset)).await?;
@@ -72,8 +72,8 @@ async fn instruments_belong_to_their_dataset(case: &Case) -> Outcome {
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(1, 3, 1), PriceTick::at(2, 9, 1)]).await?;
     store.insert_quotes(&[Quote::at(2, 4, 1), Quote::at(2, 1, 1)]).await?;
     let hours = (name(3), Interval::H1);
-    store.insert_bars(&[Ohlcv::at(3, 90, 1), Ohlcv::make(&hours, minute(180), 0, 1)]).await?;
-    store.insert_bars(&[Ohlcv::at(4, 30, 1), Ohlcv::make(&hours, minute(0), 0, 1)]).await?;
+    store.insert_bars(&[Bar::at(3, 90, 1), Bar::make(&hours, minute(180), 0, 1)]).await?;
+    store.insert_bars(&[Bar::at(4, 30, 1), Bar::make(&hours, minute(0), 0, 1)]).await?;
     let expected = [
         vec![summary(name(1), 3, 5), summary(name(2), 9, 9)],
         vec![summary(name(2), 1, 4)],
@@ -164,13 +164,13 @@ async fn deletion_of_all_series<D: Sample>(case: &Case) -> Outcome {
 async fn deletion_leaves_other_intervals(case: &Case) -> Outcome {
     let name = PriceTick::series_no(0);
     let bars = [Interval::S1, Interval::M1, Interval::H1]
-        .map(|interval| Ohlcv::make(&(name.clone(), interval), minute(0), 0, 1));
+        .map(|interval| Bar::make(&(name.clone(), interval), minute(0), 0, 1));
     case.store().insert_bars(&bars).await?;
     case.store().insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
     let gone = DeleteQuery::bars(Interval::M1, Selection::All, TimeRange::ALL);
     case.store().delete_range(&gone).await?;
     for (bar, left) in bars.iter().zip([true, false, true]) {
-        let found = Ohlcv::all(case.store(), &bar.series()).await?;
+        let found = Bar::all(case.store(), &bar.series()).await?;
         same_rows("the bars", &found, if left { std::slice::from_ref(bar) } else { &[] })?;
     }
     let ticks = PriceTick::all(case.store(), &name).await?;
@@ -233,17 +233,17 @@ async fn a_purged_batch_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome
 
 async fn a_purge_leaves_other_datasets(case: &Case) -> Outcome {
     let store = case.store();
-    let all = [PriceTick::DATASET, Quote::DATASET, Ohlcv::DATASET, MarketSnapshot::DATASET];
+    let all = [PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET];
     for purged in all {
         store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await?;
         store.insert_quotes(&[Quote::at(0, 0, 1)]).await?;
-        store.insert_bars(&[Ohlcv::at(0, 0, 1)]).await?;
+        store.insert_bars(&[Bar::at(0, 0, 1)]).await?;
         store.insert_snapshots(&[MarketSnapshot::at(0, 0, 1)]).await?;
         store.purge_before(purged, minute(10)).await?;
         let left = [
             PriceTick::all(store, &PriceTick::series_no(0)).await?.len(),
             Quote::all(store, &Quote::series_no(0)).await?.len(),
-            Ohlcv::all(store, &Ohlcv::series_no(0)).await?.len(),
+            Bar::all(store, &Bar::series_no(0)).await?.len(),
             MarketSnapshot::all(store, &MarketSnapshot::series_no(0)).await?.len(),
         ];
         let expected = all.map(|dataset| usize::from(dataset != purged));

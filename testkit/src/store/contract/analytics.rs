@@ -191,7 +191,7 @@ async fn movers_of_one_size_by_instrument(case: &Case) -> Outcome {
         }
     }
     let all = rising.into_iter().chain(falling).map(instrument);
-    for selection in [Selection::All, Selection::these(all)?] {
+    for selection in [Selection::All, Selection::only(all)?] {
         for limit in [2, 3, 10] {
             let query = MoversQuery::new(selection.clone(), TimeRange::ALL, limit)?;
             let movers = case.store().movers(&query).await?;

@@ -1,9 +1,9 @@
 //! Bars: bars derived from ticks at every call, and stored bars.
 
 use futures::TryStreamExt;
-use qi_core::datasets::coarsen;
+use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
-use qi_core::{BarValues, ErrorKind, Instrument, Interval, Ohlcv, PriceTick, Result, TimeRange, Timestamp};
+use qi_core::{Bar, BarValues, ErrorKind, Instrument, Interval, PriceTick, Result, TimeRange, Timestamp};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, micros, minute, range};
@@ -44,16 +44,13 @@ fn tick(seconds: i64, seq: u64, price: &str, quantity: Option<&str>) -> Result<P
     Ok(PriceTick::new(name(), micros(seconds * 1_000_000), seq, price.parse()?)?.with_quantity(quantity))
 }
 
-async fn derived(store: &dyn PriceStore, interval: Interval, range: TimeRange) -> Result<Vec<Ohlcv>> {
+async fn derived(store: &dyn PriceStore, interval: Interval, range: TimeRange) -> Result<Vec<Bar>> {
     let query = BarQuery::new(name(), interval, range);
     store.bar_stream(query, BarSource::Derived).try_collect().await
 }
 
 /// Returns the bars of all ticks of the instrument. Fails if they differ from the reference bars.
-async fn as_reference(
-    store: &dyn PriceStore,
-    interval: Interval,
-) -> std::result::Result<Vec<Ohlcv>, Failure> {
+async fn as_reference(store: &dyn PriceStore, interval: Interval) -> std::result::Result<Vec<Bar>, Failure> {
     let ticks = PriceTick::all(store, &name()).await?;
     let found = derived(store, interval, TimeRange::ALL).await?;
     same_rows(&format!("bars of {interval}"), &found, &reference_bars(&ticks, interval))?;
@@ -77,7 +74,7 @@ async fn one_bar_by_hand(case: &Case) -> Outcome {
         quote_volume: Some("350.25".parse()?),
         count: Some(4),
     };
-    let expected = Ohlcv::new(name(), Interval::M1, minute(0), values)?;
+    let expected = Bar::new(name(), Interval::M1, minute(0), values)?;
     same_rows("the bar", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &[expected])
 }
 
@@ -92,7 +89,7 @@ async fn a_tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
 }
 
 async fn ties_decide_open_and_close(case: &Case) -> Outcome {
-    let ends = |bars: &[Ohlcv]| -> Vec<String> {
+    let ends = |bars: &[Bar]| -> Vec<String> {
         bars.iter().flat_map(|bar| [bar.values().open.to_string(), bar.close().to_string()]).collect()
     };
     let seqs = [(9, "2"), (10, "3"), (2, "1"), (100, "4")];
@@ -113,7 +110,7 @@ async fn ties_decide_open_and_close(case: &Case) -> Outcome {
 async fn an_empty_bucket_has_no_bar(case: &Case) -> Outcome {
     case.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
     let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
-    let found: Vec<Timestamp> = bars.iter().map(Ohlcv::open_time).collect();
+    let found: Vec<Timestamp> = bars.iter().map(Bar::open_time).collect();
     same_rows("open times", &found, &[minute(0), minute(10)])?;
     let between = range(minute(1), minute(10));
     same_rows("between them", &derived(case.store(), Interval::M1, between).await?, &[])
@@ -292,7 +289,7 @@ async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
     for (query, first) in [(ascending.clone(), minute(0)), (ascending.descending(), minute(2))] {
         let what = format!("{:?}", query.order);
         let page = store.derived_bars(&query).await?;
-        let found: Vec<_> = page.items.iter().map(Ohlcv::open_time).collect();
+        let found: Vec<_> = page.items.iter().map(Bar::open_time).collect();
         same_rows(&format!("{what}: the page before"), &found, &[first])?;
         let Some(next) = page.next else { return Err(Failure::new(format_args!("{what}: there is more"))) };
         let page = store.derived_bars(&query.after(next)).await;
@@ -303,23 +300,23 @@ async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
 
 async fn a_stored_bar_is_partial_then_final(case: &Case) -> Outcome {
     for value in [1, 5, 9] {
-        let bar = Ohlcv::at(0, 0, value);
+        let bar = Bar::at(0, 0, value);
         case.store().insert_bars(std::slice::from_ref(&bar)).await?;
-        same_rows("the bar", &Ohlcv::all(case.store(), &Ohlcv::series_no(0)).await?, &[bar])?;
+        same_rows("the bar", &Bar::all(case.store(), &Bar::series_no(0)).await?, &[bar])?;
     }
     Ok(())
 }
 
 async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
-    let (store, stored) = (case.store(), Ohlcv::at(0, 0, 500));
+    let (store, stored) = (case.store(), Bar::at(0, 0, 500));
     store.insert_bars(std::slice::from_ref(&stored)).await?;
     same_rows("no tick, no bar", &derived(store, Interval::M1, TimeRange::ALL).await?, &[])?;
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     as_reference(store, Interval::M1).await?;
-    let found = Ohlcv::all(store, &Ohlcv::series_no(0)).await?;
+    let found = Bar::all(store, &Bar::series_no(0)).await?;
     same_rows("the stored bar", &found, std::slice::from_ref(&stored))?;
     store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    same_rows("the stored bar", &Ohlcv::all(store, &Ohlcv::series_no(0)).await?, &[stored])
+    same_rows("the stored bar", &Bar::all(store, &Bar::series_no(0)).await?, &[stored])
 }
 
 async fn paging_goes_across_gaps(case: &Case) -> Outcome {
@@ -331,13 +328,13 @@ async fn paging_goes_across_gaps(case: &Case) -> Outcome {
         .collect::<Result<_>>()?;
     case.store().insert_ticks(&ticks).await?;
     let all = as_reference(case.store(), Interval::M1).await?;
-    let reversed: Vec<Ohlcv> = all.iter().rev().cloned().collect();
+    let reversed: Vec<Bar> = all.iter().rev().cloned().collect();
     for limit in [1, 2, 3, 7, 1_000] {
         let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(limit)?;
-        let found: Vec<Ohlcv> =
+        let found: Vec<Bar> =
             case.store().bar_stream(query.clone(), BarSource::Derived).try_collect().await?;
         same_rows(&format!("pages of {limit}, ascending"), &found, &all)?;
-        let found: Vec<Ohlcv> =
+        let found: Vec<Bar> =
             case.store().bar_stream(query.descending(), BarSource::Derived).try_collect().await?;
         same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
     }
@@ -387,12 +384,12 @@ async fn coarser_from_stored(case: &Case) -> Outcome {
     store.insert_ticks(&ticks).await?;
     let fine = derived(store, Interval::M1, TimeRange::ALL).await?;
     store.insert_bars(&fine).await?;
-    let stored = Ohlcv::all(store, &Ohlcv::series_no(0)).await?;
+    let stored = Bar::all(store, &Bar::series_no(0)).await?;
     same_rows("the stored bars", &stored, &fine)?;
     for coarser in [Interval::M5, Interval::H1, Interval::D1] {
         // Products of prices and quantities have at most 6 decimal places here, so no bar was rounded.
         let expected = derived(store, coarser, TimeRange::ALL).await?;
-        same_rows(&format!("bars of {coarser}"), &coarsen(&stored, coarser)?, &expected)?;
+        same_rows(&format!("bars of {coarser}"), &resample(&stored, coarser)?, &expected)?;
     }
     Ok(())
 }

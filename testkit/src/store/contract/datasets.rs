@@ -32,9 +32,9 @@ pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &
     let found = rows_of::<D>(store).await?;
     same("the number of records", &found.len(), &expected.len())?;
     for (found, expected) in found.iter().zip(&expected) {
-        same("the place", &found.place(), &expected.place())?;
+        same("the place", &found.sort_key(), &expected.sort_key())?;
         for (at, column) in D::DATASET.values().iter().enumerate() {
-            let what = format!("{} at {}", column.name, expected.place().0);
+            let what = format!("{} at {}", column.name, expected.sort_key().0);
             same(&what, &found.values()[at], &expected.values()[at])?;
         }
     }
@@ -58,7 +58,7 @@ pub(super) fn altered<D: Sample>(
     for (at, (column, value)) in D::DATASET.values().iter().zip(&mut values).enumerate() {
         alter(at, column, value);
     }
-    let row = Row::new(D::DATASET, row.series().clone(), row.place(), values)?;
+    let row = Row::new(D::DATASET, row.series().clone(), row.sort_key(), values)?;
     Ok(records_of(D::DATASET, [&row]).is_ok().then_some(row))
 }
 
@@ -201,8 +201,8 @@ async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) 
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(like))?)?.remove(0);
     let mut values = row.values().to_vec();
     values.resize(dataset.values().len(), Value::Absent);
-    let (series, place) = (row.series().clone(), row.place());
-    let rows = Row::collect(dataset, vec![Row::new(dataset, series.clone(), place, values)?])?;
+    let (series, sort_key) = (row.series().clone(), row.sort_key());
+    let rows = Row::collect(dataset, vec![Row::new(dataset, series.clone(), sort_key, values)?])?;
     refused("insert", store.insert(rows.as_records()).await, KIND)?;
     refused("range", store.range(&RangeRequest::new(dataset, series.clone(), TimeRange::ALL)).await, KIND)?;
     let mut latest = LatestRequest::new(dataset, Selection::All);

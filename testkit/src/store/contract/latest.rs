@@ -1,7 +1,7 @@
 //! Latest: the newest record of each series, now and as of a time.
 
 use qi_core::store::{LatestBarsQuery, PriceStoreExt};
-use qi_core::{Interval, Ohlcv, PriceTick, Selection, TimeRange, Timestamp};
+use qi_core::{Bar, Interval, PriceTick, Selection, TimeRange, Timestamp};
 
 use super::expect::{Outcome, holds, same, same_rows};
 use super::shelf::{AskLatest, Shelf, micros, minute, range};
@@ -76,7 +76,7 @@ async fn as_of_is_inclusive<D: Sample>(case: &Case) -> Outcome {
 }
 
 async fn a_bar_is_known_when_it_has_closed(case: &Case) -> Outcome {
-    let bars = [Ohlcv::at(0, 0, 1), Ohlcv::at(0, 1, 2)];
+    let bars = [Bar::at(0, 0, 1), Bar::at(0, 1, 2)];
     case.store().insert_bars(&bars).await?;
     let query = LatestBarsQuery::new(Interval::M1, Selection::All);
     for (when, expected) in [
@@ -95,9 +95,9 @@ async fn a_bar_is_known_when_it_has_closed(case: &Case) -> Outcome {
 async fn other_intervals_do_not_count(case: &Case) -> Outcome {
     let name = PriceTick::series_no(0);
     let series = |interval| (name.clone(), interval);
-    let minutes = Ohlcv::make(&series(Interval::M1), minute(0), 0, 1);
-    let seconds = Ohlcv::make(&series(Interval::S1), minute(90), 0, 2);
-    let hours = Ohlcv::make(&series(Interval::H1), minute(60), 0, 3);
+    let minutes = Bar::make(&series(Interval::M1), minute(0), 0, 1);
+    let seconds = Bar::make(&series(Interval::S1), minute(90), 0, 2);
+    let hours = Bar::make(&series(Interval::H1), minute(60), 0, 3);
     case.store().insert_bars(&[minutes.clone(), seconds.clone(), hours.clone()]).await?;
     for bar in [minutes, seconds, hours] {
         for selection in [Selection::All, Selection::one(name.clone())] {
@@ -108,7 +108,7 @@ async fn other_intervals_do_not_count(case: &Case) -> Outcome {
                 std::slice::from_ref(&bar),
             )?;
         }
-        let found = Ohlcv::all(case.store(), &series(bar.interval())).await?;
+        let found = Bar::all(case.store(), &series(bar.interval())).await?;
         same_rows("the series", &found, &[bar])?;
     }
     Ok(())
@@ -182,7 +182,7 @@ async fn single_latest_of_each_dataset(case: &Case) -> Outcome {
     let (store, name) = (case.store(), PriceTick::series_no(0));
     same("no tick", &store.latest_tick(&name).await?, &None)?;
     let (tick, quote) = (PriceTick::at(0, 0, 1), Quote::at(0, 0, 2));
-    let (bar, snapshot) = (Ohlcv::at(0, 0, 3), MarketSnapshot::at(0, 0, 4));
+    let (bar, snapshot) = (Bar::at(0, 0, 3), MarketSnapshot::at(0, 0, 4));
     store.insert_tick(&tick).await?;
     store.insert_quote(&quote).await?;
     store.insert_bar(&bar).await?;

@@ -41,7 +41,7 @@ use qi_core::Datasets;
 use qi_core::record::Dataset;
 use qi_core::store::PriceStore;
 use qi_core::{
-    BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, Ohlcv, OpenInterest, PriceTick, Quote,
+    Bar, BookSnapshot, FundingRate, Liquidation, MarkPrice, MarketSnapshot, OpenInterest, PriceTick, Quote,
     Result,
 };
 
@@ -136,7 +136,7 @@ impl Checks {
         let none = Self { checks, datasets: Datasets::none() };
         none.with::<PriceTick>()
             .with::<Quote>()
-            .with::<Ohlcv>()
+            .with::<Bar>()
             .with::<MarketSnapshot>()
             .with::<FundingRate>()
             .with::<OpenInterest>()

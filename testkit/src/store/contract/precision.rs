@@ -3,7 +3,7 @@
 use qi_core::record::{ColumnType, Level, Value};
 use qi_core::store::PriceStoreExt;
 use qi_core::{
-    Decimal, Exchange, MarketSnapshot, Price, PriceTick, Quantity, Scope, SnapshotValues, Source, Symbol,
+    Decimal, Exchange, MarketSnapshot, Price, PriceTick, Provider, Quantity, Scope, SnapshotValues, Symbol,
     Timestamp,
 };
 
@@ -96,7 +96,7 @@ async fn long_and_strange_names(case: &Case) -> Outcome {
             same_rows("the tick", &PriceTick::all(case.store(), &name).await?, &[tick])?;
         }
     }
-    let source = Source::new("it's \"100 %\" \\ $1; --{}~ ?")?;
+    let source = Provider::new("it's \"100 %\" \\ $1; --{}~ ?")?;
     let values = SnapshotValues { markets: Some(1), source: Some(source), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new("asset:A._:/-".parse()?, minute(0), values)?;
     case.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;

@@ -4,7 +4,7 @@ use futures::TryStreamExt;
 use qi_core::store::{
     BarQuery, InstrumentQuery, LatestQuery, Order, PageRequest, PriceStore, PriceStoreExt, RangeQuery,
 };
-use qi_core::{ErrorKind, Interval, Ohlcv, PriceTick, Record, Selection, TimeRange, Timestamp};
+use qi_core::{Bar, ErrorKind, Interval, PriceTick, Record, Selection, TimeRange, Timestamp};
 
 use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
 use super::shelf::{Ask, Shelf, micros, minute, range};
@@ -49,7 +49,7 @@ async fn the_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::since(minute(3)))).await?;
-        found.sort_by_key(Record::place);
+        found.sort_by_key(Record::sort_key);
         same_rows("from the time of the fourth record", &found, &all[3..])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
@@ -61,7 +61,7 @@ async fn the_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::before(minute(3)))).await?;
-        found.sort_by_key(Record::place);
+        found.sort_by_key(Record::sort_key);
         same_rows("up to the time of the fourth record", &found, &all[..3])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
@@ -111,9 +111,9 @@ async fn descending_is_newest_first<D: Sample>(case: &Case) -> Outcome {
 /// Inserts records at three times: 1, 5 and 2 records. The numeric order of their sequence numbers differs
 /// from the text order.
 async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
-    let places = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
+    let sort_keys = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
     let mut batch: Vec<D> = (0..)
-        .zip(places)
+        .zip(sort_keys)
         .map(|(value, (minutes, seq))| D::make(&D::series_no(1), minute(minutes), seq, value))
         .collect();
     let sorted = batch.clone();
@@ -233,7 +233,7 @@ async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::InvalidInput;
     let (store, name) = (case.store(), PriceTick::series_no(1));
     ten::<PriceTick>(store).await?;
-    ten::<Ohlcv>(store).await?;
+    ten::<Bar>(store).await?;
     let ticks = RangeQuery::new(name.clone(), TimeRange::ALL);
     let of_ticks = store.ticks(&ticks).await?.resume;
     refused("ticks asked of quotes", store.quotes(&ticks.clone().after(of_ticks.clone())).await, KIND)?;
@@ -253,7 +253,7 @@ async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
     let list = InstrumentQuery::new(PriceTick::DATASET);
     refused("latest asked of instruments", store.instruments(&list.clone().after(of_latest)).await, KIND)?;
     let of_list = store.instruments(&list).await?.resume;
-    let other = InstrumentQuery::new(Ohlcv::DATASET).after(of_list);
+    let other = InstrumentQuery::new(Bar::DATASET).after(of_list);
     refused("instruments of another dataset", store.instruments(&other).await, KIND)?;
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use qi_core::record::{Enumeration, Level, Levels, Text};
 use qi_core::{
-    BarValues, BookSnapshot, Decimal, Exchange, FundingRate, Instrument, Interval, Liquidation, MarkPrice,
-    MarketSnapshot, Ohlcv, OpenInterest, Percent, Price, PriceTick, Quantity, Quote, QuoteValues, Record,
-    Scope, Side, SnapshotValues, Source, Symbol, Timestamp,
+    Bar, BarValues, BookSnapshot, Decimal, Exchange, FundingRate, Instrument, Interval, Liquidation,
+    MarkPrice, MarketSnapshot, OpenInterest, Percent, Price, PriceTick, Provider, Quantity, Quote,
+    QuoteValues, Record, Scope, Side, SnapshotValues, Symbol, Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -100,7 +100,7 @@ impl Sample for Quote {
     }
 }
 
-impl Sample for Ohlcv {
+impl Sample for Bar {
     const STEP: i64 = 60_000_000;
 
     fn series_no(n: usize) -> (Instrument, Interval) {
@@ -136,7 +136,7 @@ impl Sample for MarketSnapshot {
             markets: Some(u64::from(value) + 6),
             change_24h: Some(percent(7)),
             change_7d: Some(percent(8)),
-            source: Some(qi_core::Source::new(format!("source {value}")).expect("a valid source")),
+            source: Some(qi_core::Provider::new(format!("source {value}")).expect("a valid source")),
         };
         Self::new(series.clone(), ts, values).expect("a valid snapshot")
     }
@@ -253,7 +253,7 @@ pub struct Everything {
     pub choice_or_none: Option<Choice>,
     pub time_or_none: Option<Timestamp>,
     pub interval_or_none: Option<Interval>,
-    pub source_or_none: Option<Source>,
+    pub source_or_none: Option<Provider>,
 }
 
 impl Sample for Everything {
@@ -300,7 +300,7 @@ impl Sample for Everything {
             choice_or_none: Some(choice),
             time_or_none: time(17).ok(),
             interval_or_none: Some(interval(1)),
-            source_or_none: Source::new(format!("source {value}")).ok(),
+            source_or_none: Provider::new(format!("source {value}")).ok(),
         }
     }
 }

@@ -91,7 +91,7 @@ impl<D: Sample> AskLatest<D> {
 
 /// Returns the owners of some series as a selection.
 fn owners<D: Sample>(series: &[D::Series]) -> Selection<<D::Series as Series>::Owner> {
-    Selection::these(series.iter().map(Series::owner)).expect("the checks name at least one")
+    Selection::only(series.iter().map(Series::owner)).expect("the checks name at least one")
 }
 
 impl<D: Sample> Ask<D> {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use qi_core::record::Place;
+use qi_core::record::SortKey;
 use qi_core::store::{InsertReport, PriceStoreExt};
-use qi_core::{ErrorKind, Interval, MarketSnapshot, Ohlcv, PriceTick, Quote};
+use qi_core::{Bar, ErrorKind, Interval, MarketSnapshot, PriceTick, Quote};
 
 use super::expect::{Failure, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, instrument, minute};
@@ -128,7 +128,7 @@ async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
     for (value, name) in (1..).zip(&names) {
         case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, value)]).await?;
         case.store().insert_quotes(&[Quote::make(name, minute(0), 0, value)]).await?;
-        case.store().insert_bars(&[Ohlcv::make(&(name.clone(), Interval::M1), minute(0), 0, value)]).await?;
+        case.store().insert_bars(&[Bar::make(&(name.clone(), Interval::M1), minute(0), 0, value)]).await?;
     }
     for (value, name) in (1..).zip(&names) {
         let tick = PriceTick::make(name, minute(0), 0, value);
@@ -136,8 +136,8 @@ async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
         let quote = Quote::make(name, minute(0), 0, value);
         same_rows("quotes", &Quote::all(case.store(), name).await?, &[quote])?;
         let series = (name.clone(), Interval::M1);
-        let bar = Ohlcv::make(&series, minute(0), 0, value);
-        same_rows("bars", &Ohlcv::all(case.store(), &series).await?, &[bar])?;
+        let bar = Bar::make(&series, minute(0), 0, value);
+        same_rows("bars", &Bar::all(case.store(), &series).await?, &[bar])?;
     }
     let scopes = ["global", "asset:ALPHA", "exchange:alpha"].map(|s| s.parse().expect("a scope"));
     let snapshots: Vec<_> =
@@ -221,7 +221,7 @@ async fn writers_to_separate_keys<D: Sample>(case: &Case) -> Outcome {
         ended.expect("an insert does not panic")?;
     }
     let mut expected: Vec<D> = (0..4).flat_map(batch).collect();
-    expected.sort_by_key(|record| (record.series(), record.place()));
+    expected.sort_by_key(|record| (record.series(), record.sort_key()));
     let mut found = D::all(case.store(), &D::series_no(0)).await?;
     found.extend(D::all(case.store(), &D::series_no(1)).await?);
     same_rows("both series", &found, &expected)
@@ -267,7 +267,7 @@ async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
 async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Outcome {
     // The batch is long enough that a store that writes in parts can be dropped between two parts.
     let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
-    let written: BTreeMap<Place, &D> = batch.iter().map(|record| (record.place(), record)).collect();
+    let written: BTreeMap<SortKey, &D> = batch.iter().map(|record| (record.sort_key(), record)).collect();
     for polls in 0..8 {
         let mut insert = Box::pin(D::insert(case.store(), &batch));
         for _ in 0..polls {
@@ -278,7 +278,7 @@ async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Out
         }
         drop(insert);
         for record in D::all(case.store(), &D::series_no(0)).await? {
-            if written.get(&record.place()) != Some(&&record) {
+            if written.get(&record.sort_key()) != Some(&&record) {
                 return Err(Failure::new(format_args!("after a dropped insert: nobody wrote {record:?}")));
             }
         }

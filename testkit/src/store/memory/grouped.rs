@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use qi_core::Result;
-use qi_core::record::{Dataset, FieldWriter, Place, RecordVec, Records, SeriesRef};
+use qi_core::record::{Dataset, FieldWriter, RecordVec, Records, SeriesRef, SortKey};
 use qi_core::store::kit::SeriesRanks;
 
 /// A view of a batch in another order. Each part is grouped by series. Records of one series keep their order, so the
@@ -57,8 +57,8 @@ impl Records for Grouped<'_> {
     fn series(&self, at: usize) -> SeriesRef<'_> {
         self.records.series(self.order[at])
     }
-    fn place(&self, at: usize) -> Place {
-        self.records.place(self.order[at])
+    fn sort_key(&self, at: usize) -> SortKey {
+        self.records.sort_key(self.order[at])
     }
     fn write(&self, at: usize, out: &mut dyn FieldWriter) {
         self.records.write(self.order[at], out);
@@ -66,10 +66,10 @@ impl Records for Grouped<'_> {
     fn write_json(&self, at: usize, out: &mut Vec<u8>) {
         self.records.write_json(self.order[at], out);
     }
-    fn places(&self, out: &mut Vec<Place>) {
-        let mut places = Vec::with_capacity(self.len());
-        self.records.places(&mut places);
-        out.extend(self.order.iter().map(|at| places[*at]));
+    fn sort_keys(&self, out: &mut Vec<SortKey>) {
+        let mut sort_keys = Vec::with_capacity(self.len());
+        self.records.sort_keys(&mut sort_keys);
+        out.extend(self.order.iter().map(|at| sort_keys[*at]));
     }
     fn copy_to(
         &self,

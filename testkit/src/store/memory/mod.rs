@@ -16,10 +16,11 @@ use async_trait::async_trait;
 use qi_core::record::{Dataset, Records, SeriesKey};
 use qi_core::store::{
     BarQuery, DeleteQuery, Derived, InsertReport, LatestRequest, Page, Paged, PriceStore, RangeRequest,
-    RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    RangeStats, RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo,
+    StorePingReport,
 };
 use qi_core::{
-    Clock, Error, ErrorKind, Ohlcv, Operation, PriceTick, Result, RetryAdvice, SystemClock, Timestamp,
+    Bar, Clock, Error, ErrorKind, Operation, PriceTick, Result, RetryAdvice, SystemClock, Timestamp,
 };
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -213,10 +214,10 @@ impl PriceStore for MemoryStore {
         Ok(self.state.read().unwrap_or_else(PoisonError::into_inner).missing())
     }
 
-    async fn ping(&self) -> Result<StoreStatus> {
+    async fn ping(&self) -> Result<StorePingReport> {
         let start = Instant::now();
         let _call = self.enter(Operation::StorePing).await?;
-        let mut status = StoreStatus::new(start.elapsed());
+        let mut status = StorePingReport::new(start.elapsed());
         status.version.clone_from(&self.info.version);
         Ok(status)
     }
@@ -230,9 +231,9 @@ impl PriceStore for MemoryStore {
         let stamp = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
         let grouped = Grouped::of(batch, SLICE);
         let batch = grouped.as_ref().map_or(batch, |grouped| grouped as &dyn Records);
-        let mut places = Vec::with_capacity(batch.len());
-        batch.places(&mut places);
-        let part = Part { records: batch, places: &places, stamp };
+        let mut sort_keys = Vec::with_capacity(batch.len());
+        batch.sort_keys(&mut sort_keys);
+        let part = Part { records: batch, sort_keys: &sort_keys, stamp };
         let mut duplicates = 0;
         for from in (0..batch.len()).step_by(SLICE) {
             if from > 0 {
@@ -240,7 +241,7 @@ impl PriceStore for MemoryStore {
             }
             let to = batch.len().min(from + SLICE);
             let now = self.clock.now();
-            let cutoff = |table: &Table| keep(table).max_age().and_then(|age| now.checked_sub(age));
+            let cutoff = |table: &Table| keep(table).max_age.and_then(|age| now.checked_sub(age));
             let put = self.write(OP, |State { rows, tables, schema: _ }| {
                 let max_rows = self.config.max_rows;
                 // The records may exceed the capacity, so expired records of all datasets are removed first.
@@ -280,7 +281,7 @@ impl PriceStore for MemoryStore {
         self.read(OP, |state| read::latest(&state.tables[position], request))
     }
 
-    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, query: &BarQuery) -> Result<Page<Bar>> {
         const OP: Operation = Operation::DerivedBars;
         let _call = self.enter(OP).await?;
         let position = self.position(OP, PriceTick::DATASET)?;

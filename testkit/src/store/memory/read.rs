@@ -8,7 +8,7 @@ use qi_core::store::{
     Anchor, BarQuery, Derived, LatestRequest, Order, Page, Paged, RangeRequest, RangeStats, RecordPage,
     SeriesRequest, SeriesSummary, StatsQuery,
 };
-use qi_core::{BarValues, Instrument, Interval, Ohlcv, PriceTick, Result, Selection, Timestamp};
+use qi_core::{Bar, BarValues, Instrument, Interval, PriceTick, Result, Selection, Timestamp};
 
 use super::series::{Series, Window};
 use super::table::Table;
@@ -84,7 +84,7 @@ pub(super) fn latest(table: &Table, request: &LatestRequest) -> Result<RecordPag
         Ok(found.len() < most)
     };
     match &request.selection {
-        Selection::These(owners) => {
+        Selection::Only(owners) => {
             for owner in owners.iter().filter(|owner| after.as_ref().is_none_or(|after| *owner > after)) {
                 let series = table.series.get(&request.series(owner.clone()));
                 if series.map_or(Ok(true), &mut take)? {
@@ -114,7 +114,7 @@ fn series_of<'a>(table: &'a Table, instrument: &Instrument) -> Option<&'a Series
 }
 
 /// Returns a page of bars from ticks. Each bar covers its complete bucket, even if the range ends within the bucket.
-pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Ohlcv>> {
+pub(super) fn derived(table: &Table, query: &BarQuery) -> Result<Page<Bar>> {
     let page = Derived(query);
     let BarQuery { instrument, interval, range, order, .. } = query;
     let (anchor, limit) = (page.anchor()?, page.request().limit());
@@ -158,7 +158,7 @@ impl Buckets<'_> {
     fn next(&mut self) -> Option<Timestamp> {
         let rest = Window { lo: (self.first, 0), ..Window::ALL };
         let (rows, range) = self.series.slices(rest).next()?;
-        let open = self.interval.floor(rows.as_records().place(range.start).0);
+        let open = self.interval.floor(rows.as_records().sort_key(range.start).0);
         self.first = close_of(self.interval, open);
         (open < self.end).then_some(open)
     }
@@ -167,7 +167,7 @@ impl Buckets<'_> {
         // The end of the last bucket that opens before `end`. If `end` is a bucket boundary, both are equal.
         let end = self.interval.ceil(self.end).unwrap_or(Timestamp::MAX);
         let (rows, at) = self.series.last_in(Window { lo: (self.first, 0), hi: (end, 0) })?;
-        let open = self.interval.floor(rows.as_records().place(at).0);
+        let open = self.interval.floor(rows.as_records().sort_key(at).0);
         self.end = open;
         Some(open)
     }
@@ -179,7 +179,7 @@ fn close_of(interval: Interval, open: Timestamp) -> Timestamp {
 }
 
 /// Returns the bar of a bucket that has ticks.
-fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
+fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Bar> {
     let mut builder: Option<BarBuilder> = None;
     for (rows, range) in series.slices(bucket_of(interval, open)) {
         for tick in ticks(rows, range)? {
@@ -190,14 +190,14 @@ fn bar(series: &Series, instrument: &Instrument, interval: Interval, open: Times
         }
     }
     let values = builder.expect(HAS_A_TICK).finish()?;
-    Ohlcv::new(instrument.clone(), interval, open, values)
+    Bar::new(instrument.clone(), interval, open, values)
 }
 
 /// Returns a placeholder for the bar of a bucket that has ticks: its open time, without sums.
-fn unsummed(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Ohlcv> {
+fn unsummed(series: &Series, instrument: &Instrument, interval: Interval, open: Timestamp) -> Result<Bar> {
     let (rows, range) = series.slices(bucket_of(interval, open)).next().expect(HAS_A_TICK);
     let first = &ticks(rows, range)?[0];
-    Ohlcv::new(instrument.clone(), interval, open, BarValues::flat(first.price()))
+    Bar::new(instrument.clone(), interval, open, BarValues::flat(first.price()))
 }
 
 const HAS_A_TICK: &str = "a bucket is visited because it has a tick";

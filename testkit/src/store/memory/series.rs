@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use qi_core::record::{Dataset, Place, RecordVec, Records};
+use qi_core::record::{Dataset, RecordVec, Records, SortKey};
 use qi_core::store::Anchor;
 use qi_core::{Result, TimeRange, Timestamp};
 
@@ -18,8 +18,8 @@ const CAP: usize = 64;
 /// A range of sort keys: from `lo`, included, to `hi`, excluded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
-    pub(super) lo: Place,
-    pub(super) hi: Place,
+    pub(super) lo: SortKey,
+    pub(super) hi: SortKey,
 }
 
 impl Window {
@@ -38,20 +38,20 @@ impl Window {
 
     /// Returns the rest of the window after a cursor, in ascending order.
     pub(super) fn after(self, anchor: &Anchor) -> Self {
-        let past = |place: Place| (place.0, place.1 + 1);
-        place_of(anchor).map_or(self, |place| Self { lo: self.lo.max(past(place)), ..self })
+        let past = |sort_key: SortKey| (sort_key.0, sort_key.1 + 1);
+        place_of(anchor).map_or(self, |sort_key| Self { lo: self.lo.max(past(sort_key)), ..self })
     }
 
     /// Returns the rest of the window after a cursor, in descending order.
     pub(super) fn before(self, anchor: &Anchor) -> Self {
-        place_of(anchor).map_or(self, |place| Self { hi: self.hi.min(place), ..self })
+        place_of(anchor).map_or(self, |sort_key| Self { hi: self.hi.min(sort_key), ..self })
     }
 }
 
-fn place_of(anchor: &Anchor) -> Option<Place> {
+fn place_of(anchor: &Anchor) -> Option<SortKey> {
     match anchor {
         // A forged cursor may hold any number. The sequence number of a valid cursor is at most `i64::MAX`.
-        Anchor::Place(ts, seq) => Some((*ts, (*seq).min(u64::MAX - 1))),
+        Anchor::SortKey(ts, seq) => Some((*ts, (*seq).min(u64::MAX - 1))),
         Anchor::Time(ts) => Some((*ts, 0)),
         Anchor::Start | Anchor::Owner(_) => None,
     }
@@ -62,7 +62,7 @@ fn place_of(anchor: &Anchor) -> Option<Place> {
 pub(super) struct Part<'a> {
     pub(super) records: &'a dyn Records,
     /// The sort keys of all records of the batch.
-    pub(super) places: &'a [Place],
+    pub(super) sort_keys: &'a [SortKey],
     /// The stamp of the batch.
     pub(super) stamp: u64,
 }
@@ -70,7 +70,7 @@ pub(super) struct Part<'a> {
 /// The sort key of a record, and the stamp of the batch that last wrote the record.
 #[derive(Debug, Clone, Copy)]
 struct Key {
-    place: Place,
+    sort_key: SortKey,
     stamp: u64,
 }
 
@@ -93,12 +93,12 @@ impl Chunk {
         chunk
     }
 
-    fn first(&self) -> Option<Place> {
-        self.keys.first().map(|key| key.place)
+    fn first(&self) -> Option<SortKey> {
+        self.keys.first().map(|key| key.sort_key)
     }
 
-    fn last(&self) -> Option<Place> {
-        self.keys.last().map(|key| key.place)
+    fn last(&self) -> Option<SortKey> {
+        self.keys.last().map(|key| key.sort_key)
     }
 
     fn is_full(&self) -> bool {
@@ -107,21 +107,23 @@ impl Chunk {
 
     fn append(&mut self, part: Part<'_>, range: Range<usize>) -> Result<()> {
         part.records.append_to(range.clone(), &mut self.rows)?;
-        self.keys.extend(part.places[range].iter().map(|&place| Key { place, stamp: part.stamp }));
+        self.keys.extend(part.sort_keys[range].iter().map(|&sort_key| Key { sort_key, stamp: part.stamp }));
         Ok(())
     }
 
     fn insert(&mut self, at: usize, part: Part<'_>, from: usize) -> Result<()> {
         part.records.copy_to(&mut std::iter::once(from), &mut self.rows, at..at)?;
-        self.keys.insert(at, Key { place: part.places[from], stamp: part.stamp });
+        self.keys.insert(at, Key { sort_key: part.sort_keys[from], stamp: part.stamp });
         Ok(())
     }
 
     /// Replaces the records from `at` on, as long as the records of the batch have the same keys.
     fn replace(&mut self, at: usize, part: Part<'_>, range: Range<usize>) -> Result<Put> {
         let keys = &mut self.keys[at..];
-        let same =
-            part.places[range.clone()].iter().zip(&*keys).take_while(|(place, key)| **place == key.place);
+        let same = part.sort_keys[range.clone()]
+            .iter()
+            .zip(&*keys)
+            .take_while(|(sort_key, key)| **sort_key == key.sort_key);
         let count = same.count();
         let taken = range.start..range.start + count;
         part.records.copy_to(&mut { taken }, &mut self.rows, at..at + count)?;
@@ -135,7 +137,7 @@ impl Chunk {
 
     /// Returns the range of rows within a window.
     fn bounds(&self, window: Window) -> Range<usize> {
-        let at = |place: Place| self.keys.partition_point(|key| key.place < place);
+        let at = |sort_key: SortKey| self.keys.partition_point(|key| key.sort_key < sort_key);
         let from = if self.first() >= Some(window.lo) { 0 } else { at(window.lo) };
         let to = if self.last() < Some(window.hi) { self.keys.len() } else { at(window.hi) };
         from..to.max(from)
@@ -183,7 +185,7 @@ pub(super) struct Series {
     dataset: Dataset,
     /// The sealed chunks. The key of a chunk is not after its first record, and after all records
     /// of the previous chunk.
-    sealed: BTreeMap<Place, Chunk>,
+    sealed: BTreeMap<SortKey, Chunk>,
     /// The records that are newer than all sealed records.
     tail: Chunk,
     len: usize,
@@ -198,18 +200,18 @@ impl Series {
         self.len
     }
 
-    pub(super) fn first(&self) -> Option<Place> {
+    pub(super) fn first(&self) -> Option<SortKey> {
         self.sealed.first_key_value().map_or(&self.tail, |(_, chunk)| chunk).first()
     }
 
-    pub(super) fn last(&self) -> Option<Place> {
+    pub(super) fn last(&self) -> Option<SortKey> {
         self.tail.last().or_else(|| self.sealed.last_key_value()?.1.last())
     }
 
     /// Writes the first records of a non-empty range of a batch. Adds at most `room` records with new keys.
     pub(super) fn put(&mut self, part: Part<'_>, range: Range<usize>, room: usize) -> Result<Put> {
-        let (places, last) = (&part.places[range.clone()], self.last());
-        if last.is_some_and(|last| places[0] <= last) {
+        let (sort_keys, last) = (&part.sort_keys[range.clone()], self.last());
+        if last.is_some_and(|last| sort_keys[0] <= last) {
             return self.put_late(part, range, room > 0);
         }
         if room == 0 {
@@ -218,8 +220,8 @@ impl Series {
         if self.tail.is_full() {
             self.seal();
         }
-        let most = places.len().min(room).min(CAP - self.tail.keys.len());
-        let ordered = places[..most].windows(2).take_while(|pair| pair[0] < pair[1]).count() + 1;
+        let most = sort_keys.len().min(room).min(CAP - self.tail.keys.len());
+        let ordered = sort_keys[..most].windows(2).take_while(|pair| pair[0] < pair[1]).count() + 1;
         self.tail.append(part, range.start..range.start + ordered)?;
         self.len += ordered;
         Ok(Put::New(ordered))
@@ -235,26 +237,26 @@ impl Series {
 
     /// Writes records of which the first is not newer than all stored records.
     fn put_late(&mut self, part: Part<'_>, range: Range<usize>, room: bool) -> Result<Put> {
-        let (from, place) = (range.start, part.places[range.start]);
-        let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= place);
+        let (from, sort_key) = (range.start, part.sort_keys[range.start]);
+        let in_tail = self.sealed.is_empty() || self.tail.first().is_some_and(|first| first <= sort_key);
         let chunk = if in_tail {
             &mut self.tail
         } else {
-            if self.sealed.first_key_value().is_some_and(|(key, _)| place < *key) {
+            if self.sealed.first_key_value().is_some_and(|(key, _)| sort_key < *key) {
                 if !room {
                     return Ok(Put::Full);
                 }
                 // The first chunk takes the record and moves to a lower key, which is still not after its first record.
                 if let Some((_, chunk)) = self.sealed.pop_first() {
-                    self.sealed.insert(place, chunk);
+                    self.sealed.insert(sort_key, chunk);
                 }
             }
-            match self.sealed.range_mut(..=place).next_back() {
+            match self.sealed.range_mut(..=sort_key).next_back() {
                 Some((_, chunk)) => chunk,
                 None => &mut self.tail,
             }
         };
-        let at = match chunk.keys.binary_search_by_key(&place, |key| key.place) {
+        let at = match chunk.keys.binary_search_by_key(&sort_key, |key| key.sort_key) {
             Ok(at) => return chunk.replace(at, part, range),
             Err(_) if !room => return Ok(Put::Full),
             Err(at) => at,
@@ -361,8 +363,8 @@ mod tests {
     /// Writes ticks in order, with as many calls as needed, and returns the results.
     fn put(series: &mut Series, ticks: &[PriceTick], stamp: u64, room: usize) -> Vec<Put> {
         let records = RecordVec::from_vec(ticks.to_vec());
-        let places: Vec<_> = ticks.iter().map(Record::place).collect();
-        let part = Part { records: records.as_records(), places: &places, stamp };
+        let sort_keys: Vec<_> = ticks.iter().map(Record::sort_key).collect();
+        let part = Part { records: records.as_records(), sort_keys: &sort_keys, stamp };
         let (mut at, mut outcomes) = (0, Vec::new());
         while at < ticks.len() {
             let outcome = series.put(part, at..ticks.len(), room).unwrap();
@@ -404,7 +406,7 @@ mod tests {
                     Step::Put(at, seq, price) => {
                         // Two equal records, so that the second one replaces a record of the same batch.
                         let tick = tick(at, seq, price);
-                        let before = map.insert(tick.place(), tick.clone());
+                        let before = map.insert(tick.sort_key(), tick.clone());
                         let replaced = |again| Put::Replaced { count: 1, again };
                         let first = if before.is_some() { replaced(0) } else { Put::New(1) };
                         let outcomes = put(&mut series, &[tick.clone(), tick], stamp, usize::MAX);
@@ -412,13 +414,13 @@ mod tests {
                     }
                     Step::Run(from, len) => {
                         let ticks: Vec<_> = (from..from + len).map(|at| tick(at, 1, stamp.to_le_bytes()[0])).collect();
-                        map.extend(ticks.iter().map(|tick| (tick.place(), tick.clone())));
+                        map.extend(ticks.iter().map(|tick| (tick.sort_key(), tick.clone())));
                         put(&mut series, &ticks, stamp, usize::MAX);
                     }
                     Step::Remove(from, to) => {
-                        let window = Window { lo: tick(from, 1, 0).place(), hi: tick(to, 1, 0).place() };
+                        let window = Window { lo: tick(from, 1, 0).sort_key(), hi: tick(to, 1, 0).sort_key() };
                         let before = map.len();
-                        map.retain(|place, _| !(window.lo..window.hi).contains(place));
+                        map.retain(|sort_key, _| !(window.lo..window.hi).contains(sort_key));
                         prop_assert_eq!(series.remove(window), before - map.len());
                     }
                     Step::Oldest(count) => {
@@ -428,9 +430,9 @@ mod tests {
                 }
                 let want: Vec<_> = map.values().cloned().collect();
                 prop_assert_eq!(series.len(), want.len());
-                prop_assert_eq!(series.first(), want.first().map(Record::place));
-                prop_assert_eq!(series.last(), want.last().map(Record::place));
-                let part = Window { lo: tick(100, 1, 0).place(), hi: tick(300, 0, 0).place() };
+                prop_assert_eq!(series.first(), want.first().map(Record::sort_key));
+                prop_assert_eq!(series.last(), want.last().map(Record::sort_key));
+                let part = Window { lo: tick(100, 1, 0).sort_key(), hi: tick(300, 0, 0).sort_key() };
                 let expected: Vec<_> = map.range(part.lo..part.hi).map(|(_, tick)| tick.clone()).collect();
                 let last = series.last_in(part).map(|(rows, at)| rows.as_slice::<PriceTick>().unwrap()[at].clone());
                 prop_assert_eq!(last, expected.last().cloned());

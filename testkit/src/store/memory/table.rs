@@ -71,7 +71,7 @@ impl Table {
             let key = part.records.series(head).to_owned();
             let series = self.series.entry(key).or_insert_with(|| Series::new(self.dataset));
             while at < end && outcome.is_ok() {
-                let too_old = |at: usize| rules.cutoff.is_some_and(|cutoff| part.places[at].0 < cutoff);
+                let too_old = |at: usize| rules.cutoff.is_some_and(|cutoff| part.sort_keys[at].0 < cutoff);
                 if too_old(at) {
                     at += 1;
                     continue;
@@ -85,7 +85,7 @@ impl Table {
                     if matches!(put, Ok(Put::Full)) {
                         *rows -= trim(series, rules.per_series);
                         if rules.per_series.is_some_and(|most| series.len() >= most) {
-                            if series.first().is_some_and(|first| part.places[at] < first) {
+                            if series.first().is_some_and(|first| part.sort_keys[at] < first) {
                                 at += 1;
                                 continue; // Retention would remove this record first.
                             }
@@ -98,7 +98,7 @@ impl Table {
                         Ok(Put::New(count)) => {
                             *rows += count;
                             // The first of several new records is the oldest.
-                            self.oldest = self.oldest.min(part.places[at].0);
+                            self.oldest = self.oldest.min(part.sort_keys[at].0);
                             at += count;
                         }
                         Ok(Put::Replaced { count, again }) => {

@@ -126,7 +126,9 @@ async fn retention_by_rows_makes_room_in_a_full_store() {
 #[tokio::test]
 async fn retention_by_age_looks_at_the_clock() {
     let clock = HandClock::at(T);
-    let store = MemoryStore::with_clock(keep_ticks(KeepConfig::by_age_secs(60)), clock.clone()).unwrap();
+    let store =
+        MemoryStore::with_clock(keep_ticks(KeepConfig::by_age(Duration::from_mins(1))), clock.clone())
+            .unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 61), tick(0, T - 60), tick(0, T), tick(1, T - 30)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T - 60, T], "older than a minute, to the microsecond");
@@ -145,7 +147,7 @@ async fn retention_by_age_looks_at_the_clock() {
 
 #[tokio::test]
 async fn a_record_that_is_too_old_needs_no_room() {
-    let config = keep_ticks(KeepConfig::by_age_secs(60)).with_max_rows(2);
+    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
@@ -164,7 +166,7 @@ async fn a_record_that_is_too_old_needs_no_room() {
 #[tokio::test]
 async fn a_full_store_first_lets_every_dataset_expire() {
     let clock = HandClock::at(T);
-    let config = keep_ticks(KeepConfig::by_age_secs(60)).with_max_rows(2);
+    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();
@@ -182,7 +184,9 @@ async fn a_full_store_first_lets_every_dataset_expire() {
 
 #[tokio::test]
 async fn retention_of_one_dataset_leaves_the_others() {
-    let store = ready(keep_ticks(KeepConfig { max_age_secs: Some(1), max_rows_per_series: Some(1) })).await;
+    let store =
+        ready(keep_ticks(KeepConfig { max_age: Some(Duration::from_secs(1)), max_rows_per_series: Some(1) }))
+            .await;
     let quote = qi_core::Quote::new(
         instrument(0),
         Timestamp::from_secs(T).unwrap(),

@@ -9,7 +9,7 @@ use qi_core::Datasets;
 use qi_core::record::{Dataset, Description, RecordVec, Row};
 use qi_core::store::DeleteQuery;
 use qi_core::{
-    BarValues, Instrument, MarketSnapshot, Ohlcv, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,
+    Bar, BarValues, Instrument, MarketSnapshot, Price, PriceTick, Quantity, Quote, QuoteValues, Selection,
     SnapshotValues, TimeRange, Timestamp,
 };
 
@@ -38,7 +38,7 @@ fn a_quantity() -> impl Strategy<Value = Option<Quantity>> {
     prop_oneof![
         2 => Just(None),
         1 => Just(Some(Quantity::ZERO)),
-        5 => a_price().prop_map(|price| Quantity::new(price.get()).ok()),
+        5 => a_price().prop_map(|price| Quantity::new(price.decimal()).ok()),
     ]
 }
 
@@ -63,12 +63,12 @@ fn a_quote() -> impl Strategy<Value = Quote> {
     )
 }
 
-fn a_bar() -> impl Strategy<Value = Ohlcv> {
+fn a_bar() -> impl Strategy<Value = Bar> {
     (0..3usize, 0..3usize, a_moment(), a_price(), a_quantity(), proptest::option::of(0..9u64)).prop_map(
         |(of, interval, at, price, volume, count)| {
             let values = BarValues { volume, quote_volume: volume, count, ..BarValues::flat(price) };
             let interval = INTERVALS[interval];
-            Ohlcv::new(instrument(of), interval, interval.floor(moment(at)), values).expect("a valid bar")
+            Bar::new(instrument(of), interval, interval.floor(moment(at)), values).expect("a valid bar")
         },
     )
 }
@@ -136,7 +136,7 @@ impl Draft {
             Self::Delete(n, interval, owners, range) => {
                 let dataset = datasets[n % datasets.len()];
                 let selection = owners.map_or(Selection::All, |owners| {
-                    Selection::these(owners.into_iter().map(|n| owner(dataset, n))).expect("at least one")
+                    Selection::only(owners.into_iter().map(|n| owner(dataset, n))).expect("at least one")
                 });
                 let mut query = DeleteQuery::of::<PriceTick>(&Selection::<Instrument>::All, range);
                 (query.dataset, query.selection) = (dataset, selection);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qi_core::record::{Column, ColumnType, Dataset, Description, Place, Row, Value};
+use qi_core::record::{Column, ColumnType, Dataset, Description, Row, SortKey, Value};
 use qi_core::store::{PriceStore, RangeRequest};
 use qi_core::{Datasets, ErrorKind, Interval, TimeRange};
 
@@ -106,18 +106,18 @@ fn evolutions() -> impl Strategy<Value = Evolution> {
 /// Returns one row for each seed. The first row is at minute `from`, and each further row is a minute later.
 fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
     let row = |(minute, seed): (i64, &u32)| {
-        let place = (moment(120 * minute), 0);
-        Row::new(dataset, series(dataset, 0, Interval::M1), place, values_of(dataset, *seed))
+        let sort_key = (moment(120 * minute), 0);
+        Row::new(dataset, series(dataset, 0, Interval::M1), sort_key, values_of(dataset, *seed))
             .expect("a valid row")
     };
     (from..).zip(seeds).map(row).collect()
 }
 
 /// The expected values by sort key.
-type Stored = BTreeMap<Place, Vec<Value>>;
+type Stored = BTreeMap<SortKey, Vec<Value>>;
 
 async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored: &mut Stored) -> Outcome {
-    stored.extend(rows.iter().map(|row| (row.place(), row.values().to_vec())));
+    stored.extend(rows.iter().map(|row| (row.sort_key(), row.values().to_vec())));
     store.insert(Row::collect(dataset, rows)?.as_records()).await?;
     Ok(())
 }
@@ -126,11 +126,11 @@ async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored
 async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> Outcome {
     let request = RangeRequest::new(dataset, series(dataset, 0, Interval::M1), TimeRange::ALL);
     let found = Row::copy_of(store.range(&request).await?.records.as_records())?;
-    let found: Vec<_> = found.into_iter().map(|row| (row.place(), row.values().to_vec())).collect();
-    let expected = rows.iter().map(|(place, values)| {
+    let found: Vec<_> = found.into_iter().map(|row| (row.sort_key(), row.values().to_vec())).collect();
+    let expected = rows.iter().map(|(sort_key, values)| {
         let mut values = values.clone();
         values.resize(dataset.values().len(), Value::Absent);
-        (*place, values)
+        (*sort_key, values)
     });
     same_rows(what, &found, &expected.collect::<Vec<_>>())
 }

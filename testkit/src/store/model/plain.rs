@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use qi_core::Datasets;
 use qi_core::record::{Dataset, Owner, Row};
 use qi_core::store::SeriesSummary;
-use qi_core::{BarValues, Interval, Ohlcv, Price, PriceTick, Quantity, Result, TimeRange, Timestamp};
+use qi_core::{Bar, BarValues, Interval, Price, PriceTick, Quantity, Result, TimeRange, Timestamp};
 
 use super::play::Answers;
 use super::{Look, Step, interval_of, series};
@@ -18,7 +18,7 @@ pub struct Model {
 }
 
 fn time(row: &Row) -> Timestamp {
-    row.place().0
+    row.sort_key().0
 }
 
 fn within(row: &Row, range: TimeRange) -> bool {
@@ -30,7 +30,7 @@ impl Model {
         match step {
             Step::Insert(batch) => {
                 for new in Row::copy_of(batch.as_records())? {
-                    let key = |row: &Row| (row.dataset(), row.series().clone(), row.place());
+                    let key = |row: &Row| (row.dataset(), row.series().clone(), row.sort_key());
                     self.rows.retain(|old| key(old) != key(&new));
                     self.rows.push(new);
                 }
@@ -57,7 +57,7 @@ impl Model {
     fn series_of(&self, dataset: Dataset, look: &Look, interval: Interval) -> Vec<Row> {
         let own = series(dataset, look.which, interval);
         let mut found: Vec<Row> = self.of(dataset).filter(|row| *row.series() == own).cloned().collect();
-        found.sort_by_key(Row::place);
+        found.sort_by_key(Row::sort_key);
         found
     }
 
@@ -69,7 +69,7 @@ impl Model {
             let known = dataset.known_at(time(row), row.series().interval);
             if look.as_of.is_none_or(|as_of| known <= as_of) {
                 let newest = newest.entry(&row.series().owner).or_insert(row);
-                if row.place() > newest.place() {
+                if row.sort_key() > newest.sort_key() {
                     *newest = row;
                 }
             }
@@ -151,7 +151,7 @@ fn volume(ticks: &[PriceTick]) -> Option<Quantity> {
 ///
 /// # Panics
 /// If a sum is 1e20 or more. The numbers of the checks stay below.
-pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Ohlcv> {
+pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Bar> {
     let monday = 4 * 86_400 * 1_000_000i64;
     let open_of = |tick: &PriceTick| {
         let bucket = (tick.ts().as_micros() - monday) / interval.as_micros();
@@ -174,8 +174,7 @@ pub fn reference_bars(ticks: &[PriceTick], interval: Interval) -> Vec<Ohlcv> {
             };
             let open_time =
                 Timestamp::from_micros(open_of(&bucket[0])).expect("a bucket starts in the domain");
-            Ohlcv::new(bucket[0].instrument().clone(), interval, open_time, values)
-                .expect("a bar of its ticks")
+            Bar::new(bucket[0].instrument().clone(), interval, open_time, values).expect("a bar of its ticks")
         })
         .collect()
 }
@@ -185,7 +184,7 @@ fn figures(ticks: &[PriceTick]) -> Option<String> {
     let (first, last) = (ticks.first()?, ticks.last()?);
     let prices = ticks.iter().map(PriceTick::price);
     let (min, max) = (prices.clone().min()?, prices.max()?);
-    let place = |tick: &PriceTick| (tick.ts(), tick.seq(), tick.price());
-    let figures = (place(first), place(last), min, max, volume(ticks), turnover(ticks), ticks.len());
+    let point = |tick: &PriceTick| (tick.ts(), tick.seq(), tick.price());
+    let figures = (point(first), point(last), min, max, volume(ticks), turnover(ticks), ticks.len());
     Some(format!("{figures:?}"))
 }

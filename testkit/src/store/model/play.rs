@@ -6,7 +6,7 @@ use qi_core::store::{
     BarQuery, Cursor, LatestRequest, Page, PageRequest, PriceStore, RangeRequest, RecordPage, SeriesRequest,
     SeriesSummary, StatsQuery,
 };
-use qi_core::{Ohlcv, Result, Selection};
+use qi_core::{Bar, Result, Selection};
 
 use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
 use crate::store::contract::{Failure, Outcome, same, same_rows};
@@ -18,7 +18,7 @@ pub(super) struct Answers {
     pub(super) ranges: Vec<Vec<Row>>,
     pub(super) latest: Vec<Vec<Row>>,
     pub(super) series: Vec<Vec<SeriesSummary>>,
-    pub(super) derived: Vec<Ohlcv>,
+    pub(super) derived: Vec<Bar>,
     pub(super) figures: Option<String>,
 }
 
@@ -87,7 +87,7 @@ async fn look_at(
             let selection = if descending {
                 Selection::All
             } else {
-                Selection::these((0..3).map(|n| owner(dataset, n))).expect("three")
+                Selection::only((0..3).map(|n| owner(dataset, n))).expect("three")
             };
             let mut request = LatestRequest::new(dataset, selection).with_page(page);
             (request.as_of, request.interval) = (as_of, interval_of(dataset, interval));
@@ -101,9 +101,9 @@ async fn look_at(
     }
     let stats = store.stats(&StatsQuery::new(own.clone(), range)).await?;
     let figures = stats.map(|s| {
-        let place = |point: qi_core::store::PricePoint| (point.ts, point.seq, point.price);
+        let parts = |point: qi_core::store::PricePoint| (point.ts, point.seq, point.price);
         let figures =
-            (place(s.first()), place(s.last()), s.min(), s.max(), s.volume(), s.quote_volume(), s.count());
+            (parts(s.first()), parts(s.last()), s.min(), s.max(), s.volume(), s.quote_volume(), s.count());
         format!("{figures:?}")
     });
     let own = &own;
@@ -129,7 +129,7 @@ async fn change(store: &dyn PriceStore, step: &Step) -> Result<Option<u64>> {
 fn duplicates_of(step: &Step) -> Result<Option<u64>> {
     let Step::Insert(batch) = step else { return Ok(None) };
     let rows = Row::copy_of(batch.as_records())?;
-    let key = |row: &Row| (row.series().clone(), row.place());
+    let key = |row: &Row| (row.series().clone(), row.sort_key());
     let later = |n: &usize| rows[n + 1..].iter().any(|row| key(row) == key(&rows[*n]));
     Ok(Some((0..rows.len()).filter(later).count() as u64))
 }

@@ -9,7 +9,7 @@ use qi_core::store::{
     Anchor, BarQuery, Derived, InsertReport, Order, Page, Paged, PriceStore, PriceStoreExt, RangeQuery,
     RangeStats, StatsQuery,
 };
-use qi_core::{BarValues, ErrorKind, Ohlcv, PriceTick, Quantity, Result, TimeRange};
+use qi_core::{Bar, BarValues, ErrorKind, PriceTick, Quantity, Result, TimeRange};
 
 use super::faults;
 use super::spoil::Spoil;
@@ -36,7 +36,7 @@ faults! {
 }
 
 /// Returns the response to a query if `bars` are the bars of its instrument, oldest first.
-fn answer(query: &BarQuery, mut bars: Vec<Ohlcv>) -> Result<Page<Ohlcv>> {
+fn answer(query: &BarQuery, mut bars: Vec<Bar>) -> Result<Page<Bar>> {
     let page = Derived(query);
     bars.retain(|bar| query.range.contains(bar.open_time()));
     if query.order == Order::Descending {
@@ -57,11 +57,11 @@ async fn ticks_of(inner: &dyn PriceStore, query: &BarQuery, range: TimeRange) ->
 }
 
 /// Returns the same bars with other values.
-fn with_values(mut page: Page<Ohlcv>, alter: impl Fn(&Ohlcv) -> BarValues) -> Result<Page<Ohlcv>> {
+fn with_values(mut page: Page<Bar>, alter: impl Fn(&Bar) -> BarValues) -> Result<Page<Bar>> {
     page.items = page
         .items
         .iter()
-        .map(|bar| Ohlcv::new(bar.instrument().clone(), bar.interval(), bar.open_time(), alter(bar)))
+        .map(|bar| Bar::new(bar.instrument().clone(), bar.interval(), bar.open_time(), alter(bar)))
         .collect::<Result<_>>()?;
     Ok(page)
 }
@@ -71,7 +71,7 @@ async fn resummed(
     inner: &dyn PriceStore,
     query: &BarQuery,
     sum: impl Fn(&[PriceTick]) -> Option<Quantity> + Send,
-) -> Result<Page<Ohlcv>> {
+) -> Result<Page<Bar>> {
     let page = inner.derived_bars(query).await?;
     let ticks = ticks_of(inner, query, TimeRange::ALL).await?;
     with_values(page, |bar| {
@@ -95,7 +95,7 @@ struct CutByTheRange;
 
 #[async_trait]
 impl Spoil for CutByTheRange {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let ticks = ticks_of(inner, query, query.range).await?;
         answer(query, reference_bars(&ticks, query.interval))
     }
@@ -106,7 +106,7 @@ struct NoneAsZero;
 
 #[async_trait]
 impl Spoil for NoneAsZero {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         with_values(inner.derived_bars(query).await?, |bar| {
             let values = *bar.values();
             BarValues { volume: values.volume.or(Some(Quantity::ZERO)), ..values }
@@ -119,13 +119,13 @@ struct EmptyBars;
 
 #[async_trait]
 impl Spoil for EmptyBars {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let mut page = inner.derived_bars(query).await?;
-        let mut filled: Vec<Ohlcv> = Vec::new();
+        let mut filled: Vec<Bar> = Vec::new();
         for bar in page.items {
             while let Some(last) = filled.last().filter(|last| last.close_time() < bar.open_time()) {
                 let flat = BarValues::flat(last.close());
-                filled.push(Ohlcv::new(bar.instrument().clone(), bar.interval(), last.close_time(), flat)?);
+                filled.push(Bar::new(bar.instrument().clone(), bar.interval(), last.close_time(), flat)?);
             }
             filled.push(bar);
         }
@@ -139,7 +139,7 @@ struct WrappingSums;
 
 #[async_trait]
 impl Spoil for WrappingSums {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let error = match inner.derived_bars(query).await {
             Err(error) if error.kind() == ErrorKind::OutOfRange => error,
             other => return other,
@@ -153,7 +153,7 @@ impl Spoil for WrappingSums {
         let wrapped = Quantity::from_units(wrapped.rem_euclid(qi_core::Decimal::MAX_UNITS))?;
         let values = BarValues { quote_volume: Some(wrapped), ..BarValues::flat(first.price()) };
         let open = query.interval.floor(first.ts());
-        answer(query, vec![Ohlcv::new(query.instrument.clone(), query.interval, open, values)?])
+        answer(query, vec![Bar::new(query.instrument.clone(), query.interval, open, values)?])
     }
 }
 
@@ -162,7 +162,7 @@ struct SumsAhead;
 
 #[async_trait]
 impl Spoil for SumsAhead {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         if let Some(next) = page.next.clone() {
             inner.derived_bars(&query.clone().after(next)).await?;
@@ -176,7 +176,7 @@ struct HalfEven;
 
 #[async_trait]
 impl Spoil for HalfEven {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resummed(inner, query, |ticks| {
             let sum = small_sum(ticks)?;
             let (units, rest) = (sum / ONE, sum % ONE);
@@ -192,7 +192,7 @@ struct Truncates;
 
 #[async_trait]
 impl Spoil for Truncates {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resummed(inner, query, |ticks| Quantity::from_units(small_sum(ticks)? / ONE).ok()).await
     }
 }
@@ -202,11 +202,11 @@ struct FloatVolume;
 
 #[async_trait]
 impl Spoil for FloatVolume {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resummed(inner, query, |ticks| {
             let products = ticks.iter().map(|tick| {
-                let quantity = tick.quantity().map_or(0.0, |quantity| quantity.get().to_f64_lossy());
-                tick.price().get().to_f64_lossy() * quantity
+                let quantity = tick.quantity().map_or(0.0, |quantity| quantity.decimal().to_f64_lossy());
+                tick.price().decimal().to_f64_lossy() * quantity
             });
             format!("{:.18}", products.sum::<f64>()).parse().ok()
         })
@@ -226,7 +226,7 @@ impl Spoil for AddsUpWrites {
         Ok(report)
     }
 
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         inner.derived_bars(query).await?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         all.retain(|tick| *tick.instrument() == query.instrument);
@@ -236,11 +236,11 @@ impl Spoil for AddsUpWrites {
 }
 
 #[derive(Debug, Default)]
-struct StaleBars(Mutex<BTreeMap<String, Ohlcv>>);
+struct StaleBars(Mutex<BTreeMap<String, Bar>>);
 
 #[async_trait]
 impl Spoil for StaleBars {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let mut page = inner.derived_bars(query).await?;
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for bar in &mut page.items {
@@ -267,7 +267,7 @@ impl Spoil for CloseByWriteOrder {
         Ok(report)
     }
 
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         inner.derived_bars(query).await?;
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         written.sort_by_key(PriceTick::ts);
@@ -280,7 +280,7 @@ struct StoredForDerived;
 
 #[async_trait]
 impl Spoil for StoredForDerived {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let derived = inner.derived_bars(query).await?;
         let stored = inner.bars(query).await?;
         if stored.items.is_empty() { Ok(derived) } else { answer(query, stored.items) }
@@ -291,7 +291,7 @@ impl Spoil for StoredForDerived {
 struct ResumePassesOpenBars;
 
 /// Returns the page with a `resume` cursor after its last bar.
-fn resumed_after_the_last(query: &BarQuery, mut page: Page<Ohlcv>) -> Result<Page<Ohlcv>> {
+fn resumed_after_the_last(query: &BarQuery, mut page: Page<Bar>) -> Result<Page<Bar>> {
     if let Some(last) = page.items.last() {
         // The cursor after the last bar is the `next` cursor of a page that ends with this bar and has a successor.
         let limited = query.clone().with_limit(page.items.len())?;
@@ -306,7 +306,7 @@ fn resumed_after_the_last(query: &BarQuery, mut page: Page<Ohlcv>) -> Result<Pag
 
 #[async_trait]
 impl Spoil for ResumePassesOpenBars {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         resumed_after_the_last(query, inner.derived_bars(query).await?)
     }
 }
@@ -316,7 +316,7 @@ struct ResumesAfterTheOldest;
 
 #[async_trait]
 impl Spoil for ResumesAfterTheOldest {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         match page.items.last() {
             Some(last) if last.close_time() <= query.range.end() => resumed_after_the_last(query, page),
@@ -330,7 +330,7 @@ struct StopsAtAGap;
 
 #[async_trait]
 impl Spoil for StopsAtAGap {
-    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Ohlcv>> {
+    async fn derived_bars(&self, inner: &dyn PriceStore, query: &BarQuery) -> Result<Page<Bar>> {
         let page = inner.derived_bars(query).await?;
         let gap = page.items.windows(2).position(|pair| pair[0].close_time() != pair[1].open_time());
         match gap {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use qi_core::record::{Dataset, Place, Records, Row, SeriesKey, Value};
+use qi_core::record::{Dataset, Records, Row, SeriesKey, SortKey, Value};
 use qi_core::store::kit::evolution;
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage, SchemaReport};
 use qi_core::{Datasets, Error, ErrorKind, Result};
@@ -60,7 +60,7 @@ impl StoreFactory for Evolving {
 #[derive(Debug, Default)]
 struct Namespace {
     lines: BTreeMap<&'static str, Vec<String>>,
-    rows: BTreeMap<(&'static str, SeriesKey, Place), Vec<Value>>,
+    rows: BTreeMap<(&'static str, SeriesKey, SortKey), Vec<Value>>,
 }
 
 /// A version of a program: its datasets in a namespace.
@@ -113,7 +113,7 @@ impl Spoil for Version {
     async fn insert(&self, _: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let rows = Row::copy_of(batch)?;
         let name = batch.dataset().name();
-        let of = |row: Row| ((name, row.series().clone(), row.place()), row.values().to_vec());
+        let of = |row: Row| ((name, row.series().clone(), row.sort_key()), row.values().to_vec());
         self.namespace().rows.extend(rows.into_iter().map(of));
         Ok(InsertReport::new(batch.len(), 0))
     }
@@ -121,11 +121,11 @@ impl Spoil for Version {
     async fn range(&self, _: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let dataset = request.dataset;
         let mut rows = Vec::new();
-        for ((name, series, place), values) in &self.namespace().rows {
+        for ((name, series, sort_key), values) in &self.namespace().rows {
             if (*name, series) == (dataset.name(), &request.series) {
                 let mut values = values.clone();
                 values.resize(dataset.values().len(), Value::Absent);
-                rows.push(Row::new(dataset, series.clone(), *place, values)?);
+                rows.push(Row::new(dataset, series.clone(), *sort_key, values)?);
             }
         }
         request.page_of(Row::collect(dataset, rows)?)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use qi_core::record::{Owner, Place, RecordVec, Records};
+use qi_core::record::{Owner, RecordVec, Records, SortKey};
 use qi_core::store::{
     Anchor, InsertReport, LatestRequest, Order, Page, PageRequest, Paged, PriceStore, RangeRequest,
     RecordPage, SeriesRequest, SeriesSummary,
@@ -48,23 +48,23 @@ async fn page_of(inner: &dyn PriceStore, asked: &RangeRequest, range: TimeRange)
     other.range = range;
     let found = inner.range(&other).await?.records;
     let after = match asked.anchor()? {
-        Anchor::Place(time, seq) => Some((time, seq)),
+        Anchor::SortKey(time, seq) => Some((time, seq)),
         Anchor::Time(time) => Some((time, 0)),
         _ => None,
     };
     let records = found.as_records();
     let ahead = |at: usize| {
         after.is_none_or(|after| match asked.order {
-            Order::Ascending => records.place(at) > after,
-            Order::Descending => records.place(at) < after,
+            Order::Ascending => records.sort_key(at) > after,
+            Order::Descending => records.sort_key(at) < after,
         })
     };
     asked.page_of(kept(records, ahead)?)
 }
 
 /// Returns the page in the order of a function of the sort keys.
-fn reordered<K: Ord>(page: RecordPage, key: impl Fn(Place) -> K) -> Result<RecordPage> {
-    let records = sorted_by_key(&page.records, |at| key(page.records.as_records().place(at)))?;
+fn reordered<K: Ord>(page: RecordPage, key: impl Fn(SortKey) -> K) -> Result<RecordPage> {
+    let records = sorted_by_key(&page.records, |at| key(page.records.as_records().sort_key(at)))?;
     Ok(RecordPage { records, ..page })
 }
 
@@ -120,7 +120,7 @@ struct IgnoresDescending;
 #[async_trait]
 impl Spoil for IgnoresDescending {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
-        reordered(inner.range(request).await?, |place| place)
+        reordered(inner.range(request).await?, |sort_key| sort_key)
     }
 }
 
@@ -131,9 +131,9 @@ struct CursorSkipsTies;
 impl Spoil for CursorSkipsTies {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
-        let Anchor::Place(time, _) = request.anchor()? else { return Ok(page) };
+        let Anchor::SortKey(time, _) = request.anchor()? else { return Ok(page) };
         let records = page.records.as_records();
-        let records = kept(records, |at| records.place(at).0 != time)?;
+        let records = kept(records, |at| records.sort_key(at).0 != time)?;
         Ok(RecordPage { records, ..page })
     }
 }
@@ -307,10 +307,10 @@ impl Spoil for LooksBackAWeek {
         let mut all = request.clone().with_page(PageRequest::first(10_000)?);
         all.selection = Selection::All;
         let all = inner.latest(&all).await?.records;
-        let newest = (0..all.len()).map(|at| all.as_records().place(at).0).max().unwrap_or(Timestamp::MIN);
+        let newest = (0..all.len()).map(|at| all.as_records().sort_key(at).0).max().unwrap_or(Timestamp::MIN);
         let week = qi_core::Interval::W1.duration();
         let records = page.records.as_records();
-        let records = kept(records, |at| newest.since(records.place(at).0) <= week)?;
+        let records = kept(records, |at| newest.duration_since(records.sort_key(at).0) <= week)?;
         Ok(RecordPage { records, ..page })
     }
 }
@@ -336,7 +336,7 @@ impl Spoil for NeverForgets {
         let report = inner.insert(batch).await?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for at in indices(batch) {
-            let (owner, time) = (batch.series(at).owner.to_owned(), batch.place(at).0);
+            let (owner, time) = (batch.series(at).owner.to_owned(), batch.sort_key(at).0);
             let summary = SeriesSummary { owner: owner.clone(), first: time, last: time };
             known.entry((batch.dataset().name(), owner)).or_insert(summary);
         }

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use qi_core::record::{Dataset, Records};
 use qi_core::store::{
     BarQuery, DeleteQuery, InsertReport, LatestRequest, Page, PriceStore, RangeRequest, RangeStats,
-    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StoreStatus,
+    RecordPage, SchemaReport, SeriesRequest, SeriesSummary, StatsQuery, StoreInfo, StorePingReport,
 };
-use qi_core::{Ohlcv, Result, Timestamp};
+use qi_core::{Bar, Result, Timestamp};
 
 type Inner<'a> = &'a dyn PriceStore;
 
@@ -40,12 +40,12 @@ macro_rules! spoil {
 
 spoil! {
     ensure_schema() -> SchemaReport;
-    ping() -> StoreStatus;
+    ping() -> StorePingReport;
     plan_schema() -> Vec<String>;
     insert(batch: &dyn Records) -> InsertReport;
     range(request: &RangeRequest) -> RecordPage;
     latest(request: &LatestRequest) -> RecordPage;
-    derived_bars(query: &BarQuery) -> Page<Ohlcv>;
+    derived_bars(query: &BarQuery) -> Page<Bar>;
     stats(query: &StatsQuery) -> Option<RangeStats>;
     series(request: &SeriesRequest) -> Page<SeriesSummary>;
     delete_range(query: &DeleteQuery) -> ();

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use qi_core::record::{Dataset, Place, RecordVec, Records, Row, SeriesKey, Value};
+use qi_core::record::{Dataset, RecordVec, Records, Row, SeriesKey, SortKey, Value};
 use qi_core::store::{DeleteQuery, InsertReport, PriceStore, RangeRequest, RecordPage};
 use qi_core::{Price, PriceTick, Quote, Record, Result, TimeRange, Timestamp};
 
@@ -69,12 +69,12 @@ impl Spoil for FirstWriteWins {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let mut new = Vec::new();
         for at in indices(batch) {
-            let (time, seq) = batch.place(at);
+            let (time, seq) = batch.sort_key(at);
             let own = TimeRange::new(time, plus_micro(time))?;
             let request = RangeRequest::new(batch.dataset(), batch.series(at).to_owned(), own);
-            let mut places = Vec::new();
-            inner.range(&request).await?.records.as_records().places(&mut places);
-            if !places.contains(&(time, seq)) {
+            let mut sort_keys = Vec::new();
+            inner.range(&request).await?.records.as_records().sort_keys(&mut sort_keys);
+            if !sort_keys.contains(&(time, seq)) {
                 new.push(at);
             }
         }
@@ -96,7 +96,7 @@ impl Spoil for SkipsWhatItHasSeen {
 
 /// The last written price of each key, and the number of writers.
 #[derive(Debug, Default)]
-struct MixesWriters(Mutex<HashMap<(SeriesKey, Place), Price>>, AtomicU64);
+struct MixesWriters(Mutex<HashMap<(SeriesKey, SortKey), Price>>, AtomicU64);
 
 #[async_trait]
 impl Spoil for MixesWriters {
@@ -105,7 +105,7 @@ impl Spoil for MixesWriters {
         if ticks.is_empty() {
             return inner.insert(batch).await;
         }
-        let key = |tick: &PriceTick| (tick.series_ref().to_owned(), tick.place());
+        let key = |tick: &PriceTick| (tick.series_ref().to_owned(), tick.sort_key());
         // Each field is written separately: first the price, then the rest, after other writers had their turn.
         {
             let mut prices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,7 +132,7 @@ impl Spoil for IgnoresMaxBatch {
         let (mut report, most) = (InsertReport::default(), inner.info().max_batch);
         for from in indices(batch).step_by(most) {
             let part = pick(batch, from..batch.len().min(from + most))?;
-            report = report.plus(inner.insert(part.as_records()).await?);
+            report = report.merge(inner.insert(part.as_records()).await?);
         }
         Ok(report)
     }
@@ -146,7 +146,7 @@ impl Spoil for KeyWithoutSeq {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let later = |at: usize| {
             (at + 1..batch.len()).any(|other| {
-                batch.place(other).0 == batch.place(at).0 && batch.series(other) == batch.series(at)
+                batch.sort_key(other).0 == batch.sort_key(at).0 && batch.series(other) == batch.series(at)
             })
         };
         let last = kept(batch, |at| !later(at))?;
@@ -177,7 +177,7 @@ pub(super) fn altered(batch: &dyn Records, alter: impl Fn(&mut Vec<Value>)) -> R
         .map(|row| {
             let mut values = row.values().to_vec();
             alter(&mut values);
-            Row::new(row.dataset(), row.series().clone(), row.place(), values)
+            Row::new(row.dataset(), row.series().clone(), row.sort_key(), values)
         })
         .collect::<Result<_>>()?;
     records_of(batch.dataset(), &rows)
@@ -306,7 +306,7 @@ impl Spoil for Tombstones {
             buried.iter().any(|query| {
                 query.dataset == request.dataset
                     && query.selection.contains(&request.series.owner)
-                    && query.range.contains(records.place(at).0)
+                    && query.range.contains(records.sort_key(at).0)
             })
         };
         let records = kept(records, |at| !is_buried(at))?;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use qi_core::bus::{Committed, Positions, TopicPartition};
+use qi_core::bus::{Committed, Offsets, TopicPartition};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
@@ -26,13 +26,13 @@ pub(super) struct Commits {
 
 /// A call of `commit`.
 struct PendingCommit {
-    offsets: Positions,
+    offsets: Offsets,
     deadline: Instant,
     reply: Reply<Committed>,
 }
 
 impl ConsumerThread {
-    pub(in crate::redpanda) fn commit(&mut self, offsets: Positions, reply: Reply<Committed>) {
+    pub(in crate::redpanda) fn commit(&mut self, offsets: Offsets, reply: Reply<Committed>) {
         let deadline = Instant::now() + self.settings.commit_timeout;
         let beyond = |(partition, next): (&TopicPartition, u64)| {
             let state = self.assignment.partitions.get(partition).filter(|_| !self.is_overdue())?;
@@ -58,7 +58,7 @@ impl ConsumerThread {
         };
         // Nothing is stored if the caller already dropped the call.
         let skip = self.is_overdue() || reply.is_closed();
-        let (mut assigned, mut lost) = (Positions::new(), Vec::new());
+        let (mut assigned, mut lost) = (Offsets::new(), Vec::new());
         for (partition, next) in offsets.iter() {
             match self.assignment.partitions.get(partition).filter(|_| !skip) {
                 Some(state) => assigned.set(partition.clone(), state.commit_offset(next)),
@@ -109,7 +109,7 @@ impl ConsumerThread {
             return;
         }
         self.commits.in_flight = true;
-        let offsets: Positions =
+        let offsets: Offsets =
             starts.iter().map(|(partition, _, start)| (partition.clone(), *start)).collect();
         self.request(
             move |client| store(client, &offsets),
@@ -132,7 +132,7 @@ impl ConsumerThread {
     }
 }
 
-fn store(client: &Client, offsets: &Positions) -> KafkaResult<()> {
+fn store(client: &Client, offsets: &Offsets) -> KafkaResult<()> {
     let list = offsets::list(offsets.iter().map(|(partition, next)| (partition, offsets::offset(next))))?;
     client.commit(&list, CommitMode::Sync)
 }
@@ -140,7 +140,7 @@ fn store(client: &Client, offsets: &Positions) -> KafkaResult<()> {
 /// Stores offsets, and retries a commit that a rebalance rejected. Moves lost partitions to `lost`.
 fn store_with_retries(
     client: &Client,
-    offsets: &mut Positions,
+    offsets: &mut Offsets,
     lost: &mut Vec<TopicPartition>,
     deadline: Instant,
     limit: Duration,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use qi_core::bus::{Notice, SeekTo, StartFrom, TopicPartition};
+use qi_core::bus::{OffsetReset, SeekTo, SubscriptionEvent, TopicPartition};
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
@@ -60,7 +60,7 @@ impl Rebalancing {
 fn start_offsets(
     client: &Client,
     partitions: &[TopicPartition],
-    offset_reset: StartFrom,
+    offset_reset: OffsetReset,
     limit: Duration,
 ) -> KafkaResult<Vec<StartOffset>> {
     let committed = offsets::committed(client, partitions, limit)?;
@@ -174,7 +174,7 @@ impl ConsumerThread {
         let Some(recv) = self.end_recv() else { return false };
         self.rebalancing.announced = true;
         let mut polled = self.buffer.take_none(&mut self.assignment);
-        polled.events.push(Notice::RevocationPending);
+        polled.events.push(SubscriptionEvent::RevocationPending);
         if let Err(result) = recv.reply.send(Ok(polled)) {
             self.put_back(result);
         }

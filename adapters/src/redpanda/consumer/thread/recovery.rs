@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qi_core::ErrorKind;
-use qi_core::bus::{Notice, StartFrom, TopicName, TopicPartition};
+use qi_core::bus::{OffsetReset, SubscriptionEvent, TopicName, TopicPartition};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
@@ -234,7 +234,7 @@ impl ConsumerThread {
                 Some(true) => drop(self.deleted.remove(&topic)),
                 Some(false) if self.deleted.insert(topic.clone()) => {
                     tracing::warn!(%topic, "a topic of the subscription was deleted");
-                    self.assignment.events.push(Notice::TopicDeleted { topic });
+                    self.assignment.events.push(SubscriptionEvent::TopicDeleted { topic });
                 }
                 Some(false) | None => {}
             }
@@ -253,7 +253,7 @@ fn topic_exists(admin: &AdminClient<KafkaContext>, topic: &TopicName, limit: Dur
 fn offset_states(
     client: &Client,
     fetched: Vec<FetchOffset>,
-    offset_reset: StartFrom,
+    offset_reset: OffsetReset,
     limit: Duration,
 ) -> KafkaResult<(Vec<(FetchOffset, OffsetState)>, bool)> {
     let partitions = || fetched.iter().map(|(partition, ..)| partition);

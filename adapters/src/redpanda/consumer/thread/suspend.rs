@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use qi_core::bus::Notice;
+use qi_core::bus::SubscriptionEvent;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
@@ -34,7 +34,7 @@ impl ConsumerThread {
     pub(super) fn lose_by_poll_interval(&mut self) {
         self.assignment.lose_all();
         self.buffer.drop_lost(&self.assignment);
-        self.assignment.events.push(Notice::PollLimitPassed);
+        self.assignment.events.push(SubscriptionEvent::MaxPollIntervalExceeded);
     }
 
     /// Serves a suspended consumer, and resumes it if a `recv` waits or ended less than a second ago. Returns the

@@ -1,4 +1,4 @@
-use qi_core::bus::{GroupId, Notice, Subscribe, Subscription as _};
+use qi_core::bus::{GroupId, SubscribeRequest, Subscription as _, SubscriptionEvent};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
@@ -16,11 +16,11 @@ const NOWHERE: &str = "127.0.0.1:1";
 fn member(brokers: &str) -> (ConsumerThread, ConsumerHandle) {
     let config = RedpandaConfig::from_brokers(brokers);
     let (topic, group) = (TopicName::new("t").unwrap(), GroupId::new("g").unwrap());
-    let request = Subscribe::new(group, [topic.clone()]).unwrap();
+    let request = SubscribeRequest::new(group, [topic.clone()]).unwrap();
     let settings = ConsumerSettings {
         topics: vec![topic],
-        offset_reset: StartFrom::Earliest,
-        max_poll_interval: Some(request.poll_limit),
+        offset_reset: OffsetReset::Earliest,
+        max_poll_interval: Some(request.max_poll_interval),
         announce_revocations: false,
         max_buffered_bytes: request.max_buffered_bytes,
         request_timeout: Duration::from_millis(100),
@@ -185,8 +185,8 @@ async fn a_reply_to_a_dropped_recv_is_returned_by_the_next_one() {
     thread.reply_recv();
     let batch = recv.await.unwrap();
     assert_eq!(batch.iter().map(|m| m.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-    let gained = Notice::AssignmentChanged { gained: vec![partition()], lost: vec![] };
-    assert_eq!(batch.notices(), [gained]);
+    let gained = SubscriptionEvent::AssignmentChanged { gained: vec![partition()], lost: vec![] };
+    assert_eq!(batch.events(), [gained]);
 }
 
 #[test]

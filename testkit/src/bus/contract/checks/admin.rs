@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qi_core::bus::{
-    GroupQuery, GroupState, MessageBusExt, Positions, Subscribe, TopicName, TopicPartition, TopicSpec,
+    GroupQuery, GroupState, MessageBusExt, Offsets, SubscribeRequest, TopicName, TopicPartition, TopicSpec,
     TopicState,
 };
 use qi_core::{ErrorKind, RetryAdvice, Selection};
@@ -124,7 +124,7 @@ async fn groups_with_commits_and_lag(lab: &Lab) -> Verdict {
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     lab.drain(&mut *reader, 20).await?;
     let at = |p| TopicPartition::new(topic.clone(), p);
-    let done: Positions = [(at(0), 10), (at(1), 4)].into_iter().collect();
+    let done: Offsets = [(at(0), 10), (at(1), 4)].into_iter().collect();
     reader.commit(&done).await?;
     let deadline = Instant::now() + lab.timing().eventually;
     let info = loop {
@@ -164,8 +164,8 @@ async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
     fill(&*bus, &kept, 2, 5).await?;
     let group = lab.group()?;
     let timing = lab.timing();
-    let both = Subscribe::new(group.clone(), [left.clone(), kept.clone()])?;
-    let mut reader = bus.subscribe(both.with_limits(timing.session, timing.poll_limit)?).await?;
+    let both = SubscribeRequest::new(group.clone(), [left.clone(), kept.clone()])?;
+    let mut reader = bus.subscribe(both.with_timeouts(timing.session, timing.max_poll_interval)?).await?;
     lab.drain(&mut *reader, 20).await?;
     let at = |topic: &TopicName, p| TopicPartition::new(topic.clone(), p);
     let done = [(at(&left, 0), 3), (at(&kept, 0), 5), (at(&kept, 1), 5)];
@@ -182,7 +182,7 @@ async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
     let named = query.clone().with_topics(Selection::one(kept.clone()));
     let rows = vec![(at(&kept, 0), Some(0)), (at(&kept, 1), Some(0))];
     ensure_eq!(lag(&named).await?, (Some(0), rows.clone()), "the lag over the named topic");
-    let with_unknown = Selection::these([kept.clone(), lab.fresh_name()?])?;
+    let with_unknown = Selection::only([kept.clone(), lab.fresh_name()?])?;
     let asked = query.clone().with_topics(with_unknown);
     ensure_eq!(lag(&asked).await?, (Some(0), rows), "the lag over that topic and an unknown one");
     let elsewhere = query.with_topics(Selection::one(lab.fresh_name()?));

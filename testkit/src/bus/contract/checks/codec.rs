@@ -7,7 +7,7 @@ use qi_core::bus::{
 };
 use qi_core::record::{Dataset, Description, Row, Slice};
 use qi_core::{
-    BookSnapshot, ErrorKind, FundingRate, Instrument, Liquidation, MarkPrice, MarketSnapshot, Ohlcv,
+    Bar, BookSnapshot, ErrorKind, FundingRate, Instrument, Liquidation, MarkPrice, MarketSnapshot,
     OpenInterest, Price, PriceTick, Quote, Timestamp,
 };
 
@@ -44,7 +44,7 @@ impl Records {
 
 async fn batch(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, count: usize) -> Verdict<Batch> {
     let all = lab.all_of(bus, topic, 1, count).await?;
-    Ok(Batch::new(all, qi_core::bus::Positions::new(), Vec::new()))
+    Ok(Batch::new(all, qi_core::bus::Offsets::new(), Vec::new()))
 }
 
 /// Publishes samples of a record and reads them back.
@@ -109,7 +109,7 @@ async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     let bus = &*lab.bus().await?;
     there_and_back::<PriceTick>(lab, bus).await?;
     there_and_back::<Quote>(lab, bus).await?;
-    there_and_back::<Ohlcv>(lab, bus).await?;
+    there_and_back::<Bar>(lab, bus).await?;
     there_and_back::<MarketSnapshot>(lab, bus).await?;
     there_and_back::<FundingRate>(lab, bus).await?;
     there_and_back::<OpenInterest>(lab, bus).await?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use qi_core::bus::{
     Batch, DeadLetters, DeliveryError, Encoding, GroupId, HeaderName, Message, MessageBus, MessageBusExt,
-    Positions, PublishOptions, Received, Subscription, TopicName, TopicSpec, encode_message, header,
+    Offsets, PublishOptions, ReceivedMessage, Subscription, TopicName, TopicSpec, encode_message, header,
 };
 use qi_core::{ErrorKind, Instrument, PriceTick, Timestamp};
 
@@ -64,14 +64,14 @@ impl<'a> Bench<'a> {
     /// Receives `count` messages with a member.
     async fn batch(&self, member: &mut dyn Subscription, count: usize) -> Verdict<Batch> {
         let messages = self.lab.drain(member, count).await?;
-        let mut positions = Positions::new();
+        let mut positions = Offsets::new();
         for message in &messages {
-            positions.pass(message);
+            positions.mark_processed(message);
         }
         Ok(Batch::new(messages, positions, Vec::new()))
     }
 
-    async fn letters(&self, count: usize) -> Verdict<Vec<Received>> {
+    async fn letters(&self, count: usize) -> Verdict<Vec<ReceivedMessage>> {
         self.lab.all_of(&*self.bus, &self.dead, 1, count).await
     }
 
@@ -90,7 +90,7 @@ impl<'a> Bench<'a> {
             ensure_eq!((error.kind(), error.code()), (ErrorKind::CorruptData, code), "the error");
         }
         self.bus.send_dead_letters(&decoded.rejected, &DeadLetters::to(self.dead.clone())).await?;
-        member.commit(batch.positions()).await?;
+        member.commit(batch.offsets()).await?;
         member.close().await?;
         let mut next = self.member().await?;
         self.lab.quiet(&mut *next).await?;
@@ -104,11 +104,11 @@ fn tick(seq: u64) -> Verdict<PriceTick> {
     Ok(PriceTick::new(instrument, Timestamp::from_secs(1_704_067_200)?, seq, "65000.5".parse()?)?)
 }
 
-fn header(message: &Received, name: &str) -> Option<String> {
+fn header(message: &ReceivedMessage, name: &str) -> Option<String> {
     message.headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
-fn origin(letter: &Received) -> [Option<String>; 4] {
+fn origin(letter: &ReceivedMessage) -> [Option<String>; 4] {
     [header::ORIGIN_TOPIC, header::ORIGIN_PARTITION, header::ORIGIN_OFFSET, header::ORIGIN_TIMESTAMP]
         .map(|name| header(letter, name))
 }
@@ -141,7 +141,7 @@ async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
         ],
         "the origin"
     );
-    member.commit(batch.positions()).await?;
+    member.commit(batch.offsets()).await?;
     member.close().await?;
     let mut next = bench.member().await?;
     lab.quiet(&mut *next).await
@@ -275,7 +275,7 @@ fn with_headers(bench: &Bench<'_>) -> Verdict<Message> {
 }
 
 /// Returns the number of original headers in a dead letter, and the number of dropped headers.
-fn kept_and_dropped(letter: &Received) -> (usize, usize) {
+fn kept_and_dropped(letter: &ReceivedMessage) -> (usize, usize) {
     let dropped = header(letter, header::TRUNCATED_HEADERS).and_then(|text| text.parse().ok());
     let own = ["qi-origin-", "qi-error", "qi-truncated", "qi-digest"];
     let kept =
@@ -311,7 +311,7 @@ async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
 }
 
 /// Rejects a message that is too large for the dead letter topic, and returns its truncated dead letter.
-async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<Received> {
+async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<ReceivedMessage> {
     bench.rejects(std::slice::from_ref(message), "bus.codec.json").await?;
     let letter = bench.letters(1).await?.swap_remove(0);
     let size = message.size().to_string();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qi_core::bus::{DeliveryState, MessageBusExt, Positions, PublishOptions, TopicPartition};
+use qi_core::bus::{DeliveryState, MessageBusExt, Offsets, PublishOptions, TopicPartition};
 use qi_core::layer::RetryConfig;
 use qi_core::{ErrorKind, RetryAdvice};
 use tokio::time::Instant;
@@ -157,9 +157,9 @@ async fn short_silence_keeps_the_membership(lab: &Lab) -> Verdict {
     client.wire.cut().await;
     lab.sleep(lab.timing().session / 6).await;
     client.wire.mend().await;
-    let mut held = Positions::new();
+    let mut held = Offsets::new();
     for message in &got {
-        held.pass(message);
+        held.mark_processed(message);
     }
     let deadline = Instant::now() + lab.timing().eventually;
     let committed = loop {

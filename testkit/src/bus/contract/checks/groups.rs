@@ -1,7 +1,9 @@
 //! Checks of consumer groups and their members.
 
 use qi_core::ErrorKind;
-use qi_core::bus::{MemberId, MessageBusExt, Notice, Positions, Received, StartFrom, TopicPartition};
+use qi_core::bus::{
+    GroupInstanceId, MessageBusExt, OffsetReset, Offsets, ReceivedMessage, SubscriptionEvent, TopicPartition,
+};
 use tokio::time::Instant;
 
 use super::chapter;
@@ -16,7 +18,7 @@ chapter! { "groups":
     leaving_hands_over_what_is_not_committed [],
     committed_messages_do_not_come_again [],
     dead_member_hands_over [WireFaults],
-    poll_limit_hands_over [],
+    max_poll_interval_hands_over [],
     static_member_keeps_its_partitions [Coordinator],
 }
 
@@ -57,7 +59,7 @@ async fn takeover_before_the_first_commit(lab: &Lab) -> Verdict {
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 5).await?;
     let group = lab.group()?;
-    let latest = lab.request(&group, &topic)?.otherwise(StartFrom::Latest);
+    let latest = lab.request(&group, &topic)?.with_offset_reset(OffsetReset::Latest);
     let mut first = bus.subscribe(latest.clone()).await?;
     fill(&*bus, &topic, 2, 3).await?;
     let came = lab.drain(&mut *first, 6).await?;
@@ -66,7 +68,7 @@ async fn takeover_before_the_first_commit(lab: &Lab) -> Verdict {
     first.close().await?;
     let mut second = other.subscribe(latest).await?;
     let again = lab.drain(&mut *second, 6).await?;
-    let places = |all: &[Received]| {
+    let places = |all: &[ReceivedMessage]| {
         let mut places: Vec<_> = all.iter().map(|m| (m.partition, m.offset)).collect();
         places.sort_unstable();
         places
@@ -102,8 +104,8 @@ async fn committed_messages_do_not_come_again(lab: &Lab) -> Verdict {
     let deadline = Instant::now() + lab.timing().eventually;
     while count < 100 {
         let batch = first.recv(30, lab.timing().short).await?;
-        let committed = first.commit(batch.positions()).await?;
-        ensure_eq!(&committed.stored, batch.positions(), "what was stored");
+        let committed = first.commit(batch.offsets()).await?;
+        ensure_eq!(&committed.stored, batch.offsets(), "what was stored");
         count += batch.len();
         ensure!(Instant::now() < deadline, "only {count} came");
     }
@@ -141,7 +143,7 @@ async fn dead_member_hands_over(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
+async fn max_poll_interval_hands_over(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let group = lab.group()?;
@@ -149,14 +151,14 @@ async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
     slow.join(&*bus, lab.request(&group, &topic)?).await?;
     fill(&*bus, &topic, 2, 10).await?;
     slow.gather(20).await?;
-    let mut held = Positions::new();
+    let mut held = Offsets::new();
     for message in &slow.mates[0].got {
-        held.pass(message);
+        held.mark_processed(message);
     }
-    // The slow member does not poll within its poll limit. Meanwhile a quick member has joined.
+    // The slow member does not poll within its maximum poll interval. Meanwhile a quick member has joined.
     let mut quick = Crew::new(lab);
     quick.join(&*bus, lab.request(&group, &topic)?).await?;
-    let until = Instant::now() + lab.timing().poll_limit + lab.timing().short;
+    let until = Instant::now() + lab.timing().max_poll_interval + lab.timing().short;
     while Instant::now() < until {
         quick.round().await?;
     }
@@ -165,7 +167,7 @@ async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
     let committed = slow.mates[0].sub.commit(&held).await?;
     ensure!(committed.stored.is_empty(), "stored for partitions of another: {:?}", committed.stored);
     ensure_eq!(committed.lost.len(), 2, "how many partitions were lost");
-    // The slow member polls again, receives the notice, and gets its share again.
+    // The slow member polls again, receives the event, and gets its share again.
     let deadline = Instant::now() + lab.timing().eventually;
     loop {
         slow.round().await?;
@@ -177,8 +179,8 @@ async fn poll_limit_hands_over(lab: &Lab) -> Verdict {
         }
         ensure!(Instant::now() < deadline, "it never got a share again: {here:?} and {there:?}");
     }
-    let told = slow.mates[0].notices.contains(&Notice::PollLimitPassed);
-    ensure!(told, "it was not told that the poll limit had passed");
+    let told = slow.mates[0].events.contains(&SubscriptionEvent::MaxPollIntervalExceeded);
+    ensure!(told, "it was not told that the maximum poll interval had passed");
     fill(&*bus, &topic, 2, 1).await?;
     slow.round().await?;
     Ok(())
@@ -188,8 +190,9 @@ async fn static_member_keeps_its_partitions(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
-    let request =
-        |name: &str| -> Verdict<_> { Ok(lab.request(&group, &topic)?.as_member(MemberId::new(name)?)) };
+    let request = |name: &str| -> Verdict<_> {
+        Ok(lab.request(&group, &topic)?.with_group_instance_id(GroupInstanceId::new(name)?))
+    };
     let mut crew = Crew::new(lab);
     crew.join(&*bus, request("one")?).await?;
     crew.join(&*bus, request("two")?).await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qi_core::ErrorKind;
 use qi_core::bus::{
-    GroupQuery, MessageBusExt, Positions, PublishOptions, Read, SeekTo, TopicPartition, TopicSpec,
+    GroupQuery, MessageBusExt, Offsets, PublishOptions, ReaderRequest, SeekTo, TopicPartition, TopicSpec,
 };
 use qi_core::{Error, Selection};
 use tokio::time::Instant;
@@ -62,13 +62,13 @@ async fn closed_everywhere(lab: &Lab) -> Verdict {
     let topic = lab.topic(&*bus, 1).await?;
     let here = TopicPartition::new(topic.clone(), 0);
     let mut member = lab.reader(&*bus, &topic).await?;
-    let read = Read::new([(here.clone(), SeekTo::Earliest)])?;
-    let mut reader = bus.read(read.clone()).await?;
+    let read = ReaderRequest::new([(here.clone(), SeekTo::Earliest)])?;
+    let mut reader = bus.open_reader(read.clone()).await?;
     bus.close().await?;
     is_closed(bus.publish(&[placed(&topic, 0, 0)], PublishOptions::NONE).await, "publish")?;
     is_closed(bus.publish(&[], PublishOptions::NONE).await, "publish of nothing")?;
     is_closed(bus.subscribe(lab.request(&lab.group()?, &topic)?).await, "subscribe")?;
-    is_closed(bus.read(read).await, "read")?;
+    is_closed(bus.open_reader(read).await, "read")?;
     is_closed(bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await, "create_topics")?;
     is_closed(bus.delete_topics(std::slice::from_ref(&topic)).await, "delete_topics")?;
     is_closed(bus.topics().await, "topics")?;
@@ -76,7 +76,7 @@ async fn closed_everywhere(lab: &Lab) -> Verdict {
     is_closed(bus.ping().await, "ping")?;
     for sub in [&mut member, &mut reader] {
         is_closed(sub.recv(1, Duration::ZERO).await, "recv")?;
-        is_closed(sub.commit(&Positions::new()).await, "commit")?;
+        is_closed(sub.commit(&Offsets::new()).await, "commit")?;
         is_closed(sub.seek(&[(here.clone(), SeekTo::Earliest)]).await, "seek")?;
         is_closed(sub.pause(std::slice::from_ref(&here)).await, "pause")?;
         is_closed(sub.resume(std::slice::from_ref(&here)).await, "resume")?;

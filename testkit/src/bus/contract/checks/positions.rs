@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use qi_core::ErrorKind;
 use qi_core::bus::{
-    MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscription, TopicName, TopicPartition,
-    TopicSpec,
+    MessageBusExt, OffsetReset, Offsets, ReaderRequest, SeekTo, Subscription, SubscriptionEvent, TopicName,
+    TopicPartition, TopicSpec,
 };
 use tokio::time::Instant;
 
@@ -36,7 +36,7 @@ fn at(topic: &TopicName, partition: u32) -> TopicPartition {
     TopicPartition::new(topic.clone(), partition)
 }
 
-fn positions(topic: &TopicName, next: u64) -> Positions {
+fn positions(topic: &TopicName, next: u64) -> Offsets {
     [(at(topic, 0), next)].into_iter().collect()
 }
 
@@ -90,7 +90,7 @@ async fn commit_above_the_position_is_refused(lab: &Lab) -> Verdict {
     let refused = reader.commit(&positions(&topic, batch[1].offset + 2)).await.err();
     ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "above the position of recv");
     reader.commit(&positions(&topic, batch[1].offset + 1)).await?;
-    let nothing = reader.commit(&Positions::new()).await?;
+    let nothing = reader.commit(&Offsets::new()).await?;
     ensure!(nothing.stored.is_empty() && nothing.lost.is_empty(), "an empty commit stores nothing");
     Ok(())
 }
@@ -102,7 +102,7 @@ async fn refused_commit_stores_nothing(lab: &Lab) -> Verdict {
     let group = lab.group()?;
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     lab.drain(&mut *reader, 6).await?;
-    let both = |first, second| -> Positions {
+    let both = |first, second| -> Offsets {
         [(at(&topic, 0), first), (at(&topic, 1), second)].into_iter().collect()
     };
     reader.commit(&both(1, 1)).await?;
@@ -249,10 +249,10 @@ async fn pause_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
 
 async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
-    for (otherwise, goes_on) in [(StartFrom::Earliest, 6), (StartFrom::Latest, 10)] {
+    for (offset_reset, goes_on) in [(OffsetReset::Earliest, 6), (OffsetReset::Latest, 10)] {
         let topic = lab.topic(&*bus, 1).await?;
         let group = lab.group()?;
-        let request = lab.request(&group, &topic)?.otherwise(otherwise);
+        let request = lab.request(&group, &topic)?.with_offset_reset(offset_reset);
         let mut reader = bus.subscribe(request).await?;
         fill(&*bus, &topic, 1, 10).await?;
         // The pause and the seek empty the reader's buffer, so that it holds no messages that the trim removes.
@@ -260,23 +260,23 @@ async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
         reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
         lab.trim(&at(&topic, 0), 6).await?;
         reader.resume(&[at(&topic, 0)]).await?;
-        let wanted = Notice::Reset { partition: at(&topic, 0), from: 2, to: goes_on };
+        let wanted = SubscriptionEvent::Reset { partition: at(&topic, 0), from: 2, to: goes_on };
         let deadline = Instant::now() + lab.timing().eventually;
         let mut came = Vec::new();
         loop {
             let batch = reader.recv(10, lab.timing().short).await?;
             came.extend(batch.iter().map(|m| m.offset));
-            if batch.notices().contains(&wanted) {
+            if batch.events().contains(&wanted) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "no notice {wanted:?} came; messages {came:?}");
+            ensure!(Instant::now() < deadline, "no event {wanted:?} came; messages {came:?}");
         }
         bus.publish_one(&placed(&topic, 0, 10)).await?;
         while came.last() != Some(&10) {
             ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
             came.extend(reader.recv(10, lab.timing().short).await?.iter().map(|m| m.offset));
         }
-        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "what came with {otherwise:?}");
+        ensure_eq!(came, (goes_on..=10).collect::<Vec<_>>(), "what came with {offset_reset:?}");
     }
     Ok(())
 }
@@ -290,7 +290,8 @@ async fn position_gone_fails_if_told(lab: &Lab) -> Verdict {
     lab.drain(&mut *first, 3).await?;
     first.commit(&positions(&topic, 3)).await?;
     first.close().await?;
-    let mut reader = bus.subscribe(lab.request(&group, &topic)?.otherwise(StartFrom::Fail)).await?;
+    let mut reader =
+        bus.subscribe(lab.request(&group, &topic)?.with_offset_reset(OffsetReset::Error)).await?;
     reader.pause(&[at(&topic, 0)]).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(3))]).await?;
     lab.trim(&at(&topic, 0), 6).await?;
@@ -313,7 +314,7 @@ async fn position_gone_is_told_without_a_group(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 10).await?;
-    let mut reader = bus.read(Read::new([(at(&topic, 0), SeekTo::Latest)])?).await?;
+    let mut reader = bus.open_reader(ReaderRequest::new([(at(&topic, 0), SeekTo::Latest)])?).await?;
     reader.pause(&[at(&topic, 0)]).await?;
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(2))]).await?;
     lab.trim(&at(&topic, 0), 6).await?;
@@ -323,11 +324,15 @@ async fn position_gone_is_told_without_a_group(lab: &Lab) -> Verdict {
     while came.last() != Some(&9) {
         ensure!(Instant::now() < deadline, "it does not go on: {came:?}");
         let batch = reader.recv(10, lab.timing().short).await?;
-        told.extend(batch.notices().to_vec());
+        told.extend(batch.events().to_vec());
         came.extend(batch.iter().map(|m| m.offset));
     }
     ensure_eq!(came, [6, 7, 8, 9], "what is left");
-    ensure_eq!(told, [Notice::Reset { partition: at(&topic, 0), from: 2, to: 6 }], "what it says of the gap");
+    ensure_eq!(
+        told,
+        [SubscriptionEvent::Reset { partition: at(&topic, 0), from: 2, to: 6 }],
+        "what it says of the gap"
+    );
     Ok(())
 }
 
@@ -358,16 +363,16 @@ async fn late_commit_does_not_undo_a_reset(lab: &Lab) -> Verdict {
     reader.seek(&[(at(&topic, 0), SeekTo::Offset(3))]).await?;
     lab.trim(&at(&topic, 0), 6).await?;
     reader.resume(&[at(&topic, 0)]).await?;
-    let wanted = Notice::Reset { partition: at(&topic, 0), from: 3, to: 6 };
+    let wanted = SubscriptionEvent::Reset { partition: at(&topic, 0), from: 3, to: 6 };
     let deadline = Instant::now() + lab.timing().eventually;
     let mut came = Vec::new();
     loop {
         let batch = reader.recv(1, lab.timing().short).await?;
         came.extend(batch.iter().map(|m| m.offset));
-        if batch.notices().contains(&wanted) {
+        if batch.events().contains(&wanted) {
             break;
         }
-        ensure!(Instant::now() < deadline, "no notice {wanted:?} came; messages {came:?}");
+        ensure!(Instant::now() < deadline, "no event {wanted:?} came; messages {came:?}");
     }
     let committed = reader.commit(&positions(&topic, 3)).await?;
     ensure!(committed.lost.is_empty(), "the partition is its own");

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{FutureExt, TryFutureExt};
 use qi_core::bus::{
-    Delivery, DeliveryState, HeaderName, Headers, Message, MessageBus, MessageBusExt, PublishOptions, Read,
-    Received, SeekTo, Subscription, TopicName, TopicPartition, TopicSpec,
+    Delivery, DeliveryState, HeaderName, Headers, Message, MessageBus, MessageBusExt, PublishOptions,
+    ReaderRequest, ReceivedMessage, SeekTo, Subscription, TopicName, TopicPartition, TopicSpec,
 };
 use qi_core::{ErrorKind, Timestamp};
 use tokio::time::Instant;
@@ -73,7 +73,7 @@ async fn offsets_are_true(lab: &Lab) -> Verdict {
     }
     let (delivery, message) = &sent[sent.len() / 2];
     let place = TopicPartition::new(topic, delivery.partition);
-    let mut reader = bus.read(Read::new([(place, SeekTo::Offset(delivery.offset))])?).await?;
+    let mut reader = bus.open_reader(ReaderRequest::new([(place, SeekTo::Offset(delivery.offset))])?).await?;
     let found = lab.drain(&mut *reader, 1).await?;
     ensure_eq!(text(&found[0]), body(message), "the first message of a reader that begins at its offset");
     Ok(())
@@ -96,7 +96,7 @@ async fn order_of_one_key(lab: &Lab) -> Verdict {
 }
 
 /// Checks that every key has the numbers from 0, in order, each once, and in one partition.
-fn in_order_each_once(all: &[Received], keys: usize, each: usize) -> Verdict {
+fn in_order_each_once(all: &[ReceivedMessage], keys: usize, each: usize) -> Verdict {
     let mut next: BTreeMap<String, (usize, u32)> = BTreeMap::new();
     for message in all {
         let (key, n) = parts(message)?;
@@ -203,7 +203,7 @@ fn header(name: &str) -> Verdict<HeaderName> {
     Ok(HeaderName::new(name)?)
 }
 
-async fn one_back(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName) -> Verdict<Received> {
+async fn one_back(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName) -> Verdict<ReceivedMessage> {
     let mut all = lab.all_of(bus, topic, 1, 1).await?;
     all.pop().ok_or_else(|| Failure::new("nothing came"))
 }
@@ -416,7 +416,7 @@ async fn arrives(
         while all.len() < count {
             ensure!(Instant::now() < deadline, "only {} messages came", all.len());
             let received = reader.recv(50, lab.timing().short).await?;
-            reader.commit(received.positions()).await?;
+            reader.commit(received.offsets()).await?;
             all.extend(received.into_messages());
             lab.sleep(Duration::from_millis(1)).await;
         }
@@ -446,7 +446,7 @@ async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
     let last: Vec<_> = (0..10).map(|k| keyed(&topic, &format!("k{k}"), 40)).collect();
     bus.send(&last).await?;
     let from = (0..3).map(|p| (TopicPartition::new(topic.clone(), p), SeekTo::Earliest));
-    let mut reader = bus.read(Read::new(from)?).await?;
+    let mut reader = bus.open_reader(ReaderRequest::new(from)?).await?;
     let mut reached: BTreeMap<String, usize> = BTreeMap::new();
     let deadline = Instant::now() + lab.timing().eventually;
     while reached.values().filter(|n| **n == 40).count() < 10 {

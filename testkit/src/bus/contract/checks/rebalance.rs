@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qi_core::ErrorKind;
-use qi_core::bus::{Notice, Positions, Received, SeekTo, StartFrom, TopicPartition};
+use qi_core::bus::{OffsetReset, Offsets, ReceivedMessage, SeekTo, SubscriptionEvent, TopicPartition};
 use tokio::time::Instant;
 
 use super::chapter;
@@ -17,16 +17,16 @@ chapter! { "rebalance":
     seek_gives_nothing_away [Admin],
     commit_after_losing_says_lost [Groups],
     buffered_messages_of_a_lost_partition_are_gone [],
-    notices_tell_what_came_and_went [],
+    events_tell_what_came_and_went [],
     pause_ends_with_the_partition [],
     third_joins_and_leaves_under_load [],
     members_of_different_topics [],
 }
 
-fn held(messages: &[Received]) -> Positions {
-    let mut positions = Positions::new();
+fn held(messages: &[ReceivedMessage]) -> Offsets {
+    let mut positions = Offsets::new();
     for message in messages {
-        positions.pass(message);
+        positions.mark_processed(message);
     }
     positions
 }
@@ -71,11 +71,11 @@ async fn announced_revocation_waits_for_the_next_recv(lab: &Lab) -> Verdict {
     loop {
         ensure!(Instant::now() < deadline, "the revocation was never announced");
         let batch = first.recv(500, lab.timing().short).await?;
-        for notice in batch.notices() {
-            let lost = matches!(notice, Notice::AssignmentChanged { lost, .. } if !lost.is_empty());
+        for event in batch.events() {
+            let lost = matches!(event, SubscriptionEvent::AssignmentChanged { lost, .. } if !lost.is_empty());
             ensure!(!lost, "partitions were revoked without an announcement");
         }
-        if batch.notices().contains(&Notice::RevocationPending) {
+        if batch.events().contains(&SubscriptionEvent::RevocationPending) {
             ensure!(batch.is_empty(), "the announcement has no messages");
             break;
         }
@@ -109,7 +109,7 @@ async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
     first.close().await?;
     // The position no longer exists, so the reader has no valid position.
     let gone = TopicPartition::new(topic.clone(), 0);
-    let mut first = bus.subscribe(lab.request(&group, &topic)?.otherwise(StartFrom::Fail)).await?;
+    let mut first = bus.subscribe(lab.request(&group, &topic)?.with_offset_reset(OffsetReset::Error)).await?;
     first.pause(std::slice::from_ref(&gone)).await?;
     first.seek(&[(gone.clone(), SeekTo::Offset(3))]).await?;
     lab.trim(&gone, 6).await?;
@@ -153,7 +153,7 @@ async fn commit_after_losing_says_lost(lab: &Lab) -> Verdict {
     fill(&*bus, &topic, 4, 10).await?;
     crew.gather(40).await?;
     // The first five messages of each partition are processed and not yet committed.
-    let old: Positions = (0..4).map(|p| (TopicPartition::new(topic.clone(), p), 5)).collect();
+    let old: Offsets = (0..4).map(|p| (TopicPartition::new(topic.clone(), p), 5)).collect();
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     crew.settle(4).await?;
     crew.gather(40).await?;
@@ -202,29 +202,29 @@ async fn buffered_messages_of_a_lost_partition_are_gone(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn notices_tell_what_came_and_went(lab: &Lab) -> Verdict {
+async fn events_tell_what_came_and_went(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
     let mut crew = Crew::new(lab);
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     crew.settle(4).await?;
-    crew.mates[0].notices.clear();
+    crew.mates[0].events.clear();
     let before = crew.mates[0].own().await?;
     let epoch = crew.mates[0].sub.assignment().await?.epoch;
     crew.join(&*bus, lab.request(&group, &topic)?).await?;
     crew.settle(4).await?;
     let after = crew.mates[0].own().await?;
     let mut told = before.clone();
-    for notice in &crew.mates[0].notices {
-        if let Notice::AssignmentChanged { gained, lost } = notice {
+    for event in &crew.mates[0].events {
+        if let SubscriptionEvent::AssignmentChanged { gained, lost } = event {
             for partition in lost {
                 told.remove(partition);
             }
             told.extend(gained.iter().cloned());
         }
     }
-    ensure_eq!(told, after, "what the notices tell of {before:?}");
+    ensure_eq!(told, after, "what the events tell of {before:?}");
     ensure!(crew.mates[0].sub.assignment().await?.epoch > epoch, "the epoch rises with a change");
     Ok(())
 }

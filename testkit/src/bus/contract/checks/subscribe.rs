@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use qi_core::ErrorKind;
 use qi_core::bus::{
-    Batch, Message, MessageBusExt, Notice, Positions, Read, SeekTo, StartFrom, Subscribe, Subscription,
-    TopicPartition, TopicSpec,
+    Batch, Message, MessageBusExt, OffsetReset, Offsets, ReaderRequest, SeekTo, SubscribeRequest,
+    Subscription, SubscriptionEvent, TopicPartition, TopicSpec,
 };
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ async fn latest_begins_behind_what_is_there(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;
-    let request = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::Latest);
+    let request = lab.request(&lab.group()?, &topic)?.with_offset_reset(OffsetReset::Latest);
     let mut reader = bus.subscribe(request).await?;
     bus.send(&[placed(&topic, 0, 77), placed(&topic, 2, 78)]).await?;
     let mut new: Vec<_> = lab.drain(&mut *reader, 2).await?.iter().map(text).collect();
@@ -64,12 +64,12 @@ async fn at_a_time_begins_there(lab: &Lab) -> Verdict {
     let batch: Vec<_> =
         (0..10).flat_map(|n| [0, 1].map(|p| placed(&topic, p, n as usize).with_timestamp(at(n)))).collect();
     bus.send(&batch).await?;
-    let request = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::At(at(7)));
+    let request = lab.request(&lab.group()?, &topic)?.with_offset_reset(OffsetReset::At(at(7)));
     let mut reader = bus.subscribe(request).await?;
     let mut found: Vec<_> = lab.drain(&mut *reader, 6).await?.iter().map(text).collect();
     found.sort();
     ensure_eq!(found, ["0#7", "0#8", "0#9", "1#7", "1#8", "1#9"], "messages of that time and later");
-    let later = lab.request(&lab.group()?, &topic)?.otherwise(StartFrom::At(lab.now()));
+    let later = lab.request(&lab.group()?, &topic)?.with_offset_reset(OffsetReset::At(lab.now()));
     let mut reader = bus.subscribe(later).await?;
     lab.quiet(&mut *reader).await?;
     bus.publish_one(&placed(&topic, 1, 10)).await?;
@@ -86,7 +86,7 @@ async fn fail_without_a_commit(lab: &Lab) -> Verdict {
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 3).await?;
     let group = lab.group()?;
-    let strict = lab.request(&group, &topic)?.otherwise(StartFrom::Fail);
+    let strict = lab.request(&group, &topic)?.with_offset_reset(OffsetReset::Error);
     let refused = match bus.subscribe(strict.clone()).await {
         Err(error) => Some(error),
         Ok(mut reader) => reader.recv(1, lab.timing().short * 4).await.err(),
@@ -94,7 +94,7 @@ async fn fail_without_a_commit(lab: &Lab) -> Verdict {
     ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::NotFound), "no commit and no other start");
     let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
     let batch = reader.recv(2, lab.timing().short * 4).await?;
-    reader.commit(batch.positions()).await?;
+    reader.commit(batch.offsets()).await?;
     reader.close().await?;
     let mut reader = bus.subscribe(strict).await?;
     ensure_eq!(
@@ -113,11 +113,15 @@ async fn commits_beat_otherwise(lab: &Lab) -> Verdict {
     let mut first = bus.subscribe(lab.request(&group, &topic)?).await?;
     let batch = first.recv(2, lab.timing().short * 4).await?;
     ensure_eq!(batch.len(), 2, "the first two");
-    first.commit(batch.positions()).await?;
+    first.commit(batch.offsets()).await?;
     first.close().await?;
-    for otherwise in [StartFrom::Latest, StartFrom::Earliest, StartFrom::Fail] {
-        let mut next = bus.subscribe(lab.request(&group, &topic)?.otherwise(otherwise)).await?;
-        ensure_eq!(text(&lab.drain(&mut *next, 1).await?[0]), "0#2", "behind the commit with {otherwise:?}");
+    for offset_reset in [OffsetReset::Latest, OffsetReset::Earliest, OffsetReset::Error] {
+        let mut next = bus.subscribe(lab.request(&group, &topic)?.with_offset_reset(offset_reset)).await?;
+        ensure_eq!(
+            text(&lab.drain(&mut *next, 1).await?[0]),
+            "0#2",
+            "behind the commit with {offset_reset:?}"
+        );
         next.close().await?;
     }
     Ok(())
@@ -133,7 +137,7 @@ async fn recv_respects_max(lab: &Lab) -> Verdict {
     for max in [1, 7, 2, 50].into_iter().cycle() {
         let batch = reader.recv(max, lab.timing().short * 4).await?;
         ensure!(batch.len() <= max, "{} messages for a max of {max}", batch.len());
-        for (partition, next) in batch.positions().iter() {
+        for (partition, next) in batch.offsets().iter() {
             let last = batch.iter().filter(|m| m.partition == partition.partition).map(|m| m.offset).max();
             ensure!(last.is_some_and(|last| last < next), "position {next} does not follow {last:?}");
         }
@@ -155,7 +159,7 @@ async fn recv_waits_as_long_as_told(lab: &Lab) -> Verdict {
         let began = Instant::now();
         let batch = reader.recv(10, wait).await?;
         let took = began.elapsed();
-        ensure!(batch.is_empty() && batch.positions().is_empty(), "nothing is there");
+        ensure!(batch.is_empty() && batch.offsets().is_empty(), "nothing is there");
         ensure!(took >= wait, "it waited {took:?}, not {wait:?}");
         ensure!(took <= wait + Duration::from_secs(2), "it waited {took:?} for {wait:?}");
     }
@@ -241,8 +245,8 @@ async fn several_topics(lab: &Lab) -> Verdict {
     let other = lab.topic(&*bus, 1).await?;
     fill(&*bus, &other, 1, 10).await?;
     let timing = lab.timing();
-    let request =
-        Subscribe::new(lab.group()?, topics.clone())?.with_limits(timing.session, timing.poll_limit)?;
+    let request = SubscribeRequest::new(lab.group()?, topics.clone())?
+        .with_timeouts(timing.session, timing.max_poll_interval)?;
     let mut reader = bus.subscribe(request).await?;
     let all = lab.drain(&mut *reader, 60).await?;
     for (topic, wanted) in topics.iter().zip([20, 30, 10]) {
@@ -265,8 +269,11 @@ async fn small_buffer_delivers_everything(lab: &Lab) -> Verdict {
         let mut reader = bus.subscribe(request).await?;
         let all = lab.drain(&mut *reader, batch.len()).await?;
         for partition in [0, 1] {
-            let came: Vec<_> =
-                all.iter().filter(|m| m.partition == partition).map(qi_core::bus::Received::size).collect();
+            let came: Vec<_> = all
+                .iter()
+                .filter(|m| m.partition == partition)
+                .map(qi_core::bus::ReceivedMessage::size)
+                .collect();
             ensure_eq!(came, sizes, "sizes in partition {partition} with a buffer of {bytes} bytes");
         }
         lab.quiet(&mut *reader).await?;
@@ -281,7 +288,7 @@ async fn unknown_topic_creates_nothing(lab: &Lab) -> Verdict {
     let place = TopicPartition::new(unknown.clone(), 0);
     let joined = bus.subscribe(lab.request(&lab.group()?, &unknown)?).await;
     ensure_eq!(joined.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a member");
-    let read = bus.read(Read::new([(place, SeekTo::Earliest)])?).await;
+    let read = bus.open_reader(ReaderRequest::new([(place, SeekTo::Earliest)])?).await;
     ensure_eq!(read.err().map(|e| e.kind()), Some(ErrorKind::NotFound), "a reader without a group");
     let topics = bus.topics().await?;
     ensure!(topics.iter().all(|topic| topic.name != unknown), "it was created by asking");
@@ -305,27 +312,27 @@ async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
     let (kept, deleted) = (lab.topic(&*bus, 2).await?, lab.topic(&*bus, 2).await?);
     fill(&*bus, &kept, 2, 2).await?;
     fill(&*bus, &deleted, 2, 2).await?;
-    let request = Subscribe::new(lab.group()?, [kept.clone(), deleted.clone()])?;
+    let request = SubscribeRequest::new(lab.group()?, [kept.clone(), deleted.clone()])?;
     let mut reader = bus.subscribe(request).await?;
     let read = lab.drain(&mut *reader, 8).await?;
-    let mut positions = Positions::new();
+    let mut positions = Offsets::new();
     for message in &read {
-        positions.pass(message);
+        positions.mark_processed(message);
     }
     for outcome in bus.delete_topics(std::slice::from_ref(&deleted)).await? {
         outcome.result?;
     }
     let told = |batch: &Batch| {
-        let notices = batch.notices().iter();
-        notices.filter(|n| matches!(n, Notice::TopicDeleted { topic } if *topic == deleted)).count()
+        let events = batch.events().iter();
+        events.filter(|n| matches!(n, SubscriptionEvent::TopicDeleted { topic } if *topic == deleted)).count()
     };
     let deadline = Instant::now() + lab.timing().eventually;
-    let mut notices = 0;
-    while notices == 0 {
-        ensure!(Instant::now() < deadline, "no notice of the deleted topic");
+    let mut events = 0;
+    while events == 0 {
+        ensure!(Instant::now() < deadline, "no event of the deleted topic");
         let batch = reader.recv(10, lab.timing().short).await?;
         ensure!(batch.is_empty(), "messages of a topic that is gone");
-        notices += told(&batch);
+        events += told(&batch);
     }
     // A commit of a batch from before the deletion stores the positions of the other topic.
     let committed = reader.commit(&positions).await?;
@@ -336,12 +343,12 @@ async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
     while came.len() < 2 {
         ensure!(Instant::now() < deadline, "the other topic does not continue");
         let batch = reader.recv(10, lab.timing().short).await?;
-        notices += told(&batch);
+        events += told(&batch);
         came.extend(batch.iter().map(text));
     }
     came.sort();
     ensure_eq!(came, ["0#2", "1#2"], "messages of the other topic");
-    ensure_eq!(notices, 1, "notices of the deleted topic");
+    ensure_eq!(events, 1, "events of the deleted topic");
     let lag = reader.assignment().await?.lag();
     ensure_eq!(lag, 0, "the lag");
     for outcome in bus.create_topics(&[TopicSpec::new(deleted.clone(), 2)?]).await? {
@@ -385,7 +392,7 @@ async fn reader_without_a_group(lab: &Lab) -> Verdict {
     fill(&*bus, &topic, 3, 10).await?;
     let at = |p| TopicPartition::new(topic.clone(), p);
     let from = [(at(0), SeekTo::Offset(7)), (at(1), SeekTo::Latest)];
-    let mut reader = bus.read(Read::new(from)?).await?;
+    let mut reader = bus.open_reader(ReaderRequest::new(from)?).await?;
     let all = lab.drain(&mut *reader, 3).await?;
     ensure_eq!(all.iter().map(text).collect::<Vec<_>>(), ["0#7", "0#8", "0#9"], "from offset 7");
     bus.send(&[placed(&topic, 1, 10), placed(&topic, 2, 10)]).await?;
@@ -394,7 +401,7 @@ async fn reader_without_a_group(lab: &Lab) -> Verdict {
     reader.seek(&[(at(0), SeekTo::Offset(9))]).await?;
     let batch = reader.recv(10, lab.timing().short * 4).await?;
     ensure_eq!(batch.iter().map(text).collect::<Vec<_>>(), ["0#9"], "after a seek");
-    let refused = reader.commit(batch.positions()).await.err();
+    let refused = reader.commit(batch.offsets()).await.err();
     ensure_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported), "it has nothing to commit to");
     let elsewhere = reader.seek(&[(at(2), SeekTo::Earliest)]).await.err();
     ensure_eq!(
@@ -402,7 +409,7 @@ async fn reader_without_a_group(lab: &Lab) -> Verdict {
         Some(ErrorKind::InvalidInput),
         "a partition that it does not read"
     );
-    let missing = bus.read(Read::new([(at(3), SeekTo::Earliest)])?).await.err();
+    let missing = bus.open_reader(ReaderRequest::new([(at(3), SeekTo::Earliest)])?).await.err();
     ensure_eq!(missing.map(|e| e.kind()), Some(ErrorKind::InvalidInput), "a partition that there is not");
     reader.close().await?;
     let closed = reader.recv(1, Duration::ZERO).await.err();

@@ -1,0 +1,81 @@
+//! A duration for each dataset.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qi_core::Datasets;
+use qi_core::Result;
+use qi_core::domain::duration;
+use serde::Deserialize;
+
+use crate::rules::Rules;
+
+/// A duration for each dataset, in full hours. The keys of its section are the names of the datasets.
+///
+/// ```
+/// use std::time::Duration;
+/// use qi_adapters::config::ClickHouseConfig;
+/// let mut config = ClickHouseConfig::from_url("http://qi:secret@127.0.0.1:8123");
+/// let day = Duration::from_hours(24);
+/// config.retention.set("ticks", day);
+/// assert_eq!((config.retention.get("ticks"), config.retention.get("bars")), (Some(day), None));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "BTreeMap<String, Text>")]
+pub struct DatasetDurations(BTreeMap<String, Duration>);
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text(#[serde(with = "duration")] Duration);
+
+impl From<BTreeMap<String, Text>> for DatasetDurations {
+    fn from(keys: BTreeMap<String, Text>) -> Self {
+        Self(keys.into_iter().map(|(dataset, Text(duration))| (dataset, duration)).collect())
+    }
+}
+
+impl DatasetDurations {
+    /// Sets the duration of a dataset.
+    pub fn set(&mut self, dataset: impl Into<String>, duration: Duration) {
+        self.0.insert(dataset.into(), duration);
+    }
+
+    /// Returns the duration of a dataset.
+    pub fn get(&self, dataset: &str) -> Option<Duration> {
+        self.0.get(dataset).copied()
+    }
+
+    /// Returns the duration of a dataset in hours. [`Self::check`] rejects durations that are not full hours.
+    #[cfg(any(feature = "timescale", feature = "clickhouse"))]
+    pub(crate) fn hours(&self, dataset: &str) -> Option<u32> {
+        self.get(dataset).map(|duration| u32::try_from(duration.as_secs() / 3_600).unwrap_or(u32::MAX))
+    }
+
+    /// Returns whether no dataset has an entry.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks that each key of the section names a registered dataset, and that its value is a number of full hours
+    /// from 1 h to [`Self::MAX`].
+    pub(crate) fn check(&self, rules: &Rules, section: &str, datasets: &Datasets) -> Result<()> {
+        for (dataset, value) in &self.0 {
+            let (key, shown) = (format!("{section}.{dataset}"), duration::format(*value));
+            if datasets.get(dataset).is_none() {
+                let known: Vec<_> = datasets.iter().map(qi_core::Dataset::name).collect();
+                let rule = format!("must name a dataset of the program: {}", known.join(", "));
+                return Err(rules.refuse(&key, shown, rule));
+            }
+            let full_hours = value.subsec_nanos() == 0 && value.as_secs().is_multiple_of(3_600);
+            if !full_hours || value.is_zero() || *value > Self::MAX {
+                let most = duration::format(Self::MAX);
+                let rule = format!("must be a number of full hours from 1h to {most}");
+                return Err(rules.refuse(&key, shown, rule));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest duration: 100 years.
+    const MAX: Duration = Duration::from_hours(100 * 366 * 24);
+}
