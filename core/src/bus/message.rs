@@ -8,13 +8,16 @@ use bytes::Bytes;
 use super::{HeaderName, TopicName, header};
 use crate::Timestamp;
 
+/// A name and a value. None is a null.
+type Header = (HeaderName, Option<Bytes>);
+
 /// The ordered headers of a message. A name may be repeated.
 ///
 /// A value of None is a null, which differs from an empty value. This library writes no nulls, but other clients may.
 ///
 /// A clone shares the list with the original, until one of them is changed.
 #[derive(Clone, Default)]
-pub struct Headers(Option<Arc<Vec<(HeaderName, Option<Bytes>)>>>);
+pub struct Headers(Option<Arc<Vec<Header>>>);
 
 impl Headers {
     /// Creates an empty list of headers. Allocates nothing.
@@ -22,11 +25,11 @@ impl Headers {
         Self(None)
     }
 
-    fn as_slice(&self) -> &[(HeaderName, Option<Bytes>)] {
+    fn as_slice(&self) -> &[Header] {
         self.0.as_ref().map_or(&[], |list| list)
     }
 
-    fn list(&mut self) -> &mut Vec<(HeaderName, Option<Bytes>)> {
+    fn list(&mut self) -> &mut Vec<Header> {
         Arc::make_mut(self.0.get_or_insert_default())
     }
 
