@@ -607,7 +607,7 @@ async fn close_drains(server: Server) {
                 let (store, batch) = (store.clone(), batch.clone());
                 async move { store.insert_ticks(&batch).await }
             });
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             store.close().await.unwrap();
             write.await.unwrap().unwrap();
             let error = store.insert_ticks(&batch[..1]).await.unwrap_err();

@@ -3,6 +3,15 @@
 //! A *port* is a trait that separates programs from implementations: [`PriceStore`] for price storage, [`MessageBus`]
 //! for messaging, and [`Agent`] for long-running tasks. Adapters in other crates implement stores and buses.
 //! Applications implement agents, and an [`AgentRuntime`] runs them.
+//!
+//! # Where to start
+//! - Store and read records: [`PriceStore`] and [`PriceStoreExt`]. Single records: [`Buffered`].
+//! - Publish and consume messages: [`MessageBus`] and [`Subscription`]. From a topic into a store: [`Ingest`].
+//! - Long-running tasks: [`Agent`] and [`AgentRuntime`].
+//! - Your own records: [`record`].
+//! - Backends and configuration: the crate `qi_adapters`. Tests without servers: the crate `qi_testkit`.
+//!
+//! The folder `docs/` of the repository has the contracts and guides.
 
 // The derive macros refer to this crate as `qi_core`, also from inside this crate.
 extern crate self as qi_core;

@@ -7,7 +7,7 @@
 //! [store.memory]
 //! max_rows = 1_000_000
 //! [store.retry]
-//! attempts = 5
+//! max_attempts = 5
 //! [bus]
 //! backend = "memory"
 //! ```

@@ -14,6 +14,8 @@ use crate::Result;
 /// - The runtime calls `initialize`, then `run`, then `cleanup`, each at most once on one value. It calls `cleanup`
 ///   exactly once on every value whose `initialize` was called, even after an error, a panic, a hang or a stop.
 /// - A restart uses a new value from the factory of the spec. No state is carried over.
+/// - An error that advises a retry ([`crate::Error::retry`]) restarts the agent. Any other error ends it as failed. See
+///   [`super::RestartPolicy`].
 /// - A stop is visible through [`AgentContext::cancelled`]. A hook that is still pending after the agent's stop timeout
 ///   is dropped at its next `.await`.
 ///

@@ -46,6 +46,9 @@ impl PublishOptions {
 /// - **No accidental topics.** An unknown topic is `NotFound`.
 /// - **Bounded memory.** A full buffer makes `publish` wait, up to the delivery timeout. Messages that still have no
 ///   space are not sent.
+/// - **Outages.** `publish` ends within a bounded time. A message that never left the client is reported as not sent,
+///   and any other message without an outcome as unknown. `recv` returns `Unavailable` after its wait and keeps its
+///   position, so the caller repeats it. [`crate::Ingest`] does this without a limit.
 /// - **After [`MessageBus::close`]** every call is `Closed`, also on its subscriptions.
 ///
 /// # Differences between buses

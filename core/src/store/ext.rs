@@ -223,7 +223,8 @@ pub trait PriceStoreExt: PriceStore {
         self.insert_records_chunked(bars, chunk)
     }
 
-    /// Returns the stored bars of an instrument that open in a range, by open time.
+    /// Returns the stored bars of an instrument that open in a range, by open time. [`PriceStore::derived_bars`]
+    /// computes bars from ticks instead, and [`PriceStoreExt::bar_stream`] reads all pages of either.
     fn bars(&self, query: &BarQuery) -> impl Future<Output = Result<Page<Bar>>> + Send {
         let request = query.request();
         async move { self.range(&request).await?.typed() }
