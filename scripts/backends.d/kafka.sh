@@ -101,7 +101,7 @@ kafka_answers() (
     done
 ) 2>/dev/null
 
-# kept_port NAME: prints the port of a server. The first call saves a free port, so that the port is the same after a kill.
+# kept_port NAME: prints the port of a server. The first call saves a free port, which the server keeps after a kill.
 kept_port() {
     local file="$dir/redpanda-$1.port"
     [[ -s "$file" ]] || free_port >"$file"
