@@ -1,4 +1,4 @@
-//! Failures of real brokers and readers. No promised message is lost, and all clients recover without intervention.
+//! Failures of real brokers and readers. No acknowledged message is lost, and all clients recover without intervention.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -30,7 +30,7 @@ use servers::{Spare, broken_trial, namespace, spare_trial, trial};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// The instruction to a child process that reads: addresses, topic and group.
+/// The environment variable that makes a child process read: addresses, topic and group.
 const READER: &str = "QI_TEST_READER";
 
 fn main() {
@@ -86,7 +86,7 @@ fn spec(partitions: u32) -> TopicSpec {
     TopicSpec::new(TopicName::new(namespace()).unwrap(), partitions).unwrap()
 }
 
-/// Sends messages in an open transaction of another program.
+/// Sends messages in a transaction of another program and leaves the transaction open.
 fn begin(
     brokers: &Brokers,
     topic: &TopicName,
@@ -228,11 +228,11 @@ async fn produce(brokers: &Brokers, topic: &TopicName, batch: &RawBatch) -> u64 
     tokio::task::spawn_blocking(producing).await.unwrap().unwrap().unwrap()
 }
 
-/// The unreadable ranges, each with its first and last offset, and the offsets of the readable messages.
+/// The first and last offset of each unreadable range, and the offsets of the readable messages.
 type Ranges = (Vec<(u64, u64)>, Vec<u64>);
 
-/// Reads partition 0 of a group's topic to `end`, while messages are sent to partition 1. Returns what came from
-/// partition 0, and the longest time without a message of partition 1.
+/// Reads partition 0 of a topic up to `end`, while messages are sent to partition 1. Returns the ranges of partition 0,
+/// and the longest time without a message of partition 1.
 async fn skip_unreadable(
     bus: &RedpandaBus,
     topic: &TopicName,
@@ -303,7 +303,7 @@ async fn other_codecs(brokers: Brokers) {
     for codec in [Codec::Lz4, Codec::Snappy] {
         let mut batch = RawBatch::zeros(codec, 3, 10).unwrap();
         produce(&brokers, &topic, &batch).await;
-        // Java reads one frame of LZ4 and ignores what follows. It reads every stream of Snappy, librdkafka only one.
+        // Java reads one LZ4 frame and ignores the bytes after it. Java reads every Snappy stream, librdkafka only one.
         let empty = RawBatch::zeros(codec, 0, 0).unwrap();
         batch.records.extend(empty.records);
         produce(&brokers, &topic, &batch).await;
@@ -355,7 +355,8 @@ async fn deleted_dead_letters(brokers: Brokers) {
     assert_eq!(all_of(&bus, &name).await.len(), 1);
 }
 
-/// Sends messages in a transaction, which ends with a marker. An aborted transaction leaves nothing else.
+/// Sends messages in a transaction and ends the transaction, which writes a marker. Readers see nothing of an aborted
+/// transaction.
 fn transact(
     brokers: &Brokers,
     topic: &TopicName,
@@ -396,7 +397,7 @@ async fn markers(brokers: Brokers) {
     let mut sub = bus.subscribe(member(&topic, 10 * SECOND, 60 * SECOND)).await.unwrap();
     let mut numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
     assert_eq!(numbers, (0..10).collect::<Vec<_>>());
-    // Messages after the markers.
+    // The group also receives messages after the markers.
     let behind: Vec<_> =
         (0..3).map(|p| Message::new(topic.clone(), (10 + p).to_string()).with_partition(p)).collect();
     bus.send(&behind).await.unwrap();
@@ -609,7 +610,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
         }
     }
     let spare = spare.ordered("kill").await;
-    // A commit reports in time that its outcome is unknown.
+    // Without the broker, `assignment` and `commit` fail within their timeouts.
     let owned = sub.assignment();
     let began = Instant::now();
     expect(owned.await, ErrorKind::Unavailable);
@@ -618,7 +619,8 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
     let error = sub.commit(&committed).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{}", error.report());
     assert!(error.retry().is_retryable() && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
-    // For longer than the session timeout, each `recv` reports the failure after its wait and ends nothing.
+    // For longer than the session timeout, each `recv` returns the error after its wait, and the subscription stays
+    // open.
     let (began, mut refused) = (Instant::now(), 0);
     while began.elapsed() < 2 * session {
         let asked = Instant::now();
@@ -644,7 +646,7 @@ async fn away_while_receiving(brokers: Brokers, spare: Spare) {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report()),
         }
     }
-    // Messages that were redelivered had not been committed.
+    // Only uncommitted messages were redelivered.
     let mut known = BTreeSet::new();
     for message in &got {
         let place = TopicPartition::new(topic.clone(), message.partition);
@@ -819,7 +821,7 @@ async fn retention(brokers: Brokers, spare: Spare) {
     let [(from, to)] = resets[..] else { panic!("{resets:?}, and {got:?} came") };
     assert!((5..300).contains(&from) && (300..=304).contains(&to), "{from} to {to}");
     assert!(got.is_sorted() && got.iter().all(|offset| *offset < from || *offset >= to), "{got:?}");
-    // A reader with the reset policy `Fail` gets an error.
+    // With `OffsetReset::Error`, `recv` returns an error.
     let refused = async {
         let mut strict = bus.subscribe(small(OffsetReset::Error, "fail")).await?;
         strict.recv(1, 10 * SECOND).await
@@ -893,7 +895,7 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     let coordinator = async || {
         let options = format!("--describe --group {group} --state");
         let states = table(&tool(&brokers, "consumer.group.ConsumerGroupCommand", &options, "").await);
-        // The head of the table has one word more than its rows: COORDINATOR (ID).
+        // The header of the table has one word more than its rows: COORDINATOR (ID).
         let id = states[0].values().find(|word| word.starts_with('(')).unwrap();
         id.trim_matches(['(', ')']).to_owned()
     };
@@ -936,8 +938,8 @@ async fn coordinator_dies(brokers: Brokers, spare: Spare) {
     drop(spare);
 }
 
-/// Runs as a separate process. It writes received messages to its output, commits three batches, and waits to be killed
-/// with the fourth batch.
+/// Runs in a separate process: writes received messages to the output, commits three batches, receives a fourth batch,
+/// and waits to be killed.
 fn reader_that_dies(told: &str) {
     let [addresses, topic, group] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -1017,7 +1019,7 @@ async fn reader_killed(brokers: Brokers) {
     clear(&bus, topic).await;
 }
 
-/// Deletes the topic of a trial from shared brokers, and closes the bus.
+/// Deletes the topic of a trial on shared brokers, and closes the bus.
 async fn clear(bus: &RedpandaBus, topic: TopicName) {
     bus.delete_topics(&[topic]).await.unwrap();
     bus.close().await.unwrap();
@@ -1107,7 +1109,7 @@ async fn stuck(brokers: Brokers, name: Option<&str>) {
         .any(|n| matches!(n, SubscriptionEvent::AssignmentChanged { gained, .. } if !gained.is_empty()));
     assert!(gained, "it has partitions again: {events:?}");
     assert!(got.iter().all(|n| *n >= 400), "what was committed meanwhile came to it: {got:?}");
-    // Together they have received all messages.
+    // Together, the members have received all messages.
     let mut all = shared.into_inner().unwrap();
     all.extend(got);
     let deadline = Instant::now() + 20 * SECOND;

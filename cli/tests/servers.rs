@@ -1,5 +1,5 @@
-//! The program on real servers. A copy of a million ticks in both directions is killed twice. A topic is replayed into
-//! each database. Dead letters are redriven and stored.
+//! Tests of `qi` on real servers: copies of a million ticks in both directions, each killed twice; replays of topics
+//! into each database; redriven dead letters.
 //!
 //! The tests need the servers of `scripts/backends`, and are ignored without them. `QI_COPY_TICKS` sets the number of
 //! ticks.
@@ -59,12 +59,12 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Returns whether the script can start servers.
+/// Returns whether the tests run as root, which `scripts/backends` needs to start servers.
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n")
 }
 
-/// Three brokers for one trial.
+/// A cluster of three brokers for one trial.
 struct Cluster(String);
 
 impl Cluster {
@@ -84,7 +84,7 @@ impl Drop for Cluster {
     }
 }
 
-/// One of three brokers dies, with the only replica of some partitions.
+/// Replays a topic while one of three brokers is down, which has the only replica of some partitions.
 fn leaderless() -> Result<Completion, Failed> {
     const TICKS: usize = 600;
     let cluster = Cluster(format!("replay_{}", std::process::id()));
@@ -172,7 +172,7 @@ fn leaderless() -> Result<Completion, Failed> {
     if said.contains(&all) || said.matches("not read to the end").count() != leaderless.len() {
         return Err(said.into());
     }
-    // The broker comes back while the replay waits.
+    // The broker starts again while the replay waits.
     let said = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| replay("3m", 0));
         cluster.order(&["start", "2"])?;
@@ -193,7 +193,7 @@ fn number_of_ticks() -> usize {
     std::env::var("QI_COPY_TICKS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000)
 }
 
-/// Tables for one trial, in both databases.
+/// The tables and configuration of one trial in both databases.
 struct Place {
     name: String,
     variables: Vec<(String, String)>,
@@ -256,7 +256,7 @@ impl Drop for Place {
     }
 }
 
-/// Ticks with distinct keys, because the market sends some ticks again.
+/// Returns ticks with distinct keys. The simulated market sends some ticks again.
 fn distinct(ticks: usize) -> Result<Vec<PriceTick>, Failed> {
     let mut seen = HashSet::new();
     let market = Market::new(MarketConfig::new(5, 20)?)?;
@@ -312,8 +312,8 @@ fn replay(to: &str) -> Result<Completion, Failed> {
 
 /// Replays a topic with batches of 2.6 GB between ticks.
 ///
-/// The first message is older than every batch and newer than `--since`. A search by time that reaches such a batch makes
-/// Apache Kafka decompress all of it in its heap, and ends a broker with a small heap.
+/// The first message is older than every batch and newer than `--since`. A search by time that reaches such a batch
+/// makes Apache Kafka decompress all of it in its heap, and ends a broker with a small heap.
 fn replay_bombs(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 100;
     let place = Place::new(&format!("bomb_{to}"));
@@ -353,7 +353,7 @@ fn replay_bombs(to: &str) -> Result<Completion, Failed> {
     Ok(Completion::Completed)
 }
 
-/// A broker by `scripts/backends`, which lets in a user with a password. Dropping it removes it.
+/// A broker of `scripts/backends` with a listener for a user with a password. Dropping the value removes the broker.
 struct Guarded {
     name: String,
     /// The address of the administrator.
@@ -365,7 +365,7 @@ struct Guarded {
 const PASSWORD: &str = "a-secret-of-this-test";
 
 impl Guarded {
-    /// Starts a broker. Returns None if this machine cannot.
+    /// Starts a broker. Returns None if the machine does not support this.
     fn start() -> Result<Option<Self>, Failed> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let folder = tempfile::tempdir()?;
@@ -418,7 +418,7 @@ impl Guarded {
         command
     }
 
-    /// Runs `qi` until its output is as expected, because new rights take effect on the broker with a delay.
+    /// Runs `qi` until its output is as expected, because the broker applies new rights with a delay.
     fn expect(&self, arguments: &[&str], wanted: &[&str]) -> Result<(), Failed> {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -454,7 +454,7 @@ fn printed(out: &std::process::Output) -> Result<String, Failed> {
     }
 }
 
-/// Runs every command that needs no right to create topics, on a cluster with topics and groups of others.
+/// Runs every command that needs no right to create topics, on a cluster with topics and groups of other users.
 fn few_rights() -> Result<Completion, Failed> {
     let Some(broker) = Guarded::start()? else {
         return presence::absent("redpanda", "this machine can start no broker".to_owned());
@@ -484,7 +484,7 @@ fn few_rights() -> Result<Completion, Failed> {
     broker.expect(&["migrate"], &["topic crypto-prices", "there"])?;
     broker.expect(&replay, &["100 records stored"])?;
     broker.expect(&["check"], &["0 groups", "8 of the catalogue, 8 in all"])?;
-    // A visible topic with hidden settings, and listed groups that may not be described.
+    // The topic is visible with hidden settings. The user may list groups, but not describe them.
     allow("--topic other-team --operation Describe")?;
     broker.expect(&["topics"], &["other-team", "hidden"])?;
     allow("--cluster --operation Describe")?;
@@ -505,7 +505,7 @@ fn few_rights() -> Result<Completion, Failed> {
     Ok(Completion::Completed)
 }
 
-/// Has a writer reject every tenth message because of its type, and stores these messages after a redrive.
+/// Lets a writer reject every tenth message because of its type, and stores these messages after a redrive.
 fn redrive(to: &str) -> Result<Completion, Failed> {
     const TICKS: usize = 2_000;
     let place = Place::new(&format!("redrive_{to}"));
@@ -621,7 +621,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
         let places = json["series"].as_object().into_iter().flat_map(|all| all.values());
         places.filter_map(|place| place["records"].as_u64()).sum()
     };
-    // Killed after a third and after two thirds of the ticks, at any point of its work.
+    // The copy is killed after a third and after two thirds of the ticks, at arbitrary points.
     for thirds in 1..=2 {
         let mut child = place.qi(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         while copied() < (ticks * thirds / 3) as u64 {
@@ -644,7 +644,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     if (sum("source"), sum("target")) != (ticks as u64, ticks as u64) || before >= ticks as u64 {
         return Err(format!("of {ticks} ticks {before} before the last run; {rows:?}").into());
     }
-    // Also with a TTL, which removes an old tick at its insert.
+    // With a TTL, the server removes the old tick of the check at its insert.
     let retention = [("QI__STORE__AUTO_SCHEMA", "true"), ("QI__STORE__CLICKHOUSE__RETENTION__TICKS", "24h")];
     let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();

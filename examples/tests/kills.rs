@@ -1,9 +1,9 @@
-//! Kills of the program, its broker and its database. At the end, the store holds each tick of the input once, and the
-//! exported bars are byte-identical to an undisturbed run in memory. One message in a hundred is invalid (poison). Each
-//! poison message is in the dead letters.
+//! Tests that kill `pipeline`, its broker and its database. At the end, the store holds each tick of the input once,
+//! and the exported bars are byte-identical to an undisturbed run in memory. One message in a hundred is invalid (a
+//! poison message). Each poison message is in the dead letters.
 //!
-//! Every trial has its own broker and database of `scripts/backends spare`. Without them, the trials are ignored;
-//! `QI_REQUIRE_BACKENDS` turns that into a failure.
+//! `scripts/backends spare` starts a separate broker and database for every trial. If it cannot start them, the trials
+//! are ignored, or fail with `QI_REQUIRE_BACKENDS`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -41,7 +41,7 @@ const GROUP: &str = "pipeline-writer";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // A trial mostly waits for servers to start.
+    // Trials mostly wait for servers to start, so two trials run concurrently.
     arguments.test_threads = arguments.test_threads.or(Some(2));
     let mut trials = Vec::new();
     for database in ["timescale", "clickhouse"] {
@@ -71,7 +71,7 @@ fn absent() -> Option<String> {
     Some("QI_KAFKA_BROKERS is not set".to_owned())
 }
 
-/// A server of the script. Dropping the value removes the server.
+/// A server of `scripts/backends spare`. Dropping the value removes the server.
 struct Spare {
     kind: &'static str,
     name: String,
@@ -111,7 +111,7 @@ fn open_transaction() -> Result<(), Failed> {
         let ticks = ticks.to_vec().into_iter().map(Ok);
         Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?.run().await
     };
-    // Some ticks of the market have equal keys.
+    // Some ticks of the simulated market have equal keys.
     let keys = |ticks: &[PriceTick]| -> BTreeSet<_> {
         ticks.iter().map(|tick| (tick.instrument().clone(), tick.ts(), tick.seq())).collect()
     };
@@ -148,7 +148,7 @@ fn open_transaction() -> Result<(), Failed> {
     })
 }
 
-/// A broker, a database, and how the program is told of them.
+/// A broker, a database, and the configuration of the program.
 struct Rig {
     database: &'static str,
     broker: Spare,
@@ -164,7 +164,7 @@ impl Rig {
         let variables = vec![
             ("QI__BUS__REDPANDA__BROKERS".to_owned(), brokers.clone()),
             (format!("QI__STORE__{}__URL", database.to_uppercase()), url),
-            // Short, so that requests of a killed process end soon.
+            // With a short timeout, requests to a killed broker end soon.
             ("QI__BUS__REDPANDA__REQUEST_TIMEOUT".to_owned(), "3s".to_owned()),
             // About 17,000 ticks/s, so that the program runs long enough for the test.
             ("QI__BUS__LIMIT__RATE".to_owned(), "5".to_owned()),
@@ -220,7 +220,8 @@ impl Rig {
         runtime.block_on(work(config))
     }
 
-    /// Publishes poison in transactions, whose markers end partitions. Returns the number of messages.
+    /// Publishes poison messages in transactions, whose markers are at the ends of partitions. Returns the number of
+    /// messages.
     fn transactions(&self) -> u64 {
         const MESSAGES: u64 = 100;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/backends");
@@ -237,8 +238,8 @@ impl Rig {
         MESSAGES
     }
 
-    /// Compares the dead letters with the poison messages. Copies name the same origin, and the group's lag is 0.
-    /// `committed` of the poison messages came in transactions.
+    /// Checks that each poison message has a dead letter, that copies have the same origin, and that the group's lag is
+    /// 0. `committed` is the number of poison messages in transactions.
     fn compare_dead_letters(&self, sent: &Sent, committed: u64) {
         let (letters, groups) = self.block_on(async |config| {
             let bus = config.open_bus().await.unwrap();
@@ -261,7 +262,7 @@ impl Rig {
         println!("{} dead letters, {} of them copies", letters.len(), letters.len() - origins.len());
         let missing: Vec<_> = sent.acknowledged.difference(&origins).collect();
         assert!(missing.is_empty(), "not in the dead letters: {missing:?}");
-        // A message whose response was lost with the broker may be in the log.
+        // The log may contain messages whose response was lost when the broker was killed.
         let others = origins.difference(&sent.acknowledged).count() as u64;
         assert!(others <= sent.unknown, "{others} dead letters of messages that are no poison");
         assert!(others >= committed, "{others} dead letters for {committed} messages in transactions");
@@ -269,7 +270,7 @@ impl Rig {
         assert_eq!(lag, [Some(0)]);
     }
 
-    /// Compares the stored ticks with the input, each tick once, and the bars with those of an undisturbed run.
+    /// Checks that the store has each tick of the input once, and that the bars equal the bars of an undisturbed run.
     fn compare(&self, ticks: usize) {
         let quiet = self.folder.path().join("quiet.csv");
         let ran = market(ticks, &quiet).stdout(Stdio::null()).status().unwrap();
@@ -323,7 +324,7 @@ async fn messages(bus: &dyn MessageBus, topic: &TopicName) -> Vec<ReceivedMessag
     messages
 }
 
-/// Returns a command that runs the program over a simulated market.
+/// Returns a command that runs the program with a simulated market.
 fn market(ticks: usize, export: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
     command.args(["--ticks", &ticks.to_string(), "--instruments", &INSTRUMENTS.to_string()]);
@@ -342,7 +343,7 @@ fn killed(rig: &Rig) {
     for round in 0..20 {
         poisoner.send(10 * (round + 1));
         let mut child = rig.pipeline(TICKS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // After this time, the program may have ended before the kill.
+        // With a longer pause, the program could end before the kill.
         let latest = if matches!(round % 5, 1 | 3) { 1_000 } else { 1_700 };
         sleep(Duration::from_millis(random.u64(50..latest)));
         let alive = child.try_wait().unwrap().is_none();
@@ -361,7 +362,7 @@ fn killed(rig: &Rig) {
             _ => String::new(),
         };
     }
-    // A kill of a program that has already ended proves nothing.
+    // The kill of a program that has already ended tests nothing.
     assert!(met >= 15, "only {met} of 20 kills met a living program");
     assert!(servers_met >= 6, "only {servers_met} of 8 servers were killed under a living program");
     let published: u64 = rig.block_on(async |config| {
@@ -448,7 +449,7 @@ fn outlives(rig: &Rig) {
         for server in [&rig.broker, &rig.store] {
             sleep(Duration::from_millis(random.u64(500..4_000)));
             server.order("kill");
-            // Unavailable for up to 20 seconds, which includes the start of a broker.
+            // The server is unavailable for up to 20 s, including the start of a broker.
             sleep(Duration::from_millis(random.u64(500..15_000)));
             server.order("start");
             let took = running.goes_on();

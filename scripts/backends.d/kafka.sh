@@ -18,7 +18,7 @@ kafka_jvm=(-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupa
 # Kafka runs as a user without rights.
 as_kafka=(setpriv --reuid=qi-kafka --regid=qi-kafka --clear-groups --no-new-privs --)
 
-# Halves the start time and costs speed later, so it is for frequently started servers and for small programs.
+# Options that halve the start time but make a long-running process slower, for short-lived servers and small programs.
 kafka_quick=(-XX:TieredStopAtLevel=1)
 
 # Prints the path of a sufficiently new Java, or nothing.
@@ -101,7 +101,7 @@ kafka_answers() (
     done
 ) 2>/dev/null
 
-# Saves a port permanently, so that a server has the same port after a kill, and prints it.
+# kept_port NAME: prints the port of a server. The first call saves a free port, which the server keeps after a kill.
 kept_port() {
     local file="$dir/redpanda-$1.port"
     [[ -s "$file" ]] || free_port >"$file"
@@ -132,7 +132,7 @@ transaction.state.log.min.isr=$in_sync
 transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=$copies
 share.coordinator.state.topic.min.isr=$in_sync
-# Tests see a member, a broker and a segment go away in seconds.
+# Short times, so that tests need not wait long until members, brokers and segments are removed.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 broker.session.timeout.ms=$session
@@ -141,7 +141,7 @@ log.initial.task.delay.ms=1000
 log.retention.check.interval.ms=1000
 log.segment.delete.delay.ms=1000
 log.cleaner.backoff.ms=1000
-# Of 128 MiB, which a small heap has not.
+# The default, 128 MiB, is too large for a small heap.
 log.cleaner.dedupe.buffer.size=16777216
 CONF
     # If a setting occurs twice, the last one counts.

@@ -7,19 +7,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// The longest waits for a connection and for a response.
+/// The timeouts for the connection and for the response.
 const LIMITS: [Duration; 2] = [Duration::from_secs(2), Duration::from_mins(1)];
 
 /// A message without a key. Its content is not validated.
 #[derive(Debug, Clone)]
 pub struct RawMessage {
-    /// The payload. None is a tombstone.
+    /// The payload. None makes the message a tombstone.
     pub payload: Option<Vec<u8>>,
     /// The names and values of the headers.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The timestamp in milliseconds since the Unix epoch. None means the time of encoding.
+    /// The timestamp in milliseconds since the Unix epoch. None stands for the time of encoding.
     pub timestamp: Option<i64>,
-    /// True to compress the message with gzip.
+    /// True if the message is compressed with gzip.
     pub gzip: bool,
 }
 
@@ -36,10 +36,10 @@ impl RawMessage {
         self
     }
 
-    /// Encodes a record batch of format version 2 that holds the message.
+    /// Encodes the message as a record batch of format version 2.
     ///
     /// # Errors
-    /// If the system clock is before 1970 or the batch has 2 GiB or more. Neither occurs in practice.
+    /// Fails if the system clock is before 1970 or the batch has 2 GiB or more. Neither occurs in practice.
     pub fn encode(&self) -> Result<Vec<u8>> {
         // The attributes, the timestamp delta and the offset delta are 0.
         let mut record = vec![0, 0, 0];
@@ -72,13 +72,13 @@ impl RawMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {
-    /// DEFLATE with the header of gzip. It compresses zeros at about 1,000 to 1.
+    /// DEFLATE with the header of gzip. Compresses zeros at about 1,000 to 1.
     Gzip = 1,
-    /// Snappy in the framing of snappy-java. [`RawBatch::zeros`] does not compress with it.
+    /// Snappy in the framing of snappy-java. [`RawBatch::zeros`] writes its data uncompressed.
     Snappy = 2,
-    /// An LZ4 frame. [`RawBatch::zeros`] does not compress with it.
+    /// An LZ4 frame. [`RawBatch::zeros`] writes its data uncompressed.
     Lz4 = 3,
-    /// A Zstandard frame without a content size. It compresses zeros at about 18,000 to 1.
+    /// A Zstandard frame without a content size. Compresses zeros at about 18,000 to 1.
     Zstd = 4,
 }
 
@@ -89,7 +89,7 @@ pub struct RawBatch {
     pub codec: Codec,
     /// The number of records.
     pub count: i32,
-    /// The compressed records.
+    /// The records, compressed with `codec`.
     pub records: Vec<u8>,
 }
 
@@ -97,7 +97,7 @@ impl RawBatch {
     /// Creates a batch of `count` records without keys, each with a payload of `payload` zeros.
     ///
     /// # Errors
-    /// If a record has 2 GiB or more.
+    /// Fails if a record has 2 GiB or more.
     pub fn zeros(codec: Codec, count: i32, payload: usize) -> Result<Self> {
         let mut encoder = Encoder::new(codec);
         for delta in 0..count {
@@ -118,13 +118,13 @@ impl RawBatch {
     /// Encodes the batch in format version 2.
     ///
     /// # Errors
-    /// If the system clock is before 1970 or the batch has 2 GiB or more. Neither occurs in practice.
+    /// Fails if the system clock is before 1970 or the batch has 2 GiB or more. Neither occurs in practice.
     pub fn encode(&self) -> Result<Vec<u8>> {
         encode(self.codec as i16, self.count, now()?, &self.records)
     }
 }
 
-/// A compressor of bytes and zeros that needs little time and memory for the zeros.
+/// A compressor that needs little time and memory for long runs of zeros.
 enum Encoder {
     Gzip(GzEncoder<Vec<u8>>),
     Plain(Codec, Vec<u8>),
@@ -152,7 +152,7 @@ impl Encoder {
                 out.resize(out.len() + zeros, 0);
             }
             Self::Zstd(out) => {
-                // A raw block, then blocks that repeat one byte. Both hold at most 128 KiB.
+                // A raw block, then blocks that repeat one byte. A block holds at most 128 KiB.
                 zstd_block(out, 0, bytes.len());
                 out.extend(bytes);
                 let mut left = zeros;
@@ -175,8 +175,8 @@ impl Encoder {
                 Ok(out)
             }
             Self::Plain(Codec::Lz4, plain) => {
-                // The magic number, independent blocks of at most 4 MiB, and the checksum of both. The highest bit of a
-                // length marks a block that is not compressed, and a length of 0 is the end.
+                // The magic number, two flag bytes (independent blocks of at most 4 MiB), and their checksum. The
+                // highest bit of a length marks an uncompressed block, and a length of 0 ends the frame.
                 let mut out = vec![0x04, 0x22, 0x4d, 0x18, 0x60, 0x70, 0x73];
                 for block in plain.chunks(4 << 20) {
                     out.extend((number::<u32, _>(block.len())? | 1 << 31).to_le_bytes());
@@ -186,19 +186,19 @@ impl Encoder {
                 Ok(out)
             }
             Self::Plain(_, plain) => {
-                // The magic number of snappy-java and two versions. Each chunk has its length before and after
-                // compression, and is one literal.
+                // The magic number of snappy-java and two version numbers. Each chunk follows its compressed length. It
+                // contains its uncompressed length and one literal.
                 let mut out = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01".to_vec();
                 for chunk in plain.chunks(1 << 15) {
                     let mut block = Vec::new();
-                    // Zigzag doubles a number, and Snappy's lengths are not zigzag.
+                    // `varint` cannot be used, because Snappy's lengths have no zigzag encoding.
                     let (length, low) = (chunk.len(), chunk.len() & 0x7f);
                     match (length >> 7, length >> 14) {
                         (0, _) => block.extend(low.to_le_bytes().first()),
                         (middle, 0) => block.extend([byte(low | 0x80), byte(middle)]),
                         (middle, high) => block.extend([byte(low | 0x80), byte(middle | 0x80), byte(high)]),
                     }
-                    // A literal whose length has two bytes.
+                    // The tag of a literal with a length of two bytes.
                     block.push(61 << 2);
                     block.extend(number::<u16, _>(length - 1)?.to_le_bytes());
                     block.extend(chunk);
@@ -215,7 +215,7 @@ fn byte(number: usize) -> u8 {
     number.to_le_bytes()[0]
 }
 
-/// Writes the header of a zstd block. `flags` are the type, shifted by one, and whether it is the last block.
+/// Writes the header of a zstd block. Bit 0 of `flags` marks the last block, and the bits above it are the block type.
 fn zstd_block(out: &mut Vec<u8>, flags: usize, length: usize) {
     out.extend(&(length << 3 | flags).to_le_bytes()[..3]);
 }
@@ -228,7 +228,7 @@ fn encode(codec: i16, count: i32, timestamp: i64, records: &[u8]) -> Result<Vec<
     let mut summed = codec.to_be_bytes().to_vec();
     summed.extend((count - 1).to_be_bytes());
     summed.extend([timestamp.to_be_bytes(); 2].concat());
-    // No producer id, epoch and sequence.
+    // No producer id, producer epoch and sequence number.
     summed.extend([0xff; 8 + 2 + 4]);
     summed.extend(count.to_be_bytes());
     summed.extend(records);
@@ -240,12 +240,12 @@ fn encode(codec: i16, count: i32, timestamp: i64, records: &[u8]) -> Result<Vec<
     Ok(batch)
 }
 
-/// Sends an encoded message to the leader of a partition, with `acks=all`, and returns the offset of the message.
+/// Sends an encoded batch to the leader of a partition with `acks=all`, and returns the offset of its first message.
 ///
 /// # Errors
-/// Fails on connection errors and on an error code from the broker.
+/// Fails on connection errors, and if the broker returns an error code.
 pub fn produce(broker: &str, topic: &str, partition: u32, batch: &[u8]) -> Result<u64> {
-    // Produce, version 7; correlation id 1; no client id and no transactional id.
+    // A Produce request, version 7: correlation id 1, no client id, no transactional id.
     let mut request = vec![0, 0, 0, 7, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     request.extend(60_000_i32.to_be_bytes());
     request.extend(1_i32.to_be_bytes());
@@ -264,7 +264,7 @@ pub fn produce(broker: &str, topic: &str, partition: u32, batch: &[u8]) -> Resul
     stream.read_exact(&mut length)?;
     let mut answer = vec![0; number(u32::from_be_bytes(length))?];
     stream.read_exact(&mut answer)?;
-    // Correlation id, number of topics, name, number of partitions, partition; then the error code and the offset.
+    // The response: correlation id, number of topics, topic name, number of partitions, partition, error code, offset.
     let at = 4 + 4 + 2 + topic.len() + 4 + 4;
     match answer.get(at..at + 10).and_then(<[u8]>::split_first_chunk::<2>) {
         Some(([0, 0], offset)) => Ok(offset.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))),

@@ -23,8 +23,8 @@ struct ListedGroup {
     members: Vec<GroupMember>,
 }
 
-/// The query clients of the last groups. They are kept, because a caller that waits for the lag of a group
-/// repeats its query soon.
+/// A cache of the query clients of recently described groups. A caller that waits for the lag of a group repeats its
+/// query soon.
 #[derive(Default)]
 pub(super) struct GroupClients(Mutex<Vec<(GroupId, Arc<QueryClient>)>>);
 
@@ -55,7 +55,7 @@ impl GroupClients {
     }
 }
 
-/// Describes groups. Blocks. The second client requests last stable offsets.
+/// Describes the groups of a query. Blocks the thread. The second client queries the last stable offsets.
 pub(super) fn describe(
     config: &RedpandaConfig,
     [query_client, stable_client]: [&QueryClient; 2],
@@ -80,7 +80,8 @@ pub(super) fn describe(
         asked: &asked,
         limit,
     };
-    // Each group has a client of its own, which mostly waits.
+    // Each group needs a separate client, which mostly waits for brokers. The groups are therefore described
+    // concurrently.
     let share = wanted.len().div_ceil(MAX_CONCURRENT).max(1);
     let found: Vec<Result<Vec<GroupInfo>>> = std::thread::scope(|scope| {
         let shares: Vec<_> = wanted
@@ -108,7 +109,7 @@ const MAX_CONCURRENT: usize = 16;
 /// The commits of a group. None if the principal may not describe the group.
 type Commits = Option<BTreeMap<TopicPartition, u64>>;
 
-/// The common parameters of the queries for groups.
+/// The parameters that are the same for all groups of a query.
 #[derive(Clone, Copy)]
 struct DescribeRequest<'a> {
     config: &'a RedpandaConfig,
@@ -172,11 +173,11 @@ impl DescribeRequest<'_> {
             let committed = commits.get(&place).copied();
             match end {
                 Ok(end) => partitions.push(GroupPartition::new(place, committed, end)),
-                // The other partitions do not fail for this one.
+                // A partition without a leader does not fail the query.
                 Err(error) if error::is_leaderless(&error) => {
                     partitions.push(GroupPartition::new(place, committed, None));
                 }
-                // The topic was deleted in the meantime, or the principal is not allowed to describe it.
+                // The topic was deleted after the first request, or the principal may not describe it.
                 Err(error) if error::is_gone(&error) || error::is_hidden(&error) => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -185,7 +186,8 @@ impl DescribeRequest<'_> {
         Ok(GroupInfo::new(group.clone(), state, members, partitions))
     }
 
-    /// Adds the last stable offsets. A commit at the end proves that no transaction is open.
+    /// Adds the last stable offsets of partitions whose commit is not at the end. A commit at the end proves that no
+    /// transaction is open.
     fn add_last_stable(self, partitions: &mut [GroupPartition]) {
         let behind = partitions.iter().filter(|found| found.committed != found.end);
         let behind: Vec<_> = behind.map(|found| found.partition.clone()).collect();
@@ -240,7 +242,7 @@ impl DescribeRequest<'_> {
                 return Ok(None);
             }
             match code {
-                // A group of another kind, such as a share group, has no commits.
+                // Groups of other kinds, such as share groups, have no commits.
                 Some(Code::GroupIdNotFound) => return Ok(Some(BTreeMap::new())),
                 Some(Code::OperationTimedOut) if part.is_some() => {}
                 _ => return Err(connect::explain(client, error::asked(error, "groups"))),

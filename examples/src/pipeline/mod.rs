@@ -1,7 +1,7 @@
-//! The main job: sends market data through a bus topic and a writer agent into a store, and reads bars and latest
+//! The main job: sends market data through a bus topic and a writer agent into a store, then reads bars and latest
 //! prices back.
 //!
-//! The binary `pipeline` is this function with a command line.
+//! The binary `pipeline` runs this job with the settings of its command line.
 
 mod export;
 mod feed;
@@ -40,9 +40,9 @@ use feed::NumberedFeed;
 
 /// The input of a job.
 pub enum Data {
-    /// Ticks, whose bars are derived.
+    /// Ticks. The store derives bars from them.
     Ticks(Source<PriceTick>),
-    /// Bars of an interval, which are stored unchanged and merged into coarser ones.
+    /// Bars of this interval. They are stored unchanged and merged into coarser bars.
     Bars(Source<Bar>, Interval),
 }
 
@@ -61,14 +61,14 @@ pub struct Job {
     pub store: Arc<dyn PriceStore>,
     /// The bus between feed and writer.
     pub bus: Arc<dyn MessageBus>,
-    /// The topics to create.
+    /// The topics that the job creates.
     pub catalogue: TopicCatalogue,
-    /// The input.
+    /// The input data.
     pub data: Data,
     /// The interval of the bars that are read back.
     pub interval: Interval,
-    /// The CSV file for the bars of one instrument. Without bars, and after more bad lines than records, an existing
-    /// file is unchanged.
+    /// The CSV file to which the bars of one instrument are exported. An existing file is not changed if there are no
+    /// bars, or if the input has more bad lines than records.
     pub export: Option<(PathBuf, Instrument)>,
     /// True to stop at the first bad line.
     pub strict: bool,
@@ -76,37 +76,37 @@ pub struct Job {
     pub ingest: IngestConfig,
     /// The writer's name in its group, as a static member.
     pub member: Option<GroupInstanceId>,
-    /// The counters. A clone can be read while the job runs.
+    /// The counters of the job, which can be read while the job runs.
     pub tally: Arc<Tally>,
-    /// The stop signals.
+    /// The signals that stop the job.
     pub stop: Stop,
     /// The observer of the agents' transitions.
     pub observer: Option<Box<dyn Observer>>,
     /// The health report that the job adds its agents to.
     pub health: Option<Arc<Health>>,
-    /// The callback for an agent that does not end by the deadline. A binary exits there.
+    /// The callback for agents that do not end by the deadline. A program can exit in this callback.
     pub on_deadline_exceeded: Option<OnDeadlineExceeded>,
 }
 
 /// A callback with the report of a runtime that did not end in time.
 pub type OnDeadlineExceeded = Box<dyn FnOnce(&RuntimeReport) + Send>;
 
-/// The two ways to stop a job.
+/// The signals that stop a job.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// Stops in order: received records are stored and committed.
+    /// A graceful stop: received records are stored and committed.
     pub gently: CancellationToken,
-    /// Stops at once: hooks are dropped, cleanups still run.
+    /// An immediate stop: hooks are aborted, but cleanups still run.
     pub now: CancellationToken,
 }
 
 /// The consumer group of the writer.
 const GROUP: &str = "pipeline-writer";
-/// The time limit for the writer to join its group. A backend may be unavailable for a part of it.
+/// The time limit for the writer to join its group. It is long, because a backend may be unavailable at the start.
 const JOIN_TIMEOUT: Duration = Duration::from_mins(5);
-/// The first and the longest pause between two requests for the writer's lag after the feed has ended. Pauses double.
+/// The first and the longest delay between two requests for the writer's lag after the feed has ended. Delays double.
 const LAG_PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
-/// The number of requests without a result about the lag after which a warning is logged.
+/// The number of requests after which a warning is logged, if the lag is still unknown or above 0.
 const LOOKS_PER_WARNING: u32 = 30;
 
 impl Job {
@@ -133,7 +133,7 @@ impl Job {
         })
     }
 
-    /// Checks the settings before anything is sent.
+    /// Validates the settings.
     ///
     /// # Errors
     /// `InvalidInput` if the bars of the input cannot be merged into the requested interval, or if the export file
@@ -163,15 +163,15 @@ impl Job {
         Ok(())
     }
 
-    /// Runs the job until the feed has ended, the writer's lag is 0, and the results were read back. A stopped job ends
-    /// in order, and its summary is marked as interrupted and has no rows.
+    /// Runs the job until the feed has ended, the writer's lag is 0, and the results were read back. After a stop, the
+    /// job shuts down in order, and its summary is marked as interrupted and has no rows.
     ///
     /// # Errors
     /// Errors of an agent that failed permanently, and errors of a backend.
     pub async fn run(mut self) -> Result<Summary> {
         self.check()?;
         let stop = self.stop.clone();
-        // Before anything is sent, so that an error of the export file is detected early.
+        // The file is created before any record is sent, so that an error is detected early.
         let export = self.export.as_ref().map(|(path, _)| Export::create(path)).transpose()?;
         let since = Instant::now();
         let work = async {
@@ -210,7 +210,7 @@ impl Job {
             let specs = self.catalogue.specs()?;
             config.dead_letter_topic = specs.into_iter().find(|spec| spec.name == dead_letters);
             let mut request = SubscribeRequest::new(group.clone(), [topic.clone()])?;
-            // After a kill, the next writer with this static member name continues without the session timeout.
+            // After a kill, the next writer with this name continues without waiting for the session timeout.
             request.group_instance_id.clone_from(&self.member);
             move |_cx| {
                 let (bus, store) = (bus.clone(), store.clone());
@@ -263,9 +263,9 @@ impl Job {
     }
 }
 
-/// Returns once the feed has ended and nothing is left to read on the writer's topic. What the group has committed in
-/// other topics does not count. A look-up that fails is made again: if it cannot help, the writer fails for the same
-/// reason and ends the job.
+/// Waits until the feed has ended and the writer's lag on its topic is 0. Commits of the group in other topics do not
+/// count. Failed requests are repeated: if the error is permanent, the writer fails for the same reason and ends the
+/// job.
 async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
     let ended = handle.wait_for("feed", |agent| agent.status == AgentStatus::Stopped).await;
     if ended.is_err() {
@@ -274,9 +274,9 @@ async fn drained(handle: &RuntimeHandle, bus: &dyn MessageBus, query: &GroupQuer
     caught_up(bus, query, tally).await;
 }
 
-/// Returns once the group has processed everything that was on the topics of the query at the first look. Messages that
-/// arrive later, from other producers, do not count. The group cannot receive what lies behind an open transaction: it
-/// counts only where the feed published it.
+/// Waits until the group has committed all messages that the topics of the query had at the first successful request.
+/// Later messages of other producers do not count. The group cannot receive messages after the start of an open
+/// transaction, so they count only up to the last message that the feed published.
 async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
     let backoff = Backoff::new(LAG_PAUSES[0], LAG_PAUSES[1]);
     let mut ends: Option<BTreeMap<TopicPartition, u64>> = None;
@@ -289,7 +289,7 @@ async fn caught_up(bus: &dyn MessageBus, query: &GroupQuery, tally: &Tally) {
                     each().filter_map(|found| Some((found.partition.clone(), found.end?))).collect()
                 });
                 let mut left = each().filter(|found| {
-                    // A topic that was deleted and created again ends before the end of the first look-up.
+                    // The end of a topic that was deleted and created again is below the end of the first request.
                     let end =
                         ends.get(&found.partition).map_or(found.end, |first| found.end.min(Some(*first)));
                     let stable = found.last_stable.map(|offset| offset.max(tally.end(&found.partition)));
@@ -323,11 +323,11 @@ mod tests {
 
     use super::*;
 
-    /// The commits and ends of all partitions in one look-up. None is an error.
+    /// The result of one request: the commits and ends of all partitions. None is an error.
     type Look = Option<&'static [(Option<u64>, Option<u64>)]>;
 
-    /// Waits with these results, of which the last one is repeated. Returns the number of requests and the waiting
-    /// time, or None after a day.
+    /// Calls `caught_up` on a bus that returns these results and repeats the last result. Returns the number of
+    /// requests and the waiting time, or None after a day.
     async fn wait_over(looks: &'static [Look]) -> Option<(usize, Duration)> {
         let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (counted, mut bus) = (requests.clone(), MockBus::new());
@@ -359,11 +359,11 @@ mod tests {
         let busy: &[Look] =
             &[Some(&[(Some(5), Some(10))]), Some(&[(Some(9), Some(20))]), Some(&[(Some(10), Some(30))])];
         assert_eq!(wait_over(busy).await.unwrap().0, 3);
-        // A topic that was deleted and created again has other offsets.
+        // The topic was deleted and created again, and has other offsets.
         let again: &[Look] =
             &[Some(&[(Some(5), Some(10))]), Some(&[(Some(1), Some(3))]), Some(&[(Some(3), Some(3))])];
         assert_eq!(wait_over(again).await.unwrap().0, 3);
-        // A topic that was deleted.
+        // The topic was deleted.
         assert_eq!(wait_over(&[Some(&[(Some(5), Some(10))]), Some(&[])]).await.unwrap().0, 2);
     }
 
@@ -411,7 +411,7 @@ mod tests {
         };
         let (requests, waited) = wait_over(&LOOKS).await.unwrap();
         assert_eq!(requests, 101);
-        // On paused time: 20 ms doubled up to 1 s.
+        // The delays double from 20 ms up to 1 s.
         assert!(waited > Duration::from_secs(90) && waited < Duration::from_secs(100), "{waited:?}");
     }
 }

@@ -1,12 +1,14 @@
-//! Record batches that librdkafka cannot decompress. It fetches such a batch again and again.
+//! The search for record batches that librdkafka cannot decompress. librdkafka fetches such a batch repeatedly.
 //!
-//! The text of librdkafka's error names the first offset and the size of the batch, but not the partition. A client of its
-//! own, the probe, reads one partition from one offset, and gets a message, the end, or an error that names the batch at
-//! this offset. By such probes the partition is found, and then the first offset behind the batch. The offsets of the
-//! batch become one message without a payload, which no codec accepts, so that it becomes a dead letter.
+//! The text of librdkafka's error contains the first offset and the size of the batch, but not the partition. A
+//! separate client, the probe, therefore reads a partition from an offset. The answer is a message, the end of the
+//! partition, or an error that names the batch at this offset. The probe first finds the partition, and then the first
+//! offset after the batch. The offsets of the batch become one message without a payload. No codec accepts this
+//! message, so it becomes a dead letter.
 //!
-//! A probe has a low limit for decompressed batches, so its error names a large batch within milliseconds. Such an error
-//! does not prove that the consumer cannot read the batch. A second probe with the consumer's limit proves it once.
+//! A probe has a low limit for decompressed batches, so its error names a large batch within milliseconds. Such an
+//! error does not prove that the consumer cannot read the batch. A second probe with the consumer's limit confirms the
+//! error once for each batch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -26,11 +28,11 @@ use crate::redpanda::offsets::{self, OffsetSpec};
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum duration of a probe with the consumer's limit. A batch of 2 GiB takes some seconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// The time of one wait for the answer of a probe.
+/// The maximum duration of one poll while a probe waits for its answer.
 const POLL: Duration = Duration::from_millis(100);
 /// The maximum size of a response to a probe, and of a zstd batch after decompression.
 const PROBE_BYTES: u64 = 16 << 20;
-/// The maximum number of consecutive batches that are skipped at once.
+/// The maximum number of consecutive batches that one search skips in a partition.
 const MAX_RANGES: usize = 32;
 
 /// A batch that librdkafka cannot decompress.
@@ -42,7 +44,7 @@ pub(super) struct UnreadableBatch {
 }
 
 impl UnreadableBatch {
-    /// Returns the batch that an error of librdkafka names.
+    /// Parses the batch from the text of a librdkafka error.
     pub(super) fn of(reason: &str) -> Option<Self> {
         let (_, rest) = reason.strip_prefix("Decompression (codec ")?.split_once(") of message at ")?;
         let (first, rest) = rest.split_once(" of ")?;
@@ -63,12 +65,11 @@ pub(super) struct Suspect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) first: u64,
-    /// The first offset behind the range.
+    /// The first offset after the range.
     pub(super) next: u64,
 }
 
-/// Returns the partitions that librdkafka reads. A partition whose fetch offset is close to one of the batches comes
-/// first.
+/// Returns the partitions that librdkafka reads, ordered by the distance of their fetch offset to the nearest batch.
 pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBatch>) -> Vec<Suspect> {
     let read = assignment.partitions.iter().filter(|(_, state)| !state.paused && state.failed.is_none());
     let mut suspects: Vec<_> = read
@@ -87,23 +88,23 @@ pub(super) fn suspects(assignment: &Assignment, batches: &BTreeSet<UnreadableBat
 /// The state of an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
-    /// A message or the end follows.
+    /// An offset that is followed by a message or by the end of the partition.
     Readable,
-    /// The offset belongs to this batch, or only offsets without a message precede the batch.
+    /// An offset inside this batch, or before the batch with no message between.
     Unreadable(UnreadableBatch),
 }
 
 /// A search for unreadable batches.
 pub(super) struct Search<'a> {
     pub(super) config: &'a ClientConfig,
-    /// The batches of unknown partitions.
+    /// The reported batches, whose partitions are unknown.
     pub(super) batches: &'a BTreeSet<UnreadableBatch>,
     pub(super) is_closing: &'a dyn Fn() -> bool,
 }
 
 impl Search<'_> {
-    /// Finds the unreadable ranges at the fetch offsets. `found` is called for a partition as soon as its batch is known,
-    /// and `skipped` with its ranges. Returns whether all batches were found or all partitions were probed.
+    /// Finds the unreadable ranges at the fetch offsets. Calls `found` for a partition as soon as its batch is known,
+    /// and then `skipped` with its ranges. Returns whether all batches were found or all partitions were probed.
     pub(super) fn run<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
@@ -113,7 +114,7 @@ impl Search<'_> {
         skipped: impl Fn(&Suspect, Vec<Range>),
     ) -> bool {
         let partitions = suspects.iter().map(|suspect| &suspect.partition);
-        // The end of an open transaction is behind the last offset that can be read.
+        // These are the last stable offsets, because probes cannot read beyond an open transaction.
         let ends =
             offsets::find_each(client, partitions, OffsetSpec::Latest, limit).unwrap_or_else(|error| {
                 tracing::debug!(%error, "the ends of partitions are not known");
@@ -156,7 +157,7 @@ impl Search<'_> {
         all
     }
 
-    /// Creates a probe.
+    /// Creates a probe, with the low limit or with the consumer's limit. Returns None if that fails.
     fn probe(&self, is_limited: bool) -> Option<BaseConsumer<ProbeContext>> {
         ProbeContext::client(self.config, self.batches, is_limited)
             .inspect_err(|error| tracing::warn!(%error, "unreadable batches cannot be probed"))
@@ -172,15 +173,15 @@ impl Search<'_> {
         ask(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
     }
 
-    /// Asks a probe with the limit of the consumer.
+    /// Reads an offset with the consumer's limit, in a new probe.
     fn confirm(&self, partition: &TopicPartition, offset: u64) -> Option<Answer> {
         let probe = self.probe(false)?;
         ask(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
     }
 }
 
-/// Returns the consecutive unreadable ranges from `first` on, one for each batch. A range whose end is not known ends the
-/// search.
+/// Returns the consecutive unreadable ranges from `first` on, one for each batch. Ends before a range whose end cannot
+/// be found.
 fn ranges(
     first: u64,
     end: u64,
@@ -201,8 +202,8 @@ fn ranges(
     ranges
 }
 
-/// Returns the first offset behind a batch that holds the offset `at`, or `end`. None if a probe has no answer. The steps
-/// double, and the range that they leave is halved.
+/// Returns the first offset after the batch that contains the offset `at`, or `end`. Returns None if a probe has no
+/// answer. The search uses steps that double, and then a binary search.
 fn end_of(batch: UnreadableBatch, at: u64, end: u64, ask: impl Fn(u64) -> Option<Answer>) -> Option<u64> {
     let belongs = |offset| ask(offset).map(|answer| answer == Answer::Unreadable(batch));
     let (mut inside, mut next, mut step) = (at, end, 1);
@@ -220,7 +221,7 @@ fn end_of(batch: UnreadableBatch, at: u64, end: u64, ask: impl Fn(u64) -> Option
     Some(next)
 }
 
-/// The context of a probe: the batch that the error of the current poll names.
+/// The context of a probe, with the batch from the error of the current poll.
 #[derive(Debug, Default)]
 struct ProbeContext(Mutex<Option<UnreadableBatch>>);
 
@@ -239,7 +240,7 @@ impl ProbeContext {
             .set("max.partition.fetch.bytes", "1024");
         if is_limited {
             let allowed = config.get("receive.message.max.bytes").and_then(|bytes| bytes.parse().ok());
-            // A response holds the batch, even if the batch is larger than the limit of the request.
+            // A response contains a complete batch, even if the batch is larger than the limit of the request.
             let largest = batches.iter().map(|batch| batch.bytes).max().unwrap_or_default();
             let received = PROBE_BYTES.max(largest.saturating_mul(2)).min(allowed.unwrap_or(u64::MAX));
             let fetched = received.saturating_sub(512).min(1 << 20);
@@ -265,7 +266,8 @@ impl ClientContext for ProbeContext {
 
 impl ConsumerContext for ProbeContext {}
 
-/// Reads a partition from an offset. None if there is no answer. librdkafka drops the answers of an earlier assignment.
+/// Reads a partition from an offset. Returns None if there is no answer in time. librdkafka drops responses to an
+/// earlier assignment.
 fn ask(
     probe: &BaseConsumer<ProbeContext>,
     partition: &TopicPartition,
@@ -301,7 +303,8 @@ mod tests {
 
     use super::*;
 
-    /// A log of batches. Each has a first offset and whether it can be read; the next one begins where it ends.
+    /// Returns the answer for an offset of a log. The log is a list of adjacent batches, each with its first offset and
+    /// true if the batch can be read.
     fn answer(log: &[(u64, bool)], offset: u64) -> Answer {
         let at = log.partition_point(|(first, _)| *first <= offset) - 1;
         let (first, readable) = log[at];

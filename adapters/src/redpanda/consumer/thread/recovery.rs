@@ -22,8 +22,8 @@ type FetchOffset = (TopicPartition, u64, u64);
 /// The state of a fetch offset in the log.
 enum OffsetState {
     Valid,
-    /// An offset that does not exist. The log contains the offsets from `low` to `high`. `to` is the offset of the
-    /// reset policy, or None if the policy is an error.
+    /// An offset that does not exist. The log contains the offsets from `low` to `high`. `to` is the offset that the
+    /// reset policy selects, or None if the policy is an error.
     OutOfRange {
         to: Option<u64>,
         low: u64,
@@ -39,7 +39,7 @@ impl ConsumerThread {
             return;
         }
         if let Some(batch) = self.client.context().take_unreadable() {
-            // librdkafka fetches the batch again, so the event comes again.
+            // librdkafka fetches the batch again and reports it again until the batch is skipped.
             self.unreadable.insert(batch);
             self.unreadable_check.request(RETRY_BACKOFF);
             return;
@@ -78,7 +78,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Searches for fetch offsets that no longer exist.
+    /// Starts a search for fetch offsets that no longer exist.
     pub(super) fn check_offsets(&mut self) {
         if !self.offset_check.start() {
             return;
@@ -122,7 +122,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Looks for batches that librdkafka cannot decompress, and skips them. Other partitions are read meanwhile.
+    /// Starts a search for batches that librdkafka cannot decompress, which skips them. The other partitions continue.
     pub(super) fn check_unreadable(&mut self) {
         if !self.unreadable_check.start() {
             return;
@@ -150,7 +150,7 @@ impl ConsumerThread {
         };
         self.request(find, |thread, all| {
             thread.unreadable_check.finish();
-            // Events that came meanwhile may be of batches that are skipped now; others come again.
+            // Reports that arrived during the search may concern skipped batches. librdkafka repeats the other reports.
             thread.unreadable_check.due = None;
             thread.unreadable.clear();
             if !all {
@@ -170,10 +170,10 @@ impl ConsumerThread {
         }
     }
 
-    /// Moves a partition behind unreadable ranges, for each of which the caller gets one message.
+    /// Moves a partition past unreadable ranges. The caller receives one message for each range.
     fn skip_unreadable(&mut self, suspect: &Suspect, ranges: &[Range]) {
         let partition = &suspect.partition;
-        // A seek may have changed the offset, but a seek does not resume the partition in librdkafka.
+        // Always resume: if a seek changed the offset in the meantime, the seek did not resume the partition.
         self.resume_client(partition);
         let state = self.assignment.current(partition, suspect.generation);
         let (Some(state), Some(last)) = (state, ranges.last()) else { return };
@@ -205,7 +205,7 @@ impl ConsumerThread {
         }
     }
 
-    /// Searches for topics that were deleted or created again.
+    /// Starts a search for topics that were deleted or created again.
     pub(super) fn check_topics(&mut self) {
         if !self.deleted.is_empty() {
             self.topic_check.request(METADATA_RECHECK);
@@ -264,7 +264,7 @@ fn offset_states(
         let (partition, offset, _) = &fetched;
         let (low, high) = match (low.get(partition), high.get(partition)) {
             (Some(Ok(low)), Some(Ok(high))) => (*low, *high),
-            // The check of topics finds a deleted topic.
+            // `check_topics` handles deleted topics.
             (Some(Err(error)), _) | (_, Some(Err(error))) if error::is_gone(error) => continue,
             _ => {
                 all = false;
