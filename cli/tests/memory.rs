@@ -264,7 +264,7 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 
 #[tokio::test]
 async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
-    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_mins(1440)));
+    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_hours(24)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();

@@ -138,7 +138,6 @@ impl Search<'_> {
                 continue;
             }
             match self.ask(&probe, &suspect.partition, suspect.fetch_offset) {
-                Some(Answer::Readable) => {}
                 None => all = false,
                 Some(Answer::Unreadable(batch)) if left.contains(&batch) => {
                     found(suspect);
@@ -150,8 +149,9 @@ impl Search<'_> {
                     }
                     skipped(suspect, ranges);
                 }
-                // librdkafka has not reported the batch. Either the consumer can read it, or its error follows.
-                Some(Answer::Unreadable(_)) => {}
+                // librdkafka has not reported an unreadable batch here. Either the consumer can read it, or its error
+                // follows.
+                Some(Answer::Readable | Answer::Unreadable(_)) => {}
             }
         }
         all
@@ -284,10 +284,12 @@ fn ask(
         match probe.poll(POLL) {
             Some(Ok(message)) if message.offset().cast_unsigned() >= offset => break Some(Answer::Readable),
             Some(Err(KafkaError::PartitionEOF(_))) => break Some(Answer::Readable),
-            Some(Err(error)) => match probe.context().take() {
-                Some(batch) => break Some(Answer::Unreadable(batch)),
-                None => tracing::debug!(%error, "a probe continues after an error"),
-            },
+            Some(Err(error)) => {
+                if let Some(batch) = probe.context().take() {
+                    break Some(Answer::Unreadable(batch));
+                }
+                tracing::debug!(%error, "a probe continues after an error");
+            }
             Some(Ok(_)) | None => {}
         }
     };
