@@ -40,11 +40,11 @@ impl Findings {
         self.rows.iter().all(|row| row.well)
     }
 
-    /// Returns the rows: target, check, `ok` or `MISSING`, and detail.
+    /// Returns the rows: target, check, `ok` or `FAILED`, and detail.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::new(["target", "check", "result", "detail"]);
         for Finding { target, what, well, detail } in &self.rows {
-            let result = if *well { "ok" } else { "MISSING" };
+            let result = if *well { "ok" } else { "FAILED" };
             listing.push([text(target), text(what), text(result), maybe(detail.as_ref())]);
         }
         listing

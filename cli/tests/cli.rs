@@ -19,7 +19,7 @@ fn check_of_an_empty_memory_is_exit_code_1_and_says_what_to_do() {
     let shown = text(&out.stdout);
     assert_eq!(out.status.code(), Some(1), "{shown}");
     assert!(
-        shown.contains("store memory") && shown.contains("MISSING") && shown.contains("qi migrate"),
+        shown.contains("store memory") && shown.contains("FAILED") && shown.contains("qi migrate"),
         "{shown}"
     );
 }

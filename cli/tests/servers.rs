@@ -649,7 +649,7 @@ fn copy(from: &str, to: &str) -> Result<Completion, Failed> {
     let check = place.qi(&["check", "--write", "--store", to]).envs(retention).output()?;
     let shown = String::from_utf8_lossy(&check.stdout).into_owned();
     let store: Vec<&str> = shown.lines().filter(|line| line.contains(&format!("store {to}"))).collect();
-    if store.len() != 4 || store.iter().any(|line| line.contains("MISSING")) {
+    if store.len() != 4 || store.iter().any(|line| line.contains("FAILED")) {
         return Err(shown.into());
     }
     Ok(Completion::Completed)

@@ -314,7 +314,7 @@ impl MessageBus for RedpandaBus {
             ..self.settings(request.max_buffered_bytes)
         };
         let group = request.group.as_str();
-        self.consume(settings, client_config, group, Start::SubscribeRequest, "subscribe").await
+        self.consume(settings, client_config, group, Start::Subscribe, "subscribe").await
     }
 
     async fn open_reader(&self, request: ReaderRequest) -> Result<Box<dyn Subscription>> {

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::{Rig, Running, databases, fresh, topic, variable};
 
 /// The time between two publishes.
-const PERIOD: Duration = Duration::from_millis(5);
+const PERIOD: Duration = Duration::from_millis(2);
 /// The time for joining the group, before the load begins.
 const JOIN: Duration = Duration::from_secs(5);
 const SUSTAINED: usize = 100_000;

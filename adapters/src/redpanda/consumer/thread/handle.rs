@@ -19,7 +19,7 @@ use crate::redpanda::error;
 #[derive(Debug)]
 pub(in crate::redpanda) enum Start {
     /// The group assigns partitions of the topics.
-    SubscribeRequest,
+    Subscribe,
     /// The caller names the partitions.
     Assign(Vec<(TopicPartition, SeekTo)>),
 }
@@ -115,7 +115,7 @@ pub(in crate::redpanda) fn start(
     let (handle, (joined, result)) = (ConsumerHandle::new(&thread), oneshot::channel());
     thread.joined = Some(joined);
     match start {
-        Start::SubscribeRequest => thread.subscribe().map_err(failed)?,
+        Start::Subscribe => thread.subscribe().map_err(failed)?,
         Start::Assign(from) => thread.assign(from),
     }
     let builder = std::thread::Builder::new().name("qi-redpanda-recv".to_owned());
