@@ -108,7 +108,7 @@ fn open_transaction() -> Result<(), Failed> {
     let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
     let input: Vec<_> = market.take(200).collect();
     let run = async |ticks: &[PriceTick]| {
-        let ticks = ticks.to_vec().into_iter().map(Ok);
+        let ticks = ticks.iter().cloned().map(Ok);
         Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?.run().await
     };
     // Some ticks of the simulated market have equal keys.

@@ -113,18 +113,18 @@ pub(crate) fn sustained(rig: &Rig) {
             let count = SUSTAINED * SUSTAINED_SECONDS;
             let ticks = market.expect("a market").take(count);
             let (began, progress) = (Instant::now(), running.progress.clone());
-            let publisher = {
+            let load = {
                 let (bus, topic) = (bus.clone(), topic.clone());
                 tokio::spawn(async move { publish(&bus, &topic, SUSTAINED, ticks).await })
             };
             let mut behind = Vec::new();
-            while !publisher.is_finished() {
+            while !load.is_finished() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let due = began.elapsed().as_secs_f64() * SUSTAINED as f64;
                 behind.push(due.min(count as f64) - progress.stored() as f64);
             }
             let published = began.elapsed();
-            publisher.await.expect("no panic");
+            load.await.expect("no panic");
             running.stored(count).await;
             let stored = began.elapsed();
             let middle = behind.len() / 2;

@@ -235,7 +235,7 @@ fn pipeline(rig: &Rig) {
                     let (began, processor) = (Instant::now(), processor_time());
                     publish(bus.clone(), second.clone(), &rig.ticks[1..], encoding).await;
                     running.stored(TICKS).await;
-                    let (whole, processor) = (began.elapsed(), processor_time() - processor);
+                    let (whole, processor) = (began.elapsed(), processor_time().saturating_sub(processor));
                     running.stop().await;
                     let _ = bus.delete_topics(&[first, second]).await;
                     [published, received, stored, whole, processor]
