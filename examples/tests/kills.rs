@@ -108,8 +108,8 @@ fn open_transaction() -> Result<(), Failed> {
     let market = Market::new(MarketConfig::new(11, INSTRUMENTS)?)?;
     let input: Vec<_> = market.take(200).collect();
     let run = async |ticks: &[PriceTick]| {
-        let ticks = ticks.iter().cloned().map(Ok);
-        Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks)))?.run().await
+        let ticks: Vec<_> = ticks.iter().cloned().map(Ok).collect();
+        Job::new(store.clone(), bus.clone(), Data::Ticks(Box::new(ticks.into_iter())))?.run().await
     };
     // Some ticks of the simulated market have equal keys.
     let keys = |ticks: &[PriceTick]| -> BTreeSet<_> {
