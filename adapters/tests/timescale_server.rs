@@ -942,7 +942,7 @@ fn is_community(store: &TimescaleStore) -> bool {
 }
 
 async fn ages(server: Server) {
-    with_store(
+    Box::pin(with_store(
         &server,
         |_| (),
         async |store, config| {
@@ -979,7 +979,7 @@ async fn ages(server: Server) {
             }
             other.close().await.unwrap();
         },
-    )
+    ))
     .await;
 }
 

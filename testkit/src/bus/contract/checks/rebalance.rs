@@ -13,7 +13,7 @@ use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "rebalance":
     takes_effect_only_inside_recv [],
-    announced_revocation_waits_for_the_next_recv [],
+    announced_revocation_waits_for_the_next_recv [Groups],
     seek_gives_nothing_away [Admin],
     commit_after_losing_says_lost [Groups],
     buffered_messages_of_a_lost_partition_are_gone [],
