@@ -347,7 +347,9 @@ async fn deleted_dead_letters(brokers: Brokers) {
         }
         if letters == 1 {
             let outcomes = bus.delete_topics(std::slice::from_ref(&name)).await.unwrap();
-            outcomes.into_iter().for_each(|outcome| drop(outcome.result.unwrap()));
+            for outcome in outcomes {
+                outcome.result.unwrap();
+            }
         }
     }
     stop.send(()).unwrap();
