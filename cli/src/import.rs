@@ -153,7 +153,7 @@ impl Import {
                 return Ok(());
             }
             // On a thread for blocking work, so that a slow file does not delay a signal.
-            let strict = self.plan.strict;
+            let (strict, stopped) = (self.plan.strict, stop.clone());
             let work = move || {
                 let (mut count, mut first) = (0, Vec::new());
                 let read = Batch::read_next(batch, &mut source, |error| {
@@ -161,7 +161,8 @@ impl Import {
                     if first.len() < SHOWN {
                         first.push(error.clone());
                     }
-                    if strict { Err(error) } else { Ok(()) }
+                    // A file may have millions of bad lines in a row.
+                    if strict || stopped.is_cancelled() { Err(error) } else { Ok(()) }
                 });
                 (source, read, count, first)
             };
@@ -171,7 +172,8 @@ impl Import {
                 Ok(read) => (rest, read),
                 Err(error) => {
                     self.done.bad_lines(count, first);
-                    return Err(error);
+                    self.done.interrupted = !strict && stop.is_cancelled();
+                    return if self.done.interrupted { Ok(()) } else { Err(error) };
                 }
             };
             if let Some(file) = &batch.begins {

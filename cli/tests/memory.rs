@@ -11,7 +11,7 @@ use bus_rig::{HoldsMarkers, Leaderless, LosesLeader};
 use futures::future::BoxFuture;
 use qi_cli::copy::{Copy, Outcome, Plan};
 use qi_cli::output::Format;
-use qi_cli::{Series, check, migrate, query, replay, topics};
+use qi_cli::{Series, check, import, migrate, query, replay, topics};
 use qi_core::bus::{
     Batch, BusPingReport, GroupInfo, GroupState, Message, MessageBusExt, PartitionInfo, PublishOptions,
     SubscribeRequest, Subscription, TopicCatalogue, TopicInfo, TopicName, TopicOutcome, TopicPartition,
@@ -695,4 +695,28 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
         ErrorKind::NotFound
     );
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_an_import_within_bad_lines() {
+    const LINES: usize = 3_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.csv");
+    std::fs::write(&path, "1700000000,1\n".to_owned() + &"x,y\n".repeat(LINES)).unwrap();
+    let options = qi_files::FileOptions::default()
+        .columns("time=0,price=1".parse::<qi_files::ColumnMap>().unwrap())
+        .instrument("x:Y".parse::<Instrument>().unwrap());
+    let files = qi_files::open(&[path], &options).unwrap();
+    let (stop, store) = (CancellationToken::new(), Arc::new(MemoryStore::default()));
+    let running = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            import::run(store, files, import::Plan { strict: false }, &stop, std::sync::Arc::default()).await
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stop.cancel();
+    let imported = running.await.unwrap().unwrap();
+    assert!(imported.interrupted && imported.error.is_none(), "{imported:?}");
+    assert!(imported.bad() < LINES as u64, "all lines were read");
 }
