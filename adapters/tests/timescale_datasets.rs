@@ -844,7 +844,7 @@ async fn chunks_and_ages(server: Server) {
             let mut unknown = config.clone();
             unknown.chunks.set("nothing", Duration::from_hours(1));
             let error = TimescaleStore::open(unknown).unwrap_err();
-            assert_eq!(error.context_value("key"), Some("store.timescale.chunks.nothing_hours"));
+            assert_eq!(error.context_value("key"), Some("store.timescale.chunks.nothing"));
         },
     )
     .await;
