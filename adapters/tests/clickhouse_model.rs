@@ -21,14 +21,14 @@ fn main() {
     };
     let trials = vec![
         trial("equals_the_model_over_random_histories", |server| {
-            check_histories(server, Wrapping::PLAIN, cases(64)).map_err(|failure| failure.to_string())
+            check_histories(server, Wrapping::PLAIN, cases(32)).map_err(|failure| failure.to_string())
         }),
         trial("takes_random_evolutions", |server| {
-            check_evolutions(server, cases(24)).map_err(|failure| failure.to_string())
+            check_evolutions(server, cases(12)).map_err(|failure| failure.to_string())
         }),
         trial("gives_the_pages_and_cursors_of_the_memory_store", |server| {
             let memory: Arc<dyn StoreFactory> = Arc::new(MemoryFactory);
-            check_differences(server, &memory, cases(64)).map_err(|failure| failure.to_string())
+            check_differences(server, &memory, cases(32)).map_err(|failure| failure.to_string())
         }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

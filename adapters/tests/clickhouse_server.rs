@@ -672,7 +672,7 @@ mod difference {
     use libtest_mimic::{Completion, Trial};
     use qi_testkit::presence;
     use qi_testkit::store::contract::StoreFactory;
-    use qi_testkit::store::model::check_differences;
+    use qi_testkit::store::model::{cases, check_differences};
 
     use super::Server;
     use super::timescale_rig;
@@ -687,7 +687,7 @@ mod difference {
             "clickhouse",
             absent,
             move || {
-                check_differences(&ours, &other, 64).map_err(|failure| failure.to_string())?;
+                check_differences(&ours, &other, cases(32)).map_err(|failure| failure.to_string())?;
                 Ok(Completion::Completed)
             },
         )
