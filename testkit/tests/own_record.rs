@@ -4,18 +4,18 @@ use qi_core::{Instrument, Percent, Price, Record, Timestamp};
 use qi_testkit::store::contract::{MemoryFactory, Sample, Suite, Wrapping, instrument_no};
 
 #[derive(Debug, Clone, PartialEq, Record)]
-#[record(name = "funding_rates", message = "funding_rate", version = 1)]
-struct FundingRate {
+#[record(name = "lending_rates", message = "lending_rate", version = 1)]
+struct LendingRate {
     #[series]
     instrument: Instrument,
     #[time]
     ts: Timestamp,
     rate: Percent,
     mark_price: Option<Price>,
-    next_funding: Option<Timestamp>,
+    next_change: Option<Timestamp>,
 }
 
-impl Sample for FundingRate {
+impl Sample for LendingRate {
     fn series_no(n: usize) -> Instrument {
         instrument_no(n)
     }
@@ -26,11 +26,11 @@ impl Sample for FundingRate {
             ts,
             rate: Percent::from_units(-number).expect("a small number"),
             mark_price: Price::from_units(number).ok(),
-            next_funding: Timestamp::from_secs(1_709_510_400 + i64::from(value)).ok(),
+            next_change: Timestamp::from_secs(1_709_510_400 + i64::from(value)).ok(),
         }
     }
 }
 
 fn main() {
-    Suite::new().on(MemoryFactory, [Wrapping::PLAIN, Wrapping::FULL_STACK]).with::<FundingRate>().main();
+    Suite::new().on(MemoryFactory, [Wrapping::PLAIN, Wrapping::FULL_STACK]).with::<LendingRate>().main();
 }
