@@ -321,32 +321,18 @@ impl RedpandaConfig {
         rules.within("max_message_bytes", self.max_message_bytes as u64, 1_024, 1_000_000_000)?;
         let least = 2 * self.max_message_bytes as u64;
         rules.within("buffer_bytes", self.buffer_bytes as u64, least, 2_147_483_647)?;
-        rules.duration_within(
-            "delivery_timeout",
-            self.delivery_timeout,
-            Duration::from_millis(100),
-            MAX_DURATION,
-        )?;
-        rules.duration_within(
-            "request_timeout",
-            self.request_timeout,
-            Duration::from_millis(100),
-            Duration::from_mins(5),
-        )?;
-        rules.duration_within(
-            "commit_timeout",
-            self.commit_timeout,
-            Duration::from_millis(100),
-            MAX_DURATION,
-        )?;
-        rules.duration_within("close_timeout", self.close_timeout, Duration::from_millis(1), MAX_DURATION)?;
-        // librdkafka checks once a second whether the statistics are due.
-        rules.duration_within(
-            "statistics_interval",
-            self.statistics_interval,
-            Duration::from_secs(1),
-            Duration::from_hours(24),
-        )?;
+        let (milli, tenth, second) =
+            (Duration::from_millis(1), Duration::from_millis(100), Duration::from_secs(1));
+        for (key, value, least, most) in [
+            ("delivery_timeout", self.delivery_timeout, tenth, MAX_DURATION),
+            ("request_timeout", self.request_timeout, tenth, Duration::from_mins(5)),
+            ("commit_timeout", self.commit_timeout, tenth, MAX_DURATION),
+            ("close_timeout", self.close_timeout, milli, MAX_DURATION),
+            // librdkafka checks once a second whether the statistics are due.
+            ("statistics_interval", self.statistics_interval, second, Duration::from_hours(24)),
+        ] {
+            rules.duration_within(key, value, least, most)?;
+        }
         let tls = &self.tls;
         if tls.client_cert.is_some() != tls.client_key.is_some() {
             return Err(rules.refuse(
