@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use qi_core::record::{Dataset, Records, SeriesKey, SeriesType};
-use qi_core::store::{Cursor, LatestRequest, MAX_PAGE, PriceStore, RangeRequest, RecordPage, SeriesRequest};
-use qi_core::{Instrument, Interval, Result, Selection, TimeRange};
+use qi_core::store::{Cursor, MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use qi_core::{Instrument, Result, TimeRange};
 
 /// One series of a dataset. Displays as `ticks binance:BTC-USDT` or `bars binance:BTC-USDT 1m`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,18 +33,8 @@ impl Series {
         dataset: Dataset,
         instruments: &BTreeSet<Instrument>,
     ) -> Result<Vec<Self>> {
-        let intervals = match dataset.interval() {
-            None => vec![None],
-            Some(_) => Interval::ALL.iter().copied().map(Some).collect(),
-        };
-        let mut all = Vec::new();
-        for interval in intervals {
-            let keys = match interval {
-                None => owners(store, dataset).await?,
-                Some(interval) => with_interval(store, dataset, interval).await?,
-            };
-            all.extend(keys.into_iter().map(|key| Self { dataset, key }));
-        }
+        let keys = store.all_series(dataset).await?;
+        let mut all: Vec<_> = keys.into_iter().map(|key| Self { dataset, key }).collect();
         if dataset.series() == SeriesType::Instrument && !instruments.is_empty() {
             all.retain(|series| {
                 series.key.owner.instrument().is_some_and(|owner| instruments.contains(owner))
@@ -77,40 +67,6 @@ impl Series {
                 return Ok(summary);
             }
             after = page.next;
-        }
-    }
-}
-
-/// Lists the owners of a dataset.
-async fn owners(store: &dyn PriceStore, dataset: Dataset) -> Result<Vec<SeriesKey>> {
-    let mut request = SeriesRequest::new(dataset).with_limit(MAX_PAGE)?;
-    let mut all = Vec::new();
-    loop {
-        let page = store.series(&request).await?;
-        all.extend(page.items.into_iter().map(|found| SeriesKey { owner: found.owner, interval: None }));
-        match page.next {
-            Some(next) => request = request.after(next),
-            None => return Ok(all),
-        }
-    }
-}
-
-/// Lists the series of a dataset with an interval.
-async fn with_interval(
-    store: &dyn PriceStore,
-    dataset: Dataset,
-    interval: Interval,
-) -> Result<Vec<SeriesKey>> {
-    let request = LatestRequest::new(dataset, Selection::All).of_interval(interval);
-    let mut request = request.with_limit(MAX_PAGE)?;
-    let mut all = Vec::new();
-    loop {
-        let page = store.latest(&request).await?;
-        let records = page.records.as_records();
-        all.extend((0..records.len()).map(|at| records.series(at).to_owned()));
-        match page.next {
-            Some(next) => request = request.after(next),
-            None => return Ok(all),
         }
     }
 }

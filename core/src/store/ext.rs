@@ -8,10 +8,10 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use super::analytics::{self, BarSource, Change, FilledBar, Movers, MoversQuery};
 use super::{
     BarQuery, InsertReport, InstrumentQuery, InstrumentSummary, LatestBarsQuery, LatestQuery, LatestRequest,
-    Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesSummary, SnapshotQuery, StatsQuery,
+    MAX_PAGE, Page, PriceStore, RangeQuery, RangeRequest, RecordPage, SeriesRequest, SeriesSummary, SnapshotQuery, StatsQuery,
     StorePingReport,
 };
-use crate::record::{Record, Series, Slice};
+use crate::record::{Dataset, Record, Series, SeriesKey, Slice};
 use crate::{
     Bar, Decimal, Error, ErrorKind, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Result, Scope,
     Selection, TimeRange, Timestamp,
@@ -109,6 +109,35 @@ pub trait PriceStoreExt: PriceStore {
             let Page { items, next, resume } = self.series(&request?).await?;
             let items = items.into_iter().map(SeriesSummary::of_instrument).collect::<Result<_>>()?;
             Ok(Page { items, next, resume })
+        }
+    }
+
+    /// Returns all series of a dataset, in order: its owners, and for a dataset with intervals the owners of each interval.
+    fn all_series(&self, dataset: Dataset) -> impl Future<Output = Result<Vec<SeriesKey>>> + Send {
+        async move {
+            let mut all = Vec::new();
+            if dataset.interval().is_none() {
+                let mut request = SeriesRequest::new(dataset).with_limit(MAX_PAGE)?;
+                loop {
+                    let Page { items, next, resume: _ } = self.series(&request).await?;
+                    all.extend(items.into_iter().map(|found| SeriesKey { owner: found.owner, interval: None }));
+                    let Some(next) = next else { return Ok(all) };
+                    request = request.after(next);
+                }
+            }
+            for interval in Interval::ALL {
+                let request = LatestRequest::new(dataset, Selection::All).of_interval(*interval);
+                let mut request = request.with_limit(MAX_PAGE)?;
+                loop {
+                    let RecordPage { records, next, resume: _ } = self.latest(&request).await?;
+                    let records = records.as_records();
+                    all.extend((0..records.len()).map(|at| records.series(at).to_owned()));
+                    let Some(next) = next else { break };
+                    request = request.after(next);
+                }
+            }
+            all.sort_unstable();
+            Ok(all)
         }
     }
 

@@ -1,0 +1,363 @@
+//! Export: records of a store to an archive.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use qi_core::record::{Dataset, RecordVec, SeriesKey, SeriesType};
+use qi_core::store::{MAX_PAGE, PriceStore, PriceStoreExt as _, RangeRequest, RecordPage};
+use qi_core::{Error, ErrorKind, Instrument, Result, TimeRange, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::location::Files;
+use super::manifest::Settings;
+use super::scratch::Scratch;
+use super::{Archive, Manifest, Period, PeriodLength, blocking, layout};
+use crate::{Content, ContentDigest, Decimals, ParquetWriter};
+
+/// The options of an export.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ExportOptions {
+    /// The datasets.
+    pub datasets: Vec<Dataset>,
+    /// The instruments. An empty set selects all. Datasets of names are exported completely.
+    pub instruments: BTreeSet<Instrument>,
+    /// The range of times. Both ends must be borders of a period.
+    pub range: TimeRange,
+    /// The period of one file. Defaults to a day.
+    pub period: PeriodLength,
+    /// The form of decimals. Defaults to exact values.
+    pub decimals: Decimals,
+    /// True to read every existing file and to compare its SHA-256 with its manifest. Defaults to false: only the
+    /// size and the metadata of existing files are compared.
+    pub verify_existing: bool,
+    /// The number of series that are exported at once. Defaults to 2.
+    pub concurrency: usize,
+    /// Stops the export between two pages.
+    pub stop: CancellationToken,
+    /// Counts the records that the export has read.
+    pub progress: Arc<AtomicU64>,
+}
+
+impl ExportOptions {
+    /// Creates the options for all records of these datasets.
+    pub fn new(datasets: impl IntoIterator<Item = Dataset>) -> Self {
+        Self {
+            datasets: datasets.into_iter().collect(),
+            instruments: BTreeSet::new(),
+            range: TimeRange::since(Timestamp::MIN),
+            period: PeriodLength::Day,
+            decimals: Decimals::Exact,
+            verify_existing: false,
+            concurrency: 2,
+            stop: CancellationToken::new(),
+            progress: Arc::default(),
+        }
+    }
+}
+
+/// The result of one series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExportedSeries {
+    /// The dataset.
+    pub dataset: Dataset,
+    /// The series.
+    pub series: SeriesKey,
+    /// The number of records in all its files in the range.
+    pub records: u64,
+    /// The number of files that were missing or different, and were written.
+    pub written: u64,
+    /// The number of bytes of the written files.
+    pub bytes: u64,
+    /// The number of files that are equal to the store.
+    pub unchanged: u64,
+    /// The number of files for periods without records in the store. An export never removes files.
+    pub surplus: u64,
+}
+
+/// The result of an export.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ExportReport {
+    /// The series, in order.
+    pub series: Vec<ExportedSeries>,
+    /// True if the export was stopped before its end. The same export continues.
+    pub interrupted: bool,
+}
+
+/// Writes the records of a store to an archive: one file for each dataset, series and period.
+///
+/// A file is written if it is missing, or if its records differ from those of the store. Files are replaced atomically,
+/// never extended and never removed. Before its final name, a file is synced; after it, the file is read back. An export
+/// that was interrupted at any point continues when it is called again.
+///
+/// The memory is bounded by two pages and one row group for each concurrent series. A file in progress is in the
+/// folder `_partial` of the archive, or for an object store in the temporary folder of the machine.
+///
+/// # Errors
+/// `InvalidInput` for a range that cuts a period, and for an archive with another period or other decimals. `NotFound`
+/// for an instrument without records. `Conflict` if another export writes into the same folder. Errors of the store and
+/// of the archive.
+///
+/// ```
+/// use qi_arrow::{Archive, ExportOptions, ImportOptions, export, import};
+/// use qi_core::record::Record as _;
+/// use qi_core::{Datasets, PriceStoreExt as _, PriceTick, Timestamp};
+/// use qi_testkit::store::MemoryStore;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let (source, target) = (MemoryStore::new(), MemoryStore::new());
+/// # qi_core::PriceStore::ensure_schema(&source).await?;
+/// # qi_core::PriceStore::ensure_schema(&target).await?;
+/// let ts = Timestamp::from_secs(1_700_000_000)?;
+/// source.insert_tick(&PriceTick::new("kraken:XBT/EUR".parse()?, ts, 0, "34000.1".parse()?)?).await?;
+///
+/// let folder = tempfile::tempdir()?;
+/// let archive = Archive::folder(&folder)?;
+/// let report = export(&source, &archive, &ExportOptions::new([PriceTick::DATASET])).await?;
+/// assert_eq!(report.series[0].written, 1);
+/// assert!(folder.path().join("ticks/kraken/XBT%2FEUR/2023-11-14.parquet").is_file());
+///
+/// let report = import(&target, &archive, &ImportOptions::new(Datasets::standard())).await?;
+/// assert_eq!(report.records(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub async fn export<S: PriceStore + ?Sized>(
+    store: &S,
+    archive: &Archive,
+    options: &ExportOptions,
+) -> Result<ExportReport> {
+    for (field, time) in [("since", options.range.start()), ("until", options.range.end())] {
+        let period = Period::of(time, options.period);
+        if time != period.start() && time != Timestamp::MAX {
+            let rule = format_args!("must be the start of a {}", name_of(options.period));
+            return Err(Error::invalid("archive.range", field, time, rule));
+        }
+    }
+    let mut all = Vec::new();
+    let mut missing = options.instruments.clone();
+    for dataset in &options.datasets {
+        for series in store.all_series(*dataset).await? {
+            if let (SeriesType::Instrument, Some(instrument)) = (dataset.series(), series.owner.instrument()) {
+                if !options.instruments.is_empty() && !options.instruments.contains(instrument) {
+                    continue;
+                }
+                missing.remove(instrument);
+            }
+            all.push((*dataset, series));
+        }
+    }
+    if let Some(instrument) = missing.first() {
+        return Err(Error::new(ErrorKind::NotFound, "archive.instrument", "export")
+            .with_message("the store has no records of the instrument")
+            .with_context("instrument", instrument));
+    }
+    let _lock = archive.lock().await?;
+    archive.settings(&Settings::new(options.period, options.decimals)).await?;
+    let exports = all.into_iter().map(|(dataset, series)| {
+        SeriesExport { store, archive, options, folder: layout::folder(dataset, &series), dataset, series }.run()
+    });
+    let exports = stream::iter(exports).buffered(options.concurrency.max(1));
+    let series = options.stop.run_until_cancelled(exports.try_collect::<Vec<_>>()).await;
+    Ok(match series {
+        Some(series) => ExportReport { series: series?, interrupted: false },
+        None => ExportReport { series: Vec::new(), interrupted: true },
+    })
+}
+
+fn name_of(length: PeriodLength) -> &'static str {
+    match length {
+        PeriodLength::Day => "day",
+        PeriodLength::Month => "month",
+    }
+}
+
+struct SeriesExport<'a, S: ?Sized> {
+    store: &'a S,
+    archive: &'a Archive,
+    options: &'a ExportOptions,
+    dataset: Dataset,
+    series: SeriesKey,
+    /// The folder of the series in the archive.
+    folder: String,
+}
+
+/// The records of one period, in progress.
+enum Work {
+    /// The records are compared with an existing file.
+    Compare(ContentDigest, Content),
+    Write(Box<ParquetWriter<Scratch>>),
+}
+
+impl Work {
+    fn add(&mut self, records: &RecordVec, range: std::ops::Range<usize>) -> Result<()> {
+        match self {
+            Self::Compare(digest, _) => {
+                digest.add(records.as_records(), range);
+                Ok(())
+            }
+            Self::Write(writer) => writer.write_range(records.as_records(), range),
+        }
+    }
+}
+
+/// The result of a pass over a range.
+struct Pass {
+    /// The period in progress.
+    current: Option<(Period, Work)>,
+    report: ExportedSeries,
+    /// The periods that the store has records of.
+    seen: BTreeSet<Period>,
+    /// The periods whose files differ from the store.
+    different: Vec<Period>,
+}
+
+impl<S: PriceStore + ?Sized> SeriesExport<'_, S> {
+    async fn run(self) -> Result<ExportedSeries> {
+        let files = self.archive.files(&self.folder).await?;
+        let mut pass = Pass {
+            current: None,
+            report: ExportedSeries {
+                dataset: self.dataset,
+                series: self.series.clone(),
+                records: 0,
+                written: 0,
+                bytes: 0,
+                unchanged: 0,
+                surplus: 0,
+            },
+            seen: BTreeSet::new(),
+            different: Vec::new(),
+        };
+        self.pass(self.options.range, &files, &mut pass).await?;
+        // The records that differ are read again, and now written.
+        for period in std::mem::take(&mut pass.different) {
+            self.pass(period.range(), &Files::new(), &mut pass).await?;
+        }
+        let range = self.options.range;
+        let surplus = files.iter().filter(|(period, (size, _))| {
+            size.is_some() && range.contains(period.start()) && !pass.seen.contains(*period)
+        });
+        pass.report.surplus = surplus.count() as u64;
+        Ok(pass.report)
+    }
+
+    /// Reads the records of a range, compares them with the files, and writes the files that are missing.
+    async fn pass(&self, range: TimeRange, files: &Files, pass: &mut Pass) -> Result<()> {
+        let first = RangeRequest::new(self.dataset, self.series.clone(), range).with_limit(MAX_PAGE)?;
+        let RecordPage { mut records, mut next, .. } = self.store.range(&first).await?;
+        loop {
+            // The next page is read while this page is written.
+            let request = next.take().map(|cursor| first.clone().after(cursor));
+            let fetch = async {
+                match &request {
+                    Some(request) => self.store.range(request).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let (fetched, ()) = futures::try_join!(fetch, self.add(records, files, pass))?;
+            match fetched {
+                Some(page) => (records, next) = (page.records, page.next),
+                None => break,
+            }
+        }
+        self.close(pass).await
+    }
+
+    async fn add(&self, records: RecordVec, files: &Files, pass: &mut Pass) -> Result<()> {
+        let records = Arc::new(records);
+        let (mut at, len) = (0, records.len());
+        while at < len {
+            let time_of = |at| records.as_records().sort_key(at).0;
+            let period = Period::of(time_of(at), self.options.period);
+            // The records are in the order of their times.
+            let (mut low, mut high) = (at + 1, len);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if time_of(middle) < period.end() { low = middle + 1 } else { high = middle }
+            }
+            if pass.current.as_ref().is_none_or(|(current, _)| *current != period) {
+                self.close(pass).await?;
+                pass.current = Some((period, self.open(period, files).await?));
+                pass.seen.insert(period);
+            }
+            if let Some((period, mut work)) = pass.current.take() {
+                let (records, range) = (records.clone(), at..low);
+                let work = blocking(move || work.add(&records, range).map(|()| work)).await?;
+                pass.current = Some((period, work));
+            }
+            self.options.progress.fetch_add((low - at) as u64, Ordering::Relaxed);
+            at = low;
+        }
+        Ok(())
+    }
+
+    /// Begins the work on a period: a comparison with the existing file, or a new file.
+    async fn open(&self, period: Period, files: &Files) -> Result<Work> {
+        if let Some((Some(size), true)) = files.get(&period)
+            && let Some(content) = self.existing(period, *size).await?
+        {
+            return Ok(Work::Compare(ContentDigest::default(), content));
+        }
+        let writer = ParquetWriter::new(self.dataset, self.options.decimals, self.archive.scratch()?)?;
+        Ok(Work::Write(Box::new(writer)))
+    }
+
+    /// Returns the content of an existing file, if the file agrees with its manifest.
+    async fn existing(&self, period: Period, size: u64) -> Result<Option<Content>> {
+        let at = |name: String| format!("{}/{name}", self.folder);
+        let manifest = match self.archive.manifest(&at(layout::manifest_name(period))).await {
+            Ok(Some(manifest)) => manifest,
+            // A damaged manifest is replaced together with its file.
+            Err(error) if error.kind() == ErrorKind::CorruptData => return Ok(None),
+            other => return other.map(|_| None),
+        };
+        let empty = (manifest.content.clone(), manifest.bytes, manifest.sha256.clone());
+        let expected = Manifest::new(self.dataset, &self.series, period, self.options.decimals, empty);
+        if !manifest.is_for(&expected) || manifest.bytes != size {
+            return Ok(None);
+        }
+        let data = at(layout::data_name(period));
+        // An export that was killed between the file and its manifest leaves the manifest of the file before.
+        if self.archive.stated_content(&data, size).await?.as_ref() != Some(&manifest.content) {
+            return Ok(None);
+        }
+        if self.options.verify_existing && self.archive.hash(&data).await?.1 != manifest.sha256 {
+            return Ok(None);
+        }
+        Ok(Some(manifest.content))
+    }
+
+    /// Ends the work on the period in progress.
+    async fn close(&self, pass: &mut Pass) -> Result<()> {
+        match pass.current.take() {
+            None => {}
+            Some((period, Work::Compare(digest, content))) => {
+                if digest.finish() == content {
+                    pass.report.unchanged += 1;
+                    pass.report.records += content.records;
+                } else {
+                    pass.different.push(period);
+                }
+            }
+            Some((period, Work::Write(writer))) => {
+                let (scratch, content) = blocking(move || writer.finish()).await?;
+                let data = format!("{}/{}", self.folder, layout::data_name(period));
+                let (bytes, sha256) = self.archive.publish(scratch, &data).await?;
+                pass.report.written += 1;
+                pass.report.bytes += bytes;
+                pass.report.records += content.records;
+                let decimals = self.options.decimals;
+                let manifest =
+                    Manifest::new(self.dataset, &self.series, period, decimals, (content, bytes, sha256));
+                self.archive.put_manifest(&self.folder, &manifest).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Exact conversion of records to Apache Arrow and Parquet, and back.
+//!
+//! A decimal of the domain is an `i128` in units of 10⁻¹⁸, which is the value of Arrow's `Decimal128(38, 18)`. The
+//! conversion therefore needs no rounding, and the records that come back are equal to the records that went out. The
+//! conversion works for every dataset, because the schema follows from the declaration of the dataset.
+//!
+//! # Layers
+//! | module or feature | content |
+//! | --- | --- |
+//! | always | [`schema`], [`encode`] and [`decode`] for record batches, [`range_batches`] and [`insert_batch`] for stores |
+//! | `parquet` | [`ParquetWriter`] and [`ParquetReader`]: one file of records of one dataset |
+//! | `archive` | [`Archive`]: a folder of immutable Parquet files with manifests, [`export`] and [`import`] |
+//! | `cloud` | archives in S3, Google Cloud Storage, Azure Blob Storage and WebDAV |
+//!
+//! # Schema
+//! | column of the record | Arrow type |
+//! | --- | --- |
+//! | instrument | `exchange` and `symbol`: `Dictionary(Int32, Utf8)` |
+//! | name of a series | `Dictionary(Int32, Utf8)` |
+//! | interval | `Dictionary(Int32, Utf8)`, for example `1m` |
+//! | time | `Timestamp(Microsecond, "UTC")` |
+//! | sequence number, counter | `UInt64` |
+//! | decimal, price, quantity, percent | `Decimal128(38, 18)` |
+//! | integer | `Int64` |
+//! | boolean | `Boolean` |
+//! | text | `Utf8` |
+//! | enumeration | `Dictionary(Int32, Utf8)` with the names of the declaration |
+//! | levels | `List(Struct(price Decimal128(38, 18), quantity Decimal128(38, 18)))` |
+//!
+//! The columns are in the order of the declaration: series, interval, time, sequence number, values. An optional column
+//! is nullable, and an absent value is null. No other column is nullable. The metadata of the schema has the name and
+//! the version of the dataset as `qi.dataset` and `qi.version`.
+//!
+//! ```
+//! use qi_core::record::{Record as _, RecordVec, Slice};
+//! use qi_core::{PriceTick, Timestamp};
+//!
+//! let ts = Timestamp::from_millis(1_610_064_000_278)?;
+//! let ticks = [PriceTick::new("binance:BTC-USDT".parse()?, ts, 553_287_559, "39432.48".parse()?)?];
+//! let batch = qi_arrow::encode(&Slice::new(&ticks)?)?;
+//! assert_eq!(batch.schema().field(4).name(), "price");
+//!
+//! let back: RecordVec = qi_arrow::decode(PriceTick::DATASET, &batch)?;
+//! assert_eq!(back.as_slice::<PriceTick>()?, ticks);
+//! # Ok::<(), qi_core::Error>(())
+//! ```
+
+mod decode;
+mod encode;
+mod error;
+mod schema;
+mod stream;
+
+#[cfg(feature = "archive")]
+mod archive;
+#[cfg(feature = "parquet")]
+mod content;
+#[cfg(feature = "parquet")]
+mod parquet_file;
+
+#[cfg(feature = "archive")]
+pub use archive::{
+    Archive, ExportOptions, ExportReport, ExportedSeries, ImportOptions, ImportReport, ImportedSeries, Manifest,
+    Period, PeriodLength, export, import,
+};
+#[cfg(feature = "parquet")]
+pub use content::{Content, ContentDigest};
+pub use decode::decode;
+pub use encode::{Encoder, encode};
+#[cfg(feature = "parquet")]
+pub use parquet_file::{ParquetReader, ParquetWriter};
+pub use schema::{DATASET_KEY, Decimals, VERSION_KEY, schema};
+pub use stream::{insert_batch, range_batches};

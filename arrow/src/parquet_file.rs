@@ -1,0 +1,201 @@
+//! Parquet files of records.
+
+use std::io::Write;
+use std::ops::Range;
+
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, ParquetMetaData};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::ChunkReader;
+use parquet::schema::types::ColumnPath;
+use qi_core::record::{Dataset, RecordVec, Records};
+use qi_core::{Error, ErrorKind, Result};
+
+use crate::schema::Decimals;
+use crate::{Content, ContentDigest, Encoder, decode};
+
+/// The key of the [`Content`] in the metadata of a file.
+const CONTENT_KEY: &str = "qi.content";
+/// The number of rows in a row group, which is the unit of compression and of the memory of a writer.
+const ROW_GROUP_ROWS: usize = 131_072;
+/// The number of rows that a writer converts at a time.
+const BATCH_ROWS: usize = 8_192;
+
+/// Writes records of one dataset as a Parquet file.
+///
+/// Columns are compressed with Zstandard. The metadata of the file has the dataset, its version and the [`Content`].
+/// The memory is bounded by one row group of 131,072 rows in compressed form.
+///
+/// ```
+/// use qi_arrow::{Decimals, ParquetReader, ParquetWriter};
+/// use qi_core::record::{Record as _, Slice};
+/// use qi_core::{PriceTick, Timestamp};
+///
+/// let ts = Timestamp::from_secs(1_700_000_000)?;
+/// let ticks = [PriceTick::new("kraken:XBT/EUR".parse()?, ts, 0, "34000.1".parse()?)?];
+/// let mut writer = ParquetWriter::new(PriceTick::DATASET, Decimals::Exact, tempfile::tempfile()?)?;
+/// writer.write(&Slice::new(&ticks)?)?;
+/// let (file, content) = writer.finish()?;
+/// assert_eq!(content.records, 1);
+///
+/// for records in ParquetReader::new(PriceTick::DATASET, file)? {
+///     assert_eq!(records?.as_slice::<PriceTick>()?, ticks);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct ParquetWriter<W: Write + Send> {
+    encoder: Encoder,
+    digest: ContentDigest,
+    writer: ArrowWriter<W>,
+}
+
+fn broken(error: ParquetError) -> Error {
+    let kind = match error {
+        ParquetError::External(_) => ErrorKind::Unavailable,
+        _ => ErrorKind::CorruptData,
+    };
+    Error::new(kind, "parquet.file", "parquet").with_message("the Parquet file cannot be written or read").with_source(error)
+}
+
+fn properties(encoder: &Encoder) -> WriterProperties {
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("qi-arrow ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS));
+    // Times and counters are ascending in a series, so their differences are small.
+    for field in encoder.schema().fields() {
+        use arrow_schema::DataType::{Int64, Timestamp, UInt64};
+        if matches!(field.data_type(), Timestamp(..) | Int64 | UInt64) {
+            let column = ColumnPath::from(field.name().as_str());
+            properties = properties
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+        }
+    }
+    properties.build()
+}
+
+impl<W: Write + Send> ParquetWriter<W> {
+    /// Creates a file of records of a dataset.
+    ///
+    /// # Errors
+    /// `Unavailable` for an error of the writer.
+    pub fn new(dataset: Dataset, decimals: Decimals, out: W) -> Result<Self> {
+        let encoder = Encoder::new(dataset, decimals);
+        let writer = ArrowWriter::try_new(out, encoder.schema().clone(), Some(properties(&encoder)));
+        Ok(Self { writer: writer.map_err(broken)?, encoder, digest: ContentDigest::default() })
+    }
+
+    /// Appends records.
+    ///
+    /// # Errors
+    /// `InvalidInput` for records of another dataset; `Unavailable` for an error of the writer.
+    pub fn write(&mut self, records: &dyn Records) -> Result<()> {
+        self.write_range(records, 0..records.len())
+    }
+
+    /// Appends the records in an index range.
+    ///
+    /// # Errors
+    /// As [`ParquetWriter::write`].
+    ///
+    /// # Panics
+    /// If the range ends after the last record.
+    pub fn write_range(&mut self, records: &dyn Records, range: Range<usize>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + BATCH_ROWS - self.encoder.len());
+            self.encoder.append(records, at..end)?;
+            self.digest.add(records, at..end);
+            if self.encoder.len() == BATCH_ROWS {
+                self.write_batch()?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn write_batch(&mut self) -> Result<()> {
+        self.writer.write(&self.encoder.finish()?).map_err(broken)
+    }
+
+    /// Returns the number of records so far.
+    pub fn records(&self) -> u64 {
+        self.digest.records()
+    }
+
+    /// Writes the end of the file, and returns the writer and the content.
+    ///
+    /// # Errors
+    /// `Unavailable` for an error of the writer.
+    pub fn finish(mut self) -> Result<(W, Content)> {
+        if !self.encoder.is_empty() {
+            self.write_batch()?;
+        }
+        let content = self.digest.finish();
+        let json = serde_json::to_string(&content).unwrap_or_default();
+        self.writer.append_key_value_metadata(KeyValue::new(CONTENT_KEY.to_owned(), json));
+        Ok((self.writer.into_inner().map_err(broken)?, content))
+    }
+}
+
+/// Returns the content that the metadata of a file states.
+pub(crate) fn stated_content(metadata: &ParquetMetaData) -> Option<Content> {
+    let pairs = metadata.file_metadata().key_value_metadata()?;
+    let pair = pairs.iter().find(|pair| pair.key == CONTENT_KEY)?;
+    serde_json::from_str(pair.value.as_deref()?).ok()
+}
+
+/// Reads the records of a Parquet file in batches, and validates every record.
+///
+/// The memory is bounded by one batch of 8,192 rows and by one page of the file for each column. Iteration ends after
+/// its first error.
+pub struct ParquetReader {
+    dataset: Dataset,
+    content: Option<Content>,
+    batches: ParquetRecordBatchReader,
+    failed: bool,
+}
+
+impl std::fmt::Debug for ParquetReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ParquetReader").field("dataset", &self.dataset).finish_non_exhaustive()
+    }
+}
+
+impl ParquetReader {
+    /// Opens a file of records of a dataset. Files of other programs may have the types that [`decode`] accepts.
+    ///
+    /// # Errors
+    /// `CorruptData` if the file is not a Parquet file, `Unavailable` if it cannot be read.
+    pub fn new<F: ChunkReader + 'static>(dataset: Dataset, file: F) -> Result<Self> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken)?;
+        let content = stated_content(builder.metadata());
+        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(broken)?;
+        Ok(Self { dataset, content, batches, failed: false })
+    }
+
+    /// Returns the content that the writer of the file stated. None in files of other programs.
+    pub fn content(&self) -> Option<&Content> {
+        self.content.as_ref()
+    }
+}
+
+impl Iterator for ParquetReader {
+    type Item = Result<RecordVec>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let batch = self.batches.next()?.map_err(|e| broken(ParquetError::from(e)));
+        let records = batch.and_then(|batch| decode(self.dataset, &batch));
+        self.failed = records.is_err();
+        Some(records)
+    }
+}
