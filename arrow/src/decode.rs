@@ -14,9 +14,7 @@ use arrow_array::{
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType, TimeUnit};
 use qi_core::record::{ColumnType, Dataset, FieldReader, Level, Owner, RecordVec, SeriesKey, SeriesType};
-use qi_core::{
-    Decimal, Error, Exchange, Instrument, Interval, Price, Quantity, Result, Symbol, Timestamp,
-};
+use qi_core::{Decimal, Error, Exchange, Instrument, Interval, Price, Quantity, Result, Symbol, Timestamp};
 
 use crate::error::{corrupt, mismatch};
 use crate::schema::{self, Decimals};
@@ -71,9 +69,7 @@ type Names = DictionaryArray<Int32Type>;
 impl Columns {
     fn of(dataset: Dataset, batch: &RecordBatch) -> Result<Self> {
         let found = batch.schema();
-        let is_same = |key: &str, wanted: &str| {
-            found.metadata().get(key).is_none_or(|found| found == wanted)
-        };
+        let is_same = |key: &str, wanted: &str| found.metadata().get(key).is_none_or(|found| found == wanted);
         if !is_same(schema::DATASET_KEY, dataset.name())
             || !is_same(schema::VERSION_KEY, &dataset.version().to_string())
         {
@@ -109,7 +105,9 @@ impl Columns {
                     ));
                 }
             };
-            if let Some(column) = column.as_ref().filter(|column| !field.is_nullable() && column.null_count() > 0) {
+            if let Some(column) =
+                column.as_ref().filter(|column| !field.is_nullable() && column.null_count() > 0)
+            {
                 let row = (0..column.len()).find(|row| column.is_null(*row)).unwrap_or_default();
                 return Err(bad_value(field.name(), row, "null in a column that is not optional"));
             }

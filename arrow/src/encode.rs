@@ -143,9 +143,7 @@ impl ValueColumn {
             ColumnType::Counter => Self::Counter(UInt64Builder::new()),
             ColumnType::Integer => Self::Integer(Int64Builder::new()),
             ColumnType::Boolean => Self::Boolean(BooleanBuilder::new()),
-            ColumnType::Enumeration(names) => {
-                Self::Keys(Keys::fixed(names.iter().copied(), column.optional))
-            }
+            ColumnType::Enumeration(names) => Self::Keys(Keys::fixed(names.iter().copied(), column.optional)),
             ColumnType::Interval => {
                 Self::Keys(Keys::fixed(Interval::ALL.iter().map(|i| i.as_str()), column.optional))
             }

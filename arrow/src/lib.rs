@@ -60,8 +60,8 @@ mod parquet_file;
 
 #[cfg(feature = "archive")]
 pub use archive::{
-    Archive, ExportOptions, ExportReport, ExportedSeries, ImportOptions, ImportReport, ImportedSeries, Manifest,
-    Period, PeriodLength, export, import,
+    Archive, ExportOptions, ExportReport, ExportedSeries, ImportOptions, ImportReport, ImportedSeries,
+    Manifest, Period, PeriodLength, export, import,
 };
 #[cfg(feature = "parquet")]
 pub use content::{Content, ContentDigest};

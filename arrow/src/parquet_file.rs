@@ -58,7 +58,9 @@ fn broken(error: ParquetError) -> Error {
         ParquetError::External(_) => ErrorKind::Unavailable,
         _ => ErrorKind::CorruptData,
     };
-    Error::new(kind, "parquet.file", "parquet").with_message("the Parquet file cannot be written or read").with_source(error)
+    Error::new(kind, "parquet.file", "parquet")
+        .with_message("the Parquet file cannot be written or read")
+        .with_source(error)
 }
 
 fn properties(encoder: &Encoder) -> WriterProperties {

@@ -16,7 +16,11 @@ pub(crate) const SCALE: i8 = 18;
 
 /// The form of decimal values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-#[cfg_attr(feature = "parquet", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "parquet",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "lowercase")
+)]
 pub enum Decimals {
     /// `Decimal128(38, 18)`, exact.
     #[default]
@@ -43,7 +47,9 @@ pub fn schema(dataset: Dataset, decimals: Decimals) -> SchemaRef {
         fields.push(Field::new(seq, DataType::UInt64, false));
     }
     let values = dataset.values().iter();
-    fields.extend(values.map(|Column { name, ty, optional }| Field::new(*name, value(*ty, decimals), *optional)));
+    fields.extend(
+        values.map(|Column { name, ty, optional }| Field::new(*name, value(*ty, decimals), *optional)),
+    );
     let metadata = [
         (DATASET_KEY.to_owned(), dataset.name().to_owned()),
         (VERSION_KEY.to_owned(), dataset.version().to_string()),

@@ -109,7 +109,7 @@ pub struct ExportReport {
 /// use qi_testkit::store::MemoryStore;
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-/// let (source, target) = (MemoryStore::new(), MemoryStore::new());
+/// let (source, target) = (MemoryStore::default(), MemoryStore::default());
 /// # qi_core::PriceStore::ensure_schema(&source).await?;
 /// # qi_core::PriceStore::ensure_schema(&target).await?;
 /// let ts = Timestamp::from_secs(1_700_000_000)?;
@@ -143,7 +143,8 @@ pub async fn export<S: PriceStore + ?Sized>(
     let mut missing = options.instruments.clone();
     for dataset in &options.datasets {
         for series in store.all_series(*dataset).await? {
-            if let (SeriesType::Instrument, Some(instrument)) = (dataset.series(), series.owner.instrument()) {
+            if let (SeriesType::Instrument, Some(instrument)) = (dataset.series(), series.owner.instrument())
+            {
                 if !options.instruments.is_empty() && !options.instruments.contains(instrument) {
                     continue;
                 }
@@ -160,7 +161,8 @@ pub async fn export<S: PriceStore + ?Sized>(
     let _lock = archive.lock().await?;
     archive.settings(&Settings::new(options.period, options.decimals)).await?;
     let exports = all.into_iter().map(|(dataset, series)| {
-        SeriesExport { store, archive, options, folder: layout::folder(dataset, &series), dataset, series }.run()
+        SeriesExport { store, archive, options, folder: layout::folder(dataset, &series), dataset, series }
+            .run()
     });
     let exports = stream::iter(exports).buffered(options.concurrency.max(1));
     let series = options.stop.run_until_cancelled(exports.try_collect::<Vec<_>>()).await;

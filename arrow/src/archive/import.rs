@@ -187,7 +187,11 @@ async fn import_file<S: PriceStore + ?Sized>(
 fn is_of_file(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::CorruptData | ErrorKind::InvalidInput | ErrorKind::NotFound | ErrorKind::OutOfRange | ErrorKind::Unsupported
+        ErrorKind::CorruptData
+            | ErrorKind::InvalidInput
+            | ErrorKind::NotFound
+            | ErrorKind::OutOfRange
+            | ErrorKind::Unsupported
     ) || (error.kind() == ErrorKind::SchemaMismatch && error.code().starts_with("arrow"))
         || error.code().starts_with("archive.version")
 }
@@ -197,17 +201,27 @@ async fn read_manifest(
     options: &ImportOptions,
     path: &str,
 ) -> Result<(Dataset, SeriesKey, Manifest)> {
-    let gone = || Error::new(ErrorKind::NotFound, "archive.manifest", "import").with_message("the manifest has been removed");
+    let gone = || {
+        Error::new(ErrorKind::NotFound, "archive.manifest", "import")
+            .with_message("the manifest has been removed")
+    };
     let manifest = archive.manifest(path).await?.ok_or_else(gone)?;
     let dataset = options.known.get(&manifest.dataset).ok_or_else(|| {
         corrupt("archive.dataset", format_args!("the dataset {} is not known", manifest.dataset))
     })?;
     let series = manifest.series(dataset)?;
     if path != format!("{}/{}", layout::folder(dataset, &series), layout::manifest_name(manifest.period)) {
-        return Err(corrupt("archive.manifest.path", "the manifest is in the folder of another series or period"));
+        return Err(corrupt(
+            "archive.manifest.path",
+            "the manifest is in the folder of another series or period",
+        ));
     }
     if manifest.version != dataset.version() {
-        let message = format_args!("the file has version {} of {dataset}, expected {}", manifest.version, dataset.version());
+        let message = format_args!(
+            "the file has version {} of {dataset}, expected {}",
+            manifest.version,
+            dataset.version()
+        );
         return Err(corrupt("archive.version", message));
     }
     if manifest.decimals == Decimals::Float64 {
@@ -268,7 +282,8 @@ impl<S: PriceStore + ?Sized> ArchiveFile<'_, S> {
         let all = records.as_records();
         let period: Period = self.manifest.period;
         let is_inside = |at: usize| period.range().contains(all.sort_key(at).0);
-        let same_series = all.is_empty() || (all.series(0) == self.key.1.as_ref() && all.run(0..all.len()) == all.len());
+        let same_series =
+            all.is_empty() || (all.series(0) == self.key.1.as_ref() && all.run(0..all.len()) == all.len());
         if same_series && (0..all.len()).all(is_inside) {
             return Ok(());
         }

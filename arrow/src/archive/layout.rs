@@ -37,7 +37,8 @@ impl Period {
             PeriodLength::Month => 7,
         };
         // A displayed time begins with its date, so its first characters are a period.
-        Self::named(text.get(..digits).unwrap_or_default()).unwrap_or(Self { range: (time, Timestamp::MAX), digits })
+        Self::named(text.get(..digits).unwrap_or_default())
+            .unwrap_or(Self { range: (time, Timestamp::MAX), digits })
     }
 
     fn named(name: &str) -> Option<Self> {
@@ -97,7 +98,12 @@ impl FromStr for Period {
     fn from_str(text: &str) -> Result<Self> {
         let period = Self::named(text).filter(|period| period.to_string() == text);
         period.ok_or_else(|| {
-            Error::invalid("archive.period", "period", text, "must be a day (2024-01-31) or a month (2024-01)")
+            Error::invalid(
+                "archive.period",
+                "period",
+                text,
+                "must be a day (2024-01-31) or a month (2024-01)",
+            )
         })
     }
 }
@@ -155,7 +161,11 @@ pub(super) fn folder(dataset: Dataset, series: &SeriesKey) -> String {
     let mut path = dataset.name().to_owned();
     match &series.owner {
         Owner::Instrument(instrument) => {
-            path = format!("{path}/{}/{}", part(instrument.exchange().as_str()), part(instrument.symbol().as_str()));
+            path = format!(
+                "{path}/{}/{}",
+                part(instrument.exchange().as_str()),
+                part(instrument.symbol().as_str())
+            );
         }
         Owner::Name(name) => path = format!("{path}/{}", part(name)),
     }
@@ -191,12 +201,25 @@ mod tests {
         ] {
             let period: Period = name.parse().unwrap();
             assert_eq!(period.to_string(), name);
-            assert_eq!((period.start(), period.end()), (start.parse().unwrap(), end.parse().unwrap()), "{name}");
+            assert_eq!(
+                (period.start(), period.end()),
+                (start.parse().unwrap(), end.parse().unwrap()),
+                "{name}"
+            );
             assert_eq!(Period::of(period.start(), period.length()), period);
             let last = period.end().checked_sub(std::time::Duration::from_micros(1)).unwrap();
             assert_eq!(Period::of(last, period.length()), period);
         }
-        for bad in ["2024-13", "2024-02-30", "2024", "1970-01-04", "2024-1-01", "+024-01", "2024-01-1x", "../../etc/x"] {
+        for bad in [
+            "2024-13",
+            "2024-02-30",
+            "2024",
+            "1970-01-04",
+            "2024-1-01",
+            "+024-01",
+            "2024-01-1x",
+            "../../etc/x",
+        ] {
             assert!(bad.parse::<Period>().is_err(), "{bad}");
         }
     }
@@ -205,8 +228,26 @@ mod tests {
     fn different_names_have_different_paths() {
         let long = "x".repeat(400);
         let names = [
-            "", "global", "Global", "BTC-USDT", "btc-usdt", "BTC/USDT", "BTC%2FUSDT", "a_b", "_a", "%5Fa", ".", "..",
-            "...", ".hidden", "a b", "a:b", "\u{e9}", "x~", &long, &long[1..],
+            "",
+            "global",
+            "Global",
+            "BTC-USDT",
+            "btc-usdt",
+            "BTC/USDT",
+            "BTC%2FUSDT",
+            "a_b",
+            "_a",
+            "%5Fa",
+            ".",
+            "..",
+            "...",
+            ".hidden",
+            "a b",
+            "a:b",
+            "\u{e9}",
+            "x~",
+            &long,
+            &long[1..],
         ];
         let parts: std::collections::BTreeSet<_> = names.iter().map(|name| part(name)).collect();
         assert_eq!(parts.len(), names.len());

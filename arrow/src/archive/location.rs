@@ -56,7 +56,9 @@ fn failed(error: object_store::Error) -> Error {
         E::AlreadyExists { .. } | E::Precondition { .. } => ErrorKind::Conflict,
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, "archive.object_store", "archive").with_message("the object store failed").with_source(error)
+    Error::new(kind, "archive.object_store", "archive")
+        .with_message("the object store failed")
+        .with_source(error)
 }
 
 fn io_failed(path: &FilePath, error: io::Error) -> Error {
@@ -134,7 +136,8 @@ impl Archive {
 
     #[cfg(feature = "cloud")]
     fn remote(address: &str) -> Result<Self> {
-        let url = url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
+        let url =
+            url::Url::parse(address).map_err(|e| bad_address("the address is not a URL").with_source(e))?;
         // TLS uses the same provider as the other clients of this library. A provider that the program has installed
         // before stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -163,7 +166,11 @@ impl Archive {
     }
 
     fn path(&self, relative: &str) -> Result<Path> {
-        let joined = if self.root.as_ref().is_empty() { relative.to_owned() } else { format!("{}/{relative}", self.root) };
+        let joined = if self.root.as_ref().is_empty() {
+            relative.to_owned()
+        } else {
+            format!("{}/{relative}", self.root)
+        };
         Path::parse(joined).map_err(|e| failed(e.into()))
     }
 
@@ -225,7 +232,10 @@ impl Archive {
                 loop {
                     let (back, part) = blocking(move || {
                         let mut part = Vec::new();
-                        (&mut file).take(PART as u64).read_to_end(&mut part).retryable("archive.file", "export")?;
+                        (&mut file)
+                            .take(PART as u64)
+                            .read_to_end(&mut part)
+                            .retryable("archive.file", "export")?;
                         Ok((file, part))
                     })
                     .await?;
@@ -235,12 +245,17 @@ impl Archive {
                     }
                     upload.put(part.into()).await.map_err(failed)?;
                 }
-                tokio::io::AsyncWriteExt::shutdown(&mut upload).await.retryable("archive.upload", "export")?;
+                tokio::io::AsyncWriteExt::shutdown(&mut upload)
+                    .await
+                    .retryable("archive.upload", "export")?;
             }
         }
         if self.hash(relative).await? != (bytes, sha256.clone()) {
-            return Err(corrupt("archive.file.changed", "the file that was written has other bytes when it is read back")
-                .with_context("file", relative));
+            return Err(corrupt(
+                "archive.file.changed",
+                "the file that was written has other bytes when it is read back",
+            )
+            .with_context("file", relative));
         }
         Ok((bytes, sha256))
     }
@@ -279,7 +294,8 @@ impl Archive {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(failed(error)),
             Ok(found) if found.meta.size > MAX_MANIFEST => {
-                Err(corrupt("archive.manifest", "the manifest is larger than 64 KiB").with_context("file", relative))
+                Err(corrupt("archive.manifest", "the manifest is larger than 64 KiB")
+                    .with_context("file", relative))
             }
             Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
         }
@@ -298,8 +314,9 @@ impl Archive {
     pub(super) async fn settings(&self, wanted: &Settings) -> Result<()> {
         match self.small(SETTINGS).await? {
             Some(json) => {
-                let found: Settings = serde_json::from_slice(&json)
-                    .map_err(|e| corrupt("archive.settings", "the settings of the archive cannot be read").with_source(e))?;
+                let found: Settings = serde_json::from_slice(&json).map_err(|e| {
+                    corrupt("archive.settings", "the settings of the archive cannot be read").with_source(e)
+                })?;
                 found.check(wanted)
             }
             None => self.put_small(SETTINGS, wanted).await,
@@ -367,7 +384,8 @@ impl Archive {
                     let relative = meta.location.as_ref().strip_prefix(root.as_ref()).unwrap_or_default();
                     let relative = relative.trim_start_matches('/');
                     let name = relative.rsplit('/').next().unwrap_or_default();
-                    (relative.contains('/') && manifest_period(name).is_some()).then(|| Ok(relative.to_owned()))
+                    (relative.contains('/') && manifest_period(name).is_some())
+                        .then(|| Ok(relative.to_owned()))
                 }
                 Err(error) => Some(Err(failed(error))),
             };

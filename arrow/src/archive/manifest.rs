@@ -80,7 +80,8 @@ impl Manifest {
         struct Format {
             format: u32,
         }
-        let broken = |e: serde_json::Error| corrupt("archive.manifest", "the manifest cannot be read").with_source(e);
+        let broken =
+            |e: serde_json::Error| corrupt("archive.manifest", "the manifest cannot be read").with_source(e);
         let Format { format } = serde_json::from_slice(json).map_err(broken)?;
         if format != FORMAT {
             let message = format_args!("the manifest has the format {format}; this program reads {FORMAT}");
@@ -109,11 +110,19 @@ impl Manifest {
                 Owner::Instrument(Instrument::new(Exchange::new(exchange)?, Symbol::new(symbol)?))
             }
             (SeriesType::Name { .. }, None, None, Some(name)) => Owner::Name(name.as_str().into()),
-            _ => return Err(corrupt("archive.manifest", "the manifest has another type of series than its dataset")),
+            _ => {
+                return Err(corrupt(
+                    "archive.manifest",
+                    "the manifest has another type of series than its dataset",
+                ));
+            }
         };
         let interval = self.interval.as_deref().map(str::parse::<Interval>).transpose()?;
         if interval.is_some() != dataset.interval().is_some() {
-            return Err(corrupt("archive.manifest", "the manifest has another type of series than its dataset"));
+            return Err(corrupt(
+                "archive.manifest",
+                "the manifest has another type of series than its dataset",
+            ));
         }
         Ok(SeriesKey { owner, interval })
     }
@@ -137,7 +146,8 @@ impl Settings {
         if self == wanted {
             return Ok(());
         }
-        let show = |s: &Self| format!("{{format {}, period {:?}, decimals {:?}}}", s.format, s.period, s.decimals);
+        let show =
+            |s: &Self| format!("{{format {}, period {:?}, decimals {:?}}}", s.format, s.period, s.decimals);
         let rule = format!("must be the settings of the archive, {}", show(self));
         Err(Error::invalid("archive.settings", "settings", show(wanted), rule))
     }

@@ -21,9 +21,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Ok(outcome) => outcome,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => {
-                Err(Error::new(ErrorKind::Closed, "archive.runtime", "archive").with_source(error))
-            }
+            Err(error) => Err(Error::new(ErrorKind::Closed, "archive.runtime", "archive").with_source(error)),
         },
     }
 }

@@ -1,0 +1,413 @@
+//! Exports and imports after interruptions, changes of the store, and damage of the archive.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod rig;
+
+use std::path::Path;
+
+use qi_arrow::{
+    Archive, Decimals, ExportOptions, ExportReport, ImportOptions, ImportReport, Manifest, ParquetReader,
+    PeriodLength, export, import,
+};
+use qi_core::record::{Row, Value};
+use qi_core::store::{DeleteQuery, PriceStore};
+use qi_core::{Bar, Datasets, ErrorKind, PriceTick, Result, Selection, TimeRange};
+use qi_testkit::store::MemoryStore;
+use rig::{DAY, DAY_MICROS, time};
+
+const FOLDER: &str = "ticks/binance/BTC-USDT";
+
+async fn export_ticks(store: &MemoryStore, folder: &Path) -> Result<ExportReport> {
+    export(store, &Archive::folder(folder)?, &ExportOptions::new([PriceTick::DATASET])).await
+}
+
+async fn import_all(store: &MemoryStore, folder: &Path) -> Result<ImportReport> {
+    import(store, &Archive::folder(folder)?, &ImportOptions::new(Datasets::standard())).await
+}
+
+/// A store with ticks on three days, and its export.
+async fn exported() -> (MemoryStore, tempfile::TempDir) {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 3, 10)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].records), (3, 30));
+    (store, folder)
+}
+
+/// Returns the error of the only file that fails.
+async fn failure(folder: &Path) -> qi_core::Error {
+    let mut report = import_all(&rig::store().await, folder).await.unwrap();
+    assert_eq!((report.failed, report.is_good()), (1, false));
+    report.failures.remove(0).1
+}
+
+fn bytes_of(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    rig::files(folder)
+        .into_iter()
+        .map(|file| (file.clone(), std::fs::read(folder.join(&file)).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn export_writes_a_file_and_a_manifest_for_each_day() {
+    let (_, folder) = exported().await;
+    let names: Vec<String> =
+        rig::files(folder.path()).iter().map(|path| path.display().to_string()).collect();
+    let mut expected = vec!["_archive.json".to_owned(), "_lock".to_owned()];
+    for day in ["2024-01-31", "2024-02-01", "2024-02-02"] {
+        expected.push(format!("{FOLDER}/{day}.parquet"));
+    }
+    for day in ["2024-01-31", "2024-02-01", "2024-02-02"] {
+        expected.push(format!("{FOLDER}/_{day}.json"));
+    }
+    assert_eq!(names, expected);
+    let json = std::fs::read(folder.path().join(FOLDER).join("_2024-02-01.json")).unwrap();
+    let manifest = Manifest::parse(&json).unwrap();
+    let text = String::from_utf8(json).unwrap();
+    assert!(text.contains("\"first\": \"2024-02-01T00:00:00"), "{text}");
+    assert_eq!((manifest.content.records, manifest.period.to_string()), (10, "2024-02-01".to_owned()));
+    let file = std::fs::File::open(folder.path().join(FOLDER).join("2024-02-01.parquet")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), manifest.bytes);
+    assert_eq!(ParquetReader::new(PriceTick::DATASET, file).unwrap().content(), Some(&manifest.content));
+}
+
+#[tokio::test]
+async fn second_export_writes_nothing() {
+    let (store, folder) = exported().await;
+    let before = bytes_of(folder.path());
+    let modified = |path: &str| std::fs::metadata(folder.path().join(path)).unwrap().modified().unwrap();
+    let file = format!("{FOLDER}/2024-02-01.parquet");
+    let time = modified(&file);
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged, report.series[0].records), (0, 3, 30));
+    assert_eq!(bytes_of(folder.path()), before);
+    assert_eq!(modified(&file), time);
+}
+
+#[tokio::test]
+async fn late_corrected_and_deleted_records_replace_only_their_files() {
+    let (store, folder) = exported().await;
+    let before = bytes_of(folder.path());
+    let instrument: qi_core::Instrument = "binance:BTC-USDT".parse().unwrap();
+    let late =
+        PriceTick::new(instrument.clone(), time(DAY + DAY_MICROS + 7), 77, "5".parse().unwrap()).unwrap();
+    rig::insert_ticks(&store, &[late]).await;
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged, report.series[0].records), (1, 2, 31));
+    let changed: Vec<_> = bytes_of(folder.path()).into_iter().filter(|file| !before.contains(file)).collect();
+    assert_eq!(changed.len(), 2, "the file and its manifest");
+    assert!(changed.iter().all(|(path, _)| path.display().to_string().contains("2024-02-01")));
+
+    // The files of a period without records stay, and are reported.
+    let last = TimeRange::since(time(DAY + 2 * DAY_MICROS));
+    store.delete_range(&DeleteQuery::ticks(Selection::one(instrument), last)).await.unwrap();
+    let report = export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!((report.series[0].written, report.series[0].unchanged, report.series[0].surplus), (0, 2, 1));
+    assert!(folder.path().join(FOLDER).join("2024-02-02.parquet").is_file());
+}
+
+#[tokio::test]
+async fn missing_damaged_and_mismatched_files_are_written_again() {
+    let (store, folder) = exported().await;
+    let complete = bytes_of(folder.path());
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    let other = std::fs::read(at("2024-02-01.parquet")).unwrap();
+    let damages: [&dyn Fn(); 6] = [
+        &|| std::fs::remove_file(at("2024-01-31.parquet")).unwrap(),
+        &|| std::fs::remove_file(at("_2024-01-31.json")).unwrap(),
+        &|| std::fs::write(at("2024-01-31.parquet"), &data[..data.len() - 100]).unwrap(),
+        &|| std::fs::write(at("_2024-01-31.json"), "{").unwrap(),
+        // An export that was killed between the file and its manifest, and a store that is as before.
+        &|| std::fs::write(at("2024-01-31.parquet"), &other).unwrap(),
+        &|| {
+            let text = std::fs::read_to_string(at("_2024-01-31.json")).unwrap();
+            std::fs::write(at("_2024-01-31.json"), text.replace("\"records\": 10", "\"records\": 11"))
+                .unwrap();
+        },
+    ];
+    for (n, damage) in damages.into_iter().enumerate() {
+        damage();
+        let report = export_ticks(&store, folder.path()).await.unwrap();
+        assert_eq!((report.series[0].written, report.series[0].unchanged), (1, 2), "damage {n}");
+        assert_eq!(bytes_of(folder.path()), complete, "damage {n}");
+    }
+    // A changed byte is found only if the files are read.
+    let mut flipped = data.clone();
+    flipped[40] ^= 1;
+    std::fs::write(at("2024-01-31.parquet"), &flipped).unwrap();
+    assert_eq!(export_ticks(&store, folder.path()).await.unwrap().series[0].written, 0);
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.verify_existing = true;
+    let report = export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap();
+    assert_eq!(report.series[0].written, 1);
+    assert_eq!(bytes_of(folder.path()), complete);
+}
+
+#[tokio::test]
+async fn stale_partial_files_are_removed_and_links_are_not_followed() {
+    let (store, folder) = exported().await;
+    std::fs::write(folder.path().join("_partial/file-abc"), "half").unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("precious");
+    std::fs::write(&target, "mine").unwrap();
+    let file = folder.path().join(FOLDER).join("2024-01-31.parquet");
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink(&target, &file).unwrap();
+    export_ticks(&store, folder.path()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
+    assert!(file.symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read_dir(folder.path().join("_partial")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn archive_keeps_the_settings_of_its_first_export() {
+    let (store, folder) = exported().await;
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.period = PeriodLength::Month;
+    let error = export(&store, &archive, &options).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "archive.settings"));
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.decimals = Decimals::Float64;
+    let error = export(&store, &archive, &options).await.unwrap_err();
+    assert_eq!(error.code(), "archive.settings");
+}
+
+#[tokio::test]
+async fn range_must_not_cut_a_period_and_selects_files() {
+    let (store, folder) = exported().await;
+    let archive = Archive::folder(&folder).unwrap();
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.range = TimeRange::since(time(DAY + 1));
+    let error = export(&store, &archive, &options).await.unwrap_err();
+    assert_eq!((error.code(), error.context_value("field")), ("archive.range", Some("since")));
+    options.range = TimeRange::new(time(DAY + DAY_MICROS), time(DAY + 2 * DAY_MICROS)).unwrap();
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert_eq!((report.series[0].unchanged, report.series[0].surplus), (1, 0));
+
+    let target = rig::store().await;
+    let mut import_options = ImportOptions::new(Datasets::standard());
+    import_options.range = options.range;
+    let report = import(&target, &archive, &import_options).await.unwrap();
+    assert_eq!((report.records(), target.rows()), (10, 10));
+}
+
+#[tokio::test]
+async fn unknown_instrument_is_not_found() {
+    let (store, folder) = exported().await;
+    let mut options = ExportOptions::new([PriceTick::DATASET]);
+    options.instruments.insert("binance:NONE".parse().unwrap());
+    let error = export(&store, &Archive::folder(&folder).unwrap(), &options).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.context_value("instrument")),
+        (ErrorKind::NotFound, Some("binance:NONE"))
+    );
+}
+
+#[tokio::test]
+async fn two_exports_into_one_folder_conflict() {
+    let (store, folder) = exported().await;
+    let lock = std::fs::File::open(folder.path().join("_lock")).unwrap();
+    lock.lock().unwrap();
+    let error = export_ticks(&store, folder.path()).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Conflict, "archive.locked"));
+    drop(lock);
+    export_ticks(&store, folder.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn import_can_be_repeated() {
+    let (source, folder) = exported().await;
+    let target = rig::store().await;
+    let key = |report: &ImportReport| {
+        let series = report.series.values().next().unwrap();
+        (series.imported, series.unchanged, series.records, series.failed)
+    };
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!((report.is_good(), key(&report)), (true, (3, 0, 30, 0)));
+    let all = rig::datasets();
+    assert_eq!(rig::content(&target, &all).await, rig::content(&source, &all).await);
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!((report.is_good(), key(&report)), (true, (0, 3, 30, 0)));
+}
+
+#[tokio::test]
+async fn import_reports_a_store_with_more_records() {
+    let (_, folder) = exported().await;
+    let target = rig::store().await;
+    let instrument = "binance:BTC-USDT".parse().unwrap();
+    let more = PriceTick::new(instrument, time(DAY + 7), 77, "5".parse().unwrap()).unwrap();
+    rig::insert_ticks(&target, &[more]).await;
+    let report = import_all(&target, folder.path()).await.unwrap();
+    assert_eq!((report.failed, report.failures[0].1.code()), (1, "archive.different"));
+    assert_eq!(target.rows(), 31);
+}
+
+#[tokio::test]
+async fn import_refuses_files_that_differ_from_their_manifests() {
+    let (_, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    let restore = |name: &str, bytes: &[u8]| std::fs::write(at(name), bytes).unwrap();
+    let data = std::fs::read(at("2024-01-31.parquet")).unwrap();
+    let json = std::fs::read_to_string(at("_2024-01-31.json")).unwrap();
+
+    std::fs::remove_file(at("2024-01-31.parquet")).unwrap();
+    assert_eq!(failure(folder.path()).await.kind(), ErrorKind::NotFound);
+    let mut flipped = data.clone();
+    flipped[40] ^= 1;
+    restore("2024-01-31.parquet", &flipped);
+    assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
+    restore("2024-01-31.parquet", &data[..200]);
+    assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
+    restore("2024-01-31.parquet", &[&data[..], &[0; 1_000_000]].concat());
+    assert_eq!(failure(folder.path()).await.code(), "archive.file.changed");
+    restore("2024-01-31.parquet", &data);
+
+    for (from, to, code) in [
+        ("\"format\": 1", "\"format\": 2", "archive.manifest.format"),
+        ("\"dataset\": \"ticks\"", "\"dataset\": \"nothing\"", "archive.dataset"),
+        ("\"dataset\": \"ticks\"", "\"dataset\": \"quotes\"", "archive.manifest.path"),
+        ("\"version\": 1", "\"version\": 9", "archive.version"),
+        ("\"symbol\": \"BTC-USDT\"", "\"symbol\": \"ETH-USDT\"", "archive.manifest.path"),
+        ("\"period\": \"2024-01-31\"", "\"period\": \"2024-01-30\"", "archive.manifest.path"),
+        ("\"period\": \"2024-01-31\"", "\"period\": \"../../../x\"", "archive.manifest"),
+        ("\"decimals\": \"exact\"", "\"decimals\": \"float64\"", "archive.decimals"),
+        ("\"exchange\": \"binance\"", "\"exchange\": \"../..\"", "domain.exchange"),
+        ("{", "", "archive.manifest"),
+    ] {
+        let changed = json.replacen(from, to, 1);
+        assert_ne!(changed, json, "{from}");
+        restore("_2024-01-31.json", changed.as_bytes());
+        let error = failure(folder.path()).await;
+        assert_eq!(error.code(), code, "{from} -> {to}: {}", error.report());
+    }
+    restore("_2024-01-31.json", &vec![b' '; 100_000]);
+    assert_eq!(failure(folder.path()).await.code(), "archive.manifest");
+    restore("_2024-01-31.json", json.as_bytes());
+    assert!(import_all(&rig::store().await, folder.path()).await.unwrap().is_good());
+}
+
+#[tokio::test]
+async fn import_refuses_records_of_another_series_or_period() {
+    let (_, folder) = exported().await;
+    let at = |name: &str| folder.path().join(FOLDER).join(name);
+    // The manifest states the other file correctly, apart from its period.
+    std::fs::copy(at("2024-02-01.parquet"), at("2024-01-31.parquet")).unwrap();
+    let json = std::fs::read_to_string(at("_2024-02-01.json")).unwrap();
+    std::fs::write(
+        at("_2024-01-31.json"),
+        json.replace("\"period\": \"2024-02-01\"", "\"period\": \"2024-01-31\""),
+    )
+    .unwrap();
+    assert_eq!(failure(folder.path()).await.code(), "archive.file.foreign");
+}
+
+#[tokio::test]
+async fn import_into_a_store_without_the_dataset_fails() {
+    let (_, folder) = exported().await;
+    let target = rig::store_of(Datasets::none().with::<Bar>().unwrap()).await;
+    let error = import_all(&target, folder.path()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaMismatch);
+}
+
+#[tokio::test]
+async fn archive_that_does_not_exist_is_not_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("none");
+    assert_eq!(Archive::folder(&missing).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(Archive::open("s4://bucket/x").unwrap_err().kind(), ErrorKind::Config);
+    let address = format!("file://{}", missing.display());
+    Archive::create(&address).unwrap();
+    assert!(missing.is_dir());
+    let report = import_all(&rig::store().await, &missing).await.unwrap();
+    assert_eq!((report.records(), report.is_good()), (0, true));
+}
+
+#[tokio::test]
+async fn stopped_export_continues() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 3, 10)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    options.stop.cancel();
+    assert!(export(&store, &archive, &options).await.unwrap().interrupted);
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    assert_eq!(export(&store, &archive, &options).await.unwrap().series[0].written, 3);
+    let import_options = ImportOptions::new(Datasets::standard());
+    import_options.stop.cancel();
+    assert!(import(&rig::store().await, &archive, &import_options).await.unwrap().interrupted);
+}
+
+#[tokio::test]
+async fn dropped_export_leaves_no_partial_file() {
+    let store = rig::store().await;
+    rig::insert_ticks(&store, &rig::ticks("binance:BTC-USDT", 2, 30_000)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let options = ExportOptions::new([PriceTick::DATASET]);
+    for steps in 0..40u64 {
+        let export = export(&store, &archive, &options);
+        let wait = std::time::Duration::from_micros(steps * 500);
+        let _ = tokio::time::timeout(wait, export).await;
+        for file in rig::files(folder.path()) {
+            if file.extension().is_some_and(|ending| ending == "parquet") {
+                let file = std::fs::File::open(folder.path().join(&file)).unwrap();
+                assert_eq!(ParquetReader::new(PriceTick::DATASET, file).unwrap().count() > 0, true);
+            }
+        }
+    }
+    let report = export(&store, &archive, &options).await.unwrap();
+    assert_eq!(report.series[0].records, 60_000);
+    assert_eq!(std::fs::read_dir(folder.path().join("_partial")).unwrap().count(), 0);
+}
+
+/// An optional column that was declared later is absent in older files, and does not change their digests.
+#[tokio::test]
+async fn later_optional_column_leaves_files_unchanged() {
+    use qi_core::record::{Column, ColumnType, Dataset, Description, Owner, SeriesKey, SeriesType};
+    const OLD: [Column; 1] = [Column { name: "rate", ty: ColumnType::Decimal, optional: false }];
+    const NEW: [Column; 2] =
+        [OLD[0], Column { name: "note", ty: ColumnType::Text { max: 9 }, optional: true }];
+    let declare = |values: &'static [Column]| {
+        let description = Description {
+            name: "rates",
+            version: 1,
+            message: "rate",
+            topic: "rates",
+            series: SeriesType::Name { column: "coin", max: 20 },
+            interval: None,
+            time: "ts",
+            seq: None,
+            values,
+            new_vec: |dataset| dataset.new_vec(),
+        };
+        Dataset::declare(description).unwrap()
+    };
+    let (old, new) = (declare(&OLD), declare(&NEW));
+    let rows = |dataset: Dataset, values: Vec<Value>| {
+        let series = SeriesKey { owner: Owner::Name("BTC".into()), interval: None };
+        Row::collect(dataset, vec![Row::new(dataset, series, (time(DAY), 0), values).unwrap()]).unwrap()
+    };
+    let decimal = Value::Decimal("0.0001".parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::folder(&folder).unwrap();
+    let datasets = |dataset| Datasets::none().with_dataset(dataset).unwrap();
+
+    let store = rig::store_of(datasets(old)).await;
+    rig::insert(&store, rows(old, vec![decimal.clone()]).as_records()).await;
+    assert_eq!(export(&store, &archive, &ExportOptions::new([old])).await.unwrap().series[0].written, 1);
+    let store = rig::store_of(datasets(new)).await;
+    let report = import(&store, &archive, &ImportOptions::new(datasets(new))).await.unwrap();
+    assert!(report.is_good(), "{:?}", report.failures);
+    assert_eq!(export(&store, &archive, &ExportOptions::new([new])).await.unwrap().series[0].unchanged, 1);
+    rig::insert(&store, rows(new, vec![decimal, Value::Text("late".into())]).as_records()).await;
+    assert_eq!(export(&store, &archive, &ExportOptions::new([new])).await.unwrap().series[0].written, 1);
+    // A program without the column does not drop its values.
+    let report = import(&rig::store_of(datasets(old)).await, &archive, &ImportOptions::new(datasets(old)))
+        .await
+        .unwrap();
+    assert_eq!(report.failures[0].1.code(), "arrow.column.unknown");
+}

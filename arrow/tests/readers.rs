@@ -1,0 +1,227 @@
+//! pyarrow, pandas, Polars and DuckDB read the files of an archive without a difference.
+//!
+//! `scripts/test` installs the readers into `target/python`. Without them, the trials are ignored.
+
+mod rig;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Completion, Failed, run};
+use qi_arrow::{Archive, ExportOptions, export};
+use qi_core::record::{ColumnType, Dataset, FieldWriter, Level, RecordVec, SeriesType};
+use qi_core::{Decimal, Interval, PriceTick, Timestamp};
+use qi_testkit::presence;
+use serde_json::{Map, Value, json};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/readers.py");
+const PAGE: &str = include_str!("../../docs/columnar.md");
+
+/// The values of one record in the form of the script: decimals as texts of units, times in microseconds.
+struct Values {
+    columns: Vec<(&'static str, ColumnType)>,
+    at: usize,
+    row: Map<String, Value>,
+}
+
+impl Values {
+    fn put(&mut self, value: Value) {
+        self.row.insert(self.columns[self.at].0.to_owned(), value);
+        self.at += 1;
+    }
+}
+
+impl FieldWriter for Values {
+    fn presence(&mut self, present: bool) {
+        if !present {
+            self.put(Value::Null);
+        }
+    }
+    fn decimal(&mut self, value: Decimal) {
+        self.put(value.units().to_string().into());
+    }
+    fn counter(&mut self, value: u64) {
+        self.put(value.into());
+    }
+    fn integer(&mut self, value: i64) {
+        self.put(value.into());
+    }
+    fn boolean(&mut self, value: bool) {
+        self.put(value.into());
+    }
+    fn text(&mut self, value: &str) {
+        self.put(value.into());
+    }
+    fn code(&mut self, value: u8) {
+        let name = self.columns[self.at].1.name_of(value);
+        self.put(name.into());
+    }
+    fn time(&mut self, value: Timestamp) {
+        self.put(value.as_micros().into());
+    }
+    fn interval(&mut self, value: Interval) {
+        self.put(value.as_str().into());
+    }
+    fn levels(&mut self, value: &[Level]) {
+        let level = |level: &Level| json!({"price": level.price.units().to_string(), "quantity": level.quantity.units().to_string()});
+        self.put(value.iter().map(level).collect());
+    }
+}
+
+fn rows(records: &RecordVec) -> Vec<Map<String, Value>> {
+    let records = records.as_records();
+    let dataset = records.dataset();
+    let row = |at| {
+        let columns = dataset.values().iter().map(|column| (column.name, column.ty)).collect();
+        let mut values = Values { columns, at: 0, row: Map::new() };
+        records.write(at, &mut values);
+        let mut row = values.row;
+        let (time, seq) = records.sort_key(at);
+        row.insert(dataset.time().to_owned(), time.as_micros().into());
+        if let Some(name) = dataset.seq() {
+            row.insert(name.to_owned(), seq.into());
+        }
+        let series = records.series(at).to_owned();
+        match (dataset.series(), &series.owner.instrument()) {
+            (SeriesType::Name { column, .. }, _) => {
+                row.insert(column.to_owned(), series.owner.name().into());
+            }
+            (SeriesType::Instrument, instrument) => {
+                row.insert("exchange".to_owned(), instrument.map(|i| i.exchange().to_string()).into());
+                row.insert("symbol".to_owned(), instrument.map(|i| i.symbol().to_string()).into());
+            }
+        }
+        if let (Some(name), Some(interval)) = (dataset.interval(), series.interval) {
+            row.insert(name.to_owned(), interval.as_str().into());
+        }
+        row
+    };
+    (0..records.len()).map(row).collect()
+}
+
+/// Returns the rows of a reader, which gives columns.
+fn rows_of(columns: &Value) -> Result<Vec<Map<String, Value>>, Failed> {
+    let columns = columns.as_object().ok_or("no columns")?;
+    let count = columns.values().next().and_then(Value::as_array).map_or(0, Vec::len);
+    let row = |at: usize| columns.iter().map(|(name, values)| (name.clone(), values[at].clone())).collect();
+    Ok((0..count).map(row).collect())
+}
+
+fn sorted(mut rows: Vec<Map<String, Value>>) -> Vec<String> {
+    let mut texts: Vec<String> = rows
+        .drain(..)
+        .map(|row| {
+            let mut pairs: Vec<String> =
+                row.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+            pairs.sort();
+            pairs.join(" ")
+        })
+        .collect();
+    texts.sort();
+    texts
+}
+
+fn exported(records: &[RecordVec], folder: &Path) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let store = rig::store().await;
+        for records in records {
+            rig::insert(&store, records.as_records()).await;
+        }
+        let options = ExportOptions::new(records.iter().map(|records| records.as_records().dataset()));
+        export(&store, &Archive::create(&folder.to_string_lossy())?, &options).await?;
+        Ok(())
+    })
+}
+
+fn readers_agree(records: &RecordVec) -> Result<Completion, Failed> {
+    let folder = tempfile::tempdir()?;
+    exported(std::slice::from_ref(records), folder.path())?;
+    let dataset: Dataset = records.as_records().dataset();
+    let depth = match (dataset.series(), dataset.interval()) {
+        (SeriesType::Instrument, Some(_)) => "*/*/*",
+        (SeriesType::Instrument, None) => "*/*",
+        (SeriesType::Name { .. }, Some(_)) => "*/*",
+        (SeriesType::Name { .. }, None) => "*",
+    };
+    let pattern = format!("{}/{dataset}/{depth}/*.parquet", folder.path().display());
+    let output = Command::new(rig::python()).args([SCRIPT, &pattern]).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let expected = sorted(rows(records));
+    for reader in ["pyarrow", "polars", "duckdb"] {
+        let found = sorted(rows_of(&found[reader])?);
+        if found != expected {
+            let differs = found.iter().zip(&expected).find(|(found, expected)| found != expected);
+            return Err(
+                format!("{reader}: {} rows, expected {}: {differs:#?}", found.len(), expected.len()).into()
+            );
+        }
+    }
+    for (name, sum) in found["sums"].as_object().ok_or("no sums")? {
+        let units =
+            rows(records).iter().filter_map(|row| row[name].as_str()?.parse::<i128>().ok()).sum::<i128>();
+        let expected = if rows(records).iter().all(|row| row[name].is_null()) {
+            Value::Null
+        } else {
+            units.to_string().into()
+        };
+        if *sum != expected {
+            return Err(format!("the sum of {name} is {sum}, expected {expected}").into());
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+/// Three ticks on each of two days, with digits at the 18th place and two unknown quantities.
+fn ticks_of_the_page() -> Result<RecordVec, Failed> {
+    let mut ticks = Vec::new();
+    for n in 0..6i64 {
+        let at = rig::time(rig::DAY + n / 3 * rig::DAY_MICROS + n % 3 * 28_800_000_000);
+        let units = (41 + i128::from(n)) * Decimal::UNITS_PER_ONE + i128::from(n);
+        let price = qi_core::Price::from_units(units)?;
+        let tick = PriceTick::new("binance:BTC-USDT".parse()?, at, n.unsigned_abs(), price)?;
+        let quantity = qi_core::Quantity::from_units(Decimal::UNITS_PER_ONE / 2)?;
+        ticks.push(if n % 3 == 1 { tick } else { tick.with_quantity(quantity) });
+    }
+    Ok(RecordVec::from_vec(ticks))
+}
+
+/// Runs every Python block of the page, and compares its output with the text block after it.
+fn examples_of_the_page() -> Result<Completion, Failed> {
+    let folder = tempfile::tempdir()?;
+    exported(&[ticks_of_the_page()?], &folder.path().join("archive"))?;
+    let mut blocks = 0;
+    let mut rest = PAGE;
+    while let Some((_, after)) = rest.split_once("```python\n") {
+        let (code, after) = after.split_once("```").ok_or("a block without an end")?;
+        let (_, output) = after.split_once("```text\n").ok_or("a Python block without an output")?;
+        let (expected, after) = output.split_once("```").ok_or("a block without an end")?;
+        let output = Command::new(rig::python()).args(["-c", code]).current_dir(&folder).output()?;
+        let found = String::from_utf8_lossy(&output.stdout);
+        if found != expected {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{code}printed\n{found}expected\n{expected}{errors}").into());
+        }
+        blocks += 1;
+        rest = after;
+    }
+    if blocks == 3 { Ok(Completion::Completed) } else { Err(format!("{blocks} examples, expected 3").into()) }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let absent = rig::absent("pyarrow, polars, duckdb, pandas");
+    let draws: Vec<rig::Draw> =
+        (0..90u32).map(|n| (n as usize % 3, n, u64::from(n), n * 331 % 30_000)).collect();
+    let mut trials = Vec::new();
+    for records in rig::of_every_dataset(&draws) {
+        let name = format!("readers_agree_on_{}", records.as_records().dataset());
+        trials.push(presence::trial(name, "python", absent.clone(), move || readers_agree(&records)));
+    }
+    let name = "examples_of_the_page_print_their_outputs".to_owned();
+    trials.push(presence::trial(name, "python", absent, examples_of_the_page));
+    run(&arguments, trials).exit_code()
+}
