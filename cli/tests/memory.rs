@@ -326,7 +326,7 @@ async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command()
     });
     bus.expect_create_topics().returning(|specs| {
         let existed = || Ok(TopicState::Existed { differs: vec![], settings_hidden: true });
-        Ok(specs.iter().map(|spec| TopicOutcome { topic: spec.name.clone(), result: existed() }).collect())
+        Ok(specs.iter().map(|spec| TopicOutcome::new(spec.name.clone(), existed())).collect())
     });
     let partitions = |spec: &TopicSpec| (0..spec.partitions).map(|id| PartitionInfo::new(id, 0, 0)).collect();
     let topics: Vec<_> =

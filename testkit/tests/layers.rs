@@ -228,7 +228,7 @@ fn message(key: Option<&'static str>, partition: Option<u32>, n: u8) -> Message 
 }
 
 fn delivered(offset: u64) -> Result<Delivery, DeliveryError> {
-    Ok(Delivery { partition: 0, offset, timestamp: None })
+    Ok(Delivery::new(0, offset, None))
 }
 
 fn not_sent() -> Result<Delivery, DeliveryError> {

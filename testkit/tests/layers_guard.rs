@@ -403,7 +403,7 @@ async fn an_open_circuit_admits_close_and_recv() {
 
 #[tokio::test(start_paused = true)]
 async fn a_publish_is_a_success_if_one_message_was_delivered() {
-    let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+    let delivered = || Ok(Delivery::new(0, 0, None));
     let lost = || Err(DeliveryError::unknown(away()));
     let too_large =
         || Err(DeliveryError::not_sent(Error::new(ErrorKind::InvalidInput, "test.size", "publish")));

@@ -64,7 +64,7 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
         let mut bus = MockBus::new();
         bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
         bus.expect_publish().returning(|batch, _| {
-            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let delivered = || Ok(Delivery::new(0, 0, None));
             let failed = |kind, code| Error::new(kind, code, "publish");
             let too_large = failed(ErrorKind::InvalidInput, DeliveryError::TOO_LARGE);
             Ok(PublishReport::new(match batch.len() {
@@ -112,7 +112,7 @@ fn messages_are_counted_by_delivery_state() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_publish().returning(|_, _| {
-            let delivered = || Ok(Delivery { partition: 0, offset: 0, timestamp: None });
+            let delivered = || Ok(Delivery::new(0, 0, None));
             let timeout = Error::new(ErrorKind::Timeout, "test", "publish");
             Ok(PublishReport::new(vec![
                 delivered(),

@@ -46,7 +46,7 @@ impl ClickHouseStore {
         );
         let found = rows(&self.inner.connections.plain, &sql, |row| {
             let owner = table.read_owner(row)?;
-            Ok(SeriesSummary { owner, first: read_time(row)?, last: read_time(row)? })
+            Ok(SeriesSummary::new(owner, read_time(row)?, read_time(row)?))
         })
         .await?;
         Ok(request.page_of(found)?)

@@ -113,7 +113,7 @@ impl AdminOperations<'_> {
                 Some(answer) => answer,
                 None => self.compare(spec).await,
             };
-            outcomes.push(TopicOutcome { topic: spec.name.clone(), result });
+            outcomes.push(TopicOutcome::new(spec.name.clone(), result));
         }
         Ok(outcomes)
     }
@@ -161,7 +161,7 @@ impl AdminOperations<'_> {
         };
         let differs = settings_of(spec).into_iter().filter_map(|(name, wanted)| {
             let found = settings.get(&name).cloned().unwrap_or_default();
-            (found != wanted).then_some(SettingDiff { name, wanted, found })
+            (found != wanted).then(|| SettingDiff::new(name, wanted, found))
         });
         Ok(TopicState::Existed { differs: differs.collect(), settings_hidden: false })
     }
@@ -226,7 +226,7 @@ impl AdminOperations<'_> {
                 }
                 Some(Err(code)) => Err(error::by_code(code, "delete_topics").with_context("topic", name)),
             };
-            answered.push(TopicOutcome { topic: name.clone(), result });
+            answered.push(TopicOutcome::new(name.clone(), result));
         }
         Ok(answered)
     }

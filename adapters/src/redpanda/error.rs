@@ -211,7 +211,7 @@ pub(super) fn delivery(code: Code) -> DeliveryError {
         }
         code => by_code(code, "publish"),
     };
-    DeliveryError { state, error }
+    DeliveryError::new(state, error)
 }
 
 fn error(kind: ErrorKind, code: &'static str, operation: &'static str) -> Error {

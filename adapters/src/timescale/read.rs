@@ -181,7 +181,7 @@ impl TimescaleStore {
             after = owners.last().cloned();
             for (place, owner) in owners.into_iter().enumerate() {
                 if let Some((first, last)) = edges.get(&place).copied() {
-                    found.push(SeriesSummary { owner, first, last });
+                    found.push(SeriesSummary::new(owner, first, last));
                 }
             }
             if last {

@@ -100,7 +100,7 @@ impl MessageBus for MockBus {
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<TopicOutcome>> {
         let created = specs.iter().map(|spec| {
             self.mock.topic(&spec.name, spec.partitions);
-            TopicOutcome { topic: spec.name.clone(), result: Ok(TopicState::Created) }
+            TopicOutcome::new(spec.name.clone(), Ok(TopicState::Created))
         });
         Ok(created.collect())
     }

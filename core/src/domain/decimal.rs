@@ -158,6 +158,8 @@ impl FromStr for Decimal {
     }
 }
 
+super::text_conversions!(static Decimal);
+
 /// The powers of ten from 10⁰ to 10¹⁸.
 const POWERS_OF_TEN: [u64; 19] = {
     let mut powers = [1; 19];
@@ -481,6 +483,8 @@ macro_rules! number {
                     .and_then(Self::new)
             }
         }
+
+        super::text_conversions!(static $name);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

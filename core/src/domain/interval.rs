@@ -81,6 +81,8 @@ impl FromStr for Interval {
     }
 }
 
+super::text_conversions!(Interval);
+
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

@@ -189,6 +189,8 @@ impl FromStr for Instrument {
     }
 }
 
+super::text_conversions!(static Instrument);
+
 impl fmt::Display for Instrument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if f.width().is_some() || f.precision().is_some() {

@@ -381,7 +381,7 @@ mod tests {
         let wait = async |tally: &Tally| {
             tokio::time::timeout(Duration::from_hours(1), caught_up(&bus, &query, tally)).await.is_ok()
         };
-        let delivery = |offset| Delivery { partition: 0, offset, timestamp: None };
+        let delivery = |offset| Delivery::new(0, offset, None);
         tally.delivered(&topic, [delivery(4), delivery(3)].iter());
         assert!(wait(&tally).await, "everything before the transaction is committed");
         tally.delivered(&topic, [delivery(7)].iter());

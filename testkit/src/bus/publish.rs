@@ -139,7 +139,7 @@ impl<'a> Sending<'a> {
             headers.extend(&self.options.headers);
             let log = &mut topic.partitions[partition as usize];
             let offset = log.append(at, message.key.clone(), message.payload.clone(), headers);
-            self.outcomes.push(Ok(Delivery { partition, offset, timestamp: Some(at) }));
+            self.outcomes.push(Ok(Delivery::new(partition, offset, Some(at))));
         }
         None
     }

@@ -90,7 +90,7 @@ impl State {
                 Ok(TopicState::Created)
             }
         };
-        TopicOutcome { topic: spec.name.clone(), result }
+        TopicOutcome::new(spec.name.clone(), result)
     }
 
     /// Attaches members that subscribed to a deleted topic to the new topic with the same name.
@@ -118,7 +118,7 @@ impl State {
                 Ok(TopicState::Deleted)
             }
         };
-        TopicOutcome { topic: name.clone(), result }
+        TopicOutcome::new(name.clone(), result)
     }
 
     pub(super) fn describe_topics(&self) -> Vec<TopicInfo> {

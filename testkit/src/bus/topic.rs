@@ -260,7 +260,7 @@ impl Topic {
             .filter(|(name, value)| found.get(name) != Some(value))
             .map(|(name, wanted)| {
                 let found = found.get(&name).cloned().unwrap_or_default();
-                SettingDiff { name, wanted, found }
+                SettingDiff::new(name, wanted, found)
             })
             .collect()
     }

@@ -122,11 +122,11 @@ impl ProducerContext for DeliveryContext {
             self.acknowledged(message);
         }
         let outcome = match result {
-            Ok(message) => Ok(Delivery {
-                partition: message.partition().cast_unsigned(),
-                offset: message.offset().cast_unsigned(),
-                timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
-            }),
+            Ok(message) => Ok(Delivery::new(
+                message.partition().cast_unsigned(),
+                message.offset().cast_unsigned(),
+                message.timestamp().to_millis().and_then(|ms| Timestamp::from_millis(ms).ok()),
+            )),
             Err((error, message)) => {
                 let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Unknown);
                 if matches!(

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn delivery(offset: u64) -> Delivery {
-        Delivery { partition: 0, offset, timestamp: None }
+        Delivery::new(0, offset, None)
     }
 
     #[tokio::test]

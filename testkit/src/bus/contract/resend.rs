@@ -85,7 +85,7 @@ impl Resend {
 /// Returns whether an injected fault left the message in an unknown state. Other errors of the bus are
 /// left to the check.
 fn is_ours(outcome: &Result<Delivery, DeliveryError>) -> bool {
-    let Err(DeliveryError { state: DeliveryState::Unknown, error }) = outcome else { return false };
+    let Err(DeliveryError { state: DeliveryState::Unknown, error, .. }) = outcome else { return false };
     matches!(error.code(), "chaos.cut" | "layer.timeout")
 }
 

@@ -136,7 +136,7 @@ impl Broken {
 
 /// Returns a delivery for a message that was not sent.
 fn invented() -> Delivery {
-    Delivery { partition: 0, offset: 0, timestamp: None }
+    Delivery::new(0, 0, None)
 }
 
 fn all_sent(batch: &[Message]) -> PublishReport {

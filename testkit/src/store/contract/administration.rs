@@ -64,7 +64,7 @@ async fn instruments_are_ordered_by_bytes(case: &Case) -> Outcome {
 }
 
 fn summary(instrument: Instrument, first: i64, last: i64) -> InstrumentSummary {
-    InstrumentSummary { instrument, first: minute(first), last: minute(last) }
+    InstrumentSummary::new(instrument, minute(first), minute(last))
 }
 
 async fn instruments_belong_to_their_dataset(case: &Case) -> Outcome {

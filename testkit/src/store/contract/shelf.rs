@@ -105,7 +105,7 @@ impl<D: Sample> AskLatest<D> {
     fn query(&self) -> LatestQuery<<D::Series as Series>::Owner> {
         let selection = self.series.as_deref().map_or(Selection::All, owners::<D>);
         let mut query = LatestQuery::new(selection).with_page(self.page.clone());
-        (query.as_of, query.interval) = (self.as_of, D::series_no(0).as_ref().interval);
+        (query.as_of, query.interval) = (self.as_of, D::series_no(0).key_ref().interval);
         query
     }
 }
@@ -136,7 +136,7 @@ pub(super) trait Shelf: Sample {
     fn deletion(series: Option<Vec<Self::Series>>, range: TimeRange) -> DeleteQuery {
         let selection = series.as_deref().map_or(Selection::All, owners::<Self>);
         let query = DeleteQuery::of::<Self>(&selection, range);
-        match Self::series_no(0).as_ref().interval {
+        match Self::series_no(0).key_ref().interval {
             Some(interval) => query.of_interval(interval),
             None => query,
         }

@@ -235,7 +235,7 @@ pub(super) fn series(table: &Table, request: &SeriesRequest) -> Result<Page<Seri
                 summary.last = summary.last.max(last);
             }
             None if count == most => break,
-            None => found.push(SeriesSummary { owner: owner.clone(), first, last }),
+            None => found.push(SeriesSummary::new(owner.clone(), first, last)),
         }
     }
     request.page_of(found)

@@ -84,7 +84,7 @@ impl Model {
         }
         let summary = |(owner, times): (&Owner, Vec<Timestamp>)| {
             let (first, last) = (times.iter().min()?, times.iter().max()?);
-            Some(SeriesSummary { owner: owner.clone(), first: *first, last: *last })
+            Some(SeriesSummary::new(owner.clone(), *first, *last))
         };
         times.into_iter().filter_map(summary).collect()
     }

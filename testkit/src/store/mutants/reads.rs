@@ -337,7 +337,7 @@ impl Spoil for NeverForgets {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for at in indices(batch) {
             let (owner, time) = (batch.series(at).owner.to_owned(), batch.sort_key(at).0);
-            let summary = SeriesSummary { owner: owner.clone(), first: time, last: time };
+            let summary = SeriesSummary::new(owner.clone(), time, time);
             known.entry((batch.dataset().name(), owner)).or_insert(summary);
         }
         Ok(report)
