@@ -80,7 +80,7 @@ fn a_running_program_answers_probes_and_shows_its_metrics() {
     assert_eq!(status, 200);
     for line in [
         "# TYPE qi_calls_total counter",
-        "# HELP qi_call_duration_seconds How long calls took",
+        "# HELP qi_call_duration_seconds Duration of calls",
         "qi_calls_total{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
         "qi_call_duration_seconds_bucket{port=\"bus\",backend=\"memory\",operation=\"publish\",dataset=\"\",le=\"0.001\"}",
         "qi_batch_records_sum{port=\"store\",backend=\"memory\",operation=\"insert\",dataset=\"ticks\"}",
