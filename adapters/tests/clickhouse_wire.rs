@@ -286,7 +286,7 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
         assert_eq!(of(&error), missing, "{}", error.report());
         let source = error.find_source::<clickhouse::error::Error>().unwrap().to_string();
         assert!(
-            source.len() < 8 * 1024 && source.ends_with("(cut after 4096 bytes)"),
+            source.len() < 8 * 1024 && source.ends_with("(truncated after 4096 bytes)"),
             "{} bytes",
             source.len()
         );
