@@ -753,21 +753,21 @@ async fn changed_by_hand(server: Server) {
     let dataset = version(&[column("rate", DECIMAL, false)]);
     let foreign = "CREATE TABLE funding (instrument_id int, ts timestamptz, rate numeric)";
     for (made, change, what) in [
-        (false, foreign, "no dataset of this library made it"),
-        (true, "DROP TABLE funding CASCADE", "is gone"),
+        (false, foreign, "no dataset of this library created it"),
+        (true, "DROP TABLE funding CASCADE", "table funding: is missing"),
         (
             true,
             "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1",
-            "line 1 of the dataset funding",
+            "line 1 of dataset funding",
         ),
-        (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of the dataset funding"),
+        (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of dataset funding"),
         (
             true,
             "DROP VIEW funding_view; ALTER TABLE funding ALTER rate TYPE text",
-            "has the type text, not numeric",
+            "has type text, expected numeric",
         ),
-        (true, "ALTER TABLE funding RENAME rate TO price", "the column rate of the table funding is missing"),
-        (true, "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL", "does not take NULL"),
+        (true, "ALTER TABLE funding RENAME rate TO price", "table funding: column rate is missing"),
+        (true, "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL", "is NOT NULL, expected nullable"),
     ] {
         with_config(server, |config| async move {
             let store =
