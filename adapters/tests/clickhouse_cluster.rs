@@ -79,7 +79,7 @@ fn lines(requests: &[Request]) -> Vec<&str> {
 
 #[tokio::test]
 #[allow(clippy::too_many_lines, reason = "one history of a cluster")]
-async fn every_change_goes_to_all_nodes() {
+async fn every_schema_change_runs_on_all_nodes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut config = ClickHouseConfig::from_url(format!("http://{}", listener.local_addr().unwrap()));
     let log = Arc::<Mutex<Vec<Request>>>::default();

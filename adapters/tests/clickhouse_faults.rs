@@ -22,17 +22,17 @@ fn main() {
     let server = Server::clickhouse();
     let trials = vec![
         trial(&server, "a_wrong_password_is_unauthorized", wrong_password),
-        trial(&server, "an_unknown_database_is_configuration", unknown_database),
-        trial(&server, "an_unknown_setting_is_configuration", unknown_setting),
-        trial(&server, "an_unknown_cluster_is_configuration", unknown_cluster),
-        trial(&server, "a_query_that_takes_too_long_is_a_timeout", timeout),
-        trial(&server, "a_query_beyond_its_own_memory_is_not_retried", memory),
-        trial(&server, "too_many_parts_pass", parts),
-        trial(&server, "too_many_parts_in_all_partitions_pass_too", parts_in_total),
-        trial(&server, "too_many_partitions_is_told_from_too_many_parts", partitions),
-        trial(&server, "requests_beyond_the_limit_wait_and_are_overloaded", busy),
-        spare_trial(&server, "a_server_killed_in_the_middle_of_an_insert", killed_in_insert),
-        spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills),
+        trial(&server, "an_unknown_database_is_a_config_error", unknown_database),
+        trial(&server, "an_unknown_setting_is_a_config_error", unknown_setting),
+        trial(&server, "an_unknown_cluster_is_a_config_error", unknown_cluster),
+        trial(&server, "a_slow_query_is_a_timeout", timeout),
+        trial(&server, "a_query_over_its_memory_limit_is_not_retried", memory),
+        trial(&server, "too_many_parts_is_retryable", parts),
+        trial(&server, "too_many_parts_in_total_is_retryable", parts_in_total),
+        trial(&server, "too_many_partitions_is_not_retryable", partitions),
+        trial(&server, "requests_over_the_limit_wait_and_are_overloaded", busy),
+        spare_trial(&server, "a_server_is_killed_during_an_insert", killed_in_insert),
+        spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

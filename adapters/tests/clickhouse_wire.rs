@@ -129,7 +129,7 @@ fn row(seq: u64, full: bool) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_good_answer_is_a_page() {
+async fn a_valid_response_is_a_page() {
     let rows = [row(1, false), row(2, false)].concat();
     let store = server(vec![Turn::Answer(streamed("", &[&rows], false))]).await;
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
@@ -139,7 +139,7 @@ async fn a_good_answer_is_a_page() {
 /// The walk along the key and the rows are read at different times. A page that became short in between is not
 /// necessarily the last page.
 #[tokio::test]
-async fn a_page_that_was_deleted_from_under_way_is_read_again() {
+async fn a_page_with_concurrent_deletions_is_read_again() {
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(2).unwrap();
     let rows = |rows: &[Vec<u8>]| Turn::Answer(streamed("", &[&rows.concat()], false));
     let [short, whole, last] =
@@ -163,7 +163,7 @@ async fn a_page_that_was_deleted_from_under_way_is_read_again() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_middle_of_an_answer_is_an_error() {
+async fn an_error_inside_a_response_is_an_error() {
     let text = "Code: 159. DB::Exception: Timeout exceeded: elapsed 9 s. (TIMEOUT_EXCEEDED) (version 25.8.2.29 (official build))\n";
     let rows = row(1, false);
     let after = streamed("", &[&rows, text.as_bytes()], false);
@@ -183,7 +183,7 @@ async fn an_error_in_the_middle_of_an_answer_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_is_no_shorter_page() {
+async fn a_truncated_response_is_an_error() {
     let rows = row(1, false);
     for turn in [
         Turn::Gone,
@@ -211,7 +211,7 @@ async fn an_answer_that_is_cut_is_no_shorter_page() {
 }
 
 #[tokio::test]
-async fn what_is_no_clickhouse_is_told_from_it() {
+async fn another_http_server_is_rejected() {
     let page = b"<html><head><title>502 Bad Gateway</title></head><body>Error Code: 502. Code: 60. Sorry.</body></html>";
     let error = read(Turn::Answer(answer("502 Bad Gateway", "Content-Type: text/html\r\n", page))).await;
     assert_eq!(of(&error), (ErrorKind::Unavailable, "store.clickhouse.response", true), "{}", error.report());
@@ -229,7 +229,7 @@ async fn what_is_no_clickhouse_is_told_from_it() {
 }
 
 #[tokio::test]
-async fn an_insert_that_is_refused_under_way_is_told_why() {
+async fn an_insert_rejected_early_returns_the_server_error() {
     let text = b"Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) (version 25.8.2.29 (official build))\n";
     let refusal = answer("404 Not Found", "X-ClickHouse-Exception-Code: 60\r\n", text);
     for count in [1, 300_000] {
@@ -274,7 +274,7 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
+async fn an_error_page_is_bounded_and_truncated() {
     const MIB: usize = 1024 * 1024;
     let text = "Code: 60. DB::Exception: Table qi.ticks does not exist. (UNKNOWN_TABLE) é".repeat(100_000);
     let exception = "X-ClickHouse-Exception-Code: 60\r\n";
@@ -320,7 +320,7 @@ async fn an_error_page_is_read_up_to_a_limit_and_cut_in_the_error() {
 }
 
 #[tokio::test]
-async fn an_answer_without_an_end_is_an_error() {
+async fn an_endless_response_is_an_error() {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
     let too_large = (ErrorKind::CorruptData, "store.clickhouse.answer_too_large", false);
@@ -378,7 +378,7 @@ fn is_insert(address: &str) -> bool {
 }
 
 #[tokio::test]
-async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
+async fn a_reconnect_queries_deduplicate_insert_again() {
     // True if the server knows the setting.
     let knows = Arc::new(AtomicBool::new(false));
     // True if the server is upgraded between the query and the insert.
@@ -422,7 +422,7 @@ async fn after_a_reconnect_the_server_is_asked_again_for_deduplicate_insert() {
 }
 
 #[tokio::test]
-async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
+async fn a_rejected_setting_is_queried_again_on_the_same_connection() {
     let knows = Arc::new(AtomicBool::new(true));
     let now = knows.clone();
     let kept = |status: &str, headers: &str, body: &[u8]| {
@@ -467,7 +467,7 @@ async fn a_refused_setting_is_asked_for_again_on_the_same_connection() {
 }
 
 #[tokio::test]
-async fn no_request_names_another_database_than_the_configured_one() {
+async fn every_request_uses_the_configured_database() {
     let (created, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (config, log) = scripted(move |address, body| {
         if body.starts_with("CREATE DATABASE") {
@@ -507,7 +507,7 @@ async fn no_request_names_another_database_than_the_configured_one() {
 }
 
 #[tokio::test]
-async fn sequential_consistency_is_the_users_where_there_is_no_cluster() {
+async fn sequential_consistency_is_configurable_without_a_cluster() {
     let (mut config, log) = scripted(|_, body| {
         let answered: &[u8] = if body.contains("system.settings") { &[0; 8] } else { b"" };
         answer("200 OK", "", answered)

@@ -122,7 +122,7 @@ fn words(seeds: &[&str]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn any_message_is_decoded_or_refused() {
+fn any_message_is_decoded_or_rejected() {
     let _alone = alone();
     let mut seeds = words(&[
         r#"{"instrument":"a:B","ts":1,"seq":1,"price":"1.5","quantity":"2","side":"buy"}"#,
@@ -145,7 +145,7 @@ fn any_message_is_decoded_or_refused() {
 }
 
 #[test]
-fn any_text_is_a_value_of_the_domain_or_refused() {
+fn any_text_is_parsed_or_rejected() {
     let _alone = alone();
     let seeds = [
         "1.5",
@@ -161,7 +161,7 @@ fn any_text_is_a_value_of_the_domain_or_refused() {
 }
 
 #[test]
-fn any_configuration_is_accepted_or_refused() {
+fn any_configuration_is_accepted_or_rejected() {
     let _alone = alone();
     let files = [
         include_str!("../../examples/config/timescale.toml"),
@@ -187,7 +187,7 @@ fn any_configuration_is_accepted_or_refused() {
 }
 
 #[test]
-fn any_cursor_is_opened_or_refused() {
+fn any_cursor_is_opened_or_rejected() {
     let _alone = alone();
     let seeds =
         ["s", "p1700000000000000.7", "t-62135596800000000", "ibinance:BTC-USDT", "cglobal", "casset:BTC"];
@@ -195,7 +195,7 @@ fn any_cursor_is_opened_or_refused() {
 }
 
 #[test]
-fn any_numeric_is_decoded_or_refused() {
+fn any_numeric_is_decoded_or_rejected() {
     let _alone = alone();
     let forms: [&[u16]; 6] = [
         &[0, 0, 0, 18],
@@ -210,7 +210,7 @@ fn any_numeric_is_decoded_or_refused() {
 }
 
 #[test]
-fn any_rows_are_decoded_or_refused() {
+fn any_rows_are_decoded_or_rejected() {
     let _alone = alone();
     let time = 1_700_000_040_000_000_i64.to_le_bytes();
     let one = 1_000_000_000_000_000_000_i128.to_le_bytes();
@@ -224,7 +224,7 @@ fn any_rows_are_decoded_or_refused() {
 }
 
 #[test]
-fn any_assignment_is_decoded_or_refused() {
+fn any_assignment_is_decoded_or_rejected() {
     let _alone = alone();
     let seed = [
         &[0, 1, 0, 0, 0, 2][..],

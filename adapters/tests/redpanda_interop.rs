@@ -30,15 +30,15 @@ const SECOND: Duration = Duration::from_secs(1);
 fn main() {
     let brokers = Brokers::redpanda().patient();
     let trials = vec![
-        tool_trial(&brokers, "what_kafkas_producer_writes_is_read_here", written_there),
-        tool_trial(&brokers, "what_is_written_here_kafkas_consumer_prints", written_here),
-        tool_trial(&brokers, "keys_go_where_the_java_client_puts_them", partitions_of_keys),
-        tool_trial(&brokers, "topics_are_as_kafkas_tools_see_them", topics),
-        tool_trial(&brokers, "a_topic_that_kafkas_tool_made_is_known_and_compared", topic_made_there),
-        tool_trial(&brokers, "groups_are_as_kafkas_tools_see_them", groups),
-        tool_trial(&brokers, "commits_that_kafkas_tool_sets_are_where_members_begin", commits_set_there),
+        tool_trial(&brokers, "messages_of_the_kafka_producer_are_received", written_there),
+        tool_trial(&brokers, "published_messages_are_read_by_the_kafka_consumer", written_here),
+        tool_trial(&brokers, "keys_map_to_the_partitions_of_the_java_client", partitions_of_keys),
+        tool_trial(&brokers, "topics_match_the_kafka_tools", topics),
+        tool_trial(&brokers, "a_topic_of_the_kafka_tools_is_compared", topic_made_there),
+        tool_trial(&brokers, "groups_match_the_kafka_tools", groups),
+        tool_trial(&brokers, "members_start_at_commits_of_the_kafka_tools", commits_set_there),
         spare_trial(&brokers, "a_group_of_the_consumer_protocol_is_not_described", consumer_protocol),
-        tool_trial(&brokers, "an_open_transaction_of_a_group_holds_up_no_question", open_transaction),
+        tool_trial(&brokers, "an_open_transaction_delays_no_group_query", open_transaction),
         tool_trial(&brokers, "a_gzip_batch_of_zeros_becomes_a_truncated_dead_letter", gzip_of_zeros),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

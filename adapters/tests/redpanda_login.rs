@@ -27,12 +27,13 @@ const PASSWORD: &str = "a-secret-of-this-test";
 
 fn main() {
     let brokers = Brokers::redpanda();
-    let mut trials = vec![spare_trial(&brokers, "a_password_lets_in_and_a_wrong_one_does_not", plain)];
+    let mut trials = vec![spare_trial(&brokers, "sasl_plain_accepts_only_the_correct_password", plain)];
     if cfg!(feature = "redpanda-tls") {
-        trials.push(spare_trial(&brokers, "a_challenge_lets_in_who_knows_the_password", scram));
-        trials.push(spare_trial(&brokers, "certificates_are_checked_on_both_sides", certificates));
+        trials.push(spare_trial(&brokers, "sasl_scram_accepts_only_the_correct_password", scram));
+        trials.push(spare_trial(&brokers, "mutual_tls_verifies_both_certificates", certificates));
     } else {
-        for name in ["a_challenge_lets_in_who_knows_the_password", "certificates_are_checked_on_both_sides"] {
+        for name in ["sasl_scram_accepts_only_the_correct_password", "mutual_tls_verifies_both_certificates"]
+        {
             trials.push(Trial::ignorable_test(format!("redpanda/{name}"), || {
                 Ok(Completion::ignored_with("needs the feature redpanda-tls"))
             }));

@@ -67,28 +67,32 @@ fn main() -> ExitCode {
     let mock: Arc<dyn BusFactory> = Arc::new(MockFactory);
     let mut all = trials(&mock, &[Wrapping::PLAIN]);
     all.extend([
-        fault("produce_errors_that_pass_lose_and_double_nothing", |lab| Box::pin(passing_errors(lab))),
-        fault("produce_errors_that_stay_say_why", |lab| Box::pin(staying_errors(lab))),
-        fault("a_right_that_is_taken_away_leaves_it_open", |lab| Box::pin(right_taken_away(lab))),
-        fault("a_fatal_error_is_survived", |lab| Box::pin(fatal_error(lab))),
-        fault("a_producer_that_is_not_let_in_is_unauthorized", |lab| Box::pin(not_let_in(lab))),
-        fault("a_publish_without_an_answer_in_time_is_unknown", |lab| Box::pin(no_answer(lab))),
-        fault("a_broker_that_is_away_for_a_while_delays_a_publish", |lab| Box::pin(away_for_a_while(lab))),
-        fault("leaders_that_move_keep_the_order", |lab| Box::pin(moving_leaders(lab))),
-        fault("slow_round_trips_are_only_slow", |lab| Box::pin(slow_trips(lab))),
-        fault("fetch_errors_end_no_reader", |lab| Box::pin(fetch_errors(lab))),
-        fault("receiving_without_brokers_is_unavailable_and_goes_on", |lab| Box::pin(receiving(lab))),
-        fault("commits_are_tried_again_where_that_helps", |lab| Box::pin(commit_errors(lab))),
-        fault("a_coordinator_that_moves_loses_nothing", |lab| Box::pin(moving_coordinator(lab))),
-        fault("close_reports_what_is_unknown_within_its_limit", |lab| Box::pin(close_without_brokers(lab))),
+        fault("transient_produce_errors_lose_and_duplicate_nothing", |lab| Box::pin(passing_errors(lab))),
+        fault("permanent_produce_errors_are_reported", |lab| Box::pin(staying_errors(lab))),
+        fault("a_revoked_permission_leaves_the_delivery_state_unknown", |lab| {
+            Box::pin(right_taken_away(lab))
+        }),
+        fault("a_producer_is_replaced_after_a_fatal_error", |lab| Box::pin(fatal_error(lab))),
+        fault("a_producer_without_permission_is_unauthorized", |lab| Box::pin(not_let_in(lab))),
+        fault("a_publish_without_a_timely_response_is_unknown", |lab| Box::pin(no_answer(lab))),
+        fault("a_temporarily_unreachable_broker_delays_a_publish", |lab| Box::pin(away_for_a_while(lab))),
+        fault("leader_changes_keep_the_order", |lab| Box::pin(moving_leaders(lab))),
+        fault("slow_round_trips_lose_nothing", |lab| Box::pin(slow_trips(lab))),
+        fault("fetch_errors_stop_no_reader", |lab| Box::pin(fetch_errors(lab))),
+        fault("recv_without_brokers_is_unavailable_and_resumes", |lab| Box::pin(receiving(lab))),
+        fault("retryable_commit_errors_are_retried", |lab| Box::pin(commit_errors(lab))),
+        fault("a_coordinator_change_loses_nothing", |lab| Box::pin(moving_coordinator(lab))),
+        fault("close_reports_unknown_messages_within_its_timeout", |lab| {
+            Box::pin(close_without_brokers(lab))
+        }),
         fault("dropping_never_blocks", |lab| Box::pin(dropping(lab))),
         fault("a_header_with_any_name_stops_no_reader", |lab| Box::pin(header_names(lab))),
         fault("many_short_headers_stay_within_the_buffer", |lab| Box::pin(many_headers(lab))),
         fault("null_payloads_and_invalid_times_are_messages", |lab| Box::pin(odd_messages(lab))),
         fault("a_batch_of_zeros_stays_within_the_buffer", |lab| Box::pin(zeros(lab))),
         fault("statistics_become_metrics_and_the_log_is_traced", |lab| Box::pin(observed(lab))),
-        fault("a_member_that_nobody_reads_leaves_and_is_heard", |lab| Box::pin(member_at_rest(lab))),
-        fault("a_reader_that_nobody_reads_is_heard_and_keeps_its_place", |lab| Box::pin(reader_at_rest(lab))),
+        fault("an_idle_member_leaves_and_serves_its_events", |lab| Box::pin(member_at_rest(lab))),
+        fault("an_idle_reader_serves_its_events_and_keeps_its_position", |lab| Box::pin(reader_at_rest(lab))),
     ]);
     libtest_mimic::run(&arguments, all).exit_code()
 }

@@ -32,20 +32,24 @@ use timescale_rig::{Server, drop_schema};
 fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "every_column_type_there_and_back", every_type));
-        trials.push(trial(&server, "a_dataset_of_names", names));
-        trials.push(trial(&server, "a_key_without_values", keys_alone));
-        trials.push(trial(&server, "other_datasets_are_refused_before_any_io", unregistered));
-        trials.push(trial(&server, "an_optional_column_is_added_and_an_older_version_goes_on", added_column));
-        trials.push(trial(&server, "other_changes_are_refused", refused_changes));
-        trials.push(trial(&server, "an_enumeration_grows", grown_enumeration));
-        trials.push(trial(&server, "a_built_in_dataset_grows_too", grown_ticks));
-        trials.push(trial(&server, "two_versions_make_one_schema", two_versions));
-        trials.push(trial(&server, "the_database_of_version_0_1_is_taken_as_it_is", first_version));
-        trials.push(trial(&server, "the_plan_is_what_is_run", plan));
-        trials.push(trial(&server, "what_others_made_or_changed_is_refused", changed_by_hand));
+        trials.push(trial(&server, "every_column_type_round_trips", every_type));
+        trials.push(trial(&server, "a_dataset_has_named_series", names));
+        trials.push(trial(&server, "a_dataset_has_no_value_columns", keys_alone));
+        trials.push(trial(&server, "unregistered_datasets_are_rejected_before_io", unregistered));
+        trials.push(trial(&server, "an_optional_column_is_added_while_an_older_version_runs", added_column));
+        trials.push(trial(&server, "other_changes_are_rejected", refused_changes));
+        trials.push(trial(&server, "an_enumeration_gains_names", grown_enumeration));
+        trials.push(trial(&server, "a_built_in_dataset_gains_columns", grown_ticks));
+        trials.push(trial(&server, "two_versions_create_one_schema", two_versions));
+        trials.push(trial(&server, "a_version_0_1_database_is_accepted", first_version));
+        trials.push(trial(&server, "the_plan_matches_the_executed_statements", plan));
+        trials.push(trial(&server, "foreign_and_manually_changed_tables_are_rejected", changed_by_hand));
     }
-    trials.push(trial(&Server::timescale(), "chunks_and_ages_of_a_dataset", chunks_and_ages));
+    trials.push(trial(
+        &Server::timescale(),
+        "a_dataset_has_a_chunk_interval_and_a_retention",
+        chunks_and_ages,
+    ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
@@ -755,11 +759,7 @@ async fn changed_by_hand(server: Server) {
     for (made, change, what) in [
         (false, foreign, "no dataset of this library created it"),
         (true, "DROP TABLE funding CASCADE", "table funding: is missing"),
-        (
-            true,
-            "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1",
-            "line 1 of dataset funding",
-        ),
+        (true, "UPDATE qi_datasets SET text = 'rate integer' WHERE line = 1", "line 1 of dataset funding"),
         (true, "DELETE FROM qi_datasets WHERE line = 0", "line 1 of dataset funding"),
         (
             true,
@@ -767,7 +767,11 @@ async fn changed_by_hand(server: Server) {
             "has type text, expected numeric",
         ),
         (true, "ALTER TABLE funding RENAME rate TO price", "table funding: column rate is missing"),
-        (true, "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL", "is NOT NULL, expected nullable"),
+        (
+            true,
+            "DROP VIEW ticks_view; ALTER TABLE ticks ALTER side SET NOT NULL",
+            "is NOT NULL, expected nullable",
+        ),
     ] {
         with_config(server, |config| async move {
             let store =

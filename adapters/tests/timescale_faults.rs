@@ -24,17 +24,17 @@ fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
         trials.push(trial(&server, "a_wrong_password_is_unauthorized", wrong_password));
-        trials.push(trial(&server, "an_unknown_database_is_configuration", unknown_database));
+        trials.push(trial(&server, "an_unknown_database_is_a_config_error", unknown_database));
         trials.push(trial(&server, "a_role_without_rights_is_unauthorized", no_rights));
-        trials.push(trial(&server, "a_lock_that_is_held_is_a_timeout", lock_timeout));
-        trials.push(trial(&server, "a_statement_that_takes_too_long_is_a_timeout", statement_timeout));
+        trials.push(trial(&server, "a_held_lock_is_a_timeout", lock_timeout));
+        trials.push(trial(&server, "a_slow_statement_is_a_timeout", statement_timeout));
         trials.push(trial(&server, "a_read_only_server_is_unavailable", read_only));
-        trials.push(trial(&server, "a_pool_without_a_free_slot_is_overloaded", pool_exhausted));
-        trials.push(trial(&server, "terminated_connections_are_unavailable_and_pass", terminated));
+        trials.push(trial(&server, "an_exhausted_pool_is_overloaded", pool_exhausted));
+        trials.push(trial(&server, "terminated_connections_are_unavailable_and_replaced", terminated));
         trials.push(spare_trial(&server, "a_failover_closes_the_pooled_connections", failover));
-        trials.push(spare_trial(&server, "a_server_killed_in_the_middle_of_a_copy", killed_in_copy));
-        trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_passes_with_room", disk_full));
-        trials.push(spare_trial(&server, "a_million_ticks_through_five_kills_each_once", five_kills));
+        trials.push(spare_trial(&server, "a_server_is_killed_during_a_copy", killed_in_copy));
+        trials.push(spare_trial(&server, "a_full_disk_is_not_retried_and_recovers", disk_full));
+        trials.push(spare_trial(&server, "a_million_ticks_are_stored_once_across_five_kills", five_kills));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

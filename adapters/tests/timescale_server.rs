@@ -37,31 +37,31 @@ fn main() {
     tracing::subscriber::set_global_default(tracing_subscriber::registry()).expect("it is the first");
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "eight_processes_make_one_schema_in_a_new_database", eight_processes));
-        trials.push(trial(&server, "a_changed_step_is_refused", changed_step));
-        trials.push(trial(&server, "a_role_of_rows_needs_no_more_than_the_guide_grants", role_of_rows));
+        trials.push(trial(&server, "eight_processes_create_one_schema_in_a_new_database", eight_processes));
+        trials.push(trial(&server, "a_changed_step_is_rejected", changed_step));
+        trials.push(trial(&server, "the_documented_grants_suffice_for_rows", role_of_rows));
         trials.push(trial(&server, "the_roles_of_the_hardening_page_are_enough", hardened));
-        trials.push(trial(&server, "the_statements_of_the_guide_run", guide));
-        trials.push(trial(&server, "close_waits_for_what_is_under_way", close_drains));
-        trials.push(trial(&server, "dropped_writes_leave_nothing_behind", dropped_writes));
+        trials.push(trial(&server, "the_documented_statements_run", guide));
+        trials.push(trial(&server, "close_waits_for_calls_in_progress", close_drains));
+        trials.push(trial(&server, "dropped_writes_leave_no_rows", dropped_writes));
         trials.push(trial(&server, "a_stream_holds_no_connection_between_pages", paused_stream));
         trials.push(trial(&server, "a_replay_does_not_grow_the_table", replay));
         trials.push(trial(&server, "repeats_among_new_records_are_replaced", repeats_among_new));
         trials.push(trial(&server, "concurrent_writers_of_the_same_records_succeed", same_records));
-        trials.push(trial(&server, "a_schema_that_was_made_again_is_met_anew", made_again));
-        trials.push(trial(&server, "connections_of_own_sql_count_as_in_use", own_sql));
-        trials.push(trial(&server, "more_names_than_are_kept_in_memory_are_stored", many_names));
-        trials.push(trial(&server, "stats_beside_deletions_are_whole_or_none", stats_race));
+        trials.push(trial(&server, "a_recreated_schema_clears_the_cache", made_again));
+        trials.push(trial(&server, "connections_of_custom_sql_count_as_in_use", own_sql));
+        trials.push(trial(&server, "more_names_than_the_cache_holds_are_stored", many_names));
+        trials.push(trial(&server, "stats_during_deletions_are_consistent", stats_race));
     }
     let server = Server::timescale();
-    trials.push(trial(&server, "a_first_schema_beside_writers_is_whole", first_schema));
-    trials.push(trial(&server, "chunks_of_an_older_shorter_interval_are_few_at_a_time", shorter_chunks));
+    trials.push(trial(&server, "the_first_schema_is_created_atomically", first_schema));
+    trials.push(trial(&server, "chunks_of_a_shorter_older_interval_are_read_in_parts", shorter_chunks));
     trials.push(trial(&server, "a_late_record_opens_few_chunks", late_record));
-    trials.push(trial(&server, "purges_beside_writers_and_readers_end_in_no_lasting_error", purge_race));
-    trials.push(trial(&server, "chunks_are_listed_and_dropped_whole", chunks));
-    trials.push(trial(&server, "a_changed_chunk_interval_is_for_new_chunks", chunk_interval));
-    trials.push(trial(&server, "tables_with_data_become_hypertables_by_hand_alone", conversion));
-    trials.push(trial(&server, "ages_are_policies_of_the_community_edition", ages));
+    trials.push(trial(&server, "purges_beside_writers_and_readers_cause_no_permanent_error", purge_race));
+    trials.push(trial(&server, "chunks_are_listed_and_dropped", chunks));
+    trials.push(trial(&server, "a_changed_chunk_interval_applies_to_new_chunks", chunk_interval));
+    trials.push(trial(&server, "tables_with_rows_become_hypertables_only_manually", conversion));
+    trials.push(trial(&server, "retention_policies_need_the_community_edition", ages));
     trials.push(columnstore_trial(&server));
     trials.push(way_trial(&server));
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

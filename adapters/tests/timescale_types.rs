@@ -21,11 +21,11 @@ use timescale_rig::{Server, drop_schema};
 fn main() {
     let mut trials = Vec::new();
     for server in [Server::timescale(), Server::postgres()] {
-        trials.push(trial(&server, "the_columns_are_those_of_the_code", columns));
-        trials.push(trial(&server, "values_there_and_back", values));
-        trials.push(trial(&server, "random_decimals_are_what_the_server_reads", decimals));
-        trials.push(trial(&server, "foreign_values_are_refused", foreign));
-        trials.push(trial(&server, "records_of_the_views", records));
+        trials.push(trial(&server, "the_table_columns_match_the_code", columns));
+        trials.push(trial(&server, "values_round_trip", values));
+        trials.push(trial(&server, "random_decimals_match_the_server", decimals));
+        trials.push(trial(&server, "values_outside_the_domain_are_rejected", foreign));
+        trials.push(trial(&server, "records_are_read_from_the_views", records));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

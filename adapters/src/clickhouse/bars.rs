@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_are_counted_from_the_first_time() {
+    fn the_bucket_origin_is_the_minimum_timestamp() {
         assert_eq!(BUCKET_ORIGIN, Timestamp::MIN.as_micros());
         assert_eq!(time_literal(Timestamp::MIN), "fromUnixTimestamp64Micro(345600000000, 'UTC')");
     }

@@ -436,7 +436,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_leader_that_does_not_answer_hides_the_ends_of_its_partitions_alone() {
+    async fn an_unresponsive_leader_hides_only_its_own_partitions() {
         let cluster = MockCluster::new(3).unwrap();
         cluster.create_topic("t", 3, 1).unwrap();
         for (partition, leader) in [(0, 1), (1, 2), (2, 3)] {
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_is_known_after_successive_answers_of_all_brokers() {
+    fn a_new_topic_is_known_after_consecutive_responses_of_all_brokers() {
         for (brokers, unknown_at, wanted) in [(1, 0, 1), (1, 1, 2), (3, 0, 15), (3, 4, 19), (20, 1, 51)] {
             let mut answers = SuccessiveAnswers::default();
             let first = (1..99).find(|answer| answers.are_enough(*answer != unknown_at, brokers));

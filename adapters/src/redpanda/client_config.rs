@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_those_of_the_log_whatever_the_properties_say() {
+    fn query_clients_ignore_the_configured_isolation_level() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         config.properties.insert("isolation.level".to_owned(), "read_committed".into());
         for group in [None, Some("g")] {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_aborts_on_a_panic_needs_trusted_producers() {
+    fn panic_abort_is_rejected_without_allow_panic_abort() {
         let mut config = RedpandaConfig::from_brokers("127.0.0.1:1");
         assert!(check_panics(&config, false).is_ok());
         let refused = check_panics(&config, true).unwrap_err();

@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn assignments_are_read_and_garbage_is_not() {
+    fn assignments_decode_and_malformed_bytes_are_rejected() {
         let bytes = [
             &[0, 1, 0, 0, 0, 2][..],
             &[0, 1, b'b', 0, 0, 0, 1, 0, 0, 0, 7],

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_stay_below_the_limit_of_their_topic() {
+    fn the_batch_size_stays_below_the_topic_limit() {
         for limit in [700, 1_000, 10_000, 65_536, 1_000_000, DEFAULT_MAX_MESSAGE_BYTES, 2 << 20] {
             let batch = batch_bytes(limit);
             assert!(batch + client_config::OVERHEAD <= limit, "{batch} for {limit}");

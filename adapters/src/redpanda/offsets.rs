@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_without_a_leader_fails_no_other_and_is_not_gone() {
+    fn a_leaderless_partition_fails_no_other_partition() {
         let limit = Duration::from_secs(10);
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("t", 2, 1).unwrap();

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_wait_while_no_probe_can_be_created() {
+    fn partitions_stay_pending_if_no_probe_can_be_created() {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "g");
         let client: BaseConsumer = config.create().unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_moves_no_position_over_a_message() {
+    fn a_probe_skips_no_message() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let mut config = ClientConfig::new();

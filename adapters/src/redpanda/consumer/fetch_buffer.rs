@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_cut_and_positions_follow() {
+    fn batches_are_split_and_positions_advance() {
         let mut consumer = Consumer::new(2);
         for (partition, offsets) in [(0, 0..5), (1, 0..3)] {
             consumer.push(partition, offsets);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_partition_holds_back_only_itself() {
+    fn a_paused_partition_blocks_no_other_partition() {
         let mut consumer = Consumer::new(2);
         for (partition, offsets) in [(0, 0..2), (1, 0..2)] {
             consumer.push(partition, offsets);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_fetched_before_a_loss_or_a_jump_is_gone() {
+    fn a_revocation_or_a_seek_discards_buffered_messages() {
         let mut consumer = Consumer::new(2);
         let (old, other) = (consumer.batch(0, 0..2), consumer.batch(1, 0..2));
         consumer.seek(0, 7);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_behind_buffered_messages_shows_once_they_are_taken() {
+    fn a_reset_after_buffered_messages_is_reported_after_them() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..3);
         consumer.reset(9, 6, false);
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_behind_a_batch_that_took_all_shows_at_once() {
+    fn a_reset_is_reported_immediately_if_the_buffer_is_empty() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..3);
         assert_eq!(consumer.take(3).len(), 3);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_of_what_was_cut_off_keeps_the_new_start() {
+    fn a_commit_of_truncated_offsets_keeps_the_new_start() {
         let mut consumer = Consumer::new(1);
         consumer.state(0).commit_stored(2);
         consumer.push(0, 0..8);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_off_and_not_handed_out_is_dropped() {
+    fn truncated_buffered_messages_are_dropped() {
         // The log was truncated at 5. The reader continues there, or at the beginning of the log.
         for (read, to, rest, position) in [(2, 5, 3, 5), (4, 5, 1, 5), (7, 5, 0, 5), (2, 0, 0, 0)] {
             let mut consumer = Consumer::new(2);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_without_a_valid_commit_keeps_what_is_still_there() {
+    fn a_truncation_without_a_valid_commit_keeps_existing_messages() {
         let mut consumer = Consumer::new(1);
         consumer.push(0, 0..8);
         assert_eq!(consumer.take(8).len(), 8);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_without_a_message_are_in_the_positions_once_what_is_before_was_taken() {
+    fn skipped_offsets_enter_the_position_after_earlier_messages() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 0..3);
         let (first, second) = (consumer.generation(0), consumer.generation(1));
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_no_caller_received_is_taken_again() {
+    fn an_undelivered_batch_is_delivered_again() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 2..5);
         consumer.push(1, 0..3);
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_no_caller_received_is_dropped_with_its_partition() {
+    fn an_undelivered_batch_of_a_revoked_partition_is_dropped() {
         let mut consumer = Consumer::new(2);
         consumer.push(0, 0..2);
         consumer.push(1, 0..2);

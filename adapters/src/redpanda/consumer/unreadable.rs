@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_batch_names_its_offset_and_size() {
+    fn offset_and_size_are_parsed_from_the_error() {
         let reason =
             "Decompression (codec 0x4) of message at 12 of 345 bytes failed: Local: Invalid compressed data";
         assert_eq!(UnreadableBatch::of(reason), Some(UnreadableBatch { first: 12, bytes: 345 }));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_offset_behind_a_batch_is_found_in_few_probes() {
+    fn the_end_of_a_batch_is_found_in_few_probes() {
         for (first, next, end) in
             [(0, 1, 2), (0, 1, 1), (7, 2_607, 2_608), (7, 2_607, 1 << 40), (5, 9, 9), (0, 1 << 30, 1 << 31)]
         {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn every_readable_batch_is_kept() {
+    fn readable_batches_are_not_skipped() {
         let log = [(0, false), (10, true), (13, false), (100, false), (400, true), (450, false)];
         let ask = |offset| Some(answer(&log, offset));
         let range = |first, next| Range { first, next };
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_only_the_limit_of_the_probe_rejects_is_kept() {
+    fn a_batch_rejected_only_by_the_probe_limit_is_not_skipped() {
         let log = [(0, false), (10, false), (20, true)];
         let confirm = |offset| Some(if offset < 10 { answer(&log, offset) } else { Answer::Readable });
         assert_eq!(
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_skipped_without_an_answer() {
+    fn no_batch_is_skipped_without_a_response() {
         let log = [(0, false), (6, true)];
         let ask = |offset| (offset != 4).then(|| answer(&log, offset));
         assert_eq!(ranges(0, 9, ask, ask), []);

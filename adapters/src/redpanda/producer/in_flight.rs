@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_ends_with_its_last_outcome_and_frees_its_slot() {
+    async fn a_publish_completes_with_its_last_outcome_and_frees_its_slot() {
         let table = InFlightTable::new(1_000);
         let (slot, pending) = table.register(vec![1; 2]);
         table.set_outcome(slot, 1, Ok(delivery(1)));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_opaque_value_has_slot_and_index() {
+    async fn an_opaque_value_encodes_slot_and_index() {
         let table = InFlightTable::new(1_000);
         table.register(vec![1]);
         let (slot, pending) = table.register(vec![200; 3]);

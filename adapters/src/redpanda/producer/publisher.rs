@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_waited_for_space_has_the_time_after_the_wait() {
+    async fn a_message_is_timestamped_after_the_wait_for_space() {
         let mut config = RedpandaConfig::from_brokers("nowhere:1");
         config.buffer_bytes = 1_000;
         let publisher = Publisher::new(Arc::new(config));
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_with_reserved_space_notices_the_close() {
+    async fn publish_fails_after_close_despite_reserved_space() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("127.0.0.1:1")));
         let message = Message::new(TopicName::new("t").unwrap(), "x");
         let (slot, _pending) = publisher.in_flight.register(vec![300]);
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_of_every_length_are_answered_in_order_and_give_their_space_back() {
+    async fn publishes_of_every_length_report_in_order_and_release_their_space() {
         let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let topic = TopicName::new("t").unwrap();
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn all_messages_of_a_topic_in_a_call_have_the_same_producer() {
+    fn all_messages_of_a_topic_in_one_publish_use_one_producer() {
         let publisher = Publisher::new(Arc::new(RedpandaConfig::from_brokers("nowhere:1")));
         let (topic, other) = (TopicName::new("one").unwrap(), TopicName::new("two").unwrap());
         let message = |topic: &TopicName, size: usize| Message::new(topic.clone(), vec![0; size]);

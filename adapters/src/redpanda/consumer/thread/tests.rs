@@ -87,7 +87,7 @@ fn a_rebalance_ends_a_poll() {
 }
 
 #[test]
-fn headers_count_in_the_bytes_of_a_poll() {
+fn header_bytes_count_towards_the_poll_limit() {
     const EACH: usize = 100 << 10;
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
@@ -115,7 +115,7 @@ fn headers_count_in_the_bytes_of_a_poll() {
 }
 
 #[test]
-fn partitions_that_librdkafka_rejects_are_not_assigned() {
+fn partitions_rejected_by_librdkafka_are_not_assigned() {
     let (mut thread, _handle) = member(NOWHERE);
     // librdkafka rejects a list that contains a partition twice.
     assert!(thread.take_over(&[start_offset(3, None), start_offset(3, None)]).is_err());
@@ -126,7 +126,7 @@ fn partitions_that_librdkafka_rejects_are_not_assigned() {
 }
 
 #[test]
-fn a_recv_without_a_wait_waits_for_a_consumer_that_resumes() {
+fn a_zero_wait_recv_waits_for_a_resuming_consumer() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Suspended { left: true };
     let (reply, _result) = oneshot::channel();
@@ -144,7 +144,7 @@ fn a_recv_without_a_wait_waits_for_a_consumer_that_resumes() {
 }
 
 #[test]
-fn a_seek_or_a_pause_after_a_loss_is_refused() {
+fn seek_and_pause_after_a_revocation_are_rejected() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
@@ -159,7 +159,7 @@ fn a_seek_or_a_pause_after_a_loss_is_refused() {
 }
 
 #[tokio::test]
-async fn a_reply_to_a_dropped_recv_is_returned_by_the_next_one() {
+async fn the_result_of_a_dropped_recv_goes_to_the_next_recv() {
     let (mut thread, handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
@@ -214,7 +214,7 @@ fn a_revocation_waits_for_the_commit_in_flight() {
 }
 
 #[test]
-fn answers_take_effect_inside_recv_only() {
+fn request_results_apply_only_inside_recv() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
