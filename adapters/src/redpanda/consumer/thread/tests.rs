@@ -99,7 +99,7 @@ fn header_bytes_count_towards_the_poll_limit() {
     }
     producer.flush(Duration::from_secs(10)).unwrap();
     let (mut thread, _handle) = member(&brokers);
-    thread.take_over(&[start_offset(0, Some(0))]).unwrap();
+    thread.apply_assignment(&[start_offset(0, Some(0))]).unwrap();
     let (mut buffered, mut most) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(30);
     while buffered < 40 * EACH && Instant::now() < deadline {
@@ -118,9 +118,9 @@ fn header_bytes_count_towards_the_poll_limit() {
 fn partitions_rejected_by_librdkafka_are_not_assigned() {
     let (mut thread, _handle) = member(NOWHERE);
     // librdkafka rejects a list that contains a partition twice.
-    assert!(thread.take_over(&[start_offset(3, None), start_offset(3, None)]).is_err());
+    assert!(thread.apply_assignment(&[start_offset(3, None), start_offset(3, None)]).is_err());
     assert!(thread.assignment.partitions.is_empty());
-    thread.take_over(&[start_offset(3, None)]).unwrap();
+    thread.apply_assignment(&[start_offset(3, None)]).unwrap();
     let state = thread.assignment.partitions.get(&partition()).unwrap();
     assert_eq!((state.position, state.committed, state.pending_commit), (3, None, Some(3)));
 }
@@ -148,11 +148,11 @@ fn seek_and_pause_after_a_revocation_are_rejected() {
     let (mut thread, _handle) = member(NOWHERE);
     thread.membership = Membership::Active;
     thread.assignment.gain(partition(), 0, None);
-    let (sender, sought) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     thread.seek(vec![(partition(), SeekTo::Offset(1))], sender);
     // The maximum poll interval passes during the request.
     thread.lose_by_poll_interval();
-    let refused = reply(&mut thread, sought).unwrap_err();
+    let refused = reply(&mut thread, receiver).unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
     let refused = thread.set_paused(&[partition()], true, "pause").unwrap_err();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::InvalidInput, "bus.redpanda.not_owned"));
@@ -194,7 +194,7 @@ fn a_revocation_waits_for_the_commit_in_flight() {
     let cluster = cluster();
     let (mut thread, _handle) = member(&cluster.bootstrap_servers());
     thread.membership = Membership::Active;
-    thread.take_over(&[start_offset(0, Some(0))]).unwrap();
+    thread.apply_assignment(&[start_offset(0, Some(0))]).unwrap();
     push(&mut thread, 0..5);
     thread.buffer.take(&mut thread.assignment, 5).unwrap();
     let (sender, committed) = oneshot::channel();
