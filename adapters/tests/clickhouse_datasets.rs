@@ -412,15 +412,15 @@ async fn changed_table(server: Server) {
         for (change, words) in [
             (
                 "MODIFY COLUMN note Nullable(FixedString(9))",
-                "is `note` Nullable(FixedString(9)), not Nullable(String)",
+                "column note has type Nullable(FixedString(9)), expected Nullable(String)",
             ),
-            ("DROP COLUMN amount", "the column amount of the table"),
+            ("DROP COLUMN amount", "column amount is missing, expected"),
         ] {
             sql(&store, &format!("ALTER TABLE {prefix}flows {change}")).await;
             for error in [store.ensure_schema().await.unwrap_err(), store.plan_schema().await.unwrap_err()] {
                 assert_eq!(error.kind(), ErrorKind::SchemaMismatch);
                 let text = error.message().unwrap();
-                assert!(text.contains(words) && text.contains("by hand"), "{text}");
+                assert!(text.contains(words), "{text}");
             }
         }
     })

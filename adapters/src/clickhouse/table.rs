@@ -300,7 +300,7 @@ impl Table {
         if series.interval.is_some() == self.dataset.interval().is_some() {
             return Ok(());
         }
-        let rule = "must have an interval exactly where the dataset has one";
+        let rule = "must have an interval if and only if the dataset has intervals";
         Err(Error::invalid("store.query.interval", "series", series, rule)
             .with_context("dataset", self.dataset)
             .into())

@@ -35,7 +35,7 @@ impl LayerSections {
             "circuit_breaker" => self.circuit_breaker = de::read(node, path)?,
             "metrics" => self.metrics = de::read(node, path)?,
             "tracing" => self.tracing = de::read(node, path)?,
-            other => unreachable!("{other} is none of the keys"),
+            other => unreachable!("unknown section {other}"),
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ fn check_range(request: &RangeRequest) -> Result<()> {
         return Ok(());
     }
     let value = series.interval.map_or("none", Interval::as_str);
-    let rule = "must be given for a dataset of intervals alone";
+    let rule = "must be set if and only if the dataset has intervals";
     Err(Error::invalid("store.query.interval", "interval", value, rule).with_context("dataset", *dataset))
 }
 
@@ -186,7 +186,7 @@ fn check_series(request: &SeriesRequest) -> Result<()> {
     request.anchor()?;
     match &request.exchange {
         Some(exchange) if request.dataset.series() != SeriesType::Instrument => {
-            let rule = "must not be given for a dataset of names";
+            let rule = "must not be set for a dataset of named series";
             Err(Error::invalid("store.query.exchange", "exchange", exchange, rule))
         }
         _ => Ok(()),
