@@ -31,9 +31,9 @@ fn main() {
         trial(&server, "an_unregistered_dataset_is_rejected", unregistered),
         trial(&server, "a_declared_dataset_has_its_own_retention", ages),
         trial(&server, "an_optional_column_is_added", added),
-        trial(&server, "an_enumeration_gains_names_while_an_older_version_runs", wider),
+        trial(&server, "an_enumeration_gains_names_while_an_older_version_runs", wider_enumeration),
         trial(&server, "a_manually_changed_table_is_rejected", changed_table),
-        trial(&server, "concurrent_versions_create_one_schema", at_once),
+        trial(&server, "concurrent_versions_create_one_schema", concurrent_versions),
         trial(&server, "a_version_0_1_0_database_is_accepted", first_version),
         trial(&server, "the_plan_matches_the_executed_statements", plan),
         trial(&server, "a_manually_changed_declaration_is_rejected", changed_record),
@@ -370,7 +370,7 @@ async fn added(server: Server) {
     .await;
 }
 
-async fn wider(server: Server) {
+async fn wider_enumeration(server: Server) {
     with_prefix(&server, async |prefix| {
         let wide = ("kind", ColumnType::Enumeration(&["buy", "sell", "both"]), true);
         let (one, two) = (version(&[A, B]), version(&[A, wide, C]));
@@ -427,7 +427,7 @@ async fn changed_table(server: Server) {
     .await;
 }
 
-async fn at_once(server: Server) {
+async fn concurrent_versions(server: Server) {
     let wide = ("kind", ColumnType::Enumeration(&["buy", "sell", "both"]), true);
     let (narrow, wide) = ([A, B, C, D], [A, wide, C, D]);
     for round in 0..8 {

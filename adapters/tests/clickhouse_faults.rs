@@ -263,10 +263,10 @@ async fn killed_in_insert(server: Server, spare: Spare) {
         async move { store.insert_ticks(&batch).await }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let spare = spare.ordered("kill").await;
+    let spare = spare.run_action("kill").await;
     expect(write.await.unwrap(), ErrorKind::Unavailable, true);
     expect(store.ping().await, ErrorKind::Unavailable, true);
-    let spare = spare.ordered("start").await;
+    let spare = spare.run_action("start").await;
     store.wait_ready(Duration::from_secs(20)).await.unwrap();
     store.insert_ticks(&batch).await.unwrap();
     let query = RangeQuery::new("x:Y".parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();
@@ -307,9 +307,9 @@ async fn five_kills(server: Server, spare: Spare) {
                 while written.load(Ordering::Relaxed) < total * kill / 7 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                spare = spare.ordered("kill").await;
+                spare = spare.run_action("kill").await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                spare = spare.ordered("start").await;
+                spare = spare.run_action("start").await;
             }
             spare
         }

@@ -116,7 +116,7 @@ async fn one_trace_goes_from_the_producer_over_the_bus_into_the_store() {
     let commit = named(&spans, "commit");
     let process = named(&spans, "process crypto-prices");
     assert_eq!(commit.parent_span_id, process.span_context.span_id());
-    assert!(process.parent_span_is_remote, "it came over the bus");
+    assert!(process.parent_span_is_remote, "the parent is remote");
 
     let kinds = chain.map(|name| named(&spans, name).span_kind.clone());
     assert_eq!(kinds, [SpanKind::Internal, SpanKind::Producer, SpanKind::Consumer, SpanKind::Client]);

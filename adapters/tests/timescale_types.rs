@@ -72,7 +72,7 @@ where
     assert_eq!(back, value);
 }
 
-fn greatest() -> Decimal {
+fn max_decimal() -> Decimal {
     Decimal::from_units(10_i128.pow(38) - 1).unwrap()
 }
 
@@ -81,7 +81,7 @@ async fn values(store: TimescaleStore) {
     {
         round_trip(&store, Decimal::from_units(units).unwrap()).await;
     }
-    round_trip(&store, Price::new(greatest()).unwrap()).await;
+    round_trip(&store, Price::new(max_decimal()).unwrap()).await;
     round_trip(&store, Quantity::ZERO).await;
     for time in [Timestamp::MIN, Timestamp::MAX_RECORD, Timestamp::MAX] {
         round_trip(&store, time).await;
@@ -103,7 +103,7 @@ async fn values(store: TimescaleStore) {
         .await
         .unwrap();
     assert_eq!(none, None);
-    let prices = vec![Pg(Price::from_units(1).unwrap()), Pg(Price::new(greatest()).unwrap())];
+    let prices = vec![Pg(Price::from_units(1).unwrap()), Pg(Price::new(max_decimal()).unwrap())];
     let back: Vec<Pg<Price>> = sqlx::query_scalar("SELECT x FROM unnest($1) x")
         .bind(&prices[..])
         .fetch_all(store.pool())
