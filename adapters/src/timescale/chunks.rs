@@ -1,5 +1,5 @@
-//! The parts of a range that one statement may read. Every chunk that a statement touches costs locks and planning
-//! time. Thousands of chunks exhaust the server's lock table (SQLSTATE 53200).
+//! The division of a range into parts, each for one statement. Every chunk that a statement touches costs locks and
+//! planning time. Thousands of chunks exhaust the server's lock table (SQLSTATE 53200).
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};

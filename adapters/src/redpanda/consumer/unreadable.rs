@@ -121,9 +121,9 @@ impl Search<'_> {
                 BTreeMap::new()
             });
         let Some(probe) = self.probe(true) else { return false };
-        let (mut all, mut left) = (true, self.batches.clone());
+        let (mut all, mut unresolved) = (true, self.batches.clone());
         for suspect in suspects {
-            if left.is_empty() {
+            if unresolved.is_empty() {
                 return true;
             }
             let end = match ends.get(&suspect.partition) {
@@ -137,15 +137,15 @@ impl Search<'_> {
             if end <= suspect.fetch_offset {
                 continue;
             }
-            match self.ask(&probe, &suspect.partition, suspect.fetch_offset) {
+            match self.probe_offset(&probe, &suspect.partition, suspect.fetch_offset) {
                 None => all = false,
-                Some(ProbeResult::Unreadable(batch)) if left.contains(&batch) => {
+                Some(ProbeResult::Unreadable(batch)) if unresolved.contains(&batch) => {
                     found(suspect);
-                    let ask = |offset| self.ask(&probe, &suspect.partition, offset);
+                    let probe_offset = |offset| self.probe_offset(&probe, &suspect.partition, offset);
                     let confirm = |offset| self.confirm(&suspect.partition, offset);
-                    let ranges = ranges(suspect.fetch_offset, end, ask, confirm);
+                    let ranges = ranges(suspect.fetch_offset, end, probe_offset, confirm);
                     if !ranges.is_empty() {
-                        left.remove(&batch);
+                        unresolved.remove(&batch);
                     }
                     skipped(suspect, ranges);
                 }
@@ -164,19 +164,19 @@ impl Search<'_> {
             .ok()
     }
 
-    fn ask(
+    fn probe_offset(
         &self,
         probe: &BaseConsumer<ProbeContext>,
         partition: &TopicPartition,
         offset: u64,
     ) -> Option<ProbeResult> {
-        ask(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
+        probe_offset(probe, partition, offset, PROBE_TIMEOUT, self.is_closing)
     }
 
     /// Reads an offset with the consumer's limit, in a new probe.
     fn confirm(&self, partition: &TopicPartition, offset: u64) -> Option<ProbeResult> {
         let probe = self.probe(false)?;
-        ask(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
+        probe_offset(&probe, partition, offset, CONFIRM_TIMEOUT, self.is_closing)
     }
 }
 
@@ -185,17 +185,17 @@ impl Search<'_> {
 fn ranges(
     first: u64,
     end: u64,
-    ask: impl Fn(u64) -> Option<ProbeResult>,
+    probe_offset: impl Fn(u64) -> Option<ProbeResult>,
     confirm: impl Fn(u64) -> Option<ProbeResult>,
 ) -> Vec<Range> {
     let (mut ranges, mut at) = (Vec::new(), first);
     while at < end && ranges.len() < MAX_RANGES {
-        let Some(result @ ProbeResult::Unreadable(batch)) = ask(at) else { break };
+        let Some(result @ ProbeResult::Unreadable(batch)) = probe_offset(at) else { break };
         if confirm(at) != Some(result) {
             break;
         }
         let begin = at.max(batch.first);
-        let Some(next) = end_of(batch, begin, end, &ask) else { break };
+        let Some(next) = end_of(batch, begin, end, &probe_offset) else { break };
         ranges.push(Range { first: begin, next });
         at = next;
     }
@@ -203,17 +203,17 @@ fn ranges(
 }
 
 /// Returns the first offset after the batch that contains the offset `at`, or `end`. Returns None if a probe has no
-/// answer. The search uses steps that double, and then a binary search.
+/// response. The search uses steps that double, and then a binary search.
 fn end_of(
     batch: UnreadableBatch,
     at: u64,
     end: u64,
-    ask: impl Fn(u64) -> Option<ProbeResult>,
+    probe_offset: impl Fn(u64) -> Option<ProbeResult>,
 ) -> Option<u64> {
-    let belongs = |offset| ask(offset).map(|result| result == ProbeResult::Unreadable(batch));
+    let is_in_batch = |offset| probe_offset(offset).map(|result| result == ProbeResult::Unreadable(batch));
     let (mut inside, mut next, mut step) = (at, end, 1);
     while let Some(offset) = at.checked_add(step).filter(|offset| *offset < end) {
-        if !belongs(offset)? {
+        if !is_in_batch(offset)? {
             next = offset;
             break;
         }
@@ -221,7 +221,7 @@ fn end_of(
     }
     while next - inside > 1 {
         let middle = inside + (next - inside) / 2;
-        if belongs(middle)? { inside = middle } else { next = middle }
+        if is_in_batch(middle)? { inside = middle } else { next = middle }
     }
     Some(next)
 }
@@ -271,9 +271,9 @@ impl ClientContext for ProbeContext {
 
 impl ConsumerContext for ProbeContext {}
 
-/// Reads a partition from an offset. Returns None if there is no answer in time. librdkafka drops responses to an
+/// Reads a partition from an offset. Returns None without a timely response. librdkafka drops responses to an
 /// earlier assignment.
-fn ask(
+fn probe_offset(
     probe: &BaseConsumer<ProbeContext>,
     partition: &TopicPartition,
     offset: u64,
@@ -342,13 +342,13 @@ mod tests {
             [(0, 1, 2), (0, 1, 1), (7, 2_607, 2_608), (7, 2_607, 1 << 40), (5, 9, 9), (0, 1 << 30, 1 << 31)]
         {
             let (probes, log) = (Cell::new(0), [(first, false), (next, true)]);
-            let ask = |offset| {
+            let probe_offset = |offset| {
                 probes.set(probes.get() + 1);
                 assert!(offset < end);
                 Some(probe_result(&log, offset))
             };
             assert_eq!(
-                ranges(first, end, ask, |offset| Some(probe_result(&log, offset))),
+                ranges(first, end, probe_offset, |offset| Some(probe_result(&log, offset))),
                 [Range { first, next }]
             );
             assert!(probes.get() <= 64, "{probes:?}");
@@ -358,12 +358,16 @@ mod tests {
     #[test]
     fn readable_batches_are_not_skipped() {
         let log = [(0, false), (10, true), (13, false), (100, false), (400, true), (450, false)];
-        let ask = |offset| Some(probe_result(&log, offset));
+        let probe_offset = |offset| Some(probe_result(&log, offset));
         let range = |first, next| Range { first, next };
-        assert_eq!(ranges(4, 1_000, ask, ask), [range(4, 10)], "from the middle of a batch");
-        assert_eq!(ranges(13, 1_000, ask, ask), [range(13, 100), range(100, 400)]);
-        assert_eq!(ranges(450, 451, ask, ask), [range(450, 451)]);
-        assert_eq!(ranges(11, 1_000, ask, ask), []);
+        assert_eq!(
+            ranges(4, 1_000, probe_offset, probe_offset),
+            [range(4, 10)],
+            "from the middle of a batch"
+        );
+        assert_eq!(ranges(13, 1_000, probe_offset, probe_offset), [range(13, 100), range(100, 400)]);
+        assert_eq!(ranges(450, 451, probe_offset, probe_offset), [range(450, 451)]);
+        assert_eq!(ranges(11, 1_000, probe_offset, probe_offset), []);
     }
 
     #[test]
@@ -380,8 +384,8 @@ mod tests {
     #[test]
     fn no_batch_is_skipped_without_a_response() {
         let log = [(0, false), (6, true)];
-        let ask = |offset| (offset != 4).then(|| probe_result(&log, offset));
-        assert_eq!(ranges(0, 9, ask, ask), []);
+        let probe_offset = |offset| (offset != 4).then(|| probe_result(&log, offset));
+        assert_eq!(ranges(0, 9, probe_offset, probe_offset), []);
         assert_eq!(ranges(0, 9, |offset| Some(probe_result(&log, offset)), |_| None), []);
     }
 }

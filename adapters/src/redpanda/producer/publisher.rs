@@ -252,8 +252,8 @@ impl Publisher {
         record.headers = chunk.headers(&message.headers, added);
         let mut refreshed = false;
         loop {
-            let used = match producer {
-                Some((batch_bytes, used)) if *batch_bytes == outgoing.batch_bytes => used,
+            let handle = match producer {
+                Some((batch_bytes, handle)) if *batch_bytes == outgoing.batch_bytes => handle,
                 _ => {
                     let found = self
                         .producer(outgoing.batch_bytes, outgoing.deadline)
@@ -265,12 +265,12 @@ impl Publisher {
             };
             record.timestamp = Some(message.timestamp.unwrap_or(chunk.now).as_millis_floor());
             self.in_flight.add();
-            let Err((refused, back)) = used.producer().send(record) else {
+            let Err((refused, returned)) = handle.producer().send(record) else {
                 space.forget();
                 return Ok(());
             };
             self.in_flight.remove();
-            record = back;
+            record = returned;
             // The message was never sent, so it is not in the log.
             let failure = match error::code_of(&refused).unwrap_or(RDKafkaErrorCode::Unknown) {
                 RDKafkaErrorCode::QueueFull if Instant::now() < outgoing.deadline => {
@@ -281,19 +281,20 @@ impl Publisher {
                 // The topic has this partition, but the metadata of the producer is older.
                 RDKafkaErrorCode::UnknownPartition if !refreshed => {
                     refreshed = true;
-                    used.refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
+                    handle
+                        .refresh_metadata(&message.topic, client_config::limit(self.config.request_timeout))
                         .await;
                     chunk.now = SystemClock.now();
                     continue;
                 }
                 RDKafkaErrorCode::Fatal => {
-                    used.fail();
+                    handle.fail();
                     // If no message of the call was sent, the next producer can send all of them.
                     if outgoing.index == outgoing.first {
                         *producer = None;
                         continue;
                     }
-                    let reason = used.fatal_error().unwrap_or_else(error::producer_replaced);
+                    let reason = handle.fatal_error().unwrap_or_else(error::producer_replaced);
                     Rejection::Call(DeliveryError::not_sent(reason))
                 }
                 code => Rejection::Message(DeliveryError::not_sent(error::delivery(code).error)),

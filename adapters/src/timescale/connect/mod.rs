@@ -469,8 +469,7 @@ impl Drop for GaugeShare {
     }
 }
 
-/// The stale connections: those that were opened before a failover was detected. The pool closes such
-/// connections instead of reusing them.
+/// The time of the last failover. Older connections are stale, so the pool closes them instead of reusing them.
 #[derive(Default)]
 struct StaleConnections(RwLock<Option<Instant>>);
 

@@ -138,7 +138,7 @@ impl ConsumerThread {
         let find = move |client: &Client| {
             let found = |suspect: &Suspect| {
                 let suspect = suspect.clone();
-                let _ = responses.send(Box::new(move |thread| thread.hold_back(&suspect)));
+                let _ = responses.send(Box::new(move |thread| thread.pause_unreadable(&suspect)));
             };
             let skipped = |suspect: &Suspect, ranges: Vec<Range>| {
                 let suspect = suspect.clone();
@@ -160,7 +160,7 @@ impl ConsumerThread {
     }
 
     /// Stops librdkafka's fetches of a partition, which would decompress an unreadable batch repeatedly.
-    fn hold_back(&mut self, suspect: &Suspect) {
+    fn pause_unreadable(&mut self, suspect: &Suspect) {
         let state = self.assignment.current(&suspect.partition, suspect.generation);
         if state.is_some_and(|state| state.fetch_offset == suspect.fetch_offset)
             && let Ok(list) = offsets::list([(&suspect.partition, Offset::Invalid)])
