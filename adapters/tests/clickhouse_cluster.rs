@@ -113,7 +113,7 @@ async fn every_schema_change_runs_on_all_nodes() {
     let made = lines(&requests);
     assert_eq!(made, planned);
     assert_eq!(made[0], "CREATE DATABASE IF NOT EXISTS `qi` ON CLUSTER 'main'");
-    assert!(!requests[1].address.contains("database="), "a database that is not there cannot be named");
+    assert!(!requests[1].address.contains("database="), "the request must not name a missing database");
     assert_eq!(made.len(), 1 + 1 + 2 * 4 + 1 + 1);
     for (at, table) in ["ticks", "quotes", "bars", "snapshots"].into_iter().enumerate() {
         let (local, front) = (made[2 + 2 * at], made[3 + 2 * at]);

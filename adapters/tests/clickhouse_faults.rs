@@ -167,7 +167,7 @@ async fn parts(server: Server) {
                     break;
                 }
             }
-            let (part, error) = refused.expect("parts that nobody merges");
+            let (part, error) = refused.expect("parts without merges");
             let error = expect::<()>(Err(error), ErrorKind::Overloaded, true);
             assert_eq!(error.code(), "store.clickhouse.parts");
             store.client().query_raw(&format!("SYSTEM START MERGES {prefix}ticks")).execute().await.unwrap();
@@ -318,7 +318,7 @@ async fn five_kills(server: Server, spare: Spare) {
         writer.unwrap();
     }
     let spare = killer.await.unwrap();
-    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills were felt");
+    assert!(failures.load(Ordering::Relaxed) >= 5, "the kills caused no error");
     for task in 0..TASKS {
         let name = format!("x:T{task}");
         let query = RangeQuery::new(name.parse().unwrap(), TimeRange::ALL).with_limit(10_000).unwrap();

@@ -373,11 +373,11 @@ async fn latest_during_deletions(server: Server) {
             let mut asked = 0;
             while !deletes.is_finished() {
                 let latest = store.latest_tick(&instrument).await.unwrap();
-                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at question {asked}");
+                assert!(latest.is_some_and(|tick| tick.seq() >= 99), "absent at query {asked}");
                 asked += 1;
             }
             deletes.await.unwrap();
-            assert!(asked > 20, "{asked} questions beside the deletions");
+            assert!(asked > 20, "{asked} queries during the deletions");
         },
     )
     .await;
@@ -641,7 +641,7 @@ async fn dropped_writes(server: Server) {
             write.abort();
             cut += u32::from(write.await.is_err());
         }
-        assert!(cut >= 8, "{cut} of 20 were dropped under way");
+        assert!(cut >= 8, "{cut} of 20 were dropped in progress");
         // Every permit is free again, and every record is complete.
         futures::future::try_join_all((0..3).map(|_| store.ping())).await.unwrap();
         let some = stored(&store, "x:Y").await;

@@ -437,7 +437,7 @@ async fn aborted_before_an_open_transaction(brokers: Brokers) {
     }
     open_one.commit_transaction(30 * SECOND).unwrap();
     let numbers: Vec<_> = drain(&bus, &mut *sub, topic.as_str()).await.iter().map(number).collect();
-    assert_eq!(numbers, [5, 6, 7], "nothing of the open transaction was passed over");
+    assert_eq!(numbers, [5, 6, 7], "no message of the open transaction was skipped");
     // An aborted transaction leaves no lag either.
     let open_one = send_in_open_transaction(&brokers, &topic, 0, 8..11);
     let lag = bus.groups(&query).await.unwrap()[0].lag();
@@ -638,7 +638,7 @@ async fn down_beyond_session_timeout(brokers: Brokers, spare: Spare) {
         }
         assert!(asked.elapsed() < 2 * SECOND, "a recv of half a second took {:?}", asked.elapsed());
     }
-    assert!(refused >= 5, "the broker is away, and recv said so {refused} times");
+    assert!(refused >= 5, "recv returned {refused} errors while the broker was down");
     let spare = spare.run_action("start").await;
     counter.send(&bus, &topic, (300..400).collect()).await;
     let distinct = |got: &[ReceivedMessage]| got.iter().map(number).collect::<BTreeSet<_>>().len();

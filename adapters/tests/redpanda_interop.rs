@@ -403,7 +403,7 @@ async fn topics(brokers: Brokers) {
     assert_eq!(info.partitions.iter().map(|p| p.high).sum::<u64>(), 40);
     bus.delete_topics(std::slice::from_ref(&topic)).await.unwrap();
     let listed = tool(&brokers, "TopicCommand", "--list", "").await;
-    assert!(!listed.lines().any(|line| line == topic.as_str()), "deleted here, and still there");
+    assert!(!listed.lines().any(|line| line == topic.as_str()), "the group exists after its deletion");
     bus.close().await.unwrap();
 }
 
@@ -644,7 +644,7 @@ async fn consumer_protocol(brokers: Brokers, spare: Spare) {
                     );
                     break;
                 }
-                assert!(tokio::time::Instant::now() < deadline, "a group with a member is called unknown");
+                assert!(tokio::time::Instant::now() < deadline, "an active group is reported as unknown");
                 tokio::time::sleep(SECOND / 5).await;
             }
         };

@@ -725,7 +725,7 @@ async fn metrics_and_logs(context: TestContext) {
     }
     let mut sums = BTreeMap::<String, f64>::new();
     while !WANTED.iter().all(|name| sums.get(*name).is_some_and(|sum| *sum > 0.0)) {
-        assert!(Instant::now() < deadline, "what was measured: {sums:?}");
+        assert!(Instant::now() < deadline, "metrics: {sums:?}");
         // Statistics are served only while a reader reads. This reader receives no further messages.
         let assigned = reader.assignment().await.unwrap().partitions;
         let assigned: Vec<_> = assigned.into_iter().map(|assigned| assigned.partition).collect();
@@ -740,7 +740,7 @@ async fn metrics_and_logs(context: TestContext) {
         context.mock.with(move |cluster| cluster.broker_down(broker)).unwrap();
     }
     while !LOG.lock().unwrap().iter().any(|line| line.contains("client=") && line.contains("facility=")) {
-        assert!(Instant::now() < deadline + Duration::from_secs(20), "librdkafka said nothing");
+        assert!(Instant::now() < deadline + Duration::from_secs(20), "no log line of librdkafka");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -530,7 +530,7 @@ async fn rejected_changes(server: Server) {
                 assert_eq!(error.kind(), ErrorKind::SchemaMismatch, "{error}");
                 let message = error.report();
                 assert!(message.contains(what), "{message} names {what}");
-                assert!(message.contains("give the dataset a new name"), "{message} says what to do");
+                assert!(message.contains("give the dataset a new name"), "no advice in: {message}");
             }
             store.close().await.unwrap();
         }
@@ -693,7 +693,7 @@ async fn first_version(server: Server) {
         assert!(store.plan_schema().await.unwrap().is_empty());
         let report = store.ensure_schema().await.unwrap();
         assert_eq!((report.version, report.applied.is_empty()), (2, true), "{report:?}");
-        assert_eq!(files().await, before, "nothing was made or written again");
+        assert_eq!(files().await, before, "no statement was executed again");
         let name: Instrument = "x:Y".parse().unwrap();
         let tick = store.latest_tick(&name).await.unwrap().unwrap();
         assert_eq!((tick.ts(), tick.seq(), tick.side()), (time(0), 7, Some(Side::Sell)));

@@ -329,10 +329,10 @@ async fn failover(server: Server, first: Spare) {
         while let Err(error) = bare.insert_ticks(batch).await {
             assert_eq!(error.code(), "store.timescale.read_only", "{}", error.report());
             failed += 1;
-            assert!(failed <= 1, "only the first call meets the old primary");
+            assert!(failed <= 1, "only the first call reaches the old primary");
         }
     }
-    assert_eq!(failed, 1, "the first call met the old primary");
+    assert_eq!(failed, 1, "the first call reached the old primary");
     for batch in &batches {
         retries.insert_ticks(batch).await.unwrap();
     }
@@ -385,7 +385,7 @@ async fn terminated(server: Server) {
             }
         }
         done.store(true, Ordering::Relaxed);
-        assert!(killer.await.unwrap() > 0 && failed > 0, "connections were terminated, and it was seen");
+        assert!(killer.await.unwrap() > 0 && failed > 0, "terminated connections caused no error");
         let query = StatsQuery::new("x:Y".parse().unwrap(), TimeRange::ALL);
         assert_eq!(store.stats(&query).await.unwrap().unwrap().count(), 200_000);
     })
@@ -436,7 +436,7 @@ async fn disk_full(server: Server, spare: Spare) {
             Ok(_) => written += 10_000,
             Err(error) => break error,
         }
-        assert!(written < 1_000_000, "8 MiB hold no million ticks");
+        assert!(written < 1_000_000, "one million ticks exceed 8 MiB");
     };
     assert!(written > 0, "{}", error.report());
     let error = expect::<()>(Err(error), ErrorKind::Unavailable, false);

@@ -134,7 +134,7 @@ async fn eight_processes(server: Server) {
         steps.extend(said.lines().map(str::to_owned));
     }
     let makers = steps.iter().filter(|step| *step == "1 tables").count();
-    assert_eq!(makers, 1, "one of the eight made the tables: {steps:?}");
+    assert_eq!(makers, 1, "exactly one process creates the tables: {steps:?}");
     sql(server.url(), &format!("DROP DATABASE {database} WITH (FORCE)")).await;
 }
 
@@ -1161,7 +1161,7 @@ mod write_path {
         };
         assert!(gauge("qi_timescale_connections_open") >= 1.0);
         for left in ["qi_timescale_connections_in_use", "qi_timescale_connections_limit"] {
-            assert!(gauge(left).abs() < f64::EPSILON, "{left}: nothing is under way, and no store is left");
+            assert!(gauge(left).abs() < f64::EPSILON, "{left}: all connections are released");
         }
         Ok(())
     }

@@ -322,8 +322,8 @@ mod tests {
         assert_eq!(consumer.take(2), [(0, 0), (0, 1)]);
         assert_eq!(consumer.position(0), 2);
         let batch = consumer.poll(2).unwrap().into_batch();
-        assert_eq!(batch.offsets().get(&at(0)), Some(3), "what a commit of this batch names");
-        assert_eq!(consumer.position(0), 9, "what comes next");
+        assert_eq!(batch.offsets().get(&at(0)), Some(3), "the offsets of this batch");
+        assert_eq!(consumer.position(0), 9, "the next position");
     }
 
     #[test]
@@ -344,16 +344,16 @@ mod tests {
         assert_eq!(
             (state.commit_offset(3), state.commit_offset(6), state.commit_offset(9)),
             (9, 6, 9),
-            "before the start is settled"
+            "before the initial commit"
         );
         // The commit was in flight during the reset, so the start must be committed after it.
         state.commit_stored(3);
         assert_eq!((state.committed, state.pending_commit), (Some(3), Some(9)));
         state.commit_stored(9);
         assert_eq!((state.committed, state.pending_commit), (Some(9), None));
-        assert_eq!((state.commit_offset(5), state.commit_offset(7)), (9, 7), "after it is settled");
+        assert_eq!((state.commit_offset(5), state.commit_offset(7)), (9, 7), "after the initial commit");
         state.commit_stored(5);
-        assert_eq!(state.pending_commit, Some(9), "once more, where a valid commit was overtaken");
+        assert_eq!(state.pending_commit, Some(9), "again, with a valid commit that was overtaken");
         // Without a valid commit, the offset is stored as requested.
         (state.committed, state.pending_commit) = (Some(2), None);
         assert_eq!(state.commit_offset(3), 3);
@@ -379,7 +379,7 @@ mod tests {
         state.commit_stored(5);
         assert_eq!((state.committed, state.pending_commit), (Some(5), None));
         consumer.seek(0, 5);
-        assert!(consumer.state(0).is_beyond_position(6), "a seek of the caller's own is no cut");
+        assert!(consumer.state(0).is_beyond_position(6), "a seek by the caller is not a truncation");
     }
 
     #[test]
@@ -397,7 +397,7 @@ mod tests {
             let next = read as u64;
             assert!(
                 !state.is_beyond_position(next) && state.is_beyond_position(8),
-                "{read} {to}: what was handed out is known"
+                "{read} {to}: the delivered messages are known"
             );
             assert_eq!(state.commit_offset(next), if next > u64::from(to) { 1 } else { next }, "{read} {to}");
             consumer.push(1, 0..1);
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(
             places(&consumer.poll(2).unwrap().into_batch()),
             [(0, 5)],
-            "the end behind the last message"
+            "the end after the last message"
         );
         assert!(!consumer.state(0).is_beyond_position(5));
         assert!(places(&consumer.none()).is_empty(), "only once");
