@@ -5,9 +5,10 @@ mod servers;
 
 use clickhouse_rig::Server;
 use qi_testkit::store::contract::{Suite, Wrapping};
-use servers::brief_or_long;
+use servers::with_long_tests;
 
 fn main() {
-    let wrappings = brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
+    let wrappings =
+        with_long_tests([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
     Suite::new().on(Server::clickhouse(), wrappings).at_once(4).main();
 }

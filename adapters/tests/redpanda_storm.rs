@@ -35,12 +35,12 @@ fn main() -> ExitCode {
         })
         .collect();
     let absent = brokers.absent();
-    let name = "redpanda/storm::nothing_is_lost_and_doubles_were_unknown".to_owned();
-    all.push(presence::trial(name, "redpanda", absent, move || weather(&brokers)));
+    let name = "redpanda/storm::no_message_is_lost_and_duplicates_were_unknown".to_owned();
+    all.push(presence::trial(name, "redpanda", absent, move || publish_storm(&brokers)));
     libtest_mimic::run(&arguments, all).exit_code()
 }
 
-fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
+fn publish_storm(brokers: &Brokers) -> Result<Completion, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut config = brokers.config();
@@ -54,12 +54,12 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
         }
         let limit = Duration::from_secs(3);
         let storm = storm(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
-        let _gone = bus.delete_topics(&[topic]).await?;
+        let _deleted = bus.delete_topics(&[topic]).await?;
         bus.close().await?;
         let storm = storm?;
         if storm.doubled > 0 && storm.doubled <= storm.unknown {
             return Ok(Completion::Completed);
         }
-        Err(format!("it was no storm: {storm}").into())
+        Err(format!("no duplicates in the storm: {storm}").into())
     })
 }

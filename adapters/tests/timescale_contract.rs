@@ -6,12 +6,12 @@ mod servers;
 mod timescale_rig;
 
 use qi_testkit::store::contract::{Suite, Wrapping};
-use servers::brief_or_long;
+use servers::with_long_tests;
 use timescale_rig::Server;
 
 fn main() {
     let wrappings =
-        || brief_or_long([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
+        || with_long_tests([Wrapping::PLAIN, Wrapping::FULL_STACK_OVER_CHAOS], [Wrapping::FULL_STACK]);
     let suite = Suite::new().on(Server::timescale(), wrappings()).on(Server::postgres(), wrappings());
     suite.at_once(4).main();
 }

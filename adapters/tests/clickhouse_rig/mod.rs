@@ -12,7 +12,7 @@ use qi_core::Datasets;
 use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 
-use crate::servers::{Tested, namespace};
+use crate::servers::{TestServer, namespace};
 
 /// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ impl Server {
     }
 }
 
-impl Tested for Server {
+impl TestServer for Server {
     fn kind(&self) -> &str {
         self.name()
     }
@@ -91,7 +91,7 @@ impl Tested for Server {
         self.absent()
     }
 
-    fn at(self, url: String) -> Self {
+    fn with_address(self, url: String) -> Self {
         Self { url: Some(url) }
     }
 }

@@ -22,11 +22,11 @@ use rdkafka::producer::DefaultProducerContext;
 use super::NoWire;
 
 pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
-type Order = Box<dyn FnOnce(&Cluster) + Send>;
+type ClusterTask = Box<dyn FnOnce(&Cluster) + Send>;
 
 /// A mock cluster on a separate thread, because it must not move between threads.
 pub(crate) struct Mock {
-    orders: Mutex<mpsc::Sender<Order>>,
+    tasks: Mutex<mpsc::Sender<ClusterTask>>,
     pub(crate) addresses: String,
 }
 
@@ -38,24 +38,24 @@ impl fmt::Debug for Mock {
 
 impl Mock {
     pub(crate) fn start(brokers: i32) -> Arc<Self> {
-        let (orders, received) = mpsc::channel::<Order>();
-        let (told, addresses) = mpsc::channel();
+        let (tasks, received) = mpsc::channel::<ClusterTask>();
+        let (sender, addresses) = mpsc::channel();
         std::thread::spawn(move || {
             let cluster = MockCluster::new(brokers).unwrap();
-            told.send(cluster.bootstrap_servers()).unwrap();
-            while let Ok(order) = received.recv() {
-                order(&cluster);
+            sender.send(cluster.bootstrap_servers()).unwrap();
+            while let Ok(task) = received.recv() {
+                task(&cluster);
             }
         });
-        Arc::new(Self { orders: Mutex::new(orders), addresses: addresses.recv().unwrap() })
+        Arc::new(Self { tasks: Mutex::new(tasks), addresses: addresses.recv().unwrap() })
     }
 
     /// Runs a function on the cluster.
     pub(crate) fn with<T: Send + 'static>(&self, work: impl FnOnce(&Cluster) -> T + Send + 'static) -> T {
-        let (told, answer) = mpsc::channel();
-        let order: Order = Box::new(move |cluster| drop(told.send(work(cluster))));
-        self.orders.lock().unwrap().send(order).unwrap();
-        answer.recv().unwrap()
+        let (sender, receiver) = mpsc::channel();
+        let task: ClusterTask = Box::new(move |cluster| drop(sender.send(work(cluster))));
+        self.tasks.lock().unwrap().send(task).unwrap();
+        receiver.recv().unwrap()
     }
 
     /// Creates a new topic.

@@ -17,7 +17,7 @@ use qi_core::{PriceStore, Result};
 use qi_testkit::store::contract::{Fresh, SECRET, StoreFactory};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::servers::{Tested, namespace};
+use crate::servers::{TestServer, namespace};
 
 /// A server, and the creation of its stores.
 #[derive(Debug, Clone)]
@@ -124,7 +124,7 @@ pub(crate) async fn drop_schema(url: &str, schema: &str) {
     connection.close().await.unwrap();
 }
 
-impl Tested for Server {
+impl TestServer for Server {
     fn kind(&self) -> &str {
         self.name()
     }
@@ -133,7 +133,7 @@ impl Tested for Server {
         self.absent()
     }
 
-    fn at(self, url: String) -> Self {
+    fn with_address(self, url: String) -> Self {
         Self { url: Some(url), ..self }
     }
 }
