@@ -1,7 +1,7 @@
 //! Bars and statistics derived from ticks. The server computes the sums in 256-bit decimals.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::BucketWalk;
+use qi_core::store::kit::BucketPlanner;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Quantity, TimeRange, Timestamp};
 
@@ -47,26 +47,26 @@ fn read_sums(row: &mut Reader<'_>, operation: Operation) -> Result<Sums, Cause> 
 impl ClickHouseStore {
     /// Returns a page of derived bars, computed window by window. Skips a gap with a query for the next tick.
     pub(super) async fn derived_page(&self, query: &BarQuery) -> Result<Page<Bar>, Cause> {
-        let mut walk = BucketWalk::new(query)?;
-        if walk.is_done() {
+        let mut planner = BucketPlanner::new(query)?;
+        if planner.is_done() {
             // An empty range also queries the server, because only the server knows whether the schema exists.
             self.next_tick(query, TimeRange::new(query.range.start(), query.range.start())?).await?;
         }
-        while let Some(window) = walk.window()? {
-            self.buckets(query, window, &mut walk).await?;
-            if let Some(rest) = walk.step(window)? {
-                walk.jump(self.next_tick(query, rest).await?)?;
+        while let Some(window) = planner.window()? {
+            self.buckets(query, window, &mut planner).await?;
+            if let Some(rest) = planner.advance(window)? {
+                planner.skip_to(self.next_tick(query, rest).await?)?;
             }
         }
-        Ok(walk.page()?)
+        Ok(planner.page()?)
     }
 
-    /// Adds the bars of a window to `walk`.
+    /// Adds the bars of a window to `planner`.
     async fn buckets(
         &self,
         query: &BarQuery,
         window: TimeRange,
-        walk: &mut BucketWalk<'_>,
+        planner: &mut BucketPlanner<'_>,
     ) -> Result<(), Cause> {
         let interval = query.interval;
         let direction = if query.order == Order::Ascending { "ASC" } else { "DESC" };
@@ -74,7 +74,7 @@ impl ClickHouseStore {
         let sql = format!(
             "SELECT intDiv(toUnixTimestamp64Micro(ts) - {BUCKET_ORIGIN}, {length}) * {length} + {BUCKET_ORIGIN} AS bucket, {AGGREGATES} \
              FROM {name} FINAL WHERE {series} AND {range} GROUP BY bucket ORDER BY bucket {direction} LIMIT {wanted} {FINAL_SETTINGS}",
-            wanted = walk.wanted(),
+            wanted = planner.wanted(),
             length = interval.as_micros(),
             name = self.ticks_table(),
             series = instrument_condition(&query.instrument),
@@ -94,14 +94,14 @@ impl ClickHouseStore {
         })
         .await?;
         for (open_time, mut values, sums) in bars {
-            if walk.is_on_page()
+            if planner.is_on_page()
                 && let Some(sums) = sums
             {
                 let (volume, turnover) = sums?;
                 values.volume = Some(Quantity::new(volume.total()?)?);
                 values.quote_volume = Some(Quantity::new(turnover.total()?)?);
             }
-            walk.push(
+            planner.push(
                 Bar::new(query.instrument.clone(), interval, open_time, values).map_err(Cause::Corrupt)?,
             );
         }

@@ -1,7 +1,7 @@
 //! Bars and statistics derived from ticks. The server computes the sums, which are exact because `numeric` is exact.
 
 use qi_core::domain::{Sum18, Sum36};
-use qi_core::store::kit::BucketWalk;
+use qi_core::store::kit::BucketPlanner;
 use qi_core::store::{BarQuery, Order, Page, PricePoint, RangeStats, StatsQuery};
 use qi_core::{Bar, BarValues, Error, ErrorKind, Operation, Price, Quantity, TimeRange, Timestamp};
 use sqlx::postgres::PgRow;
@@ -57,8 +57,8 @@ impl TimescaleStore {
         id: i32,
         query: &BarQuery,
     ) -> Result<Page<Bar>, Cause> {
-        let mut walk = BucketWalk::new(query)?;
-        while let Some(window) = walk.window()? {
+        let mut planner = BucketPlanner::new(query)?;
+        while let Some(window) = planner.window()? {
             let window = self.limit_to_chunks(connection, ticks, window, query).await?;
             let statement = match query.order {
                 Order::Ascending => OLDEST_BUCKETS,
@@ -73,17 +73,17 @@ impl TimescaleStore {
                     days: 0,
                     microseconds: query.interval.as_micros(),
                 })
-                .bind(i64::try_from(walk.wanted()).unwrap_or(i64::MAX))
+                .bind(i64::try_from(planner.wanted()).unwrap_or(i64::MAX))
                 .fetch_all(&mut **connection)
                 .await?;
             for row in &rows {
-                walk.push(read_bar(row, query, walk.is_on_page())?);
+                planner.push(read_bar(row, query, planner.is_on_page())?);
             }
-            if let Some(rest) = walk.step(window)? {
-                walk.jump(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
+            if let Some(rest) = planner.advance(window)? {
+                planner.skip_to(self.next_tick(connection, (ticks, id), rest, query.order).await?)?;
             }
         }
-        Ok(walk.page()?)
+        Ok(planner.page()?)
     }
 
     /// Returns the part of a window that lies in few chunks. The part ends between two buckets and contains

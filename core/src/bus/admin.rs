@@ -427,7 +427,7 @@ mod tests {
     use crate::bus::{AssignedPartition, Assignment};
 
     #[test]
-    fn offsets_of_two_answers_never_wrap() {
+    fn offset_differences_saturate() {
         assert_eq!(PartitionInfo::new(0, 3, 10).offsets(), 7);
         assert_eq!(PartitionInfo::new(0, 10, 3).offsets(), 0);
         assert_eq!(PartitionInfo::new(0, u64::MAX, 0).offsets(), 0);

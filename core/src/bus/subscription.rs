@@ -308,8 +308,8 @@ impl Offsets {
     /// Merges `later` into this set. The higher offset of each partition counts.
     pub fn merge(&mut self, later: &Self) {
         for (partition, next) in &later.0 {
-            let mine = self.0.entry(partition.clone()).or_insert(*next);
-            *mine = (*mine).max(*next);
+            let own = self.0.entry(partition.clone()).or_insert(*next);
+            *own = (*own).max(*next);
         }
     }
 
@@ -318,7 +318,7 @@ impl Offsets {
         let next = message.offset + 1;
         // A partition that is already present, the common case, needs no clone.
         match self.0.iter_mut().find(|(p, _)| p.partition == message.partition && p.topic == message.topic) {
-            Some((_, mine)) => *mine = (*mine).max(next),
+            Some((_, own)) => *own = (*own).max(next),
             None => self.set(TopicPartition::new(message.topic.clone(), message.partition), next),
         }
     }

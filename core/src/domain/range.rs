@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_selection_is_refused_and_repeated_keys_count_once() {
+    fn selections_are_not_empty_and_have_no_duplicates() {
         assert!(Selection::<u8>::only([]).is_err());
         let Selection::Only(keys) = Selection::only([2, 1, 2]).unwrap() else { panic!() };
         assert_eq!(*keys, [1, 2]);

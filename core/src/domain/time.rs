@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_floors() {
+    fn finer_times_are_truncated() {
         let t = Timestamp::from_nanos_floor(1_610_064_000_278_999_999).unwrap();
         assert_eq!(t.as_micros(), 1_610_064_000_278_999);
         assert_eq!(t.as_millis_floor(), 1_610_064_000_278);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes() {
+    fn display_round_trips() {
         for text in ["2021-01-08T00:00:00.000278Z", "2000-02-29T23:59:59Z", "2262-01-31T00:00:00Z"] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), text);
         }
@@ -321,7 +321,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn text_there_and_back(micros in Timestamp::MIN.0..=Timestamp::MAX.0) {
+        fn text_round_trip(micros in Timestamp::MIN.0..=Timestamp::MAX.0) {
             let t = Timestamp::from_micros(micros).unwrap();
             proptest::prop_assert_eq!(t.to_string().parse::<Timestamp>().unwrap(), t);
         }
@@ -329,7 +329,7 @@ mod tests {
 
     #[cfg(feature = "chrono")]
     #[test]
-    fn chrono_agrees() {
+    fn chrono_conversions_are_exact() {
         let t: Timestamp = "2024-02-29T12:34:56.000001Z".parse().unwrap();
         let c = chrono::DateTime::<chrono::Utc>::from(t);
         assert_eq!(c.timestamp_micros(), t.as_micros());

@@ -247,7 +247,7 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
     match selection {
         Selection::Only(instruments) => {
             for instrument in instruments.iter() {
-                rank.look_at(store, instrument, *range).await?;
+                rank.add(store, instrument, *range).await?;
             }
         }
         Selection::All => {
@@ -255,7 +255,7 @@ pub(super) async fn movers(store: &(impl PriceStore + ?Sized), query: &MoversQue
             loop {
                 let found = store.series(&page).await?;
                 for summary in &found.items {
-                    rank.look_at(store, &summary.clone().of_instrument()?.instrument, *range).await?;
+                    rank.add(store, &summary.clone().of_instrument()?.instrument, *range).await?;
                 }
                 let Some(next) = found.next else { break };
                 page = page.after(next);
@@ -303,7 +303,7 @@ impl Ranking {
         Self { limit, gainers: BinaryHeap::new(), losers: BinaryHeap::new() }
     }
 
-    async fn look_at(
+    async fn add(
         &mut self,
         store: &(impl PriceStore + ?Sized),
         instrument: &Instrument,

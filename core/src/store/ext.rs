@@ -72,9 +72,9 @@ pub trait PriceStoreExt: PriceStore {
         chunk: usize,
     ) -> impl Future<Output = Result<InsertReport>> + Send {
         async move {
-            let most = self.info().max_batch;
-            if !(1..=most).contains(&chunk) {
-                let rule = format!("must lie from 1 to {most}");
+            let max_batch = self.info().max_batch;
+            if !(1..=max_batch).contains(&chunk) {
+                let rule = format!("must lie from 1 to {max_batch}");
                 return Err(Error::new(ErrorKind::InvalidInput, "store.batch.chunk", "insert_chunked")
                     .with_message(rule)
                     .with_context("field", "chunk")

@@ -671,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn resume_does_not_pass_a_bar_that_the_end_of_the_range_cuts() {
+    fn resume_stays_before_an_unfinished_bar() {
         let mut bars: Vec<_> = (0..3).map(bar).collect();
         let ascending = query(&bars);
         let page = Derived(&ascending).page_of(bars.clone()).unwrap();
@@ -722,7 +722,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_page_resumes_where_it_began() {
+    fn an_empty_page_resumes_at_its_start() {
         let bars = [bar(0), bar(1)];
         let first = query(&bars);
         let page = stored(&first, Vec::new());
