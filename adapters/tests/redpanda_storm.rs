@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let factory: Arc<dyn BusFactory> = Arc::new(brokers.clone());
     // This trial closes the bus during a single call. If a fault holds back a part of that call, the part is not in
     // flight, and `close` has nothing to drain.
-    let of_one_call = |name: &str| name.ends_with("life::close_drains");
+    let of_one_call = |name: &str| name.ends_with("lifecycle::close_waits_for_pending_publishes");
     let all =
         trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS, Wrapping::FULL_STACK_OVER_CUTS]).into_iter();
     let mut all: Vec<_> = all

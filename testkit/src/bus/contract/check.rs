@@ -49,7 +49,7 @@ pub type Verdict<T = ()> = Result<T, Failure>;
 /// One named property of the contract.
 #[derive(Clone, Copy)]
 pub struct Check {
-    /// The chapter and the property: `publish::order_of_one_key`.
+    /// The chapter and the property: `publish::messages_of_one_key_keep_their_order`.
     pub name: &'static str,
     /// The features that the backend must have.
     pub needs: &'static [Need],

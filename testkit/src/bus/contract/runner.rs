@@ -16,7 +16,7 @@ use crate::presence;
 /// The time limit of a check on any backend.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// Returns one trial for each check and wrapping: `memory/plain/publish::order_of_one_key`.
+/// Returns one trial for each check and wrapping: `memory/plain/publish::messages_of_one_key_keep_their_order`.
 ///
 /// A trial is ignored with the reason if the backend lacks a required feature. The trials of an absent backend are
 /// ignored too, or fail if the environment variable `QI_REQUIRE_BACKENDS` names it.

@@ -14,16 +14,16 @@ promises! { "administration";
     once instruments_are_ordered_by_bytes: "by the bytes of the exchange, then of the symbol",
     once instruments_belong_to_their_dataset: "each dataset has its own, with the times of its first and last record",
     once instruments_need_a_record: "an instrument without records is not listed",
-    once instruments_of_one_exchange_in_pages: "the list can be asked by exchange, and page by page",
+    once instruments_are_filtered_by_exchange_and_paged: "the list can be asked by exchange, and page by page",
     every deletion_is_half_open: "deletion takes the start and leaves the end",
-    every deletion_leaves_others: "deletion touches only the series that were named",
-    every deletion_of_all_series: "deletion of all series",
+    every deletion_leaves_other_series: "deletion touches only the series that were named",
+    every deletion_may_select_all_series: "deletion of all series",
     once deletion_leaves_other_intervals: "deletion of bars touches only their interval",
-    every deleted_can_be_inserted_again: "what was deleted can be inserted again, also the very same batch",
-    every deletion_twice_is_ok: "deleting again, or what never was, is Ok",
-    every a_purge_is_exact: "a purge takes what is before the cutoff, to the microsecond",
-    every a_purged_batch_can_be_inserted_again: "what was purged can be inserted again",
-    once a_purge_leaves_other_datasets: "a purge of one dataset leaves the other three",
+    every deleted_records_can_be_inserted_again: "what was deleted can be inserted again, also the very same batch",
+    every deletion_is_idempotent: "deleting again, or what never was, is Ok",
+    every purge_cutoff_is_exact: "a purge takes what is before the cutoff, to the microsecond",
+    every purged_batch_can_be_inserted_again: "what was purged can be inserted again",
+    once purge_leaves_other_datasets: "a purge of one dataset leaves the other three",
 }
 
 async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Result<Vec<InstrumentSummary>> {
@@ -100,7 +100,7 @@ async fn instruments_need_a_record(case: &Case) -> Outcome {
     same_rows("the other one purged", &listed(store, query).await?, &[])
 }
 
-async fn instruments_of_one_exchange_in_pages(case: &Case) -> Outcome {
+async fn instruments_are_filtered_by_exchange_and_paged(case: &Case) -> Outcome {
     let names: Vec<Instrument> = (0..7).map(|n| instrument(&format!("beta:S{n}"))).collect();
     let others = ["alpha:S1", "betab:S1", "bet:S1", "zeta:S1"].map(instrument);
     let batch: Vec<PriceTick> =
@@ -141,7 +141,7 @@ async fn deletion_is_half_open<D: Sample>(case: &Case) -> Outcome {
     same_rows("after an empty range", &D::all(case.store(), &D::series_no(0)).await?, &expected)
 }
 
-async fn deletion_leaves_others<D: Sample>(case: &Case) -> Outcome {
+async fn deletion_leaves_other_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..5).map(|n| D::at(n, 0, 1)).collect();
     D::insert(case.store(), &batch).await?;
     let named = vec![D::series_no(1), D::series_no(3), D::series_no(9)];
@@ -150,7 +150,7 @@ async fn deletion_leaves_others<D: Sample>(case: &Case) -> Outcome {
     same_rows("what is left", &D::scan_latest(case.store(), AskLatest::all()).await?, &expected)
 }
 
-async fn deletion_of_all_series<D: Sample>(case: &Case) -> Outcome {
+async fn deletion_may_select_all_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..5).flat_map(|n| [D::at(n, 0, 1), D::at(n, 10, 2)]).collect();
     D::insert(case.store(), &batch).await?;
     case.store().delete_range(&D::deletion(None, TimeRange::before(minute(10)))).await?;
@@ -177,7 +177,7 @@ async fn deletion_leaves_other_intervals(case: &Case) -> Outcome {
     same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
 }
 
-async fn deleted_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
+async fn deleted_records_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
     let all = four::<D>(case).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
     for _ in 0..2 {
@@ -192,7 +192,7 @@ async fn deleted_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
     same_rows("another value", &D::all(case.store(), &D::series_no(0)).await?, &[other])
 }
 
-async fn deletion_twice_is_ok<D: Sample>(case: &Case) -> Outcome {
+async fn deletion_is_idempotent<D: Sample>(case: &Case) -> Outcome {
     let gone = D::deletion(None, range(minute(0), minute(5)));
     case.store().delete_range(&gone).await?;
     D::insert(case.store(), &[D::at(0, 0, 1), D::at(0, 5, 1)]).await?;
@@ -204,7 +204,7 @@ async fn deletion_twice_is_ok<D: Sample>(case: &Case) -> Outcome {
     Ok(case.store().delete_range(&unknown).await?)
 }
 
-async fn a_purge_is_exact<D: Sample>(case: &Case) -> Outcome {
+async fn purge_cutoff_is_exact<D: Sample>(case: &Case) -> Outcome {
     let mut all = four::<D>(case).await?;
     let other = D::make(&D::series_no(1), step::<D>(1), 0, 9);
     D::insert(case.store(), std::slice::from_ref(&other)).await?;
@@ -223,7 +223,7 @@ async fn a_purge_is_exact<D: Sample>(case: &Case) -> Outcome {
     same_rows("everything purged", &D::scan_latest(case.store(), AskLatest::all()).await?, &[])
 }
 
-async fn a_purged_batch_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
+async fn purged_batch_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome {
     let all = four::<D>(case).await?;
     case.store().purge_before(D::DATASET, minute(1_000)).await?;
     same_rows("after the purge", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
@@ -231,7 +231,7 @@ async fn a_purged_batch_can_be_inserted_again<D: Sample>(case: &Case) -> Outcome
     same_rows("the very same batch", &D::all(case.store(), &D::series_no(0)).await?, &all)
 }
 
-async fn a_purge_leaves_other_datasets(case: &Case) -> Outcome {
+async fn purge_leaves_other_datasets(case: &Case) -> Outcome {
     let store = case.store();
     let all = [PriceTick::DATASET, Quote::DATASET, Bar::DATASET, MarketSnapshot::DATASET];
     for purged in all {

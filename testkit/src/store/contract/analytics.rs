@@ -11,18 +11,18 @@ use super::shelf::{Shelf as _, instrument, micros, minute, range};
 use super::{Case, Sample, promises};
 
 promises! { "analytics";
-    once stats_equal_a_fold: "the figures of a range are those of a fold over its ticks",
-    once stats_of_nothing_are_none: "no ticks, no figures; never an error",
-    once vwap_by_hand: "the volume-weighted average price, rounded once",
-    once change_by_hand: "last over first, minus 1",
-    once volatility_by_hand: "the sample deviation of the log returns",
-    once sma_by_hand: "the mean of the last closes, rounded once",
-    once gaps_by_hand: "the stretches without bars",
+    once stats_equal_a_fold_over_the_ticks: "the figures of a range are those of a fold over its ticks",
+    once stats_without_ticks_are_none: "no ticks, no figures; never an error",
+    once vwap_matches_a_hand_computed_value: "the volume-weighted average price, rounded once",
+    once change_matches_a_hand_computed_value: "last over first, minus 1",
+    once volatility_matches_a_hand_computed_value: "the sample deviation of the log returns",
+    once sma_matches_hand_computed_values: "the mean of the last closes, rounded once",
+    once gaps_match_hand_computed_ranges: "the stretches without bars",
     once gaps_end_with_the_last_open_time: "a range that ends inside a bucket expects the bar of that bucket",
-    once filled_bars_by_hand: "flat bars between bars, nothing before the first and after the last",
-    once movers_by_hand: "who rose and who fell most",
-    once movers_of_one_size_by_instrument: "equal changes are ranked by the order of the instruments",
-    once chunked_inserts_write_all: "a long batch is split and written whole",
+    once filled_bars_match_hand_computed_bars: "flat bars between bars, nothing before the first and after the last",
+    once movers_match_a_hand_computed_ranking: "who rose and who fell most",
+    once equal_movers_are_ordered_by_instrument: "equal changes are ranked by the order of the instruments",
+    once chunked_insert_writes_all_records: "a long batch is split and written whole",
 }
 
 fn name() -> Instrument {
@@ -41,7 +41,7 @@ async fn minutely(store: &dyn PriceStore, of: &Instrument, prices: &[&str]) -> R
     store.insert_ticks(&ticks).await.map(drop)
 }
 
-async fn stats_equal_a_fold(case: &Case) -> Outcome {
+async fn stats_equal_a_fold_over_the_ticks(case: &Case) -> Outcome {
     let ticks: Vec<PriceTick> = (0..300)
         .map(|n| {
             let quantity = (n % 3 != 0).then(|| format!("0.00000000000000{}", n + 1));
@@ -63,7 +63,7 @@ async fn stats_equal_a_fold(case: &Case) -> Outcome {
     same("the last", &stats.last().ts, &micros(299_000_000))
 }
 
-async fn stats_of_nothing_are_none(case: &Case) -> Outcome {
+async fn stats_without_ticks_are_none(case: &Case) -> Outcome {
     let query = StatsQuery::new(name(), range(minute(5), minute(9)));
     for round in ["in an empty store", "beside others", "beside the range"] {
         same(round, &case.store().stats(&query).await?, &None)?;
@@ -75,7 +75,7 @@ async fn stats_of_nothing_are_none(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn vwap_by_hand(case: &Case) -> Outcome {
+async fn vwap_matches_a_hand_computed_value(case: &Case) -> Outcome {
     let (store, query) = (case.store(), StatsQuery::new(name(), TimeRange::ALL));
     store.insert_ticks(&[tick(&name(), 0, "10", None)?]).await?;
     same("no known quantity", &store.vwap(&query).await?, &None)?;
@@ -86,7 +86,7 @@ async fn vwap_by_hand(case: &Case) -> Outcome {
     same("50 / 3", &store.vwap(&query).await?, &Some("16.666666666666666667".parse()?))
 }
 
-async fn change_by_hand(case: &Case) -> Outcome {
+async fn change_matches_a_hand_computed_value(case: &Case) -> Outcome {
     minutely(case.store(), &name(), &["80", "200", "60", "100"]).await?;
     let query = StatsQuery::new(name(), TimeRange::ALL);
     let ratio = case.store().change(&query).await?.map(|change| change.ratio);
@@ -100,7 +100,7 @@ fn bars() -> BarQuery {
     BarQuery::new(name(), Interval::M1, TimeRange::ALL)
 }
 
-async fn volatility_by_hand(case: &Case) -> Outcome {
+async fn volatility_matches_a_hand_computed_value(case: &Case) -> Outcome {
     let store = case.store();
     minutely(store, &name(), &["100", "110"]).await?;
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
@@ -116,7 +116,7 @@ async fn volatility_by_hand(case: &Case) -> Outcome {
     holds(format_args!("that of a year, found {found:?}"), near(found, expected * 365f64.sqrt()))
 }
 
-async fn sma_by_hand(case: &Case) -> Outcome {
+async fn sma_matches_hand_computed_values(case: &Case) -> Outcome {
     minutely(case.store(), &name(), &["1", "2", "4", "8"]).await?;
     let found: Vec<_> = case.store().sma(bars().with_limit(1)?, BarSource::Derived, 3)?.try_collect().await?;
     let expected =
@@ -124,7 +124,7 @@ async fn sma_by_hand(case: &Case) -> Outcome {
     same_rows("means of three", &found, &expected)
 }
 
-async fn gaps_by_hand(case: &Case) -> Outcome {
+async fn gaps_match_hand_computed_ranges(case: &Case) -> Outcome {
     let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
     case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
     let query = BarQuery::new(name(), Interval::M1, range(minute(0), minute(9))).with_limit(1)?;
@@ -154,7 +154,7 @@ async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn filled_bars_by_hand(case: &Case) -> Outcome {
+async fn filled_bars_match_hand_computed_bars(case: &Case) -> Outcome {
     let ticks = [tick(&name(), 60, "5", Some("1"))?, tick(&name(), 240, "9", Some("1"))?];
     case.store().insert_ticks(&ticks).await?;
     let found: Vec<_> = case.store().bars_filled(bars(), BarSource::Derived)?.try_collect().await?;
@@ -165,7 +165,7 @@ async fn filled_bars_by_hand(case: &Case) -> Outcome {
     same_rows("open time, close, filled", &found, &expected)
 }
 
-async fn movers_by_hand(case: &Case) -> Outcome {
+async fn movers_match_a_hand_computed_ranking(case: &Case) -> Outcome {
     let store = case.store();
     let names = ["a:UP1", "a:UP50", "a:DOWN9", "a:FLAT", "a:UP2", "a:DOWN50"].map(instrument);
     let prices =
@@ -182,7 +182,7 @@ async fn movers_by_hand(case: &Case) -> Outcome {
     same_rows("losers", &names_of(&movers.losers), &["a:DOWN50".to_owned(), "a:DOWN9".to_owned()])
 }
 
-async fn movers_of_one_size_by_instrument(case: &Case) -> Outcome {
+async fn equal_movers_are_ordered_by_instrument(case: &Case) -> Outcome {
     let rising = ["a:C", "b:A", "a:A", "a:D", "a:B"];
     let falling = ["c:C", "d:A", "c:A", "c:D", "c:B"];
     for (names, prices) in [(rising, ["2", "3"]), (falling, ["4", "2"])] {
@@ -208,7 +208,7 @@ async fn movers_of_one_size_by_instrument(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn chunked_inserts_write_all(case: &Case) -> Outcome {
+async fn chunked_insert_writes_all_records(case: &Case) -> Outcome {
     let (store, series) = (case.store(), name());
     let ticks: Vec<PriceTick> = (0..105).map(|n| PriceTick::at(0, n, 1)).collect();
     let report = store.insert_ticks_chunked(&ticks, 10).await?;

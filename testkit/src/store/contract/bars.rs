@@ -11,27 +11,27 @@ use super::{Case, Sample, promises};
 use crate::store::model::reference_bars;
 
 promises! { "bars";
-    once one_bar_by_hand: "open, high, low, close, volumes and count of one bar",
-    once a_tick_on_the_boundary_opens_the_next_bar: "a bucket ends before its end",
-    once ties_decide_open_and_close: "open and close go by (ts, seq), also after a correction of a tied tick",
-    once an_empty_bucket_has_no_bar: "no bar for a bucket without ticks",
-    once a_cut_bucket_is_computed_whole: "a bar is returned if it opens in the range, and always from its whole bucket",
+    once bar_matches_a_hand_computed_bar: "open, high, low, close, volumes and count of one bar",
+    once tick_on_the_boundary_opens_the_next_bar: "a bucket ends before its end",
+    once open_and_close_are_ordered_by_seq: "open and close go by (ts, seq), also after a correction of a tied tick",
+    once empty_bucket_has_no_bar: "no bar for a bucket without ticks",
+    once partially_covered_bucket_is_computed_completely: "a bar is returned if it opens in the range, and always from its whole bucket",
     once weeks_begin_on_monday: "a week begins on Monday",
-    once every_interval_at_both_ends_of_time: "every interval, from the first to the last tick that there can be",
-    once a_late_tick_changes_its_bar: "late and corrected ticks change derived bars at once",
-    once a_deleted_tick_changes_its_bar: "a deleted tick is out of its bar at once",
-    once sending_again_does_not_double: "a batch sent again counts once",
-    once an_unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
-    once a_product_is_exact: "100.5 x 2.25 = 226.125",
-    once half_way_rounds_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
-    once a_sum_at_the_limit_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
-    once an_overflow_comes_with_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
-    once a_stored_bar_is_partial_then_final: "a stored bar is replaced by its final form",
-    once stored_and_derived_are_apart: "stored bars are data of their own",
-    once paging_goes_across_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
-    once an_open_bar_is_asked_for_again: "resume does not pass a bar that the end of the range cuts",
-    once an_open_bar_is_asked_for_again_newest_first: "newest first, resume stops before the open bar, which is the first one",
-    once coarser_from_stored: "stored bars merge into coarser ones exactly",
+    once every_interval_works_at_the_limits_of_time: "every interval, from the first to the last tick that there can be",
+    once late_tick_changes_its_bar: "late and corrected ticks change derived bars at once",
+    once deleted_tick_changes_its_bar: "a deleted tick is out of its bar at once",
+    once repeated_batch_counts_once: "a batch sent again counts once",
+    once unknown_volume_is_not_zero: "volume is the sum of the known quantities, None if none is known",
+    once quote_volume_is_exact: "100.5 x 2.25 = 226.125",
+    once halves_round_away_from_zero: "a quote volume is summed exactly and rounded once, half away from zero",
+    once sum_of_1e20_is_out_of_range: "a sum of 1e20 is OutOfRange, one unit less is not",
+    once overflow_fails_only_its_own_page: "a sum out of range fails the page that holds its bar, not the one before",
+    once stored_bar_is_replaced_by_its_final_form: "a stored bar is replaced by its final form",
+    once stored_bars_are_independent_of_ticks: "stored bars are data of their own",
+    once pages_cross_gaps: "pages of derived bars make up the full answer, in both directions, across gaps",
+    once resume_stays_before_an_open_bar: "resume does not pass a bar that the end of the range cuts",
+    once descending_resume_stays_before_an_open_bar: "newest first, resume stops before the open bar, which is the first one",
+    once stored_bars_resample_exactly: "stored bars merge into coarser ones exactly",
 }
 
 fn name() -> Instrument {
@@ -57,7 +57,7 @@ async fn as_reference(store: &dyn PriceStore, interval: Interval) -> std::result
     Ok(found)
 }
 
-async fn one_bar_by_hand(case: &Case) -> Outcome {
+async fn bar_matches_a_hand_computed_bar(case: &Case) -> Outcome {
     let ticks = [
         tick(0, 0, "100", Some("1"))?,
         tick(20, 0, "103.5", Some("0.5"))?,
@@ -78,7 +78,7 @@ async fn one_bar_by_hand(case: &Case) -> Outcome {
     same_rows("the bar", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &[expected])
 }
 
-async fn a_tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
+async fn tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
     let at = |n, price: &str| PriceTick::new(name(), micros(n), 0, price.parse()?);
     case.store().insert_ticks(&[at(0, "1")?, at(59_999_999, "2")?, at(60_000_000, "3")?]).await?;
     let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
@@ -88,7 +88,7 @@ async fn a_tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
     same_rows("open time, close and count", &found, &expected)
 }
 
-async fn ties_decide_open_and_close(case: &Case) -> Outcome {
+async fn open_and_close_are_ordered_by_seq(case: &Case) -> Outcome {
     let ends = |bars: &[Bar]| -> Vec<String> {
         bars.iter().flat_map(|bar| [bar.values().open.to_string(), bar.close().to_string()]).collect()
     };
@@ -107,7 +107,7 @@ async fn ties_decide_open_and_close(case: &Case) -> Outcome {
     same_rows("after a correction of both ends", &ends(&bars), &["60".to_owned(), "70".to_owned()])
 }
 
-async fn an_empty_bucket_has_no_bar(case: &Case) -> Outcome {
+async fn empty_bucket_has_no_bar(case: &Case) -> Outcome {
     case.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
     let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
     let found: Vec<Timestamp> = bars.iter().map(Bar::open_time).collect();
@@ -116,7 +116,7 @@ async fn an_empty_bucket_has_no_bar(case: &Case) -> Outcome {
     same_rows("between them", &derived(case.store(), Interval::M1, between).await?, &[])
 }
 
-async fn a_cut_bucket_is_computed_whole(case: &Case) -> Outcome {
+async fn partially_covered_bucket_is_computed_completely(case: &Case) -> Outcome {
     let ticks: Vec<_> =
         (0..40).map(|n| tick(n * 15, 0, &(n + 1).to_string(), Some("1"))).collect::<Result<_>>()?;
     case.store().insert_ticks(&ticks).await?;
@@ -148,7 +148,7 @@ async fn weeks_begin_on_monday(case: &Case) -> Outcome {
     same_rows("open times", &found, &expected)
 }
 
-async fn every_interval_at_both_ends_of_time(case: &Case) -> Outcome {
+async fn every_interval_works_at_the_limits_of_time(case: &Case) -> Outcome {
     let mut ticks = Vec::new();
     for interval in Interval::ALL {
         let (length, last) = (interval.as_micros(), interval.floor(Timestamp::MAX_RECORD).as_micros());
@@ -168,7 +168,7 @@ async fn every_interval_at_both_ends_of_time(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_late_tick_changes_its_bar(case: &Case) -> Outcome {
+async fn late_tick_changes_its_bar(case: &Case) -> Outcome {
     let store = case.store();
     store.insert_ticks(&[tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?]).await?;
     as_reference(store, Interval::M1).await?;
@@ -181,7 +181,7 @@ async fn a_late_tick_changes_its_bar(case: &Case) -> Outcome {
     same_rows("counts", &found, &[Some(1), Some(4), Some(1)])
 }
 
-async fn a_deleted_tick_changes_its_bar(case: &Case) -> Outcome {
+async fn deleted_tick_changes_its_bar(case: &Case) -> Outcome {
     let ticks = [tick(0, 0, "9", Some("1"))?, tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?];
     case.store().insert_ticks(&ticks).await?;
     let gone = PriceTick::deletion(Some(vec![name()]), range(micros(0), micros(1)));
@@ -190,7 +190,7 @@ async fn a_deleted_tick_changes_its_bar(case: &Case) -> Outcome {
     same_rows("the bars", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &expected)
 }
 
-async fn sending_again_does_not_double(case: &Case) -> Outcome {
+async fn repeated_batch_counts_once(case: &Case) -> Outcome {
     let ticks: Vec<_> = (0..100).map(|n| tick(n, 0, "2", Some("1.5"))).collect::<Result<_>>()?;
     let expected = reference_bars(&ticks, Interval::M1);
     for _ in 0..3 {
@@ -200,7 +200,7 @@ async fn sending_again_does_not_double(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_unknown_volume_is_not_zero(case: &Case) -> Outcome {
+async fn unknown_volume_is_not_zero(case: &Case) -> Outcome {
     let ticks = [
         tick(0, 0, "10", None)?,
         tick(1, 0, "20", None)?,
@@ -227,7 +227,7 @@ async fn quote_volume(case: &Case, ticks: &[PriceTick]) -> std::result::Result<S
     Ok(volume.map_or_else(|| "none".to_owned(), |volume| volume.to_string()))
 }
 
-async fn a_product_is_exact(case: &Case) -> Outcome {
+async fn quote_volume_is_exact(case: &Case) -> Outcome {
     let one = [tick(0, 0, "100.5", Some("2.25"))?];
     same("100.5 x 2.25", &quote_volume(case, &one).await?, &"226.125".to_owned())?;
     let digits = [tick(0, 0, "1234567.890123456789", Some("0.000000987654321"))?];
@@ -235,7 +235,7 @@ async fn a_product_is_exact(case: &Case) -> Outcome {
     same("a product of 27 places", &quote_volume(case, &digits).await?, &expected)
 }
 
-async fn half_way_rounds_away_from_zero(case: &Case) -> Outcome {
+async fn halves_round_away_from_zero(case: &Case) -> Outcome {
     // Each product is half a unit of the last place. A sum is rounded once, not for each product.
     let half = |n| tick(n, 0, "0.5", Some("0.000000000000000001"));
     let unit = "0.000000000000000001".to_owned();
@@ -249,7 +249,7 @@ async fn half_way_rounds_away_from_zero(case: &Case) -> Outcome {
     same("a little less than half a unit", &quote_volume(case, &below).await?, &"0".to_owned())
 }
 
-async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
+async fn sum_of_1e20_is_out_of_range(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::OutOfRange;
     let store = case.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL);
@@ -275,7 +275,7 @@ async fn a_sum_at_the_limit_is_out_of_range(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
+async fn overflow_fails_only_its_own_page(case: &Case) -> Outcome {
     let store = case.store();
     let largest = Some("99999999999999999999");
     let ticks = [
@@ -298,7 +298,7 @@ async fn an_overflow_comes_with_its_own_page(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_stored_bar_is_partial_then_final(case: &Case) -> Outcome {
+async fn stored_bar_is_replaced_by_its_final_form(case: &Case) -> Outcome {
     for value in [1, 5, 9] {
         let bar = Bar::at(0, 0, value);
         case.store().insert_bars(std::slice::from_ref(&bar)).await?;
@@ -307,7 +307,7 @@ async fn a_stored_bar_is_partial_then_final(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
+async fn stored_bars_are_independent_of_ticks(case: &Case) -> Outcome {
     let (store, stored) = (case.store(), Bar::at(0, 0, 500));
     store.insert_bars(std::slice::from_ref(&stored)).await?;
     same_rows("no tick, no bar", &derived(store, Interval::M1, TimeRange::ALL).await?, &[])?;
@@ -319,7 +319,7 @@ async fn stored_and_derived_are_apart(case: &Case) -> Outcome {
     same_rows("the stored bar", &Bar::all(store, &Bar::series_no(0)).await?, &[stored])
 }
 
-async fn paging_goes_across_gaps(case: &Case) -> Outcome {
+async fn pages_cross_gaps(case: &Case) -> Outcome {
     // Bars at minutes 0, 1 and 2, a day later, and half a year later, with several ticks each.
     let minutes = [0, 1, 2, 1_440, 1_441, 260_000, 260_003];
     let ticks: Vec<_> = minutes
@@ -341,7 +341,7 @@ async fn paging_goes_across_gaps(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
+async fn resume_stays_before_an_open_bar(case: &Case) -> Outcome {
     let store = case.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000)));
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
@@ -353,7 +353,7 @@ async fn an_open_bar_is_asked_for_again(case: &Case) -> Outcome {
     same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
 }
 
-async fn an_open_bar_is_asked_for_again_newest_first(case: &Case) -> Outcome {
+async fn descending_resume_stays_before_an_open_bar(case: &Case) -> Outcome {
     let store = case.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000))).descending();
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
@@ -376,7 +376,7 @@ async fn an_open_bar_is_asked_for_again_newest_first(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn coarser_from_stored(case: &Case) -> Outcome {
+async fn stored_bars_resample_exactly(case: &Case) -> Outcome {
     let store = case.store();
     let ticks: Vec<_> = (0..500)
         .map(|n| tick(n * 37, 0, &format!("{}.{n}", n % 13 + 1), Some(&format!("0.{}", n + 1))))

@@ -12,11 +12,11 @@ use super::{Case, NamedSignal, Outcome, Sample, promises};
 use crate::store::rows::records_of;
 
 promises! { "datasets";
-    every columns_keep_their_place: "every value comes back in its own column, of every type",
-    every an_absent_value_stays_absent: "an optional value that is absent comes back absent, and zero or an empty text does not",
-    every a_list_keeps_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
-    once names_keep_their_order: "series that are names are listed by their bytes, whatever they contain",
-    every an_unregistered_dataset_is_refused: "a dataset that the store was not opened with is SchemaMismatch",
+    every every_column_keeps_its_values: "every value comes back in its own column, of every type",
+    every absent_values_stay_absent: "an optional value that is absent comes back absent, and zero or an empty text does not",
+    every level_lists_keep_every_level: "a list of levels comes back whole and in its order, also the empty and the longest one",
+    once named_series_are_ordered_by_bytes: "series that are names are listed by their bytes, whatever they contain",
+    every unregistered_dataset_is_rejected: "a dataset that the store was not opened with is SchemaMismatch",
 }
 
 /// Returns the rows of a series in the order of their times.
@@ -41,7 +41,7 @@ pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &
     same("the records", &found, &expected)
 }
 
-async fn columns_keep_their_place<D: Sample>(case: &Case) -> Outcome {
+async fn every_column_keeps_its_values<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..40).map(|n| D::at(0, n.into(), n)).collect();
     there_and_back::<D>(case.store(), &RecordVec::from_vec(batch)).await
 }
@@ -62,7 +62,7 @@ pub(super) fn altered<D: Sample>(
     Ok(records_of(D::DATASET, [&row]).is_ok().then_some(row))
 }
 
-async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
+async fn absent_values_stay_absent<D: Sample>(case: &Case) -> Outcome {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     // Either one optional column is absent, or only one is present. In the last round, all are present
@@ -92,7 +92,7 @@ async fn an_absent_value_stays_absent<D: Sample>(case: &Case) -> Outcome {
     there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
+async fn level_lists_keep_every_level<D: Sample>(case: &Case) -> Outcome {
     let longest = D::DATASET.values().iter().filter_map(|column| match column.ty {
         ColumnType::Levels { max } => Some(max),
         _ => None,
@@ -121,7 +121,7 @@ async fn a_list_keeps_every_level<D: Sample>(case: &Case) -> Outcome {
     there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn names_keep_their_order(case: &Case) -> Outcome {
+async fn named_series_are_ordered_by_bytes(case: &Case) -> Outcome {
     // The order is by bytes. Language, case and length do not affect it.
     let mut names = vec![
         " ",
@@ -169,7 +169,7 @@ async fn names_keep_their_order(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_unregistered_dataset_is_refused<D: Sample>(case: &Case) -> Outcome {
+async fn unregistered_dataset_is_rejected<D: Sample>(case: &Case) -> Outcome {
     let of = D::DATASET;
     let more = Column { name: "not_declared_there", ty: ColumnType::Boolean, optional: true };
     let other = |name, values: Vec<Column>| {

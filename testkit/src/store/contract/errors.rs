@@ -11,10 +11,10 @@ use super::shelf::{Ask, AskLatest, Shelf, minute};
 use super::{Case, Sample, promises};
 
 promises! { "errors";
-    once every_method_says_its_name: "each method is the one that was called, through every wrapping",
-    once an_error_says_what_and_where: "kind, code, operation and backend of a refused call",
-    once info_says_what_the_store_is: "info names the backend and its bounds, without a call",
-    once no_secret_is_shown: "no password in Debug, Display, info, errors or their sources",
+    once errors_name_the_called_method: "each method is the one that was called, through every wrapping",
+    once errors_have_kind_code_operation_and_backend: "kind, code, operation and backend of a refused call",
+    once info_names_the_backend_and_its_limits: "info names the backend and its bounds, without a call",
+    once secrets_are_never_shown: "no password in Debug, Display, info, errors or their sources",
 }
 
 /// Calls every method that needs a schema or an open store, and returns the results by method name.
@@ -34,7 +34,7 @@ async fn call_all(store: &dyn PriceStore) -> Vec<(&'static str, Result<()>)> {
     ]
 }
 
-async fn every_method_says_its_name(case: &Case) -> Outcome {
+async fn errors_name_the_called_method(case: &Case) -> Outcome {
     let store = case.without_schema().await?;
     for (method, result) in call_all(&*store).await {
         let error = refused(method, result, ErrorKind::SchemaMismatch)?;
@@ -55,7 +55,7 @@ async fn every_method_says_its_name(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_error_says_what_and_where(case: &Case) -> Outcome {
+async fn errors_have_kind_code_operation_and_backend(case: &Case) -> Outcome {
     let (store, backend) = (case.store(), case.store().info().backend);
     let says = |error: &Error, operation: &str| {
         same("the operation", &error.operation(), &operation)?;
@@ -77,7 +77,7 @@ async fn an_error_says_what_and_where(case: &Case) -> Outcome {
     says(&error, "insert")
 }
 
-async fn info_says_what_the_store_is(case: &Case) -> Outcome {
+async fn info_names_the_backend_and_its_limits(case: &Case) -> Outcome {
     let info = case.store().info();
     holds("a backend's name", !info.backend.is_empty())?;
     let bounds = 1..=qi_core::store::StoreInfo::MAX_BATCH;
@@ -88,7 +88,7 @@ async fn info_says_what_the_store_is(case: &Case) -> Outcome {
     holds("a store that shows itself", !case.store().to_string().is_empty())
 }
 
-async fn no_secret_is_shown(case: &Case) -> Outcome {
+async fn secrets_are_never_shown(case: &Case) -> Outcome {
     let store = case.unreachable().await?;
     let mut shown = vec![format!("{store:?}"), store.to_string(), format!("{:?}", store.info())];
     let ping = refused("ping", store.ping().await, ErrorKind::Unavailable)?;

@@ -107,14 +107,14 @@ impl StoreFactory for MemoryFactory {
 
     fn not_applicable(&self, check: &str) -> Option<&'static str> {
         match check {
-            "schema::newer_schema_is_refused" => Some("the memory store outlives no version of the library"),
-            "schema::an_added_column_reads_as_absent"
-            | "schema::an_enumeration_takes_new_names"
-            | "schema::another_difference_is_refused"
-            | "schema::an_older_version_goes_on" => {
+            "schema::newer_schema_is_rejected" => Some("the memory store outlives no version of the library"),
+            "schema::added_column_reads_as_absent"
+            | "schema::enumeration_accepts_appended_variants"
+            | "schema::incompatible_declaration_is_rejected"
+            | "schema::older_declaration_continues_to_work" => {
                 Some("the memory store keeps nothing of another version of the program")
             }
-            "schema::unreachable_is_retryable" | "errors::no_secret_is_shown" => {
+            "schema::unreachable_server_is_retryable" | "errors::secrets_are_never_shown" => {
                 Some("the memory store has no server and no password")
             }
             _ => None,

@@ -8,22 +8,22 @@ use super::shelf::{AskLatest, Shelf, micros, minute, range};
 use super::{Case, Sample, promises};
 
 promises! { "latest";
-    every one_of_each_series: "the newest record of each series, in the order of the series",
-    tied the_last_of_a_tie: "of records of one time the one with the highest seq",
-    every an_absent_series_is_absent: "a series without records is absent, and nothing at all is an empty page",
+    every latest_returns_one_record_per_series: "the newest record of each series, in the order of the series",
+    tied highest_seq_of_one_time_is_latest: "of records of one time the one with the highest seq",
+    every series_without_records_is_omitted: "a series without records is absent, and nothing at all is an empty page",
     every as_of_is_inclusive: "as_of sees what was known at that very moment, and nothing later",
-    once a_bar_is_known_when_it_has_closed: "as_of looks at the close time of a bar",
-    once other_intervals_do_not_count: "the latest bar is of the interval that was asked for",
-    every a_late_insert_is_not_the_latest: "a record that comes late does not displace a newer one",
-    every a_correction_shows: "a corrected latest record shows at once",
-    every a_deleted_latest_gives_way: "after deletion the one before is the latest",
-    every a_repeated_key_counts_once: "a key named twice is answered once",
-    bulk old_behind_many_newer_of_others: "a series whose last record is years old is found among busy ones",
-    every pages_follow_the_series: "latest is paged by series",
-    once single_latest_of_each_dataset: "the short forms give the latest of one",
+    once as_of_uses_the_close_time_of_bars: "as_of looks at the close time of a bar",
+    once latest_bar_has_the_requested_interval: "the latest bar is of the interval that was asked for",
+    every late_insert_is_not_the_latest: "a record that comes late does not displace a newer one",
+    every corrected_latest_record_is_returned: "a corrected latest record shows at once",
+    every previous_record_is_latest_after_a_deletion: "after deletion the one before is the latest",
+    every repeated_owner_is_returned_once: "a key named twice is answered once",
+    bulk old_latest_record_is_found_among_newer_series: "a series whose last record is years old is found among busy ones",
+    every pages_are_ordered_by_series: "latest is paged by series",
+    once single_record_methods_return_the_latest: "the short forms give the latest of one",
 }
 
-async fn one_of_each_series<D: Sample>(case: &Case) -> Outcome {
+async fn latest_returns_one_record_per_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..300).map(|n| D::at((n * 7 % 50) as usize, i64::from(n), n)).collect();
     D::insert(case.store(), &batch).await?;
     let newest: Vec<D> = (0..50)
@@ -36,7 +36,7 @@ async fn one_of_each_series<D: Sample>(case: &Case) -> Outcome {
     same_rows("three of them", &D::scan_latest(case.store(), some).await?, &expected)
 }
 
-async fn the_last_of_a_tie<D: Sample>(case: &Case) -> Outcome {
+async fn highest_seq_of_one_time_is_latest<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch = [9, 100, 11, 2].map(|seq| D::make(&series, minute(0), seq, 1));
     D::insert(case.store(), &batch).await?;
@@ -45,7 +45,7 @@ async fn the_last_of_a_tie<D: Sample>(case: &Case) -> Outcome {
     same_rows("as of the tie", &D::scan_latest(case.store(), asked).await?, &batch[1..2])
 }
 
-async fn an_absent_series_is_absent<D: Sample>(case: &Case) -> Outcome {
+async fn series_without_records_is_omitted<D: Sample>(case: &Case) -> Outcome {
     same_rows("in an empty store", &D::scan_latest(case.store(), AskLatest::all()).await?, &[])?;
     let record = D::at(5, 0, 1);
     D::insert(case.store(), std::slice::from_ref(&record)).await?;
@@ -75,7 +75,7 @@ async fn as_of_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     same_rows("at the end of time", &found, &batch[2..])
 }
 
-async fn a_bar_is_known_when_it_has_closed(case: &Case) -> Outcome {
+async fn as_of_uses_the_close_time_of_bars(case: &Case) -> Outcome {
     let bars = [Bar::at(0, 0, 1), Bar::at(0, 1, 2)];
     case.store().insert_bars(&bars).await?;
     let query = LatestBarsQuery::new(Interval::M1, Selection::All);
@@ -92,7 +92,7 @@ async fn a_bar_is_known_when_it_has_closed(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn other_intervals_do_not_count(case: &Case) -> Outcome {
+async fn latest_bar_has_the_requested_interval(case: &Case) -> Outcome {
     let name = PriceTick::series_no(0);
     let series = |interval| (name.clone(), interval);
     let minutes = Bar::make(&series(Interval::M1), minute(0), 0, 1);
@@ -114,7 +114,7 @@ async fn other_intervals_do_not_count(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_late_insert_is_not_the_latest<D: Sample>(case: &Case) -> Outcome {
+async fn late_insert_is_not_the_latest<D: Sample>(case: &Case) -> Outcome {
     let newest = D::at(0, 100, 1);
     D::insert(case.store(), std::slice::from_ref(&newest)).await?;
     D::insert(case.store(), &[D::at(0, 50, 2), D::at(0, -900_000, 3)]).await?;
@@ -123,7 +123,7 @@ async fn a_late_insert_is_not_the_latest<D: Sample>(case: &Case) -> Outcome {
     same_rows("as of before", &found, &[D::at(0, 50, 2)])
 }
 
-async fn a_correction_shows<D: Sample>(case: &Case) -> Outcome {
+async fn corrected_latest_record_is_returned<D: Sample>(case: &Case) -> Outcome {
     for value in [1, 9, 4] {
         let batch = [D::at(0, 0, 1), D::at(0, 5, value)];
         D::insert(case.store(), &batch).await?;
@@ -132,7 +132,7 @@ async fn a_correction_shows<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_deleted_latest_gives_way<D: Sample>(case: &Case) -> Outcome {
+async fn previous_record_is_latest_after_a_deletion<D: Sample>(case: &Case) -> Outcome {
     let batch = [D::at(0, 0, 1), D::at(0, 5, 2), D::at(1, 3, 3)];
     D::insert(case.store(), &batch).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), range(minute(5), minute(6)));
@@ -143,14 +143,14 @@ async fn a_deleted_latest_gives_way<D: Sample>(case: &Case) -> Outcome {
     same_rows("all deleted", &D::scan_latest(case.store(), AskLatest::all()).await?, &batch[2..])
 }
 
-async fn a_repeated_key_counts_once<D: Sample>(case: &Case) -> Outcome {
+async fn repeated_owner_is_returned_once<D: Sample>(case: &Case) -> Outcome {
     let record = D::at(3, 0, 1);
     D::insert(case.store(), std::slice::from_ref(&record)).await?;
     let asked = AskLatest::these(vec![D::series_no(3), D::series_no(3), D::series_no(3)]);
     same_rows("the latest", &D::scan_latest(case.store(), asked).await?, &[record])
 }
 
-async fn old_behind_many_newer_of_others<D: Sample>(case: &Case) -> Outcome {
+async fn old_latest_record_is_found_among_newer_series<D: Sample>(case: &Case) -> Outcome {
     const WEEK: i64 = 7 * 24 * 60;
     let old = D::at(0, 0, 1);
     let mut batch = vec![old.clone()];
@@ -163,7 +163,7 @@ async fn old_behind_many_newer_of_others<D: Sample>(case: &Case) -> Outcome {
     same("how many series", &found.len(), &4)
 }
 
-async fn pages_follow_the_series<D: Sample>(case: &Case) -> Outcome {
+async fn pages_are_ordered_by_series<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..10).map(|n| D::at(n as usize, i64::from(20 - n), n)).collect();
     D::insert(case.store(), &batch).await?;
     let named = || AskLatest::<D>::these((0..10).map(D::series_no).collect());
@@ -177,7 +177,7 @@ async fn pages_follow_the_series<D: Sample>(case: &Case) -> Outcome {
     holds("the page that takes the last one has no next", whole.next.is_none())
 }
 
-async fn single_latest_of_each_dataset(case: &Case) -> Outcome {
+async fn single_record_methods_return_the_latest(case: &Case) -> Outcome {
     use qi_core::{MarketSnapshot, Quote};
     let (store, name) = (case.store(), PriceTick::series_no(0));
     same("no tick", &store.latest_tick(&name).await?, &None)?;

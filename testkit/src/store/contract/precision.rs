@@ -14,12 +14,12 @@ use super::{Case, Sample, promises};
 use crate::store::rows::records_of;
 
 promises! { "precision";
-    every decimals_come_back_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
-    every a_microsecond_counts: "times are kept to the microsecond",
-    every both_ends_of_time: "the first and the last time of a record",
-    once long_and_strange_names: "the longest names and every allowed character",
-    once symbols_as_exchanges_write_them: "symbols are kept byte for byte, told apart and ordered by their bytes",
-    once what_cannot_be_stored_is_refused: "19 places, 1e20, a price of zero, names outside their rule are refused",
+    every decimals_are_stored_exactly: "20 integer digits with 18 places and a sign in every decimal column and level",
+    every times_are_kept_to_the_microsecond: "times are kept to the microsecond",
+    every first_and_last_time_are_stored: "the first and the last time of a record",
+    once longest_names_and_all_characters_are_stored: "the longest names and every allowed character",
+    once symbols_are_kept_byte_for_byte: "symbols are kept byte for byte, told apart and ordered by their bytes",
+    once values_outside_the_domain_are_rejected: "19 places, 1e20, a price of zero, names outside their rule are refused",
 }
 
 /// Decimals at the bounds of the domain, and with all decimal places, with and without a sign.
@@ -35,7 +35,7 @@ const DECIMALS: [&str; 9] = [
     "-12.5",
 ];
 
-async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
+async fn decimals_are_stored_exactly<D: Sample>(case: &Case) -> Outcome {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     for number in DECIMALS {
@@ -61,7 +61,7 @@ async fn decimals_come_back_exactly<D: Sample>(case: &Case) -> Outcome {
     there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn a_microsecond_counts<D: Sample>(case: &Case) -> Outcome {
+async fn times_are_kept_to_the_microsecond<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch: Vec<D> = [0, 1, 2, 999]
         .into_iter()
@@ -76,7 +76,7 @@ async fn a_microsecond_counts<D: Sample>(case: &Case) -> Outcome {
     holds("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
 }
 
-async fn both_ends_of_time<D: Sample>(case: &Case) -> Outcome {
+async fn first_and_last_time_are_stored<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
     D::insert(case.store(), &batch).await?;
@@ -85,7 +85,7 @@ async fn both_ends_of_time<D: Sample>(case: &Case) -> Outcome {
     same_rows("the latest", &latest, &batch[1..])
 }
 
-async fn long_and_strange_names(case: &Case) -> Outcome {
+async fn longest_names_and_all_characters_are_stored(case: &Case) -> Outcome {
     let symbols = ["9".to_owned(), "A._:/-".to_owned(), "Z".repeat(64), "1000SHIB/USD:PERP".to_owned()];
     let exchanges = ["0".to_owned(), "a-_z".to_owned(), "_-".repeat(16)];
     for exchange in exchanges {
@@ -147,7 +147,7 @@ pub(crate) const SYMBOLS: [&str; 36] = [
     "\u{1f600}",
 ];
 
-async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
+async fn symbols_are_kept_byte_for_byte(case: &Case) -> Outcome {
     let store = case.store();
     let longest = "\u{1f600}".repeat(64);
     let names = SYMBOLS.iter().copied().chain([longest.as_str()]);
@@ -185,7 +185,7 @@ async fn symbols_as_exchanges_write_them(case: &Case) -> Outcome {
 }
 
 /// These values cannot be constructed, so a store never receives them.
-async fn what_cannot_be_stored_is_refused(_: &Case) -> Outcome {
+async fn values_outside_the_domain_are_rejected(_: &Case) -> Outcome {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
         holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
     }

@@ -11,25 +11,25 @@ use super::shelf::{Ask, Shelf, micros, minute, range};
 use super::{Case, Sample, promises};
 
 promises! { "read";
-    every the_start_is_inclusive: "a range begins with its start",
-    every the_end_is_exclusive: "a range ends before its end",
-    every an_empty_range_is_an_empty_page: "an empty range is an empty page, never an error",
-    every an_unknown_series_is_an_empty_page: "an unknown series is an empty page, never an error",
+    every range_start_is_inclusive: "a range begins with its start",
+    every range_end_is_exclusive: "a range ends before its end",
+    every empty_range_returns_an_empty_page: "an empty range is an empty page, never an error",
+    every unknown_series_returns_an_empty_page: "an unknown series is an empty page, never an error",
     every ascending_is_oldest_first: "ascending is oldest first",
     every descending_is_newest_first: "descending is the same records, newest first",
-    tied ties_are_ordered_by_seq: "records of one time are ordered by seq, in both directions",
-    bulk pages_make_up_the_full_scan: "pages of 1, 2, 7 and 1,000 make up the full scan, in both directions",
-    tied pages_part_records_of_one_time: "a page that ends among records of one time loses and repeats none",
-    every an_exact_multiple_has_no_empty_page: "the page that takes the last record has no next one",
-    bulk ten_thousand_in_one_page: "a page holds up to 10,000 records",
-    every a_cursor_sees_what_came_ahead_of_it: "what is inserted behind a cursor is not seen, ahead of it is",
-    every a_cursor_survives_what_it_points_to: "a cursor goes on after its record, also when that is deleted",
-    every a_foreign_cursor_is_refused: "a cursor of another series, range or order is InvalidInput",
-    once a_cursor_of_another_dataset_is_refused: "a cursor of another dataset or question is InvalidInput",
-    every a_cursor_is_good_for_another_limit: "a cursor is not bound to the limit",
-    every resume_sees_what_came_later: "resume is on every page, the empty one too, and sees what came later",
-    every limits_are_checked: "limits 0 and 10,001 are refused, 1 and 10,000 are not",
-    every a_stream_equals_its_pages: "the stream is the pages in order",
+    tied records_of_one_time_are_ordered_by_seq: "records of one time are ordered by seq, in both directions",
+    bulk pages_equal_the_full_scan: "pages of 1, 2, 7 and 1,000 make up the full scan, in both directions",
+    tied page_boundary_within_one_time_loses_nothing: "a page that ends among records of one time loses and repeats none",
+    every last_full_page_has_no_next: "the page that takes the last record has no next one",
+    bulk page_holds_up_to_10000_records: "a page holds up to 10,000 records",
+    every cursor_sees_records_inserted_after_it: "what is inserted behind a cursor is not seen, ahead of it is",
+    every cursor_survives_deletion_of_its_record: "a cursor goes on after its record, also when that is deleted",
+    every cursor_of_another_query_is_rejected: "a cursor of another series, range or order is InvalidInput",
+    once cursor_of_another_dataset_is_rejected: "a cursor of another dataset or question is InvalidInput",
+    every cursor_is_valid_for_another_limit: "a cursor is not bound to the limit",
+    every resume_returns_later_records: "resume is on every page, the empty one too, and sees what came later",
+    every limit_must_be_1_to_10000: "limits 0 and 10,001 are refused, 1 and 10,000 are not",
+    every stream_equals_its_pages: "the stream is the pages in order",
 }
 
 /// Inserts and returns ten records of one series, one minute apart.
@@ -45,7 +45,7 @@ fn ask<D: Sample>() -> Ask<D> {
     Ask::all(&D::series_no(1))
 }
 
-async fn the_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
+async fn range_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::since(minute(3)))).await?;
@@ -57,7 +57,7 @@ async fn the_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
     same_rows("from a microsecond later", &found, &all[4..])
 }
 
-async fn the_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
+async fn range_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
         let mut found = D::scan(case.store(), order.within(TimeRange::before(minute(3)))).await?;
@@ -69,7 +69,7 @@ async fn the_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
     same_rows("up to a microsecond later", &found, &all[..4])
 }
 
-async fn an_empty_range_is_an_empty_page<D: Sample>(case: &Case) -> Outcome {
+async fn empty_range_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     ten::<D>(case.store()).await?;
     let ranges = [
         range(minute(3), minute(3)),
@@ -87,7 +87,7 @@ async fn an_empty_range_is_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn an_unknown_series_is_an_empty_page<D: Sample>(case: &Case) -> Outcome {
+async fn unknown_series_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     for round in ["in an empty store", "beside others"] {
         let page = D::page(case.store(), &Ask::all(&D::series_no(7))).await?;
         same_rows(round, &page.items, &[])?;
@@ -123,7 +123,7 @@ async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<
     Ok(sorted)
 }
 
-async fn ties_are_ordered_by_seq<D: Sample>(case: &Case) -> Outcome {
+async fn records_of_one_time_are_ordered_by_seq<D: Sample>(case: &Case) -> Outcome {
     let mut all = tied_records::<D>(case.store()).await?;
     same_rows("ascending", &D::page(case.store(), &ask()).await?.items, &all)?;
     all.reverse();
@@ -142,7 +142,7 @@ async fn pages_equal<D: Sample>(case: &Case, all: &[D], limits: &[usize]) -> Out
     Ok(())
 }
 
-async fn pages_make_up_the_full_scan<D: Sample>(case: &Case) -> Outcome {
+async fn pages_equal_the_full_scan<D: Sample>(case: &Case) -> Outcome {
     let mut all = ten::<D>(case.store()).await?;
     pages_equal(case, &all, &[1, 2, 7]).await?;
     let more: Vec<D> = (10..2_003).map(|n| D::at(1, n.into(), n)).collect();
@@ -154,12 +154,12 @@ async fn pages_make_up_the_full_scan<D: Sample>(case: &Case) -> Outcome {
     same_rows("pages of a part", &found, &all[2..6])
 }
 
-async fn pages_part_records_of_one_time<D: Sample>(case: &Case) -> Outcome {
+async fn page_boundary_within_one_time_loses_nothing<D: Sample>(case: &Case) -> Outcome {
     let all = tied_records::<D>(case.store()).await?;
     pages_equal(case, &all, &[1, 2, 3, 4, 5]).await
 }
 
-async fn an_exact_multiple_has_no_empty_page<D: Sample>(case: &Case) -> Outcome {
+async fn last_full_page_has_no_next<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
         let first = D::page(case.store(), &ask).await?;
@@ -175,7 +175,7 @@ async fn an_exact_multiple_has_no_empty_page<D: Sample>(case: &Case) -> Outcome 
     holds("a page of all is the last one", whole.next.is_none())
 }
 
-async fn ten_thousand_in_one_page<D: Sample>(case: &Case) -> Outcome {
+async fn page_holds_up_to_10000_records<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
     D::insert(case.store(), &batch).await?;
     let page = D::page(case.store(), &ask()).await?;
@@ -184,7 +184,7 @@ async fn ten_thousand_in_one_page<D: Sample>(case: &Case) -> Outcome {
     same_rows("the second page", &D::page(case.store(), &ask().after(next)).await?.items, &batch[10_000..])
 }
 
-async fn a_cursor_sees_what_came_ahead_of_it<D: Sample>(case: &Case) -> Outcome {
+async fn cursor_sees_records_inserted_after_it<D: Sample>(case: &Case) -> Outcome {
     let at = |n: i64| D::at(1, n, 1);
     D::insert(case.store(), &[0, 2, 4, 6, 8].map(at)).await?;
     let ascending = D::page(case.store(), &ask().limit(2)).await?;
@@ -200,7 +200,7 @@ async fn a_cursor_sees_what_came_ahead_of_it<D: Sample>(case: &Case) -> Outcome 
     same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
 }
 
-async fn a_cursor_survives_what_it_points_to<D: Sample>(case: &Case) -> Outcome {
+async fn cursor_survives_deletion_of_its_record<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(4)).await?;
     let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
@@ -209,7 +209,7 @@ async fn a_cursor_survives_what_it_points_to<D: Sample>(case: &Case) -> Outcome 
     same_rows("after a deleted record", &D::scan(case.store(), ask().after(next)).await?, &all[5..])
 }
 
-async fn a_foreign_cursor_is_refused<D: Sample>(case: &Case) -> Outcome {
+async fn cursor_of_another_query_is_rejected<D: Sample>(case: &Case) -> Outcome {
     ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(2)).await?;
     let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
@@ -229,7 +229,7 @@ async fn a_foreign_cursor_is_refused<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
+async fn cursor_of_another_dataset_is_rejected(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::InvalidInput;
     let (store, name) = (case.store(), PriceTick::series_no(1));
     ten::<PriceTick>(store).await?;
@@ -258,7 +258,7 @@ async fn a_cursor_of_another_dataset_is_refused(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_cursor_is_good_for_another_limit<D: Sample>(case: &Case) -> Outcome {
+async fn cursor_is_valid_for_another_limit<D: Sample>(case: &Case) -> Outcome {
     let all = ten::<D>(case.store()).await?;
     let page = D::page(case.store(), &ask().limit(3)).await?;
     let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
@@ -266,7 +266,7 @@ async fn a_cursor_is_good_for_another_limit<D: Sample>(case: &Case) -> Outcome {
     same_rows("the rest", &rest.items, &all[3..])
 }
 
-async fn resume_sees_what_came_later<D: Sample>(case: &Case) -> Outcome {
+async fn resume_returns_later_records<D: Sample>(case: &Case) -> Outcome {
     let mut ask = ask::<D>();
     for round in 0..4u32 {
         let page = D::page(case.store(), &ask).await?;
@@ -280,7 +280,7 @@ async fn resume_sees_what_came_later<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn limits_are_checked<D: Sample>(case: &Case) -> Outcome {
+async fn limit_must_be_1_to_10000<D: Sample>(case: &Case) -> Outcome {
     for limit in [0, 10_001, usize::MAX] {
         let error = refused("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
         same("the field", &error.context_value("field"), &Some("limit"))?;
@@ -291,7 +291,7 @@ async fn limits_are_checked<D: Sample>(case: &Case) -> Outcome {
     same("the default order", &ask::<D>().order, &Order::Ascending)
 }
 
-async fn a_stream_equals_its_pages<D: Sample>(case: &Case) -> Outcome {
+async fn stream_equals_its_pages<D: Sample>(case: &Case) -> Outcome {
     let mut all = ten::<D>(case.store()).await?;
     let found: Vec<D> = D::stream(case.store(), ask().limit(3)).try_collect().await?;
     same_rows("ascending", &found, &all)?;

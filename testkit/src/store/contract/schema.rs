@@ -13,22 +13,22 @@ use super::shelf::{Ask, AskLatest, Shelf, minute};
 use super::{Case, Outcome, Sample, instrument_no, promises};
 
 promises! { "schema";
-    every ensure_schema_twice_keeps_the_data: "ensure_schema is idempotent and never destructive",
-    once eight_callers_at_once: "ensure_schema is safe to run from many tasks at once",
-    every a_missing_schema_is_refused: "nothing exists before ensure_schema",
-    once reads_of_the_ticks_need_a_schema: "nothing exists before ensure_schema: bars and stats",
-    once a_plan_changes_nothing: "plan_schema says what ensure_schema would do, and does nothing",
-    once an_added_column_reads_as_absent: "an optional column that was added since is applied, and absent in older records",
-    once an_enumeration_takes_new_names: "names that were added at the end of an enumeration are applied",
-    once an_older_version_goes_on: "a program whose columns are the first of the stored ones goes on",
-    once another_difference_is_refused: "any other difference of a declaration is refused, and changes nothing",
-    once newer_schema_is_refused: "a schema of a later version is refused",
-    once unreachable_is_retryable: "a server that does not answer is Unavailable, which may pass",
-    once ping_answers: "ping answers, before and after ensure_schema",
-    every closed_stays_closed: "after close every call is Closed, and closing again is Ok",
+    every ensure_schema_is_idempotent_and_keeps_the_data: "ensure_schema is idempotent and never destructive",
+    once ensure_schema_runs_concurrently: "ensure_schema is safe to run from many tasks at once",
+    every missing_schema_is_rejected: "nothing exists before ensure_schema",
+    once bars_and_stats_need_a_schema: "nothing exists before ensure_schema: bars and stats",
+    once plan_schema_changes_nothing: "plan_schema says what ensure_schema would do, and does nothing",
+    once added_column_reads_as_absent: "an optional column that was added since is applied, and absent in older records",
+    once enumeration_accepts_appended_variants: "names that were added at the end of an enumeration are applied",
+    once older_declaration_continues_to_work: "a program whose columns are the first of the stored ones goes on",
+    once incompatible_declaration_is_rejected: "any other difference of a declaration is refused, and changes nothing",
+    once newer_schema_is_rejected: "a schema of a later version is refused",
+    once unreachable_server_is_retryable: "a server that does not answer is Unavailable, which may pass",
+    once ping_needs_no_schema: "ping answers, before and after ensure_schema",
+    every closed_store_rejects_every_call: "after close every call is Closed, and closing again is Ok",
 }
 
-async fn ensure_schema_twice_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
+async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
     let (store, record) = (case.store(), D::at(0, 0, 1));
     D::insert(store, std::slice::from_ref(&record)).await?;
     let report = store.ensure_schema().await?;
@@ -36,7 +36,7 @@ async fn ensure_schema_twice_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
     same_rows("after ensure_schema again", &D::all(store, &record.series()).await?, &[record])
 }
 
-async fn eight_callers_at_once(case: &Case) -> Outcome {
+async fn ensure_schema_runs_concurrently(case: &Case) -> Outcome {
     let store = case.without_schema().await?;
     let tasks = (0..8).map(|_| {
         let store = store.clone();
@@ -52,7 +52,7 @@ async fn eight_callers_at_once(case: &Case) -> Outcome {
     same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
 }
 
-async fn a_missing_schema_is_refused<D: Sample>(case: &Case) -> Outcome {
+async fn missing_schema_is_rejected<D: Sample>(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
     let store = &*store;
@@ -65,7 +65,7 @@ async fn a_missing_schema_is_refused<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn reads_of_the_ticks_need_a_schema(case: &Case) -> Outcome {
+async fn bars_and_stats_need_a_schema(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let store = case.without_schema().await?;
     let instrument = PriceTick::series_no(0);
@@ -75,13 +75,13 @@ async fn reads_of_the_ticks_need_a_schema(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn newer_schema_is_refused(case: &Case) -> Outcome {
+async fn newer_schema_is_rejected(case: &Case) -> Outcome {
     let store = case.newer_schema().await?;
     refused("ensure_schema", store.ensure_schema().await, ErrorKind::SchemaMismatch)?;
     Ok(())
 }
 
-async fn unreachable_is_retryable(case: &Case) -> Outcome {
+async fn unreachable_server_is_retryable(case: &Case) -> Outcome {
     let store = case.unreachable().await?;
     let tick = PriceTick::at(0, 0, 1);
     for (what, result) in [
@@ -96,13 +96,13 @@ async fn unreachable_is_retryable(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn ping_answers(case: &Case) -> Outcome {
+async fn ping_needs_no_schema(case: &Case) -> Outcome {
     case.store().ping().await?;
     case.without_schema().await?.ping().await?;
     Ok(())
 }
 
-async fn closed_stays_closed<D: Sample>(case: &Case) -> Outcome {
+async fn closed_store_rejects_every_call<D: Sample>(case: &Case) -> Outcome {
     const KIND: ErrorKind = ErrorKind::Closed;
     // A separate store, because the check runs on several datasets with the same case.
     let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
@@ -128,7 +128,7 @@ async fn closed_stays_closed<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_plan_changes_nothing(case: &Case) -> Outcome {
+async fn plan_schema_changes_nothing(case: &Case) -> Outcome {
     let store = case.without_schema().await?;
     for _ in 0..2 {
         holds("an empty namespace needs something", !store.plan_schema().await?.is_empty())?;
@@ -203,7 +203,7 @@ fn additions() -> (Vec<Column>, Vec<Value>) {
     .unzip()
 }
 
-async fn an_added_column_reads_as_absent(case: &Case) -> Outcome {
+async fn added_column_reads_as_absent(case: &Case) -> Outcome {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
     let (first, reopen) = case.program(&old_datasets).await?;
     first.ensure_schema().await?;
@@ -227,7 +227,7 @@ async fn an_added_column_reads_as_absent(case: &Case) -> Outcome {
     same_rows("with newer ones", &stored(&*second, new).await?, &expected)
 }
 
-async fn an_enumeration_takes_new_names(case: &Case) -> Outcome {
+async fn enumeration_accepts_appended_variants(case: &Case) -> Outcome {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
     let (first, reopen) = case.program(&old_datasets).await?;
     first.ensure_schema().await?;
@@ -245,7 +245,7 @@ async fn an_enumeration_takes_new_names(case: &Case) -> Outcome {
     same_rows("old and new", &stored(&*second, new).await?, &[row(new, 0, vec![])?, third])
 }
 
-async fn an_older_version_goes_on(case: &Case) -> Outcome {
+async fn older_declaration_continues_to_work(case: &Case) -> Outcome {
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
     let (second, reopen) = case.program(&new_datasets).await?;
@@ -264,7 +264,7 @@ async fn an_older_version_goes_on(case: &Case) -> Outcome {
     same_rows("what the newer version reads", &stored(&*second, new).await?, &expected)
 }
 
-async fn another_difference_is_refused(case: &Case) -> Outcome {
+async fn incompatible_declaration_is_rejected(case: &Case) -> Outcome {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
     let (first, reopen) = case.program(&old_datasets).await?;
     first.ensure_schema().await?;

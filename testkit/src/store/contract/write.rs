@@ -13,30 +13,30 @@ use super::shelf::{Shelf as _, instrument, minute};
 use super::{Case, Outcome, Sample, promises};
 
 promises! { "write";
-    every an_empty_batch_is_ok: "an empty batch is Ok and writes nothing",
+    every empty_batch_writes_nothing: "an empty batch is Ok and writes nothing",
     every one_record_is_stored: "one record is written and read back",
-    bulk a_large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
-    every sent_again_changes_nothing: "the same batch sent again changes nothing",
+    bulk large_batch_is_stored: "25,000 ticks (of the others 2,500) in one batch, none lost",
+    every repeated_batch_changes_nothing: "the same batch sent again changes nothing",
     every last_write_wins: "a write that begins after another was acknowledged wins, with all its fields",
-    every a_b_a_reads_a: "A, then B, then A again reads A: no deduplication by content",
-    every the_later_element_of_a_batch_wins: "inside a batch the later element of a key wins, and is counted",
-    tied one_time_and_another_seq_is_another_record: "records of one time are kept apart by seq",
-    every the_same_time_in_two_series: "one time in two series is two records",
-    once one_symbol_on_two_exchanges: "one symbol on two exchanges is two instruments",
-    bulk a_batch_over_150_months: "one batch may reach over 150 months",
-    bulk four_thousand_days_of_one_series: "4,000 daily records of one series in one batch",
-    every an_unsorted_batch_is_sorted: "a batch may come in any order",
-    every a_late_record_finds_its_place: "a record older than all others is read in its place",
-    every writers_to_one_key: "writers to one key at once leave exactly one of the values, never a mixture",
-    every writers_to_separate_keys: "writers to separate keys at once lose nothing",
-    every writers_in_opposite_orders: "writers of the same keys in opposite orders do not block each other",
-    every written_is_readable: "what is acknowledged is seen by the next read",
-    every retry_after_a_partial_write: "after a failure that left half of a batch, sending it again completes it",
-    bulk a_dropped_insert_leaves_the_store_usable: "an insert dropped at any point leaves whole records or none",
-    bulk a_batch_above_the_limit_writes_nothing: "a batch above max_batch is InvalidInput and writes nothing",
+    every rewriting_an_earlier_value_takes_effect: "A, then B, then A again reads A: no deduplication by content",
+    every last_duplicate_in_a_batch_wins: "inside a batch the later element of a key wins, and is counted",
+    tied seq_distinguishes_records_of_one_time: "records of one time are kept apart by seq",
+    every same_time_in_two_series_is_two_records: "one time in two series is two records",
+    once same_symbol_on_two_exchanges_is_two_instruments: "one symbol on two exchanges is two instruments",
+    bulk batch_may_span_150_months: "one batch may reach over 150 months",
+    bulk batch_may_span_4000_days: "4,000 daily records of one series in one batch",
+    every unsorted_batch_is_read_in_order: "a batch may come in any order",
+    every late_record_is_read_in_order: "a record older than all others is read in its place",
+    every concurrent_writers_of_one_key_leave_one_value: "writers to one key at once leave exactly one of the values, never a mixture",
+    every concurrent_writers_of_separate_keys_lose_nothing: "writers to separate keys at once lose nothing",
+    every writers_in_opposite_orders_do_not_deadlock: "writers of the same keys in opposite orders do not block each other",
+    every acknowledged_write_is_readable: "what is acknowledged is seen by the next read",
+    every retry_completes_a_partial_write: "after a failure that left half of a batch, sending it again completes it",
+    bulk dropped_insert_leaves_complete_records: "an insert dropped at any point leaves whole records or none",
+    bulk batch_above_max_batch_is_rejected: "a batch above max_batch is InvalidInput and writes nothing",
 }
 
-async fn an_empty_batch_is_ok<D: Sample>(case: &Case) -> Outcome {
+async fn empty_batch_writes_nothing<D: Sample>(case: &Case) -> Outcome {
     let report = D::insert(case.store(), &[]).await?;
     same("the report", &report, &InsertReport::new(0, 0))?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])
@@ -49,7 +49,7 @@ async fn one_record_is_stored<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])
 }
 
-async fn a_large_batch_is_stored<D: Sample>(case: &Case) -> Outcome {
+async fn large_batch_is_stored<D: Sample>(case: &Case) -> Outcome {
     let series = [D::series_no(0), D::series_no(1)];
     let count = if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_500 };
     let batch: Vec<D> =
@@ -67,7 +67,7 @@ fn some<D: Sample>(count: u32) -> Vec<D> {
     (0..count).map(|n| D::at(0, n.into(), n)).collect()
 }
 
-async fn sent_again_changes_nothing<D: Sample>(case: &Case) -> Outcome {
+async fn repeated_batch_changes_nothing<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(500);
     for _ in 0..3 {
         let report = D::insert(case.store(), &batch).await?;
@@ -86,7 +86,7 @@ async fn last_write_wins<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn a_b_a_reads_a<D: Sample>(case: &Case) -> Outcome {
+async fn rewriting_an_earlier_value_takes_effect<D: Sample>(case: &Case) -> Outcome {
     let (a, b) = (D::at(0, 0, 1), D::at(0, 0, 2));
     for record in [&a, &b, &a] {
         D::insert(case.store(), std::slice::from_ref(record)).await?;
@@ -94,7 +94,7 @@ async fn a_b_a_reads_a<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &a.series()).await?, &[a])
 }
 
-async fn the_later_element_of_a_batch_wins<D: Sample>(case: &Case) -> Outcome {
+async fn last_duplicate_in_a_batch_wins<D: Sample>(case: &Case) -> Outcome {
     let other = D::at(0, 1, 1);
     let batch = [D::at(0, 0, 1), other.clone(), D::at(0, 0, 2), D::at(0, 0, 3)];
     for round in ["new keys", "known keys"] {
@@ -106,7 +106,7 @@ async fn the_later_element_of_a_batch_wins<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn one_time_and_another_seq_is_another_record<D: Sample>(case: &Case) -> Outcome {
+async fn seq_distinguishes_records_of_one_time<D: Sample>(case: &Case) -> Outcome {
     let series = D::series_no(0);
     let last = qi_core::domain::MAX_COUNTER;
     let batch = [0, 1, 2, 10, last].map(|seq| D::make(&series, minute(0), seq, 4));
@@ -114,7 +114,7 @@ async fn one_time_and_another_seq_is_another_record<D: Sample>(case: &Case) -> O
     same_rows("the series", &D::all(case.store(), &series).await?, &batch)
 }
 
-async fn the_same_time_in_two_series<D: Sample>(case: &Case) -> Outcome {
+async fn same_time_in_two_series_is_two_records<D: Sample>(case: &Case) -> Outcome {
     let batch = [D::at(0, 0, 1), D::at(1, 0, 2)];
     D::insert(case.store(), &batch).await?;
     for record in batch {
@@ -123,7 +123,7 @@ async fn the_same_time_in_two_series<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
+async fn same_symbol_on_two_exchanges_is_two_instruments(case: &Case) -> Outcome {
     let names = ["alpha:BTC-USDT", "beta:BTC-USDT", "alpha:BTC:USDT"].map(instrument);
     for (value, name) in (1..).zip(&names) {
         case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, value)]).await?;
@@ -151,19 +151,19 @@ async fn one_symbol_on_two_exchanges(case: &Case) -> Outcome {
 
 const MINUTES_OF_A_DAY: i64 = 24 * 60;
 
-async fn a_batch_over_150_months<D: Sample>(case: &Case) -> Outcome {
+async fn batch_may_span_150_months<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..150).map(|n| D::at(0, i64::from(n) * 31 * MINUTES_OF_A_DAY, n)).collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn four_thousand_days_of_one_series<D: Sample>(case: &Case) -> Outcome {
+async fn batch_may_span_4000_days<D: Sample>(case: &Case) -> Outcome {
     let batch: Vec<D> = (0..4_000).map(|n| D::at(0, i64::from(n) * MINUTES_OF_A_DAY, n)).collect();
     D::insert(case.store(), &batch).await?;
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn an_unsorted_batch_is_sorted<D: Sample>(case: &Case) -> Outcome {
+async fn unsorted_batch_is_read_in_order<D: Sample>(case: &Case) -> Outcome {
     let sorted = some::<D>(1_000);
     // 387 and 1,000 have no common factor, so every index occurs once.
     let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
@@ -171,7 +171,7 @@ async fn an_unsorted_batch_is_sorted<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &sorted)
 }
 
-async fn a_late_record_finds_its_place<D: Sample>(case: &Case) -> Outcome {
+async fn late_record_is_read_in_order<D: Sample>(case: &Case) -> Outcome {
     let all = [D::at(0, -900_000, 1), D::at(0, 0, 2), D::at(0, 5, 3), D::at(0, 9, 4)];
     for n in [1, 3, 0, 2] {
         D::insert(case.store(), std::slice::from_ref(&all[n])).await?;
@@ -179,7 +179,7 @@ async fn a_late_record_finds_its_place<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &all)
 }
 
-async fn writers_to_one_key<D: Sample>(case: &Case) -> Outcome {
+async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(case: &Case) -> Outcome {
     for round in 0..10 {
         let value = move |writer: u32| 10 * writer + round;
         let batch = move |writer: u32| -> Vec<D> { (0..8).map(|n| D::at(0, n, value(writer))).collect() };
@@ -204,7 +204,7 @@ async fn writers_to_one_key<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn writers_to_separate_keys<D: Sample>(case: &Case) -> Outcome {
+async fn concurrent_writers_of_separate_keys_lose_nothing<D: Sample>(case: &Case) -> Outcome {
     let batch = |writer: i64| -> Vec<D> {
         (0..200).map(|n| D::at(usize::from(n % 2 == 0), 4 * n + writer, 1)).collect()
     };
@@ -227,7 +227,7 @@ async fn writers_to_separate_keys<D: Sample>(case: &Case) -> Outcome {
     same_rows("both series", &found, &expected)
 }
 
-async fn writers_in_opposite_orders<D: Sample>(case: &Case) -> Outcome {
+async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(300);
     let mut reversed = batch.clone();
     reversed.reverse();
@@ -246,7 +246,7 @@ async fn writers_in_opposite_orders<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn written_is_readable<D: Sample>(case: &Case) -> Outcome {
+async fn acknowledged_write_is_readable<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(20);
     for n in 0..batch.len() {
         D::insert(case.store(), std::slice::from_ref(&batch[n])).await?;
@@ -255,7 +255,7 @@ async fn written_is_readable<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
+async fn retry_completes_a_partial_write<D: Sample>(case: &Case) -> Outcome {
     let batch = some::<D>(600);
     // A failure during the write could leave any part of the batch.
     let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
@@ -264,7 +264,7 @@ async fn retry_after_a_partial_write<D: Sample>(case: &Case) -> Outcome {
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Outcome {
+async fn dropped_insert_leaves_complete_records<D: Sample>(case: &Case) -> Outcome {
     // The batch is long enough that a store that writes in parts can be dropped between two parts.
     let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
     let written: BTreeMap<SortKey, &D> = batch.iter().map(|record| (record.sort_key(), record)).collect();
@@ -287,7 +287,7 @@ async fn a_dropped_insert_leaves_the_store_usable<D: Sample>(case: &Case) -> Out
     same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn a_batch_above_the_limit_writes_nothing<D: Sample>(case: &Case) -> Outcome {
+async fn batch_above_max_batch_is_rejected<D: Sample>(case: &Case) -> Outcome {
     let most = case.store().info().max_batch;
     let batch = vec![D::at(0, 0, 1); most + 1];
     refused("one record too many", D::insert(case.store(), &batch).await, ErrorKind::InvalidInput)?;

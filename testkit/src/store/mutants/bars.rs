@@ -17,22 +17,22 @@ use super::ticks_of_batch;
 use crate::store::model::reference_bars;
 
 faults! {
-    CutByTheRange: "a bar is computed from the part of its bucket in the range" => "bars::a_cut_bucket_is_computed_whole",
-    NoneAsZero: "an unknown volume is zero" => "bars::an_unknown_volume_is_not_zero",
-    EmptyBars: "an empty bucket has a flat bar" => "bars::an_empty_bucket_has_no_bar",
-    WrappingSums: "a sum beyond the limit wraps" => "bars::a_sum_at_the_limit_is_out_of_range",
-    SumsAhead: "a page fails for the bar behind it" => "bars::an_overflow_comes_with_its_own_page",
-    HalfEven: "half way is rounded to even" => "bars::half_way_rounds_away_from_zero",
-    Truncates: "what lies beyond the 18th place is cut off" => "bars::half_way_rounds_away_from_zero",
-    FloatVolume: "a quote volume is a float" => "bars::a_product_is_exact",
-    AddsUpWrites: "a view that adds up what is written" => "bars::sending_again_does_not_double",
-    StaleBars: "a bar is computed once and kept" => "bars::a_late_tick_changes_its_bar",
-    CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::ties_decide_open_and_close",
-    StoredForDerived: "stored bars answer for derived ones" => "bars::stored_and_derived_are_apart",
-    ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::an_open_bar_is_asked_for_again",
-    ResumesAfterTheOldest: "newest first, resume looks at the last bar alone" => "bars::an_open_bar_is_asked_for_again_newest_first",
-    StopsAtAGap: "a page of bars ends at the first gap" => "bars::paging_goes_across_gaps",
-    StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_of_nothing_are_none",
+    CutByTheRange: "a bar is computed from the part of its bucket in the range" => "bars::partially_covered_bucket_is_computed_completely",
+    NoneAsZero: "an unknown volume is zero" => "bars::unknown_volume_is_not_zero",
+    EmptyBars: "an empty bucket has a flat bar" => "bars::empty_bucket_has_no_bar",
+    WrappingSums: "a sum beyond the limit wraps" => "bars::sum_of_1e20_is_out_of_range",
+    SumsAhead: "a page fails for the bar behind it" => "bars::overflow_fails_only_its_own_page",
+    HalfEven: "half way is rounded to even" => "bars::halves_round_away_from_zero",
+    Truncates: "what lies beyond the 18th place is cut off" => "bars::halves_round_away_from_zero",
+    FloatVolume: "a quote volume is a float" => "bars::quote_volume_is_exact",
+    AddsUpWrites: "a view that adds up what is written" => "bars::repeated_batch_counts_once",
+    StaleBars: "a bar is computed once and kept" => "bars::late_tick_changes_its_bar",
+    CloseByWriteOrder: "among ticks of one time the written order decides" => "bars::open_and_close_are_ordered_by_seq",
+    StoredForDerived: "stored bars answer for derived ones" => "bars::stored_bars_are_independent_of_ticks",
+    ResumePassesOpenBars: "resume passes a bar that is still open" => "bars::resume_stays_before_an_open_bar",
+    ResumesAfterTheOldest: "newest first, resume looks at the last bar alone" => "bars::descending_resume_stays_before_an_open_bar",
+    StopsAtAGap: "a page of bars ends at the first gap" => "bars::pages_cross_gaps",
+    StatsOfZeroes: "no ticks have figures of zero trades" => "analytics::stats_without_ticks_are_none",
 }
 
 /// Returns the response to a query if `bars` are the bars of its instrument, oldest first.

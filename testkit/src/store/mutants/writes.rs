@@ -15,24 +15,24 @@ use super::{faults, indices, kept, ticks_of_batch};
 use crate::store::rows::{pick, records_of};
 
 faults! {
-    LosesTheLastRow: "loses the last row of a batch" => "write::a_large_batch_is_stored",
-    FirstWinsInBatch: "the first element of a batch wins" => "write::the_later_element_of_a_batch_wins",
+    LosesTheLastRow: "loses the last row of a batch" => "write::large_batch_is_stored",
+    FirstWinsInBatch: "the first element of a batch wins" => "write::last_duplicate_in_a_batch_wins",
     FirstWriteWins: "the first write of a key wins" => "write::last_write_wins",
-    SkipsWhatItHasSeen: "skips a batch that it has seen before" => "write::a_b_a_reads_a",
-    MixesWriters: "two writers at once leave fields of both" => "write::writers_to_one_key",
-    IgnoresMaxBatch: "takes a batch above max_batch" => "write::a_batch_above_the_limit_writes_nothing",
-    KeyWithoutSeq: "one record for each time, whatever its seq" => "write::one_time_and_another_seq_is_another_record",
+    SkipsWhatItHasSeen: "skips a batch that it has seen before" => "write::rewriting_an_earlier_value_takes_effect",
+    MixesWriters: "two writers at once leave fields of both" => "write::concurrent_writers_of_one_key_leave_one_value",
+    IgnoresMaxBatch: "takes a batch above max_batch" => "write::batch_above_max_batch_is_rejected",
+    KeyWithoutSeq: "one record for each time, whatever its seq" => "write::seq_distinguishes_records_of_one_time",
     ForgetsTheSize: "forgets the size of the ask" => "write::one_record_is_stored",
-    FewDigits: "keeps fifteen digits of a price" => "precision::decimals_come_back_exactly",
-    Milliseconds: "keeps times to the millisecond" => "precision::a_microsecond_counts",
-    NeedsNoSchema: "creates its schema at the first write" => "schema::a_missing_schema_is_refused",
-    EmptiesItself: "ensure_schema begins from nothing" => "schema::ensure_schema_twice_keeps_the_data",
-    IgnoresClose: "goes on after close" => "schema::closed_stays_closed",
+    FewDigits: "keeps fifteen digits of a price" => "precision::decimals_are_stored_exactly",
+    Milliseconds: "keeps times to the millisecond" => "precision::times_are_kept_to_the_microsecond",
+    NeedsNoSchema: "creates its schema at the first write" => "schema::missing_schema_is_rejected",
+    EmptiesItself: "ensure_schema begins from nothing" => "schema::ensure_schema_is_idempotent_and_keeps_the_data",
+    IgnoresClose: "goes on after close" => "schema::closed_store_rejects_every_call",
     DeletesTheEnd: "deletes the end of the range too" => "administration::deletion_is_half_open",
     DeletesEveryInterval: "deletes the bars of every interval" => "administration::deletion_leaves_other_intervals",
-    Tombstones: "hides what is inserted after a deletion" => "administration::deleted_can_be_inserted_again",
-    PurgesToTheSecond: "cuts the cutoff of a purge to the second" => "administration::a_purge_is_exact",
-    PurgesTheQuotes: "a purge of ticks takes the quotes along" => "administration::a_purge_leaves_other_datasets",
+    Tombstones: "hides what is inserted after a deletion" => "administration::deleted_records_can_be_inserted_again",
+    PurgesToTheSecond: "cuts the cutoff of a purge to the second" => "administration::purge_cutoff_is_exact",
+    PurgesTheQuotes: "a purge of ticks takes the quotes along" => "administration::purge_leaves_other_datasets",
 }
 
 fn plus_micro(time: Timestamp) -> Timestamp {

@@ -14,17 +14,17 @@ use crate::bus::contract::lab::{fill, placed};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "admin":
-    create_says_what_became_of_each [Admin],
-    topics_are_described [Admin],
-    delete_and_create_again [Admin],
-    groups_with_commits_and_lag [Groups],
-    lag_of_the_named_topics [Groups],
-    unknown_group_is_an_empty_list [Groups],
-    ping_answers [],
-    info_is_known_without_asking [],
+    create_topics_reports_one_outcome_per_topic [Admin],
+    topics_have_watermarks_and_settings [Admin],
+    deleted_topic_can_be_created_again [Admin],
+    groups_report_commits_and_lag [Groups],
+    lag_is_limited_to_the_selected_topics [Groups],
+    unknown_group_returns_an_empty_list [Groups],
+    ping_reports_the_brokers [],
+    info_needs_no_connection [],
 }
 
-async fn create_says_what_became_of_each(lab: &Lab) -> Verdict {
+async fn create_topics_reports_one_outcome_per_topic(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (name, other) = (lab.fresh_name()?, lab.fresh_name()?);
     let spec = TopicSpec::new(name.clone(), 3)?.with_retention(Duration::from_hours(48));
@@ -68,7 +68,7 @@ async fn create_says_what_became_of_each(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn topics_are_described(lab: &Lab) -> Verdict {
+async fn topics_have_watermarks_and_settings(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 2, 5).await?;
@@ -88,7 +88,7 @@ async fn topics_are_described(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn delete_and_create_again(lab: &Lab) -> Verdict {
+async fn deleted_topic_can_be_created_again(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 3).await?;
@@ -116,7 +116,7 @@ async fn delete_and_create_again(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn groups_with_commits_and_lag(lab: &Lab) -> Verdict {
+async fn groups_report_commits_and_lag(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 10).await?;
@@ -157,7 +157,7 @@ async fn groups_with_commits_and_lag(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
+async fn lag_is_limited_to_the_selected_topics(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (left, kept) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 2).await?);
     fill(&*bus, &left, 1, 10).await?;
@@ -195,21 +195,21 @@ async fn lag_of_the_named_topics(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn unknown_group_is_an_empty_list(lab: &Lab) -> Verdict {
+async fn unknown_group_returns_an_empty_list(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let found = bus.groups(&GroupQuery::one(lab.group()?)).await?;
     ensure!(found.is_empty(), "found {found:?}");
     Ok(())
 }
 
-async fn ping_answers(lab: &Lab) -> Verdict {
+async fn ping_reports_the_brokers(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let status = bus.wait_ready(lab.timing().eventually).await?;
     ensure!(status.brokers >= 1, "no broker answered");
     Ok(())
 }
 
-async fn info_is_known_without_asking(lab: &Lab) -> Verdict {
+async fn info_needs_no_connection(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let info = bus.info();
     ensure!(!info.backend.is_empty() && info.max_message_bytes > 0, "{info:?}");

@@ -16,10 +16,10 @@ use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 use crate::store::contract::{Everything, NamedSignal, SYMBOLS, Sample};
 
 chapter! { "codec":
-    every_record_there_and_back [],
-    symbols_as_exchanges_write_them [],
-    what_is_something_else_is_refused_with_its_place [],
-    dead_letters_carry_origin_and_error [],
+    every_record_survives_a_round_trip [],
+    symbols_of_exchanges_survive_a_round_trip [],
+    undecodable_message_is_rejected_with_its_offset [],
+    dead_letters_have_origin_and_error [],
 }
 
 struct Records {
@@ -105,7 +105,7 @@ fn at_run_time(dataset: Dataset) -> qi_core::Result<Dataset> {
     })
 }
 
-async fn every_record_there_and_back(lab: &Lab) -> Verdict {
+async fn every_record_survives_a_round_trip(lab: &Lab) -> Verdict {
     let bus = &*lab.bus().await?;
     there_and_back::<PriceTick>(lab, bus).await?;
     there_and_back::<Quote>(lab, bus).await?;
@@ -120,7 +120,7 @@ async fn every_record_there_and_back(lab: &Lab) -> Verdict {
     there_and_back::<NamedSignal>(lab, bus).await
 }
 
-async fn symbols_as_exchanges_write_them(lab: &Lab) -> Verdict {
+async fn symbols_of_exchanges_survive_a_round_trip(lab: &Lab) -> Verdict {
     let bus = &*lab.bus().await?;
     let topic = lab.topic(bus, 1).await?;
     let Records { price, time, .. } = records()?;
@@ -149,7 +149,7 @@ fn with(message: &Message, name: &str, value: &'static str) -> Verdict<Message> 
     Ok(other)
 }
 
-async fn what_is_something_else_is_refused_with_its_place(lab: &Lab) -> Verdict {
+async fn undecodable_message_is_rejected_with_its_offset(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let good = encode_message(&Encoding::Json, &records()?.tick(1)?, Some(&topic))?;
@@ -176,7 +176,7 @@ async fn what_is_something_else_is_refused_with_its_place(lab: &Lab) -> Verdict 
     Ok(())
 }
 
-async fn dead_letters_carry_origin_and_error(lab: &Lab) -> Verdict {
+async fn dead_letters_have_origin_and_error(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (topic, dead) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 1).await?);
     let records = records()?;

@@ -11,21 +11,21 @@ use super::chapter;
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "dead_letters":
-    order_is_store_dead_letters_commit [],
-    copies_have_the_same_origin [],
-    json_of_other_spellings_is_decoded [],
+    dead_letters_are_sent_before_the_commit [],
+    duplicates_have_the_same_origin [],
+    json_content_type_variants_are_decoded [],
     null_payload_is_rejected [],
     deeply_nested_json_is_rejected [],
-    string_of_a_mebibyte_in_a_number_is_rejected [Admin],
-    payload_times_outside_the_domain_are_rejected [],
-    header_names_empty_and_long_are_readable [],
+    one_mebibyte_string_as_a_number_is_rejected [Admin],
+    payload_timestamps_out_of_range_are_rejected [],
+    empty_and_long_header_names_are_readable [],
     hundred_thousand_headers_do_not_stop_the_group [Admin],
-    letter_of_a_message_at_the_limit_is_whole [Admin],
-    letter_above_the_limit_is_truncated [Admin],
-    letter_with_too_many_headers_is_truncated [Admin],
-    letter_with_a_giant_header_is_truncated [Admin],
-    topic_without_room_for_any_letter_does_not_stop_the_group [Admin],
-    too_large_has_one_code [Admin],
+    dead_letter_of_a_message_at_the_limit_is_complete [Admin],
+    dead_letter_above_the_limit_is_truncated [Admin],
+    dead_letter_with_too_many_headers_is_truncated [Admin],
+    dead_letter_with_a_large_header_is_truncated [Admin],
+    rejected_dead_letters_do_not_stop_the_group [Admin],
+    too_large_messages_have_one_error_code [Admin],
 }
 
 /// A topic, its dead letter topic, and a group that reads the topic.
@@ -113,7 +113,7 @@ fn origin(letter: &ReceivedMessage) -> [Option<String>; 4] {
         .map(|name| header(letter, name))
 }
 
-async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
+async fn dead_letters_are_sent_before_the_commit(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     bench.bus.send(&[bench.good(1)?, bench.with_payload("no record")?]).await?;
     // The store fails twice. Decoding publishes nothing, and the messages are redelivered.
@@ -147,7 +147,7 @@ async fn order_is_store_dead_letters_commit(lab: &Lab) -> Verdict {
     lab.quiet(&mut *next).await
 }
 
-async fn copies_have_the_same_origin(lab: &Lab) -> Verdict {
+async fn duplicates_have_the_same_origin(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     bench.bus.send(&[bench.with_payload("no record")?]).await?;
     let dead = DeadLetters::to(bench.dead.clone());
@@ -164,7 +164,7 @@ async fn copies_have_the_same_origin(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn json_of_other_spellings_is_decoded(lab: &Lab) -> Verdict {
+async fn json_content_type_variants_are_decoded(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     let spelt = |bench: &Bench<'_>, value: &'static str| -> Verdict<Message> {
         let mut message = bench.good(1)?;
@@ -215,7 +215,7 @@ fn json([ts, seq, price]: [&str; 3]) -> String {
 
 const TS: &str = "1704067200000000";
 
-async fn string_of_a_mebibyte_in_a_number_is_rejected(lab: &Lab) -> Verdict {
+async fn one_mebibyte_string_as_a_number_is_rejected(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     let long = &format!("\"{}\"", "7".repeat(1 << 20));
     let poison = [[long, "2", "\"1\""], [TS, long, "\"1\""], [TS, "2", long]];
@@ -228,7 +228,7 @@ async fn string_of_a_mebibyte_in_a_number_is_rejected(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn payload_times_outside_the_domain_are_rejected(lab: &Lab) -> Verdict {
+async fn payload_timestamps_out_of_range_are_rejected(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     let mut poison = Vec::new();
     for time in [-1, 0, i64::MIN, i64::MAX, Timestamp::MAX.as_micros() + 1] {
@@ -237,7 +237,7 @@ async fn payload_times_outside_the_domain_are_rejected(lab: &Lab) -> Verdict {
     bench.rejects(&poison, "bus.codec.json").await
 }
 
-async fn header_names_empty_and_long_are_readable(lab: &Lab) -> Verdict {
+async fn empty_and_long_header_names_are_readable(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 2 << 20).await?;
     let mut message = bench.good(1)?;
     for name in [String::new(), "n".repeat(5_000), "é".to_owned()] {
@@ -293,7 +293,7 @@ async fn hundred_thousand_headers_do_not_stop_the_group(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn letter_of_a_message_at_the_limit_is_whole(lab: &Lab) -> Verdict {
+async fn dead_letter_of_a_message_at_the_limit_is_complete(lab: &Lab) -> Verdict {
     // The same sizes as in the catalogue: the limit of the dead letter topic exceeds the 2 MiB of the origin by 64 KiB.
     let bench = Bench::new(lab, (2 << 20) + (64 << 10)).await?;
     let mut message = bench.with_payload(Bytes::new())?;
@@ -329,7 +329,7 @@ async fn truncated(bench: &Bench<'_>, message: &Message) -> Verdict<ReceivedMess
     Ok(letter)
 }
 
-async fn letter_above_the_limit_is_truncated(lab: &Lab) -> Verdict {
+async fn dead_letter_above_the_limit_is_truncated(lab: &Lab) -> Verdict {
     for limit in [600, 5_000, 100_000] {
         let bench = Bench::new(lab, limit).await?;
         let message = bench.with_payload(vec![b'x'; 1 << 20])?;
@@ -340,7 +340,7 @@ async fn letter_above_the_limit_is_truncated(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn letter_with_too_many_headers_is_truncated(lab: &Lab) -> Verdict {
+async fn dead_letter_with_too_many_headers_is_truncated(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 20_000).await?;
     let letter = truncated(&bench, &with_headers(&bench)?).await?;
     let (kept, dropped) = kept_and_dropped(&letter);
@@ -348,7 +348,7 @@ async fn letter_with_too_many_headers_is_truncated(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn letter_with_a_giant_header_is_truncated(lab: &Lab) -> Verdict {
+async fn dead_letter_with_a_large_header_is_truncated(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 20_000).await?;
     let mut message = bench.with_payload("no record")?;
     message.headers.push(HeaderName::new("giant")?, Bytes::from(vec![b'x'; 1 << 20]));
@@ -359,7 +359,7 @@ async fn letter_with_a_giant_header_is_truncated(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn topic_without_room_for_any_letter_does_not_stop_the_group(lab: &Lab) -> Verdict {
+async fn rejected_dead_letters_do_not_stop_the_group(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 150).await?;
     let poison = [bench.with_payload("no record")?, bench.with_payload(vec![b'x'; 1 << 20])?];
     bench.rejects(&poison, "bus.codec.json").await?;
@@ -367,7 +367,7 @@ async fn topic_without_room_for_any_letter_does_not_stop_the_group(lab: &Lab) ->
     Ok(())
 }
 
-async fn too_large_has_one_code(lab: &Lab) -> Verdict {
+async fn too_large_messages_have_one_error_code(lab: &Lab) -> Verdict {
     let bench = Bench::new(lab, 10_000).await?;
     let client = bench.bus.info().max_message_bytes;
     // The first message is too large for the topic, the second for the client.

@@ -12,15 +12,15 @@ use crate::bus::contract::lab::{fill, parts, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "faults":
-    short_cut_loses_and_doubles_nothing [WireFaults],
-    long_cut_says_what_is_unknown [WireFaults],
-    receiving_while_brokers_are_away [WireFaults],
-    short_silence_keeps_the_membership [WireFaults],
-    long_silence_ends_in_a_fresh_assignment [WireFaults],
-    nothing_reachable_at_the_start [WireFaults],
+    short_outage_causes_no_loss_and_no_duplicates [WireFaults],
+    long_outage_reports_unknown_deliveries [WireFaults],
+    recv_reports_an_outage_and_continues [WireFaults],
+    short_outage_keeps_the_membership [WireFaults],
+    expired_member_gets_a_new_assignment [WireFaults],
+    unreachable_brokers_make_ping_retryable [WireFaults],
 }
 
-async fn short_cut_loses_and_doubles_nothing(lab: &Lab) -> Verdict {
+async fn short_outage_causes_no_loss_and_no_duplicates(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let other = lab.bus().await?;
     let topic = lab.topic(&*other, 2).await?;
@@ -53,7 +53,7 @@ async fn short_cut_loses_and_doubles_nothing(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
+async fn long_outage_reports_unknown_deliveries(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let other = lab.bus().await?;
     let topic = lab.topic(&*other, 1).await?;
@@ -103,7 +103,7 @@ async fn long_cut_says_what_is_unknown(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn receiving_while_brokers_are_away(lab: &Lab) -> Verdict {
+async fn recv_reports_an_outage_and_continues(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let other = lab.bus().await?;
     let topic = lab.topic(&*other, 1).await?;
@@ -146,7 +146,7 @@ async fn until_two(lab: &Lab, reader: &mut dyn qi_core::Subscription) -> Verdict
     Ok(came)
 }
 
-async fn short_silence_keeps_the_membership(lab: &Lab) -> Verdict {
+async fn short_outage_keeps_the_membership(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let other = lab.bus().await?;
     let topic = lab.topic(&*other, 2).await?;
@@ -173,7 +173,7 @@ async fn short_silence_keeps_the_membership(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn long_silence_ends_in_a_fresh_assignment(lab: &Lab) -> Verdict {
+async fn expired_member_gets_a_new_assignment(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let other = lab.bus().await?;
     let topic = lab.topic(&*other, 1).await?;
@@ -201,7 +201,7 @@ async fn long_silence_ends_in_a_fresh_assignment(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn nothing_reachable_at_the_start(lab: &Lab) -> Verdict {
+async fn unreachable_brokers_make_ping_retryable(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     client.wire.cut().await;
     let began = Instant::now();

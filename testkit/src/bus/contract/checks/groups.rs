@@ -12,17 +12,17 @@ use crate::bus::contract::lab::{fill, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "groups":
-    two_groups_see_all [],
-    two_members_share_all [],
-    takeover_before_the_first_commit [],
-    leaving_hands_over_what_is_not_committed [],
-    committed_messages_do_not_come_again [],
-    dead_member_hands_over [WireFaults],
-    max_poll_interval_hands_over [],
+    two_groups_receive_all_messages [],
+    two_members_share_the_messages [],
+    takeover_before_the_first_commit_redelivers [],
+    uncommitted_messages_are_redelivered_after_a_leave [],
+    committed_messages_are_not_redelivered [],
+    expired_session_releases_partitions [WireFaults],
+    exceeded_max_poll_interval_releases_partitions [],
     static_member_keeps_its_partitions [Coordinator],
 }
 
-async fn two_groups_see_all(lab: &Lab) -> Verdict {
+async fn two_groups_receive_all_messages(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 20).await?;
@@ -38,7 +38,7 @@ async fn two_groups_see_all(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn two_members_share_all(lab: &Lab) -> Verdict {
+async fn two_members_share_the_messages(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 5).await?;
     let group = lab.group()?;
@@ -54,7 +54,7 @@ async fn two_members_share_all(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn takeover_before_the_first_commit(lab: &Lab) -> Verdict {
+async fn takeover_before_the_first_commit_redelivers(lab: &Lab) -> Verdict {
     let (bus, other) = (lab.bus().await?, lab.bus().await?);
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 5).await?;
@@ -77,7 +77,7 @@ async fn takeover_before_the_first_commit(lab: &Lab) -> Verdict {
     lab.quiet(&mut *second).await
 }
 
-async fn leaving_hands_over_what_is_not_committed(lab: &Lab) -> Verdict {
+async fn uncommitted_messages_are_redelivered_after_a_leave(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 10).await?;
@@ -94,7 +94,7 @@ async fn leaving_hands_over_what_is_not_committed(lab: &Lab) -> Verdict {
     lab.quiet(&mut *second).await
 }
 
-async fn committed_messages_do_not_come_again(lab: &Lab) -> Verdict {
+async fn committed_messages_are_not_redelivered(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     fill(&*bus, &topic, 4, 25).await?;
@@ -117,7 +117,7 @@ async fn committed_messages_do_not_come_again(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn dead_member_hands_over(lab: &Lab) -> Verdict {
+async fn expired_session_releases_partitions(lab: &Lab) -> Verdict {
     let (dying, living) = (lab.client().await?, lab.bus().await?);
     let topic = lab.topic(&*living, 2).await?;
     fill(&*living, &topic, 2, 10).await?;
@@ -143,7 +143,7 @@ async fn dead_member_hands_over(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn max_poll_interval_hands_over(lab: &Lab) -> Verdict {
+async fn exceeded_max_poll_interval_releases_partitions(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let group = lab.group()?;

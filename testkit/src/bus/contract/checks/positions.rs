@@ -14,22 +14,22 @@ use crate::bus::contract::lab::{fill, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "positions":
-    commit_is_where_the_next_begins [],
-    commit_below_goes_back [],
-    commit_above_the_position_is_refused [],
-    refused_commit_stores_nothing [Groups],
-    position_and_lag_at_each_step [Groups],
-    seek_goes_where_it_is_told [],
-    seek_by_time [ByTime],
-    seek_of_a_foreign_partition_is_refused [],
-    pause_holds_back_and_blocks_no_other [],
-    pause_of_a_foreign_partition_is_refused [],
-    position_gone_is_answered_visibly [Admin],
-    position_gone_fails_if_told [Admin],
-    position_gone_is_told_without_a_group [Admin],
-    commit_that_is_gone_is_answered [Admin],
+    next_member_starts_at_the_commit [],
+    lower_commit_rewinds_the_group [],
+    commit_above_the_position_is_rejected [],
+    rejected_commit_stores_no_offset [Groups],
+    position_and_lag_follow_each_call [Groups],
+    seek_moves_to_the_given_offset [],
+    seek_by_timestamp_finds_the_first_message [ByTime],
+    seek_of_an_unassigned_partition_is_rejected [],
+    pause_stops_only_the_paused_partition [],
+    pause_of_an_unassigned_partition_is_rejected [],
+    deleted_position_is_reset_and_reported [Admin],
+    deleted_position_fails_with_offset_reset_error [Admin],
+    reader_without_group_reports_a_deleted_position [Admin],
+    deleted_commit_is_reset_to_earliest [Admin],
     late_commit_does_not_undo_a_reset [Admin, Groups],
-    old_messages_go [Admin, Retention],
+    retention_removes_old_messages [Admin, Retention],
 }
 
 fn at(topic: &TopicName, partition: u32) -> TopicPartition {
@@ -45,7 +45,7 @@ async fn next(lab: &Lab, reader: &mut dyn Subscription, count: usize) -> Verdict
     Ok(lab.drain(reader, count).await?.iter().map(text).collect())
 }
 
-async fn commit_is_where_the_next_begins(lab: &Lab) -> Verdict {
+async fn next_member_starts_at_the_commit(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 20).await?;
@@ -64,7 +64,7 @@ async fn commit_is_where_the_next_begins(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn commit_below_goes_back(lab: &Lab) -> Verdict {
+async fn lower_commit_rewinds_the_group(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 5).await?;
@@ -80,7 +80,7 @@ async fn commit_below_goes_back(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn commit_above_the_position_is_refused(lab: &Lab) -> Verdict {
+async fn commit_above_the_position_is_rejected(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 5).await?;
@@ -95,7 +95,7 @@ async fn commit_above_the_position_is_refused(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn refused_commit_stores_nothing(lab: &Lab) -> Verdict {
+async fn rejected_commit_stores_no_offset(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 3).await?;
@@ -125,7 +125,7 @@ async fn state(reader: &mut dyn Subscription) -> Verdict<(u64, u64, Option<u64>)
     Ok((one.position, one.lag, one.committed))
 }
 
-async fn position_and_lag_at_each_step(lab: &Lab) -> Verdict {
+async fn position_and_lag_follow_each_call(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let here = at(&topic, 0);
@@ -152,7 +152,7 @@ async fn position_and_lag_at_each_step(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn seek_goes_where_it_is_told(lab: &Lab) -> Verdict {
+async fn seek_moves_to_the_given_offset(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 6).await?;
@@ -172,7 +172,7 @@ async fn seek_goes_where_it_is_told(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn seek_by_time(lab: &Lab) -> Verdict {
+async fn seek_by_timestamp_finds_the_first_message(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let base = lab.now();
@@ -190,7 +190,7 @@ async fn seek_by_time(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn seek_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
+async fn seek_of_an_unassigned_partition_is_rejected(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 3).await?;
@@ -202,7 +202,7 @@ async fn seek_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn pause_holds_back_and_blocks_no_other(lab: &Lab) -> Verdict {
+async fn pause_stops_only_the_paused_partition(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;
@@ -229,7 +229,7 @@ async fn pause_holds_back_and_blocks_no_other(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn pause_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
+async fn pause_of_an_unassigned_partition_is_rejected(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -247,7 +247,7 @@ async fn pause_of_a_foreign_partition_is_refused(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
+async fn deleted_position_is_reset_and_reported(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     for (offset_reset, goes_on) in [(OffsetReset::Earliest, 6), (OffsetReset::Latest, 10)] {
         let topic = lab.topic(&*bus, 1).await?;
@@ -281,7 +281,7 @@ async fn position_gone_is_answered_visibly(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn position_gone_fails_if_told(lab: &Lab) -> Verdict {
+async fn deleted_position_fails_with_offset_reset_error(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 10).await?;
@@ -310,7 +310,7 @@ async fn position_gone_fails_if_told(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn position_gone_is_told_without_a_group(lab: &Lab) -> Verdict {
+async fn reader_without_group_reports_a_deleted_position(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 10).await?;
@@ -336,7 +336,7 @@ async fn position_gone_is_told_without_a_group(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn commit_that_is_gone_is_answered(lab: &Lab) -> Verdict {
+async fn deleted_commit_is_reset_to_earliest(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 10).await?;
@@ -390,7 +390,7 @@ async fn late_commit_does_not_undo_a_reset(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn old_messages_go(lab: &Lab) -> Verdict {
+async fn retention_removes_old_messages(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let age = lab.timing().short * 20;
     let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_retention(age);

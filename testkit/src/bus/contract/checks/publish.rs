@@ -18,39 +18,39 @@ use crate::bus::contract::lab::{keyed, parts, placed, text};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "publish":
-    empty_batch [],
-    offsets_are_true [],
-    order_of_one_key [],
-    keys_map_as_in_java [],
-    empty_key_is_a_key [],
-    explicit_partition [],
-    keyless_reach_all_partitions [],
-    keyless_stay_together [],
-    headers_as_they_were [],
+    empty_batch_returns_an_empty_report [],
+    reported_offsets_match_the_log [],
+    messages_of_one_key_keep_their_order [],
+    keys_map_to_partitions_like_the_java_client [],
+    empty_key_differs_from_no_key [],
+    explicit_partition_overrides_the_key [],
+    messages_without_key_reach_all_partitions [],
+    batches_without_keys_stay_in_one_partition [],
+    headers_keep_order_and_duplicates [],
     options_add_headers [],
-    payloads_none_empty_and_large [Admin],
-    timestamps_to_the_millisecond [],
-    oversized_fails_alone [Admin],
-    wrong_partition_fails_alone [],
-    unknown_topic_at_once [Admin],
-    sixteen_tasks_lose_nothing [],
-    hundred_thousand_each_once [],
-    small_buffer_loses_nothing [],
-    full_buffer_waits [BoundedLog],
-    dropped_publish_harms_nothing [],
+    null_empty_and_large_payloads_are_delivered [Admin],
+    timestamps_are_truncated_to_milliseconds [],
+    too_large_message_fails_alone [Admin],
+    unknown_partition_fails_alone [],
+    unknown_topic_fails_immediately [Admin],
+    sixteen_concurrent_publishers_lose_no_message [],
+    hundred_thousand_messages_are_delivered_once [],
+    small_send_buffer_loses_no_message [],
+    full_log_makes_publish_wait [BoundedLog],
+    dropped_publish_does_not_affect_later_publishes [],
 }
 
 /// The capacity of a small client, in bytes.
 const SMALL: usize = 256 << 10;
 
-async fn empty_batch(lab: &Lab) -> Verdict {
+async fn empty_batch_returns_an_empty_report(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let report = bus.publish(&[], PublishOptions::NONE).await?;
     ensure!(report.is_empty(), "an empty batch has no answers");
     Ok(())
 }
 
-async fn offsets_are_true(lab: &Lab) -> Verdict {
+async fn reported_offsets_match_the_log(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let mut sent = Vec::new();
@@ -83,7 +83,7 @@ fn body(message: &Message) -> String {
     String::from_utf8_lossy(message.payload.as_deref().unwrap_or_default()).into_owned()
 }
 
-async fn order_of_one_key(lab: &Lab) -> Verdict {
+async fn messages_of_one_key_keep_their_order(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 6).await?;
     for round in 0..10 {
@@ -126,7 +126,7 @@ const MURMUR2: [(&str, u32); 9] = [
     ("1234", 0x9fc9_7b14),
 ];
 
-async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
+async fn keys_map_to_partitions_like_the_java_client(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     for partitions in [12, 7] {
         let topic = lab.topic(&*bus, partitions).await?;
@@ -139,7 +139,7 @@ async fn keys_map_as_in_java(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn empty_key_is_a_key(lab: &Lab) -> Verdict {
+async fn empty_key_differs_from_no_key(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 16).await?;
     for _ in 0..20 {
@@ -155,7 +155,7 @@ async fn empty_key_is_a_key(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn explicit_partition(lab: &Lab) -> Verdict {
+async fn explicit_partition_overrides_the_key(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 5).await?;
     let batch: Vec<_> =
@@ -167,7 +167,7 @@ async fn explicit_partition(lab: &Lab) -> Verdict {
     in_order_each_once(&all, 5, 10)
 }
 
-async fn keyless_reach_all_partitions(lab: &Lab) -> Verdict {
+async fn messages_without_key_reach_all_partitions(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let mut reached = BTreeSet::new();
@@ -182,7 +182,7 @@ async fn keyless_reach_all_partitions(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn keyless_stay_together(lab: &Lab) -> Verdict {
+async fn batches_without_keys_stay_in_one_partition(lab: &Lab) -> Verdict {
     const ROUNDS: usize = 20;
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 6).await?;
@@ -208,7 +208,7 @@ async fn one_back(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName) -> Verdict
     all.pop().ok_or_else(|| Failure::new("nothing came"))
 }
 
-async fn headers_as_they_were(lab: &Lab) -> Verdict {
+async fn headers_keep_order_and_duplicates(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let binary: &[u8] = &[0, 255, 128, 10, 13];
@@ -240,7 +240,7 @@ async fn options_add_headers(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
+async fn null_empty_and_large_payloads_are_delivered(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     // Incompressible data, because any codec would shrink a run of one byte.
@@ -258,7 +258,7 @@ async fn payloads_none_empty_and_large(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn timestamps_to_the_millisecond(lab: &Lab) -> Verdict {
+async fn timestamps_are_truncated_to_milliseconds(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let before = lab.now().floor_to_millis();
@@ -283,7 +283,7 @@ async fn timestamps_to_the_millisecond(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn oversized_fails_alone(lab: &Lab) -> Verdict {
+async fn too_large_message_fails_alone(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let spec = TopicSpec::new(lab.fresh_name()?, 1)?.with_max_message_bytes(10_000);
     let topic = lab.create(&*bus, spec).await?;
@@ -291,7 +291,7 @@ async fn oversized_fails_alone(lab: &Lab) -> Verdict {
     fails_alone(lab, &*bus, &topic, &batch).await
 }
 
-async fn wrong_partition_fails_alone(lab: &Lab) -> Verdict {
+async fn unknown_partition_fails_alone(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let batch = [placed(&topic, 0, 0), placed(&topic, 1, 9), placed(&topic, 0, 1)];
@@ -314,7 +314,7 @@ async fn fails_alone(lab: &Lab, bus: &dyn MessageBus, topic: &TopicName, batch: 
     in_order_each_once(&all, 1, 2)
 }
 
-async fn unknown_topic_at_once(lab: &Lab) -> Verdict {
+async fn unknown_topic_fails_immediately(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (known, unknown) = (lab.topic(&*bus, 1).await?, lab.fresh_name()?);
     let began = Instant::now();
@@ -332,7 +332,7 @@ async fn unknown_topic_at_once(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn sixteen_tasks_lose_nothing(lab: &Lab) -> Verdict {
+async fn sixteen_concurrent_publishers_lose_no_message(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 6).await?;
     let mut tasks = tokio::task::JoinSet::new();
@@ -354,7 +354,7 @@ async fn sixteen_tasks_lose_nothing(lab: &Lab) -> Verdict {
     in_order_each_once(&all, 16, 200)
 }
 
-async fn hundred_thousand_each_once(lab: &Lab) -> Verdict {
+async fn hundred_thousand_messages_are_delivered_once(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 12).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -384,7 +384,7 @@ fn much(topic: &TopicName) -> Vec<Message> {
         .collect()
 }
 
-async fn small_buffer_loses_nothing(lab: &Lab) -> Verdict {
+async fn small_send_buffer_loses_no_message(lab: &Lab) -> Verdict {
     let bus = lab.small_client(SMALL).await?.bus;
     let topic = lab.topic(&*bus, 2).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -392,7 +392,7 @@ async fn small_buffer_loses_nothing(lab: &Lab) -> Verdict {
     arrives(lab, bus.send(&batch), &mut *reader, batch.len()).await
 }
 
-async fn full_buffer_waits(lab: &Lab) -> Verdict {
+async fn full_log_makes_publish_wait(lab: &Lab) -> Verdict {
     let bus = lab.small_client(SMALL).await?.bus;
     let topic = lab.topic(&*bus, 2).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -427,7 +427,7 @@ async fn arrives(
     in_order_each_once(&all, 4, count / 4)
 }
 
-async fn dropped_publish_harms_nothing(lab: &Lab) -> Verdict {
+async fn dropped_publish_does_not_affect_later_publishes(lab: &Lab) -> Verdict {
     let client = lab.client().await?;
     let (bus, topic) = (Arc::clone(&client.bus), lab.topic(&*client.bus, 3).await?);
     for n in 0..40 {

@@ -12,15 +12,15 @@ use crate::bus::contract::lab::{fill, keyed, parts};
 use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "rebalance":
-    takes_effect_only_inside_recv [],
+    rebalance_takes_effect_only_inside_recv [],
     announced_revocation_waits_for_the_next_recv [Groups],
-    seek_gives_nothing_away [Admin],
-    commit_after_losing_says_lost [Groups],
-    buffered_messages_of_a_lost_partition_are_gone [],
-    events_tell_what_came_and_went [],
-    pause_ends_with_the_partition [],
-    third_joins_and_leaves_under_load [],
-    members_of_different_topics [],
+    seek_does_not_revoke_partitions [Admin],
+    commit_reports_lost_partitions [Groups],
+    buffered_messages_of_a_lost_partition_are_discarded [],
+    events_report_gained_and_lost_partitions [],
+    revocation_ends_the_pause [],
+    third_member_joins_and_leaves_under_load [],
+    members_receive_only_their_topics [],
 }
 
 fn held(messages: &[ReceivedMessage]) -> Offsets {
@@ -31,7 +31,7 @@ fn held(messages: &[ReceivedMessage]) -> Offsets {
     positions
 }
 
-async fn takes_effect_only_inside_recv(lab: &Lab) -> Verdict {
+async fn rebalance_takes_effect_only_inside_recv(lab: &Lab) -> Verdict {
     let (bus, other) = (lab.bus().await?, lab.bus().await?);
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
@@ -98,7 +98,7 @@ async fn announced_revocation_waits_for_the_next_recv(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
+async fn seek_does_not_revoke_partitions(lab: &Lab) -> Verdict {
     let (bus, other) = (lab.bus().await?, lab.bus().await?);
     let topic = lab.topic(&*bus, 2).await?;
     let group = lab.group()?;
@@ -144,7 +144,7 @@ async fn seek_gives_nothing_away(lab: &Lab) -> Verdict {
     crew.gather(2).await
 }
 
-async fn commit_after_losing_says_lost(lab: &Lab) -> Verdict {
+async fn commit_reports_lost_partitions(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
@@ -176,7 +176,7 @@ async fn commit_after_losing_says_lost(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn buffered_messages_of_a_lost_partition_are_gone(lab: &Lab) -> Verdict {
+async fn buffered_messages_of_a_lost_partition_are_discarded(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
@@ -202,7 +202,7 @@ async fn buffered_messages_of_a_lost_partition_are_gone(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn events_tell_what_came_and_went(lab: &Lab) -> Verdict {
+async fn events_report_gained_and_lost_partitions(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 4).await?;
     let group = lab.group()?;
@@ -229,7 +229,7 @@ async fn events_tell_what_came_and_went(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn pause_ends_with_the_partition(lab: &Lab) -> Verdict {
+async fn revocation_ends_the_pause(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let group = lab.group()?;
@@ -262,7 +262,7 @@ async fn pause_ends_with_the_partition(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn third_joins_and_leaves_under_load(lab: &Lab) -> Verdict {
+async fn third_member_joins_and_leaves_under_load(lab: &Lab) -> Verdict {
     const PARTITIONS: u32 = 7;
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, PARTITIONS).await?;
@@ -322,7 +322,7 @@ fn in_order_between_restarts(crew: &Crew<'_>) -> Verdict {
     Ok(())
 }
 
-async fn members_of_different_topics(lab: &Lab) -> Verdict {
+async fn members_receive_only_their_topics(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (left, right) = (lab.topic(&*bus, 2).await?, lab.topic(&*bus, 2).await?);
     let group = lab.group()?;

@@ -16,25 +16,25 @@ use crate::bus::contract::lab::{fill, parts, placed, text};
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 
 chapter! { "subscribe":
-    earliest_begins_at_the_oldest [],
-    latest_begins_behind_what_is_there [],
-    at_a_time_begins_there [ByTime],
-    fail_without_a_commit [],
-    commits_beat_otherwise [],
+    earliest_starts_at_the_low_watermark [],
+    latest_starts_at_the_high_watermark [],
+    offset_reset_by_time_starts_at_that_time [ByTime],
+    offset_reset_error_fails_without_a_commit [],
+    commits_take_precedence_over_offset_reset [],
     recv_respects_max [],
-    recv_waits_as_long_as_told [],
-    recv_of_nothing_is_refused [],
-    recv_wakes_for_a_message [],
-    dropped_recv_loses_nothing [],
-    several_topics [],
-    small_buffer_delivers_everything [],
-    unknown_topic_creates_nothing [Admin],
-    deleted_topic_is_not_found [Admin],
-    deleted_topic_beside_another [Admin],
-    reader_without_a_group [],
+    recv_waits_for_the_given_duration [],
+    recv_with_max_zero_is_rejected [],
+    message_wakes_a_waiting_recv [],
+    dropped_recv_loses_no_message [],
+    subscription_to_several_topics_receives_all [],
+    small_receive_buffer_delivers_all_messages [],
+    unknown_topic_is_not_created [Admin],
+    deleted_topic_ends_the_subscription [Admin],
+    other_topics_continue_after_a_deletion [Admin],
+    reader_without_group_reads_and_seeks [],
 }
 
-async fn earliest_begins_at_the_oldest(lab: &Lab) -> Verdict {
+async fn earliest_starts_at_the_low_watermark(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;
@@ -43,7 +43,7 @@ async fn earliest_begins_at_the_oldest(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn latest_begins_behind_what_is_there(lab: &Lab) -> Verdict {
+async fn latest_starts_at_the_high_watermark(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;
@@ -56,7 +56,7 @@ async fn latest_begins_behind_what_is_there(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn at_a_time_begins_there(lab: &Lab) -> Verdict {
+async fn offset_reset_by_time_starts_at_that_time(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let (base, second) = (lab.now(), Duration::from_secs(1));
@@ -81,7 +81,7 @@ async fn at_a_time_begins_there(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn fail_without_a_commit(lab: &Lab) -> Verdict {
+async fn offset_reset_error_fails_without_a_commit(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 3).await?;
@@ -105,7 +105,7 @@ async fn fail_without_a_commit(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn commits_beat_otherwise(lab: &Lab) -> Verdict {
+async fn commits_take_precedence_over_offset_reset(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 5).await?;
@@ -151,7 +151,7 @@ async fn recv_respects_max(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn recv_waits_as_long_as_told(lab: &Lab) -> Verdict {
+async fn recv_waits_for_the_given_duration(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -166,7 +166,7 @@ async fn recv_waits_as_long_as_told(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn recv_of_nothing_is_refused(lab: &Lab) -> Verdict {
+async fn recv_with_max_zero_is_rejected(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -175,7 +175,7 @@ async fn recv_of_nothing_is_refused(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn recv_wakes_for_a_message(lab: &Lab) -> Verdict {
+async fn message_wakes_a_waiting_recv(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -192,7 +192,7 @@ async fn recv_wakes_for_a_message(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn dropped_recv_loses_nothing(lab: &Lab) -> Verdict {
+async fn dropped_recv_loses_no_message(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     let group = lab.group()?;
@@ -236,7 +236,7 @@ async fn dropped_recv_loses_nothing(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn several_topics(lab: &Lab) -> Verdict {
+async fn subscription_to_several_topics_receives_all(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topics = [lab.topic(&*bus, 2).await?, lab.topic(&*bus, 3).await?, lab.topic(&*bus, 1).await?];
     for (topic, partitions) in topics.iter().zip([2, 3, 1]) {
@@ -255,7 +255,7 @@ async fn several_topics(lab: &Lab) -> Verdict {
     lab.quiet(&mut *reader).await
 }
 
-async fn small_buffer_delivers_everything(lab: &Lab) -> Verdict {
+async fn small_receive_buffer_delivers_all_messages(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     let sizes = [10_usize, 5_000, 0, 40_000, 1, 300_000, 2_000];
@@ -282,7 +282,7 @@ async fn small_buffer_delivers_everything(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn unknown_topic_creates_nothing(lab: &Lab) -> Verdict {
+async fn unknown_topic_is_not_created(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let unknown = lab.fresh_name()?;
     let place = TopicPartition::new(unknown.clone(), 0);
@@ -295,7 +295,7 @@ async fn unknown_topic_creates_nothing(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn deleted_topic_is_not_found(lab: &Lab) -> Verdict {
+async fn deleted_topic_ends_the_subscription(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 2).await?;
     fill(&*bus, &topic, 2, 2).await?;
@@ -307,7 +307,7 @@ async fn deleted_topic_is_not_found(lab: &Lab) -> Verdict {
     ends_without_topics(lab, &mut *reader).await
 }
 
-async fn deleted_topic_beside_another(lab: &Lab) -> Verdict {
+async fn other_topics_continue_after_a_deletion(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let (kept, deleted) = (lab.topic(&*bus, 2).await?, lab.topic(&*bus, 2).await?);
     fill(&*bus, &kept, 2, 2).await?;
@@ -386,7 +386,7 @@ async fn ends_without_topics(lab: &Lab, reader: &mut dyn Subscription) -> Verdic
     }
 }
 
-async fn reader_without_a_group(lab: &Lab) -> Verdict {
+async fn reader_without_group_reads_and_seeks(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 3).await?;
     fill(&*bus, &topic, 3, 10).await?;

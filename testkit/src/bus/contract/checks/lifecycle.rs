@@ -14,17 +14,17 @@ use crate::bus::contract::crew::Crew;
 use crate::bus::contract::lab::{fill, placed, text};
 use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
 
-chapter! { "life":
-    close_drains [],
-    close_twice [],
-    closed_everywhere [Admin],
-    closing_a_subscription_twice [],
-    close_hands_over_within_a_second [Coordinator],
+chapter! { "lifecycle":
+    close_waits_for_pending_publishes [],
+    close_is_idempotent [],
+    closed_bus_rejects_every_call [Admin],
+    subscription_close_is_idempotent [],
+    close_releases_partitions_within_a_second [Coordinator],
     close_wakes_a_waiting_recv [],
-    dropping_without_close [],
+    drop_without_close_commits_nothing [],
 }
 
-async fn close_drains(lab: &Lab) -> Verdict {
+async fn close_waits_for_pending_publishes(lab: &Lab) -> Verdict {
     let (bus, other) = (lab.bus().await?, lab.bus().await?);
     let topic = lab.topic(&*bus, 2).await?;
     let batch: Vec<_> = (0..500).map(|n| placed(&topic, n % 2, n as usize / 2)).collect();
@@ -40,7 +40,7 @@ async fn close_drains(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn close_twice(lab: &Lab) -> Verdict {
+async fn close_is_idempotent(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let reader = lab.reader(&*bus, &topic).await?;
@@ -57,7 +57,7 @@ fn is_closed<T>(result: Result<T, Error>, call: &str) -> Verdict {
     Ok(())
 }
 
-async fn closed_everywhere(lab: &Lab) -> Verdict {
+async fn closed_bus_rejects_every_call(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let here = TopicPartition::new(topic.clone(), 0);
@@ -86,7 +86,7 @@ async fn closed_everywhere(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn closing_a_subscription_twice(lab: &Lab) -> Verdict {
+async fn subscription_close_is_idempotent(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     let mut reader = lab.reader(&*bus, &topic).await?;
@@ -98,7 +98,7 @@ async fn closing_a_subscription_twice(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn close_hands_over_within_a_second(lab: &Lab) -> Verdict {
+async fn close_releases_partitions_within_a_second(lab: &Lab) -> Verdict {
     let (leaving, staying) = (lab.bus().await?, lab.bus().await?);
     let topic = lab.topic(&*staying, 2).await?;
     let group = lab.group()?;
@@ -140,7 +140,7 @@ async fn close_wakes_a_waiting_recv(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn dropping_without_close(lab: &Lab) -> Verdict {
+async fn drop_without_close_commits_nothing(lab: &Lab) -> Verdict {
     let bus = lab.bus().await?;
     let topic = lab.topic(&*bus, 1).await?;
     fill(&*bus, &topic, 1, 3).await?;
