@@ -117,7 +117,7 @@ fn payloads(messages: &[ReceivedMessage]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
+async fn list_counts_letters_and_duplicates_by_topic_origin_and_code() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut of_quotes = rejected(1, "bus.codec.json");
     of_quotes.message.topic = topic("crypto-quotes");
@@ -165,7 +165,7 @@ async fn list_counts_letters_and_copies_by_topic_origin_and_code() {
 }
 
 #[tokio::test]
-async fn the_list_is_bounded_whatever_codes_a_producer_invents() {
+async fn list_is_bounded_for_any_number_of_error_codes() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..10_050)
         .map(|n| {
@@ -183,7 +183,7 @@ async fn the_list_is_bounded_whatever_codes_a_producer_invents() {
 }
 
 #[tokio::test]
-async fn show_orders_by_time_and_escapes_what_a_producer_wrote() {
+async fn show_orders_by_time_and_escapes_producer_text() {
     let (bus, never) = (bus().await, CancellationToken::new());
     let mut hostile = rejected(7, "bus.codec.json");
     hostile.message.payload = Some("\u{1b}[2J\u{9b}\n".repeat(1_000).into());
@@ -222,7 +222,7 @@ async fn show_orders_by_time_and_escapes_what_a_producer_wrote() {
 }
 
 #[tokio::test]
-async fn redrive_publishes_the_message_without_the_headers_of_the_letter() {
+async fn redrive_publishes_the_message_without_the_dead_letter_headers() {
     let bus = bus().await;
     bus.send(&[letter(&rejected(1, "a"), 1), letter(&rejected(2, "b"), 2)]).await.unwrap();
     let dry = redrive(&bus, &Plan { dry_run: true, ..plan() }).await.unwrap();
@@ -247,7 +247,7 @@ async fn redrive_publishes_the_message_without_the_headers_of_the_letter() {
 }
 
 #[tokio::test]
-async fn redrive_skips_and_counts_what_it_must_not_publish() {
+async fn redrive_skips_and_counts_unpublishable_letters() {
     let bus = bus().await;
     let truncated = DeadLetters::default().letter(&rejected(2, "a"), 0).unwrap();
     let with_redrives = |offset, redrives: &'static str| {
@@ -312,7 +312,7 @@ async fn redrive_skips_and_counts_what_it_must_not_publish() {
 }
 
 #[tokio::test]
-async fn a_target_that_makes_a_loop_is_refused() {
+async fn redrive_target_that_causes_a_loop_is_rejected() {
     let bus = bus().await;
     for to in ["crypto-prices.dlq", "crypto-quotes.dlq", "absent.dlq"] {
         let error = redrive(&bus, &Plan { to: Some(topic(to)), ..plan() }).await.unwrap_err();
@@ -327,7 +327,7 @@ async fn a_target_that_makes_a_loop_is_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_fails_and_the_others_are_redriven() {
+async fn too_large_message_fails_and_the_others_are_redriven() {
     let bus = bus().await;
     let small = TopicSpec::new(topic("small"), 1).unwrap().with_max_message_bytes(1_000);
     bus.create_topics(&[small]).await.unwrap();
@@ -369,7 +369,7 @@ impl Layer for RefusesBatches {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_publish_that_fails_for_a_while_is_repeated_and_unknown_outcomes_are_counted() {
+async fn transient_publish_failures_are_retried_and_unknown_outcomes_are_counted() {
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
     let all: Vec<_> = (0..50).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
@@ -388,7 +388,7 @@ async fn a_publish_that_fails_for_a_while_is_repeated_and_unknown_outcomes_are_c
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
+async fn duplicate_remains_until_its_letter_is_published() {
     for removed in [1, 2] {
         let folder = tempfile::tempdir().unwrap();
         let (plan, _) = with_progress(&folder);
@@ -409,7 +409,7 @@ async fn a_copy_is_kept_for_the_next_run_while_its_letter_is_not_published() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_is_killed_before_its_first_publish_keeps_its_end() {
+async fn run_killed_before_its_first_publish_keeps_its_end_offsets() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
@@ -429,7 +429,7 @@ fn with_progress(folder: &tempfile::TempDir) -> (Plan, PathBuf) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
+async fn interrupted_redrive_continues_without_duplicates() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, path) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(3));
@@ -486,7 +486,7 @@ async fn an_interrupted_redrive_continues_and_publishes_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_topic_of_the_same_name_with_fewer_messages_is_refused() {
+async fn recreated_topic_with_fewer_messages_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let (plan, _) = with_progress(&folder);
     let bus = bus().await;
@@ -498,7 +498,7 @@ async fn a_topic_of_the_same_name_with_fewer_messages_is_refused() {
 }
 
 #[tokio::test]
-async fn an_equal_offset_of_a_topic_that_was_created_again_is_no_copy() {
+async fn equal_offset_in_a_recreated_topic_is_not_a_duplicate() {
     let bus = bus().await;
     let mut later = rejected(1, "a");
     later.message.timestamp = Some(time(-50));
@@ -514,7 +514,7 @@ async fn an_equal_offset_of_a_topic_that_was_created_again_is_no_copy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
+async fn partition_without_a_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let in_first = letter(&rejected(1, "a"), 1).with_partition(0);
     memory.send(&[in_first, letter(&rejected(2, "a"), 1).with_partition(1)]).await.unwrap();
@@ -535,7 +535,7 @@ async fn a_partition_without_a_leader_is_waited_for_and_then_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_is_lost_in_the_middle_is_waited_for_and_its_partition_is_named() {
+async fn partition_that_loses_its_leader_is_named_after_the_wait() {
     let (memory, never) = (bus().await, CancellationToken::new());
     let all: Vec<_> = (0..150).map(|n| letter(&rejected(n, "a"), 1).with_partition(0)).collect();
     memory.send(&all).await.unwrap();
@@ -562,7 +562,7 @@ async fn transaction_markers_at_the_end_of_a_partition_are_read() {
 }
 
 #[tokio::test]
-async fn a_writer_stores_redriven_messages_and_a_poison_message_ends_after_three_redrives() {
+async fn redriven_messages_are_stored_and_a_poison_message_stops_after_three_redrives() {
     let (bus, store) = (bus().await, MemoryStore::default());
     store.ensure_schema().await.unwrap();
     let tick: PriceTick = Market::new(MarketConfig::new(7, 1).unwrap()).unwrap().next().unwrap();

@@ -75,7 +75,7 @@ fn cell(row: &[Value], at: usize) -> String {
 }
 
 #[tokio::test]
-async fn copy_takes_every_dataset_and_proves_it() {
+async fn copy_copies_and_verifies_every_dataset() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let copy = Copy::new(source, target.clone(), everything());
     let outcome = copy.run().await.unwrap();
@@ -102,7 +102,7 @@ async fn copy_takes_every_dataset_and_proves_it() {
 }
 
 #[tokio::test]
-async fn a_difference_is_found_whether_of_count_or_of_value() {
+async fn copy_detects_differences_in_counts_and_values() {
     let (source, target) = (full().await, full().await);
     let mut extra = ticks(1, 2).remove(0);
     extra = PriceTick::new(extra.instrument().clone(), extra.ts(), 999, extra.price()).unwrap();
@@ -113,7 +113,7 @@ async fn a_difference_is_found_whether_of_count_or_of_value() {
 }
 
 #[tokio::test]
-async fn an_interrupted_copy_goes_on_where_it_was() {
+async fn interrupted_copy_continues_from_its_progress() {
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
@@ -151,7 +151,7 @@ async fn an_interrupted_copy_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_series_that_differs_is_copied_again_by_the_same_command() {
+async fn differing_series_is_copied_again_by_the_same_command() {
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan { progress: Some(folder.path().join("copy.json")), ..everything() };
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
@@ -166,7 +166,7 @@ async fn a_series_that_differs_is_copied_again_by_the_same_command() {
 }
 
 #[tokio::test]
-async fn progress_touches_no_file_of_another_name() {
+async fn progress_changes_no_other_file() {
     let folder = tempfile::tempdir().unwrap();
     let mine = folder.path().join("copy.new");
     std::fs::write(&mine, "mine").unwrap();
@@ -177,7 +177,7 @@ async fn progress_touches_no_file_of_another_name() {
 }
 
 #[tokio::test]
-async fn progress_follows_no_planted_link() {
+async fn progress_follows_no_symbolic_link() {
     let folder = tempfile::tempdir().unwrap();
     let (mine, path) = (folder.path().join("mine"), folder.path().join("copy.json"));
     std::fs::write(&mine, "mine").unwrap();
@@ -192,7 +192,7 @@ async fn progress_follows_no_planted_link() {
 }
 
 #[tokio::test]
-async fn a_progress_that_is_broken_is_refused() {
+async fn corrupt_progress_file_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy.json");
     let plan = Plan { progress: Some(path.clone()), ..everything() };
@@ -205,14 +205,14 @@ async fn a_progress_that_is_broken_is_refused() {
 }
 
 #[tokio::test]
-async fn an_instrument_that_the_source_does_not_have_is_an_error() {
+async fn instrument_missing_in_the_source_is_an_error() {
     let plan = Plan { instruments: BTreeSet::from(["sim:TYPO".parse().unwrap()]), ..everything() };
     let error = Copy::new(full().await, Arc::new(MemoryStore::default()), plan).run().await.unwrap_err();
     assert_eq!((error.kind(), error.context_value("instrument")), (ErrorKind::NotFound, Some("sim:TYPO")));
 }
 
 #[tokio::test]
-async fn only_what_is_asked_for_is_copied() {
+async fn copy_is_limited_to_the_selection() {
     let (source, target) = (full().await, Arc::new(MemoryStore::default()));
     let plan = Plan {
         datasets: vec![PriceTick::DATASET, Bar::DATASET],
@@ -227,7 +227,7 @@ async fn only_what_is_asked_for_is_copied() {
 }
 
 #[tokio::test]
-async fn check_names_what_is_missing_and_migrate_makes_it() {
+async fn check_names_missing_objects_and_migrate_creates_them() {
     let (store, bus): (Arc<dyn PriceStore>, Arc<dyn MessageBus>) =
         (Arc::new(MemoryStore::default()), Arc::new(MemoryBus::default()));
     let catalogue = TopicCatalogue::standard().unwrap();
@@ -263,7 +263,7 @@ async fn check_names_what_is_missing_and_migrate_makes_it() {
 }
 
 #[tokio::test]
-async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
+async fn check_writes_a_current_tick_to_a_store_with_retention() {
     let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_hours(24)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
@@ -278,7 +278,7 @@ async fn check_writes_a_tick_of_the_current_time_to_a_store_with_retention() {
 }
 
 #[tokio::test]
-async fn a_check_that_may_not_read_leaves_nothing_behind() {
+async fn check_without_read_permission_leaves_no_data() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
@@ -299,7 +299,7 @@ async fn a_check_that_may_not_read_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_topic_with_other_partitions_is_found_by_both() {
+async fn check_and_topics_detect_a_different_partition_count() {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     let mut other = TopicCatalogue::standard().unwrap();
     other.get_mut(&TopicName::new("crypto-prices").unwrap()).unwrap().partitions = 3;
@@ -313,7 +313,7 @@ async fn a_topic_with_other_partitions_is_found_by_both() {
 }
 
 #[tokio::test]
-async fn settings_and_groups_of_others_are_shown_as_hidden_and_fail_no_command() {
+async fn hidden_settings_and_groups_fail_no_command() {
     let catalogue = TopicCatalogue::standard().unwrap();
     let specs = catalogue.specs().unwrap();
     let mut bus = MockBus::new();
@@ -419,7 +419,7 @@ async fn queries_show_every_dataset() {
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_what_is_missing_and_changes_nothing() {
+async fn dry_run_shows_missing_objects_and_changes_nothing() {
     let (store, bus) = (MemoryStore::default(), MemoryBus::default());
     let catalogue = TopicCatalogue::standard().unwrap();
     for _ in 0..2 {
@@ -464,7 +464,7 @@ async fn topics_and_lag_are_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_goes_on_after_brokers_were_away_for_a_while() -> Result<()> {
+async fn replay_continues_after_a_broker_outage() -> Result<()> {
     let memory = MemoryBus::default();
     let topic = a_topic(&memory).await;
     memory.send_records(&ticks(3_000, 5), None).await?;
@@ -526,7 +526,7 @@ impl Layer for Mute {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Result<()> {
+async fn replay_reports_partitions_without_progress() -> Result<()> {
     let memory = MemoryBus::default();
     let topic = a_topic(&memory).await;
     memory.send_records(&ticks(300, 1), None).await?;
@@ -547,7 +547,7 @@ async fn a_replay_ends_where_nothing_comes_before_the_end_and_says_so() -> Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_partition() -> Result<()> {
+async fn replay_names_a_partition_that_loses_its_leader() -> Result<()> {
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
     let topic = TopicName::new("crypto-prices")?;
@@ -581,7 +581,7 @@ async fn a_replay_waits_for_a_leader_that_is_lost_in_the_middle_and_names_its_pa
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Result<()> {
+async fn replay_waits_for_a_leader_and_names_partitions_without_a_leader() -> Result<()> {
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
     store.ensure_schema().await?;
     for calls in [10, usize::MAX] {
@@ -617,7 +617,7 @@ async fn a_replay_waits_for_a_leader_and_names_partitions_without_one() -> Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
+async fn replay_reads_transaction_markers_at_the_end_of_a_partition() -> Result<()> {
     let (memory, store, topic) =
         (MemoryBus::default(), MemoryStore::default(), TopicName::new("crypto-prices")?);
     store.ensure_schema().await?;
@@ -638,7 +638,7 @@ async fn a_replay_reads_transaction_markers_at_the_end_of_a_partition() -> Resul
 }
 
 #[tokio::test]
-async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
+async fn replay_with_an_end_before_its_start_is_rejected() {
     let bus = MemoryBus::default();
     let topic = a_topic(&bus).await;
     let (store, never) = (MemoryStore::default(), CancellationToken::new());
@@ -650,7 +650,7 @@ async fn a_replay_whose_end_is_before_its_beginning_is_refused() {
 }
 
 #[tokio::test]
-async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Result<()> {
+async fn replay_stores_records_and_names_undecodable_messages() -> Result<()> {
     let bus = MemoryBus::default();
     let topic = a_topic(&bus).await;
     let ticks = ticks(3_000, 5);
@@ -698,7 +698,7 @@ async fn replay_stores_what_a_topic_holds_and_names_what_is_no_record() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_an_import_within_bad_lines() {
+async fn stop_request_ends_an_import_within_bad_lines() {
     const LINES: usize = 3_000_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.csv");

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_market_has_bursts_late_and_repeated_ticks_in_their_shares() {
+    fn market_has_the_configured_shares_of_late_and_repeated_ticks() {
         let mut market = Market::new(MarketConfig::new(3, 20).unwrap()).unwrap();
         let ticks: Vec<_> = (0..100_000).map(|_| market.arrival().unwrap()).collect();
         let count = |wanted| ticks.iter().filter(|(_, arrival)| *arrival == wanted).count();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_is_another_market() {
+    fn seeds_determine_the_market() {
         let ticks =
             |seed| Market::new(MarketConfig::new(seed, 2).unwrap()).unwrap().take(100).collect::<Vec<_>>();
         assert_eq!(ticks(1), ticks(1));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_at_the_end_of_time_with_all_ticks_delivered() {
+    fn iteration_ends_at_the_last_timestamp_with_all_ticks_delivered() {
         let mut config = MarketConfig::new(1, 1).unwrap();
         config.start = Timestamp::from_micros(Timestamp::MAX_RECORD.as_micros() - 10_000).unwrap();
         config.late = 0.5;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_market_is_refused() {
+    fn invalid_settings_are_rejected() {
         assert!(MarketConfig::new(1, 0).is_err());
         let config = MarketConfig::new(1, 1).unwrap();
         assert!(Market::new(MarketConfig { late: 1.5, ..config.clone() }).is_err());

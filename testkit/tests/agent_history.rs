@@ -16,7 +16,7 @@ use tokio::time::sleep;
 const FLAPS: usize = 10_000;
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_flaps_leave_no_gap() {
+async fn ten_thousand_restarts_leave_no_gap_in_the_history() {
     let mut scripts = vec![Script::run(Step::Err(ErrorKind::Unavailable)); FLAPS];
     scripts.push(Script::run(Step::Ok));
     let log = TransitionLog::default();
@@ -66,7 +66,7 @@ impl Observer for PanicsAlways {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_of_an_observer_disturbs_neither_the_agent_nor_other_observers() {
+async fn panicking_observer_affects_neither_agents_nor_other_observers() {
     let log = TransitionLog::default();
     let (spec, calls) = scripted("a", [Script::run(Step::Err(ErrorKind::Timeout)), Script::default()]);
     let runtime = AgentRuntime::builder()
@@ -83,7 +83,7 @@ async fn panic_of_an_observer_disturbs_neither_the_agent_nor_other_observers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_are_stamped_by_the_runtimes_clock() {
+async fn records_have_timestamps_of_the_runtime_clock() {
     let log = TransitionLog::default();
     let (spec, _) = scripted("a", [Script::run(Step::after(ms(1_500), Step::Err(ErrorKind::Conflict)))]);
     let runtime = builder(&log).agent(spec).build().unwrap();
@@ -102,7 +102,7 @@ async fn records_are_stamped_by_the_runtimes_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn durations_follow_the_monotonic_clock_when_the_wall_clock_is_set_back() {
+async fn durations_use_the_monotonic_clock() {
     let (log, clock) = (TransitionLog::default(), std::sync::Arc::new(ManualClock::default()));
     let (spec, _) = scripted("a", [Script::default().with_cleanup(Step::after(ms(700), Step::Ok))]);
     let runtime = builder(&log).clock(clock.clone()).agent(spec).build().unwrap();

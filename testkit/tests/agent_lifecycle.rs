@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_hours(1);
 const RESTARTED: [qi_core::agent::AgentStatus; 5] = [Created, Initializing, Running, Stopping, Backoff];
 
 #[tokio::test(start_paused = true)]
-async fn happy_path_is_exactly_this() {
+async fn successful_lifecycle_has_exactly_these_transitions() {
     let life = live([Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.calls.calls(), ["Init#1", "Run#1", "Cleanup#1(Cancelled)", "Drop#1"]);
@@ -64,7 +64,7 @@ async fn error_in_initialize_is_cleaned_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panics_anywhere_are_caught_and_the_agent_goes_on() {
+async fn panics_in_any_hook_are_caught_and_the_agent_restarts() {
     let cases = [
         ("initialize", Script::initialize(Step::Panic)),
         ("an odd payload in initialize", Script::initialize(Step::PanicOddly)),
@@ -85,7 +85,7 @@ async fn panics_anywhere_are_caught_and_the_agent_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn factory_panic_is_one_of_initialize_and_has_nothing_to_clean_up() {
+async fn factory_panic_counts_as_initialize_and_skips_cleanup() {
     let life =
         live([Script::default().with_factory_panic(), Script::default()], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses()[..4], [Created, Initializing, Stopping, Backoff]);
@@ -94,7 +94,7 @@ async fn factory_panic_is_one_of_initialize_and_has_nothing_to_clean_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_release_after_completion_or_cancel_makes_the_end_failed() {
+async fn failed_cleanup_after_completion_or_cancel_fails_the_agent() {
     let releases = [
         Script::default().with_cleanup(Step::Panic),
         Script::default().with_cleanup(Step::Err(ErrorKind::Unavailable)),
@@ -115,7 +115,7 @@ async fn failed_release_after_completion_or_cancel_makes_the_end_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_cleanup_after_an_error_replaces_nothing() {
+async fn failed_cleanup_after_an_error_keeps_the_first_error() {
     let script = Script::run(Step::Err(ErrorKind::Timeout)).with_cleanup(Step::Err(ErrorKind::Config));
     let life = live([script, Script::default()], ms(1_000), |spec| spec).await;
     assert!(life.exits()[0].contains("timeout"), "{:?}", life.exits());
@@ -135,7 +135,7 @@ async fn panic_in_the_drop_of_a_hook_is_caught() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn error_that_cannot_pass_fails_without_backoff() {
+async fn permanent_error_fails_without_backoff() {
     let life = live([Script::run(Step::Err(ErrorKind::Config))], LONG, |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed]);
     assert_eq!(life.report.cause, ShutdownCause::AgentFailed("a".into()));
@@ -145,7 +145,7 @@ async fn error_that_cannot_pass_fails_without_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn initialize_has_its_time_and_crashes_are_counted() {
+async fn initialize_timeouts_count_as_failures() {
     let life = live([Script::initialize(Step::HangDeaf)], LONG, |spec| {
         spec.init_timeout(ms(700)).restart(RestartPolicy::default().with_max_crashes(3))
     })
@@ -158,7 +158,7 @@ async fn initialize_has_its_time_and_crashes_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_start_does_not_end_a_streak_and_a_stable_run_does() {
+async fn only_a_stable_run_ends_a_failure_streak() {
     let slow = Script::initialize(Step::after(Duration::from_secs(25), Step::Panic));
     let life = live([slow], LONG, |spec| {
         let policy = RestartPolicy::default().with_max_crashes(4).with_stable_after(Duration::from_secs(20));
@@ -174,7 +174,7 @@ async fn slow_start_does_not_end_a_streak_and_a_stable_run_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn completion_is_answered_by_the_mode() {
+async fn restart_after_completion_depends_on_the_mode() {
     for (policy, again) in
         [(RestartPolicy::never(), false), (RestartPolicy::default(), false), (RestartPolicy::always(), true)]
     {
@@ -237,7 +237,7 @@ async fn error_after_the_cancel_is_recorded_and_the_exit_stays_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_after_the_cancel_is_a_failed_end() {
+async fn panic_after_the_cancel_fails_the_agent() {
     let (log, report) = live_as(ms(100), || {
         agent_fn(|cx| async move {
             cx.cancelled().await;
@@ -299,7 +299,7 @@ async fn error_or_panic_of_a_child_ends_the_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn child_that_ends_well_ends_nothing() {
+async fn completed_child_does_not_end_the_run() {
     let life = live([Script::run(Step::child(Step::Ok))], ms(1_000), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Stopped]);
     assert_eq!(life.log.of("a")[2].at.duration_since(life.log.of("a")[1].at), ms(1_000));
@@ -357,7 +357,7 @@ impl Agent for WithChildren {
 }
 
 #[tokio::test(start_paused = true)]
-async fn children_see_the_cancel_and_are_gone_before_cleanup() {
+async fn children_are_cancelled_and_joined_before_cleanup() {
     let alive_at_cleanup = Arc::new(AtomicU32::new(99));
     let seen_cancel = Arc::new(AtomicBool::new(false));
     let context = Arc::new(Mutex::new(None));
@@ -407,7 +407,7 @@ async fn children_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
+async fn watchdog_drops_a_run_without_heartbeats() {
     let life =
         live([Script::run(Step::HangDeaf), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
             .await;
@@ -435,7 +435,7 @@ async fn watchdog_drops_a_silent_run_and_a_heartbeat_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_that_is_always_ready_is_dropped_in_time() {
+async fn run_that_is_always_ready_is_dropped_at_its_deadline() {
     for phase in [Phase::Initialize, Phase::Run] {
         let script = match phase {
             Phase::Initialize => Script::initialize(Step::Spin),
@@ -458,7 +458,7 @@ async fn run_that_is_always_ready_is_dropped_in_time() {
 }
 
 #[tokio::test]
-async fn run_that_is_always_ready_cannot_starve_its_deadline_on_real_time() {
+async fn run_that_is_always_ready_cannot_delay_its_deadline_on_real_time() {
     let life = live([Script::run(Step::Spin)], ms(20), |spec| spec.stop_timeout(ms(30))).await;
     assert_eq!(life.report.agent("a").unwrap().termination, Termination::Forced);
     let life = live([Script::initialize(Step::Spin)], Duration::from_secs(5), |spec| {
@@ -469,7 +469,7 @@ async fn run_that_is_always_ready_cannot_starve_its_deadline_on_real_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_is_the_agents_own_and_decides_readiness() {
+async fn reported_health_determines_readiness() {
     let log = TransitionLog::default();
     let spec = AgentSpec::new("a", || {
         agent_fn(|cx| async move {
@@ -507,7 +507,7 @@ async fn health_is_the_agents_own_and_decides_readiness() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn context_of_an_earlier_incarnation_reaches_nobody() {
+async fn context_of_an_earlier_incarnation_has_no_effect() {
     let contexts: Arc<Mutex<Vec<AgentContext>>> = Arc::default();
     let slot = contexts.clone();
     let log = TransitionLog::default();
@@ -539,7 +539,7 @@ async fn context_of_an_earlier_incarnation_reaches_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_for_what_never_comes_ends_with_the_agent() {
+async fn wait_for_an_unreachable_state_ends_with_the_agent() {
     let (spec, _) = scripted("a", [Script::run(Step::Ok)]);
     let log = TransitionLog::default();
     let runtime = builder(&log).agent(spec.restart(at_once())).build().unwrap();
@@ -558,7 +558,7 @@ async fn waiting_for_what_never_comes_ends_with_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn runtime_that_never_ran_is_over() {
+async fn runtime_that_never_ran_has_ended() {
     let log = TransitionLog::default();
     let runtime = builder(&log).agent(scripted("a", []).0).build().unwrap();
     let handle = runtime.handle();

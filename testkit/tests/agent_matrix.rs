@@ -245,7 +245,7 @@ const PHASES: [Phase; 3] = [Phase::Initialize, Phase::Run, Phase::Cleanup];
 const MODES: [RestartMode; 3] = [RestartMode::Never, RestartMode::OnFailure, RestartMode::Always];
 
 #[test]
-fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
+fn faults_by_phase_mode_and_time_of_the_stop() {
     silence_scripted_panics();
     let mut cases = 0;
     for phase in PHASES {
@@ -263,7 +263,7 @@ fn every_fault_in_every_phase_under_every_mode_at_every_moment_of_stop() {
 }
 
 #[test]
-fn every_fault_in_every_phase_under_every_mode_at_every_change_of_the_agents() {
+fn faults_by_phase_mode_and_membership_change() {
     silence_scripted_panics();
     let mut cases = 0;
     for phase in PHASES {

@@ -98,7 +98,7 @@ async fn new_agent_depends_on_agents_that_run_and_on_agents_that_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_that_cannot_be_added_is_refused_by_name() {
+async fn invalid_agent_is_rejected_by_name() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(waiting("weak").best_effort()).unwrap();
@@ -157,7 +157,7 @@ async fn agent_with_dependents_is_removed_after_them_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_added_or_removed_during_a_shutdown_and_after_it() {
+async fn agents_are_not_added_or_removed_during_or_after_a_shutdown() {
     let log = TransitionLog::default();
     let slow = scripted("slow", [Script::default().with_cleanup(Step::after(ms(500), Step::Ok))]).0;
     let handle = builder(&log).agent(slow).build().unwrap().start();
@@ -218,7 +218,7 @@ async fn agents_in_every_state_are_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_that_waits_for_a_dependency_is_removed_without_having_started() {
+async fn agent_waiting_for_a_dependency_is_removed_without_a_start() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(scripted("slow", [Script::initialize(Step::Hang)]).0).unwrap();
@@ -257,7 +257,7 @@ async fn dropped_removal_completes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_removals_of_one_agent_both_return_its_end() {
+async fn concurrent_removals_of_one_agent_both_return_its_report() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(scripted("a", [Script::default().with_cleanup(Step::after(ms(700), Step::Ok))]).0).unwrap();
@@ -332,7 +332,7 @@ async fn critical_agent_that_fails_during_its_removal_stops_the_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn added_agent_that_fails_for_good_stops_the_runtime_unless_it_is_best_effort() {
+async fn permanent_failure_of_an_added_agent_stops_the_runtime_unless_best_effort() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     let failing = |name: &str| scripted(name, [Script::run(Step::Err(ErrorKind::Config))]).0;
@@ -410,7 +410,7 @@ async fn added_agent_changes_readiness_and_not_the_startup_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchers_of_a_removed_agent_see_its_end() {
+async fn watchers_of_a_removed_agent_receive_its_final_state() {
     let log = TransitionLog::default();
     let handle = empty(&log);
     handle.spawn(waiting("a")).unwrap();
@@ -472,7 +472,7 @@ fn removal_of_an_agent_that_blocks_its_thread_ends_with_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asynchronous_factory_gives_a_value_that_is_cleaned_up_or_nothing_to_clean_up() {
+async fn asynchronous_factory_creates_an_agent_or_skips_cleanup() {
     let steps = [
         ("retryable error", Step::Err(ErrorKind::Unavailable), "error"),
         ("panic", Step::Panic, "panicked"),
@@ -548,7 +548,7 @@ async fn stop_during_an_asynchronous_factory_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn specs_of_all_kinds_fit_in_one_list() {
+async fn specs_of_all_kinds_have_one_type() {
     let log = TransitionLog::default();
     let specs: Vec<AgentSpec> = vec![
         AgentSpec::once("once", agent_fn(|_cx| async { Ok(()) })),
@@ -652,7 +652,7 @@ async fn random_changes(seed: u64) -> Vec<String> {
 }
 
 #[test]
-fn random_changes_keep_every_promise_and_are_the_same_for_the_same_seed() {
+fn random_membership_changes_are_legal_and_deterministic() {
     std::panic::set_hook(Box::new(|info| {
         let scripted = info.location().is_some_and(|at| at.file().ends_with("scripted.rs"));
         if !scripted {

@@ -104,7 +104,7 @@ fn check(seen: &Seen, log: &TransitionLog, agent: &str) {
 }
 
 #[test]
-fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
+fn metrics_equal_the_transition_log_under_faults() {
     let log = TransitionLog::default();
     let seen = measured(|| async {
         let mut runtime = builder(&log).observer(MetricsObserver::default());
@@ -132,7 +132,7 @@ fn metrics_are_equal_to_the_transition_log_whatever_goes_wrong() {
 /// Prometheus computes no increase for a new series, so the counters of an alert must exist at 0
 /// before the first event.
 #[test]
-fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
+fn agent_counters_start_at_zero() {
     let seen = measured(|| async {
         let steady = scripted("steady", [Script::default()]).0;
         let runtime = builder(&TransitionLog::default()).observer(MetricsObserver::default()).agent(steady);
@@ -156,7 +156,7 @@ fn what_has_not_happened_to_an_agent_yet_is_there_at_zero() {
 }
 
 #[test]
-fn the_age_of_heartbeats_is_measured_when_it_is_asked_for() {
+fn heartbeat_age_is_measured_at_the_scrape() {
     let seen = measured(|| async {
         let beat = |once: bool| {
             move || {

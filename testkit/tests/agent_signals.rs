@@ -73,7 +73,7 @@ impl Signalled {
 }
 
 #[test]
-fn sigterm_and_sigint_end_the_runtime_in_order() {
+fn sigterm_and_sigint_shut_down_in_order() {
     for (signal, name) in [("TERM", "SIGTERM"), ("INT", "SIGINT")] {
         let child = Signalled::start("polite");
         child.signal(signal);
@@ -82,7 +82,7 @@ fn sigterm_and_sigint_end_the_runtime_in_order() {
 }
 
 #[test]
-fn second_signal_makes_it_hurry_and_the_first_one_is_named() {
+fn second_signal_expires_the_soft_deadline_and_the_first_is_the_cause() {
     let child = Signalled::start("deaf");
     let begun = Instant::now();
     child.signal("TERM");

@@ -60,7 +60,7 @@ async fn low_and_high(bus: &MemoryBus) -> (u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_without_a_group_gives_up_nothing_and_the_rest_is_not_sent() {
+async fn topic_without_groups_evicts_nothing_and_further_messages_are_not_sent() {
     let bus = small().await;
     let began = Instant::now();
     let report = bus.publish(&kilobytes(0..200), PublishOptions::NONE).await.unwrap();
@@ -77,7 +77,7 @@ async fn a_topic_without_a_group_gives_up_nothing_and_the_rest_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_every_group_has_committed_goes_first() {
+async fn messages_committed_by_every_group_are_evicted_first() {
     let bus = small().await;
     let (mut quick, mut slow) =
         (bus.subscribe(request("quick")).await.unwrap(), bus.subscribe(request("slow")).await.unwrap());
@@ -100,7 +100,7 @@ async fn what_every_group_has_committed_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_lets_a_waiting_publish_go_on() {
+async fn commit_unblocks_a_waiting_publish() {
     let bus = Arc::new(small().await);
     let mut reader = bus.subscribe(request("g")).await.unwrap();
     let sending = tokio::spawn({
@@ -116,7 +116,7 @@ async fn a_commit_lets_a_waiting_publish_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
+async fn retention_by_age_removes_unread_messages_by_the_injected_clock() {
     let clock = Arc::new(ManualClock::default());
     let spec = TopicSpec::new(topic(), 1).unwrap().with_retention(Duration::from_hours(1));
     let bus = small_with(spec, clock.clone()).await;
@@ -138,7 +138,7 @@ async fn age_removes_what_nobody_has_read_and_the_clock_is_the_injected_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
+async fn compacted_topic_evicts_only_replaced_messages() {
     let spec = TopicSpec::new(topic(), 1).unwrap().with_cleanup(CleanupPolicy::Compact);
     let bus = small_with(spec, Arc::new(ManualClock::default())).await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
@@ -162,7 +162,7 @@ async fn a_compacted_topic_gives_up_only_what_a_later_message_replaces() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_topic_frees_its_bytes() {
+async fn deleted_topic_frees_its_bytes() {
     let bus = small().await;
     bus.send(&kilobytes(0..50)).await.unwrap();
     assert!(bus.used_bytes() > 50_000);
@@ -171,7 +171,7 @@ async fn a_deleted_topic_frees_its_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_a_publish_and_then_says_that_the_rest_was_not_sent() {
+async fn close_waits_for_a_publish_and_reports_the_rest_as_not_sent() {
     let config = MemoryBusConfig {
         max_bytes: 20_000,
         max_message_bytes: 10_000,
@@ -215,7 +215,7 @@ async fn nothing_is_delivered_once_close_has_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_without_members_is_forgotten_with_its_retention() {
+async fn group_without_members_expires_after_its_retention() {
     let clock = Arc::new(ManualClock::default());
     let bus = small_with(TopicSpec::new(topic(), 1).unwrap(), clock.clone()).await;
     let mut reader = bus.subscribe(request("g")).await.unwrap();
@@ -230,7 +230,7 @@ async fn a_group_without_members_is_forgotten_with_its_retention() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_its_group_has_left_is_held_back_for_the_retention_of_commits() {
+async fn commits_of_an_unsubscribed_topic_expire_after_the_retention() {
     let clock = Arc::new(ManualClock::default());
     let month = Duration::from_hours(30 * 24);
     let bus = small_with(TopicSpec::new(topic(), 1).unwrap().with_retention(month), clock.clone()).await;
@@ -274,7 +274,7 @@ async fn another_task_runs_beside<F: Future<Output = ()> + Send + 'static>(work:
 }
 
 #[tokio::test]
-async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
+async fn loop_of_ready_calls_yields_and_can_be_aborted() {
     let bus = Arc::new(small().await);
     bus.send(&kilobytes(0..3)).await.unwrap();
     let publisher = bus.clone();
@@ -308,7 +308,7 @@ async fn a_loop_of_ready_calls_lets_others_run_and_sees_an_abort() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn single_messages_commit_what_was_handed_out() {
+async fn single_messages_commit_the_returned_messages() {
     let bus = small().await;
     bus.send(&kilobytes(0..10)).await.unwrap();
     let mut messages = Messages::new(bus.subscribe(request("g")).await.unwrap(), 5);
@@ -329,7 +329,7 @@ async fn single_messages_commit_what_was_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_static_member_that_is_there_twice_fences_the_older_one() {
+async fn duplicate_static_member_fences_the_older_member() {
     let bus = small().await;
     let member = || request("g").with_group_instance_id(qi_core::bus::GroupInstanceId::new("one").unwrap());
     let mut old = bus.subscribe(member()).await.unwrap();
@@ -348,7 +348,7 @@ async fn a_static_member_that_is_there_twice_fences_the_older_one() {
 
 /// Members join and leave while four tasks publish, with real threads and on real time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn threads_lose_nothing_while_members_come_and_go() {
+async fn concurrent_rebalances_lose_no_message() {
     const EACH: usize = 2_500;
     let bus = Arc::new(MemoryBus::default());
     bus.create_topics(&[TopicSpec::new(topic(), 6).unwrap()]).await.unwrap().remove(0).result.unwrap();
@@ -397,14 +397,14 @@ async fn threads_lose_nothing_while_members_come_and_go() {
 }
 
 #[test]
-fn a_bus_without_room_for_one_message_is_a_wrong_configuration() {
+fn capacity_below_one_message_is_a_configuration_error() {
     let config = MemoryBusConfig { max_bytes: 1_000, ..MemoryBusConfig::default() };
     let error = MemoryBus::new(config, Arc::new(qi_core::SystemClock)).unwrap_err();
     assert_eq!((error.kind(), error.context_value("field")), (ErrorKind::Config, Some("max_bytes")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_short_headers_fill_the_buffer_of_a_reader() {
+async fn many_short_headers_count_towards_the_receive_buffer() {
     let bus = MemoryBus::default();
     bus.create_topics(&[TopicSpec::new(topic(), 1).unwrap()]).await.unwrap();
     let mut message = Message::new(topic(), "x");
@@ -419,7 +419,7 @@ async fn many_short_headers_fill_the_buffer_of_a_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_of_single_messages_covers_the_offsets_behind_the_last_one() {
+async fn commit_of_single_messages_includes_offsets_without_messages() {
     let (committed, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
     let kept = committed.clone();
     let mut subscription = MockReader::new();

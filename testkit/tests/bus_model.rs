@@ -22,7 +22,7 @@ fn config(cases: u32, max_shrink_iters: u32) -> Config {
 }
 
 #[test]
-fn every_answer_is_one_that_the_model_allows() {
+fn every_response_is_allowed_by_the_model() {
     let outcome = TestRunner::new(config(2_000, 10_000)).run(&histories(80), |history| {
         on_paused_time(async {
             let env = MemoryFactory.fresh().await?;
@@ -38,7 +38,7 @@ proptest! {
     #![proptest_config(config(100, 1_000))]
 
     #[test]
-    fn a_history_leaves_the_same_behind_on_two_buses(history in histories(60)) {
+    fn history_has_the_same_results_on_two_buses(history in histories(60)) {
         on_paused_time(async {
             let (one, two) = (MemoryFactory.fresh().await?, MemoryFactory.fresh().await?);
             let stamp = one.now();
@@ -80,7 +80,7 @@ impl BusEnv for BrokenEnv {
 }
 
 #[test]
-fn the_model_notices_broken_buses() {
+fn model_detects_faulty_buses() {
     let unseen: Vec<_> = [
         "forgets_commits",
         "takes_a_commit_above_the_position",

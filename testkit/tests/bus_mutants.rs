@@ -19,8 +19,8 @@ fn main() -> ExitCode {
             Trial::test(format!("{}/caught_by/{}", mutant.name, mutant.caught_by), || is_caught(mutant))
         })
         .chain([
-            Trial::test("every_check_stands_in_docs_bus_md", every_check_stands_in_the_page),
-            Trial::test("what_a_backend_lacks_is_ignored", what_a_backend_lacks_is_ignored),
+            Trial::test("docs_bus_md_names_every_check", every_check_stands_in_the_page),
+            Trial::test("missing_capabilities_are_ignored", missing_capabilities_are_ignored),
         ])
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -76,7 +76,7 @@ impl BusFactory for Poor {
     }
 }
 
-fn what_a_backend_lacks_is_ignored() -> Result<(), Failed> {
+fn missing_capabilities_are_ignored() -> Result<(), Failed> {
     let arguments = Arguments { quiet: true, test_threads: Some(1), ..Arguments::default() };
     let total = checks().len() as u64;
     let needy = checks().iter().filter(|check| !check.needs.is_empty()).count() as u64;

@@ -11,7 +11,7 @@ use qi_testkit::bus::MemoryBus;
 use qi_testkit::bus::contract::storm;
 
 #[tokio::test(start_paused = true)]
-async fn storms_lose_nothing_and_double_only_what_was_unknown() {
+async fn stress_causes_no_loss_and_only_unknown_messages_have_duplicates() {
     for seed in [1, 7, 20_240_101] {
         let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
         let topic = TopicName::new("storm").unwrap();

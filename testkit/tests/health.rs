@@ -24,7 +24,7 @@ fn backends(chaos: &Chaos, pings: &Recording) -> (Arc<dyn PriceStore>, Arc<dyn M
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
+async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
     let chaos = Chaos::seeded(1);
     let (store, bus) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store).bus("events", bus);
@@ -70,7 +70,7 @@ async fn a_program_is_ready_when_all_backends_answer_and_all_agents_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_hangs_holds_up_the_answer_no_longer_than_the_timeout() {
+async fn hanging_backend_delays_the_response_up_to_the_timeout() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, bus) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store.clone()).store("again", store).bus("events", bus);
@@ -82,7 +82,7 @@ async fn a_backend_that_hangs_holds_up_the_answer_no_longer_than_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_probes_cost_one_ping() {
+async fn concurrent_probes_share_one_ping() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
     let health = Health::new().store("prices", store);
@@ -94,7 +94,7 @@ async fn many_probes_cost_one_ping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn probes_that_are_given_up_do_not_hold_up_those_who_wait() {
+async fn dropped_probes_do_not_delay_other_probes() {
     let chaos = Chaos::seeded(1).everywhere(Rule::new(1.0, [Fault::Hang]));
     let (store, _) = backends(&chaos, &Recording::new(100));
     let health = Health::new().store("prices", store);
@@ -111,7 +111,7 @@ async fn probes_that_are_given_up_do_not_hold_up_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_nobody_waited_for_is_asked_anew() {
+async fn abandoned_ping_is_repeated() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
     let health = Health::new().store("prices", store);
@@ -122,7 +122,7 @@ async fn a_ping_that_nobody_waited_for_is_asked_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_shows_codes_of_agents_and_no_text() {
+async fn probe_shows_error_codes_without_texts() {
     use qi_core::agent::{AgentRuntime, AgentSpec, RestartPolicy, agent_fn};
     use qi_core::{Error, ErrorKind};
     let failing = AgentSpec::new("failing", || {

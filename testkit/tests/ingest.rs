@@ -175,7 +175,7 @@ async fn a_deleted_dead_letter_topic_is_created_again_if_the_ingest_has_its_sett
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
+async fn batch_contains_messages_received_during_the_previous_insert() {
     let world = World::new(0).await;
     let (stop, run) = world.start(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_batch_holds_what_arrived_while_the_batch_before_was_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limits_bound_what_is_received() {
+async fn limits_bound_the_received_messages() {
     let world = World::new(0).await;
     let config = IngestConfig::default();
     let by_records = world.start(config.clone().with_max_records(100)).await;
@@ -238,7 +238,7 @@ async fn the_limits_bound_what_is_received() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_keeps_the_order_of_a_key_and_stores_before_letters_and_letters_before_the_commit() {
+async fn outage_keeps_key_order_and_the_order_store_dead_letters_commit() {
     let world = World::new(usize::MAX >> 4).await;
     world.gate.errors.lock().unwrap().extend([ErrorKind::Unavailable; 20]);
     let backoff = Backoff::new(SECOND, SECOND);
@@ -263,7 +263,7 @@ async fn an_outage_keeps_the_order_of_a_key_and_stores_before_letters_and_letter
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_that_a_retry_cannot_help_ends_the_run_and_commits_nothing_of_its_batch() {
+async fn permanent_error_ends_the_run_without_a_commit_of_its_batch() {
     let world = World::new(0).await;
     let (_stop, run) = world.start(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..1), None).await.unwrap();
@@ -287,7 +287,7 @@ async fn an_error_that_a_retry_cannot_help_ends_the_run_and_commits_nothing_of_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_stores_and_commits_what_was_received() {
+async fn stop_stores_and_commits_received_messages() {
     let world = World::new(0).await;
     let (stop, run) = world.start(IngestConfig::default().with_max_records(1_000)).await;
     world.bus.send_records(&ticks(0..2_000), None).await.unwrap();
@@ -312,7 +312,7 @@ async fn a_stop_stores_and_commits_what_was_received() {
 /// A second member joins while the first one receives, stores, or has stored and not committed. An older record from
 /// the first member never replaces a newer record from the second member.
 #[tokio::test(start_paused = true)]
-async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key() {
+async fn rebalance_in_every_stage_loses_nothing_and_keeps_key_order() {
     for (stage, commit) in [("receive", 0), ("store", 0), ("commit", 3_600)] {
         let world = World::new(if stage == "commit" { usize::MAX >> 4 } else { 0 }).await;
         let config = IngestConfig::default().with_commit_interval(Duration::from_secs(commit));
@@ -355,7 +355,7 @@ async fn a_rebalance_in_every_stage_loses_nothing_and_keeps_the_order_of_a_key()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_run_commits_nothing_more_and_loses_nothing() {
+async fn dropped_run_stops_commits_and_loses_nothing() {
     let world = World::new(0).await;
     let mut ingest = world.ingest(IngestConfig::default()).await;
     world.bus.send_records(&ticks(0..100), None).await.unwrap();
@@ -419,7 +419,7 @@ async fn positions_without_messages_are_committed_after_the_messages_before_them
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_no_larger_than_the_store_accepts() {
+async fn batch_does_not_exceed_max_batch_of_the_store() {
     let mut world = World::new(usize::MAX >> 4).await;
     let mut config = MemoryStoreConfig::default();
     config.max_batch = 10;

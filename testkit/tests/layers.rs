@@ -494,7 +494,7 @@ async fn chaos_keeps_its_rate_repeats_by_seed_and_excludes_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_publish_is_sent_and_unknown_and_a_failed_publish_sends_a_prefix() {
+async fn publish_with_a_lost_response_is_unknown_and_a_failed_publish_sends_a_prefix() {
     let mut bus = MockBus::new();
     bus.expect_publish()
         .returning(|batch, _| Ok(PublishReport::new(batch.iter().map(|_| delivered(0)).collect())));

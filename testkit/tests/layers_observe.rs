@@ -90,7 +90,7 @@ fn acknowledged_dead_letters_are_counted_by_the_topic_of_the_origin_and_the_code
 }
 
 #[test]
-fn a_message_whose_smallest_dead_letter_is_refused_is_counted_as_dropped() {
+fn message_with_a_rejected_minimal_dead_letter_is_counted_as_dropped() {
     let seen = measured(|| async {
         let mut bus = MockBus::new();
         bus.expect_info().returning(|| BusInfo::new("mock", Duration::from_secs(1), 1 << 20));
@@ -241,7 +241,7 @@ fn received_messages_are_counted() {
 }
 
 #[test]
-fn metrics_of_a_storm_add_up_with_few_labels() {
+fn metrics_under_faults_add_up_with_few_labels() {
     let calls = 2_000;
     let seen = measured(|| async {
         let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
@@ -308,7 +308,7 @@ async fn a_traced_bus(numbers: &Arc<Numbers>) -> (impl MessageBus, TopicName) {
 }
 
 #[tokio::test]
-async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> Result<()> {
+async fn consumer_spans_continue_publish_spans_and_hide_their_headers() -> Result<()> {
     // Without a subscriber there is no span to continue.
     spans_are_on();
     let numbers = Arc::new(Numbers::default());
@@ -331,7 +331,7 @@ async fn a_consumer_goes_on_from_each_publish_and_sees_none_of_its_headers() -> 
 }
 
 #[tokio::test]
-async fn without_a_subscriber_headers_are_removed_all_the_same() -> Result<()> {
+async fn headers_are_removed_without_a_tracing_subscriber() -> Result<()> {
     let _guard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
     let numbers = Arc::new(Numbers::default());
     let (bus, topic) = a_traced_bus(&numbers).await;

@@ -23,7 +23,7 @@ fn main() {
     for trial in bus::trials(&memory, &[buses]) {
         suite = suite.with_trial(trial);
     }
-    let shown = Trial::test("the_page_shows_this_layer", || {
+    let shown = Trial::test("docs_page_contains_this_layer", || {
         let page = include_str!("../../docs/layers.md");
         let shown = page.contains(include_str!("own_layer/slow_calls.rs").trim());
         if shown { Ok(()) } else { Err("docs/layers.md shows another text".into()) }

@@ -22,7 +22,7 @@ fn two_stores_give_identical_pages_and_cursors() {
 
 /// A model that cannot fail proves nothing. Histories alone must find these faults and shrink them to a few steps.
 #[test]
-fn histories_find_broken_stores_and_show_the_shortest() {
+fn model_detects_faulty_stores_with_a_shortest_history() {
     let names = [
         "loses the last row of a batch",
         "the first write of a key wins",

@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_bound_is_checked_and_named() {
+    fn settings_out_of_range_are_rejected_by_key() {
         let keep = |keep| RetentionConfig::default().keep("ticks", keep);
         let default = MemoryStoreConfig::default;
         default().validate().unwrap();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn retention_is_shown_rule_by_rule() {
+    fn retention_is_listed_by_rule() {
         let both = KeepConfig { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
         let config = RetentionConfig::default().keep("quotes", both);
         let minute = Duration::from_mins(1);

@@ -398,7 +398,7 @@ mod tests {
     proptest! {
         /// Compares a series with a map of the same keys after every step.
         #[test]
-        fn a_series_is_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
+        fn series_equals_a_sorted_map(steps in prop::collection::vec(step(), 1..60)) {
             let (mut series, mut map) = (new(), BTreeMap::new());
             for (n, step) in steps.into_iter().enumerate() {
                 let stamp = n as u64;
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_store_refuses_new_keys_only() {
+    fn full_store_rejects_only_new_keys() {
         let mut series = new();
         let one = |at, price| [tick(at, 0, price)];
         assert_eq!(put(&mut series, &one(5, 0), 1, 1), [Put::New(1)]);

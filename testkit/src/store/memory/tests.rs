@@ -54,7 +54,7 @@ async fn seconds(store: &MemoryStore, of: usize) -> Vec<i64> {
 const T: i64 = 1_000_000;
 
 #[tokio::test]
-async fn a_full_store_refuses_new_keys_and_says_never_to_retry() {
+async fn full_store_rejects_new_keys_without_retry() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(3)).await;
     store.insert_ticks(&[tick(0, T), tick(1, T)]).await.unwrap();
     let error = store.insert_ticks(&[tick(2, T), tick(3, T), tick(4, T)]).await.unwrap_err();
@@ -68,7 +68,7 @@ async fn a_full_store_refuses_new_keys_and_says_never_to_retry() {
 }
 
 #[tokio::test]
-async fn a_full_store_replaces_known_keys_and_has_room_after_deletion() {
+async fn full_store_replaces_known_keys_and_accepts_new_keys_after_a_deletion() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(2)).await;
     store.insert_ticks(&[tick(0, T), tick(0, T + 1)]).await.unwrap();
     let corrected = tick(0, T).with_quantity(qi_core::Quantity::ZERO);
@@ -82,7 +82,7 @@ async fn a_full_store_replaces_known_keys_and_has_room_after_deletion() {
 }
 
 #[tokio::test]
-async fn all_datasets_share_the_bound() {
+async fn all_datasets_share_max_rows() {
     let store = ready(MemoryStoreConfig::default().with_max_rows(1)).await;
     store.insert_ticks(&[tick(0, T)]).await.unwrap();
     let values = SnapshotValues { markets: Some(1), ..SnapshotValues::default() };
@@ -109,7 +109,7 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
 }
 
 #[tokio::test]
-async fn retention_by_rows_makes_room_in_a_full_store() {
+async fn retention_by_rows_frees_space_in_a_full_store() {
     let store = ready(keep_ticks(KeepConfig::by_rows(2)).with_max_rows(2)).await;
     for secs in 0..10 {
         store.insert_ticks(&[tick(0, T + secs)]).await.unwrap();
@@ -124,7 +124,7 @@ async fn retention_by_rows_makes_room_in_a_full_store() {
 }
 
 #[tokio::test]
-async fn retention_by_age_looks_at_the_clock() {
+async fn retention_by_age_uses_the_clock() {
     let clock = HandClock::at(T);
     let store =
         MemoryStore::with_clock(keep_ticks(KeepConfig::by_age(Duration::from_mins(1))), clock.clone())
@@ -146,7 +146,7 @@ async fn retention_by_age_looks_at_the_clock() {
 }
 
 #[tokio::test]
-async fn a_record_that_is_too_old_needs_no_room() {
+async fn expired_record_needs_no_space() {
     let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
@@ -164,7 +164,7 @@ async fn a_record_that_is_too_old_needs_no_room() {
 }
 
 #[tokio::test]
-async fn a_full_store_first_lets_every_dataset_expire() {
+async fn full_store_first_expires_every_dataset() {
     let clock = HandClock::at(T);
     let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
@@ -183,7 +183,7 @@ async fn a_full_store_first_lets_every_dataset_expire() {
 }
 
 #[tokio::test]
-async fn retention_of_one_dataset_leaves_the_others() {
+async fn retention_of_one_dataset_does_not_affect_others() {
     let store =
         ready(keep_ticks(KeepConfig { max_age: Some(Duration::from_secs(1)), max_rows_per_series: Some(1) }))
             .await;
@@ -199,7 +199,7 @@ async fn retention_of_one_dataset_leaves_the_others() {
 }
 
 #[tokio::test]
-async fn without_retention_nothing_goes() {
+async fn without_retention_no_record_is_removed() {
     let store = ready(MemoryStoreConfig::default()).await;
     assert!(store.info().retention.is_empty());
     let batch: Vec<_> = (0..30_000).map(|n| tick(0, T + n)).collect();
@@ -208,7 +208,7 @@ async fn without_retention_nothing_goes() {
 }
 
 #[tokio::test]
-async fn a_tight_loop_of_ready_calls_lets_others_run() {
+async fn tight_loop_of_ready_calls_yields() {
     let store = Arc::new(ready(MemoryStoreConfig::default()).await);
     let turns = Arc::new(AtomicUsize::new(0));
     let other = turns.clone();
@@ -234,7 +234,7 @@ async fn a_tight_loop_of_ready_calls_lets_others_run() {
 }
 
 #[tokio::test]
-async fn every_method_gives_way() {
+async fn every_method_yields() {
     let store = ready(MemoryStoreConfig::default()).await;
     let latest = LatestQuery::new(Selection::All);
     let stats = StatsQuery::new(instrument(0), TimeRange::ALL);
@@ -261,7 +261,7 @@ async fn every_method_gives_way() {
 }
 
 #[tokio::test]
-async fn a_large_batch_lets_readers_in_between() {
+async fn large_batch_yields_to_readers() {
     let store = ready(MemoryStoreConfig::default()).await;
     let batch: Vec<_> = (0..50_000).map(|n| tick(0, T + n)).collect();
     let mut insert = Box::pin(store.insert_ticks(&batch));
@@ -284,7 +284,7 @@ async fn duplicates_are_counted_across_the_slices_of_a_batch() {
 }
 
 #[tokio::test]
-async fn close_waits_for_what_is_under_way_and_frees_everything() {
+async fn close_waits_for_pending_calls_and_frees_all_records() {
     let store = ready(MemoryStoreConfig::default()).await;
     let batch: Vec<_> = (0..50_000).map(|n| tick(0, T + n)).collect();
     let mut insert = Box::pin(store.insert_ticks(&batch));
@@ -310,7 +310,7 @@ async fn close_does_not_wait_for_a_dropped_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_and_writers_at_once_see_whole_records_in_order() {
+async fn concurrent_readers_see_complete_records_in_order() {
     let store = Arc::new(ready(keep_ticks(KeepConfig::by_rows(500))).await);
     let writers = (0..2).map(|of| {
         let store = store.clone();
@@ -335,7 +335,7 @@ async fn readers_and_writers_at_once_see_whole_records_in_order() {
 }
 
 #[tokio::test]
-async fn an_empty_batch_needs_no_schema_and_no_room() {
+async fn empty_batch_needs_no_schema_and_no_space() {
     let store = MemoryStore::new(MemoryStoreConfig::default().with_max_rows(1)).unwrap();
     store.insert_ticks(&[]).await.unwrap();
     assert_eq!(store.insert_tick(&tick(0, T)).await.unwrap_err().code(), "store.memory.no_schema");
