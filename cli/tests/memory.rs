@@ -278,7 +278,7 @@ async fn check_writes_a_current_tick_to_a_store_with_retention() {
 }
 
 #[tokio::test]
-async fn check_without_read_permission_leaves_no_data() {
+async fn check_with_failing_calls_leaves_no_data() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
@@ -299,7 +299,7 @@ async fn check_without_read_permission_leaves_no_data() {
 }
 
 #[tokio::test]
-async fn check_and_topics_detect_a_different_partition_count() {
+async fn check_and_migrate_detect_a_different_partition_count() {
     let bus: Arc<dyn MessageBus> = Arc::new(MemoryBus::default());
     let mut other = TopicCatalogue::standard().unwrap();
     other.get_mut(&TopicName::new("crypto-prices").unwrap()).unwrap().partitions = 3;

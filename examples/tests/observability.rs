@@ -122,7 +122,7 @@ fn every_metric_is_on_the_dashboard() {
 }
 
 #[test]
-fn every_alert_has_a_runbook_text() {
+fn every_alert_has_a_summary_and_a_description() {
     let count = |word: &str| ALERTS.matches(word).count();
     let rules = count("- alert: Qi");
     for part in ["expr: '", "for: ", "severity: ", "summary: '", "description: '"] {
