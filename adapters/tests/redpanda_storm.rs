@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::MessageBus;
 use qi_core::bus::{TopicName, TopicSpec};
-use qi_testkit::bus::contract::{BusFactory, Wrapping, storm, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, storm, trials};
 use qi_testkit::presence;
 use redpanda_rig::Brokers;
 
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     // flight, and `close` has nothing to drain.
     let of_one_call = |name: &str| name.ends_with("lifecycle::close_waits_for_pending_publishes");
     let all =
-        trials(&factory, &[Wrapping::FULL_STACK_OVER_CHAOS, Wrapping::FULL_STACK_OVER_CUTS]).into_iter();
+        trials(&factory, &[Wrapper::FULL_STACK_OVER_CHAOS, Wrapper::FULL_STACK_OVER_LOST_RESPONSES]).into_iter();
     let mut all: Vec<_> = all
         .map(|trial| {
             let ignored = of_one_call(trial.name());

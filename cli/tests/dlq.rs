@@ -374,12 +374,12 @@ async fn transient_publish_failures_are_retried_and_unknown_outcomes_are_counted
     let all: Vec<_> = (0..50).map(|offset| letter(&rejected(offset, "a"), 1)).collect();
     memory.send(&all).await.unwrap();
     let bus = Layered::new(memory.connect(), chaos.clone());
-    chaos.next(Operation::Publish, Fault::Error);
+    chaos.inject_next(Operation::Publish, Fault::Error);
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!((number(&redriven, "redriven"), redriven.counts.may_be_twice), (50, 0));
     assert_eq!(messages(&memory, &origin()).await.len(), 50, "each once");
 
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let redriven = redrive(&bus, &plan()).await.unwrap();
     assert_eq!(number(&redriven, "redriven"), 50);
     let twice = usize::try_from(redriven.counts.may_be_twice).unwrap();
@@ -414,7 +414,7 @@ async fn run_killed_before_its_first_publish_keeps_its_end_offsets() {
     let (plan, _) = with_progress(&folder);
     let (memory, chaos) = (bus().await, Chaos::seeded(1));
     memory.send(&[letter(&rejected(1, "a"), 1)]).await.unwrap();
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let bus = Layered::new(memory.connect(), chaos);
     let killed = tokio::time::timeout(Duration::from_secs(1), redrive(&bus, &plan)).await;
     assert!(killed.is_err());
@@ -447,7 +447,7 @@ async fn interrupted_redrive_continues_without_duplicates() {
 
     // Then the brokers are unavailable in the middle of a batch for more than a minute, so it is published in part.
     for _ in 0..100 {
-        chaos.next(Operation::Publish, Fault::Error);
+        chaos.inject_next(Operation::Publish, Fault::Error);
     }
     let failed = redrive(&bus, &plan).await.unwrap();
     assert_eq!(failed.error.as_ref().map(Error::kind), Some(ErrorKind::Unavailable));
@@ -457,7 +457,7 @@ async fn interrupted_redrive_continues_without_duplicates() {
 
     // New dead letters belong to another run, for example redriven messages that failed again.
     memory.send(&[letter(&rejected(5_000, "a"), 1)]).await.unwrap();
-    chaos.enable(false);
+    chaos.set_enabled(false);
     let published = AtomicU64::new(0);
     let never = CancellationToken::new();
     let rest = dlq::redrive(&bus, &plan, &never, |n| published.store(n, Ordering::Relaxed)).await.unwrap();

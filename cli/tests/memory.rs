@@ -29,7 +29,7 @@ use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::mock::MockBus;
-use qi_testkit::store::{KeepConfig, MemoryStore, MemoryStoreConfig, RetentionConfig};
+use qi_testkit::store::{RetentionRule, MemoryStore, MemoryStoreConfig, RetentionConfig};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -122,8 +122,8 @@ async fn interrupted_copy_continues_from_its_progress() {
 
     // The second page fails after it was written.
     let fails = Copy::new(source.clone(), failing.clone(), plan.clone());
-    chaos.next(Operation::Insert, Fault::Delay);
-    chaos.next(Operation::Insert, Fault::Cut);
+    chaos.inject_next(Operation::Insert, Fault::Delay);
+    chaos.inject_next(Operation::Insert, Fault::LostResponse);
     assert_eq!(fails.run().await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(fails.copied.load(std::sync::atomic::Ordering::Relaxed), 10_000);
 
@@ -264,7 +264,7 @@ async fn check_names_missing_objects_and_migrate_creates_them() {
 
 #[tokio::test]
 async fn check_writes_a_current_tick_to_a_store_with_retention() {
-    let retention = RetentionConfig::default().keep("ticks", KeepConfig::by_age(Duration::from_hours(24)));
+    let retention = RetentionConfig::default().keep("ticks", RetentionRule::by_age(Duration::from_hours(24)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();
@@ -282,7 +282,7 @@ async fn check_with_failing_calls_leaves_no_data() {
     let (memory, chaos) = (Arc::new(MemoryStore::default()), Chaos::seeded(1));
     memory.ensure_schema().await.unwrap();
     let store: Arc<dyn PriceStore> = Arc::new(Layered::new(memory.clone(), chaos.clone()));
-    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::Cut)] {
+    for (operation, fault) in [(Operation::Latest, Fault::Error), (Operation::Insert, Fault::LostResponse)] {
         chaos.next(operation, fault);
         let mut findings = check::Findings::default();
         findings.writing("store memory", &store).await;
@@ -291,7 +291,7 @@ async fn check_with_failing_calls_leaves_no_data() {
         let left = query::latest(&*memory, PriceTick::DATASET, vec![], None, 10).await.unwrap();
         assert!(left.rows().is_empty(), "{operation}: the tick is still there");
     }
-    chaos.next(Operation::DeleteRange, Fault::Error);
+    chaos.inject_next(Operation::DeleteRange, Fault::Error);
     let mut findings = check::Findings::default();
     findings.writing("store memory", &store).await;
     let shown = findings.listing().render(Format::Csv);
@@ -470,8 +470,8 @@ async fn replay_continues_after_a_broker_outage() -> Result<()> {
     memory.send_records(&ticks(3_000, 5), None).await?;
     let chaos = Chaos::seeded(1);
     for fault in [Fault::Error, Fault::Delay, Fault::Error, Fault::Error] {
-        chaos.next(Operation::Recv, fault);
-        chaos.next(Operation::Assignment, fault);
+        chaos.inject_next(Operation::Recv, fault);
+        chaos.inject_next(Operation::Assignment, fault);
     }
     let bus = Layered::new(memory, chaos.clone());
     let (store, never) = (MemoryStore::default(), CancellationToken::new());

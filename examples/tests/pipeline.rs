@@ -96,7 +96,7 @@ async fn faults_in_a_third_of_all_calls_cause_no_loss_and_no_duplicates() {
     const TICKS: usize = 2_000;
     let (mut faults, mut resent, mut restarts) = (0, 0, 0);
     for seed in 0..100 {
-        let rule = || Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::Cut]);
+        let rule = || Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::LostResponse]);
         let (of_store, of_bus) =
             (Chaos::seeded(seed).everywhere(rule()), Chaos::seeded(!seed).everywhere(rule()));
         let second = Duration::from_secs(1);
@@ -136,7 +136,7 @@ async fn faults_in_a_third_of_all_calls_cause_no_loss_and_no_duplicates() {
 async fn long_store_outage_ends_and_restarts_no_agent() {
     let chaos = Chaos::seeded(1);
     for _ in 0..60 {
-        chaos.next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
     }
     let plain = memory_store();
     let store = LayerStack::default().wrap_store(Layered::new(plain.clone(), chaos.clone()));
@@ -245,7 +245,7 @@ async fn a_store_outage_sends_no_dead_letter_until_the_records_are_stored() {
         assert!(tokio::time::timeout(Duration::from_secs(30), &mut run).await.is_err());
         assert_eq!(counts().await, (0, 0, Some(2)));
     }
-    chaos.enable(false);
+    chaos.set_enabled(false);
     assert!(tokio::time::timeout(Duration::from_secs(30), &mut run).await.is_err());
     assert_eq!(counts().await, (1, 1, Some(0)));
 }

@@ -5,8 +5,8 @@
 //! use qi_testkit::chaos::{Chaos, Fault, Rule};
 //!
 //! // A third of all calls has one of three faults. The next `ensure_schema` fails.
-//! let chaos = Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::Cut]));
-//! chaos.next(Operation::EnsureSchema, Fault::Error);
+//! let chaos = Chaos::seeded(7).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Hang, Fault::LostResponse]));
+//! chaos.inject_next(Operation::EnsureSchema, Fault::Error);
 //! ```
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -172,7 +172,7 @@ impl Chaos {
 
 fn failed(operation: Operation, fault: Fault) -> Error {
     let (code, message) = match fault {
-        Fault::Cut => ("chaos.cut", "injected fault: response lost"),
+        Fault::LostResponse => ("chaos.cut", "injected fault: response lost"),
         _ => ("chaos.error", "injected fault"),
     };
     Error::new(ErrorKind::Unavailable, code, operation).with_message(message)
@@ -197,8 +197,8 @@ impl Layer for Chaos {
                     tokio::time::sleep(delay).await;
                     future.await
                 }
-                Some((Fault::Cut, _)) => match future.await {
-                    Ok(_) => Err(failed(operation, Fault::Cut)),
+                Some((Fault::LostResponse, _)) => match future.await {
+                    Ok(_) => Err(failed(operation, Fault::LostResponse)),
                     Err(error) => Err(error),
                 },
             }
@@ -226,9 +226,9 @@ impl Layer for Chaos {
                     outcomes.resize_with(batch.len(), || Err(DeliveryError::not_sent(error.clone())));
                     Ok(PublishReport::new(outcomes))
                 }
-                Some((Fault::Cut, _)) => {
+                Some((Fault::LostResponse, _)) => {
                     let _lost = bus.publish(batch, options).await?;
-                    let error = failed(Operation::Publish, Fault::Cut);
+                    let error = failed(Operation::Publish, Fault::LostResponse);
                     Ok(PublishReport::all_unknown(batch.len(), &error))
                 }
             }
@@ -249,7 +249,9 @@ impl Layer for Chaos {
                     tokio::time::sleep(delay).await;
                     subscription.recv(max, wait).await
                 }
-                Some((fault @ (Fault::Error | Fault::Cut), _)) => Err(failed(Operation::Recv, fault)),
+                Some((fault @ (Fault::Error | Fault::LostResponse), _)) => {
+                    Err(failed(Operation::Recv, fault))
+                }
             }
         })
     }

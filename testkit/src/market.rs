@@ -149,7 +149,7 @@ impl Market {
                 let behind = self.rng.u32(1..=32);
                 self.held.push_back((tick, behind));
             } else {
-                return Some((self.remember(tick), Arrival::InTime));
+                return Some((self.remember(tick), Arrival::InOrder));
             }
         }
     }

@@ -67,13 +67,13 @@ async fn error_in_initialize_is_cleaned_up() {
 async fn panics_in_any_hook_are_caught_and_the_agent_restarts() {
     let cases = [
         ("initialize", Script::initialize(Step::Panic)),
-        ("an odd payload in initialize", Script::initialize(Step::PanicOddly)),
-        ("an odd payload in run", Script::run(Step::PanicOddly)),
+        ("an odd payload in initialize", Script::initialize(Step::PanicWithOtherPayload)),
+        ("an odd payload in run", Script::run(Step::PanicWithOtherPayload)),
         ("a child", Script::run(Step::child(Step::Panic))),
         ("the factory", Script::default().with_factory_panic()),
         ("run, then cleanup", Script::run(Step::Panic).with_cleanup(Step::Panic)),
         ("run, then the drop of the value", Script::run(Step::Panic).with_value_drop_panic()),
-        ("run, then oddly in cleanup", Script::run(Step::Panic).with_cleanup(Step::PanicOddly)),
+        ("run, then oddly in cleanup", Script::run(Step::Panic).with_cleanup(Step::PanicWithOtherPayload)),
     ];
     for (place, script) in cases {
         let life = live([script, Script::default()], ms(1_000), |spec| spec).await;
@@ -98,11 +98,11 @@ async fn failed_cleanup_after_completion_or_cancel_fails_the_agent() {
     let releases = [
         Script::default().with_cleanup(Step::Panic),
         Script::default().with_cleanup(Step::Err(ErrorKind::Unavailable)),
-        Script::default().with_cleanup(Step::HangDeaf),
+        Script::default().with_cleanup(Step::HangIgnoringStop),
         Script::default().with_value_drop_panic(),
     ];
     for script in releases {
-        for run in [Step::Ok, Step::Hang] {
+        for run in [Step::Ok, Step::WaitForStop] {
             let script = script.clone().with_run(run);
             let life = live([script.clone()], ms(1_000), |spec| spec).await;
             assert_eq!(life.statuses(), [Created, Initializing, Running, Stopping, Failed], "{script:?}");
@@ -146,7 +146,7 @@ async fn permanent_error_fails_without_backoff() {
 
 #[tokio::test(start_paused = true)]
 async fn initialize_timeouts_count_as_failures() {
-    let life = live([Script::initialize(Step::HangDeaf)], LONG, |spec| {
+    let life = live([Script::initialize(Step::HangIgnoringStop)], LONG, |spec| {
         spec.init_timeout(ms(700)).restart(RestartPolicy::default().with_max_crashes(3))
     })
     .await;
@@ -409,7 +409,7 @@ async fn children_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn watchdog_drops_a_run_without_heartbeats() {
     let life =
-        live([Script::run(Step::HangDeaf), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
+        live([Script::run(Step::HangIgnoringStop), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
             .await;
     assert_eq!(life.exits(), ["no heartbeat", "cancelled"]);
     let history = life.log.of("a");

@@ -26,15 +26,15 @@ fn faults() -> Vec<(&'static str, Step)> {
         ("retryable error", Step::Err(ErrorKind::Unavailable)),
         ("final error", Step::Err(ErrorKind::Config)),
         ("panic", Step::Panic),
-        ("odd panic", Step::PanicOddly),
+        ("odd panic", Step::PanicWithOtherPayload),
         ("panic on drop", Step::PanicOnDrop),
-        ("hang", Step::Hang),
-        ("deaf hang", Step::HangDeaf),
+        ("hang", Step::WaitForStop),
+        ("deaf hang", Step::HangIgnoringStop),
         ("slow", Step::after(ms(1_500), Step::Ok)),
         ("slow error", Step::after(ms(1_500), Step::Err(ErrorKind::Timeout))),
         ("slow panic", Step::after(ms(1_500), Step::Panic)),
         ("child error", Step::child(Step::after(ms(300), Step::Err(ErrorKind::Overloaded)))),
-        ("deaf child", Step::child(Step::HangDeaf)),
+        ("deaf child", Step::child(Step::HangIgnoringStop)),
     ]
 }
 

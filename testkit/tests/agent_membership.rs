@@ -84,7 +84,7 @@ async fn agent_that_is_added_before_the_start_starts_with_the_runtime() {
 #[tokio::test(start_paused = true)]
 async fn new_agent_depends_on_agents_that_run_and_on_agents_that_start() {
     let log = TransitionLog::default();
-    let slow = scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::Hang)]).0;
+    let slow = scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::WaitForStop)]).0;
     let handle = builder(&log).agent(waiting("base")).agent(slow).build().unwrap().start();
     running(&handle, "base").await;
     handle.spawn(waiting("top").depends_on(["base", "slow", "base"])).unwrap();
@@ -104,7 +104,7 @@ async fn invalid_agent_is_rejected_by_name() {
     handle.spawn(waiting("weak").best_effort()).unwrap();
     handle.spawn(scripted("done", [Script::run(Step::Ok)]).0.run_to_completion()).unwrap();
     handle.spawn(scripted("over", [Script::run(Step::Ok)]).0).unwrap();
-    handle.spawn(scripted("deaf", [Script::run(Step::HangDeaf)]).0).unwrap();
+    handle.spawn(scripted("deaf", [Script::run(Step::HangIgnoringStop)]).0).unwrap();
     running(&handle, "weak").await;
     sleep(ms(10)).await;
     handle.stop("deaf").unwrap();
@@ -184,18 +184,18 @@ async fn agents_in_every_state_are_removed() {
     let handle = empty(&log);
     let unavailable = || Step::Err(ErrorKind::Unavailable);
     let cases = [
-        ("initializing", Script::initialize(Step::Hang), Stopped, Termination::Orderly),
-        ("deaf initialize", Script::initialize(Step::HangDeaf), Stopped, Termination::Forced),
-        ("deaf run", Script::run(Step::HangDeaf), Stopped, Termination::Forced),
+        ("initializing", Script::initialize(Step::WaitForStop), Stopped, Termination::Orderly),
+        ("deaf initialize", Script::initialize(Step::HangIgnoringStop), Stopped, Termination::Forced),
+        ("deaf run", Script::run(Step::HangIgnoringStop), Stopped, Termination::Forced),
         ("backoff", Script::run(unavailable()), Stopped, Termination::Orderly),
         ("completed", Script::run(Step::Ok), Stopped, Termination::Orderly),
         ("failed", Script::run(Step::Err(ErrorKind::Config)), Failed, Termination::Orderly),
         ("panics", Script::run(Step::Panic), Stopped, Termination::Orderly),
         ("panics in the stop", Script::run(Step::PanicOnDrop), Failed, Termination::Forced),
-        ("deaf cleanup", Script::default().with_cleanup(Step::HangDeaf), Failed, Termination::Forced),
+        ("deaf cleanup", Script::default().with_cleanup(Step::HangIgnoringStop), Failed, Termination::Forced),
         ("panic in cleanup", Script::default().with_cleanup(Step::Panic), Failed, Termination::Orderly),
         ("panic in drop", Script::default().with_value_drop_panic(), Failed, Termination::Orderly),
-        ("deaf child", Script::run(Step::child(Step::HangDeaf)), Stopped, Termination::Orderly),
+        ("deaf child", Script::run(Step::child(Step::HangIgnoringStop)), Stopped, Termination::Orderly),
     ];
     for (name, script, status, termination) in cases {
         let (spec, calls) = scripted(name, [script]);
@@ -221,7 +221,7 @@ async fn agents_in_every_state_are_removed() {
 async fn agent_waiting_for_a_dependency_is_removed_without_a_start() {
     let log = TransitionLog::default();
     let handle = empty(&log);
-    handle.spawn(scripted("slow", [Script::initialize(Step::Hang)]).0).unwrap();
+    handle.spawn(scripted("slow", [Script::initialize(Step::WaitForStop)]).0).unwrap();
     let (waits, calls) = scripted("waits", [Script::default()]);
     handle.spawn(waits.depends_on(["slow"])).unwrap();
     sleep(ms(10)).await;
@@ -398,7 +398,7 @@ async fn added_agent_changes_readiness_and_not_the_startup_probe() {
     let handle = builder(&log).agent(waiting("a")).build().unwrap().start();
     running(&handle, "a").await;
     assert!(handle.health().ready && handle.health().started);
-    handle.spawn(scripted("b", [Script::initialize(Step::Hang)]).0).unwrap();
+    handle.spawn(scripted("b", [Script::initialize(Step::WaitForStop)]).0).unwrap();
     sleep(ms(10)).await;
     let health = handle.health();
     assert!(!health.ready && health.started, "{health:?}");
@@ -476,7 +476,7 @@ async fn asynchronous_factory_creates_an_agent_or_skips_cleanup() {
     let steps = [
         ("retryable error", Step::Err(ErrorKind::Unavailable), "error"),
         ("panic", Step::Panic, "panicked"),
-        ("hang", Step::HangDeaf, "initialize timed out"),
+        ("hang", Step::HangIgnoringStop, "initialize timed out"),
         ("panic on drop", Step::PanicOnDrop, "initialize timed out"),
         ("child error", Step::child(Step::Err(ErrorKind::Timeout)), "error"),
     ];
@@ -568,9 +568,9 @@ fn random_script(rng: &mut fastrand::Rng) -> Script {
             2 => Step::Err(ErrorKind::Config),
             3 => Step::Panic,
             4 => Step::PanicOnDrop,
-            5 => Step::HangDeaf,
+            5 => Step::HangIgnoringStop,
             6 => Step::child(Step::after(ms(rng.u64(1..500)), Step::Panic)),
-            _ => Step::Hang,
+            _ => Step::WaitForStop,
         };
         if rng.bool() { Step::after(ms(rng.u64(1..900)), step) } else { step }
     };

@@ -22,12 +22,12 @@ fn troublesome() -> Vec<(&'static str, Vec<Script>)> {
         ("flaky", vec![Script::run(Step::after(ms(250), unavailable())); 4]),
         (
             "panics",
-            vec![Script::run(Step::Panic), Script::initialize(Step::Panic), Script::run(Step::PanicOddly)],
+            vec![Script::run(Step::Panic), Script::initialize(Step::Panic), Script::run(Step::PanicWithOtherPayload)],
         ),
         ("children", vec![Script::run(Step::child(Step::Panic)), Script::run(Step::child(unavailable()))]),
         ("untidy", vec![Script::run(unavailable()).with_cleanup(Step::Err(ErrorKind::Internal))]),
-        ("stuck", vec![Script::run(unavailable()).with_cleanup(Step::HangDeaf)]),
-        ("deaf", vec![Script::run(Step::HangDeaf)]),
+        ("stuck", vec![Script::run(unavailable()).with_cleanup(Step::HangIgnoringStop)]),
+        ("deaf", vec![Script::run(Step::HangIgnoringStop)]),
         ("bad_drop", vec![Script::run(Step::PanicOnDrop)]),
         ("hopeless", vec![Script::run(Step::Err(ErrorKind::Config))]),
     ]

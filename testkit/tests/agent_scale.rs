@@ -20,9 +20,9 @@ fn random_step(rng: &mut fastrand::Rng) -> Step {
         1 => Step::Err(ErrorKind::Unavailable),
         2 => Step::Err(ErrorKind::Conflict),
         3 => Step::Panic,
-        4 => Step::HangDeaf,
+        4 => Step::HangIgnoringStop,
         5 => Step::child(Step::after(ms(rng.u64(1..500)), Step::Err(ErrorKind::Timeout))),
-        _ => Step::Hang,
+        _ => Step::WaitForStop,
     };
     if rng.bool() { Step::after(ms(rng.u64(1..3_000)), step) } else { step }
 }

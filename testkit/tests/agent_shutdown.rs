@@ -33,7 +33,7 @@ fn at(history: &[Transition], to: AgentStatus) -> qi_core::Timestamp {
 
 #[tokio::test(start_paused = true)]
 async fn stop_during_initialize_is_applied_and_cleaned_up() {
-    let life = live([Script::initialize(Step::Hang)], ms(500), |spec| spec).await;
+    let life = live([Script::initialize(Step::WaitForStop)], ms(500), |spec| spec).await;
     assert_eq!(life.statuses(), [Created, Initializing, Stopping, Stopped]);
     assert_eq!(life.exits(), ["cancelled"]);
     assert_eq!(life.report.shutdown_took, Duration::ZERO);
@@ -59,7 +59,7 @@ async fn stop_during_cleanup_lets_cleanup_finish() {
 
 #[tokio::test(start_paused = true)]
 async fn agent_that_ignores_the_stop_is_dropped_at_its_stop_timeout() {
-    for script in [Script::run(Step::HangDeaf), Script::initialize(Step::HangDeaf)] {
+    for script in [Script::run(Step::HangIgnoringStop), Script::initialize(Step::HangIgnoringStop)] {
         let life = live([script], ms(500), |spec| spec.stop_timeout(ms(1_700))).await;
         assert_eq!(life.statuses().last(), Some(&Stopped));
         assert_eq!(life.report.shutdown_took, ms(1_700));
@@ -78,11 +78,11 @@ async fn soft_deadline_drops_hooks_and_reserves_time_for_cleanup() {
     let log = TransitionLog::default();
     let minute = Duration::from_mins(1);
     let deaf = |name: &str, cleanup| {
-        let (spec, calls) = scripted(name, [Script::run(Step::HangDeaf).with_cleanup(cleanup)]);
+        let (spec, calls) = scripted(name, [Script::run(Step::HangIgnoringStop).with_cleanup(cleanup)]);
         (spec.stop_timeout(minute).cleanup_timeout(minute), calls)
     };
     let (quick, quick_calls) = deaf("quick", Step::after(ms(1_000), Step::Ok));
-    let (never, never_calls) = deaf("never", Step::HangDeaf);
+    let (never, never_calls) = deaf("never", Step::HangIgnoringStop);
     let runtime = builder(&log)
         .agent(quick)
         .agent(never)
@@ -113,9 +113,9 @@ async fn soft_deadline_drops_hooks_and_reserves_time_for_cleanup() {
 async fn remaining_hook_is_dropped_at_the_soft_deadline() {
     // Without `shutdown_now`, the dependency would stop only after its dependent.
     let log = TransitionLog::default();
-    let (first, first_calls) = scripted("first", [Script::run(Step::HangDeaf)]);
+    let (first, first_calls) = scripted("first", [Script::run(Step::HangIgnoringStop)]);
     let (second, second_calls) =
-        scripted("second", [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)]);
+        scripted("second", [Script::run(Step::HangIgnoringStop).with_cleanup(Step::HangIgnoringStop)]);
     let runtime = builder(&log)
         .agent(first.stop_timeout(ms(300)).cleanup_timeout(ms(100)))
         .agent(second.depends_on(["first"]).stop_timeout(ms(300)).cleanup_timeout(ms(100)))
@@ -141,7 +141,7 @@ async fn remaining_hook_is_dropped_at_the_soft_deadline() {
 async fn timeouts_shrink_in_proportion_on_a_long_dependency_path() {
     // Three agents in a chain need 3 x (5 + 2) = 21 s. The deadline of 10.5 s minus the reserve of 0.5 s leaves 10 s.
     let log = TransitionLog::default();
-    let deaf = || [Script::run(Step::HangDeaf).with_cleanup(Step::HangDeaf)];
+    let deaf = || [Script::run(Step::HangIgnoringStop).with_cleanup(Step::HangIgnoringStop)];
     let runtime = builder(&log)
         .agent(scripted("one", deaf()).0)
         .agent(scripted("two", deaf()).0.depends_on(["one"]))
@@ -166,7 +166,7 @@ async fn timeouts_shrink_in_proportion_on_a_long_dependency_path() {
 #[tokio::test(start_paused = true)]
 async fn timeouts_within_the_deadline_do_not_shrink() {
     let log = TransitionLog::default();
-    let runtime = builder(&log).agent(scripted("a", [Script::run(Step::HangDeaf)]).0).build().unwrap();
+    let runtime = builder(&log).agent(scripted("a", [Script::run(Step::HangIgnoringStop)]).0).build().unwrap();
     let report = runtime.run_until(sleep(ms(10))).await;
     assert_eq!(report.shutdown_took, Duration::from_secs(5));
 }
@@ -175,7 +175,7 @@ async fn timeouts_within_the_deadline_do_not_shrink() {
 async fn start_follows_dependencies_and_stop_reverses_them() {
     let log = TransitionLog::default();
     let slow = |name: &str, start: u64| {
-        scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::Hang)]).0
+        scripted(name, [Script::initialize(Step::after(ms(start), Step::Ok)).with_run(Step::WaitForStop)]).0
     };
     let runtime = builder(&log)
         .agent(slow("feed", 10).depends_on(["writer", "cache"]))
@@ -271,7 +271,7 @@ async fn restart_of_a_dependency_does_not_restart_its_dependents() {
 #[tokio::test(start_paused = true)]
 async fn stop_takes_precedence_over_waiting_for_dependencies() {
     let log = TransitionLog::default();
-    let slow = scripted("slow", [Script::initialize(Step::Hang)]).0;
+    let slow = scripted("slow", [Script::initialize(Step::WaitForStop)]).0;
     let (dependent, calls) = scripted("dependent", [Script::default()]);
     let runtime = builder(&log).agent(slow).agent(dependent.depends_on(["slow"])).build().unwrap();
     runtime.run_until(sleep(ms(100))).await.result().unwrap();
@@ -286,7 +286,7 @@ async fn stop_of_one_agent_keeps_running_dependents_and_fails_waiting_dependents
     let runtime = builder(&log)
         .agent(waiting("base"))
         .agent(waiting("top").depends_on(["base"]))
-        .agent(scripted("slow", [Script::initialize(Step::Hang)]).0)
+        .agent(scripted("slow", [Script::initialize(Step::WaitForStop)]).0)
         .agent(waiting("late").depends_on(["slow"]))
         .build()
         .unwrap();
@@ -533,7 +533,7 @@ async fn aborted_driver_shows_failed() {
 #[tokio::test(start_paused = true)]
 async fn timeout_beyond_the_deadline_equals_the_deadline() {
     let log = TransitionLog::default();
-    let patient = scripted("patient", [Script::run(Step::HangDeaf)]).0.stop_timeout(Duration::MAX);
+    let patient = scripted("patient", [Script::run(Step::HangIgnoringStop)]).0.stop_timeout(Duration::MAX);
     let (other, calls) =
         scripted("other", [Script::default().with_cleanup(Step::after(ms(1_500), Step::Ok))]);
     let runtime = builder(&log).agent(patient).agent(other).build().unwrap();

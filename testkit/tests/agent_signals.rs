@@ -20,7 +20,7 @@ const SCRIPT: &str = "QI_TEST_SIGNAL_CHILD";
 fn child() {
     // Without the variable, the test does not run as a child process, for example in a run of all ignored tests.
     let Ok(script) = std::env::var(SCRIPT) else { return };
-    let run = if script == "deaf" { Step::HangDeaf } else { Step::Hang };
+    let run = if script == "deaf" { Step::HangIgnoringStop } else { Step::WaitForStop };
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     tokio.block_on(async {
         let (spec, calls) = scripted("a", [Script::run(run)]);

@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use qi_core::bus::TopicPartition;
 use qi_core::{Result, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, MemoryFactory, Timing, Verdict, Wrapping};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, MemoryFactory, Timing, CheckResult, Wrapper};
 use qi_testkit::bus::model::{follow, histories, trace};
 use qi_testkit::bus::mutants::MUTANTS;
 
-fn on_paused_time(work: impl Future<Output = Verdict>) -> Result<(), TestCaseError> {
+fn on_paused_time(work: impl Future<Output = CheckResult>) -> Result<(), TestCaseError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(work).map_err(|failure| TestCaseError::fail(failure.to_string()))
@@ -25,7 +25,7 @@ fn config(cases: u32, max_shrink_iters: u32) -> Config {
 fn every_response_is_allowed_by_the_model() {
     let outcome = TestRunner::new(config(2_000, 10_000)).run(&histories(80), |history| {
         on_paused_time(async {
-            let env = MemoryFactory.fresh().await?;
+            let env = MemoryFactory.create_env().await?;
             follow(&*env, &history).await
         })
     });
@@ -40,7 +40,7 @@ proptest! {
     #[test]
     fn history_has_the_same_results_on_two_buses(history in histories(60)) {
         on_paused_time(async {
-            let (one, two) = (MemoryFactory.fresh().await?, MemoryFactory.fresh().await?);
+            let (one, two) = (MemoryFactory.create_env().await?, MemoryFactory.create_env().await?);
             let stamp = one.now();
             let (one, two) = (trace(&*one, &history, stamp).await?, trace(&*two, &history, stamp).await?);
             assert_eq!(one, two);
@@ -51,7 +51,7 @@ proptest! {
 
 /// An environment of the memory bus in which every client has a fault.
 #[derive(Debug)]
-struct BrokenEnv(Box<dyn BusEnv>, Wrapping);
+struct BrokenEnv(Box<dyn BusEnv>, Wrapper);
 
 #[async_trait]
 impl BusEnv for BrokenEnv {
@@ -60,13 +60,13 @@ impl BusEnv for BrokenEnv {
     }
     async fn connect(&self) -> Result<Client> {
         let client = self.0.connect().await?;
-        Ok(Client { bus: (self.1.wrap)(client.bus), wire: client.wire })
+        Ok(Client { bus: (self.1.wrap)(client.bus), connection: client.connection })
     }
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
-        self.0.connect_small(bytes).await
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
+        self.0.connect_with_capacity(bytes).await
     }
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
-        self.0.trim(partition, offset).await
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+        self.0.delete_records(partition, offset).await
     }
     fn now(&self) -> Timestamp {
         self.0.now()
@@ -107,7 +107,7 @@ fn model_detects_faulty_buses() {
         let Some(mutant) = MUTANTS.iter().find(|mutant| mutant.name == *name) else { return true };
         let outcome = TestRunner::new(config(1_000, 0)).run(&histories(80), |history| {
             on_paused_time(async {
-                let env = BrokenEnv(MemoryFactory.fresh().await?, mutant.wrapping);
+                let env = BrokenEnv(MemoryFactory.create_env().await?, mutant.wrapper);
                 follow(&env, &history).await
             })
         });

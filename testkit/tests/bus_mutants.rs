@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use libtest_mimic::{Arguments, Failed, Trial};
 use qi_testkit::bus::contract::{
-    BusEnv, BusFactory, Check, MemoryFactory, Need, Pace, Wrapping, checks, run_check, trials,
+    BusEnv, BusFactory, Check, MemoryFactory, Capability, ClockMode, Wrapper, checks, run_check, trials,
 };
 use qi_testkit::bus::mutants::{MUTANTS, Mutant};
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let trials = MUTANTS
         .iter()
         .map(|mutant| {
-            Trial::test(format!("{}/caught_by/{}", mutant.name, mutant.caught_by), || is_caught(mutant))
+            Trial::test(format!("{}/detected_by/{}", mutant.name, mutant.detected_by), || is_caught(mutant))
         })
         .chain([
             Trial::test("docs_bus_md_names_every_check", every_check_stands_in_the_page),
@@ -27,12 +27,12 @@ fn main() -> ExitCode {
 }
 
 fn is_caught(mutant: &Mutant) -> Result<(), Failed> {
-    let check = named(mutant.caught_by)?;
-    run_check(&MemoryFactory, Wrapping::PLAIN, &check)
+    let check = named(mutant.detected_by)?;
+    run_check(&MemoryFactory, Wrapper::PLAIN, &check)
         .map_err(|failure| Failed::from(format!("the sound bus fails too: {failure}")))?;
-    match run_check(&MemoryFactory, mutant.wrapping, &check) {
+    match run_check(&MemoryFactory, mutant.wrapper, &check) {
         Ok(()) => Err(Failed::from("nobody noticed")),
-        Err(failure) if failure.is_accident() => {
+        Err(failure) if failure.is_inconclusive() => {
             Err(Failed::from(format!("the check did not judge, it broke: {failure}")))
         }
         Err(_) => Ok(()),
@@ -65,14 +65,14 @@ impl BusFactory for Poor {
     fn absent(&self) -> Option<String> {
         self.0.map(str::to_owned)
     }
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         &[]
     }
-    fn pace(&self) -> Pace {
-        Pace::Paused
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Paused
     }
-    async fn fresh(&self) -> qi_core::Result<Box<dyn BusEnv>> {
-        MemoryFactory.fresh().await
+    async fn create_env(&self) -> qi_core::Result<Box<dyn BusEnv>> {
+        MemoryFactory.create_env().await
     }
 }
 
@@ -82,7 +82,7 @@ fn missing_capabilities_are_ignored() -> Result<(), Failed> {
     let needy = checks().iter().filter(|check| !check.needs.is_empty()).count() as u64;
     for (poor, ignored) in [(Poor(None), needy), (Poor(Some("no server here")), total)] {
         let factory: Arc<dyn BusFactory> = Arc::new(poor);
-        let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapping::PLAIN]));
+        let outcome = libtest_mimic::run(&arguments, trials(&factory, &[Wrapper::PLAIN]));
         if (outcome.num_ignored, outcome.num_passed, outcome.num_failed) != (ignored, total - ignored, 0) {
             return Err(format!("{ignored} of {total} should be ignored: {outcome:?}").into());
         }

@@ -26,7 +26,7 @@ fn tick() -> PriceTick {
 #[tokio::test(start_paused = true)]
 async fn wait_ready_accepts_the_longest_duration() {
     let chaos = Chaos::seeded(1);
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     let store = Layered::new(MemoryStore::default(), chaos);
     store.wait_ready(MAX).await.unwrap();
     MemoryBus::default().wait_ready(MAX).await.unwrap();
@@ -47,7 +47,7 @@ async fn layers_accept_the_longest_durations() {
         .with_timeout(TimeoutConfig::default().with_call(MAX).with_bulk(MAX));
     let store = stack.wrap_store(failing);
     store.ensure_schema().await.unwrap();
-    chaos.next(Operation::Insert, Fault::Error);
+    chaos.inject_next(Operation::Insert, Fault::Error);
     store.insert_ticks(&[tick()]).await.unwrap();
 }
 

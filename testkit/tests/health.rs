@@ -46,7 +46,7 @@ async fn program_is_ready_if_all_backends_answer_and_all_agents_run() {
     sleep(Duration::from_secs(5)).await;
     assert!(health.check().await.ready);
 
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     sleep(Duration::from_secs(1)).await;
     let check = health.check().await;
     assert!(check.live && check.started && !check.ready && health.is_live(), "no reason to kill the process");
@@ -115,7 +115,7 @@ async fn abandoned_ping_is_repeated() {
     let (chaos, pings) = (Chaos::seeded(1), Recording::new(1_000));
     let (store, _) = backends(&chaos, &pings);
     let health = Health::new().store("prices", store);
-    chaos.next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
     assert!(timeout(Duration::from_millis(100), health.check()).await.is_err());
     sleep(Duration::from_millis(100)).await;
     assert!(health.check().await.ready, "the hang was the other one's");

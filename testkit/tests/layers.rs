@@ -179,7 +179,7 @@ async fn a_time_limit_of_zero_fails_calls_that_wait() {
     let chaos = Chaos::seeded(1).with_delay(Duration::from_secs(1));
     let store = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), Timeout::new(zero));
     store.ping().await.unwrap();
-    chaos.next(Operation::StorePing, Fault::Delay);
+    chaos.inject_next(Operation::StorePing, Fault::Delay);
     assert_eq!(store.ping().await.unwrap_err().kind(), ErrorKind::Timeout);
 }
 
@@ -188,7 +188,7 @@ async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
     let chaos = Chaos::seeded(1);
     let (store, _) = flaky(0, away());
     let store = Layered::new(ChaosStore::new(store, chaos.clone()), Timeout::new(TimeoutConfig::default()));
-    chaos.next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
     let since = Instant::now();
     let error = store.ping().await.unwrap_err();
     assert_eq!(
@@ -197,7 +197,7 @@ async fn a_late_response_is_a_timeout_and_bulk_calls_have_another_limit() {
     );
     store.ping().await.unwrap();
 
-    chaos.next(Operation::PurgeBefore, Fault::Hang);
+    chaos.inject_next(Operation::PurgeBefore, Fault::Hang);
     let since = Instant::now();
     assert!(store.purge_before(PriceTick::DATASET, Timestamp::MIN).await.is_err());
     assert_eq!(since.elapsed(), Duration::from_mins(10));
@@ -210,9 +210,9 @@ async fn every_attempt_has_its_own_time_limit_in_the_full_stack() {
     let stack = LayerStack::default().with_retry(config().with_max_elapsed(Duration::from_secs(100)));
     let store = stack.wrap_store(ChaosStore::new(store, chaos.clone()));
     assert_eq!(store.to_string(), "Traced(Metered(Retry(CircuitBreaker(Timeout(Limit(Chaos(mock)))))))");
-    chaos.next(Operation::StorePing, Fault::Hang);
-    chaos.next(Operation::StorePing, Fault::Cut);
-    chaos.next(Operation::StorePing, Fault::Error);
+    chaos.inject_next(Operation::StorePing, Fault::Hang);
+    chaos.inject_next(Operation::StorePing, Fault::LostResponse);
+    chaos.inject_next(Operation::StorePing, Fault::Error);
     store.ping().await.unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 2, "only the cut call and the last call reach the store");
     assert_eq!(chaos.injected(), 3);
@@ -303,7 +303,7 @@ async fn a_close_has_the_bulk_limit_and_a_publish_at_least_twice_the_delivery_ti
     let config = TimeoutConfig::default().with_call(Duration::from_secs(1));
     let timed = |config| Timeout::new(config);
     let store = Layered::new(ChaosStore::new(flaky(0, away()).0, chaos.clone()), timed(config));
-    chaos.next(Operation::StoreClose, Fault::Hang);
+    chaos.inject_next(Operation::StoreClose, Fault::Hang);
     let since = Instant::now();
     assert_eq!(store.close().await.unwrap_err().kind(), ErrorKind::Timeout);
     assert_eq!(since.elapsed(), Duration::from_mins(10));
@@ -312,7 +312,7 @@ async fn a_close_has_the_bulk_limit_and_a_publish_at_least_twice_the_delivery_ti
         Layered::new(scripted(vec![]).0, chaos.clone()),
         timed(config.with_publish(Duration::from_millis(1))),
     );
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let since = Instant::now();
     let report = bus.publish(&[message(None, None, 0)], PublishOptions::NONE).await.unwrap();
     assert!(report.into_outcomes()[0].is_err());
@@ -421,7 +421,7 @@ async fn a_permanently_rejected_message_is_not_resent() {
 async fn a_publish_that_hangs_is_unknown_for_every_message_after_twice_the_delivery_timeout() {
     let (bus, _) = scripted(vec![]);
     let chaos = Chaos::seeded(1);
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let bus = LayerStack::default().wrap_bus(Layered::new(bus, chaos));
     let since = Instant::now();
     let batch = [message(None, None, 0), message(None, None, 1)];
@@ -441,7 +441,7 @@ async fn an_idle_recv_is_not_a_timeout_and_a_hanging_recv_is() {
     let inner = Layered::new(reader, chaos.clone());
     let mut sub = Layered::new(inner, timeout);
     assert!(sub.recv(1, Duration::from_hours(1)).await.unwrap().is_empty());
-    chaos.next(Operation::Recv, Fault::Hang);
+    chaos.inject_next(Operation::Recv, Fault::Hang);
     let since = Instant::now();
     let error = sub.recv(1, Duration::from_secs(5)).await.unwrap_err();
     assert_eq!((error.kind(), since.elapsed()), (ErrorKind::Timeout, Duration::from_secs(35)));
@@ -478,7 +478,7 @@ async fn chaos_keeps_its_rate_repeats_by_seed_and_excludes_close() {
     let run = async |seed| {
         let (mut store, _) = flaky(0, away());
         store.expect_close().returning(|| Ok(()));
-        let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::Cut, Fault::Delay]));
+        let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::LostResponse, Fault::Delay]));
         let store = ChaosStore::new(store, chaos.clone());
         let mut pattern = Vec::new();
         for _ in 0..1_000 {
@@ -501,10 +501,10 @@ async fn publish_with_a_lost_response_is_unknown_and_a_failed_publish_sends_a_pr
     let (chaos, recording) = (Chaos::seeded(2), Recording::new(100));
     let bus = Layered::new(Layered::new(bus, recording.clone()), chaos.clone());
     let batch: Vec<_> = (0..10).map(|n| message(None, None, n)).collect();
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let cut = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
     assert_eq!((cut.failed(DeliveryState::Unknown).count(), recording.published().len()), (10, 10));
-    chaos.next(Operation::Publish, Fault::Error);
+    chaos.inject_next(Operation::Publish, Fault::Error);
     let failed = bus.publish(&batch, PublishOptions::NONE).await.unwrap();
     assert!(failed.failed(DeliveryState::NotSent).count() > 0, "a failure leaves something out");
     let sent = recording.published()[10..].iter().filter(|(_, o)| *o == Outcome::Delivered).count();

@@ -294,7 +294,7 @@ async fn a_hanging_probe_admits_another_probe_after_the_open_duration() {
     let store = breaker(Layered::new(store, chaos.clone()), 1);
     let _ = store.insert_ticks(&[]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    chaos.next(Operation::Insert, Fault::Hang);
+    chaos.inject_next(Operation::Insert, Fault::Hang);
     let mut stuck = Box::pin(store.insert_ticks(&[]));
     assert!(timeout(Duration::from_secs(3), &mut stuck).await.is_err(), "the caller still waits");
     assert_eq!(store.insert_ticks(&[]).await.unwrap_err().code(), "layer.circuit_breaker.open");

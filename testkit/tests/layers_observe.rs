@@ -41,9 +41,9 @@ fn calls_are_counted_and_measured_and_errors_counted_by_kind() {
         for n in [3, 5] {
             store.insert_ticks(&ticks(n)).await.unwrap();
         }
-        chaos.next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&ticks(2)).await.is_err());
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let gone = tokio::time::timeout(Duration::from_secs(1), store.insert_ticks(&[])).await;
         assert!(gone.is_err());
         store.ping().await.unwrap();
@@ -163,14 +163,14 @@ fn limit_circuit_breaker_and_retry_count_their_decisions() {
             .with_limit(LimitConfig::default().with_concurrency(1).with_max_queued(0))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // A hanging call holds the only permit, and two attempts of another call are rejected.
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let mut stuck = Box::pin(store.insert_ticks(&[]));
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut stuck).await.is_err());
         assert!(store.insert_ticks(&[]).await.is_err());
         drop(stuck);
         // Two failed attempts open the circuit, which then rejects two attempts.
-        chaos.next(Operation::Insert, Fault::Error);
-        chaos.next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
+        chaos.inject_next(Operation::Insert, Fault::Error);
         assert!(store.insert_ticks(&[]).await.is_err());
         let _ = tokio::time::timeout(Duration::from_millis(10), store.insert_ticks(&[])).await;
     });
@@ -200,7 +200,7 @@ fn gauges_return_to_zero_and_durations_are_exact() {
             .with_limit(LimitConfig::default().with_concurrency(1))
             .wrap_store(ChaosStore::new(store, chaos.clone()));
         // The first call hangs until its limit. The second call waits in the queue and is dropped.
-        chaos.next(Operation::Insert, Fault::Hang);
+        chaos.inject_next(Operation::Insert, Fault::Hang);
         let waiting = tokio::time::timeout(Duration::from_secs(5), store.insert_ticks(&[]));
         let (stuck, given_up) = tokio::join!(store.insert_ticks(&[]), waiting);
         assert!(stuck.is_err() && given_up.is_err());
@@ -244,7 +244,7 @@ fn received_messages_are_counted() {
 fn metrics_under_faults_add_up_with_few_labels() {
     let calls = 2_000;
     let seen = measured(|| async {
-        let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::Cut]));
+        let chaos = Chaos::seeded(3).everywhere(Rule::new(1.0 / 3.0, [Fault::Error, Fault::LostResponse]));
         let chaos = chaos.on(Operation::EnsureSchema, Rule::never());
         let store = LayerStack::default().wrap_store(ChaosStore::new(MemoryStore::default(), chaos));
         store.ensure_schema().await.unwrap();

@@ -16,8 +16,8 @@ fn layer() -> SlowCalls {
 }
 
 fn main() {
-    let stores = store::Wrapping { name: NAME, wrap: |store| Arc::new(Layered::new(store, layer())) };
-    let buses = bus::Wrapping { name: NAME, wrap: |bus| Arc::new(Layered::new(bus, layer())) };
+    let stores = store::Wrapper { name: NAME, wrap: |store| Arc::new(Layered::new(store, layer())) };
+    let buses = bus::Wrapper { name: NAME, wrap: |bus| Arc::new(Layered::new(bus, layer())) };
     let memory: Arc<dyn bus::BusFactory> = Arc::new(bus::MemoryFactory);
     let mut suite = store::Suite::new().on(store::MemoryFactory, [stores]);
     for trial in bus::trials(&memory, &[buses]) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapping};
+use qi_testkit::store::contract::{MemoryFactory, StoreFactory, Wrapper};
 use qi_testkit::store::model::{check_differences, check_histories};
 use qi_testkit::store::mutants::mutants;
 
@@ -12,7 +12,7 @@ fn memory() -> Arc<dyn StoreFactory> {
 
 #[test]
 fn memory_equals_the_model_over_4096_histories() {
-    check_histories(&memory(), Wrapping::PLAIN, 4_096).unwrap_or_else(|failure| panic!("{failure}"));
+    check_histories(&memory(), Wrapper::PLAIN, 4_096).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
@@ -40,8 +40,8 @@ fn model_detects_faulty_stores_with_a_shortest_history() {
     let mutants = mutants();
     for name in names {
         let mutant = mutants.iter().find(|mutant| mutant.name == name).expect("the name of a mutant");
-        let wrapping = Wrapping { name: mutant.name, wrap: mutant.wrap };
-        let failure = check_histories(&memory(), wrapping, 1_024).expect_err(name).to_string();
+        let wrapper = Wrapper { name: mutant.name, wrap: mutant.wrap };
+        let failure = check_histories(&memory(), wrapper, 1_024).expect_err(name).to_string();
         let steps = failure.lines().skip_while(|line| !line.starts_with("the shortest history")).count() - 1;
         assert!((2..=5).contains(&steps), "{name}: {steps} steps\n{failure}");
     }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::TopicPartition;
 use qi_core::{Clock as _, MessageBus, Result, ResultExt as _, SystemClock, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Need, Pace, Timing, Wire};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Capability, ClockMode, Timing, Connection};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -37,7 +37,7 @@ pub(crate) struct Brokers {
 struct Traits {
     /// The ports of all brokers, if all brokers are on this machine.
     ports: Option<Vec<u16>>,
-    provides: &'static [Need],
+    provides: &'static [Capability],
 }
 
 impl Brokers {
@@ -80,10 +80,10 @@ impl Brokers {
     }
 
     fn look(&self) -> Traits {
-        const AWAY: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime];
-        const SLOW: &[Need] = &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults];
-        const ALL: &[Need] =
-            &[Need::Admin, Need::Groups, Need::Coordinator, Need::ByTime, Need::WireFaults, Need::Retention];
+        const AWAY: &[Capability] = &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes];
+        const SLOW: &[Capability] = &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes, Capability::ConnectionFaults];
+        const ALL: &[Capability] =
+            &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes, Capability::ConnectionFaults, Capability::Retention];
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
         let here = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);
@@ -146,15 +146,15 @@ impl BusFactory for Brokers {
         self.addresses.is_none().then(|| "QI_KAFKA_BROKERS is not set".to_owned())
     }
 
-    fn provides(&self) -> &'static [Need] {
+    fn capabilities(&self) -> &'static [Capability] {
         self.traits().provides
     }
 
-    fn pace(&self) -> Pace {
-        Pace::Real
+    fn clock_mode(&self) -> ClockMode {
+        ClockMode::Real
     }
 
-    async fn fresh(&self) -> Result<Box<dyn BusEnv>> {
+    async fn create_env(&self) -> Result<Box<dyn BusEnv>> {
         let brokers = self.clone();
         let ports = tokio::task::spawn_blocking(move || brokers.traits().ports.clone()).await;
         let keeper = RedpandaBus::open(self.config())?;
@@ -179,17 +179,17 @@ struct Env {
 
 impl Env {
     async fn client(&self, change: impl FnOnce(&mut RedpandaConfig)) -> Result<Client> {
-        let (wire, addresses): (Arc<dyn Wire>, _) = match &self.ports {
+        let (connection, addresses): (Arc<dyn Connection>, _) = match &self.ports {
             Some(ports) => {
                 let (proxies, addresses) = Proxies::of(ports).await.permanent("test.rig", "rig")?;
                 (Arc::new(proxies), addresses)
             }
-            None => (Arc::new(NoWire), self.brokers.addresses().to_owned()),
+            None => (Arc::new(FixedConnection), self.brokers.addresses().to_owned()),
         };
         let mut config = config(&addresses);
         config.request_timeout = self.brokers.request_timeout;
         change(&mut config);
-        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), wire })
+        Ok(Client { bus: Arc::new(RedpandaBus::open(config)?), connection })
     }
 }
 
@@ -234,11 +234,11 @@ impl BusEnv for Env {
         self.client(|_| {}).await
     }
 
-    async fn connect_small(&self, bytes: usize) -> Result<Client> {
+    async fn connect_with_capacity(&self, bytes: usize) -> Result<Client> {
         self.client(|config| (config.buffer_bytes, config.max_message_bytes) = (bytes, bytes / 2)).await
     }
 
-    async fn trim(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
+    async fn delete_records(&self, partition: &TopicPartition, offset: u64) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> =
             self.brokers.client().create().permanent("test.rig", "rig")?;
         let mut list = TopicPartitionList::new();
@@ -259,10 +259,10 @@ impl BusEnv for Env {
     fn timing(&self) -> Timing {
         Timing {
             // Longer than the detection of unreachable brokers.
-            session: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(10),
             max_poll_interval: Duration::from_secs(12),
-            short: Duration::from_millis(250),
-            eventually: Duration::from_mins(1),
+            receive_timeout: Duration::from_millis(250),
+            effect_timeout: Duration::from_mins(1),
         }
     }
 
@@ -282,10 +282,10 @@ impl BusEnv for Env {
 
 /// The connections to remote brokers, which cannot be cut.
 #[derive(Debug)]
-pub(crate) struct NoWire;
+pub(crate) struct FixedConnection;
 
 #[async_trait]
-impl Wire for NoWire {
-    async fn cut(&self) {}
-    async fn mend(&self) {}
+impl Connection for FixedConnection {
+    async fn interrupt(&self) {}
+    async fn restore(&self) {}
 }

@@ -89,8 +89,8 @@ async fn current_prices_are_read_over_several_pages() {
     store.insert_ticks(&ticks).await.unwrap();
     assert_eq!(market.current_prices(&symbols).await.unwrap().len(), 2_500);
 
-    chaos.next(Operation::Latest, Fault::Delay);
-    chaos.next(Operation::Latest, Fault::Error);
+    chaos.inject_next(Operation::Latest, Fault::Delay);
+    chaos.inject_next(Operation::Latest, Fault::Error);
     let broken = market.current_prices(&symbols).await.unwrap_err();
     assert_eq!(broken.kind(), ErrorKind::Unavailable, "the first page alone is no answer");
 }
@@ -269,7 +269,7 @@ async fn reader_without_exchanges_is_rejected() {
 async fn reader_waits_for_a_slow_store() {
     let (store, chaos) = store().await;
     let chaos = chaos.with_delay(5 * SECOND);
-    chaos.next(Operation::Latest, Fault::Delay);
+    chaos.inject_next(Operation::Latest, Fault::Delay);
     store.insert_ticks(&[tick("kraken:BTC-USD", 1, 0, "1")]).await.unwrap();
     assert!(reader(&store).current_price(&symbol("BTC-USD")).await.unwrap().is_some());
 }

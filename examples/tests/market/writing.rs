@@ -127,7 +127,7 @@ async fn flush_waits_for_all_earlier_deliveries() {
 async fn flush_reports_an_unread_failure_once() {
     let (bus, chaos) = bus().await;
     let market = writer(&bus);
-    chaos.next(Operation::Publish, Fault::Cut);
+    chaos.inject_next(Operation::Publish, Fault::LostResponse);
     let _dropped = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     let failure = market.flush(SECOND).await.unwrap_err();
     assert_eq!(failure.kind(), ErrorKind::Unavailable);
@@ -139,7 +139,7 @@ async fn flush_reports_an_unread_failure_once() {
 async fn flush_reports_a_timeout() {
     let (bus, chaos) = bus().await;
     let market = writer(&bus);
-    chaos.next(Operation::Publish, Fault::Hang);
+    chaos.inject_next(Operation::Publish, Fault::Hang);
     let _receipt = market.publish_price(&tick("kraken:BTC-USD", 1, 0, "1")).await.unwrap();
     assert_eq!(market.flush(SECOND).await.unwrap_err().kind(), ErrorKind::Timeout);
     assert_eq!(market.publishing_metrics().total_messages(), 0, "what has no answer has no result");

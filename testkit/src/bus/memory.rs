@@ -24,7 +24,7 @@ use super::{MemoryBusConfig, error};
 /// run on paused time. Share it in an `Arc`.
 ///
 /// It has functions for tests that are not part of the port. [`MemoryBus::connect`] opens another
-/// client of the same log. [`MemoryBus::cut_off`] disconnects a client without a departure from its
+/// client of the same log. [`MemoryBus::disconnect`] disconnects a client without a departure from its
 /// groups. [`MemoryBus::trim`] removes messages.
 ///
 /// # Capacity
@@ -91,13 +91,13 @@ impl MemoryBus {
 
     /// Disconnects this client, like a network failure. Its calls fail with `Unavailable`. Its members expire at their
     /// session timeout, and a dropped subscription does not leave its group earlier.
-    pub fn cut_off(&self) {
+    pub fn disconnect(&self) {
         let mut state = self.log.lock();
         self.client.cut.store(true, Ordering::SeqCst);
         state.set_away(self.client.id, Some(Instant::now()));
     }
 
-    /// Reverts [`MemoryBus::cut_off`]. Members within their session timeout continue as before.
+    /// Reverts [`MemoryBus::disconnect`]. Members within their session timeout continue as before.
     pub fn reconnect(&self) {
         let mut state = self.log.lock();
         // Members whose session has passed in the meantime are removed, even if no other call has noticed.

@@ -1,4 +1,4 @@
-//! The layers of core and testkit as wrappings. Each passes the complete contract.
+//! The layers of core and testkit as wrappers. Each passes the complete contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use qi_core::layer::{
 };
 use qi_core::{Backoff, Operation, Result};
 
-use super::Wrapping;
+use super::Wrapper;
 use super::resend::Resend;
 use crate::chaos::{Chaos, ChaosBus, Fault, Rule};
 use crate::recording::{Recording, RecordingBus};
 
-impl Wrapping {
+impl Wrapper {
     /// `Retry` alone.
     pub const RETRY: Self =
         Self { name: "retry", wrap: |bus| Arc::new(Retry::new(bus, RetryConfig::default())) };
@@ -47,36 +47,36 @@ impl Wrapping {
     ///
     /// Some operations are exempt. `recv` has no faults, because its caller retries in a loop. Responses of topic
     /// creation and deletion are not lost, because they report the result of that call. Responses of publish are not
-    /// lost either, because the next two wrappings cover duplicate messages.
+    /// lost either, because the next two wrappers cover duplicate messages.
     pub const FULL_STACK_OVER_CHAOS: Self =
-        Self { name: "full_stack_over_chaos", wrap: |bus| over_chaos(bus, &[Fault::Error]) };
-    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown
+        Self { name: "full_stack_over_chaos", wrap: |bus| with_chaos(bus, &[Fault::Error]) };
+    /// Like [`Wrapper::FULL_STACK_OVER_CHAOS`], with lost responses of publish in addition. Messages in an unknown
     /// state are sent again, as a caller must do. The resulting duplicates are counted and hidden.
-    pub const FULL_STACK_OVER_CUTS: Self = Self {
-        name: "full_stack_over_cuts",
-        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Cut])),
+    pub const FULL_STACK_OVER_LOST_RESPONSES: Self = Self {
+        name: "full_stack_over_lost_responses",
+        wrap: |bus| with_resend(with_chaos(bus, &[Fault::Error, Fault::LostResponse])),
     };
-    /// Like [`Wrapping::FULL_STACK_OVER_CHAOS`], with hangs of publish in addition. The time limit makes the state of
+    /// Like [`Wrapper::FULL_STACK_OVER_CHAOS`], with hangs of publish in addition. The time limit makes the state of
     /// all messages unknown. For paused time, because each hang takes twice the delivery timeout.
     pub const FULL_STACK_OVER_HANGS: Self = Self {
         name: "full_stack_over_hangs",
-        wrap: |bus| resending(over_chaos(bus, &[Fault::Error, Fault::Hang])),
+        wrap: |bus| with_resend(with_chaos(bus, &[Fault::Error, Fault::Hang])),
     };
 
-    /// Returns the reason if a check does not apply to this wrapping. Such a check examines the outcome of single
+    /// Returns the reason if a check does not apply to this wrapper. Such a check examines the outcome of single
     /// calls, which cuts and hangs change without a fault of the bus.
-    pub(super) fn spares(&self, check: &str) -> Option<&'static str> {
+    pub(super) fn skip_reason(&self, check: &str) -> Option<&'static str> {
         let (checks, why) = match self.name {
-            "full_stack_over_cuts" => {
-                (LOOK_AT_PLACES, "it looks at places in the log, where doubles have theirs")
+            "full_stack_over_lost_responses" => {
+                (CHECKS_OF_OFFSETS, "it looks at places in the log, where doubles have theirs")
             }
-            "full_stack_over_hangs" => (LOOK_AT_TIMES, "it looks at how long a publish takes"),
+            "full_stack_over_hangs" => (CHECKS_OF_DURATIONS, "it looks at how long a publish takes"),
             _ => return None,
         };
         checks.contains(&check).then_some(why)
     }
 
-    /// Returns all wrappings: the pointers, each layer alone, and the stacks.
+    /// Returns all wrappers: the pointers, each layer alone, and the stacks.
     pub fn every() -> Vec<Self> {
         let mut all = Self::BASIC.to_vec();
         all.extend([
@@ -89,7 +89,7 @@ impl Wrapping {
             Self::FULL_STACK,
             Self::RECORDING,
             Self::FULL_STACK_OVER_CHAOS,
-            Self::FULL_STACK_OVER_CUTS,
+            Self::FULL_STACK_OVER_LOST_RESPONSES,
             Self::FULL_STACK_OVER_HANGS,
         ]);
         all
@@ -97,7 +97,7 @@ impl Wrapping {
 }
 
 /// Checks of offsets, delivery times, positions, watermarks, lag, and the capacity of a bounded log.
-const LOOK_AT_PLACES: &[&str] = &[
+const CHECKS_OF_OFFSETS: &[&str] = &[
     "publish::reported_offsets_match_the_log",
     "publish::timestamps_are_truncated_to_milliseconds",
     "publish::small_send_buffer_loses_no_message",
@@ -121,7 +121,7 @@ const LOOK_AT_PLACES: &[&str] = &[
 ];
 
 /// Checks that publish often or measure time. A hang takes 20 s.
-const LOOK_AT_TIMES: &[&str] = &[
+const CHECKS_OF_DURATIONS: &[&str] = &[
     "publish::messages_without_key_reach_all_partitions",
     "publish::unknown_topic_fails_immediately",
     "publish::hundred_thousand_messages_are_delivered_once",
@@ -130,17 +130,17 @@ const LOOK_AT_TIMES: &[&str] = &[
     "lifecycle::close_waits_for_pending_publishes",
 ];
 
-fn resending(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
+fn with_resend(bus: Arc<dyn MessageBus>) -> Arc<dyn MessageBus> {
     Arc::new(Layered::new(bus, valid(Resend::new())))
 }
 
-fn over_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
+fn with_chaos(bus: Arc<dyn MessageBus>, on_publish: &[Fault]) -> Arc<dyn MessageBus> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
     // On paused time a hang costs nothing. On real time a hang costs a time limit that suits brokers. A member whose
     // response was lost also delays its group until its session passes.
     let paused = bus.info().backend == "memory";
     let limit = Duration::from_millis(if paused { 50 } else { 10_000 });
-    let mut faults = vec![Fault::Error, Fault::Cut];
+    let mut faults = vec![Fault::Error, Fault::LostResponse];
     faults = faults.repeat(if paused { 1 } else { 30 });
     faults.push(Fault::Hang);
     let chaos = Chaos::seeded(7)

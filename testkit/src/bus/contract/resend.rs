@@ -40,7 +40,7 @@ fn ledger() -> MutexGuard<'static, Ledger> {
 
 /// Returns the number of messages that injected faults left in an unknown state and that were sent again, and the
 /// number of their duplicates in the log. See
-/// [`Wrapping::FULL_STACK_OVER_CUTS`](super::Wrapping::FULL_STACK_OVER_CUTS).
+/// [`Wrapper::FULL_STACK_OVER_LOST_RESPONSES`](super::Wrapper::FULL_STACK_OVER_LOST_RESPONSES).
 pub fn resent() -> (usize, u64) {
     let ledger = ledger();
     (ledger.unknown.len(), ledger.doubles)

@@ -11,7 +11,7 @@ use qi_core::bus::{
 use qi_core::layer::{CircuitBreakerConfig, LayerStack, RetryConfig, TimeoutConfig};
 use qi_core::{Backoff, Operation};
 
-use super::{Verdict, ensure};
+use super::{CheckResult, ensure};
 use crate::chaos::{Chaos, ChaosBus, Fault, Rule};
 
 /// The number of messages in one publish.
@@ -61,11 +61,11 @@ pub async fn storm(
     messages: usize,
     seed: u64,
     limit: Duration,
-) -> Verdict<Storm> {
+) -> CheckResult<Storm> {
     let third = |faults: &[Fault]| Rule::new(1.0 / 3.0, faults.iter().copied());
     // A subscribe with a lost response would leave a member in the group until its session passes.
     let chaos = Chaos::seeded(seed)
-        .everywhere(third(&[Fault::Error, Fault::Hang, Fault::Cut]))
+        .everywhere(third(&[Fault::Error, Fault::Hang, Fault::LostResponse]))
         .on(Operation::Subscribe, third(&[Fault::Error]));
     let retry = RetryConfig::default()
         .with_max_attempts(20)
@@ -102,7 +102,7 @@ async fn send_all(
     topic: &TopicName,
     mut left: Vec<usize>,
     unknown: &mut HashMap<usize, u64>,
-) -> Verdict {
+) -> CheckResult {
     while !left.is_empty() {
         let message = |n: &usize| {
             Message::new(topic.clone(), n.to_string()).with_key(format!("key {}", n % KEYS).into_bytes())
@@ -132,7 +132,7 @@ async fn send_all(
 async fn read_all(
     reader: &mut dyn Subscription,
     messages: usize,
-) -> Verdict<HashMap<usize, BTreeSet<(u32, u64)>>> {
+) -> CheckResult<HashMap<usize, BTreeSet<(u32, u64)>>> {
     let (mut found, mut quiet) = (HashMap::<_, BTreeSet<_>>::new(), 0);
     while quiet < QUIET {
         let batch = match reader.recv(1_000, WAIT).await {

@@ -12,7 +12,7 @@ use qi_core::{ErrorKind, Result};
 use super::Step;
 use super::history::{GROUPS, MEMBERS, TOPICS, partitions};
 use super::state::{Group, Log, Logs, Member};
-use crate::bus::contract::{BusEnv, Client, Failure, Verdict, Wire, ensure, ensure_eq};
+use crate::bus::contract::{BusEnv, CheckResult, Client, Connection, Failure, ensure, ensure_eq};
 
 /// A member of a group with its client.
 pub(super) struct Actor {
@@ -25,7 +25,7 @@ pub(super) struct Stage<'a> {
     pub(super) env: &'a dyn BusEnv,
     pub(super) bus: std::sync::Arc<dyn MessageBus>,
     /// Kept, because the drop of a wire disconnects its client.
-    _wire: std::sync::Arc<dyn Wire>,
+    _wire: std::sync::Arc<dyn Connection>,
     pub(super) topics: Vec<TopicName>,
     pub(super) groups: Vec<GroupId>,
     /// The present members by group and number.
@@ -36,7 +36,7 @@ pub(super) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     pub(super) async fn open(env: &'a dyn BusEnv) -> Result<Self> {
-        let Client { bus, wire } = env.connect().await?;
+        let Client { bus, connection } = env.connect().await?;
         let name = |n: usize| TopicName::new(format!("{}-model-{n}", env.prefix()));
         let topics: Vec<_> = (0..TOPICS).map(name).collect::<Result<_>>()?;
         let groups = (0..GROUPS)
@@ -102,7 +102,7 @@ impl<'a> Stage<'a> {
         let timing = self.env.timing();
         let offset_reset = if latest { OffsetReset::Latest } else { OffsetReset::Earliest };
         let request = SubscribeRequest::new(self.groups[group].clone(), self.topics.clone())?
-            .with_timeouts(timing.session, timing.max_poll_interval)?
+            .with_timeouts(timing.session_timeout, timing.max_poll_interval)?
             .with_offset_reset(offset_reset);
         Ok(Some((self.env.connect().await?, request)))
     }
@@ -132,7 +132,7 @@ struct Run<'a> {
 ///
 /// # Errors
 /// The first response that the model does not allow, with its step.
-pub async fn follow(env: &dyn BusEnv, history: &[Step]) -> Verdict {
+pub async fn follow(env: &dyn BusEnv, history: &[Step]) -> CheckResult {
     let stage = Stage::open(env).await?;
     let groups = (0..GROUPS).map(|_| Group::default()).collect();
     let mut run = Run { stage, logs: Logs::new(), groups };
@@ -161,10 +161,12 @@ impl Run<'_> {
 
     fn expire(&mut self) {
         let timing = self.stage.env.timing();
-        self.groups.iter_mut().for_each(|group| group.expire(timing.session, timing.max_poll_interval));
+        self.groups
+            .iter_mut()
+            .for_each(|group| group.expire(timing.session_timeout, timing.max_poll_interval));
     }
 
-    async fn step(&mut self, step: &Step) -> Verdict {
+    async fn step(&mut self, step: &Step) -> CheckResult {
         self.expire();
         match *step {
             Step::Publish { topic, partition, count } => self.publish(topic, partition, count).await,
@@ -180,13 +182,13 @@ impl Run<'_> {
             Step::Delete { topic, again } => self.delete(topic, again).await,
             Step::Silence => {
                 let timing = self.stage.env.timing();
-                tokio::time::sleep(timing.session + timing.max_poll_interval).await;
+                tokio::time::sleep(timing.session_timeout + timing.max_poll_interval).await;
                 Ok(())
             }
         }
     }
 
-    async fn publish(&mut self, topic: usize, partition: u32, count: usize) -> Verdict {
+    async fn publish(&mut self, topic: usize, partition: u32, count: usize) -> CheckResult {
         let batch = self.stage.messages(topic, partition, count)?;
         let sent = self.stage.bus.send(&batch).await;
         if !self.exists(topic) {
@@ -203,7 +205,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn join(&mut self, group: usize, latest: bool) -> Verdict {
+    async fn join(&mut self, group: usize, latest: bool) -> CheckResult {
         let joined = self.stage.join(group, latest).await;
         if !self.all_exist() {
             let full = matches!(joined, Ok(None));
@@ -223,7 +225,7 @@ impl Run<'_> {
     }
 
     /// Compares the assignment of a member on the bus with the model.
-    async fn compare(&mut self, group: usize, at: usize) -> Verdict {
+    async fn compare(&mut self, group: usize, at: usize) -> CheckResult {
         let Some(actor) = self.stage.actors[group].get_mut(&at) else { return Ok(()) };
         let assignment = actor.sub.assignment().await?;
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
@@ -246,9 +248,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn recv(&mut self, group: usize, place: usize, max: usize) -> Verdict {
+    async fn recv(&mut self, group: usize, place: usize, max: usize) -> CheckResult {
         let any = (0..TOPICS).any(|topic| self.exists(topic));
-        let short = self.stage.env.timing().short;
+        let short = self.stage.env.timing().receive_timeout;
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let received = actor.sub.recv(max, short).await;
         if !any {
@@ -268,7 +270,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    async fn commit(&mut self, group: usize, place: usize, short_of: u64) -> Verdict {
+    async fn commit(&mut self, group: usize, place: usize, short_of: u64) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
         let mut upto: Offsets = member
@@ -288,7 +290,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    async fn commit_too_far(&mut self, group: usize, place: usize) -> Verdict {
+    async fn commit_too_far(&mut self, group: usize, place: usize) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get(&at) else { return Ok(()) };
         let Some((partition, position)) = member.positions.iter().next() else { return Ok(()) };
@@ -298,7 +300,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    async fn seek(&mut self, group: usize, place: usize, to: u64) -> Verdict {
+    async fn seek(&mut self, group: usize, place: usize, to: u64) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get_mut(&at) else { return Ok(()) };
         let Some((partition, position)) = member.positions.iter_mut().next() else { return Ok(()) };
@@ -313,7 +315,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    async fn pause(&mut self, group: usize, place: usize, pause: bool) -> Verdict {
+    async fn pause(&mut self, group: usize, place: usize, pause: bool) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         let Some(member) = self.groups[group].members.get_mut(&at) else { return Ok(()) };
         let Some(first) = member.positions.keys().next().cloned() else { return Ok(()) };
@@ -328,7 +330,7 @@ impl Run<'_> {
         self.compare(group, at).await
     }
 
-    async fn leave(&mut self, group: usize, place: usize) -> Verdict {
+    async fn leave(&mut self, group: usize, place: usize) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
         actor.sub.close().await?;
         self.stage.actors[group].remove(&at);
@@ -336,9 +338,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn kill(&mut self, group: usize, place: usize) -> Verdict {
+    async fn kill(&mut self, group: usize, place: usize) -> CheckResult {
         let Some((at, actor)) = self.stage.actor(group, place) else { return Ok(()) };
-        actor.client.wire.cut().await;
+        actor.client.connection.interrupt().await;
         self.stage.actors[group].remove(&at);
         if let Some(member) = self.groups[group].members.get_mut(&at) {
             member.dead_since = Some(tokio::time::Instant::now());
@@ -346,16 +348,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn trim(&mut self, topic: usize, partition: u32, percent: u64) -> Verdict {
+    async fn delete_records(&mut self, topic: usize, partition: u32, percent: u64) -> CheckResult {
         let place = TopicPartition::new(self.stage.topics[topic].clone(), partition % partitions(topic));
         let Some(log) = self.logs.get_mut(&place) else { return Ok(()) };
         let offset = log.start + (log.end() - log.start) * percent / 100;
-        self.stage.env.trim(&place, offset).await?;
+        self.stage.env.delete_records(&place, offset).await?;
         log.start = offset;
         Ok(())
     }
 
-    async fn delete(&mut self, topic: usize, again: bool) -> Verdict {
+    async fn delete(&mut self, topic: usize, again: bool) -> CheckResult {
         if self.exists(topic) {
             self.stage.delete(topic).await?;
             let name = self.stage.topics[topic].clone();
@@ -371,13 +373,13 @@ impl Run<'_> {
 
     /// Checks the final state. After some rounds of `recv`, each group owns every partition once, in even shares, and
     /// its commits equal those of the model.
-    async fn come_to_rest(&mut self) -> Verdict {
+    async fn come_to_rest(&mut self) -> CheckResult {
         for topic in 0..TOPICS {
             if !self.exists(topic) {
                 self.delete(topic, true).await?;
             }
         }
-        tokio::time::sleep(self.stage.env.timing().session).await;
+        tokio::time::sleep(self.stage.env.timing().session_timeout).await;
         self.expire();
         for _ in 0..4 {
             for group in 0..GROUPS {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::bus::{Batch, Message, OffsetReset, SubscriptionEvent, TopicName, TopicPartition};
 use tokio::time::Instant;
 
-use crate::bus::contract::{Failure, Verdict, ensure, ensure_eq};
+use crate::bus::contract::{CheckResult, Failure, ensure, ensure_eq};
 
 /// A partition: all messages that were ever published to it, and its low watermark.
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ pub(super) struct Group {
 
 impl Group {
     /// Applies the session timeouts and maximum poll intervals.
-    pub(super) fn expire(&mut self, session: Duration, max_poll_interval: Duration) {
+    pub(super) fn expire(&mut self, session_timeout: Duration, max_poll_interval: Duration) {
         let now = Instant::now();
         self.members.retain(|_, member| member.dead_since.is_none_or(|since| since + session > now));
         for member in self.members.values_mut().filter(|member| !member.out) {
@@ -105,7 +105,7 @@ impl Group {
     }
 
     /// Assigns a partition to a member. Fails if the partition has an owner.
-    pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> Verdict {
+    pub(super) fn take(&mut self, logs: &Logs, at: usize, partition: &TopicPartition) -> CheckResult {
         let owner = self.members.iter().find(|(_, member)| member.positions.contains_key(partition));
         ensure_eq!(owner.map(|(other, _)| *other), None, "the owner of {partition}, which {at} takes");
         let log =
@@ -148,7 +148,7 @@ impl Group {
     }
 
     /// Compares a batch with the model.
-    pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> Verdict {
+    pub(super) fn receive(&mut self, logs: &Logs, at: usize, batch: &Batch, max: usize) -> CheckResult {
         self.hear(logs, at, batch.events())?;
         let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
         member.polled();
@@ -190,7 +190,7 @@ impl Group {
         Ok(())
     }
 
-    fn hear(&mut self, logs: &Logs, at: usize, events: &[SubscriptionEvent]) -> Verdict {
+    fn hear(&mut self, logs: &Logs, at: usize, events: &[SubscriptionEvent]) -> CheckResult {
         for event in events {
             let member = self.members.get_mut(&at).ok_or_else(|| Failure::new("no such member"))?;
             match event {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Step;
 use super::history::{GROUPS, TOPICS, partitions};
 use super::run::{Actor, Stage};
-use crate::bus::contract::{BusEnv, Failure, Verdict};
+use crate::bus::contract::{BusEnv, CheckResult, Failure};
 
 /// The content of a message from its sender: key, payload, headers and timestamp.
 pub type Content = (Option<Bytes>, Option<Bytes>, Headers, Option<Timestamp>);
@@ -35,7 +35,7 @@ pub struct Trace {
 ///
 /// # Errors
 /// A rejection by the bus that the contract does not allow.
-pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verdict<Trace> {
+pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> CheckResult<Trace> {
     let mut stage = Stage::open(env).await?;
     let mut trace = Trace::default();
     let mut seen = Seen::new();
@@ -75,7 +75,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
             }
             Step::Kill { group, member } => {
                 if let Some((at, actor)) = stage.actor(group, member) {
-                    actor.client.wire.cut().await;
+                    actor.client.connection.interrupt().await;
                     stage.actors[group].remove(&at);
                 }
             }
@@ -83,7 +83,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Verd
         }
     }
     // By then, the sessions of killed members have passed.
-    tokio::time::sleep(env.timing().session + env.timing().short).await;
+    tokio::time::sleep(env.timing().session_timeout + env.timing().receive_timeout).await;
     for group in 0..GROUPS {
         join(&mut stage, group, &mut seen).await?;
         read_to_the_end(&mut stage, group, &mut seen).await?;
@@ -113,7 +113,7 @@ fn content(message: &ReceivedMessage) -> Content {
 type Seen = BTreeMap<(usize, TopicPartition), BTreeMap<u64, Content>>;
 
 /// Adds a member while the others read. Brokers wait for members that do not read.
-async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> CheckResult {
     let Some((client, request)) = stage.invite(group, false).await? else { return Ok(()) };
     let bus = client.bus.clone();
     let joined = Cell::new(false);
@@ -128,15 +128,15 @@ async fn join(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
         }
         Ok(())
     };
-    let (sub, read): (_, Verdict) = join!(joining, reading);
+    let (sub, read): (_, CheckResult) = join!(joining, reading);
     read?;
     stage.take_in(group, Actor { client, sub: sub? });
     Ok(())
 }
 
 /// Receives once with every member, all at the same time.
-async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
-    let short = stage.env.timing().short;
+async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> CheckResult {
+    let short = stage.env.timing().receive_timeout;
     let members = stage.actors[group].values_mut();
     let batches = try_join_all(members.map(|actor| actor.sub.recv(500, short))).await?;
     for batch in batches {
@@ -152,9 +152,9 @@ async fn read_once(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verd
 }
 
 /// Reads until every partition has an owner at its end.
-async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> Verdict {
+async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -> CheckResult {
     let all: u32 = (0..TOPICS).map(partitions).sum();
-    let deadline = Instant::now() + stage.env.timing().eventually;
+    let deadline = Instant::now() + stage.env.timing().effect_timeout;
     loop {
         read_once(stage, group, seen).await?;
         let (mut owned, mut lag) = (0, 0);
@@ -173,12 +173,12 @@ async fn read_to_the_end(stage: &mut Stage<'_>, group: usize, seen: &mut Seen) -
 }
 
 /// Reads with every member until the group has received `total` messages.
-async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Seen) -> Verdict {
+async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Seen) -> CheckResult {
     if stage.actors[group].is_empty() {
         return Ok(());
     }
     let timing = stage.env.timing();
-    let deadline = Instant::now() + timing.eventually;
+    let deadline = Instant::now() + timing.effect_timeout;
     loop {
         read_once(stage, group, seen).await?;
         let count: usize = seen.iter().filter(|((g, _), _)| *g == group).map(|(_, all)| all.len()).sum();
@@ -192,7 +192,7 @@ async fn gather(stage: &mut Stage<'_>, group: usize, total: usize, seen: &mut Se
 }
 
 /// Commits the received messages of the group through the owners of the partitions.
-async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> Verdict {
+async fn commit(stage: &mut Stage<'_>, group: usize, seen: &Seen) -> CheckResult {
     for actor in stage.actors[group].values_mut() {
         let mut upto = Offsets::new();
         for assigned in actor.sub.assignment().await?.partitions {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use qi_core::MessageBus;
 
-use super::contract::Wrapping;
+use super::contract::Wrapper;
 use bus::Broken;
 use fault::Fault;
 
@@ -20,9 +20,9 @@ pub struct Mutant {
     /// The name of the fault.
     pub name: &'static str,
     /// The check that must detect the fault.
-    pub caught_by: &'static str,
-    /// The wrapping that adds the fault to a correct bus.
-    pub wrapping: Wrapping,
+    pub detected_by: &'static str,
+    /// The wrapper that adds the fault to a correct bus.
+    pub wrapper: Wrapper,
 }
 
 macro_rules! mutants {
@@ -31,8 +31,8 @@ macro_rules! mutants {
         pub const MUTANTS: &[Mutant] = &[$(
             Mutant {
                 name: $name,
-                caught_by: $check,
-                wrapping: Wrapping {
+                detected_by: $check,
+                wrapper: Wrapper {
                     name: $name,
                     wrap: |bus| -> Arc<dyn MessageBus> { Arc::new(Broken::new(bus, Fault::$fault)) },
                 },

@@ -6,9 +6,9 @@ use qi_core::store::{
 };
 use qi_core::{Instrument, Interval, PriceTick, Result, Selection, TimeRange};
 
-use super::expect::{Outcome, holds, same, same_rows};
+use super::expect::{CheckResult, holds, same, same_rows};
 use super::shelf::{Shelf as _, instrument, micros, minute, range};
-use super::{Case, Sample, promises};
+use super::{Sample, TestContext, promises};
 
 promises! { "analytics";
     once stats_equal_a_fold_over_the_ticks: "the figures of a range are those of a fold over its ticks",
@@ -41,42 +41,42 @@ async fn minutely(store: &dyn PriceStore, of: &Instrument, prices: &[&str]) -> R
     store.insert_ticks(&ticks).await.map(drop)
 }
 
-async fn stats_equal_a_fold_over_the_ticks(case: &Case) -> Outcome {
+async fn stats_equal_a_fold_over_the_ticks(context: &TestContext) -> CheckResult {
     let ticks: Vec<PriceTick> = (0..300)
         .map(|n| {
             let quantity = (n % 3 != 0).then(|| format!("0.00000000000000{}", n + 1));
             tick(&name(), n, &format!("{}.000000000000007", n * 31 % 97 + 1), quantity.as_deref())
         })
         .collect::<Result<_>>()?;
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     for (from, to) in [(0, 300), (10, 20), (0, 1), (299, 300), (4, 4)] {
         let part = range(micros(from * 1_000_000), micros(to * 1_000_000));
-        let found = case.store().stats(&StatsQuery::new(name(), part)).await?;
+        let found = context.store().stats(&StatsQuery::new(name(), part)).await?;
         let within = ticks.iter().filter(|tick| part.contains(tick.ts()));
         let expected = RangeStats::of(within)?;
         same(&format!("seconds {from} to {to}"), &found, &expected)?;
     }
-    let stats = case.store().stats(&StatsQuery::new(name(), TimeRange::ALL)).await?;
+    let stats = context.store().stats(&StatsQuery::new(name(), TimeRange::ALL)).await?;
     let stats = stats.ok_or_else(|| super::Failure::new("300 ticks have figures"))?;
     same("the count", &stats.count(), &300)?;
     same("the first", &stats.first().ts, &micros(0))?;
     same("the last", &stats.last().ts, &micros(299_000_000))
 }
 
-async fn stats_without_ticks_are_none(case: &Case) -> Outcome {
+async fn stats_without_ticks_are_none(context: &TestContext) -> CheckResult {
     let query = StatsQuery::new(name(), range(minute(5), minute(9)));
     for round in ["in an empty store", "beside others", "beside the range"] {
-        same(round, &case.store().stats(&query).await?, &None)?;
-        same(round, &case.store().vwap(&query).await?, &None)?;
-        same(round, &case.store().change(&query).await?, &None)?;
+        same(round, &context.store().stats(&query).await?, &None)?;
+        same(round, &context.store().vwap(&query).await?, &None)?;
+        same(round, &context.store().change(&query).await?, &None)?;
         let other = if round == "in an empty store" { PriceTick::series_no(1) } else { name() };
-        case.store().insert_ticks(&[tick(&other, 9 * 60, "1", None)?]).await?;
+        context.store().insert_ticks(&[tick(&other, 9 * 60, "1", None)?]).await?;
     }
     Ok(())
 }
 
-async fn vwap_matches_a_hand_computed_value(case: &Case) -> Outcome {
-    let (store, query) = (case.store(), StatsQuery::new(name(), TimeRange::ALL));
+async fn vwap_matches_a_hand_computed_value(context: &TestContext) -> CheckResult {
+    let (store, query) = (context.store(), StatsQuery::new(name(), TimeRange::ALL));
     store.insert_ticks(&[tick(&name(), 0, "10", None)?]).await?;
     same("no known quantity", &store.vwap(&query).await?, &None)?;
     store.insert_ticks(&[tick(&name(), 1, "50", Some("0"))?]).await?;
@@ -86,13 +86,13 @@ async fn vwap_matches_a_hand_computed_value(case: &Case) -> Outcome {
     same("50 / 3", &store.vwap(&query).await?, &Some("16.666666666666666667".parse()?))
 }
 
-async fn change_matches_a_hand_computed_value(case: &Case) -> Outcome {
-    minutely(case.store(), &name(), &["80", "200", "60", "100"]).await?;
+async fn change_matches_a_hand_computed_value(context: &TestContext) -> CheckResult {
+    minutely(context.store(), &name(), &["80", "200", "60", "100"]).await?;
     let query = StatsQuery::new(name(), TimeRange::ALL);
-    let ratio = case.store().change(&query).await?.map(|change| change.ratio);
+    let ratio = context.store().change(&query).await?.map(|change| change.ratio);
     same("from 80 to 100", &ratio, &Some("0.25".parse()?))?;
     let down = StatsQuery::new(name(), range(minute(1), minute(3)));
-    let ratio = case.store().change(&down).await?.map(|change| change.ratio);
+    let ratio = context.store().change(&down).await?.map(|change| change.ratio);
     same("from 200 to 60", &ratio, &Some("-0.7".parse()?))
 }
 
@@ -100,8 +100,8 @@ fn bars() -> BarQuery {
     BarQuery::new(name(), Interval::M1, TimeRange::ALL)
 }
 
-async fn volatility_matches_a_hand_computed_value(case: &Case) -> Outcome {
-    let store = case.store();
+async fn volatility_matches_a_hand_computed_value(context: &TestContext) -> CheckResult {
+    let store = context.store();
     minutely(store, &name(), &["100", "110"]).await?;
     let found = store.volatility(bars(), BarSource::Derived, None).await?;
     same("of two bars", &found, &None)?;
@@ -116,26 +116,27 @@ async fn volatility_matches_a_hand_computed_value(case: &Case) -> Outcome {
     holds(format_args!("that of a year, found {found:?}"), near(found, expected * 365f64.sqrt()))
 }
 
-async fn sma_matches_hand_computed_values(case: &Case) -> Outcome {
-    minutely(case.store(), &name(), &["1", "2", "4", "8"]).await?;
-    let found: Vec<_> = case.store().sma(bars().with_limit(1)?, BarSource::Derived, 3)?.try_collect().await?;
+async fn sma_matches_hand_computed_values(context: &TestContext) -> CheckResult {
+    minutely(context.store(), &name(), &["1", "2", "4", "8"]).await?;
+    let found: Vec<_> =
+        context.store().sma(bars().with_limit(1)?, BarSource::Derived, 3)?.try_collect().await?;
     let expected =
         [(minute(2), "2.333333333333333333".parse()?), (minute(3), "4.666666666666666667".parse()?)];
     same_rows("means of three", &found, &expected)
 }
 
-async fn gaps_match_hand_computed_ranges(case: &Case) -> Outcome {
+async fn gaps_match_hand_computed_ranges(context: &TestContext) -> CheckResult {
     let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
-    case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
+    context.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
     let query = BarQuery::new(name(), Interval::M1, range(minute(0), minute(9))).with_limit(1)?;
-    let found: Vec<TimeRange> = case.store().gaps(query, BarSource::Derived)?.try_collect().await?;
+    let found: Vec<TimeRange> = context.store().gaps(query, BarSource::Derived)?.try_collect().await?;
     let expected = [(0, 2), (4, 6), (7, 9)].map(|(from, to)| range(minute(from), minute(to)));
     same_rows("the gaps", &found, &expected)
 }
 
-async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
+async fn gaps_end_with_the_last_open_time(context: &TestContext) -> CheckResult {
     let ticks = [2, 3, 6].map(|m| tick(&name(), m * 60 + 30, "1", None));
-    case.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
+    context.store().insert_ticks(&ticks.into_iter().collect::<Result<Vec<_>>>()?).await?;
     // The range in seconds, and the gaps in minutes. Both ends are rounded up to the next open time.
     let ranges = [
         (0, 570, vec![(0, 2), (4, 6), (7, 10)]),
@@ -146,7 +147,7 @@ async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
     for (from, to, expected) in ranges {
         let part = range(micros(from * 1_000_000), micros(to * 1_000_000));
         let query = BarQuery::new(name(), Interval::M1, part);
-        let found: Vec<TimeRange> = case.store().gaps(query, BarSource::Derived)?.try_collect().await?;
+        let found: Vec<TimeRange> = context.store().gaps(query, BarSource::Derived)?.try_collect().await?;
         let expected: Vec<_> =
             expected.into_iter().map(|(from, to)| range(minute(from), minute(to))).collect();
         same_rows(&format!("the gaps of seconds {from} to {to}"), &found, &expected)?;
@@ -154,10 +155,10 @@ async fn gaps_end_with_the_last_open_time(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn filled_bars_match_hand_computed_bars(case: &Case) -> Outcome {
+async fn filled_bars_match_hand_computed_bars(context: &TestContext) -> CheckResult {
     let ticks = [tick(&name(), 60, "5", Some("1"))?, tick(&name(), 240, "9", Some("1"))?];
-    case.store().insert_ticks(&ticks).await?;
-    let found: Vec<_> = case.store().bars_filled(bars(), BarSource::Derived)?.try_collect().await?;
+    context.store().insert_ticks(&ticks).await?;
+    let found: Vec<_> = context.store().bars_filled(bars(), BarSource::Derived)?.try_collect().await?;
     let found: Vec<_> =
         found.iter().map(|b| (b.bar.open_time(), b.bar.close().to_string(), b.filled)).collect();
     let expected = [(1, "5", false), (2, "5", true), (3, "5", true), (4, "9", false)]
@@ -165,8 +166,8 @@ async fn filled_bars_match_hand_computed_bars(case: &Case) -> Outcome {
     same_rows("open time, close, filled", &found, &expected)
 }
 
-async fn movers_match_a_hand_computed_ranking(case: &Case) -> Outcome {
-    let store = case.store();
+async fn movers_match_a_hand_computed_ranking(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let names = ["a:UP1", "a:UP50", "a:DOWN9", "a:FLAT", "a:UP2", "a:DOWN50"].map(instrument);
     let prices =
         [["100", "101"], ["100", "150"], ["100", "91"], ["100", "100"], ["100", "102"], ["100", "50"]];
@@ -182,19 +183,19 @@ async fn movers_match_a_hand_computed_ranking(case: &Case) -> Outcome {
     same_rows("losers", &names_of(&movers.losers), &["a:DOWN50".to_owned(), "a:DOWN9".to_owned()])
 }
 
-async fn equal_movers_are_ordered_by_instrument(case: &Case) -> Outcome {
+async fn equal_movers_are_ordered_by_instrument(context: &TestContext) -> CheckResult {
     let rising = ["a:C", "b:A", "a:A", "a:D", "a:B"];
     let falling = ["c:C", "d:A", "c:A", "c:D", "c:B"];
     for (names, prices) in [(rising, ["2", "3"]), (falling, ["4", "2"])] {
         for name in names {
-            minutely(case.store(), &instrument(name), &prices).await?;
+            minutely(context.store(), &instrument(name), &prices).await?;
         }
     }
     let all = rising.into_iter().chain(falling).map(instrument);
     for selection in [Selection::All, Selection::only(all)?] {
         for limit in [2, 3, 10] {
             let query = MoversQuery::new(selection.clone(), TimeRange::ALL, limit)?;
-            let movers = case.store().movers(&query).await?;
+            let movers = context.store().movers(&query).await?;
             for (side, found, mut names) in
                 [("gainers", movers.gainers, rising), ("losers", movers.losers, falling)]
             {
@@ -208,8 +209,8 @@ async fn equal_movers_are_ordered_by_instrument(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn chunked_insert_writes_all_records(case: &Case) -> Outcome {
-    let (store, series) = (case.store(), name());
+async fn chunked_insert_writes_all_records(context: &TestContext) -> CheckResult {
+    let (store, series) = (context.store(), name());
     let ticks: Vec<PriceTick> = (0..105).map(|n| PriceTick::at(0, n, 1)).collect();
     let report = store.insert_ticks_chunked(&ticks, 10).await?;
     same("received", &report.received, &105)?;

@@ -5,9 +5,9 @@ use qi_core::datasets::resample;
 use qi_core::store::{BarQuery, BarSource, PriceStore, PriceStoreExt};
 use qi_core::{Bar, BarValues, ErrorKind, Instrument, Interval, PriceTick, Result, TimeRange, Timestamp};
 
-use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
+use super::expect::{CheckResult, Failure, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, micros, minute, range};
-use super::{Case, Sample, promises};
+use super::{Sample, TestContext, promises};
 use crate::store::model::reference_bars;
 
 promises! { "bars";
@@ -57,14 +57,14 @@ async fn as_reference(store: &dyn PriceStore, interval: Interval) -> std::result
     Ok(found)
 }
 
-async fn bar_matches_a_hand_computed_bar(case: &Case) -> Outcome {
+async fn bar_matches_a_hand_computed_bar(context: &TestContext) -> CheckResult {
     let ticks = [
         tick(0, 0, "100", Some("1"))?,
         tick(20, 0, "103.5", Some("0.5"))?,
         tick(40, 0, "99.25", Some("2"))?,
         tick(59, 0, "101", Some("0"))?,
     ];
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let values = BarValues {
         open: "100".parse()?,
         high: "103.5".parse()?,
@@ -75,51 +75,51 @@ async fn bar_matches_a_hand_computed_bar(case: &Case) -> Outcome {
         count: Some(4),
     };
     let expected = Bar::new(name(), Interval::M1, minute(0), values)?;
-    same_rows("the bar", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &[expected])
+    same_rows("the bar", &derived(context.store(), Interval::M1, TimeRange::ALL).await?, &[expected])
 }
 
-async fn tick_on_the_boundary_opens_the_next_bar(case: &Case) -> Outcome {
+async fn tick_on_the_boundary_opens_the_next_bar(context: &TestContext) -> CheckResult {
     let at = |n, price: &str| PriceTick::new(name(), micros(n), 0, price.parse()?);
-    case.store().insert_ticks(&[at(0, "1")?, at(59_999_999, "2")?, at(60_000_000, "3")?]).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+    context.store().insert_ticks(&[at(0, "1")?, at(59_999_999, "2")?, at(60_000_000, "3")?]).await?;
+    let bars = derived(context.store(), Interval::M1, TimeRange::ALL).await?;
     let found: Vec<_> =
         bars.iter().map(|bar| (bar.open_time(), bar.close().to_string(), bar.values().count)).collect();
     let expected = [(minute(0), "2".to_owned(), Some(2)), (minute(1), "3".to_owned(), Some(1))];
     same_rows("open time, close and count", &found, &expected)
 }
 
-async fn open_and_close_are_ordered_by_seq(case: &Case) -> Outcome {
+async fn open_and_close_are_ordered_by_seq(context: &TestContext) -> CheckResult {
     let ends = |bars: &[Bar]| -> Vec<String> {
         bars.iter().flat_map(|bar| [bar.values().open.to_string(), bar.close().to_string()]).collect()
     };
     let seqs = [(9, "2"), (10, "3"), (2, "1"), (100, "4")];
     for (seq, price) in seqs {
-        case.store().insert_ticks(&[tick(5, seq, price, None)?]).await?;
+        context.store().insert_ticks(&[tick(5, seq, price, None)?]).await?;
     }
-    let bars = as_reference(case.store(), Interval::M1).await?;
+    let bars = as_reference(context.store(), Interval::M1).await?;
     same_rows("open and close", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
     // The corrected tick is written last, which must not make it the first or the last tick of the bar.
-    case.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&[tick(5, 10, "50", None)?]).await?;
+    let bars = as_reference(context.store(), Interval::M1).await?;
     same_rows("after a correction between them", &ends(&bars), &["1".to_owned(), "4".to_owned()])?;
-    case.store().insert_ticks(&[tick(5, 2, "60", None)?, tick(5, 100, "70", None)?]).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&[tick(5, 2, "60", None)?, tick(5, 100, "70", None)?]).await?;
+    let bars = as_reference(context.store(), Interval::M1).await?;
     same_rows("after a correction of both ends", &ends(&bars), &["60".to_owned(), "70".to_owned()])
 }
 
-async fn empty_bucket_has_no_bar(case: &Case) -> Outcome {
-    case.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+async fn empty_bucket_has_no_bar(context: &TestContext) -> CheckResult {
+    context.store().insert_ticks(&[tick(0, 0, "1", Some("1"))?, tick(600, 0, "2", Some("1"))?]).await?;
+    let bars = derived(context.store(), Interval::M1, TimeRange::ALL).await?;
     let found: Vec<Timestamp> = bars.iter().map(Bar::open_time).collect();
     same_rows("open times", &found, &[minute(0), minute(10)])?;
     let between = range(minute(1), minute(10));
-    same_rows("between them", &derived(case.store(), Interval::M1, between).await?, &[])
+    same_rows("between them", &derived(context.store(), Interval::M1, between).await?, &[])
 }
 
-async fn partially_covered_bucket_is_computed_completely(case: &Case) -> Outcome {
+async fn partially_covered_bucket_is_computed_completely(context: &TestContext) -> CheckResult {
     let ticks: Vec<_> =
         (0..40).map(|n| tick(n * 15, 0, &(n + 1).to_string(), Some("1"))).collect::<Result<_>>()?;
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let all = reference_bars(&ticks, Interval::M1);
     for (what, start, end, expected) in [
         ("a start inside a bucket leaves that bar out", 30, 120, &all[1..2]),
@@ -128,27 +128,28 @@ async fn partially_covered_bucket_is_computed_completely(case: &Case) -> Outcome
         ("a microsecond is enough for a whole bar", 60, 61, &all[1..2]),
     ] {
         let part = range(micros(start * 1_000_000), micros(end * 1_000_000));
-        same_rows(what, &derived(case.store(), Interval::M1, part).await?, expected)?;
+        same_rows(what, &derived(context.store(), Interval::M1, part).await?, expected)?;
         let query = BarQuery::new(name(), Interval::M1, part).descending();
-        let mut found = case.store().derived_bars(&query).await?.items;
+        let mut found = context.store().derived_bars(&query).await?.items;
         found.reverse();
         same_rows(what, &found, expected)?;
     }
     Ok(())
 }
 
-async fn weeks_begin_on_monday(case: &Case) -> Outcome {
+async fn weeks_begin_on_monday(context: &TestContext) -> CheckResult {
     // The base is Monday, 2024-03-04.
-    case.store()
+    context
+        .store()
         .insert_ticks(&[tick(-1, 0, "1", None)?, tick(0, 0, "2", None)?, tick(604_799, 0, "3", None)?])
         .await?;
-    let bars = as_reference(case.store(), Interval::W1).await?;
+    let bars = as_reference(context.store(), Interval::W1).await?;
     let found: Vec<String> = bars.iter().map(|bar| bar.open_time().to_string()).collect();
     let expected = ["2024-02-26T00:00:00Z".to_owned(), "2024-03-04T00:00:00Z".to_owned()];
     same_rows("open times", &found, &expected)
 }
 
-async fn every_interval_works_at_the_limits_of_time(case: &Case) -> Outcome {
+async fn every_interval_works_at_the_limits_of_time(context: &TestContext) -> CheckResult {
     let mut ticks = Vec::new();
     for interval in Interval::ALL {
         let (length, last) = (interval.as_micros(), interval.floor(Timestamp::MAX_RECORD).as_micros());
@@ -160,16 +161,16 @@ async fn every_interval_works_at_the_limits_of_time(case: &Case) -> Outcome {
             ticks.push(tick.with_quantity("0.5".parse::<qi_core::Quantity>()?));
         }
     }
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     for interval in Interval::ALL {
-        let bars = as_reference(case.store(), *interval).await?;
+        let bars = as_reference(context.store(), *interval).await?;
         holds("bars at both ends", bars.len() >= 4)?;
     }
     Ok(())
 }
 
-async fn late_tick_changes_its_bar(case: &Case) -> Outcome {
-    let store = case.store();
+async fn late_tick_changes_its_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     store.insert_ticks(&[tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?]).await?;
     as_reference(store, Interval::M1).await?;
     for (seconds, seq, price) in [(5, 0, "4"), (50, 0, "9"), (10, 0, "7"), (10, 1, "1"), (-30, 0, "3")] {
@@ -181,26 +182,26 @@ async fn late_tick_changes_its_bar(case: &Case) -> Outcome {
     same_rows("counts", &found, &[Some(1), Some(4), Some(1)])
 }
 
-async fn deleted_tick_changes_its_bar(case: &Case) -> Outcome {
+async fn deleted_tick_changes_its_bar(context: &TestContext) -> CheckResult {
     let ticks = [tick(0, 0, "9", Some("1"))?, tick(10, 0, "5", Some("1"))?, tick(70, 0, "6", Some("1"))?];
-    case.store().insert_ticks(&ticks).await?;
+    context.store().insert_ticks(&ticks).await?;
     let gone = PriceTick::deletion(Some(vec![name()]), range(micros(0), micros(1)));
-    case.store().delete_range(&gone).await?;
+    context.store().delete_range(&gone).await?;
     let expected = reference_bars(&ticks[1..], Interval::M1);
-    same_rows("the bars", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &expected)
+    same_rows("the bars", &derived(context.store(), Interval::M1, TimeRange::ALL).await?, &expected)
 }
 
-async fn repeated_batch_counts_once(case: &Case) -> Outcome {
+async fn repeated_batch_counts_once(context: &TestContext) -> CheckResult {
     let ticks: Vec<_> = (0..100).map(|n| tick(n, 0, "2", Some("1.5"))).collect::<Result<_>>()?;
     let expected = reference_bars(&ticks, Interval::M1);
     for _ in 0..3 {
-        case.store().insert_ticks(&ticks).await?;
-        same_rows("the bars", &derived(case.store(), Interval::M1, TimeRange::ALL).await?, &expected)?;
+        context.store().insert_ticks(&ticks).await?;
+        same_rows("the bars", &derived(context.store(), Interval::M1, TimeRange::ALL).await?, &expected)?;
     }
     Ok(())
 }
 
-async fn unknown_volume_is_not_zero(case: &Case) -> Outcome {
+async fn unknown_volume_is_not_zero(context: &TestContext) -> CheckResult {
     let ticks = [
         tick(0, 0, "10", None)?,
         tick(1, 0, "20", None)?,
@@ -208,8 +209,8 @@ async fn unknown_volume_is_not_zero(case: &Case) -> Outcome {
         tick(61, 0, "20", Some("3"))?,
         tick(120, 0, "10", Some("0"))?,
     ];
-    case.store().insert_ticks(&ticks).await?;
-    let bars = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&ticks).await?;
+    let bars = as_reference(context.store(), Interval::M1).await?;
     let found: Vec<_> =
         bars.iter().map(|bar| (bar.values().volume, bar.values().quote_volume, bar.values().count)).collect();
     let zero = Some(qi_core::Quantity::ZERO);
@@ -219,44 +220,44 @@ async fn unknown_volume_is_not_zero(case: &Case) -> Outcome {
 }
 
 /// Returns the quote volume of the only bar of the given ticks.
-async fn quote_volume(case: &Case, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
-    case.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    case.store().insert_ticks(ticks).await?;
-    let bars = derived(case.store(), Interval::M1, TimeRange::ALL).await?;
+async fn quote_volume(context: &TestContext, ticks: &[PriceTick]) -> std::result::Result<String, Failure> {
+    context.store().purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
+    context.store().insert_ticks(ticks).await?;
+    let bars = derived(context.store(), Interval::M1, TimeRange::ALL).await?;
     let volume = bars.first().and_then(|bar| bar.values().quote_volume);
     Ok(volume.map_or_else(|| "none".to_owned(), |volume| volume.to_string()))
 }
 
-async fn quote_volume_is_exact(case: &Case) -> Outcome {
+async fn quote_volume_is_exact(context: &TestContext) -> CheckResult {
     let one = [tick(0, 0, "100.5", Some("2.25"))?];
-    same("100.5 x 2.25", &quote_volume(case, &one).await?, &"226.125".to_owned())?;
+    same("100.5 x 2.25", &quote_volume(context, &one).await?, &"226.125".to_owned())?;
     let digits = [tick(0, 0, "1234567.890123456789", Some("0.000000987654321"))?];
     let expected = "1.219326311248285321".to_owned();
-    same("a product of 27 places", &quote_volume(case, &digits).await?, &expected)
+    same("a product of 27 places", &quote_volume(context, &digits).await?, &expected)
 }
 
-async fn halves_round_away_from_zero(case: &Case) -> Outcome {
+async fn halves_round_away_from_zero(context: &TestContext) -> CheckResult {
     // Each product is half a unit of the last place. A sum is rounded once, not for each product.
     let half = |n| tick(n, 0, "0.5", Some("0.000000000000000001"));
     let unit = "0.000000000000000001".to_owned();
-    same("0.5 of a unit", &quote_volume(case, &[half(0)?]).await?, &unit)?;
-    same("1 unit", &quote_volume(case, &[half(0)?, half(1)?]).await?, &unit)?;
+    same("0.5 of a unit", &quote_volume(context, &[half(0)?]).await?, &unit)?;
+    same("1 unit", &quote_volume(context, &[half(0)?, half(1)?]).await?, &unit)?;
     let three = [half(0)?, half(1)?, half(2)?];
-    same("1.5 units", &quote_volume(case, &three).await?, &"0.000000000000000002".to_owned())?;
+    same("1.5 units", &quote_volume(context, &three).await?, &"0.000000000000000002".to_owned())?;
     let five: Vec<_> = (0..5).map(half).collect::<Result<_>>()?;
-    same("2.5 units", &quote_volume(case, &five).await?, &"0.000000000000000003".to_owned())?;
+    same("2.5 units", &quote_volume(context, &five).await?, &"0.000000000000000003".to_owned())?;
     let below = [tick(0, 0, "0.499999999999999999", Some("0.000000000000000001"))?];
-    same("a little less than half a unit", &quote_volume(case, &below).await?, &"0".to_owned())
+    same("a little less than half a unit", &quote_volume(context, &below).await?, &"0".to_owned())
 }
 
-async fn sum_of_1e20_is_out_of_range(case: &Case) -> Outcome {
+async fn sum_of_1e20_is_out_of_range(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::OutOfRange;
-    let store = case.store();
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL);
     let stats = qi_core::store::StatsQuery::new(name(), TimeRange::ALL);
     let largest = "99999999999999999999.999999999999999999";
     let fits = [tick(0, 0, "1", Some(largest))?];
-    same("the largest sum", &quote_volume(case, &fits).await?, &largest.to_owned())?;
+    same("the largest sum", &quote_volume(context, &fits).await?, &largest.to_owned())?;
     store.stats(&stats).await?;
     let over = [
         ("a volume", vec![tick(1, 0, "1", Some("0.000000000000000001"))?]),
@@ -275,8 +276,8 @@ async fn sum_of_1e20_is_out_of_range(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn overflow_fails_only_its_own_page(case: &Case) -> Outcome {
-    let store = case.store();
+async fn overflow_fails_only_its_own_page(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let largest = Some("99999999999999999999");
     let ticks = [
         tick(0, 0, "1", Some("1"))?,
@@ -298,17 +299,17 @@ async fn overflow_fails_only_its_own_page(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn stored_bar_is_replaced_by_its_final_form(case: &Case) -> Outcome {
+async fn stored_bar_is_replaced_by_its_final_form(context: &TestContext) -> CheckResult {
     for value in [1, 5, 9] {
         let bar = Bar::at(0, 0, value);
-        case.store().insert_bars(std::slice::from_ref(&bar)).await?;
-        same_rows("the bar", &Bar::all(case.store(), &Bar::series_no(0)).await?, &[bar])?;
+        context.store().insert_bars(std::slice::from_ref(&bar)).await?;
+        same_rows("the bar", &Bar::all(context.store(), &Bar::series_no(0)).await?, &[bar])?;
     }
     Ok(())
 }
 
-async fn stored_bars_are_independent_of_ticks(case: &Case) -> Outcome {
-    let (store, stored) = (case.store(), Bar::at(0, 0, 500));
+async fn stored_bars_are_independent_of_ticks(context: &TestContext) -> CheckResult {
+    let (store, stored) = (context.store(), Bar::at(0, 0, 500));
     store.insert_bars(std::slice::from_ref(&stored)).await?;
     same_rows("no tick, no bar", &derived(store, Interval::M1, TimeRange::ALL).await?, &[])?;
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
@@ -319,30 +320,30 @@ async fn stored_bars_are_independent_of_ticks(case: &Case) -> Outcome {
     same_rows("the stored bar", &Bar::all(store, &Bar::series_no(0)).await?, &[stored])
 }
 
-async fn pages_cross_gaps(case: &Case) -> Outcome {
+async fn pages_cross_gaps(context: &TestContext) -> CheckResult {
     // Bars at minutes 0, 1 and 2, a day later, and half a year later, with several ticks each.
     let minutes = [0, 1, 2, 1_440, 1_441, 260_000, 260_003];
     let ticks: Vec<_> = minutes
         .iter()
         .flat_map(|m| (0..3).map(move |n| tick(m * 60 + 7 * n, 0, &(m + n + 1).to_string(), Some("1"))))
         .collect::<Result<_>>()?;
-    case.store().insert_ticks(&ticks).await?;
-    let all = as_reference(case.store(), Interval::M1).await?;
+    context.store().insert_ticks(&ticks).await?;
+    let all = as_reference(context.store(), Interval::M1).await?;
     let reversed: Vec<Bar> = all.iter().rev().cloned().collect();
     for limit in [1, 2, 3, 7, 1_000] {
         let query = BarQuery::new(name(), Interval::M1, TimeRange::ALL).with_limit(limit)?;
         let found: Vec<Bar> =
-            case.store().bar_stream(query.clone(), BarSource::Derived).try_collect().await?;
+            context.store().bar_stream(query.clone(), BarSource::Derived).try_collect().await?;
         same_rows(&format!("pages of {limit}, ascending"), &found, &all)?;
         let found: Vec<Bar> =
-            case.store().bar_stream(query.descending(), BarSource::Derived).try_collect().await?;
+            context.store().bar_stream(query.descending(), BarSource::Derived).try_collect().await?;
         same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
     }
     Ok(())
 }
 
-async fn resume_stays_before_an_open_bar(case: &Case) -> Outcome {
-    let store = case.store();
+async fn resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000)));
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     let page = store.derived_bars(&query).await?;
@@ -353,8 +354,8 @@ async fn resume_stays_before_an_open_bar(case: &Case) -> Outcome {
     same_rows("the open bar, grown", &found, &[(minute(1), "3".to_owned())])
 }
 
-async fn descending_resume_stays_before_an_open_bar(case: &Case) -> Outcome {
-    let store = case.store();
+async fn descending_resume_stays_before_an_open_bar(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let query = BarQuery::new(name(), Interval::M1, TimeRange::before(micros(90_000_000))).descending();
     store.insert_ticks(&[tick(0, 0, "1", None)?, tick(60, 0, "2", None)?]).await?;
     let whole = store.derived_bars(&query).await?;
@@ -376,8 +377,8 @@ async fn descending_resume_stays_before_an_open_bar(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn stored_bars_resample_exactly(case: &Case) -> Outcome {
-    let store = case.store();
+async fn stored_bars_resample_exactly(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let ticks: Vec<_> = (0..500)
         .map(|n| tick(n * 37, 0, &format!("{}.{n}", n % 13 + 1), Some(&format!("0.{}", n + 1))))
         .collect::<Result<_>>()?;

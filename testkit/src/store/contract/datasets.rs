@@ -8,7 +8,7 @@ use qi_core::{Decimal, ErrorKind, Price, Quantity, Record, Result, Selection, Ti
 
 use super::expect::{refused, same, same_rows};
 use super::shelf::{AskLatest, Shelf, minute};
-use super::{Case, NamedSignal, Outcome, Sample, promises};
+use super::{CheckResult, NamedSignal, Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "datasets";
@@ -26,7 +26,7 @@ async fn rows_of<D: Sample>(store: &dyn PriceStore) -> Result<Vec<Row>> {
 }
 
 /// Writes records, reads them back and compares them by column.
-pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> Outcome {
+pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &RecordVec) -> CheckResult {
     store.insert(records.as_records()).await?;
     let expected = Row::copy_of(records.as_records())?;
     let found = rows_of::<D>(store).await?;
@@ -41,9 +41,9 @@ pub(super) async fn there_and_back<D: Sample>(store: &dyn PriceStore, records: &
     same("the records", &found, &expected)
 }
 
-async fn every_column_keeps_its_values<D: Sample>(case: &Case) -> Outcome {
+async fn every_column_keeps_its_values<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..40).map(|n| D::at(0, n.into(), n)).collect();
-    there_and_back::<D>(case.store(), &RecordVec::from_vec(batch)).await
+    there_and_back::<D>(context.store(), &RecordVec::from_vec(batch)).await
 }
 
 /// Returns the n-th record with altered values, or None if the record's own rules reject the values.
@@ -62,7 +62,7 @@ pub(super) fn altered<D: Sample>(
     Ok(records_of(D::DATASET, [&row]).is_ok().then_some(row))
 }
 
-async fn absent_values_stay_absent<D: Sample>(case: &Case) -> Outcome {
+async fn absent_values_stay_absent<D: Sample>(context: &TestContext) -> CheckResult {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     // Either one optional column is absent, or only one is present. In the last round, all are present
@@ -89,10 +89,10 @@ async fn absent_values_stay_absent<D: Sample>(case: &Case) -> Outcome {
             }
         })?);
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    there_and_back::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn level_lists_keep_every_level<D: Sample>(case: &Case) -> Outcome {
+async fn level_lists_keep_every_level<D: Sample>(context: &TestContext) -> CheckResult {
     let longest = D::DATASET.values().iter().filter_map(|column| match column.ty {
         ColumnType::Levels { max } => Some(max),
         _ => None,
@@ -118,11 +118,11 @@ async fn level_lists_keep_every_level<D: Sample>(case: &Case) -> Outcome {
             })?);
         }
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    there_and_back::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn named_series_are_ordered_by_bytes(case: &Case) -> Outcome {
-    // The order is by bytes. Language, case and length do not affect it.
+async fn named_series_are_ordered_by_bytes(context: &TestContext) -> CheckResult {
+    // The order is by bytes. Language, context and length do not affect it.
     let mut names = vec![
         " ",
         "A",
@@ -142,7 +142,7 @@ async fn named_series_are_ordered_by_bytes(case: &Case) -> Outcome {
     let longest = "x".repeat(40);
     names.push(&longest);
     names.sort_unstable();
-    let store = case.store();
+    let store = context.store();
     let mut records: Vec<NamedSignal> = (0..)
         .zip(&names)
         .map(|(n, name)| Ok(NamedSignal::make(&name.parse()?, minute(i64::from(n)), 0, n)))
@@ -169,7 +169,7 @@ async fn named_series_are_ordered_by_bytes(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn unregistered_dataset_is_rejected<D: Sample>(case: &Case) -> Outcome {
+async fn unregistered_dataset_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     let of = D::DATASET;
     let more = Column { name: "not_declared_there", ty: ColumnType::Boolean, optional: true };
     let other = |name, values: Vec<Column>| {
@@ -189,14 +189,14 @@ async fn unregistered_dataset_is_rejected<D: Sample>(case: &Case) -> Outcome {
     let unknown = other("unregistered", of.values().to_vec())?;
     let changed = other(of.name(), [of.values(), &[more]].concat())?;
     for (what, dataset) in [("an unknown name", unknown), ("another declaration", changed)] {
-        refuses(case.store(), dataset, &D::at(0, 0, 1)).await.map_err(|failure| failure.within(what))?;
+        refuses(context.store(), dataset, &D::at(0, 0, 1)).await.map_err(|failure| failure.within(what))?;
     }
-    D::insert(case.store(), &[D::at(0, 0, 1)]).await?;
+    D::insert(context.store(), &[D::at(0, 0, 1)]).await?;
     Ok(())
 }
 
 /// Checks that every call for a dataset is rejected.
-async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) -> Outcome {
+async fn refuses<D: Sample>(store: &dyn PriceStore, dataset: Dataset, like: &D) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
     let row = Row::copy_of(&Slice::new(std::slice::from_ref(like))?)?.remove(0);
     let mut values = row.values().to_vec();

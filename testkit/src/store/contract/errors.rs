@@ -5,13 +5,13 @@ use std::error::Error as _;
 use qi_core::store::{BarQuery, PriceStore, PriceStoreExt, SeriesRequest, StatsQuery};
 use qi_core::{Error, ErrorKind, Instrument, Interval, PriceTick, Result, TimeRange};
 
-use super::expect::{Failure, Outcome, holds, refused, same};
+use super::expect::{CheckResult, Failure, holds, refused, same};
 use super::factory::SECRET;
 use super::shelf::{Ask, AskLatest, Shelf, minute};
-use super::{Case, Sample, promises};
+use super::{Sample, TestContext, promises};
 
 promises! { "errors";
-    once errors_name_the_called_method: "each method is the one that was called, through every wrapping",
+    once errors_name_the_called_method: "each method is the one that was called, through every wrapper",
     once errors_have_kind_code_operation_and_backend: "kind, code, operation and backend of a refused call",
     once info_names_the_backend_and_its_limits: "info names the backend and its bounds, without a call",
     once secrets_are_never_shown: "no password in Debug, Display, info, errors or their sources",
@@ -34,13 +34,13 @@ async fn call_all(store: &dyn PriceStore) -> Vec<(&'static str, Result<()>)> {
     ]
 }
 
-async fn errors_name_the_called_method(case: &Case) -> Outcome {
-    let store = case.without_schema().await?;
+async fn errors_name_the_called_method(context: &TestContext) -> CheckResult {
+    let store = context.without_schema().await?;
     for (method, result) in call_all(&*store).await {
         let error = refused(method, result, ErrorKind::SchemaMismatch)?;
         same("the operation", &error.operation(), &method)?;
     }
-    for (method, result) in call_all(case.store()).await {
+    for (method, result) in call_all(context.store()).await {
         result.map_err(|error| Failure::from(error).within(method))?;
     }
     store.close().await?;
@@ -55,8 +55,8 @@ async fn errors_name_the_called_method(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn errors_have_kind_code_operation_and_backend(case: &Case) -> Outcome {
-    let (store, backend) = (case.store(), case.store().info().backend);
+async fn errors_have_kind_code_operation_and_backend(context: &TestContext) -> CheckResult {
+    let (store, backend) = (context.store(), context.store().info().backend);
     let says = |error: &Error, operation: &str| {
         same("the operation", &error.operation(), &operation)?;
         same("the backend", &error.backend(), &Some(backend))?;
@@ -71,25 +71,25 @@ async fn errors_have_kind_code_operation_and_backend(case: &Case) -> Outcome {
     let error = refused("a cursor", PriceTick::page(store, &foreign).await, ErrorKind::InvalidInput)?;
     says(&error, "range")?;
     same("the field", &error.context_value("field"), &Some("cursor"))?;
-    let store = case.without_schema().await?;
+    let store = context.without_schema().await?;
     let error =
         refused("no schema", store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await, ErrorKind::SchemaMismatch)?;
     says(&error, "insert")
 }
 
-async fn info_names_the_backend_and_its_limits(case: &Case) -> Outcome {
-    let info = case.store().info();
+async fn info_names_the_backend_and_its_limits(context: &TestContext) -> CheckResult {
+    let info = context.store().info();
     holds("a backend's name", !info.backend.is_empty())?;
     let bounds = 1..=qi_core::store::StoreInfo::MAX_BATCH;
     holds(
         format_args!("max_batch from 1 to 1,000,000, found {}", info.max_batch),
         bounds.contains(&info.max_batch),
     )?;
-    holds("a store that shows itself", !case.store().to_string().is_empty())
+    holds("a store that shows itself", !context.store().to_string().is_empty())
 }
 
-async fn secrets_are_never_shown(case: &Case) -> Outcome {
-    let store = case.unreachable().await?;
+async fn secrets_are_never_shown(context: &TestContext) -> CheckResult {
+    let store = context.unreachable().await?;
     let mut shown = vec![format!("{store:?}"), store.to_string(), format!("{:?}", store.info())];
     let ping = refused("ping", store.ping().await, ErrorKind::Unavailable)?;
     let insert = store.insert_ticks(&[PriceTick::at(0, 0, 1)]).await;

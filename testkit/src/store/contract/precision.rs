@@ -8,9 +8,9 @@ use qi_core::{
 };
 
 use super::datasets::{altered, there_and_back};
-use super::expect::{Outcome, holds, same_rows};
+use super::expect::{CheckResult, holds, same_rows};
 use super::shelf::{BASE, Shelf, instrument, micros, minute};
-use super::{Case, Sample, promises};
+use super::{Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
 promises! { "precision";
@@ -35,7 +35,7 @@ const DECIMALS: [&str; 9] = [
     "-12.5",
 ];
 
-async fn decimals_are_stored_exactly<D: Sample>(case: &Case) -> Outcome {
+async fn decimals_are_stored_exactly<D: Sample>(context: &TestContext) -> CheckResult {
     let columns = D::DATASET.values();
     let mut rows = Vec::new();
     for number in DECIMALS {
@@ -58,51 +58,51 @@ async fn decimals_are_stored_exactly<D: Sample>(case: &Case) -> Outcome {
             })?);
         }
     }
-    there_and_back::<D>(case.store(), &records_of(D::DATASET, &rows)?).await
+    there_and_back::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
-async fn times_are_kept_to_the_microsecond<D: Sample>(case: &Case) -> Outcome {
+async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch: Vec<D> = [0, 1, 2, 999]
         .into_iter()
         .zip(0..)
         .map(|(n, v)| D::make(&series, micros(n * D::STEP), 0, v))
         .collect();
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &series).await?, &batch)?;
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
     let inner = super::shelf::Ask::<D>::all(&series)
         .within(super::shelf::range(micros(D::STEP), micros(2 * D::STEP)));
-    same_rows("one step of it", &D::page(case.store(), &inner).await?.items, &batch[1..2])?;
+    same_rows("one step of it", &D::page(context.store(), &inner).await?.items, &batch[1..2])?;
     holds("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
 }
 
-async fn first_and_last_time_are_stored<D: Sample>(case: &Case) -> Outcome {
+async fn first_and_last_time_are_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &series).await?, &batch)?;
-    let latest = D::scan_latest(case.store(), super::shelf::AskLatest::all()).await?;
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
+    let latest = D::scan_latest(context.store(), super::shelf::AskLatest::all()).await?;
     same_rows("the latest", &latest, &batch[1..])
 }
 
-async fn longest_names_and_all_characters_are_stored(case: &Case) -> Outcome {
+async fn longest_names_and_all_characters_are_stored(context: &TestContext) -> CheckResult {
     let symbols = ["9".to_owned(), "A._:/-".to_owned(), "Z".repeat(64), "1000SHIB/USD:PERP".to_owned()];
     let exchanges = ["0".to_owned(), "a-_z".to_owned(), "_-".repeat(16)];
     for exchange in exchanges {
         for symbol in &symbols {
             let name = qi_core::Instrument::new(Exchange::new(&exchange)?, Symbol::new(symbol)?);
             let tick = PriceTick::make(&name, minute(0), 0, 1);
-            case.store().insert_ticks(std::slice::from_ref(&tick)).await?;
-            same_rows("the tick", &PriceTick::all(case.store(), &name).await?, &[tick])?;
+            context.store().insert_ticks(std::slice::from_ref(&tick)).await?;
+            same_rows("the tick", &PriceTick::all(context.store(), &name).await?, &[tick])?;
         }
     }
     let source = Provider::new("it's \"100 %\" \\ $1; --{}~ ?")?;
     let values = SnapshotValues { markets: Some(1), source: Some(source), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new("asset:A._:/-".parse()?, minute(0), values)?;
-    case.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
+    context.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
     same_rows(
         "the snapshot",
-        &MarketSnapshot::all(case.store(), snapshot.scope()).await?,
+        &MarketSnapshot::all(context.store(), snapshot.scope()).await?,
         std::slice::from_ref(&snapshot),
     )
 }
@@ -147,8 +147,8 @@ pub(crate) const SYMBOLS: [&str; 36] = [
     "\u{1f600}",
 ];
 
-async fn symbols_are_kept_byte_for_byte(case: &Case) -> Outcome {
-    let store = case.store();
+async fn symbols_are_kept_byte_for_byte(context: &TestContext) -> CheckResult {
+    let store = context.store();
     let longest = "\u{1f600}".repeat(64);
     let names = SYMBOLS.iter().copied().chain([longest.as_str()]);
     let mut names: Vec<qi_core::Instrument> = names
@@ -185,7 +185,7 @@ async fn symbols_are_kept_byte_for_byte(case: &Case) -> Outcome {
 }
 
 /// These values cannot be constructed, so a store never receives them.
-async fn values_outside_the_domain_are_rejected(_: &Case) -> Outcome {
+async fn values_outside_the_domain_are_rejected(_: &TestContext) -> CheckResult {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
         holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
     }

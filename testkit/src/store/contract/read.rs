@@ -6,9 +6,9 @@ use qi_core::store::{
 };
 use qi_core::{Bar, ErrorKind, Interval, PriceTick, Record, Selection, TimeRange, Timestamp};
 
-use super::expect::{Failure, Outcome, holds, refused, same, same_rows};
+use super::expect::{CheckResult, Failure, holds, refused, same, same_rows};
 use super::shelf::{Ask, Shelf, micros, minute, range};
-use super::{Case, Sample, promises};
+use super::{Sample, TestContext, promises};
 
 promises! { "read";
     every range_start_is_inclusive: "a range begins with its start",
@@ -45,32 +45,32 @@ fn ask<D: Sample>() -> Ask<D> {
     Ask::all(&D::series_no(1))
 }
 
-async fn range_start_is_inclusive<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
+async fn range_start_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
-        let mut found = D::scan(case.store(), order.within(TimeRange::since(minute(3)))).await?;
+        let mut found = D::scan(context.store(), order.within(TimeRange::since(minute(3)))).await?;
         found.sort_by_key(Record::sort_key);
         same_rows("from the time of the fourth record", &found, &all[3..])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
-    let found = D::scan(case.store(), ask().within(TimeRange::since(just_after))).await?;
+    let found = D::scan(context.store(), ask().within(TimeRange::since(just_after))).await?;
     same_rows("from a microsecond later", &found, &all[4..])
 }
 
-async fn range_end_is_exclusive<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
+async fn range_end_is_exclusive<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
     for order in [ask::<D>(), ask().descending()] {
-        let mut found = D::scan(case.store(), order.within(TimeRange::before(minute(3)))).await?;
+        let mut found = D::scan(context.store(), order.within(TimeRange::before(minute(3)))).await?;
         found.sort_by_key(Record::sort_key);
         same_rows("up to the time of the fourth record", &found, &all[..3])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
-    let found = D::scan(case.store(), ask().within(TimeRange::before(just_after))).await?;
+    let found = D::scan(context.store(), ask().within(TimeRange::before(just_after))).await?;
     same_rows("up to a microsecond later", &found, &all[..4])
 }
 
-async fn empty_range_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
-    ten::<D>(case.store()).await?;
+async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
+    ten::<D>(context.store()).await?;
     let ranges = [
         range(minute(3), minute(3)),
         range(micros(1), minute(1)),
@@ -79,7 +79,7 @@ async fn empty_range_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     ];
     for range in ranges {
         for ask in [ask::<D>(), ask().descending()] {
-            let page = D::page(case.store(), &ask.within(range)).await?;
+            let page = D::page(context.store(), &ask.within(range)).await?;
             same_rows("an empty range", &page.items, &[])?;
             holds("an empty page has no next one", page.next.is_none())?;
         }
@@ -87,25 +87,25 @@ async fn empty_range_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn unknown_series_returns_an_empty_page<D: Sample>(case: &Case) -> Outcome {
+async fn unknown_series_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
     for round in ["in an empty store", "beside others"] {
-        let page = D::page(case.store(), &Ask::all(&D::series_no(7))).await?;
+        let page = D::page(context.store(), &Ask::all(&D::series_no(7))).await?;
         same_rows(round, &page.items, &[])?;
         holds("an empty page has no next one", page.next.is_none())?;
-        ten::<D>(case.store()).await?;
+        ten::<D>(context.store()).await?;
     }
     Ok(())
 }
 
-async fn ascending_is_oldest_first<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
-    same_rows("the series", &D::page(case.store(), &ask()).await?.items, &all)
+async fn ascending_is_oldest_first<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
+    same_rows("the series", &D::page(context.store(), &ask()).await?.items, &all)
 }
 
-async fn descending_is_newest_first<D: Sample>(case: &Case) -> Outcome {
-    let mut all = ten::<D>(case.store()).await?;
+async fn descending_is_newest_first<D: Sample>(context: &TestContext) -> CheckResult {
+    let mut all = ten::<D>(context.store()).await?;
     all.reverse();
-    same_rows("the series", &D::page(case.store(), &ask().descending()).await?.items, &all)
+    same_rows("the series", &D::page(context.store(), &ask().descending()).await?.items, &all)
 }
 
 /// Inserts records at three times: 1, 5 and 2 records. The numeric order of their sequence numbers differs
@@ -123,95 +123,95 @@ async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<
     Ok(sorted)
 }
 
-async fn records_of_one_time_are_ordered_by_seq<D: Sample>(case: &Case) -> Outcome {
-    let mut all = tied_records::<D>(case.store()).await?;
-    same_rows("ascending", &D::page(case.store(), &ask()).await?.items, &all)?;
+async fn records_of_one_time_are_ordered_by_seq<D: Sample>(context: &TestContext) -> CheckResult {
+    let mut all = tied_records::<D>(context.store()).await?;
+    same_rows("ascending", &D::page(context.store(), &ask()).await?.items, &all)?;
     all.reverse();
-    same_rows("descending", &D::page(case.store(), &ask().descending()).await?.items, &all)
+    same_rows("descending", &D::page(context.store(), &ask().descending()).await?.items, &all)
 }
 
 /// Checks that the pages of each limit, put together, equal the full scan.
-async fn pages_equal<D: Sample>(case: &Case, all: &[D], limits: &[usize]) -> Outcome {
+async fn pages_equal<D: Sample>(context: &TestContext, all: &[D], limits: &[usize]) -> CheckResult {
     let reversed: Vec<D> = all.iter().rev().cloned().collect();
     for &limit in limits {
-        let found = D::scan(case.store(), ask().limit(limit)).await?;
+        let found = D::scan(context.store(), ask().limit(limit)).await?;
         same_rows(&format!("pages of {limit}, ascending"), &found, all)?;
-        let found = D::scan(case.store(), ask().descending().limit(limit)).await?;
+        let found = D::scan(context.store(), ask().descending().limit(limit)).await?;
         same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
     }
     Ok(())
 }
 
-async fn pages_equal_the_full_scan<D: Sample>(case: &Case) -> Outcome {
-    let mut all = ten::<D>(case.store()).await?;
-    pages_equal(case, &all, &[1, 2, 7]).await?;
+async fn pages_equal_the_full_scan<D: Sample>(context: &TestContext) -> CheckResult {
+    let mut all = ten::<D>(context.store()).await?;
+    pages_equal(context, &all, &[1, 2, 7]).await?;
     let more: Vec<D> = (10..2_003).map(|n| D::at(1, n.into(), n)).collect();
-    D::insert(case.store(), &more).await?;
+    D::insert(context.store(), &more).await?;
     all.extend(more);
-    pages_equal(case, &all, &[1_000]).await?;
+    pages_equal(context, &all, &[1_000]).await?;
     let part = range(minute(2), minute(6));
-    let found = D::scan(case.store(), ask().within(part).limit(3)).await?;
+    let found = D::scan(context.store(), ask().within(part).limit(3)).await?;
     same_rows("pages of a part", &found, &all[2..6])
 }
 
-async fn page_boundary_within_one_time_loses_nothing<D: Sample>(case: &Case) -> Outcome {
-    let all = tied_records::<D>(case.store()).await?;
-    pages_equal(case, &all, &[1, 2, 3, 4, 5]).await
+async fn page_boundary_within_one_time_loses_nothing<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = tied_records::<D>(context.store()).await?;
+    pages_equal(context, &all, &[1, 2, 3, 4, 5]).await
 }
 
-async fn last_full_page_has_no_next<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
+async fn last_full_page_has_no_next<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
     for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
-        let first = D::page(case.store(), &ask).await?;
+        let first = D::page(context.store(), &ask).await?;
         let Some(next) = first.next else {
             return Err(Failure::new("the first of two pages has no next one"));
         };
-        let second = D::page(case.store(), &ask.after(next)).await?;
+        let second = D::page(context.store(), &ask.after(next)).await?;
         same("the second page", &second.items.len(), &5)?;
         holds("the second page is the last one", second.next.is_none())?;
     }
-    let whole = D::page(case.store(), &ask().limit(10)).await?;
+    let whole = D::page(context.store(), &ask().limit(10)).await?;
     same_rows("one page of all", &whole.items, &all)?;
     holds("a page of all is the last one", whole.next.is_none())
 }
 
-async fn page_holds_up_to_10000_records<D: Sample>(case: &Case) -> Outcome {
+async fn page_holds_up_to_10000_records<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
-    D::insert(case.store(), &batch).await?;
-    let page = D::page(case.store(), &ask()).await?;
+    D::insert(context.store(), &batch).await?;
+    let page = D::page(context.store(), &ask()).await?;
     same_rows("the first page", &page.items, &batch[..10_000])?;
     let Some(next) = page.next else { return Err(Failure::new("there is one more, and no next page")) };
-    same_rows("the second page", &D::page(case.store(), &ask().after(next)).await?.items, &batch[10_000..])
+    same_rows("the second page", &D::page(context.store(), &ask().after(next)).await?.items, &batch[10_000..])
 }
 
-async fn cursor_sees_records_inserted_after_it<D: Sample>(case: &Case) -> Outcome {
+async fn cursor_sees_records_inserted_after_it<D: Sample>(context: &TestContext) -> CheckResult {
     let at = |n: i64| D::at(1, n, 1);
-    D::insert(case.store(), &[0, 2, 4, 6, 8].map(at)).await?;
-    let ascending = D::page(case.store(), &ask().limit(2)).await?;
-    let descending = D::page(case.store(), &ask().descending().limit(2)).await?;
+    D::insert(context.store(), &[0, 2, 4, 6, 8].map(at)).await?;
+    let ascending = D::page(context.store(), &ask().limit(2)).await?;
+    let descending = D::page(context.store(), &ask().descending().limit(2)).await?;
     same_rows("the first page", &ascending.items, &[0, 2].map(at))?;
-    D::insert(case.store(), &[1, 3, 5, 7].map(at)).await?;
+    D::insert(context.store(), &[1, 3, 5, 7].map(at)).await?;
     let (Some(up), Some(down)) = (ascending.next, descending.next) else {
         return Err(Failure::new("two of five records have a next page"));
     };
-    let found = D::scan(case.store(), ask().limit(2).after(up)).await?;
+    let found = D::scan(context.store(), ask().limit(2).after(up)).await?;
     same_rows("after 2, ascending", &found, &[3, 4, 5, 6, 7, 8].map(at))?;
-    let found = D::scan(case.store(), ask().descending().limit(2).after(down)).await?;
+    let found = D::scan(context.store(), ask().descending().limit(2).after(down)).await?;
     same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
 }
 
-async fn cursor_survives_deletion_of_its_record<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
-    let page = D::page(case.store(), &ask().limit(4)).await?;
+async fn cursor_survives_deletion_of_its_record<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &ask().limit(4)).await?;
     let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
     let gone = D::deletion(Some(vec![D::series_no(1)]), range(minute(3), minute(5)));
-    case.store().delete_range(&gone).await?;
-    same_rows("after a deleted record", &D::scan(case.store(), ask().after(next)).await?, &all[5..])
+    context.store().delete_range(&gone).await?;
+    same_rows("after a deleted record", &D::scan(context.store(), ask().after(next)).await?, &all[5..])
 }
 
-async fn cursor_of_another_query_is_rejected<D: Sample>(case: &Case) -> Outcome {
-    ten::<D>(case.store()).await?;
-    let page = D::page(case.store(), &ask().limit(2)).await?;
+async fn cursor_of_another_query_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
+    ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &ask().limit(2)).await?;
     let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
     for cursor in [next, page.resume] {
         let foreign = [
@@ -220,18 +220,18 @@ async fn cursor_of_another_query_is_rejected<D: Sample>(case: &Case) -> Outcome 
             ("another order", ask().descending()),
         ];
         for (what, ask) in foreign {
-            let answer = D::page(case.store(), &ask.after(cursor.clone())).await;
+            let answer = D::page(context.store(), &ask.after(cursor.clone())).await;
             refused(what, answer, ErrorKind::InvalidInput)?;
         }
     }
     let nonsense = "not a cursor".parse()?;
-    refused("nonsense", D::page(case.store(), &ask().after(nonsense)).await, ErrorKind::InvalidInput)?;
+    refused("nonsense", D::page(context.store(), &ask().after(nonsense)).await, ErrorKind::InvalidInput)?;
     Ok(())
 }
 
-async fn cursor_of_another_dataset_is_rejected(case: &Case) -> Outcome {
+async fn cursor_of_another_dataset_is_rejected(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::InvalidInput;
-    let (store, name) = (case.store(), PriceTick::series_no(1));
+    let (store, name) = (context.store(), PriceTick::series_no(1));
     ten::<PriceTick>(store).await?;
     ten::<Bar>(store).await?;
     let ticks = RangeQuery::new(name.clone(), TimeRange::ALL);
@@ -258,44 +258,44 @@ async fn cursor_of_another_dataset_is_rejected(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn cursor_is_valid_for_another_limit<D: Sample>(case: &Case) -> Outcome {
-    let all = ten::<D>(case.store()).await?;
-    let page = D::page(case.store(), &ask().limit(3)).await?;
+async fn cursor_is_valid_for_another_limit<D: Sample>(context: &TestContext) -> CheckResult {
+    let all = ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &ask().limit(3)).await?;
     let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
-    let rest = D::page(case.store(), &ask().limit(100).after(next)).await?;
+    let rest = D::page(context.store(), &ask().limit(100).after(next)).await?;
     same_rows("the rest", &rest.items, &all[3..])
 }
 
-async fn resume_returns_later_records<D: Sample>(case: &Case) -> Outcome {
+async fn resume_returns_later_records<D: Sample>(context: &TestContext) -> CheckResult {
     let mut ask = ask::<D>();
     for round in 0..4u32 {
-        let page = D::page(case.store(), &ask).await?;
+        let page = D::page(context.store(), &ask).await?;
         same_rows("nothing new", &page.items, &[])?;
         let new: Vec<D> = (0..round).map(|n| D::at(1, i64::from(10 * round + n), n)).collect();
-        D::insert(case.store(), &new).await?;
-        let page = D::page(case.store(), &ask.clone().after(page.resume)).await?;
+        D::insert(context.store(), &new).await?;
+        let page = D::page(context.store(), &ask.clone().after(page.resume)).await?;
         same_rows("what came since", &page.items, &new)?;
         ask = ask.after(page.resume);
     }
     Ok(())
 }
 
-async fn limit_must_be_1_to_10000<D: Sample>(case: &Case) -> Outcome {
+async fn limit_must_be_1_to_10000<D: Sample>(context: &TestContext) -> CheckResult {
     for limit in [0, 10_001, usize::MAX] {
         let error = refused("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
         same("the field", &error.context_value("field"), &Some("limit"))?;
     }
     for limit in [1, 10_000] {
-        D::page(case.store(), &ask().limit(limit)).await?;
+        D::page(context.store(), &ask().limit(limit)).await?;
     }
     same("the default order", &ask::<D>().order, &Order::Ascending)
 }
 
-async fn stream_equals_its_pages<D: Sample>(case: &Case) -> Outcome {
-    let mut all = ten::<D>(case.store()).await?;
-    let found: Vec<D> = D::stream(case.store(), ask().limit(3)).try_collect().await?;
+async fn stream_equals_its_pages<D: Sample>(context: &TestContext) -> CheckResult {
+    let mut all = ten::<D>(context.store()).await?;
+    let found: Vec<D> = D::stream(context.store(), ask().limit(3)).try_collect().await?;
     same_rows("ascending", &found, &all)?;
     all.reverse();
-    let found: Vec<D> = D::stream(case.store(), ask().descending().limit(3)).try_collect().await?;
+    let found: Vec<D> = D::stream(context.store(), ask().descending().limit(3)).try_collect().await?;
     same_rows("descending", &found, &all)
 }

@@ -10,7 +10,7 @@ use qi_core::{Decimal, ErrorKind, Interval, PriceTick, Result, TimeRange};
 
 use super::expect::{holds, refused, same_rows};
 use super::shelf::{Ask, AskLatest, Shelf, minute};
-use super::{Case, Outcome, Sample, instrument_no, promises};
+use super::{CheckResult, Sample, TestContext, instrument_no, promises};
 
 promises! { "schema";
     every ensure_schema_is_idempotent_and_keeps_the_data: "ensure_schema is idempotent and never destructive",
@@ -28,16 +28,16 @@ promises! { "schema";
     every closed_store_rejects_every_call: "after close every call is Closed, and closing again is Ok",
 }
 
-async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(case: &Case) -> Outcome {
-    let (store, record) = (case.store(), D::at(0, 0, 1));
+async fn ensure_schema_is_idempotent_and_keeps_the_data<D: Sample>(context: &TestContext) -> CheckResult {
+    let (store, record) = (context.store(), D::at(0, 0, 1));
     D::insert(store, std::slice::from_ref(&record)).await?;
     let report = store.ensure_schema().await?;
     holds("the second ensure_schema applies nothing", report.applied.is_empty())?;
     same_rows("after ensure_schema again", &D::all(store, &record.series()).await?, &[record])
 }
 
-async fn ensure_schema_runs_concurrently(case: &Case) -> Outcome {
-    let store = case.without_schema().await?;
+async fn ensure_schema_runs_concurrently(context: &TestContext) -> CheckResult {
+    let store = context.without_schema().await?;
     let tasks = (0..8).map(|_| {
         let store = store.clone();
         tokio::spawn(async move { store.ensure_schema().await })
@@ -52,9 +52,9 @@ async fn ensure_schema_runs_concurrently(case: &Case) -> Outcome {
     same_rows("the schema works", &PriceTick::all(&*store, tick.instrument()).await?, &[tick])
 }
 
-async fn missing_schema_is_rejected<D: Sample>(case: &Case) -> Outcome {
+async fn missing_schema_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
-    let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
+    let (store, record) = (context.without_schema().await?, D::at(0, 0, 1));
     let store = &*store;
     refused("insert", D::insert(store, std::slice::from_ref(&record)).await, KIND)?;
     refused("a range", D::page(store, &Ask::all(&record.series())).await, KIND)?;
@@ -65,9 +65,9 @@ async fn missing_schema_is_rejected<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn bars_and_stats_need_a_schema(case: &Case) -> Outcome {
+async fn bars_and_stats_need_a_schema(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::SchemaMismatch;
-    let store = case.without_schema().await?;
+    let store = context.without_schema().await?;
     let instrument = PriceTick::series_no(0);
     let bars = BarQuery::new(instrument.clone(), Interval::M1, TimeRange::ALL);
     refused("derived_bars", store.derived_bars(&bars).await, KIND)?;
@@ -75,14 +75,14 @@ async fn bars_and_stats_need_a_schema(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn newer_schema_is_rejected(case: &Case) -> Outcome {
-    let store = case.newer_schema().await?;
+async fn newer_schema_is_rejected(context: &TestContext) -> CheckResult {
+    let store = context.newer_schema().await?;
     refused("ensure_schema", store.ensure_schema().await, ErrorKind::SchemaMismatch)?;
     Ok(())
 }
 
-async fn unreachable_server_is_retryable(case: &Case) -> Outcome {
-    let store = case.unreachable().await?;
+async fn unreachable_server_is_retryable(context: &TestContext) -> CheckResult {
+    let store = context.unreachable().await?;
     let tick = PriceTick::at(0, 0, 1);
     for (what, result) in [
         ("ping", store.ping().await.map(drop)),
@@ -96,16 +96,16 @@ async fn unreachable_server_is_retryable(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn ping_needs_no_schema(case: &Case) -> Outcome {
-    case.store().ping().await?;
-    case.without_schema().await?.ping().await?;
+async fn ping_needs_no_schema(context: &TestContext) -> CheckResult {
+    context.store().ping().await?;
+    context.without_schema().await?.ping().await?;
     Ok(())
 }
 
-async fn closed_store_rejects_every_call<D: Sample>(case: &Case) -> Outcome {
+async fn closed_store_rejects_every_call<D: Sample>(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::Closed;
-    // A separate store, because the check runs on several datasets with the same case.
-    let (store, record) = (case.without_schema().await?, D::at(0, 0, 1));
+    // A separate store, because the check runs on several datasets with the same context.
+    let (store, record) = (context.without_schema().await?, D::at(0, 0, 1));
     store.ensure_schema().await?;
     D::insert(&*store, std::slice::from_ref(&record)).await?;
     store.close().await?;
@@ -128,8 +128,8 @@ async fn closed_store_rejects_every_call<D: Sample>(case: &Case) -> Outcome {
     Ok(())
 }
 
-async fn plan_schema_changes_nothing(case: &Case) -> Outcome {
-    let store = case.without_schema().await?;
+async fn plan_schema_changes_nothing(context: &TestContext) -> CheckResult {
+    let store = context.without_schema().await?;
     for _ in 0..2 {
         holds("an empty namespace needs something", !store.plan_schema().await?.is_empty())?;
     }
@@ -203,15 +203,15 @@ fn additions() -> (Vec<Column>, Vec<Value>) {
     .unzip()
 }
 
-async fn added_column_reads_as_absent(case: &Case) -> Outcome {
+async fn added_column_reads_as_absent(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?, row(old, 1, vec![])?]).await?;
 
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
-    let second = case.again(&reopen, &new_datasets).await?;
+    let second = context.reopen_with(&reopen, &new_datasets).await?;
     holds("the plan says what is missing", !second.plan_schema().await?.is_empty())?;
     holds("ensure_schema says what it applied", !second.ensure_schema().await?.applied.is_empty())?;
     same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
@@ -227,14 +227,14 @@ async fn added_column_reads_as_absent(case: &Case) -> Outcome {
     same_rows("with newer ones", &stored(&*second, new).await?, &expected)
 }
 
-async fn enumeration_accepts_appended_variants(case: &Case) -> Outcome {
+async fn enumeration_accepts_appended_variants(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let longer = Column { ty: ColumnType::Enumeration(&["one", "two", "three"]), ..C };
     let (new, new_datasets) = declared(version(vec![A, B, longer]))?;
-    let second = case.again(&reopen, &new_datasets).await?;
+    let second = context.reopen_with(&reopen, &new_datasets).await?;
     second.ensure_schema().await?;
     same_rows("the plan afterwards", &second.plan_schema().await?, &[])?;
     let mut third = row(new, 1, vec![])?.values().to_vec();
@@ -245,15 +245,15 @@ async fn enumeration_accepts_appended_variants(case: &Case) -> Outcome {
     same_rows("old and new", &stored(&*second, new).await?, &[row(new, 0, vec![])?, third])
 }
 
-async fn older_declaration_continues_to_work(case: &Case) -> Outcome {
+async fn older_declaration_continues_to_work(context: &TestContext) -> CheckResult {
     let (columns, values) = additions();
     let (new, new_datasets) = declared(version([vec![A, B, C], columns].concat()))?;
-    let (second, reopen) = case.program(&new_datasets).await?;
+    let (second, reopen) = context.open_reopenable(&new_datasets).await?;
     second.ensure_schema().await?;
     insert(&*second, new, vec![row(new, 0, values.clone())?]).await?;
 
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let first = case.again(&reopen, &old_datasets).await?;
+    let first = context.reopen_with(&reopen, &old_datasets).await?;
     same_rows("the plan of the older version", &first.plan_schema().await?, &[])?;
     same_rows("what it applies", &first.ensure_schema().await?.applied, &[])?;
     insert(&*first, old, vec![row(old, 1, vec![])?]).await?;
@@ -264,9 +264,9 @@ async fn older_declaration_continues_to_work(case: &Case) -> Outcome {
     same_rows("what the newer version reads", &stored(&*second, new).await?, &expected)
 }
 
-async fn incompatible_declaration_is_rejected(case: &Case) -> Outcome {
+async fn incompatible_declaration_is_rejected(context: &TestContext) -> CheckResult {
     let (old, old_datasets) = declared(version(vec![A, B, C]))?;
-    let (first, reopen) = case.program(&old_datasets).await?;
+    let (first, reopen) = context.open_reopenable(&old_datasets).await?;
     first.ensure_schema().await?;
     insert(&*first, old, vec![row(old, 0, vec![])?]).await?;
     let required = Column { name: "d", ty: ColumnType::Decimal, optional: false };
@@ -296,7 +296,7 @@ async fn incompatible_declaration_is_rejected(case: &Case) -> Outcome {
     ];
     for (what, says, description) in differences {
         let (_, datasets) = declared(description)?;
-        let other = case.again(&reopen, &datasets).await?;
+        let other = context.reopen_with(&reopen, &datasets).await?;
         let error = refused(what, other.ensure_schema().await, ErrorKind::SchemaMismatch)?;
         let report = error.report();
         for word in ["evolving", says] {

@@ -10,7 +10,7 @@ use qi_core::{Bar, ErrorKind, Interval, MarketSnapshot, PriceTick, Quote};
 
 use super::expect::{Failure, holds, refused, same, same_rows};
 use super::shelf::{Shelf as _, instrument, minute};
-use super::{Case, Outcome, Sample, promises};
+use super::{CheckResult, Sample, TestContext, promises};
 
 promises! { "write";
     every empty_batch_writes_nothing: "an empty batch is Ok and writes nothing",
@@ -36,28 +36,28 @@ promises! { "write";
     bulk batch_above_max_batch_is_rejected: "a batch above max_batch is InvalidInput and writes nothing",
 }
 
-async fn empty_batch_writes_nothing<D: Sample>(case: &Case) -> Outcome {
-    let report = D::insert(case.store(), &[]).await?;
+async fn empty_batch_writes_nothing<D: Sample>(context: &TestContext) -> CheckResult {
+    let report = D::insert(context.store(), &[]).await?;
     same("the report", &report, &InsertReport::new(0, 0))?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])
 }
 
-async fn one_record_is_stored<D: Sample>(case: &Case) -> Outcome {
+async fn one_record_is_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let record = D::at(0, 0, 7);
-    let report = D::insert(case.store(), std::slice::from_ref(&record)).await?;
+    let report = D::insert(context.store(), std::slice::from_ref(&record)).await?;
     same("the report", &report, &InsertReport::new(1, 0))?;
-    same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])
+    same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])
 }
 
-async fn large_batch_is_stored<D: Sample>(case: &Case) -> Outcome {
+async fn large_batch_is_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let series = [D::series_no(0), D::series_no(1)];
     let count = if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_500 };
     let batch: Vec<D> =
         (0..count).map(|n| D::make(&series[n as usize % 2], minute(n.into()), 0, n)).collect();
-    same("the report", &D::insert(case.store(), &batch).await?, &InsertReport::new(batch.len(), 0))?;
+    same("the report", &D::insert(context.store(), &batch).await?, &InsertReport::new(batch.len(), 0))?;
     for (n, series) in series.iter().enumerate() {
         let own: Vec<D> = batch.iter().skip(n).step_by(2).cloned().collect();
-        same_rows("the series", &D::all(case.store(), series).await?, &own)?;
+        same_rows("the series", &D::all(context.store(), series).await?, &own)?;
     }
     Ok(())
 }
@@ -67,125 +67,125 @@ fn some<D: Sample>(count: u32) -> Vec<D> {
     (0..count).map(|n| D::at(0, n.into(), n)).collect()
 }
 
-async fn repeated_batch_changes_nothing<D: Sample>(case: &Case) -> Outcome {
+async fn repeated_batch_changes_nothing<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = some::<D>(500);
     for _ in 0..3 {
-        let report = D::insert(case.store(), &batch).await?;
+        let report = D::insert(context.store(), &batch).await?;
         same("the report", &report, &InsertReport::new(500, 0))?;
-        same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)?;
+        same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
     }
     Ok(())
 }
 
-async fn last_write_wins<D: Sample>(case: &Case) -> Outcome {
+async fn last_write_wins<D: Sample>(context: &TestContext) -> CheckResult {
     for value in [3, 8, 5] {
         let batch = [D::at(0, 0, 1), D::at(0, 1, value), D::at(0, 2, 1)];
-        D::insert(case.store(), &batch).await?;
-        same_rows("after each write", &D::all(case.store(), &D::series_no(0)).await?, &batch)?;
+        D::insert(context.store(), &batch).await?;
+        same_rows("after each write", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
     }
     Ok(())
 }
 
-async fn rewriting_an_earlier_value_takes_effect<D: Sample>(case: &Case) -> Outcome {
+async fn rewriting_an_earlier_value_takes_effect<D: Sample>(context: &TestContext) -> CheckResult {
     let (a, b) = (D::at(0, 0, 1), D::at(0, 0, 2));
     for record in [&a, &b, &a] {
-        D::insert(case.store(), std::slice::from_ref(record)).await?;
+        D::insert(context.store(), std::slice::from_ref(record)).await?;
     }
-    same_rows("the series", &D::all(case.store(), &a.series()).await?, &[a])
+    same_rows("the series", &D::all(context.store(), &a.series()).await?, &[a])
 }
 
-async fn last_duplicate_in_a_batch_wins<D: Sample>(case: &Case) -> Outcome {
+async fn last_duplicate_in_a_batch_wins<D: Sample>(context: &TestContext) -> CheckResult {
     let other = D::at(0, 1, 1);
     let batch = [D::at(0, 0, 1), other.clone(), D::at(0, 0, 2), D::at(0, 0, 3)];
     for round in ["new keys", "known keys"] {
-        let report = D::insert(case.store(), &batch).await?;
+        let report = D::insert(context.store(), &batch).await?;
         same(round, &report, &InsertReport::new(4, 2))?;
         let expected = [D::at(0, 0, 3), other.clone()];
-        same_rows(round, &D::all(case.store(), &other.series()).await?, &expected)?;
+        same_rows(round, &D::all(context.store(), &other.series()).await?, &expected)?;
     }
     Ok(())
 }
 
-async fn seq_distinguishes_records_of_one_time<D: Sample>(case: &Case) -> Outcome {
+async fn seq_distinguishes_records_of_one_time<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let last = qi_core::domain::MAX_COUNTER;
     let batch = [0, 1, 2, 10, last].map(|seq| D::make(&series, minute(0), seq, 4));
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &series).await?, &batch)
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &series).await?, &batch)
 }
 
-async fn same_time_in_two_series_is_two_records<D: Sample>(case: &Case) -> Outcome {
+async fn same_time_in_two_series_is_two_records<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = [D::at(0, 0, 1), D::at(1, 0, 2)];
-    D::insert(case.store(), &batch).await?;
+    D::insert(context.store(), &batch).await?;
     for record in batch {
-        same_rows("the series", &D::all(case.store(), &record.series()).await?, &[record])?;
+        same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])?;
     }
     Ok(())
 }
 
-async fn same_symbol_on_two_exchanges_is_two_instruments(case: &Case) -> Outcome {
+async fn same_symbol_on_two_exchanges_is_two_instruments(context: &TestContext) -> CheckResult {
     let names = ["alpha:BTC-USDT", "beta:BTC-USDT", "alpha:BTC:USDT"].map(instrument);
     for (value, name) in (1..).zip(&names) {
-        case.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, value)]).await?;
-        case.store().insert_quotes(&[Quote::make(name, minute(0), 0, value)]).await?;
-        case.store().insert_bars(&[Bar::make(&(name.clone(), Interval::M1), minute(0), 0, value)]).await?;
+        context.store().insert_ticks(&[PriceTick::make(name, minute(0), 0, value)]).await?;
+        context.store().insert_quotes(&[Quote::make(name, minute(0), 0, value)]).await?;
+        context.store().insert_bars(&[Bar::make(&(name.clone(), Interval::M1), minute(0), 0, value)]).await?;
     }
     for (value, name) in (1..).zip(&names) {
         let tick = PriceTick::make(name, minute(0), 0, value);
-        same_rows("ticks", &PriceTick::all(case.store(), name).await?, &[tick])?;
+        same_rows("ticks", &PriceTick::all(context.store(), name).await?, &[tick])?;
         let quote = Quote::make(name, minute(0), 0, value);
-        same_rows("quotes", &Quote::all(case.store(), name).await?, &[quote])?;
+        same_rows("quotes", &Quote::all(context.store(), name).await?, &[quote])?;
         let series = (name.clone(), Interval::M1);
         let bar = Bar::make(&series, minute(0), 0, value);
-        same_rows("bars", &Bar::all(case.store(), &series).await?, &[bar])?;
+        same_rows("bars", &Bar::all(context.store(), &series).await?, &[bar])?;
     }
     let scopes = ["global", "asset:ALPHA", "exchange:alpha"].map(|s| s.parse().expect("a scope"));
     let snapshots: Vec<_> =
         (1..).zip(&scopes).map(|(value, scope)| MarketSnapshot::make(scope, minute(0), 0, value)).collect();
-    case.store().insert_snapshots(&snapshots).await?;
+    context.store().insert_snapshots(&snapshots).await?;
     for (scope, snapshot) in scopes.iter().zip(snapshots) {
-        same_rows("snapshots", &MarketSnapshot::all(case.store(), scope).await?, &[snapshot])?;
+        same_rows("snapshots", &MarketSnapshot::all(context.store(), scope).await?, &[snapshot])?;
     }
     Ok(())
 }
 
 const MINUTES_OF_A_DAY: i64 = 24 * 60;
 
-async fn batch_may_span_150_months<D: Sample>(case: &Case) -> Outcome {
+async fn batch_may_span_150_months<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..150).map(|n| D::at(0, i64::from(n) * 31 * MINUTES_OF_A_DAY, n)).collect();
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn batch_may_span_4000_days<D: Sample>(case: &Case) -> Outcome {
+async fn batch_may_span_4000_days<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..4_000).map(|n| D::at(0, i64::from(n) * MINUTES_OF_A_DAY, n)).collect();
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn unsorted_batch_is_read_in_order<D: Sample>(case: &Case) -> Outcome {
+async fn unsorted_batch_is_read_in_order<D: Sample>(context: &TestContext) -> CheckResult {
     let sorted = some::<D>(1_000);
     // 387 and 1,000 have no common factor, so every index occurs once.
     let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &sorted)
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &sorted)
 }
 
-async fn late_record_is_read_in_order<D: Sample>(case: &Case) -> Outcome {
+async fn late_record_is_read_in_order<D: Sample>(context: &TestContext) -> CheckResult {
     let all = [D::at(0, -900_000, 1), D::at(0, 0, 2), D::at(0, 5, 3), D::at(0, 9, 4)];
     for n in [1, 3, 0, 2] {
-        D::insert(case.store(), std::slice::from_ref(&all[n])).await?;
+        D::insert(context.store(), std::slice::from_ref(&all[n])).await?;
     }
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &all)
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &all)
 }
 
-async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(case: &Case) -> Outcome {
+async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(context: &TestContext) -> CheckResult {
     for round in 0..10 {
         let value = move |writer: u32| 10 * writer + round;
         let batch = move |writer: u32| -> Vec<D> { (0..8).map(|n| D::at(0, n, value(writer))).collect() };
         let begin = Arc::new(tokio::sync::Barrier::new(4));
         let writers = (0..4).map(|writer| {
-            let (store, begin) = (case.shared(), begin.clone());
+            let (store, begin) = (context.shared_store(), begin.clone());
             tokio::spawn(async move {
                 begin.wait().await;
                 D::insert(&*store, &batch(writer)).await
@@ -194,7 +194,7 @@ async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(case: &Case) -
         for ended in join_all(writers).await {
             ended.expect("an insert does not panic")?;
         }
-        let found = D::all(case.store(), &D::series_no(0)).await?;
+        let found = D::all(context.store(), &D::series_no(0)).await?;
         same("the number of records", &found.len(), &8)?;
         for (minute, record) in (0..).zip(found) {
             let written = (0..4).any(|writer| D::at(0, minute, value(writer)) == record);
@@ -204,12 +204,12 @@ async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(case: &Case) -
     Ok(())
 }
 
-async fn concurrent_writers_of_separate_keys_lose_nothing<D: Sample>(case: &Case) -> Outcome {
+async fn concurrent_writers_of_separate_keys_lose_nothing<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = |writer: i64| -> Vec<D> {
         (0..200).map(|n| D::at(usize::from(n % 2 == 0), 4 * n + writer, 1)).collect()
     };
     let writers = (0..4).map(|writer| {
-        let (store, batch) = (case.shared(), batch(writer));
+        let (store, batch) = (context.shared_store(), batch(writer));
         tokio::spawn(async move {
             for part in batch.chunks(20) {
                 D::insert(&*store, part).await?;
@@ -222,17 +222,17 @@ async fn concurrent_writers_of_separate_keys_lose_nothing<D: Sample>(case: &Case
     }
     let mut expected: Vec<D> = (0..4).flat_map(batch).collect();
     expected.sort_by_key(|record| (record.series(), record.sort_key()));
-    let mut found = D::all(case.store(), &D::series_no(0)).await?;
-    found.extend(D::all(case.store(), &D::series_no(1)).await?);
+    let mut found = D::all(context.store(), &D::series_no(0)).await?;
+    found.extend(D::all(context.store(), &D::series_no(1)).await?);
     same_rows("both series", &found, &expected)
 }
 
-async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(case: &Case) -> Outcome {
+async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = some::<D>(300);
     let mut reversed = batch.clone();
     reversed.reverse();
     let writers = [batch.clone(), reversed.clone(), batch.clone(), reversed].map(|batch| {
-        let store = case.shared();
+        let store = context.shared_store();
         tokio::spawn(async move {
             for _ in 0..5 {
                 D::insert(&*store, &batch).await?;
@@ -243,33 +243,33 @@ async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(case: &Case) -> O
     for ended in join_all(writers).await {
         ended.expect("an insert does not panic")?;
     }
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn acknowledged_write_is_readable<D: Sample>(case: &Case) -> Outcome {
+async fn acknowledged_write_is_readable<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = some::<D>(20);
     for n in 0..batch.len() {
-        D::insert(case.store(), std::slice::from_ref(&batch[n])).await?;
-        same_rows("so far", &D::all(case.store(), &D::series_no(0)).await?, &batch[..=n])?;
+        D::insert(context.store(), std::slice::from_ref(&batch[n])).await?;
+        same_rows("so far", &D::all(context.store(), &D::series_no(0)).await?, &batch[..=n])?;
     }
     Ok(())
 }
 
-async fn retry_completes_a_partial_write<D: Sample>(case: &Case) -> Outcome {
+async fn retry_completes_a_partial_write<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = some::<D>(600);
     // A failure during the write could leave any part of the batch.
     let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
-    D::insert(case.store(), &part).await?;
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+    D::insert(context.store(), &part).await?;
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn dropped_insert_leaves_complete_records<D: Sample>(case: &Case) -> Outcome {
+async fn dropped_insert_leaves_complete_records<D: Sample>(context: &TestContext) -> CheckResult {
     // The batch is long enough that a store that writes in parts can be dropped between two parts.
     let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
     let written: BTreeMap<SortKey, &D> = batch.iter().map(|record| (record.sort_key(), record)).collect();
     for polls in 0..8 {
-        let mut insert = Box::pin(D::insert(case.store(), &batch));
+        let mut insert = Box::pin(D::insert(context.store(), &batch));
         for _ in 0..polls {
             if futures::poll!(&mut insert).is_ready() {
                 break;
@@ -277,22 +277,22 @@ async fn dropped_insert_leaves_complete_records<D: Sample>(case: &Case) -> Outco
             tokio::task::yield_now().await;
         }
         drop(insert);
-        for record in D::all(case.store(), &D::series_no(0)).await? {
+        for record in D::all(context.store(), &D::series_no(0)).await? {
             if written.get(&record.sort_key()) != Some(&&record) {
                 return Err(Failure::new(format_args!("after a dropped insert: nobody wrote {record:?}")));
             }
         }
     }
-    D::insert(case.store(), &batch).await?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &batch)
+    D::insert(context.store(), &batch).await?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
-async fn batch_above_max_batch_is_rejected<D: Sample>(case: &Case) -> Outcome {
-    let most = case.store().info().max_batch;
+async fn batch_above_max_batch_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
+    let most = context.store().info().max_batch;
     let batch = vec![D::at(0, 0, 1); most + 1];
-    refused("one record too many", D::insert(case.store(), &batch).await, ErrorKind::InvalidInput)?;
-    same_rows("the series", &D::all(case.store(), &D::series_no(0)).await?, &[])?;
-    let report = D::insert(case.store(), &batch[..most]).await?;
+    refused("one record too many", D::insert(context.store(), &batch).await, ErrorKind::InvalidInput)?;
+    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
+    let report = D::insert(context.store(), &batch[..most]).await?;
     same("the largest batch", &report, &InsertReport::new(most, most - 1))?;
     Ok(())
 }

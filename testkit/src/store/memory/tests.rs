@@ -6,7 +6,7 @@ use std::time::Duration;
 use qi_core::store::{InstrumentQuery, LatestQuery, PriceStoreExt, RangeQuery, Retention};
 use qi_core::{Instrument, MarketSnapshot, Quote, Scope, Selection, SnapshotValues, TimeRange};
 
-use super::super::{KeepConfig, MemoryStoreConfig, RetentionConfig};
+use super::super::{MemoryStoreConfig, RetentionConfig, RetentionRule};
 use super::*;
 
 /// A clock that the test sets, in seconds.
@@ -39,7 +39,7 @@ async fn ready(config: MemoryStoreConfig) -> MemoryStore {
     store
 }
 
-fn keep_ticks(keep: KeepConfig) -> MemoryStoreConfig {
+fn keep_ticks(keep: RetentionRule) -> MemoryStoreConfig {
     let retention = RetentionConfig::default().keep("ticks", keep);
     MemoryStoreConfig::default().with_retention(retention)
 }
@@ -93,7 +93,7 @@ async fn all_datasets_share_max_rows() {
 
 #[tokio::test]
 async fn retention_by_rows_keeps_the_newest_of_each_series() {
-    let store = ready(keep_ticks(KeepConfig::by_rows(3))).await;
+    let store = ready(keep_ticks(RetentionRule::by_rows(3))).await;
     for secs in [5, 1, 4, 2, 3, 9] {
         store.insert_ticks(&[tick(0, T + secs), tick(1, T + 10 * secs)]).await.unwrap();
     }
@@ -110,7 +110,7 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
 
 #[tokio::test]
 async fn retention_by_rows_frees_space_in_a_full_store() {
-    let store = ready(keep_ticks(KeepConfig::by_rows(2)).with_max_rows(2)).await;
+    let store = ready(keep_ticks(RetentionRule::by_rows(2)).with_max_rows(2)).await;
     for secs in 0..10 {
         store.insert_ticks(&[tick(0, T + secs)]).await.unwrap();
     }
@@ -127,7 +127,7 @@ async fn retention_by_rows_frees_space_in_a_full_store() {
 async fn retention_by_age_uses_the_clock() {
     let clock = HandClock::at(T);
     let store =
-        MemoryStore::with_clock(keep_ticks(KeepConfig::by_age(Duration::from_mins(1))), clock.clone())
+        MemoryStore::with_clock(keep_ticks(RetentionRule::by_age(Duration::from_mins(1))), clock.clone())
             .unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 61), tick(0, T - 60), tick(0, T), tick(1, T - 30)]).await.unwrap();
@@ -147,7 +147,7 @@ async fn retention_by_age_uses_the_clock() {
 
 #[tokio::test]
 async fn expired_record_needs_no_space() {
-    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
+    let config = keep_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
@@ -166,7 +166,7 @@ async fn expired_record_needs_no_space() {
 #[tokio::test]
 async fn full_store_first_expires_every_dataset() {
     let clock = HandClock::at(T);
-    let config = keep_ticks(KeepConfig::by_age(Duration::from_mins(1))).with_max_rows(2);
+    let config = keep_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();
@@ -184,9 +184,11 @@ async fn full_store_first_expires_every_dataset() {
 
 #[tokio::test]
 async fn retention_of_one_dataset_does_not_affect_others() {
-    let store =
-        ready(keep_ticks(KeepConfig { max_age: Some(Duration::from_secs(1)), max_rows_per_series: Some(1) }))
-            .await;
+    let store = ready(keep_ticks(RetentionRule {
+        max_age: Some(Duration::from_secs(1)),
+        max_rows_per_series: Some(1),
+    }))
+    .await;
     let quote = qi_core::Quote::new(
         instrument(0),
         Timestamp::from_secs(T).unwrap(),
@@ -311,7 +313,7 @@ async fn close_does_not_wait_for_a_dropped_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_readers_see_complete_records_in_order() {
-    let store = Arc::new(ready(keep_ticks(KeepConfig::by_rows(500))).await);
+    let store = Arc::new(ready(keep_ticks(RetentionRule::by_rows(500))).await);
     let writers = (0..2).map(|of| {
         let store = store.clone();
         tokio::spawn(async move {

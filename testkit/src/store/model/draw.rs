@@ -17,7 +17,7 @@ use super::{
     History, INTERVALS, Look, Step, compare, descriptions, instrument, interval_of, moment, owner,
     run_history, scope, series, values_of,
 };
-use crate::store::contract::{Failure, Outcome, StoreFactory, Wrapping};
+use crate::store::contract::{CheckResult, Failure, StoreFactory, Wrapper};
 
 /// Prices and quantities in units of 10^-18. Some have products halfway between two values of the 18th decimal place,
 /// and one has all 18 places.
@@ -200,11 +200,11 @@ pub fn histories() -> impl Strategy<Value = History> {
 ///
 /// # Errors
 /// The shortest history that was found to differ, and the difference.
-pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, count: u32) -> Outcome {
+pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapper: Wrapper, count: u32) -> CheckResult {
     let play = async |history: &History| {
-        let fresh = factory.fresh(&history.datasets).await?;
-        let outcome = run_history(&*(wrapping.wrap)(fresh.store), history).await;
-        outcome.and(fresh.cleanup.await.map_err(Failure::from))
+        let created = factory.with_schema(&history.datasets).await?;
+        let outcome = run_history(&*(wrapper.wrap)(created.store), history).await;
+        outcome.and(created.cleanup.await.map_err(Failure::from))
     };
     draw(count, &histories(), &play, steps_of)
 }
@@ -213,10 +213,14 @@ pub fn check_histories(factory: &Arc<dyn StoreFactory>, wrapping: Wrapping, coun
 ///
 /// # Errors
 /// The shortest history on which the two stores were found to differ, and the difference.
-pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
+pub fn check_differences(
+    one: &Arc<dyn StoreFactory>,
+    two: &Arc<dyn StoreFactory>,
+    count: u32,
+) -> CheckResult {
     let play = async |history: &History| {
         let datasets = &history.datasets;
-        let (first, second) = (one.fresh(datasets).await?, two.fresh(datasets).await?);
+        let (first, second) = (one.with_schema(datasets).await?, two.with_schema(datasets).await?);
         let outcome = compare(&*first.store, &*second.store, history).await;
         outcome.and(first.cleanup.await.and(second.cleanup.await).map_err(Failure::from))
     };
@@ -227,9 +231,9 @@ pub fn check_differences(one: &Arc<dyn StoreFactory>, two: &Arc<dyn StoreFactory
 pub(super) fn draw<T: fmt::Debug>(
     count: u32,
     cases: &impl Strategy<Value = T>,
-    play: &impl AsyncFn(&T) -> Outcome,
+    play: &impl AsyncFn(&T) -> CheckResult,
     explain: impl Fn(&T) -> String,
-) -> Outcome {
+) -> CheckResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -10,7 +10,7 @@ use qi_core::{Datasets, ErrorKind, Interval, TimeRange};
 
 use super::draw::draw;
 use super::{descriptions, moment, series, values_of};
-use crate::store::contract::{Failure, Outcome, StoreFactory, refused, same, same_rows};
+use crate::store::contract::{CheckResult, Failure, StoreFactory, refused, same, same_rows};
 
 /// Three versions of a dataset.
 #[derive(Debug, Clone)]
@@ -116,14 +116,19 @@ fn rows(dataset: Dataset, seeds: &[u32], from: i64) -> Vec<Row> {
 /// The expected values by sort key.
 type Stored = BTreeMap<SortKey, Vec<Value>>;
 
-async fn insert(store: &dyn PriceStore, dataset: Dataset, rows: Vec<Row>, stored: &mut Stored) -> Outcome {
+async fn insert(
+    store: &dyn PriceStore,
+    dataset: Dataset,
+    rows: Vec<Row>,
+    stored: &mut Stored,
+) -> CheckResult {
     stored.extend(rows.iter().map(|row| (row.sort_key(), row.values().to_vec())));
     store.insert(Row::collect(dataset, rows)?.as_records()).await?;
     Ok(())
 }
 
 /// Compares the stored rows with the expected rows. Columns that the expected rows do not have must be absent.
-async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> Outcome {
+async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: &Stored) -> CheckResult {
     let request = RangeRequest::new(dataset, series(dataset, 0, Interval::M1), TimeRange::ALL);
     let found = Row::copy_of(store.range(&request).await?.records.as_records())?;
     let found: Vec<_> = found.into_iter().map(|row| (row.sort_key(), row.values().to_vec())).collect();
@@ -136,14 +141,14 @@ async fn holds_rows(what: &str, store: &dyn PriceStore, dataset: Dataset, rows: 
 }
 
 /// Runs an evolution. Two versions write and read, and the third version is rejected.
-async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
+async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> CheckResult {
     let of = |dataset| Datasets::none().with_dataset(dataset).expect("a name of its own");
     let Evolution { old, new, other: (kind, other), seeds } = evolution;
     let (old, new) = (*old, *new);
-    let fresh = factory.without_schema(&of(old)).await?;
+    let created = factory.without_schema(&of(old)).await?;
     let reopen =
-        fresh.reopen.clone().ok_or_else(|| Failure::new("the factory must have Fresh::with_reopen"))?;
-    let first = fresh.store;
+        created.reopen.clone().ok_or_else(|| Failure::new("the factory must have TestStore::with_reopen"))?;
+    let first = created.store;
     let outcome = async {
         let mut stored = Stored::new();
         first.ensure_schema().await?;
@@ -180,14 +185,14 @@ async fn play(factory: &dyn StoreFactory, evolution: &Evolution) -> Outcome {
         holds_rows("the old version, at last", &*first, old, &stored).await
     }
     .await;
-    outcome.and(fresh.cleanup.await.map_err(Failure::from))
+    outcome.and(created.cleanup.await.map_err(Failure::from))
 }
 
 /// Generates `count` evolutions with a fixed seed, and runs each one on new stores of the factory.
 ///
 /// # Errors
 /// The simplest evolution with a difference, and the difference.
-pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> Outcome {
+pub fn check_evolutions(factory: &Arc<dyn StoreFactory>, count: u32) -> CheckResult {
     draw(
         count,
         &evolutions(),

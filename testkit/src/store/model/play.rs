@@ -9,7 +9,7 @@ use qi_core::store::{
 use qi_core::{Bar, Result, Selection};
 
 use super::{History, Look, Model, Step, instrument, interval_of, owner, series};
-use crate::store::contract::{Failure, Outcome, same, same_rows};
+use crate::store::contract::{CheckResult, Failure, same, same_rows};
 
 /// The responses of a store to a look, with all pages joined.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +23,7 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    fn same_as(&self, expected: &Self, datasets: &Datasets) -> Outcome {
+    fn same_as(&self, expected: &Self, datasets: &Datasets) -> CheckResult {
         for (at, dataset) in datasets.iter().enumerate() {
             same_rows(&format!("range of {dataset}"), &self.ranges[at], &expected.ranges[at])?;
             same_rows(&format!("latest of {dataset}"), &self.latest[at], &expected.latest[at])?;
@@ -138,7 +138,7 @@ fn duplicates_of(step: &Step) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// The first step with a difference, and the difference.
-pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
+pub async fn run_history(store: &dyn PriceStore, history: &History) -> CheckResult {
     let mut model = Model::default();
     for (n, step) in history.steps.iter().enumerate() {
         let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));
@@ -158,7 +158,7 @@ pub async fn run_history(store: &dyn PriceStore, history: &History) -> Outcome {
 ///
 /// # Errors
 /// The first step with a difference, and the difference.
-pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> Outcome {
+pub async fn compare(one: &dyn PriceStore, two: &dyn PriceStore, history: &History) -> CheckResult {
     let datasets = &history.datasets;
     for (n, step) in history.steps.iter().enumerate() {
         let within = |failure: Failure| failure.within(format_args!("step {n}, {}", short(step)));

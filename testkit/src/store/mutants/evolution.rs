@@ -12,7 +12,7 @@ use qi_core::{Datasets, Error, ErrorKind, Result};
 use super::faults;
 use super::spoil::{Spoil, spoil};
 use super::writes::altered;
-use crate::store::contract::{Fresh, MemoryFactory, StoreFactory};
+use crate::store::contract::{MemoryFactory, StoreFactory, TestStore};
 
 faults! { on Evolving;
     TakesEveryDifference: "takes every difference of a declaration" => "schema::incompatible_declaration_is_rejected",
@@ -34,7 +34,7 @@ impl StoreFactory for Evolving {
         "evolving"
     }
 
-    async fn without_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn without_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         let namespace = Arc::new(Mutex::new(Namespace::default()));
         let open = move |datasets: Datasets| {
             let namespace = namespace.clone();
@@ -44,14 +44,14 @@ impl StoreFactory for Evolving {
             }
         };
         let store = open(datasets.clone()).await?;
-        Ok(Fresh::new(store).with_reopen(move |datasets| Box::pin(open(datasets))))
+        Ok(TestStore::new(store).with_reopen(move |datasets| Box::pin(open(datasets))))
     }
 
-    async fn newer_schema(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn newer_schema(&self, datasets: &Datasets) -> Result<TestStore> {
         MemoryFactory.newer_schema(datasets).await
     }
 
-    async fn unreachable(&self, datasets: &Datasets) -> Result<Fresh> {
+    async fn unreachable(&self, datasets: &Datasets) -> Result<TestStore> {
         MemoryFactory.unreachable(datasets).await
     }
 }

@@ -10,8 +10,8 @@ use qi_core::{ErrorKind, RetryAdvice, Selection};
 use tokio::time::Instant;
 
 use super::chapter;
-use crate::bus::contract::lab::{fill, placed};
-use crate::bus::contract::{Failure, Lab, Verdict, ensure, ensure_eq};
+use crate::bus::contract::context::{message_in_partition, publish_to_partitions};
+use crate::bus::contract::{CheckResult, Failure, TestContext, ensure, ensure_eq};
 
 chapter! { "admin":
     create_topics_reports_one_outcome_per_topic [Admin],
@@ -24,9 +24,9 @@ chapter! { "admin":
     info_needs_no_connection [],
 }
 
-async fn create_topics_reports_one_outcome_per_topic(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let (name, other) = (lab.fresh_name()?, lab.fresh_name()?);
+async fn create_topics_reports_one_outcome_per_topic(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let (name, other) = (context.unused_topic_name()?, context.unused_topic_name()?);
     let spec = TopicSpec::new(name.clone(), 3)?.with_retention(Duration::from_hours(48));
     let first = bus.create_topics(std::slice::from_ref(&spec)).await?;
     ensure!(matches!(first[0].result, Ok(TopicState::Created)), "new: {:?}", first[0]);
@@ -68,11 +68,11 @@ async fn create_topics_reports_one_outcome_per_topic(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn topics_have_watermarks_and_settings(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 3).await?;
-    fill(&*bus, &topic, 2, 5).await?;
-    lab.trim(&TopicPartition::new(topic.clone(), 1), 2).await?;
+async fn topics_have_watermarks_and_settings(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 3).await?;
+    publish_to_partitions(&*bus, &topic, 2, 5).await?;
+    context.delete_records(&TopicPartition::new(topic.clone(), 1), 2).await?;
     let topics = bus.topics().await?;
     ensure!(topics.is_sorted_by_key(|info| info.name.clone()), "in the order of the names");
     let info =
@@ -88,18 +88,18 @@ async fn topics_have_watermarks_and_settings(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn deleted_topic_can_be_created_again(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 2).await?;
-    fill(&*bus, &topic, 2, 3).await?;
-    let outcomes = bus.delete_topics(&[topic.clone(), lab.fresh_name()?]).await?;
+async fn deleted_topic_can_be_created_again(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 2).await?;
+    publish_to_partitions(&*bus, &topic, 2, 3).await?;
+    let outcomes = bus.delete_topics(&[topic.clone(), context.unused_topic_name()?]).await?;
     ensure!(matches!(outcomes[0].result, Ok(TopicState::Deleted)), "gone: {:?}", outcomes[0]);
     let unknown = outcomes[1].result.as_ref().err().map(qi_core::Error::kind);
     ensure_eq!(unknown, Some(ErrorKind::NotFound), "an unknown one");
-    let deadline = Instant::now() + lab.timing().eventually;
+    let deadline = Instant::now() + context.timing().effect_timeout;
     while bus.topics().await?.iter().any(|info| info.name == topic) {
         ensure!(Instant::now() < deadline, "it is still listed");
-        lab.pause().await;
+        context.short_sleep().await;
     }
     // Some brokers delete topics asynchronously.
     let spec = TopicSpec::new(topic.clone(), 1)?;
@@ -108,31 +108,31 @@ async fn deleted_topic_can_be_created_again(lab: &Lab) -> Verdict {
             Some(Ok(TopicState::Created)) => break,
             other => ensure!(Instant::now() < deadline, "it cannot be created again: {other:?}"),
         }
-        lab.pause().await;
+        context.short_sleep().await;
     }
-    let delivery = bus.publish_one(&placed(&topic, 0, 7)).await?;
+    let delivery = bus.publish_one(&message_in_partition(&topic, 0, 7)).await?;
     ensure_eq!(delivery.offset, 0, "the first offset of the new topic");
-    lab.all_of(&*bus, &topic, 1, 1).await?;
+    context.read_all(&*bus, &topic, 1, 1).await?;
     Ok(())
 }
 
-async fn groups_report_commits_and_lag(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 2).await?;
-    fill(&*bus, &topic, 2, 10).await?;
-    let group = lab.group()?;
-    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
-    lab.drain(&mut *reader, 20).await?;
+async fn groups_report_commits_and_lag(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 2).await?;
+    publish_to_partitions(&*bus, &topic, 2, 10).await?;
+    let group = context.new_group()?;
+    let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
+    context.receive(&mut *reader, 20).await?;
     let at = |p| TopicPartition::new(topic.clone(), p);
     let done: Offsets = [(at(0), 10), (at(1), 4)].into_iter().collect();
     reader.commit(&done).await?;
-    let deadline = Instant::now() + lab.timing().eventually;
+    let deadline = Instant::now() + context.timing().effect_timeout;
     let info = loop {
-        match lab.describe(&*bus, &group).await? {
+        match context.describe_group(&*bus, &group).await? {
             Some(info) if info.state == GroupState::Stable => break info,
             other => ensure!(Instant::now() < deadline, "never stable: {other:?}"),
         }
-        lab.pause().await;
+        context.short_sleep().await;
     };
     ensure_eq!(info.id, group, "the group");
     ensure_eq!(info.members.len(), 1, "members");
@@ -142,14 +142,16 @@ async fn groups_report_commits_and_lag(lab: &Lab) -> Verdict {
     ensure_eq!(info.lag(), Some(6), "the lag over all");
     reader.close().await?;
     loop {
-        let info =
-            lab.describe(&*bus, &group).await?.ok_or_else(|| Failure::new("its commits are forgotten"))?;
+        let info = context
+            .describe_group(&*bus, &group)
+            .await?
+            .ok_or_else(|| Failure::new("its commits are forgotten"))?;
         if info.state == GroupState::Empty && info.members.is_empty() {
             ensure_eq!(info.lag(), Some(6), "the lag without members");
             break;
         }
         ensure!(Instant::now() < deadline, "still with members: {info:?}");
-        lab.pause().await;
+        context.short_sleep().await;
     }
     let all = bus.groups(&GroupQuery::new(Selection::All)).await?;
     ensure!(all.iter().any(|info| info.id == group), "it is among all groups");
@@ -157,16 +159,17 @@ async fn groups_report_commits_and_lag(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn lag_is_limited_to_the_selected_topics(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let (left, kept) = (lab.topic(&*bus, 1).await?, lab.topic(&*bus, 2).await?);
-    fill(&*bus, &left, 1, 10).await?;
-    fill(&*bus, &kept, 2, 5).await?;
-    let group = lab.group()?;
-    let timing = lab.timing();
+async fn lag_is_limited_to_the_selected_topics(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let (left, kept) = (context.create_topic(&*bus, 1).await?, context.create_topic(&*bus, 2).await?);
+    publish_to_partitions(&*bus, &left, 1, 10).await?;
+    publish_to_partitions(&*bus, &kept, 2, 5).await?;
+    let group = context.new_group()?;
+    let timing = context.timing();
     let both = SubscribeRequest::new(group.clone(), [left.clone(), kept.clone()])?;
-    let mut reader = bus.subscribe(both.with_timeouts(timing.session, timing.max_poll_interval)?).await?;
-    lab.drain(&mut *reader, 20).await?;
+    let mut reader =
+        bus.subscribe(both.with_timeouts(timing.session_timeout, timing.max_poll_interval)?).await?;
+    context.receive(&mut *reader, 20).await?;
     let at = |topic: &TopicName, p| TopicPartition::new(topic.clone(), p);
     let done = [(at(&left, 0), 3), (at(&kept, 0), 5), (at(&kept, 1), 5)];
     reader.commit(&done.into_iter().collect()).await?;
@@ -182,35 +185,35 @@ async fn lag_is_limited_to_the_selected_topics(lab: &Lab) -> Verdict {
     let named = query.clone().with_topics(Selection::one(kept.clone()));
     let rows = vec![(at(&kept, 0), Some(0)), (at(&kept, 1), Some(0))];
     ensure_eq!(lag(&named).await?, (Some(0), rows.clone()), "the lag over the named topic");
-    let with_unknown = Selection::only([kept.clone(), lab.fresh_name()?])?;
+    let with_unknown = Selection::only([kept.clone(), context.unused_topic_name()?])?;
     let asked = query.clone().with_topics(with_unknown);
     ensure_eq!(lag(&asked).await?, (Some(0), rows), "the lag over that topic and an unknown one");
-    let elsewhere = query.with_topics(Selection::one(lab.fresh_name()?));
+    let elsewhere = query.with_topics(Selection::one(context.unused_topic_name()?));
     ensure!(bus.groups(&elsewhere).await?.is_empty(), "a group without a commit in the topic is absent");
     // Now the group has a member that owns partitions of another topic.
-    let mut reader = bus.subscribe(lab.request(&group, &kept)?).await?;
+    let mut reader = bus.subscribe(context.subscribe_request(&group, &kept)?).await?;
     let asked = GroupQuery::one(group.clone()).with_topics(Selection::one(left.clone()));
     ensure_eq!(lag(&asked).await?, (Some(7), vec![(at(&left, 0), Some(7))]), "the topic that was left");
     reader.close().await?;
     Ok(())
 }
 
-async fn unknown_group_returns_an_empty_list(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let found = bus.groups(&GroupQuery::one(lab.group()?)).await?;
+async fn unknown_group_returns_an_empty_list(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let found = bus.groups(&GroupQuery::one(context.new_group()?)).await?;
     ensure!(found.is_empty(), "found {found:?}");
     Ok(())
 }
 
-async fn ping_reports_the_brokers(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let status = bus.wait_ready(lab.timing().eventually).await?;
+async fn ping_reports_the_brokers(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let status = bus.wait_ready(context.timing().effect_timeout).await?;
     ensure!(status.brokers >= 1, "no broker answered");
     Ok(())
 }
 
-async fn info_needs_no_connection(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
+async fn info_needs_no_connection(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
     let info = bus.info();
     ensure!(!info.backend.is_empty() && info.max_message_bytes > 0, "{info:?}");
     ensure!(!info.delivery_timeout.is_zero(), "{info:?}");

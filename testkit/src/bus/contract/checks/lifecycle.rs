@@ -10,9 +10,9 @@ use qi_core::{Error, Selection};
 use tokio::time::Instant;
 
 use super::chapter;
-use crate::bus::contract::crew::Crew;
-use crate::bus::contract::lab::{fill, placed, text};
-use crate::bus::contract::{Lab, Verdict, ensure, ensure_eq};
+use crate::bus::contract::consumers::Consumers;
+use crate::bus::contract::context::{message_in_partition, publish_to_partitions, text};
+use crate::bus::contract::{CheckResult, TestContext, ensure, ensure_eq};
 
 chapter! { "lifecycle":
     close_waits_for_pending_publishes [],
@@ -24,10 +24,10 @@ chapter! { "lifecycle":
     drop_without_close_commits_nothing [],
 }
 
-async fn close_waits_for_pending_publishes(lab: &Lab) -> Verdict {
-    let (bus, other) = (lab.bus().await?, lab.bus().await?);
-    let topic = lab.topic(&*bus, 2).await?;
-    let batch: Vec<_> = (0..500).map(|n| placed(&topic, n % 2, n as usize / 2)).collect();
+async fn close_waits_for_pending_publishes(context: &TestContext) -> CheckResult {
+    let (bus, other) = (context.bus().await?, context.bus().await?);
+    let topic = context.create_topic(&*bus, 2).await?;
+    let batch: Vec<_> = (0..500).map(|n| message_in_partition(&topic, n % 2, n as usize / 2)).collect();
     let (report, closed) = futures::join!(bus.publish(&batch, PublishOptions::NONE), bus.close());
     // The close overlaps with the publish: every message has an outcome, and a delivered message is in the log.
     let unknown = closed?.unknown;
@@ -35,15 +35,15 @@ async fn close_waits_for_pending_publishes(lab: &Lab) -> Verdict {
     ensure_eq!(outcomes.len(), 500, "answers");
     let delivered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     ensure_eq!((delivered, unknown), (500, 0), "delivered and unknown");
-    let all = lab.all_of(&*other, &topic, 2, delivered).await?;
+    let all = context.read_all(&*other, &topic, 2, delivered).await?;
     ensure_eq!(all.len(), delivered, "what is there");
     Ok(())
 }
 
-async fn close_is_idempotent(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    let reader = lab.reader(&*bus, &topic).await?;
+async fn close_is_idempotent(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    let reader = context.subscribe(&*bus, &topic).await?;
     bus.close().await?;
     let again = bus.close().await?;
     ensure_eq!(again.unknown, 0, "the second time nothing is left");
@@ -52,22 +52,22 @@ async fn close_is_idempotent(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-fn is_closed<T>(result: Result<T, Error>, call: &str) -> Verdict {
+fn is_closed<T>(result: Result<T, Error>, call: &str) -> CheckResult {
     ensure_eq!(result.err().map(|e| e.kind()), Some(ErrorKind::Closed), "{call} after close");
     Ok(())
 }
 
-async fn closed_bus_rejects_every_call(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
+async fn closed_bus_rejects_every_call(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
     let here = TopicPartition::new(topic.clone(), 0);
-    let mut member = lab.reader(&*bus, &topic).await?;
+    let mut member = context.subscribe(&*bus, &topic).await?;
     let read = ReaderRequest::new([(here.clone(), SeekTo::Earliest)])?;
     let mut reader = bus.open_reader(read.clone()).await?;
     bus.close().await?;
-    is_closed(bus.publish(&[placed(&topic, 0, 0)], PublishOptions::NONE).await, "publish")?;
+    is_closed(bus.publish(&[message_in_partition(&topic, 0, 0)], PublishOptions::NONE).await, "publish")?;
     is_closed(bus.publish(&[], PublishOptions::NONE).await, "publish of nothing")?;
-    is_closed(bus.subscribe(lab.request(&lab.group()?, &topic)?).await, "subscribe")?;
+    is_closed(bus.subscribe(context.subscribe_request(&context.new_group()?, &topic)?).await, "subscribe")?;
     is_closed(bus.open_reader(read).await, "read")?;
     is_closed(bus.create_topics(&[TopicSpec::new(topic.clone(), 1)?]).await, "create_topics")?;
     is_closed(bus.delete_topics(std::slice::from_ref(&topic)).await, "delete_topics")?;
@@ -86,51 +86,51 @@ async fn closed_bus_rejects_every_call(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn subscription_close_is_idempotent(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
+async fn subscription_close_is_idempotent(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    let mut reader = context.subscribe(&*bus, &topic).await?;
     reader.close().await?;
     reader.close().await?;
     is_closed(reader.recv(1, Duration::ZERO).await, "recv")?;
     is_closed(reader.assignment().await, "assignment")?;
-    bus.publish_one(&placed(&topic, 0, 0)).await?;
+    bus.publish_one(&message_in_partition(&topic, 0, 0)).await?;
     Ok(())
 }
 
-async fn close_releases_partitions_within_a_second(lab: &Lab) -> Verdict {
-    let (leaving, staying) = (lab.bus().await?, lab.bus().await?);
-    let topic = lab.topic(&*staying, 2).await?;
-    let group = lab.group()?;
-    let mut crew = Crew::new(lab);
-    crew.join(&*leaving, lab.request(&group, &topic)?).await?;
-    crew.join(&*staying, lab.request(&group, &topic)?).await?;
-    crew.settle(2).await?;
-    fill(&*staying, &topic, 2, 5).await?;
-    crew.gather(10).await?;
-    let left = crew.mates.remove(0);
+async fn close_releases_partitions_within_a_second(context: &TestContext) -> CheckResult {
+    let (leaving, staying) = (context.bus().await?, context.bus().await?);
+    let topic = context.create_topic(&*staying, 2).await?;
+    let group = context.new_group()?;
+    let mut consumers = Consumers::new(context);
+    consumers.join(&*leaving, context.subscribe_request(&group, &topic)?).await?;
+    consumers.join(&*staying, context.subscribe_request(&group, &topic)?).await?;
+    consumers.wait_until_balanced(2).await?;
+    publish_to_partitions(&*staying, &topic, 2, 5).await?;
+    consumers.receive_until(10).await?;
+    let left = consumers.members.remove(0);
     leaving.close().await?;
     let began = Instant::now();
-    while crew.mates[0].own().await?.len() < 2 {
-        crew.round().await?;
-        ensure!(began.elapsed() < lab.timing().eventually, "nobody takes over");
+    while consumers.members[0].owned().await?.len() < 2 {
+        consumers.poll_all().await?;
+        ensure!(began.elapsed() < context.timing().effect_timeout, "nobody takes over");
     }
     ensure!(began.elapsed() <= Duration::from_secs(1), "the hand-over took {:?}", began.elapsed());
-    crew.gather(10).await?;
-    ensure_eq!(crew.mates[0].got.len(), 10, "what the leaver had not committed came as well");
+    consumers.receive_until(10).await?;
+    ensure_eq!(consumers.members[0].received.len(), 10, "what the leaver had not committed came as well");
     drop(left);
     Ok(())
 }
 
-async fn close_wakes_a_waiting_recv(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    let mut reader = lab.reader(&*bus, &topic).await?;
-    let wait = lab.timing().eventually;
+async fn close_wakes_a_waiting_recv(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    let mut reader = context.subscribe(&*bus, &topic).await?;
+    let wait = context.timing().effect_timeout;
     let began = Instant::now();
     let waiting = async { reader.recv(1, wait).await };
     let closing = async {
-        lab.pause().await;
+        context.short_sleep().await;
         bus.close().await
     };
     let (received, closed) = futures::join!(waiting, closing);
@@ -140,17 +140,17 @@ async fn close_wakes_a_waiting_recv(lab: &Lab) -> Verdict {
     Ok(())
 }
 
-async fn drop_without_close_commits_nothing(lab: &Lab) -> Verdict {
-    let bus = lab.bus().await?;
-    let topic = lab.topic(&*bus, 1).await?;
-    fill(&*bus, &topic, 1, 3).await?;
-    let group = lab.group()?;
-    let mut reader = bus.subscribe(lab.request(&group, &topic)?).await?;
-    lab.drain(&mut *reader, 2).await?;
+async fn drop_without_close_commits_nothing(context: &TestContext) -> CheckResult {
+    let bus = context.bus().await?;
+    let topic = context.create_topic(&*bus, 1).await?;
+    publish_to_partitions(&*bus, &topic, 1, 3).await?;
+    let group = context.new_group()?;
+    let mut reader = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
+    context.receive(&mut *reader, 2).await?;
     let began = std::time::Instant::now();
     drop(reader);
     ensure!(began.elapsed() < Duration::from_secs(5), "dropping blocked for {:?}", began.elapsed());
-    let mut next = bus.subscribe(lab.request(&group, &topic)?).await?;
-    ensure_eq!(text(&lab.drain(&mut *next, 3).await?[0]), "0#0", "nothing was committed by dropping");
+    let mut next = bus.subscribe(context.subscribe_request(&group, &topic)?).await?;
+    ensure_eq!(text(&context.receive(&mut *next, 3).await?[0]), "0#0", "nothing was committed by dropping");
     Ok(())
 }

@@ -37,8 +37,8 @@ macro_rules! chapter {
         pub(super) const CHECKS: &[$crate::bus::contract::Check] = &[$(
             $crate::bus::contract::Check {
                 name: concat!($chapter, "::", stringify!($check)),
-                needs: &[$($crate::bus::contract::Need::$need),*],
-                run: |lab| Box::pin($check(lab)),
+                needs: &[$($crate::bus::contract::Capability::$need),*],
+                run: |context| Box::pin($check(context)),
             }
         ),*];
     };
