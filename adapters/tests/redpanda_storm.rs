@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed};
 use qi_adapters::redpanda::RedpandaBus;
 use qi_core::MessageBus;
 use qi_core::bus::{TopicName, TopicSpec};
-use qi_testkit::bus::contract::{BusFactory, Wrapper, storm, trials};
+use qi_testkit::bus::contract::{BusFactory, Wrapper, stress_test, trials};
 use qi_testkit::presence;
 use redpanda_rig::Brokers;
 
@@ -53,13 +53,13 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
             outcome.result?;
         }
         let limit = Duration::from_secs(3);
-        let storm = storm(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
+        let report = stress_test(bus.clone(), &topic, name.parse()?, 2_000, 7, limit).await;
         let _gone = bus.delete_topics(&[topic]).await?;
         bus.close().await?;
-        let storm = storm?;
-        if storm.doubled > 0 && storm.doubled <= storm.unknown {
+        let report = report?;
+        if report.duplicates > 0 && report.duplicates <= report.unknown {
             return Ok(Completion::Completed);
         }
-        Err(format!("it was no storm: {storm}").into())
+        Err(format!("it was no report: {report}").into())
     })
 }

@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use qi_core::bus::TopicPartition;
 use qi_core::{Result, Timestamp};
 use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, MemoryFactory, Timing, CheckResult, Wrapper};
-use qi_testkit::bus::model::{follow, histories, trace};
+use qi_testkit::bus::model::{run_history, histories, trace};
 use qi_testkit::bus::mutants::MUTANTS;
 
 fn on_paused_time(work: impl Future<Output = CheckResult>) -> Result<(), TestCaseError> {
@@ -26,7 +26,7 @@ fn every_response_is_allowed_by_the_model() {
     let outcome = TestRunner::new(config(2_000, 10_000)).run(&histories(80), |history| {
         on_paused_time(async {
             let env = MemoryFactory.create_env().await?;
-            follow(&*env, &history).await
+            run_history(&*env, &history).await
         })
     });
     if let Err(error) = outcome {
@@ -108,7 +108,7 @@ fn model_detects_faulty_buses() {
         let outcome = TestRunner::new(config(1_000, 0)).run(&histories(80), |history| {
             on_paused_time(async {
                 let env = BrokenEnv(MemoryFactory.create_env().await?, mutant.wrapper);
-                follow(&env, &history).await
+                run_history(&env, &history).await
             })
         });
         outcome.is_ok()

@@ -40,7 +40,7 @@ pub(super) fn assign(
             shares.entry(least.0).or_default().insert(partition);
         }
     }
-    while let Some((from, to, partition)) = worst(members, &shares) {
+    while let Some((from, to, partition)) = next_move(members, &shares) {
         if let Some(share) = shares.get_mut(&from) {
             share.remove(partition);
         }
@@ -53,7 +53,7 @@ pub(super) fn assign(
 }
 
 /// Finds a partition to move, from the member with the largest share to a member with at least two partitions fewer.
-fn worst<'a>(
+fn next_move<'a>(
     members: &[Candidate<'_>],
     shares: &BTreeMap<u64, BTreeSet<&'a TopicPartition>>,
 ) -> Option<(u64, u64, &'a TopicPartition)> {

@@ -16,7 +16,7 @@ pub(super) fn closed(operation: &'static str) -> Error {
 
 pub(super) fn unavailable(operation: &'static str) -> Error {
     error(ErrorKind::Unavailable, "bus.memory.unavailable", operation)
-        .with_message("this client is cut off from the log")
+        .with_message("this client is disconnected from the log")
 }
 
 pub(super) fn unknown_topic(topic: &TopicName, operation: &'static str) -> Error {
@@ -44,26 +44,28 @@ pub(super) fn too_large(size: usize, limit: usize) -> Error {
     invalid(DeliveryError::TOO_LARGE, "publish", "size", size, rule).with_context("limit", limit)
 }
 
-pub(super) fn full(max_bytes: usize, slowest: Option<(&str, u64)>) -> Error {
+pub(super) fn full(max_bytes: usize, largest_lag: Option<(&str, u64)>) -> Error {
     let error =
         error(ErrorKind::Overloaded, "bus.memory.full", "publish").with_context("max_bytes", max_bytes);
-    match slowest {
+    match largest_lag {
         Some((group, lag)) => error
             .with_message(format_args!("the bus is full and waits for group {group}"))
             .with_context("group", group)
             .with_context("lag", lag),
-        None => error.with_message("the bus is full, and no group has committed anything that could go"),
+        None => {
+            error.with_message("the bus is full, and no group has committed messages that can be removed")
+        }
     }
 }
 
-pub(super) fn late() -> Error {
+pub(super) fn delivery_timeout_while_disconnected() -> Error {
     error(ErrorKind::Timeout, "bus.memory.delivery_timeout", "publish")
-        .with_message("this client was cut off from the log for the whole delivery timeout")
+        .with_message("this client was disconnected from the log for the complete delivery timeout")
 }
 
-pub(super) fn no_start(partition: &TopicPartition, operation: &'static str) -> Error {
+pub(super) fn no_valid_position(partition: &TopicPartition, operation: &'static str) -> Error {
     error(ErrorKind::NotFound, "bus.memory.position", operation)
-        .with_message("the group has no valid position in this partition, and was told to fail then")
+        .with_message("the group has no valid position in this partition, and its offset_reset is Error")
         .with_context("partition", partition)
 }
 

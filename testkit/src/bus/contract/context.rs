@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{BusEnv, CheckResult, Client, Failure, Timing, Wrapper};
 
-/// The test test of one trial.
+/// The context of a check: the clients, names and waits of one trial.
 #[derive(Debug)]
 pub struct TestContext {
     env: Box<dyn BusEnv>,

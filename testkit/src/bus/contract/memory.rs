@@ -65,7 +65,7 @@ struct MemoryEnv {
 
 fn client(bus: MemoryBus) -> Client {
     let bus = Arc::new(bus);
-    Client { connection: Arc::new(MemoryWire(bus.clone())), bus }
+    Client { connection: Arc::new(MemoryConnection(bus.clone())), bus }
 }
 
 #[async_trait]
@@ -106,10 +106,10 @@ impl BusEnv for MemoryEnv {
 }
 
 #[derive(Debug)]
-struct MemoryWire(Arc<MemoryBus>);
+struct MemoryConnection(Arc<MemoryBus>);
 
 #[async_trait]
-impl Connection for MemoryWire {
+impl Connection for MemoryConnection {
     async fn interrupt(&self) {
         self.0.disconnect();
     }

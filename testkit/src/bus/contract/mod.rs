@@ -13,7 +13,7 @@ mod layers;
 mod memory;
 mod resend;
 mod runner;
-mod storm;
+mod stress;
 
 pub use check::{Check, CheckResult, Failure};
 pub use checks::all as checks;
@@ -22,6 +22,6 @@ pub use factory::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection,
 pub use memory::MemoryFactory;
 pub use resend::resent;
 pub use runner::{run_check, trials};
-pub use storm::{Storm, storm};
+pub use stress::{StressReport, stress_test};
 
 pub(super) use check::{ensure, ensure_eq};

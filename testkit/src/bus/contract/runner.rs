@@ -41,8 +41,8 @@ fn run_trial(factory: &dyn BusFactory, wrapper: Wrapper, check: &Check) -> Resul
     if let Some(need) = lacks {
         return Ok(Completion::ignored_with(format!("{} lacks {need:?}", factory.backend())));
     }
-    if let Some(why) = wrapper.skip_reason(check.name) {
-        return Ok(Completion::ignored_with(why));
+    if let Some(reason) = wrapper.skip_reason(check.name) {
+        return Ok(Completion::ignored_with(reason));
     }
     run_check(factory, wrapper, check)?;
     Ok(Completion::Completed)
@@ -53,27 +53,32 @@ fn run_trial(factory: &dyn BusFactory, wrapper: Wrapper, check: &Check) -> Resul
 /// # Errors
 /// The violation that the check found, or the failure of the check itself: see [`Failure::is_inconclusive`].
 pub fn run_check(factory: &dyn BusFactory, wrapper: Wrapper, check: &Check) -> CheckResult {
-    let runtime =
-        runtime(factory.clock_mode()).map_err(|e| Failure::inconclusive(format_args!("no runtime: {e}")))?;
+    let runtime = runtime(factory.clock_mode())
+        .map_err(|e| Failure::inconclusive(format_args!("cannot start the runtime: {e}")))?;
     runtime.block_on(async {
         let env = factory.create_env().await;
-        let env =
-            env.map_err(|e| Failure::inconclusive(format_args!("no place to check in: {}", e.report())))?;
+        let env = env.map_err(|e| {
+            Failure::inconclusive(format_args!("cannot create the environment: {}", e.report()))
+        })?;
         let context = TestContext::new(env, wrapper);
         let verdict = match timeout(LIMIT, AssertUnwindSafe((check.run)(&context)).catch_unwind()).await {
             Ok(Ok(verdict)) => verdict,
-            Ok(Err(panic)) => Err(Failure::inconclusive(format_args!("it panicked: {}", words(&*panic)))),
-            Err(_) => Err(Failure::inconclusive(format_args!("not finished within {LIMIT:?}"))),
+            Ok(Err(panic)) => {
+                Err(Failure::inconclusive(format_args!("the check panicked: {}", panic_message(&*panic))))
+            }
+            Err(_) => {
+                Err(Failure::inconclusive(format_args!("the check exceeded its time limit of {LIMIT:?}")))
+            }
         };
         let cleared = context.tear_down().await;
-        verdict.and(cleared.map_err(|e| Failure::inconclusive(format_args!("clearing up: {e}"))))
+        verdict.and(cleared.map_err(|e| Failure::inconclusive(format_args!("cleanup failed: {e}"))))
     })
 }
 
 /// Returns the message of a panic.
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 fn runtime(pace: ClockMode) -> std::io::Result<Runtime> {

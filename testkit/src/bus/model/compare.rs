@@ -90,11 +90,11 @@ fn difference(found: &Trace, wanted: &Trace) -> Failure {
     let mut differs = keys.filter(|key| found.received.get(key) != wanted.received.get(key));
     match differs.next() {
         Some(key) => Failure::new(format_args!(
-            "of {key:?} came {:#?}, in memory {:#?}",
+            "received for {key:?}: {:#?}, in memory {:#?}",
             found.received.get(key),
             wanted.received.get(key)
         )),
-        None => Failure::new("what is equal is called different"),
+        None => Failure::new("the traces differ without a known difference"),
     }
 }
 
