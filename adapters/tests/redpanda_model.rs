@@ -17,7 +17,9 @@ fn main() {
     let name = "redpanda/leaves_what_memory_leaves_over_64_histories".to_owned();
     let compared = presence::trial(name, "redpanda", brokers.absent(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(check_traces(brokers, 64, 16, timing_for_brokers)).map_err(|failure| failure.to_string())?;
+        runtime
+            .block_on(check_traces(brokers, 64, 16, timing_for_brokers))
+            .map_err(|failure| failure.to_string())?;
         Ok(Completion::Completed)
     });
     let trials: Vec<Trial> = vec![compared];

@@ -26,8 +26,8 @@ fn main() -> ExitCode {
     // This trial closes the bus during a single call. If a fault holds back a part of that call, the part is not in
     // flight, and `close` has nothing to drain.
     let of_one_call = |name: &str| name.ends_with("lifecycle::close_waits_for_pending_publishes");
-    let all =
-        trials(&factory, &[Wrapper::FULL_STACK_OVER_CHAOS, Wrapper::FULL_STACK_OVER_LOST_RESPONSES]).into_iter();
+    let all = trials(&factory, &[Wrapper::FULL_STACK_OVER_CHAOS, Wrapper::FULL_STACK_OVER_LOST_RESPONSES])
+        .into_iter();
     let mut all: Vec<_> = all
         .map(|trial| {
             let ignored = of_one_call(trial.name());
@@ -60,6 +60,7 @@ fn weather(brokers: &Brokers) -> Result<Completion, Failed> {
         if report.duplicates > 0 && report.duplicates <= report.unknown {
             return Ok(Completion::Completed);
         }
-        Err(format!("it was no report: {report}").into())
+        Err(format!("the stress test produced no duplicate, or more than its unknown messages: {report}")
+            .into())
     })
 }

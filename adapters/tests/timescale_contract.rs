@@ -10,8 +10,7 @@ use servers::brief_or_long;
 use timescale_rig::Server;
 
 fn main() {
-    let wrappers =
-        || brief_or_long([Wrapper::PLAIN, Wrapper::FULL_STACK_OVER_CHAOS], [Wrapper::FULL_STACK]);
+    let wrappers = || brief_or_long([Wrapper::PLAIN, Wrapper::FULL_STACK_OVER_CHAOS], [Wrapper::FULL_STACK]);
     let suite = Suite::new().on(Server::timescale(), wrappers()).on(Server::postgres(), wrappers());
     suite.at_once(4).main();
 }

@@ -29,7 +29,7 @@ use qi_testkit::bus::MemoryBus;
 use qi_testkit::chaos::{Chaos, Fault, Rule};
 use qi_testkit::market::{Market, MarketConfig};
 use qi_testkit::mock::MockBus;
-use qi_testkit::store::{RetentionRule, MemoryStore, MemoryStoreConfig, RetentionConfig};
+use qi_testkit::store::{MemoryStore, MemoryStoreConfig, RetentionConfig, RetentionRule};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -264,7 +264,8 @@ async fn check_names_missing_objects_and_migrate_creates_them() {
 
 #[tokio::test]
 async fn check_writes_a_current_tick_to_a_store_with_retention() {
-    let retention = RetentionConfig::default().keep("ticks", RetentionRule::by_age(Duration::from_hours(24)));
+    let retention =
+        RetentionConfig::default().with_rule("ticks", RetentionRule::by_age(Duration::from_hours(24)));
     let config = MemoryStoreConfig::default().with_retention(retention);
     let store: Arc<dyn PriceStore> = Arc::new(MemoryStore::new(config).unwrap());
     store.ensure_schema().await.unwrap();

@@ -36,7 +36,7 @@ pub enum Fault {
     Hang,
     /// The call is executed and its response is lost. The call fails with `Unavailable`; a publish reports `Unknown`
     /// for every message. A `recv` fails before it receives, because a lost response would lose its messages.
-    Cut,
+    LostResponse,
 }
 
 /// The rate of faults and their kinds.
@@ -117,12 +117,12 @@ impl Chaos {
     }
 
     /// Plans a fault for the next call of an operation. Faults that are already planned come first.
-    pub fn next(&self, operation: Operation, fault: Fault) {
+    pub fn inject_next(&self, operation: Operation, fault: Fault) {
         self.state().planned.entry(operation).or_default().push_back(fault);
     }
 
     /// Enables or disables all faults.
-    pub fn enable(&self, enabled: bool) {
+    pub fn set_enabled(&self, enabled: bool) {
         self.state().enabled = enabled;
     }
 
@@ -165,7 +165,7 @@ impl Chaos {
     }
 
     /// Returns the number of messages that a failed publish sends, always less than `len` unless the batch is empty.
-    fn beginning(&self, len: usize) -> usize {
+    fn sent_prefix(&self, len: usize) -> usize {
         if len == 0 { 0 } else { self.state().rng.usize(..len) }
     }
 }
@@ -220,7 +220,7 @@ impl Layer for Chaos {
                     bus.publish(batch, options).await
                 }
                 Some((Fault::Error, _)) => {
-                    let sent = self.beginning(batch.len());
+                    let sent = self.sent_prefix(batch.len());
                     let mut outcomes = bus.publish(&batch[..sent], options).await?.into_outcomes();
                     let error = failed(Operation::Publish, Fault::Error);
                     outcomes.resize_with(batch.len(), || Err(DeliveryError::not_sent(error.clone())));

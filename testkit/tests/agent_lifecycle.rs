@@ -408,9 +408,10 @@ async fn children_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn watchdog_drops_a_run_without_heartbeats() {
-    let life =
-        live([Script::run(Step::HangIgnoringStop), Script::default()], ms(4_000), |spec| spec.watchdog(ms(3_000)))
-            .await;
+    let life = live([Script::run(Step::HangIgnoringStop), Script::default()], ms(4_000), |spec| {
+        spec.watchdog(ms(3_000))
+    })
+    .await;
     assert_eq!(life.exits(), ["no heartbeat", "cancelled"]);
     let history = life.log.of("a");
     assert_eq!(history[2].at.duration_since(history[1].at), ms(3_000), "counted from Running");

@@ -84,7 +84,8 @@ async fn agent_that_is_added_before_the_start_starts_with_the_runtime() {
 #[tokio::test(start_paused = true)]
 async fn new_agent_depends_on_agents_that_run_and_on_agents_that_start() {
     let log = TransitionLog::default();
-    let slow = scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::WaitForStop)]).0;
+    let slow =
+        scripted("slow", [Script::initialize(Step::after(ms(500), Step::Ok)).with_run(Step::WaitForStop)]).0;
     let handle = builder(&log).agent(waiting("base")).agent(slow).build().unwrap().start();
     running(&handle, "base").await;
     handle.spawn(waiting("top").depends_on(["base", "slow", "base"])).unwrap();

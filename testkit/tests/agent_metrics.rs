@@ -22,7 +22,11 @@ fn troublesome() -> Vec<(&'static str, Vec<Script>)> {
         ("flaky", vec![Script::run(Step::after(ms(250), unavailable())); 4]),
         (
             "panics",
-            vec![Script::run(Step::Panic), Script::initialize(Step::Panic), Script::run(Step::PanicWithOtherPayload)],
+            vec![
+                Script::run(Step::Panic),
+                Script::initialize(Step::Panic),
+                Script::run(Step::PanicWithOtherPayload),
+            ],
         ),
         ("children", vec![Script::run(Step::child(Step::Panic)), Script::run(Step::child(unavailable()))]),
         ("untidy", vec![Script::run(unavailable()).with_cleanup(Step::Err(ErrorKind::Internal))]),

@@ -166,7 +166,8 @@ async fn timeouts_shrink_in_proportion_on_a_long_dependency_path() {
 #[tokio::test(start_paused = true)]
 async fn timeouts_within_the_deadline_do_not_shrink() {
     let log = TransitionLog::default();
-    let runtime = builder(&log).agent(scripted("a", [Script::run(Step::HangIgnoringStop)]).0).build().unwrap();
+    let runtime =
+        builder(&log).agent(scripted("a", [Script::run(Step::HangIgnoringStop)]).0).build().unwrap();
     let report = runtime.run_until(sleep(ms(10))).await;
     assert_eq!(report.shutdown_took, Duration::from_secs(5));
 }

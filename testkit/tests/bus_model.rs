@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use qi_core::bus::TopicPartition;
 use qi_core::{Result, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, MemoryFactory, Timing, CheckResult, Wrapper};
-use qi_testkit::bus::model::{run_history, histories, trace};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, CheckResult, Client, MemoryFactory, Timing, Wrapper};
+use qi_testkit::bus::model::{histories, run_history, trace};
 use qi_testkit::bus::mutants::MUTANTS;
 
 fn on_paused_time(work: impl Future<Output = CheckResult>) -> Result<(), TestCaseError> {
@@ -83,24 +83,24 @@ impl BusEnv for BrokenEnv {
 fn model_detects_faulty_buses() {
     let unseen: Vec<_> = [
         "forgets_commits",
-        "takes_a_commit_above_the_position",
-        "hides_what_a_commit_lost",
-        "commits_what_recv_hands_out",
+        "accepts_a_commit_above_the_position",
+        "hides_lost_partitions_of_a_commit",
+        "commits_messages_in_recv",
         "reorders_within_a_batch",
         "loses_the_last_message_of_a_batch",
         "sends_a_message_twice",
-        "doubles_a_message_after_a_rebalance",
+        "duplicates_a_message_after_a_rebalance",
         "delivers_buffered_messages_of_a_lost_partition",
-        "makes_a_tombstone_an_empty_payload",
+        "delivers_a_tombstone_as_an_empty_payload",
         "ignores_a_pause",
         "pauses_every_partition",
-        "hands_out_more_than_max",
-        "seeks_one_too_far",
-        "counts_one_too_many_behind",
-        "hides_that_a_position_had_gone",
+        "returns_more_than_max_messages",
+        "seeks_one_offset_too_far",
+        "reports_a_lag_that_is_one_too_high",
+        "hides_resets",
         "hides_an_exceeded_max_poll_interval",
-        "hides_changes_of_the_assignment",
-        "keeps_silent_about_a_deleted_topic",
+        "hides_assignment_changes",
+        "hides_the_deletion_of_the_last_topic",
     ]
     .into_iter()
     .filter(|name| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use libtest_mimic::{Arguments, Failed, Trial};
 use qi_testkit::bus::contract::{
-    BusEnv, BusFactory, Check, MemoryFactory, Capability, ClockMode, Wrapper, checks, run_check, trials,
+    BusEnv, BusFactory, Capability, Check, ClockMode, MemoryFactory, Wrapper, checks, run_check, trials,
 };
 use qi_testkit::bus::mutants::{MUTANTS, Mutant};
 

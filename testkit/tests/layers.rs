@@ -478,7 +478,8 @@ async fn chaos_keeps_its_rate_repeats_by_seed_and_excludes_close() {
     let run = async |seed| {
         let (mut store, _) = flaky(0, away());
         store.expect_close().returning(|| Ok(()));
-        let chaos = Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::LostResponse, Fault::Delay]));
+        let chaos =
+            Chaos::seeded(seed).everywhere(Rule::new(0.3, [Fault::Error, Fault::LostResponse, Fault::Delay]));
         let store = ChaosStore::new(store, chaos.clone());
         let mut pattern = Vec::new();
         for _ in 0..1_000 {
@@ -519,7 +520,7 @@ async fn a_recording_is_bounded_and_counts_discarded_calls() {
     for _ in 0..5 {
         let _ = store.ping().await;
     }
-    assert_eq!((recording.calls().len(), recording.forgotten()), (2, 3));
+    assert_eq!((recording.calls().len(), recording.discarded()), (2, 3));
     assert!(recording.calls().iter().all(|call| call.failed.is_none()));
 }
 

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use qi_adapters::clickhouse::{ClickHouseConfig, ClickHouseStore};
 use qi_core::Datasets;
 use qi_core::{PriceStore, Result};
-use qi_testkit::store::contract::{TestStore, SECRET, StoreFactory};
+use qi_testkit::store::contract::{SECRET, StoreFactory, TestStore};
 
 use crate::servers::{Tested, namespace};
 

@@ -15,7 +15,7 @@ use qi_core::bus::{
 use qi_core::{
     Clock as _, Error, ErrorKind, MessageBus, Result, ResultExt as _, Subscription, SystemClock, Timestamp,
 };
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Capability, ClockMode, Timing, Connection};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use qi_adapters::redpanda::{RedpandaBus, RedpandaConfig};
 use qi_core::bus::TopicPartition;
 use qi_core::{Clock as _, MessageBus, Result, ResultExt as _, SystemClock, Timestamp};
-use qi_testkit::bus::contract::{BusEnv, BusFactory, Client, Capability, ClockMode, Timing, Connection};
+use qi_testkit::bus::contract::{BusEnv, BusFactory, Capability, Client, ClockMode, Connection, Timing};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -80,10 +80,23 @@ impl Brokers {
     }
 
     fn look(&self) -> Traits {
-        const AWAY: &[Capability] = &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes];
-        const SLOW: &[Capability] = &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes, Capability::ConnectionFaults];
-        const ALL: &[Capability] =
-            &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes, Capability::ConnectionFaults, Capability::Retention];
+        const AWAY: &[Capability] =
+            &[Capability::Admin, Capability::Groups, Capability::Coordinator, Capability::OffsetsForTimes];
+        const SLOW: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+        ];
+        const ALL: &[Capability] = &[
+            Capability::Admin,
+            Capability::Groups,
+            Capability::Coordinator,
+            Capability::OffsetsForTimes,
+            Capability::ConnectionFaults,
+            Capability::Retention,
+        ];
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap();
         let here = metadata.brokers().iter().all(|broker| broker.host() == wire::HOST);

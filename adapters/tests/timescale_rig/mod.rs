@@ -14,7 +14,7 @@ use qi_adapters::timescale::{TimescaleConfig, TimescaleStore};
 use qi_core::Datasets;
 use qi_core::layer::Layered;
 use qi_core::{PriceStore, Result};
-use qi_testkit::store::contract::{TestStore, SECRET, StoreFactory};
+use qi_testkit::store::contract::{SECRET, StoreFactory, TestStore};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::servers::{Tested, namespace};

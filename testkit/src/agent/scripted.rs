@@ -28,7 +28,7 @@ pub enum Step {
     PanicOnDrop,
     /// Waits for the stop request, then returns Ok. In `cleanup`, where the stop was already requested, behaves like
     /// `HangIgnoringStop`.
-    Hang,
+    WaitForStop,
     /// Never ends and ignores a stop request.
     HangIgnoringStop,
     /// Never ends and is always ready. It yields only to tokio's cooperative budget.
@@ -71,11 +71,11 @@ impl Step {
                     let _armed = PanicsWhenDropped;
                     std::future::pending().await
                 }
-                Self::Hang if may_stop => {
+                Self::WaitForStop if may_stop => {
                     cx.cancelled().await;
                     Ok(())
                 }
-                Self::Hang | Self::HangIgnoringStop => std::future::pending().await,
+                Self::WaitForStop | Self::HangIgnoringStop => std::future::pending().await,
                 Self::Spin => loop {
                     tokio::task::consume_budget().await;
                 },

@@ -83,13 +83,13 @@ impl RetentionRule {
 impl RetentionConfig {
     /// Sets the rule of a dataset.
     #[must_use]
-    pub fn keep(mut self, dataset: &str, keep: RetentionRule) -> Self {
+    pub fn with_rule(mut self, dataset: &str, keep: RetentionRule) -> Self {
         self.0.insert(dataset.to_owned(), keep);
         self
     }
 
     /// Returns the rule of a dataset.
-    pub fn of(&self, dataset: Dataset) -> RetentionRule {
+    pub fn rule(&self, dataset: Dataset) -> RetentionRule {
         self.0.get(dataset.name()).copied().unwrap_or_default()
     }
 
@@ -98,7 +98,7 @@ impl RetentionConfig {
         datasets
             .iter()
             .flat_map(|dataset| {
-                let keep = self.of(dataset);
+                let keep = self.rule(dataset);
                 let age = keep.max_age.map(|age| Retention::Age(dataset, age));
                 let rows = keep.max_rows_per_series.map(|rows| Retention::RowsPerSeries(dataset, rows));
                 age.into_iter().chain(rows)
@@ -144,12 +144,12 @@ impl MemoryStoreConfig {
             if datasets.get(name).is_none() {
                 let known: Vec<_> = datasets.iter().map(Dataset::name).collect();
                 let rule = format!("must name a dataset of the store: {}", known.join(", "));
-                return Err(refused(format!("retention.{name}"), &rule, name));
+                return Err(config_error(format!("retention.{name}"), &rule, name));
             }
             let (least, most) = (Duration::from_secs(1), RetentionRule::MAX_AGE);
             if let Some(age) = max_age.filter(|age| !(least..=most).contains(age)) {
                 let rule = format!("must lie from {} to {}", duration::format(least), duration::format(most));
-                return Err(refused(format!("retention.{name}.max_age"), &rule, duration::format(age)));
+                return Err(config_error(format!("retention.{name}.max_age"), &rule, duration::format(age)));
             }
             if let Some(rows) = max_rows_per_series {
                 within(format!("retention.{name}.max_rows_per_series"), *rows as u64, 1, usize::MAX as u64)?;
@@ -163,10 +163,10 @@ fn within(key: impl std::fmt::Display, value: u64, least: u64, most: u64) -> Res
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(refused(key, &format!("must lie from {least} to {most}"), value))
+    Err(config_error(key, &format!("must lie from {least} to {most}"), value))
 }
 
-fn refused(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::Display) -> Error {
+fn config_error(key: impl std::fmt::Display, rule: &str, value: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Config, "store.memory.config", "open")
         .with_backend("memory")
         .with_message(format_args!("{key} {rule}"))
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_rejected_by_key() {
-        let keep = |keep| RetentionConfig::default().keep("ticks", keep);
+        let keep = |keep| RetentionConfig::default().with_rule("ticks", keep);
         let default = MemoryStoreConfig::default;
         default().validate().unwrap();
         for (config, key) in [
@@ -199,8 +199,9 @@ mod tests {
             ),
             (default().with_retention(keep(RetentionRule::by_age(Duration::MAX))), "retention.ticks.max_age"),
             (
-                default()
-                    .with_retention(RetentionConfig::default().keep("trades", RetentionRule::by_rows(1))),
+                default().with_retention(
+                    RetentionConfig::default().with_rule("trades", RetentionRule::by_rows(1)),
+                ),
                 "retention.trades",
             ),
         ] {
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn retention_is_listed_by_rule() {
         let both = RetentionRule { max_age: Some(Duration::from_mins(1)), max_rows_per_series: Some(5) };
-        let config = RetentionConfig::default().keep("quotes", both);
+        let config = RetentionConfig::default().with_rule("quotes", both);
         let minute = Duration::from_mins(1);
         assert_eq!(
             config.rules(&Datasets::standard()),

@@ -25,7 +25,7 @@ pub(super) struct HistoryState<'a> {
     pub(super) env: &'a dyn BusEnv,
     pub(super) bus: std::sync::Arc<dyn MessageBus>,
     /// Kept, because the drop of a connection disconnects its client.
-    _wire: std::sync::Arc<dyn Connection>,
+    _connection: std::sync::Arc<dyn Connection>,
     pub(super) topics: Vec<TopicName>,
     pub(super) groups: Vec<GroupId>,
     /// The present members by group and number.
@@ -43,7 +43,7 @@ impl<'a> HistoryState<'a> {
             .map(|n| GroupId::new(format!("{}-model-{n}", env.prefix())))
             .collect::<Result<_>>()?;
         let clients = (0..GROUPS).map(|_| BTreeMap::new()).collect();
-        let state = Self { env, bus, _wire: wire, topics, groups, clients, joined: 0, sent: 0 };
+        let state = Self { env, bus, _connection: connection, topics, groups, clients, joined: 0, sent: 0 };
         for topic in 0..TOPICS {
             state.create(topic).await?;
         }
@@ -146,8 +146,8 @@ pub async fn run_history(env: &dyn BusEnv, history: &[Step]) -> CheckResult {
 impl Run<'_> {
     fn add_logs(&mut self, topic: usize) {
         for partition in 0..partitions(topic) {
-            let index = TopicPartition::new(self.state.topics[topic].clone(), partition);
-            self.logs.insert(index, Log::default());
+            let partition = TopicPartition::new(self.state.topics[topic].clone(), partition);
+            self.logs.insert(partition, Log::default());
         }
     }
 
@@ -202,9 +202,9 @@ impl Run<'_> {
             return Ok(());
         }
         for (delivery, mut message) in sent?.into_iter().zip(batch) {
-            let index = TopicPartition::new(message.topic.clone(), delivery.partition);
+            let partition = TopicPartition::new(message.topic.clone(), delivery.partition);
             ensure_eq!(message.partition.take(), Some(delivery.partition), "the partition");
-            let log = self.logs.entry(index).or_default();
+            let log = self.logs.entry(partition).or_default();
             ensure_eq!(delivery.offset, log.end(), "the offset of a message");
             log.messages.push(message);
         }
@@ -362,10 +362,10 @@ impl Run<'_> {
     }
 
     async fn delete_records(&mut self, topic: usize, partition: u32, percent: u64) -> CheckResult {
-        let index = TopicPartition::new(self.state.topics[topic].clone(), partition % partitions(topic));
-        let Some(log) = self.logs.get_mut(&index) else { return Ok(()) };
+        let partition = TopicPartition::new(self.state.topics[topic].clone(), partition % partitions(topic));
+        let Some(log) = self.logs.get_mut(&partition) else { return Ok(()) };
         let offset = log.start + (log.end() - log.start) * percent / 100;
-        self.state.env.delete_records(&index, offset).await?;
+        self.state.env.delete_records(&partition, offset).await?;
         log.start = offset;
         Ok(())
     }

@@ -31,7 +31,7 @@ pub struct Trace {
 
 /// Runs a history without regard for owners and times. Every message has the time `stamp`. Every read continues until
 /// the group has all messages, and a commit covers all messages read. Steps that depend on a bus's timing are skipped:
-/// silence, seeks, pauses, trims and deletions under a reader, and starts at the end.
+/// waits, seeks, pauses, deletions of records and topics, and starts at the end.
 ///
 /// # Errors
 /// A rejection by the bus that the contract does not allow.
@@ -82,7 +82,7 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Chec
             _ => {}
         }
     }
-    // By then, the sessions of killed members have passed.
+    // By then, the sessions of disconnected members have expired.
     tokio::time::sleep(env.timing().session_timeout + env.timing().receive_timeout).await;
     for group in 0..GROUPS {
         join(&mut state, group, &mut received).await?;
@@ -90,13 +90,13 @@ pub async fn trace(env: &dyn BusEnv, history: &[Step], stamp: Timestamp) -> Chec
         commit(&mut state, group, &received).await?;
         let known = state.bus.groups(&GroupQuery::one(state.groups[group].clone())).await?;
         for row in known.into_iter().flat_map(|info| info.partitions) {
-            let index = (group, row.partition);
-            let (messages, next) = (received.get(&index), row.committed.unwrap_or(0));
+            let key = (group, row.partition);
+            let (messages, next) = (received.get(&key), row.committed.unwrap_or(0));
             let count = messages.map_or(0, |all| all.range(..next).count());
-            trace.committed.insert(index, count);
+            trace.committed.insert(key, count);
         }
     }
-    let contents = received.into_iter().map(|(index, all)| (index, all.into_values().collect()));
+    let contents = received.into_iter().map(|(key, all)| (key, all.into_values().collect()));
     trace.received = contents.collect();
     Ok(trace)
 }
@@ -145,8 +145,8 @@ async fn read_once(
     let batches = try_join_all(members.map(|client| client.sub.recv(500, short))).await?;
     for batch in batches {
         for message in batch.messages() {
-            let index = (group, TopicPartition::new(message.topic.clone(), message.partition));
-            let before = received.entry(index).or_default().insert(message.offset, content(message));
+            let key = (group, TopicPartition::new(message.topic.clone(), message.partition));
+            let before = received.entry(key).or_default().insert(message.offset, content(message));
             if before.is_some_and(|before| before != content(message)) {
                 return Err(Failure::new(format_args!("another message at offset {}", message.offset)));
             }

@@ -80,7 +80,7 @@ impl FaultySubscription {
             }
             Fault::HidesResets => events.retain(|event| !matches!(event, SubscriptionEvent::Reset { .. })),
             Fault::HidesDeletionOfOneTopic => {
-                events.retain(|n| !matches!(n, SubscriptionEvent::TopicDeleted { .. }))
+                events.retain(|event| !matches!(event, SubscriptionEvent::TopicDeleted { .. }));
             }
             Fault::HidesMaxPollInterval => {
                 events.retain(|event| *event != SubscriptionEvent::MaxPollIntervalExceeded);

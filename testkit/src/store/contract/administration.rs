@@ -6,8 +6,8 @@ use qi_core::{
     Bar, Instrument, Interval, MarketSnapshot, PriceTick, Quote, Record, Selection, TimeRange, Timestamp,
 };
 
-use super::expect::{CheckResult, Failure, same_rows};
-use super::shelf::{AskLatest, Shelf, instrument, micros, minute, range};
+use super::dataset_ops::{DatasetOps, LatestParams, instrument, micros, minute, range};
+use super::expect::{CheckResult, Failure, expect_same_rows};
 use super::{Sample, TestContext, promises};
 
 promises! { "administration";
@@ -26,7 +26,10 @@ promises! { "administration";
     once purge_leaves_other_datasets: "a purge of one dataset leaves the other three",
 }
 
-async fn listed(store: &dyn PriceStore, query: InstrumentQuery) -> qi_core::Result<Vec<InstrumentSummary>> {
+async fn all_instruments(
+    store: &dyn PriceStore,
+    query: InstrumentQuery,
+) -> qi_core::Result<Vec<InstrumentSummary>> {
     let (mut query, mut found) = (query, Vec::new());
     loop {
         let page = store.instruments(&query).await?;
@@ -54,13 +57,13 @@ async fn instruments_are_ordered_by_bytes(context: &TestContext) -> CheckResult 
         context.store().insert_bars(&[Bar::make(&(name.clone(), Interval::M1), minute(0), 0, 1)]).await?;
     }
     for dataset in DATASETS {
-        let found = listed(context.store(), InstrumentQuery::new(dataset)).await?;
+        let found = all_instruments(context.store(), InstrumentQuery::new(dataset)).await?;
         let found: Vec<Instrument> = found.into_iter().map(|summary| summary.instrument).collect();
-        same_rows(&format!("instruments of {dataset:?}"), &found, &ordered)?;
+        expect_same_rows(&format!("instruments of {dataset:?}"), &found, &ordered)?;
     }
-    let latest = PriceTick::scan_latest(context.store(), AskLatest::all()).await?;
+    let latest = PriceTick::scan_latest(context.store(), LatestParams::all()).await?;
     let latest: Vec<Instrument> = latest.into_iter().map(|tick| tick.instrument().clone()).collect();
-    same_rows("latest ticks", &latest, &ordered)
+    expect_same_rows("latest ticks", &latest, &ordered)
 }
 
 fn summary(instrument: Instrument, first: i64, last: i64) -> InstrumentSummary {
@@ -80,24 +83,24 @@ async fn instruments_belong_to_their_dataset(context: &TestContext) -> CheckResu
         vec![summary(name(3), 0, 180), summary(name(4), 30, 30)],
     ];
     for (dataset, expected) in DATASETS.into_iter().zip(expected) {
-        let found = listed(store, InstrumentQuery::new(dataset)).await?;
-        same_rows(&format!("instruments of {dataset:?}"), &found, &expected)?;
+        let found = all_instruments(store, InstrumentQuery::new(dataset)).await?;
+        expect_same_rows(&format!("instruments of {dataset:?}"), &found, &expected)?;
     }
     Ok(())
 }
 
 async fn instruments_need_a_record(context: &TestContext) -> CheckResult {
     let (store, query) = (context.store(), InstrumentQuery::new(PriceTick::DATASET));
-    same_rows("in an empty store", &listed(store, query.clone()).await?, &[])?;
+    expect_same_rows("in an empty store", &all_instruments(store, query.clone()).await?, &[])?;
     store.insert_ticks(&[PriceTick::at(1, 5, 1), PriceTick::at(2, 9, 1)]).await?;
     store.delete_range(&PriceTick::deletion(Some(vec![PriceTick::series_no(1)]), TimeRange::ALL)).await?;
-    same_rows(
+    expect_same_rows(
         "one deleted",
-        &listed(store, query.clone()).await?,
+        &all_instruments(store, query.clone()).await?,
         &[summary(PriceTick::series_no(2), 9, 9)],
     )?;
     store.purge_before(PriceTick::DATASET, Timestamp::MAX).await?;
-    same_rows("the other one purged", &listed(store, query).await?, &[])
+    expect_same_rows("the other one purged", &all_instruments(store, query).await?, &[])
 }
 
 async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -> CheckResult {
@@ -109,16 +112,20 @@ async fn instruments_are_filtered_by_exchange_and_paged(context: &TestContext) -
     let expected: Vec<_> = names.into_iter().map(|name| summary(name, 0, 0)).collect();
     for limit in [1, 2, 7, 100] {
         let query = InstrumentQuery::new(PriceTick::DATASET);
-        let all = listed(context.store(), query.clone().with_limit(limit)?).await?;
-        super::expect::same("how many in all", &all.len(), &11)?;
+        let all = all_instruments(context.store(), query.clone().with_limit(limit)?).await?;
+        super::expect::expect_same("how many in all", &all.len(), &11)?;
         let query = query.of_exchange("beta".parse()?).with_limit(limit)?;
-        same_rows(&format!("pages of {limit}"), &listed(context.store(), query).await?, &expected)?;
+        expect_same_rows(
+            &format!("pages of {limit}"),
+            &all_instruments(context.store(), query).await?,
+            &expected,
+        )?;
     }
     Ok(())
 }
 
 /// Inserts four records, one step apart, and returns them.
-async fn four<D: Sample>(context: &TestContext) -> std::result::Result<Vec<D>, Failure> {
+async fn insert_four<D: Sample>(context: &TestContext) -> std::result::Result<Vec<D>, Failure> {
     let series = D::series_no(0);
     let batch: Vec<D> = (0..4).map(|n| D::make(&series, step::<D>(n.into()), 0, n)).collect();
     D::insert(context.store(), &batch).await?;
@@ -131,14 +138,14 @@ fn step<D: Sample>(n: i64) -> Timestamp {
 }
 
 async fn deletion_is_half_open<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = four::<D>(context).await?;
+    let all = insert_four::<D>(context).await?;
     let gone = range(step::<D>(1), step::<D>(3));
     context.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), gone)).await?;
     let expected = [all[0].clone(), all[3].clone()];
-    same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &expected)?;
+    expect_same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &expected)?;
     let nothing = range(step::<D>(3), step::<D>(3));
     context.store().delete_range(&D::deletion(None, nothing)).await?;
-    same_rows("after an empty range", &D::all(context.store(), &D::series_no(0)).await?, &expected)
+    expect_same_rows("after an empty range", &D::all(context.store(), &D::series_no(0)).await?, &expected)
 }
 
 async fn deletion_leaves_other_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -147,7 +154,7 @@ async fn deletion_leaves_other_series<D: Sample>(context: &TestContext) -> Check
     let named = vec![D::series_no(1), D::series_no(3), D::series_no(9)];
     context.store().delete_range(&D::deletion(Some(named), TimeRange::ALL)).await?;
     let expected = [batch[0].clone(), batch[2].clone(), batch[4].clone()];
-    same_rows("what is left", &D::scan_latest(context.store(), AskLatest::all()).await?, &expected)
+    expect_same_rows("what is left", &D::scan_latest(context.store(), LatestParams::all()).await?, &expected)
 }
 
 async fn deletion_may_select_all_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -156,7 +163,7 @@ async fn deletion_may_select_all_series<D: Sample>(context: &TestContext) -> Che
     context.store().delete_range(&D::deletion(None, TimeRange::before(minute(10)))).await?;
     for n in 0..5 {
         let found = D::all(context.store(), &D::series_no(n)).await?;
-        same_rows("what is left", &found, &[D::at(n, 10, 2)])?;
+        expect_same_rows("what is left", &found, &[D::at(n, 10, 2)])?;
     }
     Ok(())
 }
@@ -171,25 +178,25 @@ async fn deletion_leaves_other_intervals(context: &TestContext) -> CheckResult {
     context.store().delete_range(&gone).await?;
     for (bar, left) in bars.iter().zip([true, false, true]) {
         let found = Bar::all(context.store(), &bar.series()).await?;
-        same_rows("the bars", &found, if left { std::slice::from_ref(bar) } else { &[] })?;
+        expect_same_rows("the bars", &found, if left { std::slice::from_ref(bar) } else { &[] })?;
     }
     let ticks = PriceTick::all(context.store(), &name).await?;
-    same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
+    expect_same_rows("the ticks", &ticks, &[PriceTick::at(0, 0, 1)])
 }
 
 async fn deleted_records_can_be_inserted_again<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = four::<D>(context).await?;
+    let all = insert_four::<D>(context).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL);
     for _ in 0..2 {
         context.store().delete_range(&gone).await?;
-        same_rows("after deletion", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
+        expect_same_rows("after deletion", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
         D::insert(context.store(), &all).await?;
-        same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+        expect_same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
     }
     context.store().delete_range(&gone).await?;
     let other = D::make(&D::series_no(0), step::<D>(1), 0, 77);
     D::insert(context.store(), std::slice::from_ref(&other)).await?;
-    same_rows("another value", &D::all(context.store(), &D::series_no(0)).await?, &[other])
+    expect_same_rows("another value", &D::all(context.store(), &D::series_no(0)).await?, &[other])
 }
 
 async fn deletion_is_idempotent<D: Sample>(context: &TestContext) -> CheckResult {
@@ -198,37 +205,41 @@ async fn deletion_is_idempotent<D: Sample>(context: &TestContext) -> CheckResult
     D::insert(context.store(), &[D::at(0, 0, 1), D::at(0, 5, 1)]).await?;
     for _ in 0..2 {
         context.store().delete_range(&gone).await?;
-        same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &[D::at(0, 5, 1)])?;
+        expect_same_rows(
+            "what is left",
+            &D::all(context.store(), &D::series_no(0)).await?,
+            &[D::at(0, 5, 1)],
+        )?;
     }
     let unknown = D::deletion(Some(vec![D::series_no(8)]), TimeRange::ALL);
     Ok(context.store().delete_range(&unknown).await?)
 }
 
 async fn purge_cutoff_is_exact<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut all = four::<D>(context).await?;
+    let mut all = insert_four::<D>(context).await?;
     let other = D::make(&D::series_no(1), step::<D>(1), 0, 9);
     D::insert(context.store(), std::slice::from_ref(&other)).await?;
     context.store().purge_before(D::DATASET, step::<D>(0)).await?;
-    same_rows("nothing is before", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+    expect_same_rows("nothing is before", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
     for cutoff in [1, 2] {
         all.remove(0);
         for _ in 0..2 {
             context.store().purge_before(D::DATASET, step::<D>(cutoff)).await?;
-            same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
+            expect_same_rows("what is left", &D::all(context.store(), &D::series_no(0)).await?, &all)?;
         }
         let left = if cutoff == 1 { std::slice::from_ref(&other) } else { &[] };
-        same_rows("of another series", &D::all(context.store(), &D::series_no(1)).await?, left)?;
+        expect_same_rows("of another series", &D::all(context.store(), &D::series_no(1)).await?, left)?;
     }
     context.store().purge_before(D::DATASET, Timestamp::MAX).await?;
-    same_rows("everything purged", &D::scan_latest(context.store(), AskLatest::all()).await?, &[])
+    expect_same_rows("everything purged", &D::scan_latest(context.store(), LatestParams::all()).await?, &[])
 }
 
 async fn purged_batch_can_be_inserted_again<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = four::<D>(context).await?;
+    let all = insert_four::<D>(context).await?;
     context.store().purge_before(D::DATASET, minute(1_000)).await?;
-    same_rows("after the purge", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
+    expect_same_rows("after the purge", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
     D::insert(context.store(), &all).await?;
-    same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)
+    expect_same_rows("the very same batch", &D::all(context.store(), &D::series_no(0)).await?, &all)
 }
 
 async fn purge_leaves_other_datasets(context: &TestContext) -> CheckResult {
@@ -247,7 +258,11 @@ async fn purge_leaves_other_datasets(context: &TestContext) -> CheckResult {
             MarketSnapshot::all(store, &MarketSnapshot::series_no(0)).await?.len(),
         ];
         let expected = all.map(|dataset| usize::from(dataset != purged));
-        same_rows(&format!("ticks, quotes, bars and snapshots after a purge of {purged}"), &left, &expected)?;
+        expect_same_rows(
+            &format!("ticks, quotes, bars and snapshots after a purge of {purged}"),
+            &left,
+            &expected,
+        )?;
     }
     Ok(())
 }

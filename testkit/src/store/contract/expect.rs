@@ -50,7 +50,7 @@ impl From<Error> for Failure {
 }
 
 /// Fails unless both values are equal.
-pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> CheckResult {
+pub(crate) fn expect_same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> CheckResult {
     if found == expected {
         return Ok(());
     }
@@ -58,7 +58,7 @@ pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) ->
 }
 
 /// Fails unless both lists are equal, and reports the first difference.
-pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> CheckResult {
+pub(crate) fn expect_same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> CheckResult {
     if found == expected {
         return Ok(());
     }
@@ -73,12 +73,12 @@ pub(crate) fn same_rows<T: PartialEq + Debug>(what: &str, found: &[T], expected:
 }
 
 /// Fails unless the condition is true.
-pub(crate) fn holds(what: impl fmt::Display, condition: bool) -> CheckResult {
+pub(crate) fn expect_true(what: impl fmt::Display, condition: bool) -> CheckResult {
     if condition { Ok(()) } else { Err(Failure::new(format_args!("expected: {what}"))) }
 }
 
 /// Returns the error of a rejected call. Fails unless the error has this kind.
-pub(crate) fn refused<T: Debug>(
+pub(crate) fn expect_error<T: Debug>(
     what: &str,
     result: Result<T>,
     kind: ErrorKind,

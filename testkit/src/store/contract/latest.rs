@@ -3,8 +3,8 @@
 use qi_core::store::{LatestBarsQuery, PriceStoreExt};
 use qi_core::{Bar, Interval, PriceTick, Selection, TimeRange, Timestamp};
 
-use super::expect::{CheckResult, holds, same, same_rows};
-use super::shelf::{AskLatest, Shelf, micros, minute, range};
+use super::dataset_ops::{DatasetOps, LatestParams, micros, minute, range};
+use super::expect::{CheckResult, expect_same, expect_same_rows, expect_true};
 use super::{Sample, TestContext, promises};
 
 promises! { "latest";
@@ -29,31 +29,35 @@ async fn latest_returns_one_record_per_series<D: Sample>(context: &TestContext) 
     let newest: Vec<D> = (0..50)
         .filter_map(|n| batch.iter().rfind(|record| record.series() == D::series_no(n)).cloned())
         .collect();
-    same("the number of series", &newest.len(), &50)?;
-    same_rows("all", &D::scan_latest(context.store(), AskLatest::all()).await?, &newest)?;
-    let some = AskLatest::these(vec![D::series_no(30), D::series_no(3), D::series_no(49)]);
+    expect_same("the number of series", &newest.len(), &50)?;
+    expect_same_rows("all", &D::scan_latest(context.store(), LatestParams::all()).await?, &newest)?;
+    let some = LatestParams::only(vec![D::series_no(30), D::series_no(3), D::series_no(49)]);
     let expected = [newest[3].clone(), newest[30].clone(), newest[49].clone()];
-    same_rows("three of them", &D::scan_latest(context.store(), some).await?, &expected)
+    expect_same_rows("three of them", &D::scan_latest(context.store(), some).await?, &expected)
 }
 
 async fn highest_seq_of_one_time_is_latest<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch = [9, 100, 11, 2].map(|seq| D::make(&series, minute(0), seq, 1));
     D::insert(context.store(), &batch).await?;
-    same_rows("the latest", &D::scan_latest(context.store(), AskLatest::all()).await?, &batch[1..2])?;
-    let asked = AskLatest::these(vec![series]).known_at(minute(0));
-    same_rows("as of the tie", &D::scan_latest(context.store(), asked).await?, &batch[1..2])
+    expect_same_rows(
+        "the latest",
+        &D::scan_latest(context.store(), LatestParams::all()).await?,
+        &batch[1..2],
+    )?;
+    let params = LatestParams::only(vec![series]).known_at(minute(0));
+    expect_same_rows("as of the tie", &D::scan_latest(context.store(), params).await?, &batch[1..2])
 }
 
 async fn series_without_records_is_omitted<D: Sample>(context: &TestContext) -> CheckResult {
-    same_rows("in an empty store", &D::scan_latest(context.store(), AskLatest::all()).await?, &[])?;
+    expect_same_rows("in an empty store", &D::scan_latest(context.store(), LatestParams::all()).await?, &[])?;
     let record = D::at(5, 0, 1);
     D::insert(context.store(), std::slice::from_ref(&record)).await?;
-    let asked = AskLatest::these(vec![D::series_no(4), D::series_no(5), D::series_no(6)]);
-    same_rows("one of three", &D::scan_latest(context.store(), asked).await?, &[record])?;
-    let page = D::latest(context.store(), &AskLatest::these(vec![D::series_no(4)])).await?;
-    same_rows("none of one", &page.items, &[])?;
-    holds("an empty page has no next one", page.next.is_none())
+    let params = LatestParams::only(vec![D::series_no(4), D::series_no(5), D::series_no(6)]);
+    expect_same_rows("one of three", &D::scan_latest(context.store(), params).await?, &[record])?;
+    let page = D::latest(context.store(), &LatestParams::only(vec![D::series_no(4)])).await?;
+    expect_same_rows("none of one", &page.items, &[])?;
+    expect_true("an empty page has no next one", page.next.is_none())
 }
 
 async fn as_of_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
@@ -62,17 +66,17 @@ async fn as_of_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
     for (n, record) in batch.iter().enumerate() {
         let known = record.known_at();
         let before = Timestamp::from_micros(known.as_micros() - 1)?;
-        for ask in [AskLatest::<D>::all(), AskLatest::these(vec![D::series_no(0)])] {
-            let found = D::scan_latest(context.store(), ask.clone().known_at(known)).await?;
-            same_rows("at that moment", &found, &batch[n..=n])?;
-            let found = D::scan_latest(context.store(), ask.known_at(before)).await?;
-            same_rows("a microsecond before", &found, &batch[n.saturating_sub(1)..n])?;
+        for params in [LatestParams::<D>::all(), LatestParams::only(vec![D::series_no(0)])] {
+            let found = D::scan_latest(context.store(), params.clone().known_at(known)).await?;
+            expect_same_rows("at that moment", &found, &batch[n..=n])?;
+            let found = D::scan_latest(context.store(), params.known_at(before)).await?;
+            expect_same_rows("a microsecond before", &found, &batch[n.saturating_sub(1)..n])?;
         }
     }
-    let found = D::scan_latest(context.store(), AskLatest::all().known_at(Timestamp::MIN)).await?;
-    same_rows("at the beginning of time", &found, &[])?;
-    let found = D::scan_latest(context.store(), AskLatest::all().known_at(Timestamp::MAX)).await?;
-    same_rows("at the end of time", &found, &batch[2..])
+    let found = D::scan_latest(context.store(), LatestParams::all().known_at(Timestamp::MIN)).await?;
+    expect_same_rows("at the beginning of time", &found, &[])?;
+    let found = D::scan_latest(context.store(), LatestParams::all().known_at(Timestamp::MAX)).await?;
+    expect_same_rows("at the end of time", &found, &batch[2..])
 }
 
 async fn as_of_uses_the_close_time_of_bars(context: &TestContext) -> CheckResult {
@@ -87,7 +91,7 @@ async fn as_of_uses_the_close_time_of_bars(context: &TestContext) -> CheckResult
         (minute(2), &bars[1..]),
     ] {
         let found = context.store().latest_bars(&query.clone().as_of(when)).await?.items;
-        same_rows(&format!("as of {when}"), &found, expected)?;
+        expect_same_rows(&format!("as of {when}"), &found, expected)?;
     }
     Ok(())
 }
@@ -102,14 +106,14 @@ async fn latest_bar_has_the_requested_interval(context: &TestContext) -> CheckRe
     for bar in [minutes, seconds, hours] {
         for selection in [Selection::All, Selection::one(name.clone())] {
             let query = LatestBarsQuery::new(bar.interval(), selection);
-            same_rows(
+            expect_same_rows(
                 "the latest",
                 &context.store().latest_bars(&query).await?.items,
                 std::slice::from_ref(&bar),
             )?;
         }
         let found = Bar::all(context.store(), &series(bar.interval())).await?;
-        same_rows("the series", &found, &[bar])?;
+        expect_same_rows("the series", &found, &[bar])?;
     }
     Ok(())
 }
@@ -118,16 +122,20 @@ async fn late_insert_is_not_the_latest<D: Sample>(context: &TestContext) -> Chec
     let newest = D::at(0, 100, 1);
     D::insert(context.store(), std::slice::from_ref(&newest)).await?;
     D::insert(context.store(), &[D::at(0, 50, 2), D::at(0, -900_000, 3)]).await?;
-    same_rows("the latest", &D::scan_latest(context.store(), AskLatest::all()).await?, &[newest])?;
-    let found = D::scan_latest(context.store(), AskLatest::all().known_at(minute(99))).await?;
-    same_rows("as of before", &found, &[D::at(0, 50, 2)])
+    expect_same_rows("the latest", &D::scan_latest(context.store(), LatestParams::all()).await?, &[newest])?;
+    let found = D::scan_latest(context.store(), LatestParams::all().known_at(minute(99))).await?;
+    expect_same_rows("as of before", &found, &[D::at(0, 50, 2)])
 }
 
 async fn corrected_latest_record_is_returned<D: Sample>(context: &TestContext) -> CheckResult {
     for value in [1, 9, 4] {
         let batch = [D::at(0, 0, 1), D::at(0, 5, value)];
         D::insert(context.store(), &batch).await?;
-        same_rows("the latest", &D::scan_latest(context.store(), AskLatest::all()).await?, &batch[1..])?;
+        expect_same_rows(
+            "the latest",
+            &D::scan_latest(context.store(), LatestParams::all()).await?,
+            &batch[1..],
+        )?;
     }
     Ok(())
 }
@@ -137,17 +145,17 @@ async fn previous_record_is_latest_after_a_deletion<D: Sample>(context: &TestCon
     D::insert(context.store(), &batch).await?;
     let gone = D::deletion(Some(vec![D::series_no(0)]), range(minute(5), minute(6)));
     context.store().delete_range(&gone).await?;
-    let found = D::scan_latest(context.store(), AskLatest::all()).await?;
-    same_rows("one deleted", &found, &[batch[0].clone(), batch[2].clone()])?;
+    let found = D::scan_latest(context.store(), LatestParams::all()).await?;
+    expect_same_rows("one deleted", &found, &[batch[0].clone(), batch[2].clone()])?;
     context.store().delete_range(&D::deletion(Some(vec![D::series_no(0)]), TimeRange::ALL)).await?;
-    same_rows("all deleted", &D::scan_latest(context.store(), AskLatest::all()).await?, &batch[2..])
+    expect_same_rows("all deleted", &D::scan_latest(context.store(), LatestParams::all()).await?, &batch[2..])
 }
 
 async fn repeated_owner_is_returned_once<D: Sample>(context: &TestContext) -> CheckResult {
     let record = D::at(3, 0, 1);
     D::insert(context.store(), std::slice::from_ref(&record)).await?;
-    let asked = AskLatest::these(vec![D::series_no(3), D::series_no(3), D::series_no(3)]);
-    same_rows("the latest", &D::scan_latest(context.store(), asked).await?, &[record])
+    let params = LatestParams::only(vec![D::series_no(3), D::series_no(3), D::series_no(3)]);
+    expect_same_rows("the latest", &D::scan_latest(context.store(), params).await?, &[record])
 }
 
 async fn old_latest_record_is_found_among_newer_series<D: Sample>(context: &TestContext) -> CheckResult {
@@ -156,40 +164,44 @@ async fn old_latest_record_is_found_among_newer_series<D: Sample>(context: &Test
     let mut batch = vec![old.clone()];
     batch.extend((1..200).map(|n| D::at(1 + n as usize % 3, i64::from(n) * WEEK, n)));
     D::insert(context.store(), &batch).await?;
-    let asked = AskLatest::these(vec![D::series_no(0)]);
-    same_rows("asked by name", &D::scan_latest(context.store(), asked).await?, std::slice::from_ref(&old))?;
-    let found = D::scan_latest(context.store(), AskLatest::all()).await?;
-    same_rows("the first of all", &found[..1.min(found.len())], &[old])?;
-    same("how many series", &found.len(), &4)
+    let params = LatestParams::only(vec![D::series_no(0)]);
+    expect_same_rows(
+        "asked by name",
+        &D::scan_latest(context.store(), params).await?,
+        std::slice::from_ref(&old),
+    )?;
+    let found = D::scan_latest(context.store(), LatestParams::all()).await?;
+    expect_same_rows("the first of all", &found[..1.min(found.len())], &[old])?;
+    expect_same("how many series", &found.len(), &4)
 }
 
 async fn pages_are_ordered_by_series<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..10).map(|n| D::at(n as usize, i64::from(20 - n), n)).collect();
     D::insert(context.store(), &batch).await?;
-    let named = || AskLatest::<D>::these((0..10).map(D::series_no).collect());
+    let named = || LatestParams::<D>::only((0..10).map(D::series_no).collect());
     for limit in [1, 3, 5, 10, 100] {
-        for ask in [AskLatest::all(), named()] {
-            let found = D::scan_latest(context.store(), ask.limit(limit)).await?;
-            same_rows(&format!("pages of {limit}"), &found, &batch)?;
+        for params in [LatestParams::all(), named()] {
+            let found = D::scan_latest(context.store(), params.limit(limit)).await?;
+            expect_same_rows(&format!("pages of {limit}"), &found, &batch)?;
         }
     }
-    let whole = D::latest(context.store(), &AskLatest::all().limit(10)).await?;
-    holds("the page that takes the last one has no next", whole.next.is_none())
+    let whole = D::latest(context.store(), &LatestParams::all().limit(10)).await?;
+    expect_true("the page that takes the last one has no next", whole.next.is_none())
 }
 
 async fn single_record_methods_return_the_latest(context: &TestContext) -> CheckResult {
     use qi_core::{MarketSnapshot, Quote};
     let (store, name) = (context.store(), PriceTick::series_no(0));
-    same("no tick", &store.latest_tick(&name).await?, &None)?;
+    expect_same("no tick", &store.latest_tick(&name).await?, &None)?;
     let (tick, quote) = (PriceTick::at(0, 0, 1), Quote::at(0, 0, 2));
     let (bar, snapshot) = (Bar::at(0, 0, 3), MarketSnapshot::at(0, 0, 4));
     store.insert_tick(&tick).await?;
     store.insert_quote(&quote).await?;
     store.insert_bar(&bar).await?;
     store.insert_snapshot(&snapshot).await?;
-    same("the tick", &store.latest_tick(&name).await?, &Some(tick))?;
-    same("the quote", &store.latest_quote(&name).await?, &Some(quote))?;
-    same("the bar", &store.latest_bar(&name, Interval::M1).await?, &Some(bar))?;
-    same("no bar of five minutes", &store.latest_bar(&name, Interval::M5).await?, &None)?;
-    same("the snapshot", &store.latest_snapshot(&MarketSnapshot::series_no(0)).await?, &Some(snapshot))
+    expect_same("the tick", &store.latest_tick(&name).await?, &Some(tick))?;
+    expect_same("the quote", &store.latest_quote(&name).await?, &Some(quote))?;
+    expect_same("the bar", &store.latest_bar(&name, Interval::M1).await?, &Some(bar))?;
+    expect_same("no bar of five minutes", &store.latest_bar(&name, Interval::M5).await?, &None)?;
+    expect_same("the snapshot", &store.latest_snapshot(&MarketSnapshot::series_no(0)).await?, &Some(snapshot))
 }

@@ -18,6 +18,7 @@
 mod administration;
 mod analytics;
 mod bars;
+mod dataset_ops;
 mod datasets;
 mod errors;
 mod expect;
@@ -29,7 +30,6 @@ mod read;
 mod runner;
 mod sample;
 mod schema;
-mod shelf;
 mod write;
 
 use std::fmt;
@@ -46,7 +46,7 @@ use qi_core::{
 };
 
 pub use expect::{CheckResult, Failure};
-pub(crate) use expect::{refused, same, same_rows};
+pub(crate) use expect::{expect_error, expect_same, expect_same_rows};
 pub use factory::{MemoryFactory, Reopen, SECRET, StoreFactory, TestStore};
 pub(crate) use precision::SYMBOLS;
 pub use runner::{Suite, Wrapper, run_check};

@@ -7,9 +7,9 @@ use qi_core::{
     Timestamp,
 };
 
-use super::datasets::{altered, there_and_back};
-use super::expect::{CheckResult, holds, same_rows};
-use super::shelf::{BASE, Shelf, instrument, micros, minute};
+use super::dataset_ops::{BASE, DatasetOps, instrument, micros, minute};
+use super::datasets::{altered, expect_round_trip};
+use super::expect::{CheckResult, expect_same_rows, expect_true};
 use super::{Sample, TestContext, promises};
 use crate::store::rows::records_of;
 
@@ -58,7 +58,7 @@ async fn decimals_are_stored_exactly<D: Sample>(context: &TestContext) -> CheckR
             })?);
         }
     }
-    there_and_back::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
+    expect_round_trip::<D>(context.store(), &records_of(D::DATASET, &rows)?).await
 }
 
 async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> CheckResult {
@@ -69,20 +69,20 @@ async fn times_are_kept_to_the_microsecond<D: Sample>(context: &TestContext) -> 
         .map(|(n, v)| D::make(&series, micros(n * D::STEP), 0, v))
         .collect();
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
-    let inner = super::shelf::Ask::<D>::all(&series)
-        .within(super::shelf::range(micros(D::STEP), micros(2 * D::STEP)));
-    same_rows("one step of it", &D::page(context.store(), &inner).await?.items, &batch[1..2])?;
-    holds("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
+    expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
+    let inner = super::dataset_ops::RangeParams::<D>::all(&series)
+        .within(super::dataset_ops::range(micros(D::STEP), micros(2 * D::STEP)));
+    expect_same_rows("one step of it", &D::page(context.store(), &inner).await?.items, &batch[1..2])?;
+    expect_true("the times of the checks count from a whole second", BASE % 1_000_000 == 0)
 }
 
 async fn first_and_last_time_are_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let series = D::series_no(0);
     let batch = [Timestamp::MIN, Timestamp::MAX_RECORD].map(|ts| D::make(&series, ts, 0, 5));
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
-    let latest = D::scan_latest(context.store(), super::shelf::AskLatest::all()).await?;
-    same_rows("the latest", &latest, &batch[1..])
+    expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)?;
+    let latest = D::scan_latest(context.store(), super::dataset_ops::LatestParams::all()).await?;
+    expect_same_rows("the latest", &latest, &batch[1..])
 }
 
 async fn longest_names_and_all_characters_are_stored(context: &TestContext) -> CheckResult {
@@ -93,14 +93,14 @@ async fn longest_names_and_all_characters_are_stored(context: &TestContext) -> C
             let name = qi_core::Instrument::new(Exchange::new(&exchange)?, Symbol::new(symbol)?);
             let tick = PriceTick::make(&name, minute(0), 0, 1);
             context.store().insert_ticks(std::slice::from_ref(&tick)).await?;
-            same_rows("the tick", &PriceTick::all(context.store(), &name).await?, &[tick])?;
+            expect_same_rows("the tick", &PriceTick::all(context.store(), &name).await?, &[tick])?;
         }
     }
     let source = Provider::new("it's \"100 %\" \\ $1; --{}~ ?")?;
     let values = SnapshotValues { markets: Some(1), source: Some(source), ..SnapshotValues::default() };
     let snapshot = MarketSnapshot::new("asset:A._:/-".parse()?, minute(0), values)?;
     context.store().insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-    same_rows(
+    expect_same_rows(
         "the snapshot",
         &MarketSnapshot::all(context.store(), snapshot.scope()).await?,
         std::slice::from_ref(&snapshot),
@@ -159,48 +159,52 @@ async fn symbols_are_kept_byte_for_byte(context: &TestContext) -> CheckResult {
     store.insert_ticks(&ticks).await?;
     for tick in &ticks {
         let what = tick.instrument().to_string();
-        same_rows(&what, &PriceTick::all(store, tick.instrument()).await?, std::slice::from_ref(tick))?;
+        expect_same_rows(
+            &what,
+            &PriceTick::all(store, tick.instrument()).await?,
+            std::slice::from_ref(tick),
+        )?;
         let latest = store.latest_tick(tick.instrument()).await?;
-        same_rows(&what, latest.as_slice(), std::slice::from_ref(tick))?;
+        expect_same_rows(&what, latest.as_slice(), std::slice::from_ref(tick))?;
     }
-    let latest = PriceTick::scan_latest(store, super::shelf::AskLatest::all().limit(7)).await?;
+    let latest = PriceTick::scan_latest(store, super::dataset_ops::LatestParams::all().limit(7)).await?;
     names.sort();
     let found: Vec<_> = latest.iter().map(|tick| tick.instrument().clone()).collect();
-    same_rows("the order of the instruments", &found, &names)?;
-    let listed = super::shelf::AskLatest::these(names.clone()).limit(7);
-    same_rows("the latest of these", &PriceTick::scan_latest(store, listed).await?, &latest)?;
+    expect_same_rows("the order of the instruments", &found, &names)?;
+    let params = super::dataset_ops::LatestParams::only(names.clone()).limit(7);
+    expect_same_rows("the latest of these", &PriceTick::scan_latest(store, params).await?, &latest)?;
     for (n, name) in (0..).zip(&names) {
         let scope = Scope::Asset(name.symbol().clone());
         let values = SnapshotValues { markets: Some(n), ..SnapshotValues::default() };
         let snapshot = MarketSnapshot::new(scope.clone(), minute(0), values)?;
         store.insert_snapshots(std::slice::from_ref(&snapshot)).await?;
-        same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
+        expect_same_rows("the snapshot", &MarketSnapshot::all(store, &scope).await?, &[snapshot])?;
     }
     // The deletion affects only one of the instruments.
     let (gone, left) = (&names[3], ticks.len() - 1);
     store.delete_range(&PriceTick::deletion(Some(vec![gone.clone()]), qi_core::TimeRange::ALL)).await?;
-    same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
-    let rest = PriceTick::scan_latest(store, super::shelf::AskLatest::all()).await?;
-    super::expect::same("the others", &rest.len(), &left)
+    expect_same_rows("the deleted one", &PriceTick::all(store, gone).await?, &[])?;
+    let rest = PriceTick::scan_latest(store, super::dataset_ops::LatestParams::all()).await?;
+    super::expect::expect_same("the others", &rest.len(), &left)
 }
 
 /// These values cannot be constructed, so a store never receives them.
 async fn values_outside_the_domain_are_rejected(_: &TestContext) -> CheckResult {
     for text in ["0.0000000000000000001", "100000000000000000000", "0", "-1", "NaN", "1e5", ""] {
-        holds(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
+        expect_true(format_args!("the price {text} is refused"), text.parse::<Price>().is_err())?;
     }
     for text in ["1.0000000000000000001", "100000000000000000000", "-0.1"] {
-        holds(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
+        expect_true(format_args!("the quantity {text} is refused"), text.parse::<Quantity>().is_err())?;
     }
     for text in
         ["Alpha:BTC", "alpha:B C", "alpha:", ":BTC", "alpha", "al pha:BTC", "alpha:B\u{200b}", "alpha:B\0"]
     {
-        holds(
+        expect_true(
             format_args!("the instrument {text:?} is refused"),
             text.parse::<qi_core::Instrument>().is_err(),
         )?;
     }
     let late = PriceTick::new(instrument("alpha:BTC"), Timestamp::MAX, 0, "1".parse()?);
-    holds("a time after the last one of a record is refused", late.is_err())?;
-    holds("the moment zero is refused", Timestamp::from_micros(0).is_err())
+    expect_true("a time after the last one of a record is refused", late.is_err())?;
+    expect_true("the moment zero is refused", Timestamp::from_micros(0).is_err())
 }

@@ -6,8 +6,8 @@ use qi_core::store::{
 };
 use qi_core::{Bar, ErrorKind, Interval, PriceTick, Record, Selection, TimeRange, Timestamp};
 
-use super::expect::{CheckResult, Failure, holds, refused, same, same_rows};
-use super::shelf::{Ask, Shelf, micros, minute, range};
+use super::dataset_ops::{DatasetOps, RangeParams, micros, minute, range};
+use super::expect::{CheckResult, Failure, expect_error, expect_same, expect_same_rows, expect_true};
 use super::{Sample, TestContext, promises};
 
 promises! { "read";
@@ -33,7 +33,7 @@ promises! { "read";
 }
 
 /// Inserts and returns ten records of one series, one minute apart.
-async fn ten<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+async fn insert_ten<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let batch: Vec<D> = (0..10).map(|n| D::at(1, n.into(), n)).collect();
     // Records of other series, which no response may contain.
     let others = [D::at(0, 3, 99), D::at(2, 4, 98)];
@@ -41,36 +41,36 @@ async fn ten<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, F
     Ok(batch)
 }
 
-fn ask<D: Sample>() -> Ask<D> {
-    Ask::all(&D::series_no(1))
+fn params<D: Sample>() -> RangeParams<D> {
+    RangeParams::all(&D::series_no(1))
 }
 
 async fn range_start_is_inclusive<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    for order in [ask::<D>(), ask().descending()] {
+    let all = insert_ten::<D>(context.store()).await?;
+    for order in [params::<D>(), params().descending()] {
         let mut found = D::scan(context.store(), order.within(TimeRange::since(minute(3)))).await?;
         found.sort_by_key(Record::sort_key);
-        same_rows("from the time of the fourth record", &found, &all[3..])?;
+        expect_same_rows("from the time of the fourth record", &found, &all[3..])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
-    let found = D::scan(context.store(), ask().within(TimeRange::since(just_after))).await?;
-    same_rows("from a microsecond later", &found, &all[4..])
+    let found = D::scan(context.store(), params().within(TimeRange::since(just_after))).await?;
+    expect_same_rows("from a microsecond later", &found, &all[4..])
 }
 
 async fn range_end_is_exclusive<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    for order in [ask::<D>(), ask().descending()] {
+    let all = insert_ten::<D>(context.store()).await?;
+    for order in [params::<D>(), params().descending()] {
         let mut found = D::scan(context.store(), order.within(TimeRange::before(minute(3)))).await?;
         found.sort_by_key(Record::sort_key);
-        same_rows("up to the time of the fourth record", &found, &all[..3])?;
+        expect_same_rows("up to the time of the fourth record", &found, &all[..3])?;
     }
     let just_after = micros(3 * 60_000_000 + 1);
-    let found = D::scan(context.store(), ask().within(TimeRange::before(just_after))).await?;
-    same_rows("up to a microsecond later", &found, &all[..4])
+    let found = D::scan(context.store(), params().within(TimeRange::before(just_after))).await?;
+    expect_same_rows("up to a microsecond later", &found, &all[..4])
 }
 
 async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
-    ten::<D>(context.store()).await?;
+    insert_ten::<D>(context.store()).await?;
     let ranges = [
         range(minute(3), minute(3)),
         range(micros(1), minute(1)),
@@ -78,10 +78,10 @@ async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> 
         range(Timestamp::MAX, Timestamp::MAX),
     ];
     for range in ranges {
-        for ask in [ask::<D>(), ask().descending()] {
-            let page = D::page(context.store(), &ask.within(range)).await?;
-            same_rows("an empty range", &page.items, &[])?;
-            holds("an empty page has no next one", page.next.is_none())?;
+        for params in [params::<D>(), params().descending()] {
+            let page = D::page(context.store(), &params.within(range)).await?;
+            expect_same_rows("an empty range", &page.items, &[])?;
+            expect_true("an empty page has no next one", page.next.is_none())?;
         }
     }
     Ok(())
@@ -89,28 +89,28 @@ async fn empty_range_returns_an_empty_page<D: Sample>(context: &TestContext) -> 
 
 async fn unknown_series_returns_an_empty_page<D: Sample>(context: &TestContext) -> CheckResult {
     for round in ["in an empty store", "beside others"] {
-        let page = D::page(context.store(), &Ask::all(&D::series_no(7))).await?;
-        same_rows(round, &page.items, &[])?;
-        holds("an empty page has no next one", page.next.is_none())?;
-        ten::<D>(context.store()).await?;
+        let page = D::page(context.store(), &RangeParams::all(&D::series_no(7))).await?;
+        expect_same_rows(round, &page.items, &[])?;
+        expect_true("an empty page has no next one", page.next.is_none())?;
+        insert_ten::<D>(context.store()).await?;
     }
     Ok(())
 }
 
 async fn ascending_is_oldest_first<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    same_rows("the series", &D::page(context.store(), &ask()).await?.items, &all)
+    let all = insert_ten::<D>(context.store()).await?;
+    expect_same_rows("the series", &D::page(context.store(), &params()).await?.items, &all)
 }
 
 async fn descending_is_newest_first<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut all = ten::<D>(context.store()).await?;
+    let mut all = insert_ten::<D>(context.store()).await?;
     all.reverse();
-    same_rows("the series", &D::page(context.store(), &ask().descending()).await?.items, &all)
+    expect_same_rows("the series", &D::page(context.store(), &params().descending()).await?.items, &all)
 }
 
 /// Inserts records at three times: 1, 5 and 2 records. The numeric order of their sequence numbers differs
 /// from the text order.
-async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
+async fn insert_tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<Vec<D>, Failure> {
     let sort_keys = [(0, 0), (1, 2), (1, 9), (1, 10), (1, 11), (1, 100), (2, 0), (2, 1)];
     let mut batch: Vec<D> = (0..)
         .zip(sort_keys)
@@ -124,178 +124,214 @@ async fn tied_records<D: Sample>(store: &dyn PriceStore) -> std::result::Result<
 }
 
 async fn records_of_one_time_are_ordered_by_seq<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut all = tied_records::<D>(context.store()).await?;
-    same_rows("ascending", &D::page(context.store(), &ask()).await?.items, &all)?;
+    let mut all = insert_tied_records::<D>(context.store()).await?;
+    expect_same_rows("ascending", &D::page(context.store(), &params()).await?.items, &all)?;
     all.reverse();
-    same_rows("descending", &D::page(context.store(), &ask().descending()).await?.items, &all)
+    expect_same_rows("descending", &D::page(context.store(), &params().descending()).await?.items, &all)
 }
 
 /// Checks that the pages of each limit, put together, equal the full scan.
-async fn pages_equal<D: Sample>(context: &TestContext, all: &[D], limits: &[usize]) -> CheckResult {
+async fn expect_pages_equal<D: Sample>(context: &TestContext, all: &[D], limits: &[usize]) -> CheckResult {
     let reversed: Vec<D> = all.iter().rev().cloned().collect();
     for &limit in limits {
-        let found = D::scan(context.store(), ask().limit(limit)).await?;
-        same_rows(&format!("pages of {limit}, ascending"), &found, all)?;
-        let found = D::scan(context.store(), ask().descending().limit(limit)).await?;
-        same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
+        let found = D::scan(context.store(), params().limit(limit)).await?;
+        expect_same_rows(&format!("pages of {limit}, ascending"), &found, all)?;
+        let found = D::scan(context.store(), params().descending().limit(limit)).await?;
+        expect_same_rows(&format!("pages of {limit}, descending"), &found, &reversed)?;
     }
     Ok(())
 }
 
 async fn pages_equal_the_full_scan<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut all = ten::<D>(context.store()).await?;
-    pages_equal(context, &all, &[1, 2, 7]).await?;
+    let mut all = insert_ten::<D>(context.store()).await?;
+    expect_pages_equal(context, &all, &[1, 2, 7]).await?;
     let more: Vec<D> = (10..2_003).map(|n| D::at(1, n.into(), n)).collect();
     D::insert(context.store(), &more).await?;
     all.extend(more);
-    pages_equal(context, &all, &[1_000]).await?;
+    expect_pages_equal(context, &all, &[1_000]).await?;
     let part = range(minute(2), minute(6));
-    let found = D::scan(context.store(), ask().within(part).limit(3)).await?;
-    same_rows("pages of a part", &found, &all[2..6])
+    let found = D::scan(context.store(), params().within(part).limit(3)).await?;
+    expect_same_rows("pages of a part", &found, &all[2..6])
 }
 
 async fn page_boundary_within_one_time_loses_nothing<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = tied_records::<D>(context.store()).await?;
-    pages_equal(context, &all, &[1, 2, 3, 4, 5]).await
+    let all = insert_tied_records::<D>(context.store()).await?;
+    expect_pages_equal(context, &all, &[1, 2, 3, 4, 5]).await
 }
 
 async fn last_full_page_has_no_next<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    for ask in [ask::<D>().limit(5), ask().limit(5).descending()] {
-        let first = D::page(context.store(), &ask).await?;
+    let all = insert_ten::<D>(context.store()).await?;
+    for params in [params::<D>().limit(5), params().limit(5).descending()] {
+        let first = D::page(context.store(), &params).await?;
         let Some(next) = first.next else {
             return Err(Failure::new("the first of two pages has no next one"));
         };
-        let second = D::page(context.store(), &ask.after(next)).await?;
-        same("the second page", &second.items.len(), &5)?;
-        holds("the second page is the last one", second.next.is_none())?;
+        let second = D::page(context.store(), &params.after(next)).await?;
+        expect_same("the second page", &second.items.len(), &5)?;
+        expect_true("the second page is the last one", second.next.is_none())?;
     }
-    let whole = D::page(context.store(), &ask().limit(10)).await?;
-    same_rows("one page of all", &whole.items, &all)?;
-    holds("a page of all is the last one", whole.next.is_none())
+    let whole = D::page(context.store(), &params().limit(10)).await?;
+    expect_same_rows("one page of all", &whole.items, &all)?;
+    expect_true("a page of all is the last one", whole.next.is_none())
 }
 
 async fn page_holds_up_to_10000_records<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..10_001).map(|n| D::at(1, n.into(), n)).collect();
     D::insert(context.store(), &batch).await?;
-    let page = D::page(context.store(), &ask()).await?;
-    same_rows("the first page", &page.items, &batch[..10_000])?;
+    let page = D::page(context.store(), &params()).await?;
+    expect_same_rows("the first page", &page.items, &batch[..10_000])?;
     let Some(next) = page.next else { return Err(Failure::new("there is one more, and no next page")) };
-    same_rows("the second page", &D::page(context.store(), &ask().after(next)).await?.items, &batch[10_000..])
+    expect_same_rows(
+        "the second page",
+        &D::page(context.store(), &params().after(next)).await?.items,
+        &batch[10_000..],
+    )
 }
 
 async fn cursor_sees_records_inserted_after_it<D: Sample>(context: &TestContext) -> CheckResult {
     let at = |n: i64| D::at(1, n, 1);
     D::insert(context.store(), &[0, 2, 4, 6, 8].map(at)).await?;
-    let ascending = D::page(context.store(), &ask().limit(2)).await?;
-    let descending = D::page(context.store(), &ask().descending().limit(2)).await?;
-    same_rows("the first page", &ascending.items, &[0, 2].map(at))?;
+    let ascending = D::page(context.store(), &params().limit(2)).await?;
+    let descending = D::page(context.store(), &params().descending().limit(2)).await?;
+    expect_same_rows("the first page", &ascending.items, &[0, 2].map(at))?;
     D::insert(context.store(), &[1, 3, 5, 7].map(at)).await?;
     let (Some(up), Some(down)) = (ascending.next, descending.next) else {
         return Err(Failure::new("two of five records have a next page"));
     };
-    let found = D::scan(context.store(), ask().limit(2).after(up)).await?;
-    same_rows("after 2, ascending", &found, &[3, 4, 5, 6, 7, 8].map(at))?;
-    let found = D::scan(context.store(), ask().descending().limit(2).after(down)).await?;
-    same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
+    let found = D::scan(context.store(), params().limit(2).after(up)).await?;
+    expect_same_rows("after 2, ascending", &found, &[3, 4, 5, 6, 7, 8].map(at))?;
+    let found = D::scan(context.store(), params().descending().limit(2).after(down)).await?;
+    expect_same_rows("after 6, descending", &found, &[5, 4, 3, 2, 1, 0].map(at))
 }
 
 async fn cursor_survives_deletion_of_its_record<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    let page = D::page(context.store(), &ask().limit(4)).await?;
+    let all = insert_ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &params().limit(4)).await?;
     let Some(next) = page.next else { return Err(Failure::new("four of ten records have a next page")) };
     let gone = D::deletion(Some(vec![D::series_no(1)]), range(minute(3), minute(5)));
     context.store().delete_range(&gone).await?;
-    same_rows("after a deleted record", &D::scan(context.store(), ask().after(next)).await?, &all[5..])
+    expect_same_rows(
+        "after a deleted record",
+        &D::scan(context.store(), params().after(next)).await?,
+        &all[5..],
+    )
 }
 
 async fn cursor_of_another_query_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
-    ten::<D>(context.store()).await?;
-    let page = D::page(context.store(), &ask().limit(2)).await?;
+    insert_ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &params().limit(2)).await?;
     let Some(next) = page.next else { return Err(Failure::new("two of ten records have a next page")) };
     for cursor in [next, page.resume] {
         let foreign = [
-            ("another series", Ask::<D>::all(&D::series_no(2))),
-            ("another range", ask().within(TimeRange::since(minute(0)))),
-            ("another order", ask().descending()),
+            ("another series", RangeParams::<D>::all(&D::series_no(2))),
+            ("another range", params().within(TimeRange::since(minute(0)))),
+            ("another order", params().descending()),
         ];
-        for (what, ask) in foreign {
-            let answer = D::page(context.store(), &ask.after(cursor.clone())).await;
-            refused(what, answer, ErrorKind::InvalidInput)?;
+        for (what, params) in foreign {
+            let answer = D::page(context.store(), &params.after(cursor.clone())).await;
+            expect_error(what, answer, ErrorKind::InvalidInput)?;
         }
     }
     let nonsense = "not a cursor".parse()?;
-    refused("nonsense", D::page(context.store(), &ask().after(nonsense)).await, ErrorKind::InvalidInput)?;
+    expect_error(
+        "nonsense",
+        D::page(context.store(), &params().after(nonsense)).await,
+        ErrorKind::InvalidInput,
+    )?;
     Ok(())
 }
 
 async fn cursor_of_another_dataset_is_rejected(context: &TestContext) -> CheckResult {
     const KIND: ErrorKind = ErrorKind::InvalidInput;
     let (store, name) = (context.store(), PriceTick::series_no(1));
-    ten::<PriceTick>(store).await?;
-    ten::<Bar>(store).await?;
+    insert_ten::<PriceTick>(store).await?;
+    insert_ten::<Bar>(store).await?;
     let ticks = RangeQuery::new(name.clone(), TimeRange::ALL);
     let of_ticks = store.ticks(&ticks).await?.resume;
-    refused("ticks asked of quotes", store.quotes(&ticks.clone().after(of_ticks.clone())).await, KIND)?;
+    expect_error(
+        "a cursor of ticks for quotes",
+        store.quotes(&ticks.clone().after(of_ticks.clone())).await,
+        KIND,
+    )?;
     let bars = BarQuery::new(name.clone(), Interval::M1, TimeRange::ALL);
     let of_bars = store.bars(&bars).await?.resume;
-    refused("stored asked of derived", store.derived_bars(&bars.clone().after(of_bars.clone())).await, KIND)?;
+    expect_error(
+        "a cursor of bars for derived_bars",
+        store.derived_bars(&bars.clone().after(of_bars.clone())).await,
+        KIND,
+    )?;
     let of_derived = store.derived_bars(&bars).await?.resume;
-    refused("derived asked of stored", store.bars(&bars.clone().after(of_derived)).await, KIND)?;
+    expect_error(
+        "a cursor of derived_bars for bars",
+        store.bars(&bars.clone().after(of_derived)).await,
+        KIND,
+    )?;
     let longer = BarQuery::new(name, Interval::M3, TimeRange::ALL);
-    refused("another interval", store.bars(&longer.after(of_bars)).await, KIND)?;
+    expect_error("a cursor of another interval", store.bars(&longer.after(of_bars)).await, KIND)?;
     let latest: LatestQuery = LatestQuery::new(Selection::All);
-    refused("a range asked of latest", store.latest_ticks(&latest.clone().after(of_ticks)).await, KIND)?;
+    expect_error(
+        "a cursor of ticks for latest_ticks",
+        store.latest_ticks(&latest.clone().after(of_ticks)).await,
+        KIND,
+    )?;
     let of_latest = store.latest_ticks(&latest).await?.resume;
     let earlier = latest.clone().as_of(minute(5)).after(of_latest.clone());
-    refused("latest of another time", store.latest_ticks(&earlier).await, KIND)?;
-    refused("ticks asked of quotes", store.latest_quotes(&latest.after(of_latest.clone())).await, KIND)?;
+    expect_error("a cursor of latest_ticks with another as_of", store.latest_ticks(&earlier).await, KIND)?;
+    expect_error(
+        "a cursor of latest_ticks for latest_quotes",
+        store.latest_quotes(&latest.after(of_latest.clone())).await,
+        KIND,
+    )?;
     let list = InstrumentQuery::new(PriceTick::DATASET);
-    refused("latest asked of instruments", store.instruments(&list.clone().after(of_latest)).await, KIND)?;
+    expect_error(
+        "a cursor of latest_ticks for instruments",
+        store.instruments(&list.clone().after(of_latest)).await,
+        KIND,
+    )?;
     let of_list = store.instruments(&list).await?.resume;
     let other = InstrumentQuery::new(Bar::DATASET).after(of_list);
-    refused("instruments of another dataset", store.instruments(&other).await, KIND)?;
+    expect_error("a cursor of instruments of another dataset", store.instruments(&other).await, KIND)?;
     Ok(())
 }
 
 async fn cursor_is_valid_for_another_limit<D: Sample>(context: &TestContext) -> CheckResult {
-    let all = ten::<D>(context.store()).await?;
-    let page = D::page(context.store(), &ask().limit(3)).await?;
+    let all = insert_ten::<D>(context.store()).await?;
+    let page = D::page(context.store(), &params().limit(3)).await?;
     let Some(next) = page.next else { return Err(Failure::new("three of ten records have a next page")) };
-    let rest = D::page(context.store(), &ask().limit(100).after(next)).await?;
-    same_rows("the rest", &rest.items, &all[3..])
+    let rest = D::page(context.store(), &params().limit(100).after(next)).await?;
+    expect_same_rows("the rest", &rest.items, &all[3..])
 }
 
 async fn resume_returns_later_records<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut ask = ask::<D>();
+    let mut params = params::<D>();
     for round in 0..4u32 {
-        let page = D::page(context.store(), &ask).await?;
-        same_rows("nothing new", &page.items, &[])?;
+        let page = D::page(context.store(), &params).await?;
+        expect_same_rows("nothing new", &page.items, &[])?;
         let new: Vec<D> = (0..round).map(|n| D::at(1, i64::from(10 * round + n), n)).collect();
         D::insert(context.store(), &new).await?;
-        let page = D::page(context.store(), &ask.clone().after(page.resume)).await?;
-        same_rows("what came since", &page.items, &new)?;
-        ask = ask.after(page.resume);
+        let page = D::page(context.store(), &params.clone().after(page.resume)).await?;
+        expect_same_rows("what came since", &page.items, &new)?;
+        params = params.after(page.resume);
     }
     Ok(())
 }
 
 async fn limit_must_be_1_to_10000<D: Sample>(context: &TestContext) -> CheckResult {
     for limit in [0, 10_001, usize::MAX] {
-        let error = refused("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
-        same("the field", &error.context_value("field"), &Some("limit"))?;
+        let error = expect_error("a limit", PageRequest::first(limit), ErrorKind::InvalidInput)?;
+        expect_same("the field", &error.context_value("field"), &Some("limit"))?;
     }
     for limit in [1, 10_000] {
-        D::page(context.store(), &ask().limit(limit)).await?;
+        D::page(context.store(), &params().limit(limit)).await?;
     }
-    same("the default order", &ask::<D>().order, &Order::Ascending)
+    expect_same("the default order", &params::<D>().order, &Order::Ascending)
 }
 
 async fn stream_equals_its_pages<D: Sample>(context: &TestContext) -> CheckResult {
-    let mut all = ten::<D>(context.store()).await?;
-    let found: Vec<D> = D::stream(context.store(), ask().limit(3)).try_collect().await?;
-    same_rows("ascending", &found, &all)?;
+    let mut all = insert_ten::<D>(context.store()).await?;
+    let found: Vec<D> = D::stream(context.store(), params().limit(3)).try_collect().await?;
+    expect_same_rows("ascending", &found, &all)?;
     all.reverse();
-    let found: Vec<D> = D::stream(context.store(), ask().descending().limit(3)).try_collect().await?;
-    same_rows("descending", &found, &all)
+    let found: Vec<D> = D::stream(context.store(), params().descending().limit(3)).try_collect().await?;
+    expect_same_rows("descending", &found, &all)
 }

@@ -8,8 +8,8 @@ use qi_core::record::SortKey;
 use qi_core::store::{InsertReport, PriceStoreExt};
 use qi_core::{Bar, ErrorKind, Interval, MarketSnapshot, PriceTick, Quote};
 
-use super::expect::{Failure, holds, refused, same, same_rows};
-use super::shelf::{Shelf as _, instrument, minute};
+use super::dataset_ops::{DatasetOps as _, instrument, minute};
+use super::expect::{Failure, expect_error, expect_same, expect_same_rows, expect_true};
 use super::{CheckResult, Sample, TestContext, promises};
 
 promises! { "write";
@@ -38,15 +38,15 @@ promises! { "write";
 
 async fn empty_batch_writes_nothing<D: Sample>(context: &TestContext) -> CheckResult {
     let report = D::insert(context.store(), &[]).await?;
-    same("the report", &report, &InsertReport::new(0, 0))?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])
+    expect_same("the report", &report, &InsertReport::new(0, 0))?;
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])
 }
 
 async fn one_record_is_stored<D: Sample>(context: &TestContext) -> CheckResult {
     let record = D::at(0, 0, 7);
     let report = D::insert(context.store(), std::slice::from_ref(&record)).await?;
-    same("the report", &report, &InsertReport::new(1, 0))?;
-    same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])
+    expect_same("the report", &report, &InsertReport::new(1, 0))?;
+    expect_same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])
 }
 
 async fn large_batch_is_stored<D: Sample>(context: &TestContext) -> CheckResult {
@@ -54,25 +54,29 @@ async fn large_batch_is_stored<D: Sample>(context: &TestContext) -> CheckResult 
     let count = if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_500 };
     let batch: Vec<D> =
         (0..count).map(|n| D::make(&series[n as usize % 2], minute(n.into()), 0, n)).collect();
-    same("the report", &D::insert(context.store(), &batch).await?, &InsertReport::new(batch.len(), 0))?;
+    expect_same(
+        "the report",
+        &D::insert(context.store(), &batch).await?,
+        &InsertReport::new(batch.len(), 0),
+    )?;
     for (n, series) in series.iter().enumerate() {
         let own: Vec<D> = batch.iter().skip(n).step_by(2).cloned().collect();
-        same_rows("the series", &D::all(context.store(), series).await?, &own)?;
+        expect_same_rows("the series", &D::all(context.store(), series).await?, &own)?;
     }
     Ok(())
 }
 
 /// Returns `count` records of one series, one minute apart.
-fn some<D: Sample>(count: u32) -> Vec<D> {
+fn minute_records<D: Sample>(count: u32) -> Vec<D> {
     (0..count).map(|n| D::at(0, n.into(), n)).collect()
 }
 
 async fn repeated_batch_changes_nothing<D: Sample>(context: &TestContext) -> CheckResult {
-    let batch = some::<D>(500);
+    let batch = minute_records::<D>(500);
     for _ in 0..3 {
         let report = D::insert(context.store(), &batch).await?;
-        same("the report", &report, &InsertReport::new(500, 0))?;
-        same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
+        expect_same("the report", &report, &InsertReport::new(500, 0))?;
+        expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
     }
     Ok(())
 }
@@ -81,7 +85,7 @@ async fn last_write_wins<D: Sample>(context: &TestContext) -> CheckResult {
     for value in [3, 8, 5] {
         let batch = [D::at(0, 0, 1), D::at(0, 1, value), D::at(0, 2, 1)];
         D::insert(context.store(), &batch).await?;
-        same_rows("after each write", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
+        expect_same_rows("after each write", &D::all(context.store(), &D::series_no(0)).await?, &batch)?;
     }
     Ok(())
 }
@@ -91,7 +95,7 @@ async fn rewriting_an_earlier_value_takes_effect<D: Sample>(context: &TestContex
     for record in [&a, &b, &a] {
         D::insert(context.store(), std::slice::from_ref(record)).await?;
     }
-    same_rows("the series", &D::all(context.store(), &a.series()).await?, &[a])
+    expect_same_rows("the series", &D::all(context.store(), &a.series()).await?, &[a])
 }
 
 async fn last_duplicate_in_a_batch_wins<D: Sample>(context: &TestContext) -> CheckResult {
@@ -99,9 +103,9 @@ async fn last_duplicate_in_a_batch_wins<D: Sample>(context: &TestContext) -> Che
     let batch = [D::at(0, 0, 1), other.clone(), D::at(0, 0, 2), D::at(0, 0, 3)];
     for round in ["new keys", "known keys"] {
         let report = D::insert(context.store(), &batch).await?;
-        same(round, &report, &InsertReport::new(4, 2))?;
+        expect_same(round, &report, &InsertReport::new(4, 2))?;
         let expected = [D::at(0, 0, 3), other.clone()];
-        same_rows(round, &D::all(context.store(), &other.series()).await?, &expected)?;
+        expect_same_rows(round, &D::all(context.store(), &other.series()).await?, &expected)?;
     }
     Ok(())
 }
@@ -111,14 +115,14 @@ async fn seq_distinguishes_records_of_one_time<D: Sample>(context: &TestContext)
     let last = qi_core::domain::MAX_COUNTER;
     let batch = [0, 1, 2, 10, last].map(|seq| D::make(&series, minute(0), seq, 4));
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &series).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &series).await?, &batch)
 }
 
 async fn same_time_in_two_series_is_two_records<D: Sample>(context: &TestContext) -> CheckResult {
     let batch = [D::at(0, 0, 1), D::at(1, 0, 2)];
     D::insert(context.store(), &batch).await?;
     for record in batch {
-        same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])?;
+        expect_same_rows("the series", &D::all(context.store(), &record.series()).await?, &[record])?;
     }
     Ok(())
 }
@@ -132,19 +136,19 @@ async fn same_symbol_on_two_exchanges_is_two_instruments(context: &TestContext) 
     }
     for (value, name) in (1..).zip(&names) {
         let tick = PriceTick::make(name, minute(0), 0, value);
-        same_rows("ticks", &PriceTick::all(context.store(), name).await?, &[tick])?;
+        expect_same_rows("ticks", &PriceTick::all(context.store(), name).await?, &[tick])?;
         let quote = Quote::make(name, minute(0), 0, value);
-        same_rows("quotes", &Quote::all(context.store(), name).await?, &[quote])?;
+        expect_same_rows("quotes", &Quote::all(context.store(), name).await?, &[quote])?;
         let series = (name.clone(), Interval::M1);
         let bar = Bar::make(&series, minute(0), 0, value);
-        same_rows("bars", &Bar::all(context.store(), &series).await?, &[bar])?;
+        expect_same_rows("bars", &Bar::all(context.store(), &series).await?, &[bar])?;
     }
     let scopes = ["global", "asset:ALPHA", "exchange:alpha"].map(|s| s.parse().expect("a scope"));
     let snapshots: Vec<_> =
         (1..).zip(&scopes).map(|(value, scope)| MarketSnapshot::make(scope, minute(0), 0, value)).collect();
     context.store().insert_snapshots(&snapshots).await?;
     for (scope, snapshot) in scopes.iter().zip(snapshots) {
-        same_rows("snapshots", &MarketSnapshot::all(context.store(), scope).await?, &[snapshot])?;
+        expect_same_rows("snapshots", &MarketSnapshot::all(context.store(), scope).await?, &[snapshot])?;
     }
     Ok(())
 }
@@ -154,21 +158,21 @@ const MINUTES_OF_A_DAY: i64 = 24 * 60;
 async fn batch_may_span_150_months<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..150).map(|n| D::at(0, i64::from(n) * 31 * MINUTES_OF_A_DAY, n)).collect();
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
 async fn batch_may_span_4000_days<D: Sample>(context: &TestContext) -> CheckResult {
     let batch: Vec<D> = (0..4_000).map(|n| D::at(0, i64::from(n) * MINUTES_OF_A_DAY, n)).collect();
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
 async fn unsorted_batch_is_read_in_order<D: Sample>(context: &TestContext) -> CheckResult {
-    let sorted = some::<D>(1_000);
+    let sorted = minute_records::<D>(1_000);
     // 387 and 1,000 have no common factor, so every index occurs once.
     let batch: Vec<D> = (0..1_000).map(|n| sorted[n * 387 % 1_000].clone()).collect();
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &sorted)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &sorted)
 }
 
 async fn late_record_is_read_in_order<D: Sample>(context: &TestContext) -> CheckResult {
@@ -176,7 +180,7 @@ async fn late_record_is_read_in_order<D: Sample>(context: &TestContext) -> Check
     for n in [1, 3, 0, 2] {
         D::insert(context.store(), std::slice::from_ref(&all[n])).await?;
     }
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &all)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &all)
 }
 
 async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(context: &TestContext) -> CheckResult {
@@ -195,10 +199,10 @@ async fn concurrent_writers_of_one_key_leave_one_value<D: Sample>(context: &Test
             ended.expect("an insert does not panic")?;
         }
         let found = D::all(context.store(), &D::series_no(0)).await?;
-        same("the number of records", &found.len(), &8)?;
+        expect_same("the number of records", &found.len(), &8)?;
         for (minute, record) in (0..).zip(found) {
             let written = (0..4).any(|writer| D::at(0, minute, value(writer)) == record);
-            holds(format_args!("one of the four values, whole; found {record:?}"), written)?;
+            expect_true(format_args!("one of the four values, whole; found {record:?}"), written)?;
         }
     }
     Ok(())
@@ -224,11 +228,11 @@ async fn concurrent_writers_of_separate_keys_lose_nothing<D: Sample>(context: &T
     expected.sort_by_key(|record| (record.series(), record.sort_key()));
     let mut found = D::all(context.store(), &D::series_no(0)).await?;
     found.extend(D::all(context.store(), &D::series_no(1)).await?);
-    same_rows("both series", &found, &expected)
+    expect_same_rows("both series", &found, &expected)
 }
 
 async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(context: &TestContext) -> CheckResult {
-    let batch = some::<D>(300);
+    let batch = minute_records::<D>(300);
     let mut reversed = batch.clone();
     reversed.reverse();
     let writers = [batch.clone(), reversed.clone(), batch.clone(), reversed].map(|batch| {
@@ -243,30 +247,30 @@ async fn writers_in_opposite_orders_do_not_deadlock<D: Sample>(context: &TestCon
     for ended in join_all(writers).await {
         ended.expect("an insert does not panic")?;
     }
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
 async fn acknowledged_write_is_readable<D: Sample>(context: &TestContext) -> CheckResult {
-    let batch = some::<D>(20);
+    let batch = minute_records::<D>(20);
     for n in 0..batch.len() {
         D::insert(context.store(), std::slice::from_ref(&batch[n])).await?;
-        same_rows("so far", &D::all(context.store(), &D::series_no(0)).await?, &batch[..=n])?;
+        expect_same_rows("so far", &D::all(context.store(), &D::series_no(0)).await?, &batch[..=n])?;
     }
     Ok(())
 }
 
 async fn retry_completes_a_partial_write<D: Sample>(context: &TestContext) -> CheckResult {
-    let batch = some::<D>(600);
+    let batch = minute_records::<D>(600);
     // A failure during the write could leave any part of the batch.
     let part: Vec<D> = batch.iter().step_by(3).cloned().collect();
     D::insert(context.store(), &part).await?;
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
 async fn dropped_insert_leaves_complete_records<D: Sample>(context: &TestContext) -> CheckResult {
     // The batch is long enough that a store that writes in parts can be dropped between two parts.
-    let batch = some::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
+    let batch = minute_records::<D>(if D::DATASET == PriceTick::DATASET { 25_000 } else { 2_000 });
     let written: BTreeMap<SortKey, &D> = batch.iter().map(|record| (record.sort_key(), record)).collect();
     for polls in 0..8 {
         let mut insert = Box::pin(D::insert(context.store(), &batch));
@@ -284,15 +288,15 @@ async fn dropped_insert_leaves_complete_records<D: Sample>(context: &TestContext
         }
     }
     D::insert(context.store(), &batch).await?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &batch)
 }
 
 async fn batch_above_max_batch_is_rejected<D: Sample>(context: &TestContext) -> CheckResult {
     let most = context.store().info().max_batch;
     let batch = vec![D::at(0, 0, 1); most + 1];
-    refused("one record too many", D::insert(context.store(), &batch).await, ErrorKind::InvalidInput)?;
-    same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
+    expect_error("one record too many", D::insert(context.store(), &batch).await, ErrorKind::InvalidInput)?;
+    expect_same_rows("the series", &D::all(context.store(), &D::series_no(0)).await?, &[])?;
     let report = D::insert(context.store(), &batch[..most]).await?;
-    same("the largest batch", &report, &InsertReport::new(most, most - 1))?;
+    expect_same("the largest batch", &report, &InsertReport::new(most, most - 1))?;
     Ok(())
 }

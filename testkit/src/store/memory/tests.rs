@@ -11,15 +11,15 @@ use super::*;
 
 /// A clock that the test sets, in seconds.
 #[derive(Debug)]
-struct HandClock(AtomicI64);
+struct SettableClock(AtomicI64);
 
-impl HandClock {
+impl SettableClock {
     fn at(secs: i64) -> Arc<Self> {
         Arc::new(Self(AtomicI64::new(secs)))
     }
 }
 
-impl Clock for HandClock {
+impl Clock for SettableClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_secs(self.0.load(Ordering::SeqCst)).unwrap()
     }
@@ -39,8 +39,8 @@ async fn ready(config: MemoryStoreConfig) -> MemoryStore {
     store
 }
 
-fn keep_ticks(keep: RetentionRule) -> MemoryStoreConfig {
-    let retention = RetentionConfig::default().keep("ticks", keep);
+fn retention_of_ticks(keep: RetentionRule) -> MemoryStoreConfig {
+    let retention = RetentionConfig::default().with_rule("ticks", keep);
     MemoryStoreConfig::default().with_retention(retention)
 }
 
@@ -93,7 +93,7 @@ async fn all_datasets_share_max_rows() {
 
 #[tokio::test]
 async fn retention_by_rows_keeps_the_newest_of_each_series() {
-    let store = ready(keep_ticks(RetentionRule::by_rows(3))).await;
+    let store = ready(retention_of_ticks(RetentionRule::by_rows(3))).await;
     for secs in [5, 1, 4, 2, 3, 9] {
         store.insert_ticks(&[tick(0, T + secs), tick(1, T + 10 * secs)]).await.unwrap();
     }
@@ -110,7 +110,7 @@ async fn retention_by_rows_keeps_the_newest_of_each_series() {
 
 #[tokio::test]
 async fn retention_by_rows_frees_space_in_a_full_store() {
-    let store = ready(keep_ticks(RetentionRule::by_rows(2)).with_max_rows(2)).await;
+    let store = ready(retention_of_ticks(RetentionRule::by_rows(2)).with_max_rows(2)).await;
     for secs in 0..10 {
         store.insert_ticks(&[tick(0, T + secs)]).await.unwrap();
     }
@@ -125,10 +125,12 @@ async fn retention_by_rows_frees_space_in_a_full_store() {
 
 #[tokio::test]
 async fn retention_by_age_uses_the_clock() {
-    let clock = HandClock::at(T);
-    let store =
-        MemoryStore::with_clock(keep_ticks(RetentionRule::by_age(Duration::from_mins(1))), clock.clone())
-            .unwrap();
+    let clock = SettableClock::at(T);
+    let store = MemoryStore::with_clock(
+        retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))),
+        clock.clone(),
+    )
+    .unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 61), tick(0, T - 60), tick(0, T), tick(1, T - 30)]).await.unwrap();
     assert_eq!(seconds(&store, 0).await, [T - 60, T], "older than a minute, to the microsecond");
@@ -147,8 +149,8 @@ async fn retention_by_age_uses_the_clock() {
 
 #[tokio::test]
 async fn expired_record_needs_no_space() {
-    let config = keep_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
-    let store = MemoryStore::with_clock(config, HandClock::at(T)).unwrap();
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
+    let store = MemoryStore::with_clock(config, SettableClock::at(T)).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T - 1), tick(0, T - 2)]).await.unwrap();
     let corrected = tick(0, T - 1).with_quantity(qi_core::Quantity::ZERO);
@@ -165,8 +167,8 @@ async fn expired_record_needs_no_space() {
 
 #[tokio::test]
 async fn full_store_first_expires_every_dataset() {
-    let clock = HandClock::at(T);
-    let config = keep_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
+    let clock = SettableClock::at(T);
+    let config = retention_of_ticks(RetentionRule::by_age(Duration::from_mins(1))).with_max_rows(2);
     let store = MemoryStore::with_clock(config, clock.clone()).unwrap();
     store.ensure_schema().await.unwrap();
     store.insert_ticks(&[tick(0, T), tick(1, T + 30)]).await.unwrap();
@@ -184,7 +186,7 @@ async fn full_store_first_expires_every_dataset() {
 
 #[tokio::test]
 async fn retention_of_one_dataset_does_not_affect_others() {
-    let store = ready(keep_ticks(RetentionRule {
+    let store = ready(retention_of_ticks(RetentionRule {
         max_age: Some(Duration::from_secs(1)),
         max_rows_per_series: Some(1),
     }))
@@ -268,9 +270,9 @@ async fn large_batch_yields_to_readers() {
     let batch: Vec<_> = (0..50_000).map(|n| tick(0, T + n)).collect();
     let mut insert = Box::pin(store.insert_ticks(&batch));
     assert!(futures::poll!(&mut insert).is_pending());
-    assert_eq!(store.rows(), SLICE);
+    assert_eq!(store.rows(), INSERT_SLICE);
     drop(insert);
-    assert_eq!(store.rows(), SLICE, "a dropped insert leaves what it wrote");
+    assert_eq!(store.rows(), INSERT_SLICE, "a dropped insert leaves what it wrote");
     let report = store.insert_ticks(&batch).await.unwrap();
     assert_eq!((report.received, report.duplicates_in_batch, store.rows()), (50_000, 0, 50_000));
 }
@@ -313,7 +315,7 @@ async fn close_does_not_wait_for_a_dropped_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_readers_see_complete_records_in_order() {
-    let store = Arc::new(ready(keep_ticks(RetentionRule::by_rows(500))).await);
+    let store = Arc::new(ready(retention_of_ticks(RetentionRule::by_rows(500))).await);
     let writers = (0..2).map(|of| {
         let store = store.clone();
         tokio::spawn(async move {

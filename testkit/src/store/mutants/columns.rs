@@ -5,8 +5,8 @@ use qi_core::record::{Records, Value};
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage};
 use qi_core::{Decimal, Result};
 
+use super::fault::Fault;
 use super::faults;
-use super::spoil::Spoil;
 use super::writes::altered;
 
 faults! {
@@ -23,7 +23,7 @@ faults! {
 struct SwapsColumns;
 
 #[async_trait]
-impl Spoil for SwapsColumns {
+impl Fault for SwapsColumns {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let columns = batch.dataset().values();
         // Neighbouring columns with the same type, which the type system of a store cannot distinguish.
@@ -41,7 +41,7 @@ impl Spoil for SwapsColumns {
 struct AbsentIsTheDefault;
 
 #[async_trait]
-impl Spoil for AbsentIsTheDefault {
+impl Fault for AbsentIsTheDefault {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let filled = altered(batch, |values| {
             let counter = batch.dataset().values().iter().position(|column| column.name == "counter_or_none");
@@ -57,7 +57,7 @@ impl Spoil for AbsentIsTheDefault {
 struct DefaultIsAbsent;
 
 #[async_trait]
-impl Spoil for DefaultIsAbsent {
+impl Fault for DefaultIsAbsent {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let emptied = altered(batch, |values| {
             for (value, column) in values.iter_mut().zip(batch.dataset().values()) {
@@ -71,7 +71,7 @@ impl Spoil for DefaultIsAbsent {
 }
 
 /// Inserts a batch with truncated lists of levels.
-async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
+async fn insert_truncated(inner: &dyn PriceStore, batch: &dyn Records, most: usize) -> Result<InsertReport> {
     let cut = altered(batch, |values| {
         for value in values {
             if let Value::Levels(levels) = value {
@@ -86,9 +86,9 @@ async fn insert_cut(inner: &dyn PriceStore, batch: &dyn Records, most: usize) ->
 struct LosesTheFiftiethLevel;
 
 #[async_trait]
-impl Spoil for LosesTheFiftiethLevel {
+impl Fault for LosesTheFiftiethLevel {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
-        insert_cut(inner, batch, 49).await
+        insert_truncated(inner, batch, 49).await
     }
 }
 
@@ -96,9 +96,9 @@ impl Spoil for LosesTheFiftiethLevel {
 struct LosesTheLastLevel;
 
 #[async_trait]
-impl Spoil for LosesTheLastLevel {
+impl Fault for LosesTheLastLevel {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
-        insert_cut(inner, batch, 9).await
+        insert_truncated(inner, batch, 9).await
     }
 }
 
@@ -106,7 +106,7 @@ impl Spoil for LosesTheLastLevel {
 struct SortsLevels;
 
 #[async_trait]
-impl Spoil for SortsLevels {
+impl Fault for SortsLevels {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let sorted = altered(batch, |values| {
             for value in values {
@@ -123,7 +123,7 @@ impl Spoil for SortsLevels {
 struct TakesAnyDataset;
 
 #[async_trait]
-impl Spoil for TakesAnyDataset {
+impl Fault for TakesAnyDataset {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(error) if error.code() == "store.dataset.unknown" => {

@@ -9,8 +9,8 @@ use qi_core::store::kit::evolution;
 use qi_core::store::{InsertReport, PriceStore, RangeRequest, RecordPage, SchemaReport};
 use qi_core::{Datasets, Error, ErrorKind, Result};
 
+use super::fault::{Fault, with_fault};
 use super::faults;
-use super::spoil::{Spoil, spoil};
 use super::writes::altered;
 use crate::store::contract::{MemoryFactory, StoreFactory, TestStore};
 
@@ -40,7 +40,7 @@ impl StoreFactory for Evolving {
             let namespace = namespace.clone();
             async move {
                 let inner = MemoryFactory.without_schema(&datasets).await?.store;
-                Ok(spoil(inner, Version { datasets, namespace }))
+                Ok(with_fault(inner, Version { datasets, namespace }))
             }
         };
         let store = open(datasets.clone()).await?;
@@ -88,7 +88,7 @@ impl Version {
 }
 
 #[async_trait]
-impl Spoil for Version {
+impl Fault for Version {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         let mut applied = Vec::new();
         for dataset in self.datasets.iter() {
@@ -150,7 +150,7 @@ async fn range_with(
 struct TakesEveryDifference;
 
 #[async_trait]
-impl Spoil for TakesEveryDifference {
+impl Fault for TakesEveryDifference {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         inner.ensure_schema().await.or_else(|_| Ok(SchemaReport::new(1, Vec::new())))
     }
@@ -160,7 +160,7 @@ impl Spoil for TakesEveryDifference {
 struct AddedIsTheDefault;
 
 #[async_trait]
-impl Spoil for AddedIsTheDefault {
+impl Fault for AddedIsTheDefault {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let boolean = request.dataset.values().iter().position(|column| column.name == "g");
         range_with(inner, request, |values| {
@@ -176,7 +176,7 @@ impl Spoil for AddedIsTheDefault {
 struct LosesAddedValues;
 
 #[async_trait]
-impl Spoil for LosesAddedValues {
+impl Fault for LosesAddedValues {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         inner
             .insert(
@@ -191,7 +191,7 @@ impl Spoil for LosesAddedValues {
 struct SortsTheNames;
 
 #[async_trait]
-impl Spoil for SortsTheNames {
+impl Fault for SortsTheNames {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         range_with(inner, request, |values| {
             for value in values {
@@ -211,7 +211,7 @@ impl Spoil for SortsTheNames {
 struct RefusesOlderVersions;
 
 #[async_trait]
-impl Spoil for RefusesOlderVersions {
+impl Fault for RefusesOlderVersions {
     async fn ensure_schema(&self, inner: &dyn PriceStore) -> Result<SchemaReport> {
         if inner.plan_schema().await?.is_empty() { Err(refused()) } else { inner.ensure_schema().await }
     }
@@ -221,7 +221,7 @@ impl Spoil for RefusesOlderVersions {
 struct PlansForEver;
 
 #[async_trait]
-impl Spoil for PlansForEver {
+impl Fault for PlansForEver {
     async fn plan_schema(&self, _: &dyn PriceStore) -> Result<Vec<String>> {
         Ok(vec!["ALTER TABLE evolving".to_owned()])
     }

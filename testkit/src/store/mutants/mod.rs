@@ -6,8 +6,8 @@
 mod bars;
 mod columns;
 mod evolution;
+mod fault;
 mod reads;
-mod spoil;
 mod writes;
 
 use std::sync::Arc;
@@ -52,8 +52,8 @@ impl Mutant {
         run_check(check, factory.clone(), Wrapper::PLAIN, checks.datasets())
             .await
             .map_err(|failure| failure.within(format_args!("{} fails on the sound store", check.name)))?;
-        let spoiled = Wrapper { name: self.name, wrap: self.wrap };
-        match run_check(check, factory, spoiled, checks.datasets()).await {
+        let faulty = Wrapper { name: self.name, wrap: self.wrap };
+        match run_check(check, factory, faulty, checks.datasets()).await {
             Err(failure) if !failure.is_inconclusive() => Ok(()),
             Err(failure) => Err(failure.within("the check did not judge, it broke")),
             Ok(()) => Err(Failure::new(format_args!("{} does not notice: {}", check.name, self.name))),
@@ -68,7 +68,7 @@ macro_rules! faults {
             vec![$(super::Mutant {
                 name: $name,
                 detected_by: $check,
-                wrap: |store| super::spoil::spoil(store, $mutant::default()),
+                wrap: |store| super::fault::with_fault(store, $mutant::default()),
                 factory: || std::sync::Arc::new($factory),
             }),*]
         }

@@ -12,7 +12,7 @@ use qi_core::store::{
 };
 use qi_core::{ErrorKind, Result, Selection, TimeRange, Timestamp};
 
-use super::spoil::Spoil;
+use super::fault::Fault;
 use super::{faults, indices, kept, sorted_by_key};
 use crate::store::rows::pick;
 
@@ -38,7 +38,7 @@ faults! {
     NeverForgets: "lists an instrument whose records are gone" => "administration::instruments_need_a_record",
 }
 
-fn moved(time: Timestamp, micros: i64) -> Timestamp {
+fn shifted(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.as_micros() + micros).unwrap_or(time)
 }
 
@@ -72,9 +72,9 @@ fn reordered<K: Ord>(page: RecordPage, key: impl Fn(SortKey) -> K) -> Result<Rec
 struct InclusiveEnd;
 
 #[async_trait]
-impl Spoil for InclusiveEnd {
+impl Fault for InclusiveEnd {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
-        let end = moved(request.range.end(), 1);
+        let end = shifted(request.range.end(), 1);
         page_of(inner, request, TimeRange::new(request.range.start(), end)?).await
     }
 }
@@ -83,9 +83,9 @@ impl Spoil for InclusiveEnd {
 struct ExclusiveStart;
 
 #[async_trait]
-impl Spoil for ExclusiveStart {
+impl Fault for ExclusiveStart {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
-        let start = moved(request.range.start(), 1);
+        let start = shifted(request.range.start(), 1);
         page_of(inner, request, TimeRange::new(start.min(request.range.end()), request.range.end())?).await
     }
 }
@@ -94,7 +94,7 @@ impl Spoil for ExclusiveStart {
 struct WrongTieOrder;
 
 #[async_trait]
-impl Spoil for WrongTieOrder {
+impl Fault for WrongTieOrder {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         match request.order {
@@ -108,7 +108,7 @@ impl Spoil for WrongTieOrder {
 struct SeqAsText;
 
 #[async_trait]
-impl Spoil for SeqAsText {
+impl Fault for SeqAsText {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         reordered(inner.range(request).await?, |(time, seq)| (time, seq.to_string()))
     }
@@ -118,7 +118,7 @@ impl Spoil for SeqAsText {
 struct IgnoresDescending;
 
 #[async_trait]
-impl Spoil for IgnoresDescending {
+impl Fault for IgnoresDescending {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         reordered(inner.range(request).await?, |sort_key| sort_key)
     }
@@ -128,7 +128,7 @@ impl Spoil for IgnoresDescending {
 struct CursorSkipsTies;
 
 #[async_trait]
-impl Spoil for CursorSkipsTies {
+impl Fault for CursorSkipsTies {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         let Anchor::SortKey(time, _) = request.anchor()? else { return Ok(page) };
@@ -142,7 +142,7 @@ impl Spoil for CursorSkipsTies {
 struct PageDropsItsLast;
 
 #[async_trait]
-impl Spoil for PageDropsItsLast {
+impl Fault for PageDropsItsLast {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let mut page = inner.range(request).await?;
         if page.next.is_some() {
@@ -156,7 +156,7 @@ impl Spoil for PageDropsItsLast {
 struct EndsEarly;
 
 #[async_trait]
-impl Spoil for EndsEarly {
+impl Fault for EndsEarly {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let mut page = inner.range(request).await?;
         if request.page.cursor().is_some() {
@@ -171,7 +171,7 @@ impl Spoil for EndsEarly {
 struct PagesByOffset(Mutex<BTreeMap<String, usize>>);
 
 #[async_trait]
-impl Spoil for PagesByOffset {
+impl Fault for PagesByOffset {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let limit = request.page.limit();
         let offset = {
@@ -192,7 +192,7 @@ impl Spoil for PagesByOffset {
 struct TakesForeignCursors;
 
 #[async_trait]
-impl Spoil for TakesForeignCursors {
+impl Fault for TakesForeignCursors {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
@@ -208,7 +208,7 @@ impl Spoil for TakesForeignCursors {
 struct ErrorAsEmpty;
 
 #[async_trait]
-impl Spoil for ErrorAsEmpty {
+impl Fault for ErrorAsEmpty {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         match inner.range(request).await {
             Err(_) => request.page_of(request.dataset.new_vec()),
@@ -221,7 +221,7 @@ impl Spoil for ErrorAsEmpty {
 struct UnknownIsAnError;
 
 #[async_trait]
-impl Spoil for UnknownIsAnError {
+impl Fault for UnknownIsAnError {
     async fn range(&self, inner: &dyn PriceStore, request: &RangeRequest) -> Result<RecordPage> {
         let page = inner.range(request).await?;
         if page.records.is_empty() {
@@ -235,10 +235,10 @@ impl Spoil for UnknownIsAnError {
 struct AsOfExclusive;
 
 #[async_trait]
-impl Spoil for AsOfExclusive {
+impl Fault for AsOfExclusive {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut earlier = request.clone();
-        earlier.as_of = request.as_of.map(|time| moved(time, -1));
+        earlier.as_of = request.as_of.map(|time| shifted(time, -1));
         inner.latest(&earlier).await
     }
 }
@@ -247,7 +247,7 @@ impl Spoil for AsOfExclusive {
 struct IgnoresAsOf;
 
 #[async_trait]
-impl Spoil for IgnoresAsOf {
+impl Fault for IgnoresAsOf {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut now = request.clone();
         now.as_of = None;
@@ -259,7 +259,7 @@ impl Spoil for IgnoresAsOf {
 struct BarsByOpenTime;
 
 #[async_trait]
-impl Spoil for BarsByOpenTime {
+impl Fault for BarsByOpenTime {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let mut later = request.clone();
         if let (Some(as_of), Some(interval)) = (request.as_of, request.interval) {
@@ -273,7 +273,7 @@ impl Spoil for BarsByOpenTime {
 struct LastWrittenIsLatest(Mutex<BTreeMap<(&'static str, Owner), RecordVec>>);
 
 #[async_trait]
-impl Spoil for LastWrittenIsLatest {
+impl Fault for LastWrittenIsLatest {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -301,7 +301,7 @@ impl Spoil for LastWrittenIsLatest {
 struct LooksBackAWeek;
 
 #[async_trait]
-impl Spoil for LooksBackAWeek {
+impl Fault for LooksBackAWeek {
     async fn latest(&self, inner: &dyn PriceStore, request: &LatestRequest) -> Result<RecordPage> {
         let page = inner.latest(request).await?;
         let mut all = request.clone().with_page(PageRequest::first(10_000)?);
@@ -319,7 +319,7 @@ impl Spoil for LooksBackAWeek {
 struct OrdersByName;
 
 #[async_trait]
-impl Spoil for OrdersByName {
+impl Fault for OrdersByName {
     async fn series(&self, inner: &dyn PriceStore, request: &SeriesRequest) -> Result<Page<SeriesSummary>> {
         let mut page = inner.series(request).await?;
         page.items.sort_by_key(|summary| summary.owner.to_string());
@@ -331,7 +331,7 @@ impl Spoil for OrdersByName {
 struct NeverForgets(Mutex<BTreeMap<(&'static str, Owner), SeriesSummary>>);
 
 #[async_trait]
-impl Spoil for NeverForgets {
+impl Fault for NeverForgets {
     async fn insert(&self, inner: &dyn PriceStore, batch: &dyn Records) -> Result<InsertReport> {
         let report = inner.insert(batch).await?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Seeded storms over the memory bus under the full stack, on paused time. No message is lost, and only messages in an
+//! Seeded stress tests of the memory bus under the full stack, on paused time. No message is lost, and only messages in an
 //! unknown state are duplicated.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
